@@ -1,0 +1,52 @@
+# Every target sets up .venv by itself, and again when pyproject.toml or constraints.txt has changed.
+
+STAMP := .venv/.installed
+
+# python3.11 where it really runs (a pyenv shim may exist and not), else python3
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo app test lint format bench train-builtin clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The folder has no recipe of its own: its date changes whenever something is written into it, so
+# the stamp, written last, says what is installed.
+.venv: $(STAMP)  ## create or refresh the virtual environment
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	.venv/bin/python -m pip install -c constraints.txt -e '.[demo,eval,dev]'
+	touch $@
+
+demo: $(STAMP)  ## the demonstration, in the terminal
+	.venv/bin/python benchmarks/demo.py
+
+app: $(STAMP)  ## the Gradio demo, in the browser
+	.venv/bin/python app.py
+
+test: $(STAMP)  ## run the tests
+	.venv/bin/python -m pytest
+
+lint: $(STAMP)  ## ruff and mypy; changes nothing
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: $(STAMP)  ## format, and fix what ruff can fix
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: $(STAMP)  ## the figures of the README
+	.venv/bin/python benchmarks/concept.py
+	.venv/bin/python benchmarks/overhead.py
+
+# Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
+train-builtin: $(STAMP)  ## train the built-in model again
+	.venv/bin/python -m dsas_diffusion.builtin.training
+
+clean:  ## remove caches and build products; keeps .venv and outputs/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -path ./.git -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,26 @@
+"""dsas_core: probes that say when, maps that say how, and the engine that learns and applies them to any torch model."""
+
+from . import interpolation, maps, methods, probes, prompts, sites
+from .concept import Concept, Intervention
+from .errors import DSASError
+from .hooks import Call, visit
+from .learn import Recipe
+from .sites import Site
+from .steering import Steering
+
+__all__ = [
+    "Call",
+    "Concept",
+    "DSASError",
+    "Intervention",
+    "Recipe",
+    "Site",
+    "Steering",
+    "interpolation",
+    "maps",
+    "methods",
+    "probes",
+    "prompts",
+    "sites",
+    "visit",
+]

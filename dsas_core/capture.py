@@ -1,0 +1,99 @@
+"""Capture: the visitor that keeps what fitting needs: pooled rows, and sampled position rows, per site and bin."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .hooks import Call
+from .probes.combine import pool
+from .sites import Site
+
+
+@dataclass
+class Rows:
+    """Activations of one site, one timestep bin and one kind of prompt, float32.
+
+    `pooled` [n, width] with the prompt of each row in `prompts` [n]; `positions` [m, width] with `position_prompts` [m]
+    and `places` [m] (the index of the position in its picture or text).
+    """
+
+    pooled: list[torch.Tensor] = field(default_factory=list)
+    prompts: list[torch.Tensor] = field(default_factory=list)
+    positions: list[torch.Tensor] = field(default_factory=list)
+    position_prompts: list[torch.Tensor] = field(default_factory=list)
+    places: list[torch.Tensor] = field(default_factory=list)
+
+    def gathered(self, name: str) -> torch.Tensor:
+        """All rows of one field in one tensor."""
+        return torch.cat(getattr(self, name))
+
+
+def bin_of(timestep: torch.Tensor | None, edges: Sequence[float]) -> torch.Tensor:
+    """The bin of a timestep: how many of the ascending edges it has reached. [] int64; 0 without a clock."""
+    if timestep is None or not edges:
+        return torch.zeros((), dtype=torch.long)
+    return torch.bucketize(timestep.float(), torch.tensor(list(edges), device=timestep.device), right=True)
+
+
+class Capture:
+    """Keep the activations of steered rows (the conditional half) while prompts walk through the model.
+
+    Args:
+        edges: ascending timesteps that separate the bins.
+        positions_per_row: how many positions to sample from each row of each call; 0 keeps pooled rows only.
+        seed: for the sampling.
+
+    Call `start(kind)` before the prompts of each kind, and move `offset` to the index of a batch's first prompt.
+    `rows` maps (site, bin, kind) to Rows.
+    """
+
+    def __init__(self, edges: Sequence[float] = (), positions_per_row: int = 16, seed: int = 0) -> None:
+        self.edges = tuple(edges)
+        self.seed = seed
+        self.positions_per_row = positions_per_row
+        self.kind = ""
+        self.offset = 0
+        self.rows: dict[tuple[Site, int, str], Rows] = defaultdict(Rows)
+        self._random = torch.Generator()
+        self._calls: dict[str, tuple[Call, int]] = {}
+
+    def start(self, kind: str) -> None:
+        """Prompts of one kind follow, from the first. The same places are sampled for every kind."""
+        self.kind, self.offset = kind, 0
+        self._random.manual_seed(self.seed)
+
+    def begin(self, root: str, call: Call) -> None:
+        self._calls[root] = call, int(bin_of(call.timestep, self.edges))
+
+    def visit(self, site: Site, x: torch.Tensor) -> None:
+        call, bin_ = self._calls[site.root]
+        keep = call.rows.to(x.device) > 0
+        if not bool(keep.any()):
+            return
+        mask = None
+        if call.mask is not None:
+            mask = call.mask.to(x.device)[keep]
+        x = x.detach()[keep].float()
+        prompts = (call.prompts.to(x.device)[keep] + self.offset).cpu()
+        rows = self.rows[site, bin_, self.kind]
+        rows.pooled.append(pool(x, mask)[:, 0].cpu())
+        rows.prompts.append(prompts)
+        if self.positions_per_row:
+            self._sample(rows, x, mask, prompts)
+
+    def _sample(self, rows: Rows, x: torch.Tensor, mask: torch.Tensor | None, prompts: torch.Tensor) -> None:
+        batch, count, _ = x.shape
+        order = torch.rand((batch, count), generator=self._random)
+        if mask is not None:
+            order = order.masked_fill(mask.cpu() == 0, -1)
+        chosen = order.topk(min(self.positions_per_row, count), dim=1)
+        real = chosen.values >= 0
+        places = chosen.indices.sort(1).values if bool(real.all()) else chosen.indices
+        taken = x.gather(1, places.to(x.device)[..., None].expand(-1, -1, x.shape[-1])).cpu()
+        rows.positions.append(taken[real])
+        rows.position_prompts.append(prompts[:, None].expand_as(places)[real])
+        rows.places.append(places[real])

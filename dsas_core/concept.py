@@ -1,0 +1,325 @@
+"""The artifact: what `learn` returns, `steer` takes, and files and the Hub hold.
+
+A concept folder has `config.json` (everything readable), `concept.safetensors` (the tensors) and `README.md` (a card
+with the evidence). Nothing is ever unpickled. Values are rounded to storage precision before they are first used, so
+what was saved and loaded again equals what was learned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from .errors import DSASError
+from .maps import Map
+from .parts import unpack
+from .probes import Probe
+from .sites import Roots, Site, canonical
+
+FORMAT = 1
+CONFIG, TENSORS, CARD = "config.json", "concept.safetensors", "README.md"
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """What happens at one site, per timestep bin: probe (when), map (how), weight (how far the probe is trusted)."""
+
+    site: Site
+    probes: tuple[Probe, ...]
+    maps: tuple[Map, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """A learned direction of change and the knowledge of when to apply it.
+
+    Args:
+        name: a short slug; strengths are set by it.
+        interventions: by site.
+        edges: ascending timesteps that separate the bins; every intervention has one entry more than edges.
+        unit: the map strength that a user's strength of 1 stands for.
+        method, gate: names in `dsas_core.methods`.
+        base: root name -> fingerprint of the module that it was learned on.
+        evidence: measured while learning: per site, and of the choice of unit.
+        provenance: prompts, seeds, versions, settings.
+    """
+
+    name: str
+    interventions: tuple[Intervention, ...]
+    edges: tuple[float, ...] = ()
+    unit: float = 1.0
+    method: str = "caa"
+    gate: str = "dsas"
+    description: str = ""
+    base: Mapping[str, str] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "interventions", tuple(_stored(item) for item in self.interventions))
+        for name in ("base", "evidence", "provenance"):  # what JSON cannot hold must not get in
+            object.__setattr__(self, name, json.loads(json.dumps(getattr(self, name))))
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Concept):
+            return NotImplemented
+        (config, tensors), (its_config, its_tensors) = self._packed(), other._packed()
+        return config == its_config and all(torch.equal(tensors[key], its_tensors[key]) for key in tensors)
+
+    def __repr__(self) -> str:
+        return f"Concept({self.name!r}, {self.method}+{self.gate}, {len(self.interventions)} sites, unit {self.unit:g})"
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(intervention.site for intervention in self.interventions)
+
+    def with_unit(self, unit: float) -> Concept:
+        """The same concept with another unit of strength."""
+        return replace(self, unit=float(unit))
+
+    def check(self, roots: Roots, *, force: bool = False) -> None:
+        """Raise a DSASError when the concept was learned on another architecture than `roots`, unless forced."""
+        missing = [root for root in self.base if root not in roots]
+        if missing:
+            raise DSASError(
+                f"concept {self.name!r} steers {', '.join(missing)}, which this model lacks (it has {', '.join(roots)})"
+            )
+        for root, wanted in self.base.items():
+            found = fingerprint(roots[root])
+            if found != wanted and not force:
+                raise DSASError(
+                    f"concept {self.name!r} was learned on another {root} (fingerprint {wanted}, this one is {found}): "
+                    "learn it on this model, or pass force=True if you know that the layers agree"
+                )
+
+    # ---- files ------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the concept folder, whole or not at all.
+
+        Raises:
+            DSASError: the folder is there and not empty, and `overwrite` was not given; or writing failed.
+        """
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+            raise DSASError(f"{folder} is there and not empty: choose another folder, or pass overwrite (--overwrite)")
+        config, tensors = self._packed()
+        from safetensors.torch import save
+
+        with replacing_folder(folder) as draft:
+            (draft / TENSORS).write_bytes(save(tensors, metadata={"format": "pt", "dsas": str(FORMAT)}))
+            (draft / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+            (draft / CARD).write_text(_card(self, config))
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None, token: str | None = None) -> Self:
+        """Read a concept from a folder, or from the Hub by its repository name.
+
+        Raises:
+            DSASError: nothing there, or what is there is damaged; the message names the file.
+        """
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = _download(str(name), revision, token)
+        return cls._read(folder)
+
+    def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the concept folder to a Hub model repository; returns its address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as draft:
+            self.save_pretrained(Path(draft) / "concept")
+            return str(api.upload_folder(repo_id=repository, folder_path=Path(draft) / "concept"))
+
+    def _packed(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        tensors: dict[str, torch.Tensor] = {}
+        interventions = []
+        for intervention in self.interventions:
+            key = str(intervention.site)
+            bins = []
+            for i, (probe, transform) in enumerate(zip(intervention.probes, intervention.maps, strict=True)):
+                packed = {
+                    "probe": probe.pack(tensors, f"{key}.{i}.probe"),
+                    "map": transform.pack(tensors, f"{key}.{i}.map"),
+                    "weight": intervention.weights[i],
+                }
+                bins.append(packed)
+            interventions.append({"site": intervention.site.to_dict(), "bins": bins})
+        config = {
+            "format": FORMAT,
+            "name": self.name,
+            "description": self.description,
+            "method": self.method,
+            "gate": self.gate,
+            "unit": self.unit,
+            "edges": list(self.edges),
+            "base": self.base,
+            "evidence": self.evidence,
+            "provenance": self.provenance,
+            "interventions": interventions,
+        }
+        return config, tensors
+
+    @classmethod
+    def _read(cls, folder: Path) -> Self:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        for name in (CONFIG, TENSORS):
+            if not (folder / name).is_file():
+                raise DSASError(f"{folder} is no concept: it has no {name} (write one with `dsas learn`)")
+        try:
+            config = json.loads((folder / CONFIG).read_text())
+        except ValueError as error:
+            raise DSASError(f"{folder / CONFIG} is damaged: {error}") from None
+        try:
+            tensors = load_file(folder / TENSORS)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DSASError(f"{folder / TENSORS} is damaged or cut short: {error}; save or download it again") from None
+        if not isinstance(config, dict) or config.get("format") != FORMAT:
+            found = config.get("format") if isinstance(config, dict) else type(config).__name__
+            raise DSASError(f"{folder / CONFIG}: format {found}, this version reads format {FORMAT}")
+        if any(not bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise DSASError(f"{folder / TENSORS} holds NaN or infinite values; learn the concept again")
+        try:
+            interventions = tuple(
+                Intervention(
+                    site=Site.from_dict(item["site"]),
+                    probes=tuple(unpack(bin_["probe"], tensors) for bin_ in item["bins"]),
+                    maps=tuple(unpack(bin_["map"], tensors) for bin_ in item["bins"]),
+                    weights=tuple(float(bin_["weight"]) for bin_ in item["bins"]),
+                )
+                for item in config.pop("interventions")
+            )
+            edges = tuple(float(edge) for edge in config.pop("edges"))
+            config.pop("format")
+            concept = cls(interventions=interventions, edges=edges, **config)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DSASError(f"{folder / CONFIG} is damaged: {type(error).__name__} {error}") from None
+        if any(len(item.probes) != len(edges) + 1 for item in interventions):
+            raise DSASError(f"{folder / CONFIG} is damaged: {len(edges)} edges need {len(edges) + 1} bins at each site")
+        return concept
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Sixteen hex digits of a module's architecture: parameter names and shapes, adapters left out."""
+    module = getattr(module, "_orig_mod", module)
+    shapes = sorted(
+        f"{canonical(name.replace('.base_layer', ''))}{tuple(parameter.shape)}"
+        for name, parameter in module.named_parameters()
+        if "lora_" not in name
+    )
+    return hashlib.sha256("\n".join([type(module).__name__, *shapes]).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `folder` when the block succeeds, and disappears when it does not."""
+    folder = folder.absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise DSASError(f"cannot write {folder}: {error.strerror}") from None
+    try:
+        yield draft
+        draft.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            os.replace(folder, old)
+            os.replace(draft, folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(draft, folder)
+    except OSError as error:
+        raise DSASError(f"cannot write {folder}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _stored(intervention: Intervention) -> Intervention:
+    """Rounded to storage precision: float32, on the CPU."""
+
+    def rounded(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to("cpu", torch.float32)
+
+    return replace(
+        intervention,
+        probes=tuple(probe.map_tensors(rounded) for probe in intervention.probes),
+        maps=tuple(transform.map_tensors(rounded) for transform in intervention.maps),
+        weights=tuple(float(weight) for weight in intervention.weights),
+    )
+
+
+def _download(name: str, revision: str | None, token: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise DSASError(f"no concept at {name}: no such folder, and it is no Hub name (user/name)")
+    try:
+        patterns = [CONFIG, TENSORS, CARD]
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DSASError(f"no concept at {name}: no such folder, and the Hub gave none ({reason})") from None
+
+
+def _card(concept: Concept, config: Mapping[str, Any]) -> str:
+    rows = [
+        f"| `{site['site']}` | {site['balanced_accuracy']:.3f} | {site['auroc']:.3f} | {site['control_h']:.4f} |"
+        for site in concept.evidence.get("sites", [])
+    ]
+    table = "\n".join(["| site | balanced accuracy | AUROC | mean h on controls |", "|---|---|---|---|", *rows])
+    return f"""---
+library_name: dsas
+tags: [activation-steering, dsas]
+---
+# {concept.name}
+
+{concept.description or "A concept for Dynamically Scaled Activation Steering."}
+
+Method `{concept.method}`, gate `{concept.gate}`; a strength of 1 stands for {concept.unit:g} units of the map. Use it with
+
+```python
+import dsas_diffusion as dsas
+
+with dsas.steer(pipe, {{"{concept.name}": 1.0}}):
+    image = pipe("…").images[0]
+```
+
+## Evidence
+
+Cross-validated on prompts that the gate was not fitted on.
+
+{table if rows else "None recorded."}
+
+## Provenance
+
+```json
+{json.dumps(config["provenance"], indent=2)}
+```
+
+Steering changes what a model draws, in either direction; look at samples before you rely on it.
+"""
+
+
+

@@ -1,0 +1,183 @@
+"""The one way into a model: `visit(model, sites, visitor)`. No other file registers a hook.
+
+Hooks are torch forward hooks with `prepend=True` on the sites' own modules: they survive processor replacement, QKV
+fusion, offload and transformers' own `hidden_states` recorders, and leave no trace on the model when they go.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import nn
+
+from . import sites as site_access
+from .errors import DSASError
+from .sites import Roots, Site
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is known about one call of a root module. Tensors only: a compiled graph must not depend on it.
+
+    Args:
+        rows: float [batch], 1 where a row is to be steered, 0 where it must stay as it is.
+        prompts: int64 [batch], the prompt that each row belongs to.
+        timestep: float [], 0 (clean) to 1000 (noise), or None where there is no clock.
+        mask: float [batch, positions], 1 for positions that count, or None for all.
+    """
+
+    rows: torch.Tensor
+    prompts: torch.Tensor
+    timestep: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+
+class Visitor(Protocol):
+    """Whoever looks at activations as they come by."""
+
+    def begin(self, root: str, call: Call) -> None:
+        """A root module is about to run. Always eager, also when the module is compiled."""
+
+    def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
+        """An activation [batch, positions, width] comes by; return what goes on, or None to leave it."""
+
+
+#: tells the Call of a root module from its positional and keyword arguments
+Describe = Callable[[tuple[Any, ...], dict[str, Any]], Call]
+
+
+class Visit:
+    """The hooks that one `visit` placed. A context manager; `detach` removes them and can be called again."""
+
+    def __init__(self, visitor: Visitor) -> None:
+        self.visitor = visitor
+        self.fired: set[Site] = set()
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def detach(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
+def visit(
+    model: nn.Module | Roots, sites: Iterable[Site], visitor: Visitor, describe: Mapping[str, Describe] | None = None
+) -> Visit:
+    """Let a visitor see, and change, the activations at some sites.
+
+    Args:
+        model: a module, or root modules by name; the first part of each site's path is a root's name ("model" for
+            a bare module).
+        sites: where to look.
+        visitor: who looks.
+        describe: by root name, what tells a call of that root. A root without an entry is not announced.
+
+    Returns:
+        A Visit; use it in a `with` or call its `detach`.
+
+    Raises:
+        DSASError: a site that the model lacks, or a module that is already compiled.
+    """
+    roots: Roots = {"model": model} if isinstance(model, nn.Module) else model
+    known = site_access.modules(roots)
+    sites = list(sites)
+    for site in sites:
+        if site.path not in known:
+            near = sorted(path for path in known if path.rsplit(".", 1)[-1] == site.path.rsplit(".", 1)[-1])
+            raise DSASError(f"no module at {site.path}; this model has {', '.join(near[:8]) or ', '.join(roots)}")
+    for name, root in roots.items():
+        _refuse_compiled(name, root)
+    placed = Visit(visitor)
+    try:
+        for name, tell in (describe or {}).items():
+            hook = _BeginHook(name, visitor, tell)
+            placed._handles.append(known[name].register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+        for site in sites:
+            module = known[site.path]
+            if site.side == "input":
+                handle = module.register_forward_pre_hook(_InputHook(site, placed), prepend=True)
+            else:
+                handle = module.register_forward_hook(_OutputHook(site, placed), prepend=True)
+            placed._handles.append(handle)
+    except BaseException:
+        placed.detach()
+        raise
+    return placed
+
+
+def visitors(model: nn.Module | Roots) -> list[Visitor]:
+    """Who is visiting a model now, each once."""
+    roots: Roots = {"model": model} if isinstance(model, nn.Module) else model
+    found: list[Visitor] = []
+    for module in site_access.modules(roots).values():
+        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
+            if isinstance(hook, _SiteHook) and hook.placed is not None and hook.placed.visitor not in found:
+                found.append(hook.placed.visitor)
+    return found
+
+
+def _refuse_compiled(name: str, root: nn.Module) -> None:
+    dynamo = sys.modules.get("torch._dynamo")  # importing it takes a second, and without it nothing is compiled
+    if dynamo is None or not dynamo.config.skip_nnmodule_hook_guards:
+        return
+    for module in root.modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            raise DSASError(
+                f"{name} is compiled, and torch ignores hooks that come later: attach first (strength 0 does nothing) "
+                "and compile then; strengths move freely afterwards"
+            )
+
+
+class _Copied:
+    """A hook belongs to one `visit`: a copy of the model, or a pickle, gets one that does nothing."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Nothing:
+        return _Nothing()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _Nothing, ()
+
+
+class _Nothing:
+    def __call__(self, *_: Any) -> None:
+        return None
+
+
+class _BeginHook(_Copied):
+    def __init__(self, name: str, visitor: Visitor, describe: Describe) -> None:
+        self.name, self.visitor, self.describe = name, visitor, describe
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.visitor.begin(self.name, self.describe(args, kwargs))
+
+
+class _SiteHook(_Copied):
+    def __init__(self, site: Site, placed: Visit) -> None:
+        self.site, self.placed = site, placed
+
+    def change(self, value: Any) -> Any:
+        x = site_access.read(value, self.site)
+        changed = self.placed.visitor.visit(self.site, x)
+        if not torch.compiler.is_compiling():
+            self.placed.fired.add(self.site)
+        return None if changed is None else site_access.write(value, self.site, changed)
+
+
+class _OutputHook(_SiteHook):
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return self.change(output)
+
+
+class _InputHook(_SiteHook):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        return self.change(args)

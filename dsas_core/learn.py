@@ -1,0 +1,224 @@
+"""From statistics to interventions: fit the map and the gate of every site and timestep bin.
+
+The gate's direction comes from logistic regression (methods/dsas.py); this file decides on which rows it is fitted and
+how it is read:
+
+- "paper": fitted on the mean over positions, read at each position, as DSAS describes it.
+- "pooled": fitted on the mean, read on the mean: one decision for the whole picture or text.
+- "token": fitted on positions, read at each position. Which positions of a source prompt show the concept is not
+  known; they are found by multiple-instance rounds: those that the last probe scores highest are taken as positive.
+- "product": token times pooled: the concept must be in the picture, and here.
+
+A probe fitted on means has its threshold in the wrong place for positions, so the bias is moved until the mean h of
+control positions that the probe was not fitted on is at most `control_h`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from . import methods
+from .capture import Capture, Rows
+from .concept import Intervention
+from .errors import DSASError
+from .maps import Map
+from .methods.dsas import Evidence
+from .probes import LinearProbe, PooledProbe, Probe, ProductProbe
+from .sites import Site
+
+FORMS = ("paper", "pooled", "token", "product")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a concept is fitted.
+
+    Args:
+        method, gate: names in `dsas_core.methods`.
+        form: how a `dsas` gate is fitted and read, see above.
+        rank, scaler: projection of the gate's regression; "auto" chooses by cross-validation.
+        site_weight: "soft", "threshold" or "none"; see `methods.dsas.Evidence.weight`.
+        control_h: mean h to allow on held-out control positions; None leaves the bias where the regression put it.
+        top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.
+        rounds: multiple-instance rounds.
+        seed: of the cross-validation folds.
+    """
+
+    method: str = "caa"
+    gate: str = "dsas"
+    form: str = "product"
+    rank: int | str = "auto"
+    scaler: str = "auto"
+    site_weight: str = "soft"
+    control_h: float | None = 0.01
+    top_share: float = 0.15
+    rounds: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        methods.get(self.method, "map")
+        methods.get(self.gate, "gate")
+        if self.form not in FORMS:
+            raise DSASError(f"gate form {self.form!r}: expected one of {', '.join(FORMS)}")
+
+
+@dataclass(frozen=True)
+class SiteEvidence:
+    """Cross-validated evidence of one site and bin, and the mean h of control positions after calibration."""
+
+    site: str
+    bin: int
+    weight: float
+    balanced_accuracy: float
+    auroc: float
+    rank: int | str
+    scaler: str
+    control_h: float
+
+
+def fit_sites(
+    capture: Capture, recipe: Recipe, done: Callable[[], object] = lambda: None
+) -> tuple[list[Intervention], list[SiteEvidence]]:
+    """Fit an intervention at every captured site.
+
+    Args:
+        capture: rows of kinds "source", "target" and "control".
+        done: called after each site, for a progress bar.
+
+    Returns:
+        Interventions whose weight is above 0 in some bin, and the evidence of all sites.
+
+    Raises:
+        DSASError: no site tells source from control.
+    """
+    sites = list(dict.fromkeys(site for site, _, _ in capture.rows))
+    bins = range(len(capture.edges) + 1)
+    interventions: list[Intervention] = []
+    evidence: list[SiteEvidence] = []
+    for site in sites:
+        fitted = [_fit_bin(capture, site, bin_, recipe) for bin_ in bins]
+        evidence += [found for _, _, found in fitted]
+        weights = tuple(found.weight for _, _, found in fitted)
+        if any(weights):
+            probes, maps = tuple(probe for probe, _, _ in fitted), tuple(transform for _, transform, _ in fitted)
+            interventions.append(Intervention(site, probes, maps, weights))
+        done()
+    if not interventions:
+        best = max((found.balanced_accuracy for found in evidence), default=0.0)
+        raise DSASError(
+            f"no site tells source from control prompts (best cross-validated balanced accuracy {best:.2f}): add "
+            "prompts, make controls differ from sources only in the concept, or choose other sites"
+        )
+    return interventions, evidence
+
+
+def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> tuple[Probe, Map, SiteEvidence]:
+    kinds = ("source", "target", "control")
+    missing = [kind for kind in kinds if (site, bin_, kind) not in capture.rows]
+    if missing:
+        raise DSASError(
+            f"nothing was captured at {site} in timestep bin {bin_} for {', '.join(missing)}: use more steps or fewer bins"
+        )
+    source, target, control = (capture.rows[site, bin_, kind] for kind in kinds)
+    transform = methods.get(recipe.method, "map").fit(source.gathered("pooled"), target.gathered("pooled"))
+    gate = methods.get(recipe.gate, "gate")
+    if recipe.gate != "dsas":
+        probe = gate.fit(source.gathered("pooled"), control.gathered("pooled"))
+        score = float(probe.score(control.gathered("pooled")).mean())
+        return probe, transform, SiteEvidence(str(site), bin_, 1.0, 0.5, 0.5, 0, "none", score)
+    pooled = gate.cross_fit(
+        source.gathered("pooled"),
+        control.gathered("pooled"),
+        rank=recipe.rank,
+        scaler=recipe.scaler,
+        groups=(source.gathered("prompts").tolist(), control.gathered("prompts").tolist()),
+        seed=recipe.seed,
+    )
+    probe, control_h = _formed(pooled.probe, pooled.control_logits, source, control, recipe)
+    found: Evidence = pooled.evidence
+    summary = {key: value for key, value in asdict(found).items() if key in ("balanced_accuracy", "auroc", "rank", "scaler")}
+    return probe, transform, SiteEvidence(str(site), bin_, found.weight(recipe.site_weight), control_h=control_h, **summary)
+
+
+def _formed(
+    pooled: LinearProbe, pooled_control: torch.Tensor, source: Rows, control: Rows, recipe: Recipe
+) -> tuple[Probe, float]:
+    """The gate in the recipe's form, calibrated, and its mean h on held-out control positions."""
+    if recipe.form == "pooled":
+        shift, h = calibrate(pooled_control, torch.ones_like(pooled_control), recipe.control_h)
+        return PooledProbe(_shifted(pooled, shift)), h
+    if recipe.form == "paper":
+        logits = pooled.logit(control.gathered("positions"))[:, 0]
+        shift, h = calibrate(logits, torch.ones_like(logits), recipe.control_h)
+        return _shifted(pooled, shift), h
+    token, logits = _token_probe(pooled, source, control, recipe)
+    if recipe.form == "token":
+        shift, h = calibrate(logits, torch.ones_like(logits), recipe.control_h)
+        return _shifted(token, shift), h
+    by_row = pooled_control.sigmoid().to(logits)
+    counts = torch.tensor([len(rows) for rows in _calls(control)])
+    shift, h = calibrate(logits, by_row.repeat_interleave(counts), recipe.control_h)
+    return ProductProbe((_shifted(token, shift), PooledProbe(pooled))), h
+
+
+def _token_probe(
+    start: LinearProbe, source: Rows, control: Rows, recipe: Recipe
+) -> tuple[LinearProbe, torch.Tensor]:
+    """A probe of single positions, by multiple-instance rounds, and held-out logits of the control positions."""
+    shown, kept = source.gathered("positions"), control.gathered("positions")
+    shown_prompts, kept_prompts = source.gathered("position_prompts"), control.gathered("position_prompts")
+    gate = methods.get("dsas", "gate")
+    probe, logits = start, torch.empty(0)
+    for _ in range(recipe.rounds):
+        scores = probe.logit(shown)[:, 0]
+        positive = torch.zeros(len(shown), dtype=torch.bool)
+        start_row = 0
+        for rows in _calls(source):
+            count = max(1, round(recipe.top_share * len(rows)))
+            best = scores[start_row : start_row + len(rows)].topk(count).indices + start_row
+            positive[best] = True
+            start_row += len(rows)
+        fitted = gate.cross_fit(
+            shown[positive],
+            kept,
+            rank=48 if recipe.rank == "auto" else recipe.rank,
+            scaler="std" if recipe.scaler == "auto" else recipe.scaler,
+            groups=(shown_prompts[positive].tolist(), kept_prompts.tolist()),
+            seed=recipe.seed,
+        )
+        probe, logits = fitted.probe, fitted.control_logits
+    return probe, logits
+
+
+def _calls(rows: Rows) -> list[torch.Tensor]:
+    """The sampled positions of each row of each call, in the order of `pooled`."""
+    groups = []
+    for prompts in rows.position_prompts:
+        changes = (prompts.diff() != 0).nonzero().flatten() + 1
+        groups += list(prompts.tensor_split(changes.tolist()))
+    return groups
+
+
+def calibrate(logits: torch.Tensor, factor: torch.Tensor, target: float | None) -> tuple[float, float]:
+    """How far to lower the logits so that the mean of factor * sigmoid(logits - shift) is at most `target`.
+
+    Returns (shift, mean); shift is 0 when the mean is low enough already, or `target` is None.
+    """
+
+    def mean(shift: float) -> float:
+        return float((factor * (logits - shift).sigmoid()).mean())
+
+    if target is None or mean(0.0) <= target:
+        return 0.0, mean(0.0)
+    low, high = 0.0, 60.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean(middle) > target else (low, middle)
+    return high, mean(high)
+
+
+def _shifted(probe: LinearProbe, shift: float) -> LinearProbe:
+    return replace(probe, bias=probe.bias - shift)

@@ -1,0 +1,29 @@
+"""Diagonal affine map: T(x; s) = x + s * ((slope - 1) * x + shift). With slope 1 (None) it adds a vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from . import Map
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMap(Map, kind="affine"):
+    """Scale and shift every channel.
+
+    Args:
+        shift: [width].
+        slope: [width], or None for 1 everywhere (CAA and other additive methods).
+    """
+
+    displaces: ClassVar[bool] = True
+
+    shift: torch.Tensor
+    slope: torch.Tensor | None = None
+
+    def displacement(self, x: torch.Tensor) -> torch.Tensor:
+        shift = self.shift.to(x.dtype)
+        return shift if self.slope is None else torch.addcmul(shift, self.slope.to(x.dtype) - 1, x)

@@ -1,0 +1,18 @@
+"""Checking what methods are fitted on."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import DSASError
+
+
+def checked(name: str, rows: torch.Tensor, width: int | None = None) -> torch.Tensor:
+    """Rows as float64 [n, width], or a DSASError that says what is wrong with them."""
+    if rows.ndim != 2 or not len(rows) or not rows.is_floating_point():
+        raise DSASError(f"{name}: expected floating rows [n, width], found {rows.dtype} {tuple(rows.shape)}")
+    if width is not None and rows.shape[1] != width:
+        raise DSASError(f"{name}: expected width {width} as in the source rows, found {rows.shape[1]}")
+    if not bool(rows.isfinite().all()):
+        raise DSASError(f"{name}: rows hold NaN or infinite values; capture in float32 or bfloat16")
+    return rows.double()

@@ -1,0 +1,205 @@
+"""The DSAS gate: standardise or not -> project -> logistic regression, folded into one weight and bias.
+
+"Dynamically Scaled Activation Steering", arXiv 2512.03661, in our implementation: the paper projects on 5 principal
+components (`rank=5, scaler="none"`); here scaler and projection are chosen per site by cross-validation, because few
+components lose a concept that other variation outweighs. Accuracy is always of held-out prompts, never in-sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import DSASError
+from ..probes import LinearProbe, fold
+from ._rows import checked
+
+#: projections to choose among: ranks of principal components, and "lda", the shrunken discriminant (uses the labels)
+CANDIDATE_RANKS: tuple[int | str, ...] = (5, 16, 48, "lda")
+CANDIDATE_SCALERS = ("none", "std")
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How well a gate tells source from control on prompts that it was not fitted on.
+
+    `lower` is the balanced accuracy minus one standard error of its binomial estimate over prompts; `rank` and
+    `scaler` are what was chosen.
+    """
+
+    balanced_accuracy: float
+    auroc: float
+    lower: float
+    rank: int | str
+    scaler: str
+    source_prompts: int
+    control_prompts: int
+
+    def weight(self, rule: str = "soft", threshold: float = 0.75) -> float:
+        """The site's weight: "soft" clip(2 lower - 1, 0, 1), "threshold" 1 from `threshold` up, "none" 1."""
+        if rule == "soft":
+            return float(np.clip(2 * self.lower - 1, 0, 1))
+        if rule == "threshold":
+            return float(self.balanced_accuracy >= threshold)
+        if rule == "none":
+            return 1.0
+        raise DSASError(f"site weight {rule!r}: expected soft, threshold or none")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A gate, its evidence, and the logit of every row by a probe that had not seen the row's prompt."""
+
+    probe: LinearProbe
+    evidence: Evidence
+    source_logits: torch.Tensor
+    control_logits: torch.Tensor
+
+
+class DSAS:
+    """The logistic gate of DSAS."""
+
+    line = "logistic regression of source against control activations, folded (arXiv 2512.03661)"
+
+    def fit(
+        self,
+        source: torch.Tensor,
+        control: torch.Tensor,
+        *,
+        rank: int | str = "auto",
+        scaler: str = "auto",
+        groups: tuple[Sequence[int], Sequence[int]] | None = None,
+        seed: int = 0,
+    ) -> LinearProbe:
+        """Fit on rows [n, width] of source (h = 1) and control (h = 0).
+
+        Args:
+            rank: principal components to keep, "lda", or "auto": chosen by cross-validation.
+            scaler: "std", "none", or "auto".
+            groups: the prompt of each source and each control row, so that a prompt's rows share a fold; by default
+                every row is its own.
+            seed: of the folds.
+
+        Returns:
+            A LinearProbe, `weight` [width] and `bias` [], in the dtype of the source.
+        """
+        return self.cross_fit(source, control, rank=rank, scaler=scaler, groups=groups, seed=seed).probe
+
+    def cross_fit(
+        self,
+        source: torch.Tensor,
+        control: torch.Tensor,
+        *,
+        rank: int | str = "auto",
+        scaler: str = "auto",
+        groups: tuple[Sequence[int], Sequence[int]] | None = None,
+        seed: int = 0,
+    ) -> Fitted:
+        """As `fit`, with the cross-validated evidence and the held-out logits that it comes from."""
+        positive = checked("source", source).numpy()
+        negative = checked("control", control, source.shape[-1]).numpy()
+        rows = np.concatenate([positive, negative])
+        labels = np.repeat([1, 0], [len(positive), len(negative)])
+        if groups is None:
+            prompts = np.arange(len(rows))
+        else:
+            prompts = np.concatenate([np.asarray(groups[0]), np.asarray(groups[1]) + 1 + max(groups[0])])
+        ranks = CANDIDATE_RANKS if rank == "auto" else (rank,)
+        scalers = CANDIDATE_SCALERS if scaler == "auto" else (scaler,)
+        chosen, evidence, logits = _choose(rows, labels, prompts, ranks, scalers, seed)
+        weight, bias = _fit_folded(rows, labels, *chosen)
+        probe = LinearProbe(weight.to(source.dtype), bias.to(source.dtype))
+        held_out = torch.from_numpy(logits)
+        return Fitted(probe, evidence, held_out[: len(positive)], held_out[len(positive) :])
+
+
+def _choose(
+    rows: np.ndarray,
+    labels: np.ndarray,
+    prompts: np.ndarray,
+    ranks: Sequence[int | str],
+    scalers: Sequence[str],
+    seed: int,
+) -> tuple[tuple[int | str, str], Evidence, np.ndarray]:
+    """The (rank, scaler) whose held-out logits separate best, its evidence, and those logits."""
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    sizes = [len(np.unique(prompts[labels == label])) for label in (1, 0)]
+    if min(sizes) < FOLDS:
+        raise DSASError(f"a gate needs at least {FOLDS} prompts a side to cross-validate, found {sizes[0]} and {sizes[1]}")
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    folds = list(splitter.split(rows, labels, prompts))
+    candidates = [(rank, scaler) for scaler in scalers for rank in ranks]
+    logits = {candidate: np.zeros(len(rows)) for candidate in candidates}
+    for train, test in folds:
+        bases: dict[str, Any] = {}
+        for rank, scaler in candidates:
+            weight, bias = _fit_folded(rows[train], labels[train], rank, scaler, bases)
+            logits[rank, scaler][test] = rows[test] @ weight.numpy() + bias.item()
+
+    def loss(candidate: tuple[int | str, str]) -> float:
+        signed = np.where(labels == 1, logits[candidate], -logits[candidate])
+        share = np.where(labels == 1, 0.5 / (labels == 1).sum(), 0.5 / (labels == 0).sum())
+        return float((share * np.logaddexp(0, -signed)).sum())
+
+    best = min(candidates, key=loss)
+    hits = (logits[best] > 0) == (labels == 1)
+    rates = [hits[labels == label].mean() for label in (1, 0)]
+    accuracy = float(np.mean(rates))
+    variance = sum(rate * (1 - rate) / size for rate, size in zip(rates, sizes, strict=True)) / 4
+    floor = 0.25 / (2 * sum(sizes)) ** 2  # a perfect score on few prompts is still uncertain
+    evidence = Evidence(
+        balanced_accuracy=accuracy,
+        auroc=float(roc_auc_score(labels, logits[best])),
+        lower=accuracy - float(np.sqrt(max(variance, floor))),
+        rank=best[0],
+        scaler=best[1],
+        source_prompts=sizes[0],
+        control_prompts=sizes[1],
+    )
+    return best, evidence, logits[best]
+
+
+def _fit_folded(
+    rows: np.ndarray, labels: np.ndarray, rank: int | str, scaler: str, bases: dict[str, Any] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [width] and bias [] in float64. `bases` remembers the decomposition that several ranks share."""
+    from sklearn.linear_model import LogisticRegression
+
+    bases = {} if bases is None else bases
+    if scaler not in bases:
+        mean = rows.mean(0)
+        scale = np.maximum(rows.std(0), 1e-6) if scaler == "std" else np.ones(rows.shape[1])
+        standard = (rows - mean) / scale
+        covariance = standard.T @ standard / len(rows)
+        values, vectors = np.linalg.eigh(covariance)
+        bases[scaler] = mean, scale, standard, values[::-1], vectors.T[::-1]
+    mean, scale, standard, values, vectors = bases[scaler]
+    if rank == "lda":
+        components = _discriminant(standard, labels)[None]
+    elif isinstance(rank, int) and rank > 0:
+        kept = min(rank, len(rows) - 1, len(values), int((values > 1e-12 * max(values[0], 1e-300)).sum()) or 1)
+        components = vectors[:kept]
+    else:
+        raise DSASError(f"gate rank {rank!r}: expected a positive number, lda or auto")
+    projected = standard @ components.T
+    spread = np.maximum(projected.std(0), 1e-12)
+    model = LogisticRegression(C=1.0, class_weight="balanced", solver="newton-cholesky").fit(projected / spread, labels)
+    tensors = (mean, scale, np.zeros_like(mean), components, model.coef_[0] / spread)
+    weight, bias = fold(*(torch.from_numpy(np.array(t)) for t in tensors), float(model.intercept_[0]))
+    return weight, bias
+
+
+def _discriminant(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The direction of linear discriminant analysis with Ledoit-Wolf shrinkage, unit length."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[0.5, 0.5]).fit(rows, labels)
+    direction = fitted.coef_[0]
+    return direction / max(float(np.linalg.norm(direction)), 1e-300)

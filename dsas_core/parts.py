@@ -1,0 +1,83 @@
+"""Parts: small frozen dataclasses of tensors. Every probe and every map is one.
+
+A part is data: its tensor fields are its parameters, its part fields (or tuples of parts) its children, the rest plain
+settings. That is all that saving, stacking over timestep bins, moving and comparing need to know, so they are written
+here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Self
+
+import torch
+
+_KINDS: dict[str, type[Part]] = {}
+
+
+class Part:
+    """Base of probes and maps; `kind` names the subclass in files."""
+
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, kind: str | None = None, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        if kind is not None:
+            cls.kind = kind
+            _KINDS[kind] = cls
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Every tensor in the part and its children, in a fixed order."""
+        collected: list[torch.Tensor] = []
+        self.map_tensors(lambda tensor: collected.append(tensor) or tensor)  # type: ignore[func-returns-value]
+        return iter(collected)
+
+    def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """The same part with every tensor replaced by `change(tensor)`."""
+
+        def mapped(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return change(value)
+            if isinstance(value, Part):
+                return value.map_tensors(change)
+            if isinstance(value, tuple):
+                return tuple(mapped(item) for item in value)
+            return value
+
+        return replace(self, **{f.name: mapped(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var,arg-type]
+
+    def pack(self, tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:
+        """Put the tensors under names that start with `prefix`; return the rest as plain JSON data."""
+
+        def packed(value: Any, name: str) -> Any:
+            if isinstance(value, torch.Tensor):
+                tensors[name] = value.contiguous()
+                return {"tensor": name}
+            if isinstance(value, Part):
+                return value.pack(tensors, name)
+            if isinstance(value, tuple):
+                return [packed(item, f"{name}.{i}") for i, item in enumerate(value)]
+            return value
+
+        content = {f.name: packed(getattr(self, f.name), f"{prefix}.{f.name}") for f in fields(self)}  # type: ignore[arg-type]
+        return {"kind": self.kind, **content}
+
+
+def unpack(spec: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The inverse of `Part.pack`. Raises KeyError, TypeError or ValueError on anything that `pack` does not write."""
+    if isinstance(spec, dict) and set(spec) == {"tensor"}:
+        return tensors[spec["tensor"]]
+    if isinstance(spec, dict) and "kind" in spec:
+        content = {name: unpack(value, tensors) for name, value in spec.items() if name != "kind"}
+        return _KINDS[spec["kind"]](**content)
+    if isinstance(spec, list):
+        return tuple(unpack(item, tensors) for item in spec)
+    if isinstance(spec, str | int | float | bool | None):
+        return spec
+    raise ValueError(f"unexpected content {type(spec).__name__}")
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype that gates and maps compute in: the input's own, and float32 at least."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,20 @@
+"""The probe that does not look: h = value everywhere. 1 is the vanilla method, 0 the base model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..parts import compute_dtype
+from . import Probe
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantProbe(Probe, kind="constant"):
+    """h = `value` at every position."""
+
+    value: float = 1.0
+
+    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.full((*x.shape[:-1], 1), self.value, dtype=compute_dtype(x), device=x.device)

@@ -1,0 +1,57 @@
+"""The linear probe h = sigmoid(w . x + b), and folding a whole fitting recipe into one (w, b).
+
+Folding (methods: standardise, project, logistic regression): with mean m, scale s, projection mean q, components V
+[rank, width], coefficients u [rank] and intercept c,
+
+    logit(x) = u . (V ((x - m) / s - q)) + c = w . x + b,   w = (V^T u) / s,   b = c - u . V (m / s + q).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..parts import compute_dtype
+from . import Probe
+
+#: beyond this a sigmoid is 0 or 1 in float32 arithmetic with room to spare
+LOGIT_LIMIT = 30.0
+
+
+def fold(
+    mean: torch.Tensor,
+    scale: torch.Tensor,
+    pca_mean: torch.Tensor,
+    components: torch.Tensor,
+    coef: torch.Tensor,
+    intercept: torch.Tensor | float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fold standardise -> project -> linear into one weight and bias, exactly.
+
+    Args:
+        mean, scale, pca_mean: [width]; scale must not be 0.
+        components: [rank, width]. coef: [rank]. intercept: a number.
+
+    Returns:
+        weight [width] and bias [], in the dtype of the inputs (fit in float64).
+    """
+    projected = components.T @ coef
+    return projected / scale, intercept - projected @ (mean / scale + pca_mean)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe(Probe, kind="linear"):
+    """h = sigmoid(weight . x + bias) at each position.
+
+    Args:
+        weight: [width]. bias: [].
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        dtype = compute_dtype(x)
+        z = torch.nn.functional.linear(x.to(dtype), self.weight.to(dtype)[None], self.bias.to(dtype)[None])
+        return z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)

@@ -1,0 +1,251 @@
+"""Prompt files: what shows the concept, what shows its replacement, what must stay as it is.
+
+```yaml
+name: banana-blur
+description: Blurs bananas and nothing else.
+placeholders:
+  place: [on the grass, on a table]
+  other: [dog, cat]
+source: ["a banana {place}", "a banana and a {other} {place}"]
+target: ["a blurred banana {place}", "a blurred banana and a {other} {place}"]
+control: ["a {other} {place}", "a lemon {place}"]
+evaluation:                      # optional, free names: prompts kept out of learning
+  alone: ["a banana in the snow"]
+```
+
+A template is expanded over all values of its placeholders. Source and target templates that stand at the same place
+and use the same placeholders are expanded together, so their prompts form pairs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import DSASError
+
+MINIMUM = 8
+SIDES = ("source", "target", "control")
+_KNOWN = {"name", "description", "placeholders", "evaluation", *SIDES}
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A checked prompt file.
+
+    `pairs` holds (source, target) templates with their placeholder values drawn together where they allow it.
+    """
+
+    name: str
+    source: tuple[str, ...]
+    target: tuple[str, ...]
+    control: tuple[str, ...]
+    description: str = ""
+    placeholders: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    evaluation: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise DSASError(f"prompt file: name {self.name!r} must be letters, digits, '.', '_' and '-'")
+        for side in SIDES:
+            found = len(self.expanded(side))
+            if found < MINIMUM:
+                raise DSASError(
+                    f"prompt file {self.name!r}: {side} gives {found} prompts, at least {MINIMUM} are needed: "
+                    "add templates or placeholder values"
+                )
+        if set(self.expanded("source")) == set(self.expanded("target")):
+            raise DSASError(f"prompt file {self.name!r}: source and target are identical, so there is nothing to learn")
+
+    def expanded(self, side: str) -> list[str]:
+        """Every prompt of source, target, control, or of a part of the evaluation; duplicates removed."""
+        templates = getattr(self, side) if side in SIDES else self.evaluation[side]
+        return list(dict.fromkeys(p for template in templates for p in _expand(template, self.placeholders)))
+
+    def draw(self, count: int, seed: int = 0, avoid: Sequence[str] = ()) -> dict[str, list[str]]:
+        """About `count` prompts a side, spread evenly over its templates: {"source": …, "target": …, "control": …}.
+
+        Source and target come as pairs when their templates do. Each side is shuffled, so a part of it is as mixed as
+        the whole. `avoid` are prompts not to draw; those of `evaluation` are never drawn.
+        """
+        kept_out = {*avoid, *(p for part in self.evaluation for p in self.expanded(part))}
+        paired = len(self.source) == len(self.target) and all(
+            _names(a) == _names(b) for a, b in zip(self.source, self.target, strict=True)
+        )
+        if paired:
+            pools = [
+                [
+                    pair
+                    for pair in zip(_expand(a, self.placeholders), _expand(b, self.placeholders), strict=True)
+                    if not kept_out & set(pair)
+                ]
+                for a, b in zip(self.source, self.target, strict=True)
+            ]
+            pairs = _spread(pools, count, np.random.default_rng((seed, 0)))
+            drawn = {"source": [a for a, _ in pairs], "target": [b for _, b in pairs]}
+        else:
+            drawn = {side: self._drawn(side, count, (seed, i), kept_out) for i, side in enumerate(SIDES[:2])}
+        drawn["control"] = self._drawn("control", count, (seed, 2), kept_out)
+        for side, prompts in drawn.items():
+            if len(prompts) < MINIMUM:
+                raise DSASError(
+                    f"prompt file {self.name!r}: {side} has {len(prompts)} prompts outside the evaluation, at least "
+                    f"{MINIMUM} are needed"
+                )
+        return drawn
+
+    def _drawn(self, side: str, count: int, seed: tuple[int, int], kept_out: set[str]) -> list[str]:
+        pools = [
+            [p for p in _expand(template, self.placeholders) if p not in kept_out] for template in getattr(self, side)
+        ]
+        return _spread(pools, count, np.random.default_rng(seed))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of the prompt file."""
+        content: dict[str, Any] = {"name": self.name, "description": self.description}
+        content["placeholders"] = {key: list(values) for key, values in self.placeholders.items()}
+        content |= {side: list(getattr(self, side)) for side in SIDES}
+        content["evaluation"] = {part: list(templates) for part, templates in self.evaluation.items()}
+        return {key: value for key, value in content.items() if value}
+
+
+def read(source: str | Path | Mapping[str, Any] | PromptSet) -> PromptSet:
+    """Read and check a prompt file (YAML) or its content.
+
+    Raises:
+        DSASError: no such file, no YAML, a key missing or unknown, too few prompts, source equal to target.
+    """
+    if isinstance(source, PromptSet):
+        return source
+    if isinstance(source, Mapping):
+        return _parse(source, "prompts")
+    path = Path(source)
+    if not path.is_file():
+        raise DSASError(f"no prompt file {path}: write one (see prompts/), or use --from and --to")
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DSASError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    return _parse(content, str(path))
+
+
+def _parse(content: Any, where: str) -> PromptSet:
+    if not isinstance(content, Mapping):
+        raise DSASError(f"{where}: expected a mapping with name, source, target and control")
+    missing = [key for key in ("name", *SIDES) if not content.get(key)]
+    unknown = sorted(set(map(str, content)) - _KNOWN)
+    if missing or unknown:
+        found = [f"lacks {', '.join(missing)}"] if missing else []
+        found += [f"has unknown {', '.join(unknown)}"] if unknown else []
+        raise DSASError(f"{where}: {' and '.join(found)}; known are {', '.join(sorted(_KNOWN))}")
+    placeholders = content.get("placeholders") or {}
+    if not isinstance(placeholders, Mapping):
+        raise DSASError(f"{where}: placeholders must map names to lists of values")
+    values = {str(key): _texts(value, f"{where}: placeholder {key}") for key, value in placeholders.items()}
+    evaluation = content.get("evaluation") or {}
+    if not isinstance(evaluation, Mapping):
+        raise DSASError(f"{where}: evaluation must map names to lists of templates")
+    parts = {str(key): _texts(value, f"{where}: evaluation {key}") for key, value in evaluation.items()}
+    sides = {side: _texts(content[side], f"{where}: {side}") for side in SIDES}
+    for part, templates in {**sides, **parts}.items():
+        for template in templates:
+            unfilled = sorted(_names(template) - set(values))
+            if unfilled:
+                raise DSASError(
+                    f"{where}: {part} template {template!r} uses {{{unfilled[0]}}}, which placeholders does not define"
+                )
+    description = str(content.get("description") or "")
+    return PromptSet(str(content["name"]), **sides, description=description, placeholders=values, evaluation=parts)
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(v, str) and v.strip() for v in value):
+        raise DSASError(f"{where}: expected a list of texts, found {value!r}")
+    return tuple(value)
+
+
+def _names(template: str) -> set[str]:
+    try:
+        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise DSASError(f"template {template!r}: {error}") from None
+
+
+def _expand(template: str, placeholders: Mapping[str, Sequence[str]]) -> list[str]:
+    names = sorted(_names(template))
+    return [
+        " ".join(_articles(template.format(**dict(zip(names, values, strict=True)))).split())
+        for values in itertools.product(*(placeholders[name] for name in names))
+        if len(set(values)) == len(values)  # no "a dog and a dog"
+    ]
+
+
+def _articles(text: str) -> str:
+    """`a apple` -> `an apple`: placeholders don't know their neighbours."""
+    return re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", text)
+
+
+def _spread(pools: Sequence[Sequence[Any]], count: int, rng: np.random.Generator) -> list[Any]:
+    """Up to `count` different items, the same number from each pool as long as it lasts, shuffled."""
+    mixed = [[pool[i] for i in rng.permutation(len(pool))] for pool in pools]
+    rounds = itertools.chain.from_iterable(itertools.zip_longest(*mixed))
+    chosen = list(dict.fromkeys(item for item in rounds if item is not None))[:count]
+    return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+#: everyday things for drafted controls and neighbours
+_THINGS = ("dog", "cat", "car", "house", "tree", "flower", "apple", "lemon", "clock", "hat", "boat", "star", "guitar")
+_PLACES = (
+    "on the grass",
+    "on a table",
+    "on the beach",
+    "in the snow",
+    "at night",
+    "on a white background",
+    "on a blue background",
+    "on a yellow background",
+)
+
+
+def draft(source: str, target: str, name: str | None = None) -> dict[str, Any]:
+    """A prompt file from two phrases, to be looked at and edited: `draft("banana", "blurred banana")`.
+
+    Half of the pairs show the thing alone and half beside another one. Controls are everyday things, alone and in
+    pairs, in the same places; what the target adds ("blurred") appears on them too, so that the gate learns the thing
+    and not the change.
+
+    Raises:
+        DSASError: an empty phrase, or two that are the same.
+    """
+    source, target = (" ".join(re.sub(r"^(an?|the)\s+", "", phrase.strip()).split()) for phrase in (source, target))
+    if not source or not target:
+        raise DSASError("--from and --to need a phrase each, for example --from banana --to 'blurred banana'")
+    if source.lower() == target.lower():
+        raise DSASError(f"--from and --to are both {source!r}: there is nothing to learn")
+    words = {word.lower() for word in f"{source} {target}".split()}
+    others = [thing for thing in _THINGS if thing not in words]
+    added = [word for word in target.split() if word.lower() not in {w.lower() for w in source.split()}]
+    controls = ["a {other} {place}", "a {other} and a {second} {place}"]
+    if added and target.lower().endswith(source.lower()):
+        controls.append(f"a {' '.join(added)} {{other}} {{place}}")
+    shapes = ("a {} {place}", "a photo of a {} {place}", "a {} and a {other} {place}", "a {other} and a {} {place}")
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{source} to {target}".lower()).strip("-")
+    return {
+        "name": name or slug,
+        "description": f"Turns {source} into {target}; drafted, edit freely.",
+        "placeholders": {"other": others, "second": others[::-1], "place": list(_PLACES)},
+        "source": [shape.replace("{}", source) for shape in shapes],
+        "target": [shape.replace("{}", target) for shape in shapes],
+        "control": controls,
+    }

@@ -1,0 +1,152 @@
+"""Sites: named places in a model, and how to read and write them.
+
+Names are canonical: wrappers that come and go with library versions or with compilation (`_orig_mod`, the
+`text_model` level that transformers 5.6 removed from CLIP) are not part of a name, so what was learned with one version
+is found by another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import DSASError
+
+_PASSING = {"_orig_mod", "text_model"}
+
+Roots = Mapping[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where activations can be read and written.
+
+    Args:
+        path: canonical module path, beginning with the root's name ("unet.mid_block.attentions.0").
+        side: "output" of the module, or its "input".
+        index: which element, where the module takes or returns several.
+        tokens: (start, stop) of the positions, or None for all; negative counts from the end.
+        channels: (start, stop) of the channels (an attention head), or None for all.
+        layout: "last" for [batch, positions, width], "first" for [batch, width, height, width in pixels].
+    """
+
+    path: str
+    side: str = "output"
+    index: int = 0
+    tokens: tuple[int | None, int | None] | None = None
+    channels: tuple[int | None, int | None] | None = None
+    layout: str = "last"
+
+    def __post_init__(self) -> None:
+        if self.side not in ("output", "input") or self.layout not in ("last", "first"):
+            raise DSASError(f"site {self.path}: side is input or output, layout first or last; found {self}")
+
+    def __str__(self) -> str:
+        return self.path if self.side == "output" else f"{self.path}:input"
+
+    @property
+    def root(self) -> str:
+        return self.path.split(".", 1)[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, defaults left out."""
+        default = Site(self.path)
+        return {key: value for key, value in asdict(self).items() if key == "path" or value != getattr(default, key)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Site:
+        unknown = set(data) - {f.name for f in fields(cls)}
+        if unknown:
+            raise DSASError(f"a site has no field {', '.join(sorted(unknown))}")
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+
+def canonical(path: str) -> str:
+    """A module path without the levels that depend on versions and wrappers."""
+    return ".".join(part for part in path.split(".") if part not in _PASSING)
+
+
+def modules(roots: Roots) -> dict[str, nn.Module]:
+    """Every module below the roots by canonical path; where two share a path, the inner one."""
+    found: dict[str, nn.Module] = {}
+    for name, root in roots.items():
+        for path, module in root.named_modules():
+            found[canonical(f"{name}.{path}" if path else name)] = module
+    return found
+
+
+def find(roots: Roots, pattern: str | Iterable[str]) -> list[str]:
+    """Canonical paths that match: a string is a regular expression for the whole path, a list holds suffixes.
+
+    Raises:
+        DSASError: nothing matches; the message lists what exists.
+    """
+    paths = list(modules(roots))
+    if isinstance(pattern, str):
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise DSASError(f"site pattern {pattern!r} is not a regular expression: {error}") from None
+        found = [path for path in paths if expression.fullmatch(path)]
+    else:
+        suffixes = list(pattern)
+        found = [path for path in paths if any(path == s or path.endswith(f".{s}") for s in suffixes)]
+        pattern = ", ".join(suffixes)
+    if not found:
+        shapes = sorted({re.sub(r"\.\d+", ".N", path) for path in paths if path.count(".") > 0})
+        raise DSASError(f"no site matches {pattern!r}; this model has (N a number): {', '.join(shapes)}")
+    return found
+
+
+def read(value: Any, site: Site) -> torch.Tensor:
+    """The activation at a site as [batch, positions, width], from what its module takes or returns."""
+    x = _tensor(value, site)
+    if site.layout == "first":
+        x = x.flatten(2).transpose(1, 2)
+    if site.tokens is not None:
+        x = x[:, slice(*site.tokens)]
+    if site.channels is not None:
+        x = x[..., slice(*site.channels)]
+    return x
+
+
+def write(value: Any, site: Site, x: torch.Tensor) -> Any:
+    """What the module takes or returns, with the activation at the site replaced by x; nothing is changed in place."""
+    whole = _tensor(value, site)
+    if site.tokens is not None or site.channels is not None:
+        flat = whole.flatten(2).transpose(1, 2) if site.layout == "first" else whole
+        part = flat.clone()
+        positions = slice(*site.tokens) if site.tokens is not None else slice(None)
+        channels = slice(*site.channels) if site.channels is not None else slice(None)
+        part[:, positions, channels] = x
+        x = part
+    if site.layout == "first":
+        x = x.transpose(1, 2).reshape(whole.shape)
+    if isinstance(value, torch.Tensor):
+        return x
+    if isinstance(value, tuple | list):
+        return type(value)([*value[: site.index], x, *value[site.index + 1 :]])
+    replaced = type(value)(**value)
+    replaced[list(value)[site.index]] = x
+    return replaced
+
+
+def _tensor(value: Any, site: Site) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        x = value
+    elif isinstance(value, tuple | list) and len(value) > site.index:
+        x = value[site.index]
+    elif isinstance(value, Mapping) and len(value) > site.index:
+        x = list(value.values())[site.index]
+    else:
+        raise DSASError(f"site {site}: its module gave {type(value).__name__}, without an element {site.index}")
+    expected = 4 if site.layout == "first" else 3
+    if not isinstance(x, torch.Tensor) or x.ndim != expected:
+        shape = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+        raise DSASError(f"site {site}: layout {site.layout} expects {expected} dimensions, its module gave {shape}")
+    return x

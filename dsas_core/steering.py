@@ -1,0 +1,208 @@
+"""Steering: the visitor that applies concepts, its knobs, and how it lets go.
+
+Everything that may move while a model runs (strengths, schedule, rows, timestep bin) is a tensor, written in place
+before a root module runs and only read at the sites: one compiled graph serves them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from .capture import bin_of
+from .concept import Concept, Intervention
+from .errors import DSASError
+from .hooks import Call
+from .interpolation import interpolate
+from .maps import Map
+from .probes import ConstantProbe, Probe
+from .sites import Site
+from .trace import Trace
+
+#: strength over the timestep: float [] in 0 … 1000 -> a factor []
+Schedule = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Strengths(MutableMapping[str, float | list[float]]):
+    """The user's knobs by concept name: a number, or one number per prompt. Set them at any time."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._values = {name: torch.zeros(1) for name in names}
+
+    def __getitem__(self, name: str) -> float | list[float]:
+        values = self.values_of(name).tolist()
+        return values[0] if len(values) == 1 else values
+
+    def __setitem__(self, name: str, value: float | Sequence[float]) -> None:
+        self.values_of(name)
+        numbers = list(value) if isinstance(value, Sequence) else [value]
+        if not numbers or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise DSASError(f"strength of {name!r}: expected a finite number, or one per prompt; found {value!r}")
+        self._values[name] = torch.tensor(numbers, dtype=torch.float32)
+
+    def __delitem__(self, name: str) -> None:
+        raise DSASError("a strength cannot be removed; set it to 0")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def values_of(self, name: str) -> torch.Tensor:
+        """float32 [1] or [prompts]."""
+        if name not in self._values:
+            raise DSASError(f"no concept {name!r} is attached; there is {', '.join(self._values)}")
+        return self._values[name]
+
+
+class _Attached:
+    """One concept as a visitor holds it: parameters of all bins, and a live copy of those of the current bin."""
+
+    def __init__(self, concept: Concept, gate: str | None) -> None:
+        self.name, self.unit, self.edges = concept.name, concept.unit, concept.edges
+        interventions = [_gated(intervention, gate) for intervention in concept.interventions]
+        bins = [
+            [*_tensors(intervention, i), torch.tensor([intervention.weights[i]])]
+            for i in range(len(concept.edges) + 1)
+            for intervention in interventions
+        ]
+        per_bin = len(interventions)
+        flat = [
+            torch.cat([tensor.flatten().float() for group in bins[i : i + per_bin] for tensor in group])
+            for i in range(0, len(bins), per_bin)
+        ]
+        self.banks = torch.stack(flat)  # [bins, parameters]
+        self.live = self.banks[0].clone()
+        self.at: dict[Site, list[tuple[Probe, Map, torch.Tensor]]] = {}
+        self._interventions = interventions
+        self._bind()
+
+    def _bind(self) -> None:
+        """Make probes and maps whose tensors are views of `live`."""
+        at: dict[Site, list[tuple[Probe, Map, torch.Tensor]]] = {}
+        start = 0
+
+        def view(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal start
+            start += tensor.numel()
+            return self.live[start - tensor.numel() : start].view(tensor.shape)
+
+        for intervention in self._interventions:
+            probe = intervention.probes[0].map_tensors(view)
+            transform = intervention.maps[0].map_tensors(view)
+            weight = view(torch.empty(()))
+            at.setdefault(intervention.site, []).append((probe, transform, weight))
+        self.at = at
+
+    def turn(self, timestep: torch.Tensor | None, device: torch.device) -> None:
+        """Bring in the parameters of the timestep's bin, on the device that the model runs on."""
+        if self.live.device != device:
+            self.banks, self.live = self.banks.to(device), self.live.to(device)
+            self._bind()
+        if self.edges:
+            bin_ = bin_of(timestep, self.edges).to(device)
+            self.live.copy_(self.banks.index_select(0, bin_[None])[0])
+
+
+class Steering:
+    """A visitor that steers.
+
+    Args:
+        concepts: concept -> strength, a number or one per prompt.
+        gate: None for each concept's own, "on" for h = 1 (the vanilla method, site weights 1), "off" for h = 0.
+        schedule: strength over the timestep for all concepts, or by concept name.
+        trace: where to record h and changes, or None.
+    """
+
+    def __init__(
+        self,
+        concepts: Mapping[Concept, float | Sequence[float]],
+        gate: str | None = None,
+        schedule: Schedule | Mapping[str, Schedule] | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        if gate not in (None, "on", "off"):
+            raise DSASError(f"gate {gate!r}: expected None (the concept's own), on or off")
+        names = [concept.name for concept in concepts]
+        double = sorted({name for name in names if names.count(name) > 1})
+        if double:
+            raise DSASError(f"two concepts are named {double[0]!r}: give one another name (dataclasses.replace)")
+        self.strengths = Strengths(names)
+        for concept, strength in concepts.items():
+            self.strengths[concept.name] = strength
+        self.trace = trace
+        schedules = schedule if isinstance(schedule, Mapping) else {name: schedule for name in names if schedule}
+        unknown = set(schedules) - set(names)
+        if unknown:
+            raise DSASError(f"a schedule for {', '.join(sorted(unknown))}, but attached are {', '.join(names)}")
+        self._schedules: Mapping[str, Schedule] = schedules
+        self._attached = [_Attached(concept, gate) for concept in concepts]
+        self._calls: dict[str, Call] = {}
+        self._doses: dict[tuple[str, str], torch.Tensor] = {}
+        self._masks: dict[str, torch.Tensor | None] = {}
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every site of every concept, each once."""
+        return list(dict.fromkeys(site for attached in self._attached for site in attached.at))
+
+    def begin(self, root: str, call: Call) -> None:
+        self._calls[root] = call
+        self._masks[root] = call.mask
+        for attached in self._attached:
+            attached.turn(call.timestep, call.rows.device)
+            dose = self._dose(attached, call)
+            held = self._doses.get((root, attached.name))
+            if held is not None and held.shape == dose.shape and held.device == dose.device:
+                held.copy_(dose)
+            else:
+                self._doses[root, attached.name] = dose
+
+    def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
+        mask = self._masks[site.root]
+        steps: list[tuple[Map, torch.Tensor, torch.Tensor]] = []
+        scores: list[tuple[str, torch.Tensor]] = []
+        for attached in self._attached:
+            for probe, transform, weight in attached.at.get(site, ()):
+                h = probe.score(x, mask) * weight
+                if mask is not None:
+                    h = h * mask[..., None]
+                steps.append((transform, self._doses[site.root, attached.name], h))
+                scores.append((attached.name, h))
+        out = interpolate(x, steps)
+        if self.trace is not None:
+            for name, h in scores:
+                self.trace.record(name, site, self._calls[site.root], h, x, out)
+        return out
+
+    def _dose(self, attached: _Attached, call: Call) -> torch.Tensor:
+        """Map strength of each row, float32 [batch, 1, 1]."""
+        strengths = self.strengths.values_of(attached.name).to(call.rows.device)
+        if len(strengths) > 1:
+            if int(call.prompts.max()) >= len(strengths):
+                raise DSASError(
+                    f"strength of {attached.name!r} is given for {len(strengths)} prompts, but the call has "
+                    f"{int(call.prompts.max()) + 1}"
+                )
+            strengths = strengths[call.prompts]
+        dose = strengths * attached.unit * call.rows
+        schedule = self._schedules.get(attached.name)
+        if schedule is not None and call.timestep is not None:
+            dose = dose * schedule(call.timestep.float()).to(dose)
+        return dose[:, None, None]
+
+
+def _gated(intervention: Intervention, gate: str | None) -> Intervention:
+    if gate is None:
+        return intervention
+    probe = ConstantProbe(1.0 if gate == "on" else 0.0)
+    bins = len(intervention.probes)
+    return replace(intervention, probes=(probe,) * bins, weights=(1.0,) * bins)
+
+
+def _tensors(intervention: Intervention, bin_: int) -> list[torch.Tensor]:
+    return [*intervention.probes[bin_].tensors(), *intervention.maps[bin_].tensors()]

@@ -1,0 +1,76 @@
+"""The trace: h, and the change that was made, per concept, site, step and position of the last generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .hooks import Call
+from .sites import Site
+
+
+@dataclass(frozen=True)
+class Record:
+    """One concept at one site in one call.
+
+    `h` [rows, positions] is the probe's score times the site's weight; `change` [rows, positions] the length of what
+    was added, relative to the activation. Only rows that were to be steered are kept; `prompts` [rows] tells whose.
+    """
+
+    concept: str
+    site: Site
+    timestep: float | None
+    prompts: torch.Tensor
+    h: torch.Tensor
+    change: torch.Tensor
+    mask: torch.Tensor | None
+
+
+class Trace:
+    """Records of the last generation; a new one begins when its prompts come in."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def clear(self) -> None:
+        self.records.clear()
+
+    def record(
+        self, concept: str, site: Site, call: Call, h: torch.Tensor, before: torch.Tensor, after: torch.Tensor
+    ) -> None:
+        kept = call.rows > 0
+        size = before[kept].float().norm(dim=-1).clamp_min(1e-12)
+        change = (after[kept].float() - before[kept].float()).norm(dim=-1) / size
+        h = h.detach().float().expand(*before.shape[:-1], -1)[kept].mean(-1)
+        self.records.append(
+            Record(
+                concept=concept,
+                site=site,
+                timestep=None if call.timestep is None else float(call.timestep),
+                prompts=call.prompts[kept].cpu(),
+                h=h.cpu(),
+                change=change.detach().cpu(),
+                mask=None if call.mask is None else call.mask[kept].cpu(),
+            )
+        )
+
+    def select(self, concept: str, site: str | None = None, root: str | None = None) -> list[Record]:
+        """Records of one concept, at one site or below one root."""
+        return [
+            record
+            for record in self.records
+            if record.concept == concept
+            and (site is None or str(record.site) == site)
+            and (root is None or record.site.root == root)
+        ]
+
+    def mean_h(self, concept: str, site: str | None = None, root: str | None = None) -> float:
+        """Mean h over what was read; 0 when nothing was."""
+        records = self.select(concept, site, root)
+        total = sum(float((record.h * _counted(record)).sum()) for record in records)
+        return total / max(1.0, sum(float(_counted(record).sum()) for record in records))
+
+
+def _counted(record: Record) -> torch.Tensor:
+    return torch.ones_like(record.h) if record.mask is None else record.mask.to(record.h.dtype)

@@ -1,0 +1,12 @@
+"""dsas_diffusion: concept sliders for diffusers pipelines that leave alone what has nothing to do with the concept."""
+
+from dsas_core import Concept, DSASError
+
+from .families import find_sites
+from .learn import learn
+from .load import load_pipeline
+from .schedule import Schedule
+from .steer import steer
+
+__all__ = ["Concept", "DSASError", "Schedule", "find_sites", "learn", "load_pipeline", "steer"]
+__version__ = "0.1.0"

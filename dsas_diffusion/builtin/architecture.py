@@ -1,0 +1,151 @@
+"""What `builtin:emoji` is made of: a Stable Diffusion pipeline in miniature, from nothing but its preset."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .scenes import vocabulary
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes and training lengths. `cpu` is what ships; `gpu` is the same recipe, larger, for one big card."""
+
+    image_size: int
+    latent_channels: int
+    autoencoder_width: int
+    autoencoder_blocks: tuple[int, ...]
+    text_width: int
+    text_layers: int
+    unet_channels: tuple[int, ...]
+    unet_layers: int
+    scenes: int
+    batch: int
+    autoencoder_steps: int
+    text_steps: int
+    unet_steps: int
+    decoder_steps: int
+    judge_steps: int
+
+
+PRESETS = {
+    "cpu": Preset(64, 4, 48, (0, 2, 4), 128, 3, (96, 160), 1, 144_000, 64, 1000, 500, 3600, 300, 1300),
+    "gpu": Preset(96, 8, 64, (1, 2, 4), 192, 4, (128, 256), 2, 1_000_000, 256, 12_000, 4000, 60_000, 4000, 12_000),
+}
+TEXT_POSITIONS = 24
+
+
+def build_tokenizer(folder: Path):
+    """A CLIP tokenizer in which every word of the vocabulary is one token, padded with its end token.
+
+    Words that were never trained fall back to single letters, so no input fails.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?-'"
+    trainer = trainers.BpeTrainer(
+        vocab_size=100_000,
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        initial_alphabet=list(letters),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([*vocabulary(), *letters], trainer)
+    trained = json.loads(bpe.to_str())["model"]
+    tokens = sorted(trained["vocab"], key=trained["vocab"].get)
+    tokens += [f"{letter}</w>" for letter in letters if f"{letter}</w>" not in trained["vocab"]]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in trained["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": TEXT_POSITIONS,
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def build_autoencoder(preset: Preset):
+    """A small convolutional autoencoder, four pixels to a latent."""
+    from diffusers import AutoencoderTiny
+
+    width = (preset.autoencoder_width,) * len(preset.autoencoder_blocks)
+    return AutoencoderTiny(
+        encoder_block_out_channels=width,
+        decoder_block_out_channels=width,
+        latent_channels=preset.latent_channels,
+        num_encoder_blocks=preset.autoencoder_blocks,
+        num_decoder_blocks=preset.autoencoder_blocks[::-1],
+    )
+
+
+def build_text_encoder(preset: Preset, tokenizer):
+    """A causal CLIP text transformer over the tokenizer's vocabulary."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=preset.text_width,
+            intermediate_size=4 * preset.text_width,
+            num_hidden_layers=preset.text_layers,
+            num_attention_heads=4,
+            max_position_embeddings=TEXT_POSITIONS,
+            projection_dim=preset.text_width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_unet(preset: Preset):
+    """Convolutions at the latent's own size, attention at half of it and in the middle."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=preset.image_size // 4,
+        in_channels=preset.latent_channels,
+        out_channels=preset.latent_channels,
+        block_out_channels=preset.unet_channels,
+        layers_per_block=preset.unet_layers,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=preset.text_width,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def build_scheduler():
+    """Flow matching: sample = (1 - sigma) * data + sigma * noise, timestep = 1000 * sigma."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2)
+
+
+def build_pipeline(autoencoder, text_encoder, tokenizer, unet):
+    """The parts as a StableDiffusionPipeline without a safety checker."""
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

@@ -1,0 +1,407 @@
+"""Train `builtin:emoji` and its judge from nothing: `python -m dsas_diffusion.builtin.training`.
+
+Stages, each resumable and skipped when its result is there: scenes, autoencoder, latents, judge, text warm start,
+denoiser, decoder, export. On a CPU two processes of one thread share the work (two OpenMP threads in one process
+collapse when anything else runs); on a GPU one process does it. Weights are held in float32, computed in bfloat16;
+hidden matrices are optimised by Muon, everything else by AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from . import architecture
+from .architecture import PRESETS, Preset
+from .dataset import Dataset, draw_dataset
+from .judge import JudgeNetwork
+from .scenes import BACKGROUNDS, NAMES, RELATIONS, STYLES
+
+CHECKPOINT_STEPS = 200
+NO_CAPTION_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process's view of a training run."""
+
+    preset: Preset
+    folder: Path
+    seed: int
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def share(self) -> int:
+        """Pictures per step for this process."""
+        return self.preset.batch // self.world
+
+    def rng(self, stage: str, step: int) -> np.random.Generator:
+        """Randomness of one step: a resumed run continues as if it had never stopped."""
+        return np.random.default_rng((self.seed, zlib.crc32(stage.encode()), step, self.rank))
+
+    def dataset(self) -> Dataset:
+        return Dataset(self.folder / "scenes")
+
+
+def optimise(
+    run: Run,
+    stage: str,
+    module: nn.Module,
+    loss: Callable[[np.random.Generator], torch.Tensor],
+    steps: int,
+    learning_rate: float,
+    ema_decay: float = 0.999,
+) -> None:
+    """Minimise `loss(rng)` over the trainable parameters of `module`; leave their moving average in it.
+
+    `loss` draws its own share of a batch and computes in the module's dtype, bfloat16 while this runs. The result is
+    written to `<stage>.safetensors`, whose presence makes a second call load it and return.
+    """
+    finished = run.folder / f"{stage}.safetensors"
+    if finished.is_file():
+        module.load_state_dict(load_file(finished), strict=False)
+        module.float().eval()
+        return
+    module.train().to(run.device)
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    masters = [p.detach().float().clone().flatten(1) if p.ndim > 1 else p.detach().float().clone() for _, p in trained]
+    average = [master.clone() for master in masters]
+    module.to(torch.bfloat16)
+    matrices = [master for (name, _), master in zip(trained, masters, strict=True) if _hidden(name, master)]
+    others = [master for (name, _), master in zip(trained, masters, strict=True) if not _hidden(name, master)]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    ]
+    mine = matrices[run.rank :: run.world]  # Newton-Schulz is dear on a CPU: each process does its part
+    if mine:
+        optimisers.append(torch.optim.Muon(mine, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
+
+    checkpoint = run.folder / f"{stage}.{run.rank}.checkpoint"
+    first = 0
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, map_location=run.device, weights_only=True)
+        first = saved["step"]
+        for target, source in zip(masters + average, saved["masters"] + saved["average"], strict=True):
+            target.copy_(source)
+        for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
+        _spread(masters, trained)
+
+    began = told_at = time.monotonic()
+    recent = 0.0
+    for step in range(first, steps):
+        warm = min(1.0, (step + 1) / (0.02 * steps + 1))
+        pace = warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * pace
+        value = loss(run.rng(stage, step))
+        value.backward()
+        _gather_gradients(trained, masters, run.world)
+        nn.utils.clip_grad_norm_(masters, 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+        _share_matrices(matrices, run)
+        _spread(masters, trained)
+        decay = min(ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(average, masters, 1 - decay)
+        recent = 0.98 * recent + 0.02 * value.item() if step > first else value.item()
+        now = time.monotonic()
+        if run.rank == 0 and now - told_at > 20:
+            speed = (step + 1 - first) * run.preset.batch / (now - began)
+            left = (steps - step) * run.preset.batch / speed / 60
+            print(f"{stage} {step + 1}/{steps} loss {recent:.4f} {speed:.0f}/s {left:.1f} min left", flush=True)
+            told_at = now
+        if (step + 1) % CHECKPOINT_STEPS == 0:
+            state = {
+                "step": step + 1,
+                "masters": masters,
+                "average": average,
+                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+            }
+            torch.save(state, checkpoint.with_suffix(".partial"))
+            os.replace(checkpoint.with_suffix(".partial"), checkpoint)
+    module.float()
+    _spread(average, trained)
+    module.eval()
+    if run.rank == 0:
+        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, finished)
+    _wait(run)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _hidden(name: str, master: torch.Tensor) -> bool:
+    """Whether a parameter is for Muon: a matrix that is neither embedding nor input nor output."""
+    outer = ("embed", "conv_in", "conv_out", "head", "encoder.layers.0.weight", "decoder.layers.0.weight", "down.0")
+    return master.ndim == 2 and min(master.shape) >= 16 and not any(part in name for part in outer)
+
+
+def _share_matrices(matrices: list[torch.Tensor], run: Run) -> None:
+    """Bring in the matrices that the other processes have stepped."""
+    if run.world == 1 or not matrices:
+        return
+    kept = [master.flatten() if i % run.world == run.rank else torch.zeros_like(master).flatten() for i, master in enumerate(matrices)]
+    flat = torch.cat(kept)
+    dist.all_reduce(flat)
+    for master, piece in zip(matrices, flat.split([master.numel() for master in matrices]), strict=True):
+        master.copy_(piece.view(master.shape))
+
+
+def _gather_gradients(trained: list[tuple[str, nn.Parameter]], masters: list[torch.Tensor], world: int) -> None:
+    for (_, parameter), master in zip(trained, masters, strict=True):
+        gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        master.grad = gradient.float().reshape(master.shape)
+        parameter.grad = None
+    if world > 1:
+        flat = torch.cat([master.grad.flatten() for master in masters if master.grad is not None])
+        dist.all_reduce(flat)
+        pieces = (flat / world).split([master.numel() for master in masters])
+        for master, piece in zip(masters, pieces, strict=True):
+            master.grad = piece.view(master.shape)
+
+
+def _spread(values: list[torch.Tensor], trained: list[tuple[str, nn.Parameter]]) -> None:
+    with torch.no_grad():
+        for value, (_, parameter) in zip(values, trained, strict=True):
+            parameter.copy_(value.view(parameter.shape))
+
+
+def _wait(run: Run) -> None:
+    if run.world > 1:
+        dist.barrier()
+
+
+def _pictures(data: Dataset, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Pictures as bfloat16 [n, 3, size, size] in [-1, 1]."""
+    batch = torch.from_numpy(data.pictures[np.sort(rows)]).to(device)
+    return (batch.permute(0, 3, 1, 2).to(torch.bfloat16) / 127.5 - 1).to(memory_format=torch.channels_last)
+
+
+def _difference(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """L1 on pixels, on their gradients and on 4x4 means, and MSE: sharp edges, right colours."""
+    made, wanted = made.float(), wanted.float()
+    error = made - wanted
+    slopes = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    return error.abs().mean() + 0.5 * slopes + F.avg_pool2d(error, 4).abs().mean() + error.pow(2).mean()
+
+
+def train_autoencoder(run: Run):
+    """Pictures to latents and back."""
+    model = architecture.build_autoencoder(run.preset).to(memory_format=torch.channels_last)
+    data = run.dataset()
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        pictures = _pictures(data, rng.integers(len(data), size=run.share), run.device)
+        latents = model.encoder(pictures)
+        by_channel = latents.float().transpose(0, 1).flatten(1)
+        moments = by_channel.mean(1).pow(2).mean() + (by_channel.std(1) - 1).pow(2).mean()
+        noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32)).to(latents) * 0.05
+        return _difference(model.decoder(latents + noise), pictures) + 0.01 * moments
+
+    optimise(run, "autoencoder", model, loss, run.preset.autoencoder_steps, 2e-3)
+    return model.to(run.device)
+
+
+@torch.inference_mode()
+def encode_latents(run: Run, autoencoder: nn.Module) -> np.ndarray:
+    """Every picture's latent, float16, scaled to unit deviation; `latents.scale` holds the factor."""
+    path = run.folder / "latents.npy"
+    data = run.dataset()
+    side = run.preset.image_size // 4
+    if not (run.folder / "latents.scale").is_file():
+        shape = (len(data), run.preset.latent_channels, side, side)
+        if run.rank == 0:
+            np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
+        _wait(run)
+        latents = np.load(path, mmap_mode="r+")
+        model = autoencoder.to(torch.bfloat16)
+        for rows in np.array_split(np.arange(len(data)), math.ceil(len(data) / 256))[run.rank :: run.world]:
+            latents[rows] = model.encoder(_pictures(data, rows, run.device)).float().cpu().numpy()
+        latents.flush()
+        model.float()
+        _wait(run)
+        if run.rank == 0:
+            (run.folder / "latents.scale").write_text(str(1 / float(np.std(latents[:20_000].astype(np.float32)))))
+        _wait(run)
+    return np.load(path, mmap_mode="r")
+
+
+def train_judge(run: Run, autoencoder: nn.Module) -> JudgeNetwork:
+    """Things and styles per pixel, on renders and on autoencoded renders."""
+    model = JudgeNetwork()
+    data = run.dataset()
+    latents = np.load(run.folder / "latents.npy", mmap_mode="r")
+    decoder = autoencoder.decoder.to(torch.bfloat16)
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        rows = np.sort(rng.integers(len(data), size=run.share))
+        pictures = _pictures(data, rows, run.device).contiguous()
+        coded = slice(0, run.share // 4)
+        with torch.no_grad():
+            pictures[coded] = decoder(torch.from_numpy(latents[rows[coded]]).to(pictures))
+            pictures += 0.03 * torch.from_numpy(rng.standard_normal(pictures.shape, np.float32)).to(pictures)
+        labels = torch.from_numpy(data.labels[rows, 1::2, 1::2]).to(run.device).long()
+        things, styles = model(pictures)
+        thing, style = labels[..., 0], labels[..., 1]
+        weight = torch.ones(1 + len(NAMES), device=run.device)
+        weight[0] = 0.4
+        found = F.cross_entropy(things.float(), thing, weight)
+        looks = F.cross_entropy(styles.float().movedim(1, -1)[thing > 0], style[thing > 0])
+        return found + 0.5 * looks
+
+    optimise(run, "judge", model, loss, run.preset.judge_steps, 2e-3, ema_decay=0.995)
+    autoencoder.float()
+    return model
+
+
+def _tokens(run: Run, tokenizer, captions: list[str]) -> torch.Tensor:
+    padded = tokenizer(captions, padding="max_length", max_length=architecture.TEXT_POSITIONS, truncation=True)
+    return torch.tensor(padded.input_ids, device=run.device)
+
+
+def warm_text_encoder(run: Run, tokenizer):
+    """A start for the text encoder: tell from its end state what the caption says."""
+    model = architecture.build_text_encoder(run.preset, tokenizer)
+    data = run.dataset()
+    sizes = (len(NAMES) * len(STYLES), len(BACKGROUNDS), 1 + len(NAMES), 1 + len(NAMES), 1 + len(RELATIONS))
+    head = nn.Linear(run.preset.text_width, sum(sizes))
+    both = nn.ModuleDict({"text_encoder": model, "head": head})
+    relations = [None, *RELATIONS]
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        facts = [data.facts[row] for row in rng.integers(len(data), size=run.share)]
+        tokens = _tokens(run, tokenizer, [fact["caption"] for fact in facts])
+        ends = (tokens == tokenizer.eos_token_id).int().argmax(1)
+        states = model(tokens).last_hidden_state[torch.arange(len(facts)), ends]
+        seen, *choices = head(states).float().split(sizes, 1)
+        present = torch.zeros_like(seen)
+        order = torch.zeros(2, len(facts), dtype=torch.long)
+        for i, fact in enumerate(facts):
+            for k, (thing, style) in enumerate(fact["items"]):
+                present[i, NAMES.index(thing) * len(STYLES) + STYLES.index(style)] = 1
+                order[k, i] = 1 + NAMES.index(thing)
+        backgrounds = torch.tensor([BACKGROUNDS.index(fact["background"]) for fact in facts])
+        related = torch.tensor([relations.index(fact["relation"]) for fact in facts])
+        answers = [answer.to(run.device) for answer in (backgrounds, *order, related)]
+        asked = sum(F.cross_entropy(choice, answer) for choice, answer in zip(choices, answers, strict=True))
+        return 10 * F.binary_cross_entropy_with_logits(seen, present) + asked
+
+    optimise(run, "text", both, loss, run.preset.text_steps, 2e-3, ema_decay=0.99)
+    return model
+
+
+def train_denoiser(run: Run, tokenizer, text_encoder, latents: np.ndarray):
+    """UNet and text encoder together: predict noise minus data (flow matching)."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    unet = architecture.build_unet(run.preset)
+    if run.device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # plain products train faster than the fused kernel on a CPU
+    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    data = run.dataset()
+    scale = float((run.folder / "latents.scale").read_text())
+    tokens = _tokens(run, tokenizer, data.captions)
+    silence = _tokens(run, tokenizer, [""])
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        rows = np.sort(rng.integers(len(data), size=run.share))
+        clean = torch.from_numpy(latents[rows]).to(run.device).float() * scale
+        noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(run.device)
+        bell = 1 / (1 + np.exp(-rng.normal(0.2, 1, run.share)))
+        sigma = np.where(rng.random(run.share) < 0.8, bell, rng.random(run.share))
+        sigmas = torch.from_numpy(sigma).to(run.device).float()
+        mixed = clean.lerp(noise, sigmas[:, None, None, None])
+        dropped = torch.from_numpy(rng.random(run.share) < NO_CAPTION_SHARE).to(run.device)
+        ids = torch.where(dropped[:, None], silence, tokens[torch.from_numpy(rows).to(run.device)])
+        states = text_encoder(ids).last_hidden_state
+        flow = unet(mixed.to(torch.bfloat16), 1000 * sigmas, states).sample
+        return F.mse_loss(flow.float(), noise - clean)
+
+    optimise(run, "denoiser", both, loss, run.preset.unet_steps, 1.2e-3)
+    return unet, text_encoder
+
+
+def tune_decoder(run: Run, autoencoder: nn.Module, latents: np.ndarray) -> None:
+    """Crisper edges: the decoder alone, on fixed latents with the small errors that a denoiser leaves."""
+    decoder = autoencoder.decoder
+    data = run.dataset()
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        rows = np.sort(rng.integers(len(data), size=run.share))
+        codes = torch.from_numpy(latents[rows].astype(np.float32))
+        codes += 0.08 * torch.from_numpy(rng.standard_normal(codes.shape, np.float32))
+        return _difference(decoder(codes.to(run.device, torch.bfloat16)), _pictures(data, rows, run.device))
+
+    optimise(run, "decoder", decoder, loss, run.preset.decoder_steps, 8e-4)
+
+
+def export(run: Run, autoencoder, text_encoder, tokenizer, unet, judge: JudgeNetwork, out: Path) -> None:
+    """Write the pipeline (`model/`) and the judge (`judge/`) in float16."""
+    scale = float((run.folder / "latents.scale").read_text())
+    autoencoder.register_to_config(scaling_factor=scale)
+    pipeline = architecture.build_pipeline(autoencoder.cpu(), text_encoder.cpu(), tokenizer, unet.cpu())
+    pipeline.to(torch.float16).save_pretrained(out / "model")
+    (out / "judge").mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.half().contiguous() for name, tensor in judge.cpu().state_dict().items()}
+    save_file(weights, out / "judge" / "judge.safetensors")
+
+
+def _work(rank: int, preset: str, folder: Path, seed: int, world: int, out: Path) -> None:
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    if world > 1:
+        rendezvous = f"file://{(folder / 'rendezvous').absolute()}"
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
+    run = Run(PRESETS[preset], folder, seed, rank, world, device)
+    torch.manual_seed(seed)
+    tokenizer = architecture.build_tokenizer(folder / f"tokenizer-{rank}")
+    autoencoder = train_autoencoder(run)
+    latents = encode_latents(run, autoencoder)
+    judge = train_judge(run, autoencoder)
+    text_encoder = warm_text_encoder(run, tokenizer)
+    unet, text_encoder = train_denoiser(run, tokenizer, text_encoder, latents)
+    tune_decoder(run, autoencoder, latents)
+    if rank == 0:
+        export(run, autoencoder, text_encoder, tokenizer, unet, judge, out)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--preset", choices=PRESETS, default="gpu" if gpu else "cpu")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/builtin"), help="scenes, checkpoints, results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where model/ and judge/ are written")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1 if gpu else min(2, os.cpu_count() or 1))
+    args = parser.parse_args()
+    preset = PRESETS[args.preset]
+    draw_dataset(args.folder / "scenes", preset.scenes, preset.image_size, args.seed, os.cpu_count() or 1)
+    (args.folder / "rendezvous").unlink(missing_ok=True)
+    job = (args.preset, args.folder, args.seed, args.workers, args.out)
+    if args.workers == 1:
+        _work(0, *job)
+    else:
+        torch.multiprocessing.spawn(_work, job, args.workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Whose rows are these? Each call of a text encoder or denoiser as a `Call`: rows, prompts, timestep, mask.
+
+Told by the family's table and by the prompts themselves, seen where every pipeline encodes them; never by counting
+calls, never guessed: a batch that fits no rule raises.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+
+from dsas_core.errors import DSASError
+from dsas_core.hooks import Call, Describe
+
+from .families import Family, family_of
+
+ROWS = ("conditional", "both")
+POSITIONS = ("words", "all")
+
+
+class Rows:
+    """Watches a pipeline's `encode_prompt` for the prompts of a generation. A context manager; undone on exit.
+
+    Args:
+        pipe: the pipeline.
+        rows: "conditional" steers the rows of the prompt, "both" those of the negative prompt too.
+        positions: in the text, "words" counts the tokens after the first up to the first end token, "all" also the
+            padding behind it, which Stable Diffusion's denoiser reads as well.
+        on_prompts: called with the number of prompts whenever a generation begins.
+    """
+
+    def __init__(
+        self, pipe: Any, rows: str = "conditional", positions: str = "all", on_prompts: Callable[[int], None] | None = None
+    ) -> None:
+        if rows not in ROWS or positions not in POSITIONS:
+            raise DSASError(f"rows {rows!r}, positions {positions!r}: expected {ROWS} and {POSITIONS}")
+        self.pipe, self.rows, self.positions, self.on_prompts = pipe, rows, positions, on_prompts
+        self.family: Family = family_of(pipe)
+        self.prompts = 0
+        self.images_per_prompt = 1
+        self.text_encoded = True
+        self._negative_ids: dict[str, torch.Tensor] = {}
+        self._original: Any = None
+
+    def describe(self) -> dict[str, Describe]:
+        """By root name, what tells its calls: for `hooks.visit`."""
+        tell: dict[str, Describe] = {self.family.denoiser: self._denoiser_call}
+        for name in self.family.text_encoders:
+            tell[name] = self._text_call
+        return tell
+
+    def __enter__(self) -> Self:
+        if "encode_prompt" in vars(self.pipe):
+            raise DSASError("this pipeline is being steered already: pass all concepts to one steer()")
+        self._original = self.pipe.encode_prompt
+        signature = inspect.signature(self._original)
+
+        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            self._note(given.arguments)
+            return self._original(*args, **kwargs)
+
+        self.pipe.encode_prompt = encode_prompt
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._original is not None:
+            del self.pipe.encode_prompt
+            self._original = None
+
+    def _note(self, given: dict[str, Any]) -> None:
+        """Remember what a generation is asked for."""
+        prompt, embeds = given.get("prompt"), given.get("prompt_embeds")
+        self.text_encoded = embeds is None
+        self.prompts = len(embeds) if embeds is not None else len(prompt) if isinstance(prompt, list) else 1
+        self.images_per_prompt = int(given.get("num_images_per_prompt") or 1)
+        negative = given.get("negative_prompt") or ""
+        texts = [negative] if isinstance(negative, str) else list(negative)
+        tokenizer = self.pipe.tokenizer
+        length = tokenizer.model_max_length
+        ids = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        self._negative_ids["ids"] = ids
+        if self.on_prompts is not None:
+            self.on_prompts(self.prompts)
+
+    def _denoiser_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        sample = kwargs["sample"] if "sample" in kwargs else args[0]
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        batch, asked = len(sample), self.prompts * self.images_per_prompt
+        device = sample.device
+        if asked == 0:
+            raise DSASError("the denoiser ran outside the pipeline, so its rows are unknown: call the pipeline itself")
+        owners = torch.arange(self.prompts, device=device).repeat_interleave(self.images_per_prompt)
+        if batch == asked:
+            rows = torch.ones(batch, device=device)
+        elif batch == 2 * asked:
+            other = 1.0 if self.rows == "both" else 0.0
+            halves = [torch.full((asked,), other, device=device), torch.ones(asked, device=device)]
+            rows = torch.cat(halves if self.family.unconditional_first else halves[::-1])
+            owners = owners.repeat(2)
+        else:
+            raise DSASError(
+                f"{asked} pictures were asked for, but the denoiser got {batch} rows: expected {asked} or {2 * asked}"
+            )
+        return Call(rows, owners, _clock(timestep, self.family, device))
+
+    def _text_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
+        batch = len(ids)
+        rows = torch.ones(batch, device=ids.device)
+        negative = self._negative_ids.get("ids")
+        if self.rows == "conditional" and negative is not None and negative.shape[1] == ids.shape[1]:
+            same = (ids[:, None] == negative.to(ids.device)[None]).all(-1).any(1)
+            rows = rows * ~same
+        mask = torch.ones(ids.shape, device=ids.device)
+        mask[:, 0] = 0
+        if self.positions == "words":
+            end = self.pipe.tokenizer.eos_token_id
+            behind = (ids == end).cumsum(1) - (ids == end).long() > 0
+            mask = mask * ~behind
+        return Call(rows, torch.arange(batch, device=ids.device), None, mask)
+
+
+def _clock(timestep: Any, family: Family, device: torch.device) -> torch.Tensor:
+    """The timestep as float [] from 0 (clean) to 1000 (noise), on the device of the sample."""
+    value = torch.as_tensor(timestep, device=device).float().flatten()[0]
+    noisy, clean = family.bounds
+    return (value - clean) / (noisy - clean) * 1000

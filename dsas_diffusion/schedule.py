@@ -1,0 +1,49 @@
+"""Schedules: strength over the denoising timestep, 1000 (noise, first) to 0 (clean, last)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dsas_core.errors import DSASError
+
+
+class Schedule:
+    """A factor that is linear between points and constant beyond them.
+
+    Args:
+        points: (timestep, factor) pairs, in any order; timesteps from 0 to 1000, each once.
+
+    Example:
+        >>> Schedule([(1000, 0.0), (700, 1.0)])  # nothing at pure noise, all from timestep 700 on
+    """
+
+    def __init__(self, points: Sequence[tuple[float, float]]) -> None:
+        ordered = sorted((float(t), float(factor)) for t, factor in points)
+        times = [t for t, _ in ordered]
+        if not ordered or len(set(times)) < len(times) or times[0] < 0 or times[-1] > 1000:
+            raise DSASError(f"schedule: expected (timestep, factor) pairs, timesteps once each in 0 … 1000; found {points}")
+        self.times = torch.tensor(times)
+        self.factors = torch.tensor([factor for _, factor in ordered])
+
+    @classmethod
+    def between(cls, start: float, stop: float) -> Schedule:
+        """1 while the timestep is between `start` (the noisier) and `stop`, 0 outside."""
+        if not 1000 >= start > stop >= 0:
+            raise DSASError(f"schedule: expected 1000 >= start > stop >= 0, found {start} and {stop}")
+        points = [(start, 1.0), (stop, 1.0)]
+        edge = 1e-3
+        points += [(start + edge, 0.0)] if start + edge <= 1000 else []
+        points += [(stop - edge, 0.0)] if stop - edge >= 0 else []
+        return cls(points)
+
+    def __call__(self, timestep: torch.Tensor) -> torch.Tensor:
+        """The factor at a timestep, float []."""
+        times, factors = self.times.to(timestep.device), self.factors.to(timestep.device)
+        if len(times) == 1:
+            return factors[0]
+        right = torch.searchsorted(times, timestep.reshape(1)).clamp(1, len(times) - 1)
+        left = right - 1
+        share = ((timestep - times[left]) / (times[right] - times[left])).clamp(0, 1)
+        return torch.lerp(factors[left], factors[right], share)[0]

@@ -1,0 +1,151 @@
+"""`steer(pipe, {concept: strength})`: concepts at work in a pipeline, until the block ends."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from dsas_core.concept import Concept
+from dsas_core.errors import DSASError
+from dsas_core.hooks import Call, Visit, visit
+from dsas_core.steering import Schedule, Steering
+
+from .families import family_of, roots_of
+from .rows import Rows
+from .viz import PictureTrace
+
+
+class PipelineSteering(Steering):
+    """The handle that `steer` gives: `strengths`, `trace`, `detach()`. A context manager."""
+
+    trace: PictureTrace | None
+
+    def __init__(self, pipe: Any, concepts: Mapping[Concept, float | Sequence[float]], **settings: Any) -> None:
+        super().__init__(concepts, **settings)
+        self._denoiser = family_of(pipe).denoiser
+        self._roots = roots_of(pipe)
+        self._denoiser_calls = 0
+        self._visit: Visit | None = None
+        self._rows: Rows | None = None
+
+    def attach(self, rows: Rows) -> Self:
+        rows.on_prompts = self._generation_begins
+        rows.__enter__()
+        try:
+            self._visit = visit(self._roots, self.sites, self, rows.describe())
+        except BaseException:
+            rows.__exit__()
+            raise
+        self._rows = rows
+        return self
+
+    def detach(self) -> None:
+        """Take every hook away; the pipeline is what it was. Can be called again."""
+        if self._visit is not None:
+            self._visit.detach()
+        if self._rows is not None:
+            self._rows.__exit__()
+        self._visit = self._rows = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def begin(self, root: str, call: Call) -> None:
+        if root == self._denoiser:
+            self._denoiser_calls += 1
+            if self._denoiser_calls <= 2:
+                self._check_fired()
+        super().begin(root, call)
+
+    @property
+    def fired(self) -> list[str]:
+        """Sites that have been reached so far (not tracked inside compiled modules)."""
+        return sorted(str(site) for site in self._visit.fired) if self._visit else []
+
+    def _generation_begins(self, prompts: int) -> None:
+        self._denoiser_calls = 0
+        if self._visit is not None:
+            self._visit.fired.clear()
+        if self.trace is not None:
+            self.trace.clear()
+
+    def _check_fired(self) -> None:
+        """The text encoder must have run before the first denoiser call, every denoiser site before the second."""
+        assert self._visit is not None
+        assert self._rows is not None
+        first = self._denoiser_calls == 1
+        silent = [
+            str(site)
+            for site in self.sites
+            if site not in self._visit.fired
+            and (site.root != self._denoiser) == first
+            and not _compiled(self._roots[site.root])
+        ]
+        if silent and first and not self._rows.text_encoded:
+            warnings.warn(
+                f"prompt_embeds were given, so the text encoder did not run and {', '.join(silent)} did nothing: pass "
+                "prompt= instead, or encode the prompt inside the steer() block",
+                stacklevel=2,
+            )
+        elif silent:
+            warnings.warn(f"attached sites were never reached: {', '.join(silent)}", stacklevel=2)
+
+
+def steer(
+    pipe: Any,
+    concepts: Mapping[Concept | str | Path, float | Sequence[float]],
+    *,
+    gate: str | None = None,
+    rows: str = "conditional",
+    schedule: Schedule | Mapping[str, Schedule] | None = None,
+    trace: bool = False,
+    force: bool = False,
+) -> PipelineSteering:
+    """Steer a pipeline.
+
+    Args:
+        pipe: a diffusers text-to-image pipeline of a known family.
+        concepts: concept, or its folder or Hub name -> strength; 1 is one unit of the concept, 0 is off and exact,
+            negative goes the other way. A list gives one strength per prompt of a batch.
+        gate: None for each concept's own, "on" to steer everything (the vanilla method), "off" for nothing.
+        rows: "conditional" steers the prompt's half of classifier-free guidance, "both" the negative half too.
+        schedule: strength over the timestep (`dsas_diffusion.Schedule`), for all concepts or by name.
+        trace: record h; `trace.heatmap(name, image)` draws it.
+        force: use a concept that was learned on another architecture all the same.
+
+    Returns:
+        A handle, attached already: use it in a `with` block or call `detach()`.
+
+    Raises:
+        DSASError: unknown family, a concept that does not fit, a compiled denoiser, a strength that is not finite.
+
+    Example:
+        >>> with steer(pipe, {"banana-blur": 1.0}) as steering:
+        ...     image = pipe("a banana and a dog").images[0]
+    """
+    if not concepts:
+        raise DSASError("no concept to steer: pass {concept: strength}")
+    loaded = {
+        given if isinstance(given, Concept) else Concept.from_pretrained(given): strength
+        for given, strength in concepts.items()
+    }
+    if len(loaded) < len(concepts):
+        raise DSASError("one concept is given twice: give it one strength")
+    roots = roots_of(pipe)
+    for concept in loaded:
+        concept.check(roots, force=force)
+    positions = {str(concept.provenance.get("positions", "all")) for concept in loaded}
+    if len(positions) > 1:
+        raise DSASError("concepts that read words and concepts that read padding too cannot be steered together")
+    picture_trace = PictureTrace() if trace else None
+    steering = PipelineSteering(pipe, loaded, gate=gate, schedule=schedule, trace=picture_trace)
+    return steering.attach(Rows(pipe, rows, positions.pop()))
+
+
+def _compiled(module: Any) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None

@@ -1,0 +1,115 @@
+"""Pictures of the trace, and pictures side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from dsas_core.errors import DSASError
+from dsas_core.trace import Trace
+
+#: dark violet to yellow, perceptually even: h = 0 and h = 1
+_LOW, _MIDDLE, _HIGH = np.array((30, 12, 72)), np.array((214, 66, 88)), np.array((252, 240, 130))
+
+
+class PictureTrace(Trace):
+    """A trace of pictures: h on the patches of each picture."""
+
+    def heat(
+        self, concept: str, size: tuple[int, int], *, image: int = 0, site: str | None = None, root: str | None = None
+    ) -> np.ndarray:
+        """Where a concept was seen in one picture of the last generation.
+
+        Args:
+            concept: its name.
+            size: (width, height) of the picture.
+            image: which picture of the batch, in the order of `pipe(...).images`.
+            site: one site; by default the mean over all sites that see patches.
+            root: sites below one root only.
+
+        Returns:
+            float32 [height, width] in [0, 1], averaged over the steps.
+
+        Raises:
+            DSASError: nothing was recorded there.
+        """
+        width, height = size
+        records = [r for r in self.select(concept, site, root) if r.mask is None and r.h.shape[1] > 1]
+        if not records or image >= len(records[0].h):
+            known = sorted({str(r.site) for r in self.records}) or ["nothing: call the pipeline inside steer()"]
+            raise DSASError(
+                f"no heat for {concept!r}, picture {image}: recorded are {', '.join(known)}; text sites have no patches"
+            )
+        total = torch.zeros(height, width)
+        for record in records:
+            rows = max(1, round((record.h.shape[1] * height / width) ** 0.5))
+            grid = record.h[image].view(1, 1, rows, -1)
+            total += torch.nn.functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[0, 0]
+        return (total / len(records)).clamp(0, 1).numpy()
+
+    def heatmap(
+        self, concept: str, picture: Image.Image, *, image: int = 0, site: str | None = None, root: str | None = None
+    ) -> Image.Image:
+        """The picture with the concept's h over it: dark where nothing was steered, bright where all was."""
+        heat = self.heat(concept, picture.size, image=image, site=site, root=root)
+        return overlay(picture, heat)
+
+
+def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Colours for heat [height, width] in [0, 1] over a greyed picture."""
+    grey = np.asarray(picture.convert("L"), np.float32)[..., None].repeat(3, -1)
+    level = heat[..., None]
+    colour = np.where(level < 0.5, _LOW + (_MIDDLE - _LOW) * level * 2, _MIDDLE + (_HIGH - _MIDDLE) * (level - 0.5) * 2)
+    return Image.fromarray((0.45 * grey + 0.55 * colour).clip(0, 255).astype(np.uint8))
+
+
+def grid(
+    rows: Sequence[Sequence[Image.Image]],
+    columns: Sequence[str],
+    captions: Sequence[str],
+    cell: int = 160,
+    caption_width: int = 190,
+) -> Image.Image:
+    """A labelled table of pictures.
+
+    Args:
+        rows: pictures, row by row. columns: headings. captions: one text per row, to its left.
+        cell: pixels of a cell's side; small pictures are enlarged.
+    """
+    font, bold = _font(14), _font(15, bold=True)
+    gap, top = 8, 34
+    width = caption_width + len(columns) * (cell + gap) + gap
+    sheet = Image.new("RGB", (width, top + len(rows) * (cell + gap) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, heading in enumerate(columns):
+        draw.text((caption_width + gap + i * (cell + gap) + cell / 2, 18), heading, "black", bold, anchor="mm")
+    for j, (pictures, caption) in enumerate(zip(rows, captions, strict=True)):
+        y = top + j * (cell + gap)
+        lines = _wrapped(caption, font, caption_width - 2 * gap)
+        draw.multiline_text((gap, y + cell / 2), "\n".join(lines), "black", font, anchor="lm", spacing=5)
+        for i, picture in enumerate(pictures):
+            resample = Image.Resampling.BICUBIC if picture.width < cell else Image.Resampling.LANCZOS
+            sheet.paste(picture.convert("RGB").resize((cell, cell), resample), (caption_width + gap + i * (cell + gap), y))
+    return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    import matplotlib  # ships DejaVu, so labels look the same everywhere
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
