@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test lint format bench train-builtin clean
+.PHONY: help demo test lint format bench train-builtin clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,9 +23,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## the demonstration, in the terminal
 	.venv/bin/python benchmarks/demo.py
-
-app: $(STAMP)  ## the Gradio demo, in the browser
-	.venv/bin/python app.py
 
 test: $(STAMP)  ## run the tests
 	.venv/bin/python -m pytest

@@ -1,4 +1,4 @@
-"""dsas_core: probes that say when, maps that say how, and the engine that learns and applies them to any torch model."""
+"""dsas_core: probes that say when, maps that say how, and the engine that applies them to any torch model."""
 
 from . import interpolation, maps, methods, probes, prompts, sites
 from .concept import Concept, Intervention

@@ -51,7 +51,7 @@ class Capture:
     `rows` maps (site, bin, kind) to Rows.
     """
 
-    def __init__(self, edges: Sequence[float] = (), positions_per_row: int = 16, seed: int = 0) -> None:
+    def __init__(self, edges: Sequence[float] = (), positions_per_row: int = 32, seed: int = 0) -> None:
         self.edges = tuple(edges)
         self.seed = seed
         self.positions_per_row = positions_per_row

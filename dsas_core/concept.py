@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -122,7 +123,8 @@ class Concept:
         from safetensors.torch import save
 
         with replacing_folder(folder) as draft:
-            (draft / TENSORS).write_bytes(save(tensors, metadata={"format": "pt", "dsas": str(FORMAT)}))
+            apart = {name: tensor.clone() for name, tensor in tensors.items()}  # bins may share a probe
+            (draft / TENSORS).write_bytes(save(apart, metadata={"format": "pt", "dsas": str(FORMAT)}))
             (draft / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
             (draft / CARD).write_text(_card(self, config))
         return folder
@@ -152,8 +154,8 @@ class Concept:
     def _packed(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         tensors: dict[str, torch.Tensor] = {}
         interventions = []
-        for intervention in self.interventions:
-            key = str(intervention.site)
+        for place, intervention in enumerate(self.interventions):
+            key = f"{place}.{intervention.site}"  # several slices of one module are several sites
             bins = []
             for i, (probe, transform) in enumerate(zip(intervention.probes, intervention.maps, strict=True)):
                 packed = {
@@ -212,11 +214,29 @@ class Concept:
             edges = tuple(float(edge) for edge in config.pop("edges"))
             config.pop("format")
             concept = cls(interventions=interventions, edges=edges, **config)
+            _validate(concept)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DSASError(f"{folder / CONFIG} is damaged: {type(error).__name__} {error}") from None
         if any(len(item.probes) != len(edges) + 1 for item in interventions):
             raise DSASError(f"{folder / CONFIG} is damaged: {len(edges)} edges need {len(edges) + 1} bins at each site")
         return concept
+
+
+def _validate(concept: Concept) -> None:
+    """Raise a ValueError when a file holds what no concept can; parts have been checked by `unpack`."""
+    texts = (concept.name, concept.method, concept.gate, concept.description)
+    weights = [weight for item in concept.interventions for weight in item.weights]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("name, method, gate and description must be texts")
+    if isinstance(concept.unit, str) or not all(map(math.isfinite, (concept.unit, *concept.edges, *weights))):
+        raise ValueError("unit, edges and weights must be finite numbers")
+    if list(concept.edges) != sorted(set(concept.edges)):
+        raise ValueError("edges must ascend")
+    if not concept.interventions:
+        raise ValueError("it has no interventions")
+    for item in concept.interventions:
+        if not all(isinstance(probe, Probe) for probe in item.probes) or not all(isinstance(m, Map) for m in item.maps):
+            raise ValueError(f"{item.site} needs probes and maps")
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -243,9 +263,13 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         yield draft
         draft.chmod(0o755)
         if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            old = draft.with_name(f"{draft.name}-old")
             os.replace(folder, old)
-            os.replace(draft, folder)
+            try:
+                os.replace(draft, folder)
+            except OSError:
+                os.replace(old, folder)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(draft, folder)
@@ -271,9 +295,9 @@ def _stored(intervention: Intervention) -> Intervention:
 
 def _download(name: str, revision: str | None, token: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise DSASError(f"no concept at {name}: no such folder, and it is no Hub name (user/name)")
     try:
         patterns = [CONFIG, TENSORS, CARD]
@@ -297,7 +321,7 @@ tags: [activation-steering, dsas]
 
 {concept.description or "A concept for Dynamically Scaled Activation Steering."}
 
-Method `{concept.method}`, gate `{concept.gate}`; a strength of 1 stands for {concept.unit:g} units of the map. Use it with
+Method `{concept.method}`, gate `{concept.gate}`; a strength of 1 stands for {concept.unit:g} units of the map.
 
 ```python
 import dsas_diffusion as dsas
@@ -320,6 +344,3 @@ Cross-validated on prompts that the gate was not fitted on.
 
 Steering changes what a model draws, in either direction; look at samples before you rely on it.
 """
-
-
-

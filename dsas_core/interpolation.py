@@ -31,5 +31,6 @@ def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float
         if transform.displaces:
             out = torch.addcmul(out, h * strength, transform.displacement(wide))
         else:
-            out = out + (torch.lerp(wide, transform.apply(wide, strength), h.expand_as(wide)) - wide)
+            moved = torch.lerp(wide, transform.apply(wide, strength), h.expand_as(wide))
+            out = moved if out is wide else out + (moved - wide)
     return out.to(x.dtype)

@@ -30,6 +30,7 @@ from .probes import LinearProbe, PooledProbe, Probe, ProductProbe
 from .sites import Site
 
 FORMS = ("paper", "pooled", "token", "product")
+POOLINGS = ("gated", "mean")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Recipe:
         rank, scaler: projection of the gate's regression; "auto" chooses by cross-validation.
         site_weight: "soft", "threshold" or "none"; see `methods.dsas.Evidence.weight`.
         control_h: mean h to allow on held-out control positions; None leaves the bias where the regression put it.
+        pooling: what the map is fitted on, "gated" for means over positions weighted by the gate (where the concept is),
+            "mean" for plain means, the form of the paper.
         top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.
         rounds: multiple-instance rounds.
         seed: of the cross-validation folds.
@@ -54,15 +57,19 @@ class Recipe:
     scaler: str = "auto"
     site_weight: str = "soft"
     control_h: float | None = 0.01
-    top_share: float = 0.15
+    pooling: str = "gated"
+    top_share: float = 0.1
     rounds: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
         methods.get(self.method, "map")
         methods.get(self.gate, "gate")
-        if self.form not in FORMS:
-            raise DSASError(f"gate form {self.form!r}: expected one of {', '.join(FORMS)}")
+        if self.form not in FORMS or self.pooling not in POOLINGS:
+            raise DSASError(
+                f"gate form {self.form!r}, pooling {self.pooling!r}: expected one of {', '.join(FORMS)}, and one of "
+                f"{', '.join(POOLINGS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,12 +127,13 @@ def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> tuple[P
     missing = [kind for kind in kinds if (site, bin_, kind) not in capture.rows]
     if missing:
         raise DSASError(
-            f"nothing was captured at {site} in timestep bin {bin_} for {', '.join(missing)}: use more steps or fewer bins"
+            f"nothing was captured at {site} in timestep bin {bin_} for {', '.join(missing)}: "
+            "use more steps or fewer bins"
         )
     source, target, control = (capture.rows[site, bin_, kind] for kind in kinds)
-    transform = methods.get(recipe.method, "map").fit(source.gathered("pooled"), target.gathered("pooled"))
     gate = methods.get(recipe.gate, "gate")
     if recipe.gate != "dsas":
+        transform = methods.get(recipe.method, "map").fit(source.gathered("pooled"), target.gathered("pooled"))
         probe = gate.fit(source.gathered("pooled"), control.gathered("pooled"))
         score = float(probe.score(control.gathered("pooled")).mean())
         return probe, transform, SiteEvidence(str(site), bin_, 1.0, 0.5, 0.5, 0, "none", score)
@@ -138,9 +146,28 @@ def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> tuple[P
         seed=recipe.seed,
     )
     probe, control_h = _formed(pooled.probe, pooled.control_logits, source, control, recipe)
+    sides = [_map_rows(rows, probe, recipe.pooling) for rows in (source, target)]
+    transform = methods.get(recipe.method, "map").fit(*sides)
     found: Evidence = pooled.evidence
-    summary = {key: value for key, value in asdict(found).items() if key in ("balanced_accuracy", "auroc", "rank", "scaler")}
-    return probe, transform, SiteEvidence(str(site), bin_, found.weight(recipe.site_weight), control_h=control_h, **summary)
+    summary = {
+        key: value for key, value in asdict(found).items() if key in ("balanced_accuracy", "auroc", "rank", "scaler")
+    }
+    return (
+        probe,
+        transform,
+        SiteEvidence(str(site), bin_, found.weight(recipe.site_weight), control_h=control_h, **summary),
+    )
+
+
+def _map_rows(rows: Rows, probe: Probe, pooling: str) -> torch.Tensor:
+    """What the map is fitted on, [rows, width]: each row's mean over positions, or its mean weighted by the gate."""
+    if pooling == "mean":
+        return rows.gathered("pooled")
+    weighted = []
+    for positions in rows.gathered("positions").split([len(group) for group in _calls(rows)]):
+        h = (probe.factors[0] if isinstance(probe, ProductProbe) else probe).score(positions)
+        weighted.append((h * positions).sum(0) / h.sum().clamp_min(1e-6))
+    return torch.stack(weighted)
 
 
 def _formed(
@@ -164,33 +191,30 @@ def _formed(
     return ProductProbe((_shifted(token, shift), PooledProbe(pooled))), h
 
 
-def _token_probe(
-    start: LinearProbe, source: Rows, control: Rows, recipe: Recipe
-) -> tuple[LinearProbe, torch.Tensor]:
+def _token_probe(start: LinearProbe, source: Rows, control: Rows, recipe: Recipe) -> tuple[LinearProbe, torch.Tensor]:
     """A probe of single positions, by multiple-instance rounds, and held-out logits of the control positions."""
     shown, kept = source.gathered("positions"), control.gathered("positions")
-    shown_prompts, kept_prompts = source.gathered("position_prompts"), control.gathered("position_prompts")
     gate = methods.get("dsas", "gate")
-    probe, logits = start, torch.empty(0)
-    for _ in range(recipe.rounds):
-        scores = probe.logit(shown)[:, 0]
-        positive = torch.zeros(len(shown), dtype=torch.bool)
-        start_row = 0
-        for rows in _calls(source):
-            count = max(1, round(recipe.top_share * len(rows)))
-            best = scores[start_row : start_row + len(rows)].topk(count).indices + start_row
-            positive[best] = True
-            start_row += len(rows)
-        fitted = gate.cross_fit(
-            shown[positive],
-            kept,
-            rank=48 if recipe.rank == "auto" else recipe.rank,
-            scaler="std" if recipe.scaler == "auto" else recipe.scaler,
-            groups=(shown_prompts[positive].tolist(), kept_prompts.tolist()),
-            seed=recipe.seed,
-        )
-        probe, logits = fitted.probe, fitted.control_logits
-    return probe, logits
+    rank = "lda" if recipe.rank == "auto" else recipe.rank
+    scaler = "std" if recipe.scaler == "auto" else recipe.scaler
+    ends = torch.tensor([len(rows) for rows in _calls(source)]).cumsum(0).tolist()
+
+    def highest(probe: LinearProbe) -> torch.Tensor:
+        """Indices of the positions of each row of each call that the probe scores highest."""
+        chosen, begin = [], 0
+        for end in ends:
+            count = max(1, round(recipe.top_share * (end - begin)))
+            chosen.append(probe.logit(shown[begin:end])[:, 0].topk(count).indices + begin)
+            begin = end
+        return torch.cat(chosen)
+
+    probe = start
+    for _ in range(recipe.rounds - 1):
+        probe = gate.fit(shown[highest(probe)], kept, rank=rank, scaler=scaler)
+    positive = highest(probe)
+    groups = (source.gathered("position_prompts")[positive].tolist(), control.gathered("position_prompts").tolist())
+    fitted = gate.cross_fit(shown[positive], kept, rank=rank, scaler=scaler, groups=groups, seed=recipe.seed)
+    return fitted.probe, fitted.control_logits
 
 
 def _calls(rows: Rows) -> list[torch.Tensor]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from typing import Any, ClassVar, Self
+from types import UnionType
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -70,12 +71,26 @@ def unpack(spec: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return tensors[spec["tensor"]]
     if isinstance(spec, dict) and "kind" in spec:
         content = {name: unpack(value, tensors) for name, value in spec.items() if name != "kind"}
-        return _KINDS[spec["kind"]](**content)
+        part = _KINDS[spec["kind"]](**content)
+        hints = get_type_hints(type(part))
+        for field in fields(part):  # type: ignore[arg-type]
+            if not _fits(getattr(part, field.name), hints[field.name]):
+                raise ValueError(f"{field.name} of {part.kind} must be {field.type}")
+        return part
     if isinstance(spec, list):
         return tuple(unpack(item, tensors) for item in spec)
     if isinstance(spec, str | int | float | bool | None):
         return spec
     raise ValueError(f"unexpected content {type(spec).__name__}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a field of a part announces."""
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:

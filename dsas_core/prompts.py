@@ -177,15 +177,18 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
 
 def _names(template: str) -> set[str]:
     try:
-        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        found = [field for field in string.Formatter().parse(template) if field[1] is not None]
     except ValueError as error:
         raise DSASError(f"template {template!r}: {error}") from None
+    if any(form or conversion for _, _, form, conversion in found):
+        raise DSASError(f"template {template!r}: a placeholder is a name in braces, without ':' and '!'")
+    return {str(name) for _, name, _, _ in found}
 
 
 def _expand(template: str, placeholders: Mapping[str, Sequence[str]]) -> list[str]:
     names = sorted(_names(template))
     return [
-        " ".join(_articles(template.format(**dict(zip(names, values, strict=True)))).split())
+        _articles(" ".join(template.format(**dict(zip(names, values, strict=True))).split()))
         for values in itertools.product(*(placeholders[name] for name in names))
         if len(set(values)) == len(values)  # no "a dog and a dog"
     ]

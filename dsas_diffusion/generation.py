@@ -45,7 +45,9 @@ def seeds_for(prompts: Sequence[str], seed: int) -> list[int]:
 
 
 @torch.no_grad()
-def latents_of(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8) -> torch.Tensor:
+def latents_of(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
+) -> torch.Tensor:
     """Denoised latents [n, channels, height, width] of each prompt."""
     return torch.cat(list(latent_batches(pipe, prompts, seeds, settings, batch)))
 

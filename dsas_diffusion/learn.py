@@ -32,9 +32,11 @@ from .rows import Rows
 from .steer import steer
 
 #: strengths of the map to try as a unit, relative to its own scale
-UNITS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+UNITS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 #: a picture counts as unchanged up to this mean absolute difference, of 255
 UNCHANGED = 2.0
+#: prompts a side
+COUNT = 48
 EYES_TIMESTEP = 250.0
 
 
@@ -47,7 +49,7 @@ def learn(
     sites: str | Sequence[str] | None = None,
     steps: int | None = None,
     seed: int = 0,
-    count: int = 48,
+    count: int = COUNT,
     edges: Sequence[float] = (),
     positions: str = "all",
     guidance: float | None = None,
@@ -152,7 +154,8 @@ def choose_unit(
 
     The effect of a strength is the share of held-out source pictures that the model's own eyes take for target
     pictures, over the same share of pictures of the target prompts. Strengths are tried in ascending order until the
-    effect is 1 or more than `drift` of the control pictures change. When no strength is within the limit, the smallest is taken.
+    effect is 1 or more than `drift` of the control pictures change. When no strength is within the limit, the smallest
+    is taken.
     """
     eyes = Eyes(pipe, latents["source"], latents["target"])
     base, seeds = {}, {}
@@ -165,11 +168,11 @@ def choose_unit(
     best: tuple[float, float] | None = None
     texts = [*held_out["source"], *held_out["control"]]
     both = [*seeds["source"], *seeds["control"]]
-    with progress_bar(len(UNITS), "choosing the unit", show_progress) as bar, steer(pipe, {concept: 0.0}) as steering:
+    cut = len(held_out["source"])
+    with progress_bar(len(UNITS), "choosing the unit", show_progress) as bar:
         for unit in UNITS:
-            steering.strengths[concept.name] = unit / concept.unit
-            made = latents_of(pipe, texts, both, settings, batch)
-            cut = len(held_out["source"])
+            with steer(pipe, {concept.with_unit(unit): 1.0}):
+                made = latents_of(pipe, texts, both, settings, batch)
             effect = eyes.share(made[:cut]) / asked
             changed = (_pixels(pipe, made[cut:]) - untouched).abs().mean((1, 2, 3))
             moved = float((changed > UNCHANGED).float().mean())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +49,39 @@ def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise DSASError(f"{folder} is no pipeline: it has no model_index.json")
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True, **options)
+        with _quiet_libraries():
+            pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True, **options)
     except Exception as error:  # diffusers, transformers and the Hub raise a dozen kinds here
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DSASError(f"cannot load {name}: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    with _quiet_libraries():
+        return pipe.to(device)
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """diffusers and transformers without warnings and loading bars, until the block ends. Downloads keep their bars."""
+    from diffusers.utils import logging as of_diffusers
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as of_transformers
+
+    before = [
+        (library, library.get_verbosity(), library.is_progress_bar_enabled())
+        for library in (of_diffusers, of_transformers)
+    ]
+    downloads = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
+    for library, _, _ in before:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    downloads()  # transformers switches those along with its own
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch_dtype, which older diffusers want, is now dtype
+            yield
+    finally:
+        for library, verbosity, bars in before:
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()
+        downloads()

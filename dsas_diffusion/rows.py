@@ -33,7 +33,11 @@ class Rows:
     """
 
     def __init__(
-        self, pipe: Any, rows: str = "conditional", positions: str = "all", on_prompts: Callable[[int], None] | None = None
+        self,
+        pipe: Any,
+        rows: str = "conditional",
+        positions: str = "all",
+        on_prompts: Callable[[int], None] | None = None,
     ) -> None:
         if rows not in ROWS or positions not in POSITIONS:
             raise DSASError(f"rows {rows!r}, positions {positions!r}: expected {ROWS} and {POSITIONS}")

@@ -23,7 +23,9 @@ class Schedule:
         ordered = sorted((float(t), float(factor)) for t, factor in points)
         times = [t for t, _ in ordered]
         if not ordered or len(set(times)) < len(times) or times[0] < 0 or times[-1] > 1000:
-            raise DSASError(f"schedule: expected (timestep, factor) pairs, timesteps once each in 0 … 1000; found {points}")
+            raise DSASError(
+                f"schedule: expected (timestep, factor) pairs, timesteps once each in 0 … 1000; found {points}"
+            )
         self.times = torch.tensor(times)
         self.factors = torch.tensor([factor for _, factor in ordered])
 

@@ -93,7 +93,9 @@ def grid(
         draw.multiline_text((gap, y + cell / 2), "\n".join(lines), "black", font, anchor="lm", spacing=5)
         for i, picture in enumerate(pictures):
             resample = Image.Resampling.BICUBIC if picture.width < cell else Image.Resampling.LANCZOS
-            sheet.paste(picture.convert("RGB").resize((cell, cell), resample), (caption_width + gap + i * (cell + gap), y))
+            sheet.paste(
+                picture.convert("RGB").resize((cell, cell), resample), (caption_width + gap + i * (cell + gap), y)
+            )
     return sheet
 
 

@@ -63,4 +63,3 @@ def get(name: str, kind: str | None = None) -> Any:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise DSASError(f"no {kind or 'method'} named {name!r}; there is {', '.join(names)}{hint}")
     return _METHODS[name][1]
-

@@ -19,5 +19,6 @@ class CAA:
 
     def fit(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
         """Fit on rows [n, width] of source and target; dtype of the source out, computed in float64."""
+        found = checked("source", source).mean(0)
         wanted = checked("target", target, source.shape[-1]).mean(0)
-        return AffineMap(shift=(wanted - checked("source", source).mean(0)).to(source.dtype))
+        return AffineMap(shift=(wanted - found).to(source.dtype))

@@ -86,8 +86,14 @@ class DSAS:
             seed: of the folds.
 
         Returns:
-            A LinearProbe, `weight` [width] and `bias` [], in the dtype of the source.
+            A LinearProbe, `weight` [width] and `bias` [], in the dtype of the source. With both rank and scaler given
+            there is nothing to choose, and nothing is cross-validated.
         """
+        if rank != "auto" and scaler != "auto":
+            positive, negative = checked("source", source), checked("control", control, source.shape[-1])
+            labels = np.repeat([1, 0], [len(positive), len(negative)])
+            weight, bias = _fit_folded(torch.cat([positive, negative]).numpy(), labels, rank, scaler)
+            return LinearProbe(weight.to(source.dtype), bias.to(source.dtype))
         return self.cross_fit(source, control, rank=rank, scaler=scaler, groups=groups, seed=seed).probe
 
     def cross_fit(
@@ -109,6 +115,8 @@ class DSAS:
             prompts = np.arange(len(rows))
         else:
             prompts = np.concatenate([np.asarray(groups[0]), np.asarray(groups[1]) + 1 + max(groups[0])])
+        if scaler not in ("auto", *CANDIDATE_SCALERS):
+            raise DSASError(f"gate scaler {scaler!r}: expected auto, {' or '.join(CANDIDATE_SCALERS)}")
         ranks = CANDIDATE_RANKS if rank == "auto" else (rank,)
         scalers = CANDIDATE_SCALERS if scaler == "auto" else (scaler,)
         chosen, evidence, logits = _choose(rows, labels, prompts, ranks, scalers, seed)
@@ -132,7 +140,9 @@ def _choose(
 
     sizes = [len(np.unique(prompts[labels == label])) for label in (1, 0)]
     if min(sizes) < FOLDS:
-        raise DSASError(f"a gate needs at least {FOLDS} prompts a side to cross-validate, found {sizes[0]} and {sizes[1]}")
+        raise DSASError(
+            f"a gate needs at least {FOLDS} prompts a side to cross-validate, found {sizes[0]} and {sizes[1]}"
+        )
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     folds = list(splitter.split(rows, labels, prompts))
     candidates = [(rank, scaler) for scaler in scalers for rank in ranks]

@@ -132,7 +132,9 @@ def build_scheduler():
     """Flow matching: sample = (1 - sigma) * data + sigma * noise, timestep = 1000 * sigma."""
     from diffusers import DPMSolverMultistepScheduler
 
-    return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2)
+    return DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2, steps_offset=1
+    )
 
 
 def build_pipeline(autoencoder, text_encoder, tokenizer, unet):

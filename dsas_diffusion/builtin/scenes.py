@@ -195,7 +195,9 @@ def _describe(rng: np.random.Generator, items: tuple[Item, ...], background: str
 @cache
 def _glyph(name: str, size: int = 96) -> Image.Image:
     if not FONT.is_file():
-        raise FileNotFoundError(f"no {FONT}: rendering scenes needs it (Debian: apt-get install fonts-noto-color-emoji)")
+        raise FileNotFoundError(
+            f"no {FONT}: rendering scenes needs it (Debian: apt-get install fonts-noto-color-emoji)"
+        )
     font = ImageFont.truetype(str(FONT), 109)
     canvas = Image.new("RGBA", (180, 180))
     ImageDraw.Draw(canvas).text((20, 20), THINGS[name][0], font=font, embedded_color=True)

@@ -156,7 +156,10 @@ def _share_matrices(matrices: list[torch.Tensor], run: Run) -> None:
     """Bring in the matrices that the other processes have stepped."""
     if run.world == 1 or not matrices:
         return
-    kept = [master.flatten() if i % run.world == run.rank else torch.zeros_like(master).flatten() for i, master in enumerate(matrices)]
+    kept = [
+        master.flatten() if i % run.world == run.rank else torch.zeros_like(master).flatten()
+        for i, master in enumerate(matrices)
+    ]
     flat = torch.cat(kept)
     dist.all_reduce(flat)
     for master, piece in zip(matrices, flat.split([master.numel() for master in matrices]), strict=True):

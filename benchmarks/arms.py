@@ -1,0 +1,183 @@
+"""What demo.py and concept.py share: the arms of one concept drawn, judged, and summed up.
+
+A trial gives raw lists, one entry per picture; trials of several seeds are joined before anything is divided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import dsas_diffusion as dsas
+from dsas_diffusion import metrics
+from dsas_diffusion.builtin.judge import Judge
+from dsas_diffusion.generation import Settings, pictures_of, seeds_for
+from dsas_diffusion.metrics import Wanted
+
+#: strengths that DSAS and vanilla share for the change at equal effect; the report's own strength is 1
+GRID = (0.25, 0.5, 0.75, 1.0, 1.5)
+BATCH = 8
+
+Raw = dict[str, list[Any]]
+Pictures = dict[str, dict[str, list[Image.Image]]]
+
+
+def draw(
+    pipe: Any,
+    prompts: Sequence[str],
+    seed: int,
+    settings: Settings,
+    concept: dsas.Concept | None = None,
+    gate: str | None = None,
+    strength: float = 1.0,
+) -> list[Image.Image]:
+    """Pictures of one arm; the same prompts and seed start from the same noise in every arm."""
+    attached = nullcontext() if concept is None else dsas.steer(pipe, {concept: strength}, gate=gate)
+    with attached:
+        return pictures_of(pipe, prompts, seeds_for(prompts, seed), settings, BATCH)
+
+
+def draw_traced(
+    pipe: Any, prompts: Sequence[str], seed: int, settings: Settings, concept: dsas.Concept, strength: float = 1.0
+) -> tuple[list[Image.Image], list[float], dict[str, list[np.ndarray]]]:
+    """Pictures with the concept's own gate, the mean h of each batch, and heat by denoiser site and picture."""
+    seeds = seeds_for(prompts, seed)
+    pictures: list[Image.Image] = []
+    h: list[float] = []
+    heats: dict[str, list[np.ndarray]] = {str(s): [] for s in concept.sites if s.root != "text_encoder"}
+    with dsas.steer(pipe, {concept: strength}, trace=True) as steering:
+        for start in range(0, len(prompts), BATCH):
+            batch = slice(start, start + BATCH)
+            made = pictures_of(pipe, prompts[batch], seeds[batch], settings, BATCH)
+            pictures += made
+            h += [steering.trace.mean_h(concept.name)] * len(made)
+            for site, found in heats.items():
+                found += [steering.trace.heat(concept.name, p.size, image=i, site=site) for i, p in enumerate(made)]
+    return pictures, h, heats
+
+
+def best_mask_site(
+    pipe: Any,
+    judge: Judge,
+    concept: dsas.Concept,
+    wanted: Wanted,
+    prompts: Sequence[str],
+    seed: int,
+    settings: Settings,
+) -> str | None:
+    """The denoiser site whose heat fits the thing's mask best on validation prompts; None without such sites."""
+    pictures, _, heats = draw_traced(pipe, prompts, seed, settings, concept, strength=0.0)
+    shapes = metrics.masks(judge, pictures, wanted.thing)
+    scores = {site: np.mean(metrics.localisation(found, shapes)) for site, found in heats.items()}
+    return max(scores, key=lambda site: scores[site]) if scores else None
+
+
+def trial(
+    pipe: Any,
+    judge: Judge,
+    concept: dsas.Concept,
+    wanted: Wanted,
+    prompts: Mapping[str, Sequence[str]],
+    seed: int,
+    settings: Settings,
+    base: Mapping[str, list[Image.Image]],
+    mask_site: str | None,
+    grid_prompts: int,
+    strengths: Sequence[float] = GRID,
+) -> tuple[Raw, Pictures, dict[str, list[np.ndarray]]]:
+    """Draw vanilla and DSAS beside `base`, and judge.
+
+    Args:
+        prompts: parts "alone", "beside", "without" and "unnamed".
+        base: pictures of the same parts without steering.
+        mask_site: denoiser site whose heat is compared with the masks.
+        grid_prompts: prompts of "alone" and of "without" that each of the `strengths` draws.
+    """
+    raw: Raw = {}
+    arms: Pictures = {"base": dict(base), "vanilla": {}, "dsas": {}}
+    heat: dict[str, list[np.ndarray]] = {}
+    for i, (part, texts) in enumerate(prompts.items()):
+        arms["vanilla"][part] = draw(pipe, texts, seed + i, settings, concept, "on")
+        pictures, h, heats = draw_traced(pipe, texts, seed + i, settings, concept)
+        arms["dsas"][part] = pictures
+        if part == "without":
+            raw["control_h"] = h
+        heat[part] = heats[mask_site] if mask_site else []
+    words = [wanted.in_words(prompt) for prompt in (*prompts["alone"], *prompts["beside"])]
+    raw["asked"] = metrics.shown(judge, draw(pipe, words, seed, settings), wanted).tolist()
+    names = metrics.neighbours(prompts["beside"], wanted)
+    raw["base_intact"] = metrics.neighbour_intact(judge, base["beside"], names).tolist()
+    unnamed = [mask is not None for mask in metrics.masks(judge, base["unnamed"], wanted.thing)]
+    for arm in ("vanilla", "dsas"):
+        shown = arms[arm]
+        raw[f"{arm}_shown"] = metrics.shown(judge, [*shown["alone"], *shown["beside"]], wanted).tolist()
+        raw[f"{arm}_change"] = metrics.change(base["without"], shown["without"]).tolist()
+        raw[f"{arm}_intact"] = metrics.neighbour_intact(judge, shown["beside"], names).tolist()
+        hits = metrics.shown(judge, shown["unnamed"], wanted)
+        raw[f"{arm}_unnamed"] = [bool(hit) for hit, there in zip(hits, unnamed, strict=True) if there]
+    if mask_site:
+        _, _, heats = draw_traced(pipe, prompts["alone"], seed, settings, concept, strength=0.0)
+        _, _, more = draw_traced(pipe, prompts["beside"], seed + 1, settings, concept, strength=0.0)
+        shapes = metrics.masks(judge, [*base["alone"], *base["beside"]], wanted.thing)
+        for area, overlap in metrics.localised([*heats[mask_site], *more[mask_site]], shapes):
+            raw.setdefault("mask_auroc", []).append(area)
+            raw.setdefault("mask_iou", []).append(overlap)
+    few, other = list(prompts["alone"][:grid_prompts]), list(prompts["without"][:grid_prompts])
+    for strength in strengths:
+        for arm, gate in (("vanilla", "on"), ("dsas", None)):
+            hits = metrics.shown(judge, draw(pipe, few, seed, settings, concept, gate, strength), wanted)
+            moved = draw(pipe, other, seed + 2, settings, concept, gate, strength)
+            raw[f"{arm}_shown@{strength}"] = hits.tolist()
+            raw[f"{arm}_change@{strength}"] = metrics.change(base["without"][: len(other)], moved).tolist()
+    return raw, arms, heat
+
+
+def joined(raws: Sequence[Raw]) -> Raw:
+    """Lists of several trials, end to end."""
+    return {
+        key: [value for raw in raws for value in raw.get(key, [])] for key in dict.fromkeys(k for r in raws for k in r)
+    }
+
+
+def summed_up(raw: Raw) -> dict[str, Any]:
+    """The figures of the report, from raw lists."""
+    mean = {key: float(np.mean(values)) if values else None for key, values in raw.items()}
+    asked = max(mean["asked"] or 0.0, 1e-9)
+    intact = np.array(raw["base_intact"])
+    figures: dict[str, Any] = {"asked_in_words": mean["asked"], "control_h": mean["control_h"]}
+    for arm in ("dsas", "vanilla"):
+        kept = np.array(raw[f"{arm}_intact"]) & intact
+        values = {
+            "effect": (mean[f"{arm}_shown"] or 0.0) / asked,
+            "unchanged": float((np.array(raw[f"{arm}_change"]) <= metrics.UNCHANGED).mean()),
+            "mean_change": mean[f"{arm}_change"],
+            "neighbour_kept": float(kept.sum() / max(1, intact.sum())),
+            "unnamed_shown": mean[f"{arm}_unnamed"],
+        }
+        if arm == "dsas":
+            figures |= values
+        else:
+            figures["vanilla"] = values
+    curves = {
+        arm: [
+            {
+                "strength": strength,
+                "effect": (mean[f"{arm}_shown@{strength}"] or 0.0) / asked,
+                "change": mean[f"{arm}_change@{strength}"] or 0.0,
+            }
+            for strength in sorted(float(key.split("@")[1]) for key in raw if key.startswith(f"{arm}_shown@"))
+        ]
+        for arm in ("dsas", "vanilla")
+    }
+    at_one = next(point["effect"] for point in curves["dsas"] if point["strength"] == 1.0)
+    equal = metrics.change_at_equal_effect(curves["dsas"], curves["vanilla"], at_one)
+    figures |= {"change_ratio": equal.pop("ratio"), "change_ratio_how": equal, "curves": curves}
+    for key in ("mask_auroc", "mask_iou"):
+        if raw.get(key):
+            figures[key] = mean[key]
+    figures["pictures_an_arm"] = len(raw["dsas_shown"]) + len(raw["dsas_change"])
+    return figures

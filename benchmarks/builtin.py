@@ -1,0 +1,106 @@
+"""How good the built-in model and its judge are, before any steering, on content that training never saw.
+
+    python benchmarks/builtin.py --pictures 400
+
+Writes benchmarks/results/builtin.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dsas_diffusion as dsas
+from dsas_diffusion.builtin.judge import Judge
+from dsas_diffusion.builtin.scenes import RELATIONS, Scene, render, sample_scene
+from dsas_diffusion.generation import Settings, pictures_of, seeds_for, settings_of
+from dsas_diffusion.learn import versions
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def said_exactly(scene: Scene) -> bool:
+    """Whether the caption names every thing by its own name."""
+    return all(item.thing in scene.caption.split() for item in scene.items)
+
+
+def judge_ceiling(judge: Judge, count: int, seed: int) -> dict[str, float]:
+    """The judge on held-out renders: exact set of things, and style of the things it found."""
+    rng = np.random.default_rng(seed)
+    scenes = [sample_scene(rng, held_out=True) for _ in range(count)]
+    pictures = np.stack([render(scene, rng)[0] for scene in scenes])
+    exact, styles = [], []
+    for scene, verdict in zip(scenes, judge.look(pictures), strict=True):
+        wanted = {item.thing: item.style for item in scene.items}
+        exact.append(verdict.things == frozenset(wanted))
+        styles += [verdict.styles[thing] == style for thing, style in wanted.items() if thing in verdict.styles]
+    return {"renders": count, "exact_set": float(np.mean(exact)), "style": float(np.mean(styles))}
+
+
+def model_quality(pipe: Any, judge: Judge, count: int, seed: int, settings: Settings) -> dict[str, Any]:
+    """The model on held-out prompts, half with one thing and half with two."""
+    rng = np.random.default_rng(seed)
+    scenes: dict[int, list[Scene]] = {1: [], 2: []}
+    while min(map(len, scenes.values())) < count // 2:
+        scene = sample_scene(rng, held_out=True)
+        if len(scene.items) in scenes and said_exactly(scene) and len(scenes[len(scene.items)]) < count // 2:
+            scenes[len(scene.items)].append(scene)
+    single, exact, styles, sides = [], [], [], []
+    for number, drawn in scenes.items():
+        captions = [scene.caption for scene in drawn]
+        verdicts = judge.look(pictures_of(pipe, captions, seeds_for(captions, seed + number), settings))
+        for scene, verdict in zip(drawn, verdicts, strict=True):
+            wanted = {item.thing: item.style for item in scene.items}
+            styles += [verdict.styles[thing] == style for thing, style in wanted.items() if thing in verdict.styles]
+            if number == 1:
+                single.append(scene.items[0].thing in verdict.things)
+                continue
+            exact.append(verdict.things == frozenset(wanted))
+            first, second = (item.thing for item in scene.items)
+            if scene.relation and {first, second} <= verdict.things:
+                offset = np.subtract(verdict.centres[first], verdict.centres[second])
+                sides.append(float(np.dot(offset, RELATIONS[scene.relation])) > 0)
+    return {
+        "prompts": count,
+        "single_right_thing": float(np.mean(single)),
+        "pair_exact": float(np.mean(exact)),
+        "style": float(np.mean(styles)),
+        "side_or_height": float(np.mean(sides)),
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="builtin:emoji")
+    parser.add_argument("--judge", type=Path, default=None, help="folder of judge.safetensors")
+    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--renders", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--guidance", type=float, default=None)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "builtin.json")
+    args = parser.parse_args()
+    pipe, judge = dsas.load_pipeline(args.model), Judge.load(args.judge)
+    settings = settings_of(pipe, args.steps, args.guidance)
+    report: dict[str, Any] = {"judge": judge_ceiling(judge, args.renders, args.seed)} if args.renders else {}
+    began = time.monotonic()
+    report["model"] = model_quality(pipe, judge, args.pictures, args.seed, settings)
+    report["model"]["seconds_a_picture"] = (time.monotonic() - began) / args.pictures
+    began = time.monotonic()
+    pictures_of(pipe, ["a banana"], [0], settings)
+    report["model"]["seconds_one_picture_alone"] = time.monotonic() - began
+    report |= {"seed": args.seed, "versions": versions()}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

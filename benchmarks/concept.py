@@ -1,0 +1,134 @@
+"""One concept on the built-in model, several seeds: what the README's figures come from.
+
+    python benchmarks/concept.py --seeds 4
+
+For each seed: learn with the default sites and with denoiser sites alone, then draw base, vanilla and DSAS on fresh
+prompts (none was drawn for learning or for choosing the unit) at strength 1, and judge. Writes
+benchmarks/results/concept.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from arms import best_mask_site, draw, joined, summed_up, trial
+
+import dsas_diffusion as dsas
+from dsas_core.prompts import read
+from dsas_diffusion.builtin.judge import Judge
+from dsas_diffusion.builtin.scenes import BACKGROUNDS, NAMES, RELATIONS, noun_phrase
+from dsas_diffusion.generation import settings_of
+from dsas_diffusion.learn import COUNT, versions
+from dsas_diffusion.metrics import Wanted
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGETS = {
+    "default": {"effect": 0.9, "unchanged": 0.98, "change_ratio": -0.1, "neighbour_kept": 0.95, "control_h": -0.02},
+    "denoiser": {
+        "effect": 0.85,
+        "unchanged": 0.9,
+        "change_ratio": -0.2,
+        "neighbour_kept": 0.8,
+        "mask_auroc": 0.9,
+        "mask_iou": 0.5,
+    },
+}
+
+
+def fresh_prompts(wanted: Wanted, used: set[str], seed: int, size: int) -> dict[str, list[str]]:
+    """Prompts that were not used, by part: `size` each of alone, beside and without, a third of it unnamed."""
+    rng = np.random.default_rng(seed)
+    others = [name for name in NAMES if name != wanted.thing]
+    drawn: dict[str, list[str]] = {"alone": [], "beside": [], "without": [], "unnamed": []}
+    want = {"alone": size, "beside": size, "without": size, "unnamed": size // 3}
+    while any(len(drawn[part]) < count for part, count in want.items()):
+        place = str(rng.choice(BACKGROUNDS))
+        opening = str(rng.choice(["", "a picture of ", "a photo of "]))
+        joint = str(rng.choice(["and", *RELATIONS]))
+        first, second = (str(name) for name in rng.choice(others, 2, replace=False))
+        thing = noun_phrase(wanted.thing)
+        pair = [thing, noun_phrase(first)]
+        if rng.random() < 0.5:
+            pair.reverse()
+        offers = {
+            "alone": f"{opening}{thing} {place}",
+            "beside": f"{opening}{pair[0]} {joint} {pair[1]} {place}",
+            "without": str(rng.choice([noun_phrase(first), f"{noun_phrase(first)} {joint} {noun_phrase(second)}"])),
+            "unnamed": f"{opening}a fruit {place}",
+        }
+        offers["without"] = f"{opening}{offers['without']} {place}"
+        for part, prompt in offers.items():
+            if len(drawn[part]) < want[part] and prompt not in used:
+                used.add(prompt)
+                drawn[part].append(prompt)
+    return drawn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="builtin:emoji")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--size", type=int, default=24, help="fresh prompts a part and seed")
+    parser.add_argument("--grid", type=int, default=10, help="prompts a part and seed at each strength of the grid")
+    parser.add_argument("--sites", nargs="*", choices=("default", "denoiser"), default=["default", "denoiser"])
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "concept.json")
+    args = parser.parse_args()
+
+    pipe, judge, wanted = dsas.load_pipeline(args.model), Judge.load(), Wanted("banana", "blurred")
+    settings = settings_of(pipe)
+    content = read(ROOT / "prompts" / "banana-blur.yaml")
+    raws: dict[str, list[Any]] = {name: [] for name in args.sites}
+    units: dict[str, list[float]] = {name: [] for name in args.sites}
+    began = time.monotonic()
+    for seed in range(args.seeds):
+        drawn = content.draw(COUNT, seed)
+        used = {prompt for side in drawn.values() for prompt in side}
+        prompts = fresh_prompts(wanted, used, seed, args.size)
+        base = {part: draw(pipe, texts, 1000 * seed + i, settings) for i, (part, texts) in enumerate(prompts.items())}
+        for name in args.sites:
+            concept = dsas.learn(pipe, content, sites=None if name == "default" else name, seed=seed)
+            validation = drawn["source"][-16:]
+            site = (
+                best_mask_site(pipe, judge, concept, wanted, validation, 900 + seed, settings)
+                if name == "denoiser"
+                else None
+            )
+            raw, _, _ = trial(pipe, judge, concept, wanted, prompts, 1000 * seed, settings, base, site, args.grid)
+            raws[name].append(raw)
+            units[name].append(concept.unit)
+            figures = summed_up(joined(raws[name]))
+            print(f"seed {seed} {name}: unit {concept.unit:g}", _line(figures, TARGETS[name]), flush=True)
+    report: dict[str, Any] = {}
+    for name in args.sites:
+        figures = summed_up(joined(raws[name])) | {"units": units[name], "targets": TARGETS[name]}
+        report |= figures if name == "default" else {name: figures}
+    report |= {
+        "command": f"python benchmarks/concept.py --seeds {args.seeds} --size {args.size} --grid {args.grid}",
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), **versions()},
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"wrote {args.out}")
+
+
+def _line(figures: dict[str, Any], targets: dict[str, float]) -> str:
+    """Each targeted figure, with a mark where it falls short (a negative target is an upper limit)."""
+    parts = []
+    for key, target in targets.items():
+        value = figures.get(key)
+        if value is not None:
+            met = value <= -target if target < 0 else value >= target
+            parts.append(f"{key} {value:.3f}{'' if met else ' (short)'}")
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The command line: `dsas learn`, `generate`, `show`, `doctor`, `methods`, `env`.
+
+A command is one file here and one line in `_COMMANDS`: `add_arguments(parser)`, `run(args)`, which does the work and
+returns what there is to tell as plain data, and `report(document)`, which tells it to people. `--json` prints the
+data instead. Results go to standard output, progress and errors to standard error.
+
+Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+from dsas_core.errors import DSASError
+
+from .. import __version__
+from . import doctor, env, generate, learn, methods, show
+from .output import as_json, one_line
+
+_COMMANDS = {
+    "learn": learn,
+    "generate": generate,
+    "show": show,
+    "doctor": doctor,
+    "methods": methods,
+    "env": env,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments after the program's name; by default those of this process.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        args = _parser().parse_args(argv)
+        with warnings.catch_warnings():
+            _tidy_warnings()
+            document = args.run(args)
+        if args.json:
+            print(as_json(document))
+        else:
+            args.report(document)
+        sys.stdout.flush()
+    except SystemExit as leaving:  # argparse has printed help, a version or what was wrong
+        return int(leaving.code or 0)
+    except KeyboardInterrupt:
+        return _failed("interrupted; nothing was written", 130)
+    except BrokenPipeError:  # `dsas show … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if os.environ.get("DSAS_DEBUG"):
+            raise
+        if isinstance(error, DSASError):
+            return _failed(f"error: {one_line(error)}")
+        kind = type(error).__name__
+        return _failed(f"error: {kind}: {one_line(error)} (set DSAS_DEBUG=1 for the traceback)")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="dsas", description="Concept sliders that leave alone what they are not about.")
+    parser.add_argument("--version", action="version", version=f"dsas {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in _COMMANDS.items():
+        purpose = (command.__doc__ or "").splitlines()[0].split(": ", 1)[1]
+        own = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:])
+        command.add_arguments(own)
+        own.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+        own.add_argument("--quiet", action="store_true", help="no progress bars")
+        own.set_defaults(run=command.run, report=command.report, usage=own.error)
+    return parser
+
+
+def _tidy_warnings() -> None:
+    """Our own warnings in one line each, those of libraries not at all."""
+    if os.environ.get("DSAS_DEBUG"):
+        return
+
+    def show_warning(message: Warning | str, *_: object) -> None:
+        print(f"dsas: warning: {one_line(message)}", file=sys.stderr)
+
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", category=UserWarning, module=r"dsas_")
+    warnings.showwarning = show_warning  # type: ignore[assignment]
+
+
+def _failed(message: str, code: int = 1) -> int:
+    print(f"dsas: {message}", file=sys.stderr)
+    return code

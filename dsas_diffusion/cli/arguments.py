@@ -1,0 +1,104 @@
+"""Arguments that several commands share, and the pipeline that they describe."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsas_core.errors import DSASError
+
+from ..generation import progress_bar
+from ..load import load_pipeline
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model, --device, --dtype."""
+    parser.add_argument("--model", default="builtin:emoji", help="builtin:emoji (default), a folder, or a Hub name")
+    parser.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1, mps"
+    )
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="auto is float16 on a GPU, float32 elsewhere")
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """--seed, --steps, --guidance."""
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the noise (default 0)")
+    parser.add_argument("--steps", type=positive, metavar="N", help="denoising steps (default: as suits the model)")
+    parser.add_argument("--guidance", type=number, metavar="SCALE", help="guidance scale (default: as suits the model)")
+
+
+def shows_progress(args: argparse.Namespace) -> bool:
+    """Whether progress bars are wanted."""
+    return not (args.json or args.quiet)
+
+
+def pipeline(args: argparse.Namespace, *, steps_bar: bool = False) -> Any:
+    """The pipeline of --model, --device and --dtype; with a bar over its denoising steps where asked.
+
+    Raises:
+        DSASError: no such model or device.
+    """
+    try:
+        torch.empty(0, device=None if args.device == "auto" else args.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DSASError(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    with progress_bar(1, f"loading {args.model}", shows_progress(args)) as bar:
+        if not shows_progress(args):
+            _silence_downloads()
+        pipe = load_pipeline(args.model, device=args.device, dtype=args.dtype)
+        bar.update()
+    if steps_bar and shows_progress(args):
+        pipe.set_progress_bar_config(desc="denoising", leave=False)
+    return pipe
+
+
+def _silence_downloads() -> None:
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+
+
+# ---- types of arguments ---------------------------------------------------------------------------------------------
+
+
+def natural(text: str) -> int:
+    """0, 1, 2, …"""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 up, found {text!r}")
+    return value
+
+
+def positive(text: str) -> int:
+    """1, 2, 3, …"""
+    if not (text.isdecimal() and 1 <= int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, found {text!r}")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}")
+    return value
+
+
+def concept_and_strength(text: str) -> tuple[str, float]:
+    """`FOLDER`, which means a strength of 1, or `FOLDER=STRENGTH`; a folder may have a `=` in its name."""
+    folder, equals, strength = text.rpartition("=")
+    if not equals or Path(text).is_dir():
+        return text, 1.0
+    return folder, number(strength)

@@ -1,0 +1,171 @@
+"""`dsas doctor`: tell why a concept changes nothing, or everything, in the picture of one prompt."""
+
+from __future__ import annotations
+
+import argparse
+import string
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from dsas_core.concept import Concept, Intervention
+from dsas_core.trace import Record, Trace
+
+from ..generation import pictures_of, seeds_for, settings_of
+from ..learn import UNCHANGED
+from ..load import BUILTIN
+from ..steer import steer
+from .arguments import add_generation, add_model, number, pipeline
+from .output import table
+
+#: a gate has fired when its score, before the site's weight, is at least this somewhere
+FIRED = 0.5
+#: below this a score is "near 0"; a mean score of one minus this is "near 1"
+NEAR = 0.05
+SMALL_WEIGHT = 0.2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which concept on which prompt."""
+    add_model(parser)
+    parser.add_argument("--concept", "-c", required=True, metavar="FOLDER", help="a concept's folder, or its Hub name")
+    parser.add_argument("--prompt", "-p", required=True, help="the prompt to look at")
+    parser.add_argument("--strength", type=number, default=1.0, help="of the concept (default 1)")
+    add_generation(parser)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Draw the prompt with and without the concept; what happened at each site, and what that means."""
+    concept = Concept.from_pretrained(args.concept)
+    pipe = pipeline(args, steps_bar=True)
+    settings = settings_of(pipe, args.steps, args.guidance)
+    drawing = pipe, [args.prompt], seeds_for([args.prompt], args.seed), settings
+    with steer(pipe, {concept: args.strength}, trace=True) as steering:
+        steered = pictures_of(*drawing)[0]
+        reached, trace = set(steering.fired), steering.trace
+    base = pictures_of(*drawing)[0]
+    assert trace is not None
+    difference = np.abs(np.asarray(steered, np.float32) - np.asarray(base, np.float32)).mean()
+    unit_evidence = concept.evidence.get("unit") or {}
+    document = {
+        "concept": concept.name,
+        "prompt": args.prompt,
+        "strength": args.strength,
+        "unit": concept.unit,
+        "seed": args.seed,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "sites": [
+            _site(concept, item, args.strength, str(item.site) in reached, trace) for item in concept.interventions
+        ],
+        "pixel_difference": float(difference),
+        "effect_reached_in_learning": unit_evidence.get("reached"),
+        **_words(pipe, args.prompt),
+    }
+    return {**document, "conclusions": conclusions(document)}
+
+
+def report(document: dict[str, Any]) -> None:
+    """A table of the sites, and the conclusions."""
+    columns = ("site", "fired", "mean h", "max h", "weight", "dose", "relative change")
+    table(columns, [[site[column.replace(" ", "_")] for column in columns] for site in document["sites"]])
+    print("dose: strength × unit × mean h; h counts the site's weight")
+    print(
+        f"\nstrength {document['strength']:g}, unit {document['unit']:g}; the picture differs from the unsteered one "
+        f"by {document['pixel_difference']:.2f} of 255 on average\n"
+    )
+    for conclusion in document["conclusions"]:
+        print(f"- {conclusion}")
+
+
+def conclusions(document: dict[str, Any]) -> list[str]:
+    """What the numbers mean, in plain language, the most likely reason first."""
+    found: list[str] = []
+    sites, difference = document["sites"], document["pixel_difference"]
+    unchanged = difference <= UNCHANGED
+    fired = [site for site in sites if site["fired"]]
+    if document["strength"] == 0:
+        found.append("The strength is 0, so nothing can change.")
+    unreached = [site["site"] for site in sites if not site["reached"]]
+    if unreached:
+        found.append(f"{len(unreached)} of {len(sites)} sites were never reached by the model: {', '.join(unreached)}.")
+    highest = max((site["max_score"] for site in sites), default=0.0)
+    if not fired:
+        near = "near 0 everywhere" if highest < NEAR else "low everywhere"
+        found.append(
+            f"No site fired: h is {near} (highest score {highest:.2f}, a site fires at {FIRED}). The gate does not see "
+            "the concept in this prompt; --gate on of `dsas generate` steers all the same."
+        )
+    elif fmean(site["mean_score"] for site in sites) > 1 - NEAR:
+        found.append(
+            "h is near 1 on everything: the gate does not choose, and the whole picture is steered. That is right for "
+            "the gate `on`; otherwise learn again with controls that are more like this prompt."
+        )
+    else:
+        found.append(f"{len(fired)} of {len(sites)} sites fired.")
+    heaviest = max((site["weight"] for site in sites), default=0.0)
+    if heaviest < SMALL_WEIGHT:
+        found.append(
+            f"The weights are small (at most {heaviest:.2f}): while learning, no site told the concept from its "
+            "controls well. See `dsas show`; more prompts or other sites may help."
+        )
+    if unchanged and fired and document["strength"] != 0:
+        found.append("Sites fired, yet the picture hardly changed: the dose is too small. Try a larger --strength.")
+    if not unchanged:
+        found.append(f"The picture changed, by {difference:.1f} of 255 on average.")
+    if document["effect_reached_in_learning"] is False:
+        found.append("While learning, no unit did what asking in words does without changing controls: expect less.")
+    if document["unknown_words"]:
+        found.append(f"The model does not know {', '.join(document['unknown_words'])}: it reads letters there.")
+    if document["tokens"] > document["tokens_read"]:
+        found.append(
+            f"The prompt has {document['tokens']} tokens, of which the model reads {document['tokens_read']}: its end "
+            "is cut off."
+        )
+    return found
+
+
+def _site(concept: Concept, item: Intervention, strength: float, reached: bool, trace: Trace) -> dict[str, Any]:
+    """What one site saw and did, over all steps and positions."""
+    site = str(item.site)
+    records = [record for record in trace.select(concept.name, site) if record.h.numel()]
+    mean_h, max_h = trace.mean_h(concept.name, site), max((_masked(r, r.h).max().item() for r in records), default=0.0)
+    counted = sum(_masked(r, r.h.new_ones(r.h.shape)).sum().item() for r in records)
+    change = sum(_masked(r, r.change).sum().item() for r in records) / max(1.0, counted)
+    weight = max(item.weights)
+    return {
+        "site": site,
+        "reached": reached,
+        "fired": max_h >= FIRED * weight > 0,
+        "mean_h": mean_h,
+        "max_h": max_h,
+        "weight": weight,
+        "mean_score": mean_h / (weight or 1),
+        "max_score": max_h / (weight or 1),
+        "dose": strength * concept.unit * mean_h,
+        "relative_change": change,
+    }
+
+
+def _masked(record: Record, values: Any) -> Any:
+    return values if record.mask is None else values * record.mask
+
+
+def _words(pipe: Any, prompt: str) -> dict[str, Any]:
+    """Words that the tokenizer cannot know, and how much of the prompt is read.
+
+    In the built-in model's vocabulary every word is one token, and one that falls apart is unknown. Other vocabularies
+    spell rare words in pieces that they know well.
+    """
+    tokenizer = pipe.tokenizer
+    unknown: Sequence[str] = ()
+    if str(pipe.name_or_path) in {str(path) for path in BUILTIN.values()}:
+        words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())
+        unknown = [word for word in words if len(tokenizer.tokenize(word)) > 1]
+    return {
+        "unknown_words": list(unknown),
+        "tokens": len(tokenizer.tokenize(prompt)),
+        "tokens_read": tokenizer.model_max_length - 2,  # the first and the end token take a place each
+    }

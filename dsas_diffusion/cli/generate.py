@@ -1,0 +1,172 @@
+"""`dsas generate`: draw pictures, steered by concepts."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dsas_core.concept import Concept
+from dsas_core.errors import DSASError
+
+from .. import __version__, viz
+from ..families import family_of
+from ..generation import Settings, decode, latent_batches, pictures_of, seeds_for, settings_of
+from ..learn import versions
+from ..steer import steer
+from .arguments import add_generation, add_model, concept_and_strength, pipeline
+from .output import IMAGE_FORMATS, as_json, encoded, free_files, free_folder, write_files, write_folder
+
+#: the settings, in a folder of pictures
+SETTINGS = "generate.json"
+COMPARISON = "compare.png"
+OURS = rf"{re.escape(SETTINGS)}|{re.escape(COMPARISON)}|\d{{3,}}(-[\w.-]+)?\.png"
+GATES = {"own": None, "on": "on", "off": "off"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to draw, how to steer it, and where to."""
+    add_model(parser)
+    parser.add_argument("--prompt", "-p", action="append", required=True, help="what to draw; repeatable")
+    parser.add_argument(
+        "--concept",
+        "-c",
+        action="append",
+        default=[],
+        type=concept_and_strength,
+        metavar="FOLDER=STRENGTH",
+        help="a concept's folder or Hub name; strength 1 by default, negative goes the other way; repeatable",
+    )
+    parser.add_argument(
+        "--gate", choices=tuple(GATES), default="own", help="own: each concept's; on: steer everything; off: nothing"
+    )
+    add_generation(parser)
+    parser.add_argument(
+        "--compare", action="store_true", help="add the unsteered pictures, and maps of where the concepts were seen"
+    )
+    parser.add_argument(
+        "--out",
+        "-o",
+        default="outputs/generate",
+        metavar="PATH",
+        help="a folder for one PNG each, or an image file: several pictures make a grid (default outputs/generate)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Draw and write; the settings, and the files of every picture."""
+    if args.compare and not args.concept:
+        args.usage("--compare needs a --concept to compare with")
+    out = Path(args.out).expanduser()
+    suffix = out.suffix.lower()
+    if suffix in IMAGE_FORMATS:
+        free_files([out, out.with_suffix(".json")], args.overwrite)
+    elif suffix in Image.registered_extensions():
+        raise DSASError(f"{out}: pictures are written as {', '.join(IMAGE_FORMATS)}; without a suffix, into a folder")
+    else:
+        free_folder(out, OURS, args.overwrite)
+    concepts = _concepts(args.concept)
+
+    pipe = pipeline(args, steps_bar=True)
+    settings = settings_of(pipe, args.steps, args.guidance)
+    columns = _drawn(pipe, args, concepts, settings)
+    document = _document(pipe, args, concepts, settings)
+    if suffix in IMAGE_FORMATS:
+        single = len(args.prompt) == 1 and not args.compare
+        picture = columns["picture"][0] if single else _grid(columns, args.prompt)
+        content = {out: encoded(picture, document, suffix)}
+        write_files({**content, out.with_suffix(".json"): as_json(document).encode()})
+    else:
+        files: dict[str, bytes] = {}
+        for i, entry in enumerate(document["pictures"]):
+            entry["files"] = {kind: _file_name(i, kind) for kind in columns}
+            own = {**document, "pictures": [entry]}
+            files |= {_file_name(i, kind): encoded(pictures[i], own) for kind, pictures in columns.items()}
+        if args.compare:
+            files[COMPARISON] = encoded(_grid(columns, args.prompt), document)
+        write_folder(out.resolve(), {**files, SETTINGS: as_json(document).encode()})
+    return {"out": args.out, **document}
+
+
+def report(document: dict[str, Any]) -> None:
+    """Where the pictures are."""
+    count = len(document["pictures"])
+    out = Path(document["out"])
+    settings = out.with_suffix(".json") if out.suffix.lower() in IMAGE_FORMATS else out / SETTINGS
+    print(f"wrote {count} picture{'s' if count > 1 else ''} to {out}, settings to {settings}")
+
+
+def _concepts(given: Sequence[tuple[str, float]]) -> dict[Concept, float]:
+    """Read concepts before anything slow begins."""
+    concepts: dict[Concept, float] = {}
+    for name, strength in given:
+        concept = Concept.from_pretrained(name)
+        if concept.name in (other.name for other in concepts):
+            raise DSASError(f"two concepts are named {concept.name!r}: give one strength to one concept")
+        concepts[concept] = strength
+    return concepts
+
+
+def _drawn(
+    pipe: Any, args: argparse.Namespace, concepts: Mapping[Concept, float], settings: Settings
+) -> dict[str, list[Image.Image]]:
+    """Pictures by kind: "base", "picture" (steered, where there are concepts), and a map of h for each concept."""
+    seeds = seeds_for(args.prompt, args.seed)
+    if not concepts:
+        return {"picture": pictures_of(pipe, args.prompt, seeds, settings)}
+    columns: dict[str, list[Image.Image]] = {}
+    with steer(pipe, dict(concepts.items()), gate=GATES[args.gate], trace=args.compare) as steering:
+        columns["picture"] = []
+        for latents in latent_batches(pipe, args.prompt, seeds, settings):
+            drawn = decode(pipe, latents)
+            columns["picture"] += drawn
+            if steering.trace is None:
+                continue
+            for concept in concepts:
+                if not any(site.root == family_of(pipe).denoiser for site in concept.sites):
+                    continue  # a site in the text sees no patches
+                maps = [steering.trace.heatmap(concept.name, picture, image=i) for i, picture in enumerate(drawn)]
+                columns.setdefault(f"where {concept.name}", []).extend(maps)
+    if args.compare:
+        columns = {"base": pictures_of(pipe, args.prompt, seeds, settings), **columns}
+    return columns
+
+
+def _document(
+    pipe: Any, args: argparse.Namespace, concepts: Mapping[Concept, float], settings: Settings
+) -> dict[str, Any]:
+    """All that is needed to draw the same pictures again."""
+    seeds = seeds_for(args.prompt, args.seed)
+    return {
+        "model": args.model,
+        "concepts": [
+            {"concept": name, "name": concept.name, "strength": strength, "unit": concept.unit}
+            for (name, _), (concept, strength) in zip(args.concept, concepts.items(), strict=True)
+        ],
+        "gate": args.gate,
+        "seed": args.seed,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "device": str(pipe.device),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "pictures": [{"prompt": prompt, "noise_seed": seed} for prompt, seed in zip(args.prompt, seeds, strict=True)],
+        "versions": {"dsas": __version__, **versions()},
+    }
+
+
+def _file_name(index: int, kind: str) -> str:
+    """001.png for the picture itself, 001-base.png and the like for what stands beside it."""
+    beside = "" if kind == "picture" else "-" + re.sub(r"[^\w.-]+", "-", kind)
+    return f"{index + 1:03d}{beside}.png"
+
+
+def _grid(columns: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str]) -> Image.Image:
+    """A row for each prompt, a column for each kind of picture."""
+    cell = min(512, max(160, columns["picture"][0].width))
+    headings = ["steered" if kind == "picture" else kind if len(kind) <= 18 else f"{kind[:17]}…" for kind in columns]
+    return viz.grid(list(zip(*columns.values(), strict=True)), headings if len(columns) > 1 else [""], prompts, cell)

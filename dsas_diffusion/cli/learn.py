@@ -1,0 +1,101 @@
+"""`dsas learn`: learn a concept from a prompt file, or from two phrases."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from dsas_core.concept import CARD, CONFIG, TENSORS, replacing_folder
+from dsas_core.learn import Recipe
+from dsas_core.prompts import PromptSet, draft, read
+
+from ..learn import learn
+from . import show
+from .arguments import add_generation, add_model, pipeline, positive, shows_progress
+from .output import free_folder
+
+#: the drafted prompt file, in the concept's folder
+PROMPTS = "prompts.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """From what, by which method, and where to."""
+    add_model(parser)
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompts", metavar="FILE", help="a prompt file (YAML, see prompts/)")
+    prompts.add_argument("--from", dest="source", metavar="PHRASE", help='what to change, for example "banana"')
+    parser.add_argument("--to", dest="target", metavar="PHRASE", help='what into, for example "blurred banana"')
+    parser.add_argument("--name", help="of the concept (default: what the prompt file says)")
+    parser.add_argument("--method", default="caa", help="how to change, see `dsas methods` (default caa)")
+    parser.add_argument("--gate", default="dsas", help="when to change, see `dsas methods` (default dsas)")
+    parser.add_argument(
+        "--sites",
+        action="append",
+        metavar="PATTERN",
+        help="a group (text, cross, self, block, denoiser) or a regular expression on module paths; repeatable",
+    )
+    parser.add_argument("--count", type=positive, default=48, metavar="N", help="prompts a side (default 48)")
+    add_generation(parser)
+    parser.add_argument("--out", "-o", required=True, metavar="FOLDER", help="where to save the concept")
+    parser.add_argument("--overwrite", action="store_true", help="replace a concept that is there")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Learn and save; what `dsas show` tells of the concept, and where it is."""
+    if (args.source is None) != (args.target is None):
+        args.usage("--from and --to go together")
+    # All that can be wrong is found before the long work begins.
+    ours = "|".join(name.replace(".", r"\.") for name in (CONFIG, TENSORS, CARD, PROMPTS))
+    folder = free_folder(args.out, ours, args.overwrite)
+    prompts, drafted = _prompts(args)
+    prompts.draw(args.count, args.seed)
+    Recipe(method=args.method, gate=args.gate)
+    if drafted and not args.json:
+        print(drafted, flush=True)
+
+    concept = learn(
+        pipeline(args),
+        prompts,
+        method=args.method,
+        gate=args.gate,
+        sites=args.sites,
+        steps=args.steps,
+        guidance=args.guidance,
+        seed=args.seed,
+        count=args.count,
+        show_progress=shows_progress(args),
+    )
+    with replacing_folder(folder) as unfinished:
+        concept.save_pretrained(unfinished)
+        if drafted:
+            (unfinished / PROMPTS).write_text(drafted, encoding="utf-8")
+    return {"out": args.out, "drafted": bool(drafted), **show.described(concept, folder)}
+
+
+def report(document: dict[str, Any]) -> None:
+    """The evidence, and where the concept is."""
+    show.report_evidence(document)
+    print(f"\nsaved {document['name']} in {document['out']}")
+    if document["drafted"]:
+        print(f"its prompts were drafted: edit {document['out']}/{PROMPTS} and pass it as --prompts to do better")
+
+
+def _prompts(args: argparse.Namespace) -> tuple[PromptSet, str]:
+    """The prompts to learn from, and the text of the prompt file if it had to be drafted."""
+    if args.prompts is not None:
+        prompts = read(args.prompts)
+        return (replace(prompts, name=args.name) if args.name else prompts), ""
+    content = draft(args.source, args.target, args.name)
+    return read(content), _as_yaml(content)
+
+
+def _as_yaml(content: dict[str, Any]) -> str:
+    """A prompt file with its templates one to a line."""
+    import yaml
+
+    lines = ["# Drafted by `dsas learn`. Edit it, and pass it as --prompts.\n"]
+    for key, value in content.items():
+        style = None if key == "placeholders" else False
+        lines.append(yaml.safe_dump({key: value}, default_flow_style=style, indent=2, width=1000, allow_unicode=True))
+    return "".join(lines)

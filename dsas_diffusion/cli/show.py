@@ -1,0 +1,133 @@
+"""`dsas show`: tell what a concept is made of, and on what evidence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from dsas_core.concept import Concept
+
+from .output import table
+
+#: below this balanced accuracy the model's own eyes do not tell target from source pictures
+TRUSTED_EYES = 0.7
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which concept."""
+    parser.add_argument("concept", metavar="FOLDER", help="a concept's folder, or its Hub name")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Read the concept and describe it."""
+    return described(Concept.from_pretrained(args.concept), Path(args.concept))
+
+
+def described(concept: Concept, folder: Path) -> dict[str, Any]:
+    """A concept as plain data: settings, size, evidence, provenance."""
+    parts = [part for item in concept.interventions for part in (*item.probes, *item.maps)]
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return {
+        "name": concept.name,
+        "description": concept.description,
+        "method": concept.method,
+        "gate": concept.gate,
+        "unit": concept.unit,
+        "edges": list(concept.edges),
+        "sites": list(concept.evidence.get("sites", [])),
+        "steered_sites": [str(site) for site in concept.sites],
+        "parameters": sum(tensor.numel() for part in parts for tensor in part.tensors()),
+        "bytes": {path.name: path.stat().st_size for path in files},
+        "unit_evidence": concept.evidence.get("unit"),
+        "base": dict(concept.base),
+        "provenance": dict(concept.provenance),
+    }
+
+
+def report(document: dict[str, Any]) -> None:
+    """What it is, the evidence, the sizes, where it comes from."""
+    print(f"{document['name']}: {document['description'] or 'no description'}")
+    print(f"method {document['method']}, gate {document['gate']}\n")
+    report_evidence(document)
+    sizes = ", ".join(f"{name} {_size(size)}" for name, size in document["bytes"].items())
+    print(f"\n{document['parameters']:,} parameters at {len(document['steered_sites'])} sites")
+    print(f"files: {sizes or 'not in a folder'}")
+    print("\nprovenance")
+    for key, value in {"learned on": document["base"], **document["provenance"]}.items():
+        print(f"  {key}: {_brief(key, value)}")
+
+
+def report_evidence(document: dict[str, Any]) -> None:
+    """The table of sites, and the choice of the unit. Also the end of `dsas learn`."""
+    if document["sites"]:
+        _report_sites(document)
+    else:
+        print("no evidence was recorded")
+    print()
+    print(_unit(document["unit"], document["unit_evidence"]))
+
+
+def _report_sites(document: dict[str, Any]) -> None:
+    columns = {
+        "site": "site",
+        "bin": "bin",
+        "balanced accuracy": "balanced_accuracy",
+        "AUROC": "auroc",
+        "weight": "weight",
+        "control h": "control_h",
+        "rank": "rank",
+        "scaler": "scaler",
+    }
+    if not document["edges"]:
+        del columns["bin"]
+    table(list(columns), [[site.get(key) for key in columns.values()] for site in document["sites"]])
+    print("measured by cross-validation; control h: mean h on prompts that must stay as they are (false positives)")
+
+
+def _unit(unit: float, evidence: dict[str, Any] | None) -> str:
+    """The unit of strength and how it was chosen, in words."""
+    if not evidence or not evidence.get("trials"):
+        return f"unit {unit:g}; how it was chosen was not recorded"
+    trials = evidence["trials"]
+    tried = ", ".join(f"{trial['unit']:g}" for trial in trials)
+    chosen = next((trial for trial in trials if trial["unit"] == unit), None)
+    if chosen is None:
+        return f"unit {unit:g}, set by hand; {tried} were tried while learning"
+    if evidence["reached"]:
+        why = "the smallest that does what asking in words does"
+    elif chosen["drift"] <= evidence["drift_limit"]:
+        why = "the most effective within the drift limit, though less so than asking in words"
+    else:
+        why = "the smallest, though it too changes more control pictures than the limit allows"
+    accuracy = evidence["eyes_accuracy"]
+    doubt = "" if accuracy >= TRUSTED_EYES else ", too poorly to trust: look at pictures before you rely on the unit"
+    return (
+        f"unit {unit:g}: {why} (tried {tried})\n"
+        f"effect {chosen['effect']:.2f} of asking in words; drift {chosen['drift']:.2f} of the control pictures "
+        f"(limit {evidence['drift_limit']:.2f})\n"
+        f"target told from source pictures with balanced accuracy {accuracy:.2f}{doubt}"
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} MB"
+
+
+def _brief(key: str, value: Any) -> str:
+    """One line for one item of the provenance; all of it is in --json."""
+    if key == "prompts" and isinstance(value, dict):
+        sides = (f"{len(value[side])} {side}" for side in ("source", "target", "control") if side in value)
+        return f"{value.get('name')}, templates: {', '.join(sides)}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,112 @@
+"""What steering did to pictures, told by a judge: effect, preservation, neighbours, localisation.
+
+The judge (builtin/judge.py) looks at finished pictures only. Nothing here takes part in learning or steering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .builtin.judge import Judge
+from .builtin.scenes import NAMES
+
+#: a picture is unchanged up to this mean absolute difference, of 255
+UNCHANGED = 2.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a concept is to do: `thing` is to look `style`, as in "a banana" -> "a blurred banana"."""
+
+    thing: str
+    style: str
+
+    def in_words(self, prompt: str) -> str:
+        """The prompt that asks for it."""
+        words = prompt.split()
+        at = words.index(self.thing)
+        article = "an" if self.style[0] in "aeiou" else "a"
+        before = [*words[: at - 1], article] if at and words[at - 1] in ("a", "an") else words[:at]
+        return " ".join([*before, self.style, *words[at:]])
+
+
+def shown(judge: Judge, pictures: Sequence[Image.Image], wanted: Wanted) -> np.ndarray:
+    """Which pictures show the wanted thing in the wanted style, bool [n]."""
+    return np.array([verdict.styles.get(wanted.thing) == wanted.style for verdict in judge.look(list(pictures))])
+
+
+def change(base: Sequence[Image.Image], steered: Sequence[Image.Image]) -> np.ndarray:
+    """Mean absolute pixel difference of each pair of pictures, of 255, float [n]."""
+    pairs = zip(base, steered, strict=True)
+    return np.array([np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).mean() for a, b in pairs])
+
+
+def neighbours(prompts: Sequence[str], wanted: Wanted) -> list[str | None]:
+    """The other thing that each prompt names, if it names one."""
+    return [next((w for w in prompt.split() if w in NAMES and w != wanted.thing), None) for prompt in prompts]
+
+
+def neighbour_intact(judge: Judge, pictures: Sequence[Image.Image], names: Sequence[str | None]) -> np.ndarray:
+    """Whether each picture shows its neighbour, sharp; False where it has none, bool [n]."""
+    verdicts = judge.look(list(pictures))
+    return np.array([v.styles.get(name or "") == "sharp" for v, name in zip(verdicts, names, strict=True)])
+
+
+def masks(judge: Judge, pictures: Sequence[Image.Image], thing: str) -> list[np.ndarray | None]:
+    """The thing's mask in each picture, bool [height, width], or None where it is not shown."""
+    return [verdict.masks.get(thing) for verdict in judge.look(list(pictures))]
+
+
+def localised(heats: Sequence[np.ndarray], shapes: Sequence[np.ndarray | None]) -> list[tuple[float, float]]:
+    """AUROC of heat against mask, and IoU of heat >= 0.5 with it, of each picture that has a mask."""
+    from sklearn.metrics import roc_auc_score
+
+    found = []
+    for heat, mask in zip(heats, shapes, strict=True):
+        if mask is not None:
+            hot = heat >= 0.5
+            area = float(roc_auc_score(mask.ravel(), heat.ravel()))
+            found.append((area, float((hot & mask).sum() / max(1, (hot | mask).sum()))))
+    return found
+
+
+def localisation(heats: Sequence[np.ndarray], shapes: Sequence[np.ndarray | None]) -> tuple[float, float]:
+    """Mean AUROC and mean IoU of `localised`; zeros without a mask."""
+    found = localised(heats, shapes)
+    areas, overlaps = zip(*found, strict=True) if found else ((0.0,), (0.0,))
+    return float(np.mean(areas)), float(np.mean(overlaps))
+
+
+def change_at_equal_effect(
+    dsas: Sequence[Mapping[str, float]], vanilla: Sequence[Mapping[str, float]], effect: float
+) -> dict[str, Any]:
+    """Change on pictures without the concept, DSAS over vanilla, where both have the same effect.
+
+    Args:
+        dsas, vanilla: {"strength", "effect", "change"} on one shared grid of ascending strengths.
+        effect: the level wanted; lowered to what both reach.
+
+    Returns:
+        `ratio`, the `effect` it was taken at, and `note` where that was not the one wanted.
+    """
+    reached = min(max(point["effect"] for point in arm) for arm in (dsas, vanilla))
+    level = min(effect, reached)
+    dose = {name: _change_at(arm, level) for name, arm in (("dsas", dsas), ("vanilla", vanilla))}
+    note = "" if level == effect else f"an arm never reaches {effect:.3f}; taken at {level:.3f}, the most both reach"
+    return {"ratio": dose["dsas"] / max(dose["vanilla"], 1e-9), "effect": level, "note": note, "change": dose}
+
+
+def _change_at(points: Sequence[Mapping[str, float]], level: float) -> float:
+    """Change where the effect first reaches `level`, linear between grid points; the grid begins at no steering."""
+    before = {"effect": 0.0, "change": 0.0}
+    for point in points:
+        if point["effect"] >= level:
+            share = (level - before["effect"]) / max(point["effect"] - before["effect"], 1e-9)
+            return float(before["change"] + share * (point["change"] - before["change"]))
+        before = dict(point)
+    return float(before["change"])

@@ -1,0 +1,53 @@
+"""Tiny random models, built from configs: no network, no weights."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+from tests import helpers
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1)
+settings.register_profile("repeatable", deadline=None, max_examples=40, derandomize=True, database=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The built-in architecture in miniature."""
+    return helpers.build_flow_pipe(tmp_path_factory.mktemp("flow"))
+
+
+@pytest.fixture(scope="session")
+def ddim_pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A Stable Diffusion with another scheduler and attention in more blocks."""
+    return helpers.build_ddim_pipe(tmp_path_factory.mktemp("ddim"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Any:
+    """A random Llama with two layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)

@@ -1,0 +1,144 @@
+"""From captured rows to interventions, on activations whose truth is known."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+from dsas_core import Call, DSASError, Recipe, Site
+from dsas_core.capture import Capture
+from dsas_core.learn import FORMS, calibrate, fit_sites
+from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, ProductProbe
+
+SITE = Site("unet.mid")
+WIDTH, POSITIONS, SHOWN = 12, 20, 5
+CONCEPT = torch.nn.functional.one_hot(torch.tensor(7), WIDTH).float()
+MOVE = torch.linspace(-1, 1, WIDTH)
+
+
+def activations(kind: str, count: int, strength: float, seed: int) -> torch.Tensor:
+    """Rows whose first SHOWN positions hold the concept when the kind is "source"; targets are moved by MOVE."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, POSITIONS, WIDTH, generator=random)
+    if kind == "source":
+        x[:, :SHOWN] += strength * CONCEPT
+    return x + MOVE if kind == "target" else x
+
+
+def captured(strength: float = 8.0, count: int = 24, edges: tuple[float, ...] = (), site: Site = SITE) -> Capture:
+    capture = Capture(edges, positions_per_row=16)
+    for i, kind in enumerate(("source", "target", "control")):
+        capture.start(kind)
+        for j, timestep in enumerate([*edges, 0.0]):
+            capture.begin(site.root, Call(torch.ones(count), torch.arange(count), torch.tensor(timestep)))
+            capture.visit(site, activations(kind, count, strength, 10 * i + j))
+    return capture
+
+
+@functools.cache
+def fitted(form: str, control_h: float | None = 0.01) -> tuple[Any, Any]:
+    interventions, evidence = fit_sites(captured(), Recipe(form=form, control_h=control_h))
+    return interventions[0], evidence[0]
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [("paper", LinearProbe), ("pooled", PooledProbe), ("token", LinearProbe), ("product", ProductProbe)]
+)
+def test_each_form_tells_source_from_control(form: str, kind: type) -> None:
+    intervention, evidence = fitted(form)
+    assert isinstance(intervention.probes[0], kind)
+    assert evidence.balanced_accuracy > 0.95
+    assert intervention.weights == (evidence.weight,)
+    assert evidence.weight > 0.8
+    source, control = (activations(side, 40, 8.0, 99) for side in ("source", "control"))
+    h_source, h_control = (intervention.probes[0].score(x).expand(-1, POSITIONS, 1) for x in (source, control))
+    assert float(h_control.mean()) < 0.03
+    assert float(h_source[:, :SHOWN].mean()) > 0.3
+    assert evidence.control_h <= 0.01 + 1e-6
+
+
+@pytest.mark.parametrize("form", ["paper", "token", "product"])
+def test_forms_that_read_positions_find_where_the_concept_is(form: str) -> None:
+    probe = fitted(form)[0].probes[0]
+    h = probe.score(activations("source", 40, 8.0, 99))
+    assert float(h[:, :SHOWN].mean()) > 10 * float(h[:, SHOWN:].mean())
+
+
+def test_the_map_is_the_mean_difference_of_the_sides() -> None:
+    capture = captured(strength=0.0, count=200)
+    interventions, _ = fit_sites(capture, Recipe(gate="on"))
+    torch.testing.assert_close(interventions[0].maps[0].shift, MOVE, atol=0.1, rtol=0)
+
+
+def test_a_constant_gate_needs_no_evidence() -> None:
+    interventions, evidence = fit_sites(captured(strength=0.0), Recipe(gate="on"))
+    assert isinstance(interventions[0].probes[0], ConstantProbe)
+    assert interventions[0].weights == (1.0,)
+    assert evidence[0].control_h == 1
+
+
+def test_without_calibration_the_bias_stays_where_the_regression_put_it() -> None:
+    loose, tight = fitted("token", None)[0].probes[0], fitted("token")[0].probes[0]
+    assert torch.equal(loose.weight, tight.weight)
+    assert loose.bias > tight.bias
+
+
+def test_every_timestep_bin_has_its_own_fit() -> None:
+    calls = []
+    interventions, evidence = fit_sites(captured(edges=(300.0, 700.0)), Recipe(form="pooled"), lambda: calls.append(1))
+    (intervention,) = interventions
+    assert len(intervention.probes) == len(intervention.maps) == len(intervention.weights) == 3
+    assert [found.bin for found in evidence] == [0, 1, 2]
+    assert len({float(probe.inner.bias) for probe in intervention.probes}) == 3
+    assert calls == [1]
+
+
+def test_a_site_that_tells_nothing_is_left_out_and_kept_as_evidence() -> None:
+    capture, blind = captured(), Site("unet.blind")
+    capture.rows.update(captured(strength=0.0, site=blind).rows)
+    interventions, evidence = fit_sites(capture, Recipe(form="pooled"))
+    assert [item.site for item in interventions] == [SITE]
+    assert {found.site for found in evidence} == {str(SITE), str(blind)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_chance_raises_and_says_what_to_do(form: str) -> None:
+    with pytest.raises(DSASError, match=r"no site tells source from control .*accuracy 0\.\d\d\): add prompts"):
+        fit_sites(captured(strength=0.0), Recipe(form=form))
+
+
+def test_a_bin_that_no_step_reached_raises() -> None:
+    capture = captured()
+    capture.edges = (500.0,)
+    with pytest.raises(DSASError, match="nothing was captured at unet.mid in timestep bin 1 for source, target, control"):
+        fit_sites(capture, Recipe())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"form": "words"}, "gate form 'words': expected one of paper, pooled, token, product"),
+        ({"method": "dsas"}, "no map named 'dsas'"),
+        ({"gate": "caa"}, "no gate named 'caa'"),
+    ],
+)
+def test_bad_recipes(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(DSASError, match=message):
+        Recipe(**fields)
+
+
+def test_calibration_lowers_the_logits_just_enough() -> None:
+    logits, factor = torch.randn(500) * 4, torch.rand(500)
+    shift, mean = calibrate(logits, factor, 0.01)
+    assert shift > 0
+    assert mean == pytest.approx(0.01, abs=1e-6)
+    assert mean == pytest.approx(float((factor * (logits - shift).sigmoid()).mean()), abs=1e-9)
+
+
+@pytest.mark.parametrize("target", [None, 0.9])
+def test_calibration_leaves_alone_what_is_low_enough(target: float | None) -> None:
+    logits, factor = torch.randn(50), torch.ones(50)
+    assert calibrate(logits, factor, target) == (0.0, float(logits.sigmoid().mean()))

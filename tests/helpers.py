@@ -1,0 +1,197 @@
+"""What the tests build on: tiny models from configs, random parts, random concepts, and plain ways to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsas_core import Call, Concept, Intervention, Site, visit
+from dsas_core.concept import fingerprint
+from dsas_core.maps import AffineMap, Map
+from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, Probe, ProductProbe
+from dsas_diffusion.builtin import architecture
+
+TINY = architecture.Preset(
+    image_size=32,
+    latent_channels=4,
+    autoencoder_width=8,
+    autoencoder_blocks=(0, 1, 1),
+    text_width=32,
+    text_layers=2,
+    unet_channels=(16, 32),
+    unet_layers=1,
+    scenes=0,
+    batch=0,
+    autoencoder_steps=0,
+    text_steps=0,
+    unet_steps=0,
+    decoder_steps=0,
+    judge_steps=0,
+)
+STEPS = 3
+FORMS = ("linear", "pooled", "product", "constant")
+MAPS = ("additive", "affine")
+
+
+def build_flow_pipe(folder: Path) -> Any:
+    """The built-in architecture in miniature: flow matching, attention in the inner blocks only."""
+    torch.manual_seed(0)
+    tokenizer = architecture.build_tokenizer(folder)
+    pipe = architecture.build_pipeline(
+        architecture.build_autoencoder(TINY),
+        architecture.build_text_encoder(TINY, tokenizer),
+        tokenizer,
+        architecture.build_unet(TINY),
+    )
+    return _ready(pipe)
+
+
+def build_ddim_pipe(folder: Path) -> Any:
+    """Another Stable Diffusion: DDIM on epsilon, two down blocks with cross-attention, linear projections."""
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+
+    torch.manual_seed(1)
+    tokenizer = architecture.build_tokenizer(folder)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=TINY.text_width,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        use_linear_projection=True,
+    )
+    text_encoder = architecture.build_text_encoder(TINY, tokenizer)
+    pipe = architecture.build_pipeline(architecture.build_autoencoder(TINY), text_encoder, tokenizer, unet)
+    pipe.scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
+    return _ready(pipe)
+
+
+def _ready(pipe: Any) -> Any:
+    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
+        part.float().eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def latents(pipe: Any, prompts: str | Sequence[str], seeds: Sequence[int] = (0,), **options: Any) -> torch.Tensor:
+    """What the pipeline makes of prompts, before decoding; one noise per picture, by its seed."""
+    shape = (1, 4, 8, 8)
+    noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "output_type": "latent", **options}
+    prompt = prompts if prompts is None or isinstance(prompts, str) else list(prompts)
+    return pipe(prompt, latents=noise, **settings).images
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal up to float noise."""
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Different by far more than float noise."""
+    return float((a - b).abs().max()) > 1e-2
+
+
+class Recorder:
+    """A visitor that keeps what comes by and changes nothing."""
+
+    def __init__(self) -> None:
+        self.seen: dict[Site, list[torch.Tensor]] = {}
+        self.calls: list[tuple[str, Call]] = []
+
+    def begin(self, root: str, call: Call) -> None:
+        self.calls.append((root, call))
+
+    def visit(self, site: Site, x: torch.Tensor) -> None:
+        self.seen.setdefault(site, []).append(x.detach().clone())
+
+
+class Doubler(Recorder):
+    """A visitor that doubles everything."""
+
+    def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return x * 2
+
+
+def widths_of(pipe: Any, sites: Sequence[Site]) -> dict[Site, int]:
+    """The number of channels at each site, seen in one run."""
+    recorder = Recorder()
+    with visit({"unet": pipe.unet, "text_encoder": pipe.text_encoder}, sites, recorder):
+        latents(pipe, "a banana", num_inference_steps=1)
+    return {site: seen[0].shape[-1] for site, seen in recorder.seen.items()}
+
+
+def random_probe(form: str, width: int, random: torch.Generator) -> Probe:
+    """A probe of the wanted form whose scores are spread over (0, 1) on activations of about unit scale."""
+
+    def linear() -> LinearProbe:
+        return LinearProbe(torch.randn(width, generator=random) / width**0.5, torch.randn((), generator=random) * 0.3)
+
+    if form == "linear":
+        return linear()
+    if form == "pooled":
+        return PooledProbe(linear())
+    if form == "product":
+        return ProductProbe((linear(), PooledProbe(linear())))
+    assert form == "constant"
+    return ConstantProbe(0.5)
+
+
+def random_map(kind: str, width: int, random: torch.Generator) -> Map:
+    shift = torch.randn(width, generator=random)
+    return AffineMap(shift, 1 + 0.3 * torch.randn(width, generator=random) if kind == "affine" else None)
+
+
+def random_concept(
+    widths: dict[Site, int],
+    *,
+    form: str = "linear",
+    kind: str = "affine",
+    edges: Sequence[float] = (),
+    name: str = "random",
+    unit: float = 1.0,
+    weight: float = 1.0,
+    seed: int = 0,
+    **fields: Any,
+) -> Concept:
+    """A concept with random parts at every site of `widths`, different ones in every timestep bin."""
+    random = torch.Generator().manual_seed(seed)
+    bins = range(len(edges) + 1)
+    interventions = [
+        Intervention(
+            site=site,
+            probes=tuple(random_probe(form, width, random) for _ in bins),
+            maps=tuple(random_map(kind, width, random) for _ in bins),
+            weights=tuple(weight for _ in bins),
+        )
+        for site, width in widths.items()
+    ]
+    return Concept(name=name, interventions=tuple(interventions), edges=tuple(edges), unit=unit, **fields)
+
+
+def bases(pipe: Any) -> dict[str, str]:
+    """Fingerprints of what can be steered, as `learn` writes them."""
+    return {"unet": fingerprint(pipe.unet), "text_encoder": fingerprint(pipe.text_encoder)}
+
+
+@dataclass
+class Bare:
+    """How many hooks and attributes a model carries."""
+
+    hooks: int
+    attributes: list[tuple[str, ...]]
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> Bare:
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+        hooks = sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+        return cls(hooks, [tuple(sorted(vars(module))) for module in model.modules()])
