@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .errors import DSASError
 from .hooks import Call
 from .probes.combine import pool
 from .sites import Site
@@ -53,6 +54,8 @@ class Capture:
 
     def __init__(self, edges: Sequence[float] = (), positions_per_row: int = 32, seed: int = 0) -> None:
         self.edges = tuple(edges)
+        if list(edges) != sorted(set(edges)):
+            raise DSASError(f"timestep edges {self.edges}: expected ascending numbers, each once")
         self.seed = seed
         self.positions_per_row = positions_per_row
         self.kind = ""

@@ -43,8 +43,8 @@ class Recipe:
         rank, scaler: projection of the gate's regression; "auto" chooses by cross-validation.
         site_weight: "soft", "threshold" or "none"; see `methods.dsas.Evidence.weight`.
         control_h: mean h to allow on held-out control positions; None leaves the bias where the regression put it.
-        pooling: what the map is fitted on, "gated" for means over positions weighted by the gate (where the concept is),
-            "mean" for plain means, the form of the paper.
+        pooling: what the map is fitted on: "gated" for means over positions weighted by the gate (where the concept
+            is), "mean" for plain means, the form of the paper.
         top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.
         rounds: multiple-instance rounds.
         seed: of the cross-validation folds.

@@ -7,7 +7,7 @@ here once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from types import UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
@@ -28,11 +28,16 @@ class Part:
             cls.kind = kind
             _KINDS[kind] = cls
 
-    def tensors(self) -> Iterator[torch.Tensor]:
+    def tensors(self) -> list[torch.Tensor]:
         """Every tensor in the part and its children, in a fixed order."""
-        collected: list[torch.Tensor] = []
-        self.map_tensors(lambda tensor: collected.append(tensor) or tensor)  # type: ignore[func-returns-value]
-        return iter(collected)
+        found: list[torch.Tensor] = []
+
+        def kept(tensor: torch.Tensor) -> torch.Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map_tensors(kept)
+        return found
 
     def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """The same part with every tensor replaced by `change(tensor)`."""

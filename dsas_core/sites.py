@@ -63,7 +63,8 @@ class Site:
         unknown = set(data) - {f.name for f in fields(cls)}
         if unknown:
             raise DSASError(f"a site has no field {', '.join(sorted(unknown))}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        content: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**content)
 
 
 def canonical(path: str) -> str:

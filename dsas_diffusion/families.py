@@ -61,7 +61,8 @@ def family_of(pipe: Any) -> Family:
     Raises:
         DSASError: the pipeline has no denoiser that the table knows, or lacks a part that its family has.
     """
-    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    parts = [getattr(pipe, name, None) for name in ("unet", "transformer")]
+    denoiser = next((part for part in parts if part is not None), None)
     if denoiser is None:
         raise DSASError(f"{type(pipe).__name__} has neither unet nor transformer: expected a text-to-image pipeline")
     kind = type(getattr(denoiser, "_orig_mod", denoiser)).__name__

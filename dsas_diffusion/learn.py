@@ -38,6 +38,8 @@ UNCHANGED = 2.0
 #: prompts a side
 COUNT = 48
 EYES_TIMESTEP = 250.0
+#: cross-validated balanced accuracy from which the eyes' word on effects is taken
+TRUSTED_EYES = 0.7
 
 
 def learn(
@@ -188,7 +190,7 @@ def choose_unit(
         "eyes_accuracy": eyes.accuracy,
         "drift_limit": drift,
         "trials": trials,
-        "reached": best is not None and best[1] >= 1,
+        "reached": best is not None and best[1] >= 1 and eyes.accuracy >= TRUSTED_EYES,
     }
     return unit, summary
 

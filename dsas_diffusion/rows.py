@@ -7,6 +7,7 @@ calls, never guessed: a batch that fits no rule raises.
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -45,8 +46,9 @@ class Rows:
         self.family: Family = family_of(pipe)
         self.prompts = 0
         self.images_per_prompt = 1
-        self.text_encoded = True
-        self._negative_ids: dict[str, torch.Tensor] = {}
+        self.embeddings = ""  # "given" ready-made, or "made here" by an earlier encode_prompt; else made now
+        self._made: list[weakref.ref[torch.Tensor]] = []
+        self._negative_ids: torch.Tensor | None = None
         self._original: Any = None
 
     def describe(self) -> dict[str, Describe]:
@@ -66,7 +68,10 @@ class Rows:
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             self._note(given.arguments)
-            return self._original(*args, **kwargs)
+            made = self._original(*args, **kwargs)
+            self._made = [known for known in self._made if known() is not None]
+            self._made += [weakref.ref(tensor) for tensor in made if isinstance(tensor, torch.Tensor)]
+            return made
 
         self.pipe.encode_prompt = encode_prompt
         return self
@@ -79,15 +84,20 @@ class Rows:
     def _note(self, given: dict[str, Any]) -> None:
         """Remember what a generation is asked for."""
         prompt, embeds = given.get("prompt"), given.get("prompt_embeds")
-        self.text_encoded = embeds is None
+        ours = any(made() is embeds for made in self._made)
+        self.embeddings = "" if embeds is None else "made here" if ours else "given"
         self.prompts = len(embeds) if embeds is not None else len(prompt) if isinstance(prompt, list) else 1
         self.images_per_prompt = int(given.get("num_images_per_prompt") or 1)
-        negative = given.get("negative_prompt") or ""
-        texts = [negative] if isinstance(negative, str) else list(negative)
-        tokenizer = self.pipe.tokenizer
-        length = tokenizer.model_max_length
-        ids = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-        self._negative_ids["ids"] = ids
+        self._negative_ids = None
+        if given.get("do_classifier_free_guidance", True):
+            negative = given.get("negative_prompt") or ""
+            tokenizer = self.pipe.tokenizer
+            texts = [negative] if isinstance(negative, str) else list(negative)
+            if hasattr(self.pipe, "maybe_convert_prompt"):  # textual inversion: one word, several tokens
+                texts = self.pipe.maybe_convert_prompt(texts, tokenizer)
+            length = tokenizer.model_max_length
+            padded = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            self._negative_ids = padded.input_ids
         if self.on_prompts is not None:
             self.on_prompts(self.prompts)
 
@@ -116,7 +126,7 @@ class Rows:
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
         batch = len(ids)
         rows = torch.ones(batch, device=ids.device)
-        negative = self._negative_ids.get("ids")
+        negative = self._negative_ids
         if self.rows == "conditional" and negative is not None and negative.shape[1] == ids.shape[1]:
             same = (ids[:, None] == negative.to(ids.device)[None]).all(-1).any(1)
             rows = rows * ~same

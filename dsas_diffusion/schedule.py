@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,8 @@ class Schedule:
     def __init__(self, points: Sequence[tuple[float, float]]) -> None:
         ordered = sorted((float(t), float(factor)) for t, factor in points)
         times = [t for t, _ in ordered]
-        if not ordered or len(set(times)) < len(times) or times[0] < 0 or times[-1] > 1000:
+        finite = all(math.isfinite(number) for point in ordered for number in point)
+        if not ordered or not finite or len(set(times)) < len(times) or times[0] < 0 or times[-1] > 1000:
             raise DSASError(
                 f"schedule: expected (timestep, factor) pairs, timesteps once each in 0 … 1000; found {points}"
             )

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from torch import nn
+
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.hooks import Call, Visit, visit
@@ -24,6 +26,7 @@ class PipelineSteering(Steering):
 
     def __init__(self, pipe: Any, concepts: Mapping[Concept, float | Sequence[float]], **settings: Any) -> None:
         super().__init__(concepts, **settings)
+        self._pipe = pipe
         self._denoiser = family_of(pipe).denoiser
         self._roots = roots_of(pipe)
         self._denoiser_calls = 0
@@ -71,22 +74,25 @@ class PipelineSteering(Steering):
         self._denoiser_calls = 0
         if self._visit is not None:
             self._visit.fired.clear()
-        if self.trace is not None:
+        if self.trace is not None and self._rows is not None:
             self.trace.clear()
+            self.trace.pictures = prompts * self._rows.images_per_prompt
 
     def _check_fired(self) -> None:
         """The text encoder must have run before the first denoiser call, every denoiser site before the second."""
         assert self._visit is not None
         assert self._rows is not None
         first = self._denoiser_calls == 1
+        if first and self._rows.embeddings == "made here":
+            return
         silent = [
             str(site)
             for site in self.sites
             if site not in self._visit.fired
             and (site.root != self._denoiser) == first
-            and not _compiled(self._roots[site.root])
+            and not _compiled(getattr(self._pipe, site.root))
         ]
-        if silent and first and not self._rows.text_encoded:
+        if silent and first and self._rows.embeddings == "given":
             warnings.warn(
                 f"prompt_embeds were given, so the text encoder did not run and {', '.join(silent)} did nothing: pass "
                 "prompt= instead, or encode the prompt inside the steer() block",
@@ -147,5 +153,6 @@ def steer(
     return steering.attach(Rows(pipe, rows, positions.pop()))
 
 
-def _compiled(module: Any) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+def _compiled(root: nn.Module) -> bool:
+    """Whether a part of the pipeline, or something inside it, was compiled after attaching."""
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in root.modules())

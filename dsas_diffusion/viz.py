@@ -17,7 +17,14 @@ _LOW, _MIDDLE, _HIGH = np.array((30, 12, 72)), np.array((214, 66, 88)), np.array
 
 
 class PictureTrace(Trace):
-    """A trace of pictures: h on the patches of each picture."""
+    """A trace of pictures: h on the patches of each picture.
+
+    `pictures` is how many are made at once; where the negative prompt is steered too, its rows come before theirs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pictures = 1
 
     def heat(
         self, concept: str, size: tuple[int, int], *, image: int = 0, site: str | None = None, root: str | None = None
@@ -39,7 +46,7 @@ class PictureTrace(Trace):
         """
         width, height = size
         records = [r for r in self.select(concept, site, root) if r.mask is None and r.h.shape[1] > 1]
-        if not records or image >= len(records[0].h):
+        if not records or not 0 <= image < self.pictures:
             known = sorted({str(r.site) for r in self.records}) or ["nothing: call the pipeline inside steer()"]
             raise DSASError(
                 f"no heat for {concept!r}, picture {image}: recorded are {', '.join(known)}; text sites have no patches"
@@ -47,7 +54,7 @@ class PictureTrace(Trace):
         total = torch.zeros(height, width)
         for record in records:
             rows = max(1, round((record.h.shape[1] * height / width) ** 0.5))
-            grid = record.h[image].view(1, 1, rows, -1)
+            grid = record.h[-self.pictures :][image].view(1, 1, rows, -1)
             total += torch.nn.functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[0, 0]
         return (total / len(records)).clamp(0, 1).numpy()
 

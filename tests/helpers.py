@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def latents(pipe: Any, prompts: str | Sequence[str], seeds: Sequence[int] = (0,)
     noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     settings = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "output_type": "latent", **options}
     prompt = prompts if prompts is None or isinstance(prompts, str) else list(prompts)
-    return pipe(prompt, latents=noise, **settings).images
+    return pipe(prompt, latents=noise.to(pipe.unet.dtype), **settings).images
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -122,19 +122,20 @@ class Doubler(Recorder):
         return x * 2
 
 
-def widths_of(pipe: Any, sites: Sequence[Site]) -> dict[Site, int]:
-    """The number of channels at each site, seen in one run."""
+def seen_at(pipe: Any, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
+    """What comes by at each site in one run."""
     recorder = Recorder()
     with visit({"unet": pipe.unet, "text_encoder": pipe.text_encoder}, sites, recorder):
         latents(pipe, "a banana", num_inference_steps=1)
-    return {site: seen[0].shape[-1] for site, seen in recorder.seen.items()}
+    return {site: seen[0] for site, seen in recorder.seen.items()}
 
 
-def random_probe(form: str, width: int, random: torch.Generator) -> Probe:
-    """A probe of the wanted form whose scores are spread over (0, 1) on activations of about unit scale."""
+def random_probe(form: str, width: int, random: torch.Generator, scale: float = 1.0) -> Probe:
+    """A probe of the wanted form whose scores are spread over (0, 1) on activations of that scale."""
 
     def linear() -> LinearProbe:
-        return LinearProbe(torch.randn(width, generator=random) / width**0.5, torch.randn((), generator=random) * 0.3)
+        weight = torch.randn(width, generator=random) / (scale * width**0.5)
+        return LinearProbe(weight, torch.randn((), generator=random) * 0.3)
 
     if form == "linear":
         return linear()
@@ -152,7 +153,7 @@ def random_map(kind: str, width: int, random: torch.Generator) -> Map:
 
 
 def random_concept(
-    widths: dict[Site, int],
+    sites: Mapping[Site, int | torch.Tensor],
     *,
     form: str = "linear",
     kind: str = "affine",
@@ -163,18 +164,18 @@ def random_concept(
     seed: int = 0,
     **fields: Any,
 ) -> Concept:
-    """A concept with random parts at every site of `widths`, different ones in every timestep bin."""
+    """A concept with random parts at every site, different ones in every timestep bin.
+
+    `sites` gives the width of each site, or activations that were seen there.
+    """
     random = torch.Generator().manual_seed(seed)
     bins = range(len(edges) + 1)
-    interventions = [
-        Intervention(
-            site=site,
-            probes=tuple(random_probe(form, width, random) for _ in bins),
-            maps=tuple(random_map(kind, width, random) for _ in bins),
-            weights=tuple(weight for _ in bins),
-        )
-        for site, width in widths.items()
-    ]
+    interventions = []
+    for site, seen in sites.items():
+        width, scale = (seen, 1.0) if isinstance(seen, int) else (seen.shape[-1], float(seen.std()))
+        probes = tuple(random_probe(form, width, random, scale) for _ in bins)
+        maps = tuple(random_map(kind, width, random) for _ in bins)
+        interventions.append(Intervention(site, probes, maps, (weight,) * len(bins)))
     return Concept(name=name, interventions=tuple(interventions), edges=tuple(edges), unit=unit, **fields)
 
 

@@ -115,8 +115,6 @@ class DSAS:
             prompts = np.arange(len(rows))
         else:
             prompts = np.concatenate([np.asarray(groups[0]), np.asarray(groups[1]) + 1 + max(groups[0])])
-        if scaler not in ("auto", *CANDIDATE_SCALERS):
-            raise DSASError(f"gate scaler {scaler!r}: expected auto, {' or '.join(CANDIDATE_SCALERS)}")
         ranks = CANDIDATE_RANKS if rank == "auto" else (rank,)
         scalers = CANDIDATE_SCALERS if scaler == "auto" else (scaler,)
         chosen, evidence, logits = _choose(rows, labels, prompts, ranks, scalers, seed)
@@ -183,6 +181,8 @@ def _fit_folded(
     from sklearn.linear_model import LogisticRegression
 
     bases = {} if bases is None else bases
+    if scaler not in CANDIDATE_SCALERS:
+        raise DSASError(f"gate scaler {scaler!r}: expected auto, {' or '.join(CANDIDATE_SCALERS)}")
     if scaler not in bases:
         mean = rows.mean(0)
         scale = np.maximum(rows.std(0), 1e-6) if scaler == "std" else np.ones(rows.shape[1])
@@ -201,9 +201,9 @@ def _fit_folded(
     projected = standard @ components.T
     spread = np.maximum(projected.std(0), 1e-12)
     model = LogisticRegression(C=1.0, class_weight="balanced", solver="newton-cholesky").fit(projected / spread, labels)
-    tensors = (mean, scale, np.zeros_like(mean), components, model.coef_[0] / spread)
-    weight, bias = fold(*(torch.from_numpy(np.array(t)) for t in tensors), float(model.intercept_[0]))
-    return weight, bias
+    arrays = (mean, scale, np.zeros_like(mean), components, model.coef_[0] / spread)
+    center, deviation, pca_mean, basis, coef = (torch.from_numpy(np.array(array)) for array in arrays)
+    return fold(center, deviation, pca_mean, basis, coef, float(model.intercept_[0]))
 
 
 def _discriminant(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:

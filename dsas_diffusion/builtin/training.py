@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -222,7 +223,7 @@ def train_autoencoder(run: Run):
 
 
 @torch.inference_mode()
-def encode_latents(run: Run, autoencoder: nn.Module) -> np.ndarray:
+def encode_latents(run: Run, autoencoder: Any) -> np.ndarray:
     """Every picture's latent, float16, scaled to unit deviation; `latents.scale` holds the factor."""
     path = run.folder / "latents.npy"
     data = run.dataset()
@@ -245,7 +246,7 @@ def encode_latents(run: Run, autoencoder: nn.Module) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def train_judge(run: Run, autoencoder: nn.Module) -> JudgeNetwork:
+def train_judge(run: Run, autoencoder: Any) -> JudgeNetwork:
     """Things and styles per pixel, on renders and on autoencoded renders."""
     model = JudgeNetwork()
     data = run.dataset()
@@ -340,7 +341,7 @@ def train_denoiser(run: Run, tokenizer, text_encoder, latents: np.ndarray):
     return unet, text_encoder
 
 
-def tune_decoder(run: Run, autoencoder: nn.Module, latents: np.ndarray) -> None:
+def tune_decoder(run: Run, autoencoder: Any, latents: np.ndarray) -> None:
     """Crisper edges: the decoder alone, on fixed latents with the small errors that a denoiser leaves."""
     decoder = autoencoder.decoder
     data = run.dataset()

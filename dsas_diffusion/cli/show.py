@@ -9,10 +9,8 @@ from typing import Any
 
 from dsas_core.concept import Concept
 
+from ..learn import TRUSTED_EYES
 from .output import table
-
-#: below this balanced accuracy the model's own eyes do not tell target from source pictures
-TRUSTED_EYES = 0.7
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsas_core import Call, Site
+from dsas_core import Call, DSASError, Site
 from dsas_core.capture import Capture, bin_of
 
 HERE, THERE = Site("unet.here"), Site("unet.there")
@@ -60,6 +60,12 @@ def test_bins(timestep: float, expected: int) -> None:
     capture.start("source")
     show(capture, torch.randn(1, 5, 3), timestep=torch.tensor(timestep))
     assert {bin_ for _, bin_, _ in capture.rows} == {expected}
+
+
+@pytest.mark.parametrize("edges", [(700, 300), (500, 500)])
+def test_edges_must_ascend(edges: tuple[float, float]) -> None:
+    with pytest.raises(DSASError, match="expected ascending numbers, each once"):
+        Capture(edges)
 
 
 def test_without_a_clock_or_edges_there_is_one_bin() -> None:

@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     if old:
         concept(name="old").save_pretrained(folder)
     monkeypatch.setattr(Path, name, no_space)
-    with pytest.raises(DSASError, match="cannot write .*it: No space left on device"):
+    with pytest.raises(DSASError, match=r"cannot write .*it: No space left on device"):
         concept().save_pretrained(folder, overwrite=True)
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == ([folder] if old else [])
@@ -231,7 +231,11 @@ def test_a_failed_exchange_puts_the_old_folder_back(tmp_path: Path, monkeypatch:
     real = os.replace
 
     def broken(source: Any, destination: Any) -> None:
-        if Path(destination) == folder and (Path(source) / CONFIG).is_file() and "old" not in (Path(source) / CONFIG).read_text():
+        if (
+            Path(destination) == folder
+            and (Path(source) / CONFIG).is_file()
+            and "old" not in (Path(source) / CONFIG).read_text()
+        ):
             no_space()
         real(source, destination)
 
@@ -265,7 +269,7 @@ def test_a_concept_from_another_architecture_is_refused_unless_forced() -> None:
     here, there = torch.nn.Linear(3, 4), torch.nn.Linear(3, 5)
     learned = concept(base={"unet": fingerprint(there)})
     learned.check({"unet": there})
-    with pytest.raises(DSASError, match="was learned on another unet .* pass force=True"):
+    with pytest.raises(DSASError, match=r"was learned on another unet .* pass force=True"):
         learned.check({"unet": here})
     learned.check({"unet": here}, force=True)
     with pytest.raises(DSASError, match=r"steers unet, which this model lacks \(it has model\)"):
@@ -289,7 +293,7 @@ def test_a_name_is_downloaded_from_the_hub(saved: Path, monkeypatch: pytest.Monk
 
 def test_a_repository_that_holds_no_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
-    with pytest.raises(DSASError, match="is no concept: it has no config.json"):
+    with pytest.raises(DSASError, match=r"is no concept: it has no config\.json"):
         Concept.from_pretrained("somebody/banana")
 
 

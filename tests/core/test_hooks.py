@@ -208,6 +208,15 @@ def test_llama_gate_on_adds_the_vector(tiny_llama: nn.Module, strength: float) -
     torch.testing.assert_close(made, base + 2.0 * strength * vector)
 
 
+def test_llama_site_weight_scales_the_gate(tiny_llama: nn.Module) -> None:
+    made = []
+    for weight, strength in ((0.25, 2.0), (1.0, 0.5)):
+        with steered(tiny_llama, random_concept({LAYERS[0]: WIDTH}, weight=weight), strength):
+            made.append(logits(tiny_llama))
+    assert same(*made)
+    assert differ(made[0], logits(tiny_llama))
+
+
 def test_llama_signs_go_different_ways(tiny_llama: nn.Module) -> None:
     made = []
     for strength in (1.0, -1.0):
@@ -241,7 +250,7 @@ def test_llama_left_and_right_padding_agree(tiny_llama: nn.Module, form: str) ->
     made = []
     for left in (True, False):
         parts = (pads, IDS[:1]) if left else (IDS[:1], pads)
-        mask = torch.cat([torch.zeros_like(pads), torch.ones_like(IDS[:1])] [:: 1 if left else -1], 1)
+        mask = torch.cat([torch.zeros_like(pads), torch.ones_like(IDS[:1])][:: 1 if left else -1], 1)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         with steered(tiny_llama, llama_concept(form), 1.0):
             out = logits(tiny_llama, torch.cat(parts, 1), attention_mask=mask, position_ids=positions)

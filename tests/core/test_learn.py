@@ -20,12 +20,14 @@ MOVE = torch.linspace(-1, 1, WIDTH)
 
 
 def activations(kind: str, count: int, strength: float, seed: int) -> torch.Tensor:
-    """Rows whose first SHOWN positions hold the concept when the kind is "source"; targets are moved by MOVE."""
+    """Rows whose first SHOWN positions hold the concept, but for controls; there, targets are moved by MOVE."""
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(count, POSITIONS, WIDTH, generator=random)
-    if kind == "source":
+    if kind != "control":
         x[:, :SHOWN] += strength * CONCEPT
-    return x + MOVE if kind == "target" else x
+    if kind == "target":
+        x[:, :SHOWN] += MOVE
+    return x
 
 
 def captured(strength: float = 8.0, count: int = 24, edges: tuple[float, ...] = (), site: Site = SITE) -> Capture:
@@ -39,13 +41,14 @@ def captured(strength: float = 8.0, count: int = 24, edges: tuple[float, ...] = 
 
 
 @functools.cache
-def fitted(form: str, control_h: float | None = 0.01) -> tuple[Any, Any]:
-    interventions, evidence = fit_sites(captured(), Recipe(form=form, control_h=control_h))
+def fitted(form: str, control_h: float | None = 0.01, pooling: str = "gated") -> tuple[Any, Any]:
+    interventions, evidence = fit_sites(captured(), Recipe(form=form, control_h=control_h, pooling=pooling))
     return interventions[0], evidence[0]
 
 
 @pytest.mark.parametrize(
-    ("form", "kind"), [("paper", LinearProbe), ("pooled", PooledProbe), ("token", LinearProbe), ("product", ProductProbe)]
+    ("form", "kind"),
+    [("paper", LinearProbe), ("pooled", PooledProbe), ("token", LinearProbe), ("product", ProductProbe)],
 )
 def test_each_form_tells_source_from_control(form: str, kind: type) -> None:
     intervention, evidence = fitted(form)
@@ -67,10 +70,16 @@ def test_forms_that_read_positions_find_where_the_concept_is(form: str) -> None:
     assert float(h[:, :SHOWN].mean()) > 10 * float(h[:, SHOWN:].mean())
 
 
-def test_the_map_is_the_mean_difference_of_the_sides() -> None:
-    capture = captured(strength=0.0, count=200)
-    interventions, _ = fit_sites(capture, Recipe(gate="on"))
-    torch.testing.assert_close(interventions[0].maps[0].shift, MOVE, atol=0.1, rtol=0)
+@pytest.mark.parametrize("form", ["paper", "token", "product"])
+def test_the_map_is_the_mean_difference_where_the_concept_is(form: str) -> None:
+    torch.testing.assert_close(fitted(form)[0].maps[0].shift, MOVE, atol=0.35, rtol=0)
+
+
+def test_the_map_of_plain_means_is_that_of_all_positions() -> None:
+    everywhere = MOVE * SHOWN / POSITIONS
+    torch.testing.assert_close(fitted("token", pooling="mean")[0].maps[0].shift, everywhere, atol=0.2, rtol=0)
+    interventions, _ = fit_sites(captured(count=200), Recipe(gate="on"))
+    torch.testing.assert_close(interventions[0].maps[0].shift, everywhere, atol=0.1, rtol=0)
 
 
 def test_a_constant_gate_needs_no_evidence() -> None:
@@ -81,7 +90,7 @@ def test_a_constant_gate_needs_no_evidence() -> None:
 
 
 def test_without_calibration_the_bias_stays_where_the_regression_put_it() -> None:
-    loose, tight = fitted("token", None)[0].probes[0], fitted("token")[0].probes[0]
+    loose, tight = fitted("paper", None)[0].probes[0], fitted("paper")[0].probes[0]
     assert torch.equal(loose.weight, tight.weight)
     assert loose.bias > tight.bias
 
@@ -113,14 +122,17 @@ def test_chance_raises_and_says_what_to_do(form: str) -> None:
 def test_a_bin_that_no_step_reached_raises() -> None:
     capture = captured()
     capture.edges = (500.0,)
-    with pytest.raises(DSASError, match="nothing was captured at unet.mid in timestep bin 1 for source, target, control"):
+    with pytest.raises(
+        DSASError, match=r"nothing was captured at unet\.mid in timestep bin 1 for source, target, control"
+    ):
         fit_sites(capture, Recipe())
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"form": "words"}, "gate form 'words': expected one of paper, pooled, token, product"),
+        ({"form": "words"}, "gate form 'words'.*: expected one of paper, pooled, token, product"),
+        ({"pooling": "max"}, "pooling 'max': expected .* one of gated, mean"),
         ({"method": "dsas"}, "no map named 'dsas'"),
         ({"gate": "caa"}, "no gate named 'caa'"),
     ],

@@ -196,7 +196,13 @@ def test_bad_rows_say_what_is_wrong(name: str, first: torch.Tensor, second: torc
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"rank": 0}, "gate rank 0"), ({"rank": "pca"}, "gate rank 'pca'"), ({"scaler": "max"}, "scaler 'max'")],
+    [
+        ({"rank": 0}, "gate rank 0"),
+        ({"rank": "pca"}, "gate rank 'pca'"),
+        ({"scaler": "max"}, "scaler 'max'"),
+        ({"rank": 5, "scaler": "max"}, "scaler 'max'"),
+        ({"rank": 0, "scaler": "std"}, "gate rank 0"),
+    ],
 )
 def test_bad_settings_of_the_gate(settings: dict[str, object], message: str) -> None:
     with pytest.raises(DSASError, match=message):

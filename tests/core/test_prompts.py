@@ -72,7 +72,12 @@ def test_articles_fit_their_nouns() -> None:
 
 
 def test_one_value_is_never_used_twice_in_a_prompt() -> None:
-    prompts = read(changed(placeholders={**GOOD["placeholders"], "second": ["dog", "cat"]}, control=["a {other} and a {second}"] * 2 + ["a {other} {place}"]))
+    prompts = read(
+        changed(
+            placeholders={**GOOD["placeholders"], "second": ["dog", "cat"]},
+            control=["a {other} and a {second}"] * 2 + ["a {other} {place}"],
+        )
+    )
     assert "a dog and a cat" in prompts.expanded("control")
     assert not any(text.count("dog") > 1 for text in prompts.expanded("control"))
 
@@ -140,12 +145,21 @@ def test_nothing_left_to_draw_raises() -> None:
         (changed(name="ba na na"), "name 'ba na na' must be letters, digits"),
         (changed(name="../up"), "must be letters, digits"),
         (changed(placeholders=["place"]), "placeholders must map names to lists"),
-        (changed(placeholders={**GOOD["placeholders"], "place": []}), r"placeholder place: expected a list of texts, found \[\]"),
-        (changed(placeholders={**GOOD["placeholders"], "other": [1]}), r"placeholder other: expected a list of texts, found \[1\]"),
+        (
+            changed(placeholders={**GOOD["placeholders"], "place": []}),
+            r"placeholder place: expected a list of texts, found \[\]",
+        ),
+        (
+            changed(placeholders={**GOOD["placeholders"], "other": [1]}),
+            r"placeholder other: expected a list of texts, found \[1\]",
+        ),
         (changed(evaluation=["a banana"]), "evaluation must map names to lists"),
         (changed(evaluation={"alone": [" "]}), "evaluation alone: expected a list of texts"),
         (changed(source={"a": "b"}), "source: expected a list of texts"),
-        (changed(source=["a {colour} banana"]), r"source template 'a \{colour\} banana' uses \{colour\}, which placeholders"),
+        (
+            changed(source=["a {colour} banana"]),
+            r"source template 'a \{colour\} banana' uses \{colour\}, which placeholders",
+        ),
         (changed(evaluation={"new": ["a {thing}"]}), r"new template 'a \{thing\}' uses \{thing\}"),
         (changed(control=["a {} {place}"]), r"uses \{\}, which placeholders does not define"),
         (changed(control=["a {other"]), r"template 'a \{other': expected '\}'"),

@@ -43,5 +43,7 @@ def test_the_core_knows_no_diffusion_and_nobody_unpickles() -> None:
     core = sources("dsas_core")
     assert [name for name, text in core.items() if {"diffusers", "dsas_diffusion"} & imported(text)] == []
     everything = core | sources("dsas_diffusion")
-    unpickling = [name for name, text in everything.items() if re.search(r"\bpickle\.|torch\.load\(|yaml\.load\(", text)]
+    unpickling = [
+        name for name, text in everything.items() if re.search(r"\bpickle\.|torch\.load\(|yaml\.load\(", text)
+    ]
     assert [name for name in unpickling if "builtin/training.py" not in name] == []

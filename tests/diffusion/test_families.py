@@ -1,0 +1,69 @@
+"""Families: which sites a pipeline has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dsas_core import DSASError
+from dsas_core.sites import Site
+from dsas_diffusion import find_sites
+from dsas_diffusion.families import roots_of
+
+
+def paths(sites: list[Site]) -> list[str]:
+    return [site.path for site in sites]
+
+
+@pytest.mark.parametrize(
+    ("group", "count", "layout", "ending"),
+    [("cross", 7, "last", "attn2"), ("self", 7, "last", "attn1"), ("text", 2, "last", ""), ("block", 15, "first", "")],
+)
+def test_groups_of_sites(ddim_pipe: Any, group: str, count: int, layout: str, ending: str) -> None:
+    sites = find_sites(ddim_pipe, group)
+    assert len(sites) == len(set(sites)) == count
+    assert {site.layout for site in sites} == {layout}
+    assert all(site.path.endswith(ending) for site in sites)
+    assert {site.root for site in sites} == {"text_encoder" if group == "text" else "unet"}
+
+
+def test_the_default_is_text_and_cross_attention(ddim_pipe: Any) -> None:
+    text, cross = find_sites(ddim_pipe, "text"), find_sites(ddim_pipe, "cross")
+    assert find_sites(ddim_pipe) == find_sites(ddim_pipe, ["text", "cross"]) == text + cross
+    assert find_sites(ddim_pipe, "denoiser") == cross
+
+
+def test_patterns_and_lists_each_site_once(ddim_pipe: Any) -> None:
+    one = r"unet\.mid_block\.attentions\.0\.transformer_blocks\.0\.attn2"
+    assert paths(find_sites(ddim_pipe, one)) == ["unet.mid_block.attentions.0.transformer_blocks.0.attn2"]
+    assert find_sites(ddim_pipe, [one, "cross", one])[0] == find_sites(ddim_pipe, one)[0]
+    assert len(find_sites(ddim_pipe, [one, "cross", one])) == 7
+    assert find_sites(ddim_pipe, r"unet\.conv_in") == [Site("unet.conv_in", layout="first")]
+    assert find_sites(ddim_pipe, r"unet\.mid_block\.resnets\.0")[0].layout == "first"
+    assert find_sites(ddim_pipe, r".*mid_block.*\.norm2") == [
+        Site("unet.mid_block.attentions.0.transformer_blocks.0.norm2"),
+        Site("unet.mid_block.resnets.0.norm2", layout="first"),
+        Site("unet.mid_block.resnets.1.norm2", layout="first"),
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["crosses", ["cross", r"unet\.nowhere"]])
+def test_what_matches_nothing_lists_what_exists(ddim_pipe: Any, pattern: Any) -> None:
+    with pytest.raises(DSASError, match=r"no site matches .*unet\.mid_block\.attentions\.N"):
+        find_sites(ddim_pipe, pattern)
+
+
+def test_a_compiled_pipeline_has_the_same_sites(ddim_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = find_sites(ddim_pipe)
+    monkeypatch.setattr(ddim_pipe, "unet", torch.compile(ddim_pipe.unet, backend="eager"))
+    assert find_sites(ddim_pipe) == before
+    assert set(roots_of(ddim_pipe)) == {"unet", "text_encoder"}
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "tokenizer", "vae", "scheduler"])
+def test_a_missing_part_is_named(ddim_pipe: Any, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ddim_pipe, part, None)
+    with pytest.raises(DSASError, match=f"the pipeline lacks {part}; a Stable Diffusion pipeline has unet"):
+        find_sites(ddim_pipe)

@@ -1,0 +1,52 @@
+"""Making pictures: each from its own seed, whatever its batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dsas_diffusion.generation import Settings, decode, latents_of, noise_for, pictures_of, seeds_for, settings_of
+from dsas_diffusion.load import BUILTIN
+from tests.helpers import differ, same
+
+PROMPTS = ["a banana", "a dog at night", "a cat", "a star on a table", "nothing"]
+
+
+def test_a_picture_does_not_depend_on_its_batch(tiny_pipe: Any) -> None:
+    seeds, settings = seeds_for(PROMPTS, 0), Settings(2, 3.0)
+    together = latents_of(tiny_pipe, PROMPTS, seeds, settings, batch=4)
+    alone = latents_of(tiny_pipe, PROMPTS, seeds, settings, batch=1)
+    assert together.shape == (5, 4, 8, 8)
+    assert same(together, alone)
+    assert differ(together, latents_of(tiny_pipe, PROMPTS, seeds_for(PROMPTS, 1), settings))
+
+
+def test_a_place_has_its_seed_and_a_seed_its_noise(tiny_pipe: Any) -> None:
+    assert seeds_for(["a", "b"], 0) == seeds_for(["c", "d", "e"], 0)[:2]
+    assert len({*seeds_for(PROMPTS, 0), *seeds_for(PROMPTS, 1)}) == 10
+    assert torch.equal(noise_for(tiny_pipe, [3, 5])[1], noise_for(tiny_pipe, [5])[0])
+
+
+def test_latents_become_pictures(tiny_pipe: Any) -> None:
+    pictures = pictures_of(tiny_pipe, PROMPTS[:2], [1, 2], Settings(2, 3.0))
+    assert [picture.size for picture in pictures] == [(32, 32)] * 2
+    made = latents_of(tiny_pipe, PROMPTS[:2], [1, 2], Settings(2, 3.0))
+    assert [p.tobytes() for p in decode(tiny_pipe, made, batch=1)] == [p.tobytes() for p in pictures]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "expected"),
+    [
+        ("somebody/model", {}, Settings(30, 7.5)),
+        (str(BUILTIN["builtin:emoji"]), {}, Settings(12, 3.0)),
+        (str(BUILTIN["builtin:emoji"]), {"steps": 5, "guidance": 0.0}, Settings(5, 0.0)),
+        ("somebody/model", {"guidance": 1.0}, Settings(30, 1.0)),
+    ],
+)
+def test_settings_suit_the_model_unless_asked_otherwise(name: str, asked: dict[str, Any], expected: Settings) -> None:
+    assert settings_of(SimpleNamespace(name_or_path=name), **asked) == expected
+    assert Path(BUILTIN["builtin:emoji"]).name == "model"

@@ -1,0 +1,96 @@
+"""Learning on a tiny random pipeline: what goes in is what comes out, and what cannot be learned says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsas_diffusion import Concept, DSASError, learn, steer
+from dsas_diffusion.learn import UNITS
+from tests.helpers import Bare, bases, differ, latents
+
+PROMPTS: dict[str, Any] = {
+    "name": "banana-blur",
+    "placeholders": {"place": ["on a table", "at night", "in the snow"], "other": ["dog", "car", "hat", "star"]},
+    "source": ["a banana {place}", "a {other} and a banana {place}"],
+    "target": ["a blurred banana {place}", "a {other} and a blurred banana {place}"],
+    "control": ["a {other} {place}", "a {other} and a lemon {place}"],
+}
+
+
+@pytest.fixture(scope="module")
+def learned(tiny_pipe: Any) -> Concept:
+    return learn(tiny_pipe, PROMPTS, count=12, steps=2, seed=3)
+
+
+def test_a_concept_knows_where_it_comes_from(learned: Concept, tiny_pipe: Any) -> None:
+    assert learned.name == "banana-blur"
+    assert learned.unit in UNITS
+    roots = {site.root for site in learned.sites}
+    assert learned.base == {root: wanted for root, wanted in bases(tiny_pipe).items() if root in roots}
+    assert learned.provenance["seed"] == 3
+    assert learned.provenance["prompts"]["source"] == PROMPTS["source"]
+    assert learned.provenance["settings"] == {"steps": 2, "guidance": 7.5}
+    measured = {item["site"] for item in learned.evidence["sites"]}
+    assert {str(site) for site in learned.sites} <= measured
+    tried = [trial["unit"] for trial in learned.evidence["unit"]["trials"]]
+    assert tried == list(UNITS[: len(tried)])
+    assert tried
+
+
+def test_learning_is_repeatable_and_leaves_the_pipeline_alone(learned: Concept, tiny_pipe: Any) -> None:
+    before, bare = latents(tiny_pipe, "a banana"), Bare.of(tiny_pipe.unet)
+    assert learn(tiny_pipe, PROMPTS, count=12, steps=2, seed=3) == learned
+    assert Bare.of(tiny_pipe.unet) == bare
+    assert "encode_prompt" not in vars(tiny_pipe)
+    assert not differ(latents(tiny_pipe, "a banana"), before)
+
+
+def test_what_was_learned_is_what_is_saved(learned: Concept, tiny_pipe: Any, tmp_path: Path) -> None:
+    loaded = Concept.from_pretrained(learned.save_pretrained(tmp_path / "it"))
+    assert loaded == learned
+    base = latents(tiny_pipe, "a banana on a table")
+    with steer(tiny_pipe, {loaded: 20.0}):
+        assert differ(latents(tiny_pipe, "a banana on a table"), base)
+
+
+def test_timestep_bins_have_their_own_parameters(ddim_pipe: Any) -> None:
+    concept = learn(ddim_pipe, PROMPTS, count=12, steps=2, sites="denoiser", gate="on", edges=(300,))
+    assert concept.edges == (300.0,)
+    assert {len(item.probes) for item in concept.interventions} == {2}
+    assert {site.root for site in concept.sites} == {"unet"}
+
+
+def test_timestep_bins_and_text_sites_go_together(ddim_pipe: Any) -> None:
+    """A text encoder has no clock: whatever the bin, its sites have one set of parameters."""
+    concept = learn(ddim_pipe, PROMPTS, count=12, steps=2, gate="on", edges=(300,))
+    assert {site.root for site in concept.sites} == {"unet", "text_encoder"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gate": "sometimes"}, "no gate named 'sometimes'"),
+        ({"method": "magic"}, "no map named 'magic'"),
+        ({"sites": "nowhere"}, "no site matches 'nowhere'"),
+        ({"edges": (700, 300)}, "timestep edges"),
+        ({"positions": "most"}, "positions 'most'"),
+        ({"recipe": {"form": "words"}}, "gate form 'words'"),
+        ({"recipe": {"site_weight": "best"}}, "site weight 'best'"),
+        ({"recipe": {"colour": "red"}}, "colour"),
+        ({"prompts": {**PROMPTS, "target": PROMPTS["source"]}}, "source and target are identical"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_drawn(
+    tiny_pipe: Any, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("a picture was drawn")
+
+    monkeypatch.setattr(tiny_pipe.unet, "forward", forbidden)
+    with pytest.raises(DSASError, match=message):
+        learn(tiny_pipe, settings.pop("prompts", PROMPTS), **{"count": 12, "steps": 2, **settings})
+    assert Bare.of(tiny_pipe.unet).hooks == 0
+    assert "encode_prompt" not in vars(tiny_pipe)
