@@ -32,6 +32,8 @@ import numpy as np
 from .errors import DSASError
 
 MINIMUM = 8
+#: control prompts drawn for each source prompt: what must not change is more varied than what must
+CONTROLS = 2
 SIDES = ("source", "target", "control")
 _KNOWN = {"name", "description", "placeholders", "evaluation", *SIDES}
 
@@ -70,7 +72,7 @@ class PromptSet:
         return list(dict.fromkeys(p for template in templates for p in _expand(template, self.placeholders)))
 
     def draw(self, count: int, seed: int = 0, avoid: Sequence[str] = ()) -> dict[str, list[str]]:
-        """About `count` prompts a side, spread evenly over its templates: {"source": …, "target": …, "control": …}.
+        """About `count` source and target prompts and twice as many controls, spread evenly over its templates: {"source": …, "target": …, "control": …}.
 
         Source and target come as pairs when their templates do. Each side is shuffled, so a part of it is as mixed as
         the whole. `avoid` are prompts not to draw; those of `evaluation` are never drawn.
@@ -92,7 +94,7 @@ class PromptSet:
             drawn = {"source": [a for a, _ in pairs], "target": [b for _, b in pairs]}
         else:
             drawn = {side: self._drawn(side, count, (seed, i), kept_out) for i, side in enumerate(SIDES[:2])}
-        drawn["control"] = self._drawn("control", count, (seed, 2), kept_out)
+        drawn["control"] = self._drawn("control", CONTROLS * count, (seed, 2), kept_out)
         for side, prompts in drawn.items():
             if len(prompts) < MINIMUM:
                 raise DSASError(

@@ -207,7 +207,8 @@ class Eyes:
         self.family = family_of(pipe)
         self.sites = find_sites(pipe, "block")
         gate = methods.get("dsas", "gate")
-        fitted = gate.cross_fit(self._features(target).double(), self._features(source).double())
+        seen = self._features(target).double(), self._features(source).double()
+        fitted = gate.cross_fit(*seen, rank=16, scaler="std")
         self.probe: LinearProbe = fitted.probe
         self.accuracy: float = fitted.evidence.balanced_accuracy
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import settings
 
 from tests import helpers
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile("repeatable")

@@ -187,15 +187,12 @@ def _fit_folded(
         mean = rows.mean(0)
         scale = np.maximum(rows.std(0), 1e-6) if scaler == "std" else np.ones(rows.shape[1])
         standard = (rows - mean) / scale
-        covariance = standard.T @ standard / len(rows)
-        values, vectors = np.linalg.eigh(covariance)
-        bases[scaler] = mean, scale, standard, values[::-1], vectors.T[::-1]
-    mean, scale, standard, values, vectors = bases[scaler]
+        bases[scaler] = mean, scale, standard, _principal(standard)
+    mean, scale, standard, vectors = bases[scaler]
     if rank == "lda":
-        components = _discriminant(standard, labels)[None]
+        components = (_discriminant(standard @ vectors.T, labels) @ vectors)[None]
     elif isinstance(rank, int) and rank > 0:
-        kept = min(rank, len(rows) - 1, len(values), int((values > 1e-12 * max(values[0], 1e-300)).sum()) or 1)
-        components = vectors[:kept]
+        components = vectors[:rank]
     else:
         raise DSASError(f"gate rank {rank!r}: expected a positive number, lda or auto")
     projected = standard @ components.T
@@ -204,6 +201,18 @@ def _fit_folded(
     arrays = (mean, scale, np.zeros_like(mean), components, model.coef_[0] / spread)
     center, deviation, pca_mean, basis, coef = (torch.from_numpy(np.array(array)) for array in arrays)
     return fold(center, deviation, pca_mean, basis, coef, float(model.intercept_[0]))
+
+
+def _principal(rows: np.ndarray) -> np.ndarray:
+    """Principal components [k, width] of centred rows, largest first, without those of no variance."""
+    if len(rows) < rows.shape[1]:
+        _, deviations, vectors = np.linalg.svd(rows, full_matrices=False)
+        values = deviations**2 / len(rows)
+    else:
+        values, columns = np.linalg.eigh(rows.T @ rows / len(rows))
+        values, vectors = values[::-1], columns.T[::-1]
+    kept = max(1, int((values > 1e-12 * max(float(values[0]), 1e-300)).sum()))
+    return vectors[:kept]
 
 
 def _discriminant(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -333,7 +333,7 @@ def test_half_precision_pipelines_are_steered_in_their_dtype(tiny_pipe: Any, tmp
         made = latents(pipe, BANANA)
     assert made.dtype == torch.bfloat16
     assert differ(made.float(), base.float())
-    assert float((made.float() - precise).abs().mean()) < 0.1 * float((base.float() - precise).abs().mean())
+    assert float((made.float() - precise).abs().mean()) < 0.3 * float((base.float() - precise).abs().mean())
 
 
 def test_two_concepts_are_steered_together(tiny_pipe: Any) -> None:
