@@ -19,8 +19,10 @@ from dsas_diffusion.generation import Settings, pictures_of, seeds_for
 from dsas_diffusion.metrics import Wanted
 
 #: strengths that DSAS and vanilla share for the change at equal effect; the report's own strength is 1
-GRID = (0.25, 0.5, 0.75, 1.0, 1.5)
+GRID = (0.5, 1.0, 1.5)
 BATCH = 8
+#: heat is compared with masks over the steps from this timestep on: before, there is no picture to see
+BELOW = 500.0
 
 Raw = dict[str, list[Any]]
 Pictures = dict[str, dict[str, list[Image.Image]]]
@@ -56,7 +58,10 @@ def draw_traced(
             pictures += made
             h += [steering.trace.mean_h(concept.name)] * len(made)
             for site, found in heats.items():
-                found += [steering.trace.heat(concept.name, p.size, image=i, site=site) for i, p in enumerate(made)]
+                found += [
+                    steering.trace.heat(concept.name, p.size, image=i, site=site, below=BELOW)
+                    for i, p in enumerate(made)
+                ]
     return pictures, h, heats
 
 
@@ -120,10 +125,8 @@ def trial(
         hits = metrics.shown(judge, shown["unnamed"], wanted)
         raw[f"{arm}_unnamed"] = [bool(hit) for hit, there in zip(hits, unnamed, strict=True) if there]
     if mask_site:
-        _, _, heats = draw_traced(pipe, prompts["alone"], seed, settings, concept, strength=0.0)
-        _, _, more = draw_traced(pipe, prompts["beside"], seed + 1, settings, concept, strength=0.0)
         shapes = metrics.masks(judge, [*base["alone"], *base["beside"]], wanted.thing)
-        for area, overlap in metrics.localised([*heats[mask_site], *more[mask_site]], shapes):
+        for area, overlap in metrics.localised([*heat["alone"], *heat["beside"]], shapes):
             raw.setdefault("mask_auroc", []).append(area)
             raw.setdefault("mask_iou", []).append(overlap)
     few, other = list(prompts["alone"][:grid_prompts]), list(prompts["without"][:grid_prompts])

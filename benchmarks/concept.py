@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from arms import best_mask_site, draw, joined, summed_up, trial
 
 import dsas_diffusion as dsas
@@ -71,40 +74,51 @@ def fresh_prompts(wanted: Wanted, used: set[str], seed: int, size: int) -> dict[
     return drawn
 
 
+def one_seed(seed: int, args: argparse.Namespace) -> dict[str, tuple[float, Any]]:
+    """Learn and judge with one seed: by sites, the unit and the raw lists."""
+    torch.set_num_threads(1)
+    pipe, judge, wanted = dsas.load_pipeline(args.model), Judge.load(), Wanted("banana", "blurred")
+    settings = settings_of(pipe)
+    content = read(ROOT / "prompts" / "banana-blur.yaml")
+    drawn = content.draw(COUNT, seed)
+    prompts = fresh_prompts(wanted, {prompt for side in drawn.values() for prompt in side}, seed, args.size)
+    base = {part: draw(pipe, texts, 1000 * seed + i, settings) for i, (part, texts) in enumerate(prompts.items())}
+    found = {}
+    for name in args.sites:
+        sites = None if name == "default" else name
+        concept = dsas.learn(pipe, content, sites=sites, seed=seed, steps=args.learning_steps)
+        validation = drawn["source"][-16:]
+        mask_site = (
+            best_mask_site(pipe, judge, concept, wanted, validation, 900 + seed, settings)
+            if name == "denoiser"
+            else None
+        )
+        raw, _, _ = trial(pipe, judge, concept, wanted, prompts, 1000 * seed, settings, base, mask_site, args.grid)
+        found[name] = (concept.unit, raw)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="builtin:emoji")
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--size", type=int, default=24, help="fresh prompts a part and seed")
-    parser.add_argument("--grid", type=int, default=10, help="prompts a part and seed at each strength of the grid")
+    parser.add_argument("--size", type=int, default=17, help="fresh prompts a part and seed")
+    parser.add_argument("--grid", type=int, default=8, help="prompts a part and seed at each strength of the grid")
+    parser.add_argument("--learning-steps", type=int, default=8, help="denoising steps while learning")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="seeds at a time, a thread each")
     parser.add_argument("--sites", nargs="*", choices=("default", "denoiser"), default=["default", "denoiser"])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "concept.json")
     args = parser.parse_args()
 
-    pipe, judge, wanted = dsas.load_pipeline(args.model), Judge.load(), Wanted("banana", "blurred")
-    settings = settings_of(pipe)
-    content = read(ROOT / "prompts" / "banana-blur.yaml")
+    began = time.monotonic()
     raws: dict[str, list[Any]] = {name: [] for name in args.sites}
     units: dict[str, list[float]] = {name: [] for name in args.sites}
-    began = time.monotonic()
-    for seed in range(args.seeds):
-        drawn = content.draw(COUNT, seed)
-        used = {prompt for side in drawn.values() for prompt in side}
-        prompts = fresh_prompts(wanted, used, seed, args.size)
-        base = {part: draw(pipe, texts, 1000 * seed + i, settings) for i, (part, texts) in enumerate(prompts.items())}
-        for name in args.sites:
-            concept = dsas.learn(pipe, content, sites=None if name == "default" else name, seed=seed)
-            validation = drawn["source"][-16:]
-            site = (
-                best_mask_site(pipe, judge, concept, wanted, validation, 900 + seed, settings)
-                if name == "denoiser"
-                else None
-            )
-            raw, _, _ = trial(pipe, judge, concept, wanted, prompts, 1000 * seed, settings, base, site, args.grid)
-            raws[name].append(raw)
-            units[name].append(concept.unit)
-            figures = summed_up(joined(raws[name]))
-            print(f"seed {seed} {name}: unit {concept.unit:g}", _line(figures, TARGETS[name]), flush=True)
+    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
+        for seed, found in enumerate(pool.map(one_seed, range(args.seeds), [args] * args.seeds)):
+            for name, (unit, raw) in found.items():
+                raws[name].append(raw)
+                units[name].append(unit)
+                print(f"seed {seed} {name}: unit {unit:g},", _line(summed_up(raw), TARGETS[name]), flush=True)
     report: dict[str, Any] = {}
     for name in args.sites:
         figures = summed_up(joined(raws[name])) | {"units": units[name], "targets": TARGETS[name]}

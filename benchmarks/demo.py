@@ -19,11 +19,13 @@ import dsas_diffusion as dsas
 from dsas_core.prompts import read
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation import settings_of
-from dsas_diffusion.learn import COUNT, versions
+from dsas_diffusion.learn import versions
 from dsas_diffusion.metrics import Wanted
 from dsas_diffusion.viz import grid, overlay
 
 ROOT = Path(__file__).resolve().parent.parent
+#: prompts a side and denoising steps while learning: less than benchmarks/concept.py takes, to be done sooner
+COUNT, LEARNING_STEPS = 40, 8
 #: for the change at equal effect; benchmarks/concept.py has a finer grid
 STRENGTHS = (0.5, 1.0)
 HEADINGS = {"base": "no steering", "vanilla": "always on", "dsas": "DSAS", "heat": "where DSAS steers"}
@@ -44,20 +46,20 @@ def main() -> None:
     reports: dict[str, Any] = {}
     for name, sites in (("default", None), ("denoiser", "denoiser")):
         print(f"learning {content.name} ({name} sites) …", flush=True)
-        concept = dsas.learn(pipe, content, sites=sites, seed=args.seed, show_progress=True)
-        site = None
-        if name == "denoiser":
-            validation = content.draw(COUNT, args.seed)["source"][-8:]
-            site = best_mask_site(pipe, judge, concept, wanted, validation, args.seed + 900, settings)
+        concept = dsas.learn(
+            pipe, content, sites=sites, seed=args.seed, count=COUNT, steps=LEARNING_STEPS, show_progress=True
+        )
+        validation = content.draw(COUNT, args.seed)["source"][-8:]
+        site = best_mask_site(pipe, judge, concept, wanted, validation, args.seed + 900, settings)
         print(f"drawing and judging ({name} sites) …", flush=True)
         raw, arms, heats = trial(pipe, judge, concept, wanted, prompts, args.seed, settings, base, site, 4, STRENGTHS)
         reports[name] = summed_up(raw) | {"unit": concept.unit}
         if name == "default":
-            shown = arms
+            shown, heat = arms, heats
         concept.save_pretrained(args.out.parent / "demo-concepts" / name, overwrite=True)
     report = reports["default"] | {"denoiser": reports["denoiser"]}
     report |= {"seconds": round(time.monotonic() - began, 1), "seed": args.seed, "versions": versions()}
-    _write(args.out, prompts, shown, heats, report)
+    _write(args.out, prompts, shown, heat, report)
     _print(report, args.out)
 
 

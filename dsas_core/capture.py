@@ -60,6 +60,7 @@ class Capture:
         self.positions_per_row = positions_per_row
         self.kind = ""
         self.offset = 0
+        self.timeless: set[str] = set()  # roots that run without a clock have one bin
         self.rows: dict[tuple[Site, int, str], Rows] = defaultdict(Rows)
         self._random = torch.Generator()
         self._calls: dict[str, tuple[Call, int]] = {}
@@ -70,6 +71,8 @@ class Capture:
         self._random.manual_seed(self.seed)
 
     def begin(self, root: str, call: Call) -> None:
+        if call.timestep is None:
+            self.timeless.add(root)
         self._calls[root] = call, int(bin_of(call.timestep, self.edges))
 
     def visit(self, site: Site, x: torch.Tensor) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from .errors import DSASError
-from .maps import Map
+from .maps import IdentityMap, Map
 from .parts import unpack
 from .probes import Probe
 from .sites import Roots, Site, canonical
@@ -40,6 +40,15 @@ class Intervention:
     probes: tuple[Probe, ...]
     maps: tuple[Map, ...]
     weights: tuple[float, ...]
+
+    @property
+    def watches(self) -> bool:
+        """Whether it only reads: steering does not attach it unless there is a trace to write to."""
+        return all(isinstance(transform, IdentityMap) for transform in self.maps)
+
+    def watching(self) -> Intervention:
+        """The same probes, changing nothing."""
+        return replace(self, maps=(IdentityMap(),) * len(self.maps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +128,10 @@ class Concept:
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
             raise DSASError(f"{folder} is there and not empty: choose another folder, or pass overwrite (--overwrite)")
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+            raise DSASError(
+                f"{folder} holds something else than a concept, which overwrite would lose: choose another folder"
+            )
         config, tensors = self._packed()
         from safetensors.torch import save
 

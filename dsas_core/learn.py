@@ -31,6 +31,7 @@ from .sites import Site
 
 FORMS = ("paper", "pooled", "token", "product")
 POOLINGS = ("gated", "mean")
+WEIGHTS = ("soft", "threshold", "none")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class Recipe:
     def __post_init__(self) -> None:
         methods.get(self.method, "map")
         methods.get(self.gate, "gate")
+        if self.site_weight not in WEIGHTS or self.rounds < 1 or not 0 < self.top_share <= 1:
+            raise DSASError(
+                f"site_weight {self.site_weight!r}, rounds {self.rounds}, top_share {self.top_share}: expected one of "
+                f"{', '.join(WEIGHTS)}, at least 1 round, and a share in (0, 1]"
+            )
         if self.form not in FORMS or self.pooling not in POOLINGS:
             raise DSASError(
                 f"gate form {self.form!r}, pooling {self.pooling!r}: expected one of {', '.join(FORMS)}, and one of "
@@ -106,7 +112,10 @@ def fit_sites(
     interventions: list[Intervention] = []
     evidence: list[SiteEvidence] = []
     for site in sites:
-        fitted = [_fit_bin(capture, site, bin_, recipe) for bin_ in bins]
+        if site.root in capture.timeless:
+            fitted = [_fit_bin(capture, site, 0, recipe)] * len(bins)
+        else:
+            fitted = [_fit_bin(capture, site, bin_, recipe) for bin_ in bins]
         evidence += [found for _, _, found in fitted]
         weights = tuple(found.weight for _, _, found in fitted)
         if any(weights):

@@ -72,8 +72,9 @@ class PromptSet:
         return list(dict.fromkeys(p for template in templates for p in _expand(template, self.placeholders)))
 
     def draw(self, count: int, seed: int = 0, avoid: Sequence[str] = ()) -> dict[str, list[str]]:
-        """About `count` source and target prompts and twice as many controls, spread evenly over its templates: {"source": …, "target": …, "control": …}.
+        """About `count` source and target prompts and twice as many controls: {"source": …, "target": …, "control": …}.
 
+        Each side is spread evenly over its templates.
         Source and target come as pairs when their templates do. Each side is shuffled, so a part of it is as mixed as
         the whole. `avoid` are prompts not to draw; those of `evaluation` are never drawn.
         """

@@ -62,9 +62,10 @@ class Strengths(MutableMapping[str, float | list[float]]):
 class _Attached:
     """One concept as a visitor holds it: parameters of all bins, and a live copy of those of the current bin."""
 
-    def __init__(self, concept: Concept, gate: str | None) -> None:
+    def __init__(self, concept: Concept, gate: str | None, watch: bool) -> None:
         self.name, self.unit, self.edges = concept.name, concept.unit, concept.edges
-        interventions = [_gated(intervention, gate) for intervention in concept.interventions]
+        chosen = [intervention for intervention in concept.interventions if watch or not intervention.watches]
+        interventions = [_gated(intervention, gate) for intervention in chosen]
         bins = [
             [*_tensors(intervention, i), torch.tensor([intervention.weights[i]])]
             for i in range(len(concept.edges) + 1)
@@ -140,7 +141,7 @@ class Steering:
         if unknown:
             raise DSASError(f"a schedule for {', '.join(sorted(unknown))}, but attached are {', '.join(names)}")
         self._schedules: Mapping[str, Schedule] = schedules
-        self._attached = [_Attached(concept, gate) for concept in concepts]
+        self._attached = [_Attached(concept, gate, watch=trace is not None) for concept in concepts]
         self._calls: dict[str, Call] = {}
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
         self._masks: dict[str, torch.Tensor | None] = {}

@@ -24,7 +24,10 @@ class Family:
         denoiser: attribute of the pipeline.
         text_encoders: attributes of the pipeline.
         groups: name of a group of sites -> (regular expression on canonical paths, layout).
-        default: the groups that steer when the user names none.
+        default: the groups that steer when the user names none; what benchmarks/concept.py shows best.
+        denoiser_default: the groups that "denoiser" stands for.
+        watched: the groups that are read for the heat-map, without being changed, when the user names no sites.
+        edges: timesteps that separate the bins of denoiser sites, unless the user names others.
         bounds: what the clock shows at the noisy and at the clean end; 1000 and 0 for raw timesteps.
         unconditional_first: whether classifier-free guidance stacks [unconditional, conditional] rows.
     """
@@ -34,6 +37,9 @@ class Family:
     text_encoders: tuple[str, ...]
     groups: Mapping[str, tuple[str, str]]
     default: tuple[str, ...]
+    denoiser_default: tuple[str, ...]
+    watched: tuple[str, ...] = ("cross",)
+    edges: tuple[float, ...] = (500.0,)
     bounds: tuple[float, float] = (1000.0, 0.0)
     unconditional_first: bool = True
 
@@ -48,7 +54,8 @@ _UNET = Family(
         "block": (r"unet\.(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(attentions|resnets)\.\d+", "first"),
         "text": (r"text_encoder\.encoder\.layers\.\d+", "last"),
     },
-    default=("text", "cross"),
+    default=("text",),
+    denoiser_default=("cross",),
 )
 
 #: class of the denoiser -> family
@@ -69,6 +76,10 @@ def family_of(pipe: Any) -> Family:
     if kind not in FAMILIES:
         raise DSASError(f"{kind} is not a family that is known; known are {', '.join(FAMILIES)}")
     family = FAMILIES[kind]
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        raise DSASError(
+            f"{type(pipe).__name__} has two text encoders, as SDXL; only {family.name} 1.x-shaped are known"
+        )
     wanted = (family.denoiser, *family.text_encoders, "tokenizer", "scheduler", "vae")
     missing = [part for part in wanted if getattr(pipe, part, None) is None]
     if missing:
@@ -97,7 +108,7 @@ def find_sites(pipe: Any, sites: str | Sequence[str] | None = None) -> list[Site
     found: dict[str, Site] = {}
     for pattern in wanted:
         if pattern == "denoiser":
-            patterns = [family.groups[name][0] for name in family.default if not name.startswith("text")]
+            patterns = [family.groups[name][0] for name in family.denoiser_default]
         else:
             patterns = [family.groups[pattern][0] if pattern in family.groups else pattern]
         for expression in patterns:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from dsas_core import methods
 from dsas_core.capture import Capture
 from dsas_core.concept import Concept, fingerprint
+from dsas_core.errors import DSASError
 from dsas_core.hooks import Call, visit
 from dsas_core.learn import Recipe, fit_sites
 from dsas_core.probes import LinearProbe
@@ -31,8 +32,8 @@ from .generation import Settings, decode, latent_batches, latents_of, noise_for,
 from .rows import Rows
 from .steer import steer
 
-#: strengths of the map to try as a unit, relative to its own scale
-UNITS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+#: strengths of the map that may become the unit, a fifth apart
+UNITS = tuple(float(f"{0.25 * 1.2**k:.2g}") for k in range(21))
 #: a picture counts as unchanged up to this mean absolute difference, of 255
 UNCHANGED = 2.0
 #: prompts a side
@@ -52,7 +53,7 @@ def learn(
     steps: int | None = None,
     seed: int = 0,
     count: int = COUNT,
-    edges: Sequence[float] = (),
+    edges: Sequence[float] | None = None,
     positions: str = "all",
     guidance: float | None = None,
     drift: float = 0.05,
@@ -70,7 +71,7 @@ def learn(
         steps, guidance: of the generations; None for what suits the model.
         seed: of noise, prompt choice and cross-validation.
         count: prompts a side; a quarter of them is kept for choosing the unit.
-        edges: ascending timesteps that separate bins with their own probe and map; none by default.
+        edges: ascending timesteps that separate bins with their own probe and map; None for the family's, () for one.
         positions: text tokens that are read and steered, see `dsas_diffusion.rows.Rows`.
         drift: share of control prompts whose picture may change while the unit is chosen.
         batch: prompts per generation.
@@ -82,10 +83,18 @@ def learn(
     Raises:
         DSASError: bad prompts, names or sites; no site tells source from control.
     """
-    family_of(pipe)
+    family = family_of(pipe)
     content = read(prompts)
+    unknown = sorted(set(recipe or {}) - {field.name for field in fields(Recipe)})
+    if unknown:
+        known = ", ".join(field.name for field in fields(Recipe))
+        raise DSASError(f"recipe has no field {', '.join(unknown)}; it has {known}")
     chosen = Recipe(**{"method": method, "gate": gate, "seed": seed, **(recipe or {})})
     wanted = find_sites(pipe, sites)
+    watched = [site for site in find_sites(pipe, family.watched) if site not in wanted] if sites is None else []
+    visited = [*wanted, *watched]
+    if edges is None:
+        edges = family.edges if any(site.root == family.denoiser for site in visited) else ()
     settings = settings_of(pipe, steps, guidance)
     drawn = content.draw(count, seed)
     cut = {side: max(5, round(0.75 * len(texts))) for side, texts in drawn.items()}
@@ -97,18 +106,18 @@ def learn(
     latents: dict[str, torch.Tensor] = {}
     with (
         Rows(pipe, positions=positions) as rows,
-        visit(roots, wanted, capture, rows.describe()),
+        visit(roots, visited, capture, rows.describe()),
         progress_bar(sum(map(len, fitting.values())), "capturing", show_progress) as bar,
     ):
         for side, texts in fitting.items():
             capture.start(side)
             latents[side] = _walk(pipe, texts, seed, settings, batch, capture, bar)
-    with progress_bar(len(wanted), "fitting", show_progress) as bar:
+    with progress_bar(len(visited), "fitting", show_progress) as bar:
         interventions, evidence = fit_sites(capture, chosen, bar.update)
     concept = Concept(
         name=content.name,
         description=content.description,
-        interventions=tuple(interventions),
+        interventions=tuple(item.watching() if item.site in watched else item for item in interventions),
         edges=tuple(edges),
         method=method,
         gate=gate,
@@ -155,9 +164,9 @@ def choose_unit(
     """The smallest unit that does what asking in words does, within the drift limit; and what was tried.
 
     The effect of a strength is the share of held-out source pictures that the model's own eyes take for target
-    pictures, over the same share of pictures of the target prompts. Strengths are tried in ascending order until the
-    effect is 1 or more than `drift` of the control pictures change. When no strength is within the limit, the smallest
-    is taken.
+    pictures, over the same share of pictures of the target prompts. Bisection over UNITS looks for the smallest whose
+    effect is 1; one that changes more than `drift` of the control pictures is too large. When every strength tried was,
+    the smallest of UNITS is taken.
     """
     eyes = Eyes(pipe, latents["source"], latents["target"])
     base, seeds = {}, {}
@@ -166,33 +175,32 @@ def choose_unit(
         base[side] = latents_of(pipe, texts, seeds[side], settings, batch)
     asked = max(eyes.share(base["target"]), 1e-6)
     untouched = _pixels(pipe, base["control"])
-    trials: list[dict[str, float]] = []
-    best: tuple[float, float] | None = None
     texts = [*held_out["source"], *held_out["control"]]
     both = [*seeds["source"], *seeds["control"]]
     cut = len(held_out["source"])
-    with progress_bar(len(UNITS), "choosing the unit", show_progress) as bar:
-        for unit in UNITS:
-            with steer(pipe, {concept.with_unit(unit): 1.0}):
+    trials: dict[float, dict[str, float]] = {}
+    low, high = 0, len(UNITS)
+    with progress_bar(len(UNITS).bit_length(), "choosing the unit", show_progress) as bar:
+        while low < high:
+            middle = (low + high) // 2
+            with steer(pipe, {concept.with_unit(UNITS[middle]): 1.0}):
                 made = latents_of(pipe, texts, both, settings, batch)
             effect = eyes.share(made[:cut]) / asked
             changed = (_pixels(pipe, made[cut:]) - untouched).abs().mean((1, 2, 3))
             moved = float((changed > UNCHANGED).float().mean())
-            trials.append({"unit": unit, "effect": effect, "drift": moved})
+            trials[UNITS[middle]] = {"unit": UNITS[middle], "effect": effect, "drift": moved}
+            low, high = (low, middle) if effect >= 1 or moved > drift else (middle + 1, high)
             bar.update()
-            if moved <= drift and (best is None or effect > best[1] + 1e-9):
-                best = unit, effect
-            if moved > drift or effect >= 1:
-                break
-    unit = best[0] if best else UNITS[0]
+    within = [trial for trial in trials.values() if trial["drift"] <= drift]
+    best = max(within, key=lambda trial: (min(trial["effect"], 1.0), -trial["unit"]), default=None)
     summary = {
         "asked_in_words": asked,
         "eyes_accuracy": eyes.accuracy,
         "drift_limit": drift,
-        "trials": trials,
-        "reached": best is not None and best[1] >= 1 and eyes.accuracy >= TRUSTED_EYES,
+        "trials": [trials[unit] for unit in sorted(trials)],
+        "reached": best is not None and best["effect"] >= 1 and eyes.accuracy >= TRUSTED_EYES,
     }
-    return unit, summary
+    return (best["unit"] if best else UNITS[0]), summary
 
 
 class Eyes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 
 from dsas_core.errors import DSASError
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 BUILTIN = {"builtin:emoji": Path(__file__).parent / "builtin" / "model"}
 
 
@@ -48,6 +50,8 @@ def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.
         raise DSASError(f"no model {name}: no such folder, no Hub name (user/name), and not built in ({known})")
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise DSASError(f"{folder} is no pipeline: it has no model_index.json")
+    if folder.is_dir():
+        _check_parts(folder)
     try:
         with _quiet_libraries():
             pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True, **options)
@@ -57,6 +61,20 @@ def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.
     pipe.set_progress_bar_config(disable=True)
     with _quiet_libraries():
         return pipe.to(device)
+
+
+def _check_parts(folder: Path) -> None:
+    """Raise a DSASError when a part that the folder's index names is not there; some libraries make do without."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
+    except (ValueError, AttributeError, OSError) as error:
+        raise DSASError(f"{folder / 'model_index.json'} is damaged: {error}") from None
+    for name in parts:
+        if not (folder / name).is_dir() or not any((folder / name).iterdir()):
+            raise DSASError(f"{folder} lacks its {name}: download or save the pipeline again")
+        if "tokenizer" in name and not any((folder / name / file).is_file() for file in TOKENIZER_FILES):
+            raise DSASError(f"{folder / name} has none of {', '.join(TOKENIZER_FILES)}: download it again")
 
 
 @contextmanager

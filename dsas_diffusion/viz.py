@@ -27,7 +27,14 @@ class PictureTrace(Trace):
         self.pictures = 1
 
     def heat(
-        self, concept: str, size: tuple[int, int], *, image: int = 0, site: str | None = None, root: str | None = None
+        self,
+        concept: str,
+        size: tuple[int, int],
+        *,
+        image: int = 0,
+        site: str | None = None,
+        root: str | None = None,
+        below: float = 1000.0,
     ) -> np.ndarray:
         """Where a concept was seen in one picture of the last generation.
 
@@ -37,6 +44,7 @@ class PictureTrace(Trace):
             image: which picture of the batch, in the order of `pipe(...).images`.
             site: one site; by default the mean over all sites that see patches.
             root: sites below one root only.
+            below: only steps with a timestep up to this; in the first steps there is no picture to see yet.
 
         Returns:
             float32 [height, width] in [0, 1], averaged over the steps.
@@ -45,7 +53,8 @@ class PictureTrace(Trace):
             DSASError: nothing was recorded there.
         """
         width, height = size
-        records = [r for r in self.select(concept, site, root) if r.mask is None and r.h.shape[1] > 1]
+        seen = [r for r in self.select(concept, site, root) if r.mask is None and r.h.shape[1] > 1]
+        records = [r for r in seen if r.timestep is None or r.timestep <= below]
         if not records or not 0 <= image < self.pictures:
             known = sorted({str(r.site) for r in self.records}) or ["nothing: call the pipeline inside steer()"]
             raise DSASError(
@@ -59,11 +68,10 @@ class PictureTrace(Trace):
         return (total / len(records)).clamp(0, 1).numpy()
 
     def heatmap(
-        self, concept: str, picture: Image.Image, *, image: int = 0, site: str | None = None, root: str | None = None
+        self, concept: str, picture: Image.Image, *, image: int = 0, site: str | None = None, below: float = 1000.0
     ) -> Image.Image:
-        """The picture with the concept's h over it: dark where nothing was steered, bright where all was."""
-        heat = self.heat(concept, picture.size, image=image, site=site, root=root)
-        return overlay(picture, heat)
+        """The picture with the concept's h over it, dark where h is 0 and bright where it is 1; see `heat`."""
+        return overlay(picture, self.heat(concept, picture.size, image=image, site=site, below=below))
 
 
 def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:

@@ -27,5 +27,6 @@ class Map(Part):
 
 
 from .affine import AffineMap  # noqa: E402
+from .identity import IdentityMap  # noqa: E402
 
-__all__ = ["AffineMap", "Map"]
+__all__ = ["AffineMap", "IdentityMap", "Map"]

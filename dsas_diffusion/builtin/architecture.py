@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from .scenes import vocabulary
@@ -42,28 +44,15 @@ def build_tokenizer(folder: Path):
 
     Words that were never trained fall back to single letters, so no input fails.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?-'"
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        initial_alphabet=list(letters),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([*vocabulary(), *letters], trainer)
-    trained = json.loads(bpe.to_str())["model"]
-    tokens = sorted(trained["vocab"], key=trained["vocab"].get)
-    tokens += [f"{letter}</w>" for letter in letters if f"{letter}</w>" not in trained["vocab"]]
+    merges = _merges(vocabulary())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in trained["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": TEXT_POSITIONS,
@@ -74,6 +63,22 @@ def build_tokenizer(folder: Path):
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def _merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, most frequent pair first and ties by spelling, until every word is one token."""
+    spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for parts in spelled for pair in pairwise(parts)):
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        for parts in spelled:
+            i = 0
+            while i < len(parts) - 1:
+                if (parts[i], parts[i + 1]) == best:
+                    parts[i : i + 2] = ["".join(best)]
+                i += 1
+    return merges
 
 
 def build_autoencoder(preset: Preset):

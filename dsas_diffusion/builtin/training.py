@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Callable
@@ -361,6 +362,8 @@ def export(run: Run, autoencoder, text_encoder, tokenizer, unet, judge: JudgeNet
     autoencoder.register_to_config(scaling_factor=scale)
     pipeline = architecture.build_pipeline(autoencoder.cpu(), text_encoder.cpu(), tokenizer, unet.cpu())
     pipeline.to(torch.float16).save_pretrained(out / "model")
+    for name in ("vocab.json", "merges.txt"):  # transformers 4 reads these, transformers 5 its tokenizer.json
+        shutil.copy(run.folder / f"tokenizer-{run.rank}" / name, out / "model" / "tokenizer")
     (out / "judge").mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.half().contiguous() for name, tensor in judge.cpu().state_dict().items()}
     save_file(weights, out / "judge" / "judge.safetensors")
