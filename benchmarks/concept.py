@@ -119,18 +119,24 @@ def main() -> None:
                 raws[name].append(raw)
                 units[name].append(unit)
                 print(f"seed {seed} {name}: unit {unit:g},", _line(summed_up(raw), TARGETS[name]), flush=True)
+            _write(args, raws, units, seed + 1, time.monotonic() - began)
+    print(f"wrote {args.out}")
+
+
+def _write(args: argparse.Namespace, raws: Any, units: Any, seeds: int, seconds: float) -> None:
+    """Write the report of the seeds that are done."""
     report: dict[str, Any] = {}
     for name in args.sites:
         figures = summed_up(joined(raws[name])) | {"units": units[name], "targets": TARGETS[name]}
         report |= figures if name == "default" else {name: figures}
     report |= {
-        "command": f"python benchmarks/concept.py --seeds {args.seeds} --size {args.size} --grid {args.grid}",
-        "seconds": round(time.monotonic() - began, 1),
+        "command": f"python benchmarks/concept.py --seeds {seeds} --size {args.size} --grid {args.grid}",
+        "seeds": seeds,
+        "seconds": round(seconds, 1),
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), **versions()},
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"wrote {args.out}")
 
 
 def _line(figures: dict[str, Any], targets: dict[str, float]) -> str:

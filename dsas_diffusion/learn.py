@@ -163,17 +163,17 @@ def choose_unit(
 ) -> tuple[float, dict[str, Any]]:
     """The smallest unit that does what asking in words does, within the drift limit; and what was tried.
 
-    The effect of a strength is the share of held-out source pictures that the model's own eyes take for target
-    pictures, over the same share of pictures of the target prompts. Bisection over UNITS looks for the smallest whose
-    effect is 1; one that changes more than `drift` of the control pictures is too large. When every strength tried was,
-    the smallest of UNITS is taken.
+    The effect of a strength is how far it moves the eyes' mean logit of held-out source pictures, over how far asking
+    in words moves it (a share of pictures beyond the eyes' threshold would take half the change for enough). Bisection
+    over UNITS looks for the smallest whose effect is 1; one that changes more than `drift` of the control pictures is
+    too large. When every strength tried was, the smallest of UNITS is taken.
     """
     eyes = Eyes(pipe, latents["source"], latents["target"])
     base, seeds = {}, {}
     for i, (side, texts) in enumerate(held_out.items()):
         seeds[side] = seeds_for(texts, seed + 1 + (i == 2))
         base[side] = latents_of(pipe, texts, seeds[side], settings, batch)
-    asked = max(eyes.share(base["target"]), 1e-6)
+    start, asked = eyes.logit(base["source"]), eyes.logit(base["target"])
     untouched = _pixels(pipe, base["control"])
     texts = [*held_out["source"], *held_out["control"]]
     both = [*seeds["source"], *seeds["control"]]
@@ -185,7 +185,7 @@ def choose_unit(
             middle = (low + high) // 2
             with steer(pipe, {concept.with_unit(UNITS[middle]): 1.0}):
                 made = latents_of(pipe, texts, both, settings, batch)
-            effect = eyes.share(made[:cut]) / asked
+            effect = (eyes.logit(made[:cut]) - start) / max(asked - start, 1e-6)
             changed = (_pixels(pipe, made[cut:]) - untouched).abs().mean((1, 2, 3))
             moved = float((changed > UNCHANGED).float().mean())
             trials[UNITS[middle]] = {"unit": UNITS[middle], "effect": effect, "drift": moved}
@@ -194,7 +194,7 @@ def choose_unit(
     within = [trial for trial in trials.values() if trial["drift"] <= drift]
     best = max(within, key=lambda trial: (min(trial["effect"], 1.0), -trial["unit"]), default=None)
     summary = {
-        "asked_in_words": asked,
+        "asked_in_words": asked - start,
         "eyes_accuracy": eyes.accuracy,
         "drift_limit": drift,
         "trials": [trials[unit] for unit in sorted(trials)],
@@ -220,9 +220,9 @@ class Eyes:
         self.probe: LinearProbe = fitted.probe
         self.accuracy: float = fitted.evidence.balanced_accuracy
 
-    def share(self, latents: torch.Tensor) -> float:
-        """Share of pictures that look like the target."""
-        return float((self.probe.logit(self._features(latents).double()) > 0).float().mean())
+    def logit(self, latents: torch.Tensor) -> float:
+        """How much pictures look like the target rather than the source, their mean logit."""
+        return float(self.probe.logit(self._features(latents).double()).mean())
 
     @torch.no_grad()
     def _features(self, latents: torch.Tensor, batch: int = 32) -> torch.Tensor:

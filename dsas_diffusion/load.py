@@ -69,12 +69,12 @@ def _check_parts(folder: Path) -> None:
         index = json.loads((folder / "model_index.json").read_text())
         parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
     except (ValueError, AttributeError, OSError) as error:
-        raise DSASError(f"{folder / 'model_index.json'} is damaged: {error}") from None
+        raise DSASError(f"cannot load {folder}: model_index.json is damaged: {error}") from None
     for name in parts:
         if not (folder / name).is_dir() or not any((folder / name).iterdir()):
-            raise DSASError(f"{folder} lacks its {name}: download or save the pipeline again")
+            raise DSASError(f"cannot load {folder}: its {name} is missing; download or save the pipeline again")
         if "tokenizer" in name and not any((folder / name / file).is_file() for file in TOKENIZER_FILES):
-            raise DSASError(f"{folder / name} has none of {', '.join(TOKENIZER_FILES)}: download it again")
+            raise DSASError(f"cannot load {folder}: {name} has none of {', '.join(TOKENIZER_FILES)}; download it again")
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def report(document: dict[str, Any]) -> None:
     """A table of the sites, and the conclusions."""
     columns = ("site", "fired", "mean h", "max h", "weight", "dose", "relative change")
     table(columns, [[site[column.replace(" ", "_")] for column in columns] for site in document["sites"]])
-    print("dose: strength × unit × mean h; h counts the site's weight")
+    print("dose: strength × unit × mean h, 0 where a site is only watched; h counts the site's weight")
     print(
         f"\nstrength {document['strength']:g}, unit {document['unit']:g}; the picture differs from the unsteered one "
         f"by {document['pixel_difference']:.2f} of 255 on average\n"
@@ -144,7 +144,7 @@ def _site(concept: Concept, item: Intervention, strength: float, reached: bool, 
         "weight": weight,
         "mean_score": mean_h / (weight or 1),
         "max_score": max_h / (weight or 1),
-        "dose": strength * concept.unit * mean_h,
+        "dose": 0.0 if item.watches else strength * concept.unit * mean_h,
         "relative_change": change,
     }
 

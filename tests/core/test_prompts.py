@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsas_core import DSASError
-from dsas_core.prompts import MINIMUM, PromptSet, draft, read
+from dsas_core.prompts import CONTROLS, MINIMUM, PromptSet, draft, read
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -58,7 +58,7 @@ def test_shipped_files_are_valid_and_keep_their_evaluation_apart(path: Path) -> 
     prompts = read(path)
     assert prompts.name == path.stem
     drawn = prompts.draw(48)
-    assert {side: len(texts) for side, texts in drawn.items()} == {"source": 48, "target": 48, "control": 48}
+    assert {side: len(texts) for side, texts in drawn.items()} == {"source": 48, "target": 48, "control": 96}
     for part in prompts.evaluation:
         assert not set(prompts.expanded(part)) & {text for texts in drawn.values() for text in texts}
 
@@ -105,8 +105,8 @@ def test_drawing_gives_what_was_asked_for_as_far_as_it_lasts(count: int, seed: i
     drawn = prompts.draw(count, seed)
     kept_out = {text for part in prompts.evaluation for text in prompts.expanded(part)}
     for side, texts in drawn.items():
-        available = 14 if side != "control" else 12  # pairs lose both prompts when one is kept out
-        assert len(texts) == len(set(texts)) == min(count, available)
+        wanted, available = (count, 14) if side != "control" else (CONTROLS * count, 12)
+        assert len(texts) == len(set(texts)) == min(wanted, available)  # pairs lose both prompts when one is kept out
         assert set(texts) <= set(prompts.expanded(side)) - kept_out
     assert prompts.draw(count, seed) == drawn
 
@@ -208,7 +208,7 @@ def test_a_draft_is_a_valid_prompt_file(source: str, target: str) -> None:
     content = draft(source, target)
     prompts = read(yaml.safe_load(yaml.safe_dump(content)))
     drawn = prompts.draw(48)
-    assert all(len(texts) == 48 for texts in drawn.values())
+    assert {side: len(texts) for side, texts in drawn.items()} == {"source": 48, "target": 48, "control": 96}
     noun, wanted = source.split(maxsplit=1)[-1] if source.startswith(("a ", "the ")) else source, target.split()[-1]
     assert all(noun in text for text in drawn["source"])
     assert all(wanted in text for text in drawn["target"])

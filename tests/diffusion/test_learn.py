@@ -36,8 +36,8 @@ def test_a_concept_knows_where_it_comes_from(learned: Concept, tiny_pipe: Any) -
     measured = {item["site"] for item in learned.evidence["sites"]}
     assert {str(site) for site in learned.sites} <= measured
     tried = [trial["unit"] for trial in learned.evidence["unit"]["trials"]]
-    assert tried == list(UNITS[: len(tried)])
-    assert tried
+    assert 0 < len(tried) <= len(UNITS).bit_length()
+    assert tried == sorted(set(tried) & set(UNITS))
 
 
 def test_learning_is_repeatable_and_leaves_the_pipeline_alone(learned: Concept, tiny_pipe: Any) -> None:
@@ -78,7 +78,7 @@ def test_timestep_bins_and_text_sites_go_together(ddim_pipe: Any) -> None:
         ({"edges": (700, 300)}, "timestep edges"),
         ({"positions": "most"}, "positions 'most'"),
         ({"recipe": {"form": "words"}}, "gate form 'words'"),
-        ({"recipe": {"site_weight": "best"}}, "site weight 'best'"),
+        ({"recipe": {"site_weight": "best"}}, "site_weight 'best'"),
         ({"recipe": {"colour": "red"}}, "colour"),
         ({"prompts": {**PROMPTS, "target": PROMPTS["source"]}}, "source and target are identical"),
     ],

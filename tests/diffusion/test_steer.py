@@ -453,7 +453,7 @@ def test_the_trace_draws_where_each_picture_was_steered(tiny_pipe: Any, rows: st
         assert 0 < heat.max() <= 1
         assert heat.std() > 0
     assert same(torch.from_numpy(both[1]), torch.from_numpy(alone))
-    assert differ(torch.from_numpy(both[0]), torch.from_numpy(alone))
+    assert abs(both[0] - alone).max() > 1e-4
 
 
 def test_heat_has_the_size_that_is_asked_for(tiny_pipe: Any) -> None:
