@@ -26,7 +26,7 @@ class Family:
         groups: name of a group of sites -> (regular expression on canonical paths, layout).
         default: the groups that steer when the user names none; what benchmarks/concept.py shows best.
         denoiser_default: the groups that "denoiser" stands for.
-        watched: the groups that are read for the heat-map, without being changed, when the user names no sites.
+        watched: the groups that a concept of text sites alone reads for the heat-map, without changing them.
         edges: timesteps that separate the bins of denoiser sites, unless the user names others.
         bounds: what the clock shows at the noisy and at the clean end; 1000 and 0 for raw timesteps.
         unconditional_first: whether classifier-free guidance stacks [unconditional, conditional] rows.
@@ -54,7 +54,7 @@ _UNET = Family(
         "block": (r"unet\.(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(attentions|resnets)\.\d+", "first"),
         "text": (r"text_encoder\.encoder\.layers\.\d+", "last"),
     },
-    default=("text",),
+    default=("cross",),
     denoiser_default=("cross",),
 )
 

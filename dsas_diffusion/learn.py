@@ -91,7 +91,8 @@ def learn(
         raise DSASError(f"recipe has no field {', '.join(unknown)}; it has {known}")
     chosen = Recipe(**{"method": method, "gate": gate, "seed": seed, **(recipe or {})})
     wanted = find_sites(pipe, sites)
-    watched = [site for site in find_sites(pipe, family.watched) if site not in wanted] if sites is None else []
+    text_only = all(site.root != family.denoiser for site in wanted)
+    watched = find_sites(pipe, family.watched) if text_only else []
     visited = [*wanted, *watched]
     if edges is None:
         edges = family.edges if any(site.root == family.denoiser for site in visited) else ()

@@ -65,7 +65,7 @@ def test_timestep_bins_have_their_own_parameters(ddim_pipe: Any) -> None:
 
 def test_timestep_bins_and_text_sites_go_together(ddim_pipe: Any) -> None:
     """A text encoder has no clock: whatever the bin, its sites have one set of parameters."""
-    concept = learn(ddim_pipe, PROMPTS, count=12, steps=2, gate="on", edges=(300,))
+    concept = learn(ddim_pipe, PROMPTS, sites=["text", "cross"], count=12, steps=2, gate="on", edges=(300,))
     assert {site.root for site in concept.sites} == {"unet", "text_encoder"}
 
 
@@ -94,3 +94,13 @@ def test_bad_requests_are_refused_before_anything_is_drawn(
         learn(tiny_pipe, settings.pop("prompts", PROMPTS), **{"count": 12, "steps": 2, **settings})
     assert Bare.of(tiny_pipe.unet).hooks == 0
     assert "encode_prompt" not in vars(tiny_pipe)
+
+
+def test_a_concept_of_text_sites_watches_the_denoiser_for_the_heat_map(tiny_pipe: Any) -> None:
+    concept = learn(tiny_pipe, PROMPTS, sites="text", count=12, steps=2)
+    watching = {item.site.root: item.watches for item in concept.interventions}
+    assert watching == {"text_encoder": False, "unet": True}
+    with steer(tiny_pipe, {concept: 1.0}) as steering:
+        assert {site.root for site in steering.sites} == {"text_encoder"}
+    with steer(tiny_pipe, {concept: 1.0}, trace=True) as steering:
+        assert {site.root for site in steering.sites} == {"text_encoder", "unet"}
