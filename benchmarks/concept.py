@@ -89,11 +89,7 @@ def one_seed(seed: int, args: argparse.Namespace) -> dict[str, tuple[float, Any]
         sites = None if name == "default" else name
         concept = dsas.learn(pipe, content, sites=sites, seed=seed, steps=args.learning_steps)
         validation = drawn["source"][-16:]
-        mask_site = (
-            best_mask_site(pipe, judge, concept, wanted, validation, 900 + seed, settings)
-            if name == "denoiser"
-            else None
-        )
+        mask_site = best_mask_site(pipe, judge, concept, wanted, validation, 900 + seed, settings)
         raw, _, _ = trial(pipe, judge, concept, wanted, prompts, 1000 * seed, settings, base, mask_site, args.grid)
         found[name] = (concept.unit, raw)
     return found
