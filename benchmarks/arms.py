@@ -15,7 +15,7 @@ from PIL import Image
 import dsas_diffusion as dsas
 from dsas_diffusion import metrics
 from dsas_diffusion.builtin.judge import Judge
-from dsas_diffusion.generation import Settings, pictures_of, seeds_for
+from dsas_diffusion.generation import UNCHANGED, Settings, change, pictures_of, seeds_for
 from dsas_diffusion.metrics import Wanted
 
 #: strengths that DSAS and vanilla share for the change at equal effect; the report's own strength is 1
@@ -120,7 +120,7 @@ def trial(
     for arm in ("vanilla", "dsas"):
         shown = arms[arm]
         raw[f"{arm}_shown"] = metrics.shown(judge, [*shown["alone"], *shown["beside"]], wanted).tolist()
-        raw[f"{arm}_change"] = metrics.change(base["without"], shown["without"]).tolist()
+        raw[f"{arm}_change"] = change(base["without"], shown["without"]).tolist()
         raw[f"{arm}_intact"] = metrics.neighbour_intact(judge, shown["beside"], names).tolist()
         hits = metrics.shown(judge, shown["unnamed"], wanted)
         raw[f"{arm}_unnamed"] = [bool(hit) for hit, there in zip(hits, unnamed, strict=True) if there]
@@ -135,7 +135,7 @@ def trial(
             hits = metrics.shown(judge, draw(pipe, few, seed, settings, concept, gate, strength), wanted)
             moved = draw(pipe, other, seed + 2, settings, concept, gate, strength)
             raw[f"{arm}_shown@{strength}"] = hits.tolist()
-            raw[f"{arm}_change@{strength}"] = metrics.change(base["without"][: len(other)], moved).tolist()
+            raw[f"{arm}_change@{strength}"] = change(base["without"][: len(other)], moved).tolist()
     return raw, arms, heat
 
 
@@ -156,7 +156,7 @@ def summed_up(raw: Raw) -> dict[str, Any]:
         kept = np.array(raw[f"{arm}_intact"]) & intact
         values = {
             "effect": (mean[f"{arm}_shown"] or 0.0) / asked,
-            "unchanged": float((np.array(raw[f"{arm}_change"]) <= metrics.UNCHANGED).mean()),
+            "unchanged": float((np.array(raw[f"{arm}_change"]) <= UNCHANGED).mean()),
             "mean_change": mean[f"{arm}_change"],
             "neighbour_kept": float(kept.sum() / max(1, intact.sum())),
             "unnamed_shown": mean[f"{arm}_unnamed"],

@@ -15,7 +15,7 @@ control positions that the probe was not fitted on is at most `control_h`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -93,13 +93,14 @@ class SiteEvidence:
 
 
 def fit_sites(
-    capture: Capture, recipe: Recipe, done: Callable[[], object] = lambda: None
+    capture: Capture, recipe: Recipe, done: Callable[[], object] = lambda: None, watched: Collection[Site] = ()
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
     """Fit an intervention at every captured site.
 
     Args:
         capture: rows of kinds "source", "target" and "control".
         done: called after each site, for a progress bar.
+        watched: sites that are only to be read, for the trace.
 
     Returns:
         Interventions whose weight is above 0 in some bin, and the evidence of all sites.
@@ -120,10 +121,12 @@ def fit_sites(
         weights = tuple(found.weight for _, _, found in fitted)
         if any(weights):
             probes, maps = tuple(probe for probe, _, _ in fitted), tuple(transform for _, transform, _ in fitted)
-            interventions.append(Intervention(site, probes, maps, weights))
+            fitted_here = Intervention(site, probes, maps, weights)
+            interventions.append(fitted_here.watching() if site in watched else fitted_here)
         done()
-    if not interventions:
-        best = max((found.balanced_accuracy for found in evidence), default=0.0)
+    if all(intervention.watches for intervention in interventions):
+        steered = {str(site) for site in sites if site not in watched}
+        best = max((found.balanced_accuracy for found in evidence if found.site in steered), default=0.0)
         raise DSASError(
             f"no site tells source from control prompts (best cross-validated balanced accuracy {best:.2f}): add "
             "prompts, make controls differ from sources only in the concept, or choose other sites"

@@ -66,25 +66,15 @@ class _Attached:
         self.name, self.unit, self.edges = concept.name, concept.unit, concept.edges
         chosen = [intervention for intervention in concept.interventions if watch or not intervention.watches]
         interventions = [_gated(intervention, gate) for intervention in chosen]
-        bins = [
-            [*_tensors(intervention, i), torch.tensor([intervention.weights[i]])]
-            for i in range(len(concept.edges) + 1)
-            for intervention in interventions
-        ]
-        per_bin = len(interventions)
-        flat = [
-            torch.cat([tensor.flatten().float() for group in bins[i : i + per_bin] for tensor in group])
-            for i in range(0, len(bins), per_bin)
-        ]
-        self.banks = torch.stack(flat)  # [bins, parameters]
+        bins = [_flattened(interventions, i) for i in range(len(concept.edges) + 1)]
+        self.banks = torch.stack(bins)  # [bins, parameters]
         self.live = self.banks[0].clone()
-        self.at: dict[Site, list[tuple[Probe, Map, torch.Tensor]]] = {}
         self._interventions = interventions
         self._bind()
 
     def _bind(self) -> None:
         """Make probes and maps whose tensors are views of `live`."""
-        at: dict[Site, list[tuple[Probe, Map, torch.Tensor]]] = {}
+        self.at: dict[Site, list[tuple[Probe, Map, torch.Tensor]]] = {}
         start = 0
 
         def view(tensor: torch.Tensor) -> torch.Tensor:
@@ -96,8 +86,7 @@ class _Attached:
             probe = intervention.probes[0].map_tensors(view)
             transform = intervention.maps[0].map_tensors(view)
             weight = view(torch.empty(()))
-            at.setdefault(intervention.site, []).append((probe, transform, weight))
-        self.at = at
+            self.at.setdefault(intervention.site, []).append((probe, transform, weight))
 
     def turn(self, timestep: torch.Tensor | None, device: torch.device) -> None:
         """Bring in the parameters of the timestep's bin, on the device that the model runs on."""
@@ -144,7 +133,6 @@ class Steering:
         self._attached = [_Attached(concept, gate, watch=trace is not None) for concept in concepts]
         self._calls: dict[str, Call] = {}
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
-        self._masks: dict[str, torch.Tensor | None] = {}
 
     @property
     def sites(self) -> list[Site]:
@@ -153,7 +141,6 @@ class Steering:
 
     def begin(self, root: str, call: Call) -> None:
         self._calls[root] = call
-        self._masks[root] = call.mask
         for attached in self._attached:
             attached.turn(call.timestep, call.rows.device)
             dose = self._dose(attached, call)
@@ -164,7 +151,7 @@ class Steering:
                 self._doses[root, attached.name] = dose
 
     def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
-        mask = self._masks[site.root]
+        mask = self._calls[site.root].mask
         steps: list[tuple[Map, torch.Tensor, torch.Tensor]] = []
         scores: list[tuple[str, torch.Tensor]] = []
         for attached in self._attached:
@@ -205,5 +192,9 @@ def _gated(intervention: Intervention, gate: str | None) -> Intervention:
     return replace(intervention, probes=(probe,) * bins, weights=(1.0,) * bins)
 
 
-def _tensors(intervention: Intervention, bin_: int) -> list[torch.Tensor]:
-    return [*intervention.probes[bin_].tensors(), *intervention.maps[bin_].tensors()]
+def _flattened(interventions: Sequence[Intervention], bin_: int) -> torch.Tensor:
+    """Every parameter of one bin in a row, in the order in which `_Attached._bind` takes them."""
+    tensors = [torch.empty(0)]
+    for item in interventions:
+        tensors += [*item.probes[bin_].tensors(), *item.maps[bin_].tensors(), torch.tensor(item.weights[bin_])]
+    return torch.cat([tensor.flatten().float() for tensor in tensors])

@@ -7,11 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from .families import family_of
 from .load import BUILTIN
+
+#: a picture is unchanged up to this mean absolute difference, of 255
+UNCHANGED = 2.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,12 @@ def pictures_of(
 ) -> list[Image.Image]:
     """A picture of each prompt."""
     return decode(pipe, latents_of(pipe, prompts, seeds, settings, batch))
+
+
+def change(base: Sequence[Image.Image], made: Sequence[Image.Image]) -> np.ndarray:
+    """Mean absolute pixel difference of each pair of pictures, of 255, float [n]."""
+    pairs = zip(base, made, strict=True)
+    return np.array([np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).mean() for a, b in pairs])
 
 
 def progress_bar(total: int, label: str, show: bool = True) -> Any:

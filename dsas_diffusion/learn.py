@@ -14,7 +14,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dsas_core import methods
@@ -28,15 +27,24 @@ from dsas_core.prompts import PromptSet, read
 from dsas_core.sites import Site
 
 from .families import family_of, find_sites, roots_of
-from .generation import Settings, decode, latent_batches, latents_of, noise_for, progress_bar, seeds_for, settings_of
+from .generation import (
+    UNCHANGED,
+    Settings,
+    change,
+    decode,
+    latent_batches,
+    latents_of,
+    noise_for,
+    progress_bar,
+    seeds_for,
+    settings_of,
+)
 from .rows import Rows
 from .steer import steer
 
 #: strengths of the map that may become the unit, a fifth apart
 UNITS = tuple(float(f"{0.25 * 1.2**k:.2g}") for k in range(21))
-#: a picture counts as unchanged up to this mean absolute difference, of 255
-UNCHANGED = 2.0
-#: prompts a side
+#: source and target prompts to draw
 COUNT = 48
 EYES_TIMESTEP = 250.0
 #: cross-validated balanced accuracy from which the eyes' word on effects is taken
@@ -70,7 +78,7 @@ def learn(
         sites: see `dsas_diffusion.families.find_sites`; None for the family's default.
         steps, guidance: of the generations; None for what suits the model.
         seed: of noise, prompt choice and cross-validation.
-        count: prompts a side; a quarter of them is kept for choosing the unit.
+        count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
         edges: ascending timesteps that separate bins with their own probe and map; None for the family's, () for one.
         positions: text tokens that are read and steered, see `dsas_diffusion.rows.Rows`.
         drift: share of control prompts whose picture may change while the unit is chosen.
@@ -93,9 +101,7 @@ def learn(
     wanted = find_sites(pipe, sites)
     text_only = all(site.root != family.denoiser for site in wanted)
     watched = find_sites(pipe, family.watched) if text_only else []
-    visited = [*wanted, *watched]
-    if edges is None:
-        edges = family.edges if any(site.root == family.denoiser for site in visited) else ()
+    edges = family.edges if edges is None else edges
     settings = settings_of(pipe, steps, guidance)
     drawn = content.draw(count, seed)
     cut = {side: max(5, round(0.75 * len(texts))) for side, texts in drawn.items()}
@@ -107,18 +113,18 @@ def learn(
     latents: dict[str, torch.Tensor] = {}
     with (
         Rows(pipe, positions=positions) as rows,
-        visit(roots, visited, capture, rows.describe()),
+        visit(roots, [*wanted, *watched], capture, rows.describe()),
         progress_bar(sum(map(len, fitting.values())), "capturing", show_progress) as bar,
     ):
         for side, texts in fitting.items():
             capture.start(side)
             latents[side] = _walk(pipe, texts, seed, settings, batch, capture, bar)
-    with progress_bar(len(visited), "fitting", show_progress) as bar:
-        interventions, evidence = fit_sites(capture, chosen, bar.update)
+    with progress_bar(len(wanted) + len(watched), "fitting", show_progress) as bar:
+        interventions, evidence = fit_sites(capture, chosen, bar.update, watched)
     concept = Concept(
         name=content.name,
         description=content.description,
-        interventions=tuple(item.watching() if item.site in watched else item for item in interventions),
+        interventions=tuple(interventions),
         edges=tuple(edges),
         method=method,
         gate=gate,
@@ -175,7 +181,7 @@ def choose_unit(
         seeds[side] = seeds_for(texts, seed + 1 + (i == 2))
         base[side] = latents_of(pipe, texts, seeds[side], settings, batch)
     start, asked = eyes.logit(base["source"]), eyes.logit(base["target"])
-    untouched = _pixels(pipe, base["control"])
+    untouched = decode(pipe, base["control"])
     texts = [*held_out["source"], *held_out["control"]]
     both = [*seeds["source"], *seeds["control"]]
     cut = len(held_out["source"])
@@ -187,8 +193,7 @@ def choose_unit(
             with steer(pipe, {concept.with_unit(UNITS[middle]): 1.0}):
                 made = latents_of(pipe, texts, both, settings, batch)
             effect = (eyes.logit(made[:cut]) - start) / max(asked - start, 1e-6)
-            changed = (_pixels(pipe, made[cut:]) - untouched).abs().mean((1, 2, 3))
-            moved = float((changed > UNCHANGED).float().mean())
+            moved = float((change(untouched, decode(pipe, made[cut:])) > UNCHANGED).mean())
             trials[UNITS[middle]] = {"unit": UNITS[middle], "effect": effect, "drift": moved}
             low, high = (low, middle) if effect >= 1 or moved > drift else (middle + 1, high)
             bar.update()
@@ -259,11 +264,6 @@ class _Seen:
 
     def visit(self, site: Site, x: torch.Tensor) -> None:
         self.features += [x.mean(1), x.std(1)]
-
-
-def _pixels(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Decoded pictures as float [n, height, width, 3], 0 … 255."""
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in decode(pipe, latents)])).float()
 
 
 def versions() -> dict[str, str]:

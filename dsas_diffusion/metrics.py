@@ -15,9 +15,6 @@ from PIL import Image
 from .builtin.judge import Judge
 from .builtin.scenes import NAMES
 
-#: a picture is unchanged up to this mean absolute difference, of 255
-UNCHANGED = 2.0
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -38,12 +35,6 @@ class Wanted:
 def shown(judge: Judge, pictures: Sequence[Image.Image], wanted: Wanted) -> np.ndarray:
     """Which pictures show the wanted thing in the wanted style, bool [n]."""
     return np.array([verdict.styles.get(wanted.thing) == wanted.style for verdict in judge.look(list(pictures))])
-
-
-def change(base: Sequence[Image.Image], steered: Sequence[Image.Image]) -> np.ndarray:
-    """Mean absolute pixel difference of each pair of pictures, of 255, float [n]."""
-    pairs = zip(base, steered, strict=True)
-    return np.array([np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).mean() for a, b in pairs])
 
 
 def neighbours(prompts: Sequence[str], wanted: Wanted) -> list[str | None]:

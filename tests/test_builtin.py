@@ -13,7 +13,7 @@ from dsas_diffusion import metrics
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import NAMES, STYLES, vocabulary
 from dsas_diffusion.cli import main
-from dsas_diffusion.generation import noise_for, pictures_of, seeds_for, settings_of
+from dsas_diffusion.generation import UNCHANGED, change, noise_for, pictures_of, seeds_for, settings_of
 from dsas_diffusion.metrics import Wanted
 
 PROMPTS = {
@@ -75,7 +75,7 @@ def test_the_concept_changes_bananas_and_little_else(pipe, judge: Judge, concept
         with dsas.steer(pipe, {concept: 1.0}, gate=gate):
             arms[arm] = [pictures_of(pipe, p, seeds_for(p, 5), settings) for p in (bananas, others)]
     blurred = {arm: metrics.shown(judge, pictures[0], wanted).mean() for arm, pictures in arms.items()}
-    moved = {arm: metrics.change(arms["base"][1], pictures[1]).mean() for arm, pictures in arms.items()}
+    moved = {arm: change(arms["base"][1], pictures[1]).mean() for arm, pictures in arms.items()}
     assert blurred["base"] == 0
     assert blurred["dsas"] >= 0.5
     assert moved["dsas"] < 0.5 * moved["vanilla"]
@@ -114,6 +114,6 @@ def test_pixelated_cars_from_the_command_line(pipe, judge: Judge, tmp_path, caps
     base = pictures_of(pipe, others, seeds_for(others, 1), settings)
     with dsas.steer(pipe, {folder: 1.0}):
         hits = metrics.shown(judge, pictures_of(pipe, cars, range(6), settings), wanted)
-        moved = metrics.change(base, pictures_of(pipe, others, seeds_for(others, 1), settings))
+        moved = change(base, pictures_of(pipe, others, seeds_for(others, 1), settings))
     assert hits.mean() >= asked.mean() - 0.34
-    assert (moved <= metrics.UNCHANGED).mean() >= 0.6
+    assert (moved <= UNCHANGED).mean() >= 0.6

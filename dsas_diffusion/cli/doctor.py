@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from dsas_core.concept import Concept, Intervention
 from dsas_core.trace import Record, Trace
 
-from ..generation import pictures_of, seeds_for, settings_of
-from ..learn import UNCHANGED
+from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from ..load import BUILTIN
 from ..steer import steer
 from .arguments import add_generation, add_model, number, pipeline
@@ -47,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         reached, trace = set(steering.fired), steering.trace
     base = pictures_of(*drawing)[0]
     assert trace is not None
-    difference = np.abs(np.asarray(steered, np.float32) - np.asarray(base, np.float32)).mean()
+    difference = change([base], [steered])[0]
     unit_evidence = concept.evidence.get("unit") or {}
     document = {
         "concept": concept.name,

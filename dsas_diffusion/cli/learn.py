@@ -10,7 +10,7 @@ from dsas_core.concept import CARD, CONFIG, TENSORS, replacing_folder
 from dsas_core.learn import Recipe
 from dsas_core.prompts import PromptSet, draft, read
 
-from ..learn import learn
+from ..learn import COUNT, learn
 from . import show
 from .arguments import add_generation, add_model, pipeline, positive, shows_progress
 from .output import free_folder
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="a group (text, cross, self, block, denoiser) or a regular expression on module paths; repeatable",
     )
-    parser.add_argument("--count", type=positive, default=48, metavar="N", help="prompts a side (default 48)")
+    parser.add_argument("--count", type=positive, default=COUNT, metavar="N", help=f"source prompts (default {COUNT})")
     add_generation(parser)
     parser.add_argument("--out", "-o", required=True, metavar="FOLDER", help="where to save the concept")
     parser.add_argument("--overwrite", action="store_true", help="replace a concept that is there")

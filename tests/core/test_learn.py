@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from dsas_core import Call, DSASError, Recipe, Site
+from dsas_core import Call, Concept, DSASError, Recipe, Site, Steering
 from dsas_core.capture import Capture
 from dsas_core.learn import FORMS, calibrate, fit_sites
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, ProductProbe
+from dsas_core.trace import Trace
 
 SITE = Site("unet.mid")
 WIDTH, POSITIONS, SHOWN = 12, 20, 5
@@ -154,3 +155,19 @@ def test_calibration_lowers_the_logits_just_enough() -> None:
 def test_calibration_leaves_alone_what_is_low_enough(target: float | None) -> None:
     logits, factor = torch.randn(50), torch.ones(50)
     assert calibrate(logits, factor, target) == (0.0, float(logits.sigmoid().mean()))
+
+
+def test_watched_sites_only_read_and_do_not_make_a_concept_alone() -> None:
+    watched = Site("unet.other")
+    capture, more = captured(), captured(site=watched)
+    capture.rows |= more.rows
+    interventions, _ = fit_sites(capture, Recipe(form="pooled"), watched=[watched])
+    assert {item.site: item.watches for item in interventions} == {SITE: False, watched: True}
+    with pytest.raises(DSASError, match="no site tells source from control"):
+        fit_sites(more, Recipe(form="pooled"), watched=[watched])
+
+
+def test_a_concept_that_only_watches_steers_nothing() -> None:
+    concept = Concept("watcher", tuple(item.watching() for item in fit_sites(captured(), Recipe(form="pooled"))[0]))
+    assert Steering({concept: 1.0}).sites == []
+    assert Steering({concept: 1.0}, trace=Trace()).sites == [SITE]

@@ -16,20 +16,11 @@ from PIL import Image
 
 from dsas_core import Concept, prompts
 from dsas_diffusion import __version__, cli, load
-from dsas_diffusion.builtin import architecture
 from dsas_diffusion.cli import doctor, output
 from dsas_diffusion.cli.arguments import concept_and_strength
 from dsas_diffusion.generation import Settings, pictures_of, seeds_for
+from tests.helpers import build_flow_pipe
 
-TINY = replace(
-    architecture.PRESETS["cpu"],
-    image_size=32,
-    autoencoder_width=8,
-    autoencoder_blocks=(0, 1, 1),
-    text_width=32,
-    text_layers=2,
-    unet_channels=(16, 32),
-)
 PHRASES = ("--from", "banana", "--to", "blurred banana")
 PROMPTS = ("--prompt", "a banana", "--prompt", "a dog on the grass")
 
@@ -38,11 +29,7 @@ PROMPTS = ("--prompt", "a banana", "--prompt", "a dog on the grass")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a pipeline."""
     folder = tmp_path_factory.mktemp("model")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        tokenizer = architecture.build_tokenizer(folder / "tokenizer")
-        parts = architecture.build_autoencoder(TINY), architecture.build_text_encoder(TINY, tokenizer)
-        pipe = architecture.build_pipeline(*parts, tokenizer, architecture.build_unet(TINY))
+    pipe = build_flow_pipe(folder / "tokenizer")
     pipe.save_pretrained(folder / "pipeline")
     return str(folder / "pipeline")
 
