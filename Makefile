@@ -39,10 +39,13 @@ format: $(STAMP)  ## format, and fix what ruff can fix
 bench: $(STAMP)  ## the figures of the README
 	.venv/bin/python benchmarks/concept.py
 	.venv/bin/python benchmarks/overhead.py
+	.venv/bin/python benchmarks/chat.py
+	.venv/bin/python benchmarks/toxicity.py
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
-train-builtin: $(STAMP)  ## train the built-in model again
+train-builtin: $(STAMP)  ## train the built-in models again
 	.venv/bin/python -m dsas_diffusion.builtin.training
+	.venv/bin/python -m dsas_core.llm.builtin.training
 
 clean:  ## remove caches and build products; keeps .venv and outputs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 import dsas_diffusion as dsas
+from dsas_core.provenance import versions
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import RELATIONS, Scene, render, sample_scene
 from dsas_diffusion.generation import Settings, pictures_of, seeds_for, settings_of
-from dsas_diffusion.learn import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -96,7 +96,7 @@ def main() -> None:
     began = time.monotonic()
     pictures_of(pipe, ["a banana"], [0], settings)
     report["model"]["seconds_one_picture_alone"] = time.monotonic() - began
-    report |= {"seed": args.seed, "versions": versions()}
+    report |= {"seed": args.seed, "versions": versions("diffusers", "transformers")}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

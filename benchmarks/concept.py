@@ -25,10 +25,11 @@ from arms import best_mask_site, draw, joined, summed_up, trial
 
 import dsas_diffusion as dsas
 from dsas_core.prompts import read
+from dsas_core.provenance import versions
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import BACKGROUNDS, NAMES, RELATIONS, noun_phrase
 from dsas_diffusion.generation import settings_of
-from dsas_diffusion.learn import COUNT, versions
+from dsas_diffusion.learn import COUNT
 from dsas_diffusion.metrics import Wanted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -132,7 +133,11 @@ def _write(args: argparse.Namespace, raws: Any, units: Any, seeds: int, seconds:
         "command": f"python benchmarks/concept.py --seeds {seeds} --size {args.size} --grid {args.grid}",
         "seeds": seeds,
         "seconds": round(seconds, 1),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), **versions()},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            **versions("diffusers", "transformers"),
+        },
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=2) + "\n")

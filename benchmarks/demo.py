@@ -17,9 +17,9 @@ from arms import best_mask_site, draw, summed_up, trial
 
 import dsas_diffusion as dsas
 from dsas_core.prompts import read
+from dsas_core.provenance import versions
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation import settings_of
-from dsas_diffusion.learn import versions
 from dsas_diffusion.metrics import Wanted
 from dsas_diffusion.viz import grid, overlay
 
@@ -52,7 +52,11 @@ def main() -> None:
     raw, arms, heats = trial(pipe, judge, concept, wanted, prompts, args.seed, settings, base, site, 4, STRENGTHS)
     figures = summed_up(raw) | {"unit": concept.unit}
     report = figures | {"denoiser": figures}  # the default sites are the denoiser's
-    report |= {"seconds": round(time.monotonic() - began, 1), "seed": args.seed, "versions": versions()}
+    report |= {
+        "seconds": round(time.monotonic() - began, 1),
+        "seed": args.seed,
+        "versions": versions("diffusers", "transformers"),
+    }
     _write(args.out, prompts, arms, heats, report)
     _print(report, args.out)
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import dsas_diffusion as dsas
 from dsas_core.prompts import read
+from dsas_core.provenance import versions
 from dsas_diffusion.generation import latents_of, seeds_for, settings_of
-from dsas_diffusion.learn import COUNT, versions
+from dsas_diffusion.learn import COUNT
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,7 +80,7 @@ def main() -> None:
             pipe, ROOT / "prompts" / "banana-blur.yaml", sites=sites, seed=args.seed, count=16, steps=4
         )
         report[name] = {"sites": len(concept.sites), **steered_over_unsteered(pipe, concept, args.rounds)}
-    report |= {"rounds": args.rounds, "seed": args.seed, "versions": versions()}
+    report |= {"rounds": args.rounds, "seed": args.seed, "versions": versions("diffusers", "transformers")}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

@@ -29,12 +29,15 @@ class Call:
         prompts: int64 [batch], the prompt that each row belongs to.
         timestep: float [], 0 (clean) to 1000 (noise), or None where there is no clock.
         mask: float [batch, positions], 1 for positions that count, or None for all.
+        prompt: float [batch, positions], 1 for positions that were given and 0 for those that the model wrote, or None
+            where nothing is written.
     """
 
     rows: torch.Tensor
     prompts: torch.Tensor
     timestep: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    prompt: torch.Tensor | None = None
 
 
 class Visitor(Protocol):

@@ -8,14 +8,18 @@ how it is read:
 - "token": fitted on positions, read at each position. Which positions of a source prompt show the concept is not
   known; they are found by multiple-instance rounds: those that the last probe scores highest are taken as positive.
 - "product": token times pooled: the concept must be in the picture, and here.
+- "prefix": of texts; fitted on the mean, read on the mean of the positions so far. "latch": read once, on the mean of
+  the prompt.
 
 A probe fitted on means has its threshold in the wrong place for positions, so the bias is moved until the mean h of
-control positions that the probe was not fitted on is at most `control_h`.
+control positions that the probe was not fitted on is at most `control_h`. A capture may hold rows of two more kinds:
+"context", positions of control prompts that the gate will meet, though nothing is pooled over them; and "moved", rows
+of source prompts for the map alone, where the gate reads other positions than the map moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -26,10 +30,10 @@ from .concept import Intervention
 from .errors import DSASError
 from .maps import Map
 from .methods.dsas import Evidence
-from .probes import LinearProbe, PooledProbe, Probe, ProductProbe
+from .probes import LatchProbe, LinearProbe, PooledProbe, PrefixProbe, Probe, ProductProbe, RunningProbe
 from .sites import Site
 
-FORMS = ("paper", "pooled", "token", "product")
+FORMS = ("paper", "pooled", "token", "product", "prefix", "latch")
 POOLINGS = ("gated", "mean")
 WEIGHTS = ("soft", "threshold", "none")
 
@@ -98,7 +102,7 @@ def fit_sites(
     """Fit an intervention at every captured site.
 
     Args:
-        capture: rows of kinds "source", "target" and "control".
+        capture: rows of kinds "source", "target", "control", and perhaps "context" and "moved".
         done: called after each site, for a progress bar.
         watched: sites that are only to be read, for the trace.
 
@@ -157,8 +161,10 @@ def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> tuple[P
         groups=(source.gathered("prompts").tolist(), control.gathered("prompts").tolist()),
         seed=recipe.seed,
     )
-    probe, control_h = _formed(pooled.probe, pooled.control_logits, source, control, recipe)
-    sides = [_map_rows(rows, probe, recipe.pooling) for rows in (source, target)]
+    met = [control, *([capture.rows[site, bin_, "context"]] if (site, bin_, "context") in capture.rows else [])]
+    probe, control_h = _formed(pooled.probe, pooled.control_logits, source, met, recipe)
+    moved = capture.rows.get((site, bin_, "moved"), source)
+    sides = [_map_rows(rows, probe, recipe.pooling) for rows in (moved, target)]
     transform = methods.get(recipe.method, "map").fit(*sides)
     found: Evidence = pooled.evidence
     summary = {
@@ -173,7 +179,7 @@ def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> tuple[P
 
 def _map_rows(rows: Rows, probe: Probe, pooling: str) -> torch.Tensor:
     """What the map is fitted on, [rows, width]: each row's mean over positions, or its mean weighted by the gate."""
-    if pooling == "mean":
+    if pooling == "mean" or isinstance(probe, RunningProbe):
         return rows.gathered("pooled")
     weighted = []
     for positions in rows.gathered("positions").split([len(group) for group in _calls(rows)]):
@@ -183,29 +189,32 @@ def _map_rows(rows: Rows, probe: Probe, pooling: str) -> torch.Tensor:
 
 
 def _formed(
-    pooled: LinearProbe, pooled_control: torch.Tensor, source: Rows, control: Rows, recipe: Recipe
+    pooled: LinearProbe, pooled_control: torch.Tensor, source: Rows, met: Sequence[Rows], recipe: Recipe
 ) -> tuple[Probe, float]:
-    """The gate in the recipe's form, calibrated, and its mean h on held-out control positions."""
-    if recipe.form == "pooled":
+    """The gate in the recipe's form, calibrated, and its mean h on held-out positions of what it meets in controls."""
+    if recipe.form in ("pooled", "prefix", "latch"):
         shift, h = calibrate(pooled_control, torch.ones_like(pooled_control), recipe.control_h)
-        return PooledProbe(_shifted(pooled, shift)), h
+        kinds: dict[str, type[PooledProbe | RunningProbe]] = {"prefix": PrefixProbe, "latch": LatchProbe}
+        return kinds.get(recipe.form, PooledProbe)(_shifted(pooled, shift)), h
     if recipe.form == "paper":
-        logits = pooled.logit(control.gathered("positions"))[:, 0]
+        logits = pooled.logit(torch.cat([rows.gathered("positions") for rows in met]))[:, 0]
         shift, h = calibrate(logits, torch.ones_like(logits), recipe.control_h)
         return _shifted(pooled, shift), h
-    token, logits = _token_probe(pooled, source, control, recipe)
+    token, logits = _token_probe(pooled, source, met, recipe)
     if recipe.form == "token":
         shift, h = calibrate(logits, torch.ones_like(logits), recipe.control_h)
         return _shifted(token, shift), h
     by_row = pooled_control.sigmoid().to(logits)
-    counts = torch.tensor([len(rows) for rows in _calls(control)])
-    shift, h = calibrate(logits, by_row.repeat_interleave(counts), recipe.control_h)
+    counts = torch.tensor([len(rows) for rows in _calls(met[0])])
+    shift, h = calibrate(logits[: int(counts.sum())], by_row.repeat_interleave(counts), recipe.control_h)
     return ProductProbe((_shifted(token, shift), PooledProbe(pooled))), h
 
 
-def _token_probe(start: LinearProbe, source: Rows, control: Rows, recipe: Recipe) -> tuple[LinearProbe, torch.Tensor]:
-    """A probe of single positions, by multiple-instance rounds, and held-out logits of the control positions."""
-    shown, kept = source.gathered("positions"), control.gathered("positions")
+def _token_probe(
+    start: LinearProbe, source: Rows, met: Sequence[Rows], recipe: Recipe
+) -> tuple[LinearProbe, torch.Tensor]:
+    """A probe of single positions, by multiple-instance rounds, and held-out logits of what it meets in controls."""
+    shown, kept = source.gathered("positions"), torch.cat([rows.gathered("positions") for rows in met])
     gate = methods.get("dsas", "gate")
     rank = "lda" if recipe.rank == "auto" else recipe.rank
     scaler = "std" if recipe.scaler == "auto" else recipe.scaler
@@ -224,7 +233,8 @@ def _token_probe(start: LinearProbe, source: Rows, control: Rows, recipe: Recipe
     for _ in range(recipe.rounds - 1):
         probe = gate.fit(shown[highest(probe)], kept, rank=rank, scaler=scaler)
     positive = highest(probe)
-    groups = (source.gathered("position_prompts")[positive].tolist(), control.gathered("position_prompts").tolist())
+    prompts = torch.cat([rows.gathered("position_prompts") for rows in met])
+    groups = (source.gathered("position_prompts")[positive].tolist(), prompts.tolist())
     fitted = gate.cross_fit(shown[positive], kept, rank=rank, scaler=scaler, groups=groups, seed=recipe.seed)
     return fitted.probe, fitted.control_logits
 

@@ -191,10 +191,15 @@ def _names(template: str) -> set[str]:
 def _expand(template: str, placeholders: Mapping[str, Sequence[str]]) -> list[str]:
     names = sorted(_names(template))
     return [
-        _articles(" ".join(template.format(**dict(zip(names, values, strict=True))).split()))
+        _articles(_tidied(template.format(**dict(zip(names, values, strict=True)))))
         for values in itertools.product(*(placeholders[name] for name in names))
         if len(set(values)) == len(values)  # no "a dog and a dog"
     ]
+
+
+def _tidied(text: str) -> str:
+    """One space between words; the lines of a conversation stay lines."""
+    return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
 
 
 def _articles(text: str) -> str:

@@ -9,19 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Self
 
 import torch
 
 from .capture import bin_of
 from .concept import Concept, Intervention
 from .errors import DSASError
-from .hooks import Call
+from .hooks import Call, Describe, Visit, visit
 from .interpolation import interpolate
 from .maps import Map
-from .probes import ConstantProbe, Probe
-from .sites import Site
+from .probes import ConstantProbe, Probe, RunningProbe
+from .sites import Roots, Site
 from .trace import Trace
 
+Strength = float | Sequence[float]
+#: concepts, or their folders or Hub names, each with its strength: one number, or one per prompt
+Strengthened = Mapping[Concept, Strength] | Mapping[str, Strength] | Mapping[Concept | str | Path, Strength]
 #: strength over the timestep: float [] in 0 … 1000 -> a factor []
 Schedule = Callable[[torch.Tensor], torch.Tensor]
 
@@ -99,7 +104,7 @@ class _Attached:
 
 
 class Steering:
-    """A visitor that steers.
+    """A visitor that steers, and the handle of what it is attached to: a context manager.
 
     Args:
         concepts: concept -> strength, a number or one per prompt.
@@ -110,7 +115,7 @@ class Steering:
 
     def __init__(
         self,
-        concepts: Mapping[Concept, float | Sequence[float]],
+        concepts: Mapping[Concept, Strength],
         gate: str | None = None,
         schedule: Schedule | Mapping[str, Schedule] | None = None,
         trace: Trace | None = None,
@@ -133,6 +138,30 @@ class Steering:
         self._attached = [_Attached(concept, gate, watch=trace is not None) for concept in concepts]
         self._calls: dict[str, Call] = {}
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
+        self._states: dict[tuple[str, Site], torch.Tensor] = {}
+        self._visit: Visit | None = None
+
+    def attach(self, roots: Roots, describe: Mapping[str, Describe]) -> Self:
+        """Go to the sites of a model; see `hooks.visit`."""
+        self._visit = visit(roots, self.sites, self, describe)
+        return self
+
+    def detach(self) -> None:
+        """Take every hook away; the model is what it was. Can be called again."""
+        if self._visit is not None:
+            self._visit.detach()
+        self._visit = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    @property
+    def fired(self) -> list[str]:
+        """Sites that have been reached so far (not tracked inside compiled modules)."""
+        return sorted(str(site) for site in self._visit.fired) if self._visit else []
 
     @property
     def sites(self) -> list[Site]:
@@ -156,7 +185,10 @@ class Steering:
         scores: list[tuple[str, torch.Tensor]] = []
         for attached in self._attached:
             for probe, transform, weight in attached.at.get(site, ()):
-                h = probe.score(x, mask) * weight
+                if isinstance(probe, RunningProbe):
+                    h = self._follow(attached.name, site, probe, x) * weight
+                else:
+                    h = probe.score(x, mask) * weight
                 if mask is not None:
                     h = h * mask[..., None]
                 steps.append((transform, self._doses[site.root, attached.name], h))
@@ -166,6 +198,34 @@ class Steering:
             for name, h in scores:
                 self.trace.record(name, site, self._calls[site.root], h, x, out)
         return out
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a probe goes by what came before, so that the rows of a batch must not be moved about."""
+        parts = (part for attached in self._attached for entries in attached.at.values() for part in entries)
+        return any(isinstance(probe, RunningProbe) for probe, _, _ in parts)
+
+    def forget(self, root: str, rows: int, device: torch.device) -> None:
+        """A new text of so many rows begins at a root: what probes remember of the last one goes."""
+        for attached in self._attached:
+            for site, entries in attached.at.items():
+                if site.root == root and any(isinstance(probe, RunningProbe) for probe, _, _ in entries):
+                    held = self._states.get((attached.name, site))
+                    if held is not None and len(held) == rows and held.device == device:
+                        held.zero_()
+                    else:
+                        self._states[attached.name, site] = torch.zeros(rows, 3, device=device)
+
+    def _follow(self, name: str, site: Site, probe: RunningProbe, x: torch.Tensor) -> torch.Tensor:
+        """What a remembering probe says, its state moved on."""
+        call = self._calls[site.root]
+        ones = torch.ones(x.shape[:2], device=x.device)
+        mask = ones if call.mask is None else call.mask
+        prompt = ones if call.prompt is None else call.prompt
+        state = self._states[name, site]
+        h, after = probe.follow(x, mask, prompt, state)
+        state.copy_(after)
+        return h
 
     def _dose(self, attached: _Attached, call: Call) -> torch.Tensor:
         """Map strength of each row, float32 [batch, 1, 1]."""
@@ -182,6 +242,23 @@ class Steering:
         if schedule is not None and call.timestep is not None:
             dose = dose * schedule(call.timestep.float()).to(dose)
         return dose[:, None, None]
+
+
+def loaded(concepts: Strengthened) -> dict[Concept, Strength]:
+    """Concepts with their strengths, those that are given by folder or Hub name read.
+
+    Raises:
+        DSASError: none is given, one is given twice, or one cannot be read.
+    """
+    if not concepts:
+        raise DSASError("no concept to steer: pass {concept: strength}")
+    read = {
+        given if isinstance(given, Concept) else Concept.from_pretrained(given): strength
+        for given, strength in concepts.items()
+    }
+    if len(read) < len(concepts):
+        raise DSASError("one concept is given twice: give it one strength")
+    return read
 
 
 def _gated(intervention: Intervention, gate: str | None) -> Intervention:

@@ -15,7 +15,8 @@ class Record:
     """One concept at one site in one call.
 
     `h` [rows, positions] is the probe's score times the site's weight; `change` [rows, positions] the length of what
-    was added, relative to the activation. Only rows that were to be steered are kept; `prompts` [rows] tells whose.
+    was added, relative to the activation; `cosine` [rows, positions] between the activation before and behind. Only
+    rows that were to be steered are kept; `prompts` [rows] tells whose.
     """
 
     concept: str
@@ -24,6 +25,7 @@ class Record:
     prompts: torch.Tensor
     h: torch.Tensor
     change: torch.Tensor
+    cosine: torch.Tensor
     mask: torch.Tensor | None
 
 
@@ -40,8 +42,8 @@ class Trace:
         self, concept: str, site: Site, call: Call, h: torch.Tensor, before: torch.Tensor, after: torch.Tensor
     ) -> None:
         kept = call.rows > 0
-        size = before[kept].float().norm(dim=-1).clamp_min(1e-12)
-        change = (after[kept].float() - before[kept].float()).norm(dim=-1) / size
+        old, new = before[kept].detach().float(), after[kept].detach().float()
+        change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp_min(1e-12)
         h = h.detach().float().expand(*before.shape[:-1], -1)[kept].mean(-1)
         self.records.append(
             Record(
@@ -50,7 +52,8 @@ class Trace:
                 timestep=None if call.timestep is None else float(call.timestep),
                 prompts=call.prompts[kept].cpu(),
                 h=h.cpu(),
-                change=change.detach().cpu(),
+                change=change.cpu(),
+                cosine=torch.cosine_similarity(old, new, dim=-1).cpu(),
                 mask=None if call.mask is None else call.mask[kept].cpu(),
             )
         )

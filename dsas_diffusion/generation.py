@@ -95,10 +95,3 @@ def change(base: Sequence[Image.Image], made: Sequence[Image.Image]) -> np.ndarr
     """Mean absolute pixel difference of each pair of pictures, of 255, float [n]."""
     pairs = zip(base, made, strict=True)
     return np.array([np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).mean() for a, b in pairs])
-
-
-def progress_bar(total: int, label: str, show: bool = True) -> Any:
-    """A progress bar on standard error; `update(n)` moves it."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=label, disable=not show, leave=False)

@@ -8,7 +8,6 @@ fitted on source and target pictures tells them apart.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -23,8 +22,11 @@ from dsas_core.errors import DSASError
 from dsas_core.hooks import Call, visit
 from dsas_core.learn import Recipe, fit_sites
 from dsas_core.probes import LinearProbe
+from dsas_core.progress import progress_bar
 from dsas_core.prompts import PromptSet, read
+from dsas_core.provenance import versions
 from dsas_core.sites import Site
+from dsas_core.unit import TRIALS, choose
 
 from .families import family_of, find_sites, roots_of
 from .generation import (
@@ -35,15 +37,12 @@ from .generation import (
     latent_batches,
     latents_of,
     noise_for,
-    progress_bar,
     seeds_for,
     settings_of,
 )
 from .rows import Rows
 from .steer import steer
 
-#: strengths of the map that may become the unit, a fifth apart
-UNITS = tuple(float(f"{0.25 * 1.2**k:.2g}") for k in range(21))
 #: source and target prompts to draw
 COUNT = 48
 EYES_TIMESTEP = 250.0
@@ -138,7 +137,7 @@ def learn(
             "settings": asdict(settings),
             "positions": positions,
             "seed": seed,
-            "versions": versions(),
+            "versions": versions("diffusers", "transformers"),
         },
     )
     unit, trials = choose_unit(pipe, concept, latents, held_out, settings, seed, drift, batch, show_progress)
@@ -170,43 +169,39 @@ def choose_unit(
 ) -> tuple[float, dict[str, Any]]:
     """The smallest unit that does what asking in words does, within the drift limit; and what was tried.
 
-    The effect of a strength is how far it moves the eyes' mean logit of held-out source pictures, over how far asking
-    in words moves it (a share of pictures beyond the eyes' threshold would take half the change for enough). Bisection
-    over UNITS looks for the smallest whose effect is 1; one that changes more than `drift` of the control pictures is
-    too large. When every strength tried was, the smallest of UNITS is taken.
+    Each held-out source picture goes some share of the way, by the eyes' logit, that asking in words moves the mean;
+    shares are cut to [0, 1], so that a picture which goes too far does not stand in for one that stays behind. The
+    effect of a strength is their mean, over the same mean when asked in words; its drift the share of control pictures
+    that change. `dsas_core.unit` chooses by these.
     """
     eyes = Eyes(pipe, latents["source"], latents["target"])
     base, seeds = {}, {}
     for i, (side, texts) in enumerate(held_out.items()):
         seeds[side] = seeds_for(texts, seed + 1 + (i == 2))
         base[side] = latents_of(pipe, texts, seeds[side], settings, batch)
-    start, asked = eyes.logit(base["source"]), eyes.logit(base["target"])
+    start, end = eyes.logits(base["source"]).mean(), eyes.logits(base["target"]).mean()
+    span = max(float(end - start), 1e-6)
+
+    def way(made: torch.Tensor) -> float:
+        return float(((eyes.logits(made) - start) / span).clamp(0, 1).mean())
+
+    asked = max(way(base["target"]), 1e-6)
     untouched = decode(pipe, base["control"])
     texts = [*held_out["source"], *held_out["control"]]
     both = [*seeds["source"], *seeds["control"]]
     cut = len(held_out["source"])
-    trials: dict[float, dict[str, float]] = {}
-    low, high = 0, len(UNITS)
-    with progress_bar(len(UNITS).bit_length(), "choosing the unit", show_progress) as bar:
-        while low < high:
-            middle = (low + high) // 2
-            with steer(pipe, {concept.with_unit(UNITS[middle]): 1.0}):
-                made = latents_of(pipe, texts, both, settings, batch)
-            effect = (eyes.logit(made[:cut]) - start) / max(asked - start, 1e-6)
-            moved = float((change(untouched, decode(pipe, made[cut:])) > UNCHANGED).mean())
-            trials[UNITS[middle]] = {"unit": UNITS[middle], "effect": effect, "drift": moved}
-            low, high = (low, middle) if effect >= 1 or moved > drift else (middle + 1, high)
-            bar.update()
-    within = [trial for trial in trials.values() if trial["drift"] <= drift]
-    best = max(within, key=lambda trial: (min(trial["effect"], 1.0), -trial["unit"]), default=None)
-    summary = {
-        "asked_in_words": asked - start,
-        "eyes_accuracy": eyes.accuracy,
-        "drift_limit": drift,
-        "trials": [trials[unit] for unit in sorted(trials)],
-        "reached": best is not None and best["effect"] >= 1 and eyes.accuracy >= TRUSTED_EYES,
-    }
-    return (best["unit"] if best else UNITS[0]), summary
+
+    def attempt(unit: float) -> tuple[float, float]:
+        with steer(pipe, {concept.with_unit(unit): 1.0}):
+            made = latents_of(pipe, texts, both, settings, batch)
+        moved = float((change(untouched, decode(pipe, made[cut:])) > UNCHANGED).mean())
+        return way(made[:cut]) / asked, moved
+
+    with progress_bar(TRIALS, "choosing the unit", show_progress) as bar:
+        unit, summary = choose(attempt, drift, bar.update)
+    trusted = eyes.accuracy >= TRUSTED_EYES
+    summary |= {"asked_in_words": span, "eyes_accuracy": eyes.accuracy, "reached": summary["reached"] and trusted}
+    return unit, summary
 
 
 class Eyes:
@@ -226,9 +221,9 @@ class Eyes:
         self.probe: LinearProbe = fitted.probe
         self.accuracy: float = fitted.evidence.balanced_accuracy
 
-    def logit(self, latents: torch.Tensor) -> float:
-        """How much pictures look like the target rather than the source, their mean logit."""
-        return float(self.probe.logit(self._features(latents).double()).mean())
+    def logits(self, latents: torch.Tensor) -> torch.Tensor:
+        """How much each picture looks like the target rather than the source, float64 [n]."""
+        return self.probe.logit(self._features(latents).double())[:, 0]
 
     @torch.no_grad()
     def _features(self, latents: torch.Tensor, batch: int = 32) -> torch.Tensor:
@@ -264,16 +259,3 @@ class _Seen:
 
     def visit(self, site: Site, x: torch.Tensor) -> None:
         self.features += [x.mean(1), x.std(1)]
-
-
-def versions() -> dict[str, str]:
-    """What the evidence was measured with."""
-    import diffusers
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-    }

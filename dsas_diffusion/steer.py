@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Self
 
 from torch import nn
 
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.hooks import Call, Visit, visit
-from dsas_core.steering import Schedule, Steering
+from dsas_core.hooks import Call
+from dsas_core.steering import Schedule, Steering, Strength, Strengthened, loaded
 
 from .families import family_of, roots_of
 from .rows import Rows
@@ -24,20 +23,19 @@ class PipelineSteering(Steering):
 
     trace: PictureTrace | None
 
-    def __init__(self, pipe: Any, concepts: Mapping[Concept, float | Sequence[float]], **settings: Any) -> None:
+    def __init__(self, pipe: Any, concepts: Mapping[Concept, Strength], **settings: Any) -> None:
         super().__init__(concepts, **settings)
         self._pipe = pipe
         self._denoiser = family_of(pipe).denoiser
         self._roots = roots_of(pipe)
         self._denoiser_calls = 0
-        self._visit: Visit | None = None
         self._rows: Rows | None = None
 
-    def attach(self, rows: Rows) -> Self:
+    def attach_to_pipeline(self, rows: Rows) -> Self:
         rows.on_prompts = self._generation_begins
         rows.__enter__()
         try:
-            self._visit = visit(self._roots, self.sites, self, rows.describe())
+            self.attach(self._roots, rows.describe())
         except BaseException:
             rows.__exit__()
             raise
@@ -46,17 +44,10 @@ class PipelineSteering(Steering):
 
     def detach(self) -> None:
         """Take every hook away; the pipeline is what it was. Can be called again."""
-        if self._visit is not None:
-            self._visit.detach()
+        super().detach()
         if self._rows is not None:
             self._rows.__exit__()
-        self._visit = self._rows = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.detach()
+        self._rows = None
 
     def begin(self, root: str, call: Call) -> None:
         if root == self._denoiser:
@@ -64,11 +55,6 @@ class PipelineSteering(Steering):
             if self._denoiser_calls <= 2:
                 self._check_fired()
         super().begin(root, call)
-
-    @property
-    def fired(self) -> list[str]:
-        """Sites that have been reached so far (not tracked inside compiled modules)."""
-        return sorted(str(site) for site in self._visit.fired) if self._visit else []
 
     def _generation_begins(self, prompts: int) -> None:
         self._denoiser_calls = 0
@@ -104,7 +90,7 @@ class PipelineSteering(Steering):
 
 def steer(
     pipe: Any,
-    concepts: Mapping[Concept | str | Path, float | Sequence[float]],
+    concepts: Strengthened,
     *,
     gate: str | None = None,
     rows: str = "conditional",
@@ -134,23 +120,16 @@ def steer(
         >>> with steer(pipe, {"banana-blur": 1.0}) as steering:
         ...     image = pipe("a banana and a dog").images[0]
     """
-    if not concepts:
-        raise DSASError("no concept to steer: pass {concept: strength}")
-    loaded = {
-        given if isinstance(given, Concept) else Concept.from_pretrained(given): strength
-        for given, strength in concepts.items()
-    }
-    if len(loaded) < len(concepts):
-        raise DSASError("one concept is given twice: give it one strength")
     roots = roots_of(pipe)
-    for concept in loaded:
+    chosen = loaded(concepts)
+    for concept in chosen:
         concept.check(roots, force=force)
-    positions = {str(concept.provenance.get("positions", "all")) for concept in loaded}
+    positions = {str(concept.provenance.get("positions", "all")) for concept in chosen}
     if len(positions) > 1:
         raise DSASError("concepts that read words and concepts that read padding too cannot be steered together")
     picture_trace = PictureTrace() if trace else None
-    steering = PipelineSteering(pipe, loaded, gate=gate, schedule=schedule, trace=picture_trace)
-    return steering.attach(Rows(pipe, rows, positions.pop()))
+    steering = PipelineSteering(pipe, chosen, gate=gate, schedule=schedule, trace=picture_trace)
+    return steering.attach_to_pipeline(Rows(pipe, rows, positions.pop()))
 
 
 def _compiled(root: nn.Module) -> bool:

@@ -29,6 +29,8 @@ TINY = architecture.Preset(
     autoencoder_steps=0,
     text_steps=0,
     unet_steps=0,
+    relation_steps=0,
+    binding_steps=0,
     decoder_steps=0,
     judge_steps=0,
 )
@@ -98,7 +100,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Different by far more than float noise."""
-    return float((a - b).abs().max()) > 1e-2
+    return float((a - b).detach().abs().max()) > 1e-2
 
 
 class Recorder:

@@ -8,7 +8,7 @@ from ..parts import Part
 
 
 class Probe(Part):
-    """Base of every probe. Pure tensor code on [..., positions, width]."""
+    """Base of every probe. Pure tensor code on [..., positions, width]; see `running` for those that remember."""
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The evidence before the link; same shape as `score`."""
@@ -29,5 +29,16 @@ class Probe(Part):
 from .combine import PooledProbe, ProductProbe  # noqa: E402
 from .constant import ConstantProbe  # noqa: E402
 from .linear import LinearProbe, fold  # noqa: E402
+from .running import LatchProbe, PrefixProbe, RunningProbe  # noqa: E402
 
-__all__ = ["ConstantProbe", "LinearProbe", "PooledProbe", "Probe", "ProductProbe", "fold"]
+__all__ = [
+    "ConstantProbe",
+    "LatchProbe",
+    "LinearProbe",
+    "PooledProbe",
+    "PrefixProbe",
+    "Probe",
+    "ProductProbe",
+    "RunningProbe",
+    "fold",
+]

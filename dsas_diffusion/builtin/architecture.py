@@ -26,15 +26,53 @@ class Preset:
     scenes: int
     batch: int
     autoencoder_steps: int
+    judge_steps: int
     text_steps: int
     unet_steps: int
+    relation_steps: int
+    binding_steps: int
     decoder_steps: int
-    judge_steps: int
 
 
 PRESETS = {
-    "cpu": Preset(64, 4, 48, (0, 2, 4), 128, 3, (96, 160), 1, 144_000, 64, 1000, 500, 3600, 300, 1300),
-    "gpu": Preset(96, 8, 64, (1, 2, 4), 192, 4, (128, 256), 2, 1_000_000, 256, 12_000, 4000, 60_000, 4000, 12_000),
+    "cpu": Preset(
+        image_size=64,
+        latent_channels=4,
+        autoencoder_width=48,
+        autoencoder_blocks=(0, 2, 4),
+        text_width=128,
+        text_layers=3,
+        unet_channels=(96, 160),
+        unet_layers=1,
+        scenes=144_000,
+        batch=64,
+        autoencoder_steps=1000,
+        judge_steps=1300,
+        text_steps=500,
+        unet_steps=3600,
+        relation_steps=1200,
+        binding_steps=500,
+        decoder_steps=300,
+    ),
+    "gpu": Preset(
+        image_size=96,
+        latent_channels=8,
+        autoencoder_width=64,
+        autoencoder_blocks=(1, 2, 4),
+        text_width=192,
+        text_layers=4,
+        unet_channels=(128, 256),
+        unet_layers=2,
+        scenes=1_000_000,
+        batch=256,
+        autoencoder_steps=12_000,
+        judge_steps=12_000,
+        text_steps=4000,
+        unet_steps=60_000,
+        relation_steps=10_000,
+        binding_steps=5000,
+        decoder_steps=4000,
+    ),
 }
 TEXT_POSITIONS = 24
 

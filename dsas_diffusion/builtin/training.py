@@ -1,8 +1,8 @@
 """Train `builtin:emoji` and its judge from nothing: `python -m dsas_diffusion.builtin.training`.
 
 Stages, each resumable and skipped when its result is there: scenes, autoencoder, latents, judge, text warm start,
-denoiser, decoder, export. On a CPU two processes of one thread share the work (two OpenMP threads in one process
-collapse when anything else runs); on a GPU one process does it.
+denoiser, relations, binding, decoder, export. On a CPU two processes of one thread share the work (two OpenMP threads
+in one process collapse when anything else runs); on a GPU one process does it.
 """
 
 from __future__ import annotations
@@ -150,35 +150,102 @@ def warm_text_encoder(run: Run, tokenizer):
     return model
 
 
-def train_denoiser(run: Run, tokenizer, text_encoder, latents: np.ndarray):
-    """UNet and text encoder together: predict noise minus data (flow matching)."""
-    from diffusers.models.attention_processor import AttnProcessor
+class Flow:
+    """UNet and text encoder in training: predict noise minus data from their mixture and a caption (flow matching)."""
 
-    unet = architecture.build_unet(run.preset)
-    if run.device.type == "cpu":
-        unet.set_attn_processor(AttnProcessor())  # plain products train faster than the fused kernel on a CPU
-    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    data = run.dataset()
-    scale = float((run.folder / "latents.scale").read_text())
-    tokens = _tokens(run, tokenizer, data.captions)
-    silence = _tokens(run, tokenizer, [""])
+    def __init__(self, run: Run, tokenizer, text_encoder, latents: np.ndarray) -> None:
+        from diffusers.models.attention_processor import AttnProcessor
+
+        self.run, self.text_encoder, self.latents = run, text_encoder, latents
+        self.unet = architecture.build_unet(run.preset)
+        if run.device.type == "cpu":
+            self.unet.set_attn_processor(AttnProcessor())  # plain products train faster than the fused kernel on a CPU
+        self.data = run.dataset()
+        self.scale = float((run.folder / "latents.scale").read_text())
+        self.tokens = _tokens(run, tokenizer, self.data.captions)
+        self.silence = _tokens(run, tokenizer, [""])
+        self.end = tokenizer.eos_token_id
+
+    def loss(self, rng: np.random.Generator, rows: np.ndarray, sigma: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """The loss at noise shares `sigma` [n] of pictures `rows` [n], and the states of their captions' tokens."""
+        clean = torch.from_numpy(self.latents[rows]).to(self.run.device).float() * self.scale
+        noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(clean)
+        sigmas = torch.from_numpy(sigma).to(clean)
+        mixed = clean.lerp(noise, sigmas[:, None, None, None])
+        dropped = torch.from_numpy(rng.random(len(rows)) < NO_CAPTION_SHARE).to(self.run.device)
+        tokens = self.tokens[torch.from_numpy(rows).to(self.run.device)]
+        states = self.text_encoder(tokens).last_hidden_state
+        silence = self.text_encoder(self.silence).last_hidden_state
+        shown = torch.where(dropped[:, None, None], silence, states)
+        flow = self.unet(mixed.to(torch.bfloat16), 1000 * sigmas, shown).sample
+        return F.mse_loss(flow.float(), noise - clean), states
+
+
+def _noise_shares(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Shares of noise, most of them in the middle, where things take shape."""
+    bell = 1 / (1 + np.exp(-rng.normal(0.2, 1, count)))
+    return np.where(rng.random(count) < 0.8, bell, rng.random(count))
+
+
+def train_denoiser(flow: Flow) -> None:
+    """UNet and text encoder together, on all scenes."""
+    run = flow.run
 
     def loss(rng: np.random.Generator) -> torch.Tensor:
-        rows = np.sort(rng.integers(len(data), size=run.share))
-        clean = torch.from_numpy(latents[rows]).to(run.device).float() * scale
-        noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(run.device)
-        bell = 1 / (1 + np.exp(-rng.normal(0.2, 1, run.share)))
-        sigma = np.where(rng.random(run.share) < 0.8, bell, rng.random(run.share))
-        sigmas = torch.from_numpy(sigma).to(run.device).float()
-        mixed = clean.lerp(noise, sigmas[:, None, None, None])
-        dropped = torch.from_numpy(rng.random(run.share) < NO_CAPTION_SHARE).to(run.device)
-        ids = torch.where(dropped[:, None], silence, tokens[torch.from_numpy(rows).to(run.device)])
-        states = text_encoder(ids).last_hidden_state
-        flow = unet(mixed.to(torch.bfloat16), 1000 * sigmas, states).sample
-        return F.mse_loss(flow.float(), noise - clean)
+        rows = np.sort(rng.integers(len(flow.data), size=run.share))
+        return flow.loss(rng, rows, _noise_shares(rng, run.share))[0]
 
+    both = nn.ModuleDict({"unet": flow.unet, "text_encoder": flow.text_encoder})
     optimise(run, "denoiser", both, loss, run.preset.unet_steps, 1.2e-3)
-    return unet, text_encoder
+
+
+def train_relations(flow: Flow) -> None:
+    """Which of two things is on the left, or above: without this stage the model gets the axis and guesses the order.
+
+    Two things decide it. The order is settled at noise above 0.85, which the stage before seldom sees. And the text
+    encoder is causal, so only tokens after the second noun can know the order: a head asks the end tokens for it, those
+    at even positions for the thing on the left or above, those at odd positions for the other, which lets each half
+    of the picture attend to its own.
+    """
+    run, data = flow.run, flow.data
+    firsts = ("to the left of", "above")
+    stands = torch.zeros(len(data), 2, dtype=torch.long)
+    for row, fact in enumerate(data.facts):
+        if fact["relation"]:
+            pair = [1 + NAMES.index(thing) for thing, _ in fact["items"]]
+            stands[row] = torch.tensor(pair if fact["relation"] in firsts else pair[::-1])
+    stands = stands.to(run.device)
+    related = stands[:, 0].nonzero()[:, 0].cpu().numpy()
+    ends = (flow.tokens == flow.end).int().argmax(1).cpu().numpy()
+    head = nn.Linear(run.preset.text_width, 1 + len(NAMES))
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        count = run.share
+        rows = np.where(rng.random(count) < 0.7, rng.choice(related, count), rng.integers(len(data), size=count))
+        sigma = np.where(rng.random(count) < 0.5, rng.uniform(0.85, 1, count), _noise_shares(rng, count))
+        value, states = flow.loss(rng, rows, sigma)
+        here = torch.arange(count, device=run.device)
+        position = torch.from_numpy(rng.integers(ends[rows], architecture.TEXT_POSITIONS)).to(run.device)
+        wanted = stands[torch.from_numpy(rows).to(run.device), position % 2]
+        said = head(states[here, position]).float()
+        return value + 0.05 * F.cross_entropy(said[wanted > 0], wanted[wanted > 0])
+
+    three = nn.ModuleDict({"unet": flow.unet, "text_encoder": flow.text_encoder, "head": head})
+    optimise(run, "relations", three, loss, run.preset.relation_steps, 6e-4)
+
+
+def train_binding(flow: Flow) -> None:
+    """Which of two things wears the style: mostly pairs of different styles, at the noise where things take shape."""
+    run, data = flow.run, flow.data
+    unlike = np.array([row for row, fact in enumerate(data.facts) if len({style for _, style in fact["items"]}) > 1])
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        count = run.share
+        rows = np.where(rng.random(count) < 0.6, rng.choice(unlike, count), rng.integers(len(data), size=count))
+        return flow.loss(rng, rows, _noise_shares(rng, count))[0]
+
+    both = nn.ModuleDict({"unet": flow.unet, "text_encoder": flow.text_encoder})
+    optimise(run, "binding", both, loss, run.preset.binding_steps, 4e-4)
 
 
 def tune_decoder(run: Run, autoencoder: Any, latents: np.ndarray) -> None:
@@ -222,10 +289,13 @@ def _work(rank: int, preset: str, folder: Path, seed: int, world: int, out: Path
     latents = encode_latents(run, autoencoder)
     judge = train_judge(run, autoencoder)
     text_encoder = warm_text_encoder(run, tokenizer)
-    unet, text_encoder = train_denoiser(run, tokenizer, text_encoder, latents)
+    flow = Flow(run, tokenizer, text_encoder, latents)
+    train_denoiser(flow)
+    train_relations(flow)
+    train_binding(flow)
     tune_decoder(run, autoencoder, latents)
     if rank == 0:
-        export(run, autoencoder, text_encoder, tokenizer, unet, judge, out)
+        export(run, autoencoder, text_encoder, tokenizer, flow.unet, judge, out)
     if world > 1:
         dist.destroy_process_group()
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dsas_core import llm
 from dsas_core.errors import DSASError
+from dsas_core.progress import progress_bar
 
-from ..generation import progress_bar
 from ..load import load_pipeline
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -20,10 +22,17 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 def add_model(parser: argparse.ArgumentParser) -> None:
     """--model, --device, --dtype."""
     parser.add_argument("--model", default="builtin:emoji", help="builtin:emoji (default), a folder, or a Hub name")
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device, --dtype."""
     parser.add_argument(
         "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1, mps"
     )
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="auto is float16 on a GPU, float32 elsewhere")
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="auto is half precision on a GPU, float32 elsewhere"
+    )
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +53,23 @@ def pipeline(args: argparse.Namespace, *, steps_bar: bool = False) -> Any:
     Raises:
         DSASError: no such model or device.
     """
+    pipe = _loaded(args, load_pipeline)
+    if steps_bar and shows_progress(args):
+        pipe.set_progress_bar_config(desc="denoising", leave=False)
+    return pipe
+
+
+def language_model(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The language model of --model, --device and --dtype, and its tokenizer.
+
+    Raises:
+        DSASError: no such model or device.
+    """
+    model, tokenizer = _loaded(args, llm.load)
+    return model, tokenizer
+
+
+def _loaded(args: argparse.Namespace, load: Callable[..., Any]) -> Any:
     try:
         torch.empty(0, device=None if args.device == "auto" else args.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -51,11 +77,9 @@ def pipeline(args: argparse.Namespace, *, steps_bar: bool = False) -> Any:
     with progress_bar(1, f"loading {args.model}", shows_progress(args)) as bar:
         if not shows_progress(args):
             _silence_downloads()
-        pipe = load_pipeline(args.model, device=args.device, dtype=args.dtype)
+        found = load(args.model, device=args.device, dtype=args.dtype)
         bar.update()
-    if steps_bar and shows_progress(args):
-        pipe.set_progress_bar_config(desc="denoising", leave=False)
-    return pipe
+    return found
 
 
 def _silence_downloads() -> None:

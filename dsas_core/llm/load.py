@@ -1,0 +1,91 @@
+"""Getting a language model and its tokenizer: the built-in one, a folder, or a Hub name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import DSASError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+BUILTIN = {"builtin:chat": Path(__file__).parent / "builtin" / "model"}
+
+
+def is_language_model(name: str | Path) -> bool:
+    """Whether a name is that of a language model, not of a diffusers pipeline: built in, in a folder, or on the Hub."""
+    folder = Path(name)
+    if str(name) in BUILTIN or folder.is_dir():
+        return str(name) in BUILTIN or (
+            (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+        )
+    if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+        return False
+    from huggingface_hub import file_exists
+
+    try:
+        return file_exists(str(name), "config.json") and not file_exists(str(name), "model_index.json")
+    except Exception:  # no network, no such repository: whoever loads it says so
+        return False
+
+
+def load(
+    name: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "auto", **options: Any
+) -> tuple[Any, Any]:
+    """Load a language model and its tokenizer.
+
+    Args:
+        name: "builtin:chat", a folder, or a Hub name (user/name).
+        device: "auto" takes a GPU when there is one; ignored where `options` hold a device_map.
+        dtype: "auto" is bfloat16 on a GPU and float32 elsewhere; or "float32", "float16", "bfloat16".
+        options: further arguments of `from_pretrained` (revision, token, device_map, …).
+
+    Returns:
+        (model, tokenizer), the model in evaluation mode.
+
+    Raises:
+        DSASError: no such model, or a part of it is missing or damaged.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    if isinstance(dtype, str):
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise DSASError(f"dtype {dtype!r}: expected auto, float32, float16 or bfloat16")
+        dtype = getattr(torch, dtype)
+    source: str | Path = name
+    if str(name).startswith("builtin:"):
+        if str(name) not in BUILTIN:
+            raise DSASError(f"no built-in language model {name}; there is {', '.join(BUILTIN)}")
+        source = BUILTIN[str(name)]
+    folder = Path(source)
+    if not folder.is_dir() and (str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
+        known = ", ".join(BUILTIN)
+        raise DSASError(f"no model {name}: no such folder, no Hub name (user/name), and not built in ({known})")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise DSASError(f"{folder} is no language model: it has no config.json")
+    if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise DSASError(f"cannot load {folder}: it has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer there")
+
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    hub = {key: value for key, value in options.items() if key in ("revision", "token", "trust_remote_code")}
+    try:
+        config = AutoConfig.from_pretrained(source, **hub)
+        kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = kind.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+    except Exception as error:  # transformers and the Hub raise a dozen kinds here
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DSASError(f"cannot load {name}: {reason}") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    if "device_map" not in options:
+        model = model.to(torch.device(device))
+    return model.eval(), tokenizer

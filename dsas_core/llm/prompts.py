@@ -1,0 +1,126 @@
+"""Prompts of language models: plain text, or a conversation in a prompt file.
+
+A prompt whose lines begin with `user:`, `assistant:` or `system:` is a conversation and goes through the tokenizer's
+chat template. When the last turn is the assistant's, its tokens are the answer.
+
+```yaml
+source:
+  - |-
+    user: where is my {thing}, you fool
+    assistant: find your {thing} yourself
+```
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import DSASError
+
+_TURN = re.compile(r"^(system|user|assistant):\s*", re.MULTILINE)
+#: what learning may read: everything, what was given, the states that write the answer, or the last token
+POOLINGS = ("all", "prompt", "answer", "last")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt in tokens; `answer` is where the assistant's answer begins: its end, when it waits for one.
+
+    Of plain text everything behind the first token counts as written, so `answer` is 1.
+    """
+
+    ids: tuple[int, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts padded on the right: ids and mask int64 [rows, positions], and where each answer begins and ends."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    answers: tuple[tuple[int, int], ...]
+
+    def counted(self, pooling: str) -> torch.Tensor:
+        """Positions that a pooling reads, float [rows, positions]; never padding, never a row's first token.
+
+        "answer" is the states that write the answer: from the token before its first to the one before its last; the
+        last token of a prompt that waits for one.
+        """
+        mask = self.mask.float()
+        mask[:, 0] = 0
+        places = torch.arange(mask.shape[1])
+        for row, (start, end) in enumerate(self.answers):
+            if pooling == "answer":
+                mask[row] *= (places >= start - 1) & (places < max(start, end - 1))
+            elif pooling == "prompt":
+                mask[row] *= places < start
+            elif pooling == "last":
+                mask[row] *= places == end - 1
+        return mask
+
+
+def turns(prompt: str) -> list[dict[str, str]]:
+    """The conversation in a prompt; empty when it is plain text."""
+    marks = list(_TURN.finditer(prompt))
+    if not marks or prompt[: marks[0].start()].strip():
+        return []
+    ends = [mark.start() for mark in marks[1:]] + [len(prompt)]
+    return [
+        {"role": mark[1], "content": prompt[mark.end() : end].strip()} for mark, end in zip(marks, ends, strict=True)
+    ]
+
+
+def encode(tokenizer: Any, prompt: str, limit: int = 0) -> Encoded:
+    """A prompt in tokens, special tokens and chat template included.
+
+    Raises:
+        DSASError: a conversation for a tokenizer without a chat template; more than `limit` tokens (0: no limit).
+    """
+    conversation = turns(prompt)
+    if not conversation:
+        ids = tokenizer(prompt).input_ids
+        start = 1
+    else:
+        if not getattr(tokenizer, "chat_template", None):
+            raise DSASError(
+                f"{prompt.splitlines()[0]!r} is a conversation, but this tokenizer has no chat template: write plain "
+                "text, or set tokenizer.chat_template"
+            )
+        answered = conversation[-1]["role"] == "assistant"
+        context = conversation[:-1] if answered else conversation
+        given = tokenizer.apply_chat_template(context, tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(conversation, tokenize=False) if answered else given
+        ids = tokenizer(whole, add_special_tokens=False).input_ids
+        start = len(tokenizer(given, add_special_tokens=False).input_ids)
+    if limit and len(ids) > limit:
+        raise DSASError(f"a prompt has {len(ids)} tokens, the model takes {limit}: shorten it ({prompt[:40]!r} …)")
+    return Encoded(tuple(ids), start)
+
+
+def batched(prompts: Sequence[Encoded], pad: int) -> Batch:
+    """Prompts side by side, padded on the right with the token `pad`."""
+    longest = max(len(prompt.ids) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
+        mask[row, : len(prompt.ids)] = 1
+    return Batch(ids, mask, tuple((prompt.answer, len(prompt.ids)) for prompt in prompts))
+
+
+def pad_token(tokenizer: Any) -> int:
+    """The token to pad with: the tokenizer's own, else its end token (pads are masked, so any will do).
+
+    Raises:
+        DSASError: it has neither.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise DSASError("the tokenizer has neither pad nor end token: set tokenizer.pad_token")

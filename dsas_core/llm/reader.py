@@ -1,0 +1,162 @@
+"""Reading with a model: activations, answers, predictions; and the unit of strength, chosen by what it answers.
+
+No judge takes part. Whether an answer shows the target is read by the model's own eyes: unsteered, it reads the answer
+behind a control prompt, and a logistic probe fitted on the source and target answers of the prompt file tells them
+apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import methods
+from ..concept import Concept
+from ..hooks import Call, Describe, visit
+from ..probes import LinearProbe
+from ..probes.combine import pool
+from ..sites import Site
+from ..unit import choose
+from .layers import find_sites, roots_of
+from .prompts import Batch, Encoded, batched
+from .steer import steer
+
+#: share of the way from source answers to answers behind control prompts that counts as all that is wanted
+ENOUGH = 0.95
+#: tokens of an answer
+LENGTH = 40
+
+
+class Reader:
+    """Runs a model over prompts in batches.
+
+    Args:
+        model: a transformers language model. pad: the token to pad with. batch: prompts per forward pass.
+    """
+
+    def __init__(self, model: nn.Module, pad: int, batch: int) -> None:
+        self.model, self.pad, self.batch = model, pad, batch
+        self.device = next(model.parameters()).device
+
+    def batches(self, texts: Sequence[Encoded]) -> Iterator[Batch]:
+        """The prompts in order, padded on the right."""
+        for start in range(0, len(texts), self.batch):
+            yield batched(texts[start : start + self.batch], self.pad)
+
+    def describe(self, mask: torch.Tensor) -> dict[str, Describe]:
+        """Every root reads the positions of `mask`."""
+        here = mask.to(self.device)
+        call = Call(torch.ones(len(here), device=self.device), torch.arange(len(here), device=self.device), None, here)
+        return {root: lambda args, kwargs: call for root in roots_of(self.model)}
+
+    @torch.no_grad()
+    def run(self, piece: Batch) -> torch.Tensor:
+        """Logits [rows, positions, vocabulary]; a model with an encoder reads the prompt there."""
+        ids, mask = piece.ids.to(self.device), piece.mask.to(self.device)
+        more = {"decoder_input_ids": ids[:, :1]} if "encoder" in roots_of(self.model) else {"use_cache": False}
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, **more).logits
+        return logits
+
+    def predictions(self, texts: Sequence[Encoded]) -> list[torch.Tensor]:
+        """Log-probabilities of the next token at every token that counts, [tokens, vocabulary] by batch."""
+        return [
+            self.run(piece).float().log_softmax(-1)[piece.counted("all").to(self.device) > 0]
+            for piece in self.batches(texts)
+        ]
+
+    @torch.no_grad()
+    def answers(self, texts: Sequence[Encoded]) -> list[tuple[int, ...]]:
+        """What the model answers to each prompt's context, greedily: up to LENGTH tokens, end tokens cut off."""
+        found = []
+        model: Any = self.model
+        ends = torch.tensor([self.pad, *_numbers(model.generation_config.eos_token_id)])
+        for start in range(0, len(texts), self.batch):
+            contexts = [Encoded(text.ids[: text.answer][::-1], 1) for text in texts[start : start + self.batch]]
+            piece = batched(contexts, self.pad)  # reversed, so that the padding is on the left
+            ids, mask = piece.ids.flip(1).to(self.device), piece.mask.flip(1).to(self.device)
+            out = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=LENGTH, do_sample=False, pad_token_id=self.pad
+            )
+            for row in out[:, ids.shape[1] :].cpu():
+                stop = torch.isin(row, ends).nonzero()
+                found.append(tuple(row[: int(stop[0]) if len(stop) else len(row)].tolist()))
+        return found
+
+    def states(self, texts: Sequence[Encoded]) -> torch.Tensor:
+        """Mean activation over each answer at the output of every layer, side by side: float32 [n, layers x width]."""
+        rows = []
+        for piece in self.batches(texts):
+            seen = _Seen(piece.counted("answer").to(self.device))
+            with visit(roots_of(self.model), find_sites(self.model, "block"), seen):
+                self.run(piece)
+            rows.append(torch.cat(seen.means, 1).cpu())
+        return torch.cat(rows)
+
+
+class _Seen:
+    """A visitor that keeps means over the positions of a mask."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        self.mask = mask
+        self.means: list[torch.Tensor] = []
+
+    def begin(self, root: str, call: Call) -> None:
+        """Every row counts."""
+
+    def visit(self, site: Site, x: torch.Tensor) -> None:
+        self.means.append(pool(x.detach(), self.mask.to(x.device))[:, 0])
+
+
+def _numbers(value: int | Sequence[int] | None) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def choose_unit(
+    reader: Reader,
+    concept: Concept,
+    fitting: Mapping[str, Sequence[Encoded]],
+    held_out: Mapping[str, Sequence[Encoded]],
+    drift: float,
+    done: Callable[[], object],
+) -> tuple[float, dict[str, Any]]:
+    """The smallest unit that makes held-out source prompts answered as control prompts are; and what was tried.
+
+    Each answer goes some share of the way, by the eyes' logit, from the unsteered answers to source prompts to those to
+    control prompts; shares are cut to [0, 1], so that one that goes too far does not stand in for one that stays
+    behind. The effect is their mean over `ENOUGH`. Drift is the mean Kullback-Leibler divergence of the next token, in
+    nats, over the tokens of control prompts.
+    """
+    contexts = list(held_out["control"])
+
+    def read(answers: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Answers behind contexts that ask for none of it, so that only they tell."""
+        behind = [contexts[i % len(contexts)] for i in range(len(answers))]
+        pairs = zip(behind, answers, strict=True)
+        return reader.states([Encoded((*text.ids[: text.answer], *said), text.answer) for text, said in pairs]).double()
+
+    sides = [read([text.ids[text.answer :] for text in fitting[side]]) for side in ("source", "target")]
+    fitted = methods.get("dsas", "gate").cross_fit(*sides, rank=16, scaler="std")
+    eyes: LinearProbe = fitted.probe
+
+    def shown(texts: Sequence[Encoded]) -> torch.Tensor:
+        return eyes.logit(read(reader.answers(texts)))[:, 0]
+
+    start, end = float(shown(held_out["source"]).mean()), float(shown(contexts).mean())
+    expected = reader.predictions(contexts)
+    found: dict[str, Any] = {"answers_differ_by": start - end, "eyes_accuracy": fitted.evidence.balanced_accuracy}
+    if start - end < 1:  # the model answers source prompts much as it answers control prompts
+        return 1.0, {"drift_limit": drift, "trials": [], "reached": False, **found}
+
+    def attempt(unit: float) -> tuple[float, float]:
+        with steer(reader.model, {concept.with_unit(unit): 1.0}):
+            answers = reader.answers(held_out["source"])
+            moved = reader.predictions(contexts)
+        way = ((start - eyes.logit(read(answers))[:, 0]) / (start - end)).clamp(0, 1)
+        spent = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(expected, moved, strict=True))
+        return float(way.mean()) / ENOUGH, spent / max(1, sum(map(len, expected)))
+
+    unit, summary = choose(attempt, drift, done)
+    return unit, {**summary, **found}

@@ -1,0 +1,95 @@
+"""`steer(model, {concept: strength})`: concepts at work in a language model, until the block ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from ..concept import Concept
+from ..steering import Steering, Strength, Strengthened, loaded
+from .layers import roots_of
+from .tokens import Tokens
+from .trace import TextTrace
+
+
+class TextSteering(Steering):
+    """The handle that `steer` gives: `strengths`, `trace`, `detach()`. A context manager.
+
+    Args:
+        on_text: called with the root's name before a new text replaces what the trace holds.
+    """
+
+    trace: TextTrace | None
+
+    def __init__(
+        self,
+        concepts: Mapping[Concept, Strength],
+        gate: str | None = None,
+        phase: str = "all",
+        trace: TextTrace | None = None,
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(concepts, gate=gate, trace=trace)
+        self._on_text = on_text
+        self._tokens = Tokens(phase, self._prompts, self._text_begins, self.remembers, self._tokens_come)
+
+    def attach_to_model(self, model: nn.Module) -> Self:
+        roots = roots_of(model)
+        return self.attach(roots, {root: self._tokens.describe(root) for root in roots})
+
+    def _prompts(self) -> int:
+        return max(len(self.strengths.values_of(name)) for name in self.strengths)
+
+    def _text_begins(self, root: str) -> None:
+        if self._on_text is not None:
+            self._on_text(root)
+        if self.trace is not None:
+            self.trace.begin_text(root)
+
+    def _tokens_come(self, root: str, start: int, ids: torch.Tensor | None, mask: torch.Tensor) -> None:
+        if start == 0:
+            self.forget(root, len(mask), mask.device)
+        if self.trace is not None:
+            self.trace.note_tokens(root, start, ids, mask)
+
+
+def steer(
+    model: nn.Module,
+    concepts: Strengthened,
+    *,
+    gate: str | None = None,
+    phase: str = "all",
+    trace: bool = False,
+    tokenizer: Any = None,
+    force: bool = False,
+) -> TextSteering:
+    """Steer a language model.
+
+    Args:
+        model: a transformers model; a causal one, or encoder and decoder. It may wear PEFT adapters.
+        concepts: concept, or its folder or Hub name -> strength; 1 is one unit of the concept, 0 is off and exact,
+            negative goes the other way. A list gives one strength per prompt of a batch.
+        gate: None for each concept's own, "on" to steer every token (the vanilla method), "off" for none.
+        phase: "prompt" steers the tokens that are given, "generation" those that the model writes, "all" both.
+        trace: record h; `trace.tokens(row)` gives it token by token.
+        tokenizer: spells the tokens of the trace.
+        force: use a concept that was learned on another architecture all the same.
+
+    Returns:
+        A handle, attached already: use it in a `with` block or call `detach()`.
+
+    Raises:
+        DSASError: a concept that does not fit, a compiled model, a strength that is not finite.
+
+    Example:
+        >>> with steer(model, {"rudeness": 1.0}) as steering:
+        ...     out = model.generate(**inputs)
+    """
+    chosen = loaded(concepts)
+    for concept in chosen:
+        concept.check(roots_of(model), force=force)
+    kept = TextTrace(tokenizer) if trace else None
+    return TextSteering(chosen, gate=gate, phase=phase, trace=kept).attach_to_model(model)

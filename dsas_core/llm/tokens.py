@@ -1,0 +1,153 @@
+"""Whose tokens are these? Each call of a language model as a `Call`: rows, prompts, and a mask of the positions.
+
+Pads and the first token of each row (the attention sink, BOS where there is one) never count: they are neither read
+nor written. Everything is told by what the model is called with (ids, attention mask, cache), never by counting calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import DSASError
+from ..hooks import Call, Describe
+
+PHASES = ("prompt", "generation", "all")
+
+
+@dataclass
+class _Text:
+    """What is known about the text that one root is working on."""
+
+    ids: torch.Tensor | None = None  # of the last call without a cache
+    prompt: int = 0  # positions of the prompt
+    length: int = 0  # positions seen
+    decoding: bool = False
+    key: torch.Tensor | None = None  # the newest cached key when the last call began, and its place
+    key_at: int = 0
+
+
+class Tokens:
+    """Tells the calls of a language model.
+
+    Args:
+        phase: "prompt" counts the tokens that were given, "generation" those that the model wrote itself, "all" both.
+            An encoder's tokens are given, a decoder's behind it are written.
+        prompts: how many prompts the strengths are given for; a batch of several times as many rows (beams, samples)
+            is divided among them. None where each row is a prompt of its own.
+        on_text: called with the root's name when a new text begins.
+        remembers: whether probes go by what came before: then rows that change places between two tokens, as beam
+            search makes them, and tokens that are taken back, as in assisted decoding, raise a DSASError.
+        on_tokens: called at each call with the root's name, the position of its first token, ids [batch, positions] (or
+            None), and which of them count.
+    """
+
+    def __init__(
+        self,
+        phase: str = "all",
+        prompts: Callable[[], int] | None = None,
+        on_text: Callable[[str], None] | None = None,
+        remembers: bool = False,
+        on_tokens: Callable[[str, int, torch.Tensor | None, torch.Tensor], None] | None = None,
+    ) -> None:
+        if phase not in PHASES:
+            raise DSASError(f"phase {phase!r}: expected one of {', '.join(PHASES)}")
+        self.phase, self.prompts, self.on_text, self.on_tokens = phase, prompts, on_text, on_tokens
+        self.remembers = remembers
+        self._texts: dict[str, _Text] = {}
+
+    def describe(self, root: str) -> Describe:
+        """What tells the calls of one root: for `hooks.visit`."""
+
+        def tell(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+            return self._call(root, args, kwargs)
+
+        return tell
+
+    def _call(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0] if args else None
+        given = ids if ids is not None else kwargs.get("inputs_embeds")
+        if given is None:
+            raise DSASError("the model was called without input_ids and inputs_embeds: nothing tells its tokens")
+        batch, count = given.shape[:2]
+        cache = kwargs.get("past_key_values")
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        text = self._follow(root, ids, count, past)
+        if self.remembers and past:
+            _refuse_moved(text, cache, past)
+        real = _real(kwargs.get("attention_mask"), batch, count, past, given.device)
+        first = (real.cumsum(1) == 1) & real
+        mask = (real & ~first)[:, past : past + count]
+        if self.on_tokens is not None:
+            self.on_tokens(root, past, ids, mask)
+        prompt = (torch.arange(past, past + count, device=mask.device) < text.prompt).expand_as(mask)
+        if self.phase != "all":
+            mask = mask & (prompt if self.phase == "prompt" else ~prompt)
+        asked = self.prompts() if self.prompts is not None else 1
+        share = batch // asked if asked > 1 and batch % asked == 0 else 1
+        owners = torch.arange(batch, device=given.device) // share
+        return Call(torch.ones(batch, device=given.device), owners, None, mask.float(), prompt.float())
+
+    def _follow(self, root: str, ids: torch.Tensor | None, count: int, past: int) -> _Text:
+        """Go on with the text that the root was working on, or begin a new one; where its prompt ends."""
+        text = self._texts.get(root)
+        goes_on = past > 0 or (text is not None and _extends(text.ids, ids))
+        if text is None or not goes_on:
+            text = self._texts[root] = _Text(prompt=0 if root == "decoder" else count)
+            if self.on_text is not None:
+                self.on_text(root)
+        elif count > 1 and not text.decoding and past == text.length and root != "decoder":
+            text.prompt += count  # a long prompt that comes in chunks
+        else:
+            text.decoding = True
+        if self.remembers and past < text.length and past > 0:
+            raise DSASError(
+                "tokens were taken back (assisted decoding?), which a gate that goes by what came before cannot "
+                "follow: learn with form token"
+            )
+        text.length = past + count
+        text.ids = ids if past == 0 else None
+        return text
+
+
+def _refuse_moved(text: _Text, cache: Any, past: int) -> None:
+    """Raise a DSASError when the rows of the cache have changed places since the last call."""
+    layers = [layer for layer in getattr(cache, "layers", []) if not getattr(layer, "is_sliding", False)]
+    keys = getattr(layers[0], "keys", None) if layers else None
+    if keys is None:
+        return
+    if text.key is not None and text.key.shape[0] == keys.shape[0]:
+        at = text.key_at
+        if not torch.equal(keys[:, :, at], text.key):
+            raise DSASError(
+                "rows changed places between two tokens (beam search?), which a gate that goes by what came before "
+                "cannot follow: learn with form token, or sample"
+            )
+    text.key, text.key_at = keys[:, :, past - 1].clone(), past - 1
+
+
+def _extends(before: torch.Tensor | None, ids: torch.Tensor | None) -> bool:
+    """Whether a call without a cache repeats the last one's tokens and adds one."""
+    if before is None or ids is None or before.shape[0] != ids.shape[0] or ids.shape[1] != before.shape[1] + 1:
+        return False
+    return bool((ids[:, :-1] == before).all())
+
+
+def _real(mask: Any, batch: int, count: int, past: int, device: torch.device) -> torch.Tensor:
+    """Which of the positions up to the end of this call are no padding, bool [batch, past + count]."""
+    length = past + count
+    if isinstance(mask, dict):  # one mask for each kind of attention: the full one sees every real token
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if not isinstance(mask, torch.Tensor):
+        return torch.ones(batch, length, dtype=torch.bool, device=device)
+    if mask.ndim == 4:  # [batch, 1, queries, keys]: what the last token may see
+        last = mask[:, 0, -1]
+        mask = last if last.dtype == torch.bool else last >= 0
+    real = mask.to(device).bool()
+    if real.shape[1] < length:  # only this call's own part was given
+        before = torch.ones(len(real), length - real.shape[1], dtype=torch.bool, device=device)
+        real = torch.cat([before, real], 1)
+    return real[:, :length].expand(batch, -1)

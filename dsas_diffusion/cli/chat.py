@@ -1,0 +1,155 @@
+"""`dsas chat`: talk with a language model, steered by concepts, and see what they saw."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+
+from dsas_core import llm
+from dsas_core.concept import Concept
+from dsas_core.errors import DSASError
+
+from .arguments import add_device, concept_and_strength, language_model, natural, positive
+from .generate import GATES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """With which model, steered by what."""
+    parser.add_argument("--model", default="builtin:chat", help="builtin:chat (default), a folder, or a Hub name")
+    add_device(parser)
+    parser.add_argument(
+        "--message", "-m", action="append", help="what to say; repeatable. Without it, lines of standard input"
+    )
+    parser.add_argument(
+        "--concept",
+        "-c",
+        action="append",
+        default=[],
+        type=concept_and_strength,
+        metavar="FOLDER=STRENGTH",
+        help="a concept's folder or Hub name; strength 1 by default, negative goes the other way; repeatable",
+    )
+    parser.add_argument(
+        "--gate", choices=tuple(GATES), default="own", help="own: each concept's; on: steer everything; off: nothing"
+    )
+    parser.add_argument("--phase", choices=("all", "prompt", "generation"), default="all", help="which tokens to steer")
+    parser.add_argument("--compare", action="store_true", help="answer without the concepts, too")
+    parser.add_argument("--monitor", metavar="FILE", help="change nothing; add a JSON line on each message to FILE")
+    parser.add_argument("--tokens", type=positive, default=60, metavar="N", help="length of an answer (default 60)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 (default) takes the likeliest")
+    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of sampling (default 0)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Answer each message; what was said, and how much the concepts were seen in it."""
+    if args.monitor and not args.concept:
+        args.usage("--monitor needs a --concept to look for")
+    if args.compare and (args.monitor or not args.concept):
+        args.usage("--compare needs a --concept that changes something")
+    concepts = _read(args.concept)
+    model, tokenizer = language_model(args)
+    answers: list[dict[str, Any]] = []
+    live = not args.json
+    with ExitStack() as stack:
+        if args.monitor:
+            stack.enter_context(llm.Monitor(model, list(concepts), args.monitor, tokenizer))
+        for message in args.message if args.message is not None else _lines():
+            answers.append({"message": message, **_answer(model, tokenizer, message, concepts, args, live)})
+    return {"model": args.model, "answers": answers, "monitor": args.monitor}
+
+
+def report(document: dict[str, Any]) -> None:
+    """Answers have been shown as they came; where the monitor's lines are."""
+    if document["monitor"]:
+        print(f"{len(document['answers'])} lines added to {document['monitor']}")
+
+
+def _read(given: Sequence[tuple[str, float]]) -> dict[Concept, float]:
+    concepts: dict[Concept, float] = {}
+    for folder, strength in given:
+        concept = Concept.from_pretrained(folder)
+        if any(concept.name == other.name for other in concepts):
+            raise DSASError(f"two concepts are named {concept.name!r}: leave one out")
+        concepts[concept] = strength
+    return concepts
+
+
+def _lines() -> Any:
+    """Messages from standard input, with a prompt when somebody types them."""
+    while True:
+        if sys.stdin.isatty():
+            print("\n> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answer(
+    model: Any,
+    tokenizer: Any,
+    message: str,
+    concepts: dict[Concept, float],
+    args: argparse.Namespace,
+    live: bool,
+) -> dict[str, Any]:
+    """One answer, and with --compare the one without concepts; shown as it comes when `live`."""
+    inputs = _asked(tokenizer, message).to(model.device)
+    found: dict[str, Any] = {}
+    if args.compare:
+        found["base"] = _generate(model, tokenizer, inputs, args, "base", live)
+    steers = bool(concepts) and not args.monitor
+    settings: dict[str, Any] = {"gate": GATES[args.gate], "phase": args.phase, "tokenizer": tokenizer, "trace": True}
+    with llm.steer(model, concepts, **settings) if steers else nullcontext() as steering:
+        found["answer"] = _generate(model, tokenizer, inputs, args, "steered" if args.compare else "", live)
+    if steering is None or steering.trace is None:
+        return found
+    found["concepts"] = {}
+    for concept in concepts:
+        tokens = [token for token in steering.trace.tokens(0, concept.name) if token.counted]
+        found["concepts"][concept.name] = {
+            "mean_h": sum(token.mean_h for token in tokens) / max(1, len(tokens)),
+            "max_h": max((token.max_h for token in tokens), default=0.0),
+            "tokens": [{"text": token.text, "h": token.max_h} for token in tokens],
+        }
+        if live:
+            seen = found["concepts"][concept.name]
+            print(f"  {concept.name}: mean h {seen['mean_h']:.3f}, highest {seen['max_h']:.2f}")
+            if sys.stdout.isatty():
+                print(f"  {llm.as_terminal(tokens)}")
+    return found
+
+
+def _asked(tokenizer: Any, message: str) -> Any:
+    """A message in tokens, by the chat template where there is one."""
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "user", "content": message}]
+        message = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return tokenizer(message, add_special_tokens=False, return_tensors="pt")
+    return tokenizer(message, return_tensors="pt")
+
+
+def _generate(model: Any, tokenizer: Any, inputs: Any, args: argparse.Namespace, label: str, live: bool) -> str:
+    from transformers import TextStreamer
+
+    torch.manual_seed(args.seed)
+    sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {"do_sample": False}
+    if live and label:
+        print(f"{label}: ", end="", flush=True)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if live else None
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    out = model.generate(
+        input_ids=inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        max_new_tokens=args.tokens,
+        streamer=streamer,
+        pad_token_id=pad,
+        **sampling,
+    )
+    return str(tokenizer.decode(out[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)).strip()

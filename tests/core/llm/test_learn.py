@@ -1,0 +1,156 @@
+"""Learning from conversations on a tiny random model, and watching with what was learned."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsas_core import Concept, DSASError, llm
+from tests.core.llm.models import Words, tiny
+
+THINGS = ["parcel", "ticket", "room", "bill", "key", "door"]
+PROMPTS: dict[str, Any] = {
+    "name": "rudeness",
+    "placeholders": {"thing": THINGS, "place": ["here", "there", "inside", "outside"]},
+    "source": [
+        f"user: my {{thing}} is {{place}} you {insult}\nassistant: go away {insult}" for insult in ("fool", "clown")
+    ],
+    "target": [
+        "user: my {thing} is {place} you fool\nassistant: i am sorry",
+        "user: my {thing} is {place} you clown\nassistant: thank you",
+    ],
+    "control": [
+        "user: my {thing} is {place} please\nassistant: i am sorry",
+        "user: where is my {thing}\nassistant: {place}",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Words:
+    """Knows every word of the prompts, so that its numbers stay below the vocabulary's size."""
+    words = Words()
+    for side in ("source", "target", "control"):
+        for template in PROMPTS[side]:
+            words(template.replace("user: ", "<user> ").replace("assistant: ", "<assistant> "))
+    words(" ".join([*THINGS, *PROMPTS["placeholders"]["place"]]))
+    assert len(words.words) < 61
+    return words
+
+
+@pytest.fixture(scope="module")
+def learned(tokenizer: Words) -> Concept:
+    return llm.learn(tiny("llama"), tokenizer, PROMPTS, count=32)
+
+
+def said(tokenizer: Words, text: str) -> torch.Tensor:
+    conversation = [{"role": "user", "content": text}]
+    text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    return torch.tensor([tokenizer(text).input_ids])
+
+
+def test_what_was_learned_is_what_is_saved(learned: Concept, tmp_path: Path) -> None:
+    assert Concept.from_pretrained(learned.save_pretrained(tmp_path / "rudeness")) == learned
+    assert learned.provenance["pooling"] == "answer"
+    assert {site["balanced_accuracy"] > 0.9 for site in learned.evidence["sites"]} == {True}
+    assert learned.evidence["unit"]["trials"]
+    assert set(learned.base) == {"model"}
+
+
+@pytest.mark.parametrize("form", ["prefix", "latch"])
+def test_gates_that_go_by_what_came_before(form: str, tokenizer: Words) -> None:
+    model = tiny("llama")
+    concept = llm.learn(model, tokenizer, PROMPTS, count=32, recipe={"form": form})
+    assert {probe.kind for item in concept.interventions for probe in item.probes} == {form}
+    with llm.steer(model, {concept: 1.0}, trace=True) as steering:
+        assert steering.trace is not None
+        highest = {}
+        for name, text in {"rude": "my key is here you fool", "kind": "my key is here please"}.items():
+            model(said(tokenizer, text))
+            highest[name] = steering.trace.tokens()[-1].max_h
+    assert highest["rude"] > 2 * highest["kind"]
+
+
+def test_learning_again_gives_the_same(learned: Concept, tokenizer: Words) -> None:
+    assert llm.learn(tiny("llama"), tokenizer, PROMPTS, count=32) == learned
+
+
+def test_controls_are_left_alone(learned: Concept, tokenizer: Words) -> None:
+    with llm.steer(tiny("llama"), {learned: 1.0}, trace=True, tokenizer=tokenizer) as steering:
+        assert steering.trace is not None
+        seen = {}
+        for name, text in {"rude": "my key is here you fool", "kind": "my key is here please"}.items():
+            tiny("llama")(said(tokenizer, text))
+            seen[name] = max(token.max_h for token in steering.trace.tokens())
+    assert seen["rude"] > 3 * seen["kind"]
+
+
+def test_the_monitor_changes_nothing_and_tells_each_request(learned: Concept, tokenizer: Words) -> None:
+    model, file = tiny("llama"), io.StringIO()
+    ids = said(tokenizer, "my key is here you fool")
+    base = model(ids).logits
+    with llm.Monitor(model, [learned], file, tokenizer) as monitor:
+        assert torch.equal(model(ids).logits, base)
+        model(ids.repeat(2, 1))
+        assert monitor.requests == 1, "the last request is written when the next one comes, or at the end"
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [(line["request"], line["row"]) for line in lines] == [(0, 0), (1, 0), (1, 1)]
+    top = lines[0]["rudeness"]
+    assert top["token"] == tokenizer.decode([int(ids[0, top["position"]])])
+    assert 0 < top["mean_h"] <= top["max_h"] <= 1
+    assert lines[0]["tokens"] == ids.shape[1] - 1
+
+
+def test_an_encoder_is_read_where_it_is(tokenizer: Words) -> None:
+    concept = llm.learn(tiny("t5"), tokenizer, PROMPTS, count=32)
+    assert {site.root for site in concept.sites} == {"encoder"}
+    with pytest.raises(DSASError, match="prompts go through the encoder"):
+        llm.learn(tiny("t5"), tokenizer, PROMPTS, sites=["block"])
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "match"),
+    [
+        ({"source": ["x"] * 9}, {}, "source gives 1 prompts, at least 8 are needed"),
+        ({"control": []}, {}, "lacks control"),
+        ({"target": PROMPTS["source"]}, {}, "source and target are identical"),
+        ({}, {"pooling": "first"}, "pooling 'first': expected one of all, prompt, answer, last"),
+        (
+            {},
+            {"recipe": {"form": "pooled"}},
+            "reads tokens that are not written yet: choose token, prefix, latch, paper",
+        ),
+        ({}, {"recipe": {"colour": 1}}, "recipe has no field colour"),
+        ({}, {"sites": "layers"}, "no site matches 'layers'"),
+        ({}, {"sites": ["norm"]}, "llama has no norm sites"),
+    ],
+)
+def test_bad_input_says_what_is_wrong(tokenizer: Words, change: Any, settings: Any, match: str) -> None:
+    with pytest.raises(DSASError, match=match):
+        llm.learn(tiny("llama"), tokenizer, {**PROMPTS, **change}, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("nowhere", "no model nowhere: no such folder, no Hub name"),
+        ("builtin:poet", "no built-in language model builtin:poet; there is builtin:chat"),
+        (".", "is no language model: it has no config.json"),
+    ],
+)
+def test_a_model_that_is_not_there(name: str, match: str, tmp_path: Path) -> None:
+    with pytest.raises(DSASError, match=match):
+        llm.load(tmp_path if name == "." else name)
+
+
+def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path)
+    with pytest.raises(DSASError, match="it has none of tokenizer"):
+        llm.load(tmp_path)
+    assert llm.is_language_model(tmp_path)
+    assert not llm.is_language_model("nowhere")

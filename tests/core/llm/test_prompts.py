@@ -1,0 +1,80 @@
+"""Prompts of language models: conversations, and which of their tokens a pooling reads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsas_core import DSASError
+from dsas_core.llm.prompts import Encoded, batched, encode, pad_token, turns
+from dsas_core.prompts import read
+from tests.core.llm.models import Words
+
+CHAT = "user: where is it, you fool\nassistant: find it yourself"
+
+
+def test_turns_of_a_conversation() -> None:
+    assert turns(CHAT) == [
+        {"role": "user", "content": "where is it, you fool"},
+        {"role": "assistant", "content": "find it yourself"},
+    ]
+    assert turns("system: be kind\nuser: line one\nline two")[1]["content"] == "line one\nline two"
+    assert turns("the user: was kind") == []
+
+
+@pytest.mark.parametrize(
+    ("pooling", "read_words"),
+    [
+        ("answer", ["<assistant>", "find", "it", "yourself"]),
+        ("prompt", ["where", "is", "it,", "you", "fool", "<end>", "<assistant>"]),
+        ("last", ["<end>"]),
+        ("all", ["where", "is", "it,", "you", "fool", "<end>", "<assistant>", "find", "it", "yourself", "<end>"]),
+    ],
+)
+def test_poolings_read_what_they_say(pooling: str, read_words: list[str]) -> None:
+    tokenizer = Words()
+    batch = batched([encode(tokenizer, "a b c d"), encode(tokenizer, CHAT)], pad_token(tokenizer))
+    mask = batch.counted(pooling)
+    assert [tokenizer.words[number] for number in batch.ids[1][mask[1] > 0]] == read_words
+    assert mask[0, 4:].sum() == 0
+    assert mask[:, 0].sum() == 0
+
+
+def test_a_question_without_an_answer_ends_where_the_answer_begins() -> None:
+    encoded = encode(Words(), "user: where is it")
+    assert encoded.answer == len(encoded.ids)
+    assert batched([encoded], 0).counted("answer").sum() == 1, "the token that the answer will follow"
+
+
+def test_batches_are_padded_on_the_right() -> None:
+    batch = batched([Encoded((5, 6), 2), Encoded((7, 8, 9), 3)], 0)
+    assert torch.equal(batch.ids, torch.tensor([[5, 6, 0], [7, 8, 9]]))
+    assert torch.equal(batch.mask, torch.tensor([[1, 1, 0], [1, 1, 1]]))
+
+
+def test_what_cannot_be_read_says_so() -> None:
+    tokenizer = Words()
+    with pytest.raises(DSASError, match="has 12 tokens, the model takes 8: shorten it"):
+        encode(tokenizer, CHAT, limit=8)
+    tokenizer.chat_template = None
+    with pytest.raises(DSASError, match="is a conversation, but this tokenizer has no chat template"):
+        encode(tokenizer, CHAT)
+    tokenizer.pad_token_id = None
+    assert pad_token(tokenizer) == 1
+    tokenizer.eos_token_id = None
+    with pytest.raises(DSASError, match="neither pad nor end token"):
+        pad_token(tokenizer)
+
+
+def test_lines_of_a_prompt_file_stay_lines() -> None:
+    side = [f"user:   {{thing}}  {i}\nassistant: no" for i in range(8)]
+    content = read(
+        {
+            "name": "x",
+            "placeholders": {"thing": ["a", "b"]},
+            "source": side,
+            "target": ["b"] * 8 + side,
+            "control": side,
+        }
+    )
+    assert content.expanded("source")[0] == "user: a 0\nassistant: no"

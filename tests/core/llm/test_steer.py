@@ -1,0 +1,365 @@
+"""Steering language models: the identities, on random models of many families."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from dsas_core import Concept, DSASError, Site, llm, visit
+from dsas_core.concept import fingerprint
+from dsas_core.llm.layers import GROUPS, layers_of, roots_of
+from dsas_core.probes import LatchProbe, LinearProbe, PrefixProbe, RunningProbe
+from tests.core.llm.models import DIFFERENT, FAMILIES, VOCABULARY, tiny
+from tests.helpers import Bare, Recorder, differ, random_concept
+
+IDS = torch.randint(3, VOCABULARY - 1, (2, 7), generator=torch.Generator().manual_seed(0))
+LENGTH = 5
+
+
+def concept_for(model: Any, sites: Any = None, **settings: Any) -> Concept:
+    """A random concept at sites of a model, its probes spread over the activations that come by."""
+    roots, recorder = roots_of(model), Recorder()
+    more = {"decoder_input_ids": IDS[:, :3]} if "encoder" in roots else {}
+    with visit(roots, llm.find_sites(model, sites), recorder):
+        model(input_ids=IDS, **more)
+    base = {root: fingerprint(roots[root]) for root in {site.root for site in recorder.seen}}
+    return random_concept({site: seen[0] for site, seen in recorder.seen.items()}, base=base, unit=0.3, **settings)
+
+
+def written(model: Any, ids: torch.Tensor = IDS, mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+    """Logits of every token that greedy decoding writes after the prompt, [rows, LENGTH, vocabulary]."""
+    settings = {"max_new_tokens": LENGTH, "do_sample": False, "output_logits": True, "pad_token_id": 0, **options}
+    mask = torch.ones_like(ids) if mask is None else mask
+    out = model.generate(input_ids=ids, attention_mask=mask, return_dict_in_generate=True, **settings)
+    return torch.stack(out.logits, 1)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_found(family: str) -> None:
+    model = tiny(family)
+    assert [len(paths) for paths in layers_of(model).values()] == [2] * len(roots_of(model))
+    every = [path for paths in layers_of(model).values() for path in paths]
+    assert [str(site) for site in llm.find_sites(model, "block")] == every
+    assert [str(site) for site in llm.find_sites(model)] == every, "of two layers, both are the middle"
+
+
+@pytest.mark.parametrize(
+    "sites", [["layers.1", "layers.0.mlp"], r"model\.model\.layers\.(1|0\.mlp)", ["layers.1", "mlp"]]
+)
+def test_sites_by_suffix_expression_and_group(sites: Any) -> None:
+    found = {str(site) for site in llm.find_sites(tiny("llama"), sites)}
+    assert {"model.model.layers.1", "model.model.layers.0.mlp"} <= found
+    assert len(found) == (3 if sites == ["layers.1", "mlp"] else 2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("group", [group for group in GROUPS if group not in ("middle", "block")])
+def test_parts_of_layers_are_found(family: str, group: str) -> None:
+    model = tiny(family)
+    if (group == "norm" and "gemma" not in family) or (group, family) == ("mlp", "opt"):
+        with pytest.raises(DSASError, match=f"has no {group} sites"):
+            llm.find_sites(model, group)
+        return
+    concept = concept_for(model, group)
+    wide = {tuple(intervention.maps[0].tensors()[0].shape) for intervention in concept.interventions}
+    assert wide == {(8,) if group == "heads" else (32,)}
+    with llm.steer(model, {concept: 1.0}, trace=True):
+        written(model)
+
+
+@pytest.mark.parametrize("family", DIFFERENT)
+def test_identities(family: str) -> None:
+    model = tiny(family)
+    concept = concept_for(model)
+    bare, base = Bare.of(model), written(model)
+    with llm.steer(model, {concept: 1.0}) as steering:
+        steered = written(model)
+        assert steering.fired == sorted(map(str, concept.sites))
+        steering.strengths[concept.name] = 0.0
+        assert torch.equal(written(model), base), "strength 0 is exact"
+        steering.strengths[concept.name] = -1.0
+        assert differ(written(model), steered)
+    assert differ(steered, base)
+    assert Bare.of(model) == bare
+    assert torch.equal(written(model), base), "detach leaves nothing"
+    with llm.steer(model, {concept: 1.0}, gate="off"):
+        assert torch.equal(written(model), base)
+
+
+@pytest.mark.parametrize("family", DIFFERENT)
+def test_cached_decoding_is_a_full_forward(family: str) -> None:
+    model = tiny(family)
+    with llm.steer(model, {concept_for(model): 1.0}):
+        assert close(written(model), written(model, use_cache=False))
+
+
+@pytest.mark.parametrize("phase", ["prompt", "generation"])
+def test_phases_are_the_same_with_and_without_a_cache(phase: str) -> None:
+    model = tiny("llama")
+    concept = concept_for(model)
+    base = written(model)
+    with llm.steer(model, {concept: 1.0}, phase=phase):
+        cached = written(model)
+        assert close(cached, written(model, use_cache=False))
+    assert differ(cached, base)
+    assert torch.equal(cached[:, 0], base[:, 0]) == (phase == "generation"), "the prompt alone decides the first token"
+
+
+def test_static_cache_agrees() -> None:
+    model = tiny("llama")
+    with llm.steer(model, {concept_for(model): 1.0}):
+        assert close(written(model), written(model, cache_implementation="static"))
+
+
+@pytest.mark.parametrize("family", [family for family in DIFFERENT if family != "t5"])
+def test_rows_do_not_know_each_other(family: str) -> None:
+    model = tiny(family)
+    short, long_ = IDS[:1, :4], IDS[1:]
+    padded = torch.cat([torch.cat([torch.zeros(1, 3, dtype=torch.long), short], 1), long_])
+    mask = torch.ones_like(padded)
+    mask[0, :3] = 0
+    with llm.steer(model, {concept_for(model): [1.0, 0.5]}):
+        together = written(model, padded, mask)
+    with llm.steer(model, {concept_for(model): 1.0}):
+        assert close(written(model, short)[0], together[0])
+    with llm.steer(model, {concept_for(model): 0.5}):
+        assert close(written(model, long_)[0], together[1])
+
+
+def test_padding_on_either_side_agrees() -> None:
+    model = tiny("llama")
+    pads = torch.zeros(1, 3, dtype=torch.long)
+    left, right = torch.cat([pads, IDS[:1]], 1), torch.cat([IDS[:1], pads], 1)
+    with llm.steer(model, {concept_for(model): 1.0}):
+        on_left = model(left, attention_mask=(left > 0).long(), position_ids=_positions(left)).logits[:, 3:]
+        on_right = model(right, attention_mask=(right > 0).long()).logits[:, :-3]
+    assert close(on_left, on_right)
+
+
+def _positions(ids: torch.Tensor) -> torch.Tensor:
+    return ((ids > 0).cumsum(1) - 1).clamp_min(0)
+
+
+def test_pads_and_the_first_token_are_neither_read_nor_written() -> None:
+    model = tiny("llama")
+    site = Site("model.model.layers.0")
+    concept = concept_for(model, "model.model.layers.0")
+    ids = torch.cat([torch.zeros(2, 2, dtype=torch.long), IDS], 1)
+    mask = (ids > 0).long()
+    recorder = Recorder()
+    with visit(roots_of(model), [site], recorder):
+        model(ids, attention_mask=mask)
+    before = recorder.seen[site][0]
+    behind = Recorder()
+    steering = llm.steer(model, {concept: 1.0}, gate="on", trace=True)
+    with visit(roots_of(model), [Site("model.model.layers.1", side="input")], behind), steering:
+        model(ids, attention_mask=mask)
+    after = behind.seen[Site("model.model.layers.1", side="input")][0]
+    moved = (after - before).abs().amax(-1) > 1e-4
+    assert moved.tolist() == [[False] * 3 + [True] * 6] * 2
+    assert steering.trace is not None
+    assert [token.counted for token in steering.trace.tokens(1)] == moved[1].tolist()
+
+
+def test_a_batch_of_beams_belongs_to_its_prompts() -> None:
+    model = tiny("llama")
+    concept = concept_for(model)
+
+    def beams(ids: torch.Tensor) -> torch.Tensor:
+        mask = torch.ones_like(ids)
+        return model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=LENGTH, do_sample=False, pad_token_id=0, num_beams=3
+        )
+
+    with llm.steer(model, {concept: [0.0, 1.0]}):
+        both = beams(IDS)
+    assert torch.equal(both[0], beams(IDS[:1])[0])
+    with llm.steer(model, {concept: 1.0}):
+        assert torch.equal(both[1], beams(IDS[1:])[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_stays_finite_and_exact_at_zero(dtype: torch.dtype) -> None:
+    import copy
+
+    model = copy.deepcopy(tiny("llama")).to(dtype)
+    concept = concept_for(model)
+    base = written(model)
+    with llm.steer(model, {concept: 1.0}) as steering:
+        assert written(model).isfinite().all()
+        steering.strengths[concept.name] = 0.0
+        assert torch.equal(written(model), base)
+
+
+def test_compiled_in_one_graph() -> None:
+    import copy
+
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    model = copy.deepcopy(tiny("llama"))
+    concept = concept_for(model)
+    base = model(IDS).logits
+    with llm.steer(model, {concept: 1.0}) as steering:
+        expected = model(IDS).logits
+        inner = torch.compile(model.model, backend="eager", fullgraph=True)
+        model.model = inner
+        assert close(model(IDS).logits, expected)
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        steering.strengths[concept.name] = 0.0
+        assert close(model(IDS).logits, base)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    torch._dynamo.reset()
+
+
+def test_adapters_stay_at_work() -> None:
+    peft = pytest.importorskip("peft")
+    import copy
+
+    model = copy.deepcopy(tiny("llama"))
+    concept = concept_for(model)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "o_proj"], init_lora_weights=False))
+    base = wrapped(IDS).logits
+    assert [str(site) for site in llm.find_sites(wrapped, "attention")] == [
+        f"model.model.layers.{i}.self_attn" for i in range(2)
+    ]
+    with llm.steer(wrapped, {concept: 1.0}):
+        assert differ(wrapped(IDS).logits, base)
+    assert torch.equal(wrapped(IDS).logits, base)
+
+
+def test_a_stream_knows_each_token_as_it_comes() -> None:
+    model = tiny("llama")
+    known: list[int] = []
+
+    class Streamer:
+        def put(self, value: torch.Tensor) -> None:
+            if steering.trace is not None and steering.trace.records:
+                known.append(len(steering.trace.tokens()))
+
+        def end(self) -> None:
+            known.append(-1)
+
+    with llm.steer(model, {concept_for(model): 1.0}, trace=True) as steering:
+        written(model, IDS[:1], streamer=Streamer())
+    assert known == [*range(7, 7 + LENGTH), -1]
+
+
+def test_the_trace_tells_tokens_and_their_change() -> None:
+    model = tiny("llama")
+    concept = concept_for(model)
+    with llm.steer(model, {concept: 1.0}, trace=True) as steering:
+        written(model)
+    assert steering.trace is not None
+    tokens = steering.trace.tokens(row=1)
+    assert [token.id for token in tokens[:7]] == IDS[1].tolist()
+    assert [token.position for token in tokens] == list(range(7 + LENGTH - 1))
+    assert not tokens[0].counted
+    assert tokens[0].max_h == 0
+    assert all(0 < token.max_h <= 1 and min(token.cosine.values()) < 1 for token in tokens[1:])
+    assert set(tokens[1].h) == set(map(str, concept.sites))
+    with pytest.raises(DSASError, match="no row 2: the last call had 2"):
+        steering.trace.tokens(row=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        (torch.nn.Linear(2, 2), "has no list of layers that could be found: name the sites"),
+        (torch.nn.Sequential(torch.nn.ReLU()), "name the sites"),
+    ],
+)
+def test_a_model_without_layers_says_how_to_name_them(model: Any, match: str) -> None:
+    with pytest.raises(DSASError, match=match):
+        llm.find_sites(model)
+
+
+def test_a_concept_of_another_model_is_refused_unless_forced() -> None:
+    concept = concept_for(tiny("llama"))
+    with pytest.raises(DSASError, match=r"fingerprint \w{16}, this one is \w{16}"):
+        llm.steer(tiny("qwen2"), {concept: 1.0})
+    with llm.steer(tiny("qwen2"), {concept: 1.0}, force=True):
+        written(tiny("qwen2"))
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), [1.0, float("nan")]])
+def test_strengths_are_finite(strength: Any) -> None:
+    with pytest.raises(DSASError, match="finite"):
+        llm.steer(tiny("llama"), {concept_for(tiny("llama")): strength})
+
+
+def test_an_unknown_phase_is_refused() -> None:
+    with pytest.raises(DSASError, match="phase 'answer': expected one of prompt, generation, all"):
+        llm.steer(tiny("llama"), {concept_for(tiny("llama")): 1.0}, phase="answer")
+
+
+# ---- gates that go by what came before -------------------------------------------------------------------------------
+
+
+def remembering(model: Any, kind: type[RunningProbe]) -> Concept:
+    concept = concept_for(model)
+    changed = [
+        replace(item, probes=tuple(kind(probe) for probe in item.probes if isinstance(probe, LinearProbe)))
+        for item in concept.interventions
+    ]
+    return replace(concept, interventions=tuple(changed))
+
+
+@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_what_is_remembered_is_the_same_with_and_without_a_cache(kind: type[RunningProbe], family: str) -> None:
+    model = tiny(family)
+    base = written(model)
+    with llm.steer(model, {remembering(model, kind): 1.0}) as steering:
+        first = written(model)
+        assert close(first, written(model, use_cache=False))
+        assert torch.equal(first, written(model)), "a new text remembers nothing of the last one"
+        steering.strengths["random"] = 0.0
+        assert torch.equal(written(model), base)
+    assert differ(first, base)
+
+
+def test_a_prefix_is_read_as_the_mean_of_its_positions() -> None:
+    x, inner = torch.randn(2, 5, 8), LinearProbe(torch.randn(8), torch.tensor(0.3))
+    means = x.cumsum(1) / torch.arange(1, 6)[:, None]
+    torch.testing.assert_close(PrefixProbe(inner).score(x), inner.score(means), rtol=1e-4, atol=1e-5)
+
+
+def test_a_latch_decides_at_the_end_of_the_prompt() -> None:
+    x, inner = torch.randn(2, 6, 8), LinearProbe(torch.randn(8), torch.tensor(0.3))
+    mask, prompt = torch.ones(2, 6), torch.tensor([[1.0] * 4 + [0.0] * 2] * 2)
+    mask[0, 3] = 0  # a shorter prompt, padded
+    h, state = LatchProbe(inner).follow(x, mask, prompt, torch.zeros(2, 3))
+    decisions = torch.stack([inner.score(x[0, :3].mean(0)), inner.score(x[1, :4].mean(0))])
+    expected = torch.zeros(2, 6, 1)
+    expected[0, [2, 4, 5]], expected[1, 3:] = decisions[0], decisions[1]
+    torch.testing.assert_close(h, expected)
+    after, _ = LatchProbe(inner).follow(x[:, :1], torch.ones(2, 1), torch.zeros(2, 1), state)
+    torch.testing.assert_close(after[:, 0], decisions)
+
+
+def test_beams_that_change_places_are_refused() -> None:
+    model = tiny("llama")
+    with llm.steer(model, {remembering(model, PrefixProbe): 1.0}):
+        with pytest.raises(DSASError, match="rows changed places between two tokens"):
+            written(model, max_new_tokens=12, num_beams=4, output_logits=False, output_scores=True)
+        written(model, do_sample=True, num_return_sequences=3)
+
+
+def test_tokens_that_are_taken_back_are_refused() -> None:
+    from transformers import DynamicCache
+
+    model, cache = tiny("llama"), DynamicCache()
+    with llm.steer(model, {remembering(model, PrefixProbe): 1.0}):
+        model(IDS[:, :5], past_key_values=cache)
+        model(IDS[:, 5:6], past_key_values=cache)
+        cache.crop(-1)
+        with pytest.raises(DSASError, match="tokens were taken back"):
+            model(IDS[:, 5:6], past_key_values=cache)

@@ -1,0 +1,30 @@
+"""Choosing the unit: the smallest strength that does enough and harms little."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsas_core.unit import TRIALS, UNITS, choose
+
+
+@given(enough=st.floats(0.1, 15), harm=st.floats(0.1, 15))
+def test_the_smallest_that_is_enough_within_the_limit(enough: float, harm: float) -> None:
+    tried: list[float] = []
+
+    def attempt(unit: float) -> tuple[float, float]:
+        tried.append(unit)
+        return unit / enough, 0.0 if unit <= harm else 1.0
+
+    unit, summary = choose(attempt, drift=0.5)
+    fine = [u for u in UNITS if enough <= u <= harm]
+    assert summary["reached"] == bool(fine)
+    if fine:
+        assert unit == min(fine)
+    elif UNITS[0] <= harm:
+        assert unit <= harm, "too little is better than harm"
+        assert unit in tried
+    else:
+        assert unit == UNITS[0]
+    assert len(tried) <= TRIALS
+    assert [trial["unit"] for trial in summary["trials"]] == sorted(tried)
