@@ -112,10 +112,17 @@ def trial(
         if part == "without":
             raw["control_h"] = h
         heat[part] = heats[mask_site] if mask_site else []
-    words = [wanted.in_words(prompt) for prompt in (*prompts["alone"], *prompts["beside"])]
-    raw["asked"] = metrics.shown(judge, draw(pipe, words, seed, settings), wanted).tolist()
+    words = {
+        part: draw(pipe, [wanted.in_words(prompt) for prompt in prompts[part]], seed + i, settings)
+        for i, part in enumerate(("alone", "beside"))
+    }
+    raw["asked"] = metrics.shown(judge, [*words["alone"], *words["beside"]], wanted).tolist()
     names = metrics.neighbours(prompts["beside"], wanted)
     raw["base_intact"] = metrics.neighbour_intact(judge, base["beside"], names).tolist()
+    raw["asked_intact"] = metrics.neighbour_intact(judge, words["beside"], names).tolist()
+    beside = metrics.masks(judge, base["beside"], wanted.thing)
+    for arm, pictures in {"asked": words["beside"], "dsas": arms["dsas"]["beside"]}.items():
+        raw[f"{arm}_change_beside"] = metrics.change_outside(base["beside"], pictures, beside)
     unnamed = [mask is not None for mask in metrics.masks(judge, base["unnamed"], wanted.thing)]
     for arm in ("vanilla", "dsas"):
         shown = arms[arm]
@@ -152,6 +159,13 @@ def summed_up(raw: Raw) -> dict[str, Any]:
     asked = max(mean["asked"] or 0.0, 1e-9)
     intact = np.array(raw["base_intact"])
     figures: dict[str, Any] = {"asked_in_words": mean["asked"], "control_h": mean["control_h"]}
+    # rewriting the prompt is the rival of steering in the text encoder: what either does to the rest of the picture
+    rewritten = np.array(raw["asked_intact"]) & intact
+    figures["rewritten"] = {
+        "neighbour_kept": float(rewritten.sum() / max(1, intact.sum())),
+        "change_beside": mean["asked_change_beside"],
+    }
+    figures["change_beside"] = mean["dsas_change_beside"]
     for arm in ("dsas", "vanilla"):
         kept = np.array(raw[f"{arm}_intact"]) & intact
         values = {

@@ -2,8 +2,9 @@
 
     python benchmarks/concept.py --seeds 4
 
-For each seed: learn with the default sites (the denoiser's cross-attention) and with text sites, then draw base,
-vanilla and DSAS on fresh prompts (none was drawn for learning or for choosing the unit) at strength 1, and judge.
+For each seed: learn with the default sites (the layers of the text encoder) and with denoiser sites alone (its
+cross-attention), then draw base, vanilla and DSAS on fresh prompts (none was drawn for learning or for choosing the
+unit) at strength 1, and judge; beside them, the same prompts rewritten ("a blurred banana …").
 Writes benchmarks/results/concept.json.
 """
 
@@ -11,17 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from arms import best_mask_site, draw, joined, summed_up, trial
+from processes import single_threaded
 
 import dsas_diffusion as dsas
 from dsas_core.prompts import read
@@ -44,7 +43,9 @@ TARGETS = {
         "mask_iou": 0.5,
     },
 }
-TARGETS["text"] = TARGETS["default"]
+
+
+SITES = {"default": None, "denoiser": "denoiser"}
 
 
 def fresh_prompts(wanted: Wanted, used: set[str], seed: int, size: int) -> dict[str, list[str]]:
@@ -78,7 +79,6 @@ def fresh_prompts(wanted: Wanted, used: set[str], seed: int, size: int) -> dict[
 
 def one_seed(seed: int, args: argparse.Namespace) -> dict[str, tuple[float, Any]]:
     """Learn and judge with one seed: by sites, the unit and the raw lists."""
-    torch.set_num_threads(1)
     pipe, judge, wanted = dsas.load_pipeline(args.model), Judge.load(), Wanted("banana", "blurred")
     settings = settings_of(pipe)
     content = read(ROOT / "prompts" / "banana-blur.yaml")
@@ -87,8 +87,7 @@ def one_seed(seed: int, args: argparse.Namespace) -> dict[str, tuple[float, Any]
     base = {part: draw(pipe, texts, 1000 * seed + i, settings) for i, (part, texts) in enumerate(prompts.items())}
     found = {}
     for name in args.sites:
-        sites = None if name == "default" else name
-        concept = dsas.learn(pipe, content, sites=sites, seed=seed, steps=args.learning_steps)
+        concept = dsas.learn(pipe, content, sites=SITES[name], seed=seed, steps=args.learning_steps)
         validation = drawn["source"][-16:]
         mask_site = best_mask_site(pipe, judge, concept, wanted, validation, 900 + seed, settings)
         raw, _, _ = trial(pipe, judge, concept, wanted, prompts, 1000 * seed, settings, base, mask_site, args.grid)
@@ -104,14 +103,14 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=8, help="prompts a part and seed at each strength of the grid")
     parser.add_argument("--learning-steps", type=int, default=8, help="denoising steps while learning")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="seeds at a time, a thread each")
-    parser.add_argument("--sites", nargs="*", choices=("default", "denoiser", "text"), default=["default", "text"])
+    parser.add_argument("--sites", nargs="*", choices=tuple(TARGETS), default=list(TARGETS))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "concept.json")
     args = parser.parse_args()
 
     began = time.monotonic()
     raws: dict[str, list[Any]] = {name: [] for name in args.sites}
     units: dict[str, list[float]] = {name: [] for name in args.sites}
-    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
+    with single_threaded(args.workers) as pool:
         for seed, found in enumerate(pool.map(one_seed, range(args.seeds), [args] * args.seeds)):
             for name, (unit, raw) in found.items():
                 raws[name].append(raw)
@@ -127,8 +126,6 @@ def _write(args: argparse.Namespace, raws: Any, units: Any, seeds: int, seconds:
     for name in args.sites:
         figures = summed_up(joined(raws[name])) | {"units": units[name], "targets": TARGETS[name]}
         report |= figures if name == "default" else {name: figures}
-        if name == "default":  # the default sites are the denoiser's
-            report["denoiser"] = figures | {"targets": TARGETS["denoiser"]}
     report |= {
         "command": f"python benchmarks/concept.py --seeds {seeds} --size {args.size} --grid {args.grid}",
         "seeds": seeds,

@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import re
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from processes import single_threaded
 
 from dsas_core import llm
 from dsas_core.concept import Concept
@@ -132,7 +131,6 @@ class Bench:
 
 def one_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Learn with one seed and walk the grid."""
-    torch.set_num_threads(1)
     torch.manual_seed(seed)
     bench = Bench(seed, args.messages, args.questions)
     began = time.monotonic()
@@ -229,7 +227,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "toxicity.json")
     args = parser.parse_args()
     began = time.monotonic()
-    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
+    with single_threaded(args.workers) as pool:
         runs = list(pool.map(one_seed, range(args.seeds), [args] * args.seeds))
     report = summed_up(runs)
     report |= {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from .builtin.judge import Judge
 from .builtin.scenes import NAMES
@@ -51,6 +51,24 @@ def neighbour_intact(judge: Judge, pictures: Sequence[Image.Image], names: Seque
 def masks(judge: Judge, pictures: Sequence[Image.Image], thing: str) -> list[np.ndarray | None]:
     """The thing's mask in each picture, bool [height, width], or None where it is not shown."""
     return [verdict.masks.get(thing) for verdict in judge.look(list(pictures))]
+
+
+def change_outside(
+    base: Sequence[Image.Image], made: Sequence[Image.Image], shapes: Sequence[np.ndarray | None]
+) -> list[float]:
+    """Mean absolute pixel difference, of 255, outside a thing's mask, for each picture that has one.
+
+    The mask is grown by a tenth of the picture's width: a softer edge of the thing is not a change of its surroundings.
+    """
+    found = []
+    for before, after, mask in zip(base, made, shapes, strict=True):
+        if mask is not None:
+            reach = 2 * (before.width // 10) + 1
+            grown = np.asarray(Image.fromarray(mask).convert("L").filter(ImageFilter.MaxFilter(reach))) > 0
+            difference = np.abs(np.asarray(before, np.float32) - np.asarray(after, np.float32)).mean(-1)
+            if not grown.all():
+                found.append(float(difference[~grown].mean()))
+    return found
 
 
 def localised(heats: Sequence[np.ndarray], shapes: Sequence[np.ndarray | None]) -> list[tuple[float, float]]:

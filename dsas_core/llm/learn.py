@@ -7,6 +7,7 @@ answers, as it reads it itself when it is not steered, and by how far its predic
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..capture import Capture
 from ..concept import Concept, fingerprint
 from ..errors import DSASError
 from ..hooks import visit
-from ..learn import Recipe, fit_sites
+from ..learn import Recipe, SiteEvidence, fit_sites
 from ..progress import progress_bar
 from ..prompts import PromptSet, read
 from ..provenance import versions
@@ -30,6 +31,7 @@ from .reader import Reader, choose_unit
 
 #: source and target prompts to draw
 COUNT = 48
+NEAR_CHANCE, FIRING, TOLD_BY_LENGTH = 0.65, 0.05, 0.95
 #: how a gate may read a text: no further than it is written
 FORMS = ("token", "prefix", "latch", "paper")
 
@@ -114,6 +116,8 @@ def learn(
                 bar.update(len(piece.ids))
     with progress_bar(len(wanted), "fitting", show_progress) as bar:
         interventions, evidence = fit_sites(capture, chosen, bar.update)
+    told_by_length = _auroc([len(text.ids) for text in texts["source"]], [len(text.ids) for text in texts["control"]])
+    _warn(evidence, told_by_length)
     roots = roots_of(model)
     concept = Concept(
         name=content.name,
@@ -122,7 +126,7 @@ def learn(
         method=method,
         gate=gate,
         base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
-        evidence={"sites": [asdict(found) for found in evidence]},
+        evidence={"sites": [asdict(found) for found in evidence], "length_auroc": told_by_length},
         provenance={
             "model": str(getattr(bare(model), "name_or_path", "") or type(bare(model)).__name__),
             "prompts": content.to_dict(),
@@ -140,6 +144,37 @@ def learn(
     with progress_bar(TRIALS, "choosing the unit", show_progress) as bar:
         unit, trials = choose_unit(reader, concept, fitting, held_out, drift, bar.update)
     return replace(concept, unit=unit, evidence={**concept.evidence, "unit": trials})
+
+
+def _auroc(source: Sequence[int], control: Sequence[int]) -> float:
+    """How well a number alone tells source from control: 0.5 is not at all, 1 and 0 are wholly."""
+    pairs = [(a > b) + 0.5 * (a == b) for a in source for b in control]
+    return sum(pairs) / len(pairs)
+
+
+def _warn(evidence: Sequence[SiteEvidence], told_by_length: float) -> None:
+    """Warn of what makes a gate weak, or strong for the wrong reason."""
+    best = max(evidence, key=lambda found: found.balanced_accuracy)
+    if best.balanced_accuracy < NEAR_CHANCE and best.weight > 0:
+        warnings.warn(
+            f"the best site, {best.site}, tells source from control with balanced accuracy "
+            f"{best.balanced_accuracy:.2f} only: add prompts, or choose other sites",
+            stacklevel=3,
+        )
+    firing = [found for found in evidence if found.weight > 0 and found.control_h > FIRING]
+    if firing:
+        worst = max(firing, key=lambda found: found.control_h)
+        warnings.warn(
+            f"the gate fires on control tokens (mean h {worst.control_h:.2f} at {worst.site}): add controls that are "
+            "more like the source",
+            stacklevel=3,
+        )
+    if not 1 - TOLD_BY_LENGTH < told_by_length < TOLD_BY_LENGTH:
+        warnings.warn(
+            f"length alone tells source from control prompts (AUROC {told_by_length:.2f}): the gate may have learned "
+            "nothing else; make them of about the same length",
+            stacklevel=3,
+        )
 
 
 def _readable(model: nn.Module, found: list[Site], asked: object) -> list[Site]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, llm
+from dsas_core.llm.prompts import encode
 from tests.core.llm.models import Words, tiny
 
 THINGS = ["parcel", "ticket", "room", "bill", "key", "door"]
@@ -25,8 +26,8 @@ PROMPTS: dict[str, Any] = {
         "user: my {thing} is {place} you clown\nassistant: thank you",
     ],
     "control": [
-        "user: my {thing} is {place} please\nassistant: i am sorry",
-        "user: where is my {thing}\nassistant: {place}",
+        "user: my {thing} is {place} so please\nassistant: i am sorry",
+        "user: where is my {thing} if {place}\nassistant: i am {place}",
     ],
 }
 
@@ -58,7 +59,7 @@ def test_what_was_learned_is_what_is_saved(learned: Concept, tmp_path: Path) -> 
     assert Concept.from_pretrained(learned.save_pretrained(tmp_path / "rudeness")) == learned
     assert learned.provenance["pooling"] == "answer"
     assert {site["balanced_accuracy"] > 0.9 for site in learned.evidence["sites"]} == {True}
-    assert learned.evidence["unit"]["trials"]
+    assert learned.evidence["unit"]["drift_limit"] == 0.01
     assert set(learned.base) == {"model"}
 
 
@@ -70,8 +71,10 @@ def test_gates_that_go_by_what_came_before(form: str, tokenizer: Words) -> None:
     with llm.steer(model, {concept: 1.0}, trace=True) as steering:
         assert steering.trace is not None
         highest = {}
-        for name, text in {"rude": "my key is here you fool", "kind": "my key is here please"}.items():
-            model(said(tokenizer, text))
+        for name, side in {"rude": "source", "kind": "control"}.items():
+            prompt = PROMPTS[side][0].format(thing="key", place="here")
+            ids = encode(tokenizer, prompt).ids[: None if form == "prefix" else encode(tokenizer, prompt).answer]
+            model(torch.tensor([ids]))
             highest[name] = steering.trace.tokens()[-1].max_h
     assert highest["rude"] > 2 * highest["kind"]
 
@@ -154,3 +157,19 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
         llm.load(tmp_path)
     assert llm.is_language_model(tmp_path)
     assert not llm.is_language_model("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "recipe", "match"),
+    [
+        (
+            {"control": [f"user: my {{thing}} is {{place}} {'please ' * 20}"]},
+            {},
+            r"length alone tells .* \(AUROC 0\.00\)",
+        ),
+        ({}, {"control_h": None, "rank": 5, "form": "paper"}, "the gate fires on control tokens"),
+    ],
+)
+def test_weak_gates_are_warned_of(tokenizer: Words, change: Any, recipe: Any, match: str) -> None:
+    with pytest.warns(UserWarning, match=match):
+        llm.learn(tiny("llama"), tokenizer, {**PROMPTS, **change}, count=24, recipe=recipe)
