@@ -41,6 +41,7 @@ bench: $(STAMP)  ## the figures of the README
 	.venv/bin/python benchmarks/overhead.py
 	.venv/bin/python benchmarks/chat.py
 	.venv/bin/python benchmarks/toxicity.py
+	.venv/bin/python benchmarks/overhead_llm.py
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
 train-builtin: $(STAMP)  ## train the built-in models again

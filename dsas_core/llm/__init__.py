@@ -12,7 +12,7 @@ from .learn import learn
 from .load import is_language_model, load
 from .monitor import Monitor
 from .steer import TextSteering, steer
-from .trace import TextTrace, Token, as_html, as_terminal
+from .trace import TextTrace, Token, as_html, as_svg, as_terminal
 
 __all__ = [
     "Concept",
@@ -22,6 +22,7 @@ __all__ = [
     "TextTrace",
     "Token",
     "as_html",
+    "as_svg",
     "as_terminal",
     "find_sites",
     "is_language_model",

@@ -137,3 +137,32 @@ def as_html(tokens: list[Token]) -> str:
         text = html.escape(token.text.strip())
         pieces.append(f'<span style="background: {colour}" title="{title}">{text}</span>')
     return f"<p>{' '.join(pieces)}</p>"
+
+
+def as_svg(tokens: list[Token], columns: int = 80) -> str:
+    """Tokens as a picture, `columns` characters to a line; another text begins on a new one."""
+    across, down = 8.4, 24
+    boxes: list[str] = []
+    column = row = place = 0
+    for token in tokens:
+        text = token.text.strip()
+        if not text:
+            continue
+        if column + len(text) > columns or token.position < place:
+            column, row = 0, row + 1
+        place = token.position
+        x, y = 8 + column * across, 8 + row * down
+        width = len(text) * across
+        boxes.append(
+            f'<rect x="{x - 2:.1f}" y="{y}" width="{width + 4:.1f}" height="20" rx="3" fill="#d62828" '
+            f'fill-opacity="{min(1.0, token.max_h):.2f}"><title>h {token.max_h:.2f}</title></rect>'
+            f'<text x="{x:.1f}" y="{y + 15}" textLength="{width:.1f}">{html.escape(text)}</text>'
+        )
+        column += len(text) + 1
+    size = f'width="{16 + columns * across:.0f}" height="{16 + (row + 1) * down}"'
+    style = 'font-family="monospace" font-size="14"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}><rect width="100%" height="100%" fill="white"/>'
+        + "".join(boxes)
+        + "</svg>\n"
+    )

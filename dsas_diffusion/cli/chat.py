@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +16,12 @@ from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 
-from .arguments import add_device, concept_and_strength, language_model, natural, positive
+from .arguments import add_device, concept_and_strength, language_model, natural, number, positive
 from .generate import GATES
+from .output import free_files, write_files
+
+#: suffix -> how tokens are drawn
+DRAWN = {".html": llm.as_html, ".svg": llm.as_svg}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--phase", choices=("all", "prompt", "generation"), default="all", help="which tokens to steer")
     parser.add_argument("--compare", action="store_true", help="answer without the concepts, too")
     parser.add_argument("--monitor", metavar="FILE", help="change nothing; add a JSON line on each message to FILE")
+    parser.add_argument("--heat", metavar="FILE", help="write the tokens, coloured by h, as .html or .svg")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --heat")
     parser.add_argument("--tokens", type=positive, default=60, metavar="N", help="length of an answer (default 60)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 (default) takes the likeliest")
+    parser.add_argument("--temperature", type=number, default=0.0, help="of sampling; 0 (default) takes the likeliest")
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of sampling (default 0)")
 
 
@@ -51,15 +59,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.usage("--monitor needs a --concept to look for")
     if args.compare and (args.monitor or not args.concept):
         args.usage("--compare needs a --concept that changes something")
+    if args.heat:
+        if not args.concept or args.monitor:
+            args.usage("--heat needs a --concept to look for, and no --monitor")
+        if Path(args.heat).suffix not in DRAWN:
+            raise DSASError(f"{args.heat}: tokens are drawn as {' or '.join(DRAWN)}")
+        free_files([Path(args.heat)], args.overwrite)
     concepts = _read(args.concept)
     model, tokenizer = language_model(args)
     answers: list[dict[str, Any]] = []
-    live = not args.json
+    seen: list[llm.Token] = []
     with ExitStack() as stack:
         if args.monitor:
             stack.enter_context(llm.Monitor(model, list(concepts), args.monitor, tokenizer))
         for message in args.message if args.message is not None else _lines():
-            answers.append({"message": message, **_answer(model, tokenizer, message, concepts, args, live)})
+            answers.append({"message": message, **_answer(model, tokenizer, message, concepts, args, seen)})
+    if args.heat:
+        drawn = DRAWN[Path(args.heat).suffix](seen)
+        write_files({Path(args.heat): drawn.encode()})
     return {"model": args.model, "answers": answers, "monitor": args.monitor}
 
 
@@ -97,17 +114,18 @@ def _answer(
     message: str,
     concepts: dict[Concept, float],
     args: argparse.Namespace,
-    live: bool,
+    seen: list[llm.Token],
 ) -> dict[str, Any]:
-    """One answer, and with --compare the one without concepts; shown as it comes when `live`."""
-    inputs = _asked(tokenizer, message).to(model.device)
+    """One answer, and with --compare the one without concepts, shown as they come; their tokens are added to `seen`."""
+    live = not args.json
+    inputs = asked(tokenizer, message).to(model.device)
     found: dict[str, Any] = {}
     if args.compare:
-        found["base"] = _generate(model, tokenizer, inputs, args, "base", live)
+        found["base"] = _shown(model, tokenizer, inputs, args, "base")
     steers = bool(concepts) and not args.monitor
     settings: dict[str, Any] = {"gate": GATES[args.gate], "phase": args.phase, "tokenizer": tokenizer, "trace": True}
     with llm.steer(model, concepts, **settings) if steers else nullcontext() as steering:
-        found["answer"] = _generate(model, tokenizer, inputs, args, "steered" if args.compare else "", live)
+        found["answer"] = _shown(model, tokenizer, inputs, args, "steered" if args.compare else "")
     if steering is None or steering.trace is None:
         return found
     found["concepts"] = {}
@@ -118,15 +136,16 @@ def _answer(
             "max_h": max((token.max_h for token in tokens), default=0.0),
             "tokens": [{"text": token.text, "h": token.max_h} for token in tokens],
         }
+        seen += tokens
         if live:
-            seen = found["concepts"][concept.name]
-            print(f"  {concept.name}: mean h {seen['mean_h']:.3f}, highest {seen['max_h']:.2f}")
+            summary = found["concepts"][concept.name]
+            print(f"  {concept.name}: mean h {summary['mean_h']:.3f}, highest {summary['max_h']:.2f}")
             if sys.stdout.isatty():
                 print(f"  {llm.as_terminal(tokens)}")
     return found
 
 
-def _asked(tokenizer: Any, message: str) -> Any:
+def asked(tokenizer: Any, message: str) -> Any:
     """A message in tokens, by the chat template where there is one."""
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": message}]
@@ -135,21 +154,38 @@ def _asked(tokenizer: Any, message: str) -> Any:
     return tokenizer(message, return_tensors="pt")
 
 
-def _generate(model: Any, tokenizer: Any, inputs: Any, args: argparse.Namespace, label: str, live: bool) -> str:
-    from transformers import TextStreamer
+def unknown_words(tokenizer: Any, message: str) -> list[str]:
+    """Words for which the tokenizer has only its mark for unknown ones."""
+    unknown = tokenizer.unk_token_id
+    words = dict.fromkeys(re.findall(r"[^\W\d_]+", message))
+    return [word for word in words if unknown is not None and unknown in tokenizer(word).input_ids]
 
-    torch.manual_seed(args.seed)
-    sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {"do_sample": False}
-    if live and label:
-        print(f"{label}: ", end="", flush=True)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if live else None
+
+def generate(
+    model: Any, tokenizer: Any, inputs: Any, length: int, temperature: float = 0.0, seed: int = 0, streamer: Any = None
+) -> str:
+    """An answer of up to `length` tokens; greedy at temperature 0."""
+    torch.manual_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     out = model.generate(
         input_ids=inputs.input_ids,
         attention_mask=inputs.attention_mask,
-        max_new_tokens=args.tokens,
+        max_new_tokens=length,
         streamer=streamer,
         pad_token_id=pad,
         **sampling,
     )
     return str(tokenizer.decode(out[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)).strip()
+
+
+def _shown(model: Any, tokenizer: Any, inputs: Any, args: argparse.Namespace, label: str) -> str:
+    """An answer, streamed to standard output unless --json."""
+    from transformers import TextStreamer
+
+    streamer = None
+    if not args.json:
+        if label:
+            print(f"{label}: ", end="", flush=True)
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    return generate(model, tokenizer, inputs, args.tokens, args.temperature, args.seed, streamer)

@@ -1,4 +1,4 @@
-"""`dsas doctor`: tell why a concept changes nothing, or everything, in the picture of one prompt."""
+"""`dsas doctor`: tell why a concept changes nothing, or everything, in the picture or answer of one prompt."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from dsas_core import llm
 from dsas_core.concept import Concept, Intervention
 from dsas_core.trace import Record, Trace
 
 from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from ..load import BUILTIN
 from ..steer import steer
-from .arguments import add_generation, add_model, number, pipeline
+from . import chat
+from .arguments import add_generation, add_model, language_model, number, pipeline
 from .output import table
 
 #: a gate has fired when its score, before the site's weight, is at least this somewhere
@@ -22,6 +24,8 @@ FIRED = 0.5
 #: below this a score is "near 0"; a mean score of one minus this is "near 1"
 NEAR = 0.05
 SMALL_WEIGHT = 0.2
+#: tokens of an answer
+LENGTH = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +38,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw the prompt with and without the concept; what happened at each site, and what that means."""
+    """Draw or answer the prompt with and without the concept; what happened at each site, and what that means."""
     concept = Concept.from_pretrained(args.concept)
+    document = _answered(args, concept) if llm.is_language_model(args.model) else _drawn(args, concept)
+    return {**document, "conclusions": conclusions(document)}
+
+
+def _answered(args: argparse.Namespace, concept: Concept) -> dict[str, Any]:
+    """What happened in the answer to a message."""
+    model, tokenizer = language_model(args)
+    inputs = chat.asked(tokenizer, args.prompt).to(model.device)
+    with llm.steer(model, {concept: args.strength}, trace=True) as steering:
+        steered = chat.generate(model, tokenizer, inputs, LENGTH)
+        reached, trace = set(steering.fired), steering.trace
+    base = chat.generate(model, tokenizer, inputs, LENGTH)
+    assert trace is not None
+    tokens = inputs.input_ids.shape[1]
+    return {
+        **_described(args, concept, reached, trace),
+        "base": base,
+        "steered": steered,
+        "changed": base != steered,
+        "unknown_words": chat.unknown_words(tokenizer, args.prompt),
+        "tokens": tokens,
+        "tokens_read": tokens,
+    }
+
+
+def _drawn(args: argparse.Namespace, concept: Concept) -> dict[str, Any]:
+    """What happened in the picture of a prompt."""
     pipe = pipeline(args, steps_bar=True)
     settings = settings_of(pipe, args.steps, args.guidance)
     drawing = pipe, [args.prompt], seeds_for([args.prompt], args.seed), settings
@@ -45,23 +76,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     base = pictures_of(*drawing)[0]
     assert trace is not None
     difference = change([base], [steered])[0]
-    unit_evidence = concept.evidence.get("unit") or {}
-    document = {
+    return {
+        **_described(args, concept, reached, trace),
+        "seed": args.seed,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "pixel_difference": float(difference),
+        "changed": bool(difference > UNCHANGED),
+        **_words(pipe, args.prompt),
+    }
+
+
+def _described(args: argparse.Namespace, concept: Concept, reached: set[str], trace: Trace) -> dict[str, Any]:
+    """What was asked for, and what each site saw and did."""
+    return {
         "concept": concept.name,
         "prompt": args.prompt,
         "strength": args.strength,
         "unit": concept.unit,
-        "seed": args.seed,
-        "steps": settings.steps,
-        "guidance": settings.guidance,
         "sites": [
             _site(concept, item, args.strength, str(item.site) in reached, trace) for item in concept.interventions
         ],
-        "pixel_difference": float(difference),
-        "effect_reached_in_learning": unit_evidence.get("reached"),
-        **_words(pipe, args.prompt),
+        "effect_reached_in_learning": (concept.evidence.get("unit") or {}).get("reached"),
     }
-    return {**document, "conclusions": conclusions(document)}
 
 
 def report(document: dict[str, Any]) -> None:
@@ -69,10 +106,11 @@ def report(document: dict[str, Any]) -> None:
     columns = ("site", "fired", "mean h", "max h", "weight", "dose", "relative change")
     table(columns, [[site[column.replace(" ", "_")] for column in columns] for site in document["sites"]])
     print("dose: strength × unit × mean h, 0 where a site is only watched; h counts the site's weight")
-    print(
-        f"\nstrength {document['strength']:g}, unit {document['unit']:g}; the picture differs from the unsteered one "
-        f"by {document['pixel_difference']:.2f} of 255 on average\n"
-    )
+    print(f"\nstrength {document['strength']:g}, unit {document['unit']:g}")
+    if "pixel_difference" in document:
+        print(f"the picture differs from the unsteered one by {document['pixel_difference']:.2f} of 255 on average\n")
+    else:
+        print(f"unsteered: {document['base']}\nsteered:   {document['steered']}\n")
     for conclusion in document["conclusions"]:
         print(f"- {conclusion}")
 
@@ -80,8 +118,9 @@ def report(document: dict[str, Any]) -> None:
 def conclusions(document: dict[str, Any]) -> list[str]:
     """What the numbers mean, in plain language, the most likely reason first."""
     found: list[str] = []
-    sites, difference = document["sites"], document["pixel_difference"]
-    unchanged = difference <= UNCHANGED
+    sites, unchanged = document["sites"], not document["changed"]
+    made = "picture" if "pixel_difference" in document else "answer"
+    tool = "dsas generate" if made == "picture" else "dsas chat"
     fired = [site for site in sites if site["fired"]]
     if document["strength"] == 0:
         found.append("The strength is 0, so nothing can change.")
@@ -93,11 +132,11 @@ def conclusions(document: dict[str, Any]) -> list[str]:
         near = "near 0 everywhere" if highest < NEAR else "low everywhere"
         found.append(
             f"No site fired: h is {near} (highest score {highest:.2f}, a site fires at {FIRED}). The gate does not see "
-            "the concept in this prompt; --gate on of `dsas generate` steers all the same."
+            f"the concept in this prompt; --gate on of `{tool}` steers all the same."
         )
     elif fmean(site["mean_score"] for site in sites) > 1 - NEAR:
         found.append(
-            "h is near 1 on everything: the gate does not choose, and the whole picture is steered. That is right for "
+            f"h is near 1 on everything: the gate does not choose, and the whole {made} is steered. That is right for "
             "the gate `on`; otherwise learn again with controls that are more like this prompt."
         )
     else:
@@ -109,13 +148,14 @@ def conclusions(document: dict[str, Any]) -> list[str]:
             "controls well. See `dsas show`; more prompts or other sites may help."
         )
     if unchanged and fired and document["strength"] != 0:
-        found.append("Sites fired, yet the picture hardly changed: the dose is too small. Try a larger --strength.")
+        found.append(f"Sites fired, yet the {made} hardly changed: the dose is too small. Try a larger --strength.")
     if not unchanged:
-        found.append(f"The picture changed, by {difference:.1f} of 255 on average.")
+        much = f", by {document['pixel_difference']:.1f} of 255 on average" if made == "picture" else ""
+        found.append(f"The {made} changed{much}.")
     if document["effect_reached_in_learning"] is False:
-        found.append("While learning, no unit did what asking in words does without changing controls: expect less.")
+        found.append("While learning, no unit did all that is wanted without changing controls: expect less.")
     if document["unknown_words"]:
-        found.append(f"The model does not know {', '.join(document['unknown_words'])}: it reads letters there.")
+        found.append(f"The model does not know {', '.join(document['unknown_words'])}, and cannot heed it.")
     if document["tokens"] > document["tokens_read"]:
         found.append(
             f"The prompt has {document['tokens']} tokens, of which the model reads {document['tokens_read']}: its end "

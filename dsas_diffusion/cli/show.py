@@ -94,18 +94,18 @@ def _unit(unit: float, evidence: dict[str, Any] | None) -> str:
     if chosen is None:
         return f"unit {unit:g}, set by hand; {tried} were tried while learning"
     if evidence["reached"]:
-        why = "the smallest that does what asking in words does"
+        why = "the smallest that does what is wanted"
     elif chosen["drift"] <= evidence["drift_limit"]:
-        why = "the most effective within the drift limit, though less so than asking in words"
+        why = "the most effective within the drift limit, though it does less than is wanted"
     else:
-        why = "the smallest, though it too changes more control pictures than the limit allows"
+        why = "the smallest, though it too changes controls more than the limit allows"
     accuracy = evidence["eyes_accuracy"]
-    doubt = "" if accuracy >= TRUSTED_EYES else ", too poorly to trust: look at pictures before you rely on the unit"
+    doubt = "" if accuracy >= TRUSTED_EYES else ", too poorly to trust: look at results before you rely on the unit"
     return (
         f"unit {unit:g}: {why} (tried {tried})\n"
-        f"effect {chosen['effect']:.2f} of asking in words; drift {chosen['drift']:.2f} of the control pictures "
-        f"(limit {evidence['drift_limit']:.2f})\n"
-        f"target told from source pictures with balanced accuracy {accuracy:.2f}{doubt}"
+        f"effect {chosen['effect']:.2f} of what is wanted; control prompts drift by {chosen['drift']:.2g} "
+        f"(limit {evidence['drift_limit']:.2g})\n"
+        f"targets told from sources with balanced accuracy {accuracy:.2f}{doubt}"
     )
 
 

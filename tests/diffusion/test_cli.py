@@ -257,12 +257,12 @@ def test_show_without_evidence(dsas, concept: str, tmp_path: Path) -> None:
 def test_doctor(dsas, model: str, concept: str) -> None:
     arguments = ("doctor", "--model", model, "--concept", concept, "--prompt", "a banana", "--steps", 2)
     found = document_of(dsas(*arguments, "--json"))
-    assert len(found["sites"]) == len(Concept.from_pretrained(concept).sites)
-    for site in found["sites"]:
+    interventions = Concept.from_pretrained(concept).interventions
+    for site, item in zip(found["sites"], interventions, strict=True):
         assert site["reached"]
         assert 0 <= site["mean_h"] <= site["max_h"] <= site["weight"] + 1e-6
-        assert site["dose"] == pytest.approx(found["unit"] * site["mean_h"])
-        assert (site["relative_change"] > 0) == (site["mean_h"] > 0)
+        assert site["dose"] == pytest.approx(0 if item.watches else found["unit"] * site["mean_h"])
+        assert (site["relative_change"] > 0) == (site["mean_h"] > 0 and not item.watches)
     assert found["conclusions"]
     code, text, _ = dsas(*arguments, "--strength", 0)
     assert code == 0
@@ -289,7 +289,7 @@ def test_doctor_names_words_that_the_built_in_model_does_not_know(
         ({"scores": (1.0, 1.0)}, "near 1 on everything"),
         ({"scores": (0.2, 0.9)}, "1 of 1 sites fired"),
         ({"scores": (0.2, 0.9), "weight": 0.1}, "weights are small"),
-        ({"scores": (0.2, 0.9), "pixel_difference": 0.3}, "dose is too small"),
+        ({"scores": (0.2, 0.9), "pixel_difference": 0.3, "changed": False}, "dose is too small"),
         ({"scores": (0.2, 0.9), "reached": False}, "never reached"),
         ({"scores": (0.2, 0.9), "effect_reached_in_learning": False}, "expect less"),
     ],
@@ -308,6 +308,7 @@ def test_doctor_concludes(changes: dict[str, Any], expected: str) -> None:
         "strength": 1.0,
         "sites": [site],
         "pixel_difference": 9.0,
+        "changed": True,
         "effect_reached_in_learning": True,
         "unknown_words": [],
         "tokens": 5,

@@ -1,0 +1,132 @@
+"""What steering a language model costs: tokens a second with and without, prefill and decode, interleaved in one run.
+
+    python benchmarks/overhead_llm.py --rounds 9
+
+A Llama of about 100 M parameters with random weights, a random concept at the output of every layer, strength 1. Each
+round times every arm once, the order turned round every other time; `control` is the unsteered model against itself,
+what this machine's noise makes of nothing. Writes benchmarks/results/overhead_llm.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsas_core import llm
+from dsas_core.concept import Concept, Intervention
+from dsas_core.maps import AffineMap
+from dsas_core.probes import LinearProbe
+from dsas_core.provenance import versions
+
+ROOT = Path(__file__).resolve().parent.parent
+ARMS = ("unsteered", "steered", "control")
+
+
+def build(width: int, layers: int, dtype: torch.dtype, device: str) -> Any:
+    """A Llama with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=width,
+        intermediate_size=int(8 / 3 * width),
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config).to(device, dtype).eval().requires_grad_(False)
+
+
+def random_concept(model: Any) -> Concept:
+    """Random gates and directions at the output of every layer; the cost does not depend on their values."""
+    width = model.config.hidden_size
+    items = [
+        Intervention(
+            site,
+            (LinearProbe(torch.randn(width) / width**0.5, torch.zeros(())),),
+            (AffineMap(0.01 * torch.randn(width), None),),
+            (1.0,),
+        )
+        for site in llm.find_sites(model, "block")
+    ]
+    return Concept("random", tuple(items))
+
+
+def ratios(model: Any, concept: Concept, batch: int, prompt: int, new: int, rounds: int) -> dict[str, Any]:
+    """Seconds of prefill and of decoding `new` tokens, by arm, over those unsteered: medians and minima."""
+    ids = torch.randint(3, 32_000, (batch, prompt), device=model.device)
+    mask = torch.ones_like(ids)
+    times: dict[str, dict[str, list[float]]] = {arm: {"prefill": [], "decode": []} for arm in ARMS}
+
+    def clock() -> float:
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def once() -> tuple[float, float]:
+        began = clock()
+        model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
+        read = clock() - began
+        began = clock()
+        settings = {"do_sample": False, "pad_token_id": 0}
+        model.generate(input_ids=ids[:, :8], attention_mask=mask[:, :8], max_new_tokens=new, **settings)
+        return read, clock() - began
+
+    once()
+    for number in range(rounds):
+        for arm in ARMS if number % 2 else ARMS[::-1]:
+            with llm.steer(model, {concept: 1.0}) if arm == "steered" else nullcontext():
+                read, wrote = once()
+            times[arm]["prefill"].append(read)
+            times[arm]["decode"].append(wrote)
+    report: dict[str, Any] = {"batch": batch}
+    for part in ("prefill", "decode"):
+        base = times["unsteered"][part]
+        made = batch * (prompt if part == "prefill" else new)
+        report[part] = {"tokens_a_second_unsteered": made / statistics.median(base)}
+        for arm in ARMS[1:]:
+            report[part][f"{arm}_median"] = statistics.median(times[arm][part]) / statistics.median(base)
+            report[part][f"{arm}_min"] = min(times[arm][part]) / min(base)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--new", type=int, default=24)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "overhead_llm.json")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    model = build(args.width, args.layers, getattr(torch, args.dtype), args.device)
+    concept = random_concept(model)
+    report: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "runs": [ratios(model, concept, batch, args.prompt, args.new, args.rounds) for batch in args.batches],
+        "command": f"python benchmarks/overhead_llm.py --rounds {args.rounds}",
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+        "versions": versions("transformers"),
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
