@@ -10,7 +10,7 @@ from torch import nn
 
 from ..concept import Concept
 from ..steering import Steering, Strength, Strengthened, loaded
-from .layers import roots_of
+from .layers import positions_of, roots_of
 from .tokens import Tokens
 from .trace import TextTrace
 
@@ -34,10 +34,11 @@ class TextSteering(Steering):
     ) -> None:
         super().__init__(concepts, gate=gate, trace=trace)
         self._on_text = on_text
-        self._tokens = Tokens(phase, self._prompts, self._text_begins, self.remembers, self._tokens_come)
+        self._tokens = Tokens(phase, self._prompts, self._text_begins, self.remembers, on_tokens=self._tokens_come)
 
     def attach_to_model(self, model: nn.Module) -> Self:
         roots = roots_of(model)
+        self._tokens.limit = positions_of(model)
         return self.attach(roots, {root: self._tokens.describe(root) for root in roots})
 
     def _prompts(self) -> int:

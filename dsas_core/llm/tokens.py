@@ -41,6 +41,7 @@ class Tokens:
         on_text: called with the root's name when a new text begins.
         remembers: whether probes go by what came before: then rows that change places between two tokens, as beam
             search makes them, and tokens that are taken back, as in assisted decoding, raise a DSASError.
+        limit: positions that the model can take; more raise a DSASError. 0 is no limit.
         on_tokens: called at each call with the root's name, the position of its first token, ids [batch, positions] (or
             None), and which of them count.
     """
@@ -51,12 +52,13 @@ class Tokens:
         prompts: Callable[[], int] | None = None,
         on_text: Callable[[str], None] | None = None,
         remembers: bool = False,
+        limit: int = 0,
         on_tokens: Callable[[str, int, torch.Tensor | None, torch.Tensor], None] | None = None,
     ) -> None:
         if phase not in PHASES:
             raise DSASError(f"phase {phase!r}: expected one of {', '.join(PHASES)}")
         self.phase, self.prompts, self.on_text, self.on_tokens = phase, prompts, on_text, on_tokens
-        self.remembers = remembers
+        self.remembers, self.limit = remembers, limit
         self._texts: dict[str, _Text] = {}
 
     def describe(self, root: str) -> Describe:
@@ -75,6 +77,10 @@ class Tokens:
         batch, count = given.shape[:2]
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
+        if self.limit and past + count > self.limit:
+            raise DSASError(
+                f"{past + count} tokens, but the model takes {self.limit}: shorten the prompt or the answer"
+            )
         text = self._follow(root, ids, count, past)
         if self.remembers and past:
             _refuse_moved(text, cache, past)

@@ -295,6 +295,15 @@ def test_strengths_are_finite(strength: Any) -> None:
         llm.steer(tiny("llama"), {concept_for(tiny("llama")): strength})
 
 
+def test_a_text_past_the_models_length_is_refused() -> None:
+    model = tiny("llama")
+    with (
+        llm.steer(model, {concept_for(model): 1.0}),
+        pytest.raises(DSASError, match="65 tokens, but the model takes 64: shorten the prompt or the answer"),
+    ):
+        written(model, IDS.repeat(1, 9), max_new_tokens=4)
+
+
 def test_an_unknown_phase_is_refused() -> None:
     with pytest.raises(DSASError, match="phase 'answer': expected one of prompt, generation, all"):
         llm.steer(tiny("llama"), {concept_for(tiny("llama")): 1.0}, phase="answer")
