@@ -25,7 +25,7 @@ demo: $(STAMP)  ## the demonstration, in the terminal
 	.venv/bin/python benchmarks/demo.py
 
 test: $(STAMP)  ## run the tests
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4
 
 lint: $(STAMP)  ## ruff and mypy; changes nothing
 	.venv/bin/ruff check .

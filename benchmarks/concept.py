@@ -2,8 +2,8 @@
 
     python benchmarks/concept.py --seeds 4
 
-For each seed: learn with the default sites (the denoiser's cross-attention: the report's "denoiser" is the same) and
-with text sites, then draw base, vanilla and DSAS on fresh prompts (none was drawn for learning or for choosing the
+For each seed: learn with the default sites (the layers of the text encoder) and with denoiser sites alone (its
+cross-attention), then draw base, vanilla and DSAS on fresh prompts (none was drawn for learning or for choosing the
 unit) at strength 1, and judge; beside them, the same prompts rewritten ("a blurred banana …").
 Writes benchmarks/results/concept.json.
 """
@@ -45,8 +45,7 @@ TARGETS = {
 }
 
 
-TARGETS["text"] = TARGETS["default"]
-SITES = {"default": None, "text": "text"}
+SITES = {"default": None, "denoiser": "denoiser"}
 
 
 def fresh_prompts(wanted: Wanted, used: set[str], seed: int, size: int) -> dict[str, list[str]]:
@@ -104,7 +103,7 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=8, help="prompts a part and seed at each strength of the grid")
     parser.add_argument("--learning-steps", type=int, default=8, help="denoising steps while learning")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="seeds at a time, a thread each")
-    parser.add_argument("--sites", nargs="*", choices=tuple(SITES), default=list(SITES))
+    parser.add_argument("--sites", nargs="*", choices=tuple(TARGETS), default=list(TARGETS))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "concept.json")
     args = parser.parse_args()
 
@@ -126,9 +125,7 @@ def _write(args: argparse.Namespace, raws: Any, units: Any, seeds: int, seconds:
     report: dict[str, Any] = {}
     for name in args.sites:
         figures = summed_up(joined(raws[name])) | {"units": units[name], "targets": TARGETS[name]}
-        report |= (
-            figures | {"denoiser": figures | {"targets": TARGETS["denoiser"]}} if name == "default" else {name: figures}
-        )
+        report |= figures if name == "default" else {name: figures}
     report |= {
         "command": f"python benchmarks/concept.py --seeds {seeds} --size {args.size} --grid {args.grid}",
         "seeds": seeds,

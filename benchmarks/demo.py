@@ -1,7 +1,8 @@
 """`make demo`: blur bananas, and only bananas, from nothing to a picture.
 
 Learns the concept of prompts/banana-blur.yaml on the built-in model, draws the prompts of its evaluation in three arms
-(base, vanilla steering, DSAS), and writes outputs/demo: comparison.png, arms/, prompts.json, report.json.
+(base, vanilla steering, DSAS), once with the default sites and, for the report, once with those of the denoiser alone,
+each in a process of its own; and writes outputs/demo: comparison.png, arms/, prompts.json, report.json.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from arms import best_mask_site, draw, summed_up, trial
+from processes import single_threaded
 
 import dsas_diffusion as dsas
 from dsas_core.prompts import read
@@ -24,11 +26,28 @@ from dsas_diffusion.metrics import Wanted
 from dsas_diffusion.viz import grid, overlay
 
 ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = ROOT / "prompts" / "banana-blur.yaml"
 #: prompts a side and denoising steps while learning: less than benchmarks/concept.py takes, to be done sooner
 COUNT, LEARNING_STEPS = 40, 8
 #: for the change at equal effect; benchmarks/concept.py has a finer grid
 STRENGTHS = (0.5, 1.0)
-HEADINGS = {"base": "no steering", "vanilla": "always on", "dsas": "DSAS", "heat": "where DSAS steers"}
+HEADINGS = {"base": "no steering", "vanilla": "always on", "dsas": "DSAS", "heat": "where it sees it"}
+
+
+def one(sites: str | None, prompts: dict[str, list[str]], out: Path, seed: int) -> tuple[Any, Any, Any, float]:
+    """Learn at some sites, draw and judge: raw lists, pictures by arm, heat, unit."""
+    pipe, judge, wanted = dsas.load_pipeline("builtin:emoji"), Judge.load(), Wanted("banana", "blurred")
+    settings, content = settings_of(pipe), read(PROMPTS)
+    base = {part: draw(pipe, texts, seed + i, settings) for i, (part, texts) in enumerate(prompts.items())}
+    shown = sites is None
+    concept = dsas.learn(pipe, content, sites=sites, seed=seed, count=COUNT, steps=LEARNING_STEPS, show_progress=shown)
+    if shown:
+        concept.save_pretrained(out.parent / "demo-concept", overwrite=True)
+        print("drawing and judging …", flush=True)
+    validation = content.draw(COUNT, seed)["source"][-8:]
+    site = best_mask_site(pipe, judge, concept, wanted, validation, seed + 900, settings)
+    raw, arms, heats = trial(pipe, judge, concept, wanted, prompts, seed, settings, base, site, 4, STRENGTHS)
+    return raw, arms, heats, concept.unit
 
 
 def main() -> None:
@@ -38,20 +57,13 @@ def main() -> None:
     args = parser.parse_args()
 
     began = time.monotonic()
-    pipe, judge, wanted = dsas.load_pipeline("builtin:emoji"), Judge.load(), Wanted("banana", "blurred")
-    content = read(ROOT / "prompts" / "banana-blur.yaml")
+    content = read(PROMPTS)
     prompts = {part: content.expanded(part) for part in ("alone", "beside", "without", "unnamed")}
-    settings = settings_of(pipe)
-    base = {part: draw(pipe, texts, args.seed + i, settings) for i, (part, texts) in enumerate(prompts.items())}
     print(f"learning {content.name} …", flush=True)
-    concept = dsas.learn(pipe, content, seed=args.seed, count=COUNT, steps=LEARNING_STEPS, show_progress=True)
-    concept.save_pretrained(args.out.parent / "demo-concept", overwrite=True)
-    validation = content.draw(COUNT, args.seed)["source"][-8:]
-    site = best_mask_site(pipe, judge, concept, wanted, validation, args.seed + 900, settings)
-    print("drawing and judging …", flush=True)
-    raw, arms, heats = trial(pipe, judge, concept, wanted, prompts, args.seed, settings, base, site, 4, STRENGTHS)
-    figures = summed_up(raw) | {"unit": concept.unit}
-    report = figures | {"denoiser": figures}  # the default sites are the denoiser's
+    with single_threaded(2) as pool:
+        jobs = [pool.submit(one, sites, prompts, args.out, args.seed) for sites in (None, "denoiser")]
+        (raw, arms, heats, unit), (other, *_, other_unit) = (job.result() for job in jobs)
+    report = summed_up(raw) | {"unit": unit, "denoiser": summed_up(other) | {"unit": other_unit}}
     report |= {"seconds": round(time.monotonic() - began, 1), "seed": args.seed}
     report |= {"versions": versions("diffusers", "transformers")}
     _write(args.out, prompts, arms, heats, report)

@@ -54,7 +54,7 @@ _UNET = Family(
         "block": (r"unet\.(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(attentions|resnets)\.\d+", "first"),
         "text": (r"text_encoder\.encoder\.layers\.\d+", "last"),
     },
-    default=("cross",),
+    default=("text",),
     denoiser_default=("cross",),
 )
 

@@ -29,9 +29,9 @@ def test_groups_of_sites(ddim_pipe: Any, group: str, count: int, layout: str, en
     assert {site.root for site in sites} == {"text_encoder" if group == "text" else "unet"}
 
 
-def test_the_default_is_cross_attention(ddim_pipe: Any) -> None:
+def test_the_default_is_the_text_encoder(ddim_pipe: Any) -> None:
     text, cross = find_sites(ddim_pipe, "text"), find_sites(ddim_pipe, "cross")
-    assert find_sites(ddim_pipe) == cross
+    assert find_sites(ddim_pipe) == text
     assert find_sites(ddim_pipe, ["text", "cross"]) == text + cross
     assert find_sites(ddim_pipe, "denoiser") == cross
 

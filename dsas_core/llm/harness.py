@@ -1,0 +1,145 @@
+"""`dsas`, a model of lm-evaluation-harness: any model that its `hf` takes, steered.
+
+```bash
+python -m dsas_core.llm.harness --model dsas --tasks mmlu \\
+    --model_args pretrained=builtin:chat,concept=rudeness,strength=1.0
+```
+
+Everything behind `harness` goes to `lm_eval` as it is. lm-eval up to 0.4.13 knows no models but its own, so that
+something must import this file: this command, or your program before it calls `lm_eval.simple_evaluate(model="dsas")`.
+Later ones look for installed models themselves, and `lm_eval --model dsas` will do.
+
+Several concepts are joined by `+`: `concept=rudeness+slang,strength=1+0.5`. `gate=on` is the method without a gate,
+`gate=off` or `strength=0` the model itself; `phase=` is as in `steer`. All other arguments are those of lm-eval's `hf`.
+
+Answers to choose from are scored in one call, prompt and answer together; nothing tells there where the prompt ends.
+Tasks with such questions (`loglikelihood`) therefore refuse what goes by it: `phase=prompt` or `generation`, and gates
+of form "latch". Do not share lm-eval's `--use_cache` between strengths: it goes by the question alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import DSASError
+from ..probes import LatchProbe
+from ..steering import loaded
+from .load import BUILTIN
+from .steer import steer
+from .tokens import PHASES
+
+try:
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+except ImportError as error:
+    raise DSASError(
+        f"lm-evaluation-harness cannot be imported ({error}): pip install 'dsas-diffusion[lm-eval]'"
+    ) from None
+
+
+class SteeredLM(HFLM):
+    """lm-eval's `hf` with concepts at work.
+
+    Args:
+        pretrained: a folder or Hub name, "builtin:chat", or a model (then with `tokenizer`).
+        concept: folder or Hub name of a concept; several are joined by "+".
+        strength: one number for all concepts, or one each, joined by "+".
+        gate: None for each concept's own, "on" or "off". phase: "prompt", "generation" or "all".
+        force: steer with a concept that was learned on another architecture all the same.
+        device: None takes a GPU when there is one.
+        options: of lm-eval's `HFLM`.
+
+    Raises:
+        DSASError: no concept, one that cannot be read or does not fit, a strength that is not a number, as many
+            strengths as there are not concepts, or a model that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any = None,
+        concept: str | None = None,
+        strength: float | str = 1.0,
+        gate: str | None = None,
+        phase: str = "all",
+        force: bool = False,
+        device: str | None = None,
+        **options: Any,
+    ) -> None:
+        if pretrained is None:
+            raise DSASError(f"which model? Pass pretrained=, a folder, a Hub name, or {', '.join(BUILTIN)}")
+        if phase not in PHASES:  # before the model is loaded, which may take minutes
+            raise DSASError(f"phase {phase!r}: expected one of {', '.join(PHASES)}")
+        strengths = _strengths(concept, strength)
+        concepts = loaded(strengths)
+        if isinstance(pretrained, str) and pretrained.startswith("builtin:"):
+            if pretrained not in BUILTIN:
+                raise DSASError(f"no built-in language model {pretrained}; there is {', '.join(BUILTIN)}")
+            pretrained = str(BUILTIN[pretrained])
+            options.setdefault("dtype", "float32")  # it is stored in half precision, which CPUs are slow at
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        try:
+            super().__init__(pretrained=pretrained, device=device, **options)
+        except OSError as error:
+            raise DSASError(f"cannot load {pretrained}: {' '.join(str(error).split())[:300]}") from error
+        self.steering = steer(self.model, concepts, gate=gate, phase=phase, force=force)
+        latched = gate is None and any(
+            isinstance(probe, LatchProbe) for item in concepts for part in item.interventions for probe in part.probes
+        )
+        self._needs = f"phase={phase}" if phase != "all" else "a gate of form latch" if latched else None
+
+    def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._needs is not None and self.backend == "causal":
+            raise DSASError(
+                f"{self._needs} goes by where the prompt ends, which nothing tells where a task scores given answers: "
+                "take phase=all and another gate, or tasks that generate"
+            )
+        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+
+def _strengths(concept: str | None, strength: float | str) -> dict[str, float]:
+    """Folder or Hub name of each concept -> its strength."""
+    names = [] if not concept else [str(concept)] if Path(str(concept)).is_dir() else str(concept).split("+")
+    if not names or not all(names):
+        raise DSASError(
+            f"concept {concept!r}: expected the folder or Hub name of a concept, or several joined by '+'; for the "
+            "model without one take --model hf"
+        )
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise DSASError(f"concept {double[0]!r} is given twice: give it one strength")
+    parts = str(strength).split("+")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        raise DSASError(f"strength {strength!r}: expected a number, or one per concept joined by '+'") from None
+    if len(numbers) == 1:
+        numbers *= len(names)
+    if len(numbers) != len(names):
+        raise DSASError(f"{len(numbers)} strengths for {len(names)} concepts: give one for all, or one each")
+    return dict(zip(names, numbers, strict=True))
+
+
+def main() -> int:
+    """lm-eval's command line, with `--model dsas`; its exit status."""
+    from lm_eval.__main__ import cli_evaluate
+
+    try:
+        cli_evaluate()
+    except DSASError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    # by its real name, under which lm-eval may look for it: as a script the class would be another one
+    from dsas_core.llm.harness import main as run
+
+    sys.exit(run())
+else:
+    register_model("dsas")(SteeredLM)
