@@ -1,6 +1,8 @@
 """What steering and learning cost, as ratios within one run: steered and unsteered pictures are interleaved.
 
-    python benchmarks/overhead.py --rounds 15
+    OMP_NUM_THREADS=1 python benchmarks/overhead.py --rounds 15
+
+Processor time is compared, in one thread: with more, threads that wait for one another would be counted as work.
 
 Writes benchmarks/results/overhead.json.
 """
