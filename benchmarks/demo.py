@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _write(out: Path, prompts: dict[str, list[str]], arms: Any, heats: Any, report: dict[str, Any]) -> None:
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(out / "arms", ignore_errors=True)
     rows, captions, listed = [], [], []
     for part, texts in prompts.items():
         for i, text in enumerate(texts):

@@ -31,6 +31,8 @@ class Call:
         mask: float [batch, positions], 1 for positions that count, or None for all.
         prompt: float [batch, positions], 1 for positions that were given and 0 for those that the model wrote, or None
             where nothing is written.
+        read: float [batch, positions], as `mask`, but whatever phase is steered: what probes that remember go by. None
+            for `mask`.
     """
 
     rows: torch.Tensor
@@ -38,6 +40,7 @@ class Call:
     timestep: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     prompt: torch.Tensor | None = None
+    read: torch.Tensor | None = None
 
 
 class Visitor(Protocol):

@@ -47,7 +47,13 @@ class Site:
             raise DSASError(f"site {self.path}: side is input or output, layout first or last; found {self}")
 
     def __str__(self) -> str:
-        return self.path if self.side == "output" else f"{self.path}:input"
+        side = "" if self.side == "output" else ":input"
+        slices = "".join(
+            f"[{'' if part[0] is None else part[0]}:{'' if part[1] is None else part[1]}]"
+            for part in (self.tokens, self.channels)
+            if part is not None
+        )
+        return f"{self.path}{side}{slices}"
 
     @property
     def root(self) -> str:

@@ -96,7 +96,8 @@ class _Attached:
     def turn(self, timestep: torch.Tensor | None, device: torch.device) -> None:
         """Bring in the parameters of the timestep's bin, on the device that the model runs on."""
         if self.live.device != device:
-            self.banks, self.live = self.banks.to(device), self.live.to(device)
+            with torch.inference_mode(False):
+                self.banks, self.live = self.banks.to(device), self.live.to(device)
             self._bind()
         if self.edges:
             bin_ = bin_of(timestep, self.edges).to(device)
@@ -174,10 +175,10 @@ class Steering:
             attached.turn(call.timestep, call.rows.device)
             dose = self._dose(attached, call)
             held = self._doses.get((root, attached.name))
-            if held is not None and held.shape == dose.shape and held.device == dose.device:
-                held.copy_(dose)
-            else:
-                self._doses[root, attached.name] = dose
+            if held is None or held.shape != dose.shape or held.device != dose.device:
+                with torch.inference_mode(False):  # to be written in and out of inference mode
+                    held = self._doses[root, attached.name] = torch.empty_like(dose)
+            held.copy_(dose)
 
     def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         mask = self._calls[site.root].mask
@@ -214,17 +215,18 @@ class Steering:
                     if held is not None and len(held) == rows and held.device == device:
                         held.zero_()
                     else:
-                        self._states[attached.name, site] = torch.zeros(rows, 3, device=device)
+                        with torch.inference_mode(False):  # to be written in and out of inference mode
+                            self._states[attached.name, site] = torch.zeros(rows, 3, device=device)
 
     def _follow(self, name: str, site: Site, probe: RunningProbe, x: torch.Tensor) -> torch.Tensor:
         """What a remembering probe says, its state moved on."""
         call = self._calls[site.root]
         ones = torch.ones(x.shape[:2], device=x.device)
-        mask = ones if call.mask is None else call.mask
+        mask = call.read if call.read is not None else ones if call.mask is None else call.mask
         prompt = ones if call.prompt is None else call.prompt
         state = self._states[name, site]
         h, after = probe.follow(x, mask, prompt, state)
-        state.copy_(after)
+        state.copy_(after.detach())
         return h
 
     def _dose(self, attached: _Attached, call: Call) -> torch.Tensor:

@@ -117,7 +117,7 @@ def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> li
     found: dict[str, Site] = {}
     for pattern in wanted:
         chosen = _group(model, pattern) if pattern in GROUPS else _matching(model, pattern, isinstance(sites, str))
-        found |= {f"{site}{site.channels}": site for site in chosen}
+        found |= {str(site): site for site in chosen}
     return list(found.values())
 
 
@@ -168,3 +168,9 @@ def positions_of(model: nn.Module) -> int:
     config: Any = bare(model).config
     text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(text, "max_position_embeddings", 0) or 0)
+
+
+def ends_of(model: nn.Module) -> list[int]:
+    """The tokens that end a text, by the model's generation settings."""
+    found: Any = getattr(getattr(bare(model), "generation_config", None), "eos_token_id", None)
+    return [] if found is None else [found] if isinstance(found, int) else list(found)

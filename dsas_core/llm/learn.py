@@ -117,7 +117,7 @@ def learn(
     with progress_bar(len(wanted), "fitting", show_progress) as bar:
         interventions, evidence = fit_sites(capture, chosen, bar.update)
     told_by_length = _auroc([len(text.ids) for text in texts["source"]], [len(text.ids) for text in texts["control"]])
-    _warn(evidence, told_by_length)
+    _warn(evidence if gate == "dsas" else [], told_by_length)
     roots = roots_of(model)
     concept = Concept(
         name=content.name,
@@ -154,8 +154,8 @@ def _auroc(source: Sequence[int], control: Sequence[int]) -> float:
 
 def _warn(evidence: Sequence[SiteEvidence], told_by_length: float) -> None:
     """Warn of what makes a gate weak, or strong for the wrong reason."""
-    best = max(evidence, key=lambda found: found.balanced_accuracy)
-    if best.balanced_accuracy < NEAR_CHANCE and best.weight > 0:
+    best = max(evidence, key=lambda found: found.balanced_accuracy, default=None)
+    if best is not None and best.balanced_accuracy < NEAR_CHANCE and best.weight > 0:
         warnings.warn(
             f"the best site, {best.site}, tells source from control with balanced accuracy "
             f"{best.balanced_accuracy:.2f} only: add prompts, or choose other sites",

@@ -20,7 +20,7 @@ from ..probes import LinearProbe
 from ..probes.combine import pool
 from ..sites import Site
 from ..unit import choose
-from .layers import find_sites, roots_of
+from .layers import ends_of, find_sites, roots_of
 from .prompts import Batch, Encoded, batched
 from .steer import steer
 
@@ -72,13 +72,20 @@ class Reader:
         """What the model answers to each prompt's context, greedily: up to LENGTH tokens, end tokens cut off."""
         found = []
         model: Any = self.model
-        ends = torch.tensor([self.pad, *_numbers(model.generation_config.eos_token_id)])
+        ends = torch.tensor([self.pad, *ends_of(model)])
         for start in range(0, len(texts), self.batch):
             contexts = [Encoded(text.ids[: text.answer][::-1], 1) for text in texts[start : start + self.batch]]
             piece = batched(contexts, self.pad)  # reversed, so that the padding is on the left
             ids, mask = piece.ids.flip(1).to(self.device), piece.mask.flip(1).to(self.device)
             out = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=LENGTH, do_sample=False, pad_token_id=self.pad
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=LENGTH,
+                do_sample=False,
+                num_beams=1,
+                num_return_sequences=1,
+                return_dict_in_generate=False,
+                pad_token_id=self.pad,
             )
             for row in out[:, ids.shape[1] :].cpu():
                 stop = torch.isin(row, ends).nonzero()
@@ -108,10 +115,6 @@ class _Seen:
 
     def visit(self, site: Site, x: torch.Tensor) -> None:
         self.means.append(pool(x.detach(), self.mask.to(x.device))[:, 0])
-
-
-def _numbers(value: int | Sequence[int] | None) -> list[int]:
-    return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
 def choose_unit(

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..concept import Concept
 from ..steering import Steering, Strength, Strengthened, loaded
-from .layers import positions_of, roots_of
+from .layers import ends_of, positions_of, roots_of
 from .tokens import Tokens
 from .trace import TextTrace
 
@@ -38,7 +38,7 @@ class TextSteering(Steering):
 
     def attach_to_model(self, model: nn.Module) -> Self:
         roots = roots_of(model)
-        self._tokens.limit = positions_of(model)
+        self._tokens.limit, self._tokens.ends = positions_of(model), ends_of(model)
         return self.attach(roots, {root: self._tokens.describe(root) for root in roots})
 
     def _prompts(self) -> int:

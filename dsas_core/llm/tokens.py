@@ -6,7 +6,8 @@ nor written. Everything is told by what the model is called with (ids, attention
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ class _Text:
     decoding: bool = False
     key: torch.Tensor | None = None  # the newest cached key when the last call began, and its place
     key_at: int = 0
+    cache: Callable[[], Any] | None = None  # a weak reference to the cache that holds the text
+    done: torch.Tensor | None = None  # bool [batch], rows that have written their end token
 
 
 class Tokens:
@@ -41,6 +44,7 @@ class Tokens:
         on_text: called with the root's name when a new text begins.
         remembers: whether probes go by what came before: then rows that change places between two tokens, as beam
             search makes them, and tokens that are taken back, as in assisted decoding, raise a DSASError.
+        ends: end tokens; what a row has behind one that it wrote is padding.
         limit: positions that the model can take; more raise a DSASError. 0 is no limit.
         on_tokens: called at each call with the root's name, the position of its first token, ids [batch, positions] (or
             None), and which of them count.
@@ -53,12 +57,13 @@ class Tokens:
         on_text: Callable[[str], None] | None = None,
         remembers: bool = False,
         limit: int = 0,
+        ends: Sequence[int] = (),
         on_tokens: Callable[[str, int, torch.Tensor | None, torch.Tensor], None] | None = None,
     ) -> None:
         if phase not in PHASES:
             raise DSASError(f"phase {phase!r}: expected one of {', '.join(PHASES)}")
         self.phase, self.prompts, self.on_text, self.on_tokens = phase, prompts, on_text, on_tokens
-        self.remembers, self.limit = remembers, limit
+        self.remembers, self.limit, self.ends = remembers, limit, list(ends)
         self._texts: dict[str, _Text] = {}
 
     def describe(self, root: str) -> Describe:
@@ -81,28 +86,52 @@ class Tokens:
             raise DSASError(
                 f"{past + count} tokens, but the model takes {self.limit}: shorten the prompt or the answer"
             )
-        text = self._follow(root, ids, count, past)
+        text = self._follow(root, ids, count, past, cache)
         if self.remembers and past:
             _refuse_moved(text, cache, past)
         real = _real(kwargs.get("attention_mask"), batch, count, past, given.device)
         first = (real.cumsum(1) == 1) & real
         mask = (real & ~first)[:, past : past + count]
+        prompt = (torch.arange(past, past + count, device=mask.device) < text.prompt).expand_as(mask)
+        if ids is not None and self.ends:
+            mask = mask & ~self._finished(text, ids, ~prompt)
         if self.on_tokens is not None:
             self.on_tokens(root, past, ids, mask)
-        prompt = (torch.arange(past, past + count, device=mask.device) < text.prompt).expand_as(mask)
+        read = mask
         if self.phase != "all":
             mask = mask & (prompt if self.phase == "prompt" else ~prompt)
         asked = self.prompts() if self.prompts is not None else 1
-        share = batch // asked if asked > 1 and batch % asked == 0 else 1
+        if asked > 1 and batch % asked:
+            raise DSASError(f"strengths are given for {asked} prompts, but the call has {batch} rows")
+        share = batch // asked if asked > 1 else 1
         owners = torch.arange(batch, device=given.device) // share
-        return Call(torch.ones(batch, device=given.device), owners, None, mask.float(), prompt.float())
+        return Call(torch.ones(batch, device=given.device), owners, None, mask.float(), prompt.float(), read.float())
 
-    def _follow(self, root: str, ids: torch.Tensor | None, count: int, past: int) -> _Text:
+    def _finished(self, text: _Text, ids: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+        """Positions behind the end token that a row has written, bool [batch, positions]: generation pads them."""
+        over = torch.isin(ids, torch.tensor(self.ends, device=ids.device)) & written
+        after = over.cumsum(1) - over.long() > 0
+        if text.done is not None and text.length > ids.shape[1]:
+            after = after | text.done[:, None]
+            over = over | text.done[:, None]
+        text.done = over.any(1)
+        return after
+
+    def _follow(self, root: str, ids: torch.Tensor | None, count: int, past: int, cache: Any) -> _Text:
         """Go on with the text that the root was working on, or begin a new one; where its prompt ends."""
         text = self._texts.get(root)
-        goes_on = past > 0 or (text is not None and _extends(text.ids, ids))
+        if past:
+            goes_on = text is not None and text.cache is not None and text.cache() is cache
+        else:
+            goes_on = text is not None and cache is None and root != "encoder" and _extends(text.ids, ids)
         if text is None or not goes_on:
-            text = self._texts[root] = _Text(prompt=0 if root == "decoder" else count)
+            if past and self.remembers:
+                raise DSASError(
+                    f"the cache holds {past} tokens that the gate did not read: steer() before they are read, or learn "
+                    "with form token"
+                )
+            text = self._texts[root] = _Text(prompt=0 if root == "decoder" else past + count)
+            text.cache = weakref.ref(cache) if cache is not None else None
             if self.on_text is not None:
                 self.on_text(root)
         elif count > 1 and not text.decoding and past == text.length and root != "decoder":
@@ -121,8 +150,9 @@ class Tokens:
 
 def _refuse_moved(text: _Text, cache: Any, past: int) -> None:
     """Raise a DSASError when the rows of the cache have changed places since the last call."""
+    cache = getattr(cache, "self_attention_cache", cache)
     layers = [layer for layer in getattr(cache, "layers", []) if not getattr(layer, "is_sliding", False)]
-    keys = getattr(layers[0], "keys", None) if layers else None
+    keys = getattr(layers[-1], "keys", None) if layers else None  # the last one's keys depend on the whole row
     if keys is None:
         return
     if text.key is not None and text.key.shape[0] == keys.shape[0]:
@@ -149,9 +179,9 @@ def _real(mask: Any, batch: int, count: int, past: int, device: torch.device) ->
         mask = mask.get("full_attention", next(iter(mask.values())))
     if not isinstance(mask, torch.Tensor):
         return torch.ones(batch, length, dtype=torch.bool, device=device)
-    if mask.ndim == 4:  # [batch, 1, queries, keys]: what the last token may see
-        last = mask[:, 0, -1]
-        mask = last if last.dtype == torch.bool else last >= 0
+    if mask.ndim == 4:  # [batch, 1, queries, keys]: real is what any token may see
+        seen = mask[:, 0]
+        mask = (seen if seen.dtype == torch.bool else seen >= 0).any(1)
     real = mask.to(device).bool()
     if real.shape[1] < length:  # only this call's own part was given
         before = torch.ones(len(real), length - real.shape[1], dtype=torch.bool, device=device)

@@ -88,7 +88,7 @@ class TextTrace(Trace):
             raise DSASError(f"the trace holds {', '.join(names)}: say which, tokens(concept=…)")
         if not names or not self._parts:
             raise DSASError("the trace is empty: run the model inside the steer() block first")
-        root = root or list(self._parts)[-1]
+        root = root or [name for name in self._parts if any(r.site.root == name for r in self.records)][-1]
         records = self.select(concept or names[0], root=root)
         by_site = {str(site): [r for r in records if r.site == site] for site in dict.fromkeys(r.site for r in records)}
         parts = self._parts[root]

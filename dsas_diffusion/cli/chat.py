@@ -158,7 +158,9 @@ def unknown_words(tokenizer: Any, message: str) -> list[str]:
     """Words for which the tokenizer has only its mark for unknown ones."""
     unknown = tokenizer.unk_token_id
     words = dict.fromkeys(re.findall(r"[^\W\d_]+", message))
-    return [word for word in words if unknown is not None and unknown in tokenizer(word).input_ids]
+    return [
+        word for word in words if unknown is not None and unknown in tokenizer(word, add_special_tokens=False).input_ids
+    ]
 
 
 def generate(
@@ -176,7 +178,8 @@ def generate(
         pad_token_id=pad,
         **sampling,
     )
-    return str(tokenizer.decode(out[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)).strip()
+    start = 0 if model.config.is_encoder_decoder else inputs.input_ids.shape[1]
+    return str(tokenizer.decode(out[0, start:], skip_special_tokens=True)).strip()
 
 
 def _shown(model: Any, tokenizer: Any, inputs: Any, args: argparse.Namespace, label: str) -> str:

@@ -112,10 +112,83 @@ def test_phases_are_the_same_with_and_without_a_cache(phase: str) -> None:
     assert torch.equal(cached[:, 0], base[:, 0]) == (phase == "generation"), "the prompt alone decides the first token"
 
 
-def test_static_cache_agrees() -> None:
-    model = tiny("llama")
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("pads", [0, 3])
+def test_static_cache_agrees(family: str, pads: int) -> None:
+    model = tiny(family)
+    ids = torch.cat([torch.zeros(2, pads, dtype=torch.long), IDS, IDS], 1)  # longer than Gemma's window
     with llm.steer(model, {concept_for(model): 1.0}):
-        assert close(written(model), written(model, cache_implementation="static"))
+        mask = (ids > 0).long()
+        assert close(written(model, ids, mask), written(model, ids, mask, cache_implementation="static"))
+
+
+@pytest.mark.parametrize("kind", [None, PrefixProbe])
+def test_inference_mode_and_gradients_may_alternate(kind: Any) -> None:
+    model = tiny("llama")
+    concept = concept_for(model) if kind is None else remembering(model, kind)
+    with llm.steer(model, {concept: 1.0}):
+        with torch.inference_mode():
+            first = model(IDS).logits.clone()
+        assert close(model(IDS).logits, first)
+        with torch.inference_mode():
+            assert close(model(IDS).logits, first)
+        inputs = model.get_input_embeddings()(IDS).requires_grad_()
+        for _ in range(2):
+            model(inputs_embeds=inputs).logits.sum().backward()
+
+
+def test_what_follows_a_rows_end_is_padding() -> None:
+    model = tiny("llama")
+    end = int(written(model, IDS[:1]).argmax(-1)[0, 1])
+    own = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = end
+    try:
+        with llm.steer(model, {concept_for(model): 0.0}, trace=True) as steering:
+            written(model)
+    finally:
+        model.generation_config.eos_token_id = own
+    assert steering.trace is not None
+    tokens = steering.trace.tokens(0)
+    place = next(token.position for token in tokens if token.position >= 7 and token.id == end)
+    assert [token.counted for token in tokens[1:]] == [token.position <= place for token in tokens[1:]]
+
+
+def test_a_cache_that_was_filled_before_begins_a_text_of_its_own() -> None:
+    import copy
+
+    from transformers import DynamicCache
+
+    model, cache = tiny("llama"), DynamicCache()
+    model(IDS[:, :3], past_key_values=cache)
+    texts: list[int] = []
+    with llm.steer(model, {concept_for(model): 1.0}, phase="prompt", trace=True) as steering:
+        for _ in range(2):
+            model(IDS[:, 3:], past_key_values=copy.deepcopy(cache))
+            assert steering.trace is not None
+            texts.append(len(steering.trace.tokens()))
+    assert texts == [4, 4], "each request is one text"
+    with (
+        llm.steer(model, {remembering(model, PrefixProbe): 1.0}),
+        pytest.raises(DSASError, match="holds 3 tokens that the gate did not read"),
+    ):
+        model(IDS[:, 3:], past_key_values=cache)
+
+
+def test_strengths_for_other_prompts_are_refused() -> None:
+    model = tiny("llama")
+    with (
+        llm.steer(model, {concept_for(model): [0.0, 1.0]}),
+        pytest.raises(DSASError, match="strengths are given for 2 prompts, but the call has 1 rows"),
+    ):
+        model(IDS[:1])
+
+
+def test_heads_are_told_apart() -> None:
+    model = tiny("llama")
+    with llm.steer(model, {concept_for(model, "heads"): 1.0}, trace=True) as steering:
+        model(IDS)
+    assert steering.trace is not None
+    assert len(steering.trace.tokens()[1].h) == 8
 
 
 @pytest.mark.parametrize("family", [family for family in DIFFERENT if family != "t5"])
@@ -352,6 +425,15 @@ def test_a_latch_decides_at_the_end_of_the_prompt() -> None:
     torch.testing.assert_close(h, expected)
     after, _ = LatchProbe(inner).follow(x[:, :1], torch.ones(2, 1), torch.zeros(2, 1), state)
     torch.testing.assert_close(after[:, 0], decisions)
+
+
+def test_a_latch_decides_on_the_prompt_and_steers_what_is_written() -> None:
+    model = tiny("llama")
+    base = written(model)
+    with llm.steer(model, {remembering(model, LatchProbe): 1.0}, phase="generation", trace=True) as steering:
+        assert differ(written(model), base)
+    assert steering.trace is not None
+    assert [token.max_h > 0 for token in steering.trace.tokens()] == [False] * 7 + [True] * (LENGTH - 1)
 
 
 def test_beams_that_change_places_are_refused() -> None:
