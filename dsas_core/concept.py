@@ -325,6 +325,13 @@ def _card(concept: Concept, config: Mapping[str, Any]) -> str:
         f"| `{site['site']}` | {site['balanced_accuracy']:.3f} | {site['auroc']:.3f} | {site['control_h']:.4f} |"
         for site in concept.evidence.get("sites", [])
     ]
+    text = not {"unet", "transformer", "text_encoder"} & set(concept.base)
+    lines = (
+        ["from dsas_core import llm", "", f'with llm.steer(model, {{"{concept.name}": 1.0}}):']
+        if text
+        else ["import dsas_diffusion as dsas", "", f'with dsas.steer(pipe, {{"{concept.name}": 1.0}}):']
+    )
+    example = "\n".join([*lines, "    out = model.generate(**inputs)" if text else '    image = pipe("…").images[0]'])
     table = "\n".join(["| site | balanced accuracy | AUROC | mean h on controls |", "|---|---|---|---|", *rows])
     return f"""---
 library_name: dsas
@@ -337,10 +344,7 @@ tags: [activation-steering, dsas]
 Method `{concept.method}`, gate `{concept.gate}`; a strength of 1 stands for {concept.unit:g} units of the map.
 
 ```python
-import dsas_diffusion as dsas
-
-with dsas.steer(pipe, {{"{concept.name}": 1.0}}):
-    image = pipe("…").images[0]
+{example}
 ```
 
 ## Evidence
@@ -355,5 +359,6 @@ Cross-validated on prompts that the gate was not fitted on.
 {json.dumps(config["provenance"], indent=2)}
 ```
 
-Steering changes what a model draws, in either direction; look at samples before you rely on it.
+Steering changes what a model {"writes" if text else "draws"}, in either direction; look at samples before you rely
+on it.
 """

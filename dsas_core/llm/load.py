@@ -69,7 +69,13 @@ def load(
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise DSASError(f"cannot load {folder}: it has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer there")
 
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+    )
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -77,7 +83,12 @@ def load(
     hub = {key: value for key, value in options.items() if key in ("revision", "token", "trust_remote_code")}
     try:
         config = AutoConfig.from_pretrained(source, **hub)
-        kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        kinds = (
+            (AutoModelForSeq2SeqLM,)
+            if config.is_encoder_decoder
+            else (AutoModelForCausalLM, AutoModelForImageTextToText)
+        )
+        kind: Any = next((kind for kind in kinds if type(config) in kind._model_mapping), kinds[0])
         model = kind.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
     except Exception as error:  # transformers and the Hub raise a dozen kinds here

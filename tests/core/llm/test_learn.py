@@ -57,6 +57,7 @@ def said(tokenizer: Words, text: str) -> torch.Tensor:
 
 def test_what_was_learned_is_what_is_saved(learned: Concept, tmp_path: Path) -> None:
     assert Concept.from_pretrained(learned.save_pretrained(tmp_path / "rudeness")) == learned
+    assert "out = model.generate" in (tmp_path / "rudeness" / "README.md").read_text()
     assert learned.provenance["pooling"] == "answer"
     assert {site["balanced_accuracy"] > 0.9 for site in learned.evidence["sites"]} == {True}
     assert learned.evidence["unit"]["drift_limit"] == 0.01
@@ -149,6 +150,19 @@ def test_bad_input_says_what_is_wrong(tokenizer: Words, change: Any, settings: A
 def test_a_model_that_is_not_there(name: str, match: str, tmp_path: Path) -> None:
     with pytest.raises(DSASError, match=match):
         llm.load(tmp_path if name == "." else name)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "llava"])
+def test_a_folder_is_loaded_as_what_it_is(family: str, tmp_path: Path) -> None:
+    from dsas_core.llm.load import BUILTIN
+
+    tiny(family).save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).write_bytes((BUILTIN["builtin:chat"] / file).read_bytes())
+    model, tokenizer = llm.load(tmp_path, device="cpu")
+    assert type(model) is type(tiny(family))
+    assert not model.training
+    assert tokenizer("hello").input_ids
 
 
 def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
