@@ -19,8 +19,9 @@ of source prompts for the map alone, where the gate reads other positions than t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -80,6 +81,19 @@ class Recipe:
                 f"gate form {self.form!r}, pooling {self.pooling!r}: expected one of {', '.join(FORMS)}, and one of "
                 f"{', '.join(POOLINGS)}"
             )
+
+
+def recipe_of(given: Mapping[str, Any] | None, **settings: Any) -> Recipe:
+    """A recipe of settings and of what the user gave on top of them.
+
+    Raises:
+        DSASError: a field that recipes do not have, or a value that they do not take.
+    """
+    unknown = sorted(set(given or {}) - {field.name for field in fields(Recipe)})
+    if unknown:
+        known = ", ".join(field.name for field in fields(Recipe))
+        raise DSASError(f"recipe has no field {', '.join(unknown)}; it has {known}")
+    return Recipe(**{**settings, **(given or {})})
 
 
 @dataclass(frozen=True)

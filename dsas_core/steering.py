@@ -220,12 +220,8 @@ class Steering:
 
     def _follow(self, name: str, site: Site, probe: RunningProbe, x: torch.Tensor) -> torch.Tensor:
         """What a remembering probe says, its state moved on."""
-        call = self._calls[site.root]
-        ones = torch.ones(x.shape[:2], device=x.device)
-        mask = call.read if call.read is not None else ones if call.mask is None else call.mask
-        prompt = ones if call.prompt is None else call.prompt
-        state = self._states[name, site]
-        h, after = probe.follow(x, mask, prompt, state)
+        call, state = self._calls[site.root], self._states[name, site]
+        h, after = probe.follow(x, call.mask if call.read is None else call.read, call.prompt, state)
         state.copy_(after.detach())
         return h
 
@@ -246,11 +242,14 @@ class Steering:
         return dose[:, None, None]
 
 
-def loaded(concepts: Strengthened) -> dict[Concept, Strength]:
+def loaded(concepts: Strengthened, roots: Roots | None = None, *, force: bool = False) -> dict[Concept, Strength]:
     """Concepts with their strengths, those that are given by folder or Hub name read.
 
+    Args:
+        roots: what they are to steer; None where it is not there yet. force: take one that does not fit, too.
+
     Raises:
-        DSASError: none is given, one is given twice, or one cannot be read.
+        DSASError: none is given, one is given twice, or one cannot be read or does not fit.
     """
     if not concepts:
         raise DSASError("no concept to steer: pass {concept: strength}")
@@ -260,6 +259,9 @@ def loaded(concepts: Strengthened) -> dict[Concept, Strength]:
     }
     if len(read) < len(concepts):
         raise DSASError("one concept is given twice: give it one strength")
+    if roots is not None:
+        for concept in read:
+            concept.check(roots, force=force)
     return read
 
 

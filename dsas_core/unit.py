@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+Text = TypeVar("Text")
 
 #: map strengths that may become the unit, a fifth apart
 UNITS = tuple(float(f"{0.25 * 1.2**k:.2g}") for k in range(21))
 #: how many of them bisection tries at most
 TRIALS = len(UNITS).bit_length()
+
+
+def held_back(sides: Mapping[str, Sequence[Text]]) -> tuple[dict[str, Sequence[Text]], dict[str, Sequence[Text]]]:
+    """The prompts of each side to fit on, and the quarter that is kept for choosing the unit."""
+    cut = {side: max(5, round(0.75 * len(texts))) for side, texts in sides.items()}
+    fitting = {side: texts[: cut[side]] for side, texts in sides.items()}
+    return fitting, {side: texts[cut[side] :] for side, texts in sides.items()}
 
 
 def choose(

@@ -9,7 +9,7 @@ fitted on source and target pictures tells them apart.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,14 @@ import torch
 from dsas_core import methods
 from dsas_core.capture import Capture
 from dsas_core.concept import Concept, fingerprint
-from dsas_core.errors import DSASError
 from dsas_core.hooks import Call, visit
-from dsas_core.learn import Recipe, fit_sites
+from dsas_core.learn import fit_sites, recipe_of
 from dsas_core.probes import LinearProbe
 from dsas_core.progress import progress_bar
 from dsas_core.prompts import PromptSet, read
 from dsas_core.provenance import versions
 from dsas_core.sites import Site
-from dsas_core.unit import TRIALS, choose
+from dsas_core.unit import TRIALS, choose, held_back
 
 from .families import family_of, find_sites, roots_of
 from .generation import (
@@ -92,20 +91,14 @@ def learn(
     """
     family = family_of(pipe)
     content = read(prompts)
-    unknown = sorted(set(recipe or {}) - {field.name for field in fields(Recipe)})
-    if unknown:
-        known = ", ".join(field.name for field in fields(Recipe))
-        raise DSASError(f"recipe has no field {', '.join(unknown)}; it has {known}")
-    chosen = Recipe(**{"method": method, "gate": gate, "seed": seed, **(recipe or {})})
+    chosen = recipe_of(recipe, method=method, gate=gate, seed=seed)
     wanted = find_sites(pipe, sites)
     text_only = all(site.root != family.denoiser for site in wanted)
     watched = find_sites(pipe, family.watched) if text_only else []
     edges = family.edges if edges is None else edges
     settings = settings_of(pipe, steps, guidance)
     drawn = content.draw(count, seed)
-    cut = {side: max(5, round(0.75 * len(texts))) for side, texts in drawn.items()}
-    fitting = {side: texts[: cut[side]] for side, texts in drawn.items()}
-    held_out = {side: texts[cut[side] :] for side, texts in drawn.items()}
+    fitting, held_out = held_back(drawn)
 
     roots = roots_of(pipe)
     capture = Capture(edges, seed=seed)
@@ -132,7 +125,7 @@ def learn(
         provenance={
             "model": str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
             "prompts": content.to_dict(),
-            "prompts_used": cut,
+            "prompts_used": {side: len(texts) for side, texts in fitting.items()},
             "recipe": asdict(chosen),
             "settings": asdict(settings),
             "positions": positions,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dsas_core.errors import DSASError
+from dsas_core.pretrained import device_of, dtype_of, source_of
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 BUILTIN = {"builtin:emoji": Path(__file__).parent / "builtin" / "model"}
@@ -31,23 +32,10 @@ def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.
     """
     from diffusers import DiffusionPipeline
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if dtype == "auto":
-        dtype = torch.float32 if device == "cpu" else torch.float16
-    if isinstance(dtype, str):
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise DSASError(f"dtype {dtype!r}: expected auto, float32, float16 or bfloat16")
-        dtype = getattr(torch, dtype)
-    source: str | Path = name
-    if str(name).startswith("builtin:"):
-        if str(name) not in BUILTIN:
-            raise DSASError(f"no built-in model {name}; there is {', '.join(BUILTIN)}")
-        source = BUILTIN[str(name)]
+    device = device_of(device)
+    dtype = dtype_of(dtype, device, torch.float16)
+    source = source_of(name, BUILTIN)
     folder = Path(source)
-    if not folder.is_dir() and (str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
-        known = ", ".join(BUILTIN)
-        raise DSASError(f"no model {name}: no such folder, no Hub name (user/name), and not built in ({known})")
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise DSASError(f"{folder} is no pipeline: it has no model_index.json")
     if folder.is_dir():

@@ -120,10 +120,7 @@ def steer(
         >>> with steer(pipe, {"banana-blur": 1.0}) as steering:
         ...     image = pipe("a banana and a dog").images[0]
     """
-    roots = roots_of(pipe)
-    chosen = loaded(concepts)
-    for concept in chosen:
-        concept.check(roots, force=force)
+    chosen = loaded(concepts, roots_of(pipe), force=force)
     positions = {str(concept.provenance.get("positions", "all")) for concept in chosen}
     if len(positions) > 1:
         raise DSASError("concepts that read words and concepts that read padding too cannot be steered together")

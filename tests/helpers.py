@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,14 @@ from dsas_core.maps import AffineMap, Map
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, Probe, ProductProbe
 from dsas_diffusion.builtin import architecture
 
-TINY = architecture.Preset(
+TINY = replace(
+    architecture.PRESETS["cpu"],
     image_size=32,
-    latent_channels=4,
     autoencoder_width=8,
     autoencoder_blocks=(0, 1, 1),
     text_width=32,
     text_layers=2,
     unet_channels=(16, 32),
-    unet_layers=1,
-    scenes=0,
-    batch=0,
-    autoencoder_steps=0,
-    text_steps=0,
-    unet_steps=0,
-    relation_steps=0,
-    binding_steps=0,
-    decoder_steps=0,
-    judge_steps=0,
 )
 STEPS = 3
 FORMS = ("linear", "pooled", "product", "constant")

@@ -23,9 +23,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import DSASError
+from ..pretrained import device_of, source_of
 from ..probes import LatchProbe
 from ..steering import loaded
 from .load import BUILTIN
@@ -76,14 +75,10 @@ class SteeredLM(HFLM):
         strengths = _strengths(concept, strength)
         concepts = loaded(strengths)
         if isinstance(pretrained, str) and pretrained.startswith("builtin:"):
-            if pretrained not in BUILTIN:
-                raise DSASError(f"no built-in language model {pretrained}; there is {', '.join(BUILTIN)}")
-            pretrained = str(BUILTIN[pretrained])
+            pretrained = str(source_of(pretrained, BUILTIN, "language model"))
             options.setdefault("dtype", "float32")  # it is stored in half precision, which CPUs are slow at
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         try:
-            super().__init__(pretrained=pretrained, device=device, **options)
+            super().__init__(pretrained=pretrained, device=device or device_of("auto"), **options)
         except OSError as error:
             raise DSASError(f"cannot load {pretrained}: {' '.join(str(error).split())[:300]}") from error
         self.steering = steer(self.model, concepts, gate=gate, phase=phase, force=force)

@@ -149,15 +149,13 @@ def _group(model: nn.Module, group: str) -> Iterator[Site]:
         if group != "heads":
             yield Site(path)
             continue
-        width, heads = _heads(known[path], bare(model).config)
+        width, heads = _heads(known[path], int(_text_config(model).num_attention_heads))
         for head in range(heads):
             yield Site(path, side="input", channels=(head * width, (head + 1) * width))
 
 
-def _heads(projection: nn.Module, config: Any) -> tuple[int, int]:
+def _heads(projection: nn.Module, count: int) -> tuple[int, int]:
     """Width and number of the heads that come into an output projection."""
-    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
-    count = int(text.num_attention_heads)
     weight: Any = getattr(projection, "base_layer", projection).weight
     transposed = type(projection).__name__ == "Conv1D"  # GPT-2 keeps its weights as [in, out]
     return int(weight.shape[0 if transposed else 1]) // count, count
@@ -165,9 +163,13 @@ def _heads(projection: nn.Module, config: Any) -> tuple[int, int]:
 
 def positions_of(model: nn.Module) -> int:
     """How many tokens the model can take; 0 when its config does not say."""
+    return int(getattr(_text_config(model), "max_position_embeddings", 0) or 0)
+
+
+def _text_config(model: nn.Module) -> Any:
+    """The config of the language part."""
     config: Any = bare(model).config
-    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return int(getattr(text, "max_position_embeddings", 0) or 0)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def ends_of(model: nn.Module) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from ..capture import Capture
 from ..concept import Concept, fingerprint
 from ..errors import DSASError
 from ..hooks import visit
-from ..learn import Recipe, SiteEvidence, fit_sites
+from ..learn import SiteEvidence, fit_sites, recipe_of
 from ..progress import progress_bar
 from ..prompts import PromptSet, read
 from ..provenance import versions
 from ..sites import Site
-from ..unit import TRIALS
+from ..unit import TRIALS, held_back
 from .layers import bare, find_sites, positions_of, roots_of
 from .prompts import POOLINGS, encode, pad_token
 from .reader import Reader, choose_unit
@@ -76,13 +76,7 @@ def learn(
         DSASError: bad prompts, names or sites; no site tells source from control.
     """
     content = read(prompts)
-    unknown = sorted(set(recipe or {}) - {field.name for field in fields(Recipe)})
-    if unknown:
-        known = ", ".join(field.name for field in fields(Recipe))
-        raise DSASError(f"recipe has no field {', '.join(unknown)}; it has {known}")
-    settings: dict[str, Any] = {"form": "token", "pooling": "mean", "top_share": 0.25}
-    settings |= {"method": method, "gate": gate, "seed": seed}
-    chosen = Recipe(**{**settings, **(recipe or {})})
+    chosen = recipe_of(recipe, form="token", pooling="mean", top_share=0.25, method=method, gate=gate, seed=seed)
     if chosen.form not in FORMS:
         raise DSASError(f"gate form {chosen.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}")
     wanted = _readable(model, find_sites(model, sites), sites)
@@ -96,20 +90,19 @@ def learn(
             f"pooling {pooling!r}: expected one of {', '.join(POOLINGS)}; answer needs an assistant's turn at the end "
             "of each source and target prompt"
         )
-    cut = {side: max(5, round(0.75 * len(found))) for side, found in texts.items()}
+    fitting, held_out = held_back(texts)
     pad = pad_token(tokenizer)
 
     capture = Capture(seed=seed)
     read_at = {"latch": "prompt", "prefix": "all"}.get(chosen.form, pooling)
     runs = [("source", read_at), ("target", pooling), ("control", read_at), ("context", "all")]
     runs += [("moved", pooling)] if read_at != pooling else []
-    total = sum(cut[_side(kind)] for kind, _ in runs)
+    total = sum(len(fitting[_side(kind)]) for kind, _ in runs)
     reader = Reader(model, pad, batch)
     with progress_bar(total, "capturing", show_progress) as bar:
         for kind, how in runs:
             capture.start(kind)
-            found = texts[_side(kind)][: cut[_side(kind)]]
-            for piece in reader.batches(found):
+            for piece in reader.batches(fitting[_side(kind)]):
                 with visit(roots_of(model), wanted, capture, reader.describe(piece.counted(how))):
                     reader.run(piece)
                 capture.offset += len(piece.ids)
@@ -130,17 +123,15 @@ def learn(
         provenance={
             "model": str(getattr(bare(model), "name_or_path", "") or type(bare(model)).__name__),
             "prompts": content.to_dict(),
-            "prompts_used": cut,
+            "prompts_used": {side: len(found) for side, found in fitting.items()},
             "recipe": asdict(chosen),
             "pooling": pooling,
             "seed": seed,
             "versions": versions("transformers"),
         },
     )
-    held_out = {side: found[cut[side] :] for side, found in texts.items()}
     if "encoder" in roots or any(text.answer <= 1 for found in held_out.values() for text in found):
         return concept
-    fitting = {side: found[: cut[side]] for side, found in texts.items()}
     with progress_bar(TRIALS, "choosing the unit", show_progress) as bar:
         unit, trials = choose_unit(reader, concept, fitting, held_out, drift, bar.update)
     return replace(concept, unit=unit, evidence={**concept.evidence, "unit": trials})

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import DSASError
+from ..pretrained import device_of, dtype_of, is_hub_name, source_of
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 BUILTIN = {"builtin:chat": Path(__file__).parent / "builtin" / "model"}
@@ -16,11 +17,11 @@ BUILTIN = {"builtin:chat": Path(__file__).parent / "builtin" / "model"}
 def is_language_model(name: str | Path) -> bool:
     """Whether a name is that of a language model, not of a diffusers pipeline: built in, in a folder, or on the Hub."""
     folder = Path(name)
-    if str(name) in BUILTIN or folder.is_dir():
-        return str(name) in BUILTIN or (
-            (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
-        )
-    if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+    if str(name) in BUILTIN:
+        return True
+    if folder.is_dir():
+        return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+    if not is_hub_name(name):
         return False
     from huggingface_hub import file_exists
 
@@ -47,23 +48,10 @@ def load(
     Raises:
         DSASError: no such model, or a part of it is missing or damaged.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if dtype == "auto":
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    if isinstance(dtype, str):
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise DSASError(f"dtype {dtype!r}: expected auto, float32, float16 or bfloat16")
-        dtype = getattr(torch, dtype)
-    source: str | Path = name
-    if str(name).startswith("builtin:"):
-        if str(name) not in BUILTIN:
-            raise DSASError(f"no built-in language model {name}; there is {', '.join(BUILTIN)}")
-        source = BUILTIN[str(name)]
+    device = device_of(device)
+    dtype = dtype_of(dtype, device, torch.bfloat16)
+    source = source_of(name, BUILTIN, "language model")
     folder = Path(source)
-    if not folder.is_dir() and (str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
-        known = ", ".join(BUILTIN)
-        raise DSASError(f"no model {name}: no such folder, no Hub name (user/name), and not built in ({known})")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise DSASError(f"{folder} is no language model: it has no config.json")
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):

@@ -40,9 +40,7 @@ class Monitor:
         tokenizer: Any = None,
         force: bool = False,
     ) -> None:
-        chosen = loaded(dict.fromkeys(concepts, 0.0))
-        for concept in chosen:
-            concept.check(roots_of(model), force=force)
+        chosen = loaded(dict.fromkeys(concepts, 0.0), roots_of(model), force=force)
         self.requests = 0
         self._trace = TextTrace(tokenizer)
         self._names = [concept.name for concept in chosen]

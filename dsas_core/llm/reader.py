@@ -95,9 +95,10 @@ class Reader:
     def states(self, texts: Sequence[Encoded]) -> torch.Tensor:
         """Mean activation over each answer at the output of every layer, side by side: float32 [n, layers x width]."""
         rows = []
+        roots, sites = roots_of(self.model), find_sites(self.model, "block")
         for piece in self.batches(texts):
             seen = _Seen(piece.counted("answer").to(self.device))
-            with visit(roots_of(self.model), find_sites(self.model, "block"), seen):
+            with visit(roots, sites, seen):
                 self.run(piece)
             rows.append(torch.cat(seen.means, 1).cpu())
         return torch.cat(rows)

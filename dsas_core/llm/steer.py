@@ -89,8 +89,6 @@ def steer(
         >>> with steer(model, {"rudeness": 1.0}) as steering:
         ...     out = model.generate(**inputs)
     """
-    chosen = loaded(concepts)
-    for concept in chosen:
-        concept.check(roots_of(model), force=force)
+    chosen = loaded(concepts, roots_of(model), force=force)
     kept = TextTrace(tokenizer) if trace else None
     return TextSteering(chosen, gate=gate, phase=phase, trace=kept).attach_to_model(model)

@@ -109,7 +109,7 @@ class Tokens:
 
     def _finished(self, text: _Text, ids: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
         """Positions behind the end token that a row has written, bool [batch, positions]: generation pads them."""
-        over = torch.isin(ids, torch.tensor(self.ends, device=ids.device)) & written
+        over = torch.stack([ids == end for end in self.ends]).any(0) & written
         after = over.cumsum(1) - over.long() > 0
         if text.done is not None and text.length > ids.shape[1]:
             after = after | text.done[:, None]

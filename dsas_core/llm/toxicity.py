@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from ..errors import DSASError
+from ..pretrained import device_of
 from ..prompts import MINIMUM
 from .layers import positions_of
 
@@ -151,10 +152,8 @@ class ClassifierScorer:
             raise DSASError(f"function {function!r}: expected one of {', '.join(FUNCTIONS)}")
         if batch < 1:
             raise DSASError(f"batch {batch}: expected 1 or more")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         self.model, self.tokenizer = _load_classifier(model, options)
-        self.model.to(torch.device(device))
+        self.model.to(torch.device(device_of(device)))
         config = self.model.config
         self.labels = {int(number): str(name) for number, name in config.id2label.items()}
         self.label = _chosen(self.labels, label, str(model))

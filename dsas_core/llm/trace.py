@@ -96,15 +96,17 @@ class TextTrace(Trace):
             raise DSASError(f"no row {row}: the last call had {len(parts[-1].mask)}")
         found: dict[int, Token] = {}
         for number, part in enumerate(parts):
+            here = {site: rows[number] for site, rows in by_site.items() if number < len(rows)}
+            h = {site: record.h[row].tolist() for site, record in here.items()}
+            cosine = {site: record.cosine[row].tolist() for site, record in here.items()}
             for place in range(part.mask.shape[1]):
                 number_of = -1 if part.ids is None else int(part.ids[row, place])
-                here = {site: rows[number] for site, rows in by_site.items() if number < len(rows)}
                 found[part.start + place] = Token(
                     position=part.start + place,
                     id=number_of,
                     text=self._spelled(number_of),
-                    h={site: float(record.h[row, place]) for site, record in here.items()},
-                    cosine={site: float(record.cosine[row, place]) for site, record in here.items()},
+                    h={site: values[place] for site, values in h.items()},
+                    cosine={site: values[place] for site, values in cosine.items()},
                     counted=bool(part.mask[row, place]),
                 )
         return [found[position] for position in sorted(found)]

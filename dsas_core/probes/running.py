@@ -24,25 +24,30 @@ class RunningProbe(Probe):
     inner: LinearProbe
 
     def follow(
-        self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
+        self, x: torch.Tensor, mask: torch.Tensor | None, prompt: torch.Tensor | None, state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Score the positions that come now, after those that `state` has seen.
 
         Args:
             x: [batch, positions, width].
-            mask: float [batch, positions], 1 for positions that count.
-            prompt: float [batch, positions], 1 for positions that were given.
+            mask: float [batch, positions], 1 for positions that count; None counts all.
+            prompt: float [batch, positions], 1 for positions that were given; None where all were.
             state: [batch, 3]; zeros before a text begins.
 
         Returns:
             h [batch, positions, 1], and the state behind them.
         """
+        mask = torch.ones(x.shape[:2], device=x.device) if mask is None else mask.float()
+        return self._follow(x, mask, torch.ones_like(mask) if prompt is None else prompt, state)
+
+    def _follow(
+        self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotImplementedError
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The scores of a whole text, every position of it given."""
-        mask = torch.ones(x.shape[:2], device=x.device) if mask is None else mask.float()
-        return self.follow(x, mask, torch.ones_like(mask), torch.zeros(len(x), 3, device=x.device))[0]
+        return self.follow(x, mask, None, torch.zeros(len(x), 3, device=x.device))[0]
 
     def _means(self, x: torch.Tensor, mask: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sums of logits and numbers of positions up to each position, [batch, positions] both."""
@@ -54,7 +59,7 @@ class RunningProbe(Probe):
 class PrefixProbe(RunningProbe, kind="prefix"):
     """h at each position is the inner probe's score of the mean over the positions up to it."""
 
-    def follow(
+    def _follow(
         self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         sums, counts = self._means(x, mask, state)
@@ -66,7 +71,7 @@ class PrefixProbe(RunningProbe, kind="prefix"):
 class LatchProbe(RunningProbe, kind="latch"):
     """One decision per row, from the mean over its prompt: h from the prompt's last token on, 0 before."""
 
-    def follow(
+    def _follow(
         self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         given = mask * prompt

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dsas_core import llm
+from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.progress import progress_bar
 
 from ..load import load_pipeline
 
+GATES = {"own": None, "on": "on", "off": "off"}
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -35,11 +37,38 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_concepts(parser: argparse.ArgumentParser) -> None:
+    """--concept, --gate."""
+    parser.add_argument(
+        "--concept",
+        "-c",
+        action="append",
+        default=[],
+        type=concept_and_strength,
+        metavar="FOLDER=STRENGTH",
+        help="a concept's folder or Hub name; strength 1 by default, negative goes the other way; repeatable",
+    )
+    parser.add_argument(
+        "--gate", choices=tuple(GATES), default="own", help="own: each concept's; on: steer everything; off: nothing"
+    )
+
+
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """--seed, --steps, --guidance."""
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the noise (default 0)")
     parser.add_argument("--steps", type=positive, metavar="N", help="denoising steps (default: as suits the model)")
     parser.add_argument("--guidance", type=number, metavar="SCALE", help="guidance scale (default: as suits the model)")
+
+
+def read_concepts(given: Sequence[tuple[str, float]]) -> dict[Concept, float]:
+    """Read concepts before anything slow begins."""
+    concepts: dict[Concept, float] = {}
+    for name, strength in given:
+        concept = Concept.from_pretrained(name)
+        if concept.name in (other.name for other in concepts):
+            raise DSASError(f"two concepts are named {concept.name!r}: give one strength to one concept")
+        concepts[concept] = strength
+    return concepts
 
 
 def shows_progress(args: argparse.Namespace) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import torch
 from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
+from dsas_core.llm.prompts import pad_token
 
-from .arguments import add_device, concept_and_strength, language_model, natural, number, positive
-from .generate import GATES
+from .arguments import GATES, add_concepts, add_device, language_model, natural, number, positive, read_concepts
 from .output import free_files, write_files
 
 #: suffix -> how tokens are drawn
@@ -31,18 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--message", "-m", action="append", help="what to say; repeatable. Without it, lines of standard input"
     )
-    parser.add_argument(
-        "--concept",
-        "-c",
-        action="append",
-        default=[],
-        type=concept_and_strength,
-        metavar="FOLDER=STRENGTH",
-        help="a concept's folder or Hub name; strength 1 by default, negative goes the other way; repeatable",
-    )
-    parser.add_argument(
-        "--gate", choices=tuple(GATES), default="own", help="own: each concept's; on: steer everything; off: nothing"
-    )
+    add_concepts(parser)
     parser.add_argument("--phase", choices=("all", "prompt", "generation"), default="all", help="which tokens to steer")
     parser.add_argument("--compare", action="store_true", help="answer without the concepts, too")
     parser.add_argument("--monitor", metavar="FILE", help="change nothing; add a JSON line on each message to FILE")
@@ -65,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if Path(args.heat).suffix not in DRAWN:
             raise DSASError(f"{args.heat}: tokens are drawn as {' or '.join(DRAWN)}")
         free_files([Path(args.heat)], args.overwrite)
-    concepts = _read(args.concept)
+    concepts = read_concepts(args.concept)
     model, tokenizer = language_model(args)
     answers: list[dict[str, Any]] = []
     seen: list[llm.Token] = []
@@ -84,16 +72,6 @@ def report(document: dict[str, Any]) -> None:
     """Answers have been shown as they came; where the monitor's lines are."""
     if document["monitor"]:
         print(f"{len(document['answers'])} lines added to {document['monitor']}")
-
-
-def _read(given: Sequence[tuple[str, float]]) -> dict[Concept, float]:
-    concepts: dict[Concept, float] = {}
-    for folder, strength in given:
-        concept = Concept.from_pretrained(folder)
-        if any(concept.name == other.name for other in concepts):
-            raise DSASError(f"two concepts are named {concept.name!r}: leave one out")
-        concepts[concept] = strength
-    return concepts
 
 
 def _lines() -> Any:
@@ -169,13 +147,12 @@ def generate(
     """An answer of up to `length` tokens; greedy at temperature 0."""
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     out = model.generate(
         input_ids=inputs.input_ids,
         attention_mask=inputs.attention_mask,
         max_new_tokens=length,
         streamer=streamer,
-        pad_token_id=pad,
+        pad_token_id=pad_token(tokenizer),
         **sampling,
     )
     start = 0 if model.config.is_encoder_decoder else inputs.input_ids.shape[1]

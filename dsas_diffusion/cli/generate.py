@@ -18,32 +18,20 @@ from .. import __version__, viz
 from ..families import family_of
 from ..generation import Settings, decode, latent_batches, pictures_of, seeds_for, settings_of
 from ..steer import steer
-from .arguments import add_generation, add_model, concept_and_strength, pipeline
+from .arguments import GATES, add_concepts, add_generation, add_model, pipeline, read_concepts
 from .output import IMAGE_FORMATS, as_json, encoded, free_files, free_folder, write_files, write_folder
 
 #: the settings, in a folder of pictures
 SETTINGS = "generate.json"
 COMPARISON = "compare.png"
 OURS = rf"{re.escape(SETTINGS)}|{re.escape(COMPARISON)}|\d{{3,}}(-[\w.-]+)?\.png"
-GATES = {"own": None, "on": "on", "off": "off"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to draw, how to steer it, and where to."""
     add_model(parser)
     parser.add_argument("--prompt", "-p", action="append", required=True, help="what to draw; repeatable")
-    parser.add_argument(
-        "--concept",
-        "-c",
-        action="append",
-        default=[],
-        type=concept_and_strength,
-        metavar="FOLDER=STRENGTH",
-        help="a concept's folder or Hub name; strength 1 by default, negative goes the other way; repeatable",
-    )
-    parser.add_argument(
-        "--gate", choices=tuple(GATES), default="own", help="own: each concept's; on: steer everything; off: nothing"
-    )
+    add_concepts(parser)
     add_generation(parser)
     parser.add_argument(
         "--compare", action="store_true", help="add the unsteered pictures, and maps of where the concepts were seen"
@@ -70,7 +58,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise DSASError(f"{out}: pictures are written as {', '.join(IMAGE_FORMATS)}; without a suffix, into a folder")
     else:
         free_folder(out, OURS, args.overwrite)
-    concepts = _concepts(args.concept)
+    concepts = read_concepts(args.concept)
 
     pipe = pipeline(args, steps_bar=True)
     settings = settings_of(pipe, args.steps, args.guidance)
@@ -99,17 +87,6 @@ def report(document: dict[str, Any]) -> None:
     out = Path(document["out"])
     settings = out.with_suffix(".json") if out.suffix.lower() in IMAGE_FORMATS else out / SETTINGS
     print(f"wrote {count} picture{'s' if count > 1 else ''} to {out}, settings to {settings}")
-
-
-def _concepts(given: Sequence[tuple[str, float]]) -> dict[Concept, float]:
-    """Read concepts before anything slow begins."""
-    concepts: dict[Concept, float] = {}
-    for name, strength in given:
-        concept = Concept.from_pretrained(name)
-        if concept.name in (other.name for other in concepts):
-            raise DSASError(f"two concepts are named {concept.name!r}: give one strength to one concept")
-        concepts[concept] = strength
-    return concepts
 
 
 def _drawn(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dsas_diffusion.cli import main
+from tests.diffusion.test_cli import assert_one_line
 
 PROMPTS = Path(__file__).parents[2] / "prompts" / "rudeness.yaml"
 INSULT, CALM = "you useless clown! my washer does not start.", "hello, my washer does not start. what can i do?"
@@ -108,9 +109,7 @@ def test_mistakes_are_told_in_one_line(
     arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == code
-    error = capsys.readouterr().err.strip()
-    assert message in error
-    assert "Traceback" not in error
+    assert_one_line(capsys.readouterr().err, message)
 
 
 def test_doctor_tells_what_happened_in_an_answer(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,19 @@
-"""Tiny random language models of many families, from configs."""
+"""Tiny random language models of many families, from configs; concepts for them, and plain ways to run them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
+
+from dsas_core import Concept, llm, visit
+from dsas_core.concept import fingerprint
+from dsas_core.llm.layers import roots_of
+from dsas_core.probes import LinearProbe, RunningProbe
+from tests.helpers import Recorder, random_concept
 
 VOCABULARY = 61
 
@@ -88,6 +95,41 @@ def tiny(family: str) -> Any:
     """A random model of a family, one for all tests: nothing may change it."""
     torch.manual_seed(0)
     return _BUILD[family]().eval().requires_grad_(False)
+
+
+IDS = torch.randint(3, VOCABULARY - 1, (2, 7), generator=torch.Generator().manual_seed(0))
+LENGTH = 5
+
+
+def concept_for(model: Any, sites: Any = None, **settings: Any) -> Concept:
+    """A random concept at sites of a model, its probes spread over the activations that come by."""
+    roots, recorder = roots_of(model), Recorder()
+    more = {"decoder_input_ids": IDS[:, :3]} if "encoder" in roots else {}
+    with visit(roots, llm.find_sites(model, sites), recorder):
+        model(input_ids=IDS, **more)
+    base = {root: fingerprint(roots[root]) for root in {site.root for site in recorder.seen}}
+    return random_concept({site: seen[0] for site, seen in recorder.seen.items()}, base=base, unit=0.3, **settings)
+
+
+def written(model: Any, ids: torch.Tensor = IDS, mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+    """Logits of every token that greedy decoding writes after the prompt, [rows, LENGTH, vocabulary]."""
+    settings = {"max_new_tokens": LENGTH, "do_sample": False, "output_logits": True, "pad_token_id": 0, **options}
+    mask = torch.ones_like(ids) if mask is None else mask
+    out = model.generate(input_ids=ids, attention_mask=mask, return_dict_in_generate=True, **settings)
+    return torch.stack(out.logits, 1)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def remembering(model: Any, kind: type[RunningProbe]) -> Concept:
+    concept = concept_for(model)
+    changed = [
+        replace(item, probes=tuple(kind(probe) for probe in item.probes if isinstance(probe, LinearProbe)))
+        for item in concept.interventions
+    ]
+    return replace(concept, interventions=tuple(changed))
 
 
 class Words:

@@ -26,7 +26,7 @@ from dsas_core.llm.builtin.corpus import fact_questions
 from dsas_core.llm.harness import SteeredLM
 from dsas_core.llm.load import BUILTIN
 from dsas_core.probes import LatchProbe
-from tests.core.llm.test_steer import concept_for
+from tests.core.llm.models import concept_for
 
 CHOICES = """
 task: facts

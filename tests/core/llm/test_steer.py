@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from dsas_core import Concept, DSASError, Site, llm, visit
-from dsas_core.concept import fingerprint
+from dsas_core import DSASError, Site, llm, visit
 from dsas_core.llm.layers import GROUPS, layers_of, roots_of
-from dsas_core.probes import LatchProbe, LinearProbe, PrefixProbe, RunningProbe
-from tests.core.llm.models import DIFFERENT, FAMILIES, VOCABULARY, tiny
-from tests.helpers import Bare, Recorder, differ, random_concept
-
-IDS = torch.randint(3, VOCABULARY - 1, (2, 7), generator=torch.Generator().manual_seed(0))
-LENGTH = 5
-
-
-def concept_for(model: Any, sites: Any = None, **settings: Any) -> Concept:
-    """A random concept at sites of a model, its probes spread over the activations that come by."""
-    roots, recorder = roots_of(model), Recorder()
-    more = {"decoder_input_ids": IDS[:, :3]} if "encoder" in roots else {}
-    with visit(roots, llm.find_sites(model, sites), recorder):
-        model(input_ids=IDS, **more)
-    base = {root: fingerprint(roots[root]) for root in {site.root for site in recorder.seen}}
-    return random_concept({site: seen[0] for site, seen in recorder.seen.items()}, base=base, unit=0.3, **settings)
-
-
-def written(model: Any, ids: torch.Tensor = IDS, mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
-    """Logits of every token that greedy decoding writes after the prompt, [rows, LENGTH, vocabulary]."""
-    settings = {"max_new_tokens": LENGTH, "do_sample": False, "output_logits": True, "pad_token_id": 0, **options}
-    mask = torch.ones_like(ids) if mask is None else mask
-    out = model.generate(input_ids=ids, attention_mask=mask, return_dict_in_generate=True, **settings)
-    return torch.stack(out.logits, 1)
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+from dsas_core.probes import PrefixProbe
+from tests.core.llm.models import DIFFERENT, FAMILIES, IDS, LENGTH, close, concept_for, remembering, tiny, written
+from tests.helpers import Bare, Recorder, differ
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,8 +43,9 @@ def test_parts_of_layers_are_found(family: str, group: str) -> None:
     concept = concept_for(model, group)
     wide = {tuple(intervention.maps[0].tensors()[0].shape) for intervention in concept.interventions}
     assert wide == {(8,) if group == "heads" else (32,)}
-    with llm.steer(model, {concept: 1.0}, trace=True):
+    with llm.steer(model, {concept: 1.0}, trace=True) as steering:
         written(model)
+        assert steering.fired == sorted(map(str, concept.sites))
 
 
 @pytest.mark.parametrize("family", DIFFERENT)
@@ -380,77 +354,3 @@ def test_a_text_past_the_models_length_is_refused() -> None:
 def test_an_unknown_phase_is_refused() -> None:
     with pytest.raises(DSASError, match="phase 'answer': expected one of prompt, generation, all"):
         llm.steer(tiny("llama"), {concept_for(tiny("llama")): 1.0}, phase="answer")
-
-
-# ---- gates that go by what came before -------------------------------------------------------------------------------
-
-
-def remembering(model: Any, kind: type[RunningProbe]) -> Concept:
-    concept = concept_for(model)
-    changed = [
-        replace(item, probes=tuple(kind(probe) for probe in item.probes if isinstance(probe, LinearProbe)))
-        for item in concept.interventions
-    ]
-    return replace(concept, interventions=tuple(changed))
-
-
-@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_what_is_remembered_is_the_same_with_and_without_a_cache(kind: type[RunningProbe], family: str) -> None:
-    model = tiny(family)
-    base = written(model)
-    with llm.steer(model, {remembering(model, kind): 1.0}) as steering:
-        first = written(model)
-        assert close(first, written(model, use_cache=False))
-        assert torch.equal(first, written(model)), "a new text remembers nothing of the last one"
-        steering.strengths["random"] = 0.0
-        assert torch.equal(written(model), base)
-    assert differ(first, base)
-
-
-def test_a_prefix_is_read_as_the_mean_of_its_positions() -> None:
-    x, inner = torch.randn(2, 5, 8), LinearProbe(torch.randn(8), torch.tensor(0.3))
-    means = x.cumsum(1) / torch.arange(1, 6)[:, None]
-    torch.testing.assert_close(PrefixProbe(inner).score(x), inner.score(means), rtol=1e-4, atol=1e-5)
-
-
-def test_a_latch_decides_at_the_end_of_the_prompt() -> None:
-    x, inner = torch.randn(2, 6, 8), LinearProbe(torch.randn(8), torch.tensor(0.3))
-    mask, prompt = torch.ones(2, 6), torch.tensor([[1.0] * 4 + [0.0] * 2] * 2)
-    mask[0, 3] = 0  # a shorter prompt, padded
-    h, state = LatchProbe(inner).follow(x, mask, prompt, torch.zeros(2, 3))
-    decisions = torch.stack([inner.score(x[0, :3].mean(0)), inner.score(x[1, :4].mean(0))])
-    expected = torch.zeros(2, 6, 1)
-    expected[0, [2, 4, 5]], expected[1, 3:] = decisions[0], decisions[1]
-    torch.testing.assert_close(h, expected)
-    after, _ = LatchProbe(inner).follow(x[:, :1], torch.ones(2, 1), torch.zeros(2, 1), state)
-    torch.testing.assert_close(after[:, 0], decisions)
-
-
-def test_a_latch_decides_on_the_prompt_and_steers_what_is_written() -> None:
-    model = tiny("llama")
-    base = written(model)
-    with llm.steer(model, {remembering(model, LatchProbe): 1.0}, phase="generation", trace=True) as steering:
-        assert differ(written(model), base)
-    assert steering.trace is not None
-    assert [token.max_h > 0 for token in steering.trace.tokens()] == [False] * 7 + [True] * (LENGTH - 1)
-
-
-def test_beams_that_change_places_are_refused() -> None:
-    model = tiny("llama")
-    with llm.steer(model, {remembering(model, PrefixProbe): 1.0}):
-        with pytest.raises(DSASError, match="rows changed places between two tokens"):
-            written(model, max_new_tokens=12, num_beams=4, output_logits=False, output_scores=True)
-        written(model, do_sample=True, num_return_sequences=3)
-
-
-def test_tokens_that_are_taken_back_are_refused() -> None:
-    from transformers import DynamicCache
-
-    model, cache = tiny("llama"), DynamicCache()
-    with llm.steer(model, {remembering(model, PrefixProbe): 1.0}):
-        model(IDS[:, :5], past_key_values=cache)
-        model(IDS[:, 5:6], past_key_values=cache)
-        cache.crop(-1)
-        with pytest.raises(DSASError, match="tokens were taken back"):
-            model(IDS[:, 5:6], past_key_values=cache)

@@ -1,0 +1,58 @@
+"""What every loader asks first: where the model comes from, where it goes, and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from .errors import DSASError
+
+
+def device_of(device: str) -> str:
+    """The device that is meant: "auto" is a GPU where there is one, else the CPU."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def dtype_of(dtype: str | torch.dtype, device: str, half: torch.dtype) -> torch.dtype:
+    """The precision that is meant: "auto" is float32 on the CPU and `half` elsewhere.
+
+    Raises:
+        DSASError: a name that is no dtype.
+    """
+    if dtype == "auto":
+        return torch.float32 if device == "cpu" else half
+    if isinstance(dtype, str):
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise DSASError(f"dtype {dtype!r}: expected auto, float32, float16 or bfloat16")
+        dtype = getattr(torch, dtype)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def source_of(name: str | Path, builtin: Mapping[str, Path], kind: str = "model") -> str | Path:
+    """What `from_pretrained` is to be given: the folder of a built-in model, another folder, or a Hub name (user/name).
+
+    Args:
+        builtin: folders of the built-in models by name.
+        kind: what the models are called in the message.
+
+    Raises:
+        DSASError: no such built-in model, no such folder, and no Hub name.
+    """
+    known = ", ".join(builtin)
+    if str(name).startswith("builtin:"):
+        if str(name) not in builtin:
+            raise DSASError(f"no built-in {kind} {name}; there is {known}")
+        return builtin[str(name)]
+    if not Path(name).is_dir() and not is_hub_name(name):
+        raise DSASError(f"no model {name}: no such folder, no Hub name (user/name), and not built in ({known})")
+    return name
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether a name has the form of a repository on the Hub, user/name."""
+    return str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))

@@ -1,0 +1,73 @@
+"""Gates of texts that go by what came before: prefixes and latches, with and without a cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsas_core import DSASError, llm
+from dsas_core.probes import LatchProbe, LinearProbe, PrefixProbe, RunningProbe
+from tests.core.llm.models import IDS, LENGTH, close, remembering, tiny, written
+from tests.helpers import differ
+
+
+@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_what_is_remembered_is_the_same_with_and_without_a_cache(kind: type[RunningProbe], family: str) -> None:
+    model = tiny(family)
+    base = written(model)
+    with llm.steer(model, {remembering(model, kind): 1.0}) as steering:
+        first = written(model)
+        assert close(first, written(model, use_cache=False))
+        assert torch.equal(first, written(model)), "a new text remembers nothing of the last one"
+        steering.strengths["random"] = 0.0
+        assert torch.equal(written(model), base)
+    assert differ(first, base)
+
+
+def test_a_prefix_is_read_as_the_mean_of_its_positions() -> None:
+    x, inner = torch.randn(2, 5, 8), LinearProbe(torch.randn(8), torch.tensor(0.3))
+    means = x.cumsum(1) / torch.arange(1, 6)[:, None]
+    torch.testing.assert_close(PrefixProbe(inner).score(x), inner.score(means), rtol=1e-4, atol=1e-5)
+
+
+def test_a_latch_decides_at_the_end_of_the_prompt() -> None:
+    x, inner = torch.randn(2, 6, 8), LinearProbe(torch.randn(8), torch.tensor(0.3))
+    mask, prompt = torch.ones(2, 6), torch.tensor([[1.0] * 4 + [0.0] * 2] * 2)
+    mask[0, 3] = 0  # a shorter prompt, padded
+    h, state = LatchProbe(inner).follow(x, mask, prompt, torch.zeros(2, 3))
+    decisions = torch.stack([inner.score(x[0, :3].mean(0)), inner.score(x[1, :4].mean(0))])
+    expected = torch.zeros(2, 6, 1)
+    expected[0, [2, 4, 5]], expected[1, 3:] = decisions[0], decisions[1]
+    torch.testing.assert_close(h, expected)
+    after, _ = LatchProbe(inner).follow(x[:, :1], torch.ones(2, 1), torch.zeros(2, 1), state)
+    torch.testing.assert_close(after[:, 0], decisions)
+
+
+def test_a_latch_decides_on_the_prompt_and_steers_what_is_written() -> None:
+    model = tiny("llama")
+    base = written(model)
+    with llm.steer(model, {remembering(model, LatchProbe): 1.0}, phase="generation", trace=True) as steering:
+        assert differ(written(model), base)
+    assert steering.trace is not None
+    assert [token.max_h > 0 for token in steering.trace.tokens()] == [False] * 7 + [True] * (LENGTH - 1)
+
+
+def test_beams_that_change_places_are_refused() -> None:
+    model = tiny("llama")
+    with llm.steer(model, {remembering(model, PrefixProbe): 1.0}):
+        with pytest.raises(DSASError, match="rows changed places between two tokens"):
+            written(model, max_new_tokens=12, num_beams=4, output_logits=False, output_scores=True)
+        written(model, do_sample=True, num_return_sequences=3)
+
+
+def test_tokens_that_are_taken_back_are_refused() -> None:
+    from transformers import DynamicCache
+
+    model, cache = tiny("llama"), DynamicCache()
+    with llm.steer(model, {remembering(model, PrefixProbe): 1.0}):
+        model(IDS[:, :5], past_key_values=cache)
+        model(IDS[:, 5:6], past_key_values=cache)
+        cache.crop(-1)
+        with pytest.raises(DSASError, match="tokens were taken back"):
+            model(IDS[:, 5:6], past_key_values=cache)
