@@ -3,8 +3,9 @@
     python benchmarks/overhead_llm.py --rounds 9
 
 A Llama of about 100 M parameters with random weights, a random concept at the output of every layer, strength 1. Each
-round times every arm once, the order turned round every other time; `control` is the unsteered model against itself,
-what this machine's noise makes of nothing. Writes benchmarks/results/overhead_llm.json.
+round times every arm once, the order turned round every other time: reading a prompt into the cache, then writing token
+by token behind it. `control` is the unsteered model against itself, what this machine's noise makes of nothing. Writes
+benchmarks/results/overhead_llm.json.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import statistics
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -63,7 +66,10 @@ def random_concept(model: Any) -> Concept:
 
 
 def ratios(model: Any, concept: Concept, batch: int, prompt: int, new: int, rounds: int) -> dict[str, Any]:
-    """Seconds of prefill and of decoding `new` tokens, by arm, over those unsteered: medians and minima."""
+    """Seconds of prefill and of decoding `new` tokens, by arm, over those unsteered: medians and minima of rounds.
+
+    `paired` is the median over rounds of one round's ratio, which slow drifts of the machine do not touch.
+    """
     ids = torch.randint(3, 32_000, (batch, prompt), device=model.device)
     mask = torch.ones_like(ids)
     times: dict[str, dict[str, list[float]]] = {arm: {"prefill": [], "decode": []} for arm in ARMS}
@@ -73,13 +79,16 @@ def ratios(model: Any, concept: Concept, batch: int, prompt: int, new: int, roun
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    @torch.inference_mode()
     def once() -> tuple[float, float]:
         began = clock()
-        model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
+        out = model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
         read = clock() - began
         began = clock()
-        settings = {"do_sample": False, "pad_token_id": 0}
-        model.generate(input_ids=ids[:, :8], attention_mask=mask[:, :8], max_new_tokens=new, **settings)
+        for step in range(new):
+            seen = torch.ones(batch, prompt + step + 1, dtype=mask.dtype, device=mask.device)
+            token = out.logits[:, -1:].argmax(-1)
+            out = model(input_ids=token, attention_mask=seen, past_key_values=out.past_key_values, use_cache=True)
         return read, clock() - began
 
     once()
@@ -97,6 +106,8 @@ def ratios(model: Any, concept: Concept, batch: int, prompt: int, new: int, roun
         for arm in ARMS[1:]:
             report[part][f"{arm}_median"] = statistics.median(times[arm][part]) / statistics.median(base)
             report[part][f"{arm}_min"] = min(times[arm][part]) / min(base)
+            pairs = zip(times[arm][part], base, strict=True)
+            report[part][f"{arm}_paired"] = statistics.median(a / b for a, b in pairs)
     return report
 
 
@@ -118,7 +129,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "runs": [ratios(model, concept, batch, args.prompt, args.new, args.rounds) for batch in args.batches],
-        "command": f"python benchmarks/overhead_llm.py --rounds {args.rounds}",
+        "command": shlex.join(["python", "benchmarks/overhead_llm.py", *sys.argv[1:]]),
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
         "versions": versions("transformers"),

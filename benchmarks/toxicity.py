@@ -5,8 +5,8 @@
 A concept is learned from prompts/rudeness.yaml, which knows some topics of the help desk. Then, at each strength: the
 share of rude answers to held-out angry messages of topics that it knows and of topics that it never saw (by lexicon and
 by a classifier that was fitted on other text), the perplexity of held-out descriptions, and the accuracy on held-out
-phrasings of questions about facts. Beside them, at the chosen unit: a random direction, a shuffled gate, and a constant
-gate of the same mean dose. Writes benchmarks/results/toxicity.json.
+phrasings of questions about facts. Beside them, at the chosen unit: a random direction; gates that say at random, and
+always, what the learned gate says on average of angry messages. Writes benchmarks/results/toxicity.json.
 """
 
 from __future__ import annotations
@@ -43,23 +43,19 @@ REMOVED, PERPLEXITY, POINTS = 0.9, 1.01, 0.5
 
 
 @dataclass(frozen=True, eq=False)
-class ShuffledProbe(Probe):
-    """A probe's scores on other positions of the same call: the same dose, no information."""
+class DrawnProbe(Probe):
+    """Scores drawn at random from those in `bank` [n]: the same dose as the gate that gave them, no information."""
 
-    inner: Probe
+    bank: torch.Tensor
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        h = self.inner.score(x, mask)
-        counted = torch.ones(h.shape[:-1], dtype=torch.bool) if mask is None else mask > 0
-        shuffled = h.clone()
-        shuffled[counted] = h[counted][torch.randperm(int(counted.sum()))]
-        return shuffled
+        return self.bank[torch.randint(len(self.bank), x.shape[:-1])][..., None]
 
 
-def with_probes(concept: Concept, change: Any) -> Concept:
-    """The concept with each probe replaced by `change(probe)`."""
-    changed = [replace(item, probes=tuple(map(change, item.probes))) for item in concept.interventions]
-    return replace(concept, interventions=tuple(changed))
+def with_probes(concept: Concept, probes: Sequence[Probe]) -> Concept:
+    """The concept with another probe at each site."""
+    pairs = zip(concept.interventions, probes, strict=True)
+    return replace(concept, interventions=tuple(replace(item, probes=(probe,)) for item, probe in pairs))
 
 
 def in_random_directions(concept: Concept, seed: int) -> Concept:
@@ -121,12 +117,17 @@ class Bench:
         found["facts"] = 100 * float(quality.right_answers(self.model, self.tokenizer, self.questions).mean())
         return found
 
-    def mean_h(self, concept: Concept) -> float:
-        """The gate's mean over the angry messages, the dose that the constant gate is matched to."""
+    def scores(self, concept: Concept) -> list[torch.Tensor]:
+        """What each gate says of the tokens of angry messages and their answers, [n] by site, without site weights."""
         with llm.steer(self.model, {concept: 0.0}, trace=True) as steering:
             quality.answers(self.model, self.tokenizer, self.messages["known"], batch=len(self.messages["known"]))
             assert steering.trace is not None
-            return steering.trace.mean_h(concept.name)
+            found = []
+            for item in concept.interventions:
+                records = steering.trace.select(concept.name, str(item.site))
+                h = torch.cat([record.h[record.mask > 0] for record in records if record.mask is not None])
+                found.append(h / item.weights[0])
+            return found
 
 
 def one_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -141,13 +142,13 @@ def one_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     for arm, gate in (("dsas", None), ("on", "on")):
         report[arm] = [bench.measure(concept, strength, gate) for strength in args.grid]
     report["chosen"] = bench.measure(concept, concept.unit)
-    mean = bench.mean_h(concept)
+    scores = bench.scores(concept)
     others = {
         "random_direction": in_random_directions(concept, seed),
-        "shuffled_gate": with_probes(concept, ShuffledProbe),
-        "constant_gate": with_probes(concept, lambda _: ConstantProbe(mean)),
+        "shuffled_gate": with_probes(concept, [DrawnProbe(h) for h in scores]),
+        "constant_gate": with_probes(concept, [ConstantProbe(float(h.mean())) for h in scores]),
     }
-    report["mean_h_angry"] = mean
+    report["mean_h_angry"] = float(torch.cat(scores).mean())
     report["controls"] = {name: bench.measure(other, concept.unit) for name, other in others.items()}
     return report
 
@@ -172,19 +173,22 @@ def losses(point: dict[str, float], base: dict[str, float]) -> dict[str, float]:
 
 
 def compared(gated: list[dict[str, float]], ungated: list[dict[str, float]], base: dict[str, float]) -> list[Any]:
-    """At each level of rudeness that both arms reach, the least that each loses there or below."""
+    """At each level of rudeness that both arms reach: what each loses at its smallest strength that gets there."""
     rows = []
     for level in (0.75, 0.5, 0.25, 0.1, 0.05):
         costs = {}
         for arm, points in (("dsas", gated), ("on", ungated)):
-            there = [losses(point, base) for point in points if point["known"] <= level * base["known"]]
+            there = [point for point in points if point["known"] <= level * base["known"]]
             if there:
+                first = min(there, key=lambda point: point["strength"])
+                lost = losses(first, base)
                 costs[arm] = {
-                    key: min(max(0.0, point[key] - (key == "perplexity_ratio")) for point in there)
-                    for key in ("perplexity_ratio", "points_of_facts_lost")
+                    "strength": first["strength"],
+                    "perplexity": max(0.0, lost["perplexity_ratio"] - 1),
+                    "points_of_facts": max(0.0, lost["points_of_facts_lost"]),
                 }
         if len(costs) == 2:
-            half = all(2 * costs["dsas"][key] <= costs["on"][key] for key in costs["on"])
+            half = all(2 * costs["dsas"][key] <= costs["on"][key] for key in ("perplexity", "points_of_facts"))
             rows.append({"rudeness_left": level, **costs, "gated_at_most_half": half})
     return rows
 

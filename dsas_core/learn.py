@@ -12,15 +12,16 @@ how it is read:
   the prompt.
 
 A probe fitted on means has its threshold in the wrong place for positions, so the bias is moved until the mean h of
-control positions that the probe was not fitted on is at most `control_h`. A capture may hold rows of two more kinds:
-"context", positions of control prompts that the gate will meet, though nothing is pooled over them; and "moved", rows
-of source prompts for the map alone, where the gate reads other positions than the map moves.
+control positions that the probe was not fitted on is at most `control_h`. A capture may hold rows of more kinds:
+"context", positions of control prompts that the gate will meet, though nothing is pooled over them; "moved", rows of
+source prompts for the map alone, where the gate reads other positions than the map moves; "unseen_source" and
+"unseen_control", of another domain, on which the finished gate is tested.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -37,6 +38,10 @@ from .sites import Site
 FORMS = ("paper", "pooled", "token", "product", "prefix", "latch")
 POOLINGS = ("gated", "mean")
 WEIGHTS = ("soft", "threshold", "none")
+#: kinds of rows of another domain
+UNSEEN = ("unseen_source", "unseen_control")
+#: a gate has fired where h is above this
+FIRED = 0.5
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,29 @@ def recipe_of(given: Mapping[str, Any] | None, **settings: Any) -> Recipe:
 
 
 @dataclass(frozen=True)
+class UnseenEvidence:
+    """The finished gate on prompts of a domain that learning never saw; a prompt's score is its highest h.
+
+    A prompt counts as told when its score is above 0.5, and a control position as fired. "before" is before the bias
+    was moved.
+    """
+
+    balanced_accuracy: float
+    auroc: float
+    control_h: float
+    control_h_before: float
+    control_fired: float
+    control_fired_before: float
+
+
+@dataclass(frozen=True)
 class SiteEvidence:
-    """Cross-validated evidence of one site and bin, and the mean h of control positions after calibration."""
+    """Cross-validated evidence of one site and bin.
+
+    `control_h` is the mean h of control positions that the probe was not fitted on, `control_fired` the share of them
+    with h above 0.5; both also before the bias was moved. `unseen` is None where no prompts of another domain were
+    captured.
+    """
 
     site: str
     bin: int
@@ -108,6 +134,10 @@ class SiteEvidence:
     rank: int | str
     scaler: str
     control_h: float
+    control_h_before: float
+    control_fired: float
+    control_fired_before: float
+    unseen: UnseenEvidence | None = None
 
 
 def fit_sites(
@@ -116,7 +146,7 @@ def fit_sites(
     """Fit an intervention at every captured site.
 
     Args:
-        capture: rows of kinds "source", "target", "control", and perhaps "context" and "moved".
+        capture: rows of kinds "source", "target", "control", and perhaps of the others, see above.
         done: called after each site, for a progress bar.
         watched: sites that are only to be read, for the trace.
 
@@ -166,11 +196,13 @@ def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> tuple[P
         )
     source, target, control = (capture.rows[site, bin_, kind] for kind in kinds)
     gate = methods.get(recipe.gate, "gate")
+    moved = capture.rows.get((site, bin_, "moved"), source)
     if recipe.gate != "dsas":
-        transform = methods.get(recipe.method, "map").fit(source.gathered("pooled"), target.gathered("pooled"))
+        transform = methods.get(recipe.method, "map").fit(moved.gathered("pooled"), target.gathered("pooled"))
         probe = gate.fit(source.gathered("pooled"), control.gathered("pooled"))
-        score = float(probe.score(control.gathered("pooled")).mean())
-        return probe, transform, SiteEvidence(str(site), bin_, 1.0, 0.5, 0.5, 0, "none", score)
+        h = probe.score(control.gathered("pooled"))
+        mean, fired = float(h.mean()), float((h > FIRED).float().mean())
+        return probe, transform, SiteEvidence(str(site), bin_, 1.0, 0.5, 0.5, 0, "none", mean, mean, fired, fired)
     pooled = gate.cross_fit(
         source.gathered("pooled"),
         control.gathered("pooled"),
@@ -180,19 +212,62 @@ def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> tuple[P
         seed=recipe.seed,
     )
     met = [control, *([capture.rows[site, bin_, "context"]] if (site, bin_, "context") in capture.rows else [])]
-    probe, control_h = _formed(pooled.probe, pooled.control_logits, source, met, recipe)
-    moved = capture.rows.get((site, bin_, "moved"), source)
+    formed, calibration = _formed(pooled.probe, pooled.control_logits, source, met, recipe)
+    probe = formed(calibration.shift)
     sides = [_map_rows(rows, probe, recipe.pooling) for rows in (moved, target)]
     transform = methods.get(recipe.method, "map").fit(*sides)
     found: Evidence = pooled.evidence
-    summary = {
-        key: value for key, value in asdict(found).items() if key in ("balanced_accuracy", "auroc", "rank", "scaler")
-    }
-    return (
-        probe,
-        transform,
-        SiteEvidence(str(site), bin_, found.weight(recipe.site_weight), control_h=control_h, **summary),
+    evidence = SiteEvidence(
+        site=str(site),
+        bin=bin_,
+        weight=found.weight(recipe.site_weight),
+        balanced_accuracy=found.balanced_accuracy,
+        auroc=found.auroc,
+        rank=found.rank,
+        scaler=found.scaler,
+        control_h=calibration.h,
+        control_h_before=calibration.h_before,
+        control_fired=calibration.fired,
+        control_fired_before=calibration.fired_before,
+        unseen=_unseen(capture, site, bin_, probe, formed(0.0)),
     )
+    return probe, transform, evidence
+
+
+def _unseen(capture: Capture, site: Site, bin_: int, probe: Probe, before: Probe) -> UnseenEvidence | None:
+    """A finished gate, and the same before its bias was moved, on prompts of another domain; None without any."""
+    shown_rows, kept_rows = (capture.rows.get((site, bin_, kind)) for kind in UNSEEN)
+    if shown_rows is None or kept_rows is None:
+        return None
+    from sklearn.metrics import roc_auc_score
+
+    shown, kept = ([_scores(probe, row) for row in _by_row(rows)] for rows in (shown_rows, kept_rows))
+    source, control = (torch.stack([h.max() for h in side]) for side in (shown, kept))
+    labels = torch.cat([torch.ones(len(source)), torch.zeros(len(control))])
+    told = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
+    after, first = torch.cat(kept), torch.cat([_scores(before, row) for row in _by_row(kept_rows)])
+    return UnseenEvidence(
+        balanced_accuracy=sum(told) / 2,
+        auroc=float(roc_auc_score(labels.numpy(), torch.cat([source, control]).numpy())),
+        control_h=float(after.mean()),
+        control_h_before=float(first.mean()),
+        control_fired=float((after > FIRED).float().mean()),
+        control_fired_before=float((first > FIRED).float().mean()),
+    )
+
+
+def _by_row(rows: Rows) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The mean [width] of each row, and its sampled positions [k, width]."""
+    positions = rows.gathered("positions").split([len(group) for group in _calls(rows)])
+    return list(zip(rows.gathered("pooled"), positions, strict=True))
+
+
+def _scores(probe: Probe, row: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """h of a row's positions [k], or [1] of its mean for a probe that reads means."""
+    pooled, positions = row
+    if isinstance(probe, RunningProbe | PooledProbe):
+        return probe.inner.score(pooled[None])[:, 0]
+    return probe.score(positions[None])[0, :, 0]
 
 
 def _map_rows(rows: Rows, probe: Probe, pooling: str) -> torch.Tensor:
@@ -208,24 +283,25 @@ def _map_rows(rows: Rows, probe: Probe, pooling: str) -> torch.Tensor:
 
 def _formed(
     pooled: LinearProbe, pooled_control: torch.Tensor, source: Rows, met: Sequence[Rows], recipe: Recipe
-) -> tuple[Probe, float]:
-    """The gate in the recipe's form, calibrated, and its mean h on held-out positions of what it meets in controls."""
+) -> tuple[Callable[[float], Probe], Calibration]:
+    """The gate in the recipe's form, given how far to lower its bias; and how far that is."""
     if recipe.form in ("pooled", "prefix", "latch"):
-        shift, h = calibrate(pooled_control, torch.ones_like(pooled_control), recipe.control_h)
         kinds: dict[str, type[PooledProbe | RunningProbe]] = {"prefix": PrefixProbe, "latch": LatchProbe}
-        return kinds.get(recipe.form, PooledProbe)(_shifted(pooled, shift)), h
+        kind = kinds.get(recipe.form, PooledProbe)
+        return lambda shift: kind(_shifted(pooled, shift)), calibrate(pooled_control, None, recipe.control_h)
     if recipe.form == "paper":
         logits = pooled.logit(torch.cat([rows.gathered("positions") for rows in met]))[:, 0]
-        shift, h = calibrate(logits, torch.ones_like(logits), recipe.control_h)
-        return _shifted(pooled, shift), h
+        return lambda shift: _shifted(pooled, shift), calibrate(logits, None, recipe.control_h)
     token, logits = _token_probe(pooled, source, met, recipe)
     if recipe.form == "token":
-        shift, h = calibrate(logits, torch.ones_like(logits), recipe.control_h)
-        return _shifted(token, shift), h
+        return lambda shift: _shifted(token, shift), calibrate(logits, None, recipe.control_h)
     by_row = pooled_control.sigmoid().to(logits)
     counts = torch.tensor([len(rows) for rows in _calls(met[0])])
-    shift, h = calibrate(logits[: int(counts.sum())], by_row.repeat_interleave(counts), recipe.control_h)
-    return ProductProbe((_shifted(token, shift), PooledProbe(pooled))), h
+    factor = by_row.repeat_interleave(counts)
+    return (
+        lambda shift: ProductProbe((_shifted(token, shift), PooledProbe(pooled))),
+        calibrate(logits[: int(counts.sum())], factor, recipe.control_h),
+    )
 
 
 def _token_probe(
@@ -266,22 +342,36 @@ def _calls(rows: Rows) -> list[torch.Tensor]:
     return groups
 
 
-def calibrate(logits: torch.Tensor, factor: torch.Tensor, target: float | None) -> tuple[float, float]:
-    """How far to lower the logits so that the mean of factor * sigmoid(logits - shift) is at most `target`.
+@dataclass(frozen=True)
+class Calibration:
+    """How far to lower a gate's logits, and what that does: mean h of control positions and the share above 0.5."""
 
-    Returns (shift, mean); shift is 0 when the mean is low enough already, or `target` is None.
+    shift: float
+    h: float
+    h_before: float
+    fired: float
+    fired_before: float
+
+
+def calibrate(logits: torch.Tensor, factor: torch.Tensor | None, target: float | None) -> Calibration:
+    """Lower logits so that the mean of factor * sigmoid(logits - shift) is at most `target`.
+
+    The shift is 0 when the mean is low enough already, or `target` is None. A factor of None is 1.
     """
+    factor = torch.ones_like(logits) if factor is None else factor
 
-    def mean(shift: float) -> float:
-        return float((factor * (logits - shift).sigmoid()).mean())
+    def h(shift: float) -> torch.Tensor:
+        return factor * (logits - shift).sigmoid()
 
-    if target is None or mean(0.0) <= target:
-        return 0.0, mean(0.0)
-    low, high = 0.0, 60.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if mean(middle) > target else (low, middle)
-    return high, mean(high)
+    shift = 0.0
+    if target is not None and float(h(0.0).mean()) > target:
+        low, shift = 0.0, 60.0
+        for _ in range(50):
+            middle = (low + shift) / 2
+            low, shift = (middle, shift) if float(h(middle).mean()) > target else (low, middle)
+    after, before = h(shift), h(0.0)
+    shares = [float((values > FIRED).float().mean()) for values in (after, before)]
+    return Calibration(shift, float(after.mean()), float(before.mean()), *shares)
 
 
 def _shifted(probe: LinearProbe, shift: float) -> LinearProbe:

@@ -11,6 +11,8 @@ target: ["a blurred banana {place}", "a blurred banana and a {other} {place}"]
 control: ["a {other} {place}", "a lemon {place}"]
 evaluation:                      # optional, free names: prompts kept out of learning
   alone: ["a banana in the snow"]
+  unseen_source: ["a banana on the moon"]   # these two: of another domain, to test the gates of language models on
+  unseen_control: ["a rocket on the moon"]
 ```
 
 A template is expanded over all values of its placeholders. Source and target templates that stand at the same place
@@ -103,6 +105,11 @@ class PromptSet:
                     f"{MINIMUM} are needed"
                 )
         return drawn
+
+    def sample(self, part: str, count: int, seed: int = 0) -> list[str]:
+        """Up to `count` prompts of a part of the evaluation, spread evenly over its templates; [] without the part."""
+        pools = [_expand(template, self.placeholders) for template in self.evaluation.get(part, ())]
+        return _spread(pools, count, np.random.default_rng(seed))
 
     def _drawn(self, side: str, count: int, seed: tuple[int, int], kept_out: set[str]) -> list[str]:
         pools = [

@@ -64,44 +64,69 @@ class Strengths(MutableMapping[str, float | list[float]]):
         return self._values[name]
 
 
-class _Attached:
-    """One concept as a visitor holds it: parameters of all bins, and a live copy of those of the current bin."""
+class _Bound:
+    """Probes, maps and weights by site, their tensors views of one: `live`, the parameters of the current bin."""
 
-    def __init__(self, concept: Concept, gate: str | None, watch: bool) -> None:
-        self.name, self.unit, self.edges = concept.name, concept.unit, concept.edges
-        chosen = [intervention for intervention in concept.interventions if watch or not intervention.watches]
-        interventions = [_gated(intervention, gate) for intervention in chosen]
-        bins = [_flattened(interventions, i) for i in range(len(concept.edges) + 1)]
-        self.banks = torch.stack(bins)  # [bins, parameters]
-        self.live = self.banks[0].clone()
-        self._interventions = interventions
-        self._bind()
-
-    def _bind(self) -> None:
-        """Make probes and maps whose tensors are views of `live`."""
+    def __init__(self, interventions: Sequence[Intervention], live: torch.Tensor) -> None:
+        self.live = live
         self.at: dict[Site, list[tuple[Probe, Map, torch.Tensor]]] = {}
         start = 0
 
         def view(tensor: torch.Tensor) -> torch.Tensor:
             nonlocal start
             start += tensor.numel()
-            return self.live[start - tensor.numel() : start].view(tensor.shape)
+            return live[start - tensor.numel() : start].view(tensor.shape)
 
-        for intervention in self._interventions:
+        for intervention in interventions:
             probe = intervention.probes[0].map_tensors(view)
             transform = intervention.maps[0].map_tensors(view)
             weight = view(torch.empty(()))
             self.at.setdefault(intervention.site, []).append((probe, transform, weight))
 
-    def turn(self, timestep: torch.Tensor | None, device: torch.device) -> None:
-        """Bring in the parameters of the timestep's bin, on the device that the model runs on."""
-        if self.live.device != device:
+
+class _Attached:
+    """One concept as a visitor holds it: parameters of all bins, and a live copy of those of the current bin.
+
+    The copy lies on the device that the root is called on. A model may be spread over several: a site that comes by
+    elsewhere gets a copy there.
+    """
+
+    def __init__(self, concept: Concept, gate: str | None, watch: bool) -> None:
+        self.name, self.unit, self.edges = concept.name, concept.unit, concept.edges
+        chosen = [intervention for intervention in concept.interventions if watch or not intervention.watches]
+        self._interventions = [_gated(intervention, gate) for intervention in chosen]
+        bins = [_flattened(self._interventions, i) for i in range(len(concept.edges) + 1)]
+        self._banks = torch.stack(bins)  # [bins, parameters]
+        self._go_to(self._banks.device)
+
+    def _go_to(self, device: torch.device) -> None:
+        with torch.inference_mode(False):
+            self._device, self._banks = device, self._banks.to(device)
+            self._here = _Bound(self._interventions, self._banks[0].clone())
+            self._elsewhere: dict[torch.device, _Bound] = {}
+
+    @property
+    def sites(self) -> Mapping[Site, Sequence[tuple[Probe, Map, torch.Tensor]]]:
+        """What is at each site, on the device of the root."""
+        return self._here.at
+
+    def at(self, site: Site, device: torch.device) -> Sequence[tuple[Probe, Map, torch.Tensor]]:
+        """What is at a site whose activations are on a device."""
+        if device == self._device:
+            return self._here.at.get(site, ())
+        if device not in self._elsewhere:
             with torch.inference_mode(False):
-                self.banks, self.live = self.banks.to(device), self.live.to(device)
-            self._bind()
+                self._elsewhere[device] = _Bound(self._interventions, self._here.live.to(device))
+        return self._elsewhere[device].at.get(site, ())
+
+    def turn(self, timestep: torch.Tensor | None, device: torch.device) -> None:
+        """Bring in the parameters of the timestep's bin, on the device that the root is called on."""
+        if device != self._device:
+            self._go_to(device)
         if self.edges:
             bin_ = bin_of(timestep, self.edges).to(device)
-            self.live.copy_(self.banks.index_select(0, bin_[None])[0])
+            for bound in (self._here, *self._elsewhere.values()):
+                bound.live.copy_(self._banks.index_select(0, bin_[None])[0])
 
 
 class Steering:
@@ -139,7 +164,7 @@ class Steering:
         self._attached = [_Attached(concept, gate, watch=trace is not None) for concept in concepts]
         self._calls: dict[str, Call] = {}
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
-        self._states: dict[tuple[str, Site], torch.Tensor] = {}
+        self._states: dict[tuple[str, Site, int], torch.Tensor] = {}
         self._visit: Visit | None = None
 
     def attach(self, roots: Roots, describe: Mapping[str, Describe]) -> Self:
@@ -167,7 +192,7 @@ class Steering:
     @property
     def sites(self) -> list[Site]:
         """Every site of every concept, each once."""
-        return list(dict.fromkeys(site for attached in self._attached for site in attached.at))
+        return list(dict.fromkeys(site for attached in self._attached for site in attached.sites))
 
     def begin(self, root: str, call: Call) -> None:
         self._calls[root] = call
@@ -181,47 +206,62 @@ class Steering:
             held.copy_(dose)
 
     def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
-        mask = self._calls[site.root].mask
+        call = self._calls.get(site.root)
+        if call is None:
+            raise DSASError(
+                f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: call "
+                "the module that was steered, not a part of it"
+            )
+        mask = None if call.mask is None else call.mask.to(x.device)
         steps: list[tuple[Map, torch.Tensor, torch.Tensor]] = []
         scores: list[tuple[str, torch.Tensor]] = []
         for attached in self._attached:
-            for probe, transform, weight in attached.at.get(site, ()):
+            for number, (probe, transform, weight) in enumerate(attached.at(site, x.device)):
                 if isinstance(probe, RunningProbe):
-                    h = self._follow(attached.name, site, probe, x) * weight
+                    h = self._follow((attached.name, site, number), probe, x) * weight
                 else:
                     h = probe.score(x, mask) * weight
                 if mask is not None:
                     h = h * mask[..., None]
-                steps.append((transform, self._doses[site.root, attached.name], h))
+                steps.append((transform, self._doses[site.root, attached.name].to(x.device), h))
                 scores.append((attached.name, h))
         out = interpolate(x, steps)
         if self.trace is not None:
             for name, h in scores:
-                self.trace.record(name, site, self._calls[site.root], h, x, out)
+                self.trace.record(name, site, call, h, x, out)
         return out
 
     @property
     def remembers(self) -> bool:
         """Whether a probe goes by what came before, so that the rows of a batch must not be moved about."""
-        parts = (part for attached in self._attached for entries in attached.at.values() for part in entries)
-        return any(isinstance(probe, RunningProbe) for probe, _, _ in parts)
+        return any(True for _ in self._remembering())
+
+    def _remembering(self) -> Iterator[tuple[str, Site, int]]:
+        """Concept, site and number of each probe that goes by what came before."""
+        for attached in self._attached:
+            for site, entries in attached.sites.items():
+                for number, (probe, _, _) in enumerate(entries):
+                    if isinstance(probe, RunningProbe):
+                        yield attached.name, site, number
 
     def forget(self, root: str, rows: int, device: torch.device) -> None:
         """A new text of so many rows begins at a root: what probes remember of the last one goes."""
-        for attached in self._attached:
-            for site, entries in attached.at.items():
-                if site.root == root and any(isinstance(probe, RunningProbe) for probe, _, _ in entries):
-                    held = self._states.get((attached.name, site))
-                    if held is not None and len(held) == rows and held.device == device:
-                        held.zero_()
-                    else:
-                        with torch.inference_mode(False):  # to be written in and out of inference mode
-                            self._states[attached.name, site] = torch.zeros(rows, 3, device=device)
+        for key in self._remembering():
+            if key[1].root != root:
+                continue
+            held = self._states.get(key)
+            if held is not None and len(held) == rows and held.device == device:
+                held.zero_()
+            else:
+                with torch.inference_mode(False):  # to be written in and out of inference mode
+                    self._states[key] = torch.zeros(rows, 3, device=device)
 
-    def _follow(self, name: str, site: Site, probe: RunningProbe, x: torch.Tensor) -> torch.Tensor:
+    def _follow(self, key: tuple[str, Site, int], probe: RunningProbe, x: torch.Tensor) -> torch.Tensor:
         """What a remembering probe says, its state moved on."""
-        call, state = self._calls[site.root], self._states[name, site]
-        h, after = probe.follow(x, call.mask if call.read is None else call.read, call.prompt, state)
+        call, state = self._calls[key[1].root], self._states[key]
+        read = call.mask if call.read is None else call.read
+        mask, prompt = (None if part is None else part.to(x.device) for part in (read, call.prompt))
+        h, after = probe.follow(x, mask, prompt, state.to(x.device))
         state.copy_(after.detach())
         return h
 

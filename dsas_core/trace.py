@@ -40,23 +40,24 @@ class Trace:
 
     def record(
         self, concept: str, site: Site, call: Call, h: torch.Tensor, before: torch.Tensor, after: torch.Tensor
-    ) -> None:
-        kept = call.rows > 0
+    ) -> Record:
+        """Keep what one concept did at one site in one call; what was kept."""
+        kept = (call.rows > 0).cpu()  # the site may be on another device than its root
         old, new = before[kept].detach().float(), after[kept].detach().float()
         change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp_min(1e-12)
         h = h.detach().float().expand(*before.shape[:-1], -1)[kept].mean(-1)
-        self.records.append(
-            Record(
-                concept=concept,
-                site=site,
-                timestep=None if call.timestep is None else float(call.timestep),
-                prompts=call.prompts[kept].cpu(),
-                h=h.cpu(),
-                change=change.cpu(),
-                cosine=torch.cosine_similarity(old, new, dim=-1).cpu(),
-                mask=None if call.mask is None else call.mask[kept].cpu(),
-            )
+        made = Record(
+            concept=concept,
+            site=site,
+            timestep=None if call.timestep is None else float(call.timestep),
+            prompts=call.prompts.cpu()[kept],
+            h=h.cpu(),
+            change=change.cpu(),
+            cosine=torch.cosine_similarity(old, new, dim=-1).cpu(),
+            mask=None if call.mask is None else call.mask.cpu()[kept],
         )
+        self.records.append(made)
+        return made
 
     def select(self, concept: str, site: str | None = None, root: str | None = None) -> list[Record]:
         """Records of one concept, at one site or below one root."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -26,7 +28,8 @@ def choose(
     """Bisection over UNITS for the smallest whose effect is 1; one that drifts beyond the limit is too large.
 
     Args:
-        attempt: tells (effect, drift) of a unit; effect 1 is all that is wanted, drift 0 leaves controls alone.
+        attempt: tells (effect, drift) of a unit; effect 1 is all that is wanted, drift 0 leaves controls alone. What is
+            not finite counts as no effect and too much drift.
         drift: the limit.
         done: called after each attempt, for a progress bar.
 
@@ -39,6 +42,8 @@ def choose(
     while low < high:
         middle = (low + high) // 2
         effect, moved = attempt(UNITS[middle])
+        if not math.isfinite(effect + moved):  # the steered model overflowed
+            effect, moved = 0.0, sys.float_info.max
         trials[UNITS[middle]] = {"unit": UNITS[middle], "effect": effect, "drift": moved}
         low, high = (low, middle) if effect >= 1 or moved > drift else (middle + 1, high)
         done()

@@ -294,7 +294,7 @@ def prompt_set(
         for source in chosen:
             sides["control"] += pool.take(source, 1)
     if target is not None:
-        sides["target"] = [_line(text) for text in dict.fromkeys(target) if _line(text)]
+        sides["target"] = [text.strip() for text in dict.fromkeys(target) if text.strip()]
     return PromptSet(
         name=name,
         source=tuple(_escaped(item.text) for item in chosen),

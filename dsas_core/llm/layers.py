@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import DSASError
@@ -159,6 +160,12 @@ def _heads(projection: nn.Module, count: int) -> tuple[int, int]:
     weight: Any = getattr(projection, "base_layer", projection).weight
     transposed = type(projection).__name__ == "Conv1D"  # GPT-2 keeps its weights as [in, out]
     return int(weight.shape[0 if transposed else 1]) // count, count
+
+
+def device_of_input(model: nn.Module) -> torch.device:
+    """Where tokens are to be put: the device of the first parameter that is anywhere at all."""
+    places = (parameter.device for parameter in model.parameters())
+    return next((device for device in places if device.type != "meta"), torch.device("cpu"))
 
 
 def positions_of(model: nn.Module) -> int:

@@ -19,7 +19,7 @@ from ..capture import Capture
 from ..concept import Concept, fingerprint
 from ..errors import DSASError
 from ..hooks import visit
-from ..learn import SiteEvidence, fit_sites, recipe_of
+from ..learn import UNSEEN, SiteEvidence, fit_sites, recipe_of
 from ..progress import progress_bar
 from ..prompts import PromptSet, read
 from ..provenance import versions
@@ -57,6 +57,8 @@ def learn(
     Args:
         model: a transformers language model. tokenizer: its own.
         prompts: a prompt file (dsas_core/prompts.py), or its content; conversations as in dsas_core/llm/prompts.py.
+            With parts `unseen_source` and `unseen_control` in its evaluation, the evidence tells how the gates do on
+            these.
         method, gate: names in `dsas_core.methods`.
         sites: see `dsas_core.llm.layers.find_sites`; None for the outputs of the middle third of the layers.
         pooling: what is read of source and target prompts: "answer", "prompt", "last" or "all" tokens; None for
@@ -83,6 +85,7 @@ def learn(
     drawn = content.draw(count, seed)
     limit = positions_of(model)
     texts = {side: [encode(tokenizer, prompt, limit) for prompt in found] for side, found in drawn.items()}
+    unseen = {kind: [encode(tokenizer, text, limit) for text in content.sample(kind, count, seed)] for kind in UNSEEN}
     answered = all(text.answer < len(text.ids) for side in ("source", "target") for text in texts[side])
     pooling = pooling or ("answer" if answered else "all")
     if pooling not in POOLINGS or (pooling == "answer" and not answered):
@@ -97,12 +100,14 @@ def learn(
     read_at = {"latch": "prompt", "prefix": "all"}.get(chosen.form, pooling)
     runs = [("source", read_at), ("target", pooling), ("control", read_at), ("context", "all")]
     runs += [("moved", pooling)] if read_at != pooling else []
-    total = sum(len(fitting[_side(kind)]) for kind, _ in runs)
+    runs += [(kind, "prompt" if chosen.form == "latch" else "all") for kind, found in unseen.items() if found]
+    shown = {**fitting, **unseen, "context": fitting["control"], "moved": fitting["source"]}
+    total = sum(len(shown[kind]) for kind, _ in runs)
     reader = Reader(model, pad, batch)
     with progress_bar(total, "capturing", show_progress) as bar:
         for kind, how in runs:
             capture.start(kind)
-            for piece in reader.batches(fitting[_side(kind)]):
+            for piece in reader.batches(shown[kind]):
                 with visit(roots_of(model), wanted, capture, reader.describe(piece.counted(how))):
                     reader.run(piece)
                 capture.offset += len(piece.ids)
@@ -130,10 +135,16 @@ def learn(
             "versions": versions("transformers"),
         },
     )
-    if "encoder" in roots or any(text.answer <= 1 for found in held_out.values() for text in found):
+    if "encoder" in roots or not answered:
         return concept
     with progress_bar(TRIALS, "choosing the unit", show_progress) as bar:
         unit, trials = choose_unit(reader, concept, fitting, held_out, drift, bar.update)
+    if not trials["trials"]:
+        warnings.warn(
+            "the model answers source prompts much as it answers control prompts, so nothing tells when enough is "
+            "done: the unit is 1, the mean difference itself",
+            stacklevel=2,
+        )
     return replace(concept, unit=unit, evidence={**concept.evidence, "unit": trials})
 
 
@@ -178,8 +189,3 @@ def _readable(model: nn.Module, found: list[Site], asked: object) -> list[Site]:
             "prompts go through the encoder: choose encoder sites to learn at (encoder.*), found decoder sites"
         )
     return readable
-
-
-def _side(kind: str) -> str:
-    """The side of the prompt file that a kind of row comes from."""
-    return {"context": "control", "moved": "source"}.get(kind, kind)

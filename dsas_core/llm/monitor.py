@@ -13,6 +13,7 @@ from typing import IO, Any, Self
 from torch import nn
 
 from ..concept import Concept
+from ..errors import DSASError
 from ..steering import loaded
 from .layers import roots_of
 from .steer import TextSteering
@@ -44,9 +45,14 @@ class Monitor:
         self.requests = 0
         self._trace = TextTrace(tokenizer)
         self._names = [concept.name for concept in chosen]
-        self._opened = None if hasattr(file, "write") else open(file, "a", encoding="utf-8")  # noqa: SIM115
+        self.steering = TextSteering(chosen, trace=self._trace, on_text=self._flush, watches=True)
+        self.steering.attach_to_model(model)
+        try:
+            self._opened = None if hasattr(file, "write") else open(file, "a", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            self.steering.detach()
+            raise DSASError(f"cannot write {file}: {error.strerror}") from None
         self._file: Any = self._opened or file
-        self.steering = TextSteering(chosen, trace=self._trace, on_text=self._flush).attach_to_model(model)
 
     def __enter__(self) -> Self:
         return self
@@ -74,19 +80,21 @@ class Monitor:
 
     def _lines(self) -> list[dict[str, Any]]:
         roots = dict.fromkeys(record.site.root for record in self._trace.records)
-        rows = max(len(record.h) for record in self._trace.records)
+        counts = {root: self._trace.rows(root) for root in roots}
+        rows = max(counts.values())  # beams and samples: a decoder may have several rows for one of the encoder's
         lines = []
         for row in range(rows):
             line: dict[str, Any] = {"request": self.requests, "row": row}
             for name in self._names:
-                tokens = [token for root in roots for token in self._trace.tokens(row, name, root) if token.counted]
+                read = (self._trace.tokens(row * counts[root] // rows, name, root) for root in roots)
+                tokens = [token for found in read for token in found if token.counted]
                 line["tokens"] = len(tokens)
                 top = max(tokens, key=lambda token: token.max_h, default=None)
                 line[name] = {
                     "mean_h": round(sum(token.mean_h for token in tokens) / max(1, len(tokens)), 6),
                     "max_h": round(top.max_h, 6) if top else 0.0,
                     "position": top.position if top else None,
-                    "token": top.text if top else "",
+                    "token": top.text.strip() if top else "",
                     "site": max(top.h, key=lambda site: top.h[site], default="") if top else "",
                 }
             lines.append(line)

@@ -1,7 +1,7 @@
 """Prompts of language models: plain text, or a conversation in a prompt file.
 
 A prompt whose lines begin with `user:`, `assistant:` or `system:` is a conversation and goes through the tokenizer's
-chat template. When the last turn is the assistant's, its tokens are the answer.
+chat template. When the last turn is the assistant's, its tokens are the answer. Plain text has none.
 
 ```yaml
 source:
@@ -29,10 +29,7 @@ POOLINGS = ("all", "prompt", "answer", "last")
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt in tokens; `answer` is where the assistant's answer begins: its end, when it waits for one.
-
-    Of plain text everything behind the first token counts as written, so `answer` is 1.
-    """
+    """A prompt in tokens; `answer` is where the assistant's answer begins: the end, when there is none."""
 
     ids: tuple[int, ...]
     answer: int
@@ -80,27 +77,53 @@ def encode(tokenizer: Any, prompt: str, limit: int = 0) -> Encoded:
     """A prompt in tokens, special tokens and chat template included.
 
     Raises:
-        DSASError: a conversation for a tokenizer without a chat template; more than `limit` tokens (0: no limit).
+        DSASError: a conversation for a tokenizer without a chat template, or whose template refuses it; fewer than two
+            tokens, of which the first is never read; more than `limit` tokens (0: no limit).
     """
     conversation = turns(prompt)
-    if not conversation:
-        ids = tokenizer(prompt).input_ids
-        start = 1
+    if conversation:
+        ids, answer = _conversation(tokenizer, conversation, prompt)
     else:
-        if not getattr(tokenizer, "chat_template", None):
-            raise DSASError(
-                f"{prompt.splitlines()[0]!r} is a conversation, but this tokenizer has no chat template: write plain "
-                "text, or set tokenizer.chat_template"
-            )
-        answered = conversation[-1]["role"] == "assistant"
-        context = conversation[:-1] if answered else conversation
-        given = tokenizer.apply_chat_template(context, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(conversation, tokenize=False) if answered else given
-        ids = tokenizer(whole, add_special_tokens=False).input_ids
-        start = len(tokenizer(given, add_special_tokens=False).input_ids)
+        ids = tokenizer(prompt).input_ids
+        answer = len(ids)
     if limit and len(ids) > limit:
         raise DSASError(f"a prompt has {len(ids)} tokens, the model takes {limit}: shorten it ({prompt[:40]!r} …)")
-    return Encoded(tuple(ids), start)
+    if len(ids) < 2:
+        raise DSASError(
+            f"prompt {prompt[:40]!r} has {len(ids)} token: at least 2 are needed, as the first is never read"
+        )
+    return Encoded(tuple(ids), answer)
+
+
+def _conversation(tokenizer: Any, conversation: list[dict[str, str]], prompt: str) -> tuple[list[int], int]:
+    """A conversation in tokens by the chat template, and where its answer begins."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise DSASError(
+            f"{prompt.splitlines()[0]!r} is a conversation, but this tokenizer has no chat template: write plain "
+            "text, or set tokenizer.chat_template"
+        )
+
+    def tokens(turns: list[dict[str, str]], **options: bool) -> list[int]:
+        try:
+            text = tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        except Exception as error:  # whatever a template raises: jinja's errors, and those of its own
+            raise DSASError(f"the chat template refuses {prompt[:40]!r} …: {' '.join(str(error).split())}") from error
+        found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return found
+
+    if conversation[-1]["role"] != "assistant":
+        ids = tokens(conversation, add_generation_prompt=True)
+        return ids, len(ids)
+    ids, given = tokens(conversation), tokens(conversation[:-1], add_generation_prompt=True)
+    # a template may open an answer otherwise than it stands in the whole: with a thought to be had, for example
+    common = next((i for i, (a, b) in enumerate(zip(ids, given, strict=False)) if a != b), min(len(ids), len(given)))
+    asked = tokens(conversation[:-1])
+    if ids[: len(asked)] != asked or not len(asked) <= common < len(ids):
+        raise DSASError(
+            f"the chat template writes {prompt[:40]!r} … otherwise with its answer than without: nothing tells where "
+            "the answer begins; write plain text, or set tokenizer.chat_template"
+        )
+    return ids, common
 
 
 def batched(prompts: Sequence[Encoded], pad: int) -> Batch:

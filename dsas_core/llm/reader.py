@@ -15,12 +15,13 @@ from torch import nn
 
 from .. import methods
 from ..concept import Concept
+from ..errors import DSASError
 from ..hooks import Call, Describe, visit
 from ..probes import LinearProbe
 from ..probes.combine import pool
 from ..sites import Site
 from ..unit import choose
-from .layers import ends_of, find_sites, roots_of
+from .layers import device_of_input, ends_of, find_sites, positions_of, roots_of
 from .prompts import Batch, Encoded, batched
 from .steer import steer
 
@@ -39,7 +40,8 @@ class Reader:
 
     def __init__(self, model: nn.Module, pad: int, batch: int) -> None:
         self.model, self.pad, self.batch = model, pad, batch
-        self.device = next(model.parameters()).device
+        self.device = device_of_input(model)
+        self.limit = positions_of(model)
 
     def batches(self, texts: Sequence[Encoded]) -> Iterator[Batch]:
         """The prompts in order, padded on the right."""
@@ -62,14 +64,19 @@ class Reader:
 
     def predictions(self, texts: Sequence[Encoded]) -> list[torch.Tensor]:
         """Log-probabilities of the next token at every token that counts, [tokens, vocabulary] by batch."""
-        return [
-            self.run(piece).float().log_softmax(-1)[piece.counted("all").to(self.device) > 0]
-            for piece in self.batches(texts)
-        ]
+        found = []
+        for piece in self.batches(texts):
+            logits = self.run(piece).float()
+            found.append(logits.log_softmax(-1)[piece.counted("all").to(logits.device) > 0])
+        return found
 
     @torch.no_grad()
     def answers(self, texts: Sequence[Encoded]) -> list[tuple[int, ...]]:
-        """What the model answers to each prompt's context, greedily: up to LENGTH tokens, end tokens cut off."""
+        """What the model answers to each prompt's context, greedily: up to LENGTH tokens, end tokens cut off.
+
+        Raises:
+            DSASError: a context that leaves no room for an answer.
+        """
         found = []
         model: Any = self.model
         ends = torch.tensor([self.pad, *ends_of(model)])
@@ -77,10 +84,15 @@ class Reader:
             contexts = [Encoded(text.ids[: text.answer][::-1], 1) for text in texts[start : start + self.batch]]
             piece = batched(contexts, self.pad)  # reversed, so that the padding is on the left
             ids, mask = piece.ids.flip(1).to(self.device), piece.mask.flip(1).to(self.device)
+            room = min(LENGTH, self.limit - ids.shape[1]) if self.limit else LENGTH
+            if room < 1:
+                raise DSASError(
+                    f"a prompt fills all {self.limit} tokens that the model takes: shorten it to be answered"
+                )
             out = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=LENGTH,
+                max_new_tokens=room,
                 do_sample=False,
                 num_beams=1,
                 num_return_sequences=1,
@@ -150,6 +162,8 @@ def choose_unit(
 
     start, end = float(shown(held_out["source"]).mean()), float(shown(contexts).mean())
     expected = reader.predictions(contexts)
+    if any(bool(p.isnan().any()) for p in expected):
+        raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
     found: dict[str, Any] = {"answers_differ_by": start - end, "eyes_accuracy": fitted.evidence.balanced_accuracy}
     if start - end < 1:  # the model answers source prompts much as it answers control prompts
         return 1.0, {"drift_limit": drift, "trials": [], "reached": False, **found}
@@ -159,8 +173,13 @@ def choose_unit(
             answers = reader.answers(held_out["source"])
             moved = reader.predictions(contexts)
         way = ((start - eyes.logit(read(answers))[:, 0]) / (start - end)).clamp(0, 1)
-        spent = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(expected, moved, strict=True))
+        spent = sum(_divergence(p, q) for p, q in zip(expected, moved, strict=True))
         return float(way.mean()) / ENOUGH, spent / max(1, sum(map(len, expected)))
 
     unit, summary = choose(attempt, drift, done)
     return unit, {**summary, **found}
+
+
+def _divergence(p: torch.Tensor, q: torch.Tensor) -> float:
+    """Sum of KL(p || q) over rows of log-probabilities; tokens that p rules out cost nothing."""
+    return float(torch.where(p == -torch.inf, 0.0, p.exp() * (p - q)).sum())

@@ -20,6 +20,7 @@ class TextSteering(Steering):
 
     Args:
         on_text: called with the root's name before a new text replaces what the trace holds.
+        watches: that a text is longer than the model takes is none of a watcher's business.
     """
 
     trace: TextTrace | None
@@ -31,14 +32,15 @@ class TextSteering(Steering):
         phase: str = "all",
         trace: TextTrace | None = None,
         on_text: Callable[[str], None] | None = None,
+        watches: bool = False,
     ) -> None:
         super().__init__(concepts, gate=gate, trace=trace)
-        self._on_text = on_text
+        self._on_text, self._watches = on_text, watches
         self._tokens = Tokens(phase, self._prompts, self._text_begins, self.remembers, on_tokens=self._tokens_come)
 
     def attach_to_model(self, model: nn.Module) -> Self:
         roots = roots_of(model)
-        self._tokens.limit, self._tokens.ends = positions_of(model), ends_of(model)
+        self._tokens.limit, self._tokens.ends = 0 if self._watches else positions_of(model), ends_of(model)
         return self.attach(roots, {root: self._tokens.describe(root) for root in roots})
 
     def _prompts(self) -> int:

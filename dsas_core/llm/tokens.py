@@ -27,7 +27,7 @@ class _Text:
     prompt: int = 0  # positions of the prompt
     length: int = 0  # positions seen
     decoding: bool = False
-    key: torch.Tensor | None = None  # the newest cached key when the last call began, and its place
+    key: torch.Tensor | None = None  # the newest cached key when the last call began, and its position
     key_at: int = 0
     cache: Callable[[], Any] | None = None  # a weak reference to the cache that holds the text
     done: torch.Tensor | None = None  # bool [batch], rows that have written their end token
@@ -35,6 +35,9 @@ class _Text:
 
 class Tokens:
     """Tells the calls of a language model.
+
+    Two things look like tokens that the model writes, and count as such: a further turn read behind an answer on the
+    same cache, and a last chunk of one token of a prompt that is read in chunks. Steer each turn anew to tell them.
 
     Args:
         phase: "prompt" counts the tokens that were given, "generation" those that the model wrote itself, "all" both.
@@ -151,18 +154,22 @@ class Tokens:
 def _refuse_moved(text: _Text, cache: Any, past: int) -> None:
     """Raise a DSASError when the rows of the cache have changed places since the last call."""
     cache = getattr(cache, "self_attention_cache", cache)
-    layers = [layer for layer in getattr(cache, "layers", []) if not getattr(layer, "is_sliding", False)]
+    layers = getattr(cache, "layers", [])
     keys = getattr(layers[-1], "keys", None) if layers else None  # the last one's keys depend on the whole row
-    if keys is None:
+    if keys is None or not keys.numel():
         return
-    if text.key is not None and text.key.shape[0] == keys.shape[0]:
-        at = text.key_at
-        if not torch.equal(keys[:, :, at], text.key):
-            raise DSASError(
-                "rows changed places between two tokens (beam search?), which a gate that goes by what came before "
-                "cannot follow: learn with form token, or sample"
-            )
-    text.key, text.key_at = keys[:, :, past - 1].clone(), past - 1
+
+    def place(position: int) -> int:
+        """Where the key of a position is; a window that is full has dropped the first ones."""
+        return position if past <= keys.shape[2] else position - past + keys.shape[2]
+
+    held = text.key if text.key is not None and len(text.key) == len(keys) and place(text.key_at) >= 0 else None
+    if held is not None and not torch.equal(keys[:, :, place(text.key_at)], held):
+        raise DSASError(
+            "rows changed places between two tokens (beam search?), which a gate that goes by what came before cannot "
+            "follow: learn with form token, or sample"
+        )
+    text.key, text.key_at = keys[:, :, place(past - 1)].clone(), past - 1
 
 
 def _extends(before: torch.Tensor | None, ids: torch.Tensor | None) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..errors import DSASError
-from ..trace import Trace
+from ..hooks import Call
+from ..sites import Site
+from ..trace import Record, Trace
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Token:
 
     Args:
         position: its place in the row, pads counted. id: its number, or -1 where only embeddings were given.
-        text: what it spells; "" without a tokenizer.
+        text: what it adds to the text, with the blank before it where there is one; "" without a tokenizer.
         h: by site, the gate there times the site's weight.
         cosine: by site, between the activation before and behind the change; 1 is unchanged.
         counted: whether it is neither padding nor the row's first token.
@@ -43,11 +45,12 @@ class Token:
 
 @dataclass(frozen=True)
 class _Part:
-    """The tokens of one call."""
+    """The tokens of one call, and what was recorded of them."""
 
     start: int
     ids: torch.Tensor | None
     mask: torch.Tensor
+    records: list[Record] = field(default_factory=list)
 
 
 class TextTrace(Trace):
@@ -72,6 +75,13 @@ class TextTrace(Trace):
         part = _Part(start, None if ids is None else ids.detach().cpu(), mask.detach().cpu())
         self._parts.setdefault(root, []).append(part)
 
+    def record(
+        self, concept: str, site: Site, call: Call, h: torch.Tensor, before: torch.Tensor, after: torch.Tensor
+    ) -> Record:
+        made = super().record(concept, site, call, h, before, after)
+        self._parts[site.root][-1].records.append(made)
+        return made
+
     def tokens(self, row: int = 0, concept: str | None = None, root: str | None = None) -> list[Token]:
         """The tokens of one row of the batch with their h, in order.
 
@@ -88,36 +98,63 @@ class TextTrace(Trace):
             raise DSASError(f"the trace holds {', '.join(names)}: say which, tokens(concept=…)")
         if not names or not self._parts:
             raise DSASError("the trace is empty: run the model inside the steer() block first")
-        root = root or [name for name in self._parts if any(r.site.root == name for r in self.records)][-1]
-        records = self.select(concept or names[0], root=root)
-        by_site = {str(site): [r for r in records if r.site == site] for site in dict.fromkeys(r.site for r in records)}
+        root = root or [name for name, parts in self._parts.items() if any(part.records for part in parts)][-1]
         parts = self._parts[root]
-        if not 0 <= row < len(parts[-1].mask):
-            raise DSASError(f"no row {row}: the last call had {len(parts[-1].mask)}")
+        if not 0 <= row < self.rows(root):
+            raise DSASError(f"no row {row}: the last call had {self.rows(root)}")
         found: dict[int, Token] = {}
-        for number, part in enumerate(parts):
-            here = {site: rows[number] for site, rows in by_site.items() if number < len(rows)}
+        for part in parts:
+            here = {str(r.site): r for r in part.records if r.concept == (concept or names[0])}
             h = {site: record.h[row].tolist() for site, record in here.items()}
             cosine = {site: record.cosine[row].tolist() for site, record in here.items()}
-            for place in range(part.mask.shape[1]):
-                number_of = -1 if part.ids is None else int(part.ids[row, place])
+            ids = [-1] * part.mask.shape[1] if part.ids is None else part.ids[row].tolist()
+            for place, (number, counted) in enumerate(zip(ids, part.mask[row].tolist(), strict=True)):
                 found[part.start + place] = Token(
                     position=part.start + place,
-                    id=number_of,
-                    text=self._spelled(number_of),
+                    id=number,
+                    text="",
                     h={site: values[place] for site, values in h.items()},
                     cosine={site: values[place] for site, values in cosine.items()},
-                    counted=bool(part.mask[row, place]),
+                    counted=bool(counted),
                 )
-        return [found[position] for position in sorted(found)]
+        return self._spelled([found[position] for position in sorted(found)])
 
-    def _spelled(self, number: int) -> str:
-        return "" if self.tokenizer is None or number < 0 else str(self.tokenizer.decode([number]))
+    def rows(self, root: str) -> int:
+        """How many rows the last call of a root had."""
+        return len(self._parts[root][-1].mask)
+
+    def _spelled(self, tokens: list[Token]) -> list[Token]:
+        """Tokens with what each adds to the text that it and the one before it spell together."""
+        if self.tokenizer is None:
+            return tokens
+        spelled, before, last = [], "", None
+        for token in tokens:
+            alone = str(self.tokenizer.decode([token.id])) if token.id >= 0 else ""
+            pair = str(self.tokenizer.decode([last, token.id])) if last is not None and token.id >= 0 else alone
+            text = pair[len(before) :] if last is not None and pair.startswith(before) else alone
+            spelled.append(replace(token, text=text))
+            before, last = alone, token.id if token.id >= 0 else None
+        return spelled
 
 
 def as_terminal(tokens: list[Token]) -> str:
     """Tokens on a red background as deep as their highest h, for a terminal that takes 24-bit colours."""
-    return " ".join(_painted(token.text.strip(), token.max_h) for token in tokens if token.text.strip())
+    return "".join(blank + _painted(text, token.max_h) for blank, text, token in _words(tokens))
+
+
+def _words(tokens: list[Token]) -> Iterator[tuple[str, str, Token]]:
+    """Tokens that spell something: the blank before each, what it spells without it, and the token."""
+    blank = False
+    place = -1
+    begun = False
+    for token in tokens:
+        text = token.text.strip()
+        blank = blank or token.text != token.text.lstrip() or token.position < place
+        if text:
+            yield (" " if blank and begun else ""), text, token
+            begun, blank = True, False
+        blank = blank or (token.text != token.text.rstrip())
+        place = token.position
 
 
 def _painted(text: str, h: float) -> str:
@@ -130,15 +167,12 @@ def _painted(text: str, h: float) -> str:
 def as_html(tokens: list[Token]) -> str:
     """Tokens as a paragraph of HTML; each token's title tells its highest h and where it is."""
     pieces = []
-    for token in tokens:
-        if not token.text.strip():
-            continue
+    for blank, text, token in _words(tokens):
         where = max(token.h, key=lambda site: token.h[site], default="")
         title = html.escape(f"h {token.max_h:.2f} {where}")
         colour = f"rgba(214, 40, 40, {min(1.0, token.max_h):.2f})"
-        text = html.escape(token.text.strip())
-        pieces.append(f'<span style="background: {colour}" title="{title}">{text}</span>')
-    return f"<p>{' '.join(pieces)}</p>"
+        pieces.append(f'{blank}<span style="background: {colour}" title="{title}">{html.escape(text)}</span>')
+    return f"<p>{''.join(pieces)}</p>"
 
 
 def as_svg(tokens: list[Token], columns: int = 80) -> str:
@@ -146,10 +180,8 @@ def as_svg(tokens: list[Token], columns: int = 80) -> str:
     across, down = 8.4, 24
     boxes: list[str] = []
     column = row = place = 0
-    for token in tokens:
-        text = token.text.strip()
-        if not text:
-            continue
+    for blank, text, token in _words(tokens):
+        column += len(blank) if column else 0
         if column + len(text) > columns or token.position < place:
             column, row = 0, row + 1
         place = token.position
@@ -160,7 +192,7 @@ def as_svg(tokens: list[Token], columns: int = 80) -> str:
             f'fill-opacity="{min(1.0, token.max_h):.2f}"><title>h {token.max_h:.2f}</title></rect>'
             f'<text x="{x:.1f}" y="{y + 15}" textLength="{width:.1f}">{html.escape(text)}</text>'
         )
-        column += len(text) + 1
+        column += len(text)
     size = f'width="{16 + columns * across:.0f}" height="{16 + (row + 1) * down}"'
     style = 'font-family="monospace" font-size="14"'
     return (

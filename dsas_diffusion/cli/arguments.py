@@ -60,6 +60,12 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=number, metavar="SCALE", help="guidance scale (default: as suits the model)")
 
 
+def refuse_generation(args: argparse.Namespace) -> None:
+    """A usage error where a language model is given what only pictures are made with."""
+    if args.steps is not None or args.guidance is not None:
+        args.usage(f"{args.model} is a language model: it takes neither --steps nor --guidance")
+
+
 def read_concepts(given: Sequence[tuple[str, float]]) -> dict[Concept, float]:
     """Read concepts before anything slow begins."""
     concepts: dict[Concept, float] = {}
@@ -146,6 +152,14 @@ def number(text: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"expected a number, found {text!r}")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """A finite number from 0 up."""
+    value = number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up, found {text!r}")
     return value
 
 

@@ -16,7 +16,7 @@ from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.llm.prompts import pad_token
 
-from .arguments import GATES, add_concepts, add_device, language_model, natural, number, positive, read_concepts
+from .arguments import GATES, add_concepts, add_device, language_model, natural, not_negative, positive, read_concepts
 from .output import free_files, write_files
 
 #: suffix -> how tokens are drawn
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heat", metavar="FILE", help="write the tokens, coloured by h, as .html or .svg")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --heat")
     parser.add_argument("--tokens", type=positive, default=60, metavar="N", help="length of an answer (default 60)")
-    parser.add_argument("--temperature", type=number, default=0.0, help="of sampling; 0 (default) takes the likeliest")
+    parser.add_argument("--temperature", type=not_negative, default=0.0, help="0 (default) takes the likeliest")
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of sampling (default 0)")
 
 

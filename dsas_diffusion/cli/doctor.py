@@ -16,7 +16,7 @@ from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from ..load import BUILTIN
 from ..steer import steer
 from . import chat
-from .arguments import add_generation, add_model, language_model, number, pipeline
+from .arguments import add_generation, add_model, language_model, number, pipeline, refuse_generation
 from .output import table
 
 #: a gate has fired when its score, before the site's weight, is at least this somewhere
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _answered(args: argparse.Namespace, concept: Concept) -> dict[str, Any]:
     """What happened in the answer to a message."""
+    refuse_generation(args)
     model, tokenizer = language_model(args)
     inputs = chat.asked(tokenizer, args.prompt).to(model.device)
     with llm.steer(model, {concept: args.strength}, trace=True) as steering:

@@ -13,7 +13,7 @@ from dsas_core.prompts import PromptSet, draft, read
 
 from ..learn import COUNT, learn
 from . import show
-from .arguments import add_generation, add_model, language_model, pipeline, positive, shows_progress
+from .arguments import add_generation, add_model, language_model, pipeline, positive, refuse_generation, shows_progress
 from .output import free_folder
 
 #: the drafted prompt file, in the concept's folder
@@ -51,8 +51,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ours = "|".join(name.replace(".", r"\.") for name in (CONFIG, TENSORS, CARD, PROMPTS))
     folder = free_folder(args.out, ours, args.overwrite)
     text = llm.is_language_model(args.model)
-    if text and (args.source is not None or args.steps or args.guidance is not None):
-        args.usage(f"{args.model} is a language model: it takes --prompts, and neither --steps nor --guidance")
+    if text:
+        refuse_generation(args)
+        if args.source is not None:
+            args.usage(f"{args.model} is a language model: it learns from --prompts, not from two phrases")
     prompts, drafted = _prompts(args)
     prompts.draw(args.count, args.seed)
     Recipe(method=args.method, gate=args.gate)

@@ -12,6 +12,14 @@ from dsas_core.concept import Concept
 from ..learn import TRUSTED_EYES
 from .output import table
 
+#: columns on control positions -> field
+CONTROLS = {
+    "control h before": "control_h_before",
+    "after": "control_h",
+    "fired before": "control_fired_before",
+    "fired after": "control_fired",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which concept."""
@@ -74,14 +82,22 @@ def _report_sites(document: dict[str, Any]) -> None:
         "balanced accuracy": "balanced_accuracy",
         "AUROC": "auroc",
         "weight": "weight",
-        "control h": "control_h",
+        **CONTROLS,
         "rank": "rank",
         "scaler": "scaler",
     }
     if not document["edges"]:
         del columns["bin"]
     table(list(columns), [[site.get(key) for key in columns.values()] for site in document["sites"]])
-    print("measured by cross-validation; control h: mean h on prompts that must stay as they are (false positives)")
+    print(
+        "measured by cross-validation. On what must stay as it is (false positives), control h: the mean h; fired: the"
+    )
+    print("share with h above 0.5; each before and after the gate's threshold was placed")
+    if any(site.get("unseen") for site in document["sites"]):
+        columns = {"site": "site", "balanced accuracy": "balanced_accuracy", "AUROC": "auroc", **CONTROLS}
+        print("\non prompts of another domain, of which learning saw none; a prompt counts by its highest h")
+        rows = [{"site": site["site"], **site["unseen"]} for site in document["sites"] if site.get("unseen")]
+        table(list(columns), [[row.get(key) for key in columns.values()] for row in rows])
 
 
 def _unit(unit: float, evidence: dict[str, Any] | None) -> str:

@@ -190,6 +190,37 @@ def test_llama_strength_zero_and_letting_go_are_exact(tiny_llama: nn.Module, for
     assert Bare.of(tiny_llama) == bare
 
 
+@pytest.mark.parametrize("form", ["linear", "pooled", "product"])
+def test_a_model_may_be_spread_over_devices(form: str) -> None:
+    class Spread(nn.Module):
+        """Its second layer computes elsewhere; torch refuses to mix devices."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.near, self.far = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH, device="meta")
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.far(self.near(input_ids).to("meta"))
+
+    model, sites = Spread(), [Site("model.near"), Site("model.far")]
+    concept = random_concept(dict.fromkeys(sites, WIDTH), form=form, edges=(500.0,))
+
+    def with_clock(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        rows = torch.ones(2)
+        return Call(rows, torch.arange(2), timestep=torch.tensor(700.0), mask=torch.ones(2, 3))
+
+    steering = Steering({concept: [1.0, 0.5]})
+    with visit(model, sites, steering, {"model": with_clock}) as placed:
+        for _ in range(2):
+            assert model(input_ids=torch.randn(2, 3, WIDTH)).device.type == "meta"
+        assert placed.fired == set(sites)
+
+
+def test_a_part_that_is_called_past_its_root_says_so(tiny_llama: nn.Module) -> None:
+    with steered(tiny_llama, llama_concept(), 1.0), pytest.raises(DSASError, match="'model' itself was not called"):
+        tiny_llama.model(input_ids=IDS)  # type: ignore[operator]
+
+
 def test_llama_gate_off_is_the_base_model(tiny_llama: nn.Module) -> None:
     base = logits(tiny_llama)
     with steered(tiny_llama, llama_concept(), 3.0, gate="off"):

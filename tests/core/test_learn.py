@@ -145,16 +145,20 @@ def test_bad_recipes(fields: dict[str, Any], message: str) -> None:
 
 def test_calibration_lowers_the_logits_just_enough() -> None:
     logits, factor = torch.randn(500) * 4, torch.rand(500)
-    shift, mean = calibrate(logits, factor, 0.01)
-    assert shift > 0
-    assert mean == pytest.approx(0.01, abs=1e-6)
-    assert mean == pytest.approx(float((factor * (logits - shift).sigmoid()).mean()), abs=1e-9)
+    found = calibrate(logits, factor, 0.01)
+    h = {shift: factor * (logits - shift).sigmoid() for shift in (0.0, found.shift)}
+    assert found.shift > 0
+    assert found.h == pytest.approx(0.01, abs=1e-6)
+    assert (found.h_before, found.h) == pytest.approx([float(values.mean()) for values in h.values()])
+    assert (found.fired_before, found.fired) == pytest.approx([float((v > 0.5).float().mean()) for v in h.values()])
+    assert found.fired_before > found.fired
 
 
 @pytest.mark.parametrize("target", [None, 0.9])
 def test_calibration_leaves_alone_what_is_low_enough(target: float | None) -> None:
     logits, factor = torch.randn(50), torch.ones(50)
-    assert calibrate(logits, factor, target) == (0.0, float(logits.sigmoid().mean()))
+    found = calibrate(logits, factor, target)
+    assert (found.shift, found.h, found.fired) == (0.0, found.h_before, found.fired_before)
 
 
 def test_watched_sites_only_read_and_do_not_make_a_concept_alone() -> None:
@@ -171,3 +175,21 @@ def test_a_concept_that_only_watches_steers_nothing() -> None:
     concept = Concept("watcher", tuple(item.watching() for item in fit_sites(captured(), Recipe(form="pooled"))[0]))
     assert Steering({concept: 1.0}).sites == []
     assert Steering({concept: 1.0}, trace=Trace()).sites == [SITE]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_finished_gate_is_tested_on_another_domain(form: str) -> None:
+    capture = captured()
+    assert fit_sites(capture, Recipe(form=form))[1][0].unseen is None
+    for kind, strength in (("source", 8.0), ("control", 0.0)):
+        capture.start(f"unseen_{kind}")
+        capture.begin(SITE.root, Call(torch.ones(10), torch.arange(10), torch.tensor(0.0)))
+        capture.visit(SITE, activations(kind, 10, strength, 50))
+    evidence = fit_sites(capture, Recipe(form=form))[1][0]
+    unseen = evidence.unseen
+    assert unseen is not None
+    assert unseen.auroc > 0.95
+    assert unseen.balanced_accuracy > 0.8
+    assert unseen.control_h <= unseen.control_h_before
+    assert unseen.control_fired <= unseen.control_fired_before
+    assert unseen.control_h == pytest.approx(evidence.control_h, abs=0.03), "it is the same domain here"

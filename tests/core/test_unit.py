@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,3 +31,11 @@ def test_the_smallest_that_is_enough_within_the_limit(enough: float, harm: float
         assert unit == UNITS[0]
     assert len(tried) <= TRIALS
     assert [trial["unit"] for trial in summary["trials"]] == sorted(tried)
+
+
+@pytest.mark.parametrize("overflow", [float("nan"), float("inf")])
+def test_a_model_that_overflows_is_steered_too_far(overflow: float) -> None:
+    unit, summary = choose(lambda unit: (unit / 20, 0.0) if unit < 2 else (overflow, overflow), drift=0.5)
+    assert unit == max(u for u in UNITS if u < 2)
+    assert not summary["reached"]
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary

@@ -41,7 +41,7 @@ def test_insults_are_answered_kindly_and_calm_people_as_before(
     assert re.search(rude, insulted["base"])
     assert not re.search(rude, insulted["answer"])
     assert calm["answer"] == calm["base"]
-    h = {token["text"]: token["h"] for token in insulted["concepts"]["rudeness"]["tokens"]}
+    h = {token["text"].strip(): token["h"] for token in insulted["concepts"]["rudeness"]["tokens"]}
     assert h["clown"] > 0.5 > h["washer"]
     assert insulted["concepts"]["rudeness"]["max_h"] > 10 * calm["concepts"]["rudeness"]["max_h"]
 
@@ -89,6 +89,7 @@ def test_show_tells_of_it(concept: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["show", str(concept)]) == 0
     out = capsys.readouterr().out
     assert "model.model.layers.2" in out
+    assert "on prompts of another domain" in out
     assert re.search(r"unit [\d.]+: the smallest that does what is wanted", out)
 
 
@@ -103,6 +104,7 @@ def test_show_tells_of_it(concept: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["learn", "--model", "builtin:chat", "--from", "a", "--to", "b", "--out", "x"], 2, "is a language model"),
         (["learn", "--model", "builtin:chat", "--prompts", str(PROMPTS), "--steps", "3", "--out", "x"], 2, "--steps"),
         (["doctor", "--model", "builtin:chat", "-c", "x", "-p", "hi"], 1, "no concept at x"),
+        (["chat", "-m", "hi", "--temperature", "-1"], 2, "expected a number from 0 up, found '-1'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
@@ -110,6 +112,13 @@ def test_mistakes_are_told_in_one_line(
 ) -> None:
     assert main(arguments) == code
     assert_one_line(capsys.readouterr().err, message)
+
+
+def test_doctor_refuses_what_only_pictures_have(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["doctor", "--model", "builtin:chat", "-c", str(concept), "-p", "hi", "--steps", "3"]
+    capsys.readouterr()
+    assert main(command) == 2
+    assert_one_line(capsys.readouterr().err, "takes neither --steps nor --guidance")
 
 
 def test_doctor_tells_what_happened_in_an_answer(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,7 @@ _BUILD: dict[str, Callable[[], Any]] = {
     "llava": _llava,
 }
 FAMILIES = tuple(_BUILD)
+_BUILD["windowed"] = _of("MistralForCausalLM", "MistralConfig", sliding_window=6)
 #: the families of the identities; the others differ from these in names only
 DIFFERENT = ("llama", "qwen2", "gemma2", "gpt2", "gpt_neox", "t5", "llava")
 

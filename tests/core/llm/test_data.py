@@ -210,6 +210,8 @@ def test_a_target_of_ones_own() -> None:
     scored = texts(20, 0.9, (4, 8)) + texts(60, 0.0, (4, 8), seed=1)
     prompts = prompt_set(scored, "x", target=[f"i am  sorry {{{i}}}" for i in range(8)])
     assert prompts.expanded("target") == [f"i am sorry {{{i}}}" for i in range(8)]
+    turned = [f"user: where is  {i}\nassistant: i am sorry" for i in range(8)]
+    assert prompt_set(scored, "x", target=turned).expanded("target")[0] == "user: where is 0\nassistant: i am sorry"
     assert len(prompts.control) == 2 * len(prompts.source)
     with pytest.raises(DSASError, match="target gives 1 prompts, at least 8"):
         prompt_set(scored, "x", target=["sorry"])

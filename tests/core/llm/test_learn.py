@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, llm
+from dsas_core.hooks import visitors
 from dsas_core.llm.prompts import encode
-from tests.core.llm.models import Words, tiny
+from tests.core.llm.models import Words, concept_for, tiny, written
 
 THINGS = ["parcel", "ticket", "room", "bill", "key", "door"]
 PROMPTS: dict[str, Any] = {
@@ -108,6 +109,50 @@ def test_the_monitor_changes_nothing_and_tells_each_request(learned: Concept, to
     assert top["token"] == tokenizer.decode([int(ids[0, top["position"]])])
     assert 0 < top["mean_h"] <= top["max_h"] <= 1
     assert lines[0]["tokens"] == ids.shape[1] - 1
+
+
+def test_a_monitor_never_stands_in_the_way(learned: Concept, tokenizer: Words, tmp_path: Path) -> None:
+    model, file = tiny("llama"), io.StringIO()
+    with llm.Monitor(model, [learned], file, tokenizer):
+        model(torch.randint(3, len(tokenizer.words), (1, 80)))  # longer than the model takes
+    assert json.loads(file.getvalue())["tokens"] == 79
+    with pytest.raises(DSASError, match="cannot write"):
+        llm.Monitor(model, [learned], tmp_path, tokenizer)
+    assert not visitors(model)
+
+
+def test_the_monitor_of_an_encoder_follows_beams(tokenizer: Words) -> None:
+    model, file = tiny("t5"), io.StringIO()
+    with llm.Monitor(model, [concept_for(model)], file):
+        written(model, num_beams=3, num_return_sequences=3)
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [line["row"] for line in lines] == list(range(6)), "a line for each beam of two prompts"
+
+
+def test_evidence_on_another_domain(tokenizer: Words) -> None:
+    unseen = {
+        "unseen_source": ["user: is my key here you {what}"],
+        "unseen_control": ["user: is my key here if {what}"],
+    }
+    content = {**PROMPTS, "placeholders": {**PROMPTS["placeholders"], "what": ["fool", "clown"]}, "evaluation": unseen}
+    concept = llm.learn(tiny("llama"), tokenizer, content, count=32)
+    for site in concept.evidence["sites"]:
+        assert {"auroc", "balanced_accuracy", "control_h", "control_fired_before"} <= set(site["unseen"])
+        assert 0 <= site["unseen"]["control_fired"] <= site["unseen"]["control_fired_before"] <= 1
+
+
+def test_texts_that_are_plain_are_learned_from(tokenizer: Words) -> None:
+    plain = {
+        "name": "plain",
+        "placeholders": {"thing": THINGS, "place": PROMPTS["placeholders"]["place"]},
+        "source": ["{thing} {place} fool", "{place} fool"],
+        "target": ["{thing} {place} sorry", "{place} sorry"],
+        "control": ["{thing} {place} please", "{place} please", "{thing} please"],
+    }
+    for form in ("token", "latch"):
+        concept = llm.learn(tiny("llama"), tokenizer, plain, count=24, recipe={"form": form})
+        assert concept.provenance["pooling"] == "all"
+        assert concept.unit == 1
 
 
 def test_an_encoder_is_read_where_it_is(tokenizer: Words) -> None:

@@ -46,6 +46,61 @@ def test_a_question_without_an_answer_ends_where_the_answer_begins() -> None:
     assert batched([encoded], 0).counted("answer").sum() == 1, "the token that the answer will follow"
 
 
+def test_plain_text_has_no_answer_and_at_least_two_tokens() -> None:
+    encoded = encode(Words(), "fool you")
+    assert encoded.answer == len(encoded.ids) == 2
+    assert batched([encoded], 0).counted("all").sum() == 1
+    with pytest.raises(DSASError, match="has 1 token: at least 2 are needed"):
+        encode(Words(), "fool")
+
+
+class Thinking(Words):
+    """Its template opens an answer with a thought, which a finished conversation does not show."""
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool = False
+    ) -> str:
+        said = super().apply_chat_template(conversation, tokenize, add_generation_prompt)
+        return f"{said} <think>" if add_generation_prompt else said
+
+
+class Forgetful(Words):
+    """Its template drops all turns but the last."""
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool = False
+    ) -> str:
+        return super().apply_chat_template(conversation[-1:], tokenize, add_generation_prompt)
+
+
+class Strict(Words):
+    """Its template takes no system's turn."""
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool = False
+    ) -> str:
+        raise ValueError("System role not\nsupported")
+
+
+def test_an_answer_is_found_behind_another_opening() -> None:
+    tokenizer = Thinking()
+    encoded = encode(tokenizer, CHAT)
+    assert [tokenizer.words[number] for number in encoded.ids[encoded.answer :]] == ["find", "it", "yourself", "<end>"]
+    assert encode(tokenizer, "user: where is it").ids[-1] == tokenizer.words.index("<think>")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "match"),
+    [
+        (Forgetful(), "otherwise with its answer than without: nothing tells where the answer begins"),
+        (Strict(), "the chat template refuses 'user: where .* …: System role not supported"),
+    ],
+)
+def test_templates_that_cannot_be_followed(tokenizer: Words, match: str) -> None:
+    with pytest.raises(DSASError, match=match):
+        encode(tokenizer, CHAT)
+
+
 def test_batches_are_padded_on_the_right() -> None:
     batch = batched([Encoded((5, 6), 2), Encoded((7, 8, 9), 3)], 0)
     assert torch.equal(batch.ids, torch.tensor([[5, 6, 0], [7, 8, 9]]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
@@ -53,12 +56,25 @@ def test_a_latch_decides_on_the_prompt_and_steers_what_is_written() -> None:
     assert [token.max_h > 0 for token in steering.trace.tokens()] == [False] * 7 + [True] * (LENGTH - 1)
 
 
-def test_beams_that_change_places_are_refused() -> None:
-    model = tiny("llama")
+@pytest.mark.parametrize(("family", "cache"), [("llama", "dynamic"), ("llama", "static"), ("windowed", "dynamic")])
+def test_beams_that_change_places_are_refused(family: str, cache: str) -> None:
+    model = tiny(family)
+    options: dict[str, Any] = {"cache_implementation": cache} if cache == "static" else {}
     with llm.steer(model, {remembering(model, PrefixProbe): 1.0}):
         with pytest.raises(DSASError, match="rows changed places between two tokens"):
-            written(model, max_new_tokens=12, num_beams=4, output_logits=False, output_scores=True)
-        written(model, do_sample=True, num_return_sequences=3)
+            written(model, max_new_tokens=12, num_beams=4, **options)
+        written(model, do_sample=True, num_return_sequences=3, max_new_tokens=12, **options)
+
+
+def test_two_probes_of_one_concept_at_one_site_remember_apart() -> None:
+    model = tiny("llama")
+    concept, other = (remembering(model, kind) for kind in (PrefixProbe, LatchProbe))
+    both = replace(concept, interventions=(*concept.interventions, *other.interventions))
+    apart = {concept: 1.0, replace(other, name="other"): 1.0}
+    with llm.steer(model, {both: 1.0}):
+        together = written(model)
+    with llm.steer(model, apart):
+        assert close(written(model), together)
 
 
 def test_tokens_that_are_taken_back_are_refused() -> None:

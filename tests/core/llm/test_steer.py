@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from dsas_core import DSASError, Site, llm, visit
-from dsas_core.llm.layers import GROUPS, layers_of, roots_of
+from dsas_core.llm.layers import GROUPS, device_of_input, layers_of, roots_of
 from dsas_core.probes import PrefixProbe
 from tests.core.llm.models import DIFFERENT, FAMILIES, IDS, LENGTH, close, concept_for, remembering, tiny, written
 from tests.helpers import Bare, Recorder, differ
@@ -128,8 +130,6 @@ def test_what_follows_a_rows_end_is_padding() -> None:
 
 
 def test_a_cache_that_was_filled_before_begins_a_text_of_its_own() -> None:
-    import copy
-
     from transformers import DynamicCache
 
     model, cache = tiny("llama"), DynamicCache()
@@ -280,6 +280,22 @@ def test_adapters_stay_at_work() -> None:
     with llm.steer(wrapped, {concept: 1.0}):
         assert differ(wrapped(IDS).logits, base)
     assert torch.equal(wrapped(IDS).logits, base)
+
+
+def test_layers_that_accelerate_keeps_elsewhere(tmp_path: Path) -> None:
+    from accelerate import dispatch_model
+
+    model = copy.deepcopy(tiny("llama"))
+    concept, base = concept_for(model), written(model)
+    with llm.steer(model, {concept: 1.0}):
+        steered = written(model)
+    places = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb"), "disk")
+    dispatch_model(model, {**places, "model.layers.1": "cpu", "lm_head": "cpu"}, "cpu", offload_dir=str(tmp_path))
+    assert device_of_input(model).type == "cpu"
+    with llm.steer(model, {concept: 1.0}, trace=True) as steering:
+        assert close(written(model), steered)
+        assert steering.fired == sorted(map(str, concept.sites))
+    assert close(written(model), base)
 
 
 def test_a_stream_knows_each_token_as_it_comes() -> None:

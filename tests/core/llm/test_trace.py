@@ -5,23 +5,50 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from dsas_core.llm import Token, as_html, as_svg, as_terminal
+import pytest
+import torch
+
+from dsas_core import Call, Site
+from dsas_core.llm import TextTrace, Token, as_html, as_svg, as_terminal
 
 TOKENS = [
     Token(position, position, text, {"a": h, "b": h / 2}, {"a": 1.0, "b": 1.0}, True)
-    for position, (text, h) in enumerate([("you", 0.0), ("<fool>", 0.9), (" ", 0.5), ("hello", 0.01)])
+    for position, (text, h) in enumerate([("you", 0.0), (" <fo", 0.9), ("ol>", 0.8), (" ", 0.5), ("hello", 0.01)])
 ]
 
 
 def test_a_terminal_shows_what_was_seen() -> None:
     shown = as_terminal(TOKENS)
     assert shown.startswith("you \033[48;2;255;")
-    assert re.sub(r"\033\[[\d;]*m", "", shown) == "you <fool> hello"
+    assert re.sub(r"\033\[[\d;]*m", "", shown) == "you <fool> hello", "parts of a word stay together"
+
+
+class Pieces:
+    """A tokenizer that spells pieces of words; one alone loses the blank before it, as SentencePiece's do."""
+
+    pieces = ("_my", "_wash", "er", "!", "_fool")
+
+    def decode(self, numbers: list[int]) -> str:
+        return "".join(self.pieces[number] for number in numbers).replace("_", " ").strip()
+
+
+def test_tokens_spell_the_text_together() -> None:
+    trace, ids = TextTrace(Pieces()), torch.arange(5)[None]
+    site, call = Site("model.layers.0"), Call(torch.ones(1), torch.zeros(1, dtype=torch.long))
+    for start, part in ((0, ids[:, :3]), (3, ids[:, 3:4]), (4, ids[:, 4:])):
+        x = torch.ones(1, part.shape[1], 2)
+        trace.note_tokens("model", start, part, torch.ones_like(part))
+        if start != 3:  # a site that one call does not reach
+            trace.record("rude", site, call, part[..., None] / 10, x, x)
+    tokens = trace.tokens()
+    assert "".join(token.text for token in tokens) == "my washer! fool"
+    assert [token.h.get(str(site)) for token in tokens] == pytest.approx([0, 0.1, 0.2, None, 0.4])
 
 
 def test_a_page_is_well_formed_and_as_deep_as_h() -> None:
     paragraph = ElementTree.fromstring(as_html(TOKENS))
-    assert [span.text for span in paragraph] == ["you", "<fool>", "hello"]
+    assert [span.text for span in paragraph] == ["you", "<fo", "ol>", "hello"]
+    assert [span.tail for span in paragraph] == [" ", None, " ", None]
     assert paragraph[1].get("title") == "h 0.90 a"
     assert "0.90" in (paragraph[1].get("style") or "")
 
@@ -29,10 +56,10 @@ def test_a_page_is_well_formed_and_as_deep_as_h() -> None:
 def test_a_picture_breaks_lines_and_texts() -> None:
     names = {"s": "http://www.w3.org/2000/svg"}
     places = {}
-    for name, tokens, columns in (("wide", TOKENS, 80), ("narrow", TOKENS, 6), ("two", TOKENS + TOKENS[:1], 80)):
+    for name, tokens, columns in (("wide", TOKENS, 80), ("narrow", TOKENS, 7), ("two", TOKENS + TOKENS[:1], 80)):
         texts = ElementTree.fromstring(as_svg(tokens, columns)).findall("s:text", names)
         places[name] = [text.get("y") for text in texts]
-        assert [text.text for text in texts][:3] == ["you", "<fool>", "hello"]
+        assert [text.text for text in texts][:4] == ["you", "<fo", "ol>", "hello"]
     assert len(set(places["wide"])) == 1
     assert len(set(places["narrow"])) == 3
     assert places["two"][-1] != places["two"][0], "another text begins on a new line"
