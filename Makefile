@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench train-builtin clean
+.PHONY: help demo test lint format bench results train-builtin clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,11 @@ bench: $(STAMP)  ## the figures of the README
 	.venv/bin/python benchmarks/chat.py
 	.venv/bin/python benchmarks/toxicity.py
 	.venv/bin/python benchmarks/overhead_llm.py
+
+results: $(STAMP)  ## docs/results.md: every concept against every arm; stop it and go on at will
+	OMP_NUM_THREADS=1 .venv/bin/accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no \
+		--dynamo_backend no -m dsas_diffusion.cli eval --grid benchmarks/results.yaml --out outputs/results
+	.venv/bin/python benchmarks/results.py
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
 train-builtin: $(STAMP)  ## train the built-in models again

@@ -10,11 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +20,7 @@ import torch
 from torch import nn
 
 from .errors import DSASError
+from .files import replacing_folder
 from .maps import IdentityMap, Map
 from .parts import unpack
 from .probes import Probe
@@ -97,6 +95,15 @@ class Concept:
     @property
     def sites(self) -> tuple[Site, ...]:
         return tuple(intervention.site for intervention in self.interventions)
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits of everything that steering with it depends on: its parts and its unit."""
+        config, tensors = self._packed()
+        digest = hashlib.sha256(json.dumps([config["interventions"], self.edges, self.unit]).encode())
+        for name in sorted(tensors):
+            digest.update(tensors[name].numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def with_unit(self, unit: float) -> Concept:
         """The same concept with another unit of strength."""
@@ -263,33 +270,15 @@ def fingerprint(module: nn.Module) -> str:
     return hashlib.sha256("\n".join([type(module).__name__, *shapes]).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `folder` when the block succeeds, and disappears when it does not."""
-    folder = folder.absolute()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise DSASError(f"cannot write {folder}: {error.strerror}") from None
-    try:
-        yield draft
-        draft.chmod(0o755)
-        if folder.exists():
-            old = draft.with_name(f"{draft.name}-old")
-            os.replace(folder, old)
-            try:
-                os.replace(draft, folder)
-            except OSError:
-                os.replace(old, folder)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(draft, folder)
-    except OSError as error:
-        raise DSASError(f"cannot write {folder}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+def weights_digest(roots: Roots) -> str:
+    """Sixteen hex digits of what modules have learned: a sample of every parameter, adapters and all."""
+    digest = hashlib.sha256()
+    for name in sorted(roots):
+        for path, parameter in roots[name].named_parameters():
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, len(flat) // 64)].double().cpu()
+            digest.update(f"{name}.{canonical(path)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _stored(intervention: Intervention) -> Intervention:

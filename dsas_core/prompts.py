@@ -11,8 +11,10 @@ target: ["a blurred banana {place}", "a blurred banana and a {other} {place}"]
 control: ["a {other} {place}", "a lemon {place}"]
 evaluation:                      # optional, free names: prompts kept out of learning
   alone: ["a banana in the snow"]
-  unseen_source: ["a banana on the moon"]   # these two: of another domain, to test the gates of language models on
+  unseen_source: ["a banana on the moon"]   # of another domain: what evaluation draws its prompts from
+  unseen_target: ["a blurred banana on the moon"]
   unseen_control: ["a rocket on the moon"]
+judge: {builtin: {things: [banana], style: blurred}}  # optional: who tells whether an output shows what is wanted
 ```
 
 A template is expanded over all values of its placeholders. Source and target templates that stand at the same place
@@ -37,14 +39,14 @@ MINIMUM = 8
 #: control prompts drawn for each source prompt: what must not change is more varied than what must
 CONTROLS = 2
 SIDES = ("source", "target", "control")
-_KNOWN = {"name", "description", "placeholders", "evaluation", *SIDES}
+_KNOWN = {"name", "description", "placeholders", "evaluation", "judge", *SIDES}
 
 
 @dataclass(frozen=True)
 class PromptSet:
     """A checked prompt file.
 
-    `pairs` holds (source, target) templates with their placeholder values drawn together where they allow it.
+    `judge` says who tells whether an output shows what is wanted; who evaluates reads it.
     """
 
     name: str
@@ -54,6 +56,7 @@ class PromptSet:
     description: str = ""
     placeholders: Mapping[str, Sequence[str]] = field(default_factory=dict)
     evaluation: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    judge: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -81,22 +84,11 @@ class PromptSet:
         the whole. `avoid` are prompts not to draw; those of `evaluation` are never drawn.
         """
         kept_out = {*avoid, *(p for part in self.evaluation for p in self.expanded(part))}
-        paired = len(self.source) == len(self.target) and all(
+        alike = len(self.source) == len(self.target) and all(
             _names(a) == _names(b) for a, b in zip(self.source, self.target, strict=True)
         )
-        if paired:
-            pools = [
-                [
-                    pair
-                    for pair in zip(_expand(a, self.placeholders), _expand(b, self.placeholders), strict=True)
-                    if not kept_out & set(pair)
-                ]
-                for a, b in zip(self.source, self.target, strict=True)
-            ]
-            pairs = _spread(pools, count, np.random.default_rng((seed, 0)))
-            drawn = {"source": [a for a, _ in pairs], "target": [b for _, b in pairs]}
-        else:
-            drawn = {side: self._drawn(side, count, (seed, i), kept_out) for i, side in enumerate(SIDES[:2])}
+        drawn = self._pairs(self.source, self.target, count, seed, kept_out) if alike else None
+        drawn = drawn or {side: self._drawn(side, count, (seed, i), kept_out) for i, side in enumerate(SIDES[:2])}
         drawn["control"] = self._drawn("control", CONTROLS * count, (seed, 2), kept_out)
         for side, prompts in drawn.items():
             if len(prompts) < MINIMUM:
@@ -105,6 +97,45 @@ class PromptSet:
                     f"{MINIMUM} are needed"
                 )
         return drawn
+
+    def fresh(self, count: int, seed: int = 0, avoid: Sequence[str] = ()) -> dict[str, list[str]]:
+        """Up to `count` prompts a side to judge by: {"source", "target", "control", "unnamed"}; a side may be empty.
+
+        They come from the parts `unseen_source`, `unseen_target` and `unseen_control` of the evaluation, where it has
+        them, else from what learning did not use: pass that as `avoid`. Source and target are pairs, the target asking
+        in words for what steering is to do; without pairs there is no target. "unnamed" is the part of that name.
+        """
+        parts = self.evaluation
+        source, target = (parts.get(f"unseen_{side}", ()) for side in SIDES[:2])
+        if not source:
+            source, target = self.source, self.target
+        chosen = self._pairs(source, target, count, seed, set(avoid))
+        if chosen is None:
+            pools = [[p for p in _expand(template, self.placeholders) if p not in avoid] for template in source]
+            chosen = {"source": _spread(pools, count, np.random.default_rng((seed, 0))), "target": []}
+        chosen["control"] = self.sample("unseen_control", count, seed) or self._drawn(
+            "control", count, (seed, 2), set(avoid)
+        )
+        return {**chosen, "unnamed": self.sample("unnamed", count, seed)}
+
+    def _pairs(
+        self, source: Sequence[str], target: Sequence[str], count: int, seed: int, kept_out: set[str]
+    ) -> dict[str, list[str]] | None:
+        """Up to `count` pairs of templates that stand at the same place, filled alike; None where none go together."""
+        if len(source) != len(target) or any(_names(b) - _names(a) for a, b in zip(source, target, strict=True)):
+            return None
+        pools = [
+            [
+                pair
+                for pair in zip(
+                    _expand(a, self.placeholders), _expand(b, self.placeholders, names=sorted(_names(a))), strict=True
+                )
+                if not kept_out & set(pair)
+            ]
+            for a, b in zip(source, target, strict=True)
+        ]
+        pairs = _spread(pools, count, np.random.default_rng((seed, 0)))
+        return {"source": [a for a, _ in pairs], "target": [b for _, b in pairs]}
 
     def sample(self, part: str, count: int, seed: int = 0) -> list[str]:
         """Up to `count` prompts of a part of the evaluation, spread evenly over its templates; [] without the part."""
@@ -123,6 +154,7 @@ class PromptSet:
         content["placeholders"] = {key: list(values) for key, values in self.placeholders.items()}
         content |= {side: list(getattr(self, side)) for side in SIDES}
         content["evaluation"] = {part: list(templates) for part, templates in self.evaluation.items()}
+        content["judge"] = dict(self.judge)
         return {key: value for key, value in content.items() if value}
 
 
@@ -173,8 +205,17 @@ def _parse(content: Any, where: str) -> PromptSet:
                 raise DSASError(
                     f"{where}: {part} template {template!r} uses {{{unfilled[0]}}}, which placeholders does not define"
                 )
-    description = str(content.get("description") or "")
-    return PromptSet(str(content["name"]), **sides, description=description, placeholders=values, evaluation=parts)
+    judge = content.get("judge") or {}
+    if not isinstance(judge, Mapping):
+        raise DSASError(f"{where}: judge must map one kind of judge to its settings, found {judge!r}")
+    return PromptSet(
+        str(content["name"]),
+        **sides,
+        description=str(content.get("description") or ""),
+        placeholders=values,
+        evaluation=parts,
+        judge=dict(judge),
+    )
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
@@ -195,8 +236,9 @@ def _names(template: str) -> set[str]:
     return {str(name) for _, name, _, _ in found}
 
 
-def _expand(template: str, placeholders: Mapping[str, Sequence[str]]) -> list[str]:
-    names = sorted(_names(template))
+def _expand(template: str, placeholders: Mapping[str, Sequence[str]], names: Sequence[str] | None = None) -> list[str]:
+    """A text for each choice of values of the template's placeholders, or of all those named."""
+    names = sorted(_names(template)) if names is None else names
     return [
         _articles(_tidied(template.format(**dict(zip(names, values, strict=True)))))
         for values in itertools.product(*(placeholders[name] for name in names))

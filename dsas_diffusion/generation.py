@@ -58,14 +58,21 @@ def latents_of(
 
 @torch.no_grad()
 def latent_batches(
-    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    batch: int = 8,
+    negative: str | None = None,
 ) -> Iterator[torch.Tensor]:
-    """As `latents_of`, batch by batch."""
+    """As `latents_of`, batch by batch; with a negative prompt where one is given."""
     denoiser = getattr(pipe, family_of(pipe).denoiser)
     for start in range(0, len(prompts), batch):
         noise = noise_for(pipe, seeds[start : start + batch]).to(denoiser.device, denoiser.dtype)
+        texts = list(prompts[start : start + batch])
         made = pipe(
-            list(prompts[start : start + batch]),
+            texts,
+            negative_prompt=None if negative is None else [negative] * len(texts),
             latents=noise,
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,

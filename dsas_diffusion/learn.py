@@ -125,6 +125,7 @@ def learn(
         provenance={
             "model": str(getattr(pipe, "name_or_path", "") or type(pipe).__name__),
             "prompts": content.to_dict(),
+            "count": count,
             "prompts_used": {side: len(texts) for side, texts in fitting.items()},
             "recipe": asdict(chosen),
             "settings": asdict(settings),

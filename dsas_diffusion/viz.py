@@ -114,6 +114,73 @@ def grid(
     return sheet
 
 
+def strip(rows: Sequence[Sequence[Image.Image]], strengths: Sequence[float], captions: Sequence[str]) -> Image.Image:
+    """Pictures side by side, from the lowest strength to the highest.
+
+    Args:
+        rows: pictures by strength, row by row. strengths: of the columns. captions: one text per row, to its left.
+    """
+    return grid(rows, [strength_label(strength) for strength in strengths], captions, cell_of(rows[0][0]))
+
+
+def animation(pictures: Sequence[Image.Image], strengths: Sequence[float], caption: str = "") -> list[Image.Image]:
+    """Frames that go through the strengths and back, each with its strength below, in writing and on a scale.
+
+    Args:
+        pictures: one for each strength; small ones are enlarged.
+        strengths: ascending. caption: stands before the strength.
+
+    Returns:
+        2n - 2 frames for n strengths: the ends are not shown twice, so that a loop goes on evenly.
+    """
+    there = [
+        _frame(picture, strength, strengths, caption) for picture, strength in zip(pictures, strengths, strict=True)
+    ]
+    return there + there[-2:0:-1]
+
+
+def strength_label(strength: float) -> str:
+    """A strength as a heading: with its sign, and "off" for 0."""
+    return f"{strength:+.3g}" if strength else "off"
+
+
+def cell_of(picture: Image.Image) -> int:
+    """Pixels of a cell's side that suit a picture in a grid."""
+    return min(256, max(160, picture.width))
+
+
+def _frame(picture: Image.Image, strength: float, strengths: Sequence[float], caption: str) -> Image.Image:
+    """A picture over a scale with a knob at its strength, and a tick at 0."""
+    font, gap, below = _font(14), 12, 52
+    if picture.width < 256:
+        picture = picture.resize((256, round(256 * picture.height / picture.width)), Image.Resampling.BICUBIC)
+    width, height = picture.size
+    frame = Image.new("RGB", (width, height + below), "white")
+    frame.paste(picture.convert("RGB"), (0, 0))
+    draw = ImageDraw.Draw(frame)
+    label = strength_label(strength)
+    draw.text((width - gap, height + 16), label, "black", _font(14, bold=True), anchor="rm")
+    draw.text((gap, height + 16), _fitting(caption, font, width - 6 * gap), "black", font, anchor="lm")
+    low, high = strengths[0], strengths[-1]
+    left, right, y = gap + 6, width - gap - 6, height + 38
+
+    def place(value: float) -> float:
+        return left + (right - left) * (value - low) / (high - low or 1)
+
+    draw.line((left, y, right, y), "silver", 3)
+    if low <= 0 <= high:
+        draw.line((place(0), y - 5, place(0), y + 5), "gray", 2)
+    draw.ellipse((place(strength) - 6, y - 6, place(strength) + 6, y + 6), "black")
+    return frame
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """A text, cut where it is wider than there is room."""
+    if font.getlength(text) <= width:
+        return text
+    return next((f"{text[:i]}…" for i in range(len(text), 0, -1) if font.getlength(f"{text[:i]}…") <= width), "")
+
+
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     lines = [""]
     for word in text.split():

@@ -128,6 +128,7 @@ def learn(
         provenance={
             "model": str(getattr(bare(model), "name_or_path", "") or type(bare(model)).__name__),
             "prompts": content.to_dict(),
+            "count": count,
             "prompts_used": {side: len(found) for side, found in fitting.items()},
             "recipe": asdict(chosen),
             "pooling": pooling,

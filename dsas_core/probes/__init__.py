@@ -26,12 +26,13 @@ class Probe(Part):
         return self.logit(x, mask).sigmoid()
 
 
-from .combine import PooledProbe, ProductProbe  # noqa: E402
+from .combine import ComplementProbe, PooledProbe, ProductProbe  # noqa: E402
 from .constant import ConstantProbe  # noqa: E402
 from .linear import LinearProbe, fold  # noqa: E402
 from .running import LatchProbe, PrefixProbe, RunningProbe  # noqa: E402
 
 __all__ = [
+    "ComplementProbe",
     "ConstantProbe",
     "LatchProbe",
     "LinearProbe",

@@ -33,6 +33,16 @@ class ProductProbe(Probe, kind="product"):
         return h
 
 
+@dataclass(frozen=True, eq=False)
+class ComplementProbe(Probe, kind="complement"):
+    """h = 1 - the inner probe's h: everything but the concept."""
+
+    inner: Probe
+
+    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return 1 - self.inner.score(x, mask)
+
+
 def pool(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Mean of x [..., positions, width] over the positions that `mask` [..., positions] counts: [..., 1, width]."""
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

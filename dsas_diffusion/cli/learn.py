@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from dsas_core import llm
-from dsas_core.concept import CARD, CONFIG, TENSORS, replacing_folder
+from dsas_core.concept import CARD, CONFIG, TENSORS
+from dsas_core.files import replacing_folder
 from dsas_core.learn import Recipe
 from dsas_core.prompts import PromptSet, draft, read
 

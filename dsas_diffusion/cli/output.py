@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import math
 import os
 import re
 import sys
@@ -15,8 +13,8 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from dsas_core.concept import replacing_folder
 from dsas_core.errors import DSASError
+from dsas_core.files import as_json, replacing_folder
 
 #: suffix -> format of the pictures that can be written
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -25,19 +23,6 @@ IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"
 def one_line(message: object) -> str:
     """A message without its line breaks."""
     return " ".join(str(message).split())
-
-
-def as_json(document: Any) -> str:
-    """Strict JSON: what is not a finite number becomes null."""
-
-    def strict(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): strict(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [strict(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(strict(document), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

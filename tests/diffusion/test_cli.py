@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,45 +14,13 @@ import torch
 from PIL import Image
 
 from dsas_core import Concept, prompts
-from dsas_diffusion import __version__, cli, load
+from dsas_diffusion import __version__, load
 from dsas_diffusion.cli import doctor, output
 from dsas_diffusion.cli.arguments import concept_and_strength
 from dsas_diffusion.generation import Settings, pictures_of, seeds_for
-from tests.helpers import build_flow_pipe
+from tests.diffusion.conftest import PHRASES
 
-PHRASES = ("--from", "banana", "--to", "blurred banana")
 PROMPTS = ("--prompt", "a banana", "--prompt", "a dog on the grass")
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a pipeline."""
-    folder = tmp_path_factory.mktemp("model")
-    pipe = build_flow_pipe(folder / "tokenizer")
-    pipe.save_pretrained(folder / "pipeline")
-    return str(folder / "pipeline")
-
-
-@pytest.fixture(scope="session")
-def concept(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder with a concept that was learned from two phrases."""
-    folder = tmp_path_factory.mktemp("concepts") / "banana"
-    learned = ["learn", "--model", model, *PHRASES, "--out", str(folder), "--steps", "2", "--count", "12", "--quiet"]
-    assert cli.main(learned) == 0
-    return str(folder)
-
-
-@pytest.fixture
-def dsas(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command: its exit code, and what it put on standard output and standard error."""
-
-    def run(*argv: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main([str(argument) for argument in argv])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def document_of(result: tuple[int, str, str]) -> Any:

@@ -133,6 +133,25 @@ def remembering(model: Any, kind: type[RunningProbe]) -> Concept:
     return replace(concept, interventions=tuple(changed))
 
 
+#: conversations for a prompt file, in few words
+THINGS = ["parcel", "ticket", "room", "bill", "key", "door"]
+PROMPTS: dict[str, Any] = {
+    "name": "rudeness",
+    "placeholders": {"thing": THINGS, "place": ["here", "there", "inside", "outside"]},
+    "source": [
+        f"user: my {{thing}} is {{place}} you {insult}\nassistant: go away {insult}" for insult in ("fool", "clown")
+    ],
+    "target": [
+        "user: my {thing} is {place} you fool\nassistant: i am sorry",
+        "user: my {thing} is {place} you clown\nassistant: thank you",
+    ],
+    "control": [
+        "user: my {thing} is {place} so please\nassistant: i am sorry",
+        "user: where is my {thing} if {place}\nassistant: i am {place}",
+    ],
+}
+
+
 class Words:
     """A tokenizer of words; its template puts the role before each turn and an end behind it."""
 
@@ -155,5 +174,5 @@ class Words:
         said = " ".join(f"<{turn['role']}> {turn['content']} <end>" for turn in conversation)
         return f"{said} <assistant>" if add_generation_prompt else said
 
-    def decode(self, numbers: list[int]) -> str:
+    def decode(self, numbers: list[int], skip_special_tokens: bool = False) -> str:
         return " ".join(self.words[number] for number in numbers)

@@ -13,36 +13,7 @@ import torch
 from dsas_core import Concept, DSASError, llm
 from dsas_core.hooks import visitors
 from dsas_core.llm.prompts import encode
-from tests.core.llm.models import Words, concept_for, tiny, written
-
-THINGS = ["parcel", "ticket", "room", "bill", "key", "door"]
-PROMPTS: dict[str, Any] = {
-    "name": "rudeness",
-    "placeholders": {"thing": THINGS, "place": ["here", "there", "inside", "outside"]},
-    "source": [
-        f"user: my {{thing}} is {{place}} you {insult}\nassistant: go away {insult}" for insult in ("fool", "clown")
-    ],
-    "target": [
-        "user: my {thing} is {place} you fool\nassistant: i am sorry",
-        "user: my {thing} is {place} you clown\nassistant: thank you",
-    ],
-    "control": [
-        "user: my {thing} is {place} so please\nassistant: i am sorry",
-        "user: where is my {thing} if {place}\nassistant: i am {place}",
-    ],
-}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Words:
-    """Knows every word of the prompts, so that its numbers stay below the vocabulary's size."""
-    words = Words()
-    for side in ("source", "target", "control"):
-        for template in PROMPTS[side]:
-            words(template.replace("user: ", "<user> ").replace("assistant: ", "<assistant> "))
-    words(" ".join([*THINGS, *PROMPTS["placeholders"]["place"]]))
-    assert len(words.words) < 61
-    return words
+from tests.core.llm.models import PROMPTS, THINGS, Words, concept_for, tiny, written
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,153 @@
+"""The arms of a comparison: a concept as it is, without its gate, and with what is special about it taken away.
+
+Every arm is a concept of the same name, so it is steered as any other, and strengths carry over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..capture import bin_of
+from ..concept import Concept, Intervention
+from ..errors import DSASError
+from ..maps import AffineMap, Map
+from ..probes import ComplementProbe, Probe
+from ..trace import Trace
+
+#: name -> what the arm is, in a few words
+ARMS: Mapping[str, str] = {
+    "dsas": "DSAS",
+    "on": "always on",
+    "random_direction": "random direction",
+    "shuffled_gate": "gate at random",
+    "constant_gate": "constant gate",
+    "complement": "gate turned round",
+}
+#: arms whose gates need to know what the real ones said
+BLIND = ("shuffled_gate", "constant_gate")
+#: scores that are kept of each gate
+BANK = 8192
+
+#: what each gate said, without its site's weight: (intervention, timestep bin) -> float [n]
+Scores = Mapping[tuple[int, int], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnProbe(Probe, kind="drawn"):
+    """Scores drawn at random from those in `bank` [n]: the same dose as the gate that gave them, no information.
+
+    Draws from torch's global generator.
+    """
+
+    bank: torch.Tensor
+
+    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        places = torch.randint(len(self.bank), x.shape[:-1])
+        return self.bank[places.to(self.bank.device)][..., None]
+
+
+def scores_of(trace: Trace, concept: Concept) -> Scores:
+    """What the gates of a concept said in a trace.
+
+    Raises:
+        DSASError: two interventions at one site, which a trace does not tell apart, or nothing recorded.
+    """
+    sites = [str(item.site) for item in concept.interventions if not item.watches]
+    double = next((site for site in sites if sites.count(site) > 1), None)
+    if double is not None:
+        raise DSASError(f"{concept.name!r} has two interventions at {double}: their scores cannot be told apart")
+    found: dict[tuple[int, int], list[torch.Tensor]] = {}
+    for number, item in enumerate(concept.interventions):
+        if item.watches:
+            continue
+        for record in trace.select(concept.name, str(item.site)):
+            timestep = None if record.timestep is None else torch.tensor(record.timestep)
+            bin_ = int(bin_of(timestep, concept.edges))
+            h = record.h.flatten() if record.mask is None else record.h[record.mask > 0]
+            if item.weights[bin_] > 0:
+                found.setdefault((number, bin_), []).append(h / item.weights[bin_])
+    if not found:
+        raise DSASError(f"the trace holds nothing of {concept.name!r}: run the model inside steer(trace=True) first")
+    return {place: torch.cat(parts) for place, parts in found.items()}
+
+
+def save_scores(parts: Sequence[Scores], path: Path) -> None:
+    """Write the scores of several traces, up to `BANK` of each gate, evenly spread."""
+    from safetensors.torch import save_file
+
+    joined = {place: torch.cat([part[place] for part in parts if place in part]) for part in parts for place in part}
+    thin = {place: h[:: max(1, -(-len(h) // BANK))].clone() for place, h in joined.items()}
+    save_file({f"{number}.{bin_}": h for (number, bin_), h in thin.items()}, path)
+
+
+def load_scores(path: Path) -> Scores:
+    """What `save_scores` wrote."""
+    from safetensors.torch import load_file
+
+    return {(int(name.split(".")[0]), int(name.split(".")[1])): h for name, h in load_file(path).items()}
+
+
+def arm(concept: Concept, name: str, scores: Scores | None = None, seed: int = 0) -> tuple[Concept, str | None]:
+    """The concept of one arm, and the `gate=` to steer it with.
+
+    Args:
+        name: in `ARMS`. "random_direction" turns each map's vectors to random directions of the same length;
+            "shuffled_gate" says at random what the gate said elsewhere, "constant_gate" its mean, both site by site;
+            "complement" is h where the gate says 1 - h.
+        scores: what the gates say of source prompts, for the arms that are blind.
+        seed: of the random directions.
+
+    Raises:
+        DSASError: an unknown arm, one that needs scores and has none, or a random direction of no affine map.
+    """
+    if name not in ARMS:
+        raise DSASError(f"no arm {name!r}; there is {', '.join(ARMS)}")
+    if name == "dsas":
+        return concept, None
+    if name == "on":
+        return concept, "on"
+    if name == "random_direction":
+        random = torch.Generator().manual_seed(seed)
+        return _changed(concept, lambda number, bin_, probe, map_: (probe, _turned(map_, random))), None
+    if name == "complement":
+        return _changed(concept, lambda number, bin_, probe, map_: (ComplementProbe(probe), map_)), None
+    if scores is None:
+        raise DSASError(f"arm {name!r} needs to know what the gates say: pass scores_of(trace, concept)")
+
+    size = 1 if name == "constant_gate" else max(len(h) for h in scores.values())
+
+    def blind(number: int, bin_: int, probe: Probe, map_: Map) -> tuple[Probe, Map]:
+        """Of every bin as many scores: a bin's parameters must have one shape."""
+        bank = scores.get((number, bin_), torch.zeros(1))
+        return DrawnProbe(bank.mean()[None] if size == 1 else bank[torch.arange(size) % len(bank)]), map_
+
+    return _changed(concept, blind), None
+
+
+def _changed(concept: Concept, change: Callable[[int, int, Probe, Map], tuple[Probe, Map]]) -> Concept:
+    """The concept with the probe and the map of each intervention and bin replaced."""
+    items: list[Intervention] = []
+    for number, item in enumerate(concept.interventions):
+        if item.watches:
+            continue
+        pairs = zip(item.probes, item.maps, strict=True)
+        parts = [change(number, bin_, probe, map_) for bin_, (probe, map_) in enumerate(pairs)]
+        probes, maps = zip(*parts, strict=True)
+        items.append(replace(item, probes=tuple(probes), maps=tuple(maps)))
+    return replace(concept, interventions=tuple(items))
+
+
+def _turned(map_: Map, random: torch.Generator) -> Map:
+    """The map with what it adds turned to a random direction of the same length; slopes likewise, around 1."""
+
+    def turned(tensor: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(tensor.shape, generator=random)
+        return noise * tensor.norm() / noise.norm().clamp_min(1e-12)
+
+    if not isinstance(map_, AffineMap):
+        raise DSASError(f"arm 'random_direction' knows affine maps, found {map_.kind}: leave it out (--arms)")
+    return AffineMap(turned(map_.shift), None if map_.slope is None else 1 + turned(map_.slope - 1))

@@ -1,0 +1,61 @@
+"""How much an evaluation measures: prompts, seeds, strengths, arms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..concept import Concept
+from ..errors import DSASError
+from ..prompts import PromptSet
+from .arms import ARMS
+
+#: strengths, in units of the concept, at which every arm is measured
+STRENGTHS = (0.5, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Args:
+        count: prompts a side. seeds: each draws every prompt, where what is drawn is random.
+        strengths: the grid that all arms share, in units of the concept, ascending; 1 must be among them.
+        arms: names in `ARMS`; "dsas" must be among them.
+        robustness: also under other settings than the concept was learned with.
+
+    Raises:
+        DSASError: an unknown arm, a grid that does not ascend from above 0 or lacks 1, too few prompts or seeds.
+    """
+
+    count: int = 12
+    seeds: int = 2
+    strengths: tuple[float, ...] = STRENGTHS
+    arms: tuple[str, ...] = tuple(ARMS)
+    robustness: bool = True
+
+    def __post_init__(self) -> None:
+        if set(self.arms) - set(ARMS) or "dsas" not in self.arms:
+            raise DSASError(f"arms {', '.join(self.arms)}: expected dsas, and others of {', '.join(ARMS)}")
+        ascending = list(self.strengths) == sorted(set(self.strengths)) and min(self.strengths, default=0) > 0
+        if not ascending or 1.0 not in self.strengths:
+            shown = ", ".join(f"{strength:g}" for strength in self.strengths)
+            raise DSASError(f"strengths {shown}: expected ascending numbers above 0, 1 among them")
+        if self.count < 2 or self.seeds < 1:
+            raise DSASError(f"{self.count} prompts, {self.seeds} seeds: expected at least 2 prompts and 1 seed")
+
+    def prompts(self, concept: Concept, prompts: PromptSet) -> dict[str, list[str]]:
+        """What to judge by (`PromptSet.fresh`), without the prompts that the concept was learned from.
+
+        Raises:
+            DSASError: nothing is left for a side.
+        """
+        seed, learned = (int(concept.provenance.get(key, 0)) for key in ("seed", "count"))
+        used = prompts.draw(learned, seed).values() if learned else ()
+        found = prompts.fresh(self.count, seed, [text for side in used for text in side])
+        for side in ("source", "control"):
+            if not found[side]:
+                raise DSASError(
+                    f"prompt file {prompts.name!r} has no {side} prompts that learning did not use: add templates, "
+                    f"placeholder values, or unseen_{side} to its evaluation"
+                )
+        return found

@@ -1,0 +1,248 @@
+"""The report of an evaluation: report.json, report.md for a model card, report.html to look at.
+
+A document is plain data: `title`, `command`, `seconds`, `versions`, and `concepts`, each of which holds what
+`summary.summed_up` gives and whatever else its family measured.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import as_json
+from .arms import ARMS
+
+JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
+#: columns of the table of arms, as far as they were measured: field -> heading
+FIGURES = {
+    "unchanged": "controls unchanged",
+    "identical": "identical",
+    "pixel_change": "change of 255",
+    "latent_change": "latents moved",
+    "change_outside_the_thing": "change around it",
+    "fid_judge": "FID",
+    "kid_judge": "KID",
+    "lpips": "LPIPS",
+    "clip_score": "CLIP score",
+    "perplexity_ratio": "perplexity, ratio",
+    "degenerate": "broken",
+    "knowledge_lost": "points of knowledge lost",
+}
+COLOURS = {
+    "dsas": "#1f77b4",
+    "on": "#d62728",
+    "random_direction": "#8c8c8c",
+    "shuffled_gate": "#bcbd22",
+    "constant_gate": "#9467bd",
+    "complement": "#ff7f0e",
+}
+
+
+def write(folder: Path, document: Mapping[str, Any]) -> list[Path]:
+    """Write the three reports; their paths."""
+    plots = [plot(concept) for concept in document["concepts"]]
+    contents = {
+        JSON: as_json(document) + "\n",
+        MARKDOWN: as_markdown(document),
+        HTML: as_html(document, plots),
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    return [folder / name for name in contents]
+
+
+def as_markdown(document: Mapping[str, Any]) -> str:
+    """The tables of a document in Markdown."""
+    lines = [f"# {document['title']}", ""]
+    for concept in document["concepts"]:
+        lines += [f"## {concept['name']}", "", *plain_words(concept), ""]
+        for title, headings, rows in tables(concept):
+            lines += [f"**{title}**", "", "| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+            lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows] + [""]
+        lines += [f"Not measured: {reason}." for reason in concept["skipped"]] + [""]
+    lines += [_footer(document), ""]
+    return "\n".join(lines)
+
+
+def as_html(document: Mapping[str, Any], plots: Sequence[str]) -> str:
+    """The document as one page that needs nothing else, pictures included; `plots` are SVG, one per concept."""
+    body = [f"<h1>{html.escape(document['title'])}</h1>"]
+    for concept, drawn in zip(document["concepts"], plots, strict=True):
+        body.append(f"<h2>{html.escape(concept['name'])}</h2>")
+        body += [f"<p>{html.escape(line)}</p>" for line in plain_words(concept)]
+        body.append(f"<figure>{drawn}</figure>")
+        for title, headings, rows in tables(concept):
+            head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+            lines = ["".join(f"<td>{html.escape(_cell(value))}</td>" for value in row) for row in rows]
+            inner = "".join(f"<tr>{line}</tr>" for line in lines)
+            body.append(f"<h3>{html.escape(title)}</h3><table><tr>{head}</tr>{inner}</table>")
+        body.append(_samples(concept.get("samples", [])))
+        body += [f"<p class=note>Not measured: {html.escape(reason)}.</p>" for reason in concept["skipped"]]
+    body.append(f"<p class=note>{html.escape(_footer(document))}</p>")
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(document['title'])}</title><style>{_STYLE}</style><main>{''.join(body)}</main></html>\n"
+    )
+
+
+_STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; display: block; overflow-x: auto; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1rem 0; background: white; } figure svg { max-width: 100%; height: auto; }
+.samples img { width: 96px; height: 96px; image-rendering: auto; display: block; }
+.samples td { text-align: left; white-space: normal; vertical-align: top; min-width: 96px; }
+.note { opacity: .7; font-size: .9rem; }
+"""
+
+
+def tables(concept: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[Any]]]]:
+    """Title, headings and rows of each table of one concept."""
+    found = [_arms(concept)]
+    baselines = concept.get("baselines") or {}
+    if baselines:
+        columns = [key for key in ("shown", *FIGURES) if any(line.get(key) is not None for line in baselines.values())]
+        rows = [[name, *(line.get(key) for key in columns)] for name, line in baselines.items()]
+        found.append(("Without steering", ["", *(FIGURES.get(key, key) for key in columns)], rows))
+    equal = concept.get("at_equal_effect") or {}
+    if equal:
+        rows = []
+        for arm, line in equal.items():  # an arm that hardly has an effect cannot be compared at one
+            told = [line[key] for key in ("gain", "cost", "other_cost", "ratio")] if line["gain"] > 0.1 else [None] * 4
+            rows.append([ARMS[arm], *told])
+        headings = ["DSAS beside", "effect", "cost of DSAS", "cost of the other", "ratio"]
+        found.append(("At equal effect", headings, rows))
+    for key, title in (("localisation", "Where the gates see it"), ("unnamed", "Where no prompt names it")):
+        if concept.get(key):
+            found.append((title, list(concept[key]), [list(concept[key].values())]))
+    if concept.get("robustness"):
+        rows = [list(line.values()) for line in concept["robustness"]]
+        found.append(("Under other settings, DSAS at strength 1", list(concept["robustness"][0]), rows))
+    if concept.get("cost"):
+        found.append(("Cost", list(concept["cost"]), [list(concept["cost"].values())]))
+    return found
+
+
+def _arms(concept: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    """Every arm at strength 1, and its hypervolume."""
+    rows: list[list[Any]] = []
+    units = {name: _at_unit(arm) for name, arm in concept["arms"].items()}
+    columns = [key for key in FIGURES if any(point.get(key) is not None for point in units.values())]
+    for name, point in units.items():
+        more = [point.get(key) for key in columns]
+        area = _between(concept["arms"][name]["hypervolume"])
+        rows.append([ARMS[name], _between(point["effect"]), _between(point["cost"]), *more, area])
+    headings = ["at strength 1", "effect", "cost", *(FIGURES[key] for key in columns), "hypervolume"]
+    return "Arms", headings, rows
+
+
+def _at_unit(arm: Mapping[str, Any]) -> Mapping[str, Any]:
+    point: Mapping[str, Any] = next(point for point in arm["points"] if point["strength"] == 1.0)
+    return point
+
+
+def plain_words(concept: Mapping[str, Any]) -> list[str]:
+    """What the figures say, in sentences."""
+    dsas = concept["arms"]["dsas"]
+    point = _at_unit(dsas)
+    of = "of what asking in words achieves" if concept["relative"] and concept["asked"] is not None else "of all"
+    lines = [
+        f"At strength 1 DSAS reaches {point['effect']['value']:.2f} {of} and changes controls by "
+        f"{point['cost']['value']:.3f} (0 is not at all, 1 is wholly)."
+    ]
+    on = concept["arms"].get("on")
+    if on is None:
+        return lines
+    ours, theirs = dsas["hypervolume"], on["hypervolume"]
+    if ours["low"] > theirs["high"]:
+        verdict = "DSAS is the better front"
+    elif theirs["low"] > ours["high"]:
+        verdict = "Always-on steering is the better front: gating does not help here"
+    else:
+        verdict = "The two fronts cannot be told apart on these prompts"
+    lines.append(
+        f"{verdict}: hypervolume {ours['value']:.3f} [{ours['low']:.3f}, {ours['high']:.3f}] beside "
+        f"{theirs['value']:.3f} [{theirs['low']:.3f}, {theirs['high']:.3f}] of always on."
+    )
+    areas = {name: arm["hypervolume"] for name, arm in concept["arms"].items() if name not in ("dsas", "on")}
+    best = max(areas, default=None, key=lambda name: areas[name]["value"])
+    if best is not None and areas[best]["high"] >= ours["low"]:
+        value = areas[best]["value"]
+        lines.append(f"A control arm comes as far: {ARMS[best]} ({value:.3f}). What the gate knows does not show here.")
+    return lines
+
+
+def plot(concept: Mapping[str, Any]) -> str:
+    """Effect over cost of every arm, as SVG: up and to the left is better; rings are strength 1."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({"svg.hashsalt": "dsas", "svg.fonttype": "none", "font.size": 10}):
+        figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+        for name, arm in concept["arms"].items():
+            points = arm["points"]
+            cost, gain = ([0.0, *(point[key]["value"] for point in points)] for key in ("cost", "effect"))
+            thick = 2.2 if name in ("dsas", "on") else 1.1
+            axes.plot(cost, gain, "o-", ms=3.5, lw=thick, color=COLOURS.get(name), label=ARMS[name])
+            unit = _at_unit(arm)
+            axes.plot(unit["cost"]["value"], unit["effect"]["value"], "o", ms=10, mfc="none", mec=COLOURS.get(name))
+        axes.axhline(1.0, color="#888888", lw=0.8, ls=":")
+        axes.set(xlabel="change of what should stay (cost)", ylabel="effect", title=concept["name"])
+        axes.legend(frameon=False, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        content = io.StringIO()
+        figure.savefig(content, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+    return content.getvalue()[content.getvalue().index("<svg") :]
+
+
+def _samples(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Prompts with their pictures, or answers, arm by arm."""
+    if not rows:
+        return ""
+    labels = list(dict.fromkeys(label for row in rows for label in row.get("pictures", row.get("answers", {}))))
+    head = "".join(f"<th>{html.escape(label)}</th>" for label in ("prompt", *labels))
+    lines = []
+    for row in rows:
+        cells = [html.escape(row["prompt"])]
+        for label in labels:
+            if "pictures" in row:
+                cells.append(_embedded(row["pictures"].get(label), f"{label}: {row['prompt']}"))
+            else:
+                cells.append(html.escape(row["answers"].get(label, "")))
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<h3>Samples</h3><table class=samples><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _embedded(path: str | None, text: str) -> str:
+    if path is None:
+        return ""
+    content = base64.b64encode(Path(path).read_bytes()).decode()
+    return f'<img alt="{html.escape(text, quote=True)}" src="data:image/png;base64,{content}">'
+
+
+def _between(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return "–" if not math.isfinite(value) else f"{value:.3f}"
+    return str(value)
+
+
+def _footer(document: Mapping[str, Any]) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    return f"`{document['command']}`: {document['seconds']:.0f} s on {document['machine']}; {packages}."

@@ -1,0 +1,227 @@
+"""`dsas eval`: measure concepts against every arm, and write the evidence down."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dsas_core import llm
+from dsas_core.concept import Concept
+from dsas_core.errors import DSASError
+from dsas_core.evaluate import ARMS, Plan, Run
+from dsas_core.evaluate import report as reports
+from dsas_core.llm import evaluate as texts
+from dsas_core.prompts import read
+from dsas_core.provenance import versions
+
+from .. import evaluate as pictures
+from ..grid import Entry, Grid
+from ..judges import CallableJudge, judge_from
+from ..learn import learn
+from .arguments import add_generation, add_model, language_model, number, pipeline, positive, shows_progress
+from .output import table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which concepts on which model, how much of it."""
+    add_model(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--concept", "-c", action="append", metavar="FOLDER", help="a concept's folder or Hub name; repeatable"
+    )
+    what.add_argument("--grid", metavar="FILE", help="learn and measure what a YAML file lists (see benchmarks/)")
+    parser.add_argument("--prompts", metavar="FILE", help="prompt file to judge by (default: the concept's own)")
+    parser.add_argument("--count", type=positive, metavar="N", help=f"prompts a side (default {Plan.count})")
+    parser.add_argument("--seeds", type=positive, metavar="N", help=f"noise seeds (default {Plan.seeds})")
+    parser.add_argument("--strengths", type=number, nargs="+", metavar="S", help="the grid, 1 among them")
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), help="arms to measure (default: all)")
+    parser.add_argument(
+        "--judge", metavar="MODULE:FUNCTION", help="your own judge: pictures, prompts -> numbers in [0, 1]"
+    )
+    parser.add_argument("--clip", metavar="MODEL", help="a CLIP's folder or Hub name, for how well pictures fit")
+    parser.add_argument("--quick", action="store_true", help="DSAS and always on only, no other settings")
+    add_generation(parser)
+    parser.add_argument("--out", "-o", required=True, metavar="FOLDER", help="reports and what they were made from")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, write the reports; where they are, and the figures."""
+    began = time.monotonic()
+    process, processes, wait = _shared()
+    out = Path(args.out)
+    models = _Models(args)
+    if args.grid:
+        if args.prompts:
+            args.usage("--grid names its prompt files itself: leave --prompts out")
+        grid = Grid.read(args.grid)
+        plan, title = _planned(args, grid.plan), grid.title
+        learned = _learned(grid, models, out, process, processes, wait, args)
+        entries = [(entry, learned[entry.name]) for entry in grid.entries]
+    else:
+        plan = _planned(args, Plan())
+        concepts = [Concept.from_pretrained(name) for name in args.concept]
+        title = ", ".join(concept.name for concept in concepts)
+        entries = [(_entry(concept, args), concept) for concept in concepts]
+    found = []
+    sharing = {"process": process, "processes": processes, "wait": wait, "show_progress": shows_progress(args)}
+    for entry, concept in entries:
+        figures = _measured(entry, concept, models, plan, out, sharing, args)
+        found.append({"name": entry.name, "model": entry.model, **figures})
+    document = {
+        "title": title,
+        "concepts": found,
+        "plan": {"count": plan.count, "seeds": plan.seeds, "strengths": list(plan.strengths), "arms": list(plan.arms)},
+        "command": shlex.join(["dsas", *sys.argv[1:]]),
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions("diffusers", "transformers", "torchmetrics"),
+    }
+    written = reports.write(out, document) if process == 0 else []
+    wait()
+    return {**document, "files": [str(path) for path in written], "first": process == 0}
+
+
+def report(document: dict[str, Any]) -> None:
+    """The arms of each concept, and where to read more."""
+    if not document["first"]:
+        return
+    for concept in document["concepts"]:
+        title, headings, rows = reports.tables(concept)[0]
+        print(f"\n{concept['name']}")
+        table(headings, rows)
+        for line in reports.plain_words(concept):
+            print(line)
+    print(f"\n{document['seconds']:.0f} s; read {document['files'][-1]}")
+
+
+class _Models:
+    """Pipelines and language models by name, loaded when they are first asked for."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._pipelines: dict[str, Any] = {}
+        self._texts: dict[str, tuple[Any, Any]] = {}
+
+    def pipeline(self, name: str) -> Any:
+        if name not in self._pipelines:
+            self._pipelines[name] = pipeline(_of_model(self._args, name))
+            self._pipelines[name].set_progress_bar_config(disable=True)
+        return self._pipelines[name]
+
+    def text(self, name: str) -> tuple[Any, Any]:
+        if name not in self._texts:
+            self._texts[name] = language_model(_of_model(self._args, name))
+        return self._texts[name]
+
+
+def _of_model(args: argparse.Namespace, name: str) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(args), "model": name})
+
+
+def _shared() -> tuple[int, int, Callable[[], object]]:
+    """This process and how many there are, when `accelerate launch` started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return 0, 1, lambda: None
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes, state.wait_for_everyone
+
+
+def _planned(args: argparse.Namespace, plan: Plan) -> Plan:
+    """The plan, with what the command line says otherwise."""
+    given = {key: getattr(args, key) for key in ("count", "seeds") if getattr(args, key) is not None}
+    given |= {key: tuple(getattr(args, key)) for key in ("strengths", "arms") if getattr(args, key)}
+    if args.quick:
+        given |= {"arms": ("dsas", "on"), "robustness": False}
+    return replace(plan, **given)
+
+
+def _entry(concept: Concept, args: argparse.Namespace) -> Entry:
+    """What to measure a saved concept on."""
+    prompts: str | Mapping[str, Any] | None = args.prompts or concept.provenance.get("prompts")
+    if prompts is None:
+        raise DSASError(f"concept {concept.name!r} does not tell its prompts: pass --prompts")
+    return Entry(concept.name, args.model, read(prompts), concept.method, concept.gate, None)
+
+
+def _learned(
+    grid: Grid,
+    models: _Models,
+    out: Path,
+    process: int,
+    processes: int,
+    wait: Callable[[], object],
+    args: argparse.Namespace,
+) -> dict[str, Concept]:
+    """The concepts of a grid: learned where they are not there yet, each by one process."""
+    for i, entry in enumerate(grid.entries):
+        folder = out / entry.name / "concept"
+        if i % processes != process or _stands(folder, entry):
+            continue
+        if shows_progress(args):
+            print(f"learning {entry.name}", file=sys.stderr, flush=True)
+        settings: dict[str, Any] = {"method": entry.method, "gate": entry.gate, "sites": entry.sites, **grid.learn}
+        settings["show_progress"] = shows_progress(args)
+        if llm.is_language_model(entry.model):
+            settings.pop("steps", None)
+            concept = llm.learn(*models.text(entry.model), entry.prompts, **settings)
+        else:
+            concept = learn(models.pipeline(entry.model), entry.prompts, **settings)
+        concept.save_pretrained(folder, overwrite=True)
+    wait()
+    return {entry.name: Concept.from_pretrained(out / entry.name / "concept") for entry in grid.entries}
+
+
+def _stands(folder: Path, entry: Entry) -> bool:
+    """Whether a concept was learned from these prompts in this way already."""
+    if not folder.is_dir():
+        return False
+    concept = Concept.from_pretrained(folder)
+    prompts = concept.provenance.get("prompts")
+    if prompts != entry.prompts.to_dict() or (concept.method, concept.gate) != (entry.method, entry.gate):
+        raise DSASError(f"{folder} holds another concept (other prompts, method or gate): choose another --out")
+    return True
+
+
+def _measured(
+    entry: Entry,
+    concept: Concept,
+    models: _Models,
+    plan: Plan,
+    out: Path,
+    sharing: Mapping[str, Any],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """One concept's figures."""
+    folder = out / entry.name / "run"
+    if llm.is_language_model(entry.model):
+        model, tokenizer = models.text(entry.model)
+        if args.judge:
+            args.usage("--judge looks at pictures: name the judge of a language model in its prompt file")
+        judge = texts.judge_from(entry.prompts.judge)
+        kept = Run(folder, texts.identity(model, concept, entry.prompts), **sharing)
+        figures = texts.evaluate(model, tokenizer, concept, entry.prompts, judge, kept, plan)
+    else:
+        pipe = models.pipeline(entry.model)
+        kept = Run(folder, pictures.identity(pipe, concept, entry.prompts), **sharing)
+        figures = pictures.evaluate(
+            pipe,
+            concept,
+            entry.prompts,
+            CallableJudge(args.judge) if args.judge else judge_from(entry.prompts.judge),
+            kept,
+            plan,
+            steps=args.steps,
+            guidance=args.guidance,
+            clip=args.clip,
+        )
+    return {**figures, "unit": concept.unit, "evidence": dict(concept.evidence)}

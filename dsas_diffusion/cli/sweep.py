@@ -1,0 +1,249 @@
+"""`dsas sweep`: draw a concept from its low to its high end, as a strip of pictures and as an animation."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dsas_core import llm
+from dsas_core.concept import Concept
+from dsas_core.errors import DSASError
+from dsas_core.progress import progress_bar
+from dsas_core.provenance import versions
+from dsas_core.trace import Trace
+
+from .. import __version__, viz
+from ..generation import Settings, change, decode, latent_batches, seeds_for, settings_of
+from ..steer import steer
+from .arguments import GATES, add_generation, add_model, number, pipeline, positive, shows_progress
+from .output import encoded, free_files, table, write_files
+
+#: suffix -> how an animation is written
+ANIMATIONS: Mapping[str, Mapping[str, Any]] = {".gif": {"format": "GIF"}, ".webp": {"format": "WEBP", "quality": 90}}
+SUFFIXES = (".png", *ANIMATIONS)
+#: of one frame, in milliseconds
+DURATION = 250
+GATE_NAMES = {"own": "its own gate", "on": "always on", "off": "gate off"}
+#: characters of a prompt that fit beside its row
+CAPTION = 80
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to draw, from which strength to which, and where to."""
+    add_model(parser)
+    parser.add_argument("--concept", "-c", required=True, metavar="FOLDER", help="a concept's folder, or its Hub name")
+    parser.add_argument("--prompt", "-p", action="append", required=True, help="what to draw, a row each; repeatable")
+    parser.add_argument(
+        "--from", dest="low", type=number, default=-1.0, metavar="STRENGTH", help="the lowest strength (default -1)"
+    )
+    parser.add_argument(
+        "--to", dest="high", type=number, default=2.0, metavar="STRENGTH", help="the highest strength (default 2)"
+    )
+    parser.add_argument(
+        "--count",
+        type=positive,
+        default=7,
+        metavar="N",
+        help="strengths, evenly spaced (default 7); 0, where it is not among them, is added",
+    )
+    parser.add_argument(
+        "--gate", choices=tuple(GATES), default="own", help="own: the concept's; on: steer everything; off: nothing"
+    )
+    parser.add_argument("--compare", action="store_true", help="add a row per prompt with the gate always on")
+    add_generation(parser)
+    parser.add_argument(
+        "--out",
+        "-o",
+        action="append",
+        metavar="FILE",
+        help=".png is a strip, .gif or .webp an animation; repeatable (default outputs/sweep.png)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Draw and write; how far each picture is from strength 0, what the gate said, and the files."""
+    if args.low >= args.high:
+        args.usage(f"--from must be below --to, found --from {args.low:g} --to {args.high:g}")
+    if args.count < 2:
+        args.usage(f"--count must be 2 or more, found {args.count}")
+    if args.compare and args.gate == "on":
+        args.usage("--compare adds the gate that is always on: leave --gate on out")
+    outs = [Path(out).expanduser() for out in dict.fromkeys(args.out or ["outputs/sweep.png"])]
+    for out in outs:
+        if out.suffix.lower() not in SUFFIXES:
+            raise DSASError(f"{out}: a strip is written as .png, an animation as {' or '.join(ANIMATIONS)}")
+        free_files([out], args.overwrite)
+    if llm.is_language_model(args.model):
+        args.usage(f"{args.model} is a language model, which draws nothing: use `dsas chat`")
+    concept = Concept.from_pretrained(args.concept)
+
+    pipe = pipeline(args, steps_bar=True)
+    settings = settings_of(pipe, args.steps, args.guidance)
+    strengths = strengths_between(args.low, args.high, args.count)
+    rows = _drawn(pipe, args, concept, strengths, settings)
+    document = _document(pipe, args, concept, strengths, settings, rows)
+    files = {out: _encoded(out.suffix.lower(), args, concept, strengths, rows, document) for out in outs}
+    write_files(files)
+    return {**document, "files": [str(out) for out in files]}
+
+
+def report(document: dict[str, Any]) -> None:
+    """How far each picture is from strength 0, and the files."""
+    marks = [viz.strength_label(strength) for strength in document["strengths"]]
+    for row in document["rows"]:
+        print(f"{row['prompt']}, gate {row['gate']}")
+        table(("strength", "change of 255", "mean h"), list(zip(marks, row["change"], row["mean_h"], strict=True)))
+        print()
+    print(f"wrote {', '.join(document['files'])}")
+
+
+def strengths_between(low: float, high: float, count: int) -> list[float]:
+    """Ascending strengths, evenly spaced, and 0 where it is not among them."""
+    spaced = np.linspace(low, high, count)
+    spaced[np.abs(spaced) < 1e-9 * (high - low)] = 0.0  # of thirds and tenths, 0 is met up to rounding only
+    return sorted({*spaced.tolist(), 0.0})
+
+
+@dataclass
+class _Row:
+    """One prompt under one gate: by strength, its picture and the mean h of what steers it."""
+
+    prompt: str
+    noise_seed: int
+    gate: str
+    pictures: list[Image.Image] = field(default_factory=list)
+    mean_h: list[float] = field(default_factory=list)
+
+
+def _drawn(
+    pipe: Any, args: argparse.Namespace, concept: Concept, strengths: Sequence[float], settings: Settings
+) -> list[_Row]:
+    """Every prompt at every strength; the rows of a prompt, one per gate, lie together."""
+    gates = [args.gate, "on"] if args.compare else [args.gate]
+    seeds = seeds_for(args.prompt, args.seed)
+    prompts = list(zip(args.prompt, seeds, strict=True))
+    rows = {gate: [_Row(prompt, seed, gate) for prompt, seed in prompts] for gate in gates}
+    total = len(gates) * len(strengths) * len(args.prompt)
+    with progress_bar(total, "pictures", shows_progress(args)) as bar:
+        for gate in gates:
+            with steer(pipe, {concept: 0.0}, gate=GATES[gate], trace=True) as steering:
+                assert steering.trace is not None
+                for strength in strengths:
+                    steering.strengths[concept.name] = strength
+                    left = iter(rows[gate])
+                    # the same batches at every strength: pictures then differ by nothing but the strength
+                    for latents in latent_batches(pipe, args.prompt, seeds, settings):
+                        for i, picture in enumerate(decode(pipe, latents)):
+                            row = next(left)
+                            row.pictures.append(picture)
+                            row.mean_h.append(_mean_h(steering.trace, concept, i))
+                        bar.update(len(latents))
+    return [row for rows_of_prompt in zip(*rows.values(), strict=True) for row in rows_of_prompt]
+
+
+def _mean_h(trace: Trace, concept: Concept, prompt: int) -> float:
+    """Mean h of one prompt of the last batch over the sites that steer, not those that only watch."""
+    steered = {str(item.site) for item in concept.interventions if not item.watches}
+    total, count = 0.0, 0.0
+    for record in trace.select(concept.name):
+        if str(record.site) not in steered:
+            continue
+        counted = torch.ones_like(record.h) if record.mask is None else record.mask.to(record.h.dtype)
+        own = record.prompts == prompt
+        total += float((record.h * counted)[own].sum())
+        count += float(counted[own].sum())
+    return total / max(1.0, count)
+
+
+def _document(
+    pipe: Any,
+    args: argparse.Namespace,
+    concept: Concept,
+    strengths: Sequence[float],
+    settings: Settings,
+    rows: Sequence[_Row],
+) -> dict[str, Any]:
+    """All that is needed to draw the same pictures again, and what was measured on them."""
+    off = strengths.index(0.0)
+    return {
+        "model": args.model,
+        "concept": {"concept": args.concept, "name": concept.name, "unit": concept.unit},
+        "strengths": list(strengths),
+        "seed": args.seed,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "device": str(pipe.device),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "rows": [
+            {
+                "prompt": row.prompt,
+                "gate": row.gate,
+                "noise_seed": row.noise_seed,
+                "change": change([row.pictures[off]] * len(strengths), row.pictures).tolist(),
+                "mean_h": row.mean_h,
+            }
+            for row in rows
+        ],
+        "versions": {"dsas": __version__, **versions("diffusers", "transformers")},
+    }
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def _encoded(
+    suffix: str,
+    args: argparse.Namespace,
+    concept: Concept,
+    strengths: Sequence[float],
+    rows: Sequence[_Row],
+    document: Mapping[str, Any],
+) -> bytes:
+    """The strip or the animation as a file's content."""
+    if suffix not in ANIMATIONS:
+        captions = [_caption(row.prompt, f" – {GATE_NAMES[row.gate]}" if args.compare else "") for row in rows]
+        return encoded(viz.strip([row.pictures for row in rows], strengths, captions), document)
+    pictures = [_sheet(rows, i, 2 if args.compare else 1) for i in range(len(strengths))]
+    return _animated(viz.animation(pictures, strengths, concept.name), suffix)
+
+
+def _sheet(rows: Sequence[_Row], strength: int, gates: int) -> Image.Image:
+    """The pictures of one strength: a row for each prompt, a column for each gate; a single one as it is."""
+    if len(rows) == 1:
+        return rows[0].pictures[strength]
+    by_prompt = [rows[i : i + gates] for i in range(0, len(rows), gates)]
+    headings = [GATE_NAMES[row.gate] if gates > 1 else "" for row in by_prompt[0]]
+    pictures = [[row.pictures[strength] for row in line] for line in by_prompt]
+    return viz.grid(pictures, headings, [_caption(line[0].prompt) for line in by_prompt], viz.cell_of(pictures[0][0]))
+
+
+def _caption(prompt: str, gate: str = "") -> str:
+    return textwrap.shorten(prompt, CAPTION, placeholder=" …") + gate
+
+
+def _animated(frames: Sequence[Image.Image], suffix: str) -> bytes:
+    """An animation that loops, as a file's content."""
+    frames = _with_one_palette(frames) if suffix == ".gif" else frames
+    content = io.BytesIO()
+    frames[0].save(content, save_all=True, append_images=frames[1:], duration=DURATION, loop=0, **ANIMATIONS[suffix])
+    return content.getvalue()
+
+
+def _with_one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
+    """Frames in the 256 colours that suit all of them: with a palette for each, what stands still would flicker."""
+    width, height = frames[0].size
+    all_frames = Image.new("RGB", (width, height * len(frames)))
+    for i, frame in enumerate(frames):
+        all_frames.paste(frame, (0, i * height))
+    palette = all_frames.quantize(256)
+    return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]

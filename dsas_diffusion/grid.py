@@ -1,0 +1,118 @@
+"""A grid of evaluations: prompt files × methods × gates × sites × models, in a YAML file.
+
+```yaml
+title: Results
+models: [builtin:emoji, builtin:chat]     # each prompt file goes to the model that its judge belongs to, or `models`
+concepts:
+  - prompts: prompts/banana-blur.yaml
+    models: [builtin:emoji]
+    sites: [null, denoiser]               # null is the default
+  - prompts: prompts/rudeness.yaml
+    models: [builtin:chat]
+methods: [caa]
+gates: [dsas]
+learn: {count: 48, steps: 8, seed: 0}
+measure: {count: 12, seeds: 2, strengths: [0.5, 1, 1.5, 2]}
+```
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dsas_core import methods
+from dsas_core.errors import DSASError
+from dsas_core.evaluate import Plan
+from dsas_core.prompts import PromptSet, read
+
+_KEYS = ("title", "models", "concepts", "methods", "gates", "learn", "measure")
+_CONCEPT = ("prompts", "models", "sites", "name")
+_LEARN = ("count", "steps", "seed")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One concept to learn and to measure; `name` tells it from the others of the grid."""
+
+    name: str
+    model: str
+    prompts: PromptSet
+    method: str
+    gate: str
+    sites: str | None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A checked grid file."""
+
+    title: str
+    entries: tuple[Entry, ...]
+    learn: Mapping[str, Any]
+    plan: Plan
+
+    @classmethod
+    def read(cls, path: str | Path) -> Grid:
+        """Read and check a grid file; prompt files are found from the working directory, or beside the grid.
+
+        Raises:
+            DSASError: no such file, no YAML, an unknown key, no concept, or two entries of one name.
+        """
+        import yaml
+
+        path = Path(path)
+        if not path.is_file():
+            raise DSASError(f"no grid file {path}: write one (see benchmarks/results.yaml)")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DSASError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        _known(content, _KEYS, str(path))
+        learn, measure = content.get("learn") or {}, content.get("measure") or {}
+        _known(learn, _LEARN, f"{path}, learn")
+        _known(measure, [field.name for field in fields(Plan)], f"{path}, measure")
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in measure.items()}
+        plan = Plan(**settings)
+        concepts = _listed(content, "concepts", path)
+        entries = [entry for concept in concepts for entry in _entries(concept, content, path)]
+        names = [entry.name for entry in entries]
+        double = next((name for name in names if names.count(name) > 1), None)
+        if double is not None:
+            raise DSASError(f"{path}: two concepts are called {double}: give one a name: of its own")
+        return cls(str(content.get("title") or path.stem), tuple(entries), learn, plan)
+
+
+def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[Entry]:
+    """Every combination of one concept of the grid."""
+    _known(concept, _CONCEPT, f"{path}, concepts")
+    given = Path(str(concept.get("prompts")))
+    prompts = read(given if given.is_file() else path.parent / given)
+    sites: Sequence[str | None] = concept["sites"] if concept.get("sites") else [None]
+    models = _listed(concept if concept.get("models") else content, "models", path)
+    how, when = content.get("methods") or ["caa"], content.get("gates") or ["dsas"]
+    for name, role in [*((name, "map") for name in how), *((name, "gate") for name in when)]:
+        methods.get(name, role)
+    found = []
+    for model, method, gate, where in itertools.product(models, how, when, sites):
+        parts = [str(concept.get("name") or prompts.name)]
+        parts += [part for part, options in ((where, sites), (method, how), (gate, when)) if len(options) > 1 and part]
+        parts += [model.replace("/", "-").replace(":", "-")] if len(models) > 1 else []
+        found.append(Entry("-".join(parts), model, prompts, method, gate, where))
+    return found
+
+
+def _listed(content: Mapping[str, Any], key: str, path: Path) -> list[Any]:
+    value = content.get(key)
+    if not isinstance(value, list) or not value:
+        raise DSASError(f"{path}: {key} must be a list that is not empty, found {value!r}")
+    return value
+
+
+def _known(content: Any, keys: Sequence[str], where: str) -> None:
+    if not isinstance(content, Mapping) or set(content) - set(keys):
+        found = ", ".join(map(str, content)) if isinstance(content, Mapping) else repr(content)
+        raise DSASError(f"{where}: expected a mapping with {', '.join(keys)}; found {found}")

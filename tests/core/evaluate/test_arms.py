@@ -1,0 +1,104 @@
+"""The arms have the dose that they claim, and take away what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsas_core import Concept, DSASError, llm
+from dsas_core.evaluate.arms import ARMS, arm, load_scores, save_scores, scores_of
+from dsas_core.maps import AffineMap
+from tests.core.llm.models import IDS, concept_for, tiny, written
+from tests.helpers import differ, random_concept
+
+MANY = IDS.repeat(1, 4)
+
+
+@pytest.fixture(scope="module")
+def concept() -> Concept:
+    return concept_for(tiny("llama"), weight=0.8)
+
+
+def traced(concept: Concept, gate: str | None = None, strength: float = 0.0) -> Any:
+    model = tiny("llama")
+    with llm.steer(model, {concept: strength}, gate=gate, trace=True) as steering:
+        model(MANY)
+    return steering.trace
+
+
+@pytest.mark.parametrize("name", ["shuffled_gate", "constant_gate"])
+def test_blind_gates_say_as_much_as_the_real_ones(concept: Concept, name: str, tmp_path: Path) -> None:
+    trace = traced(concept)
+    save_scores([scores_of(trace, concept)], tmp_path / "scores.safetensors")
+    other, gate = arm(concept, name, load_scores(tmp_path / "scores.safetensors"))
+    assert gate is None
+    torch.manual_seed(0)
+    blind = traced(other)
+    for item in concept.interventions:
+        site = str(item.site)
+        expected = trace.mean_h(concept.name, site)
+        assert blind.mean_h(concept.name, site) == pytest.approx(
+            expected, rel=0.15 if name == "shuffled_gate" else 1e-4
+        )
+        seen = torch.cat([record.h.flatten() for record in blind.select(concept.name, site)])
+        assert (seen[seen > 0].std() < 1e-6) == (name == "constant_gate")
+    own = [r.h for r in trace.select(concept.name)]
+    assert differ(own[0], blind.select(concept.name)[0].h)
+
+
+def test_the_complement_steers_what_the_gate_leaves(concept: Concept) -> None:
+    own, other = traced(concept), traced(arm(concept, "complement")[0])
+    for a, b in zip(own.records, other.records, strict=True):
+        assert torch.allclose(a.h + b.h, 0.8 * a.mask, atol=1e-5), "weights stay"
+
+
+@pytest.mark.parametrize("kind", ["additive", "affine"])
+def test_random_directions_are_as_long(kind: str) -> None:
+    concept = random_concept(dict.fromkeys(concept_for(tiny("llama")).sites, 8), kind=kind)
+    other, gate = arm(concept, "random_direction", seed=1)
+    assert gate is None
+    for a, b in zip(concept.interventions, other.interventions, strict=True):
+        ours, theirs = a.maps[0], b.maps[0]
+        assert isinstance(ours, AffineMap)
+        assert isinstance(theirs, AffineMap)
+        assert theirs.shift.norm() == pytest.approx(float(ours.shift.norm()), rel=1e-5)
+        assert abs(float(torch.cosine_similarity(ours.shift, theirs.shift, dim=0))) < 0.95
+        if kind == "affine":
+            assert ours.slope is not None
+            assert theirs.slope is not None
+            assert (theirs.slope - 1).norm() == pytest.approx(float((ours.slope - 1).norm()), rel=1e-5)
+    assert arm(concept, "random_direction", seed=1)[0] == other
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_is_steered_as_any_concept(concept: Concept, name: str) -> None:
+    model = tiny("llama")
+    other, gate = arm(concept, name, scores_of(traced(concept), concept))
+    assert other.name == concept.name
+    base = written(model)
+    with llm.steer(model, {other: 0.0}, gate=gate) as steering:
+        assert torch.equal(written(model), base)
+        steering.strengths[concept.name] = 1.0
+        assert differ(written(model), base)
+
+
+def test_timestep_bins_keep_their_own_scores() -> None:
+    concept = concept_for(tiny("llama"), edges=(500.0,))
+    scores = {(number, bin_): torch.full((3 + bin_,), 0.1 + 0.5 * bin_) for number in (0, 1) for bin_ in (0, 1)}
+    for name in ("constant_gate", "shuffled_gate"):
+        other, _ = arm(concept, name, scores)
+        x = torch.zeros(1, 4, 32)
+        said = [[float(probe.score(x).mean()) for probe in item.probes] for item in other.interventions]
+        assert said == [[pytest.approx(0.1), pytest.approx(0.6)]] * 2
+
+
+def test_mistakes_are_told(concept: Concept) -> None:
+    with pytest.raises(DSASError, match="no arm 'sideways'; there is dsas, on"):
+        arm(concept, "sideways")
+    with pytest.raises(DSASError, match="needs to know what the gates say"):
+        arm(concept, "constant_gate")
+    with pytest.raises(DSASError, match="the trace holds nothing of 'other'"):
+        scores_of(traced(concept), random_concept({concept.sites[0]: 32}, name="other"))

@@ -1,0 +1,92 @@
+"""Fronts, hypervolumes and intervals, against counting, closed forms and definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsas_core import DSASError
+from dsas_core.evaluate.fronts import at_equal_gain, cost_at, front, hypervolume
+from dsas_core.evaluate.intervals import interval, resamples
+
+POINTS = st.lists(st.tuples(st.floats(0, 1.2), st.floats(-0.2, 1)), max_size=8)
+
+
+@given(POINTS)
+def test_the_front_holds_what_nothing_beats(points: list[tuple[float, float]]) -> None:
+    kept = front(points)
+    costs = [points[i][0] for i in kept]
+    assert costs == sorted(costs)
+    for cost, gain in points:
+        beaten = any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points)
+        assert ((cost, gain) in [points[i] for i in kept]) != beaten
+
+
+@given(POINTS)
+def test_a_hypervolume_is_the_share_of_the_square_that_is_dominated(points: list[tuple[float, float]]) -> None:
+    side = (np.arange(200) + 0.5) / 200
+    cost, gain = np.meshgrid(side, side)
+    dominated = np.zeros(cost.shape, bool)
+    for c, g in points:
+        dominated |= (cost >= c) & (gain <= g)
+    assert hypervolume(points) == pytest.approx(dominated.mean(), abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("points", "area"),
+    [([], 0), ([(0, 1)], 1), ([(0.5, 0.5)], 0.25), ([(0.2, 0.5), (0.6, 1.0)], 0.6), ([(1.5, 1.0), (0.5, -1.0)], 0)],
+)
+def test_hypervolumes_by_hand(points: list[tuple[float, float]], area: float) -> None:
+    assert hypervolume(points) == pytest.approx(area)
+
+
+def test_costs_are_linear_between_strengths() -> None:
+    curve = [(0.1, 0.5), (0.3, 0.7), (0.9, 0.6)]
+    assert [cost_at(curve, gain) for gain in (0, 0.25, 0.5, 0.6, 0.7, 0.8)] == [
+        0.0,
+        *(pytest.approx(cost) for cost in (0.05, 0.1, 0.2, 0.3)),
+        None,
+    ]
+
+
+def test_equal_gains_are_those_that_both_reach() -> None:
+    found = at_equal_gain([(0.1, 1.0)], [(0.4, 0.5)], 0.9)
+    assert (found.gain, found.lowered) == (0.5, True)
+    assert (found.cost, found.other_cost, found.ratio) == pytest.approx((0.05, 0.4, 0.125))
+    assert not at_equal_gain([(0.1, 1.0)], [(0.4, 1.0)], 0.9).lowered
+    assert at_equal_gain([(0.1, 1.0)], [(0.4, 0.0)], 0.9).gain == 0
+
+
+def test_resamples_take_seeds_first_and_prompts_within() -> None:
+    outer = ["a"] * 3 + ["b"] * 5
+    seen = set()
+    for at in resamples(outer, 200):
+        names = [outer[i] for i in at]
+        assert len(at) in (6, 8, 10), "two clusters, each whole"
+        seen.add((names.count("a") > 0, names.count("b") > 0))
+    assert seen == {(True, False), (False, True), (True, True)}
+    assert [at.tolist() for at in resamples(outer, 3, 1)] == [at.tolist() for at in resamples(outer, 3, 1)]
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    hits = 0
+    for trial in range(120):
+        values = random.normal(size=40)
+
+        def mean(at: np.ndarray, values: np.ndarray = values) -> float:
+            return float(values[at].mean())
+
+        found = interval(mean, [0] * 40, rounds=200, seed=trial)
+        hits += found.low <= 0 <= found.high
+        assert found.low <= found.value <= found.high
+    assert 0.87 <= hits / 120 <= 1
+
+
+def test_bad_intervals() -> None:
+    with pytest.raises(DSASError, match="0 items"):
+        interval(lambda at: 0.0, [])
+    with pytest.raises(DSASError, match="level 1"):
+        interval(lambda at: 0.0, [1], level=1)

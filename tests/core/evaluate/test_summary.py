@@ -1,0 +1,106 @@
+"""From measurements to figures and reports, on measurements whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from dsas_core import DSASError
+from dsas_core.evaluate import ARMS, Point, report, summed_up
+
+BASE, ASKED = [0.0, 0.0, 0.2, 0.0], [1.0, 0.8, 1.0, 0.6]
+SEEDS = [0, 0, 1, 1]
+
+
+def points(shown: list[float], cost: float) -> list[Point]:
+    """Half of what is shown at strength 0.5, all of it at 1."""
+    return [
+        Point(strength, [value * strength for value in shown], [cost * strength] * 4, {"unchanged": 1 - cost})
+        for strength in (0.5, 1.0)
+    ]
+
+
+def figures(**arms: Any) -> dict[str, Any]:
+    return summed_up(arms, BASE, ASKED, SEEDS, SEEDS, rounds=60)
+
+
+def test_effects_are_relative_to_words() -> None:
+    found = figures(dsas=points(ASKED, 0.1), on=points(ASKED, 0.6))
+    assert found["relative"]
+    assert (found["base"], found["asked"]) == (pytest.approx(0.05), pytest.approx(0.85))
+    half, whole = (point["effect"]["value"] for point in found["arms"]["dsas"]["points"])
+    assert whole == pytest.approx(1)
+    assert half == pytest.approx((0.425 - 0.05) / 0.8)
+    assert found["arms"]["dsas"]["points"][1]["cost"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})
+    equal = found["at_equal_effect"]["on"]
+    assert equal["ratio"] == pytest.approx(1 / 6)
+    assert found["arms"]["dsas"]["hypervolume"]["value"] > found["arms"]["on"]["hypervolume"]["value"]
+
+
+def test_words_that_do_nothing_are_no_measure() -> None:
+    found = summed_up({"dsas": points(ASKED, 0.1)}, BASE, BASE, SEEDS, SEEDS, rounds=20)
+    assert not found["relative"]
+    assert found["arms"]["dsas"]["points"][1]["effect"]["value"] == pytest.approx(0.85 - 0.05)
+    without = summed_up({"dsas": points([1.0] * 4, 0.1)}, BASE, None, SEEDS, SEEDS, rounds=20)
+    assert without["asked"] is None
+    assert without["arms"]["dsas"]["points"][1]["effect"]["value"] == pytest.approx(1)
+
+
+def test_nothing_to_judge_by() -> None:
+    with pytest.raises(DSASError, match="0 source and 4 control prompts to judge by: each side needs one"):
+        summed_up({"dsas": []}, [], None, [], SEEDS)
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    more = {
+        "baselines": {"asked in words": {"shown": 0.85, "unchanged": 1.0}},
+        "samples": [{"side": "source", "prompt": "a <dog>", "pictures": {"base": str(tmp_path / "a.png")}}],
+        "skipped": ["lpips: no weights"],
+        "robustness": [{"steps": 8, "shown": 0.9}],
+    }
+    arms = {name: points(ASKED, 0.1 if name == "dsas" else 0.6) for name in ARMS}
+    arms["random_direction"] = points(BASE, 0.2)
+    concept = {"name": "grey & <dog>", **summed_up(arms, BASE, ASKED, SEEDS, SEEDS, rounds=20), **more}
+    about = {"command": "dsas eval", "seconds": 3.0, "machine": "x", "versions": {"torch": "2"}}
+    return {"title": "Some dogs", "concepts": [concept], **about}
+
+
+def test_a_report_in_three_forms(document: dict[str, Any], tmp_path: Path) -> None:
+    document["concepts"][0]["strange"] = float("nan")
+    paths = report.write(tmp_path, document)
+    assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
+    told = json.loads(paths[0].read_text())
+    assert told["concepts"][0]["strange"] is None
+    markdown = paths[1].read_text()
+    assert "| DSAS | 1.000 [1.00, 1.00] | 0.100 [0.10, 0.10] | 0.900 |" in markdown
+    assert "Not measured: lpips: no weights." in markdown
+    assert "| random direction | – | – | – | – |" in markdown, "it never has an effect to compare at"
+    page = paths[2].read_text()
+    assert "a &lt;dog&gt;" in page
+    assert "<h2>grey &amp; &lt;dog&gt;</h2>" in page
+    assert 'src="data:image/png;base64,' in page
+    assert not re.search(r'(src|href)="(?!data:)[^#]', page), "the page needs nothing else"
+
+
+def test_the_plot_shows_every_arm(document: dict[str, Any]) -> None:
+    drawn = report.plot(document["concepts"][0])
+    ElementTree.fromstring(drawn)
+    assert all(line in drawn for line in ARMS.values())
+    assert drawn == report.plot(document["concepts"][0]), "the same figures give the same file"
+
+
+@pytest.mark.parametrize(
+    ("cost", "words"),
+    [(0.1, "DSAS is the better front"), (0.9, "gating does not help here"), (0.6, "cannot be told apart")],
+)
+def test_plain_words(cost: float, words: str) -> None:
+    arms = {"dsas": points(ASKED, cost), "on": points(ASKED, 0.6)}
+    found = {"name": "x", **summed_up(arms, BASE, ASKED, SEEDS, SEEDS, rounds=60)}
+    assert any(words in line for line in report.plain_words(found))

@@ -1,0 +1,123 @@
+"""Evaluating concepts on a tiny random language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsas_core import Concept, DSASError, llm
+from dsas_core.evaluate import ARMS, Plan, Run
+from dsas_core.evaluate.texts import degenerate
+from dsas_core.llm import evaluate as evaluation
+from dsas_core.llm.evaluate import ScoredJudge, evaluate, identity, judge_from
+from dsas_core.llm.toxicity import LexiconScorer
+from dsas_core.prompts import read
+from tests.core.llm.models import PROMPTS, Words, tiny
+
+PLAN = Plan(count=4, strengths=(1.0, 30.0))
+
+
+@pytest.fixture(scope="module")
+def concept(tokenizer: Words) -> Concept:
+    return llm.learn(tiny("llama"), tokenizer, PROMPTS, count=16)
+
+
+def words_of(tokenizer: Words) -> ScoredJudge:
+    """A judge of half of the words."""
+    return ScoredJudge(LexiconScorer([word for word in tokenizer.words[2::2] if word[0].isalpha()]))
+
+
+def measured(concept: Concept, tokenizer: Words, folder: Path) -> dict[str, Any]:
+    model, prompts = tiny("llama"), read(PROMPTS)
+    run = Run(folder, identity(model, concept, prompts))
+    return evaluate(model, tokenizer, concept, prompts, words_of(tokenizer), run, PLAN)
+
+
+@pytest.fixture(scope="module")
+def document(concept: Concept, tokenizer: Words, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    # a random model may write numbers that are no words
+    tokenizer.words += [f"w{i}" for i in range(61 - len(tokenizer.words))]
+    return measured(concept, tokenizer, tmp_path_factory.mktemp("run") / "run")
+
+
+def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
+    assert list(document["arms"]) == list(ARMS)
+    weak, strong = document["arms"]["on"]["points"]
+    assert strong["unchanged"] < 1
+    assert strong["perplexity_ratio"] != 1
+    assert weak["cost"]["value"] == pytest.approx(1 - weak["unchanged"])
+    assert 0 <= document["control_h"] <= document["source_h"] <= 1
+    assert any("knowledge" in reason for reason in document["skipped"])
+    answers = document["samples"][0]["answers"]
+    assert set(answers) == {"base", *ARMS, "dsas ×30", "on ×30"}
+    assert answers["on ×30"] != answers["base"]
+
+
+def test_nothing_is_answered_twice(
+    document: dict[str, Any],
+    concept: Concept,
+    tokenizer: Words,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = measured(concept, tokenizer, tmp_path / "run")
+    assert first == document, "the same everywhere"
+    monkeypatch.setattr(evaluation._Evaluation, "_measure", None)
+    assert measured(concept, tokenizer, tmp_path / "run") == first
+
+
+@pytest.mark.parametrize(
+    ("spec", "texts", "shown"),
+    [
+        ({"words": {"any": ["sun"]}}, ["the sun shines", "rain"], [1, 0]),
+        ({"words": {"any": ["sun"], "wanted": False}}, ["the sun shines", "rain"], [0, 1]),
+    ],
+)
+def test_judges_from_yaml(spec: Any, texts: list[str], shown: list[float]) -> None:
+    assert judge_from(spec).shown(texts) == shown
+
+
+def test_the_built_in_scorer_judges_what_is_to_go_away() -> None:
+    judge = judge_from({"scorer": {"model": "builtin:chat"}})
+    rude, kind = judge.shown(["shut up, you stupid donkey.", "i am sorry about the parcel."])
+    assert rude < 0.2 < 0.8 < kind
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({}, "expected scorer: {model, wanted} or words"),
+        ({"builtin": {}}, "expected scorer"),
+        ({"words": {"wanted": True}}, "judge words: expected any, and wanted"),
+        ({"scorer": {"model": "x", "label": 1}}, "judge scorer: expected model, and wanted"),
+        ({"scorer": {"model": "builtin:poet"}}, "no built-in scorer builtin:poet"),
+        ({"words": {"any": ["x"], "wanted": "yes"}}, "wanted: true or false"),
+    ],
+)
+def test_bad_judges(spec: Any, message: str) -> None:
+    with pytest.raises(DSASError, match=message):
+        judge_from(spec)
+
+
+def test_models_with_an_encoder_are_refused(concept: Concept, tokenizer: Words, tmp_path: Path) -> None:
+    model, prompts = tiny("t5"), read(PROMPTS)
+    with pytest.raises(DSASError, match="a model with an encoder cannot be evaluated yet"):
+        evaluate(model, tokenizer, concept, prompts, words_of(tokenizer), Run(tmp_path / "run", {}), PLAN)
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("it is fine.", False),
+        ("it is is fine.", True),
+        ("go to the go to the shop.", True),
+        ("it does not end", True),
+        ("", True),
+        ("that that", True),
+        ("is that so?", False),
+    ],
+)
+def test_broken_texts(text: str, broken: bool) -> None:
+    assert degenerate(text) == broken

@@ -1,0 +1,43 @@
+"""What the tests of the command line share: a tiny pipeline in a folder, a concept learned on it, and a way to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from dsas_diffusion import cli
+from tests.helpers import build_flow_pipe
+
+PHRASES = ("--from", "banana", "--to", "blurred banana")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a pipeline."""
+    folder = tmp_path_factory.mktemp("model")
+    pipe = build_flow_pipe(folder / "tokenizer")
+    pipe.save_pretrained(folder / "pipeline")
+    return str(folder / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def concept(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a concept that was learned from two phrases."""
+    folder = tmp_path_factory.mktemp("concepts") / "banana"
+    learned = ["learn", "--model", model, *PHRASES, "--out", str(folder), "--steps", "2", "--count", "12", "--quiet"]
+    assert cli.main(learned) == 0
+    return str(folder)
+
+
+@pytest.fixture
+def dsas(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command: its exit code, and what it put on standard output and standard error."""
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main([str(argument) for argument in argv])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -1,0 +1,244 @@
+"""Evaluating concepts on tiny random pipelines, in Python and on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from dsas_core import Concept, DSASError
+from dsas_core.evaluate import ARMS, Plan, Run
+from dsas_core.prompts import PromptSet, read
+from dsas_diffusion import evaluate as evaluation
+from dsas_diffusion.evaluate import evaluate, identity
+from dsas_diffusion.families import find_sites
+from dsas_diffusion.grid import Grid
+from tests.diffusion.test_cli import assert_one_line, document_of
+from tests.helpers import bases, random_concept, seen_at
+
+PROMPTS: dict[str, Any] = {
+    "name": "banana",
+    "placeholders": {
+        "place": ["on the grass", "on a table", "at night", "in the snow"],
+        "other": ["dog", "cat", "car"],
+        "second": ["hat", "star", "tree"],
+    },
+    "source": ["a banana {place}", "a banana and a {other} {place}"],
+    "target": ["a blurred banana {place}", "a blurred banana and a {other} {place}"],
+    "control": ["a {other} {place}", "a {other} and a {second} {place}"],
+    "evaluation": {"negative": ["a banana"], "unnamed": ["a fruit at night"]},
+    "judge": {"builtin": {"things": ["banana"], "style": "blurred"}},
+}
+PLAN = Plan(count=2, seeds=2, strengths=(1.0, 2.0))
+
+
+class Brightness:
+    """A judge of brightness that finds the thing in the left half."""
+
+    name = "brightness"
+
+    def shown(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        return np.array([np.asarray(picture).mean() / 255 for picture in pictures])
+
+    def masks(self, pictures: Sequence[Image.Image]) -> list[np.ndarray | None]:
+        mask = np.zeros(pictures[0].size[::-1], bool)
+        mask[:, : mask.shape[1] // 2] = True
+        return [mask for _ in pictures]
+
+
+def brightness(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+    """For --judge."""
+    return Brightness().shown(pictures, prompts)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> PromptSet:
+    return read(PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def concept(tiny_pipe: Any) -> Concept:
+    sites = find_sites(tiny_pipe, ["text", "cross"])
+    return random_concept(seen_at(tiny_pipe, sites), base=bases(tiny_pipe), unit=0.2, name="banana")
+
+
+def measured(pipe: Any, concept: Concept, prompts: PromptSet, folder: Path, **settings: Any) -> dict[str, Any]:
+    run = Run(folder, identity(pipe, concept, prompts))
+    return evaluate(pipe, concept, prompts, Brightness(), run, settings.pop("plan", PLAN), steps=2, **settings)
+
+
+@pytest.fixture(scope="module")
+def document(
+    tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    return measured(tiny_pipe, concept, prompts, tmp_path_factory.mktemp("run") / "run")
+
+
+def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
+    assert list(document["arms"]) == list(ARMS)
+    for arm in document["arms"].values():
+        assert [point["strength"] for point in arm["points"]] == [1.0, 2.0]
+        assert all(0 < point["cost"]["value"] <= 1 and point["pixel_change"] > 0 for point in arm["points"])
+    assert set(document["baselines"]) == {"asked in words", "negative prompt “a banana”"}
+    assert document["localisation"]["pictures"] == 4
+    assert set(document["unnamed"]) == {"pictures", "dsas", "on"}
+    assert [(line["steps"], line["guidance"]) for line in document["robustness"]] == [
+        (2, 7.5),
+        (4, 7.5),
+        (2, 5.0),
+        (2, 12.5),
+    ]
+    assert document["cost"]["time_ratio"] > 0
+    assert any("lpips" in reason for reason in document["skipped"])
+    assert {row["side"] for row in document["samples"]} == {"source", "control", "unnamed"}
+    assert all(Path(path).is_file() for row in document["samples"] for path in row["pictures"].values())
+
+
+def test_prompts_are_not_those_of_learning(tiny_pipe: Any, prompts: PromptSet) -> None:
+    told = {"seed": 3, "count": 8}
+    concept = random_concept({find_sites(tiny_pipe, "text")[0]: 8}, provenance=told)
+    used = {text for side in prompts.draw(8, 3).values() for text in side}
+    judged = Plan(count=4).prompts(concept, prompts)
+    assert not used & {text for side in ("source", "control") for text in judged[side]}
+    with pytest.raises(DSASError, match="has no source prompts that learning did not use: add templates"):
+        Plan(count=4).prompts(random_concept({find_sites(tiny_pipe, "text")[0]: 8}, provenance={"count": 60}), prompts)
+
+
+def test_nothing_is_drawn_twice(
+    tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(count=2, seeds=1, strengths=(1.0,), arms=("dsas", "on"), robustness=False)
+    first = measured(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan)
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "latent_batches", None)
+        assert measured(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan) == first
+    other = concept.with_unit(0.3)
+    with pytest.raises(DSASError, match="holds another run"):
+        measured(tiny_pipe, other, prompts, tmp_path / "run", plan=plan)
+
+
+def test_a_unit_of_nothing_changes_nothing(
+    tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path: Path
+) -> None:
+    plan = Plan(count=2, seeds=1, strengths=(1.0,), arms=("dsas", "on"), robustness=False)
+    found = measured(tiny_pipe, concept.with_unit(0.0), prompts, tmp_path / "run", plan=plan)
+    for arm in found["arms"].values():
+        point = arm["points"][0]
+        assert (point["cost"]["value"], point["identical"], point["unchanged"]) == (0, 1, 1)
+        assert (point["pixel_change"], point["latent_change"], point["change_outside_the_thing"]) == (0, 0, 0)
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+QUICK = ("--count", 2, "--seeds", 1, "--strengths", 1, "--quick", "--steps", 2)
+JUDGE = ("--judge", "tests.diffusion.test_evaluate:brightness")
+
+
+@pytest.fixture(scope="module")
+def learned(concept: Concept, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A saved concept whose prompts name no judge."""
+    told = {"prompts": {key: value for key, value in PROMPTS.items() if key != "judge"}}
+    saved = replace(concept, provenance=told)
+    return str(saved.save_pretrained(tmp_path_factory.mktemp("saved") / "banana"))
+
+
+def figures(report: Path) -> Any:
+    """What a report says, without what differs from run to run."""
+    concept = json.loads(report.read_text())["concepts"][0]
+    return {key: concept[key] for key in ("arms", "base", "asked", "baselines", "at_equal_effect", "prompts")}
+
+
+def test_eval_writes_three_reports_and_two_processes_agree(dsas, model: str, tmp_path: Path) -> None:
+    phrases = ("--from", "banana", "--to", "blurred banana")
+    learning = (*phrases, "--out", tmp_path / "c", "--steps", 2, "--count", 12, "--sites", "cross", "--json")
+    learned = document_of(dsas("learn", "--model", model, *learning))
+    arguments = ["eval", "--model", model, "--concept", tmp_path / "c", *QUICK, *JUDGE]
+    arguments += ["--arms", "dsas", "shuffled_gate"]
+    told = document_of(dsas(*arguments, "--out", tmp_path / "one", "--json"))
+    assert told["concepts"][0]["name"] == learned["name"]
+    assert {path.name for path in (tmp_path / "one").iterdir()} >= {"report.json", "report.md", "report.html"}
+    settings = ("--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *settings, "--dynamo_backend", "no"]
+    command = [*launch, "-m", "dsas_diffusion.cli", *map(str, arguments), "--out", str(tmp_path / "two"), "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert figures(tmp_path / "two" / "report.json") == figures(tmp_path / "one" / "report.json")
+    code, out, _ = dsas(*arguments, "--out", tmp_path / "one")
+    assert code == 0
+    assert "At strength 1 DSAS reaches" in out
+
+
+def test_a_grid_learns_and_measures(dsas, model: str, tmp_path: Path) -> None:
+    (tmp_path / "banana.yaml").write_text(yaml.safe_dump(PROMPTS))
+    content = {
+        "title": "Fruit",
+        "concepts": [{"prompts": "banana.yaml", "models": [model], "sites": ["text", "cross"]}],
+        "learn": {"count": 8, "steps": 2},
+        "measure": {"count": 2, "seeds": 1, "strengths": [1]},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
+    grid = Grid.read(tmp_path / "grid.yaml")
+    assert [entry.name for entry in grid.entries] == ["banana-text", "banana-cross"]
+    arguments = ("eval", "--grid", tmp_path / "grid.yaml", "--out", tmp_path / "out", "--steps", 2, "--quick", "--json")
+    code, out, err = dsas(*arguments)
+    if code:  # on a random model it may be that no gate tells anything apart
+        assert_one_line(err, "no site tells source from control")
+        return
+    assert [concept["name"] for concept in json.loads(out)["concepts"]] == ["banana-text", "banana-cross"]
+    assert dsas(*arguments)[0] == 0, "and again, from what is there"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not YAML"),
+        ("[1]", "expected a mapping with title, models, concepts"),
+        ("concepts: []", "concepts must be a list that is not empty"),
+        ("concepts: [{prompt: x}]", "expected a mapping with prompts, models, sites, name; found prompt"),
+        ("concepts: [{prompts: nowhere.yaml, models: [a]}]", "no prompt file"),
+        ("colour: red", "found colour"),
+        ("{concepts: [{prompts: x}], measure: {strengths: [2, 3]}}", "1 among them"),
+        ("{concepts: [{prompts: x}], learn: {size: 3}}", "expected a mapping with count, steps, seed; found size"),
+    ],
+)
+def test_bad_grids(dsas, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(content)
+    code, _, err = dsas("eval", "--grid", tmp_path / "grid.yaml", "--out", tmp_path / "out")
+    assert code == 1
+    assert_one_line(err, message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--concept", "nowhere"), 1, "no concept at nowhere"),
+        (("--grid", "nowhere.yaml"), 1, "no grid file nowhere.yaml"),
+        (("--grid", "x", "--prompts", "y"), 2, "leave --prompts out"),
+        (("--strengths", "2", "--concept", "CONCEPT"), 1, "1 among them"),
+        (("--arms", "on", "--concept", "CONCEPT"), 1, "expected dsas, and others of"),
+        (("--arms", "left", "--concept", "CONCEPT"), 2, "invalid choice"),
+        (("--concept", "CONCEPT"), 1, "expected one of builtin, clip, classifier, found nothing"),
+        (("--concept", "CONCEPT", "--judge", "nothing"), 1, "judge"),
+        (("--concept", "CONCEPT", *JUDGE, "--prompts", "nowhere.yaml"), 1, "no prompt file nowhere.yaml"),
+        ((), 2, "one of the arguments --concept/-c --grid is required"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    dsas, model: str, learned: str, arguments: tuple[str, ...], code: int, message: str, tmp_path: Path
+) -> None:
+    given = [learned if argument == "CONCEPT" else argument for argument in arguments]
+    found, _, err = dsas("eval", "--model", model, *given, "--out", tmp_path / "out", "--quiet")
+    assert found == code
+    assert_one_line(err, message)
