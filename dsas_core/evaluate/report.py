@@ -62,11 +62,16 @@ def as_markdown(document: Mapping[str, Any]) -> str:
     for concept in document["concepts"]:
         lines += [f"## {concept['name']}", "", *plain_words(concept), ""]
         for title, headings, rows in tables(concept):
-            lines += [f"**{title}**", "", "| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-            lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows] + [""]
+            lines += [f"**{title}**", "", *markdown_table(headings, rows), ""]
         lines += [f"Not measured: {reason}." for reason in concept["skipped"]] + [""]
-    lines += [_footer(document), ""]
+    lines += [footer(document), ""]
     return "\n".join(lines)
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    return lines + ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
 
 
 def as_html(document: Mapping[str, Any], plots: Sequence[str]) -> str:
@@ -83,7 +88,7 @@ def as_html(document: Mapping[str, Any], plots: Sequence[str]) -> str:
             body.append(f"<h3>{html.escape(title)}</h3><table><tr>{head}</tr>{inner}</table>")
         body.append(_samples(concept.get("samples", [])))
         body += [f"<p class=note>Not measured: {html.escape(reason)}.</p>" for reason in concept["skipped"]]
-    body.append(f"<p class=note>{html.escape(_footer(document))}</p>")
+    body.append(f"<p class=note>{html.escape(footer(document))}</p>")
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
@@ -243,6 +248,7 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def _footer(document: Mapping[str, Any]) -> str:
+def footer(document: Mapping[str, Any]) -> str:
+    """By which command, on what, in what time."""
     packages = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     return f"`{document['command']}`: {document['seconds']:.0f} s on {document['machine']}; {packages}."

@@ -1,0 +1,148 @@
+"""docs/results.md from what `dsas eval --grid benchmarks/results.yaml` measured, and the table of the README.
+
+    make results                       # measures, then writes
+    python benchmarks/results.py       # writes again from outputs/results
+
+Writes docs/results.md with a plot and a picture of each concept in docs/results/, benchmarks/results/eval.json, and the
+table between the marks in README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dsas_core.evaluate import ARMS, report
+from dsas_core.files import as_json
+from dsas_diffusion.viz import grid
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "benchmarks" / "results" / "eval.json"
+MARKS = "<!-- results: written by benchmarks/results.py -->", "<!-- end of results -->"
+#: columns of the pictures, and how many rows of each side
+COLUMNS = ("base", "asked", "dsas", "on", "constant_gate", "complement", "dsas ×2")
+HEADINGS = {"base": "no steering", "asked": "asked in words", "dsas ×2": "DSAS ×2", **ARMS}
+ROWS = {"source": 3, "control": 2, "unnamed": 1}
+
+
+def overview(document: Mapping[str, Any]) -> str:
+    """One line for each concept, in Markdown."""
+    lines = [
+        "| concept | effect | cost | always on, cost at equal effect | front: DSAS | always on | best control arm |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for concept in document["concepts"]:
+        arms = concept["arms"]
+        point = next(point for point in arms["dsas"]["points"] if point["strength"] == 1.0)
+        equal = concept["at_equal_effect"]["on"]
+        controls = {name: arm["hypervolume"]["value"] for name, arm in arms.items() if name not in ("dsas", "on")}
+        best = max(controls, key=lambda name: controls[name])
+        beside = f"{equal['other_cost']:.3f}" if equal["gain"] > 0.1 else "–"
+        fronts = [f"{arms[name]['hypervolume']['value']:.2f}" for name in ("dsas", "on")]
+        values = [f"{point['effect']['value']:.2f}", f"{point['cost']['value']:.3f}", beside, *fronts]
+        lines.append(f"| {concept['name']} | {' | '.join(values)} | {controls[best]:.2f} ({ARMS[best]}) |")
+    return "\n".join(lines)
+
+
+def compact(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document without samples, prompts and the evidence of learning."""
+    concepts = [
+        {key: value for key, value in concept.items() if key not in ("samples", "prompts", "evidence")}
+        for concept in document["concepts"]
+    ]
+    return {**document, "concepts": concepts}
+
+
+def page(document: Mapping[str, Any]) -> str:
+    """docs/results.md."""
+    told = document["plan"]
+    strengths = ", ".join(f"{strength:g}" for strength in told["strengths"])
+    lines = [
+        f"# {document['title']}",
+        "",
+        "Written by `make results`; do not edit. Every concept against every arm, on prompts that learning never used: "
+        f"{told['count']} prompts a side, {told['seeds']} noise seeds, strengths {strengths}.",
+        "",
+        "*Effect* is relative to what asking in words achieves (of texts: to all answers). *Cost* is the change of "
+        "what should stay: 1 - SSIM of control pictures, the share of control answers that changed. *Front* is the "
+        "hypervolume of effect (cut at 1) over cost: 1 is all of the effect at no cost. Brackets are bootstrap "
+        "intervals of 95 % over seeds and prompts.",
+        "",
+        overview(document),
+        "",
+    ]
+    for concept in document["concepts"]:
+        name = concept["name"]
+        lines += [f"## {name}", "", *report.plain_words(concept), "", f"![effect over cost](results/{name}.svg)", ""]
+        if any("pictures" in row for row in concept["samples"]):
+            lines += [f"![pictures of every arm](results/{name}.png)", ""]
+        for title, headings, rows in report.tables(concept):
+            lines += [f"**{title}**", "", *report.markdown_table(headings, rows), ""]
+        lines += _answers(concept["samples"])
+        lines += [f"Not measured: {reason}." for reason in concept["skipped"]] + [""]
+    lines += [report.footer(document), ""]
+    return "\n".join(lines)
+
+
+def _answers(samples: list[Mapping[str, Any]]) -> list[str]:
+    """Answers of the arms at strength 1, of one source and one control prompt."""
+    lines: list[str] = []
+    for side in ("source", "control"):
+        row = next((row for row in samples if "answers" in row and row["side"] == side), None)
+        if row is None:
+            continue
+        lines += [f"> {' / '.join(row['prompt'].splitlines())}", ""]
+        for label, answer in row["answers"].items():
+            lines.append(f"- *{HEADINGS.get(label, label)}*: {answer or '(nothing)'}")
+        lines.append("")
+    return lines
+
+
+def _pictures(concept: Mapping[str, Any]) -> Image.Image | None:
+    """Prompts by arms."""
+    rows, captions = [], []
+    blank = Image.new("RGB", (64, 64), "white")
+    for side, count in ROWS.items():
+        found = [row for row in concept["samples"] if row["side"] == side and "pictures" in row][:count]
+        for row in found:
+            files = row["pictures"]
+            rows.append([Image.open(ROOT / files[label]) if label in files else blank for label in COLUMNS])
+            captions.append(row["prompt"])
+    return grid(rows, [HEADINGS[label] for label in COLUMNS], captions, cell=128) if rows else None
+
+
+def readme_with(text: str, table: str) -> str:
+    """The README with the table between its marks."""
+    begin, end = MARKS
+    return re.sub(rf"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--report", type=Path, default=ROOT / "outputs" / "results" / "report.json")
+    args = parser.parse_args()
+    document = json.loads(args.report.read_text())
+    folder = ROOT / "docs" / "results"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for concept in document["concepts"]:
+        (folder / f"{concept['name']}.svg").write_text(report.plot(concept))
+        pictures = _pictures(concept)
+        if pictures is not None:
+            pictures.quantize(256).save(folder / f"{concept['name']}.png", optimize=True)
+    (ROOT / "docs" / "results.md").write_text(page(document))
+    FIGURES.write_text(as_json(compact(document)) + "\n")
+    readme = ROOT / "README.md"
+    readme.write_text(readme_with(readme.read_text(), overview(compact(document))))
+    print(f"wrote {ROOT / 'docs' / 'results.md'}")
+
+
+if __name__ == "__main__":
+    main()
