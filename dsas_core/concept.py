@@ -113,8 +113,10 @@ class Concept:
         """Raise a DSASError when the concept was learned on another architecture than `roots`, unless forced."""
         missing = [root for root in self.base if root not in roots]
         if missing:
+            there, model = ", ".join(roots), self.provenance.get("model", "another kind of model")
             raise DSASError(
-                f"concept {self.name!r} steers {', '.join(missing)}, which this model lacks (it has {', '.join(roots)})"
+                f"concept {self.name!r} steers {', '.join(missing)}, which this model lacks (it has {there}), and was "
+                f"learned on {model}: use it on such a one"
             )
         for root, wanted in self.base.items():
             found = fingerprint(roots[root])
@@ -157,6 +159,8 @@ class Concept:
             DSASError: nothing there, or what is there is damaged; the message names the file.
         """
         folder = Path(name)
+        if folder.is_file():
+            raise DSASError(f"{folder} is a file, not a concept's folder; a prompt file is to be learned first")
         if not folder.is_dir():
             folder = _download(str(name), revision, token)
         return cls._read(folder)

@@ -38,6 +38,10 @@ from .sites import Site
 FORMS = ("paper", "pooled", "token", "product", "prefix", "latch")
 POOLINGS = ("gated", "mean")
 WEIGHTS = ("soft", "threshold", "none")
+#: the target shows what the gate looks for where its highest h is at least this much of the source's
+STILL_SHOWN = 0.5
+#: of the positions of a source prompt, the fewest that a concept is taken to be at
+SMALLEST_SHARE = 0.02
 #: kinds of rows of another domain
 UNSEEN = ("unseen_source", "unseen_control")
 #: a gate has fired where h is above this
@@ -55,7 +59,7 @@ class Recipe:
         site_weight: "soft", "threshold" or "none"; see `methods.dsas.Evidence.weight`.
         control_h: mean h to allow on held-out control positions; None leaves the bias where the regression put it.
         pooling: what the map is fitted on: "gated" for means over positions weighted by the gate (where the concept
-            is), "mean" for plain means, the form of the paper.
+            is; of targets that no longer show it, see `_map_rows`), "mean" for plain means, the form of the paper.
         top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.
         rounds: multiple-instance rounds.
         seed: of the cross-validation folds.
@@ -214,8 +218,7 @@ def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> tuple[P
     met = [control, *([capture.rows[site, bin_, "context"]] if (site, bin_, "context") in capture.rows else [])]
     formed, calibration = _formed(pooled.probe, pooled.control_logits, source, met, recipe)
     probe = formed(calibration.shift)
-    sides = [_map_rows(rows, probe, recipe.pooling) for rows in (moved, target)]
-    transform = methods.get(recipe.method, "map").fit(*sides)
+    transform = methods.get(recipe.method, "map").fit(*_map_rows(moved, target, probe, recipe.pooling))
     found: Evidence = pooled.evidence
     evidence = SiteEvidence(
         site=str(site),
@@ -270,15 +273,31 @@ def _scores(probe: Probe, row: tuple[torch.Tensor, torch.Tensor]) -> torch.Tenso
     return probe.score(positions[None])[0, :, 0]
 
 
-def _map_rows(rows: Rows, probe: Probe, pooling: str) -> torch.Tensor:
-    """What the map is fitted on, [rows, width]: each row's mean over positions, or its mean weighted by the gate."""
+def _map_rows(source: Rows, target: Rows, probe: Probe, pooling: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the map is fitted on, [rows, width] of each side: means over positions, or means weighted by the gate.
+
+    Where the target no longer shows what the gate looks for (a cat in the dog's place), its weights would pick
+    positions at random. There plain means tell the change, all of which is at the share of the positions that the gate
+    picks in the source; so their difference is divided by that share.
+    """
     if pooling == "mean" or isinstance(probe, RunningProbe):
-        return rows.gathered("pooled")
-    weighted = []
-    for positions in rows.gathered("positions").split([len(group) for group in _calls(rows)]):
-        h = (probe.factors[0] if isinstance(probe, ProductProbe) else probe).score(positions)
-        weighted.append((h * positions).sum(0) / h.sum().clamp_min(1e-6))
-    return torch.stack(weighted)
+        return source.gathered("pooled"), target.gathered("pooled")
+    read = probe.factors[0] if isinstance(probe, ProductProbe) else probe
+    sides, highest = [], []
+    share = 1.0
+    for rows in (target, source):
+        positions = rows.gathered("positions").split([len(group) for group in _calls(rows)])
+        scores = [read.score(row).expand(len(row), 1) for row in positions]
+        sides.append(
+            torch.stack([(h * x).sum(0) / h.sum().clamp_min(1e-6) for h, x in zip(scores, positions, strict=True)])
+        )
+        highest.append(float(torch.stack([h.max() for h in scores]).mean()))
+        share = float(torch.stack([h.mean() for h in scores]).mean())
+    if highest[0] >= STILL_SHOWN * highest[1]:
+        return sides[1], sides[0]
+    plain = source.gathered("pooled"), target.gathered("pooled")
+    centre = plain[0].mean(0)
+    return tuple(centre + (rows - centre) / max(share, SMALLEST_SHARE) for rows in plain)  # type: ignore[return-value]
 
 
 def _formed(

@@ -170,13 +170,15 @@ def read(source: str | Path | Mapping[str, Any] | PromptSet) -> PromptSet:
         return _parse(source, "prompts")
     path = Path(source)
     if not path.is_file():
-        raise DSASError(f"no prompt file {path}: write one (see prompts/), or use --from and --to")
+        found = f"{path} is a folder" if path.is_dir() else f"no prompt file {path}"
+        raise DSASError(f"{found}: write a prompt file (see prompts/)")
     import yaml
 
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DSASError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise DSASError(f"{path} is not YAML: {reason}; texts with braces or colons belong in quotes") from None
     return _parse(content, str(path))
 
 

@@ -291,8 +291,8 @@ def loaded(concepts: Strengthened, roots: Roots | None = None, *, force: bool = 
     Raises:
         DSASError: none is given, one is given twice, or one cannot be read or does not fit.
     """
-    if not concepts:
-        raise DSASError("no concept to steer: pass {concept: strength}")
+    if not isinstance(concepts, Mapping) or not concepts:
+        raise DSASError(f"concepts: expected {{concept: strength}}, found {concepts!r}")
     read = {
         given if isinstance(given, Concept) else Concept.from_pretrained(given): strength
         for given, strength in concepts.items()

@@ -11,8 +11,10 @@ Text = TypeVar("Text")
 
 #: map strengths that may become the unit, a fifth apart
 UNITS = tuple(float(f"{0.25 * 1.2**k:.2g}") for k in range(21))
-#: how many of them bisection tries at most
-TRIALS = len(UNITS).bit_length()
+#: how far, in places of UNITS, a search goes on around the best unit when none did enough
+STEPS = (4, 2, 1)
+#: how many are tried at most
+TRIALS = len(UNITS).bit_length() + 2 * len(STEPS)
 
 
 def held_back(sides: Mapping[str, Sequence[Text]]) -> tuple[dict[str, Sequence[Text]], dict[str, Sequence[Text]]]:
@@ -25,7 +27,10 @@ def held_back(sides: Mapping[str, Sequence[Text]]) -> tuple[dict[str, Sequence[T
 def choose(
     attempt: Callable[[float], tuple[float, float]], drift: float, done: Callable[[], object] = lambda: None
 ) -> tuple[float, dict[str, Any]]:
-    """Bisection over UNITS for the smallest whose effect is 1; one that drifts beyond the limit is too large.
+    """The smallest of UNITS whose effect is 1; one that drifts beyond the limit is too large.
+
+    By bisection, as effects mostly grow with the unit. Where none does enough, the effect may have its peak elsewhere
+    (a dog that is turned too far is no cat either), and the search goes on around the best.
 
     Args:
         attempt: tells (effect, drift) of a unit; effect 1 is all that is wanted, drift 0 leaves controls alone. What is
@@ -38,20 +43,39 @@ def choose(
         that were tried; when every one tried drifts too far, the smallest of UNITS.
     """
     trials: dict[float, dict[str, float]] = {}
+
+    def tried(place: int) -> dict[str, float]:
+        unit = UNITS[place]
+        if unit not in trials:
+            effect, moved = attempt(unit)
+            if not math.isfinite(effect + moved):  # the steered model overflowed
+                effect, moved = 0.0, sys.float_info.max
+            trials[unit] = {"unit": unit, "effect": effect, "drift": moved}
+            done()
+        return trials[unit]
+
+    def best() -> dict[str, float] | None:
+        within = [trial for trial in trials.values() if trial["drift"] <= drift]
+        return max(within, key=lambda trial: (min(trial["effect"], 1.0), -trial["unit"]), default=None)
+
     low, high = 0, len(UNITS)
     while low < high:
         middle = (low + high) // 2
-        effect, moved = attempt(UNITS[middle])
-        if not math.isfinite(effect + moved):  # the steered model overflowed
-            effect, moved = 0.0, sys.float_info.max
-        trials[UNITS[middle]] = {"unit": UNITS[middle], "effect": effect, "drift": moved}
-        low, high = (low, middle) if effect >= 1 or moved > drift else (middle + 1, high)
-        done()
-    within = [trial for trial in trials.values() if trial["drift"] <= drift]
-    best = max(within, key=lambda trial: (min(trial["effect"], 1.0), -trial["unit"]), default=None)
+        trial = tried(middle)
+        enough = trial["effect"] >= 1 or trial["drift"] > drift
+        low, high = (low, middle) if enough else (middle + 1, high)
+    for step in STEPS:
+        found = best()
+        if found is None or found["effect"] >= 1:
+            break
+        place = UNITS.index(found["unit"])
+        for other in (place - step, place + step):
+            if 0 <= other < len(UNITS):
+                tried(other)
+    found = best()
     summary = {
         "drift_limit": drift,
         "trials": [trials[unit] for unit in sorted(trials)],
-        "reached": best is not None and best["effect"] >= 1,
+        "reached": found is not None and found["effect"] >= 1,
     }
-    return (best["unit"] if best else UNITS[0]), summary
+    return (found["unit"] if found else UNITS[0]), summary

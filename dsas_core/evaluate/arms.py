@@ -15,7 +15,7 @@ from ..capture import bin_of
 from ..concept import Concept, Intervention
 from ..errors import DSASError
 from ..maps import AffineMap, Map
-from ..probes import ComplementProbe, Probe
+from ..probes import ComplementProbe, LinearProbe, Probe, RunningProbe
 from ..trace import Trace
 
 #: name -> what the arm is, in a few words
@@ -54,10 +54,11 @@ def scores_of(trace: Trace, concept: Concept) -> Scores:
     """What the gates of a concept said in a trace.
 
     Raises:
-        DSASError: two interventions at one site, which a trace does not tell apart, or nothing recorded.
+        DSASError: two interventions at a site, which a trace does not tell apart, or nothing recorded.
     """
-    sites = [str(item.site) for item in concept.interventions if not item.watches]
-    double = next((site for site in sites if sites.count(site) > 1), None)
+    sites = [str(item.site) for item in concept.interventions]  # a trace keeps what watches, too
+    steered = [str(item.site) for item in concept.interventions if not item.watches]
+    double = next((site for site in steered if sites.count(site) > 1), None)
     if double is not None:
         raise DSASError(f"{concept.name!r} has two interventions at {double}: their scores cannot be told apart")
     found: dict[tuple[int, int], list[torch.Tensor]] = {}
@@ -75,12 +76,17 @@ def scores_of(trace: Trace, concept: Concept) -> Scores:
     return {place: torch.cat(parts) for place, parts in found.items()}
 
 
+def dose(trace: Trace, concept: Concept) -> float:
+    """How much the gates of a concept let through in a trace: mean h with site weights, summed over the sites."""
+    return sum(trace.mean_h(concept.name, str(item.site)) for item in concept.interventions if not item.watches)
+
+
 def save_scores(parts: Sequence[Scores], path: Path) -> None:
-    """Write the scores of several traces, up to `BANK` of each gate, evenly spread."""
+    """Write the scores of several traces, up to `BANK` of each gate, of the same distribution."""
     from safetensors.torch import save_file
 
     joined = {place: torch.cat([part[place] for part in parts if place in part]) for part in parts for place in part}
-    thin = {place: h[:: max(1, -(-len(h) // BANK))].clone() for place, h in joined.items()}
+    thin = {place: _of_size(h, min(len(h), BANK)) for place, h in joined.items()}
     save_file({f"{number}.{bin_}": h for (number, bin_), h in thin.items()}, path)
 
 
@@ -95,9 +101,10 @@ def arm(concept: Concept, name: str, scores: Scores | None = None, seed: int = 0
     """The concept of one arm, and the `gate=` to steer it with.
 
     Args:
-        name: in `ARMS`. "random_direction" turns each map's vectors to random directions of the same length;
-            "shuffled_gate" says at random what the gate said elsewhere, "constant_gate" its mean, both site by site;
-            "complement" is h where the gate says 1 - h.
+        name: in `ARMS`. "random_direction" turns each map's vectors to random directions of the same length, shift and
+            slope - 1 apart, so that with slopes the change of a given x need not be as long; "shuffled_gate" says at
+            random what the gate said elsewhere, "constant_gate" its mean, both site by site; "complement" is h where
+            the gate says 1 - h (a latch turns its decision: before it, both are 0).
         scores: what the gates say of source prompts, for the arms that are blind.
         seed: of the random directions.
 
@@ -114,16 +121,16 @@ def arm(concept: Concept, name: str, scores: Scores | None = None, seed: int = 0
         random = torch.Generator().manual_seed(seed)
         return _changed(concept, lambda number, bin_, probe, map_: (probe, _turned(map_, random))), None
     if name == "complement":
-        return _changed(concept, lambda number, bin_, probe, map_: (ComplementProbe(probe), map_)), None
+        return _changed(concept, lambda number, bin_, probe, map_: (_complement(probe), map_)), None
     if scores is None:
         raise DSASError(f"arm {name!r} needs to know what the gates say: pass scores_of(trace, concept)")
 
-    size = 1 if name == "constant_gate" else max(len(h) for h in scores.values())
+    size = max(len(h) for h in scores.values())
 
     def blind(number: int, bin_: int, probe: Probe, map_: Map) -> tuple[Probe, Map]:
-        """Of every bin as many scores: a bin's parameters must have one shape."""
+        """Of every bin as many scores: a bin's parameters must have one shape, and be tensors to differ by bin."""
         bank = scores.get((number, bin_), torch.zeros(1))
-        return DrawnProbe(bank.mean()[None] if size == 1 else bank[torch.arange(size) % len(bank)]), map_
+        return DrawnProbe(bank.mean()[None] if name == "constant_gate" else _of_size(bank, size)), map_
 
     return _changed(concept, blind), None
 
@@ -139,6 +146,21 @@ def _changed(concept: Concept, change: Callable[[int, int, Probe, Map], tuple[Pr
         probes, maps = zip(*parts, strict=True)
         items.append(replace(item, probes=tuple(probes), maps=tuple(maps)))
     return replace(concept, interventions=tuple(items))
+
+
+def _of_size(h: torch.Tensor, size: int) -> torch.Tensor:
+    """As many scores of the distribution of h [n]: the middles of `size` equal shares of its sorted values.
+
+    Every k-th one, or the first ones again, would not do: scores come by place, and k may be the width of a picture.
+    """
+    return h.sort().values[(2 * torch.arange(size) + 1) * len(h) // (2 * size)]
+
+
+def _complement(probe: Probe) -> Probe:
+    """The gate turned round. One that remembers must stay one, or steering would not keep its state."""
+    if isinstance(probe, RunningProbe):  # 1 - sigmoid(z) = sigmoid(-z), and a mean of logits turns with them
+        return replace(probe, inner=LinearProbe(-probe.inner.weight, -probe.inner.bias))
+    return ComplementProbe(probe)
 
 
 def _turned(map_: Map, random: torch.Generator) -> Map:

@@ -60,11 +60,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         if args.monitor:
             stack.enter_context(llm.Monitor(model, list(concepts), args.monitor, tokenizer))
-        for message in args.message if args.message is not None else _lines():
-            answers.append({"message": message, **_answer(model, tokenizer, message, concepts, args, seen)})
+        try:
+            for message in args.message if args.message is not None else _lines():
+                answers.append({"message": message, **_answer(model, tokenizer, message, concepts, args, seen)})
+        except KeyboardInterrupt:  # the natural way out of a conversation: what was said is kept
+            print(file=sys.stderr)
     if args.heat:
         drawn = DRAWN[Path(args.heat).suffix](seen)
-        write_files({Path(args.heat): drawn.encode()})
+        page = drawn if args.heat.endswith(".svg") else f"<!doctype html><meta charset=utf-8><title>h</title>{drawn}"
+        write_files({Path(args.heat): page.encode()})
     return {"model": args.model, "answers": answers, "monitor": args.monitor}
 
 
@@ -76,6 +80,8 @@ def report(document: dict[str, Any]) -> None:
 
 def _lines() -> Any:
     """Messages from standard input, with a prompt when somebody types them."""
+    if sys.stdin.isatty():
+        print("(Ctrl-D ends the conversation)")
     while True:
         if sys.stdin.isatty():
             print("\n> ", end="", flush=True)

@@ -90,6 +90,7 @@ def _drawn(args: argparse.Namespace, concept: Concept) -> dict[str, Any]:
 
 def _described(args: argparse.Namespace, concept: Concept, reached: set[str], trace: Trace) -> dict[str, Any]:
     """What was asked for, and what each site saw and did."""
+    unit = concept.evidence.get("unit") or {}
     return {
         "concept": concept.name,
         "prompt": args.prompt,
@@ -98,7 +99,7 @@ def _described(args: argparse.Namespace, concept: Concept, reached: set[str], tr
         "sites": [
             _site(concept, item, args.strength, str(item.site) in reached, trace) for item in concept.interventions
         ],
-        "effect_reached_in_learning": (concept.evidence.get("unit") or {}).get("reached"),
+        "effect_reached_in_learning": unit.get("reached") if unit.get("trials") else None,
     }
 
 
@@ -149,7 +150,10 @@ def conclusions(document: dict[str, Any]) -> list[str]:
             "controls well. See `dsas show`; more prompts or other sites may help."
         )
     if unchanged and fired and document["strength"] != 0:
-        found.append(f"Sites fired, yet the {made} hardly changed: the dose is too small. Try a larger --strength.")
+        found.append(
+            f"Sites fired, yet the {made} hardly changed: there was nothing to change in it, or the dose is too small. "
+            "Try a larger --strength."
+        )
     if not unchanged:
         much = f", by {document['pixel_difference']:.1f} of 255 on average" if made == "picture" else ""
         found.append(f"The {made} changed{much}.")

@@ -8,8 +8,10 @@ from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept import CARD, CONFIG, TENSORS
+from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
 from dsas_core.learn import Recipe
+from dsas_core.llm.prompts import turns
 from dsas_core.prompts import PromptSet, draft, read
 
 from ..learn import COUNT, learn
@@ -52,6 +54,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ours = "|".join(name.replace(".", r"\.") for name in (CONFIG, TENSORS, CARD, PROMPTS))
     folder = free_folder(args.out, ours, args.overwrite)
     text = llm.is_language_model(args.model)
+    if not text and args.prompts is not None and turns(read(args.prompts).expanded("source")[0]):
+        raise DSASError(
+            f"{args.prompts} holds conversations, but {args.model} draws pictures: pass --model builtin:chat, or "
+            "another language model"
+        )
     if text:
         refuse_generation(args)
         if args.source is not None:

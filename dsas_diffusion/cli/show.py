@@ -102,6 +102,11 @@ def _report_sites(document: dict[str, Any]) -> None:
 
 def _unit(unit: float, evidence: dict[str, Any] | None) -> str:
     """The unit of strength and how it was chosen, in words."""
+    if evidence and evidence.get("trials") == []:
+        return (
+            f"unit {unit:g}: the mean difference itself. The model answers source prompts much as it answers\n"
+            "controls, so nothing told when enough is done: look at its answers before you rely on this concept"
+        )
     if not evidence or not evidence.get("trials"):
         return f"unit {unit:g}; how it was chosen was not recorded"
     trials = evidence["trials"]

@@ -193,3 +193,20 @@ def test_the_finished_gate_is_tested_on_another_domain(form: str) -> None:
     assert unseen.control_h <= unseen.control_h_before
     assert unseen.control_fired <= unseen.control_fired_before
     assert unseen.control_h == pytest.approx(evidence.control_h, abs=0.03), "it is the same domain here"
+
+
+@pytest.mark.parametrize("form", ["token", "product", "paper"])
+def test_a_target_that_replaces_the_concept_is_still_found(form: str) -> None:
+    """Target positions show something else where the concept was, which the gate does not look for."""
+    other = torch.nn.functional.one_hot(torch.tensor(2), WIDTH).float()
+    capture = captured()
+    for rows in (rows for (_, _, kind), rows in capture.rows.items() if kind == "target"):
+        rows.pooled = [x + SHOWN / POSITIONS * 8 * (other - CONCEPT) for x in rows.pooled]
+        swapped = [places < SHOWN for places in rows.places]
+        rows.positions = [
+            x + 8 * mask.float()[:, None] * (other - CONCEPT) for x, mask in zip(rows.positions, swapped, strict=True)
+        ]
+    expected = 8 * (other - CONCEPT) + MOVE
+    shift = fit_sites(capture, Recipe(form=form))[0][0].maps[0].tensors()[0]
+    assert torch.cosine_similarity(shift, expected, dim=0) > 0.95
+    assert 0.7 < float(shift.norm() / expected.norm()) < 1.4, "as long as the change is where it is"

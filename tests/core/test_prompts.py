@@ -196,8 +196,8 @@ def test_bad_bytes(text: bytes, message: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(DSASError, match="no prompt file"):
+    for path, found in ((tmp_path / "none.yaml", "no prompt file"), (tmp_path, "is a folder: write a prompt file")):
+        with pytest.raises(DSASError, match=found):
             read(path)
 
 

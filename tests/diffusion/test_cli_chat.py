@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dsas_diffusion.cli import main
+from dsas_diffusion.cli import chat, main
 from tests.diffusion.test_cli import assert_one_line
 
 PROMPTS = Path(__file__).parents[2] / "prompts" / "rudeness.yaml"
@@ -78,7 +78,7 @@ def test_the_heat_of_tokens_is_drawn(
     file = tmp_path / f"tokens{suffix}"
     told(capsys, "-c", f"{concept}=0", "--heat", file, "-m", INSULT)
     content = file.read_text()
-    assert content.startswith("<p>" if suffix == ".html" else "<svg")
+    assert content.startswith("<!doctype html>" if suffix == ".html" else "<svg")
     assert "clown" in content
     assert main(["chat", "-c", str(concept), "--heat", str(file), "-m", CALM]) == 1
     assert "is there: choose another name, or pass --overwrite" in capsys.readouterr().err
@@ -104,6 +104,8 @@ def test_show_tells_of_it(concept: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["learn", "--model", "builtin:chat", "--from", "a", "--to", "b", "--out", "x"], 2, "is a language model"),
         (["learn", "--model", "builtin:chat", "--prompts", str(PROMPTS), "--steps", "3", "--out", "x"], 2, "--steps"),
         (["doctor", "--model", "builtin:chat", "-c", "x", "-p", "hi"], 1, "no concept at x"),
+        (["learn", "--prompts", str(PROMPTS), "--out", "x"], 1, "but builtin:emoji draws pictures"),
+        (["chat", "-m", "hi", "-c", f"{PROMPTS}=1"], 1, "a prompt file is to be learned first"),
         (["chat", "-m", "hi", "--temperature", "-1"], 2, "expected a number from 0 up, found '-1'"),
     ],
 )
@@ -112,6 +114,19 @@ def test_mistakes_are_told_in_one_line(
 ) -> None:
     assert main(arguments) == code
     assert_one_line(capsys.readouterr().err, message)
+
+
+def test_leaving_a_conversation_keeps_what_was_said(
+    concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said() -> Any:
+        yield CALM
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "_lines", said)
+    document = told(capsys, "-c", f"{concept}=0", "--heat", str(tmp_path / "heat.html"))
+    assert [answer["message"] for answer in document["answers"]] == [CALM]
+    assert (tmp_path / "heat.html").read_text().startswith("<!doctype html><meta charset=utf-8>")
 
 
 def test_doctor_refuses_what_only_pictures_have(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -403,7 +403,7 @@ def test_bad_requests(tiny_pipe: Any, strength: Any, settings: dict[str, Any], m
 
 
 def test_no_concept_and_two_of_one_name(tiny_pipe: Any) -> None:
-    with pytest.raises(DSASError, match="no concept to steer"):
+    with pytest.raises(DSASError, match=r"expected \{concept: strength\}, found"):
         steer(tiny_pipe, {})
     with pytest.raises(DSASError, match="two concepts are named 'random'"):
         steer(tiny_pipe, {concept_of(tiny_pipe, seed=1): S, concept_of(tiny_pipe, seed=2): S})

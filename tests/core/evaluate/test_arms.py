@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, llm
-from dsas_core.evaluate.arms import ARMS, arm, load_scores, save_scores, scores_of
+from dsas_core.evaluate.arms import ARMS, BANK, arm, dose, load_scores, save_scores, scores_of
 from dsas_core.maps import AffineMap
-from tests.core.llm.models import IDS, concept_for, tiny, written
+from dsas_core.probes import LatchProbe, PrefixProbe, RunningProbe
+from tests.core.llm.models import IDS, concept_for, remembering, tiny, written
 from tests.helpers import differ, random_concept
 
 MANY = IDS.repeat(1, 4)
@@ -45,6 +47,7 @@ def test_blind_gates_say_as_much_as_the_real_ones(concept: Concept, name: str, t
         )
         seen = torch.cat([record.h.flatten() for record in blind.select(concept.name, site)])
         assert (seen[seen > 0].std() < 1e-6) == (name == "constant_gate")
+    assert dose(blind, concept) == pytest.approx(dose(trace, concept), rel=0.1 if name == "shuffled_gate" else 1e-4)
     own = [r.h for r in trace.select(concept.name)]
     assert differ(own[0], blind.select(concept.name)[0].h)
 
@@ -53,6 +56,43 @@ def test_the_complement_steers_what_the_gate_leaves(concept: Concept) -> None:
     own, other = traced(concept), traced(arm(concept, "complement")[0])
     for a, b in zip(own.records, other.records, strict=True):
         assert torch.allclose(a.h + b.h, 0.8 * a.mask, atol=1e-5), "weights stay"
+
+
+@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe])
+def test_the_complement_of_a_gate_that_remembers_does_so_too(kind: type[RunningProbe]) -> None:
+    model = tiny("llama")
+    concept = remembering(model, kind)
+    records = []
+    for gate in (concept, arm(concept, "complement")[0]):
+        with llm.steer(model, {gate: 0.0}, trace=True) as steering:
+            written(model)
+            assert steering.trace is not None
+            records.append(steering.trace.records)
+    assert any(len(a.h[0]) == 1 for a in records[0]), "tokens that come one by one"
+    for a, b in zip(*records, strict=True):
+        assert a.mask is not None
+        decided = a.h > 0 if kind is LatchProbe else a.mask > 0
+        assert torch.allclose(a.h + b.h, decided.float(), atol=1e-5)
+
+
+def test_a_dose_is_the_mean_over_what_counts_summed_over_sites(concept: Concept) -> None:
+    trace = traced(concept)
+    by_site = [torch.cat([r.h[r.mask > 0] for r in trace.select(concept.name, str(s))]) for s in concept.sites]
+    assert dose(trace, concept) == pytest.approx(sum(float(h.mean()) for h in by_site))
+    watched = replace(concept, interventions=(concept.interventions[0], concept.interventions[1].watching()))
+    assert dose(traced(watched), watched) == pytest.approx(float(by_site[0].mean()))
+
+
+@pytest.mark.parametrize("pictures", [1, 128, 150, 512])
+def test_kept_scores_have_the_distribution_of_all(pictures: int, tmp_path: Path) -> None:
+    """Also where they repeat with the width of a picture: heat on the right of 16 x 16 patches."""
+    said = torch.linspace(0, 1, 16).square().repeat(16 * pictures)
+    save_scores([{(0, 0): said}], tmp_path / "scores.safetensors")
+    kept = load_scores(tmp_path / "scores.safetensors")[0, 0]
+    assert len(kept) == min(len(said), BANK)
+    for level in (0.0, 0.1, 0.5, 0.9, 1.0):
+        assert float((kept <= level).float().mean()) == pytest.approx(float((said <= level).float().mean()), abs=1e-3)
+    assert float(kept.mean()) == pytest.approx(float(said.mean()), abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["additive", "affine"])
@@ -95,6 +135,18 @@ def test_timestep_bins_keep_their_own_scores() -> None:
         assert said == [[pytest.approx(0.1), pytest.approx(0.6)]] * 2
 
 
+@pytest.mark.parametrize("name", ["shuffled_gate", "constant_gate"])
+def test_bins_that_were_seen_less_often_keep_their_dose(name: str) -> None:
+    concept = concept_for(tiny("llama"), edges=(500.0,))
+    few, many = torch.linspace(1, 0, 2000).square(), torch.linspace(0, 1, 3000)
+    scores = {(number, bin_): (few, many)[bin_] for number in (0, 1) for bin_ in (0, 1)}
+    torch.manual_seed(0)
+    x = torch.zeros(1, 20000, 32)
+    for item in arm(concept, name, scores)[0].interventions:
+        said = [float(probe.score(x).mean()) for probe in item.probes]
+        assert said == pytest.approx([float(few.mean()), float(many.mean())], abs=1e-2)
+
+
 def test_mistakes_are_told(concept: Concept) -> None:
     with pytest.raises(DSASError, match="no arm 'sideways'; there is dsas, on"):
         arm(concept, "sideways")
@@ -102,3 +154,6 @@ def test_mistakes_are_told(concept: Concept) -> None:
         arm(concept, "constant_gate")
     with pytest.raises(DSASError, match="the trace holds nothing of 'other'"):
         scores_of(traced(concept), random_concept({concept.sites[0]: 32}, name="other"))
+    shared = replace(concept, interventions=(*concept.interventions, concept.interventions[0].watching()))
+    with pytest.raises(DSASError, match=r"two interventions at .*: their scores cannot be told apart"):
+        scores_of(traced(shared), shared)
