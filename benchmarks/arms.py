@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 import dsas_diffusion as dsas
+from dsas_core.evaluate.fronts import at_equal_gain
+from dsas_core.evaluate.localisation import Localisation, averaged, localisation
 from dsas_diffusion import metrics
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation import UNCHANGED, Settings, change, pictures_of, seeds_for
@@ -77,8 +80,20 @@ def best_mask_site(
     """The denoiser site whose heat fits the thing's mask best on validation prompts; None without such sites."""
     pictures, _, heats = draw_traced(pipe, prompts, seed, settings, concept, strength=0.0)
     shapes = metrics.masks(judge, pictures, wanted.thing)
-    scores = {site: np.mean(metrics.localisation(found, shapes)) for site, found in heats.items()}
+    scores = {site: _fit(found, shapes) for site, found in heats.items()}
     return max(scores, key=lambda site: scores[site]) if scores else None
+
+
+def _located(heats: Sequence[np.ndarray], shapes: Sequence[np.ndarray | None]) -> list[Localisation]:
+    """How well heat fits the masks of the pictures that have one."""
+    pairs = zip(heats, shapes, strict=True)
+    return [localisation(heat, mask) for heat, mask in pairs if mask is not None and not mask.all()]
+
+
+def _fit(heats: Sequence[np.ndarray], shapes: Sequence[np.ndarray | None]) -> float:
+    """Mean of AUROC and IoU; 0 without a mask."""
+    found = _located(heats, shapes)
+    return (averaged(found).auroc + averaged(found).iou) / 2 if found else 0.0
 
 
 def trial(
@@ -133,9 +148,9 @@ def trial(
         raw[f"{arm}_unnamed"] = [bool(hit) for hit, there in zip(hits, unnamed, strict=True) if there]
     if mask_site:
         shapes = metrics.masks(judge, [*base["alone"], *base["beside"]], wanted.thing)
-        for area, overlap in metrics.localised([*heat["alone"], *heat["beside"]], shapes):
-            raw.setdefault("mask_auroc", []).append(area)
-            raw.setdefault("mask_iou", []).append(overlap)
+        for where in _located([*heat["alone"], *heat["beside"]], shapes):
+            raw.setdefault("mask_auroc", []).append(where.auroc)
+            raw.setdefault("mask_iou", []).append(where.iou)
     few, other = list(prompts["alone"][:grid_prompts]), list(prompts["without"][:grid_prompts])
     for strength in strengths:
         for arm, gate in (("vanilla", "on"), ("dsas", None)):
@@ -191,8 +206,9 @@ def summed_up(raw: Raw) -> dict[str, Any]:
         for arm in ("dsas", "vanilla")
     }
     at_one = next(point["effect"] for point in curves["dsas"] if point["strength"] == 1.0)
-    equal = metrics.change_at_equal_effect(curves["dsas"], curves["vanilla"], at_one)
-    figures |= {"change_ratio": equal.pop("ratio"), "change_ratio_how": equal, "curves": curves}
+    lines = {arm: [(point["change"], point["effect"]) for point in points] for arm, points in curves.items()}
+    equal = at_equal_gain(lines["dsas"], lines["vanilla"], at_one)
+    figures |= {"change_ratio": equal.ratio, "change_ratio_how": asdict(equal), "curves": curves}
     for key in ("mask_auroc", "mask_iou"):
         if raw.get(key):
             figures[key] = mean[key]

@@ -15,10 +15,8 @@ import argparse
 import json
 import os
 import platform
-import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,12 @@ from processes import single_threaded
 
 from dsas_core import llm
 from dsas_core.concept import Concept
+from dsas_core.evaluate.arms import scores_of
+from dsas_core.evaluate.texts import degenerate
 from dsas_core.llm.builtin import corpus, quality
 from dsas_core.llm.builtin.judge import fit_judge
-from dsas_core.probes import ConstantProbe, Probe
 from dsas_core.provenance import versions
+from dsas_core.trace import Trace
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ROOT / "prompts" / "rudeness.yaml"
@@ -40,40 +40,7 @@ NEW = tuple(topic for topic in corpus.TOPICS if topic not in KNOWN)
 #: map strengths, the same for both arms
 GRID = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
 REMOVED, PERPLEXITY, POINTS = 0.9, 1.01, 0.5
-
-
-@dataclass(frozen=True, eq=False)
-class DrawnProbe(Probe):
-    """Scores drawn at random from those in `bank` [n]: the same dose as the gate that gave them, no information."""
-
-    bank: torch.Tensor
-
-    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.bank[torch.randint(len(self.bank), x.shape[:-1])][..., None]
-
-
-def with_probes(concept: Concept, probes: Sequence[Probe]) -> Concept:
-    """The concept with another probe at each site."""
-    pairs = zip(concept.interventions, probes, strict=True)
-    return replace(concept, interventions=tuple(replace(item, probes=(probe,)) for item, probe in pairs))
-
-
-def in_random_directions(concept: Concept, seed: int) -> Concept:
-    """The concept with each map's displacement turned to a random direction of the same length."""
-    random = torch.Generator().manual_seed(seed)
-
-    def turned(tensor: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn(tensor.shape, generator=random)
-        return noise * tensor.norm() / noise.norm()
-
-    changed = [replace(item, maps=tuple(m.map_tensors(turned) for m in item.maps)) for item in concept.interventions]
-    return replace(concept, interventions=tuple(changed))
-
-
-def degenerate(text: str) -> bool:
-    """Whether an answer repeats a word or three words at once, is empty, or does not end."""
-    repeated = re.search(r"\b(\w+) \1\b", text) or re.search(r"\b(\w+ \w+ \w+) \1\b", text)
-    return bool(repeated) or not text.strip() or text.strip()[-1] not in ".?!"
+CONTROLS = ("random_direction", "shuffled_gate", "constant_gate")
 
 
 class Bench:
@@ -117,17 +84,12 @@ class Bench:
         found["facts"] = 100 * float(quality.right_answers(self.model, self.tokenizer, self.questions).mean())
         return found
 
-    def scores(self, concept: Concept) -> list[torch.Tensor]:
-        """What each gate says of the tokens of angry messages and their answers, [n] by site, without site weights."""
+    def trace(self, concept: Concept) -> Trace:
+        """What each gate says of angry messages and of the answers to them, nothing steered."""
         with llm.steer(self.model, {concept: 0.0}, trace=True) as steering:
             quality.answers(self.model, self.tokenizer, self.messages["known"], batch=len(self.messages["known"]))
             assert steering.trace is not None
-            found = []
-            for item in concept.interventions:
-                records = steering.trace.select(concept.name, str(item.site))
-                h = torch.cat([record.h[record.mask > 0] for record in records if record.mask is not None])
-                found.append(h / item.weights[0])
-            return found
+            return steering.trace
 
 
 def one_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -142,13 +104,10 @@ def one_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     for arm, gate in (("dsas", None), ("on", "on")):
         report[arm] = [bench.measure(concept, strength, gate) for strength in args.grid]
     report["chosen"] = bench.measure(concept, concept.unit)
-    scores = bench.scores(concept)
-    others = {
-        "random_direction": in_random_directions(concept, seed),
-        "shuffled_gate": with_probes(concept, [DrawnProbe(h) for h in scores]),
-        "constant_gate": with_probes(concept, [ConstantProbe(float(h.mean())) for h in scores]),
-    }
-    report["mean_h_angry"] = float(torch.cat(scores).mean())
+    trace = bench.trace(concept)
+    scores = scores_of(trace, concept)
+    others = {name: arm(concept, name, scores, seed)[0] for name in CONTROLS}
+    report["mean_h_angry"] = trace.mean_h(concept.name)
     report["controls"] = {name: bench.measure(other, concept.unit) for name, other in others.items()}
     return report
 

@@ -1,13 +1,12 @@
-"""What steering did to pictures, told by a judge: effect, preservation, neighbours, localisation.
+"""What steering did to pictures of the built-in model, told by its judge: effect, neighbours, what changed around.
 
 The judge (builtin/judge.py) looks at finished pictures only. Nothing here takes part in learning or steering.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -69,53 +68,3 @@ def change_outside(
             if not grown.all():
                 found.append(float(difference[~grown].mean()))
     return found
-
-
-def localised(heats: Sequence[np.ndarray], shapes: Sequence[np.ndarray | None]) -> list[tuple[float, float]]:
-    """AUROC of heat against mask, and IoU of heat >= 0.5 with it, of each picture that has a mask."""
-    from sklearn.metrics import roc_auc_score
-
-    found = []
-    for heat, mask in zip(heats, shapes, strict=True):
-        if mask is not None:
-            hot = heat >= 0.5
-            area = float(roc_auc_score(mask.ravel(), heat.ravel()))
-            found.append((area, float((hot & mask).sum() / max(1, (hot | mask).sum()))))
-    return found
-
-
-def localisation(heats: Sequence[np.ndarray], shapes: Sequence[np.ndarray | None]) -> tuple[float, float]:
-    """Mean AUROC and mean IoU of `localised`; zeros without a mask."""
-    found = localised(heats, shapes)
-    areas, overlaps = zip(*found, strict=True) if found else ((0.0,), (0.0,))
-    return float(np.mean(areas)), float(np.mean(overlaps))
-
-
-def change_at_equal_effect(
-    dsas: Sequence[Mapping[str, float]], vanilla: Sequence[Mapping[str, float]], effect: float
-) -> dict[str, Any]:
-    """Change on pictures without the concept, DSAS over vanilla, where both have the same effect.
-
-    Args:
-        dsas, vanilla: {"strength", "effect", "change"} on one shared grid of ascending strengths.
-        effect: the level wanted; lowered to what both reach.
-
-    Returns:
-        `ratio`, the `effect` it was taken at, and `note` where that was not the one wanted.
-    """
-    reached = min(max(point["effect"] for point in arm) for arm in (dsas, vanilla))
-    level = min(effect, reached)
-    dose = {name: _change_at(arm, level) for name, arm in (("dsas", dsas), ("vanilla", vanilla))}
-    note = "" if level == effect else f"an arm never reaches {effect:.3f}; taken at {level:.3f}, the most both reach"
-    return {"ratio": dose["dsas"] / max(dose["vanilla"], 1e-9), "effect": level, "note": note, "change": dose}
-
-
-def _change_at(points: Sequence[Mapping[str, float]], level: float) -> float:
-    """Change where the effect first reaches `level`, linear between grid points; the grid begins at no steering."""
-    before = {"effect": 0.0, "change": 0.0}
-    for point in points:
-        if point["effect"] >= level:
-            share = (level - before["effect"]) / max(point["effect"] - before["effect"], 1e-9)
-            return float(before["change"] + share * (point["change"] - before["change"]))
-        before = dict(point)
-    return float(before["change"])
