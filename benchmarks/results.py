@@ -95,15 +95,16 @@ def page(document: Mapping[str, Any]) -> str:
 def checks_page(checks: Mapping[str, Any]) -> str:
     """The checks of benchmarks/checks.py as tables."""
     told = {
-        "sweep": "Strengths of the map from 0 to 10 (the unit that learning chose is 3.9): the gate keeps text whole at "
-        "strengths that break every answer without it.",
+        "sweep": "Strengths of the map from 0 to 10 (the unit that learning chose is 3.9): the gate keeps text whole "
+        "at strengths that break every answer without it.",
         "controls": "Control sets, and how far their mean is from that of the source (Mahalanobis): controls that are "
         "nearer make a gate that fires less where it must not.",
         "transfer": "A concept learned at the help desk, on insults around questions about facts: it carries over in "
         "part only.",
-        "separability": "Held-out balanced accuracy of each layer's means before and after projection, and seconds to fit.",
-        "faithful": "The paper's recipe (5 principal components of means, every layer's weight 1, no calibration) beside "
-        "ours.",
+        "separability": "Held-out balanced accuracy of each layer's means before and after projection, and seconds to "
+        "fit.",
+        "faithful": "The paper's recipe (5 principal components of means, every layer's weight 1, no calibration) "
+        "beside ours.",
         "noise": "A share of source and control prompts swapped while learning: a few wrong labels are enough to lose "
         "the concept.",
         "size": "Prompts a side.",

@@ -372,7 +372,9 @@ class _Evaluation:
             ratios = np.array(times[True]) / np.array(times[False])
             return {"time_ratio": float(np.median(ratios)), "rounds": rounds, "device": str(self.pipe.unet.device)}
 
-        return Cell({"kind": "timing", "model": self.model, "concept": self.concept.digest, "prompt": prompt}, make)
+        about = {"model": self.model, "concept": self.concept.digest, "prompt": prompt}
+        where = {"settings": asdict(self.settings), "device": str(self.pipe.unet.device)}
+        return Cell({"kind": "timing", **about, **where}, make)
 
     def _samples(self) -> list[dict[str, Any]]:
         """Pictures to look at: a few prompts of each side in the arms at the unit, and DSAS at the strongest."""

@@ -19,7 +19,7 @@ from dsas_core.errors import DSASError
 from dsas_core.evaluate import ARMS, Plan, Run
 from dsas_core.evaluate import report as reports
 from dsas_core.llm import evaluate as texts
-from dsas_core.prompts import read
+from dsas_core.prompts import PromptSet, read
 from dsas_core.provenance import versions
 
 from .. import evaluate as pictures
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             args.usage("--grid names its prompt files itself: leave --prompts out")
         grid = Grid.read(args.grid)
         plan, title = _planned(args, grid.plan), grid.title
+        for entry in grid.entries:  # before the long work
+            _need_judge(entry.prompts, args)
         learned = _learned(grid, models, out, process, processes, wait, args)
         entries = [(entry, learned[entry.name]) for entry in grid.entries]
     else:
@@ -150,7 +152,17 @@ def _entry(concept: Concept, args: argparse.Namespace) -> Entry:
     prompts: str | Mapping[str, Any] | None = args.prompts or concept.provenance.get("prompts")
     if prompts is None:
         raise DSASError(f"concept {concept.name!r} does not tell its prompts: pass --prompts")
-    return Entry(concept.name, args.model, read(prompts), concept.method, concept.gate, None)
+    content = read(prompts)
+    _need_judge(content, args)
+    return Entry(concept.name, args.model, content, concept.method, concept.gate, None)
+
+
+def _need_judge(prompts: PromptSet, args: argparse.Namespace) -> None:
+    if not prompts.judge and not args.judge:
+        raise DSASError(
+            f"prompt file {prompts.name!r} names no judge: add one, such as judge: {{builtin: {{things: [dog], "
+            "style: grey}}, or pass --judge MODULE:FUNCTION"
+        )
 
 
 def _learned(

@@ -229,7 +229,7 @@ def test_bad_grids(dsas, content: str, message: str, tmp_path: Path) -> None:
         (("--strengths", "2", "--concept", "CONCEPT"), 1, "1 among them"),
         (("--arms", "on", "--concept", "CONCEPT"), 1, "expected dsas, and others of"),
         (("--arms", "left", "--concept", "CONCEPT"), 2, "invalid choice"),
-        (("--concept", "CONCEPT"), 1, "expected one of builtin, clip, classifier, found nothing"),
+        (("--concept", "CONCEPT"), 1, "prompt file 'banana' names no judge: add one"),
         (("--concept", "CONCEPT", "--judge", "nothing"), 1, "judge"),
         (("--concept", "CONCEPT", *JUDGE, "--prompts", "nowhere.yaml"), 1, "no prompt file nowhere.yaml"),
         ((), 2, "one of the arguments --concept/-c --grid is required"),
