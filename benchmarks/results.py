@@ -29,7 +29,6 @@ CHECKS = ROOT / "benchmarks" / "results" / "checks.json"
 MARKS = "<!-- results: written by benchmarks/results.py -->", "<!-- end of results -->"
 #: columns of the pictures, and how many rows of each side
 COLUMNS = ("base", "asked", "dsas", "on", "constant_gate", "complement", "dsas ×2")
-HEADINGS = {"base": "no steering", "asked": "asked in words", "dsas ×2": "DSAS ×2", **ARMS}
 ROWS = {"source": 3, "control": 2, "unnamed": 1}
 
 
@@ -147,7 +146,7 @@ def _answers(samples: list[Mapping[str, Any]]) -> list[str]:
             continue
         lines += [f"> {' / '.join(row['prompt'].splitlines())}", ""]
         for label, answer in row["answers"].items():
-            lines.append(f"- *{HEADINGS.get(label, label)}*: {answer or '(nothing)'}")
+            lines.append(f"- *{report.heading(label)}*: {answer or '(nothing)'}")
         lines.append("")
     return lines
 
@@ -162,7 +161,7 @@ def _pictures(concept: Mapping[str, Any]) -> Image.Image | None:
             files = row["pictures"]
             rows.append([Image.open(ROOT / files[label]) if label in files else blank for label in COLUMNS])
             captions.append(row["prompt"])
-    return grid(rows, [HEADINGS[label] for label in COLUMNS], captions, cell=128) if rows else None
+    return grid(rows, [report.heading(label) for label in COLUMNS], captions, cell=128) if rows else None
 
 
 def readme_with(text: str, table: str) -> str:

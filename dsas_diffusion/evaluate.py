@@ -329,10 +329,13 @@ class _Evaluation:
         if not self.prompts["unnamed"] or masks is None:
             return None
         there = np.array([mask is not None for mask in masks(self._pictures(_Job("base", "unnamed")))])
+        if not there.any():
+            self._skip("the concept where no prompt names it: no such picture showed it")
+            return None
         found: dict[str, float] = {"pictures": int(there.sum())}
         for name in ("dsas", "on"):
             job = _Job(name, "unnamed", 1.0)
-            if job in self.done and there.any():
+            if job in self.done:
                 found[name] = float(self._shown(job)[there].mean())
         return found
 

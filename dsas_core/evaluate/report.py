@@ -98,10 +98,12 @@ def as_html(document: Mapping[str, Any], plots: Sequence[str]) -> str:
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+main { max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; line-height: 1.2; }
 th:first-child, td:first-child { text-align: left; }
+.samples th { text-align: left; }
 figure { margin: 1rem 0; background: white; } figure svg { max-width: 100%; height: auto; }
 .samples img { width: 96px; height: 96px; image-rendering: auto; display: block; }
 .samples td { text-align: left; white-space: normal; vertical-align: top; min-width: 96px; }
@@ -127,13 +129,18 @@ def tables(concept: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[A
         found.append(("At equal effect", headings, rows))
     for key, title in (("localisation", "Where the gates see it"), ("unnamed", "Where no prompt names it")):
         if concept.get(key):
-            found.append((title, list(concept[key]), [list(concept[key].values())]))
+            found.append((title, _spaced(concept[key]), [list(concept[key].values())]))
     if concept.get("robustness"):
         rows = [list(line.values()) for line in concept["robustness"]]
-        found.append(("Under other settings, DSAS at strength 1", list(concept["robustness"][0]), rows))
+        found.append(("Under other settings, DSAS at strength 1", _spaced(concept["robustness"][0]), rows))
     if concept.get("cost"):
-        found.append(("Cost", list(concept["cost"]), [list(concept["cost"].values())]))
+        found.append(("Cost", _spaced(concept["cost"]), [list(concept["cost"].values())]))
     return found
+
+
+def _spaced(line: Mapping[str, Any]) -> list[str]:
+    """Headings from the names of fields."""
+    return [FIGURES.get(key, key.replace("_", " ")) for key in line]
 
 
 def _arms(concept: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
@@ -216,7 +223,7 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     labels = list(dict.fromkeys(label for row in rows for label in row.get("pictures", row.get("answers", {}))))
-    head = "".join(f"<th>{html.escape(label)}</th>" for label in ("prompt", *labels))
+    head = "".join(f"<th>{html.escape(heading(label))}</th>" for label in ("prompt", *labels))
     lines = []
     for row in rows:
         cells = [html.escape(row["prompt"])]
@@ -227,6 +234,13 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> str:
                 cells.append(html.escape(row["answers"].get(label, "")))
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f"<h3>Samples</h3><table class=samples><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def heading(label: str) -> str:
+    """What a sample's arm is called: "dsas ×2" is DSAS at strength 2."""
+    name, times, strength = label.partition(" ×")
+    known = {"base": "no steering", "asked": "asked in words", **ARMS}
+    return known.get(name, name) + times + strength
 
 
 def _embedded(path: str | None, text: str) -> str:
