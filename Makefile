@@ -44,8 +44,8 @@ bench: $(STAMP)  ## the figures of the README
 	.venv/bin/python benchmarks/overhead_llm.py
 
 results: $(STAMP)  ## docs/results.md: every concept against every arm; stop it and go on at will
-	OMP_NUM_THREADS=1 .venv/bin/accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no \
-		--dynamo_backend no -m dsas_diffusion.cli eval --grid benchmarks/results.yaml --out outputs/results
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/torchrun --nproc_per_node 2 -m dsas_diffusion.cli eval \
+		--grid benchmarks/results.yaml --out outputs/results
 	.venv/bin/python benchmarks/results.py
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji

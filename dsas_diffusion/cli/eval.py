@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, write the reports; where they are, and the figures."""
     began = time.monotonic()
-    process, processes, wait = _shared()
+    process, processes, wait = _shared(args)
     out = Path(args.out)
     models = _Models(args)
     if args.grid:
@@ -82,6 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "concepts": found,
         "plan": {"count": plan.count, "seeds": plan.seeds, "strengths": list(plan.strengths), "arms": list(plan.arms)},
         "command": shlex.join(["dsas", *sys.argv[1:]]),
+        "processes": processes,
         "seconds": round(time.monotonic() - began, 1),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": versions("diffusers", "transformers", "torchmetrics"),
@@ -128,13 +131,13 @@ def _of_model(args: argparse.Namespace, name: str) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(args), "model": name})
 
 
-def _shared() -> tuple[int, int, Callable[[], object]]:
-    """This process and how many there are, when `accelerate launch` started several."""
+def _shared(args: argparse.Namespace) -> tuple[int, int, Callable[[], object]]:
+    """This process and how many there are, when `accelerate launch` or `torchrun` started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return 0, 1, lambda: None
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
     return state.process_index, state.num_processes, state.wait_for_everyone
 
 

@@ -167,12 +167,12 @@ def test_eval_writes_three_reports_and_two_processes_agree(dsas, model: str, tmp
     told = document_of(dsas(*arguments, "--out", tmp_path / "one", "--json"))
     assert told["concepts"][0]["name"] == learned["name"]
     assert {path.name for path in (tmp_path / "one").iterdir()} >= {"report.json", "report.md", "report.html"}
-    settings = ("--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *settings, "--dynamo_backend", "no"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, "-m", "dsas_diffusion.cli", *map(str, arguments), "--out", str(tmp_path / "two"), "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two" / "report.json").read_text())["processes"] == 2
     assert figures(tmp_path / "two" / "report.json") == figures(tmp_path / "one" / "report.json")
     code, out, _ = dsas(*arguments, "--out", tmp_path / "one")
     assert code == 0
