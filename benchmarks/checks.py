@@ -119,11 +119,7 @@ def controls(desk: Desk) -> Any:
             found[kind] = {"refused": str(error)}
             continue
         distance = [_mahalanobis(*rows) for rows in _rows(desk, prompts).values()]
-        fires = {
-            "h_on_calm_messages": desk.fired(concept, desk.calm),
-            "h_on_angry_messages": desk.fired(concept, desk.angry),
-        }
-        found[kind] = {"mahalanobis": float(np.mean(distance)), **fires, **desk.measured(concept)}
+        found[kind] = {"mahalanobis": float(np.mean(distance)), **desk.fires(concept), **desk.measured(concept)}
     return found
 
 
@@ -159,11 +155,7 @@ def faithful(desk: Desk) -> Any:
     found = {}
     for name, recipe in (("ours", None), ("faithful", FAITHFUL)):
         concept = desk.learn(recipe=recipe)
-        fires = {
-            "h_on_calm_messages": desk.fired(concept, desk.calm),
-            "h_on_angry_messages": desk.fired(concept, desk.angry),
-        }
-        found[name] = {"unit": concept.unit, **fires, **desk.measured(concept)}
+        found[name] = {"unit": concept.unit, **desk.fires(concept), **desk.measured(concept)}
     return found
 
 

@@ -35,7 +35,7 @@ ROWS = {"source": 3, "control": 2, "unnamed": 1}
 def overview(document: Mapping[str, Any]) -> str:
     """One line for each concept, in Markdown."""
     lines = [
-        "| concept | effect | cost | always on, cost at equal effect | front: DSAS | always on | best control arm |",
+        "| concept | effect | cost | cost beside always on, at effect | front: DSAS | always on | best control arm |",
         "|---|---|---|---|---|---|---|",
     ]
     for concept in document["concepts"]:
@@ -44,7 +44,9 @@ def overview(document: Mapping[str, Any]) -> str:
         equal = concept["at_equal_effect"]["on"]
         controls = {name: arm["hypervolume"]["value"] for name, arm in arms.items() if name not in ("dsas", "on")}
         best = max(controls, key=lambda name: controls[name])
-        beside = f"{equal['other_cost']:.3f}" if equal["gain"] > 0.1 else "–"
+        beside = (
+            f"{equal['cost']:.3f} / {equal['other_cost']:.3f} at {equal['gain']:.2f}" if equal["gain"] > 0.1 else "–"
+        )
         fronts = [f"{arms[name]['hypervolume']['value']:.2f}" for name in ("dsas", "on")]
         values = [f"{point['effect']['value']:.2f}", f"{point['cost']['value']:.3f}", beside, *fronts]
         lines.append(f"| {concept['name']} | {' | '.join(values)} | {controls[best]:.2f} ({ARMS[best]}) |")
@@ -62,13 +64,11 @@ def compact(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def page(document: Mapping[str, Any]) -> str:
     """docs/results.md."""
-    told = document["plan"]
-    strengths = ", ".join(f"{strength:g}" for strength in told["strengths"])
     lines = [
         f"# {document['title']}",
         "",
-        "Written by `make results`; do not edit. Every concept against every arm, on prompts that learning never used: "
-        f"{told['count']} prompts a side, {told['seeds']} noise seeds, strengths {strengths}.",
+        "Written by `make results`; do not edit. Every concept against every arm, on prompts that learning never used. "
+        "Facts of the text model are asked of every kind, those that a concept is about among them.",
         "",
         "*Effect* is relative to what asking in words achieves (of texts: to all answers). *Cost* is the change of "
         "what should stay: 1 - SSIM of control pictures, the share of control answers that changed. *Front* is the "
@@ -80,7 +80,17 @@ def page(document: Mapping[str, Any]) -> str:
     ]
     for concept in document["concepts"]:
         name = concept["name"]
-        lines += [f"## {name}", "", *report.plain_words(concept), "", f"![effect over cost](results/{name}.svg)", ""]
+        plan = concept["plan"]
+        told = f"{plan['count']} prompts a side, {plan['seeds']} noise seeds, unit {concept['unit']:g}."
+        lines += [
+            f"## {name}",
+            "",
+            *report.plain_words(concept),
+            told,
+            "",
+            f"![effect over cost](results/{name}.svg)",
+            "",
+        ]
         if any("pictures" in row for row in concept["samples"]):
             lines += [f"![pictures of every arm](results/{name}.png)", ""]
         for title, headings, rows in report.tables(concept):

@@ -26,6 +26,7 @@ from processes import single_threaded
 
 from dsas_core import llm
 from dsas_core.concept import Concept
+from dsas_core.evaluate.arms import arm as arm_of
 from dsas_core.evaluate.arms import scores_of
 from dsas_core.evaluate.texts import degenerate
 from dsas_core.llm.builtin import corpus, quality
@@ -101,12 +102,12 @@ def one_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {"learning_seconds": time.monotonic() - began, "unit": concept.unit}
     report["evidence"] = concept.evidence
     report["base"] = bench.measure()
-    for arm, gate in (("dsas", None), ("on", "on")):
-        report[arm] = [bench.measure(concept, strength, gate) for strength in args.grid]
+    for name, gate in (("dsas", None), ("on", "on")):
+        report[name] = [bench.measure(concept, strength, gate) for strength in args.grid]
     report["chosen"] = bench.measure(concept, concept.unit)
     trace = bench.trace(concept)
     scores = scores_of(trace, concept)
-    others = {name: arm(concept, name, scores, seed)[0] for name in CONTROLS}
+    others = {name: arm_of(concept, name, scores, seed)[0] for name in CONTROLS}
     report["mean_h_angry"] = trace.mean_h(concept.name)
     report["controls"] = {name: bench.measure(other, concept.unit) for name, other in others.items()}
     return report

@@ -280,7 +280,7 @@ def weights_digest(roots: Roots) -> str:
     for name in sorted(roots):
         for path, parameter in roots[name].named_parameters():
             flat = parameter.detach().flatten()
-            sample = flat[:: max(1, len(flat) // 64)].double().cpu()
+            sample = flat[:: max(1, len(flat) // 64)].cpu().double()
             digest.update(f"{name}.{canonical(path)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 

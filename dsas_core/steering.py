@@ -314,7 +314,7 @@ def _gated(intervention: Intervention, gate: str | None) -> Intervention:
 
 
 def _flattened(interventions: Sequence[Intervention], bin_: int) -> torch.Tensor:
-    """Every parameter of one bin in a row, in the order in which `_Attached._bind` takes them."""
+    """Every parameter of one bin in a row, in the order in which `_Bound` takes them."""
     tensors = [torch.empty(0)]
     for item in interventions:
         tensors += [*item.probes[bin_].tensors(), *item.maps[bin_].tensors(), torch.tensor(item.weights[bin_])]

@@ -124,8 +124,9 @@ class _Evaluation:
         texts = self.prompts[job.side]
         return [number for seed in range(1 if job.settings else self.plan.seeds) for number in seeds_for(texts, seed)]
 
-    def _seeds(self, side: str) -> list[int]:
-        return [seed for seed in range(self.plan.seeds) for _ in self.prompts[side]]
+    def _labels(self, side: str) -> list[tuple[int, str]]:
+        """Seed and prompt of each picture."""
+        return [(seed, text) for seed in range(self.plan.seeds) for text in self.prompts[side]]
 
     def _cell(self, job: _Job) -> Cell:
         key = {
@@ -270,8 +271,7 @@ class _Evaluation:
         found: dict[str, float] = {}
         if network is not None and len(base) > 1:
             features = similarity.judge_features(network)
-            found["fid_judge"] = similarity.fid(base, made, features)
-            found["kid_judge"] = similarity.kid(base, made, features, subset=len(base))
+            found["frechet_judge"] = similarity.fid(base, made, features)
         for name, measure in (
             ("lpips", lambda: similarity.lpips(base, made)),
             ("clip_score", lambda: similarity.clip_score(made, self._prompts(job), self.clip or "")),
@@ -292,9 +292,7 @@ class _Evaluation:
         arms = {name: [self._point(name, strength) for strength in self.plan.strengths] for name in self.plan.arms}
         asked = self._shown(_Job("asked", "source")).tolist() if self.prompts["target"] else None
         base = self._shown(_Job("base", "source")).tolist()
-        figures = summed_up(arms, base, asked, self._seeds("source"), self._seeds("control"))
-        figures["control_h"] = float(np.mean(self.done[_Job("dsas", "control", 1.0)].values["h"]))
-        figures["source_h"] = float(np.mean(self.done[_Job("dsas", "source", 1.0)].values["h"]))
+        figures = summed_up(arms, base, asked, self._labels("source"), self._labels("control"))
         return figures
 
     def _baselines(self) -> dict[str, Any]:
@@ -302,8 +300,8 @@ class _Evaluation:
         found: dict[str, Any] = {}
         if self.prompts["target"]:
             job = _Job("asked", "source")
-            found["asked in words"] = {"shown": float(self._shown(job).mean()), "pixel_change": 0.0, "unchanged": 1.0}
-            found["asked in words"]["change_outside_the_thing"] = self._outside(job)
+            shown = float(self._shown(job).mean())
+            found["asked in words"] = {"shown": shown, "change_outside_the_thing": self._outside(job)}
         if self.negative is not None:
             _, more = self._preserved(_Job("negative", "control"))
             shown = float(self._shown(_Job("negative", "source")).mean())
@@ -328,7 +326,8 @@ class _Evaluation:
         masks = getattr(self.judge, "masks", None)
         if not self.prompts["unnamed"] or masks is None:
             return None
-        there = np.array([mask is not None for mask in masks(self._pictures(_Job("base", "unnamed")))])
+        base = _Job("base", "unnamed")
+        there = np.array([mask is not None for mask in masks(self._pictures(base))]) & (self._shown(base) < 0.5)
         if not there.any():
             self._skip("the concept where no prompt names it: no such picture showed it")
             return None
@@ -358,7 +357,7 @@ class _Evaluation:
         return {**asdict(setting), "shown": float(source.mean()), "base": float(base.mean()), **control}
 
     def _timing(self) -> Cell:
-        """Processor time of steered pictures over unsteered ones, interleaved."""
+        """Wall time of steered pictures, attaching included, over unsteered ones, interleaved."""
         prompt, rounds = self.prompts["source"][:1], 5
 
         def make(folder: Path) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 ```yaml
 title: Results
-models: [builtin:emoji, builtin:chat]     # each prompt file goes to the model that its judge belongs to, or `models`
+models: [builtin:emoji]                   # of every concept that names none itself
 concepts:
   - prompts: prompts/banana-blur.yaml
     models: [builtin:emoji]
     sites: [null, denoiser]               # null is the default
   - prompts: prompts/rudeness.yaml
     models: [builtin:chat]
+    measure: {count: 24}                  # otherwise than the rest
 methods: [caa]
 gates: [dsas]
 learn: {count: 48, steps: 8, seed: 0}
@@ -30,7 +31,7 @@ from dsas_core.evaluate import Plan
 from dsas_core.prompts import PromptSet, read
 
 _KEYS = ("title", "models", "concepts", "methods", "gates", "learn", "measure")
-_CONCEPT = ("prompts", "models", "sites", "name")
+_CONCEPT = ("prompts", "models", "sites", "name", "measure")
 _LEARN = ("count", "steps", "seed")
 
 
@@ -44,6 +45,7 @@ class Entry:
     method: str
     gate: str
     sites: str | None
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,6 @@ class Grid:
     title: str
     entries: tuple[Entry, ...]
     learn: Mapping[str, Any]
-    plan: Plan
 
     @classmethod
     def read(cls, path: str | Path) -> Grid:
@@ -72,26 +73,24 @@ class Grid:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise DSASError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         _known(content, _KEYS, str(path))
-        learn, measure = content.get("learn") or {}, content.get("measure") or {}
+        learn = content.get("learn") or {}
         _known(learn, _LEARN, f"{path}, learn")
-        _known(measure, [field.name for field in fields(Plan)], f"{path}, measure")
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in measure.items()}
-        plan = Plan(**settings)
         concepts = _listed(content, "concepts", path)
         entries = [entry for concept in concepts for entry in _entries(concept, content, path)]
         names = [entry.name for entry in entries]
         double = next((name for name in names if names.count(name) > 1), None)
         if double is not None:
             raise DSASError(f"{path}: two concepts are called {double}: give one a name: of its own")
-        return cls(str(content.get("title") or path.stem), tuple(entries), learn, plan)
+        return cls(str(content.get("title") or path.stem), tuple(entries), learn)
 
 
 def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[Entry]:
     """Every combination of one concept of the grid."""
     _known(concept, _CONCEPT, f"{path}, concepts")
+    plan = _planned(content, concept, path)
     given = Path(str(concept.get("prompts")))
     prompts = read(given if given.is_file() else path.parent / given)
-    sites: Sequence[str | None] = concept["sites"] if concept.get("sites") else [None]
+    sites: Sequence[str | None] = _listed(concept, "sites", path) if concept.get("sites") else [None]
     models = _listed(concept if concept.get("models") else content, "models", path)
     how, when = content.get("methods") or ["caa"], content.get("gates") or ["dsas"]
     for name, role in [*((name, "map") for name in how), *((name, "gate") for name in when)]:
@@ -101,8 +100,21 @@ def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[Entry
         parts = [str(concept.get("name") or prompts.name)]
         parts += [part for part, options in ((where, sites), (method, how), (gate, when)) if len(options) > 1 and part]
         parts += [model.replace("/", "-").replace(":", "-")] if len(models) > 1 else []
-        found.append(Entry("-".join(parts), model, prompts, method, gate, where))
+        found.append(Entry("-".join(parts), model, prompts, method, gate, where, plan))
     return found
+
+
+def _planned(content: Mapping[str, Any], concept: Mapping[str, Any], path: Path) -> Plan:
+    """What the grid says for all concepts, and one concept otherwise."""
+    settings: dict[str, Any] = {}
+    for part, where in ((content, "measure"), (concept, "concepts, measure")):
+        measure = part.get("measure") or {}
+        _known(measure, [field.name for field in fields(Plan)], f"{path}, {where}")
+        settings |= {key: tuple(value) if isinstance(value, list) else value for key, value in measure.items()}
+    try:
+        return Plan(**settings)
+    except TypeError as error:
+        raise DSASError(f"{path}, measure: {error}") from None
 
 
 def _listed(content: Mapping[str, Any], key: str, path: Path) -> list[Any]:

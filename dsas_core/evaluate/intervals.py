@@ -1,4 +1,5 @@
-"""Bootstrap intervals over seeds and prompts (Efron and Tibshirani, 1993; clusters first, then items within)."""
+"""Bootstrap intervals over seeds and prompts, which are crossed: both are drawn anew (Owen, 2007, "The pigeonhole
+bootstrap")."""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import DSASError
+
+#: the seed and the prompt of an item
+Label = tuple[Hashable, Hashable]
 
 
 @dataclass(frozen=True)
@@ -19,25 +23,26 @@ class Interval:
     high: float
 
 
-def resamples(outer: Sequence[Hashable], rounds: int, seed: int = 0) -> Iterator[np.ndarray]:
+def resamples(labels: Sequence[Label], rounds: int, seed: int = 0) -> Iterator[np.ndarray]:
     """Index arrays of resampled items.
 
     Args:
-        outer: the cluster of each item (a seed). Clusters are drawn with replacement, then items within each; items of
-            one cluster alone are drawn from all.
+        labels: seed and prompt of each item. Seeds are drawn with replacement, and prompts are; an item is taken as
+            often as its seed times as often as its prompt. Resamples that hold nothing are left out.
     """
-    names = {name: i for i, name in enumerate(dict.fromkeys(outer))}
-    labels = np.array([names[name] for name in outer])
-    members = [np.flatnonzero(labels == i) for i in range(len(names))]
+    sides = [np.unique([str(label[i]) for label in labels], return_inverse=True)[1] for i in (0, 1)]
+    counts = [int(side.max()) + 1 for side in sides]
     random = np.random.default_rng(seed)
     for _ in range(rounds):
-        drawn = random.integers(len(members), size=len(members))
-        yield np.concatenate([random.choice(members[i], len(members[i])) for i in drawn])
+        drawn = [np.bincount(random.integers(count, size=count), minlength=count) for count in counts]
+        taken = drawn[0][sides[0]] * drawn[1][sides[1]]
+        if taken.any():
+            yield np.repeat(np.arange(len(labels)), taken)
 
 
 def interval(
     statistic: Callable[[np.ndarray], float],
-    outer: Sequence[Hashable],
+    labels: Sequence[Label],
     *,
     rounds: int = 1000,
     level: float = 0.95,
@@ -46,14 +51,16 @@ def interval(
     """A statistic of all items with its bootstrap interval.
 
     Args:
-        statistic: of an array of indices of items. outer: the cluster of each item, see `resamples`.
+        statistic: of an array of indices of items. labels: seed and prompt of each item, see `resamples`.
         level: what share of resampled values lies within.
 
     Raises:
-        DSASError: no items, or a level outside (0, 1).
+        DSASError: no items, no rounds, or a level outside (0, 1).
     """
-    if not len(outer) or not 0 < level < 1:
-        raise DSASError(f"{len(outer)} items, level {level}: expected at least one, and a level in (0, 1)")
-    values = [statistic(at) for at in resamples(outer, rounds, seed)]
+    if not len(labels) or rounds < 1 or not 0 < level < 1:
+        raise DSASError(
+            f"{len(labels)} items, {rounds} rounds, level {level}: expected at least one, and a level in (0, 1)"
+        )
+    values = [statistic(at) for at in resamples(labels, rounds, seed)]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(np.arange(len(outer)))), float(low), float(high))
+    return Interval(float(statistic(np.arange(len(labels)))), float(low), float(high))

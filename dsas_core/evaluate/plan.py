@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..concept import Concept
 from ..errors import DSASError
-from ..prompts import PromptSet
+from ..prompts import PromptSet, read
 from .arms import ARMS
 
 #: strengths, in units of the concept, at which every arm is measured
@@ -50,7 +50,7 @@ class Plan:
             DSASError: nothing is left for a side.
         """
         seed, learned = (int(concept.provenance.get(key, 0)) for key in ("seed", "count"))
-        used = prompts.draw(learned, seed).values() if learned else ()
+        used = read(concept.provenance.get("prompts", prompts)).draw(learned, seed).values() if learned else ()
         found = prompts.fresh(self.count, seed, [text for side in used for text in side])
         for side in ("source", "control"):
             if not found[side]:

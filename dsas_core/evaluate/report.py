@@ -25,8 +25,7 @@ FIGURES = {
     "pixel_change": "change of 255",
     "latent_change": "latents moved",
     "change_outside_the_thing": "change around it",
-    "fid_judge": "FID",
-    "kid_judge": "KID",
+    "frechet_judge": "Fréchet distance, judge's features",
     "lpips": "LPIPS",
     "clip_score": "CLIP score",
     "perplexity_ratio": "perplexity, ratio",
@@ -124,10 +123,12 @@ def tables(concept: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[A
         rows = []
         for arm, line in equal.items():  # an arm that hardly has an effect cannot be compared at one
             told = [line[key] for key in ("gain", "cost", "other_cost", "ratio")] if line["gain"] > 0.1 else [None] * 4
+            if not line["other_cost"]:
+                told[3] = None
             rows.append([ARMS[arm], *told])
         headings = ["DSAS beside", "effect", "cost of DSAS", "cost of the other", "ratio"]
         found.append(("At equal effect", headings, rows))
-    for key, title in (("localisation", "Where the gates see it"), ("unnamed", "Where no prompt names it")):
+    for key, title in (("localisation", "Where the denoiser's gates see it"), ("unnamed", "Where no prompt names it")):
         if concept.get(key):
             found.append((title, _spaced(concept[key]), [list(concept[key].values())]))
     if concept.get("robustness"):

@@ -1,7 +1,8 @@
 """Runs: what is measured, kept by content in a folder. A run that was stopped goes on; several processes share one.
 
-A cell is what is measured at once: one arm at one strength on one set of prompts. Its key holds everything that its
-result depends on, and names the folder that keeps it, so nothing is measured twice and nothing stale is taken.
+A cell is what is measured at once: one arm at one strength on one set of prompts. Its key holds what its result depends
+on, and names the folder that keeps it, so nothing is measured twice. Keys do not hold the version of the code, nor a
+pipeline's scheduler and precision: start a new folder when these change.
 """
 
 from __future__ import annotations
@@ -74,14 +75,17 @@ class Run:
     ) -> None:
         self.folder = Path(folder)
         self.process, self.processes, self.wait, self.show_progress = process, processes, wait, show_progress
-        _check(self.folder, identity)
         if process == 0:
+            _check(self.folder, identity)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / IDENTITY).write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n")
+                if not (self.folder / IDENTITY).is_file():
+                    (self.folder / IDENTITY).write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n")
             except OSError as error:
                 raise DSASError(f"cannot write {self.folder}: {error.strerror}") from None
         wait()
+        if process > 0:
+            _check(self.folder, identity)
 
     def complete(self, cells: Sequence[Cell], label: str = "measuring") -> list[Done]:
         """Make the cells that are missing, wait for those of the other processes, and give all in their order."""

@@ -9,7 +9,7 @@ asking in words achieves:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import DSASError
 from .fronts import at_equal_gain, hypervolume
-from .intervals import Interval, interval
+from .intervals import Interval, Label, interval
 
 #: effects are compared at this share of what words achieve
 LEVEL = 0.9
@@ -45,8 +45,8 @@ def summed_up(
     arms: Mapping[str, Sequence[Point]],
     base: Sequence[float],
     asked: Sequence[float] | None,
-    source_seeds: Sequence[Hashable],
-    control_seeds: Sequence[Hashable],
+    source_labels: Sequence[Label],
+    control_labels: Sequence[Label],
     *,
     rounds: int = 500,
     seed: int = 0,
@@ -57,7 +57,7 @@ def summed_up(
         arms: points of ascending strength, the same strengths in every arm.
         base, asked: what is shown without steering, and when the prompt asks for it, by source prompt; None where
             nothing asks in words, which then counts as 1.
-        source_seeds, control_seeds: the seed of each source and each control prompt, for the bootstrap.
+        source_labels, control_labels: seed and prompt of each source and each control item, for the bootstrap.
         rounds, seed: of the bootstrap.
 
     Returns:
@@ -67,13 +67,15 @@ def summed_up(
     Raises:
         DSASError: no prompts on a side.
     """
-    if not len(base) or not len(control_seeds):
-        raise DSASError(f"{len(base)} source and {len(control_seeds)} control prompts to judge by: each side needs one")
+    if not len(base) or not len(control_labels):
+        raise DSASError(
+            f"{len(base)} source and {len(control_labels)} control prompts to judge by: each side needs one"
+        )
     wanted = np.ones(len(base)) if asked is None else np.asarray(asked, float)
     plain = np.asarray(base, float)
     relative = float(wanted.mean() - plain.mean()) > ASKED
     sources = len(plain)
-    outer = [*source_seeds, *control_seeds]
+    labels = [*source_labels, *control_labels]
 
     def effect(shown: np.ndarray, at: np.ndarray) -> float:
         gained = float(shown[at].mean() - plain[at].mean())
@@ -82,7 +84,7 @@ def summed_up(
     def parts(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Indices into the source and the control prompts; all of a side that a resample has none of."""
         source, control = at[at < sources], at[at >= sources] - sources
-        every = np.arange(sources), np.arange(len(control_seeds))
+        every = np.arange(sources), np.arange(len(control_labels))
         return (source if len(source) else every[0]), (control if len(control) else every[1])
 
     def curve(points: Sequence[Point], at: np.ndarray) -> list[tuple[float, float]]:
@@ -93,14 +95,14 @@ def summed_up(
         ]
 
     def between(statistic: Callable[[np.ndarray], float]) -> Interval:
-        return interval(statistic, outer, rounds=rounds, seed=seed)
+        return interval(statistic, labels, rounds=rounds, seed=seed)
 
     def area(points: Sequence[Point]) -> Callable[[np.ndarray], float]:
         return lambda at: hypervolume([(cost, min(1.0, gain)) for cost, gain in curve(points, at)])
 
     figures: dict[str, Any] = {"base": float(plain.mean()), "asked": None if asked is None else float(wanted.mean())}
     figures |= {"relative": relative, "arms": {}, "at_equal_effect": {}}
-    everything = np.arange(len(outer))
+    everything = np.arange(len(labels))
     for arm, points in arms.items():
         told = []
         for i, point in enumerate(points):

@@ -1,6 +1,7 @@
 """Evaluating a concept on a language model: behaviour, preservation, fluency, knowledge, arm by arm.
 
-Source prompts that learning never used are answered greedily in every arm, and a judge scores the answers; control
+Source prompts that learning never used are answered greedily in every arm, and a judge scores the answers, of which
+those that only repeat themselves count as nothing; control
 prompts tell what else changed: how many are answered otherwise, the perplexity of their given answers, and, of the
 built-in model, how many facts are lost. Answers are kept by content (`dsas_core.evaluate.runs`).
 """
@@ -21,7 +22,8 @@ from ..concept import Concept, weights_digest
 from ..errors import DSASError
 from ..evaluate import Cell, Done, Plan, Point, Run, arm, summed_up
 from ..evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
-from ..evaluate.texts import degenerate
+from ..evaluate.texts import repeats
+from ..probes import LatchProbe
 from ..prompts import PromptSet
 from .layers import bare, positions_of, roots_of
 from .load import BUILTIN
@@ -138,6 +140,8 @@ class _Evaluation:
         self.reader = Reader(model, pad_token(tokenizer), BATCH)
         self.weights = weights_digest(roots_of(model))
         self.builtin = str(getattr(bare(model), "name_or_path", "")) in {str(path) for path in BUILTIN.values()}
+        parts = (probe for item in concept.interventions for probe in item.probes)
+        self.latched = any(isinstance(probe, LatchProbe) for probe in parts)
         self.done: dict[tuple[str, float], Done] = {}
         self.skipped = ["asking in words: effects are relative to answers that show all that is wanted"]
 
@@ -218,11 +222,13 @@ class _Evaluation:
             self.done |= dict(zip(jobs, found, strict=True))
         base = self.done["base", 0.0].values
         arms = {name: [self._point(name, strength) for strength in self.plan.strengths] for name in self.plan.arms}
-        sides = {side: [0] * len(texts) for side, texts in self.encoded.items()}
-        shown = self.judge.shown(base["source"])
+        sides = {side: [(0, text) for text in self.prompts[side]] for side in self.encoded}
+        shown = self._shown(base["source"])
         figures = summed_up(arms, shown, None, sides["source"], sides["control"])
         if not self.builtin:
             self.skipped.append("knowledge: run lm-evaluation-harness with the concept (dsas_core.llm.harness)")
+        if self.latched:
+            self.skipped.append("perplexity: of given answers nothing tells a latch where the prompt ends")
         h = self.done["dsas", 1.0].values["h"]
         return {
             "prompts": self.prompts,
@@ -237,14 +243,17 @@ class _Evaluation:
     def _point(self, name: str, strength: float) -> Point:
         base, made = self.done["base", 0.0].values, self.done[name, strength].values
         changed = [float(a != b) for a, b in zip(base["control"], made["control"], strict=True)]
-        more = {
-            "unchanged": 1 - float(np.mean(changed)),
-            "perplexity_ratio": math.exp(min(50.0, float(np.mean(made["losses"]) - np.mean(base["losses"])))),
-            "degenerate": _broken(made["source"]),
-        }
+        more = {"unchanged": 1 - float(np.mean(changed)), "degenerate": _broken(made["source"])}
+        if not self.latched:
+            more["perplexity_ratio"] = math.exp(min(50.0, float(np.mean(made["losses"]) - np.mean(base["losses"]))))
         if base["facts"] is not None:
             more["knowledge_lost"] = 100 * float(np.mean(base["facts"]) - np.mean(made["facts"]))
-        return Point(strength, self.judge.shown(made["source"]), changed, more)
+        return Point(strength, self._shown(made["source"]), changed, more)
+
+    def _shown(self, answers: Sequence[str]) -> list[float]:
+        """What the judge says; an answer that is broken shows nothing that is wanted."""
+        scores = self.judge.shown(answers)
+        return [0.0 if repeats(text) else score for text, score in zip(answers, scores, strict=True)]
 
     def _samples(self) -> list[dict[str, Any]]:
         """Answers to look at: a few prompts of each side in the arms at the unit, and the strongest."""
@@ -263,4 +272,4 @@ class _Evaluation:
 
 
 def _broken(answers: Sequence[str]) -> float:
-    return float(np.mean([degenerate(text) for text in answers]))
+    return float(np.mean([repeats(text) for text in answers]))

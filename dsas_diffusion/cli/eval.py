@@ -9,7 +9,8 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .. import evaluate as pictures
 from ..grid import Entry, Grid
 from ..judges import CallableJudge, judge_from
 from ..learn import learn
-from .arguments import add_generation, add_model, language_model, number, pipeline, positive, shows_progress
+from .arguments import add_model, language_model, number, pipeline, positive, refuse_generation, shows_progress
 from .output import table
 
 
@@ -50,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clip", metavar="MODEL", help="a CLIP's folder or Hub name, for how well pictures fit")
     parser.add_argument("--quick", action="store_true", help="DSAS and always on only, no other settings")
-    add_generation(parser)
+    parser.add_argument("--steps", type=positive, metavar="N", help="denoising steps (default: as suits the model)")
+    parser.add_argument("--guidance", type=number, metavar="SCALE", help="guidance scale (default: as suits the model)")
     parser.add_argument("--out", "-o", required=True, metavar="FOLDER", help="reports and what they were made from")
 
 
@@ -64,25 +66,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.prompts:
             args.usage("--grid names its prompt files itself: leave --prompts out")
         grid = Grid.read(args.grid)
-        plan, title = _planned(args, grid.plan), grid.title
+        title = grid.title
         for entry in grid.entries:  # before the long work
             _need_judge(entry.prompts, args)
         learned = _learned(grid, models, out, process, processes, wait, args)
         entries = [(entry, learned[entry.name]) for entry in grid.entries]
     else:
-        plan = _planned(args, Plan())
         concepts = [Concept.from_pretrained(name) for name in args.concept]
         title = ", ".join(concept.name for concept in concepts)
         entries = [(_entry(concept, args), concept) for concept in concepts]
     found = []
     sharing = {"process": process, "processes": processes, "wait": wait, "show_progress": shows_progress(args)}
     for entry, concept in entries:
+        plan = _planned(args, entry.plan)
         figures = _measured(entry, concept, models, plan, out, sharing, args)
-        found.append({"name": entry.name, "model": entry.model, **figures})
+        found.append({"name": entry.name, "model": entry.model, "plan": asdict(plan), **figures})
     document = {
         "title": title,
         "concepts": found,
-        "plan": {"count": plan.count, "seeds": plan.seeds, "strengths": list(plan.strengths), "arms": list(plan.arms)},
         "command": shlex.join(["dsas", *sys.argv[1:]]),
         "processes": processes,
         "seconds": round(time.monotonic() - began, 1),
@@ -137,7 +138,8 @@ def _shared(args: argparse.Namespace) -> tuple[int, int, Callable[[], object]]:
         return 0, 1, lambda: None
     from accelerate import PartialState
 
-    state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
+    on_cpu = args.device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # others wait while one learns
     return state.process_index, state.num_processes, state.wait_for_everyone
 
 
@@ -157,7 +159,7 @@ def _entry(concept: Concept, args: argparse.Namespace) -> Entry:
         raise DSASError(f"concept {concept.name!r} does not tell its prompts: pass --prompts")
     content = read(prompts)
     _need_judge(content, args)
-    return Entry(concept.name, args.model, content, concept.method, concept.gate, None)
+    return Entry(concept.name, args.model, content, concept.method, concept.gate, None, Plan())
 
 
 def _need_judge(prompts: PromptSet, args: argparse.Namespace) -> None:
@@ -180,7 +182,7 @@ def _learned(
     """The concepts of a grid: learned where they are not there yet, each by one process."""
     for i, entry in enumerate(grid.entries):
         folder = out / entry.name / "concept"
-        if i % processes != process or _stands(folder, entry):
+        if i % processes != process or _stands(folder, entry, grid):
             continue
         if shows_progress(args):
             print(f"learning {entry.name}", file=sys.stderr, flush=True)
@@ -196,14 +198,19 @@ def _learned(
     return {entry.name: Concept.from_pretrained(out / entry.name / "concept") for entry in grid.entries}
 
 
-def _stands(folder: Path, entry: Entry) -> bool:
+def _stands(folder: Path, entry: Entry, grid: Grid) -> bool:
     """Whether a concept was learned from these prompts in this way already."""
     if not folder.is_dir():
         return False
     concept = Concept.from_pretrained(folder)
     prompts = concept.provenance.get("prompts")
-    if prompts != entry.prompts.to_dict() or (concept.method, concept.gate) != (entry.method, entry.gate):
-        raise DSASError(f"{folder} holds another concept (other prompts, method or gate): choose another --out")
+    same = prompts == entry.prompts.to_dict() and (concept.method, concept.gate) == (entry.method, entry.gate)
+    wanted = {key: grid.learn[key] for key in ("seed", "count") if key in grid.learn}
+    if not same or any(concept.provenance.get(key) != value for key, value in wanted.items()):
+        raise DSASError(
+            f"{folder} holds a concept that was learned otherwise (prompts, method, gate, seed or count): choose "
+            "another --out"
+        )
     return True
 
 
@@ -220,6 +227,7 @@ def _measured(
     folder = out / entry.name / "run"
     if llm.is_language_model(entry.model):
         model, tokenizer = models.text(entry.model)
+        refuse_generation(args)
         if args.judge:
             args.usage("--judge looks at pictures: name the judge of a language model in its prompt file")
         judge = texts.judge_from(entry.prompts.judge)

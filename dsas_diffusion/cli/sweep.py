@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     strengths = strengths_between(args.low, args.high, args.count)
     rows = _drawn(pipe, args, concept, strengths, settings)
     document = _document(pipe, args, concept, strengths, settings, rows)
-    files = {out: _encoded(out.suffix.lower(), args, concept, strengths, rows, document) for out in outs}
+    files = {out: _encoded(out.suffix.lower(), concept, strengths, rows, document) for out in outs}
     write_files(files)
     return {**document, "files": [str(out) for out in files]}
 
@@ -121,6 +121,7 @@ class _Row:
     prompt: str
     noise_seed: int
     gate: str
+    label: str  # of the gate, where it is not the concept's own alone
     pictures: list[Image.Image] = field(default_factory=list)
     mean_h: list[float] = field(default_factory=list)
 
@@ -132,7 +133,8 @@ def _drawn(
     gates = [args.gate, "on"] if args.compare else [args.gate]
     seeds = seeds_for(args.prompt, args.seed)
     prompts = list(zip(args.prompt, seeds, strict=True))
-    rows = {gate: [_Row(prompt, seed, gate) for prompt, seed in prompts] for gate in gates}
+    labels = {gate: "" if gates == ["own"] else GATE_NAMES[gate] for gate in gates}
+    rows = {gate: [_Row(prompt, seed, gate, labels[gate]) for prompt, seed in prompts] for gate in gates}
     total = len(gates) * len(strengths) * len(args.prompt)
     with progress_bar(total, "pictures", shows_progress(args)) as bar:
         for gate in gates:
@@ -202,33 +204,34 @@ def _document(
 
 
 def _encoded(
-    suffix: str,
-    args: argparse.Namespace,
-    concept: Concept,
-    strengths: Sequence[float],
-    rows: Sequence[_Row],
-    document: Mapping[str, Any],
+    suffix: str, concept: Concept, strengths: Sequence[float], rows: Sequence[_Row], document: Mapping[str, Any]
 ) -> bytes:
     """The strip or the animation as a file's content."""
     if suffix not in ANIMATIONS:
-        captions = [_caption(row.prompt, f" – {GATE_NAMES[row.gate]}" if args.compare else "") for row in rows]
+        captions = [_labelled(_short(row.prompt), row.label) for row in rows]
         return encoded(viz.strip([row.pictures for row in rows], strengths, captions), document)
-    pictures = [_sheet(rows, i, 2 if args.compare else 1) for i in range(len(strengths))]
-    return _animated(viz.animation(pictures, strengths, concept.name), suffix)
-
-
-def _sheet(rows: Sequence[_Row], strength: int, gates: int) -> Image.Image:
-    """The pictures of one strength: a row for each prompt, a column for each gate; a single one as it is."""
     if len(rows) == 1:
-        return rows[0].pictures[strength]
+        frames = viz.animation(rows[0].pictures, strengths, _labelled(concept.name, rows[0].label))
+    else:
+        frames = viz.animation([_sheet(rows, i) for i in range(len(strengths))], strengths, concept.name)
+    return _animated(frames, suffix)
+
+
+def _sheet(rows: Sequence[_Row], strength: int) -> Image.Image:
+    """The pictures of one strength: a row for each prompt, a column for each gate."""
+    gates = len({row.gate for row in rows})
     by_prompt = [rows[i : i + gates] for i in range(0, len(rows), gates)]
-    headings = [GATE_NAMES[row.gate] if gates > 1 else "" for row in by_prompt[0]]
     pictures = [[row.pictures[strength] for row in line] for line in by_prompt]
-    return viz.grid(pictures, headings, [_caption(line[0].prompt) for line in by_prompt], viz.cell_of(pictures[0][0]))
+    captions = [_short(line[0].prompt) for line in by_prompt]
+    return viz.grid(pictures, [row.label for row in by_prompt[0]], captions, viz.cell_of(pictures[0][0]))
 
 
-def _caption(prompt: str, gate: str = "") -> str:
-    return textwrap.shorten(prompt, CAPTION, placeholder=" …") + gate
+def _short(prompt: str) -> str:
+    return textwrap.shorten(prompt, CAPTION, placeholder=" …")
+
+
+def _labelled(text: str, label: str) -> str:
+    return f"{text} – {label}" if label else text
 
 
 def _animated(frames: Sequence[Image.Image], suffix: str) -> bytes:
@@ -241,9 +244,11 @@ def _animated(frames: Sequence[Image.Image], suffix: str) -> bytes:
 
 def _with_one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
     """Frames in the 256 colours that suit all of them: with a palette for each, what stands still would flicker."""
-    width, height = frames[0].size
-    all_frames = Image.new("RGB", (width, height * len(frames)))
+    width, height = (-(-side // 4) for side in frames[0].size)  # a sample is enough, and as good
+    samples = Image.new("RGB", (width, height * len(frames)))
     for i, frame in enumerate(frames):
-        all_frames.paste(frame, (0, i * height))
-    palette = all_frames.quantize(256)
-    return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+        samples.paste(frame.resize((width, height), Image.Resampling.NEAREST), (0, i * height))
+    colours = samples.quantize(255, kmeans=1).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*colours[: 3 * 255], 255, 255, 255])  # the paper stays white
+    return [frame.quantize(palette=palette) for frame in frames]

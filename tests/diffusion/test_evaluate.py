@@ -183,13 +183,16 @@ def test_a_grid_learns_and_measures(dsas, model: str, tmp_path: Path) -> None:
     (tmp_path / "banana.yaml").write_text(yaml.safe_dump(PROMPTS))
     content = {
         "title": "Fruit",
-        "concepts": [{"prompts": "banana.yaml", "models": [model], "sites": ["text", "cross"]}],
+        "concepts": [
+            {"prompts": "banana.yaml", "models": [model], "sites": ["text", "cross"], "measure": {"count": 3}}
+        ],
         "learn": {"count": 8, "steps": 2},
         "measure": {"count": 2, "seeds": 1, "strengths": [1]},
     }
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
     grid = Grid.read(tmp_path / "grid.yaml")
     assert [entry.name for entry in grid.entries] == ["banana-text", "banana-cross"]
+    assert {(entry.plan.count, entry.plan.seeds) for entry in grid.entries} == {(3, 1)}
     arguments = ("eval", "--grid", tmp_path / "grid.yaml", "--out", tmp_path / "out", "--steps", 2, "--quick", "--json")
     code, out, err = dsas(*arguments)
     if code:  # on a random model it may be that no gate tells anything apart
@@ -209,6 +212,7 @@ def test_a_grid_learns_and_measures(dsas, model: str, tmp_path: Path) -> None:
         ("concepts: [{prompts: nowhere.yaml, models: [a]}]", "no prompt file"),
         ("colour: red", "found colour"),
         ("{concepts: [{prompts: x}], measure: {strengths: [2, 3]}}", "1 among them"),
+        ("concepts: [{prompts: x, measure: {size: 3}}]", "measure: expected a mapping with count, seeds"),
         ("{concepts: [{prompts: x}], learn: {size: 3}}", "expected a mapping with count, steps, seed; found size"),
     ],
 )

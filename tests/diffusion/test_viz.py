@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dsas_core import Call, DSASError, Site
-from dsas_diffusion.viz import PictureTrace, grid, overlay
+from dsas_diffusion.viz import PictureTrace, animation, grid, overlay, strength_label, strip
 
 SITE, OTHER = Site("unet.one"), Site("unet.two")
 
@@ -105,3 +105,52 @@ def test_a_grid_shows_each_picture_at_its_place() -> None:
     assert written[34 : 34 + 48, :60].min() < 100, "a caption to the left"
     assert written[:30, 68:].min() < 100, "headings above"
     assert written[34 + 48 :, :60].min() == 255, "no caption, no ink"
+
+
+def test_a_strip_has_a_column_for_each_strength() -> None:
+    colours = ["red", "lime", "blue"]
+    sheet = strip([[Image.new("RGB", (16, 16), colour) for colour in colours]], [-1, 0, 0.5], ["one"])
+    assert sheet.size == (190 + 3 * 168 + 8, 34 + 168 + 8)
+    assert [sheet.getpixel((190 + 8 + i * 168 + 80, 120)) for i in range(3)] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    headings = [np.asarray(sheet.crop((198 + i * 168, 0, 358 + i * 168, 34)).convert("L")) for i in range(3)]
+    assert all(heading.min() < 100 for heading in headings)
+    assert not np.array_equal(headings[0], headings[1])
+
+
+def test_a_strength_is_labelled_with_its_sign_and_0_is_off() -> None:
+    labels = [strength_label(strength) for strength in (-1.0, -0.0, 0.0, 0.5, 2 / 3, 12.0)]
+    assert labels == ["-1", "off", "off", "+0.5", "+0.667", "+12"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_an_animation_goes_forth_and_back(count: int) -> None:
+    pictures = [Image.new("RGB", (16, 12), (30 * i, 0, 0)) for i in range(count)]
+    frames = animation(pictures, list(range(count)), "it")
+    assert len(frames) == max(1, 2 * count - 2)
+    shown = [frame.getpixel((128, 96))[0] // 30 for frame in frames]
+    assert shown == [*range(count), *range(count - 2, 0, -1)]
+    assert {frame.size for frame in frames} == {(256, 192 + 52)}  # enlarged, in shape, with room for the caption
+
+
+def test_large_pictures_of_an_animation_stay_as_they_are() -> None:
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 256, (300, 400, 3), np.uint8))
+    for frame in animation([picture, picture], [0, 1]):
+        assert frame.size == (400, 352)
+        assert frame.crop((0, 0, 400, 300)).tobytes() == picture.tobytes()
+
+
+def test_frames_tell_their_strength_in_writing_and_on_a_scale() -> None:
+    picture = Image.new("RGB", (256, 256), "red")
+    low, off, _, _ = frames = animation([picture] * 3, [-1, 0, 1], "a name")
+    below = [np.asarray(frame.crop((0, 256, 256, 308)).convert("L")) for frame in frames]
+    written, scale = [part[:28] for part in below], [part[28:] for part in below]
+    assert not np.array_equal(written[0], written[1])
+    assert np.array_equal(below[1], below[3])
+    knobs = [np.flatnonzero((part < 60).any(0)).mean() for part in scale[:3]]
+    assert knobs == sorted(knobs)
+    assert knobs[1] == pytest.approx(127.5, abs=2)
+    nameless = np.asarray(animation([picture] * 2, [-1, 0])[0].crop((0, 256, 180, 280)).convert("L"))
+    assert nameless.min() == 255
+    named = animation([picture] * 2, [-1, 0], "a very long name " * 9)[0]
+    assert np.asarray(named.convert("L"))[256:280, 190:215].min() == 255, "room before the strength"

@@ -59,15 +59,24 @@ def test_equal_gains_are_those_that_both_reach() -> None:
     assert at_equal_gain([(0.1, 1.0)], [(0.4, 0.0)], 0.9).gain == 0
 
 
-def test_resamples_take_seeds_first_and_prompts_within() -> None:
-    outer = ["a"] * 3 + ["b"] * 5
-    seen = set()
-    for at in resamples(outer, 200):
-        names = [outer[i] for i in at]
-        assert len(at) in (6, 8, 10), "two clusters, each whole"
-        seen.add((names.count("a") > 0, names.count("b") > 0))
-    assert seen == {(True, False), (False, True), (True, True)}
-    assert [at.tolist() for at in resamples(outer, 3, 1)] == [at.tolist() for at in resamples(outer, 3, 1)]
+def test_resamples_draw_seeds_and_prompts() -> None:
+    labels = [(seed, prompt) for seed in ("x", "y") for prompt in "abcd"]
+    for at in resamples(labels, 100):
+        seeds = {name: [labels[i][1] for i in at if labels[i][0] == name] for name in "xy"}
+        assert len(at) == 8
+        drawn = [sorted(prompts) for prompts in seeds.values() if prompts]
+        assert len(drawn) == 1 or drawn[0] == drawn[1], "a prompt goes with every seed that was drawn"
+    assert [at.tolist() for at in resamples(labels, 3, 1)] == [at.tolist() for at in resamples(labels, 3, 1)]
+
+
+def test_seeds_are_no_further_prompts() -> None:
+    works = np.array([1.0, 1, 1, 1, 0, 0, 0, 0])
+    once = interval(lambda at: float(works[at].mean()), [(0, i) for i in range(8)], rounds=2000)
+    twice = np.tile(works, 2)
+    labels = [(seed, i) for seed in (0, 1) for i in range(8)]
+    again = interval(lambda at: float(twice[at].mean()), labels, rounds=2000)
+    assert (again.low, again.high) == pytest.approx((once.low, once.high), abs=0.13), "they come in eighths"
+    assert again.high - again.low > 0.6, "sixteen prompts would have 0.5"
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -79,7 +88,7 @@ def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
         def mean(at: np.ndarray, values: np.ndarray = values) -> float:
             return float(values[at].mean())
 
-        found = interval(mean, [0] * 40, rounds=200, seed=trial)
+        found = interval(mean, [(0, i) for i in range(40)], rounds=200, seed=trial)
         hits += found.low <= 0 <= found.high
         assert found.low <= found.value <= found.high
     assert 0.87 <= hits / 120 <= 1
@@ -89,4 +98,4 @@ def test_bad_intervals() -> None:
     with pytest.raises(DSASError, match="0 items"):
         interval(lambda at: 0.0, [])
     with pytest.raises(DSASError, match="level 1"):
-        interval(lambda at: 0.0, [1], level=1)
+        interval(lambda at: 0.0, [(0, 0)], level=1)

@@ -14,7 +14,7 @@ from dsas_core import DSASError
 from dsas_core.evaluate import ARMS, Point, report, summed_up
 
 BASE, ASKED = [0.0, 0.0, 0.2, 0.0], [1.0, 0.8, 1.0, 0.6]
-SEEDS = [0, 0, 1, 1]
+SEEDS = [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
 
 
 def points(shown: list[float], cost: float) -> list[Point]:

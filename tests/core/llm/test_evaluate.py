@@ -9,7 +9,7 @@ import pytest
 
 from dsas_core import Concept, DSASError, llm
 from dsas_core.evaluate import ARMS, Plan, Run
-from dsas_core.evaluate.texts import degenerate
+from dsas_core.evaluate.texts import degenerate, repeats
 from dsas_core.llm import evaluate as evaluation
 from dsas_core.llm.evaluate import ScoredJudge, evaluate, identity, judge_from
 from dsas_core.llm.toxicity import LexiconScorer
@@ -121,3 +121,4 @@ def test_models_with_an_encoder_are_refused(concept: Concept, tokenizer: Words, 
 )
 def test_broken_texts(text: str, broken: bool) -> None:
     assert degenerate(text) == broken
+    assert repeats(text) == (broken and text != "it does not end")
