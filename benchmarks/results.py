@@ -171,7 +171,7 @@ def _pictures(concept: Mapping[str, Any]) -> Image.Image | None:
             files = row["pictures"]
             rows.append([Image.open(ROOT / files[label]) if label in files else blank for label in COLUMNS])
             captions.append(row["prompt"])
-    return grid(rows, [report.heading(label) for label in COLUMNS], captions, cell=128) if rows else None
+    return grid(rows, [report.heading(label) for label in COLUMNS], captions, cell=152) if rows else None
 
 
 def readme_with(text: str, table: str) -> str:

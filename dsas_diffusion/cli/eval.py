@@ -68,10 +68,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         grid = Grid.read(args.grid)
         title = grid.title
         for entry in grid.entries:  # before the long work
+            _planned(args, entry.plan)
             _need_judge(entry.prompts, args)
         learned = _learned(grid, models, out, process, processes, wait, args)
         entries = [(entry, learned[entry.name]) for entry in grid.entries]
     else:
+        _planned(args, Plan())
         concepts = [Concept.from_pretrained(name) for name in args.concept]
         title = ", ".join(concept.name for concept in concepts)
         entries = [(_entry(concept, args), concept) for concept in concepts]

@@ -208,7 +208,7 @@ def test_a_grid_learns_and_measures(dsas, model: str, tmp_path: Path) -> None:
         ("{", "is not YAML"),
         ("[1]", "expected a mapping with title, models, concepts"),
         ("concepts: []", "concepts must be a list that is not empty"),
-        ("concepts: [{prompt: x}]", "expected a mapping with prompts, models, sites, name; found prompt"),
+        ("concepts: [{prompt: x}]", "expected a mapping with prompts, models, sites, name, measure; found prompt"),
         ("concepts: [{prompts: nowhere.yaml, models: [a]}]", "no prompt file"),
         ("colour: red", "found colour"),
         ("{concepts: [{prompts: x}], measure: {strengths: [2, 3]}}", "1 among them"),
