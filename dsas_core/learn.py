@@ -283,21 +283,24 @@ def _map_rows(source: Rows, target: Rows, probe: Probe, pooling: str) -> tuple[t
     if pooling == "mean" or isinstance(probe, RunningProbe):
         return source.gathered("pooled"), target.gathered("pooled")
     read = probe.factors[0] if isinstance(probe, ProductProbe) else probe
-    sides, highest = [], []
-    share = 1.0
-    for rows in (target, source):
-        positions = rows.gathered("positions").split([len(group) for group in _calls(rows)])
-        scores = [read.score(row).expand(len(row), 1) for row in positions]
-        sides.append(
-            torch.stack([(h * x).sum(0) / h.sum().clamp_min(1e-6) for h, x in zip(scores, positions, strict=True)])
-        )
-        highest.append(float(torch.stack([h.max() for h in scores]).mean()))
-        share = float(torch.stack([h.mean() for h in scores]).mean())
-    if highest[0] >= STILL_SHOWN * highest[1]:
-        return sides[1], sides[0]
-    plain = source.gathered("pooled"), target.gathered("pooled")
-    centre = plain[0].mean(0)
-    return tuple(centre + (rows - centre) / max(share, SMALLEST_SHARE) for rows in plain)  # type: ignore[return-value]
+    weighted, highest, share = _weighted(source, read)
+    others, still, _ = _weighted(target, read)
+    if still >= STILL_SHOWN * highest:
+        return weighted, others
+    plain, changed = source.gathered("pooled"), target.gathered("pooled")
+    centre, share = plain.mean(0), max(share, SMALLEST_SHARE)
+    return centre + (plain - centre) / share, centre + (changed - centre) / share
+
+
+def _weighted(rows: Rows, read: Probe) -> tuple[torch.Tensor, float, float]:
+    """Means over positions weighted by a gate, [rows, width]; the rows' mean highest h, and their mean h."""
+    means, h = [], []
+    for _, positions in _by_row(rows):
+        scores = read.score(positions).expand(len(positions), 1)
+        means.append((scores * positions).sum(0) / scores.sum().clamp_min(1e-6))
+        h.append(scores)
+    highest, share = (float(torch.stack([reduce(one) for one in h]).mean()) for reduce in (torch.max, torch.mean))
+    return torch.stack(means), highest, share
 
 
 def _formed(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,3 +58,36 @@ def source_of(name: str | Path, builtin: Mapping[str, Path], kind: str = "model"
 def is_hub_name(name: str | Path) -> bool:
     """Whether a name has the form of a repository on the Hub, user/name."""
     return str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+
+
+def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model's `from_pretrained` arguments that its config, tokenizer or processor take, too."""
+    return {key: value for key, value in options.items() if key in ("revision", "token", "trust_remote_code")}
+
+
+@contextmanager
+def loading(name: str | Path, raises: type[DSASError] = DSASError, *, warns: bool = False) -> Iterator[None]:
+    """Load from transformers without its progress bars; whatever it raises inside becomes one line.
+
+    Args:
+        name: what is loaded, for the message. raises: the error. warns: let its warnings through.
+    """
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    if not warns:
+        logging.set_verbosity_error()
+    try:
+        yield
+    except Exception as error:  # transformers and the Hub raise a dozen kinds here
+        raise raises(f"cannot load {name}: {reason_of(error)}") from error
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

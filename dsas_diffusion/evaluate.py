@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from dsas_core.concept import Concept, weights_digest
-from dsas_core.evaluate import Cell, Done, Plan, Point, Run, arm, summed_up
+from dsas_core.evaluate import Cell, Done, Plan, Point, Run, arm, runs, summed_up
 from dsas_core.evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
 from dsas_core.evaluate.localisation import averaged, localisation
 from dsas_core.prompts import PromptSet
@@ -44,7 +44,7 @@ SHOWN = 4
 
 def identity(pipe: Any, concept: Concept, prompts: PromptSet) -> dict[str, Any]:
     """What a run is about: with another model, concept or prompt file it is another run."""
-    return {"model": weights_digest(roots_of(pipe)), "concept": concept.digest, "prompts": prompts.to_dict()}
+    return runs.identity(roots_of(pipe), concept, prompts)
 
 
 def evaluate(
@@ -112,6 +112,7 @@ class _Evaluation:
         self.model = weights_digest(roots_of(pipe))
         self.skipped: list[str] = []
         self.done: dict[_Job, Done] = {}
+        self._seen: dict[str, list[np.ndarray | None]] = {}
 
     # ---- drawing --------------------------------------------------------------------------------------------------
 
@@ -153,13 +154,11 @@ class _Evaluation:
         negative = self.negative if job.arm == "negative" else None
         latents: list[torch.Tensor] = []
         heats: list[np.ndarray] = []
-        h: list[float] = []
         banks: list[Scores] = []
         with attached as steering:
             for made in latent_batches(self.pipe, prompts, noise, job.settings or self.settings, BATCH, negative):
                 latents.append(made.float().cpu())
                 if traced:
-                    h += [steering.trace.mean_h(self.concept.name)] * len(made)
                     heats += self._heats(steering.trace, len(made))
                     banks.append(scores_of(steering.trace, self.concept))
         codes = torch.cat(latents)
@@ -170,7 +169,7 @@ class _Evaluation:
             np.save(folder / "heat.npy", np.stack(heats).astype(np.float16))
         if banks:
             save_scores(banks, folder / "scores.safetensors")
-        return {"pictures": len(codes), "h": h}
+        return {"pictures": len(codes)}
 
     def _heats(self, trace: PictureTrace, count: int) -> list[np.ndarray]:
         """Where the denoiser's gates saw the concept in each picture; [] where none reads patches."""
@@ -257,12 +256,18 @@ class _Evaluation:
 
     def _outside(self, job: _Job) -> float | None:
         """Mean change of 255 around the thing, where the judge knows masks and the thing is there."""
-        masks = getattr(self.judge, "masks", None)
+        masks = self._masks(job.side)
         if masks is None:
             return None
-        base = self._pictures(_Job("base", job.side))
-        found = change_outside(base, self._pictures(job), masks(base))
+        found = change_outside(self._pictures(_Job("base", job.side)), self._pictures(job), masks)
         return float(np.mean(found)) if found else None
+
+    def _masks(self, side: str) -> list[np.ndarray | None] | None:
+        """Where the judge sees the thing in each unsteered picture of a side; None where it knows no masks."""
+        masks = getattr(self.judge, "masks", None)
+        if masks is not None and side not in self._seen:
+            self._seen[side] = masks(self._pictures(_Job("base", side)))
+        return self._seen.get(side)
 
     def _distances(self, job: _Job) -> dict[str, float]:
         """Distances between the sets of steered and unsteered control pictures, and fit to prompts."""
@@ -292,8 +297,7 @@ class _Evaluation:
         arms = {name: [self._point(name, strength) for strength in self.plan.strengths] for name in self.plan.arms}
         asked = self._shown(_Job("asked", "source")).tolist() if self.prompts["target"] else None
         base = self._shown(_Job("base", "source")).tolist()
-        figures = summed_up(arms, base, asked, self._labels("source"), self._labels("control"))
-        return figures
+        return summed_up(arms, base, asked, self._labels("source"), self._labels("control"))
 
     def _baselines(self) -> dict[str, Any]:
         """What asking in words, and a negative prompt, do: the rivals that need no steering."""
@@ -311,23 +315,22 @@ class _Evaluation:
 
     def _localisation(self) -> dict[str, float] | None:
         """Heat of the denoiser's gates against the judge's masks of the unsteered pictures."""
-        job, masks = _Job("dsas", "source", 1.0), getattr(self.judge, "masks", None)
-        path = self.done[job].folder / "heat.npy"
+        masks = self._masks("source")
+        path = self.done[_Job("dsas", "source", 1.0)].folder / "heat.npy"
         if masks is None or not path.is_file():
             self._skip("localisation: it needs gates that read patches, and a judge that knows masks")
             return None
-        pairs = zip(np.load(path).astype(np.float32), masks(self._pictures(_Job("base", "source"))), strict=True)
+        pairs = zip(np.load(path).astype(np.float32), masks, strict=True)
         there = [(heat, mask) for heat, mask in pairs if mask is not None and mask.any() and not mask.all()]
         found = [localisation(heat, mask) for heat, mask in there]
         return {**asdict(averaged(found)), "pictures": len(found)} if found else None
 
     def _unnamed(self) -> dict[str, float] | None:
         """Pictures that show the concept although no prompt names it: how many, and the share that was treated."""
-        masks = getattr(self.judge, "masks", None)
-        if not self.prompts["unnamed"] or masks is None:
+        masks = self._masks("unnamed") if self.prompts["unnamed"] else None
+        if masks is None:
             return None
-        base = _Job("base", "unnamed")
-        there = np.array([mask is not None for mask in masks(self._pictures(base))]) & (self._shown(base) < 0.5)
+        there = np.array([mask is not None for mask in masks]) & (self._shown(_Job("base", "unnamed")) < 0.5)
         if not there.any():
             self._skip("the concept where no prompt names it: no such picture showed it")
             return None

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dsas_core.errors import DSASError
+from dsas_core.pretrained import reason_of
 
 from .builtin.judge import Judge
-from .vision import BATCH, Clip, Unavailable, array_of, chunks, embedding, load_pretrained, reason_of
+from .vision import BATCH, Clip, Unavailable, array_of, chunks, embedding, load_pretrained
 
 #: side of the window that SSIM compares, in pixels
 WINDOW = 11

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dsas_core.errors import DSASError
-from dsas_core.pretrained import device_of
+from dsas_core.pretrained import device_of, hub_options, loading
 
 #: pictures that a network sees at a time
 BATCH = 32
@@ -97,23 +97,12 @@ def load_pretrained(
         raise Unavailable(f"{folder} is no model: it has no config.json")
 
     import transformers
-    from transformers.utils import logging
 
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # what is missing is said in one line
-    hub = {key: value for key, value in options.items() if key in ("revision", "token", "trust_remote_code")}
-    try:
-        settings = {"dtype": torch.float32, "use_safetensors": True, **options}
+    settings = {"dtype": torch.float32, "use_safetensors": True, **options}
+    with loading(name, Unavailable):  # what is missing is told by whoever asked
         loader = getattr(transformers, model_class)
         model, report = loader.from_pretrained(name, output_loading_info=True, **settings)
-        processor = getattr(transformers, processor_class).from_pretrained(name, **hub)
-    except Exception as error:  # transformers and the Hub raise a dozen kinds here
-        raise Unavailable(f"cannot load {name}: {reason_of(error)}") from error
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
+        processor = getattr(transformers, processor_class).from_pretrained(name, **hub_options(options))
     return model.eval().to(torch.device(device_of(device))), processor, sorted(report["missing_keys"])
 
 
@@ -133,11 +122,6 @@ def array_of(pictures: Sequence[Image.Image]) -> np.ndarray:
     if not sizes:
         return np.zeros((0, 0, 0, 3), np.uint8)
     return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-
-
-def reason_of(error: Exception) -> str:
-    """What an error of another library says, in one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def embedding(made: Any) -> torch.Tensor:

@@ -16,11 +16,19 @@ from typing import Any
 
 import torch
 
+from ..concept import Concept, weights_digest
 from ..errors import DSASError
 from ..files import replacing_folder
 from ..progress import progress_bar
+from ..prompts import PromptSet
+from ..sites import Roots
 
 IDENTITY, VALUES, CELLS = "run.json", "values.json", "cells"
+
+
+def identity(roots: Roots, concept: Concept, prompts: PromptSet) -> dict[str, Any]:
+    """What a run is about: with another model (its roots), concept or prompt file it is another run."""
+    return {"model": weights_digest(roots), "concept": concept.digest, "prompts": prompts.to_dict()}
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..errors import DSASError
 from .fronts import at_equal_gain, hypervolume
-from .intervals import Interval, Label, interval
+from .intervals import Label, interval
 
 #: effects are compared at this share of what words achieve
 LEVEL = 0.9
@@ -77,48 +78,35 @@ def summed_up(
     sources = len(plain)
     labels = [*source_labels, *control_labels]
 
-    def effect(shown: np.ndarray, at: np.ndarray) -> float:
-        gained = float(shown[at].mean() - plain[at].mean())
-        return gained / max(float(wanted[at].mean() - plain[at].mean()), ASKED) if relative else gained
+    def effect(point: Point, at: np.ndarray) -> float:
+        source = at[at < sources] if (at < sources).any() else np.arange(sources)  # a resample may have none of a side
+        gained = float(np.asarray(point.shown, float)[source].mean() - plain[source].mean())
+        asked_for = float(wanted[source].mean() - plain[source].mean())
+        return gained / max(asked_for, ASKED) if relative else gained
 
-    def parts(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices into the source and the control prompts; all of a side that a resample has none of."""
-        source, control = at[at < sources], at[at >= sources] - sources
-        every = np.arange(sources), np.arange(len(control_labels))
-        return (source if len(source) else every[0]), (control if len(control) else every[1])
+    def cost(point: Point, at: np.ndarray) -> float:
+        control = at[at >= sources] - sources if (at >= sources).any() else np.arange(len(control_labels))
+        return float(np.asarray(point.cost, float)[control].mean())
 
-    def curve(points: Sequence[Point], at: np.ndarray) -> list[tuple[float, float]]:
-        source, control = parts(at)
-        return [
-            (float(np.asarray(p.cost, float)[control].mean()), effect(np.asarray(p.shown, float), source))
-            for p in points
-        ]
+    def area(points: Sequence[Point], at: np.ndarray) -> float:
+        return hypervolume([(cost(point, at), min(1.0, effect(point, at))) for point in points])
 
-    def between(statistic: Callable[[np.ndarray], float]) -> Interval:
-        return interval(statistic, labels, rounds=rounds, seed=seed)
-
-    def area(points: Sequence[Point]) -> Callable[[np.ndarray], float]:
-        return lambda at: hypervolume([(cost, min(1.0, gain)) for cost, gain in curve(points, at)])
+    def between(statistic: Callable[[Any, np.ndarray], float], of: Any) -> dict[str, float]:
+        return asdict(interval(partial(statistic, of), labels, rounds=rounds, seed=seed))
 
     figures: dict[str, Any] = {"base": float(plain.mean()), "asked": None if asked is None else float(wanted.mean())}
     figures |= {"relative": relative, "arms": {}, "at_equal_effect": {}}
-    everything = np.arange(len(labels))
     for arm, points in arms.items():
-        told = []
-        for i, point in enumerate(points):
-            told.append(
-                {
-                    "strength": point.strength,
-                    "effect": asdict(between(lambda at, i=i, points=points: curve(points, at)[i][1])),  # type: ignore[misc]
-                    "cost": asdict(between(lambda at, i=i, points=points: curve(points, at)[i][0])),  # type: ignore[misc]
-                    **point.more,
-                }
-            )
-        figures["arms"][arm] = {"points": told, "hypervolume": asdict(between(area(points)))}
-    if "dsas" in arms:
-        ours = curve(arms["dsas"], everything)
-        for arm, points in arms.items():
-            if arm != "dsas":
-                found = at_equal_gain(ours, curve(points, everything), LEVEL)
-                figures["at_equal_effect"][arm] = asdict(found)
+        told = [
+            {"strength": point.strength, "effect": between(effect, point), "cost": between(cost, point), **point.more}
+            for point in points
+        ]
+        figures["arms"][arm] = {"points": told, "hypervolume": between(area, points)}
+    everything = np.arange(len(labels))
+    curves = {
+        arm: [(cost(point, everything), effect(point, everything)) for point in points] for arm, points in arms.items()
+    }
+    for arm, curve in curves.items():
+        if "dsas" in curves and arm != "dsas":
+            figures["at_equal_effect"][arm] = asdict(at_equal_gain(curves["dsas"], curve, LEVEL))
     return figures

@@ -1,9 +1,9 @@
 """Evaluating a concept on a language model: behaviour, preservation, fluency, knowledge, arm by arm.
 
 Source prompts that learning never used are answered greedily in every arm, and a judge scores the answers, of which
-those that only repeat themselves count as nothing; control
-prompts tell what else changed: how many are answered otherwise, the perplexity of their given answers, and, of the
-built-in model, how many facts are lost. Answers are kept by content (`dsas_core.evaluate.runs`).
+those that only repeat themselves count as nothing. Control prompts tell what else changed: how many are answered
+otherwise, the perplexity of their given answers, and, of the built-in model, how many facts are lost. Answers are kept
+by content (`dsas_core.evaluate.runs`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from ..concept import Concept, weights_digest
 from ..errors import DSASError
-from ..evaluate import Cell, Done, Plan, Point, Run, arm, summed_up
+from ..evaluate import Cell, Done, Plan, Point, Run, arm, runs, summed_up
 from ..evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
 from ..evaluate.texts import repeats
 from ..probes import LatchProbe
@@ -84,7 +84,7 @@ def judge_from(spec: Mapping[str, Any]) -> TextJudge:
 
 def identity(model: Any, concept: Concept, prompts: PromptSet) -> dict[str, Any]:
     """What a run is about: with another model, concept or prompt file it is another run."""
-    return {"model": weights_digest(roots_of(model)), "concept": concept.digest, "prompts": prompts.to_dict()}
+    return runs.identity(roots_of(model), concept, prompts)
 
 
 def evaluate(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import DSASError
-from ..pretrained import device_of, dtype_of, is_hub_name, source_of
+from ..pretrained import device_of, dtype_of, hub_options, is_hub_name, loading, source_of
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 BUILTIN = {"builtin:chat": Path(__file__).parent / "builtin" / "model"}
@@ -64,12 +64,9 @@ def load(
         AutoModelForSeq2SeqLM,
         AutoTokenizer,
     )
-    from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    hub = {key: value for key, value in options.items() if key in ("revision", "token", "trust_remote_code")}
-    try:
+    hub = hub_options(options)
+    with loading(name, warns=True):
         config = AutoConfig.from_pretrained(source, **hub)
         kinds = (
             (AutoModelForSeq2SeqLM,)
@@ -79,12 +76,6 @@ def load(
         kind: Any = next((kind for kind in kinds if type(config) in kind._model_mapping), kinds[0])
         model = kind.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
-    except Exception as error:  # transformers and the Hub raise a dozen kinds here
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DSASError(f"cannot load {name}: {reason}") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     if "device_map" not in options:
         model = model.to(torch.device(device))
     return model.eval(), tokenizer

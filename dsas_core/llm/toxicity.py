@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from ..errors import DSASError
-from ..pretrained import device_of
+from ..pretrained import device_of, hub_options, loading
 from ..prompts import MINIMUM
 from .layers import positions_of
 
@@ -212,23 +212,11 @@ def _load_classifier(name: str | Path, options: dict[str, Any]) -> tuple[Any, An
         raise DSASError(f"{folder} is no text classifier: it has no config.json")
 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging
 
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # that a head is missing is said below, in one line
-    hub = {key: value for key, value in options.items() if key in ("revision", "token", "trust_remote_code")}
-    try:
-        settings = {"dtype": torch.float32, "use_safetensors": True, **options}
+    settings = {"dtype": torch.float32, "use_safetensors": True, **options}
+    with loading(name):  # that a head is missing is said below, in one line
         model, report = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **settings)
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-    except Exception as error:  # transformers and the Hub raise a dozen kinds here
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DSASError(f"cannot load {name}: {reason}") from error
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
+        tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(options))
     missing = sorted(report["missing_keys"])
     if missing:
         raise DSASError(f"{name} is no text classifier: it lacks {missing[0]}, which would be random")

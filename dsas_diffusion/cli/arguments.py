@@ -48,6 +48,11 @@ def add_concepts(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER=STRENGTH",
         help="a concept's folder or Hub name; strength 1 by default, negative goes the other way; repeatable",
     )
+    add_gate(parser)
+
+
+def add_gate(parser: argparse.ArgumentParser) -> None:
+    """--gate."""
     parser.add_argument(
         "--gate", choices=tuple(GATES), default="own", help="own: each concept's; on: steer everything; off: nothing"
     )

@@ -22,7 +22,7 @@ from dsas_core.errors import DSASError
 from dsas_core.evaluate import ARMS, Plan, Run
 from dsas_core.evaluate import report as reports
 from dsas_core.llm import evaluate as texts
-from dsas_core.prompts import PromptSet, read
+from dsas_core.prompts import read
 from dsas_core.provenance import versions
 
 from .. import evaluate as pictures
@@ -67,22 +67,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             args.usage("--grid names its prompt files itself: leave --prompts out")
         grid = Grid.read(args.grid)
         title = grid.title
-        for entry in grid.entries:  # before the long work
-            _planned(args, entry.plan)
-            _need_judge(entry.prompts, args)
+        chosen = [_checked(entry, args) for entry in grid.entries]
         learned = _learned(grid, models, out, process, processes, wait, args)
-        entries = [(entry, learned[entry.name]) for entry in grid.entries]
+        entries = [(entry, learned[entry.name]) for entry in chosen]
     else:
-        _planned(args, Plan())
+        plan = _planned(args, Plan())
         concepts = [Concept.from_pretrained(name) for name in args.concept]
         title = ", ".join(concept.name for concept in concepts)
-        entries = [(_entry(concept, args), concept) for concept in concepts]
+        entries = [(_checked(_entry(concept, plan, args), args), concept) for concept in concepts]
     found = []
     sharing = {"process": process, "processes": processes, "wait": wait, "show_progress": shows_progress(args)}
     for entry, concept in entries:
-        plan = _planned(args, entry.plan)
-        figures = _measured(entry, concept, models, plan, out, sharing, args)
-        found.append({"name": entry.name, "model": entry.model, "plan": asdict(plan), **figures})
+        figures = _measured(entry, concept, models, out, sharing, args)
+        found.append({"name": entry.name, "model": entry.model, "plan": asdict(entry.plan), **figures})
     document = {
         "title": title,
         "concepts": found,
@@ -154,22 +151,26 @@ def _planned(args: argparse.Namespace, plan: Plan) -> Plan:
     return replace(plan, **given)
 
 
-def _entry(concept: Concept, args: argparse.Namespace) -> Entry:
+def _entry(concept: Concept, plan: Plan, args: argparse.Namespace) -> Entry:
     """What to measure a saved concept on."""
     prompts: str | Mapping[str, Any] | None = args.prompts or concept.provenance.get("prompts")
     if prompts is None:
         raise DSASError(f"concept {concept.name!r} does not tell its prompts: pass --prompts")
-    content = read(prompts)
-    _need_judge(content, args)
-    return Entry(concept.name, args.model, content, concept.method, concept.gate, None, Plan())
+    return Entry(concept.name, args.model, read(prompts), concept.method, concept.gate, None, plan)
 
 
-def _need_judge(prompts: PromptSet, args: argparse.Namespace) -> None:
-    if not prompts.judge and not args.judge:
+def _checked(entry: Entry, args: argparse.Namespace) -> Entry:
+    """The entry with its plan settled; what the command line asks of it in vain is told before the long work."""
+    if llm.is_language_model(entry.model):
+        refuse_generation(_of_model(args, entry.model))
+        if args.judge:
+            args.usage("--judge looks at pictures: name the judge of a language model in its prompt file")
+    if not entry.prompts.judge and not args.judge:
         raise DSASError(
-            f"prompt file {prompts.name!r} names no judge: add one, such as judge: {{builtin: {{things: [dog], "
+            f"prompt file {entry.prompts.name!r} names no judge: add one, such as judge: {{builtin: {{things: [dog], "
             "style: grey}}, or pass --judge MODULE:FUNCTION"
         )
+    return replace(entry, plan=_planned(args, entry.plan))
 
 
 def _learned(
@@ -220,7 +221,6 @@ def _measured(
     entry: Entry,
     concept: Concept,
     models: _Models,
-    plan: Plan,
     out: Path,
     sharing: Mapping[str, Any],
     args: argparse.Namespace,
@@ -229,12 +229,9 @@ def _measured(
     folder = out / entry.name / "run"
     if llm.is_language_model(entry.model):
         model, tokenizer = models.text(entry.model)
-        refuse_generation(args)
-        if args.judge:
-            args.usage("--judge looks at pictures: name the judge of a language model in its prompt file")
         judge = texts.judge_from(entry.prompts.judge)
         kept = Run(folder, texts.identity(model, concept, entry.prompts), **sharing)
-        figures = texts.evaluate(model, tokenizer, concept, entry.prompts, judge, kept, plan)
+        figures = texts.evaluate(model, tokenizer, concept, entry.prompts, judge, kept, entry.plan)
     else:
         pipe = models.pipeline(entry.model)
         kept = Run(folder, pictures.identity(pipe, concept, entry.prompts), **sharing)
@@ -244,7 +241,7 @@ def _measured(
             entry.prompts,
             CallableJudge(args.judge) if args.judge else judge_from(entry.prompts.judge),
             kept,
-            plan,
+            entry.plan,
             steps=args.steps,
             guidance=args.guidance,
             clip=args.clip,

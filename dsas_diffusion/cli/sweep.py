@@ -24,7 +24,7 @@ from dsas_core.trace import Trace
 from .. import __version__, viz
 from ..generation import Settings, change, decode, latent_batches, seeds_for, settings_of
 from ..steer import steer
-from .arguments import GATES, add_generation, add_model, number, pipeline, positive, shows_progress
+from .arguments import GATES, add_gate, add_generation, add_model, number, pipeline, positive, shows_progress
 from .output import encoded, free_files, table, write_files
 
 #: suffix -> how an animation is written
@@ -55,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="strengths, evenly spaced (default 7); 0, where it is not among them, is added",
     )
-    parser.add_argument(
-        "--gate", choices=tuple(GATES), default="own", help="own: the concept's; on: steer everything; off: nothing"
-    )
+    add_gate(parser)
     parser.add_argument("--compare", action="store_true", help="add a row per prompt with the gate always on")
     add_generation(parser)
     parser.add_argument(

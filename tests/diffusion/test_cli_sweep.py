@@ -257,7 +257,7 @@ def test_people_get_a_table_and_a_bar(dsas: Run, tmp_path: Path) -> None:
         assert expected in text
     marks = [line.split()[0] for line in text.splitlines() if line[:1] in "+-o" and len(line.split()) == 3]
     assert marks == ["-1", "off", "+1", "+2"] * 2
-    assert "pictures: 100%" in progress
+    assert "pictures:   0%" in progress, "how far it comes before it is wiped depends on the machine"
     assert "<00:00" in progress, "the time that remains"
     assert "denoising" in progress
 
