@@ -15,7 +15,10 @@ evaluation:                      # optional, free names: prompts kept out of lea
   unseen_target: ["a blurred banana on the moon"]
   unseen_control: ["a rocket on the moon"]
 judge: {builtin: {things: [banana], style: blurred}}  # optional: who tells whether an output shows what is wanted
+masks: {segmentation: {model: user/name, labels: [banana]}}  # optional: who tells where, if not the judge
 ```
+
+Several judges make a list: figures are the first one's, the others are told beside.
 
 A template is expanded over all values of its placeholders. Source and target templates that stand at the same place
 and use the same placeholders are expanded together, so their prompts form pairs.
@@ -39,14 +42,14 @@ MINIMUM = 8
 #: control prompts drawn for each source prompt: what must not change is more varied than what must
 CONTROLS = 2
 SIDES = ("source", "target", "control")
-_KNOWN = {"name", "description", "placeholders", "evaluation", "judge", *SIDES}
+_KNOWN = {"name", "description", "placeholders", "evaluation", "judge", "masks", *SIDES}
 
 
 @dataclass(frozen=True)
 class PromptSet:
     """A checked prompt file.
 
-    `judge` says who tells whether an output shows what is wanted; who evaluates reads it.
+    `judges` say who tells whether an output shows what is wanted, `masks` who tells where; who evaluates reads them.
     """
 
     name: str
@@ -56,7 +59,8 @@ class PromptSet:
     description: str = ""
     placeholders: Mapping[str, Sequence[str]] = field(default_factory=dict)
     evaluation: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    judge: Mapping[str, Any] = field(default_factory=dict)
+    judges: tuple[Mapping[str, Any], ...] = ()
+    masks: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -142,6 +146,11 @@ class PromptSet:
         pools = [_expand(template, self.placeholders) for template in self.evaluation.get(part, ())]
         return _spread(pools, count, np.random.default_rng(seed))
 
+    def wordings(self, side: str) -> dict[str, str]:
+        """Prompt -> the template that it comes from, of what `fresh` draws a side from."""
+        templates = self.evaluation.get(f"unseen_{side}") or getattr(self, side)
+        return {text: template for template in templates for text in _expand(template, self.placeholders)}
+
     def _drawn(self, side: str, count: int, seed: tuple[int, int], kept_out: set[str]) -> list[str]:
         pools = [
             [p for p in _expand(template, self.placeholders) if p not in kept_out] for template in getattr(self, side)
@@ -154,7 +163,8 @@ class PromptSet:
         content["placeholders"] = {key: list(values) for key, values in self.placeholders.items()}
         content |= {side: list(getattr(self, side)) for side in SIDES}
         content["evaluation"] = {part: list(templates) for part, templates in self.evaluation.items()}
-        content["judge"] = dict(self.judge)
+        content["judge"] = dict(self.judges[0]) if len(self.judges) == 1 else [dict(judge) for judge in self.judges]
+        content["masks"] = dict(self.masks)
         return {key: value for key, value in content.items() if value}
 
 
@@ -207,16 +217,20 @@ def _parse(content: Any, where: str) -> PromptSet:
                 raise DSASError(
                     f"{where}: {part} template {template!r} uses {{{unfilled[0]}}}, which placeholders does not define"
                 )
-    judge = content.get("judge") or {}
-    if not isinstance(judge, Mapping):
-        raise DSASError(f"{where}: judge must map one kind of judge to its settings, found {judge!r}")
+    judge, masks = content.get("judge") or [], content.get("masks") or {}
+    judges = judge if isinstance(judge, list | tuple) else [judge]
+    if not all(isinstance(one, Mapping) for one in judges):
+        raise DSASError(f"{where}: judge must map one kind of judge to its settings, or list several; found {judge!r}")
+    if not isinstance(masks, Mapping):
+        raise DSASError(f"{where}: masks must map one kind to its settings, found {masks!r}")
     return PromptSet(
         str(content["name"]),
         **sides,
         description=str(content.get("description") or ""),
         placeholders=values,
         evaluation=parts,
-        judge=dict(judge),
+        judges=tuple(dict(one) for one in judges),
+        masks=dict(masks),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +13,24 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dsas_core.errors import DSASError
+
 from .families import family_of
 from .load import BUILTIN
 
 #: a picture is unchanged up to this mean absolute difference, of 255
 UNCHANGED = 2.0
+#: schedulers to try a concept under that was learned under another
+_SCHEDULERS = ("UniPCMultistepScheduler", "EulerDiscreteScheduler", "DDIMScheduler", "DEISMultistepScheduler")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Denoising steps and guidance scale."""
+    """Denoising steps, guidance scale, and a scheduler of diffusers by class name; None is the pipeline's own."""
 
     steps: int
     guidance: float
+    scheduler: str | None = None
 
 
 def settings_of(pipe: Any, steps: int | None = None, guidance: float | None = None) -> Settings:
@@ -31,6 +38,35 @@ def settings_of(pipe: Any, steps: int | None = None, guidance: float | None = No
     builtin = str(getattr(pipe, "name_or_path", "")) in {str(path) for path in BUILTIN.values()}
     usual = Settings(12, 3.0) if builtin else Settings(30, 7.5)
     return Settings(steps or usual.steps, usual.guidance if guidance is None else guidance)
+
+
+def other_schedulers(pipe: Any) -> list[str]:
+    """Schedulers that the pipeline can take in place of its own, of those that people use; at most two."""
+    own = pipe.scheduler
+    flows = bool(getattr(own.config, "use_flow_sigmas", False))
+    found = [
+        kind.__name__
+        for kind in own.compatibles
+        if type(own) is not kind
+        and kind.__name__ in _SCHEDULERS
+        and (not flows or "use_flow_sigmas" in inspect.signature(kind.__init__).parameters)
+    ]
+    return sorted(found, key=_SCHEDULERS.index)[:2]
+
+
+@contextmanager
+def _scheduled(pipe: Any, name: str | None) -> Iterator[None]:
+    """The pipeline with another scheduler, set up as its own is."""
+    own = pipe.scheduler
+    if name is not None:
+        kinds = {kind.__name__: kind for kind in own.compatibles}
+        if name not in kinds:
+            raise DSASError(f"scheduler {name!r} does not go with {type(own).__name__}: try {', '.join(sorted(kinds))}")
+        pipe.scheduler = kinds[name].from_config(own.config)
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
 
 
 def noise_for(pipe: Any, seeds: Sequence[int]) -> torch.Tensor:
@@ -70,14 +106,15 @@ def latent_batches(
     for start in range(0, len(prompts), batch):
         noise = noise_for(pipe, seeds[start : start + batch]).to(denoiser.device, denoiser.dtype)
         texts = list(prompts[start : start + batch])
-        made = pipe(
-            texts,
-            negative_prompt=None if negative is None else [negative] * len(texts),
-            latents=noise,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            output_type="latent",
-        )
+        with _scheduled(pipe, settings.scheduler):
+            made = pipe(
+                texts,
+                negative_prompt=None if negative is None else [negative] * len(texts),
+                latents=noise,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance,
+                output_type="latent",
+            )
         yield made.images
 
 

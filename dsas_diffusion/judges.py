@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from dsas_core.errors import DSASError
+from dsas_core.pretrained import reason_of
 
 from .builtin.judge import Judge, Verdict
 from .builtin.scenes import CATEGORIES, COLOURS, NAMES, STYLES, THINGS
@@ -173,12 +174,33 @@ class BuiltinJudge:
         That is the things that are wanted and those that are to be gone, whatever their style; all things where the
         wish is about a style alone; none where it is about the background alone.
         """
-        about = self.wanted.wanted_things | self.wanted.gone_things
-        if not about and self.wanted.style:
-            about = frozenset(NAMES)
+        about = self._about()
         verdicts = self.judge.look(self._pixels(pictures))
         found = [[mask for thing, mask in verdict.masks.items() if thing in about] for verdict in verdicts]
         return [np.logical_or.reduce(masks) if masks else None for masks in found]
+
+    def _about(self) -> frozenset[str]:
+        """The things that the wish is about."""
+        about = self.wanted.wanted_things | self.wanted.gone_things
+        return frozenset(NAMES) if not about and self.wanted.style else about
+
+    def neighbours_kept(
+        self, base: Sequence[Image.Image], made: Sequence[Image.Image], shapes: Sequence[np.ndarray | None]
+    ) -> list[float]:
+        """Of each picture that shows other things beside, the share that is still there and looks as before.
+
+        Args:
+            base, made: pictures before and after.
+            shapes: where the base pictures show what the wish is about (`masks`); pictures without are left out.
+        """
+        about = self._about()
+        before, after = (self.judge.look(self._pixels(pictures)) for pictures in (base, made))
+        found = []
+        for a, b, shape in zip(before, after, shapes, strict=True):
+            others = {thing: style for thing, style in a.styles.items() if thing not in about}
+            if shape is not None and others:
+                found.append(sum(b.styles.get(thing) == style for thing, style in others.items()) / len(others))
+        return found
 
     def _pixels(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         array = array_of(pictures)
@@ -320,9 +342,7 @@ class CallableJudge:
     """
 
     def __init__(self, function: str | Shown) -> None:
-        self.function = _imported(function) if isinstance(function, str) else function
-        if not callable(self.function):
-            raise DSASError(f"judge {function!r} is no function: {type(self.function).__name__}")
+        self.function = imported(function, "judge") if isinstance(function, str) else function
         named = function if isinstance(function, str) else getattr(function, "__qualname__", type(function).__name__)
         self.name = f"callable {named}"
 
@@ -331,17 +351,24 @@ class CallableJudge:
         return _checked(self.function(list(pictures), list(prompts)), len(pictures), self.name)
 
 
-def _imported(path: str) -> Any:
+def imported(path: str, what: str) -> Any:
+    """The function that "package.module:function" names; `what` it is for, in errors.
+
+    Raises:
+        DSASError: no such function.
+    """
     module, _, name = path.partition(":")
     if not module or not name:
-        raise DSASError(f"judge {path!r}: expected 'package.module:function'")
+        raise DSASError(f"{what} {path!r}: expected 'package.module:function'")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except ImportError as error:
-        reason = " ".join(str(error).split())
-        raise DSASError(f"judge {path!r}: {reason}; is its folder in PYTHONPATH?") from error
+        raise DSASError(f"{what} {path!r}: {reason_of(error)}; is its folder in PYTHONPATH?") from error
     except AttributeError as error:
-        raise DSASError(f"judge {path!r}: {module} has no {name}") from error
+        raise DSASError(f"{what} {path!r}: {module} has no {name}") from error
+    if not callable(found):
+        raise DSASError(f"{what} {path!r} is no function: {type(found).__name__}")
+    return found
 
 
 # ---- what all of them check -------------------------------------------------------------------------------------

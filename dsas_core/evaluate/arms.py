@@ -5,17 +5,19 @@ Every arm is a concept of the same name, so it is steered as any other, and stre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from ..capture import bin_of
 from ..concept import Concept, Intervention
 from ..errors import DSASError
 from ..maps import AffineMap, Map
-from ..probes import ComplementProbe, LinearProbe, Probe, RunningProbe
+from ..probes import ComplementProbe, ConstantProbe, LinearProbe, Probe, RunningProbe
 from ..trace import Trace
 
 #: name -> what the arm is, in a few words
@@ -26,7 +28,10 @@ ARMS: Mapping[str, str] = {
     "shuffled_gate": "gate at random",
     "constant_gate": "constant gate",
     "complement": "gate turned round",
+    "oracle": "gate that knows",
 }
+#: arms that know less than the gate does: DSAS is to do better than they
+CONTROLS = ("random_direction", "shuffled_gate", "constant_gate", "complement")
 #: arms whose gates need to know what the real ones said
 BLIND = ("shuffled_gate", "constant_gate")
 #: scores that are kept of each gate
@@ -48,6 +53,23 @@ class DrawnProbe(Probe, kind="drawn"):
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         places = torch.randint(len(self.bank), x.shape[:-1])
         return self.bank[places.to(self.bank.device)][..., None]
+
+
+@dataclass(frozen=True, eq=False)
+class OracleProbe(Probe, kind="oracle"):
+    """Says where a thing is because it was told: the share of each patch that the thing covers.
+
+    `there` is float [pictures, height, width] in [0, 1], for x [rows, positions, width] whose positions are the patches
+    of pictures of that shape, row by row; rows are the pictures in their order, once or several times over (guidance).
+    """
+
+    there: torch.Tensor
+
+    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        pictures, height, width = self.there.shape
+        side = math.sqrt(height * width / x.shape[-2])
+        patches = F.adaptive_avg_pool2d(self.there[:, None], (round(height / side), round(width / side)))
+        return patches.reshape(pictures, -1, 1).repeat(len(x) // pictures, 1, 1)
 
 
 def scores_of(trace: Trace, concept: Concept) -> Scores:
@@ -97,16 +119,25 @@ def load_scores(path: Path) -> Scores:
     return {(int(name.split(".")[0]), int(name.split(".")[1])): h for name, h in load_file(path).items()}
 
 
-def arm(concept: Concept, name: str, scores: Scores | None = None, seed: int = 0) -> tuple[Concept, str | None]:
+def arm(
+    concept: Concept,
+    name: str,
+    scores: Scores | None = None,
+    seed: int = 0,
+    there: Mapping[str, torch.Tensor] | None = None,
+) -> tuple[Concept, str | None]:
     """The concept of one arm, and the `gate=` to steer it with.
 
     Args:
         name: in `ARMS`. "random_direction" turns each map's vectors to random directions of the same length, shift and
             slope - 1 apart, so that with slopes the change of a given x need not be as long; "shuffled_gate" says at
             random what the gate said elsewhere, "constant_gate" its mean, both site by site; "complement" is h where
-            the gate says 1 - h (a latch turns its decision: before it, both are 0).
+            the gate says 1 - h (a latch turns its decision: before it, both are 0); "oracle" is 1 where the thing is
+            and 0 elsewhere, for prompts that show the concept: those that do not it leaves alone, steer nothing there.
         scores: what the gates say of source prompts, for the arms that are blind.
         seed: of the random directions.
+        there: where the thing is in each picture, float [pictures, height, width] in [0, 1], by root, for the oracle;
+            at roots that it does not name, the oracle is 1 everywhere.
 
     Raises:
         DSASError: an unknown arm, one that needs scores and has none, or a random direction of no affine map.
@@ -122,6 +153,12 @@ def arm(concept: Concept, name: str, scores: Scores | None = None, seed: int = 0
         return _changed(concept, lambda number, bin_, probe, map_: (probe, _turned(map_, random))), None
     if name == "complement":
         return _changed(concept, lambda number, bin_, probe, map_: (_complement(probe), map_)), None
+    if name == "oracle":
+        roots = [item.site.root for item in concept.interventions]
+        known = {root: OracleProbe(shape.float()) for root, shape in (there or {}).items()}
+        told = _changed(concept, lambda number, bin_, probe, map_: (known.get(roots[number], ConstantProbe(1.0)), map_))
+        sure = [replace(item, weights=(1.0,) * len(item.weights)) for item in told.interventions]  # as gate="on"
+        return replace(told, interventions=tuple(sure)), None
     if scores is None:
         raise DSASError(f"arm {name!r} needs to know what the gates say: pass scores_of(trace, concept)")
 

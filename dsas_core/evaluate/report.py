@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import as_json
-from .arms import ARMS
+from .arms import ARMS, CONTROLS
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
 #: columns of the table of arms, as far as they were measured: field -> heading
@@ -25,12 +25,18 @@ FIGURES = {
     "pixel_change": "change of 255",
     "latent_change": "latents moved",
     "change_outside_the_thing": "change around it",
+    "neighbours_kept": "neighbours kept",
     "frechet_judge": "Fréchet distance, judge's features",
+    "kid_judge": "KID, judge's features",
+    "frechet": "Fréchet distance",
+    "kid": "KID",
     "lpips": "LPIPS",
     "clip_score": "CLIP score",
     "perplexity_ratio": "perplexity, ratio",
     "degenerate": "broken",
     "knowledge_lost": "points of knowledge lost",
+    "peak_memory": "peak memory, MiB",
+    "peak_memory_steered": "peak memory, steered",
 }
 COLOURS = {
     "dsas": "#1f77b4",
@@ -39,6 +45,7 @@ COLOURS = {
     "shuffled_gate": "#bcbd22",
     "constant_gate": "#9467bd",
     "complement": "#ff7f0e",
+    "oracle": "#2ca02c",
 }
 
 
@@ -131,9 +138,14 @@ def tables(concept: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[A
     for key, title in (("localisation", "Where the denoiser's gates see it"), ("unnamed", "Where no prompt names it")):
         if concept.get(key):
             found.append((title, _spaced(concept[key]), [list(concept[key].values())]))
-    if concept.get("robustness"):
-        rows = [list(line.values()) for line in concept["robustness"]]
-        found.append(("Under other settings, DSAS at strength 1", _spaced(concept["robustness"][0]), rows))
+    for key, title in (
+        ("wordings", "By wording, DSAS at strength 1"),
+        ("robustness", "Under other settings, DSAS at strength 1"),
+        ("judges", "As other judges see it, at strength 1"),
+        ("tasks", "Tasks of lm-evaluation-harness, at strength 1"),
+    ):
+        if lines := concept.get(key):
+            found.append((title, _spaced(lines[0]), [[_named(value) for value in line.values()] for line in lines]))
     if concept.get("cost"):
         found.append(("Cost", _spaced(concept["cost"]), [list(concept["cost"].values())]))
     return found
@@ -141,7 +153,12 @@ def tables(concept: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[A
 
 def _spaced(line: Mapping[str, Any]) -> list[str]:
     """Headings from the names of fields."""
-    return [FIGURES.get(key, key.replace("_", " ")) for key in line]
+    return [FIGURES.get(key, heading(key).replace("_", " ")) for key in line]
+
+
+def _named(value: object) -> object:
+    """What a reader calls an arm; anything else as it is."""
+    return heading(value) if isinstance(value, str) else value
 
 
 def _arms(concept: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
@@ -185,11 +202,13 @@ def plain_words(concept: Mapping[str, Any]) -> list[str]:
         f"{verdict}: hypervolume {ours['value']:.3f} [{ours['low']:.3f}, {ours['high']:.3f}] beside "
         f"{theirs['value']:.3f} [{theirs['low']:.3f}, {theirs['high']:.3f}] of always on."
     )
-    areas = {name: arm["hypervolume"] for name, arm in concept["arms"].items() if name not in ("dsas", "on")}
-    best = max(areas, default=None, key=lambda name: areas[name]["value"])
+    areas = {name: arm["hypervolume"] for name, arm in concept["arms"].items()}
+    best = max((name for name in areas if name in CONTROLS), default=None, key=lambda name: areas[name]["value"])
     if best is not None and areas[best]["high"] >= ours["low"]:
         value = areas[best]["value"]
         lines.append(f"A control arm comes as far: {ARMS[best]} ({value:.3f}). What the gate knows does not show here.")
+    if "oracle" in areas:
+        lines.append(f"A gate that is told where the concept is reaches {areas['oracle']['value']:.3f}.")
     return lines
 
 

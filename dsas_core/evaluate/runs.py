@@ -1,8 +1,8 @@
 """Runs: what is measured, kept by content in a folder. A run that was stopped goes on; several processes share one.
 
 A cell is what is measured at once: one arm at one strength on one set of prompts. Its key holds what its result depends
-on, and names the folder that keeps it, so nothing is measured twice. Keys do not hold the version of the code, nor a
-pipeline's scheduler and precision: start a new folder when these change.
+on, and names the folder that keeps it, so nothing is measured twice. Of the code it holds the version alone: start a
+new folder when you change the code itself.
 """
 
 from __future__ import annotations

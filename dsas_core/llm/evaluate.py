@@ -9,10 +9,11 @@ by content (`dsas_core.evaluate.runs`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,11 +21,12 @@ import torch
 
 from ..concept import Concept, weights_digest
 from ..errors import DSASError
-from ..evaluate import Cell, Done, Plan, Point, Run, arm, runs, summed_up
+from ..evaluate import Cell, Done, Plan, Point, Run, arm, cost, runs, summed_up
 from ..evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
 from ..evaluate.texts import repeats
 from ..probes import LatchProbe
 from ..prompts import PromptSet
+from ..provenance import versions
 from .layers import bare, positions_of, roots_of
 from .load import BUILTIN
 from .prompts import Encoded, encode, pad_token
@@ -36,10 +38,18 @@ BATCH = 64
 #: questions about facts that the built-in model is asked in each arm
 QUESTIONS = 300
 SHOWN = 4
+#: control prompts that time and memory are measured on
+TIMED = 8
+#: what answers depend on
+PACKAGES = ("dsas-diffusion", "transformers")
 
 
 class TextJudge(Protocol):
     """Tells how much each text shows what a concept is to do."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
 
     def shown(self, texts: Sequence[str]) -> list[float]:
         """In [0, 1], one for each text."""
@@ -51,10 +61,12 @@ class ScoredJudge:
 
     Args:
         scores: in [0, 1]. wanted: whether a high score is what the concept is to do, or what it is to remove.
+        name: in reports.
     """
 
     scores: Scorer
     wanted: bool = False
+    name: str = "scorer"
 
     def shown(self, texts: Sequence[str]) -> list[float]:
         """The scores, or what is left of 1 where a high score is to be removed."""
@@ -79,7 +91,8 @@ def judge_from(spec: Mapping[str, Any]) -> TextJudge:
     if unknown or named not in settings or not isinstance(settings.get("wanted", False), bool):
         raise DSASError(f"judge {kind}: expected {named}, and wanted: true or false; found {dict(settings)!r}")
     scores = scorer(settings[named]) if kind == "scorer" else LexiconScorer(settings[named])
-    return ScoredJudge(scores, settings.get("wanted", kind == "words"))
+    name = f"scorer {settings[named]}" if kind == "scorer" else f"words {shorten(', '.join(settings[named]), 40)}"
+    return ScoredJudge(scores, settings.get("wanted", kind == "words"), name)
 
 
 def identity(model: Any, concept: Concept, prompts: PromptSet) -> dict[str, Any]:
@@ -92,29 +105,37 @@ def evaluate(
     tokenizer: Any,
     concept: Concept,
     prompts: PromptSet,
-    judge: TextJudge,
+    judge: TextJudge | Sequence[TextJudge],
     run: Run,
     plan: Plan | None = None,
+    *,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Measure a concept.
 
     Args:
         model, tokenizer: those that it was learned with; a causal model.
         prompts: the prompt file; see `PromptSet.fresh` for what is drawn from it.
-        judge: scores answers.
+        judge: scores answers; of several, figures are the first one's, and what the others say of each arm is told
+            beside.
         run: where answers are kept; of `identity(model, concept, prompts)`.
         plan: how much is measured. Answers are greedy, so seeds do not matter.
+        tasks, limit: of lm-evaluation-harness, by name or YAML file, for what the model still knows, without steering,
+            with DSAS and always on; `limit` questions of each.
 
     Returns:
-        Plain data: `summed_up`'s figures with `baselines`, `samples` (answers by arm) and `skipped` (what could not be
-        measured, and why).
+        Plain data: `summed_up`'s figures with `baselines`, `judges`, `wordings`, `tasks`, `cost`, `samples` (answers by
+        arm) and `skipped` (what could not be measured, and why).
 
     Raises:
-        DSASError: no prompts for an arm, or a model with an encoder.
+        DSASError: no prompts for an arm, a model with an encoder, or a task that lm-evaluation-harness does not know.
     """
     if "encoder" in roots_of(model):
         raise DSASError("a model with an encoder cannot be evaluated yet: take one that answers prompts by itself")
-    return _Evaluation(model, tokenizer, concept, prompts, judge, run, plan or Plan()).report()
+    judges = list(judge) if isinstance(judge, Sequence) else [judge]
+    evaluation = _Evaluation(model, tokenizer, concept, prompts, judges, run, plan or Plan())
+    return evaluation.report(prompts.wordings("source"), tasks, limit)
 
 
 class _Evaluation:
@@ -126,11 +147,12 @@ class _Evaluation:
         tokenizer: Any,
         concept: Concept,
         prompts: PromptSet,
-        judge: TextJudge,
+        judges: Sequence[TextJudge],
         run: Run,
         plan: Plan,
     ) -> None:
-        self.model, self.tokenizer, self.concept, self.judge = model, tokenizer, concept, judge
+        self.model, self.tokenizer, self.concept = model, tokenizer, concept
+        self.judge, self.others = judges[0], judges[1:]
         self.run, self.plan = run, plan
         self.prompts = plan.prompts(concept, prompts)
         limit = positions_of(model)
@@ -138,7 +160,11 @@ class _Evaluation:
             side: [encode(tokenizer, text, limit) for text in self.prompts[side]] for side in ("source", "control")
         }
         self.reader = Reader(model, pad_token(tokenizer), BATCH)
-        self.weights = weights_digest(roots_of(model))
+        self.about = {
+            "model": weights_digest(roots_of(model)),
+            "precision": str(model.dtype),
+            "versions": versions(*PACKAGES),
+        }
         self.builtin = str(getattr(bare(model), "name_or_path", "")) in {str(path) for path in BUILTIN.values()}
         parts = (probe for item in concept.interventions for probe in item.probes)
         self.latched = any(isinstance(probe, LatchProbe) for probe in parts)
@@ -148,11 +174,12 @@ class _Evaluation:
     def _cell(self, name: str, strength: float) -> Cell:
         key = {
             "kind": "answers",
-            "model": self.weights,
+            **self.about,
             "concept": None if name == "base" else self.concept.digest,
             "arm": name,
             "strength": strength,
             "prompts": {side: self.prompts[side] for side in self.encoded},
+            "tokens": {side: [text.ids for text in texts] for side, texts in self.encoded.items()},
         }
         return Cell(key, lambda folder: self._measure(name, strength, folder))
 
@@ -213,35 +240,102 @@ class _Evaluation:
         right = quality.right_answers(self.model, self.tokenizer, [every[i] for i in sorted(chosen)])
         return [bool(answer) for answer in right]
 
-    def report(self) -> dict[str, Any]:
-        """Measure what is missing, judge everything."""
+    def report(self, templates: Mapping[str, str], tasks: Sequence[str], limit: int | None) -> dict[str, Any]:
+        """Measure what is missing, judge everything; `templates` are those that source prompts come from."""
         first = [("base", 0.0), ("dsas", 1.0)]
         grid = [(name, strength) for name in self.plan.arms for strength in self.plan.strengths]
-        for label, jobs in (("answering", first), ("answering in all arms", [job for job in grid if job not in first])):
+        grid = [("on" if name == "oracle" else name, strength) for name, strength in grid]
+        rest = [job for job in dict.fromkeys(grid) if job not in first]
+        for label, jobs in (("answering", first), ("answering in all arms", rest)):
             found = self.run.complete([self._cell(*job) for job in jobs], label)
             self.done |= dict(zip(jobs, found, strict=True))
-        base = self.done["base", 0.0].values
+        base, dsas = self._values("base", 0.0), self._values("dsas", 1.0)
         arms = {name: [self._point(name, strength) for strength in self.plan.strengths] for name in self.plan.arms}
         sides = {side: [(0, text) for text in self.prompts[side]] for side in self.encoded}
         shown = self._shown(base["source"])
         figures = summed_up(arms, shown, None, sides["source"], sides["control"])
-        if not self.builtin:
-            self.skipped.append("knowledge: run lm-evaluation-harness with the concept (dsas_core.llm.harness)")
+        if not self.builtin and not tasks:
+            self.skipped.append("knowledge: name tasks of lm-evaluation-harness (--tasks)")
         if self.latched:
             self.skipped.append("perplexity: of given answers nothing tells a latch where the prompt ends")
-        h = self.done["dsas", 1.0].values["h"]
         return {
             "prompts": self.prompts,
             **figures,
-            "source_h": h["source"],
-            "control_h": h["control"],
+            "source_h": dsas["h"]["source"],
+            "control_h": dsas["h"]["control"],
             "baselines": {"nothing": {"shown": float(np.mean(shown)), "degenerate": _broken(base["source"])}},
+            "judges": [self._as_seen_by(judge) for judge in self.others],
+            "wordings": self._wordings(templates, shown, self._shown(dsas["source"])),
+            "tasks": self._tasks(tasks, limit),
+            "cost": self.run.complete([self._timing()], "timing")[0].values,
             "samples": self._samples(),
             "skipped": self.skipped,
         }
 
+    def _values(self, name: str, strength: float) -> Mapping[str, Any]:
+        """What an arm gave; the oracle steers the prompts that show the concept and no others."""
+        if name == "oracle":
+            return {**self._values("base", 0.0), "source": self._values("on", strength)["source"]}
+        return self.done[name, strength].values
+
+    def _as_seen_by(self, judge: TextJudge) -> dict[str, Any]:
+        """What another judge says of every arm at strength 1."""
+        jobs = {"base": ("base", 0.0), **{name: (name, 1.0) for name in self.plan.arms}}
+        found = {name: self._shown(self._values(*job)["source"], judge) for name, job in jobs.items()}
+        return {"judge": judge.name, **{name: float(np.mean(shown)) for name, shown in found.items()}}
+
+    def _wordings(
+        self, templates: Mapping[str, str], base: Sequence[float], shown: Sequence[float]
+    ) -> list[dict[str, Any]]:
+        """What is shown, by the template that source prompts come from."""
+        told = np.array([templates[text] for text in self.prompts["source"]])
+        values = {"base": np.array(base), "dsas": np.array(shown)}
+        return [
+            {"wording": " / ".join(str(wording).split("\n")), "answers": int((told == wording).sum())}
+            | {name: float(found[told == wording].mean()) for name, found in values.items()}
+            for wording in dict.fromkeys(told)
+        ]
+
+    def _tasks(self, tasks: Sequence[str], limit: int | None) -> list[dict[str, Any]]:
+        """What lm-evaluation-harness says without steering, with DSAS and always on, at strength 1."""
+        if not tasks:
+            return []
+        if self.latched:
+            self.skipped.append("tasks: nothing tells a latch where a prompt ends (dsas_core.llm.harness)")
+            return []
+        from . import harness
+
+        def cell(name: str, attached: Callable[[], AbstractContextManager[Any]]) -> Cell:
+            def make(folder: Path) -> dict[str, float]:
+                with attached():
+                    return harness.measured(self.model, self.tokenizer, tasks, limit)
+
+            of = None if name == "base" else self.concept.digest
+            return Cell(
+                {"kind": "tasks", **self.about, "concept": of, "arm": name, "tasks": list(tasks), "limit": limit}, make
+            )
+
+        arms: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+            "base": nullcontext,
+            "dsas": lambda: steer(self.model, {self.concept: 1.0}),
+            "on": lambda: steer(self.model, {self.concept: 1.0}, gate="on"),
+        }
+        found = self.run.complete([cell(name, attached) for name, attached in arms.items()], "tasks")
+        return [{"arm": name, **done.values} for name, done in zip(arms, found, strict=True)]
+
+    def _timing(self) -> Cell:
+        """Time and memory of reading a few control prompts with their answers: as many tokens, steered or not."""
+        (piece,) = self.reader.batches(self.encoded["control"][:TIMED])
+
+        def make(folder: Path) -> dict[str, Any]:
+            attached = lambda: steer(self.model, {self.concept: 1.0})  # noqa: E731
+            return cost.compared(lambda: self.reader.run(piece), attached, self.reader.device)
+
+        key = {"kind": "timing", **self.about, "concept": self.concept.digest, "tokens": piece.ids.tolist()}
+        return Cell({**key, "device": str(self.reader.device)}, make)
+
     def _point(self, name: str, strength: float) -> Point:
-        base, made = self.done["base", 0.0].values, self.done[name, strength].values
+        base, made = self._values("base", 0.0), self._values(name, strength)
         changed = [float(a != b) for a, b in zip(base["control"], made["control"], strict=True)]
         more = {"unchanged": 1 - float(np.mean(changed)), "degenerate": _broken(made["source"])}
         if not self.latched:
@@ -250,9 +344,9 @@ class _Evaluation:
             more["knowledge_lost"] = 100 * float(np.mean(base["facts"]) - np.mean(made["facts"]))
         return Point(strength, self._shown(made["source"]), changed, more)
 
-    def _shown(self, answers: Sequence[str]) -> list[float]:
+    def _shown(self, answers: Sequence[str], judge: TextJudge | None = None) -> list[float]:
         """What the judge says; an answer that is broken shows nothing that is wanted."""
-        scores = self.judge.shown(answers)
+        scores = (judge or self.judge).shown(answers)
         return [0.0 if repeats(text) else score for text, score in zip(answers, scores, strict=True)]
 
     def _samples(self) -> list[dict[str, Any]]:
@@ -264,7 +358,7 @@ class _Evaluation:
             {
                 "side": side,
                 "prompt": self.prompts[side][i],
-                "answers": {label: self.done[job].values[side][i] for label, job in jobs.items()},
+                "answers": {label: self._values(*job)[side][i] for label, job in jobs.items()},
             }
             for side in self.encoded
             for i in range(min(SHOWN, len(self.encoded[side])))

@@ -19,7 +19,9 @@ of form "latch". Do not share lm-eval's `--use_cache` between strengths: it goes
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from .tokens import PHASES
 try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 except ImportError as error:
     raise DSASError(
         f"lm-evaluation-harness cannot be imported ({error}): pip install 'dsas-diffusion[lm-eval]'"
@@ -94,6 +97,58 @@ class SteeredLM(HFLM):
                 "take phase=all and another gate, or tasks that generate"
             )
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+
+def measured(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None = None) -> dict[str, float]:
+    """What a loaded model reaches in tasks, as it is: whoever calls may be steering it.
+
+    Args:
+        tasks: names that lm-eval knows, or YAML files. limit: questions of each; None asks them all.
+
+    Returns:
+        "task, metric" -> value, without standard errors.
+
+    Raises:
+        DSASError: a task that lm-eval does not know.
+    """
+    from lm_eval import simple_evaluate
+
+    manager, names = _tasks(tasks)
+    found: Any = simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8),
+        tasks=list(names),
+        task_manager=manager,
+        apply_chat_template=bool(getattr(tokenizer, "chat_template", None)),
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=False,
+    )
+    return {
+        f"{task}, {metric.removesuffix(',none')}": float(value)
+        for task, line in found["results"].items()
+        for metric, value in line.items()
+        if isinstance(value, int | float) and "stderr" not in metric and "sample" not in metric
+    }
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raise a DSASError for a task that lm-eval does not know."""
+    _tasks(tasks)
+
+
+def _tasks(tasks: Sequence[str]) -> tuple[TaskManager, list[str]]:
+    """What finds the tasks, and their names."""
+    files = [Path(task) for task in tasks if task.endswith((".yaml", ".yml"))]
+    if lost := next((file for file in files if not file.is_file()), None):
+        raise DSASError(f"no task file {lost}")
+    manager = TaskManager(include_path=[str(file.parent) for file in files], include_defaults=len(files) < len(tasks))
+    names = []
+    for task in tasks:
+        told = re.search(r"^task:\s*(\S+)", Path(task).read_text(), re.MULTILINE) if Path(task) in files else None
+        names.append(told[1] if told else task)
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        raise DSASError(f"lm-evaluation-harness knows no task {unknown[0]!r}: give its name, or a YAML file")
+    return manager, names
 
 
 def _strengths(concept: str | None, strength: float | str) -> dict[str, float]:

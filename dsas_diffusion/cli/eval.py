@@ -8,8 +8,8 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,15 @@ from dsas_core.provenance import versions
 
 from .. import evaluate as pictures
 from ..grid import Entry, Grid
-from ..judges import CallableJudge, judge_from
+from ..judges import CallableJudge, imported, judge_from
 from ..learn import learn
+from ..masks import CallableMasks, masks_from
+from ..similarity import ssim, transformers_features
 from .arguments import add_model, language_model, number, pipeline, positive, refuse_generation, shows_progress
 from .output import table
+
+#: options that only pictures know
+PICTURES = ("judge", "clip", "features", "masks")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +55,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--judge", metavar="MODULE:FUNCTION", help="your own judge: pictures, prompts -> numbers in [0, 1]"
     )
     parser.add_argument("--clip", metavar="MODEL", help="a CLIP's folder or Hub name, for how well pictures fit")
+    parser.add_argument(
+        "--features",
+        metavar="MODEL",
+        help="an image model's folder or Hub name, or MODULE:FUNCTION (pictures -> numbers [n, d]), for FID and KID",
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="MODULE:FUNCTION",
+        help="where pictures show the thing: pictures -> masks [height, width] or None (default: the prompt file's "
+        "masks:, else what the judge knows)",
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help="of lm-evaluation-harness, names or YAML files, for language models"
+    )
+    parser.add_argument("--limit", type=positive, metavar="N", help="questions of each task (default: all)")
     parser.add_argument("--quick", action="store_true", help="DSAS and always on only, no other settings")
     parser.add_argument("--steps", type=positive, metavar="N", help="denoising steps (default: as suits the model)")
     parser.add_argument("--guidance", type=number, metavar="SCALE", help="guidance scale (default: as suits the model)")
@@ -68,17 +88,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         grid = Grid.read(args.grid)
         title = grid.title
         chosen = [_checked(entry, args) for entry in grid.entries]
+        kits = [_kit(entry, args) for entry in chosen]
         learned = _learned(grid, models, out, process, processes, wait, args)
-        entries = [(entry, learned[entry.name]) for entry in chosen]
+        concepts = [learned[entry.name] for entry in chosen]
     else:
         plan = _planned(args, Plan())
         concepts = [Concept.from_pretrained(name) for name in args.concept]
         title = ", ".join(concept.name for concept in concepts)
-        entries = [(_checked(_entry(concept, plan, args), args), concept) for concept in concepts]
+        chosen = [_checked(_entry(concept, plan, args), args) for concept in concepts]
+        kits = [_kit(entry, args) for entry in chosen]
     found = []
     sharing = {"process": process, "processes": processes, "wait": wait, "show_progress": shows_progress(args)}
-    for entry, concept in entries:
-        figures = _measured(entry, concept, models, out, sharing, args)
+    for entry, concept, kit in zip(chosen, concepts, kits, strict=True):
+        figures = _measured(entry, concept, kit, models, out, sharing)
         found.append({"name": entry.name, "model": entry.model, "plan": asdict(entry.plan), **figures})
     document = {
         "title": title,
@@ -163,14 +185,43 @@ def _checked(entry: Entry, args: argparse.Namespace) -> Entry:
     """The entry with its plan settled; what the command line asks of it in vain is told before the long work."""
     if llm.is_language_model(entry.model):
         refuse_generation(_of_model(args, entry.model))
-        if args.judge:
-            args.usage("--judge looks at pictures: name the judge of a language model in its prompt file")
-    if not entry.prompts.judge and not args.judge:
+        if asked := next((name for name in PICTURES if getattr(args, name)), None):
+            args.usage(f"--{asked} is about pictures: what judges a language model stands in its prompt file")
+    elif args.tasks:
+        args.usage("--tasks are for language models: leave them out")
+    if not entry.prompts.judges and not args.judge:
         raise DSASError(
             f"prompt file {entry.prompts.name!r} names no judge: add one, such as judge: {{builtin: {{things: [dog], "
             "style: grey}}, or pass --judge MODULE:FUNCTION"
         )
     return replace(entry, plan=_planned(args, entry.plan))
+
+
+@dataclass(frozen=True)
+class _Kit:
+    """What an entry is judged with: made before the long work, so that what cannot be had is told at once."""
+
+    judges: Sequence[Any]
+    options: Mapping[str, Any]
+
+
+def _kit(entry: Entry, args: argparse.Namespace) -> _Kit:
+    if llm.is_language_model(entry.model):
+        if args.tasks:
+            from dsas_core.llm.harness import check_tasks
+
+            check_tasks(args.tasks)
+        text_judges = [texts.judge_from(spec) for spec in entry.prompts.judges]
+        return _Kit(text_judges, {"tasks": args.tasks or (), "limit": args.limit})
+    ssim([], [])  # raises where torchmetrics is missing
+    judges = [CallableJudge(args.judge)] if args.judge else [judge_from(spec) for spec in entry.prompts.judges]
+    told: dict[str, Any] = {key: getattr(args, key) for key in ("steps", "guidance", "clip")}
+    if args.masks or entry.prompts.masks:
+        told["masks"] = CallableMasks(args.masks) if args.masks else masks_from(entry.prompts.masks)
+    if args.features:
+        own = ":" in args.features
+        told["features"] = imported(args.features, "features") if own else transformers_features(args.features)
+    return _Kit(judges, told)
 
 
 def _learned(
@@ -220,30 +271,19 @@ def _stands(folder: Path, entry: Entry, grid: Grid) -> bool:
 def _measured(
     entry: Entry,
     concept: Concept,
+    kit: _Kit,
     models: _Models,
     out: Path,
     sharing: Mapping[str, Any],
-    args: argparse.Namespace,
 ) -> dict[str, Any]:
     """One concept's figures."""
     folder = out / entry.name / "run"
     if llm.is_language_model(entry.model):
         model, tokenizer = models.text(entry.model)
-        judge = texts.judge_from(entry.prompts.judge)
         kept = Run(folder, texts.identity(model, concept, entry.prompts), **sharing)
-        figures = texts.evaluate(model, tokenizer, concept, entry.prompts, judge, kept, entry.plan)
+        figures = texts.evaluate(model, tokenizer, concept, entry.prompts, kit.judges, kept, entry.plan, **kit.options)
     else:
         pipe = models.pipeline(entry.model)
         kept = Run(folder, pictures.identity(pipe, concept, entry.prompts), **sharing)
-        figures = pictures.evaluate(
-            pipe,
-            concept,
-            entry.prompts,
-            CallableJudge(args.judge) if args.judge else judge_from(entry.prompts.judge),
-            kept,
-            entry.plan,
-            steps=args.steps,
-            guidance=args.guidance,
-            clip=args.clip,
-        )
+        figures = pictures.evaluate(pipe, concept, entry.prompts, kit.judges, kept, entry.plan, **kit.options)
     return {**figures, "unit": concept.unit, "evidence": dict(concept.evidence)}

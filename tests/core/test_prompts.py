@@ -134,6 +134,27 @@ def test_nothing_left_to_draw_raises() -> None:
         prompts.draw(8, avoid=prompts.expanded("control"))
 
 
+@pytest.mark.parametrize("judge", [None, {"builtin": {"things": ["banana"]}}, [{"clip": {}}, {"builtin": {}}]])
+def test_judges_and_masks_come_back_as_they_were_written(judge: Any) -> None:
+    content = changed(judge=judge, masks={"segmentation": {"model": "a/b", "labels": ["banana"]}})
+    found = read(content)
+    assert len(found.judges) == (2 if isinstance(judge, list) else bool(judge))
+    assert {key: found.to_dict().get(key) for key in ("judge", "masks")} == {
+        key: content.get(key) for key in ("judge", "masks")
+    }
+    assert read(found.to_dict()) == found
+
+
+def test_wordings_are_the_templates_that_fresh_prompts_come_from() -> None:
+    prompts = read(GOOD)
+    told = prompts.wordings("source")
+    assert set(told.values()) == set(prompts.source)
+    assert all(told[text] in prompts.source for text in prompts.fresh(4)["source"])
+    unseen = read(changed(evaluation={"unseen_source": ["one banana {place}"]}))
+    assert set(unseen.wordings("source").values()) == {"one banana {place}"}
+    assert all(text in unseen.wordings("source") for text in unseen.fresh(4)["source"])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -162,6 +183,12 @@ def test_nothing_left_to_draw_raises() -> None:
             r"source template 'a \{colour\} banana' uses \{colour\}, which placeholders",
         ),
         (changed(evaluation={"new": ["a {thing}"]}), r"new template 'a \{thing\}' uses \{thing\}"),
+        (
+            changed(judge="builtin"),
+            "judge must map one kind of judge to its settings, or list several; found 'builtin'",
+        ),
+        (changed(judge=[{"builtin": {}}, "clip"]), "judge must map one kind"),
+        (changed(masks=["left"]), r"masks must map one kind to its settings, found \['left'\]"),
         (changed(control=["a {} {place}"]), r"uses \{\}, which placeholders does not define"),
         (changed(control=["a {other"]), r"template 'a \{other': expected '\}'"),
         (changed(control=["a {other:>{width}} {place}"]), r"template 'a \{other:>\{width\}\} \{place\}'"),

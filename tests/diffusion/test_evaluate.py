@@ -19,7 +19,7 @@ from PIL import Image
 from dsas_core import Concept, DSASError
 from dsas_core.evaluate import ARMS, Plan, Run
 from dsas_core.prompts import PromptSet, read
-from dsas_diffusion import evaluate as evaluation
+from dsas_diffusion import drawing
 from dsas_diffusion.evaluate import evaluate, identity
 from dsas_diffusion.families import find_sites
 from dsas_diffusion.grid import Grid
@@ -56,6 +56,16 @@ class Brightness:
         return [mask for _ in pictures]
 
 
+class Redness(Brightness):
+    """Another one, which knows no masks."""
+
+    name = "redness"
+    masks = None  # type: ignore[assignment]
+
+    def shown(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        return np.array([np.asarray(picture)[..., 0].mean() / 255 for picture in pictures])
+
+
 def brightness(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
     """For --judge."""
     return Brightness().shown(pictures, prompts)
@@ -73,8 +83,8 @@ def concept(tiny_pipe: Any) -> Concept:
 
 
 def measured(pipe: Any, concept: Concept, prompts: PromptSet, folder: Path, **settings: Any) -> dict[str, Any]:
-    run = Run(folder, identity(pipe, concept, prompts))
-    return evaluate(pipe, concept, prompts, Brightness(), run, settings.pop("plan", PLAN), steps=2, **settings)
+    run, judges = Run(folder, identity(pipe, concept, prompts)), settings.pop("judges", Brightness())
+    return evaluate(pipe, concept, prompts, judges, run, settings.pop("plan", PLAN), steps=2, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +96,31 @@ def document(
 
 def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
     assert list(document["arms"]) == list(ARMS)
-    for arm in document["arms"].values():
+    for name, arm in document["arms"].items():
         assert [point["strength"] for point in arm["points"]] == [1.0, 2.0]
-        assert all(0 < point["cost"]["value"] <= 1 and point["pixel_change"] > 0 for point in arm["points"])
+        if name == "oracle":
+            assert all(point["cost"]["value"] == point["pixel_change"] == 0 for point in arm["points"])
+        else:
+            assert all(0 < point["cost"]["value"] <= 1 and point["pixel_change"] > 0 for point in arm["points"])
+    on, oracle = (document["arms"][name]["points"][1] for name in ("on", "oracle"))
+    assert oracle["effect"] != on["effect"], "it steers patches of the left half only"
     assert set(document["baselines"]) == {"asked in words", "negative prompt “a banana”"}
     assert document["localisation"]["pictures"] == 4
     assert set(document["unnamed"]) == {"pictures", "dsas", "on"}
-    assert [(line["steps"], line["guidance"]) for line in document["robustness"]] == [
-        (2, 7.5),
-        (4, 7.5),
-        (2, 5.0),
-        (2, 12.5),
+    settings = [(line["steps"], line["guidance"], line["scheduler"][:4]) for line in document["robustness"]]
+    assert settings == [
+        (2, 7.5, "DPMS"),
+        (4, 7.5, "DPMS"),
+        (2, 5.0, "DPMS"),
+        (2, 12.5, "DPMS"),
+        (2, 7.5, "UniP"),
+        (2, 7.5, "DEIS"),
     ]
+    assert [(line["wording"], line["pictures"]) for line in document["wordings"]] == [
+        ("a banana and a {other} {place}", 2),
+        ("a banana {place}", 2),
+    ]
+    assert set(document["wordings"][0]) == {"wording", "pictures", "base", "asked", "dsas"}
     assert document["cost"]["time_ratio"] > 0
     assert any("lpips" in reason for reason in document["skipped"])
     assert {row["side"] for row in document["samples"]} == {"source", "control", "unnamed"}
@@ -120,7 +143,7 @@ def test_nothing_is_drawn_twice(
     plan = Plan(count=2, seeds=1, strengths=(1.0,), arms=("dsas", "on"), robustness=False)
     first = measured(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan)
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "latent_batches", None)
+        patched.setattr(drawing, "latent_batches", None)
         assert measured(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan) == first
     other = concept.with_unit(0.3)
     with pytest.raises(DSASError, match="holds another run"):
@@ -136,6 +159,40 @@ def test_a_unit_of_nothing_changes_nothing(
         point = arm["points"][0]
         assert (point["cost"]["value"], point["identical"], point["unchanged"]) == (0, 1, 1)
         assert (point["pixel_change"], point["latent_change"], point["change_outside_the_thing"]) == (0, 0, 0)
+
+
+def halves(pictures: Sequence[Image.Image]) -> list[Any]:
+    """For --masks: the right half of every other picture."""
+    mask = np.zeros(pictures[0].size[::-1], bool)
+    mask[:, mask.shape[1] // 2 :] = True
+    return [mask if i % 2 else None for i in range(len(pictures))]
+
+
+def colours(pictures: Sequence[Image.Image]) -> np.ndarray:
+    """For --features."""
+    return np.stack([np.asarray(picture).reshape(-1, 3).mean(0) for picture in pictures])
+
+
+def test_several_judges_ones_own_masks_and_features(
+    tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path: Path, document: dict[str, Any]
+) -> None:
+    plan = Plan(count=2, seeds=2, strengths=(1.0, 2.0), arms=("dsas", "on", "oracle"), robustness=False)
+    judges = [Brightness(), Redness()]
+    own = {"masks": halves, "features": colours}
+    found = measured(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan, judges=judges, **own)
+    assert found["arms"]["dsas"]["points"][0]["effect"] == document["arms"]["dsas"]["points"][0]["effect"]
+    (other,) = found["judges"]
+    assert set(other) == {"judge", "base", "asked", "dsas", "on", "oracle"}
+    assert (other["judge"], other["base"] != other["dsas"]) == ("redness", True)
+    assert found["localisation"]["pictures"] == 2, "one of two has a mask"
+    at_unit = found["arms"]["on"]["points"][0]
+    assert at_unit["frechet"] > 0
+    assert {"kid", "frechet"} <= set(at_unit)
+    none = measured(tiny_pipe, concept, prompts, tmp_path / "other", plan=plan, judges=Redness())
+    assert none["localisation"] is None
+    assert any("masks" in reason for reason in none["skipped"])
+    on, oracle = none["arms"]["on"]["points"][0], none["arms"]["oracle"]["points"][0]
+    assert (oracle["effect"], oracle["cost"]["value"]) == (on["effect"], 0), "it knows which prompts, not where"
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------
@@ -163,6 +220,7 @@ def test_eval_writes_three_reports_and_two_processes_agree(dsas, model: str, tmp
     learning = (*phrases, "--out", tmp_path / "c", "--steps", 2, "--count", 12, "--sites", "cross", "--json")
     learned = document_of(dsas("learn", "--model", model, *learning))
     arguments = ["eval", "--model", model, "--concept", tmp_path / "c", *QUICK, *JUDGE]
+    arguments += ["--masks", f"{__name__}:halves", "--features", f"{__name__}:colours"]
     arguments += ["--arms", "dsas", "shuffled_gate"]
     told = document_of(dsas(*arguments, "--out", tmp_path / "one", "--json"))
     assert told["concepts"][0]["name"] == learned["name"]
@@ -236,6 +294,10 @@ def test_bad_grids(dsas, content: str, message: str, tmp_path: Path) -> None:
         (("--concept", "CONCEPT"), 1, "prompt file 'banana' names no judge: add one"),
         (("--concept", "CONCEPT", "--judge", "nothing"), 1, "judge"),
         (("--concept", "CONCEPT", *JUDGE, "--prompts", "nowhere.yaml"), 1, "no prompt file nowhere.yaml"),
+        (("--concept", "CONCEPT", *JUDGE, "--tasks", "mmlu"), 2, "--tasks are for language models"),
+        (("--concept", "CONCEPT", *JUDGE, "--masks", "nowhere:f"), 1, "masks 'nowhere:f'"),
+        (("--concept", "CONCEPT", *JUDGE, "--features", "nowhere:f"), 1, "features 'nowhere:f'"),
+        (("--concept", "CONCEPT", *JUDGE, "--features", "./nowhere"), 1, "no model ./nowhere"),
         ((), 2, "one of the arguments --concept/-c --grid is required"),
     ],
 )

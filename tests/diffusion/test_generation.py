@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from dsas_diffusion.generation import Settings, decode, latents_of, noise_for, pictures_of, seeds_for, settings_of
+from dsas_core import DSASError
+from dsas_diffusion.generation import (
+    Settings,
+    decode,
+    latents_of,
+    noise_for,
+    other_schedulers,
+    pictures_of,
+    seeds_for,
+    settings_of,
+)
 from dsas_diffusion.load import BUILTIN
 from tests.helpers import differ, same
 
@@ -50,3 +60,18 @@ def test_latents_become_pictures(tiny_pipe: Any) -> None:
 def test_settings_suit_the_model_unless_asked_otherwise(name: str, asked: dict[str, Any], expected: Settings) -> None:
     assert settings_of(SimpleNamespace(name_or_path=name), **asked) == expected
     assert Path(BUILTIN["builtin:emoji"]).name == "model"
+
+
+def test_other_schedulers_are_those_that_can_do_it(tiny_pipe: Any, ddim_pipe: Any) -> None:
+    assert other_schedulers(tiny_pipe) == ["UniPCMultistepScheduler", "DEISMultistepScheduler"], "they know flows"
+    assert other_schedulers(ddim_pipe) == ["UniPCMultistepScheduler", "EulerDiscreteScheduler"]
+    for pipe in (tiny_pipe, ddim_pipe):
+        own, made = pipe.scheduler, latents_of(pipe, PROMPTS[:1], [0], Settings(4, 3.0))
+        for name in other_schedulers(pipe):
+            other = latents_of(pipe, PROMPTS[:1], [0], Settings(4, 3.0, name))
+            assert pipe.scheduler is own
+            assert bool(other.isfinite().all())
+            assert differ(other, made)
+        with pytest.raises(DSASError, match=r"scheduler 'Fast' does not go with .*: try "):
+            latents_of(pipe, PROMPTS[:1], [0], Settings(4, 3.0, "Fast"))
+        assert same(latents_of(pipe, PROMPTS[:1], [0], Settings(4, 3.0)), made)

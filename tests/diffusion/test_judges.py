@@ -165,6 +165,23 @@ def test_masks_are_of_what_the_wish_is_about(wish: Wish, about: set[str]) -> Non
     assert (second is None) == ("car" not in about)
 
 
+def test_neighbours_are_kept_where_they_look_as_before() -> None:
+    before: list[dict[str, Any]] = [{"banana": "sharp", "dog": "sharp", "car": "grey"}] * 3 + [{"banana": "sharp"}]
+    after: list[dict[str, Any]] = [
+        {"banana": "blurred", "dog": "sharp", "car": "grey"},
+        {"banana": "blurred", "dog": "blurred", "car": "grey", "hat": "sharp"},
+        {"banana": "sharp"},
+        {},
+    ]
+    judge = BuiltinJudge(Wish(("banana",), "blurred"), Told(*before))
+    shapes = judge.masks(flat(4))
+    seen = iter([Told(*before), Told(*after)])
+    judge.judge = type("Both", (), {"look": lambda self, pictures: next(seen).look(pictures)})()  # type: ignore[assignment]
+    assert judge.neighbours_kept(flat(4), flat(4), shapes) == [1.0, 0.5, 0.0], "the last has no neighbour"
+    seen = iter([Told(*before), Told(*after)])
+    assert judge.neighbours_kept(flat(4), flat(4), [None, *shapes[1:]]) == [0.5, 0.0], "the first shows no banana"
+
+
 def test_the_shipped_judge_on_drawn_pictures() -> None:
     pipe = dsas.load_pipeline("builtin:emoji", device="cpu")
     prompts = ["a hat on a red background", "a blurred dog on a blue background"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dsas_core import Concept, DSASError, llm
+from dsas_core import Concept, DSASError, Site, llm
 from dsas_core.evaluate.arms import ARMS, BANK, arm, dose, load_scores, save_scores, scores_of
 from dsas_core.maps import AffineMap
 from dsas_core.probes import LatchProbe, PrefixProbe, RunningProbe
@@ -123,6 +123,27 @@ def test_every_arm_is_steered_as_any_concept(concept: Concept, name: str) -> Non
         assert torch.equal(written(model), base)
         steering.strengths[concept.name] = 1.0
         assert differ(written(model), base)
+
+
+@pytest.mark.parametrize("halves", [1, 2])
+def test_the_oracle_says_what_it_was_told(halves: int) -> None:
+    """Of each patch the share that the thing covers, in both halves of guidance; elsewhere everything."""
+    shapes = torch.zeros(2, 8, 8)
+    shapes[0, :4, :4], shapes[1, 6:, :] = 1, 1
+    patches, text = Site("unet.a"), Site("text.b")
+    concept = random_concept({patches: 3, text: 3}, weight=0.4)
+    told, gate = arm(concept, "oracle", there={"unet": shapes})
+    assert gate is None
+    assert all(item.weights == (1.0,) for item in told.interventions), "as strong as the gate that is always on"
+    at_patches, at_text = (item.probes[0] for item in told.interventions)
+    h = at_patches.score(torch.randn(2 * halves, 16, 3))
+    expected = torch.zeros(2, 4, 4)
+    expected[0, :2, :2], expected[1, 3] = 1, 1
+    assert torch.equal(h, expected.reshape(2, 16, 1).repeat(halves, 1, 1))
+    assert float(h.mean()) == pytest.approx(float(shapes.mean())), "the dose is the share that the thing covers"
+    coarse = at_patches.score(torch.randn(2, 4, 3))
+    assert coarse[1].flatten().tolist() == [0, 0, 0.5, 0.5]
+    assert torch.equal(at_text.score(torch.randn(2, 5, 3)), torch.ones(2, 5, 1))
 
 
 def test_timestep_bins_keep_their_own_scores() -> None:

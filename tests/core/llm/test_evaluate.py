@@ -32,7 +32,8 @@ def words_of(tokenizer: Words) -> ScoredJudge:
 def measured(concept: Concept, tokenizer: Words, folder: Path) -> dict[str, Any]:
     model, prompts = tiny("llama"), read(PROMPTS)
     run = Run(folder, identity(model, concept, prompts))
-    return evaluate(model, tokenizer, concept, prompts, words_of(tokenizer), run, PLAN)
+    judges = [words_of(tokenizer), ScoredJudge(LexiconScorer(["w1"]), wanted=True, name="a word")]
+    return evaluate(model, tokenizer, concept, prompts, judges, run, PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,13 @@ def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
     answers = document["samples"][0]["answers"]
     assert set(answers) == {"base", *ARMS, "dsas ×30", "on ×30"}
     assert answers["on ×30"] != answers["base"]
+    on, oracle = (document["arms"][name]["points"][1] for name in ("on", "oracle"))
+    assert oracle["effect"] == on["effect"], "prompts that show the concept are steered"
+    assert (oracle["cost"]["value"], oracle["unchanged"], oracle["perplexity_ratio"]) == (0, 1, 1), "others are not"
+    (other,) = document["judges"]
+    assert (other["judge"], set(other)) == ("a word", {"judge", "base", *ARMS})
+    assert sum(line["answers"] for line in document["wordings"]) == len(document["prompts"]["source"])
+    assert document["cost"]["time_ratio"] > 0
 
 
 def test_nothing_is_answered_twice(
@@ -63,7 +71,7 @@ def test_nothing_is_answered_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = measured(concept, tokenizer, tmp_path / "run")
-    assert first == document, "the same everywhere"
+    assert {**first, "cost": None} == {**document, "cost": None}, "the same everywhere, but for time"
     monkeypatch.setattr(evaluation._Evaluation, "_measure", None)
     assert measured(concept, tokenizer, tmp_path / "run") == first
 

@@ -26,6 +26,8 @@ from dsas_core.llm.builtin.corpus import fact_questions
 from dsas_core.llm.harness import SteeredLM
 from dsas_core.llm.load import BUILTIN
 from dsas_core.probes import LatchProbe
+from dsas_core.prompts import read
+from dsas_diffusion import cli
 from tests.core.llm.models import concept_for
 
 CHOICES = """
@@ -138,6 +140,43 @@ def test_several_concepts(tasks: Path, folder: Path, concept: Concept, base: dic
     assert evaluated(tasks, "answers", "dsas", f"{both},strength=1+0") != base["answers"]
     lm = SteeredLM("builtin:chat", f"{folder}+{other}", "1+-0.5", device="cpu")
     assert dict(lm.steering.strengths) == {"random": 1.0, "other": -0.5}
+
+
+def test_what_a_steered_model_reaches_in_tasks(tasks: Path, concept: Concept) -> None:
+    model, tokenizer = llm.load("builtin:chat", device="cpu")
+    files = [str(tasks / "facts.yaml"), str(tasks / "answers.yaml")]
+    plain = harness.measured(model, tokenizer, files)
+    assert set(plain) == {"facts, acc", "answers, exact_match"}
+    assert plain["facts, acc"] == 1.0, "it knows its facts"
+    with llm.steer(model, {concept: 5.0}, gate="on"):
+        assert harness.measured(model, tokenizer, files)["facts, acc"] < 1.0
+    assert harness.measured(model, tokenizer, files[:1], limit=2) == {"facts, acc": 1.0}
+
+
+def test_an_evaluation_asks_tasks(
+    tasks: Path, concept: Concept, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = "prompts/rudeness.yaml"
+    saved = replace(concept, provenance={"prompts": read(prompts).to_dict()}).save_pretrained(tmp_path / "concept")
+    given = ["eval", "--model", "builtin:chat", "--concept", str(saved), "--quick", "--count", "2", "--strengths", "1"]
+    given += ["--tasks", str(tasks / "facts.yaml"), "--out", str(tmp_path / "out"), "--quiet"]
+    assert cli.main([*given, "--limit", "4", "--device", "cpu"]) == 0
+    (found,) = json.loads((tmp_path / "out" / "report.json").read_text())["concepts"]
+    assert [line["arm"] for line in found["tasks"]] == ["base", "dsas", "on"]
+    assert found["tasks"][0]["facts, acc"] == 1.0
+    assert "Tasks of lm-evaluation-harness" in (tmp_path / "out" / "report.md").read_text()
+    capsys.readouterr()
+    assert cli.main([*given[:-3], "--tasks", "./lost.yaml", "--out", str(tmp_path / "other"), "--quiet"]) == 1
+    assert capsys.readouterr().err == "dsas: error: no task file lost.yaml\n"
+    assert not (tmp_path / "other").exists()
+
+
+def test_tasks_that_are_not_there(tasks: Path) -> None:
+    (tasks / "nameless.yaml").write_text("task: [a, b]\n")
+    with pytest.raises(DSASError, match="knows no task"):
+        harness.check_tasks([str(tasks / "nameless.yaml")])
+    with pytest.raises(DSASError, match="no task file"):
+        harness.check_tasks(["./nowhere.yaml"])
 
 
 def test_a_model_that_is_loaded_already(folder: Path) -> None:

@@ -1,0 +1,211 @@
+"""Drawing what an evaluation looks at: every prompt in every arm from the same noise, kept by content.
+
+Pictures are judged elsewhere (`dsas_diffusion.evaluate`); here they are only made, and found again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dsas_core.concept import Concept, weights_digest
+from dsas_core.evaluate import Cell, Done, Run, arm
+from dsas_core.evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
+from dsas_core.provenance import versions
+
+from .families import family_of, roots_of
+from .generation import Settings, decode, latent_batches, seeds_for
+from .steer import steer
+from .viz import PictureTrace
+
+#: heat is kept of the steps from this timestep on: before, there is no picture to see
+BELOW = 500.0
+BATCH = 8
+#: pictures without steering, of rewritten prompts, and with a negative prompt
+BASELINES = ("base", "asked", "negative")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Pictures of one arm on one side; `settings` where they are others than the evaluation's."""
+
+    arm: str
+    side: str
+    strength: float = 0.0
+    settings: Settings | None = None
+
+
+class Drawings:
+    """The pictures of one concept under evaluation.
+
+    Args:
+        pipe, concept: what is steered, and by what.
+        prompts: by side, "target" holding what asks in words for what steering does to "source".
+        negative: the negative prompt of that baseline.
+        run: where pictures are kept.
+        settings: how they are made. seeds: noise seeds that every prompt is drawn with.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        concept: Concept,
+        prompts: Mapping[str, list[str]],
+        negative: str | None,
+        run: Run,
+        settings: Settings,
+        seeds: int,
+    ) -> None:
+        self.pipe, self.concept, self.prompts, self.negative = pipe, concept, prompts, negative
+        self.run, self.settings, self.seeds = run, settings, seeds
+        self.about = _about(pipe)
+        denoiser = family_of(pipe).denoiser
+        #: whether steering reads and changes patches, which an oracle's masks can speak of
+        self.steers_patches = any(item.site.root == denoiser for item in concept.interventions if not item.watches)
+        self._reads_patches = any(site.root == denoiser for site in concept.sites)
+        self._there: np.ndarray | None = None
+        self._done: dict[Job, Done] = {}
+
+    def tell(self, masks: Sequence[np.ndarray | None]) -> None:
+        """Tell the oracle where the thing is in each unsteered source picture; None where it is not shown."""
+        empty = next((np.zeros_like(mask) for mask in masks if mask is not None), None)
+        if self.steers_patches and empty is not None:
+            self._there = np.stack([empty if mask is None else mask for mask in masks])
+
+    def complete(self, jobs: Sequence[Job], label: str) -> None:
+        """Draw what is missing of some jobs."""
+        wanted = list(dict.fromkeys(self._stand_in(job) for job in jobs if self._stand_in(job) not in self._done))
+        found = self.run.complete([self._cell(job) for job in wanted], label)
+        self._done |= dict(zip(wanted, found, strict=True))
+
+    def __contains__(self, job: Job) -> bool:
+        return self._stand_in(job) in self._done
+
+    def prompts_of(self, job: Job) -> list[str]:
+        """The prompt of each picture: each once per seed; other settings than usual are tried with one seed."""
+        texts = self.prompts["target" if job.arm == "asked" else job.side]
+        return texts * (1 if job.settings else self.seeds)
+
+    def labels(self, side: str) -> list[tuple[int, str]]:
+        """Seed and prompt of each picture."""
+        return [(seed, text) for seed in range(self.seeds) for text in self.prompts[side]]
+
+    def pictures(self, job: Job) -> list[Image.Image]:
+        """What was drawn."""
+        count = self._of(job).values["pictures"]
+        return [Image.open(self.file(job, i)).convert("RGB") for i in range(count)]
+
+    def file(self, job: Job, number: int) -> Path:
+        """Where a picture lies."""
+        return self._of(job).folder / f"{number:03d}.png"
+
+    def latents(self, job: Job) -> torch.Tensor:
+        """What was decoded, float [n, channels, height, width]."""
+        return torch.from_numpy(np.load(self._of(job).folder / "latents.npy"))
+
+    def heat(self, job: Job) -> np.ndarray | None:
+        """Where the denoiser's gates saw the concept, float [n, height, width]: of DSAS at strength 1."""
+        path = self._of(job).folder / "heat.npy"
+        return np.load(path).astype(np.float32) if path.is_file() else None
+
+    def _of(self, job: Job) -> Done:
+        return self._done[self._stand_in(job)]
+
+    def _stand_in(self, job: Job) -> Job:
+        """The job that gives the same pictures: the oracle steers where the thing is told, nothing without it."""
+        if job.arm != "oracle" or (self._there is not None and job.side == "source"):
+            return job
+        return Job("on", job.side, job.strength) if job.side == "source" else Job("base", job.side)
+
+    def _noise(self, job: Job) -> list[int]:
+        texts = self.prompts[job.side]
+        return [number for seed in range(1 if job.settings else self.seeds) for number in seeds_for(texts, seed)]
+
+    def _cell(self, job: Job) -> Cell:
+        key = {
+            "kind": "pictures",
+            **self.about,
+            "concept": None if job.arm in BASELINES else self.concept.digest,
+            "arm": job.arm,
+            "strength": job.strength,
+            "prompts": self.prompts_of(job),
+            "noise": self._noise(job),
+            "settings": asdict(job.settings or self.settings),
+            "negative": self.negative if job.arm == "negative" else None,
+        }
+        if job.arm in BLIND:
+            key["scores"] = self._cell(_DSAS).digest
+        if job.arm == "oracle":
+            assert self._there is not None
+            key["there"] = hashlib.sha256(self._there.tobytes()).hexdigest()[:20]
+        return Cell(key, lambda folder: self._draw(job, folder))
+
+    def _draw(self, job: Job, folder: Path) -> dict[str, Any]:
+        """Draw and keep pictures and latents; with DSAS at the unit also heat, and what the gates said."""
+        prompts, noise = self.prompts_of(job), self._noise(job)
+        negative = self.negative if job.arm == "negative" else None
+        traced = job == Job("dsas", job.side, 1.0)
+        latents: list[torch.Tensor] = []
+        heats: list[np.ndarray] = []
+        banks: list[Scores] = []
+        for start in range(0, len(prompts), BATCH):
+            part = slice(start, start + BATCH)
+            with self._attached(job, part, traced) as steering:
+                settings = job.settings or self.settings
+                (made,) = latent_batches(self.pipe, prompts[part], noise[part], settings, BATCH, negative)
+                latents.append(made.float().cpu())
+                if traced:
+                    heats += self._heats(steering.trace, len(made))
+                    banks.append(scores_of(steering.trace, self.concept))
+        codes = torch.cat(latents)
+        for i, picture in enumerate(decode(self.pipe, codes.to(self.pipe.vae.device))):
+            picture.convert("RGB").save(folder / f"{i:03d}.png")
+        np.save(folder / "latents.npy", codes.numpy())
+        if heats:
+            np.save(folder / "heat.npy", np.stack(heats).astype(np.float16))
+        if banks:
+            save_scores(banks, folder / "scores.safetensors")
+        return {"pictures": len(codes)}
+
+    def _attached(self, job: Job, part: slice, traced: bool) -> AbstractContextManager[Any]:
+        """Steering for some of a job's pictures."""
+        if job.arm in BASELINES:
+            return nullcontext()
+        scores = load_scores(self._done[_DSAS].folder / "scores.safetensors") if job.arm in BLIND else None
+        there = {}
+        if job.arm == "oracle" and self._there is not None:
+            there = {family_of(self.pipe).denoiser: torch.from_numpy(self._there[part])}
+        concept, gate = arm(self.concept, job.arm, scores, there=there)
+        return steer(self.pipe, {concept: job.strength}, gate=gate, trace=traced)
+
+    def _heats(self, trace: PictureTrace, count: int) -> list[np.ndarray]:
+        """Where the denoiser's gates saw the concept in each picture; [] where none reads patches."""
+        if not self._reads_patches:
+            return []
+        size = self.pipe.vae_scale_factor * self.pipe.unet.config.sample_size
+        return [trace.heat(self.concept.name, (size, size), image=i, below=BELOW) for i in range(count)]
+
+
+#: whose gates the blind arms repeat
+_DSAS = Job("dsas", "source", 1.0)
+
+
+def _about(pipe: Any) -> dict[str, Any]:
+    """What pictures depend on beside concept, prompts and settings."""
+    scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
+    told = repr((type(pipe.scheduler).__name__, sorted(scheduler.items(), key=str)))
+    return {
+        "model": weights_digest(roots_of(pipe)),
+        "decoder": weights_digest({"vae": pipe.vae}),
+        "scheduler": hashlib.sha256(told.encode()).hexdigest()[:20],
+        "precision": str(getattr(pipe, family_of(pipe).denoiser).dtype),
+        "versions": versions("dsas-diffusion", "diffusers", "transformers"),
+    }

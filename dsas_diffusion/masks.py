@@ -1,0 +1,108 @@
+"""Where pictures show a thing, as told by a segmentation model or a function, for who evaluates.
+
+`masks_from` makes a `Masks` from plain data, such as a prompt file holds under `masks`. The built-in judge tells masks
+by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dsas_core.errors import DSASError
+from dsas_core.pretrained import device_of, hub_options, loading
+
+from .judges import LISTED, imported
+from .vision import BATCH, Unavailable, chunks
+
+#: pictures -> bool [height, width] of each, or None where it shows none of it
+Masks = Callable[[Sequence[Image.Image]], list[np.ndarray | None]]
+
+
+def masks_from(spec: Mapping[str, Any], *, device: str = "auto") -> Masks:
+    """What tells masks, from plain data, as a YAML file holds it.
+
+    ```yaml
+    {segmentation: {model: user/name, labels: [banana]}}
+    ```
+
+    A function of yours is a `CallableMasks`; a file, which may come from anybody, cannot name code to run.
+
+    Args:
+        device: of the model; "auto" takes a GPU when there is one.
+
+    Raises:
+        DSASError: other data, or labels that the model does not know; Unavailable: no such model.
+    """
+    given = spec.get("segmentation") if isinstance(spec, Mapping) and len(spec) == 1 else None
+    if not isinstance(given, Mapping) or set(given) != {"model", "labels"}:
+        raise DSASError(f"masks {spec!r}: expected segmentation: {{model: …, labels: […]}}")
+    return SegmentationMasks(given["model"], given["labels"], device=device)
+
+
+class SegmentationMasks:
+    """What a segmentation model of transformers marks with any of some labels.
+
+    Args:
+        model: a folder or Hub name; any that transformers' "image-segmentation" pipeline takes.
+        labels: their names, letter case ignored.
+        device: "auto" takes a GPU when there is one.
+        options: further arguments of `from_pretrained` (revision, token, …).
+
+    Raises:
+        DSASError: a label that the model does not know; Unavailable: no such model.
+    """
+
+    def __init__(self, model: str | Path, labels: Sequence[str], *, device: str = "auto", **options: Any) -> None:
+        from transformers import pipeline
+
+        if isinstance(labels, str) or not labels or not all(isinstance(label, str) for label in labels):
+            raise DSASError(f"masks: labels are to be a list of names, found {labels!r}")
+        settings = {"device": device_of(device), **hub_options(options)}
+        with loading(model, Unavailable):
+            self._pipeline = pipeline("image-segmentation", model=str(model), **settings)
+        self.name = f"segmentation {model}"
+        known = [str(name).lower() for name in (self._pipeline.model.config.id2label or {}).values()]
+        self._labels = {label.strip().lower() for label in labels}
+        if unknown := sorted(self._labels - set(known)):
+            more = ", …" if len(known) > LISTED else ""
+            raise DSASError(f"{model} has no label {unknown[0]!r}; it has {', '.join(known[:LISTED])}{more}")
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[np.ndarray | None]:
+        found = [segments for chunk in chunks(pictures) for segments in self._pipeline(chunk, batch_size=BATCH)]
+        return [self._joined(segments) for segments in found]
+
+    def _joined(self, segments: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+        shapes = [np.asarray(one["mask"]) > 0 for one in segments if one["label"].lower() in self._labels]
+        joined = np.logical_or.reduce(shapes) if shapes else None
+        return joined if joined is not None and joined.any() else None
+
+
+class CallableMasks:
+    """What a function of one's own marks: pictures -> a mask [height, width] of each, or None.
+
+    Args:
+        function: itself, or "package.module:function", which is imported. What it raises comes through as it is.
+
+    Raises:
+        DSASError: no such function.
+    """
+
+    def __init__(self, function: str | Callable[[Sequence[Image.Image]], Any]) -> None:
+        self.function = imported(function, "masks") if isinstance(function, str) else function
+        self.name = f"callable {function if isinstance(function, str) else getattr(function, '__qualname__', '')}"
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[np.ndarray | None]:
+        found = list(self.function(list(pictures)))
+        if len(found) != len(pictures):
+            raise DSASError(f"{self.name}: {len(found)} masks of {len(pictures)} pictures: expected one each, or None")
+        masks = [None if mask is None else np.asarray(mask, dtype=bool) for mask in found]
+        for mask, picture in zip(masks, pictures, strict=True):
+            if mask is not None and mask.shape != picture.size[::-1]:
+                size = f"{picture.height} x {picture.width}"
+                raise DSASError(f"{self.name}: a mask of shape {list(mask.shape)} for a picture of {size}")
+        return [mask if mask is not None and mask.any() else None for mask in masks]
