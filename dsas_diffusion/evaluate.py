@@ -227,12 +227,13 @@ class _Evaluation:
         found: dict[str, Any] = {}
         if self.prompts["target"]:
             job = Job("asked", "source")
-            found["asked in words"] = {"shown": float(self._shown(job).mean()), **self._around(job)}
+            told = {"shown": float(self._shown(job).mean()), "cost": 0.0}  # nobody rewrites what shows no concept
+            found["asked in words"] = {**told, **self._around(job)}
         if self.drawn.negative is not None:
             job = Job("negative", "source")
-            _, more = self._preserved(Job("negative", "control"))
-            shown = {"shown": float(self._shown(job).mean())}
-            found[f"negative prompt “{self.drawn.negative}”"] = {**shown, **more, **self._around(job)}
+            moved, more = self._preserved(Job("negative", "control"))
+            told = {"shown": float(self._shown(job).mean()), "cost": float(moved.mean())}
+            found[f"negative prompt “{self.drawn.negative}”"] = {**told, **more, **self._around(job)}
         return found
 
     def _as_seen_by(self, judge: PictureJudge) -> dict[str, Any]:

@@ -120,11 +120,6 @@ figure { margin: 1rem 0; background: white; } figure svg { max-width: 100%; heig
 def tables(concept: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[Any]]]]:
     """Title, headings and rows of each table of one concept."""
     found = [_arms(concept)]
-    baselines = concept.get("baselines") or {}
-    if baselines:
-        columns = [key for key in ("shown", *FIGURES) if any(line.get(key) is not None for line in baselines.values())]
-        rows = [[name, *(line.get(key) for key in columns)] for name, line in baselines.items()]
-        found.append(("Without steering", ["", *(FIGURES.get(key, key) for key in columns)], rows))
     equal = concept.get("at_equal_effect") or {}
     if equal:
         rows = []
@@ -162,16 +157,26 @@ def _named(value: object) -> object:
 
 
 def _arms(concept: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
-    """Every arm at strength 1, and its hypervolume."""
-    rows: list[list[Any]] = []
+    """Every arm at strength 1 with its hypervolume, and the rivals that need no steering."""
     units = {name: _at_unit(arm) for name, arm in concept["arms"].items()}
-    columns = [key for key in FIGURES if any(point.get(key) is not None for point in units.values())]
+    rivals = concept.get("baselines") or {}
+    every = [*units.values(), *rivals.values()]
+    columns = [key for key in FIGURES if any(line.get(key) is not None for line in every)]
+    rows: list[list[Any]] = []
     for name, point in units.items():
-        more = [point.get(key) for key in columns]
         area = _between(concept["arms"][name]["hypervolume"])
+        more = [point.get(key) for key in columns]
         rows.append([ARMS[name], _between(point["effect"]), _between(point["cost"]), *more, area])
-    headings = ["at strength 1", "effect", "cost", *(FIGURES[key] for key in columns), "hypervolume"]
-    return "Arms", headings, rows
+    for name, line in rivals.items():
+        rows.append([name, effect_of(concept, line["shown"]), line["cost"], *(line.get(key) for key in columns), None])
+    return "Arms", ["at strength 1", "effect", "cost", *(FIGURES[key] for key in columns), "hypervolume"], rows
+
+
+def effect_of(concept: Mapping[str, Any], shown: float) -> float:
+    """The effect of what shows so much of what is wanted (`dsas_core.evaluate.summary`)."""
+    gained = shown - concept["base"]
+    asked = 1.0 if concept["asked"] is None else concept["asked"]
+    return float(gained / (asked - concept["base"])) if concept["relative"] else float(gained)
 
 
 def _at_unit(arm: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -228,6 +233,9 @@ def plot(concept: Mapping[str, Any]) -> str:
             axes.plot(cost, gain, "o-", ms=3.5, lw=thick, color=COLOURS.get(name), label=ARMS[name])
             unit = _at_unit(arm)
             axes.plot(unit["cost"]["value"], unit["effect"]["value"], "o", ms=10, mfc="none", mec=COLOURS.get(name))
+        for (name, rival), marker in zip((concept.get("baselines") or {}).items(), "*X", strict=False):
+            effect = effect_of(concept, rival["shown"])
+            axes.plot(rival["cost"], effect, marker, ms=9, color="black", mec="white", label=name, clip_on=False)
         axes.axhline(1.0, color="#888888", lw=0.8, ls=":")
         axes.set(xlabel="change of what should stay (cost)", ylabel="effect", title=concept["name"])
         axes.legend(frameon=False, fontsize=9)

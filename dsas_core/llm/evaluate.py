@@ -263,7 +263,9 @@ class _Evaluation:
             **figures,
             "source_h": dsas["h"]["source"],
             "control_h": dsas["h"]["control"],
-            "baselines": {"nothing": {"shown": float(np.mean(shown)), "degenerate": _broken(base["source"])}},
+            "baselines": {
+                "no steering": {"shown": float(np.mean(shown)), "cost": 0.0, "degenerate": _broken(base["source"])}
+            },
             "judges": [self._as_seen_by(judge) for judge in self.others],
             "wordings": self._wordings(templates, shown, self._shown(dsas["source"])),
             "tasks": self._tasks(tasks, limit),

@@ -60,7 +60,12 @@ def test_nothing_to_judge_by() -> None:
 def document(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
     more = {
-        "baselines": {"asked in words": {"shown": 0.85, "unchanged": 1.0}},
+        "baselines": {
+            "asked in words": {"shown": sum(ASKED) / len(ASKED), "cost": 0.0},
+            "negative prompt": {"shown": sum(BASE) / len(BASE), "cost": 0.4, "unchanged": 0.25},
+        },
+        "judges": [{"judge": "redness", "base": 0.1, "dsas": 0.7}],
+        "wordings": [{"wording": "a {dog}", "pictures": 4, "dsas": 1.0}],
         "samples": [{"side": "source", "prompt": "a <dog>", "pictures": {"base": str(tmp_path / "a.png")}}],
         "skipped": ["lpips: no weights"],
         "robustness": [{"steps": 8, "shown": 0.9}],
@@ -80,6 +85,10 @@ def test_a_report_in_three_forms(document: dict[str, Any], tmp_path: Path) -> No
     assert told["concepts"][0]["strange"] is None
     markdown = paths[1].read_text()
     assert "| DSAS | 1.000 [1.00, 1.00] | 0.100 [0.10, 0.10] | 0.900 |" in markdown
+    assert "| asked in words | 1.000 | 0.000 | – | – |" in markdown
+    assert "| negative prompt | 0.000 | 0.400 | 0.250 | – |" in markdown
+    assert "| judge | no steering | DSAS |" in markdown
+    assert "| a {dog} | 4 | 1.000 |" in markdown
     assert "Not measured: lpips: no weights." in markdown
     assert "| random direction | – | – | – | – |" in markdown, "it never has an effect to compare at"
     page = paths[2].read_text()
@@ -92,7 +101,7 @@ def test_a_report_in_three_forms(document: dict[str, Any], tmp_path: Path) -> No
 def test_the_plot_shows_every_arm(document: dict[str, Any]) -> None:
     drawn = report.plot(document["concepts"][0])
     ElementTree.fromstring(drawn)
-    assert all(line in drawn for line in ARMS.values())
+    assert all(line in drawn for line in (*ARMS.values(), "asked in words", "negative prompt"))
     assert drawn == report.plot(document["concepts"][0]), "the same figures give the same file"
 
 
@@ -104,3 +113,10 @@ def test_plain_words(cost: float, words: str) -> None:
     arms = {"dsas": points(ASKED, cost), "on": points(ASKED, 0.6)}
     found = {"name": "x", **summed_up(arms, BASE, ASKED, SEEDS, SEEDS, rounds=60)}
     assert any(words in line for line in report.plain_words(found))
+
+
+def test_an_oracle_is_no_control() -> None:
+    arms = {name: points(ASKED, 0.1) for name in ("dsas", "on", "oracle")} | {"complement": points(BASE, 0.1)}
+    lines = report.plain_words({"name": "x", **summed_up(arms, BASE, ASKED, SEEDS, SEEDS, rounds=60)})
+    assert not any("control arm" in line for line in lines)
+    assert any(line.startswith("A gate that is told where the concept is reaches 0.9") for line in lines)
