@@ -98,11 +98,6 @@ def scores_of(trace: Trace, concept: Concept) -> Scores:
     return {place: torch.cat(parts) for place, parts in found.items()}
 
 
-def dose(trace: Trace, concept: Concept) -> float:
-    """How much the gates of a concept let through in a trace: mean h with site weights, summed over the sites."""
-    return sum(trace.mean_h(concept.name, str(item.site)) for item in concept.interventions if not item.watches)
-
-
 def save_scores(parts: Sequence[Scores], path: Path) -> None:
     """Write the scores of several traces, up to `BANK` of each gate, of the same distribution."""
     from safetensors.torch import save_file

@@ -249,8 +249,9 @@ def prompt_set(
     Raises:
         DSASError: no text on one side of the thresholds, or fewer than 8 sources that find a match.
     """
-    if not (math.isfinite(threshold) and math.isfinite(low) and 0 <= low < threshold <= 1):
-        raise DSASError(f"low {low}, threshold {threshold}: expected 0 <= low < threshold <= 1")
+    numbers = all(isinstance(level, int | float) and math.isfinite(level) for level in (threshold, low))
+    if not numbers or not 0 <= low < threshold <= 1:
+        raise DSASError(f"low {low}, threshold {threshold}: expected numbers, 0 <= low < threshold <= 1")
     if count < MINIMUM:
         raise DSASError(f"count {count}: at least {MINIMUM} sources are needed")
     usable = _usable(scored)

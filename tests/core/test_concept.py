@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, Intervention, Site
-from dsas_core.concept import CARD, CONFIG, TENSORS, fingerprint
+from dsas_core.concept import CARD, CONFIG, TENSORS, fingerprint, weights_digest
 from dsas_core.maps import AffineMap
 from dsas_core.probes import LinearProbe
 from tests.helpers import FORMS, MAPS, random_concept
@@ -255,6 +255,15 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 # ---- the model it fits ----------------------------------------------------------------------------------------------
+
+
+def test_digests_tell_weights_as_far_as_they_are_here() -> None:
+    torch.manual_seed(0)
+    a, b = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+    assert weights_digest({"unet": a}) == weights_digest({"unet": a}) != weights_digest({"unet": b})
+    assert weights_digest({"unet": a}) != weights_digest({"text": a})
+    gone, other = torch.nn.Linear(3, 4, device="meta"), torch.nn.Linear(3, 5, device="meta")
+    assert weights_digest({"unet": gone}) == weights_digest({"unet": gone}) != weights_digest({"unet": other})
 
 
 def test_fingerprints_tell_architectures_not_weights() -> None:

@@ -230,8 +230,9 @@ def test_length_is_what_the_caller_says() -> None:
     [
         ({"threshold": 0.95}, "none of 60 texts scores 0.95 or more, the highest 0.9: lower threshold, or add texts"),
         ({"low": 0.01}, "none of 60 texts scores 0.01 or less, the lowest 0.05: raise low, or add texts"),
-        ({"threshold": 0.1}, "low 0.1, threshold 0.1: expected 0 <= low < threshold <= 1"),
-        ({"threshold": float("nan")}, "expected 0 <= low < threshold <= 1"),
+        ({"threshold": 0.1}, "low 0.1, threshold 0.1: expected numbers, 0 <= low < threshold <= 1"),
+        ({"threshold": float("nan")}, "expected numbers, 0 <= low < threshold <= 1"),
+        ({"threshold": "high"}, "low 0.1, threshold high: expected numbers"),
         ({"count": 7}, "count 7: at least 8 sources are needed"),
         ({"longest": 3}, "0 of 0 sources up to 3 long find a control and a target of their length"),
         ({"name": "two words"}, "name 'two words' must be letters"),
