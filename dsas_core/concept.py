@@ -32,12 +32,24 @@ CONFIG, TENSORS, CARD = "config.json", "concept.safetensors", "README.md"
 
 @dataclass(frozen=True, eq=False)
 class Intervention:
-    """What happens at one site, per timestep bin: probe (when), map (how), weight (how far the probe is trusted)."""
+    """What happens at one site, per timestep bin: probe (when), map (how), weight (how far the probe is trusted).
+
+    `reads` is where the probe reads, if elsewhere than where the map writes: a site of the same root that comes by
+    earlier, of the same positions, unless the probe has one h for all of them.
+    """
 
     site: Site
     probes: tuple[Probe, ...]
     maps: tuple[Map, ...]
     weights: tuple[float, ...]
+    reads: Site | None = None
+
+    def __post_init__(self) -> None:
+        if self.reads is not None and self.reads.root != self.site.root:
+            raise DSASError(
+                f"a probe at {self.reads} cannot gate {self.site}: both must be in {self.site.root!r}, whose rows and "
+                "positions they share"
+            )
 
     @property
     def watches(self) -> bool:
@@ -188,7 +200,8 @@ class Concept:
                     "weight": intervention.weights[i],
                 }
                 bins.append(packed)
-            interventions.append({"site": intervention.site.to_dict(), "bins": bins})
+            elsewhere = {} if intervention.reads is None else {"reads": intervention.reads.to_dict()}
+            interventions.append({"site": intervention.site.to_dict(), **elsewhere, "bins": bins})
         config = {
             "format": FORMAT,
             "name": self.name,
@@ -232,6 +245,7 @@ class Concept:
                     probes=tuple(unpack(bin_["probe"], tensors) for bin_ in item["bins"]),
                     maps=tuple(unpack(bin_["map"], tensors) for bin_ in item["bins"]),
                     weights=tuple(float(bin_["weight"]) for bin_ in item["bins"]),
+                    reads=Site.from_dict(item["reads"]) if "reads" in item else None,
                 )
                 for item in config.pop("interventions")
             )

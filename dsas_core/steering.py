@@ -6,11 +6,12 @@ before a root module runs and only read at the sites: one compiled graph serves 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 
@@ -64,12 +65,24 @@ class Strengths(MutableMapping[str, float | list[float]]):
         return self._values[name]
 
 
+class _Entry(NamedTuple):
+    """One intervention in the current bin; `number` tells it from the others of its concept."""
+
+    number: int
+    probe: Probe
+    map: Map
+    weight: torch.Tensor
+    reads: Site
+    writes: Site
+
+
 class _Bound:
-    """Probes, maps and weights by site, their tensors views of one: `live`, the parameters of the current bin."""
+    """Interventions by the sites that they read and write, their tensors views of one: `live`, those of one bin."""
 
     def __init__(self, interventions: Sequence[Intervention], live: torch.Tensor) -> None:
         self.live = live
-        self.at: dict[Site, list[tuple[Probe, Map, torch.Tensor]]] = {}
+        self.reading: dict[Site, list[_Entry]] = {}
+        self.writing: dict[Site, list[_Entry]] = {}
         start = 0
 
         def view(tensor: torch.Tensor) -> torch.Tensor:
@@ -77,11 +90,13 @@ class _Bound:
             start += tensor.numel()
             return live[start - tensor.numel() : start].view(tensor.shape)
 
-        for intervention in interventions:
+        for number, intervention in enumerate(interventions):
             probe = intervention.probes[0].map_tensors(view)
             transform = intervention.maps[0].map_tensors(view)
-            weight = view(torch.empty(()))
-            self.at.setdefault(intervention.site, []).append((probe, transform, weight))
+            weight, reads = view(torch.empty(())), intervention.reads or intervention.site
+            entry = _Entry(number, probe, transform, weight, reads, intervention.site)
+            self.reading.setdefault(entry.reads, []).append(entry)
+            self.writing.setdefault(entry.writes, []).append(entry)
 
 
 class _Attached:
@@ -106,18 +121,18 @@ class _Attached:
             self._elsewhere: dict[torch.device, _Bound] = {}
 
     @property
-    def sites(self) -> Mapping[Site, Sequence[tuple[Probe, Map, torch.Tensor]]]:
-        """What is at each site, on the device of the root."""
-        return self._here.at
+    def entries(self) -> Iterator[_Entry]:
+        """Every intervention, on the device of the root."""
+        return itertools.chain.from_iterable(self._here.writing.values())
 
-    def at(self, site: Site, device: torch.device) -> Sequence[tuple[Probe, Map, torch.Tensor]]:
-        """What is at a site whose activations are on a device."""
+    def on(self, device: torch.device) -> _Bound:
+        """What reads and writes activations that are on a device."""
         if device == self._device:
-            return self._here.at.get(site, ())
+            return self._here
         if device not in self._elsewhere:
             with torch.inference_mode(False):
                 self._elsewhere[device] = _Bound(self._interventions, self._here.live.to(device))
-        return self._elsewhere[device].at.get(site, ())
+        return self._elsewhere[device]
 
     def turn(self, timestep: torch.Tensor | None, device: torch.device) -> None:
         """Bring in the parameters of the timestep's bin, on the device that the root is called on."""
@@ -164,7 +179,8 @@ class Steering:
         self._attached = [_Attached(concept, gate, watch=trace is not None) for concept in concepts]
         self._calls: dict[str, Call] = {}
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
-        self._states: dict[tuple[str, Site, int], torch.Tensor] = {}
+        self._states: dict[tuple[str, int], torch.Tensor] = {}
+        self._scores: dict[tuple[str, str, int], torch.Tensor] = {}  # h of probes that read elsewhere than they gate
         self._visit: Visit | None = None
 
     def attach(self, roots: Roots, describe: Mapping[str, Describe]) -> Self:
@@ -191,11 +207,14 @@ class Steering:
 
     @property
     def sites(self) -> list[Site]:
-        """Every site of every concept, each once."""
-        return list(dict.fromkeys(site for attached in self._attached for site in attached.sites))
+        """Every site that is read or written, each once."""
+        entries = [entry for attached in self._attached for entry in attached.entries]
+        return list(dict.fromkeys(site for entry in entries for site in (entry.reads, entry.writes)))
 
     def begin(self, root: str, call: Call) -> None:
         self._calls[root] = call
+        for key in [key for key in self._scores if key[0] == root]:
+            del self._scores[key]  # what was read in one call gates nothing of the next
         for attached in self._attached:
             attached.turn(call.timestep, call.rows.device)
             dose = self._dose(attached, call)
@@ -212,53 +231,81 @@ class Steering:
                 f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: call "
                 "the module that was steered, not a part of it"
             )
-        mask = None if call.mask is None else call.mask.to(x.device)
+        mask = None if call.mask is None else call.mask[:, slice(*(site.tokens or (None,)))].to(x.device)
         steps: list[tuple[Map, torch.Tensor, torch.Tensor]] = []
         scores: list[tuple[str, torch.Tensor]] = []
         for attached in self._attached:
-            for number, (probe, transform, weight) in enumerate(attached.at(site, x.device)):
-                if isinstance(probe, RunningProbe):
-                    h = self._follow((attached.name, site, number), probe, x) * weight
-                else:
-                    h = probe.score(x, mask) * weight
-                if mask is not None:
-                    h = h * mask[..., None]
-                steps.append((transform, self._doses[site.root, attached.name].to(x.device), h))
+            bound = attached.on(x.device)
+            for entry in bound.reading.get(site, ()):
+                h = self._score(attached.name, entry, x, mask)
+                if entry.writes != site:
+                    self._scores[site.root, attached.name, entry.number] = h
+                    continue
+                steps.append((entry.map, self._doses[site.root, attached.name].to(x.device), h))
                 scores.append((attached.name, h))
+            for entry in bound.writing.get(site, ()):
+                if entry.reads != site:
+                    h = self._score_of(attached.name, entry, x)
+                    steps.append((entry.map, self._doses[site.root, attached.name].to(x.device), h))
+                    scores.append((attached.name, h))
+        if not steps:
+            return None
         out = interpolate(x, steps)
         if self.trace is not None:
             for name, h in scores:
                 self.trace.record(name, site, call, h, x, out)
         return out
 
+    def _score(self, name: str, entry: _Entry, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """h of a probe where it reads, with its site's weight; 0 at positions that do not count."""
+        if isinstance(entry.probe, RunningProbe):
+            h = self._follow((name, entry.number), entry.probe, entry.reads.root, x) * entry.weight
+        else:
+            h = entry.probe.score(x, mask) * entry.weight
+        return h if mask is None else h * mask[..., None]
+
+    def _score_of(self, name: str, entry: _Entry, x: torch.Tensor) -> torch.Tensor:
+        """h of a probe that has read elsewhere."""
+        h = self._scores.get((entry.reads.root, name, entry.number))
+        if h is None:
+            raise DSASError(
+                f"{entry.writes} is gated by what {entry.reads} shows, which the model has not come to: a probe must "
+                "read before its map writes"
+            )
+        if h.shape[1] not in (1, x.shape[1]):
+            raise DSASError(
+                f"{entry.reads} has {h.shape[1]} positions, {entry.writes} has {x.shape[1]}: a probe that reads "
+                "elsewhere needs the same, or one h for all (form pooled or latch)"
+            )
+        return h.to(x.device)
+
     @property
     def remembers(self) -> bool:
         """Whether a probe goes by what came before, so that the rows of a batch must not be moved about."""
         return any(True for _ in self._remembering())
 
-    def _remembering(self) -> Iterator[tuple[str, Site, int]]:
-        """Concept, site and number of each probe that goes by what came before."""
+    def _remembering(self) -> Iterator[tuple[str, _Entry]]:
+        """Concept and intervention of each probe that goes by what came before."""
         for attached in self._attached:
-            for site, entries in attached.sites.items():
-                for number, (probe, _, _) in enumerate(entries):
-                    if isinstance(probe, RunningProbe):
-                        yield attached.name, site, number
+            for entry in attached.entries:
+                if isinstance(entry.probe, RunningProbe):
+                    yield attached.name, entry
 
     def forget(self, root: str, rows: int, device: torch.device) -> None:
         """A new text of so many rows begins at a root: what probes remember of the last one goes."""
-        for key in self._remembering():
-            if key[1].root != root:
+        for name, entry in self._remembering():
+            if entry.reads.root != root:
                 continue
-            held = self._states.get(key)
+            held = self._states.get((name, entry.number))
             if held is not None and len(held) == rows and held.device == device:
                 held.zero_()
             else:
                 with torch.inference_mode(False):  # to be written in and out of inference mode
-                    self._states[key] = torch.zeros(rows, 3, device=device)
+                    self._states[name, entry.number] = torch.zeros(rows, 3, device=device)
 
-    def _follow(self, key: tuple[str, Site, int], probe: RunningProbe, x: torch.Tensor) -> torch.Tensor:
+    def _follow(self, key: tuple[str, int], probe: RunningProbe, root: str, x: torch.Tensor) -> torch.Tensor:
         """What a remembering probe says, its state moved on."""
-        call, state = self._calls[key[1].root], self._states[key]
+        call, state = self._calls[root], self._states[key]
         read = call.mask if call.read is None else call.read
         mask, prompt = (None if part is None else part.to(x.device) for part in (read, call.prompt))
         h, after = probe.follow(x, mask, prompt, state.to(x.device))
@@ -310,7 +357,7 @@ def _gated(intervention: Intervention, gate: str | None) -> Intervention:
         return intervention
     probe = ConstantProbe(1.0 if gate == "on" else 0.0)
     bins = len(intervention.probes)
-    return replace(intervention, probes=(probe,) * bins, weights=(1.0,) * bins)
+    return replace(intervention, probes=(probe,) * bins, weights=(1.0,) * bins, reads=None)
 
 
 def _flattened(interventions: Sequence[Intervention], bin_: int) -> torch.Tensor:
