@@ -110,7 +110,7 @@ class Concept:
 
     @property
     def digest(self) -> str:
-        """Sixteen hex digits of everything that steering with it depends on: its parts and its unit."""
+        """Sixteen hex digits of its interventions, edges and unit."""
         config, tensors = self._packed()
         digest = hashlib.sha256(json.dumps([config["interventions"], self.edges, self.unit]).encode())
         for name in sorted(tensors):
@@ -291,18 +291,30 @@ def fingerprint(module: nn.Module) -> str:
 def weights_digest(roots: Roots) -> str:
     """Sixteen hex digits of what modules have learned: a sample of every parameter, adapters and all.
 
-    Of parameters that are offloaded, and not here to be read, it knows the shapes alone.
+    Raises:
+        DSASError: parameters that are nowhere to be read.
     """
     digest = hashlib.sha256()
     for name in sorted(roots):
         for path, parameter in roots[name].named_parameters():
-            if parameter.is_meta:
-                known = repr(tuple(parameter.shape)).encode()
-            else:
-                flat = parameter.detach().flatten()
-                known = flat[:: max(1, len(flat) // 64)].cpu().double().numpy().tobytes()
-            digest.update(f"{name}.{canonical(path)}".encode() + known)
+            value = _offloaded(roots[name], path) if parameter.is_meta else parameter.detach()
+            flat = value.flatten()
+            sample = flat[:: max(1, len(flat) // 64)].cpu().double()
+            digest.update(f"{name}.{canonical(path)}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _offloaded(root: torch.nn.Module, path: str) -> torch.Tensor:
+    """A parameter that accelerate keeps elsewhere: a hook on its module, or on one around it, knows where."""
+    parts = path.split(".")
+    for depth in range(len(parts)):
+        hook = getattr(root.get_submodule(".".join(parts[:depth])), "_hf_hook", None)
+        for one in getattr(hook, "hooks", [hook]):
+            kept, name = getattr(one, "weights_map", None), ".".join(parts[depth:])
+            if kept is not None and name in set(kept):
+                value: torch.Tensor = kept[name]
+                return value
+    raise DSASError(f"{path} has no values: load the model's weights first")
 
 
 def _stored(intervention: Intervention) -> Intervention:

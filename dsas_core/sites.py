@@ -7,6 +7,7 @@ is found by another.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -157,3 +158,10 @@ def _tensor(value: Any, site: Site) -> torch.Tensor:
         shape = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
         raise DSASError(f"site {site}: layout {site.layout} expects {expected} dimensions, its module gave {shape}")
     return x
+
+
+def patch_grid(positions: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of so many patches of a picture: of all grids the one nearest to its shape."""
+    rows = [row for row in range(1, positions + 1) if positions % row == 0]
+    best = min(rows, key=lambda row: abs(math.log(row * row / positions * width / height)))
+    return best, positions // best

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 from dsas_core.concept import Concept, weights_digest
-from dsas_core.evaluate import Cell, Done, Run, arm
+from dsas_core.errors import DSASError
+from dsas_core.evaluate import Cell, Done, Run, arm, cost
 from dsas_core.evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
 from dsas_core.provenance import versions
 
 from .families import family_of, roots_of
-from .generation import Settings, decode, latent_batches, seeds_for
+from .generation import Settings, decode, latent_batches, noise_for, seeds_for
 from .steer import steer
 from .viz import PictureTrace
 
@@ -35,7 +36,10 @@ BASELINES = ("base", "asked", "negative")
 
 @dataclass(frozen=True)
 class Job:
-    """Pictures of one arm on one side; `settings` where they are others than the evaluation's."""
+    """Pictures of one arm on one side; `settings` where they are others than the evaluation's.
+
+    DSAS at strength 0 only looks: where its gates see the concept in what nobody steers.
+    """
 
     arm: str
     side: str
@@ -70,7 +74,6 @@ class Drawings:
         denoiser = family_of(pipe).denoiser
         #: whether steering reads and changes patches, which an oracle's masks can speak of
         self.steers_patches = any(item.site.root == denoiser for item in concept.interventions if not item.watches)
-        self._reads_patches = any(site.root == denoiser for site in concept.sites)
         self._there: np.ndarray | None = None
         self._done: dict[Job, Done] = {}
 
@@ -85,6 +88,11 @@ class Drawings:
         wanted = list(dict.fromkeys(self._stand_in(job) for job in jobs if self._stand_in(job) not in self._done))
         found = self.run.complete([self._cell(job) for job in wanted], label)
         self._done |= dict(zip(wanted, found, strict=True))
+
+    @property
+    def oracle_sees(self) -> bool:
+        """Whether the oracle was told patches, not only which prompts show the concept."""
+        return self._there is not None
 
     def __contains__(self, job: Job) -> bool:
         return self._stand_in(job) in self._done
@@ -111,10 +119,16 @@ class Drawings:
         """What was decoded, float [n, channels, height, width]."""
         return torch.from_numpy(np.load(self._of(job).folder / "latents.npy"))
 
-    def heat(self, job: Job) -> np.ndarray | None:
-        """Where the denoiser's gates saw the concept, float [n, height, width]: of DSAS at strength 1."""
-        path = self._of(job).folder / "heat.npy"
+    def heat(self, side: str) -> np.ndarray | None:
+        """Where the denoiser's gates see the concept in unsteered pictures, float [n, height, width], or None."""
+        path = self._of(Job("dsas", side)).folder / "heat.npy"
         return np.load(path).astype(np.float32) if path.is_file() else None
+
+    def mean_h(self, side: str) -> float:
+        """What DSAS at strength 1 lets through of the map: mean h over sites, bins and positions, with site weights."""
+        scores = load_scores(self._of(Job("dsas", side, 1.0)).folder / "scores.safetensors")
+        items = self.concept.interventions
+        return float(np.mean([float(h.mean()) * items[i].weights[bin_] for (i, bin_), h in scores.items()]))
 
     def _of(self, job: Job) -> Done:
         return self._done[self._stand_in(job)]
@@ -149,21 +163,22 @@ class Drawings:
         return Cell(key, lambda folder: self._draw(job, folder))
 
     def _draw(self, job: Job, folder: Path) -> dict[str, Any]:
-        """Draw and keep pictures and latents; with DSAS at the unit also heat, and what the gates said."""
+        """Draw and keep pictures and latents; of DSAS at 0 also heat, at 1 what the gates said."""
         prompts, noise = self.prompts_of(job), self._noise(job)
         negative = self.negative if job.arm == "negative" else None
-        traced = job == Job("dsas", job.side, 1.0)
+        looks, speaks = job == Job("dsas", job.side), job == Job("dsas", job.side, 1.0)
         latents: list[torch.Tensor] = []
         heats: list[np.ndarray] = []
         banks: list[Scores] = []
         for start in range(0, len(prompts), BATCH):
             part = slice(start, start + BATCH)
-            with self._attached(job, part, traced) as steering:
+            with self._attached(job, part, looks or speaks) as steering:
                 settings = job.settings or self.settings
                 (made,) = latent_batches(self.pipe, prompts[part], noise[part], settings, BATCH, negative)
                 latents.append(made.float().cpu())
-                if traced:
-                    heats += self._heats(steering.trace, len(made))
+                if looks:
+                    heats += self._heats(steering.trace, made)
+                if speaks:
                     banks.append(scores_of(steering.trace, self.concept))
         codes = torch.cat(latents)
         for i, picture in enumerate(decode(self.pipe, codes.to(self.pipe.vae.device))):
@@ -182,16 +197,24 @@ class Drawings:
         scores = load_scores(self._done[_DSAS].folder / "scores.safetensors") if job.arm in BLIND else None
         there = {}
         if job.arm == "oracle" and self._there is not None:
-            there = {family_of(self.pipe).denoiser: torch.from_numpy(self._there[part])}
+            shapes = torch.from_numpy(self._there[part]).float()
+            smaller = torch.nn.functional.adaptive_avg_pool2d(shapes[:, None], self._latent_size())[:, 0]
+            there = {family_of(self.pipe).denoiser: smaller}
         concept, gate = arm(self.concept, job.arm, scores, there=there)
         return steer(self.pipe, {concept: job.strength}, gate=gate, trace=traced)
 
-    def _heats(self, trace: PictureTrace, count: int) -> list[np.ndarray]:
-        """Where the denoiser's gates saw the concept in each picture; [] where none reads patches."""
-        if not self._reads_patches:
+    def _latent_size(self) -> tuple[int, int]:
+        """Patches are not smaller than this, so masks need not be larger."""
+        height, width = noise_for(self.pipe, [0]).shape[-2:]
+        return height, width
+
+    def _heats(self, trace: PictureTrace, made: torch.Tensor) -> list[np.ndarray]:
+        """Where the denoiser's gates saw the concept in each picture; [] where none read patches in these steps."""
+        height, width = (side * self.pipe.vae_scale_factor for side in made.shape[-2:])
+        try:
+            return [trace.heat(self.concept.name, (width, height), image=i, below=BELOW) for i in range(len(made))]
+        except DSASError:
             return []
-        size = self.pipe.vae_scale_factor * self.pipe.unet.config.sample_size
-        return [trace.heat(self.concept.name, (size, size), image=i, below=BELOW) for i in range(count)]
 
 
 #: whose gates the blind arms repeat
@@ -206,6 +229,6 @@ def _about(pipe: Any) -> dict[str, Any]:
         "model": weights_digest(roots_of(pipe)),
         "decoder": weights_digest({"vae": pipe.vae}),
         "scheduler": hashlib.sha256(told.encode()).hexdigest()[:20],
-        "precision": str(getattr(pipe, family_of(pipe).denoiser).dtype),
+        "precision": cost.precision(getattr(pipe, family_of(pipe).denoiser)),
         "versions": versions("dsas-diffusion", "diffusers", "transformers"),
     }

@@ -16,6 +16,7 @@ import numpy as np
 
 from dsas_core.concept import Concept
 from dsas_core.evaluate import Cell, Plan, Point, Run, cost, runs, summed_up
+from dsas_core.evaluate.arms import doses
 from dsas_core.evaluate.localisation import averaged, localisation
 from dsas_core.prompts import PromptSet
 
@@ -27,10 +28,12 @@ from .judges import PictureJudge
 from .masks import Masks
 from .metrics import change_outside
 from .steer import steer
-from .vision import Unavailable
+from .vision import Clip, Unavailable
 
 #: pictures that a report shows of each side
 SHOWN = 4
+#: control pictures from which on KID says something
+ENOUGH = 50
 
 
 def identity(pipe: Any, concept: Concept, prompts: PromptSet) -> dict[str, Any]:
@@ -49,7 +52,7 @@ def evaluate(
     steps: int | None = None,
     guidance: float | None = None,
     clip: str | None = None,
-    features: similarity.Features | None = None,
+    features: similarity.Features | str | None = None,
     masks: Masks | None = None,
 ) -> dict[str, Any]:
     """Measure a concept.
@@ -63,7 +66,8 @@ def evaluate(
         plan: how much is drawn.
         steps, guidance: as in `generation.settings_of`.
         clip: a CLIP model by folder or Hub name, for how well pictures fit their prompts.
-        features: a network to compare sets of pictures with (FID and KID), beside the built-in judge's own.
+        features: an image model by folder or Hub name, or a function, to compare sets of pictures with (FID and KID),
+            beside the built-in judge's network.
         masks: tells where a picture shows the thing; None asks the judge, which may not know.
 
     Returns:
@@ -90,21 +94,29 @@ class _Evaluation:
         plan: Plan,
         judges: Sequence[PictureJudge],
         clip: str | None,
-        features: similarity.Features | None,
+        features: similarity.Features | str | None,
         masks: Masks | None,
     ) -> None:
         self.drawn, self.plan, self.judge, self.others = drawn, plan, judges[0], judges[1:]
         self.prompts, self.settings = drawn.prompts, drawn.settings
-        self.clip, self.features = clip, features
         self.masks: Masks | None = masks or getattr(self.judge, "masks", None)
         self.skipped: list[str] = []
         self._seen: dict[str, list[np.ndarray | None]] = {}
+        self._lacking: set[str] = set()
+        self.clip = self._had("CLIP score", lambda: Clip(clip)) if clip else None
+        network = getattr(self.judge, "judge", None)
+        self.networks = {} if network is None else {"_judge": similarity.judge_features(network)}
+        loads = partial(similarity.transformers_features, features) if isinstance(features, str) else lambda: features
+        if (loaded := self._had("FID and KID", loads)) is not None:
+            self.networks[""] = loaded
 
     def report(self, templates: Mapping[str, str]) -> dict[str, Any]:
         """Draw what is missing, judge everything; `templates` are those that source prompts come from."""
         others = self._draw()
         figures = self._figures()
         figures["baselines"] = self._baselines()
+        figures["dose"] = self._dose()
+        figures["oracle"] = "patches" if self.drawn.oracle_sees else "prompts"
         figures["judges"] = [self._as_seen_by(judge) for judge in self.others]
         figures["localisation"] = self._localisation()
         figures["unnamed"] = self._unnamed()
@@ -122,6 +134,7 @@ class _Evaluation:
         """Draw every arm; the other settings that were tried."""
         sides = [side for side in ("source", "control", "unnamed") if self.prompts[side]]
         first = [Job("base", side) for side in sides] + [Job("dsas", side, 1.0) for side in sides]
+        first += [Job("dsas", "source")]
         first += [Job("asked", "source")] if self.prompts["target"] else []
         first += [Job("negative", side) for side in ("source", "control") if self.drawn.negative]
         self.drawn.complete(first, "drawing base and DSAS")
@@ -151,6 +164,17 @@ class _Evaluation:
         if self.masks is not None and side not in self._seen:
             self._seen[side] = self.masks(self.drawn.pictures(Job("base", side)))
         return self._seen.get(side)
+
+    def _had(self, what: str, get: Callable[[], Any]) -> Any:
+        """What may not be to be had: then None, and it is told; nobody tries a second time."""
+        if what in self._lacking:
+            return None
+        try:
+            return get()
+        except Unavailable as error:
+            self._lacking.add(what)
+            self._skip(f"{what}: {error}")
+            return None
 
     def _skip(self, reason: str) -> None:
         if reason not in self.skipped:
@@ -204,37 +228,46 @@ class _Evaluation:
     def _distances(self, job: Job) -> dict[str, float]:
         """Distances between the sets of steered and unsteered control pictures, and fit to prompts."""
         base, made = self.drawn.pictures(Job("base", job.side)), self.drawn.pictures(job)
-        measures: dict[str, Callable[[], Any]] = {"lpips": lambda: similarity.lpips(base, made)}
-        clip = self.clip
-        if clip is not None:
-            measures["clip_score"] = lambda: similarity.clip_score(made, self.drawn.prompts_of(job), clip)
-        network = getattr(self.judge, "judge", None)
-        named = {"": self.features, "_judge": similarity.judge_features(network) if network is not None else None}
-        for suffix, features in named.items():
-            if features is not None and len(base) > 1:
-                measures[f"frechet{suffix}"] = partial(similarity.fid, base, made, features)
-                measures[f"kid{suffix}"] = partial(similarity.kid, base, made, features)
-        found: dict[str, float] = {}
-        for name, measure in measures.items():
-            try:
-                found[name] = float(np.mean(measure()))
-            except Unavailable as error:
-                self._skip(f"{name}: {error}")
+        found = self._clip_score(job)
+        moved = self._had("perceptual distance", lambda: similarity.lpips(base, made))
+        if moved is not None:
+            found["lpips"] = float(moved.mean())
+        for suffix, features in self.networks.items() if len(base) > 1 else ():
+            found[f"frechet{suffix}"] = similarity.fid(base, made, features)
+            if len(base) < ENOUGH:
+                self._skip(f"KID: of {len(base)} control pictures it is noise, {ENOUGH} are needed (--count, --seeds)")
+            else:
+                found[f"kid{suffix}"] = similarity.kid(base, made, features)
         return found
 
+    def _clip_score(self, job: Job) -> dict[str, float]:
+        """How well pictures fit their prompts, where a CLIP is named."""
+        if self.clip is None:
+            return {}
+        return {
+            "clip_score": float(
+                similarity.clip_score(self.drawn.pictures(job), self.drawn.prompts_of(job), self.clip).mean()
+            )
+        }
+
     def _baselines(self) -> dict[str, Any]:
-        """What asking in words, and a negative prompt, do: the rivals that need no steering."""
-        found: dict[str, Any] = {}
+        """What nothing, asking in words, and a negative prompt do: the rivals that need no steering."""
+        shown = float(self._shown(Job("base", "source")).mean())
+        found: dict[str, Any] = {"no steering": {"shown": shown, **self._clip_score(Job("base", "control"))}}
         if self.prompts["target"]:
             job = Job("asked", "source")
-            told = {"shown": float(self._shown(job).mean()), "cost": 0.0}  # nobody rewrites what shows no concept
-            found["asked in words"] = {**told, **self._around(job)}
+            found["asked in words"] = {"shown": float(self._shown(job).mean()), **self._around(job)}
         if self.drawn.negative is not None:
             job = Job("negative", "source")
             moved, more = self._preserved(Job("negative", "control"))
             told = {"shown": float(self._shown(job).mean()), "cost": float(moved.mean())}
-            found[f"negative prompt “{self.drawn.negative}”"] = {**told, **more, **self._around(job)}
+            more |= self._around(job) | self._clip_score(Job("negative", "control"))
+            found[f"negative prompt “{self.drawn.negative}”"] = {**told, **more}
         return found
+
+    def _dose(self) -> dict[str, dict[str, float]]:
+        """How much of the map each arm lets through, by side."""
+        return doses({side: self.drawn.mean_h(side) for side in ("source", "control")}, self.plan.arms)
 
     def _as_seen_by(self, judge: PictureJudge) -> dict[str, Any]:
         """What another judge says of every arm at strength 1."""
@@ -246,10 +279,10 @@ class _Evaluation:
     # ---- where, under which settings, at what cost ------------------------------------------------------------------
 
     def _localisation(self) -> dict[str, float] | None:
-        """Heat of the denoiser's gates against masks of the unsteered pictures."""
-        masks, heat = self._masks("source"), self.drawn.heat(Job("dsas", "source", 1.0))
+        """Heat of the denoiser's gates in unsteered pictures against masks of these."""
+        masks, heat = self._masks("source"), self.drawn.heat("source")
         if masks is None or heat is None:
-            self._skip("localisation: it needs gates that read patches, and somebody who knows masks (masks: …)")
+            self._skip("localisation: it needs gates that read patches in late steps, and masks (masks: …)")
             return None
         pairs = zip(heat, masks, strict=True)
         there = [(heat, mask) for heat, mask in pairs if mask is not None and mask.any() and not mask.all()]
@@ -260,6 +293,8 @@ class _Evaluation:
         """Pictures that show the concept although no prompt names it: how many, and the share that was treated."""
         masks = self._masks("unnamed") if self.prompts["unnamed"] else None
         if masks is None:
+            if self.prompts["unnamed"]:
+                self._skip("the concept where no prompt names it: it needs masks (masks: …)")
             return None
         there = np.array([mask is not None for mask in masks]) & (self._shown(Job("base", "unnamed")) < 0.5)
         if not there.any():
@@ -286,13 +321,14 @@ class _Evaluation:
     def _other_settings(self) -> list[Settings]:
         """Fewer and more steps, less and more guidance, and other schedulers than the concept was learned with."""
         steps, guidance = self.settings.steps, self.settings.guidance
-        return [
-            Settings(max(2, 2 * steps // 3), guidance),
+        tried = [
+            Settings(max(1, 2 * steps // 3), guidance),
             Settings(2 * steps, guidance),
             Settings(steps, round(guidance * 2 / 3, 2)),
             Settings(steps, round(guidance * 5 / 3, 2)),
             *(Settings(steps, guidance, name) for name in other_schedulers(self.drawn.pipe)),
         ]
+        return [settings for settings in tried if settings != self.settings]
 
     def _robustness(self, setting: Settings) -> dict[str, Any]:
         base, source = (self._shown(Job(*job, setting)) for job in (("base", "source", 0.0), ("dsas", "source", 1.0)))
@@ -313,7 +349,7 @@ class _Evaluation:
             )
 
         key = {"kind": "timing", **self.drawn.about, "concept": self.drawn.concept.digest, "prompt": prompt}
-        return Cell({**key, "settings": asdict(self.settings), "device": str(device)}, make)
+        return Cell({**key, "settings": asdict(self.settings), "device": cost.named(device)}, make)
 
     def _samples(self) -> list[dict[str, Any]]:
         """Pictures to look at: a few prompts of each side in the arms at the unit, and DSAS at the strongest."""
@@ -325,7 +361,7 @@ class _Evaluation:
                 for job in (
                     Job("base", side),
                     *([Job("asked", "source")] if side == "source" else []),
-                    *(Job(name, side, 1.0) for name in self.plan.arms),
+                    *(Job(name, side, 1.0) for name in self.plan.arms if (name, side) != ("oracle", "unnamed")),
                     Job("dsas", side, strongest),
                 ):
                     if job in self.drawn:

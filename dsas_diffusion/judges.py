@@ -42,7 +42,7 @@ class PictureJudge(Protocol):
     name: str
 
     def shown(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Float [n] in [0, 1]; `prompts` are what the pictures were made from."""
+        """Float [n] in [0, 1]; `prompts` are the source prompts, also of pictures whose prompt was rewritten."""
         ...
 
 

@@ -60,7 +60,7 @@ class SegmentationMasks:
     def __init__(self, model: str | Path, labels: Sequence[str], *, device: str = "auto", **options: Any) -> None:
         from transformers import pipeline
 
-        if isinstance(labels, str) or not labels or not all(isinstance(label, str) for label in labels):
+        if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):
             raise DSASError(f"masks: labels are to be a list of names, found {labels!r}")
         settings = {"device": device_of(device), **hub_options(options)}
         with loading(model, Unavailable):
@@ -97,12 +97,25 @@ class CallableMasks:
         self.name = f"callable {function if isinstance(function, str) else getattr(function, '__qualname__', '')}"
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[np.ndarray | None]:
-        found = list(self.function(list(pictures)))
-        if len(found) != len(pictures):
-            raise DSASError(f"{self.name}: {len(found)} masks of {len(pictures)} pictures: expected one each, or None")
-        masks = [None if mask is None else np.asarray(mask, dtype=bool) for mask in found]
-        for mask, picture in zip(masks, pictures, strict=True):
-            if mask is not None and mask.shape != picture.size[::-1]:
-                size = f"{picture.height} x {picture.width}"
-                raise DSASError(f"{self.name}: a mask of shape {list(mask.shape)} for a picture of {size}")
-        return [mask if mask is not None and mask.any() else None for mask in masks]
+        found = self.function(list(pictures))
+        if not isinstance(found, Sequence | np.ndarray) or len(found) != len(pictures):
+            many = f"{len(found)} masks" if hasattr(found, "__len__") else type(found).__name__
+            raise DSASError(f"{self.name}: {many} for {len(pictures)} pictures: expected a list, one mask or None each")
+        return [
+            None if mask is None else self._checked(mask, picture)
+            for mask, picture in zip(found, pictures, strict=True)
+        ]
+
+    def _checked(self, mask: Any, picture: Image.Image) -> np.ndarray | None:
+        """A mask as bool [height, width]; None where it is empty."""
+        try:
+            array = np.asarray(mask, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise DSASError(f"{self.name}: expected masks of numbers, found {type(mask).__name__}") from None
+        if array.shape != picture.size[::-1]:
+            size = f"{picture.height} x {picture.width}"
+            raise DSASError(f"{self.name}: a mask of shape {list(array.shape)} for a picture of {size}")
+        strange = array[(array != 0) & (array != array.max())]
+        if len(strange):
+            raise DSASError(f"{self.name}: a mask holds {strange[0]:g}: expected 0 and one other number; threshold it")
+        return array > 0 if array.any() else None

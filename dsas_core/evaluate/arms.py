@@ -5,7 +5,6 @@ Every arm is a concept of the same name, so it is steered as any other, and stre
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..concept import Concept, Intervention
 from ..errors import DSASError
 from ..maps import AffineMap, Map
 from ..probes import ComplementProbe, ConstantProbe, LinearProbe, Probe, RunningProbe
+from ..sites import patch_grid
 from ..trace import Trace
 
 #: name -> what the arm is, in a few words
@@ -45,7 +45,8 @@ Scores = Mapping[tuple[int, int], torch.Tensor]
 class DrawnProbe(Probe, kind="drawn"):
     """Scores drawn at random from those in `bank` [n]: the same dose as the gate that gave them, no information.
 
-    Draws from torch's global generator.
+    Of a gate that scores each dimension they are means over dimensions, for all alike. Draws from torch's global
+    generator.
     """
 
     bank: torch.Tensor
@@ -67,8 +68,7 @@ class OracleProbe(Probe, kind="oracle"):
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         pictures, height, width = self.there.shape
-        side = math.sqrt(height * width / x.shape[-2])
-        patches = F.adaptive_avg_pool2d(self.there[:, None], (round(height / side), round(width / side)))
+        patches = F.adaptive_avg_pool2d(self.there[:, None], patch_grid(x.shape[-2], height, width))
         return patches.reshape(pictures, -1, 1).repeat(len(x) // pictures, 1, 1)
 
 
@@ -96,6 +96,18 @@ def scores_of(trace: Trace, concept: Concept) -> Scores:
     if not found:
         raise DSASError(f"the trace holds nothing of {concept.name!r}: run the model inside steer(trace=True) first")
     return {place: torch.cat(parts) for place, parts in found.items()}
+
+
+def doses(own: Mapping[str, float], arms: Sequence[str]) -> dict[str, dict[str, float]]:
+    """How much of the map arms let through at strength 1, by side, told from what DSAS does: `own`, mean h by side.
+
+    The blind gates repeat everywhere what the real ones say of source prompts: there they are at the same dose. Of
+    "complement" and "oracle" it depends on the site.
+    """
+    blind = dict.fromkeys(own, own["source"])
+    known = {"dsas": own, "random_direction": own, "shuffled_gate": blind, "constant_gate": blind}
+    known["on"] = dict.fromkeys(own, 1.0)
+    return {name: dict(known[name]) for name in arms if name in known}
 
 
 def save_scores(parts: Sequence[Scores], path: Path) -> None:

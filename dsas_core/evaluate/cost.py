@@ -39,8 +39,8 @@ def compared(
             began = time.perf_counter()
             with attached() if steered else nullcontext():
                 work()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
             took, peak = time.perf_counter() - began, highest()
             if number:
                 seconds[steered].append(took)
@@ -50,8 +50,19 @@ def compared(
         "peak_memory": float(np.median(peaks[False])) if peaks[False] else None,
         "peak_memory_steered": float(np.median(peaks[True])) if peaks[True] else None,
         "rounds": rounds,
-        "device": str(device),
+        "device": named(device),
     }
+
+
+def named(device: torch.device) -> str:
+    """What a device is, whichever of several: "cpu", or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def precision(module: Any) -> str:
+    """What a model computes in, which decides about its last digits: dtype, and the device unless it is the CPU."""
+    dtype, device = str(module.dtype), torch.device(module.device)
+    return dtype if device.type == "cpu" else f"{dtype} on {named(device)}"
 
 
 def peak_memory(device: torch.device) -> Callable[[], float | None]:

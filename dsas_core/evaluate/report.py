@@ -77,7 +77,7 @@ def as_markdown(document: Mapping[str, Any]) -> str:
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """The lines of a table in Markdown."""
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    return lines + ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    return lines + ["| " + " | ".join(_cell(value).replace("|", "\\|") for value in row) + " |" for row in rows]
 
 
 def as_html(document: Mapping[str, Any], plots: Sequence[str]) -> str:
@@ -130,6 +130,9 @@ def tables(concept: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[A
             rows.append([ARMS[arm], *told])
         headings = ["DSAS beside", "effect", "cost of DSAS", "cost of the other", "ratio"]
         found.append(("At equal effect", headings, rows))
+    if concept.get("dose"):
+        rows = [[ARMS[arm], *line.values()] for arm, line in concept["dose"].items()]
+        found.append(("Dose at strength 1: mean h over sites and positions", ["", "source", "control"], rows))
     for key, title in (("localisation", "Where the denoiser's gates see it"), ("unnamed", "Where no prompt names it")):
         if concept.get(key):
             found.append((title, _spaced(concept[key]), [list(concept[key].values())]))
@@ -168,7 +171,9 @@ def _arms(concept: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
         more = [point.get(key) for key in columns]
         rows.append([ARMS[name], _between(point["effect"]), _between(point["cost"]), *more, area])
     for name, line in rivals.items():
-        rows.append([name, effect_of(concept, line["shown"]), line["cost"], *(line.get(key) for key in columns), None])
+        rows.append(
+            [name, effect_of(concept, line["shown"]), line.get("cost"), *(line.get(key) for key in columns), None]
+        )
     return "Arms", ["at strength 1", "effect", "cost", *(FIGURES[key] for key in columns), "hypervolume"], rows
 
 
@@ -211,9 +216,10 @@ def plain_words(concept: Mapping[str, Any]) -> list[str]:
     best = max((name for name in areas if name in CONTROLS), default=None, key=lambda name: areas[name]["value"])
     if best is not None and areas[best]["high"] >= ours["low"]:
         value = areas[best]["value"]
-        lines.append(f"A control arm comes as far: {ARMS[best]} ({value:.3f}). What the gate knows does not show here.")
+        lines.append(f"A control arm cannot be told from it: {ARMS[best]} ({value:.3f}).")
     if "oracle" in areas:
-        lines.append(f"A gate that is told where the concept is reaches {areas['oracle']['value']:.3f}.")
+        told = "where the concept is" if concept.get("oracle") == "patches" else "which prompts show the concept"
+        lines.append(f"A gate that is told {told}, and says 1 there, reaches {areas['oracle']['value']:.3f}.")
     return lines
 
 
@@ -233,10 +239,12 @@ def plot(concept: Mapping[str, Any]) -> str:
             axes.plot(cost, gain, "o-", ms=3.5, lw=thick, color=COLOURS.get(name), label=ARMS[name])
             unit = _at_unit(arm)
             axes.plot(unit["cost"]["value"], unit["effect"]["value"], "o", ms=10, mfc="none", mec=COLOURS.get(name))
-        for (name, rival), marker in zip((concept.get("baselines") or {}).items(), "*X", strict=False):
-            effect = effect_of(concept, rival["shown"])
-            axes.plot(rival["cost"], effect, marker, ms=9, color="black", mec="white", label=name, clip_on=False)
-        axes.axhline(1.0, color="#888888", lw=0.8, ls=":")
+        for name, rival in (concept.get("baselines") or {}).items():
+            if rival.get("cost"):
+                effect = effect_of(concept, rival["shown"])
+                axes.plot(rival["cost"], effect, "X", ms=9, color="black", mec="white", label=name, clip_on=False)
+        asked = "asked in words" if concept["asked"] is not None and concept["relative"] else None
+        axes.axhline(1.0, color="#888888", lw=0.8, ls=":", label=asked)
         axes.set(xlabel="change of what should stay (cost)", ylabel="effect", title=concept["name"])
         axes.legend(frameon=False, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)

@@ -113,7 +113,10 @@ class Run:
         """Measure one cell; whatever draws at random draws the same in every process."""
         with replacing_folder(self._place(cell)) as draft, torch.random.fork_rng():
             torch.manual_seed(int(cell.digest[:15], 16))
-            values = cell.make(draft)
+            try:
+                values = cell.make(draft)
+            except OSError as error:  # of whatever is measured, not of the folder
+                raise DSASError(f"cannot measure {cell.key.get('kind', 'this')}: {error}") from error
             (draft / "key.json").write_text(json.dumps(cell.key, indent=2, sort_keys=True) + "\n")
             (draft / VALUES).write_text(json.dumps(values) + "\n")
 

@@ -22,7 +22,7 @@ import torch
 from ..concept import Concept, weights_digest
 from ..errors import DSASError
 from ..evaluate import Cell, Done, Plan, Point, Run, arm, cost, runs, summed_up
-from ..evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
+from ..evaluate.arms import BLIND, Scores, doses, load_scores, save_scores, scores_of
 from ..evaluate.texts import repeats
 from ..probes import LatchProbe
 from ..prompts import PromptSet
@@ -88,8 +88,10 @@ def judge_from(spec: Mapping[str, Any]) -> TextJudge:
         raise DSASError(f"judge {dict(spec)!r}: expected scorer: {{model, wanted}} or words: {{any, wanted}}")
     named = {"scorer": "model", "words": "any"}[kind]
     unknown = sorted(set(settings) - {named, "wanted"})
-    if unknown or named not in settings or not isinstance(settings.get("wanted", False), bool):
-        raise DSASError(f"judge {kind}: expected {named}, and wanted: true or false; found {dict(settings)!r}")
+    fits = isinstance(settings.get(named), str if kind == "scorer" else list | tuple)
+    if unknown or not fits or not isinstance(settings.get("wanted", False), bool):
+        what = "a name" if kind == "scorer" else "a list"
+        raise DSASError(f"judge {kind}: expected {named}, {what}, and wanted: true or false; found {dict(settings)!r}")
     scores = scorer(settings[named]) if kind == "scorer" else LexiconScorer(settings[named])
     name = f"scorer {settings[named]}" if kind == "scorer" else f"words {shorten(', '.join(settings[named]), 40)}"
     return ScoredJudge(scores, settings.get("wanted", kind == "words"), name)
@@ -162,7 +164,7 @@ class _Evaluation:
         self.reader = Reader(model, pad_token(tokenizer), BATCH)
         self.about = {
             "model": weights_digest(roots_of(model)),
-            "precision": str(model.dtype),
+            "precision": cost.precision(model),
             "versions": versions(*PACKAGES),
         }
         self.builtin = str(getattr(bare(model), "name_or_path", "")) in {str(path) for path in BUILTIN.values()}
@@ -195,16 +197,16 @@ class _Evaluation:
         if (name, strength) == ("dsas", 1.0):
             with steer(self.model, {self.concept: 1.0}, trace=True) as steering:
                 banks: list[Scores] = []
-                h: dict[str, list[float]] = {}
+                h = dict.fromkeys(self.encoded, 0.0)
                 for side, texts in self.encoded.items():
-                    h[side] = []
                     for start in range(0, len(texts), BATCH):
-                        self.reader.answers(texts[start : start + BATCH])
+                        part = texts[start : start + BATCH]
+                        self.reader.answers(part)
                         assert steering.trace is not None
-                        h[side].append(steering.trace.mean_h(self.concept.name))
+                        h[side] += steering.trace.mean_h(self.concept.name) * len(part) / len(texts)
                         banks += [scores_of(steering.trace, self.concept)] if side == "source" else []
             save_scores(banks, folder / "scores.safetensors")
-            values["h"] = {side: float(np.mean(found)) for side, found in h.items()}
+            values["h"] = h
         return values
 
     def _scores(self, name: str) -> Scores | None:
@@ -261,8 +263,8 @@ class _Evaluation:
         return {
             "prompts": self.prompts,
             **figures,
-            "source_h": dsas["h"]["source"],
-            "control_h": dsas["h"]["control"],
+            "dose": doses(dsas["h"], self.plan.arms),
+            "oracle": "prompts",
             "baselines": {
                 "no steering": {"shown": float(np.mean(shown)), "cost": 0.0, "degenerate": _broken(base["source"])}
             },
@@ -313,9 +315,9 @@ class _Evaluation:
                     return harness.measured(self.model, self.tokenizer, tasks, limit)
 
             of = None if name == "base" else self.concept.digest
-            return Cell(
-                {"kind": "tasks", **self.about, "concept": of, "arm": name, "tasks": list(tasks), "limit": limit}, make
-            )
+            told = [[task, Path(task).read_text() if Path(task).is_file() else None] for task in tasks]
+            key = {"kind": "tasks", **self.about, "concept": of, "arm": name, "tasks": told, "limit": limit}
+            return Cell({**key, "by": versions("lm_eval", "datasets")}, make)
 
         arms: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             "base": nullcontext,
@@ -334,7 +336,7 @@ class _Evaluation:
             return cost.compared(lambda: self.reader.run(piece), attached, self.reader.device)
 
         key = {"kind": "timing", **self.about, "concept": self.concept.digest, "tokens": piece.ids.tolist()}
-        return Cell({**key, "device": str(self.reader.device)}, make)
+        return Cell({**key, "device": cost.named(self.reader.device)}, make)
 
     def _point(self, name: str, strength: float) -> Point:
         base, made = self._values("base", 0.0), self._values(name, strength)

@@ -19,7 +19,6 @@ of form "latch". Do not share lm-eval's `--use_cache` between strengths: it goes
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,13 +141,28 @@ def _tasks(tasks: Sequence[str]) -> tuple[TaskManager, list[str]]:
     if lost := next((file for file in files if not file.is_file()), None):
         raise DSASError(f"no task file {lost}")
     manager = TaskManager(include_path=[str(file.parent) for file in files], include_defaults=len(files) < len(tasks))
-    names = []
-    for task in tasks:
-        told = re.search(r"^task:\s*(\S+)", Path(task).read_text(), re.MULTILINE) if Path(task) in files else None
-        names.append(told[1] if told else task)
+    names = [_name_of(Path(task)) if Path(task) in files else task for task in tasks]
     if unknown := [name for name in names if name not in manager.all_tasks]:
         raise DSASError(f"lm-evaluation-harness knows no task {unknown[0]!r}: give its name, or a YAML file")
     return manager, names
+
+
+def _name_of(file: Path) -> str:
+    """The task or group that a YAML file defines."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Takes lm-eval's tags, such as !function, for what they are marked on."""
+
+    Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
+    try:
+        content = yaml.load(file.read_text(), Loader)
+    except yaml.YAMLError as error:
+        raise DSASError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    found = content.get("group") or content.get("task") if isinstance(content, dict) else None
+    if not isinstance(found, str):
+        raise DSASError(f"{file} names no task: expected task: or group: and a name")
+    return found
 
 
 def _strengths(concept: str | None, strength: float | str) -> dict[str, float]:

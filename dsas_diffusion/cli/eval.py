@@ -30,12 +30,14 @@ from ..grid import Entry, Grid
 from ..judges import CallableJudge, imported, judge_from
 from ..learn import learn
 from ..masks import CallableMasks, masks_from
-from ..similarity import ssim, transformers_features
+from ..similarity import ssim
 from .arguments import add_model, language_model, number, pipeline, positive, refuse_generation, shows_progress
 from .output import table
 
 #: options that only pictures know
 PICTURES = ("judge", "clip", "features", "masks")
+#: options that only language models know
+TEXTS = ("tasks", "limit")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +171,7 @@ def _planned(args: argparse.Namespace, plan: Plan) -> Plan:
     given = {key: getattr(args, key) for key in ("count", "seeds") if getattr(args, key) is not None}
     given |= {key: tuple(getattr(args, key)) for key in ("strengths", "arms") if getattr(args, key)}
     if args.quick:
-        given |= {"arms": ("dsas", "on"), "robustness": False}
+        given = {"arms": ("dsas", "on"), **given, "robustness": False}
     return replace(plan, **given)
 
 
@@ -187,8 +189,8 @@ def _checked(entry: Entry, args: argparse.Namespace) -> Entry:
         refuse_generation(_of_model(args, entry.model))
         if asked := next((name for name in PICTURES if getattr(args, name)), None):
             args.usage(f"--{asked} is about pictures: what judges a language model stands in its prompt file")
-    elif args.tasks:
-        args.usage("--tasks are for language models: leave them out")
+    elif asked := next((name for name in TEXTS if getattr(args, name)), None):
+        args.usage(f"--{asked} is about language models: leave it out")
     if not entry.prompts.judges and not args.judge:
         raise DSASError(
             f"prompt file {entry.prompts.name!r} names no judge: add one, such as judge: {{builtin: {{things: [dog], "
@@ -219,8 +221,7 @@ def _kit(entry: Entry, args: argparse.Namespace) -> _Kit:
     if args.masks or entry.prompts.masks:
         told["masks"] = CallableMasks(args.masks) if args.masks else masks_from(entry.prompts.masks)
     if args.features:
-        own = ":" in args.features
-        told["features"] = imported(args.features, "features") if own else transformers_features(args.features)
+        told["features"] = imported(args.features, "features") if ":" in args.features else args.features
     return _Kit(judges, told)
 
 

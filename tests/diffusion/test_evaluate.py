@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -20,11 +21,13 @@ from dsas_core import Concept, DSASError
 from dsas_core.evaluate import ARMS, Plan, Run
 from dsas_core.prompts import PromptSet, read
 from dsas_diffusion import drawing
+from dsas_diffusion.drawing import Job
 from dsas_diffusion.evaluate import evaluate, identity
 from dsas_diffusion.families import find_sites
+from dsas_diffusion.generation import Settings
 from dsas_diffusion.grid import Grid
 from tests.diffusion.test_cli import assert_one_line, document_of
-from tests.helpers import bases, random_concept, seen_at
+from tests.helpers import bases, differ, random_concept, seen_at
 
 PROMPTS: dict[str, Any] = {
     "name": "banana",
@@ -104,12 +107,14 @@ def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
             assert all(0 < point["cost"]["value"] <= 1 and point["pixel_change"] > 0 for point in arm["points"])
     on, oracle = (document["arms"][name]["points"][1] for name in ("on", "oracle"))
     assert oracle["effect"] != on["effect"], "it steers patches of the left half only"
-    assert set(document["baselines"]) == {"asked in words", "negative prompt “a banana”"}
+    assert set(document["baselines"]) == {"no steering", "asked in words", "negative prompt “a banana”"}
+    assert (document["oracle"], document["dose"]["on"]) == ("patches", {"source": 1.0, "control": 1.0})
+    assert 0 < document["dose"]["dsas"]["source"] < 1
     assert document["localisation"]["pictures"] == 4
     assert set(document["unnamed"]) == {"pictures", "dsas", "on"}
     settings = [(line["steps"], line["guidance"], line["scheduler"][:4]) for line in document["robustness"]]
     assert settings == [
-        (2, 7.5, "DPMS"),
+        (1, 7.5, "DPMS"),
         (4, 7.5, "DPMS"),
         (2, 5.0, "DPMS"),
         (2, 12.5, "DPMS"),
@@ -122,7 +127,7 @@ def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
     ]
     assert set(document["wordings"][0]) == {"wording", "pictures", "base", "asked", "dsas"}
     assert document["cost"]["time_ratio"] > 0
-    assert any("lpips" in reason for reason in document["skipped"])
+    assert any("LPIPS needs torchvision" in reason for reason in document["skipped"])
     assert {row["side"] for row in document["samples"]} == {"source", "control", "unnamed"}
     assert all(Path(path).is_file() for row in document["samples"] for path in row["pictures"].values())
 
@@ -187,12 +192,44 @@ def test_several_judges_ones_own_masks_and_features(
     assert found["localisation"]["pictures"] == 2, "one of two has a mask"
     at_unit = found["arms"]["on"]["points"][0]
     assert at_unit["frechet"] > 0
-    assert {"kid", "frechet"} <= set(at_unit)
+    assert "kid" not in at_unit
+    assert any("KID: of 4 control pictures it is noise" in reason for reason in found["skipped"])
     none = measured(tiny_pipe, concept, prompts, tmp_path / "other", plan=plan, judges=Redness())
     assert none["localisation"] is None
     assert any("masks" in reason for reason in none["skipped"])
     on, oracle = none["arms"]["on"]["points"][0], none["arms"]["oracle"]["points"][0]
     assert (oracle["effect"], oracle["cost"]["value"]) == (on["effect"], 0), "it knows which prompts, not where"
+    assert none["oracle"] == "prompts"
+
+
+def test_the_oracle_steers_where_it_is_told(
+    tiny_pipe: Any, prompts: PromptSet, tmp_path: Path, document: dict[str, Any]
+) -> None:
+    """In two batches: pictures marked all over as with the gate always on, those that are not marked not at all."""
+    concept = random_concept(seen_at(tiny_pipe, find_sites(tiny_pipe, "cross")), base=bases(tiny_pipe), unit=0.3)
+    chosen = prompts.fresh(6)
+    run = Run(tmp_path / "run", identity(tiny_pipe, concept, prompts))
+    drawn = drawing.Drawings(tiny_pipe, concept, chosen, None, run, Settings(2, 3.0), 2)
+    base, on, oracle = (Job("base", "source"), Job("on", "source", 2.0), Job("oracle", "source", 2.0))
+    drawn.complete([base, on], "drawing")
+    pictures = drawn.pictures(base)
+    assert len(pictures) == 12 > drawing.BATCH
+    marked = [i % 3 != 1 for i in range(12)]
+    drawn.tell([np.ones(pictures[0].size[::-1], bool) if there else None for there in marked])
+    drawn.complete([oracle], "drawing")
+    for i, there in enumerate(marked):
+        wanted = drawn.latents(on if there else base)[i]
+        assert torch.equal(drawn.latents(oracle)[i], wanted)
+        assert differ(drawn.latents(on)[i], drawn.latents(base)[i])
+    part = np.zeros(pictures[0].size[::-1], bool)
+    part[: len(part) // 2] = True
+    other = drawing.Drawings(tiny_pipe, concept, chosen, None, run, Settings(2, 3.0), 2)
+    other.complete([base], "drawing")
+    other.tell([part] * 12)
+    other.complete([oracle], "drawing")
+    moved = (other.latents(oracle) - drawn.latents(base)).abs().mean((0, 1, 3))
+    upper, lower = moved.chunk(2)
+    assert upper.mean() > lower.mean(), "the upper half was marked"
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------
@@ -212,7 +249,7 @@ def learned(concept: Concept, tmp_path_factory: pytest.TempPathFactory) -> str:
 def figures(report: Path) -> Any:
     """What a report says, without what differs from run to run."""
     concept = json.loads(report.read_text())["concepts"][0]
-    return {key: concept[key] for key in ("arms", "base", "asked", "baselines", "at_equal_effect", "prompts")}
+    return {key: value for key, value in concept.items() if key not in ("cost", "samples")}
 
 
 def test_eval_writes_three_reports_and_two_processes_agree(dsas, model: str, tmp_path: Path) -> None:
@@ -221,9 +258,10 @@ def test_eval_writes_three_reports_and_two_processes_agree(dsas, model: str, tmp
     learned = document_of(dsas("learn", "--model", model, *learning))
     arguments = ["eval", "--model", model, "--concept", tmp_path / "c", *QUICK, *JUDGE]
     arguments += ["--masks", f"{__name__}:halves", "--features", f"{__name__}:colours"]
-    arguments += ["--arms", "dsas", "shuffled_gate"]
+    arguments += ["--arms", "dsas", "shuffled_gate", "constant_gate", "oracle"]
     told = document_of(dsas(*arguments, "--out", tmp_path / "one", "--json"))
     assert told["concepts"][0]["name"] == learned["name"]
+    assert list(told["concepts"][0]["arms"]) == ["dsas", "shuffled_gate", "constant_gate", "oracle"]
     assert {path.name for path in (tmp_path / "one").iterdir()} >= {"report.json", "report.md", "report.html"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, "-m", "dsas_diffusion.cli", *map(str, arguments), "--out", str(tmp_path / "two"), "--quiet"]
@@ -294,10 +332,10 @@ def test_bad_grids(dsas, content: str, message: str, tmp_path: Path) -> None:
         (("--concept", "CONCEPT"), 1, "prompt file 'banana' names no judge: add one"),
         (("--concept", "CONCEPT", "--judge", "nothing"), 1, "judge"),
         (("--concept", "CONCEPT", *JUDGE, "--prompts", "nowhere.yaml"), 1, "no prompt file nowhere.yaml"),
-        (("--concept", "CONCEPT", *JUDGE, "--tasks", "mmlu"), 2, "--tasks are for language models"),
+        (("--concept", "CONCEPT", *JUDGE, "--tasks", "mmlu"), 2, "--tasks is about language models"),
         (("--concept", "CONCEPT", *JUDGE, "--masks", "nowhere:f"), 1, "masks 'nowhere:f'"),
         (("--concept", "CONCEPT", *JUDGE, "--features", "nowhere:f"), 1, "features 'nowhere:f'"),
-        (("--concept", "CONCEPT", *JUDGE, "--features", "./nowhere"), 1, "no model ./nowhere"),
+        (("--concept", "CONCEPT", *JUDGE, "--limit", "3"), 2, "--limit is about language models"),
         ((), 2, "one of the arguments --concept/-c --grid is required"),
     ],
 )

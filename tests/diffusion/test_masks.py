@@ -112,8 +112,11 @@ def test_functions_mark_too() -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda pictures: [], "0 masks of 1 pictures"),
+        (lambda pictures: [], "0 masks for 1 pictures"),
         (lambda pictures: [np.ones((2, 2))], r"a mask of shape \[2, 2\] for a picture of 32 x 32"),
+        (lambda pictures: None, "NoneType for 1 pictures: expected a list"),
+        (lambda pictures: [np.full((SIZE, SIZE), 0.5) * np.eye(SIZE) + 0.01], "a mask holds 0.01: expected 0 and one"),
+        (lambda pictures: [[[1], [1, 2]]], "expected masks of numbers, found list"),
         ("nowhere:at_all", "masks 'nowhere:at_all'"),
         ("left_half", "expected 'package.module:function'"),
         (f"{__name__}:LABELS", "is no function: list"),

@@ -119,4 +119,4 @@ def test_an_oracle_is_no_control() -> None:
     arms = {name: points(ASKED, 0.1) for name in ("dsas", "on", "oracle")} | {"complement": points(BASE, 0.1)}
     lines = report.plain_words({"name": "x", **summed_up(arms, BASE, ASKED, SEEDS, SEEDS, rounds=60)})
     assert not any("control arm" in line for line in lines)
-    assert any(line.startswith("A gate that is told where the concept is reaches 0.9") for line in lines)
+    assert any(line.startswith("A gate that is told which prompts show the concept") for line in lines)

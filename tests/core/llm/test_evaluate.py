@@ -49,7 +49,9 @@ def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
     assert strong["unchanged"] < 1
     assert strong["perplexity_ratio"] != 1
     assert weak["cost"]["value"] == pytest.approx(1 - weak["unchanged"])
-    assert 0 <= document["control_h"] <= document["source_h"] <= 1
+    dose = document["dose"]
+    assert 0 <= dose["dsas"]["control"] <= dose["dsas"]["source"] <= 1
+    assert dose["constant_gate"] == dict.fromkeys(("source", "control"), dose["dsas"]["source"])
     assert any("knowledge" in reason for reason in document["skipped"])
     answers = document["samples"][0]["answers"]
     assert set(answers) == {"base", *ARMS, "dsas ×30", "on ×30"}
@@ -98,10 +100,12 @@ def test_the_built_in_scorer_judges_what_is_to_go_away() -> None:
     [
         ({}, "expected scorer: {model, wanted} or words"),
         ({"builtin": {}}, "expected scorer"),
-        ({"words": {"wanted": True}}, "judge words: expected any, and wanted"),
-        ({"scorer": {"model": "x", "label": 1}}, "judge scorer: expected model, and wanted"),
+        ({"words": {"wanted": True}}, "judge words: expected any, a list, and wanted"),
+        ({"scorer": {"model": "x", "label": 1}}, "judge scorer: expected model, a name, and wanted"),
         ({"scorer": {"model": "builtin:poet"}}, "no built-in scorer builtin:poet"),
         ({"words": {"any": ["x"], "wanted": "yes"}}, "wanted: true or false"),
+        ({"words": {"any": 5}}, "judge words: expected any, a list"),
+        ({"scorer": {"model": ["a"]}}, "judge scorer: expected model, a name"),
     ],
 )
 def test_bad_judges(spec: Any, message: str) -> None:

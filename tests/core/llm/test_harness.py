@@ -173,8 +173,10 @@ def test_an_evaluation_asks_tasks(
 
 def test_tasks_that_are_not_there(tasks: Path) -> None:
     (tasks / "nameless.yaml").write_text("task: [a, b]\n")
-    with pytest.raises(DSASError, match="knows no task"):
+    with pytest.raises(DSASError, match=r"nameless.yaml names no task: expected task: or group: and a name"):
         harness.check_tasks([str(tasks / "nameless.yaml")])
+    (tasks / "tagged.yaml").write_text("task: 'tagged'\nprocess_docs: !function utils.process\n")
+    assert harness._name_of(tasks / "tagged.yaml") == "tagged"
     with pytest.raises(DSASError, match="no task file"):
         harness.check_tasks(["./nowhere.yaml"])
 
