@@ -171,7 +171,10 @@ class _Evaluation:
         parts = (probe for item in concept.interventions for probe in item.probes)
         self.latched = any(isinstance(probe, LatchProbe) for probe in parts)
         self.done: dict[tuple[str, float], Done] = {}
-        self.skipped = ["asking in words: effects are relative to answers that show all that is wanted"]
+        self.skipped: list[str] = []
+        # pairs of learning differ in their answers; only prompts that are made for it ask in other words
+        asked = self.prompts["target"] if "unseen_target" in prompts.evaluation else []
+        self.asked = [encode(tokenizer, text, limit) for text in asked]
 
     def _cell(self, name: str, strength: float) -> Cell:
         key = {
@@ -242,6 +245,11 @@ class _Evaluation:
         right = quality.right_answers(self.model, self.tokenizer, [every[i] for i in sorted(chosen)])
         return [bool(answer) for answer in right]
 
+    def _asking(self) -> Cell:
+        """Answers to source prompts that were rewritten, asking for what steering is to do."""
+        key = {"kind": "asked", **self.about, "tokens": [text.ids for text in self.asked]}
+        return Cell(key, lambda folder: {"source": self._answers(self.asked)})
+
     def report(self, templates: Mapping[str, str], tasks: Sequence[str], limit: int | None) -> dict[str, Any]:
         """Measure what is missing, judge everything; `templates` are those that source prompts come from."""
         first = [("base", 0.0), ("dsas", 1.0)]
@@ -255,7 +263,19 @@ class _Evaluation:
         arms = {name: [self._point(name, strength) for strength in self.plan.strengths] for name in self.plan.arms}
         sides = {side: [(0, text) for text in self.prompts[side]] for side in self.encoded}
         shown = self._shown(base["source"])
-        figures = summed_up(arms, shown, None, sides["source"], sides["control"])
+        rivals: dict[str, Any] = {
+            "no steering": {"shown": float(np.mean(shown)), "cost": 0.0, "degenerate": _broken(base["source"])}
+        }
+        asked: list[float] | None = None
+        if self.asked:
+            said = self.run.complete([self._asking()], "answering rewritten prompts")[0].values["source"]
+            asked = self._shown(said)
+            rivals["asked in words"] = {"shown": float(np.mean(asked)), "degenerate": _broken(said)}
+        else:
+            self.skipped.append(
+                "asking in words: the prompt file's evaluation has no unseen_target; effects are of all"
+            )
+        figures = summed_up(arms, shown, asked, sides["source"], sides["control"])
         if not self.builtin and not tasks:
             self.skipped.append("knowledge: name tasks of lm-evaluation-harness (--tasks)")
         if self.latched:
@@ -265,9 +285,7 @@ class _Evaluation:
             **figures,
             "dose": doses(dsas["h"], self.plan.arms),
             "oracle": "prompts",
-            "baselines": {
-                "no steering": {"shown": float(np.mean(shown)), "cost": 0.0, "degenerate": _broken(base["source"])}
-            },
+            "baselines": rivals,
             "judges": [self._as_seen_by(judge) for judge in self.others],
             "wordings": self._wordings(templates, shown, self._shown(dsas["source"])),
             "tasks": self._tasks(tasks, limit),

@@ -156,7 +156,7 @@ def _name_of(file: Path) -> str:
 
     Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
     try:
-        content = yaml.load(file.read_text(), Loader)
+        content = Loader(file.read_text()).get_single_data()
     except yaml.YAMLError as error:
         raise DSASError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     found = content.get("group") or content.get("task") if isinstance(content, dict) else None

@@ -12,6 +12,8 @@ from dsas_core.evaluate import ARMS, Plan, Run
 from dsas_core.evaluate.texts import degenerate, repeats
 from dsas_core.llm import evaluate as evaluation
 from dsas_core.llm.evaluate import ScoredJudge, evaluate, identity, judge_from
+from dsas_core.llm.prompts import encode, pad_token
+from dsas_core.llm.reader import Reader
 from dsas_core.llm.toxicity import LexiconScorer
 from dsas_core.prompts import read
 from tests.core.llm.models import PROMPTS, Words, tiny
@@ -76,6 +78,28 @@ def test_nothing_is_answered_twice(
     assert {**first, "cost": None} == {**document, "cost": None}, "the same everywhere, but for time"
     monkeypatch.setattr(evaluation._Evaluation, "_measure", None)
     assert measured(concept, tokenizer, tmp_path / "run") == first
+
+
+def test_rewritten_prompts_are_the_measure_where_there_are_any(
+    concept: Concept, tokenizer: Words, tmp_path: Path, document: dict[str, Any]
+) -> None:
+    assert document["asked"] is None
+    assert any("no unseen_target" in reason for reason in document["skipped"])
+    unseen = {
+        "unseen_source": ["user: {thing} is {place} you fool"],
+        "unseen_target": ["user: where is {thing} please"],
+        "unseen_control": ["user: {thing} is {place}"],
+    }
+    model, prompts = tiny("llama"), read({**PROMPTS, "evaluation": unseen})
+    run = Run(tmp_path / "run", identity(model, concept, prompts))
+    found = evaluate(model, tokenizer, concept, prompts, words_of(tokenizer), run, PLAN)
+    rewritten = found["baselines"]["asked in words"]
+    assert rewritten["shown"] == found["asked"] != found["baselines"]["no steering"]["shown"]
+    judge, reader = words_of(tokenizer), Reader(model, pad_token(tokenizer), 8)
+    texts = [encode(tokenizer, text) for text in found["prompts"]["target"]]
+    said = [str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in reader.answers(texts)]
+    scores = [0.0 if repeats(text) else score for text, score in zip(said, judge.shown(said), strict=True)]
+    assert found["asked"] == pytest.approx(sum(scores) / len(scores))
 
 
 @pytest.mark.parametrize(
