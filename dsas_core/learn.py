@@ -1,18 +1,6 @@
 """From statistics to interventions: fit the map and the gate of every site and timestep bin.
 
-The gate's direction comes from logistic regression (methods/dsas.py); this file decides on which rows it is fitted and
-how it is read:
-
-- "paper": fitted on the mean over positions, read at each position, as DSAS describes it.
-- "pooled": fitted on the mean, read on the mean: one decision for the whole picture or text.
-- "token": fitted on positions, read at each position. Which positions of a source prompt show the concept is not
-  known; they are found by multiple-instance rounds: those that the last probe scores highest are taken as positive.
-- "product": token times pooled: the concept must be in the picture, and here.
-- "prefix": of texts; fitted on the mean, read on the mean of the positions so far. "latch": read once, on the mean of
-  the prompt.
-
-A probe fitted on means has its threshold in the wrong place for positions, so the bias is moved until the mean h of
-control positions that the probe was not fitted on is at most `control_h`. A capture may hold rows of more kinds:
+`gating` fits the gate and places its threshold, `methods` the map. A capture may hold rows of more kinds:
 "context", positions of control prompts that the gate will meet, though nothing is pooled over them; "moved", rows of
 source prompts for the map alone, where the gate reads other positions than the map moves; "unseen_source" and
 "unseen_control", of another domain, on which the finished gate is tested.
@@ -20,8 +8,8 @@ source prompts for the map alone, where the gate reads other positions than the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -30,12 +18,12 @@ from . import methods
 from .capture import Capture, Rows
 from .concept import Intervention
 from .errors import DSASError
+from .gating import FORMS, REMEMBERING, calls, fit_gate
 from .maps import Map
-from .methods.dsas import Evidence
-from .probes import LatchProbe, LinearProbe, PooledProbe, PrefixProbe, Probe, ProductProbe, RunningProbe
+from .methods.combine import Combined
+from .probes import ConstantProbe, PooledProbe, Probe, ProductProbe, RunningProbe
 from .sites import Site
 
-FORMS = ("paper", "pooled", "token", "product", "prefix", "latch")
 POOLINGS = ("gated", "mean")
 WEIGHTS = ("soft", "threshold", "none")
 #: the target shows what the gate looks for where its highest h is at least this much of the source's
@@ -53,16 +41,19 @@ class Recipe:
     """How a concept is fitted.
 
     Args:
-        method, gate: names in `dsas_core.methods`.
-        form: how a `dsas` gate is fitted and read, see above.
+        method, gate: names in `dsas_core.methods`; of gates also with settings and combined, "product(dsas, gaps)".
+        form: how a `dsas` gate, or such a part of a combination, is fitted and read, see `gating`.
         rank, scaler: projection of the gate's regression; "auto" chooses by cross-validation.
         site_weight: "soft", "threshold" or "none"; see `methods.dsas.Evidence.weight`.
-        control_h: mean h to allow on held-out control positions; None leaves the bias where the regression put it.
+        control_h: mean h to allow on held-out control positions; None leaves the threshold where the fit put it. A
+            gate whose threshold cannot be moved so far keeps it.
         pooling: what the map is fitted on: "gated" for means over positions weighted by the gate (where the concept
             is; of targets that no longer show it, see `_map_rows`), "mean" for plain means, the form of the paper.
         top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.
         rounds: multiple-instance rounds.
         seed: of the cross-validation folds.
+        options: of the map method, by name; `dsas methods` lists them.
+        keep: how many sites to steer, those that tell source from target best, as ITI chooses heads; None for all.
     """
 
     method: str = "caa"
@@ -76,10 +67,14 @@ class Recipe:
     top_share: float = 0.1
     rounds: int = 3
     seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    keep: int | None = None
 
     def __post_init__(self) -> None:
-        methods.get(self.method, "map")
-        methods.get(self.gate, "gate")
+        methods.check_options(self.method, self.options)
+        if self.keep is not None and (not isinstance(self.keep, int) or self.keep < 1):
+            raise DSASError(f"keep {self.keep!r}: expected how many sites to steer, from 1 up, or None for all")
+        gate = methods.gate(self.gate)
         if self.site_weight not in WEIGHTS or self.rounds < 1 or not 0 < self.top_share <= 1:
             raise DSASError(
                 f"site_weight {self.site_weight!r}, rounds {self.rounds}, top_share {self.top_share}: expected one of "
@@ -90,6 +85,9 @@ class Recipe:
                 f"gate form {self.form!r}, pooling {self.pooling!r}: expected one of {', '.join(FORMS)}, and one of "
                 f"{', '.join(POOLINGS)}"
             )
+        if isinstance(gate, Combined) and self.form in REMEMBERING:
+            choices = ", ".join(form for form in FORMS if form not in REMEMBERING)
+            raise DSASError(f"gate form {self.form!r} goes by the tokens before, no combination does: choose {choices}")
 
 
 def recipe_of(given: Mapping[str, Any] | None, **settings: Any) -> Recipe:
@@ -98,9 +96,10 @@ def recipe_of(given: Mapping[str, Any] | None, **settings: Any) -> Recipe:
     Raises:
         DSASError: a field that recipes do not have, or a value that they do not take.
     """
-    unknown = sorted(set(given or {}) - {field.name for field in fields(Recipe)})
+    names = [own.name for own in fields(Recipe)]
+    unknown = sorted(set(given or {}) - set(names))
     if unknown:
-        known = ", ".join(field.name for field in fields(Recipe))
+        known = ", ".join(names)
         raise DSASError(f"recipe has no field {', '.join(unknown)}; it has {known}")
     return Recipe(**{**settings, **(given or {})})
 
@@ -155,7 +154,7 @@ def fit_sites(
         watched: sites that are only to be read, for the trace.
 
     Returns:
-        Interventions whose weight is above 0 in some bin, and the evidence of all sites.
+        Interventions whose weight is above 0 in some bin, and the evidence of all sites, or of those to `keep`.
 
     Raises:
         DSASError: no site tells source from control.
@@ -163,15 +162,21 @@ def fit_sites(
     from threadpoolctl import threadpool_limits
 
     sites = list(dict.fromkeys(site for site, _, _ in capture.rows))
+    if recipe.keep is not None:
+        kept = _best(capture, [site for site in sites if site not in watched], recipe)
+        for _ in range(len(sites) - len(kept) - len(watched)):
+            done()
+        sites = [site for site in sites if site in watched or site in kept]
     bins = range(len(capture.edges) + 1)
     interventions: list[Intervention] = []
     evidence: list[SiteEvidence] = []
+    refused: list[str] = []
     simple = replace(recipe, rank="lda", scaler="std")
     for site in sites:
         own = simple if site in watched else recipe  # what only draws a heat-map is not worth a search
         here = range(1) if site.root in capture.timeless else bins
         with threadpool_limits(1):  # many small problems: threads would mostly wait for one another
-            fitted = [_fit_bin(capture, site, bin_, own) for bin_ in here]
+            fitted = [_fit_bin(capture, site, bin_, own, refused) for bin_ in here]
         fitted *= len(bins) // len(here)
         evidence += [found for _, _, found in fitted]
         weights = tuple(found.weight for _, _, found in fitted)
@@ -182,6 +187,8 @@ def fit_sites(
         done()
     if all(intervention.watches for intervention in interventions):
         steered = {str(site) for site in sites if site not in watched}
+        if refused:
+            raise DSASError(f"no site is left to steer: at {len(refused)} the gate was refused, as at {refused[-1]}")
         best = max((found.balanced_accuracy for found in evidence if found.site in steered), default=0.0)
         raise DSASError(
             f"no site tells source from control prompts (best cross-validated balanced accuracy {best:.2f}): add "
@@ -190,7 +197,33 @@ def fit_sites(
     return interventions, evidence
 
 
-def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> tuple[Probe, Map, SiteEvidence]:
+def _best(capture: Capture, sites: list[Site], recipe: Recipe) -> list[Site]:
+    """The `keep` sites that tell source from target best: cross-validated balanced accuracy, its mean over bins."""
+    from threadpoolctl import threadpool_limits
+
+    judge = methods.get("dsas", "gate")
+
+    def told(site: Site) -> tuple[float, float]:
+        """Balanced accuracy, and AUROC for sites that are equal in it."""
+        found = []
+        for bin_ in range(len(capture.edges) + 1):
+            source = capture.rows.get((site, bin_, "moved"), capture.rows.get((site, bin_, "source")))
+            target = capture.rows.get((site, bin_, "target"))
+            if source is not None and target is not None:
+                groups = source.gathered("prompts").tolist(), target.gathered("prompts").tolist()
+                rows = source.gathered("pooled"), target.gathered("pooled")
+                found.append(judge.cross_fit(*rows, rank="lda", scaler="std", groups=groups, seed=recipe.seed).evidence)
+        count = max(1, len(found))
+        return sum(one.balanced_accuracy for one in found) / count, sum(one.auroc for one in found) / count
+
+    with threadpool_limits(1):
+        return sorted(sites, key=told, reverse=True)[: recipe.keep]
+
+
+def _fit_bin(
+    capture: Capture, site: Site, bin_: int, recipe: Recipe, refused: list[str]
+) -> tuple[Probe, Map, SiteEvidence]:
+    """Probe, map and evidence of one site and bin; where the gate is refused, the weight is 0 and `refused` grows."""
     kinds = ("source", "target", "control")
     missing = [kind for kind in kinds if (site, bin_, kind) not in capture.rows]
     if missing:
@@ -199,46 +232,40 @@ def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> tuple[P
             "use more steps or fewer bins"
         )
     source, target, control = (capture.rows[site, bin_, kind] for kind in kinds)
-    gate = methods.get(recipe.gate, "gate")
+    gate = methods.gate(recipe.gate)
     moved = capture.rows.get((site, bin_, "moved"), source)
-    if recipe.gate != "dsas":
-        transform = methods.get(recipe.method, "map").fit(moved.gathered("pooled"), target.gathered("pooled"))
-        probe = gate.fit(source.gathered("pooled"), control.gathered("pooled"))
-        h = probe.score(control.gathered("pooled"))
-        mean, fired = float(h.mean()), float((h > FIRED).float().mean())
-        return probe, transform, SiteEvidence(str(site), bin_, 1.0, 0.5, 0.5, 0, "none", mean, mean, fired, fired)
-    pooled = gate.cross_fit(
-        source.gathered("pooled"),
-        control.gathered("pooled"),
-        rank=recipe.rank,
-        scaler=recipe.scaler,
-        groups=(source.gathered("prompts").tolist(), control.gathered("prompts").tolist()),
-        seed=recipe.seed,
-    )
     met = [control, *([capture.rows[site, bin_, "context"]] if (site, bin_, "context") in capture.rows else [])]
-    formed, calibration = _formed(pooled.probe, pooled.control_logits, source, met, recipe)
-    probe = formed(calibration.shift)
-    transform = methods.get(recipe.method, "map").fit(*_map_rows(moved, target, probe, recipe.pooling))
-    found: Evidence = pooled.evidence
+    gated = fit_gate(gate, source, met, recipe)
+    if gated.refused:
+        refused.append(f"{site}: {gated.refused}")
+    (probe, after), (loose, before) = gated.at(recipe.control_h), gated.at(None)
+    rows = _map_rows(moved, target, probe, recipe.pooling)
+    transform = methods.get(recipe.method, "map").fit(*rows, **recipe.options)
+    found = gated.evidence
     evidence = SiteEvidence(
         site=str(site),
         bin=bin_,
-        weight=found.weight(recipe.site_weight),
+        weight=0.0 if gated.refused else gate.weight(found, recipe.site_weight),
         balanced_accuracy=found.balanced_accuracy,
         auroc=found.auroc,
         rank=found.rank,
         scaler=found.scaler,
-        control_h=calibration.h,
-        control_h_before=calibration.h_before,
-        control_fired=calibration.fired,
-        control_fired_before=calibration.fired_before,
-        unseen=_unseen(capture, site, bin_, probe, formed(0.0)),
+        control_h=float(after.mean()),
+        control_h_before=float(before.mean()),
+        control_fired=_fired(after),
+        control_fired_before=_fired(before),
+        unseen=_unseen(capture, site, bin_, probe, loose),
     )
     return probe, transform, evidence
 
 
+def _fired(h: torch.Tensor) -> float:
+    """The share of positions, of h [n, 1 or width], that have fired."""
+    return float((h.mean(-1) > FIRED).float().mean())
+
+
 def _unseen(capture: Capture, site: Site, bin_: int, probe: Probe, before: Probe) -> UnseenEvidence | None:
-    """A finished gate, and the same before its bias was moved, on prompts of another domain; None without any."""
+    """A finished gate, and the same before it was lowered, on prompts of another domain; None without any."""
     shown_rows, kept_rows = (capture.rows.get((site, bin_, kind)) for kind in UNSEEN)
     if shown_rows is None or kept_rows is None:
         return None
@@ -261,7 +288,7 @@ def _unseen(capture: Capture, site: Site, bin_: int, probe: Probe, before: Probe
 
 def _by_row(rows: Rows) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The mean [width] of each row, and its sampled positions [k, width]."""
-    positions = rows.gathered("positions").split([len(group) for group in _calls(rows)])
+    positions = rows.gathered("positions").split([len(group) for group in calls(rows)])
     return list(zip(rows.gathered("pooled"), positions, strict=True))
 
 
@@ -270,7 +297,7 @@ def _scores(probe: Probe, row: tuple[torch.Tensor, torch.Tensor]) -> torch.Tenso
     pooled, positions = row
     if isinstance(probe, RunningProbe | PooledProbe):
         return probe.inner.score(pooled[None])[:, 0]
-    return probe.score(positions[None])[0, :, 0]
+    return probe.score(positions[None])[0].mean(-1).expand(len(positions))
 
 
 def _map_rows(source: Rows, target: Rows, probe: Probe, pooling: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -280,9 +307,11 @@ def _map_rows(source: Rows, target: Rows, probe: Probe, pooling: str) -> tuple[t
     positions at random. There plain means tell the change, all of which is at the share of the positions that the gate
     picks in the source; so their difference is divided by that share.
     """
-    if pooling == "mean" or isinstance(probe, RunningProbe):
+    if pooling == "mean" or isinstance(probe, RunningProbe | ConstantProbe):
         return source.gathered("pooled"), target.gathered("pooled")
-    read = probe.factors[0] if isinstance(probe, ProductProbe) else probe
+    read = probe
+    while isinstance(read, ProductProbe):
+        read = read.factors[0]
     weighted, highest, share = _weighted(source, read)
     others, still, _ = _weighted(target, read)
     if still >= STILL_SHOWN * highest:
@@ -293,108 +322,15 @@ def _map_rows(source: Rows, target: Rows, probe: Probe, pooling: str) -> tuple[t
 
 
 def _weighted(rows: Rows, read: Probe) -> tuple[torch.Tensor, float, float]:
-    """Means over positions weighted by a gate, [rows, width]; the rows' mean highest h, and their mean h."""
+    """Means over positions weighted by a gate, [rows, width]; the rows' mean highest h, and their mean h.
+
+    A row at none of whose positions the gate fires counts by its plain mean.
+    """
     means, h = [], []
-    for _, positions in _by_row(rows):
-        scores = read.score(positions).expand(len(positions), 1)
-        means.append((scores * positions).sum(0) / scores.sum().clamp_min(1e-6))
+    for plain, positions in _by_row(rows):
+        scores = read.score(positions).mean(-1, keepdim=True).expand(len(positions), 1)
+        weighted = (scores * positions).sum(0) / scores.sum().clamp_min(1e-6)
+        means.append(weighted if bool((scores > 0).any()) else plain)
         h.append(scores)
     highest, share = (float(torch.stack([reduce(one) for one in h]).mean()) for reduce in (torch.max, torch.mean))
     return torch.stack(means), highest, share
-
-
-def _formed(
-    pooled: LinearProbe, pooled_control: torch.Tensor, source: Rows, met: Sequence[Rows], recipe: Recipe
-) -> tuple[Callable[[float], Probe], Calibration]:
-    """The gate in the recipe's form, given how far to lower its bias; and how far that is."""
-    if recipe.form in ("pooled", "prefix", "latch"):
-        kinds: dict[str, type[PooledProbe | RunningProbe]] = {"prefix": PrefixProbe, "latch": LatchProbe}
-        kind = kinds.get(recipe.form, PooledProbe)
-        return lambda shift: kind(_shifted(pooled, shift)), calibrate(pooled_control, None, recipe.control_h)
-    if recipe.form == "paper":
-        logits = pooled.logit(torch.cat([rows.gathered("positions") for rows in met]))[:, 0]
-        return lambda shift: _shifted(pooled, shift), calibrate(logits, None, recipe.control_h)
-    token, logits = _token_probe(pooled, source, met, recipe)
-    if recipe.form == "token":
-        return lambda shift: _shifted(token, shift), calibrate(logits, None, recipe.control_h)
-    by_row = pooled_control.sigmoid().to(logits)
-    counts = torch.tensor([len(rows) for rows in _calls(met[0])])
-    factor = by_row.repeat_interleave(counts)
-    return (
-        lambda shift: ProductProbe((_shifted(token, shift), PooledProbe(pooled))),
-        calibrate(logits[: int(counts.sum())], factor, recipe.control_h),
-    )
-
-
-def _token_probe(
-    start: LinearProbe, source: Rows, met: Sequence[Rows], recipe: Recipe
-) -> tuple[LinearProbe, torch.Tensor]:
-    """A probe of single positions, by multiple-instance rounds, and held-out logits of what it meets in controls."""
-    shown, kept = source.gathered("positions"), torch.cat([rows.gathered("positions") for rows in met])
-    gate = methods.get("dsas", "gate")
-    rank = "lda" if recipe.rank == "auto" else recipe.rank
-    scaler = "std" if recipe.scaler == "auto" else recipe.scaler
-    ends = torch.tensor([len(rows) for rows in _calls(source)]).cumsum(0).tolist()
-
-    def highest(probe: LinearProbe) -> torch.Tensor:
-        """Indices of the positions of each row of each call that the probe scores highest."""
-        chosen, begin = [], 0
-        for end in ends:
-            count = max(1, round(recipe.top_share * (end - begin)))
-            chosen.append(probe.logit(shown[begin:end])[:, 0].topk(count).indices + begin)
-            begin = end
-        return torch.cat(chosen)
-
-    probe = start
-    for _ in range(recipe.rounds - 1):
-        probe = gate.fit(shown[highest(probe)], kept, rank=rank, scaler=scaler)
-    positive = highest(probe)
-    prompts = torch.cat([rows.gathered("position_prompts") for rows in met])
-    groups = (source.gathered("position_prompts")[positive].tolist(), prompts.tolist())
-    fitted = gate.cross_fit(shown[positive], kept, rank=rank, scaler=scaler, groups=groups, seed=recipe.seed)
-    return fitted.probe, fitted.control_logits
-
-
-def _calls(rows: Rows) -> list[torch.Tensor]:
-    """The sampled positions of each row of each call, in the order of `pooled`."""
-    groups = []
-    for prompts in rows.position_prompts:
-        changes = (prompts.diff() != 0).nonzero().flatten() + 1
-        groups += list(prompts.tensor_split(changes.tolist()))
-    return groups
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How far to lower a gate's logits, and what that does: mean h of control positions and the share above 0.5."""
-
-    shift: float
-    h: float
-    h_before: float
-    fired: float
-    fired_before: float
-
-
-def calibrate(logits: torch.Tensor, factor: torch.Tensor | None, target: float | None) -> Calibration:
-    """Lower logits so that the mean of factor * sigmoid(logits - shift) is at most `target`.
-
-    The shift is 0 when the mean is low enough already, or `target` is None. A factor of None is 1.
-    """
-    factor = torch.ones_like(logits) if factor is None else factor
-
-    def h(shift: float) -> torch.Tensor:
-        return factor * (logits - shift).sigmoid()
-
-    shift = 0.0
-    if target is not None and float(h(0.0).mean()) > target:
-        low, shift = 0.0, 60.0
-        for _ in range(50):
-            middle = (low + shift) / 2
-            low, shift = (middle, shift) if float(h(middle).mean()) > target else (low, middle)
-    after, before = h(shift), h(0.0)
-    shares = [float((values > FIRED).float().mean()) for values in (after, before)]
-    return Calibration(shift, float(after.mean()), float(before.mean()), *shares)
-
-
-def _shifted(probe: LinearProbe, shift: float) -> LinearProbe:
-    return replace(probe, bias=probe.bias - shift)

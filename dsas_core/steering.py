@@ -277,6 +277,11 @@ class Steering:
                 f"{entry.reads} has {h.shape[1]} positions, {entry.writes} has {x.shape[1]}: a probe that reads "
                 "elsewhere needs the same, or one h for all (form pooled or latch)"
             )
+        if h.shape[-1] not in (1, x.shape[-1]):
+            raise DSASError(
+                f"{entry.reads} has {h.shape[-1]} dimensions, {entry.writes} has {x.shape[-1]}: a gate of each "
+                "dimension must read where its map writes"
+            )
         return h.to(x.device)
 
     @property

@@ -14,9 +14,9 @@ from .sites import Site
 class Record:
     """One concept at one site in one call.
 
-    `h` [rows, positions] is the probe's score times the site's weight; `change` [rows, positions] the length of what
-    was added, relative to the activation; `cosine` [rows, positions] between the activation before and behind. Only
-    rows that were to be steered are kept; `prompts` [rows] tells whose.
+    `h` [rows, positions] is the probe's score (its mean over dimensions, where it scores each) times the site's weight;
+    `change` [rows, positions] the length of what was added, relative to the activation; `cosine` [rows, positions]
+    between the activation before and behind. Only rows that were to be steered are kept; `prompts` [rows] tells whose.
     """
 
     concept: str

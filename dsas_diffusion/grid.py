@@ -20,6 +20,7 @@ measure: {count: 12, seeds: 2, strengths: [0.5, 1, 1.5, 2]}
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -98,9 +99,10 @@ def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[Entry
     found = []
     for model, method, gate, where in itertools.product(models, how, when, sites):
         parts = [str(concept.get("name") or prompts.name)]
-        parts += [part for part, options in ((where, sites), (method, how), (gate, when)) if len(options) > 1 and part]
-        parts += [model.replace("/", "-").replace(":", "-")] if len(models) > 1 else []
-        found.append(Entry("-".join(parts), model, prompts, method, gate, where, plan))
+        varied = ((where, sites), (method, how), (gate, when), (model, models))
+        parts += [part for part, options in varied if len(options) > 1 and part]
+        name = re.sub(r"[^\w.]+", "-", "-".join(parts)).strip("-")  # a gate may be "product(dsas, gaps)"
+        found.append(Entry(name, model, prompts, method, gate, where, plan))
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 
 from dsas_core import Call, Concept, Intervention, Site, visit
 from dsas_core.concept import fingerprint
-from dsas_core.maps import AffineMap, Map
+from dsas_core.maps import AffineMap, Map, MeanShiftMap, SupportMap
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, Probe, ProductProbe
 from dsas_diffusion.builtin import architecture
 
@@ -26,7 +26,7 @@ TINY = replace(
 )
 STEPS = 3
 FORMS = ("linear", "pooled", "product", "constant")
-MAPS = ("additive", "affine")
+MAPS = ("additive", "affine", "support", "mean-shift")
 
 
 def build_flow_pipe(folder: Path) -> Any:
@@ -141,7 +141,11 @@ def random_probe(form: str, width: int, random: torch.Generator, scale: float = 
 
 def random_map(kind: str, width: int, random: torch.Generator) -> Map:
     shift = torch.randn(width, generator=random)
-    return AffineMap(shift, 1 + 0.3 * torch.randn(width, generator=random) if kind == "affine" else None)
+    if kind == "additive":
+        return AffineMap(shift)
+    affine = AffineMap(shift, 1 + 0.3 * torch.randn(width, generator=random))
+    supported = SupportMap(affine, torch.full((width,), -0.5), torch.full((width,), 1.5))
+    return {"affine": affine, "support": supported, "mean-shift": MeanShiftMap(supported)}[kind]
 
 
 def random_concept(

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from .. import methods
 from ..capture import Capture
 from ..concept import Concept, fingerprint
 from ..errors import DSASError
@@ -59,7 +60,7 @@ def learn(
         prompts: a prompt file (dsas_core/prompts.py), or its content; conversations as in dsas_core/llm/prompts.py.
             With parts `unseen_source` and `unseen_control` in its evaluation, the evidence tells how the gates do on
             these.
-        method, gate: names in `dsas_core.methods`.
+        method, gate: names in `dsas_core.methods`; gates also combined, "product(dsas, gaps)".
         sites: see `dsas_core.llm.layers.find_sites`; None for the outputs of the middle third of the layers.
         pooling: what is read of source and target prompts: "answer", "prompt", "last" or "all" tokens; None for
             answers where prompts have them. The gate of form "prefix" is fitted on all tokens and that of form "latch"
@@ -81,6 +82,12 @@ def learn(
     chosen = recipe_of(recipe, form="token", pooling="mean", top_share=0.25, method=method, gate=gate, seed=seed)
     if chosen.form not in FORMS:
         raise DSASError(f"gate form {chosen.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}")
+    if methods.gate(gate).whole:
+        raise DSASError(
+            f"gate {gate!r} goes by all positions at once, and tokens are written one by one: choose another"
+        )
+    if chosen.options.get("spatial") == "mean shift":
+        raise DSASError("option spatial=mean shift goes by all positions at once: leave it elementwise for texts")
     wanted = _readable(model, find_sites(model, sites), sites)
     drawn = content.draw(count, seed)
     limit = positions_of(model)
@@ -115,7 +122,7 @@ def learn(
     with progress_bar(len(wanted), "fitting", show_progress) as bar:
         interventions, evidence = fit_sites(capture, chosen, bar.update)
     told_by_length = _auroc([len(text.ids) for text in texts["source"]], [len(text.ids) for text in texts["control"]])
-    _warn(evidence if gate == "dsas" else [], told_by_length)
+    _warn(evidence if methods.gate(gate).looks else [], told_by_length)
     roots = roots_of(model)
     concept = Concept(
         name=content.name,

@@ -28,5 +28,6 @@ class Map(Part):
 
 from .affine import AffineMap  # noqa: E402
 from .identity import IdentityMap  # noqa: E402
+from .support import MeanShiftMap, SupportMap  # noqa: E402
 
-__all__ = ["AffineMap", "IdentityMap", "Map"]
+__all__ = ["AffineMap", "IdentityMap", "Map", "MeanShiftMap", "SupportMap"]

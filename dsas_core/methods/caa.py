@@ -1,7 +1,10 @@
 """CAA, the mean difference: T(x; s) = x + s * v, v = mean(target) - mean(source), not normalised.
 
 Rimsky et al., "Steering Llama 2 via Contrastive Activation Addition", arXiv 2312.06681. Paired and unpaired prompts
-give the same v when their counts are equal.
+give the same v when their counts are equal. `normalise`: "unit" divides v by its length; "mean norm" makes it as long
+as source rows are in the mean, so that one strength means much the same at every site.
+
+Trap: added at every layer and ungated it costs most of what the model can do.
 """
 
 from __future__ import annotations
@@ -9,16 +12,24 @@ from __future__ import annotations
 import torch
 
 from ..maps import AffineMap
-from ._rows import checked
+from ._map import MapMethod, one_of
 
 
-class CAA:
+class CAA(MapMethod):
     """Contrastive activation addition."""
 
     line = "add the mean difference of target and source activations (arXiv 2312.06681)"
+    options = {"normalise": one_of("none", "unit", "mean norm")}
 
-    def fit(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
-        """Fit on rows [n, width] of source and target; dtype of the source out, computed in float64."""
-        found = checked("source", source).mean(0)
-        wanted = checked("target", target, source.shape[-1]).mean(0)
-        return AffineMap(shift=(wanted - found).to(source.dtype))
+    def _fit(self, source: torch.Tensor, target: torch.Tensor, *, normalise: str) -> AffineMap:
+        shift = target.mean(0) - source.mean(0)
+        if normalise == "none":
+            return AffineMap(shift)
+        length = source.norm(dim=1).mean() if normalise == "mean norm" else 1.0
+        return AffineMap(length * unit(shift))
+
+
+def unit(vector: torch.Tensor) -> torch.Tensor:
+    """The vector [width] at length 1; a vector of zeros stays what it is."""
+    length: torch.Tensor = vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+    return vector / length

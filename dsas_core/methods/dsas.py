@@ -8,7 +8,6 @@ components lose a concept that other variation outweighs. Accuracy is always of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,54 +15,18 @@ import torch
 
 from ..errors import DSASError
 from ..probes import LinearProbe, fold
+from ._gate import Evidence, Fitted, Gate, Groups, folded, judged
 from ._rows import checked
 
 #: projections to choose among: ranks of principal components, and "lda", the shrunken discriminant (uses the labels)
 CANDIDATE_RANKS: tuple[int | str, ...] = (5, 16, 48, "lda")
 CANDIDATE_SCALERS = ("none", "std")
-FOLDS = 5
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """How well a gate tells source from control on prompts that it was not fitted on.
-
-    `lower` is the balanced accuracy minus one standard error of its binomial estimate over prompts; `rank` and
-    `scaler` are what was chosen.
-    """
-
-    balanced_accuracy: float
-    auroc: float
-    lower: float
-    rank: int | str
-    scaler: str
-    source_prompts: int
-    control_prompts: int
-
-    def weight(self, rule: str = "soft", threshold: float = 0.75) -> float:
-        """The site's weight: "soft" clip(2 lower - 1, 0, 1), "threshold" 1 from `threshold` up, "none" 1."""
-        if rule == "soft":
-            return float(np.clip(2 * self.lower - 1, 0, 1))
-        if rule == "threshold":
-            return float(self.balanced_accuracy >= threshold)
-        if rule == "none":
-            return 1.0
-        raise DSASError(f"site weight {rule!r}: expected soft, threshold or none")
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A gate, its evidence, and the logit of every row by a probe that had not seen the row's prompt."""
-
-    probe: LinearProbe
-    evidence: Evidence
-    source_logits: torch.Tensor
-    control_logits: torch.Tensor
-
-
-class DSAS:
+class DSAS(Gate):
     """The logistic gate of DSAS."""
 
+    rows = "pooled"
     line = "logistic regression of source against control activations, folded (arXiv 2512.03661)"
 
     def fit(
@@ -73,7 +36,7 @@ class DSAS:
         *,
         rank: int | str = "auto",
         scaler: str = "auto",
-        groups: tuple[Sequence[int], Sequence[int]] | None = None,
+        groups: Groups | None = None,
         seed: int = 0,
     ) -> LinearProbe:
         """Fit on rows [n, width] of source (h = 1) and control (h = 0).
@@ -103,46 +66,31 @@ class DSAS:
         *,
         rank: int | str = "auto",
         scaler: str = "auto",
-        groups: tuple[Sequence[int], Sequence[int]] | None = None,
+        groups: Groups | None = None,
         seed: int = 0,
-    ) -> Fitted:
+    ) -> Fitted[LinearProbe]:
         """As `fit`, with the cross-validated evidence and the held-out logits that it comes from."""
-        positive = checked("source", source).numpy()
-        negative = checked("control", control, source.shape[-1]).numpy()
-        rows = np.concatenate([positive, negative])
-        labels = np.repeat([1, 0], [len(positive), len(negative)])
-        if groups is None:
-            prompts = np.arange(len(rows))
-        else:
-            prompts = np.concatenate([np.asarray(groups[0]), np.asarray(groups[1]) + 1 + max(groups[0])])
+        positive, negative = checked("source", source), checked("control", control, source.shape[-1])
+        both, labels, prompts, folds = folded(positive, negative, groups, seed)
+        rows = both.numpy()
         ranks = CANDIDATE_RANKS if rank == "auto" else (rank,)
         scalers = CANDIDATE_SCALERS if scaler == "auto" else (scaler,)
-        chosen, evidence, logits = _choose(rows, labels, prompts, ranks, scalers, seed)
+        chosen, evidence, logits = _choose(rows, labels, prompts, folds, ranks, scalers)
         weight, bias = _fit_folded(rows, labels, *chosen)
         probe = LinearProbe(weight.to(source.dtype), bias.to(source.dtype))
-        held_out = torch.from_numpy(logits)
-        return Fitted(probe, evidence, held_out[: len(positive)], held_out[len(positive) :])
+        shown, kept = torch.from_numpy(logits).split([len(positive), len(negative)])
+        return Fitted(probe, evidence, shown, kept, lambda shift: (kept - shift).sigmoid()[:, None])
 
 
 def _choose(
     rows: np.ndarray,
     labels: np.ndarray,
     prompts: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
     ranks: Sequence[int | str],
     scalers: Sequence[str],
-    seed: int,
 ) -> tuple[tuple[int | str, str], Evidence, np.ndarray]:
     """The (rank, scaler) whose held-out logits separate best, its evidence, and those logits."""
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    sizes = [len(np.unique(prompts[labels == label])) for label in (1, 0)]
-    if min(sizes) < FOLDS:
-        raise DSASError(
-            f"a gate needs at least {FOLDS} prompts a side to cross-validate, found {sizes[0]} and {sizes[1]}"
-        )
-    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    folds = list(splitter.split(rows, labels, prompts))
     candidates = [(rank, scaler) for scaler in scalers for rank in ranks]
     logits = {candidate: np.zeros(len(rows)) for candidate in candidates}
     for train, test in folds:
@@ -158,19 +106,8 @@ def _choose(
 
     best = min(candidates, key=loss)
     hits = (logits[best] > 0) == (labels == 1)
-    rates = [hits[labels == label].mean() for label in (1, 0)]
-    accuracy = float(np.mean(rates))
-    variance = sum(rate * (1 - rate) / size for rate, size in zip(rates, sizes, strict=True)) / 4
-    floor = 0.25 / (2 * sum(sizes)) ** 2  # a perfect score on few prompts is still uncertain
-    evidence = Evidence(
-        balanced_accuracy=accuracy,
-        auroc=float(roc_auc_score(labels, logits[best])),
-        lower=accuracy - float(np.sqrt(max(variance, floor))),
-        rank=best[0],
-        scaler=best[1],
-        source_prompts=sizes[0],
-        control_prompts=sizes[1],
-    )
+    sizes = [len(np.unique(prompts[labels == label])) for label in (1, 0)]
+    evidence = judged(logits[best], hits, labels, sizes, *best)
     return best, evidence, logits[best]
 
 
@@ -187,7 +124,7 @@ def _fit_folded(
         mean = rows.mean(0)
         scale = np.maximum(rows.std(0), 1e-6) if scaler == "std" else np.ones(rows.shape[1])
         standard = (rows - mean) / scale
-        bases[scaler] = mean, scale, standard, _principal(standard)
+        bases[scaler] = mean, scale, standard, principal(standard)
     mean, scale, standard, vectors = bases[scaler]
     if rank == "lda":
         components = (_discriminant(standard @ vectors.T, labels) @ vectors)[None]
@@ -203,7 +140,7 @@ def _fit_folded(
     return fold(center, deviation, pca_mean, basis, coef, float(model.intercept_[0]))
 
 
-def _principal(rows: np.ndarray) -> np.ndarray:
+def principal(rows: np.ndarray) -> np.ndarray:
     """Principal components [k, width] of centred rows, largest first, without those of no variance."""
     if len(rows) < rows.shape[1]:
         _, deviations, vectors = np.linalg.svd(rows, full_matrices=False)

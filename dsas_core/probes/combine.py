@@ -1,8 +1,9 @@
-"""Probes made of probes: a decision on the mean over positions, and products (a fuzzy AND)."""
+"""Probes made of probes: a decision on the mean over positions, products (a fuzzy AND), and the logic of CAST."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -19,10 +20,13 @@ class PooledProbe(Probe, kind="pooled"):
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return self.inner.logit(pool(x, mask))
 
+    def lowered(self, shift: float) -> Self:
+        return replace(self, inner=self.inner.lowered(shift))
+
 
 @dataclass(frozen=True, eq=False)
 class ProductProbe(Probe, kind="product"):
-    """h = the product of the factors: all must agree."""
+    """h = the product of the factors: all must agree. Its threshold is that of the first."""
 
     factors: tuple[Probe, ...]
 
@@ -32,15 +36,50 @@ class ProductProbe(Probe, kind="product"):
             h = h * factor.score(x, mask)
         return h
 
+    def lowered(self, shift: float) -> Self:
+        return replace(self, factors=(self.factors[0].lowered(shift), *self.factors[1:]))
+
 
 @dataclass(frozen=True, eq=False)
 class ComplementProbe(Probe, kind="complement"):
-    """h = 1 - the inner probe's h: everything but the concept."""
+    """h = 1 - the inner probe's h: everything but the concept. It has no threshold of its own to move."""
 
     inner: Probe
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return 1 - self.inner.score(x, mask)
+
+
+@dataclass(frozen=True, eq=False)
+class AnyProbe(Probe, kind="any"):
+    """h = the highest of the parts' (OR). Lowering it lowers every part."""
+
+    parts: tuple[Probe, ...]
+
+    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        h = self.parts[0].score(x, mask)
+        for part in self.parts[1:]:
+            h = torch.maximum(h, part.score(x, mask))
+        return h
+
+    def lowered(self, shift: float) -> Self:
+        return replace(self, parts=tuple(part.lowered(shift) for part in self.parts))
+
+
+@dataclass(frozen=True, eq=False)
+class AllProbe(Probe, kind="all"):
+    """h = the lowest of the parts' (AND). Lowering it lowers every part."""
+
+    parts: tuple[Probe, ...]
+
+    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        h = self.parts[0].score(x, mask)
+        for part in self.parts[1:]:
+            h = torch.minimum(h, part.score(x, mask))
+        return h
+
+    def lowered(self, shift: float) -> Self:
+        return replace(self, parts=tuple(part.lowered(shift) for part in self.parts))
 
 
 def pool(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

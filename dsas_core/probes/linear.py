@@ -8,7 +8,8 @@ Folding (methods: standardise, project, logistic regression): with mean m, scale
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -55,3 +56,6 @@ class LinearProbe(Probe, kind="linear"):
         dtype = compute_dtype(x)
         z = torch.nn.functional.linear(x.to(dtype), self.weight.to(dtype)[None], self.bias.to(dtype)[None])
         return z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+
+    def lowered(self, shift: float) -> Self:
+        return replace(self, bias=self.bias - shift)

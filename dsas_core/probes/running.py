@@ -6,7 +6,8 @@ every prefix of a text exactly as it was fitted (methods of prefix pooling; YOPO
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -48,6 +49,9 @@ class RunningProbe(Probe):
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The scores of a whole text, every position of it given."""
         return self.follow(x, mask, None, torch.zeros(len(x), 3, device=x.device))[0]
+
+    def lowered(self, shift: float) -> Self:
+        return replace(self, inner=self.inner.lowered(shift))
 
     def _means(self, x: torch.Tensor, mask: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sums of logits and numbers of positions up to each position, [batch, positions] both."""

@@ -168,6 +168,19 @@ def not_negative(text: str) -> float:
     return value
 
 
+def name_and_value(text: str) -> tuple[str, Any]:
+    """`NAME=VALUE`, the value as YAML reads it: a number, true, null, or a text."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, the value as in YAML, found {text!r}") from None
+
+
 def concept_and_strength(text: str) -> tuple[str, float]:
     """`FOLDER`, which means a strength of 1, or `FOLDER=STRENGTH`; a folder may have a `=` in its name."""
     folder, equals, strength = text.rpartition("=")

@@ -16,7 +16,16 @@ from dsas_core.prompts import PromptSet, draft, read
 
 from ..learn import COUNT, learn
 from . import show
-from .arguments import add_generation, add_model, language_model, pipeline, positive, refuse_generation, shows_progress
+from .arguments import (
+    add_generation,
+    add_model,
+    language_model,
+    name_and_value,
+    pipeline,
+    positive,
+    refuse_generation,
+    shows_progress,
+)
 from .output import free_folder
 
 #: the drafted prompt file, in the concept's folder
@@ -33,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the concept (default: what the prompt file says)")
     parser.add_argument("--method", default="caa", help="how to change, see `dsas methods` (default caa)")
     parser.add_argument("--gate", default="dsas", help="when to change, see `dsas methods` (default dsas)")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=name_and_value,
+        metavar="NAME=VALUE",
+        help="of the method, see `dsas methods`; repeatable",
+    )
     parser.add_argument(
         "--sites",
         action="append",
@@ -65,12 +82,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             args.usage(f"{args.model} is a language model: it learns from --prompts, not from two phrases")
     prompts, drafted = _prompts(args)
     prompts.draw(args.count, args.seed)
-    Recipe(method=args.method, gate=args.gate)
+    recipe: dict[str, Any] = {"options": dict(args.option)}
+    Recipe(method=args.method, gate=args.gate, **recipe)
     if drafted and not args.json:
         print(drafted, flush=True)
 
     settings: dict[str, Any] = {name: getattr(args, name) for name in ("method", "gate", "sites", "seed", "count")}
-    settings["show_progress"] = shows_progress(args)
+    settings |= {"recipe": recipe, "show_progress": shows_progress(args)}
     if text:
         if args.sites and len(args.sites) == 1:
             settings["sites"] = args.sites[0]

@@ -10,7 +10,8 @@ import torch
 
 from dsas_core import Call, Concept, DSASError, Recipe, Site, Steering
 from dsas_core.capture import Capture
-from dsas_core.learn import FORMS, calibrate, fit_sites
+from dsas_core.gating import FORMS, calibrate
+from dsas_core.learn import fit_sites
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, ProductProbe
 from dsas_core.trace import Trace
 
@@ -145,20 +146,27 @@ def test_bad_recipes(fields: dict[str, Any], message: str) -> None:
 
 def test_calibration_lowers_the_logits_just_enough() -> None:
     logits, factor = torch.randn(500) * 4, torch.rand(500)
-    found = calibrate(logits, factor, 0.01)
-    h = {shift: factor * (logits - shift).sigmoid() for shift in (0.0, found.shift)}
-    assert found.shift > 0
-    assert found.h == pytest.approx(0.01, abs=1e-6)
-    assert (found.h_before, found.h) == pytest.approx([float(values.mean()) for values in h.values()])
-    assert (found.fired_before, found.fired) == pytest.approx([float((v > 0.5).float().mean()) for v in h.values()])
-    assert found.fired_before > found.fired
+    shift = calibrate(lambda shift: (factor * (logits - shift).sigmoid())[:, None], 0.01)
+    assert shift > 0
+    assert float((factor * (logits - shift).sigmoid()).mean()) == pytest.approx(0.01, abs=1e-6)
 
 
 @pytest.mark.parametrize("target", [None, 0.9])
 def test_calibration_leaves_alone_what_is_low_enough(target: float | None) -> None:
-    logits, factor = torch.randn(50), torch.ones(50)
-    found = calibrate(logits, factor, target)
-    assert (found.shift, found.h, found.fired) == (0.0, found.h_before, found.fired_before)
+    logits = torch.randn(50, 1)
+    assert calibrate(lambda shift: (logits - shift).sigmoid(), target) == 0
+
+
+def test_calibration_leaves_alone_what_it_cannot_lower() -> None:
+    assert calibrate(lambda shift: torch.full((9, 1), 0.1), 0.01) == 0
+    far = torch.tensor([[500.0], [-500.0]])
+    assert 499 < calibrate(lambda shift: (far - shift > 0).double(), 0.01) < 501
+
+
+def test_evidence_tells_what_calibration_did() -> None:
+    found, loose = fitted("paper")[1], fitted("paper", None)[1]
+    assert found.control_h <= 0.01 < found.control_h_before == loose.control_h == loose.control_h_before
+    assert found.control_fired < found.control_fired_before == loose.control_fired
 
 
 def test_watched_sites_only_read_and_do_not_make_a_concept_alone() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from dsas_core import Concept, prompts
 from dsas_diffusion import __version__, load
 from dsas_diffusion.cli import doctor, output
-from dsas_diffusion.cli.arguments import concept_and_strength
+from dsas_diffusion.cli.arguments import concept_and_strength, name_and_value
 from dsas_diffusion.generation import Settings, pictures_of, seeds_for
 from tests.diffusion.conftest import PHRASES
 
@@ -66,7 +66,9 @@ def test_learn_from_a_file_as_json_over_an_earlier_concept(dsas, model: str, con
     (out / "config.json").write_text("old")
     file = Path(concept) / "prompts.yaml"
     arguments = ("--prompts", file, "--out", out, "--name", "other", "--steps", 2, "--count", 12, "--gate", "on")
+    arguments += ("--option", "normalise=mean norm")
     learned = document_of(dsas("learn", "--model", model, *arguments, "--overwrite", "--json"))
+    assert Concept.from_pretrained(out).provenance["recipe"]["options"] == {"normalise": "mean norm"}
     assert (learned["name"], learned["gate"], learned["drafted"]) == ("other", "on", False)
     assert {path.name for path in out.iterdir()} == {"config.json", "concept.safetensors", "README.md"}
 
@@ -287,6 +289,7 @@ def test_doctor_concludes(changes: dict[str, Any], expected: str) -> None:
 def test_methods_env_version_and_help(dsas) -> None:
     assert {"caa", "dsas", "on", "off"} <= {method["name"] for method in document_of(dsas("methods", "--json"))}
     assert "--gate" in dsas("methods")[1]
+    assert "support=null" in dsas("methods")[1]
     assert document_of(dsas("env", "--json"))["torch"] == torch.__version__
     assert "torch threads" in dsas("env")[1]
     assert dsas("--version")[:2] == (0, f"dsas {__version__}\n")
@@ -313,6 +316,10 @@ def test_methods_env_version_and_help(dsas) -> None:
         ("learn --from banana --to pear --out {new} --count 3", 1, "at least 8"),
         ("learn --from banana --to pear --out {new} --method cca", 1, "did you mean caa"),
         ("learn --from banana --to pear --out {new} --gate caa", 1, "no gate named"),
+        ("learn --from banana --to pear --out {new} --option unit", 2, "expected NAME=VALUE"),
+        ("learn --from banana --to pear --out {new} --option normalise=[", 2, "the value as in YAML"),
+        ("learn --from banana --to pear --out {new} --option normalise=max", 1, "expected none, unit or mean norm"),
+        ("learn --from banana --to pear --out {new} --option top=3", 1, "CAA has no option 'top'; it has normalise"),
         ("learn --from banana --to pear --out {new} --name a/b", 1, "name 'a/b'"),
         ("learn --prompts {new}/x.yaml --out {new}", 1, "no prompt file"),
         ("learn --from banana --to pear --out {concept}", 1, "--overwrite"),
@@ -390,6 +397,14 @@ def test_a_concept_may_have_a_strength(tmp_path: Path) -> None:
     (tmp_path / "a=b").mkdir()
     assert concept_and_strength(f"{tmp_path}/a=b") == (f"{tmp_path}/a=b", 1.0)
     assert concept_and_strength(f"{tmp_path}/a=b=2") == (f"{tmp_path}/a=b", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("top=3", 3), ("top=0.5", 0.5), ("top=mean norm", "mean norm"), ("top=null", None), ("top=", None)],
+)
+def test_an_option_has_a_value_as_in_yaml(text: str, value: object) -> None:
+    assert name_and_value(text) == ("top", value)
 
 
 def test_json_is_strict() -> None:

@@ -146,6 +146,11 @@ def test_an_encoder_is_read_where_it_is(tokenizer: Words) -> None:
             "reads tokens that are not written yet: choose token, prefix, latch, paper",
         ),
         ({}, {"recipe": {"colour": 1}}, "recipe has no field colour"),
+        (
+            {},
+            {"method": "mean-act", "recipe": {"options": {"spatial": "mean shift"}}},
+            "spatial=mean shift goes by all positions at once",
+        ),
         ({}, {"sites": "layers"}, "no site matches 'layers'"),
         ({}, {"sites": ["norm"]}, "llama has no norm sites"),
     ],

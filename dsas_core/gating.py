@@ -1,0 +1,212 @@
+"""The gate of one site and timestep bin, from captured rows: fitted, judged, its threshold placed on controls.
+
+The `dsas` gate's direction comes from logistic regression; its form decides on which rows, and how it is read:
+
+- "paper": fitted on the mean over positions, read at each position, as DSAS describes it.
+- "pooled": fitted on the mean, read on the mean: one decision for the whole picture or text.
+- "token": fitted on positions, read at each position. Which positions of a source prompt show the concept is not
+  known; they are found by multiple-instance rounds: those that the last probe scores highest are taken as positive.
+- "product": token times pooled: the concept must be in the picture, and here.
+- "prefix": of texts; fitted on the mean, read on the mean of the positions so far. "latch": read once, on the mean of
+  the prompt.
+
+Other gates say themselves which rows they are fitted on, and are read at each position.
+
+A probe fitted on means has its threshold in the wrong place for positions, so it is lowered until the mean h of control
+positions that the probe was not fitted on is at most the recipe's `control_h`. h of each dimension counts by its mean
+over dimensions, here and in all evidence.
+
+Of a combination every part is fitted as if it stood alone, and so are thresholds placed: of a product and of `all` the
+first part's, as the others can only close it further; of `any` every part's, for its share of `control_h`; of a
+complement that of what it turns round. One shift for all parts would mix their units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .capture import Rows
+from .methods._gate import Evidence, Gate, Groups, RefusedError, by_prompt, evidence_of
+from .methods.combine import Combined
+from .methods.dsas import DSAS
+from .probes import LatchProbe, LinearProbe, PooledProbe, PrefixProbe, Probe, ProductProbe, RunningProbe
+
+if TYPE_CHECKING:
+    from .learn import Recipe
+
+FORMS = ("paper", "pooled", "token", "product", "prefix", "latch")
+#: forms that remember the tokens before, which no combination does
+REMEMBERING = ("prefix", "latch")
+#: logits that reach further than this are let be
+FARTHEST = 1e6
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A gate whose threshold is still to be placed.
+
+    `at(control_h)` gives the probe with its threshold placed (None: where the fit put it), and h of what it meets in
+    controls by probes that had not seen it, [n, 1 or width]: positions, those of control prompts first; of rows where
+    it decides on means. `scores` are mean h of source and of control prompts that the probe had not seen. `refused`
+    says why it must not steer here.
+    """
+
+    at: Callable[[float | None], tuple[Probe, torch.Tensor]]
+    evidence: Evidence
+    scores: tuple[torch.Tensor, torch.Tensor]
+    of_rows: bool = False
+    refused: str = ""
+
+
+def fit_gate(gate: Gate, source: Rows, met: Sequence[Rows], recipe: Recipe) -> Gated:
+    """Fit a gate on source rows and on those that it meets in control prompts: "control", and perhaps "context"."""
+    if isinstance(gate, DSAS):
+        return _dsas(gate, source, met, recipe)
+    if isinstance(gate, Combined):
+        return _combined(gate, source, met, recipe)
+    control = met[0]
+    pooled = gate.rows == "pooled"
+    field, owner = ("pooled", "prompts") if pooled else ("positions", "position_prompts")
+    fitted_on = [control] if pooled else list(met)
+    rows = source.gathered(field), torch.cat([each.gathered(field) for each in fitted_on])
+    owners = source.gathered(owner).tolist(), torch.cat([each.gathered(owner) for each in fitted_on]).tolist()
+    refused = ""
+    try:
+        fitted = gate.cross_fit(*rows, groups=owners, seed=recipe.seed)
+    except RefusedError as error:
+        fitted, refused = error.fitted, str(error)
+    own = len(control.gathered(owner))  # evidence is of control prompts alone, not of what else the gate meets
+    kept = by_prompt(fitted.control_logits[:own].sigmoid(), owners[1][:own])
+    scores = by_prompt(fitted.source_logits.sigmoid(), owners[0]), kept
+    if not gate.looks:
+        return Gated(_at(fitted.probe, fitted.control_h), fitted.evidence, scores, of_rows=True)
+    if not pooled:
+        return Gated(_at(fitted.probe, fitted.control_h), evidence_of(*scores), scores, refused=refused)
+    texts = [row for each in met for row in each.gathered("positions").split([len(group) for group in calls(each)])]
+
+    def control_h(shift: float) -> torch.Tensor:
+        probe = fitted.probe.lowered(shift)
+        return torch.cat([probe.score(text[None])[0].expand(len(text), -1) for text in texts])
+
+    return Gated(_at(fitted.probe, control_h), fitted.evidence, scores, refused=refused)
+
+
+def _dsas(gate: DSAS, source: Rows, met: Sequence[Rows], recipe: Recipe) -> Gated:
+    control = met[0]
+    groups = source.gathered("prompts").tolist(), control.gathered("prompts").tolist()
+    pooled = gate.cross_fit(
+        source.gathered("pooled"),
+        control.gathered("pooled"),
+        rank=recipe.rank,
+        scaler=recipe.scaler,
+        groups=groups,
+        seed=recipe.seed,
+    )
+    linear = pooled.probe
+    scores = by_prompt(pooled.source_logits.sigmoid(), groups[0]), by_prompt(pooled.control_logits.sigmoid(), groups[1])
+    if recipe.form in ("pooled", *REMEMBERING):
+        kinds: dict[str, type[PooledProbe | RunningProbe]] = {"prefix": PrefixProbe, "latch": LatchProbe}
+        kind = kinds.get(recipe.form, PooledProbe)
+        return Gated(_at(kind(linear), _lowered(pooled.control_logits)), pooled.evidence, scores, of_rows=True)
+    if recipe.form == "paper":
+        logits = linear.logit(torch.cat([rows.gathered("positions") for rows in met]))[:, 0]
+        return Gated(_at(linear, _lowered(logits)), pooled.evidence, scores)
+    token, logits = _token_probe(gate, linear, source, met, recipe)
+    if recipe.form == "token":
+        return Gated(_at(token, _lowered(logits)), pooled.evidence, scores)
+    counts = torch.tensor([len(rows) for rows in calls(control)])
+    factor = pooled.control_logits.sigmoid().to(logits).repeat_interleave(counts)
+    probe = ProductProbe((token, PooledProbe(linear)))
+    return Gated(_at(probe, _lowered(logits[: int(counts.sum())], factor)), pooled.evidence, scores)
+
+
+def _combined(gate: Combined, source: Rows, met: Sequence[Rows], recipe: Recipe) -> Gated:
+    parts = [fit_gate(part, source, met, recipe) for part in gate.parts]
+    counts = torch.tensor([len(rows) for rows in calls(met[0])])
+
+    def at(target: float | None) -> tuple[Probe, torch.Tensor]:
+        placed = [part.at(share) for part, share in zip(parts, gate.shares(target), strict=True)]
+        said = [
+            h.repeat_interleave(counts, 0) if part.of_rows else h for part, (_, h) in zip(parts, placed, strict=True)
+        ]
+        shared = min(map(len, said))  # some know control prompts only, and not the context
+        return gate.probe([probe for probe, _ in placed]), gate.h([h[:shared] for h in said])
+
+    scores = gate.h([part.scores[0] for part in parts]), gate.h([part.scores[1] for part in parts])
+    evidence = gate.evidence([part.evidence for part in parts], scores)
+    return Gated(at, evidence, scores, refused=next((part.refused for part in parts if part.refused), ""))
+
+
+def _at(
+    probe: Probe, control_h: Callable[[float], torch.Tensor]
+) -> Callable[[float | None], tuple[Probe, torch.Tensor]]:
+    """A probe, and h of controls by how far it is lowered, by the mean h of controls that is wanted."""
+
+    def at(target: float | None) -> tuple[Probe, torch.Tensor]:
+        shift = calibrate(control_h, target)
+        return probe.lowered(shift), control_h(shift)
+
+    return at
+
+
+def _lowered(logits: torch.Tensor, factor: torch.Tensor | None = None) -> Callable[[float], torch.Tensor]:
+    """h of held-out logits [n], times a factor [n] that does not move, by how far the gate is lowered: [n, 1]."""
+    factor = torch.ones_like(logits) if factor is None else factor
+    return lambda shift: (factor * (logits - shift).sigmoid())[:, None]
+
+
+def _token_probe(
+    gate: DSAS, start: LinearProbe, source: Rows, met: Sequence[Rows], recipe: Recipe
+) -> tuple[LinearProbe, torch.Tensor]:
+    """A probe of single positions, by multiple-instance rounds, and held-out logits of what it meets in controls."""
+    shown, kept = source.gathered("positions"), torch.cat([rows.gathered("positions") for rows in met])
+    rank = "lda" if recipe.rank == "auto" else recipe.rank
+    scaler = "std" if recipe.scaler == "auto" else recipe.scaler
+    ends = torch.tensor([len(rows) for rows in calls(source)]).cumsum(0).tolist()
+
+    def highest(probe: LinearProbe) -> torch.Tensor:
+        """Indices of the positions of each row of each call that the probe scores highest."""
+        chosen, begin = [], 0
+        for end in ends:
+            count = max(1, round(recipe.top_share * (end - begin)))
+            chosen.append(probe.logit(shown[begin:end])[:, 0].topk(count).indices + begin)
+            begin = end
+        return torch.cat(chosen)
+
+    probe = start
+    for _ in range(recipe.rounds - 1):
+        probe = gate.fit(shown[highest(probe)], kept, rank=rank, scaler=scaler)
+    positive = highest(probe)
+    prompts = torch.cat([rows.gathered("position_prompts") for rows in met])
+    groups: Groups = (source.gathered("position_prompts")[positive].tolist(), prompts.tolist())
+    fitted = gate.cross_fit(shown[positive], kept, rank=rank, scaler=scaler, groups=groups, seed=recipe.seed)
+    return fitted.probe, fitted.control_logits
+
+
+def calls(rows: Rows) -> list[torch.Tensor]:
+    """The sampled positions of each row of each call, in the order of `pooled`."""
+    groups = []
+    for prompts in rows.position_prompts:
+        changes = (prompts.diff() != 0).nonzero().flatten() + 1
+        groups += list(prompts.tensor_split(changes.tolist()))
+    return groups
+
+
+def calibrate(h: Callable[[float], torch.Tensor], target: float | None) -> float:
+    """How far to lower a gate so that the mean of h(shift) [n, 1 or width] is at most `target`.
+
+    0 when the mean is low enough already, `target` is None, or lowering does not get it there.
+    """
+    if target is None or float(h(0.0).mean()) <= target or float(h(FARTHEST).mean()) > target:
+        return 0.0
+    low, shift = 0.0, 60.0
+    while float(h(shift).mean()) > target:
+        low, shift = shift, 2 * shift
+    for _ in range(50):
+        middle = (low + shift) / 2
+        low, shift = (middle, shift) if float(h(middle).mean()) > target else (low, middle)
+    return shift

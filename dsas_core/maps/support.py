@@ -1,0 +1,49 @@
+"""Where a map may act: inside a range of values, by dimension; or on the mean over positions alone.
+
+Both are what Linear-AcT and its kin need beside an affine map (arXiv 2410.23054).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from . import Map
+from .affine import AffineMap
+
+
+@dataclass(frozen=True, eq=False)
+class SupportMap(Map, kind="support"):
+    """The inner map where low < x < high, strictly and dimension by dimension; x itself elsewhere.
+
+    Args:
+        low, high: [width].
+    """
+
+    displaces: ClassVar[bool] = True
+
+    inner: AffineMap
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def displacement(self, x: torch.Tensor) -> torch.Tensor:
+        inside = (self.low.to(x.dtype) < x) & (x < self.high.to(x.dtype))
+        return torch.where(inside, self.inner.displacement(x), torch.zeros_like(x))
+
+
+@dataclass(frozen=True, eq=False)
+class MeanShiftMap(Map, kind="mean-shift"):
+    """The inner map moves the mean over positions, and every position goes as far as the mean does.
+
+    All positions of the call count, padding too, and a text that is written token by token has only its newest: this
+    is for pictures.
+    """
+
+    displaces: ClassVar[bool] = True
+
+    inner: AffineMap | SupportMap
+
+    def displacement(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner.displacement(x.mean(-2, keepdim=True))

@@ -1,0 +1,32 @@
+"""ITI, inference-time intervention: T(x; s) = x + s * σ * θ at the heads that tell best, θ of length 1.
+
+Li et al., "Inference-Time Intervention: Eliciting Truthful Answers from a Language Model", arXiv 2306.03341; released
+code. θ is the mean difference ("mass mean", the default) or the normal of a logistic regression ("classifier"). σ is
+the standard deviation of the projections of source and target rows together on θ, divided by n and not n - 1, as
+released. The paper's α (15) is the strength.
+
+A head is a site of its own, a slice of the channels that enter the output projection (`--sites heads`). The paper
+moves the 48 that tell best: `keep` of `dsas_core.learn.Recipe`. Trap: at other sites it is CAA with another length.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..maps import AffineMap
+from ._classifier import normal
+from ._map import MapMethod, one_of
+from .caa import unit
+
+
+class ITI(MapMethod):
+    """Inference-time intervention, at one head."""
+
+    line = "add the direction from source to target, as long as activations spread along it (arXiv 2306.03341)"
+    options = {"direction": one_of("mass mean", "classifier")}
+    least = 2
+
+    def _fit(self, source: torch.Tensor, target: torch.Tensor, *, direction: str) -> AffineMap:
+        found = normal(source, target) if direction == "classifier" else target.mean(0) - source.mean(0)
+        theta = unit(found)
+        return AffineMap((torch.cat([source, target]) @ theta).std(unbiased=False) * theta)

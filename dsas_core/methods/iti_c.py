@@ -1,0 +1,26 @@
+"""ITI-c: T(x; s) = x + s * β, β the normal of the logistic regression of source against target, not normalised.
+
+The form in which Rodriguez et al., "Controlling Language and Diffusion Models by Transporting Activations", arXiv
+2410.23054, compare with ITI. The regression is ours to choose (raw rows, ridge penalty 1): the paper does not say.
+
+Trap: β is longer where classes are closer together and shorter where activations are large, so its best strength
+differs from site to site; with few rows it can raise what it should lower.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..maps import AffineMap
+from ._classifier import normal
+from ._map import MapMethod
+
+
+class ITIc(MapMethod):
+    """Inference-time intervention with the classifier's own normal."""
+
+    line = "add the normal of a classifier of source against target activations (arXiv 2410.23054)"
+    least = 2
+
+    def _fit(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
+        return AffineMap(normal(source, target))

@@ -1,0 +1,46 @@
+"""The quantile gate: h = 1 at the positions whose linear logit is among the picture's own highest.
+
+SEGA (arXiv 2301.12247) edits the elements above a quantile of each picture, 0.9 by default, in place of an absolute
+threshold; here the positions, by the logit of the `dsas` gate. Only the order of positions counts, so a direction that
+was fitted on means over positions does. It always edits something: the highest tenth of a picture is that also where
+nothing shows the concept. So `Recipe.control_h` cannot be met and is left aside, and only the site weight, from the
+linear gate's evidence, knows that a site tells nothing. It looks at a whole picture: not for texts as they are written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import DSASError
+from ..probes import QuantileProbe
+from ._gate import Fitted, Gate, Groups
+from .dsas import DSAS
+
+
+@dataclass(frozen=True)
+class Quantile(Gate):
+    """The positions above the quantile `q` of the linear logit."""
+
+    line = "the tenth of each picture's positions that a linear gate scores highest (after SEGA)"
+    rows = "pooled"
+    whole = True
+
+    q: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.q < 1:
+            raise DSASError(f"gate quantile: q {self.q}: expected a number in (0, 1)")
+
+    def fit(self, source: torch.Tensor, control: torch.Tensor) -> QuantileProbe:
+        return QuantileProbe(DSAS().fit(source, control), self.q)
+
+    def cross_fit(
+        self, source: torch.Tensor, control: torch.Tensor, *, groups: Groups | None = None, seed: int = 0
+    ) -> Fitted[QuantileProbe]:
+        """The evidence and the logits are the linear gate's; of rows alone, without their picture, h is 1 - q."""
+        fitted = DSAS().cross_fit(source, control, groups=groups, seed=seed)
+        always = torch.full((len(control), 1), 1 - self.q, dtype=torch.float64)
+        probe = QuantileProbe(fitted.probe, self.q)
+        return Fitted(probe, fitted.evidence, fitted.source_logits, fitted.control_logits, lambda shift: always)

@@ -1,0 +1,35 @@
+"""The cosine probe: h = max(0, cos(x, direction) - threshold), at each position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+
+from ..parts import compute_dtype
+from . import Probe
+
+
+@dataclass(frozen=True, eq=False)
+class CosineProbe(Probe, kind="cosine"):
+    """h = max(0, direction . x / |x| - threshold).
+
+    Args:
+        direction: [width], of length 1.
+        threshold: [].
+    """
+
+    direction: torch.Tensor
+    threshold: torch.Tensor
+
+    def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        dtype = compute_dtype(x)
+        unit = torch.nn.functional.normalize(x.to(dtype), dim=-1, eps=1e-12)
+        return torch.nn.functional.linear(unit, self.direction.to(dtype)[None]) - self.threshold.to(dtype)
+
+    def link(self, z: torch.Tensor) -> torch.Tensor:
+        return z.clamp(0, 1)
+
+    def lowered(self, shift: float) -> Self:
+        return replace(self, threshold=self.threshold + shift)

@@ -1,0 +1,35 @@
+"""The probe with one hidden layer: h = sigmoid(v . relu(W x + c) + b)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+
+from ..parts import compute_dtype
+from . import Probe
+from .linear import LOGIT_LIMIT
+
+
+@dataclass(frozen=True, eq=False)
+class MLPProbe(Probe, kind="mlp"):
+    """h = sigmoid(outer . relu(inner x + inner_bias) + bias) at each position.
+
+    Args:
+        inner: [hidden, width]. inner_bias, outer: [hidden]. bias: [].
+    """
+
+    inner: torch.Tensor
+    inner_bias: torch.Tensor
+    outer: torch.Tensor
+    bias: torch.Tensor
+
+    def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        dtype = compute_dtype(x)
+        hidden = torch.nn.functional.linear(x.to(dtype), self.inner.to(dtype), self.inner_bias.to(dtype)).relu()
+        z = torch.nn.functional.linear(hidden, self.outer.to(dtype)[None], self.bias.to(dtype)[None])
+        return z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+
+    def lowered(self, shift: float) -> Self:
+        return replace(self, bias=self.bias - shift)

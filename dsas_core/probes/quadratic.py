@@ -1,0 +1,63 @@
+"""The quadratic probe: h of every dimension by itself, the posterior of two Gaussians (GAPS, arXiv 2609.01878).
+
+With source N(m1, s1^2) and control N(m0, s0^2) in one dimension, equal priors, and u = x - m0,
+
+    logit p(x) = A u^2 + B u + C,   A = (1/s0^2 - 1/s1^2) / 2,   B = (m1 - m0) / s1^2,
+    C = log(s0/s1) - (m1 - m0)^2 / (2 s1^2).
+
+About m0 rather than 0, where A x^2 and B x would be large and cancel in dimensions whose mean is far from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+
+from ..parts import compute_dtype
+from . import Probe
+from .linear import LOGIT_LIMIT
+
+
+def quadratic(
+    source_mean: torch.Tensor, source_std: torch.Tensor, control_mean: torch.Tensor, control_std: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A, B and C [width] of the formula above, from means and standard deviations [width] (which must not be 0)."""
+    apart = source_mean - control_mean
+    curve = (control_std**-2 - source_std**-2) / 2
+    return curve, apart / source_std**2, (control_std / source_std).log() - (apart / source_std) ** 2 / 2
+
+
+@dataclass(frozen=True, eq=False)
+class QuadraticProbe(Probe, kind="quadratic"):
+    """h of each dimension: 1 where the posterior is above 1/2, on the source's side of the controls' mean.
+
+    With a broader source the posterior is above 1/2 in both tails, also in the one that is further from the source's
+    mean than any control: h is 0 there, and in every dimension that is left out.
+
+    Args:
+        curve, slope, offset: A, B and C of the formula above, [width].
+        center: the controls' mean m0, [width].
+        side: sign of m1 - m0, or 0 for a dimension that is left out, [width].
+        soft: h is the posterior itself, on that side.
+    """
+
+    curve: torch.Tensor
+    slope: torch.Tensor
+    offset: torch.Tensor
+    center: torch.Tensor
+    side: torch.Tensor
+    soft: bool = False
+
+    def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        dtype = compute_dtype(x)
+        u = x.to(dtype) - self.center.to(dtype)
+        z = torch.addcmul(self.offset.to(dtype), torch.addcmul(self.slope.to(dtype), self.curve.to(dtype), u), u)
+        return torch.where(u * self.side.to(dtype) > 0, z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), -torch.inf)
+
+    def link(self, z: torch.Tensor) -> torch.Tensor:
+        return z.sigmoid() if self.soft else (z > 0).to(z.dtype)
+
+    def lowered(self, shift: float) -> Self:
+        return replace(self, offset=self.offset - shift)
