@@ -20,6 +20,7 @@ from typing import Any
 from PIL import Image
 
 from dsas_core.evaluate import ARMS, report
+from dsas_core.evaluate.arms import CONTROLS
 from dsas_core.files import as_json
 from dsas_diffusion.viz import grid
 
@@ -28,27 +29,30 @@ FIGURES = ROOT / "benchmarks" / "results" / "eval.json"
 CHECKS = ROOT / "benchmarks" / "results" / "checks.json"
 MARKS = "<!-- results: written by benchmarks/results.py -->", "<!-- end of results -->"
 #: columns of the pictures, and how many rows of each side
-COLUMNS = ("base", "asked", "dsas", "on", "constant_gate", "complement", "dsas ×2")
+COLUMNS = ("base", "asked", "dsas", "on", "constant_gate", "complement", "oracle", "dsas ×2")
 ROWS = {"source": 3, "control": 2, "unnamed": 1}
 
 
 def overview(document: Mapping[str, Any]) -> str:
     """One line for each concept, in Markdown."""
     lines = [
-        "| concept | effect | cost | cost beside always on, at effect | front: DSAS | always on | best control arm |",
-        "|---|---|---|---|---|---|---|",
+        "| concept | effect | cost | cost beside always on, at effect | negative prompt: effect, cost "
+        "| front: DSAS | always on | oracle | best control arm |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for concept in document["concepts"]:
         arms = concept["arms"]
         point = next(point for point in arms["dsas"]["points"] if point["strength"] == 1.0)
         equal = concept["at_equal_effect"]["on"]
-        controls = {name: arm["hypervolume"]["value"] for name, arm in arms.items() if name not in ("dsas", "on")}
+        controls = {name: arms[name]["hypervolume"]["value"] for name in CONTROLS if name in arms}
         best = max(controls, key=lambda name: controls[name])
         beside = (
             f"{equal['cost']:.3f} / {equal['other_cost']:.3f} at {equal['gain']:.2f}" if equal["gain"] > 0.1 else "–"
         )
-        fronts = [f"{arms[name]['hypervolume']['value']:.2f}" for name in ("dsas", "on")]
-        values = [f"{point['effect']['value']:.2f}", f"{point['cost']['value']:.3f}", beside, *fronts]
+        fronts = [f"{arms[name]['hypervolume']['value']:.2f}" for name in ("dsas", "on", "oracle")]
+        negative = next((line for name, line in concept["baselines"].items() if name.startswith("negative")), None)
+        rival = f"{report.effect_of(concept, negative['shown']):.2f}, {negative['cost']:.3f}" if negative else "–"
+        values = [f"{point['effect']['value']:.2f}", f"{point['cost']['value']:.3f}", beside, rival, *fronts]
         lines.append(f"| {concept['name']} | {' | '.join(values)} | {controls[best]:.2f} ({ARMS[best]}) |")
     return "\n".join(lines)
 
@@ -70,10 +74,14 @@ def page(document: Mapping[str, Any]) -> str:
         "Written by `make results`; do not edit. Every concept against every arm, on prompts that learning never used. "
         "Facts of the text model are asked of every kind, those that a concept is about among them.",
         "",
-        "*Effect* is relative to what asking in words achieves (of texts: to all answers). *Cost* is the change of "
+        "*Effect* is relative to what asking in words achieves. *Cost* is the change of "
         "what should stay: 1 - SSIM of control pictures, the share of control answers that changed. *Front* is the "
         "hypervolume of effect (cut at 1) over cost: 1 is all of the effect at no cost. Brackets are bootstrap "
         "intervals of 95 % over seeds and prompts.",
+        "",
+        "The *constant gate* and the *gate at random* let through, of prompts that show the concept, as much as DSAS "
+        "does: the comparison at the same dose. The *oracle* is told where the thing is (where the denoiser is "
+        "steered), or which prompts show the concept, and leaves all others alone by definition.",
         "",
         overview(document),
         "",
@@ -99,52 +107,6 @@ def page(document: Mapping[str, Any]) -> str:
         lines += [f"Not measured: {reason}." for reason in concept["skipped"]] + [""]
     lines += [report.footer(document), ""]
     return "\n".join(lines)
-
-
-def checks_page(checks: Mapping[str, Any]) -> str:
-    """The checks of benchmarks/checks.py as tables."""
-    told = {
-        "sweep": "Strengths of the map from 0 to 10 (the unit that learning chose is 3.9): the gate keeps text whole "
-        "at strengths that break every answer without it.",
-        "controls": "Control sets, and how far their mean is from that of the source (Mahalanobis): controls that are "
-        "nearer make a gate that fires less where it must not.",
-        "transfer": "A concept learned at the help desk, on insults around questions about facts: it carries over in "
-        "part only.",
-        "separability": "Held-out balanced accuracy of each layer's means before and after projection, and seconds to "
-        "fit.",
-        "faithful": "The paper's recipe (5 principal components of means, every layer's weight 1, no calibration) "
-        "beside ours.",
-        "noise": "A share of source and control prompts swapped while learning: a few wrong labels are enough to lose "
-        "the concept.",
-        "size": "Prompts a side.",
-    }
-    lines = ["## Checks", "", "Rudeness of the built-in help desk; `python benchmarks/checks.py`.", ""]
-    for name, words in told.items():
-        lines += [f"**{name}.** {words}", "", *_check(checks[name]), ""]
-    return "\n".join(lines)
-
-
-def _check(found: Mapping[str, Any]) -> list[str]:
-    """A check as a table: its cases by its figures."""
-    cases: list[tuple[str, Mapping[str, Any]]] = []
-    for case, value in found.items():
-        if isinstance(value, list):
-            cases += [(f"{case}, {line['strength']:g}", line) for line in value]
-        elif isinstance(value, Mapping):
-            cases.append((case, value))
-    if not cases:
-        cases = [("", found)]
-    flat = [(case, _flat(line)) for case, line in cases]
-    columns = [key for key in dict.fromkeys(key for _, line in flat for key in line) if key != "strength"]
-    headings = ["", *(column.replace("_", " ") for column in columns)]
-    return report.markdown_table(headings, [[case, *(line.get(key) for key in columns)] for case, line in flat])
-
-
-def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in line.items():
-        found |= {f"{key}, {k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
-    return found
 
 
 def _answers(samples: list[Mapping[str, Any]]) -> list[str]:
@@ -181,6 +143,8 @@ def readme_with(text: str, table: str) -> str:
 
 
 def main() -> None:
+    from checks_page import checks_page  # a neighbour that is found when this runs as a script, as it is meant to
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--report", type=Path, default=ROOT / "outputs" / "results" / "report.json")
     args = parser.parse_args()

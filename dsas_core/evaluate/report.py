@@ -38,6 +38,18 @@ FIGURES = {
     "peak_memory": "peak memory, MiB",
     "peak_memory_steered": "peak memory, steered",
 }
+#: gates by site: field of the evidence -> heading; and how many are shown
+EVIDENCE = {
+    "site": "site",
+    "bin": "timestep bin",
+    "weight": "weight",
+    "balanced_accuracy": "held-out balanced accuracy",
+    "auroc": "AUROC",
+    "rank": "components",
+    "control_h_before": "mean h of controls before",
+    "control_h": "after its threshold was placed",
+}
+SITES = 6
 COLOURS = {
     "dsas": "#1f77b4",
     "on": "#d62728",
@@ -124,6 +136,8 @@ def tables(concept: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[A
     if equal:
         rows = []
         for arm, line in equal.items():  # an arm that hardly has an effect cannot be compared at one
+            if arm == "oracle":  # whose cost is 0 because it was told
+                continue
             told = [line[key] for key in ("gain", "cost", "other_cost", "ratio")] if line["gain"] > 0.1 else [None] * 4
             if not line["other_cost"]:
                 told[3] = None
@@ -144,6 +158,13 @@ def tables(concept: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[A
     ):
         if lines := concept.get(key):
             found.append((title, _spaced(lines[0]), [[_named(value) for value in line.values()] for line in lines]))
+    if lines := (concept.get("evidence") or {}).get("sites"):
+        ranked = sorted(lines, key=lambda line: -line["weight"])
+        every = list(
+            dict.fromkeys(tuple(line.get(key) for key in EVIDENCE) for line in ranked)
+        )  # bins may share a gate
+        best = [list(line) for line in every[:SITES]]
+        found.append((f"Gates as learned, the {len(best)} best of {len(every)}", list(EVIDENCE.values()), best))
     if concept.get("cost"):
         found.append(("Cost", _spaced(concept["cost"]), [list(concept["cost"].values())]))
     return found
@@ -236,7 +257,8 @@ def plot(concept: Mapping[str, Any]) -> str:
             points = arm["points"]
             cost, gain = ([0.0, *(point[key]["value"] for point in points)] for key in ("cost", "effect"))
             thick = 2.2 if name in ("dsas", "on") else 1.1
-            axes.plot(cost, gain, "o-", ms=3.5, lw=thick, color=COLOURS.get(name), label=ARMS[name])
+            style: dict[str, Any] = {"color": COLOURS.get(name), "zorder": 4 if name == "dsas" else 2}
+            axes.plot(cost, gain, "o--" if name == "oracle" else "o-", ms=3.5, lw=thick, label=ARMS[name], **style)
             unit = _at_unit(arm)
             axes.plot(unit["cost"]["value"], unit["effect"]["value"], "o", ms=10, mfc="none", mec=COLOURS.get(name))
         for name, rival in (concept.get("baselines") or {}).items():

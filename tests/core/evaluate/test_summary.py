@@ -65,6 +65,7 @@ def document(tmp_path: Path) -> dict[str, Any]:
             "negative prompt": {"shown": sum(BASE) / len(BASE), "cost": 0.4, "unchanged": 0.25},
         },
         "judges": [{"judge": "redness", "base": 0.1, "dsas": 0.7}],
+        "evidence": {"sites": [{"site": f"unet.{i}", "weight": i / 10, "auroc": 0.9} for i in range(9)]},
         "wordings": [{"wording": "a {dog}", "pictures": 4, "dsas": 1.0}],
         "samples": [{"side": "source", "prompt": "a <dog>", "pictures": {"base": str(tmp_path / "a.png")}}],
         "skipped": ["lpips: no weights"],
@@ -89,6 +90,9 @@ def test_a_report_in_three_forms(document: dict[str, Any], tmp_path: Path) -> No
     assert "| negative prompt | 0.000 | 0.400 | 0.250 | – |" in markdown
     assert "| judge | no steering | DSAS |" in markdown
     assert "| a {dog} | 4 | 1.000 |" in markdown
+    assert "the 6 best of 9" in markdown
+    assert "| unet.8 | – | 0.800 | – | 0.900 | – | – | – |" in markdown
+    assert "unet.2" not in markdown
     assert "Not measured: lpips: no weights." in markdown
     assert "| random direction | – | – | – | – |" in markdown, "it never has an effect to compare at"
     page = paths[2].read_text()
