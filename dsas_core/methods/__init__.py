@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from ..errors import DSASError
@@ -69,6 +69,9 @@ def available() -> list[Described]:
 
 
 def _options(method: object) -> dict[str, dict[str, Any]]:
+    if isinstance(method, Gate):  # a gate's settings are the fields of its dataclass
+        settings: list[Any] = [one for one in fields(method) if one.init] if is_dataclass(method) else []
+        return {one.name: {"default": one.default, "takes": type(one.default).__name__} for one in settings}
     known: Mapping[str, Option] = getattr(method, "options", {})
     return {name: {"default": option.default, "takes": option.takes} for name, option in known.items()}
 

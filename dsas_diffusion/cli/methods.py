@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import yaml
+
 from dsas_core.methods import available
+from dsas_core.methods.combine import KINDS
 
 from .output import table
 
@@ -26,14 +30,26 @@ def report(document: list[dict[str, Any]]) -> None:
     options = [
         (method["name"], f"{name}={_written(option['default'])}", option["takes"])
         for method in document
+        if method["kind"] != "gate"
         for name, option in method["options"].items()
+    ]
+    settings = [
+        f"{method['name']}({_settings(method['options'])})"
+        for method in document
+        if method["kind"] == "gate" and method["options"]
     ]
     print()
     table(("of", "--option (its default)", "values"), options)
+    print(f"\nGates with their settings: {', '.join(settings)}")
+    print(f'Gates of gates: {", ".join(f"{kind}(…)" for kind in KINDS)}, such as "product(dsas, gaps(soft=true))"')
+
+
+def _settings(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_written(option['default'])}" for name, option in options.items())
 
 
 def _written(value: object) -> str:
-    return "null" if value is None else str(value)
+    return yaml.safe_dump(value).split("\n")[0]
 
 
 _OPTIONS = {"map": "--method", "gate": "--gate", "both": "--method, --gate"}

@@ -289,7 +289,9 @@ def test_doctor_concludes(changes: dict[str, Any], expected: str) -> None:
 def test_methods_env_version_and_help(dsas) -> None:
     assert {"caa", "dsas", "on", "off"} <= {method["name"] for method in document_of(dsas("methods", "--json"))}
     assert "--gate" in dsas("methods")[1]
-    assert "support=null" in dsas("methods")[1]
+    told = dsas("methods")[1]
+    assert "support=null" in told
+    assert "gaps(threshold=0.1, soft=false)" in told
     assert document_of(dsas("env", "--json"))["torch"] == torch.__version__
     assert "torch threads" in dsas("env")[1]
     assert dsas("--version")[:2] == (0, f"dsas {__version__}\n")
