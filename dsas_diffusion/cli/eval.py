@@ -103,7 +103,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sharing = {"process": process, "processes": processes, "wait": wait, "show_progress": shows_progress(args)}
     for entry, concept, kit in zip(chosen, concepts, kits, strict=True):
         figures = _measured(entry, concept, kit, models, out, sharing)
-        found.append({"name": entry.name, "model": entry.model, "plan": asdict(entry.plan), **figures})
+        about = {"name": entry.name, "task": entry.prompts.name, "method": concept.method, "gate": concept.gate}
+        found.append({**about, "model": entry.model, "plan": asdict(entry.plan), **figures})
     document = {
         "title": title,
         "concepts": found,
