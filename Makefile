@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench results train-builtin clean
+.PHONY: help demo test lint format bench results methods train-builtin clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ results: $(STAMP)  ## docs/results.md: every concept against every arm; stop it 
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/torchrun --nproc_per_node 2 -m dsas_diffusion.cli eval \
 		--grid benchmarks/results.yaml --out outputs/results
 	.venv/bin/python benchmarks/results.py
+
+methods: $(STAMP)  ## docs/methods.md: every map, always on and gated; stop it and go on at will
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/torchrun --nproc_per_node 2 -m dsas_diffusion.cli eval \
+		--grid benchmarks/methods.yaml --out outputs/methods
+	.venv/bin/python benchmarks/methods.py
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
 train-builtin: $(STAMP)  ## train the built-in models again

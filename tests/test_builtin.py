@@ -16,6 +16,8 @@ from dsas_diffusion.cli import main
 from dsas_diffusion.generation import UNCHANGED, change, noise_for, pictures_of, seeds_for, settings_of
 from dsas_diffusion.metrics import Wanted
 
+pytestmark = pytest.mark.timeout(300)  # two concepts are learned in earnest
+
 PROMPTS = {
     "name": "banana-blur",
     "placeholders": {

@@ -1,0 +1,116 @@
+"""Time per position of each probe with each map, over a plain copy of the activation, in one run, by turns.
+
+    python benchmarks/kernels.py                       # CPU, one thread; or a GPU, where there is one
+    python benchmarks/kernels.py --compile             # each pair as one compiled graph
+
+Writes benchmarks/results/kernels.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dsas_core import methods
+from dsas_core.errors import DSASError
+from dsas_core.evaluate.cost import named
+from dsas_core.interpolation import interpolate
+from dsas_core.maps import Map
+from dsas_core.pretrained import device_of
+from dsas_core.probes import Probe
+from dsas_core.provenance import versions
+
+OUT = Path(__file__).resolve().parent / "results" / "kernels.json"
+ROWS = 64
+GATES = ("on", "dsas", "gaps", "product(dsas, gaps)", "cosine", "mlp(accept=true)", "quantile")
+
+
+def fitted(width: int) -> tuple[dict[str, Probe], dict[str, Map]]:
+    """Every gate with the map of CAA to go with it, and every map, fitted on random rows."""
+    torch.manual_seed(0)
+    source, target, control = (torch.randn(ROWS, width) + offset for offset in (0.5, 1.0, 0.0))
+    probes = {name: methods.get(name, "gate").fit(source, control) for name in GATES if name != "dsas"}
+    probes["dsas"] = methods.get("dsas", "gate").fit(source, control, rank=5, scaler="none")
+    maps: dict[str, Map] = {}
+    for described in methods.available():
+        if described.kind == "map":
+            maps[described.name] = methods.get(described.name, "map").fit(source, target)
+    return {name: probes[name] for name in GATES}, maps
+
+
+def timed(work: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median seconds of each piece of work, by turns; the first round only warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds + 1):
+        for name, run in work.items():
+            began = time.perf_counter()
+            run()
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: float(np.median(values[1:])) for name, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=1280)
+    parser.add_argument("--positions", type=int, default=4096)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--compile", action="store_true", help="each pair as one compiled graph")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(device_of(args.device))
+    probes, maps = fitted(args.width)
+    x = torch.randn(1, args.positions, args.width, dtype=getattr(torch, args.dtype), device=device)
+    pairs = {(name, "caa"): (probe, maps["caa"]) for name, probe in probes.items()}
+    pairs |= {("dsas", name): (probes["dsas"], transform) for name, transform in maps.items()}
+    strength = torch.full((1, 1, 1), 0.7, device=device)
+
+    def step(probe: Probe, transform: Map) -> Callable[[], object]:
+        probe, transform = (part.map_tensors(lambda tensor: tensor.to(device)) for part in (probe, transform))
+
+        def run(x: torch.Tensor) -> torch.Tensor:
+            return interpolate(x, [(transform, strength, probe.score(x))])
+
+        compiled = torch.compile(run) if args.compile else run
+        return lambda: compiled(x)
+
+    work: dict[str, Callable[[], object]] = {"copy": x.clone}
+    for (gate, method), (probe, transform) in pairs.items():
+        work[f"{gate} × {method}"] = step(probe, transform)
+    with torch.inference_mode():
+        found = timed(work, device, args.rounds)
+    rows: dict[str, Any] = {
+        name: {"nanoseconds_per_position": 1e9 * value / args.positions, "over_a_copy": value / found["copy"]}
+        for name, value in found.items()
+    }
+    for name, row in rows.items():
+        print(f"{name:32} {row['nanoseconds_per_position']:9.1f} ns  {row['over_a_copy']:6.2f}")
+    record = {
+        "command": "python benchmarks/kernels.py" + (" --compile" if args.compile else ""),
+        "settings": {key: getattr(args, key) for key in ("width", "positions", "dtype", "rounds")},
+        "device": f"{named(device)}, {platform.machine()}, {os.cpu_count()} cores, one thread",
+        "versions": versions(),
+        "pairs": rows,
+    }
+    try:
+        report = json.loads(OUT.read_text()) if OUT.is_file() else {}
+    except ValueError:
+        raise DSASError(f"{OUT} is damaged: remove it") from None
+    report[f"{device.type}{', compiled' if args.compile else ''}"] = record
+    OUT.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
