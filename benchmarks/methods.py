@@ -62,7 +62,8 @@ def page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
         "",
         "Written by `make methods`; do not edit. Every map by name (`dsas methods`), always on and with the DSAS gate, "
         "on the same grid of strengths and the same prompts, each in its own unit. Effect, cost and front are as in "
-        "[results.md](results.md); fronts have bootstrap intervals of 95 %. One seed of learning.",
+        "[results.md](results.md); fronts have bootstrap intervals of 95 %. One seed of learning. The unit is chosen with "
+        "the gate, so that a method that is always on may do better below the grid.",
         "",
         f"Of {len(won)} pairs of method and task the gated front is better in {won.count('gated')}, that of the method "
         f"always on in {won.count('always on')}; {won.count('neither')} cannot be told apart.",
@@ -97,7 +98,7 @@ def plot(concepts: Sequence[Concept], tasks: Sequence[str]) -> str:
             axes.set(title=task, xlabel="change of what should stay (cost)")
             axes.spines[["top", "right"]].set_visible(False)
         rows[0].set_ylabel("effect")
-        rows[-1].legend(frameon=False, fontsize=8, loc="lower right")
+        figure.legend(*rows[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
         content = io.StringIO()
         figure.savefig(content, format="svg", metadata={"Date": None})
         pyplot.close(figure)
