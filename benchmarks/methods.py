@@ -62,8 +62,8 @@ def page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
         "",
         "Written by `make methods`; do not edit. Every map by name (`dsas methods`), always on and with the DSAS gate, "
         "on the same grid of strengths and the same prompts, each in its own unit. Effect, cost and front are as in "
-        "[results.md](results.md); fronts have bootstrap intervals of 95 %. One seed of learning. The unit is chosen with "
-        "the gate, so that a method that is always on may do better below the grid.",
+        "[results.md](results.md); fronts have bootstrap intervals of 95 %. One seed of learning. The unit is chosen "
+        "with the gate, so that a method that is always on may do better below the grid.",
         "",
         f"Of {len(won)} pairs of method and task the gated front is better in {won.count('gated')}, that of the method "
         f"always on in {won.count('always on')}; {won.count('neither')} cannot be told apart.",
