@@ -7,8 +7,10 @@ from .hooks import Call, visit
 from .learn import Recipe
 from .sites import Site
 from .steering import Steering
+from .strengths import Auto
 
 __all__ = [
+    "Auto",
     "Call",
     "Concept",
     "DSASError",

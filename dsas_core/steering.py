@@ -6,152 +6,54 @@ before a root module runs and only read at the sites: one compiled graph serves 
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple, Self
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 
-from .capture import bin_of
-from .concept import Concept, Intervention
+from .attached import Attached, Entry
+from .concept import Concept
 from .errors import DSASError
 from .hooks import Call, Describe, Visit, visit
-from .interpolation import interpolate
+from .interpolation import Solved, interpolate, share, strength_to
 from .maps import Map
-from .probes import ConstantProbe, Probe, RunningProbe
+from .opposition import Opposition, oppositions, warnings_of
+from .probes import RunningProbe
 from .sites import Roots, Site
+from .strengths import Auto, Strength, Strengthened, Strengths, obstacle_to_auto
 from .trace import Trace
 
-Strength = float | Sequence[float]
-#: concepts, or their folders or Hub names, each with its strength: one number, or one per prompt
-Strengthened = Mapping[Concept, Strength] | Mapping[str, Strength] | Mapping[Concept | str | Path, Strength]
+#: what becomes of several concepts at one position: their changes add up, or share what the highest h would have made
+COMBINE = ("sum", "blend")
+
 #: strength over the timestep: float [] in 0 … 1000 -> a factor []
 Schedule = Callable[[torch.Tensor], torch.Tensor]
+Key = TypeVar("Key", bound=tuple[object, ...])
 
 
-class Strengths(MutableMapping[str, float | list[float]]):
-    """The user's knobs by concept name: a number, or one number per prompt. Set them at any time."""
+class _Step(NamedTuple):
+    """What one intervention is to do to an activation: h and strength; `seen` is what its probe says, for the trace."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._values = {name: torch.zeros(1) for name in names}
-
-    def __getitem__(self, name: str) -> float | list[float]:
-        values = self.values_of(name).tolist()
-        return values[0] if len(values) == 1 else values
-
-    def __setitem__(self, name: str, value: float | Sequence[float]) -> None:
-        self.values_of(name)
-        numbers = list(value) if isinstance(value, Sequence) else [value]
-        if not numbers or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-            raise DSASError(f"strength of {name!r}: expected a finite number, or one per prompt; found {value!r}")
-        self._values[name] = torch.tensor(numbers, dtype=torch.float32)
-
-    def __delitem__(self, name: str) -> None:
-        raise DSASError("a strength cannot be removed; set it to 0")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def values_of(self, name: str) -> torch.Tensor:
-        """float32 [1] or [prompts]."""
-        if name not in self._values:
-            raise DSASError(f"no concept {name!r} is attached; there is {', '.join(self._values)}")
-        return self._values[name]
-
-
-class _Entry(NamedTuple):
-    """One intervention in the current bin; `number` tells it from the others of its concept."""
-
-    number: int
-    probe: Probe
+    concept: str
     map: Map
-    weight: torch.Tensor
-    reads: Site
-    writes: Site
-
-
-class _Bound:
-    """Interventions by the sites that they read and write, their tensors views of one: `live`, those of one bin."""
-
-    def __init__(self, interventions: Sequence[Intervention], live: torch.Tensor) -> None:
-        self.live = live
-        self.reading: dict[Site, list[_Entry]] = {}
-        self.writing: dict[Site, list[_Entry]] = {}
-        start = 0
-
-        def view(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal start
-            start += tensor.numel()
-            return live[start - tensor.numel() : start].view(tensor.shape)
-
-        for number, intervention in enumerate(interventions):
-            probe = intervention.probes[0].map_tensors(view)
-            transform = intervention.maps[0].map_tensors(view)
-            weight, reads = view(torch.empty(())), intervention.reads or intervention.site
-            entry = _Entry(number, probe, transform, weight, reads, intervention.site)
-            self.reading.setdefault(entry.reads, []).append(entry)
-            self.writing.setdefault(entry.writes, []).append(entry)
-
-
-class _Attached:
-    """One concept as a visitor holds it: parameters of all bins, and a live copy of those of the current bin.
-
-    The copy lies on the device that the root is called on. A model may be spread over several: a site that comes by
-    elsewhere gets a copy there.
-    """
-
-    def __init__(self, concept: Concept, gate: str | None, watch: bool) -> None:
-        self.name, self.unit, self.edges = concept.name, concept.unit, concept.edges
-        chosen = [intervention for intervention in concept.interventions if watch or not intervention.watches]
-        self._interventions = [_gated(intervention, gate) for intervention in chosen]
-        bins = [_flattened(self._interventions, i) for i in range(len(concept.edges) + 1)]
-        self._banks = torch.stack(bins)  # [bins, parameters]
-        self._go_to(self._banks.device)
-
-    def _go_to(self, device: torch.device) -> None:
-        with torch.inference_mode(False):
-            self._device, self._banks = device, self._banks.to(device)
-            self._here = _Bound(self._interventions, self._banks[0].clone())
-            self._elsewhere: dict[torch.device, _Bound] = {}
-
-    @property
-    def entries(self) -> Iterator[_Entry]:
-        """Every intervention, on the device of the root."""
-        return itertools.chain.from_iterable(self._here.writing.values())
-
-    def on(self, device: torch.device) -> _Bound:
-        """What reads and writes activations that are on a device."""
-        if device == self._device:
-            return self._here
-        if device not in self._elsewhere:
-            with torch.inference_mode(False):
-                self._elsewhere[device] = _Bound(self._interventions, self._here.live.to(device))
-        return self._elsewhere[device]
-
-    def turn(self, timestep: torch.Tensor | None, device: torch.device) -> None:
-        """Bring in the parameters of the timestep's bin, on the device that the root is called on."""
-        if device != self._device:
-            self._go_to(device)
-        if self.edges:
-            bin_ = bin_of(timestep, self.edges).to(device)
-            for bound in (self._here, *self._elsewhere.values()):
-                bound.live.copy_(self._banks.index_select(0, bin_[None])[0])
+    strength: torch.Tensor
+    h: torch.Tensor
+    seen: torch.Tensor
+    solved: Solved | None = None
 
 
 class Steering:
     """A visitor that steers, and the handle of what it is attached to: a context manager.
 
     Args:
-        concepts: concept -> strength, a number or one per prompt.
+        concepts: concept -> strength: a number, one per prompt, or "auto" (`Auto`).
         gate: None for each concept's own, "on" for h = 1 (the vanilla method, site weights 1), "off" for h = 0.
         schedule: strength over the timestep for all concepts, or by concept name.
         trace: where to record h and changes, or None.
+        combine: "sum" adds up what several concepts change at a position; "blend" first takes their h down to a total
+            of the highest among them (`interpolation.share`), in whatever order they are given.
     """
 
     def __init__(
@@ -160,14 +62,17 @@ class Steering:
         gate: str | None = None,
         schedule: Schedule | Mapping[str, Schedule] | None = None,
         trace: Trace | None = None,
+        combine: str = "sum",
     ) -> None:
         if gate not in (None, "on", "off"):
             raise DSASError(f"gate {gate!r}: expected None (the concept's own), on or off")
+        if combine not in COMBINE:
+            raise DSASError(f"combine {combine!r}: expected {' or '.join(COMBINE)}")
         names = [concept.name for concept in concepts]
         double = sorted({name for name in names if names.count(name) > 1})
         if double:
             raise DSASError(f"two concepts are named {double[0]!r}: give one another name (dataclasses.replace)")
-        self.strengths = Strengths(names)
+        self.strengths = Strengths({concept.name: obstacle_to_auto(concept, gate) for concept in concepts})
         for concept, strength in concepts.items():
             self.strengths[concept.name] = strength
         self.trace = trace
@@ -176,9 +81,14 @@ class Steering:
         if unknown:
             raise DSASError(f"a schedule for {', '.join(sorted(unknown))}, but attached are {', '.join(names)}")
         self._schedules: Mapping[str, Schedule] = schedules
-        self._attached = [_Attached(concept, gate, watch=trace is not None) for concept in concepts]
+        self._concepts, self._blends = list(concepts), combine == "blend"
+        # a blend takes its sums in one order, whatever the user's
+        ordered = sorted(concepts, key=lambda concept: concept.name) if self._blends else concepts
+        self._attached = [Attached(concept, gate, watch=trace is not None) for concept in ordered]
         self._calls: dict[str, Call] = {}
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
+        self._aims: dict[tuple[str, str], torch.Tensor] = {}  # of concepts with `Auto`: target logit, highest strength
+        self._counts: dict[tuple[str, int], torch.Tensor] = {}  # of positions that are above it, and stay
         self._states: dict[tuple[str, int], torch.Tensor] = {}
         self._scores: dict[tuple[str, str, int], torch.Tensor] = {}  # h of probes that read elsewhere than they gate
         self._visit: Visit | None = None
@@ -186,13 +96,42 @@ class Steering:
     def attach(self, roots: Roots, describe: Mapping[str, Describe]) -> Self:
         """Go to the sites of a model; see `hooks.visit`."""
         self._visit = visit(roots, self.sites, self, describe)
+        for line in warnings_of(self.opposition()):
+            warnings.warn(line, stacklevel=3)
         return self
 
     def detach(self) -> None:
         """Take every hook away; the model is what it was. Can be called again."""
-        if self._visit is not None:
-            self._visit.detach()
+        if self._visit is None:
+            return
+        self._visit.detach()
         self._visit = None
+        for name, sites in self.against().items():
+            most = [site for site, part in sites.items() if part > 0.5]
+            if most:
+                warnings.warn(
+                    f"strength auto of {name!r}: at {', '.join(most)} the map does not lower what the probe sees at "
+                    "most positions that are above the target, which stayed as they were: learn with other sites or "
+                    "another method, or give a number",
+                    stacklevel=3,
+                )
+
+    def opposition(self) -> list[Opposition]:
+        """The angle between what every two concepts do, at each site that they share."""
+        return oppositions(self._concepts, self.strengths)
+
+    def against(self) -> dict[str, dict[str, float]]:
+        """Of concepts with the strength auto, by site: where their maps do not lower what their probes see.
+
+        The share of the positions above the target so far; sites where none was are left out.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for attached in self._attached:
+            for entry in attached.entries:
+                above, against = self._counts.get((attached.name, entry.number), torch.zeros(2)).tolist()
+                if above > 0:
+                    found.setdefault(attached.name, {})[str(entry.writes)] = against / above
+        return found
 
     def __enter__(self) -> Self:
         return self
@@ -217,12 +156,12 @@ class Steering:
             del self._scores[key]  # what was read in one call gates nothing of the next
         for attached in self._attached:
             attached.turn(call.timestep, call.rows.device)
-            dose = self._dose(attached, call)
-            held = self._doses.get((root, attached.name))
-            if held is None or held.shape != dose.shape or held.device != dose.device:
-                with torch.inference_mode(False):  # to be written in and out of inference mode
-                    held = self._doses[root, attached.name] = torch.empty_like(dose)
-            held.copy_(dose)
+            _hold(self._doses, (root, attached.name), self._dose(attached, call))
+            auto = self.strengths.auto_of(attached.name)
+            if auto is None:
+                self._aims.pop((root, attached.name), None)
+            else:
+                self._aim(root, attached, auto, call.rows.device)
 
     def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         call = self._calls.get(site.root)
@@ -232,31 +171,54 @@ class Steering:
                 "the module that was steered, not a part of it"
             )
         mask = None if call.mask is None else call.mask[:, slice(*(site.tokens or (None,)))].to(x.device)
-        steps: list[tuple[Map, torch.Tensor, torch.Tensor]] = []
-        scores: list[tuple[str, torch.Tensor]] = []
+        steps: list[_Step] = []
         for attached in self._attached:
             bound = attached.on(x.device)
             for entry in bound.reading.get(site, ()):
-                h = self._score(attached.name, entry, x, mask)
                 if entry.writes != site:
-                    self._scores[site.root, attached.name, entry.number] = h
-                    continue
-                steps.append((entry.map, self._doses[site.root, attached.name].to(x.device), h))
-                scores.append((attached.name, h))
+                    self._scores[site.root, attached.name, entry.number] = self._score(attached.name, entry, x, mask)
+                else:
+                    steps.append(self._step(attached, entry, x, mask))
             for entry in bound.writing.get(site, ()):
                 if entry.reads != site:
                     h = self._score_of(attached.name, entry, x)
-                    steps.append((entry.map, self._doses[site.root, attached.name].to(x.device), h))
-                    scores.append((attached.name, h))
+                    dose = self._doses[site.root, attached.name].to(x.device)
+                    steps.append(_Step(attached.name, entry.map, dose, h, h))
         if not steps:
             return None
-        out = interpolate(x, steps)
+        out = interpolate(x, [(step.map, step.strength, step.h) for step in self._shared(steps)])
         if self.trace is not None:
-            for name, h in scores:
-                self.trace.record(name, site, call, h, x, out)
+            for step in steps:
+                self.trace.record(step.concept, site, call, step.seen, x, out, step.solved)
         return out
 
-    def _score(self, name: str, entry: _Entry, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def _step(self, attached: Attached, entry: Entry, x: torch.Tensor, mask: torch.Tensor | None) -> _Step:
+        """What an intervention that reads where it writes is to do."""
+        name, root = attached.name, entry.writes.root
+        dose, aim = self._doses[root, name].to(x.device), self._aims.get((root, name))
+        if aim is None or entry.plane is None:
+            h = self._score(name, entry, x, mask)
+            return _Step(name, entry.map, dose, h, h)
+        target, cap = aim.to(x.device).unbind()
+        solved = strength_to(x, entry.map, entry.plane.probe, target, cap, mask)
+        counted = (dose * entry.weight if mask is None else dose * entry.weight * mask[..., None]) != 0
+        counts = torch.stack([(part & counted).sum() for part in (solved.above, solved.against)])
+        held = self._counts[name, entry.number]
+        held.add_(counts.to(held))
+        h = (solved.strength > 0) * entry.weight * entry.plane.gate(x, mask) * counted
+        seen = h if self.trace is None else self._score(name, entry, x, mask)
+        return _Step(name, entry.map, solved.strength * dose, h, seen, solved)
+
+    def _shared(self, steps: list[_Step]) -> list[_Step]:
+        """Steps of several concepts with what `combine` leaves each of its h; the interventions of one go together."""
+        names = dict.fromkeys(step.concept for step in steps)
+        if not self._blends or len(names) < 2:
+            return steps
+        opened = {name: [step.h * (step.strength != 0) for step in steps if step.concept == name] for name in names}
+        kept = share([functools.reduce(torch.maximum, gates) for gates in opened.values()])
+        return [step._replace(h=step.h * kept) for step in steps]
+
+    def _score(self, name: str, entry: Entry, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """h of a probe where it reads, with its site's weight; 0 at positions that do not count."""
         if isinstance(entry.probe, RunningProbe):
             h = self._follow((name, entry.number), entry.probe, entry.reads.root, x) * entry.weight
@@ -264,7 +226,7 @@ class Steering:
             h = entry.probe.score(x, mask) * entry.weight
         return h if mask is None else h * mask[..., None]
 
-    def _score_of(self, name: str, entry: _Entry, x: torch.Tensor) -> torch.Tensor:
+    def _score_of(self, name: str, entry: Entry, x: torch.Tensor) -> torch.Tensor:
         """h of a probe that has read elsewhere."""
         h = self._scores.get((entry.reads.root, name, entry.number))
         if h is None:
@@ -289,16 +251,16 @@ class Steering:
         """Whether a probe goes by what came before, so that the rows of a batch must not be moved about."""
         return any(True for _ in self._remembering())
 
-    def _remembering(self) -> Iterator[tuple[str, _Entry]]:
-        """Concept and intervention of each probe that goes by what came before."""
+    def _remembering(self) -> Iterator[tuple[str, Entry, RunningProbe]]:
+        """Concept, intervention and probe where that goes by what came before."""
         for attached in self._attached:
             for entry in attached.entries:
                 if isinstance(entry.probe, RunningProbe):
-                    yield attached.name, entry
+                    yield attached.name, entry, entry.probe
 
     def forget(self, root: str, rows: int, device: torch.device) -> None:
         """A new text of so many rows begins at a root: what probes remember of the last one goes."""
-        for name, entry in self._remembering():
+        for name, entry, probe in self._remembering():
             if entry.reads.root != root:
                 continue
             held = self._states.get((name, entry.number))
@@ -306,7 +268,7 @@ class Steering:
                 held.zero_()
             else:
                 with torch.inference_mode(False):  # to be written in and out of inference mode
-                    self._states[name, entry.number] = torch.zeros(rows, 3, device=device)
+                    self._states[name, entry.number] = torch.zeros(rows, probe.columns, device=device)
 
     def _follow(self, key: tuple[str, int], probe: RunningProbe, root: str, x: torch.Tensor) -> torch.Tensor:
         """What a remembering probe says, its state moved on."""
@@ -317,7 +279,7 @@ class Steering:
         state.copy_(after.detach())
         return h
 
-    def _dose(self, attached: _Attached, call: Call) -> torch.Tensor:
+    def _dose(self, attached: Attached, call: Call) -> torch.Tensor:
         """Map strength of each row, float32 [batch, 1, 1]."""
         strengths = self.strengths.values_of(attached.name).to(call.rows.device)
         if len(strengths) > 1:
@@ -327,11 +289,20 @@ class Steering:
                     f"{int(call.prompts.max()) + 1}"
                 )
             strengths = strengths[call.prompts]
-        dose = strengths * attached.unit * call.rows
+        unit = 1.0 if self.strengths.auto_of(attached.name) else attached.unit  # 1: all the way to the target
+        dose = strengths * unit * call.rows
         schedule = self._schedules.get(attached.name)
         if schedule is not None and call.timestep is not None:
             dose = dose * schedule(call.timestep.float()).to(dose)
         return dose[:, None, None]
+
+    def _aim(self, root: str, attached: Attached, auto: Auto, device: torch.device) -> None:
+        """Where a concept that chooses its strength is to go, and what counts how often it cannot."""
+        aim = torch.tensor([auto.logit, auto.cap * abs(attached.unit)], device=device)
+        _hold(self._aims, (root, attached.name), aim)
+        for entry in attached.entries:
+            if (attached.name, entry.number) not in self._counts:
+                _hold(self._counts, (attached.name, entry.number), torch.zeros(2, device=device))
 
 
 def loaded(concepts: Strengthened, roots: Roots | None = None, *, force: bool = False) -> dict[Concept, Strength]:
@@ -357,17 +328,10 @@ def loaded(concepts: Strengthened, roots: Roots | None = None, *, force: bool = 
     return read
 
 
-def _gated(intervention: Intervention, gate: str | None) -> Intervention:
-    if gate is None:
-        return intervention
-    probe = ConstantProbe(1.0 if gate == "on" else 0.0)
-    bins = len(intervention.probes)
-    return replace(intervention, probes=(probe,) * bins, weights=(1.0,) * bins, reads=None)
-
-
-def _flattened(interventions: Sequence[Intervention], bin_: int) -> torch.Tensor:
-    """Every parameter of one bin in a row, in the order in which `_Bound` takes them."""
-    tensors = [torch.empty(0)]
-    for item in interventions:
-        tensors += [*item.probes[bin_].tensors(), *item.maps[bin_].tensors(), torch.tensor(item.weights[bin_])]
-    return torch.cat([tensor.flatten().float() for tensor in tensors])
+def _hold(held: dict[Key, torch.Tensor], key: Key, value: torch.Tensor) -> None:
+    """Write a value in place where there is one of its shape already: a compiled graph goes on reading it."""
+    there = held.get(key)
+    if there is None or there.shape != value.shape or there.device != value.device:
+        with torch.inference_mode(False):  # to be written in and out of inference mode
+            there = held[key] = torch.empty_like(value)
+    there.copy_(value)

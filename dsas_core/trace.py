@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .hooks import Call
+from .interpolation import Solved
 from .sites import Site
 
 
@@ -16,7 +17,10 @@ class Record:
 
     `h` [rows, positions] is the probe's score (its mean over dimensions, where it scores each) times the site's weight;
     `change` [rows, positions] the length of what was added, relative to the activation; `cosine` [rows, positions]
-    between the activation before and behind. Only rows that were to be steered are kept; `prompts` [rows] tells whose.
+    between the activation before and behind. Where the strength is auto, `chosen` [rows, positions] is the map strength
+    that it came to, before the site's weight, and `against` [rows, positions] is 1 where the probe is above its target
+    and the map does not lower it, so that nothing was done; None elsewhere. Only rows that were to be steered are kept;
+    `prompts` [rows] tells whose.
     """
 
     concept: str
@@ -27,6 +31,8 @@ class Record:
     change: torch.Tensor
     cosine: torch.Tensor
     mask: torch.Tensor | None
+    chosen: torch.Tensor | None = None
+    against: torch.Tensor | None = None
 
 
 class Trace:
@@ -39,9 +45,16 @@ class Trace:
         self.records.clear()
 
     def record(
-        self, concept: str, site: Site, call: Call, h: torch.Tensor, before: torch.Tensor, after: torch.Tensor
+        self,
+        concept: str,
+        site: Site,
+        call: Call,
+        h: torch.Tensor,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        solved: Solved | None = None,
     ) -> Record:
-        """Keep what one concept did at one site in one call; what was kept."""
+        """Keep what one concept did at one site in one call, with the strength that was solved for; what was kept."""
         kept = (call.rows > 0).cpu()  # the site may be on another device than its root
         old, new = before[kept].detach().float(), after[kept].detach().float()
         change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp_min(1e-12)
@@ -56,6 +69,12 @@ class Trace:
             cosine=torch.cosine_similarity(old, new, dim=-1).cpu(),
             mask=None if call.mask is None else call.mask.cpu()[kept],
         )
+        if solved is not None:
+            chosen, against = (
+                part.detach().float().expand(*before.shape[:-1], 1)[kept][..., 0].cpu()
+                for part in (solved.strength, solved.against)
+            )
+            made = replace(made, chosen=chosen, against=against)
         self.records.append(made)
         return made
 

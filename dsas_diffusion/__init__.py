@@ -1,6 +1,6 @@
 """dsas_diffusion: concept sliders for diffusers pipelines that leave alone what has nothing to do with the concept."""
 
-from dsas_core import Concept, DSASError
+from dsas_core import Auto, Concept, DSASError
 
 from .families import find_sites
 from .learn import learn
@@ -8,5 +8,5 @@ from .load import load_pipeline
 from .schedule import Schedule
 from .steer import steer
 
-__all__ = ["Concept", "DSASError", "Schedule", "find_sites", "learn", "load_pipeline", "steer"]
+__all__ = ["Auto", "Concept", "DSASError", "Schedule", "find_sites", "learn", "load_pipeline", "steer"]
 __version__ = "0.1.0"

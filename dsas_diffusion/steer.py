@@ -11,7 +11,8 @@ from torch import nn
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.hooks import Call
-from dsas_core.steering import Schedule, Steering, Strength, Strengthened, loaded
+from dsas_core.steering import Schedule, Steering, loaded
+from dsas_core.strengths import Strength, Strengthened
 
 from .families import family_of, roots_of
 from .rows import Rows
@@ -44,10 +45,12 @@ class PipelineSteering(Steering):
 
     def detach(self) -> None:
         """Take every hook away; the pipeline is what it was. Can be called again."""
-        super().detach()
-        if self._rows is not None:
-            self._rows.__exit__()
-        self._rows = None
+        try:
+            super().detach()
+        finally:  # it may warn, and warnings may be errors
+            if self._rows is not None:
+                self._rows.__exit__()
+            self._rows = None
 
     def begin(self, root: str, call: Call) -> None:
         if root == self._denoiser:
@@ -95,6 +98,7 @@ def steer(
     gate: str | None = None,
     rows: str = "conditional",
     schedule: Schedule | Mapping[str, Schedule] | None = None,
+    combine: str = "sum",
     trace: bool = False,
     force: bool = False,
 ) -> PipelineSteering:
@@ -103,10 +107,12 @@ def steer(
     Args:
         pipe: a diffusers text-to-image pipeline of a known family.
         concepts: concept, or its folder or Hub name -> strength; 1 is one unit of the concept, 0 is off and exact,
-            negative goes the other way. A list gives one strength per prompt of a batch.
+            negative goes the other way. A list gives one strength per prompt of a batch. "auto", or `Auto(target)`,
+            steers each position just as far as its probe's probability is above the target.
         gate: None for each concept's own, "on" to steer everything (the vanilla method), "off" for nothing.
         rows: "conditional" steers the prompt's half of classifier-free guidance, "both" the negative half too.
         schedule: strength over the timestep (`dsas_diffusion.Schedule`), for all concepts or by name.
+        combine: "sum" adds up what several concepts change, "blend" keeps the total of their h within the highest.
         trace: record h; `trace.heatmap(name, image)` draws it.
         force: use a concept that was learned on another architecture all the same.
 
@@ -114,7 +120,8 @@ def steer(
         A handle, attached already: use it in a `with` block or call `detach()`.
 
     Raises:
-        DSASError: unknown family, a concept that does not fit, a compiled denoiser, a strength that is not finite.
+        DSASError: unknown family, a concept that does not fit, a compiled denoiser, a strength that is not finite,
+            "auto" for a concept without a hyperplane.
 
     Example:
         >>> with steer(pipe, {"banana-blur": 1.0}) as steering:
@@ -125,7 +132,7 @@ def steer(
     if len(positions) > 1:
         raise DSASError("concepts that read words and concepts that read padding too cannot be steered together")
     picture_trace = PictureTrace() if trace else None
-    steering = PipelineSteering(pipe, chosen, gate=gate, schedule=schedule, trace=picture_trace)
+    steering = PipelineSteering(pipe, chosen, gate=gate, schedule=schedule, trace=picture_trace, combine=combine)
     return steering.attach_to_pipeline(Rows(pipe, rows, positions.pop()))
 
 

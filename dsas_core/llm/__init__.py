@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..concept import Concept
 from ..errors import DSASError
+from ..strengths import Auto
 from .layers import find_sites
 from .learn import learn
 from .load import is_language_model, load
@@ -15,6 +16,7 @@ from .steer import TextSteering, steer
 from .trace import TextTrace, Token, as_html, as_svg, as_terminal
 
 __all__ = [
+    "Auto",
     "Concept",
     "DSASError",
     "Monitor",

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ..concept import Concept
-from ..steering import Steering, Strength, Strengthened, loaded
+from ..steering import Steering, loaded
+from ..strengths import Strength, Strengthened
 from .layers import ends_of, positions_of, roots_of
 from .tokens import Tokens
 from .trace import TextTrace
@@ -33,8 +34,9 @@ class TextSteering(Steering):
         trace: TextTrace | None = None,
         on_text: Callable[[str], None] | None = None,
         watches: bool = False,
+        combine: str = "sum",
     ) -> None:
-        super().__init__(concepts, gate=gate, trace=trace)
+        super().__init__(concepts, gate=gate, trace=trace, combine=combine)
         self._on_text, self._watches = on_text, watches
         self._tokens = Tokens(phase, self._prompts, self._text_begins, self.remembers, on_tokens=self._tokens_come)
 
@@ -65,6 +67,7 @@ def steer(
     *,
     gate: str | None = None,
     phase: str = "all",
+    combine: str = "sum",
     trace: bool = False,
     tokenizer: Any = None,
     force: bool = False,
@@ -74,9 +77,11 @@ def steer(
     Args:
         model: a transformers model; a causal one, or encoder and decoder. It may wear PEFT adapters.
         concepts: concept, or its folder or Hub name -> strength; 1 is one unit of the concept, 0 is off and exact,
-            negative goes the other way. A list gives one strength per prompt of a batch.
+            negative goes the other way. A list gives one strength per prompt of a batch. "auto", or `Auto(target)`,
+            steers each token just as far as its probe's probability is above the target.
         gate: None for each concept's own, "on" to steer every token (the vanilla method), "off" for none.
         phase: "prompt" steers the tokens that are given, "generation" those that the model writes, "all" both.
+        combine: "sum" adds up what several concepts change, "blend" keeps the total of their h within the highest.
         trace: record h; `trace.tokens(row)` gives it token by token.
         tokenizer: spells the tokens of the trace.
         force: use a concept that was learned on another architecture all the same.
@@ -85,7 +90,8 @@ def steer(
         A handle, attached already: use it in a `with` block or call `detach()`.
 
     Raises:
-        DSASError: a concept that does not fit, a compiled model, a strength that is not finite.
+        DSASError: a concept that does not fit, a compiled model, a strength that is not finite, "auto" for a
+            concept without a hyperplane.
 
     Example:
         >>> with steer(model, {"rudeness": 1.0}) as steering:
@@ -93,4 +99,4 @@ def steer(
     """
     chosen = loaded(concepts, roots_of(model), force=force)
     kept = TextTrace(tokenizer) if trace else None
-    return TextSteering(chosen, gate=gate, phase=phase, trace=kept).attach_to_model(model)
+    return TextSteering(chosen, gate=gate, phase=phase, trace=kept, combine=combine).attach_to_model(model)

@@ -75,10 +75,8 @@ class TextTrace(Trace):
         part = _Part(start, None if ids is None else ids.detach().cpu(), mask.detach().cpu())
         self._parts.setdefault(root, []).append(part)
 
-    def record(
-        self, concept: str, site: Site, call: Call, h: torch.Tensor, before: torch.Tensor, after: torch.Tensor
-    ) -> Record:
-        made = super().record(concept, site, call, h, before, after)
+    def record(self, concept: str, site: Site, call: Call, *seen: Any) -> Record:
+        made = super().record(concept, site, call, *seen)
         self._parts[site.root][-1].records.append(made)
         return made
 

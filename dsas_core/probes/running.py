@@ -17,12 +17,16 @@ from .linear import LOGIT_LIMIT, LinearProbe
 
 @dataclass(frozen=True, eq=False)
 class RunningProbe(Probe):
-    """Base of the probes that remember. The steering that uses one owns its state, float32 [batch, 3].
+    """Base of the probes that remember. The steering that uses one owns its state, float32 [batch, columns].
 
     Columns: sum of logits, number of positions, and the decision that a latch has made.
     """
 
     inner: LinearProbe
+
+    @property
+    def columns(self) -> int:
+        return 3
 
     def follow(
         self, x: torch.Tensor, mask: torch.Tensor | None, prompt: torch.Tensor | None, state: torch.Tensor
@@ -33,7 +37,7 @@ class RunningProbe(Probe):
             x: [batch, positions, width].
             mask: float [batch, positions], 1 for positions that count; None counts all.
             prompt: float [batch, positions], 1 for positions that were given; None where all were.
-            state: [batch, 3]; zeros before a text begins.
+            state: [batch, columns]; zeros before a text begins.
 
         Returns:
             h [batch, positions, 1], and the state behind them.
@@ -48,7 +52,7 @@ class RunningProbe(Probe):
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The scores of a whole text, every position of it given."""
-        return self.follow(x, mask, None, torch.zeros(len(x), 3, device=x.device))[0]
+        return self.follow(x, mask, None, torch.zeros(len(x), self.columns, device=x.device))[0]
 
     def lowered(self, shift: float) -> Self:
         return replace(self, inner=self.inner.lowered(shift))

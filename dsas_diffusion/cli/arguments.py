@@ -14,6 +14,8 @@ from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.progress import progress_bar
+from dsas_core.steering import COMBINE
+from dsas_core.strengths import AUTO, Auto, Strength
 
 from ..load import load_pipeline
 
@@ -38,7 +40,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_concepts(parser: argparse.ArgumentParser) -> None:
-    """--concept, --gate."""
+    """--concept, --combine, --gate."""
     parser.add_argument(
         "--concept",
         "-c",
@@ -46,7 +48,14 @@ def add_concepts(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=concept_and_strength,
         metavar="FOLDER=STRENGTH",
-        help="a concept's folder or Hub name; strength 1 by default, negative goes the other way; repeatable",
+        help="a concept's folder or Hub name; strength 1 by default, negative goes the other way, auto (or auto:P) "
+        "as far as the probe's probability is above P (default 0.5); repeatable",
+    )
+    parser.add_argument(
+        "--combine",
+        choices=COMBINE,
+        default="sum",
+        help="several concepts at one place: sum: all that each changes (default); blend: as much as one alone would",
     )
     add_gate(parser)
 
@@ -71,9 +80,9 @@ def refuse_generation(args: argparse.Namespace) -> None:
         args.usage(f"{args.model} is a language model: it takes neither --steps nor --guidance")
 
 
-def read_concepts(given: Sequence[tuple[str, float]]) -> dict[Concept, float]:
+def read_concepts(given: Sequence[tuple[str, float | Auto]]) -> dict[Concept, Strength]:
     """Read concepts before anything slow begins."""
-    concepts: dict[Concept, float] = {}
+    concepts: dict[Concept, Strength] = {}
     for name, strength in given:
         concept = Concept.from_pretrained(name)
         if concept.name in (other.name for other in concepts):
@@ -181,9 +190,15 @@ def name_and_value(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, the value as in YAML, found {text!r}") from None
 
 
-def concept_and_strength(text: str) -> tuple[str, float]:
+def concept_and_strength(text: str) -> tuple[str, float | Auto]:
     """`FOLDER`, which means a strength of 1, or `FOLDER=STRENGTH`; a folder may have a `=` in its name."""
     folder, equals, strength = text.rpartition("=")
     if not equals or Path(text).is_dir():
         return text, 1.0
-    return folder, number(strength)
+    kind, colon, target = strength.partition(":")
+    if kind != AUTO:
+        return folder, number(strength)
+    try:
+        return folder, Auto(number(target)) if colon else Auto()
+    except DSASError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

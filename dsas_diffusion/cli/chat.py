@@ -15,6 +15,7 @@ from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.llm.prompts import pad_token
+from dsas_core.strengths import Strength
 
 from .arguments import GATES, add_concepts, add_device, language_model, natural, not_negative, positive, read_concepts
 from .output import free_files, write_files
@@ -96,7 +97,7 @@ def _answer(
     model: Any,
     tokenizer: Any,
     message: str,
-    concepts: dict[Concept, float],
+    concepts: dict[Concept, Strength],
     args: argparse.Namespace,
     seen: list[llm.Token],
 ) -> dict[str, Any]:
@@ -107,7 +108,8 @@ def _answer(
     if args.compare:
         found["base"] = _shown(model, tokenizer, inputs, args, "base")
     steers = bool(concepts) and not args.monitor
-    settings: dict[str, Any] = {"gate": GATES[args.gate], "phase": args.phase, "tokenizer": tokenizer, "trace": True}
+    settings: dict[str, Any] = {"gate": GATES[args.gate], "phase": args.phase, "combine": args.combine}
+    settings |= {"tokenizer": tokenizer, "trace": True}
     with llm.steer(model, concepts, **settings) if steers else nullcontext() as steering:
         found["answer"] = _shown(model, tokenizer, inputs, args, "steered" if args.compare else "")
     if steering is None or steering.trace is None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import string
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept import Concept, Intervention
+from dsas_core.opposition import Opposition
 from dsas_core.trace import Record, Trace
 
 from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from ..load import BUILTIN
 from ..steer import steer
 from . import chat
-from .arguments import add_generation, add_model, language_model, number, pipeline, refuse_generation
+from .arguments import add_generation, add_model, language_model, number, pipeline, read_concepts, refuse_generation
 from .output import table
 
 #: a gate has fired when its score, before the site's weight, is at least this somewhere
@@ -31,7 +33,14 @@ LENGTH = 60
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which concept on which prompt."""
     add_model(parser)
-    parser.add_argument("--concept", "-c", required=True, metavar="FOLDER", help="a concept's folder, or its Hub name")
+    parser.add_argument(
+        "--concept",
+        "-c",
+        action="append",
+        required=True,
+        metavar="FOLDER",
+        help="a concept's folder, or its Hub name; repeatable: the first is looked at, with the others beside it",
+    )
     parser.add_argument("--prompt", "-p", required=True, help="the prompt to look at")
     parser.add_argument("--strength", type=number, default=1.0, help="of the concept (default 1)")
     add_generation(parser)
@@ -39,24 +48,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Draw or answer the prompt with and without the concept; what happened at each site, and what that means."""
-    concept = Concept.from_pretrained(args.concept)
-    document = _answered(args, concept) if llm.is_language_model(args.model) else _drawn(args, concept)
+    concepts = list(read_concepts([(name, args.strength) for name in args.concept]))
+    document = _answered(args, concepts) if llm.is_language_model(args.model) else _drawn(args, concepts)
     return {**document, "conclusions": conclusions(document)}
 
 
-def _answered(args: argparse.Namespace, concept: Concept) -> dict[str, Any]:
+def _answered(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
     """What happened in the answer to a message."""
     refuse_generation(args)
     model, tokenizer = language_model(args)
     inputs = chat.asked(tokenizer, args.prompt).to(model.device)
-    with llm.steer(model, {concept: args.strength}, trace=True) as steering:
+    with llm.steer(model, dict.fromkeys(concepts, args.strength), trace=True) as steering:
         steered = chat.generate(model, tokenizer, inputs, LENGTH)
-        reached, trace = set(steering.fired), steering.trace
+        reached, trace, opposition = set(steering.fired), steering.trace, steering.opposition()
     base = chat.generate(model, tokenizer, inputs, LENGTH)
     assert trace is not None
     tokens = inputs.input_ids.shape[1]
     return {
-        **_described(args, concept, reached, trace),
+        **_described(args, concepts, reached, trace, opposition),
         "base": base,
         "steered": steered,
         "changed": base != steered,
@@ -66,19 +75,19 @@ def _answered(args: argparse.Namespace, concept: Concept) -> dict[str, Any]:
     }
 
 
-def _drawn(args: argparse.Namespace, concept: Concept) -> dict[str, Any]:
+def _drawn(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
     """What happened in the picture of a prompt."""
     pipe = pipeline(args, steps_bar=True)
     settings = settings_of(pipe, args.steps, args.guidance)
     drawing = pipe, [args.prompt], seeds_for([args.prompt], args.seed), settings
-    with steer(pipe, {concept: args.strength}, trace=True) as steering:
+    with steer(pipe, dict.fromkeys(concepts, args.strength), trace=True) as steering:
         steered = pictures_of(*drawing)[0]
-        reached, trace = set(steering.fired), steering.trace
+        reached, trace, opposition = set(steering.fired), steering.trace, steering.opposition()
     base = pictures_of(*drawing)[0]
     assert trace is not None
     difference = change([base], [steered])[0]
     return {
-        **_described(args, concept, reached, trace),
+        **_described(args, concepts, reached, trace, opposition),
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,
@@ -88,8 +97,15 @@ def _drawn(args: argparse.Namespace, concept: Concept) -> dict[str, Any]:
     }
 
 
-def _described(args: argparse.Namespace, concept: Concept, reached: set[str], trace: Trace) -> dict[str, Any]:
-    """What was asked for, and what each site saw and did."""
+def _described(
+    args: argparse.Namespace,
+    concepts: Sequence[Concept],
+    reached: set[str],
+    trace: Trace,
+    opposition: Sequence[Opposition],
+) -> dict[str, Any]:
+    """What was asked for, what each site of the first concept saw and did, and how the concepts go together."""
+    concept = concepts[0]
     unit = concept.evidence.get("unit") or {}
     return {
         "concept": concept.name,
@@ -99,6 +115,8 @@ def _described(args: argparse.Namespace, concept: Concept, reached: set[str], tr
         "sites": [
             _site(concept, item, args.strength, str(item.site) in reached, trace) for item in concept.interventions
         ],
+        "beside": [other.name for other in concepts[1:]],
+        "opposition": [{**asdict(line), "site": str(line.site)} for line in opposition],
         "effect_reached_in_learning": unit.get("reached") if unit.get("trials") else None,
     }
 
@@ -108,6 +126,10 @@ def report(document: dict[str, Any]) -> None:
     columns = ("site", "fired", "mean h", "max h", "weight", "dose", "relative change")
     table(columns, [[site[column.replace(" ", "_")] for column in columns] for site in document["sites"]])
     print("dose: strength × unit × mean h, 0 where a site is only watched; h counts the site's weight")
+    if document["opposition"]:
+        print("\nwhere shifts of two concepts go; opposed below -0.5, as their strengths are alike")
+        headings = ("site", "first", "second", "cosine", "opposed")
+        table(headings, [[line[heading] for heading in headings] for line in document["opposition"]])
     print(f"\nstrength {document['strength']:g}, unit {document['unit']:g}")
     if "pixel_difference" in document:
         print(f"the picture differs from the unsteered one by {document['pixel_difference']:.2f} of 255 on average\n")

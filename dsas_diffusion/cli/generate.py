@@ -13,6 +13,7 @@ from PIL import Image
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.provenance import versions
+from dsas_core.strengths import Auto, Strength
 
 from .. import __version__, viz
 from ..families import family_of
@@ -90,14 +91,15 @@ def report(document: dict[str, Any]) -> None:
 
 
 def _drawn(
-    pipe: Any, args: argparse.Namespace, concepts: Mapping[Concept, float], settings: Settings
+    pipe: Any, args: argparse.Namespace, concepts: Mapping[Concept, Strength], settings: Settings
 ) -> dict[str, list[Image.Image]]:
     """Pictures by kind: "base", "picture" (steered, where there are concepts), and a map of h for each concept."""
     seeds = seeds_for(args.prompt, args.seed)
     if not concepts:
         return {"picture": pictures_of(pipe, args.prompt, seeds, settings)}
     columns: dict[str, list[Image.Image]] = {}
-    with steer(pipe, dict(concepts.items()), gate=GATES[args.gate], trace=args.compare) as steering:
+    settled = {"gate": GATES[args.gate], "combine": args.combine, "trace": args.compare}
+    with steer(pipe, dict(concepts.items()), **settled) as steering:
         columns["picture"] = []
         for latents in latent_batches(pipe, args.prompt, seeds, settings):
             drawn = decode(pipe, latents)
@@ -115,17 +117,23 @@ def _drawn(
 
 
 def _document(
-    pipe: Any, args: argparse.Namespace, concepts: Mapping[Concept, float], settings: Settings
+    pipe: Any, args: argparse.Namespace, concepts: Mapping[Concept, Strength], settings: Settings
 ) -> dict[str, Any]:
     """All that is needed to draw the same pictures again."""
     seeds = seeds_for(args.prompt, args.seed)
     return {
         "model": args.model,
         "concepts": [
-            {"concept": name, "name": concept.name, "strength": strength, "unit": concept.unit}
+            {
+                "concept": name,
+                "name": concept.name,
+                "strength": str(strength) if isinstance(strength, Auto) else strength,
+                "unit": concept.unit,
+            }
             for (name, _), (concept, strength) in zip(args.concept, concepts.items(), strict=True)
         ],
         "gate": args.gate,
+        "combine": args.combine,
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,

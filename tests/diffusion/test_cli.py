@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dsas_core import Concept, prompts
+from dsas_core import Auto, Concept, prompts
 from dsas_diffusion import __version__, load
 from dsas_diffusion.cli import doctor, output
 from dsas_diffusion.cli.arguments import concept_and_strength, name_and_value
@@ -139,7 +139,7 @@ def test_generate_fills_a_folder_reproducibly(dsas, model: str, concept: str, tm
     assert {path.name for path in out.iterdir()} == {"001.png", "002.png", "generate.json"}
     beside = json.loads((out / "generate.json").read_text())
     assert {"out": str(out), **beside} == written
-    assert (beside["steps"], beside["seed"], beside["gate"]) == (2, 3, "own")
+    assert (beside["steps"], beside["seed"], beside["gate"], beside["combine"]) == (2, 3, "own", "sum")
     assert beside["concepts"] == [
         {"concept": concept, "name": "banana-to-blurred-banana", "strength": 0.0, "unit": beside["concepts"][0]["unit"]}
     ]
@@ -191,6 +191,18 @@ def test_files_are_written_together_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_generate_blends_and_chooses_strengths(dsas, model: str, concept: str, tmp_path: Path) -> None:
+    other = replace(Concept.from_pretrained(concept), name="other").save_pretrained(tmp_path / "other")
+    command = ("generate", "--model", model, "-p", "a banana", "--steps", 2, "--combine", "blend", "-c", f"{other}=-1")
+    out = tmp_path / "out"
+    code, _, err = dsas(*command, "-c", f"{concept}=auto:0.3", "--out", out, "--quiet")
+    assert code == 0
+    assert "'other' and 'banana-to-blurred-banana' work against one another" in err.splitlines()[0]
+    written = json.loads((out / "generate.json").read_text())
+    assert written["combine"] == "blend"
+    assert [one["strength"] for one in written["concepts"]] == [-1.0, "auto:0.3"]
+
+
 # ---- show, doctor, methods, env -------------------------------------------------------------------------------------
 
 
@@ -237,6 +249,17 @@ def test_doctor(dsas, model: str, concept: str) -> None:
     assert code == 0
     assert "The strength is 0" in text
     assert "0.00 of 255" in text
+
+
+def test_doctor_tells_how_concepts_go_together(dsas, model: str, concept: str, tmp_path: Path) -> None:
+    other = replace(Concept.from_pretrained(concept), name="other").save_pretrained(tmp_path / "other")
+    command = ("doctor", "--model", model, "-c", concept, "-c", other, "-p", "a banana", "--steps", 2)
+    found = document_of(dsas(*command, "--json"))
+    assert found["beside"] == ["other"]
+    assert {line["site"] for line in found["opposition"]} <= {site["site"] for site in found["sites"]}
+    assert all(line["cosine"] == pytest.approx(1) and not line["opposed"] for line in found["opposition"])
+    assert found["opposition"]
+    assert "where shifts of two concepts go" in dsas(*command)[1]
 
 
 def test_doctor_names_words_that_the_built_in_model_does_not_know(
@@ -333,6 +356,10 @@ def test_methods_env_version_and_help(dsas) -> None:
         ("generate", 2, "--prompt"),
         ("generate -p x -c {concept}=much", 2, "expected a number"),
         ("generate -p x -c {concept}=inf", 2, "expected a number"),
+        ("generate -p x -c {concept}=auto:1.5", 2, "a probability between 0 and 1, found 1.5"),
+        ("generate -p x -c {concept}=auto:some", 2, "expected a number, found 'some'"),
+        ("generate -p x --combine mix", 2, "--combine"),
+        ("generate --model {model} -p x -c {concept}=auto --gate on --out {new}", 1, "the gate 'on' looks at nothing"),
         ("generate -p x --guidance nan", 2, "expected a number"),
         ("generate -p x --gate maybe", 2, "--gate"),
         ("generate -p x --compare --out {new}", 2, "--compare needs"),
@@ -399,6 +426,8 @@ def test_a_concept_may_have_a_strength(tmp_path: Path) -> None:
     (tmp_path / "a=b").mkdir()
     assert concept_and_strength(f"{tmp_path}/a=b") == (f"{tmp_path}/a=b", 1.0)
     assert concept_and_strength(f"{tmp_path}/a=b=2") == (f"{tmp_path}/a=b", 2.0)
+    assert concept_and_strength("folder=auto") == ("folder", Auto())
+    assert concept_and_strength("user/name=auto:0.3") == ("user/name", Auto(0.3))
 
 
 @pytest.mark.parametrize(

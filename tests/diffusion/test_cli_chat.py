@@ -46,6 +46,13 @@ def test_insults_are_answered_kindly_and_calm_people_as_before(
     assert insulted["concepts"]["rudeness"]["max_h"] > 10 * calm["concepts"]["rudeness"]["max_h"]
 
 
+def test_no_strength_to_tune(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("-c", f"{concept}=auto:1e-4", "--combine", "blend", "--compare", "-m", INSULT, "-m", CALM)
+    insulted, calm = told(capsys, *command)["answers"]
+    assert insulted["answer"] != insulted["base"]
+    assert calm["answer"] == calm["base"]
+
+
 def test_it_streams_to_people(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", "-c", str(concept), "-m", INSULT, "--quiet"]) == 0
     out = capsys.readouterr().out

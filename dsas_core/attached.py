@@ -1,0 +1,118 @@
+"""What a steering holds of a concept: its interventions by site, and a live copy of the timestep bin's parameters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from .capture import bin_of
+from .concept import Concept, Intervention
+from .maps import Map
+from .probes import ConstantProbe, Probe
+from .probes.hyperplane import Hyperplane, hyperplane
+from .sites import Site
+
+
+class Entry(NamedTuple):
+    """One intervention in the current bin; `number` tells it from the others of its concept.
+
+    `plane` is what its strength can be solved for by; None where it has to be given.
+    """
+
+    number: int
+    probe: Probe
+    map: Map
+    weight: torch.Tensor
+    reads: Site
+    writes: Site
+    plane: Hyperplane | None
+
+
+class _Bound:
+    """Interventions by the sites that they read and write, their tensors views of one: `live`, those of one bin."""
+
+    def __init__(self, interventions: Sequence[Intervention], live: torch.Tensor) -> None:
+        self.live = live
+        self.reading: dict[Site, list[Entry]] = {}
+        self.writing: dict[Site, list[Entry]] = {}
+        start = 0
+
+        def view(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal start
+            start += tensor.numel()
+            return live[start - tensor.numel() : start].view(tensor.shape)
+
+        for number, intervention in enumerate(interventions):
+            probe = intervention.probes[0].map_tensors(view)
+            transform = intervention.maps[0].map_tensors(view)
+            weight, reads = view(torch.empty(())), intervention.reads or intervention.site
+            solvable = transform.displaces and reads == intervention.site and not intervention.watches
+            plane = hyperplane(probe) if solvable else None
+            entry = Entry(number, probe, transform, weight, reads, intervention.site, plane)
+            self.reading.setdefault(entry.reads, []).append(entry)
+            self.writing.setdefault(entry.writes, []).append(entry)
+
+
+class Attached:
+    """One concept as a visitor holds it: parameters of all bins, and a live copy of those of the current bin.
+
+    The copy lies on the device that the root is called on. A model may be spread over several: a site that comes by
+    elsewhere gets a copy there.
+    """
+
+    def __init__(self, concept: Concept, gate: str | None, watch: bool) -> None:
+        self.name, self.unit, self.edges = concept.name, concept.unit, concept.edges
+        chosen = [intervention for intervention in concept.interventions if watch or not intervention.watches]
+        self._interventions = [_gated(intervention, gate) for intervention in chosen]
+        bins = [_flattened(self._interventions, i) for i in range(len(concept.edges) + 1)]
+        self._banks = torch.stack(bins)  # [bins, parameters]
+        self._go_to(self._banks.device)
+
+    def _go_to(self, device: torch.device) -> None:
+        with torch.inference_mode(False):
+            self._device, self._banks = device, self._banks.to(device)
+            self._here = _Bound(self._interventions, self._banks[0].clone())
+            self._elsewhere: dict[torch.device, _Bound] = {}
+
+    @property
+    def entries(self) -> Iterator[Entry]:
+        """Every intervention, on the device of the root."""
+        return itertools.chain.from_iterable(self._here.writing.values())
+
+    def on(self, device: torch.device) -> _Bound:
+        """What reads and writes activations that are on a device."""
+        if device == self._device:
+            return self._here
+        if device not in self._elsewhere:
+            with torch.inference_mode(False):
+                self._elsewhere[device] = _Bound(self._interventions, self._here.live.to(device))
+        return self._elsewhere[device]
+
+    def turn(self, timestep: torch.Tensor | None, device: torch.device) -> None:
+        """Bring in the parameters of the timestep's bin, on the device that the root is called on."""
+        if device != self._device:
+            self._go_to(device)
+        if self.edges:
+            bin_ = bin_of(timestep, self.edges).to(device)
+            for bound in (self._here, *self._elsewhere.values()):
+                bound.live.copy_(self._banks.index_select(0, bin_[None])[0])
+
+
+def _gated(intervention: Intervention, gate: str | None) -> Intervention:
+    if gate is None:
+        return intervention
+    probe = ConstantProbe(1.0 if gate == "on" else 0.0)
+    bins = len(intervention.probes)
+    return replace(intervention, probes=(probe,) * bins, weights=(1.0,) * bins, reads=None)
+
+
+def _flattened(interventions: Sequence[Intervention], bin_: int) -> torch.Tensor:
+    """Every parameter of one bin in a row, in the order in which `_Bound` takes them."""
+    tensors = [torch.empty(0)]
+    for item in interventions:
+        tensors += [*item.probes[bin_].tensors(), *item.maps[bin_].tensors(), torch.tensor(item.weights[bin_])]
+    return torch.cat([tensor.flatten().float() for tensor in tensors])

@@ -1,0 +1,42 @@
+"""The hyperplane that a probe decides by: w . x + b, of one position or of the mean over all."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from . import Probe
+from .combine import PooledProbe, ProductProbe
+from .linear import LinearProbe
+
+
+class Hyperplane(NamedTuple):
+    """A linear probe, of single positions or pooled, and the factors that gate what is done about it."""
+
+    probe: LinearProbe | PooledProbe
+    others: tuple[Probe, ...] = ()
+
+    def gate(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor | float:
+        """The product of the other factors' h, broadcastable to x; 1 where there are none."""
+        h: torch.Tensor | float = 1.0
+        for other in self.others:
+            h = other.score(x, mask) * h
+        return h
+
+
+def hyperplane(probe: Probe) -> Hyperplane | None:
+    """What a linear, pooled or product probe decides by; None for those without a hyperplane.
+
+    A product's is that of its first factor of single positions, of its first pooled one where there is none: that
+    factor tells where the concept is, the others whether it counts.
+    """
+    if isinstance(probe, LinearProbe | PooledProbe):
+        return Hyperplane(probe)
+    if not isinstance(probe, ProductProbe):
+        return None
+    for kind in (LinearProbe, PooledProbe):
+        for place, factor in enumerate(probe.factors):
+            if isinstance(factor, kind):
+                return Hyperplane(factor, (*probe.factors[:place], *probe.factors[place + 1 :]))
+    return None
