@@ -4,6 +4,9 @@
 "context", positions of control prompts that the gate will meet, though nothing is pooled over them; "moved", rows of
 source prompts for the map alone, where the gate reads other positions than the map moves; "unseen_source" and
 "unseen_control", of another domain, on which the finished gate is tested.
+
+Sites learn all from the unsteered model ("clean"), or each behind those that the model comes to before it, which steer
+already ("causal", as AcT fits its maps, arXiv 2410.23054): what a gate reads while steering is then what it learned on.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 
 from . import methods
 from .capture import Capture, Rows
-from .concept import Intervention
+from .concept import Concept, Intervention
 from .errors import DSASError
 from .gating import FORMS, REMEMBERING, calls, fit_gate
 from .maps import Map
@@ -25,6 +28,9 @@ from .probes import ConstantProbe, PooledProbe, Probe, ProductProbe, RunningProb
 from .sites import Site
 
 POOLINGS = ("gated", "mean")
+MODES = ("clean", "causal")
+#: whether the target prompts of causal learning are read from the unsteered model, or steered as well
+TARGET_ROWS = ("clean", "steered")
 WEIGHTS = ("soft", "threshold", "none")
 #: the target shows what the gate looks for where its highest h is at least this much of the source's
 STILL_SHOWN = 0.5
@@ -54,6 +60,9 @@ class Recipe:
         seed: of the cross-validation folds.
         options: of the map method, by name; `dsas methods` lists them.
         keep: how many sites to steer, those that tell source from target best, as ITI chooses heads; None for all.
+        mode: "clean", every site learns from the unsteered model, in one pass over the prompts; "causal", each learns
+            with those before it steering at map strength 1, in a pass of its own.
+        target_rows: of causal learning: "clean", targets are what the unsteered model makes of them, "steered".
     """
 
     method: str = "caa"
@@ -69,6 +78,8 @@ class Recipe:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     keep: int | None = None
+    mode: str = "clean"
+    target_rows: str = "clean"
 
     def __post_init__(self) -> None:
         methods.check_options(self.method, self.options)
@@ -85,9 +96,18 @@ class Recipe:
                 f"gate form {self.form!r}, pooling {self.pooling!r}: expected one of {', '.join(FORMS)}, and one of "
                 f"{', '.join(POOLINGS)}"
             )
+        if self.mode not in MODES or self.target_rows not in TARGET_ROWS:
+            raise DSASError(
+                f"learning mode {self.mode!r}, target_rows {self.target_rows!r}: expected one of {', '.join(MODES)}, "
+                f"and one of {', '.join(TARGET_ROWS)}"
+            )
         if isinstance(gate, Combined) and self.form in REMEMBERING:
             choices = ", ".join(form for form in FORMS if form not in REMEMBERING)
             raise DSASError(f"gate form {self.form!r} goes by the tokens before, no combination does: choose {choices}")
+
+    def steers(self, kind: str) -> bool:
+        """Whether prompts of a kind are read with the sites before steering, in causal learning."""
+        return kind != "target" or self.target_rows == "steered"
 
 
 def recipe_of(given: Mapping[str, Any] | None, **settings: Any) -> Recipe:
@@ -143,8 +163,16 @@ class SiteEvidence:
     unseen: UnseenEvidence | None = None
 
 
+#: captures anew at one site, with what was learned before it steering
+Recapture = Callable[[Site, Concept], Capture]
+
+
 def fit_sites(
-    capture: Capture, recipe: Recipe, done: Callable[[], object] = lambda: None, watched: Collection[Site] = ()
+    capture: Capture,
+    recipe: Recipe,
+    done: Callable[[], object] = lambda: None,
+    watched: Collection[Site] = (),
+    recapture: Recapture | None = None,
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
     """Fit an intervention at every captured site.
 
@@ -152,15 +180,19 @@ def fit_sites(
         capture: rows of kinds "source", "target", "control", and perhaps of the others, see above.
         done: called after each site, for a progress bar.
         watched: sites that are only to be read, for the trace.
+        recapture: what a causal recipe asks for the activations of each site behind the first that steers.
 
     Returns:
         Interventions whose weight is above 0 in some bin, and the evidence of all sites, or of those to `keep`.
 
     Raises:
-        DSASError: no site tells source from control.
+        DSASError: no site tells source from control; a causal recipe without `recapture`.
     """
     from threadpoolctl import threadpool_limits
 
+    causal = recipe.mode == "causal"
+    if causal and recapture is None:
+        raise DSASError("causal learning reads each site anew: pass recapture to fit_sites, or choose mode clean")
     sites = list(dict.fromkeys(site for site, _, _ in capture.rows))
     if recipe.keep is not None:
         kept = _best(capture, [site for site in sites if site not in watched], recipe)
@@ -175,8 +207,11 @@ def fit_sites(
     for site in sites:
         own = simple if site in watched else recipe  # what only draws a heat-map is not worth a search
         here = range(1) if site.root in capture.timeless else bins
+        rows = capture
+        if recapture is not None and causal and interventions and site not in watched:
+            rows = recapture(site, Concept("learning", tuple(interventions), capture.edges))
         with threadpool_limits(1):  # many small problems: threads would mostly wait for one another
-            fitted = [_fit_bin(capture, site, bin_, own, refused) for bin_ in here]
+            fitted = [_fit_bin(rows, site, bin_, own, refused) for bin_ in here]
         fitted *= len(bins) // len(here)
         evidence += [found for _, _, found in fitted]
         weights = tuple(found.weight for _, _, found in fitted)

@@ -8,8 +8,9 @@ fitted on source and target pictures tells them apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from dsas_core import methods
 from dsas_core.capture import Capture
 from dsas_core.concept import Concept, fingerprint
 from dsas_core.hooks import Call, visit
-from dsas_core.learn import fit_sites, recipe_of
+from dsas_core.learn import Recipe, fit_sites, recipe_of
 from dsas_core.probes import LinearProbe
 from dsas_core.progress import progress_bar
 from dsas_core.prompts import PromptSet, read
 from dsas_core.provenance import versions
 from dsas_core.sites import Site
+from dsas_core.steering import Steering
 from dsas_core.unit import TRIALS, choose, held_back
 
 from .families import family_of, find_sites, roots_of
@@ -100,19 +102,11 @@ def learn(
     drawn = content.draw(count, seed)
     fitting, held_out = held_back(drawn)
 
-    roots = roots_of(pipe)
-    capture = Capture(edges, seed=seed)
-    latents: dict[str, torch.Tensor] = {}
-    with (
-        Rows(pipe, positions=positions) as rows,
-        visit(roots, [*wanted, *watched], capture, rows.describe()),
-        progress_bar(sum(map(len, fitting.values())), "capturing", show_progress) as bar,
-    ):
-        for side, texts in fitting.items():
-            capture.start(side)
-            latents[side] = _walk(pipe, texts, seed, settings, batch, capture, bar)
+    walk = _Walk(pipe, fitting, settings, positions, tuple(edges), chosen, seed, batch, show_progress)
+    capture, latents = walk.drawn([*wanted, *watched], "capturing")
     with progress_bar(len(wanted) + len(watched), "fitting", show_progress) as bar:
-        interventions, evidence = fit_sites(capture, chosen, bar.update, watched)
+        interventions, evidence = fit_sites(capture, chosen, bar.update, watched, walk.behind)
+    roots = roots_of(pipe)
     concept = Concept(
         name=content.name,
         description=content.description,
@@ -138,16 +132,62 @@ def learn(
     return replace(concept, unit=unit, evidence={**concept.evidence, "unit": trials})
 
 
-def _walk(
-    pipe: Any, texts: Sequence[str], seed: int, settings: Settings, batch: int, capture: Capture, bar: Any
-) -> torch.Tensor:
-    """Generate prompts under capture; their latents."""
-    made = []
-    for latents in latent_batches(pipe, texts, seeds_for(texts, seed), settings, batch):
-        made.append(latents)
-        capture.offset += len(latents)
-        bar.update(len(latents))
-    return torch.cat(made)
+@dataclass(frozen=True)
+class _Walk:
+    """Every prompt through the pipeline, its activations kept; `prompts` are source, target and control."""
+
+    pipe: Any
+    prompts: Mapping[str, Sequence[str]]
+    settings: Settings
+    positions: str
+    edges: tuple[float, ...]
+    recipe: Recipe
+    seed: int
+    batch: int
+    show_progress: bool
+
+    def drawn(
+        self, sites: Sequence[Site], label: str, learned: Concept | None = None
+    ) -> tuple[Capture, dict[str, torch.Tensor]]:
+        """The activations at some sites, and the finished latents of each side.
+
+        A concept that is learned so far steers the sides that the recipe has it steer. Where all sites are in text
+        encoders and a concept steers, nothing is drawn: nobody asks for these pictures.
+        """
+        pipe, roots = self.pipe, roots_of(self.pipe)
+        words = learned is not None and all(site.root != family_of(pipe).denoiser for site in sites)
+        capture = Capture(self.edges, seed=self.seed)
+        latents: dict[str, list[torch.Tensor]] = {}
+        with (
+            Rows(pipe, positions=self.positions) as rows,
+            visit(roots, sites, capture, rows.describe()),
+            progress_bar(sum(map(len, self.prompts.values())), label, self.show_progress) as bar,
+        ):
+            for side, texts in self.prompts.items():
+                capture.start(side)
+                steering = Steering({learned: 1.0}) if learned is not None and self.recipe.steers(side) else None
+                with nullcontext() if steering is None else steering.attach(roots, rows.describe()):
+                    for made in self._read(texts) if words else self._draw(texts):
+                        latents.setdefault(side, []).append(made)
+                        capture.offset += len(made)
+                        bar.update(len(made))
+        return capture, {side: torch.cat(parts) for side, parts in latents.items()}
+
+    def behind(self, site: Site, learned: Concept) -> Capture:
+        """The activations at a site behind others that steer."""
+        return self.drawn([site], f"capturing at {site}", learned)[0]
+
+    def _draw(self, texts: Sequence[str]) -> Iterator[torch.Tensor]:
+        seeds = seeds_for(texts, self.seed)
+        return latent_batches(self.pipe, texts, seeds, self.settings, self.batch)
+
+    @torch.no_grad()
+    def _read(self, texts: Sequence[str]) -> Iterator[torch.Tensor]:
+        """Only what the text encoders make of the prompts."""
+        denoiser = getattr(self.pipe, family_of(self.pipe).denoiser)
+        for start in range(0, len(texts), self.batch):
+            piece = list(texts[start : start + self.batch])
+            yield self.pipe.encode_prompt(piece, denoiser.device, 1, False)[0]
 
 
 def choose_unit(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ from ..capture import Capture
 from ..concept import Concept, fingerprint
 from ..errors import DSASError
 from ..hooks import visit
-from ..learn import UNSEEN, SiteEvidence, fit_sites, recipe_of
+from ..learn import UNSEEN, Recipe, SiteEvidence, fit_sites, recipe_of
 from ..progress import progress_bar
 from ..prompts import PromptSet, read
 from ..provenance import versions
 from ..sites import Site
 from ..unit import TRIALS, held_back
 from .layers import bare, find_sites, positions_of, roots_of
-from .prompts import POOLINGS, encode, pad_token
+from .prompts import POOLINGS, Encoded, encode, pad_token
 from .reader import Reader, choose_unit
+from .steer import steer
 
 #: source and target prompts to draw
 COUNT = 48
@@ -103,24 +105,10 @@ def learn(
     fitting, held_out = held_back(texts)
     pad = pad_token(tokenizer)
 
-    capture = Capture(seed=seed)
-    read_at = {"latch": "prompt", "prefix": "all"}.get(chosen.form, pooling)
-    runs = [("source", read_at), ("target", pooling), ("control", read_at), ("context", "all")]
-    runs += [("moved", pooling)] if read_at != pooling else []
-    runs += [(kind, "prompt" if chosen.form == "latch" else "all") for kind, found in unseen.items() if found]
-    shown = {**fitting, **unseen, "context": fitting["control"], "moved": fitting["source"]}
-    total = sum(len(shown[kind]) for kind, _ in runs)
-    reader = Reader(model, pad, batch)
-    with progress_bar(total, "capturing", show_progress) as bar:
-        for kind, how in runs:
-            capture.start(kind)
-            for piece in reader.batches(shown[kind]):
-                with visit(roots_of(model), wanted, capture, reader.describe(piece.counted(how))):
-                    reader.run(piece)
-                capture.offset += len(piece.ids)
-                bar.update(len(piece.ids))
+    walk = _Walk(Reader(model, pad, batch), {**fitting, **unseen}, pooling, chosen, seed, show_progress)
+    capture = walk.captured(wanted, "capturing")
     with progress_bar(len(wanted), "fitting", show_progress) as bar:
-        interventions, evidence = fit_sites(capture, chosen, bar.update)
+        interventions, evidence = fit_sites(capture, chosen, bar.update, recapture=walk.behind)
     told_by_length = _auroc([len(text.ids) for text in texts["source"]], [len(text.ids) for text in texts["control"]])
     _warn(evidence if methods.gate(gate).looks else [], told_by_length)
     roots = roots_of(model)
@@ -146,7 +134,7 @@ def learn(
     if "encoder" in roots or not answered:
         return concept
     with progress_bar(TRIALS, "choosing the unit", show_progress) as bar:
-        unit, trials = choose_unit(reader, concept, fitting, held_out, drift, bar.update)
+        unit, trials = choose_unit(walk.reader, concept, fitting, held_out, drift, bar.update)
     if not trials["trials"]:
         warnings.warn(
             "the model answers source prompts much as it answers control prompts, so nothing tells when enough is "
@@ -154,6 +142,51 @@ def learn(
             stacklevel=2,
         )
     return replace(concept, unit=unit, evidence={**concept.evidence, "unit": trials})
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Every prompt through the model, its activations kept.
+
+    Args:
+        prompts: by kind: source, target and control, and perhaps those of another domain.
+        pooling: what is read of source and target prompts.
+    """
+
+    reader: Reader
+    prompts: Mapping[str, Sequence[Encoded]]
+    pooling: str
+    recipe: Recipe
+    seed: int
+    show_progress: bool
+
+    def captured(self, sites: Sequence[Site], label: str, learned: Concept | None = None) -> Capture:
+        """The activations at some sites, while a concept steers the kinds that the recipe has it steer."""
+        shown = {**self.prompts, "context": self.prompts["control"], "moved": self.prompts["source"]}
+        runs = [(kind, how) for kind, how in self._readings() if shown[kind]]
+        capture, reader = Capture(seed=self.seed), self.reader
+        with progress_bar(sum(len(shown[kind]) for kind, _ in runs), label, self.show_progress) as bar:
+            for kind, how in runs:
+                capture.start(kind)
+                steering = learned if self.recipe.steers(kind) else None
+                with nullcontext() if steering is None else steer(reader.model, {steering: 1.0}):
+                    for piece in reader.batches(shown[kind]):
+                        with visit(roots_of(reader.model), sites, capture, reader.describe(piece.counted(how))):
+                            reader.run(piece)
+                        capture.offset += len(piece.ids)
+                        bar.update(len(piece.ids))
+        return capture
+
+    def behind(self, site: Site, learned: Concept) -> Capture:
+        """The activations at a site behind others that steer."""
+        return self.captured([site], f"capturing at {site}", learned)
+
+    def _readings(self) -> list[tuple[str, str]]:
+        """Kinds of rows, and which tokens of theirs are read."""
+        read_at = {"latch": "prompt", "prefix": "all"}.get(self.recipe.form, self.pooling)
+        runs = [("source", read_at), ("target", self.pooling), ("control", read_at), ("context", "all")]
+        runs += [("moved", self.pooling)] if read_at != self.pooling else []
+        return [*runs, *((kind, "prompt" if self.recipe.form == "latch" else "all") for kind in UNSEEN)]
 
 
 def _auroc(source: Sequence[int], control: Sequence[int]) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dsas_core.hooks import visitors
 from dsas_core.unit import TRIALS, UNITS
 from dsas_diffusion import Concept, DSASError, learn, steer
 from tests.helpers import Bare, bases, differ, latents
@@ -104,3 +105,16 @@ def test_a_concept_of_text_sites_watches_the_denoiser_for_the_heat_map(tiny_pipe
         assert {site.root for site in steering.sites} == {"text_encoder"}
     with steer(tiny_pipe, {concept: 1.0}, trace=True) as steering:
         assert {site.root for site in steering.sites} == {"text_encoder", "unet"}
+
+
+@pytest.mark.parametrize("sites", ["text", ["text", "unet.mid_block.*attn2"]], ids=["text", "text and denoiser"])
+def test_causal_learning_reads_what_the_sites_before_leave(sites: Any, ddim_pipe: Any) -> None:
+    settings = {"sites": sites, "count": 12, "steps": 2, "gate": "on"}
+    clean, causal = (learn(ddim_pipe, PROMPTS, **settings, recipe={"mode": mode}) for mode in ("clean", "causal"))
+    assert clean.sites == causal.sites
+    steering = [[item for item in concept.interventions if not item.watches] for concept in (clean, causal)]
+    assert len(steering[0]) > 1
+    shifts = [[item.maps[0].tensors()[0] for item in found] for found in steering]
+    same = [bool((a == b).all()) for a, b in zip(*shifts, strict=True)]
+    assert same == [True] + [False] * (len(same) - 1)
+    assert not visitors({"unet": ddim_pipe.unet, "text_encoder": ddim_pipe.text_encoder})

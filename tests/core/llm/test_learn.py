@@ -208,3 +208,21 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
 def test_weak_gates_are_warned_of(tokenizer: Words, change: Any, recipe: Any, match: str) -> None:
     with pytest.warns(UserWarning, match=match):
         llm.learn(tiny("llama"), tokenizer, {**PROMPTS, **change}, count=24, recipe=recipe)
+
+
+def test_causal_learning_reads_what_the_layers_before_leave(learned: Concept, tokenizer: Words) -> None:
+    model = tiny("llama")
+    causal, steered = (
+        llm.learn(model, tokenizer, PROMPTS, count=32, sites="block", recipe={"mode": "causal", "target_rows": rows})
+        for rows in ("clean", "steered")
+    )
+    clean = llm.learn(model, tokenizer, PROMPTS, count=32, sites="block")
+    assert len(clean.sites) > 1
+    assert clean.sites == causal.sites == steered.sites
+    first, later = ([concept.interventions[i] for concept in (clean, causal, steered)] for i in (0, -1))
+    shifts = [[item.maps[0].tensors()[0] for item in found] for found in (first, later)]
+    assert torch.equal(shifts[0][0], shifts[0][1])
+    assert not any(torch.equal(shifts[1][0], other) for other in shifts[1][1:])
+    assert not torch.equal(*shifts[1][1:])
+    assert not visitors(model)
+    assert causal.provenance["recipe"]["mode"] == "causal"
