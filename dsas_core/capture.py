@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +19,8 @@ class Rows:
     """Activations of one site, one timestep bin and one kind of prompt, float32.
 
     `pooled` [n, width] with the prompt of each row in `prompts` [n]; `positions` [m, width] with `position_prompts` [m]
-    and `places` [m] (the index of the position in its picture or text).
+    and `places` [m] (the index of the position in its picture or text). `labels`, bool [m], are there when somebody
+    told which positions show the concept (`Capture.mark`). `count` is how many positions the longest row has.
     """
 
     pooled: list[torch.Tensor] = field(default_factory=list)
@@ -27,6 +28,8 @@ class Rows:
     positions: list[torch.Tensor] = field(default_factory=list)
     position_prompts: list[torch.Tensor] = field(default_factory=list)
     places: list[torch.Tensor] = field(default_factory=list)
+    labels: list[torch.Tensor] = field(default_factory=list)
+    count: int = 0
 
     def gathered(self, name: str) -> torch.Tensor:
         """All rows of one field in one tensor."""
@@ -70,6 +73,22 @@ class Capture:
         self.kind, self.offset = kind, 0
         self._random.manual_seed(self.seed)
 
+    def mark(self, kind: str, told: Callable[[int, int], Sequence[bool]]) -> None:
+        """Label the sampled positions of a kind.
+
+        Args:
+            told: the index of a prompt, and how many positions the longest row of a site has -> which positions of
+                that prompt show the concept.
+        """
+        for (_, _, found), rows in self.rows.items():
+            if found == kind:
+                shows = {prompt: told(prompt, rows.count) for prompt in rows.gathered("prompts").unique().tolist()}
+                sampled = zip(rows.position_prompts, rows.places, strict=True)
+                rows.labels = [
+                    torch.tensor([bool(shows[a][b]) for a, b in zip(*map(torch.Tensor.tolist, pair), strict=True)])
+                    for pair in sampled
+                ]
+
     def begin(self, root: str, call: Call) -> None:
         if call.timestep is None:
             self.timeless.add(root)
@@ -93,6 +112,7 @@ class Capture:
 
     def _sample(self, rows: Rows, x: torch.Tensor, mask: torch.Tensor | None, prompts: torch.Tensor) -> None:
         batch, count, _ = x.shape
+        rows.count = max(rows.count, count)
         order = torch.rand((batch, count), generator=self._random)
         if mask is not None:
             order = order.masked_fill(mask.cpu() == 0, -1)

@@ -12,6 +12,10 @@ The `dsas` gate's direction comes from logistic regression; its form decides on 
 
 Other gates say themselves which rows they are fitted on, and are read at each position.
 
+Where somebody told which positions of source prompts show the concept (supervision "positions": words of a text, masks
+of a picture), gates that are fitted on positions take these for it, and the others of the same prompts for what it is
+not: nothing is left to find.
+
 A probe fitted on means has its threshold in the wrong place for positions, so it is lowered until the mean h of control
 positions that the probe was not fitted on is at most the recipe's `control_h`. h of each dimension counts by its mean
 over dimensions, here and in all evidence.
@@ -30,7 +34,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from .capture import Rows
-from .methods._gate import Evidence, Gate, Groups, RefusedError, by_prompt, evidence_of
+from .errors import DSASError
+from .methods._gate import Evidence, Fitted, Gate, Groups, RefusedError, by_prompt, evidence_of
 from .methods.combine import Combined
 from .methods.dsas import DSAS
 from .probes import LatchProbe, LinearProbe, PooledProbe, PrefixProbe, Probe, ProductProbe, RunningProbe
@@ -70,10 +75,12 @@ def fit_gate(gate: Gate, source: Rows, met: Sequence[Rows], recipe: Recipe) -> G
         return _combined(gate, source, met, recipe)
     control = met[0]
     pooled = gate.rows == "pooled"
-    field, owner = ("pooled", "prompts") if pooled else ("positions", "position_prompts")
-    fitted_on = [control] if pooled else list(met)
-    rows = source.gathered(field), torch.cat([each.gathered(field) for each in fitted_on])
-    owners = source.gathered(owner).tolist(), torch.cat([each.gathered(owner) for each in fitted_on]).tolist()
+    owner = "prompts" if pooled else "position_prompts"
+    if pooled:
+        rows = source.gathered("pooled"), control.gathered("pooled")
+        owners: Groups = (source.gathered(owner).tolist(), control.gathered(owner).tolist())
+    else:
+        rows, owners = _positions(source, met, recipe)
     refused = ""
     try:
         fitted = gate.cross_fit(*rows, groups=owners, seed=recipe.seed)
@@ -85,7 +92,9 @@ def fit_gate(gate: Gate, source: Rows, met: Sequence[Rows], recipe: Recipe) -> G
     if not gate.looks:
         return Gated(_at(fitted.probe, fitted.control_h), fitted.evidence, scores, of_rows=True)
     if not pooled:
-        return Gated(_at(fitted.probe, fitted.control_h), evidence_of(*scores), scores, refused=refused)
+        count = sum(len(each.gathered("positions")) for each in met)
+        h = _first(fitted.control_h, count)
+        return Gated(_at(fitted.probe, h), evidence_of(*scores), scores, refused=refused)
     texts = [row for each in met for row in each.gathered("positions").split([len(group) for group in calls(each)])]
 
     def control_h(shift: float) -> torch.Tensor:
@@ -115,9 +124,14 @@ def _dsas(gate: DSAS, source: Rows, met: Sequence[Rows], recipe: Recipe) -> Gate
     if recipe.form == "paper":
         logits = linear.logit(torch.cat([rows.gathered("positions") for rows in met]))[:, 0]
         return Gated(_at(linear, _lowered(logits)), pooled.evidence, scores)
-    token, logits = _token_probe(gate, linear, source, met, recipe)
+    found, owners = _token_probe(gate, linear, source, met, recipe)
+    token, logits = found.probe, found.control_logits[: sum(len(rows.gathered("positions")) for rows in met)]
     if recipe.form == "token":
-        return Gated(_at(token, _lowered(logits)), pooled.evidence, scores)
+        if not recipe.supervised:
+            return Gated(_at(token, _lowered(logits)), pooled.evidence, scores)
+        own = control.gathered("position_prompts").tolist()
+        told = by_prompt(found.source_logits.sigmoid(), owners[0]), by_prompt(logits[: len(own)].sigmoid(), own)
+        return Gated(_at(token, _lowered(logits)), evidence_of(*told), told)
     counts = torch.tensor([len(rows) for rows in calls(control)])
     factor = pooled.control_logits.sigmoid().to(logits).repeat_interleave(counts)
     probe = ProductProbe((token, PooledProbe(linear)))
@@ -141,6 +155,13 @@ def _combined(gate: Combined, source: Rows, met: Sequence[Rows], recipe: Recipe)
     return Gated(at, evidence, scores, refused=next((part.refused for part in parts if part.refused), ""))
 
 
+def reads_positions(gate: Gate, form: str) -> bool:
+    """Whether a gate, or a part of a combination, is fitted on single positions."""
+    if isinstance(gate, Combined):
+        return any(reads_positions(part, form) for part in gate.parts)
+    return form in ("token", "product") if isinstance(gate, DSAS) else gate.rows == "positions"
+
+
 def _at(
     probe: Probe, control_h: Callable[[float], torch.Tensor]
 ) -> Callable[[float | None], tuple[Probe, torch.Tensor]]:
@@ -161,11 +182,16 @@ def _lowered(logits: torch.Tensor, factor: torch.Tensor | None = None) -> Callab
 
 def _token_probe(
     gate: DSAS, start: LinearProbe, source: Rows, met: Sequence[Rows], recipe: Recipe
-) -> tuple[LinearProbe, torch.Tensor]:
-    """A probe of single positions, by multiple-instance rounds, and held-out logits of what it meets in controls."""
-    shown, kept = source.gathered("positions"), torch.cat([rows.gathered("positions") for rows in met])
+) -> tuple[Fitted[LinearProbe], Groups]:
+    """A probe of single positions, and whose they are.
+
+    Which positions of the source show the concept is told, or found by multiple-instance rounds.
+    """
     rank = "lda" if recipe.rank == "auto" else recipe.rank
     scaler = "std" if recipe.scaler == "auto" else recipe.scaler
+    (shown, kept), owners = _positions(source, met, recipe)
+    if recipe.supervised:
+        return gate.cross_fit(shown, kept, rank=rank, scaler=scaler, groups=owners, seed=recipe.seed), owners
     ends = torch.tensor([len(rows) for rows in calls(source)]).cumsum(0).tolist()
 
     def highest(probe: LinearProbe) -> torch.Tensor:
@@ -181,10 +207,32 @@ def _token_probe(
     for _ in range(recipe.rounds - 1):
         probe = gate.fit(shown[highest(probe)], kept, rank=rank, scaler=scaler)
     positive = highest(probe)
-    prompts = torch.cat([rows.gathered("position_prompts") for rows in met])
-    groups: Groups = (source.gathered("position_prompts")[positive].tolist(), prompts.tolist())
-    fitted = gate.cross_fit(shown[positive], kept, rank=rank, scaler=scaler, groups=groups, seed=recipe.seed)
-    return fitted.probe, fitted.control_logits
+    groups: Groups = (source.gathered("position_prompts")[positive].tolist(), owners[1])
+    return gate.cross_fit(shown[positive], kept, rank=rank, scaler=scaler, groups=groups, seed=recipe.seed), groups
+
+
+def _positions(source: Rows, met: Sequence[Rows], recipe: Recipe) -> tuple[tuple[torch.Tensor, torch.Tensor], Groups]:
+    """Positions for h = 1 and for h = 0 with the prompt of each; where labels count, unmarked ones come last of these.
+
+    Raises:
+        DSASError: no position is marked.
+    """
+    shown, kept = source.gathered("positions"), torch.cat([rows.gathered("positions") for rows in met])
+    owners = source.gathered("position_prompts")
+    others = torch.cat([rows.gathered("position_prompts") for rows in met]).tolist()
+    if not recipe.supervised:
+        return (shown, kept), (owners.tolist(), others)
+    marked = source.gathered("labels") if source.labels else torch.zeros(len(shown), dtype=torch.bool)
+    if not marked.any():
+        raise DSASError("supervision by positions: no position of a source prompt is marked as showing the concept")
+    # control prompts are numbered from behind the sources on; these are to be of the same prompts as those marked
+    behind = owners[~marked] - 1 - int(owners[marked].max())
+    return (shown[marked], torch.cat([kept, shown[~marked]])), (owners[marked].tolist(), [*others, *behind.tolist()])
+
+
+def _first(h: Callable[[float], torch.Tensor], count: int) -> Callable[[float], torch.Tensor]:
+    """The first rows of h."""
+    return lambda shift: h(shift)[:count]
 
 
 def calls(rows: Rows) -> list[torch.Tensor]:

@@ -21,7 +21,7 @@ from . import methods
 from .capture import Capture, Rows
 from .concept import Concept, Intervention
 from .errors import DSASError
-from .gating import FORMS, REMEMBERING, calls, fit_gate
+from .gating import FORMS, REMEMBERING, calls, fit_gate, reads_positions
 from .maps import Map
 from .methods.combine import Combined
 from .probes import ConstantProbe, PooledProbe, Probe, ProductProbe, RunningProbe
@@ -31,6 +31,7 @@ POOLINGS = ("gated", "mean")
 MODES = ("clean", "causal")
 #: whether the target prompts of causal learning are read from the unsteered model, or steered as well
 TARGET_ROWS = ("clean", "steered")
+SUPERVISION = ("prompts", "positions")
 WEIGHTS = ("soft", "threshold", "none")
 #: the target shows what the gate looks for where its highest h is at least this much of the source's
 STILL_SHOWN = 0.5
@@ -63,6 +64,10 @@ class Recipe:
         mode: "clean", every site learns from the unsteered model, in one pass over the prompts; "causal", each learns
             with those before it steering at map strength 1, in a pass of its own.
         target_rows: of causal learning: "clean", targets are what the unsteered model makes of them, "steered".
+        supervision: "prompts", of a source prompt it is known that it shows the concept somewhere; "positions", where:
+            at the words that the prompt file names (spans), at the patches that masks mark.
+        lead: of words: so many tokens before a marked one its position counts as showing the concept. 1 is the state
+            that is about to write it, 0 the one that has read it.
     """
 
     method: str = "caa"
@@ -80,6 +85,8 @@ class Recipe:
     keep: int | None = None
     mode: str = "clean"
     target_rows: str = "clean"
+    supervision: str = "prompts"
+    lead: int = 1
 
     def __post_init__(self) -> None:
         methods.check_options(self.method, self.options)
@@ -101,9 +108,24 @@ class Recipe:
                 f"learning mode {self.mode!r}, target_rows {self.target_rows!r}: expected one of {', '.join(MODES)}, "
                 f"and one of {', '.join(TARGET_ROWS)}"
             )
+        if self.supervision not in SUPERVISION or not isinstance(self.lead, int) or self.lead < 0:
+            raise DSASError(
+                f"supervision {self.supervision!r}, lead {self.lead!r}: expected one of {', '.join(SUPERVISION)}, and "
+                "a number of tokens, from 0 up"
+            )
+        if self.supervised and not reads_positions(gate, self.form):
+            raise DSASError(
+                f"gate {self.gate!r} (form {self.form!r}) is fitted on means over positions, so that marked positions "
+                "cannot tell it anything: choose form token or product, or another gate (gaps, mlp)"
+            )
         if isinstance(gate, Combined) and self.form in REMEMBERING:
             choices = ", ".join(form for form in FORMS if form not in REMEMBERING)
             raise DSASError(f"gate form {self.form!r} goes by the tokens before, no combination does: choose {choices}")
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it is told which positions show the concept."""
+        return self.supervision == "positions"
 
     def steers(self, kind: str) -> bool:
         """Whether prompts of a kind are read with the sites before steering, in causal learning."""

@@ -14,6 +14,7 @@ evaluation:                      # optional, free names: prompts kept out of lea
   unseen_source: ["a banana on the moon"]   # of another domain: what evaluation draws its prompts from
   unseen_target: ["a blurred banana on the moon"]
   unseen_control: ["a rocket on the moon"]
+spans: ["you {insult}", fool]    # optional: words of source texts that show the concept, for supervision by positions
 judge: {builtin: {things: [banana], style: blurred}}  # optional: who tells whether an output shows what is wanted
 masks: {segmentation: {model: user/name, labels: [banana]}}  # optional: who tells where, if not the judge
 ```
@@ -42,14 +43,15 @@ MINIMUM = 8
 #: control prompts drawn for each source prompt: what must not change is more varied than what must
 CONTROLS = 2
 SIDES = ("source", "target", "control")
-_KNOWN = {"name", "description", "placeholders", "evaluation", "judge", "masks", *SIDES}
+_KNOWN = {"name", "description", "placeholders", "evaluation", "spans", "judge", "masks", *SIDES}
 
 
 @dataclass(frozen=True)
 class PromptSet:
     """A checked prompt file.
 
-    `judges` say who tells whether an output shows what is wanted, `masks` who tells where; who evaluates reads them.
+    `spans` are templates of words of source texts that show the concept. `judges` say who tells whether an output shows
+    what is wanted, `masks` who tells where; who evaluates reads them.
     """
 
     name: str
@@ -59,6 +61,7 @@ class PromptSet:
     description: str = ""
     placeholders: Mapping[str, Sequence[str]] = field(default_factory=dict)
     evaluation: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    spans: tuple[str, ...] = ()
     judges: tuple[Mapping[str, Any], ...] = ()
     masks: Mapping[str, Any] = field(default_factory=dict)
 
@@ -76,8 +79,8 @@ class PromptSet:
             raise DSASError(f"prompt file {self.name!r}: source and target are identical, so there is nothing to learn")
 
     def expanded(self, side: str) -> list[str]:
-        """Every prompt of source, target, control, or of a part of the evaluation; duplicates removed."""
-        templates = getattr(self, side) if side in SIDES else self.evaluation[side]
+        """Every prompt of source, target, control, or of a part of the evaluation, or all spans; duplicates removed."""
+        templates = getattr(self, side) if side in (*SIDES, "spans") else self.evaluation[side]
         return list(dict.fromkeys(p for template in templates for p in _expand(template, self.placeholders)))
 
     def draw(self, count: int, seed: int = 0, avoid: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -163,6 +166,7 @@ class PromptSet:
         content["placeholders"] = {key: list(values) for key, values in self.placeholders.items()}
         content |= {side: list(getattr(self, side)) for side in SIDES}
         content["evaluation"] = {part: list(templates) for part, templates in self.evaluation.items()}
+        content["spans"] = list(self.spans)
         content["judge"] = dict(self.judges[0]) if len(self.judges) == 1 else [dict(judge) for judge in self.judges]
         content["masks"] = dict(self.masks)
         return {key: value for key, value in content.items() if value}
@@ -210,7 +214,8 @@ def _parse(content: Any, where: str) -> PromptSet:
         raise DSASError(f"{where}: evaluation must map names to lists of templates")
     parts = {str(key): _texts(value, f"{where}: evaluation {key}") for key, value in evaluation.items()}
     sides = {side: _texts(content[side], f"{where}: {side}") for side in SIDES}
-    for part, templates in {**sides, **parts}.items():
+    spans = _texts(content["spans"], f"{where}: spans") if content.get("spans") else ()
+    for part, templates in {**sides, **parts, "spans": spans}.items():
         for template in templates:
             unfilled = sorted(_names(template) - set(values))
             if unfilled:
@@ -229,6 +234,7 @@ def _parse(content: Any, where: str) -> PromptSet:
         description=str(content.get("description") or ""),
         placeholders=values,
         evaluation=parts,
+        spans=spans,
         judges=tuple(dict(one) for one in judges),
         masks=dict(masks),
     )

@@ -41,8 +41,10 @@ from .generation import (
     seeds_for,
     settings_of,
 )
+from .masks import Masks
 from .rows import Rows
 from .steer import steer
+from .supervision import Shown, masks_for, shown_by
 
 #: source and target prompts to draw
 COUNT = 48
@@ -66,6 +68,7 @@ def learn(
     guidance: float | None = None,
     drift: float = 0.05,
     batch: int = 8,
+    masks: Masks | None = None,
     recipe: Mapping[str, Any] | None = None,
     show_progress: bool = False,
 ) -> Concept:
@@ -83,19 +86,24 @@ def learn(
         positions: text tokens that are read and steered, see `dsas_diffusion.rows.Rows`.
         drift: share of control prompts whose picture may change while the unit is chosen.
         batch: prompts per generation.
+        masks: for supervision by positions, which they ask for: pictures of source prompts -> where each shows the
+            thing (`dsas_diffusion.masks`); None for the segmentation model of the prompt file.
         recipe: further fields of `dsas_core.learn.Recipe` (form, rank, site_weight, …).
 
     Returns:
         The concept, its unit chosen and its evidence in it; not saved yet.
 
     Raises:
-        DSASError: bad prompts, names or sites; no site tells source from control.
+        DSASError: bad prompts, names or sites; no site tells source from control; masks that are missing, or empty.
     """
     family = family_of(pipe)
     content = read(prompts)
-    chosen = recipe_of(recipe, method=method, gate=gate, seed=seed)
+    told = {"supervision": "positions"} if masks is not None else {}
+    chosen = recipe_of(recipe, **told, method=method, gate=gate, seed=seed)
     wanted = find_sites(pipe, sites)
     text_only = all(site.root != family.denoiser for site in wanted)
+    if chosen.supervised:
+        masks = masks_for(masks, content, [site for site in wanted if site.root != family.denoiser])
     watched = find_sites(pipe, family.watched) if text_only else []
     edges = family.edges if edges is None else edges
     settings = settings_of(pipe, steps, guidance)
@@ -104,8 +112,13 @@ def learn(
 
     walk = _Walk(pipe, fitting, settings, positions, tuple(edges), chosen, seed, batch, show_progress)
     capture, latents = walk.drawn([*wanted, *watched], "capturing")
+    shown = shown_by(masks(decode(pipe, latents["source"]))) if chosen.supervised and masks is not None else None
+
+    def behind(site: Site, learned: Concept) -> Capture:
+        return _marked(walk.drawn([site], f"capturing at {site}", learned)[0], shown)
+
     with progress_bar(len(wanted) + len(watched), "fitting", show_progress) as bar:
-        interventions, evidence = fit_sites(capture, chosen, bar.update, watched, walk.behind)
+        interventions, evidence = fit_sites(_marked(capture, shown), chosen, bar.update, watched, behind)
     roots = roots_of(pipe)
     concept = Concept(
         name=content.name,
@@ -173,10 +186,6 @@ class _Walk:
                         bar.update(len(made))
         return capture, {side: torch.cat(parts) for side, parts in latents.items()}
 
-    def behind(self, site: Site, learned: Concept) -> Capture:
-        """The activations at a site behind others that steer."""
-        return self.drawn([site], f"capturing at {site}", learned)[0]
-
     def _draw(self, texts: Sequence[str]) -> Iterator[torch.Tensor]:
         seeds = seeds_for(texts, self.seed)
         return latent_batches(self.pipe, texts, seeds, self.settings, self.batch)
@@ -188,6 +197,12 @@ class _Walk:
         for start in range(0, len(texts), self.batch):
             piece = list(texts[start : start + self.batch])
             yield self.pipe.encode_prompt(piece, denoiser.device, 1, False)[0]
+
+
+def _marked(capture: Capture, shown: Shown | None) -> Capture:
+    if shown is not None:
+        capture.mark("source", shown)
+    return capture
 
 
 def choose_unit(

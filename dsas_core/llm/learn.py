@@ -28,7 +28,7 @@ from ..provenance import versions
 from ..sites import Site
 from ..unit import TRIALS, held_back
 from .layers import bare, find_sites, positions_of, roots_of
-from .prompts import POOLINGS, Encoded, encode, pad_token
+from .prompts import POOLINGS, Encoded, encode, marked, pad_token
 from .reader import Reader, choose_unit
 from .steer import steer
 
@@ -103,9 +103,12 @@ def learn(
             "of each source and target prompt"
         )
     fitting, held_out = held_back(texts)
+    marks = (
+        _marks(tokenizer, content, drawn["source"][: len(fitting["source"])], chosen.lead) if chosen.supervised else []
+    )
     pad = pad_token(tokenizer)
 
-    walk = _Walk(Reader(model, pad, batch), {**fitting, **unseen}, pooling, chosen, seed, show_progress)
+    walk = _Walk(Reader(model, pad, batch), {**fitting, **unseen}, marks, pooling, chosen, seed, show_progress)
     capture = walk.captured(wanted, "capturing")
     with progress_bar(len(wanted), "fitting", show_progress) as bar:
         interventions, evidence = fit_sites(capture, chosen, bar.update, recapture=walk.behind)
@@ -150,11 +153,13 @@ class _Walk:
 
     Args:
         prompts: by kind: source, target and control, and perhaps those of another domain.
+        marks: of each source prompt, which tokens show the concept; empty where nobody told.
         pooling: what is read of source and target prompts.
     """
 
     reader: Reader
     prompts: Mapping[str, Sequence[Encoded]]
+    marks: Sequence[Sequence[bool]]
     pooling: str
     recipe: Recipe
     seed: int
@@ -175,6 +180,8 @@ class _Walk:
                             reader.run(piece)
                         capture.offset += len(piece.ids)
                         bar.update(len(piece.ids))
+        if self.marks:
+            capture.mark("source", lambda prompt, _: self.marks[prompt])
         return capture
 
     def behind(self, site: Site, learned: Concept) -> Capture:
@@ -187,6 +194,26 @@ class _Walk:
         runs = [("source", read_at), ("target", self.pooling), ("control", read_at), ("context", "all")]
         runs += [("moved", self.pooling)] if read_at != self.pooling else []
         return [*runs, *((kind, "prompt" if self.recipe.form == "latch" else "all") for kind in UNSEEN)]
+
+
+def _marks(tokenizer: Any, content: PromptSet, prompts: Sequence[str], lead: int) -> list[tuple[bool, ...]]:
+    """Which positions of each prompt show the concept: those that are `lead` tokens before a word of its spans.
+
+    Raises:
+        DSASError: a prompt file without spans, or none of which is in any of the prompts.
+    """
+    if not content.spans:
+        raise DSASError(
+            f"prompt file {content.name!r} has no spans, the words of source prompts that show the concept: add them, "
+            "or leave supervision to prompts"
+        )
+    found = [marked(tokenizer, prompt, content.expanded("spans")) for prompt in prompts]
+    if not any(map(any, found)):
+        raise DSASError(
+            f"prompt file {content.name!r}: none of its spans is in a source prompt, the first is "
+            f"{content.expanded('spans')[0]!r}: write them as they stand there, as whole words"
+        )
+    return [(*marks[lead:], *(False,) * lead) for marks in found]
 
 
 def _auroc(source: Sequence[int], control: Sequence[int]) -> float:

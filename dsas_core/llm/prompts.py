@@ -14,7 +14,7 @@ source:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,10 +104,7 @@ def _conversation(tokenizer: Any, conversation: list[dict[str, str]], prompt: st
         )
 
     def tokens(turns: list[dict[str, str]], **options: bool) -> list[int]:
-        try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, **options)
-        except Exception as error:  # whatever a template raises: jinja's errors, and those of its own
-            raise DSASError(f"the chat template refuses {prompt[:40]!r} …: {' '.join(str(error).split())}") from error
+        text = _templated(tokenizer, turns, prompt, **options)
         found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
         return found
 
@@ -124,6 +121,39 @@ def _conversation(tokenizer: Any, conversation: list[dict[str, str]], prompt: st
             "the answer begins; write plain text, or set tokenizer.chat_template"
         )
     return ids, common
+
+
+def _templated(tokenizer: Any, turns: list[dict[str, str]], prompt: str, **options: bool) -> str:
+    """Turns of a prompt as the chat template writes them."""
+    try:
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    except Exception as error:  # whatever a template raises: jinja's errors, and those of its own
+        raise DSASError(f"the chat template refuses {prompt[:40]!r} …: {' '.join(str(error).split())}") from error
+    return text
+
+
+def marked(tokenizer: Any, prompt: str, phrases: Iterable[str]) -> tuple[bool, ...]:
+    """Of each token of a prompt, as `encode` gives them, whether it is in one of some phrases, or partly.
+
+    Phrases are whole words, in the letter case in which they are written.
+
+    Raises:
+        DSASError: a tokenizer that does not tell where in the text its tokens are.
+    """
+    conversation = turns(prompt)
+    text = prompt
+    if conversation:
+        waits = conversation[-1]["role"] != "assistant"
+        text = _templated(tokenizer, conversation, prompt, add_generation_prompt=waits)
+    try:
+        places = tokenizer(text, add_special_tokens=not conversation, return_offsets_mapping=True).offset_mapping
+    except (NotImplementedError, AttributeError):
+        raise DSASError(
+            f"{type(tokenizer).__name__} does not tell where in a text its tokens are, so spans mark nothing: load "
+            "the fast tokenizer (use_fast=True)"
+        ) from None
+    found = [match.span() for phrase in phrases for match in re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text)]
+    return tuple(any(start < b and a < end for a, b in found) for start, end in places)
 
 
 def batched(prompts: Sequence[Encoded], pad: int) -> Batch:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept import CARD, CONFIG, TENSORS
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
-from dsas_core.learn import Recipe
+from dsas_core.learn import Recipe, recipe_of
 from dsas_core.llm.prompts import turns
 from dsas_core.prompts import PromptSet, draft, read
 
+from ..judges import BuiltinJudge, judge_from
 from ..learn import COUNT, learn
+from ..masks import CallableMasks, Masks
 from . import show
 from .arguments import (
     add_generation,
@@ -30,6 +32,8 @@ from .output import free_folder
 
 #: the drafted prompt file, in the concept's folder
 PROMPTS = "prompts.yaml"
+#: fields of a recipe that have no option of their own
+RECIPE = [field.name for field in fields(Recipe) if field.name not in ("method", "gate", "options", "seed")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +53,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=name_and_value,
         metavar="NAME=VALUE",
         help="of the method, see `dsas methods`; repeatable",
+    )
+    parser.add_argument(
+        "--recipe",
+        action="append",
+        default=[],
+        type=name_and_value,
+        metavar="NAME=VALUE",
+        help=f"how it is fitted: {', '.join(RECIPE)} (dsas_core.learn.Recipe); repeatable",
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="MODULE:FUNCTION",
+        help="where pictures show the thing, for gates that learn from patches: pictures -> masks [height, width] or "
+        "None (with --recipe supervision=positions alone: the prompt file's masks:, else what its judge knows)",
     )
     parser.add_argument(
         "--sites",
@@ -80,10 +98,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         refuse_generation(args)
         if args.source is not None:
             args.usage(f"{args.model} is a language model: it learns from --prompts, not from two phrases")
+        if args.masks is not None:
+            args.usage(f"{args.model} is a language model: name spans in the prompt file, not --masks")
     prompts, drafted = _prompts(args)
     prompts.draw(args.count, args.seed)
-    recipe: dict[str, Any] = {"options": dict(args.option)}
-    Recipe(method=args.method, gate=args.gate, **recipe)
+    recipe: dict[str, Any] = {"options": dict(args.option), **dict(args.recipe)}
+    checked = recipe_of({"method": args.method, "gate": args.gate, **recipe})
+    masks = None if text or not (args.masks or checked.supervised) else _masks(args, prompts)
     if drafted and not args.json:
         print(drafted, flush=True)
 
@@ -94,7 +115,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             settings["sites"] = args.sites[0]
         concept = llm.learn(*language_model(args), prompts, **settings)
     else:
-        concept = learn(pipeline(args), prompts, steps=args.steps, guidance=args.guidance, **settings)
+        concept = learn(pipeline(args), prompts, steps=args.steps, guidance=args.guidance, masks=masks, **settings)
     with replacing_folder(folder) as unfinished:
         concept.save_pretrained(unfinished)
         if drafted:
@@ -108,6 +129,16 @@ def report(document: dict[str, Any]) -> None:
     print(f"\nsaved {document['name']} in {document['out']}")
     if document["drafted"]:
         print(f"its prompts were drafted: edit {document['out']}/{PROMPTS} and pass it as --prompts to do better")
+
+
+def _masks(args: argparse.Namespace, prompts: PromptSet) -> Masks | None:
+    """Who marks pictures: a function, or the judge of the prompt file; None for its segmentation model."""
+    if args.masks is not None:
+        return CallableMasks(args.masks)
+    if prompts.masks:
+        return None
+    judges = [judge_from(spec) for spec in prompts.judges]
+    return next((judge.masks for judge in judges if isinstance(judge, BuiltinJudge)), None)
 
 
 def _prompts(args: argparse.Namespace) -> tuple[PromptSet, str]:

@@ -122,3 +122,28 @@ def test_half_precision_is_kept_in_float32() -> None:
     show(capture, torch.randn(2, 5, 3).half())
     rows = capture.rows[HERE, 0, "source"]
     assert rows.gathered("pooled").dtype == rows.gathered("positions").dtype == torch.float32
+
+
+def test_marks_follow_the_sampled_positions() -> None:
+    """Whatever is sampled, in whatever order: a label is that of its prompt at its place."""
+    capture, mask = Capture(positions_per_row=4), torch.ones(3, 9)
+    mask[1, :6] = 0  # fewer positions than are sampled
+    for kind in ("source", "control"):
+        capture.start(kind)
+        for offset in (0, 3):
+            capture.offset = offset
+            show(capture, torch.randn(3, 9, 2), mask=mask)
+    asked: list[tuple[int, int]] = []
+
+    def told(prompt: int, count: int) -> list[bool]:
+        asked.append((prompt, count))
+        return [(prompt + place) % 3 == 0 for place in range(count)]
+
+    capture.mark("source", told)
+    assert set(asked) == {(prompt, 9) for prompt in range(6)}
+    for site in (HERE, THERE):
+        rows = capture.rows[site, 0, "source"]
+        expected = (rows.gathered("position_prompts") + rows.gathered("places")) % 3 == 0
+        assert torch.equal(rows.gathered("labels"), expected)
+        assert [len(part) for part in rows.labels] == [len(part) for part in rows.positions]
+        assert capture.rows[site, 0, "control"].labels == []

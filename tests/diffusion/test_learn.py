@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dsas_core.hooks import visitors
@@ -81,6 +82,9 @@ def test_timestep_bins_and_text_sites_go_together(ddim_pipe: Any) -> None:
         ({"recipe": {"form": "words"}}, "gate form 'words'"),
         ({"recipe": {"site_weight": "best"}}, "site_weight 'best'"),
         ({"recipe": {"colour": "red"}}, "colour"),
+        ({"sites": "denoiser", "recipe": {"supervision": "positions"}}, "pass masks, a function of pictures, or name"),
+        ({"masks": list}, r"text_encoder\.encoder\.layers\.0 reads words: learn at the denoiser"),
+        ({"sites": "denoiser", "masks": list, "recipe": {"form": "pooled"}}, "marked positions cannot tell it"),
         ({"prompts": {**PROMPTS, "target": PROMPTS["source"]}}, "source and target are identical"),
     ],
 )
@@ -118,3 +122,31 @@ def test_causal_learning_reads_what_the_sites_before_leave(sites: Any, ddim_pipe
     same = [bool((a == b).all()) for a, b in zip(*shifts, strict=True)]
     assert same == [True] + [False] * (len(same) - 1)
     assert not visitors({"unet": ddim_pipe.unet, "text_encoder": ddim_pipe.text_encoder})
+
+
+def left_half(pictures: Any) -> list[np.ndarray | None]:
+    """A mask of the left half of every picture but the first."""
+    masks: list[np.ndarray | None] = []
+    for picture in pictures:
+        mask = np.zeros(picture.size[::-1], bool)
+        mask[:, : picture.width // 2] = True
+        masks.append(mask if masks else None)
+    return masks
+
+
+def test_masks_mark_patches(ddim_pipe: Any) -> None:
+    """What is told from the left half of pictures with bananas is looked for at the left, at any resolution."""
+    settings = {"sites": "denoiser", "count": 12, "steps": 2, "recipe": {"form": "token", "site_weight": "none"}}
+    concept = learn(ddim_pipe, PROMPTS, masks=left_half, **settings)
+    assert concept.provenance["recipe"]["supervision"] == "positions"
+    with steer(ddim_pipe, {concept: 0.0}, trace=True) as steering:
+        latents(ddim_pipe, "a banana on a table")
+        records = steering.trace.records
+    sides = [record.h.reshape(len(record.h), *[round(record.h.shape[1] ** 0.5)] * 2) for record in records]
+    left, right = ([float(h[..., part].mean()) for h in sides] for part in (slice(None, 1), slice(-1, None)))
+    assert np.mean(left) > np.mean(right)
+
+
+def test_masks_of_nothing(ddim_pipe: Any) -> None:
+    with pytest.raises(DSASError, match=r"masks mark nothing in any of \d+ pictures"):
+        learn(ddim_pipe, PROMPTS, sites="denoiser", count=12, steps=2, masks=lambda found: [None] * len(found))

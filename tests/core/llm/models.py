@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -162,11 +164,14 @@ class Words:
     def __init__(self) -> None:
         self.words = ["<pad>", "<end>"]
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+    def __call__(self, text: str, add_special_tokens: bool = True, return_offsets_mapping: bool = False) -> Any:
         for word in text.split():
             if word not in self.words:
                 self.words.append(word)
-        return type("Ids", (), {"input_ids": [self.words.index(word) for word in text.split()]})
+        found: dict[str, Any] = {"input_ids": [self.words.index(word) for word in text.split()]}
+        if return_offsets_mapping:
+            found["offset_mapping"] = [match.span() for match in re.finditer(r"\S+", text)]
+        return SimpleNamespace(**found)
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool = False

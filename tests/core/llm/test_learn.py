@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, llm
+from dsas_core.capture import Capture
 from dsas_core.hooks import visitors
 from dsas_core.llm.prompts import encode
+from dsas_core.prompts import read
+from dsas_core.unit import held_back
 from tests.core.llm.models import PROMPTS, THINGS, Words, concept_for, tiny, written
 
 
@@ -226,3 +229,43 @@ def test_causal_learning_reads_what_the_layers_before_leave(learned: Concept, to
     assert not torch.equal(*shifts[1][1:])
     assert not visitors(model)
     assert causal.provenance["recipe"]["mode"] == "causal"
+
+
+SPANS = {**PROMPTS, "spans": ["you fool", "you clown", "go away {thing}", "go away"]}
+
+
+@pytest.mark.parametrize(("lead", "marked"), [(0, ["away", "go"]), (1, ["<assistant>", "go"])])
+def test_spans_mark_the_states_that_write_them(
+    lead: int, marked: list[str], tokenizer: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers are read, so of their spans the states of the answer count; one earlier is the one about to write."""
+    seen: list[Any] = []
+    mark = Capture.mark
+
+    def watched(self: Capture, kind: str, told: Any) -> None:
+        mark(self, kind, told)
+        seen.append(self)
+
+    monkeypatch.setattr(Capture, "mark", watched)
+    recipe = {"supervision": "positions", "lead": lead}
+    concept = llm.learn(tiny("llama"), tokenizer, SPANS, count=32, recipe=recipe)
+    assert concept.provenance["prompts"]["spans"] == SPANS["spans"]
+    (capture,) = seen
+    rows = next(rows for (_, _, kind), rows in capture.rows.items() if kind == "source")
+    texts = [encode(tokenizer, prompt).ids for prompt in _drawn(SPANS)]
+    places = zip(rows.gathered("position_prompts").tolist(), rows.gathered("places").tolist(), strict=True)
+    shown = zip(places, rows.gathered("labels").tolist(), strict=True)
+    assert sorted({tokenizer.words[texts[prompt][place]] for (prompt, place), label in shown if label}) == marked
+
+
+def _drawn(content: dict[str, Any]) -> list[str]:
+    return held_back(read(content).draw(32, 0))[0]["source"]
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [([], "'rudeness' has no spans, .*add them"), (["you foo"], "none of its spans is in a source prompt.*'you foo'")],
+)
+def test_spans_that_mark_nothing(spans: list[str], message: str, tokenizer: Words) -> None:
+    with pytest.raises(DSASError, match=message):
+        llm.learn(tiny("llama"), tokenizer, {**PROMPTS, "spans": spans}, recipe={"supervision": "positions"})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dsas_core import DSASError
-from dsas_core.llm.prompts import Encoded, batched, encode, pad_token, turns
+from dsas_core.llm.prompts import Encoded, batched, encode, marked, pad_token, turns
 from dsas_core.prompts import read
 from tests.core.llm.models import Words
 
@@ -133,3 +133,32 @@ def test_lines_of_a_prompt_file_stay_lines() -> None:
         }
     )
     assert content.expanded("source")[0] == "user: a 0\nassistant: no"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrases", "words"),
+    [
+        (CHAT, ["you fool"], ["you", "fool"]),
+        (CHAT, ["find it", "where"], ["where", "find", "it"]),
+        (CHAT, ["fool\n", "foo", "Where"], []),
+        ("a fool and foolish fool", ["fool"], ["fool", "fool"]),
+        ("user: you fool", ["fool"], ["fool"]),
+    ],
+    ids=["in the message", "in both turns", "no whole words", "twice", "an open conversation"],
+)
+def test_phrases_mark_the_tokens_that_encode_gives(prompt: str, phrases: list[str], words: list[str]) -> None:
+    tokenizer = Words()
+    ids, marks = encode(tokenizer, prompt).ids, marked(tokenizer, prompt, phrases)
+    assert len(ids) == len(marks)
+    assert [tokenizer.words[number] for number, mark in zip(ids, marks, strict=True) if mark] == words
+
+
+def test_a_tokenizer_that_does_not_tell_places() -> None:
+    class Slow(Words):
+        def __call__(self, text: str, add_special_tokens: bool = True, return_offsets_mapping: bool = False) -> object:
+            if return_offsets_mapping:
+                raise NotImplementedError
+            return super().__call__(text, add_special_tokens)
+
+    with pytest.raises(DSASError, match=r"Slow does not tell where .* load the fast tokenizer"):
+        marked(Slow(), CHAT, ["fool"])

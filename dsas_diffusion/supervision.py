@@ -1,0 +1,53 @@
+"""Where source pictures show the thing, for learning: masks of finished pictures, as labels of a site's patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dsas_core.errors import DSASError
+from dsas_core.prompts import PromptSet
+from dsas_core.sites import Site, patch_grid
+
+from .masks import Masks, masks_from
+
+#: the index of a picture, and into how many patches a site cuts it -> which of them show the thing
+Shown = Callable[[int, int], Sequence[bool]]
+
+
+def masks_for(masks: Masks | None, content: PromptSet, words: Sequence[Site]) -> Masks:
+    """Who tells where pictures show the thing.
+
+    Raises:
+        DSASError: nobody; or sites of a text encoder, where there are no patches.
+    """
+    if words:
+        raise DSASError(
+            f"masks mark patches of pictures, and {words[0]} reads words: learn at the denoiser (sites='denoiser'), or "
+            "leave supervision to prompts"
+        )
+    if masks is None and not content.masks:
+        raise DSASError(
+            "supervision by positions asks where pictures show the thing: pass masks, a function of pictures, or name "
+            "a segmentation model in the prompt file (masks: …)"
+        )
+    return masks_from(content.masks) if masks is None else masks
+
+
+def shown_by(masks: Sequence[np.ndarray | None]) -> Shown:
+    """Patches that a mask, bool [height, width], covers at least half of."""
+    if all(mask is None for mask in masks):
+        raise DSASError(f"masks mark nothing in any of {len(masks)} pictures of source prompts: look at both")
+
+    def shown(picture: int, count: int) -> Sequence[bool]:
+        mask = masks[picture]
+        if mask is None:
+            return [False] * count
+        covered = torch.from_numpy(mask)[None, None].float()
+        grid = patch_grid(count, *mask.shape)
+        return (F.adaptive_avg_pool2d(covered, grid) >= 0.5).flatten().tolist()
+
+    return shown
