@@ -1,4 +1,4 @@
-"""A grid of evaluations: prompt files × methods × gates × sites × models, in a YAML file.
+"""A grid of evaluations: prompt files × methods × gates × recipes × sites × models, in a YAML file.
 
 ```yaml
 title: Results
@@ -12,6 +12,7 @@ concepts:
     measure: {count: 24}                  # otherwise than the rest
 methods: [caa]
 gates: [dsas]
+recipes: {plain: {}, causal: {mode: causal}}  # fields of dsas_core.learn.Recipe
 learn: {count: 48, steps: 8, seed: 0}
 measure: {count: 12, seeds: 2, strengths: [0.5, 1, 1.5, 2]}
 ```
@@ -29,9 +30,10 @@ from typing import Any
 from dsas_core import methods
 from dsas_core.errors import DSASError
 from dsas_core.evaluate import Plan
+from dsas_core.learn import recipe_of
 from dsas_core.prompts import PromptSet, read
 
-_KEYS = ("title", "models", "concepts", "methods", "gates", "learn", "measure")
+_KEYS = ("title", "models", "concepts", "methods", "gates", "recipes", "learn", "measure")
 _CONCEPT = ("prompts", "models", "sites", "name", "measure")
 _LEARN = ("count", "steps", "seed")
 
@@ -45,6 +47,7 @@ class Entry:
     prompts: PromptSet
     method: str
     gate: str
+    recipe: Mapping[str, Any]
     sites: str | None
     plan: Plan
 
@@ -96,13 +99,18 @@ def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[Entry
     how, when = content.get("methods") or ["caa"], content.get("gates") or ["dsas"]
     for name, role in [*((name, "map") for name in how), *((name, "gate") for name in when)]:
         methods.get(name, role)
+    recipes = content.get("recipes") or {"": {}}
+    if not isinstance(recipes, Mapping) or not all(isinstance(recipe, Mapping) for recipe in recipes.values()):
+        raise DSASError(f"{path}: recipes map a name of yours to fields of a recipe, found {recipes!r}")
+    for recipe in recipes.values():
+        recipe_of(recipe)
     found = []
-    for model, method, gate, where in itertools.product(models, how, when, sites):
+    for model, method, gate, recipe, where in itertools.product(models, how, when, recipes, sites):
         parts = [str(concept.get("name") or prompts.name)]
-        varied = ((where, sites), (method, how), (gate, when), (model, models))
+        varied = ((where, sites), (method, how), (gate, when), (recipe, recipes), (model, models))
         parts += [part for part, options in varied if len(options) > 1 and part]
         name = re.sub(r"[^\w.]+", "-", "-".join(parts)).strip("-")  # a gate may be "product(dsas, gaps)"
-        found.append(Entry(name, model, prompts, method, gate, where, plan))
+        found.append(Entry(name, model, prompts, method, gate, recipes[recipe], where, plan))
     return found
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from dsas_core.errors import DSASError
 from dsas_core.pretrained import device_of, hub_options, loading
+from dsas_core.prompts import PromptSet
 
-from .judges import LISTED, imported
+from .judges import LISTED, BuiltinJudge, imported, judge_from
 from .vision import BATCH, Unavailable, chunks
 
 #: pictures -> bool [height, width] of each, or None where it shows none of it
@@ -42,6 +43,19 @@ def masks_from(spec: Mapping[str, Any], *, device: str = "auto") -> Masks:
     if not isinstance(given, Mapping) or set(given) != {"model", "labels"}:
         raise DSASError(f"masks {spec!r}: expected segmentation: {{model: …, labels: […]}}")
     return SegmentationMasks(given["model"], given["labels"], device=device)
+
+
+def masks_of(prompts: PromptSet, function: str | None = None) -> Masks | None:
+    """Who tells where pictures show the thing of a prompt file, or None where nobody does.
+
+    A function of one's own, "package.module:function", else the file's `masks`, else its built-in judge.
+    """
+    if function is not None:
+        return CallableMasks(function)
+    if prompts.masks:
+        return masks_from(prompts.masks)
+    judges = [judge_from(spec) for spec in prompts.judges]
+    return next((judge.masks for judge in judges if isinstance(judge, BuiltinJudge)), None)
 
 
 class SegmentationMasks:

@@ -29,7 +29,7 @@ from .. import evaluate as pictures
 from ..grid import Entry, Grid
 from ..judges import CallableJudge, imported, judge_from
 from ..learn import learn
-from ..masks import CallableMasks, masks_from
+from ..masks import CallableMasks, masks_from, masks_of
 from ..similarity import ssim
 from .arguments import add_model, language_model, number, pipeline, positive, refuse_generation, shows_progress
 from .output import table
@@ -103,7 +103,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sharing = {"process": process, "processes": processes, "wait": wait, "show_progress": shows_progress(args)}
     for entry, concept, kit in zip(chosen, concepts, kits, strict=True):
         figures = _measured(entry, concept, kit, models, out, sharing)
-        about = {"name": entry.name, "task": entry.prompts.name, "method": concept.method, "gate": concept.gate}
+        about: dict[str, Any] = {"name": entry.name, "task": entry.prompts.name, "recipe": dict(entry.recipe)}
+        about |= {"method": concept.method, "gate": concept.gate}
         found.append({**about, "model": entry.model, "plan": asdict(entry.plan), **figures})
     document = {
         "title": title,
@@ -181,7 +182,7 @@ def _entry(concept: Concept, plan: Plan, args: argparse.Namespace) -> Entry:
     prompts: str | Mapping[str, Any] | None = args.prompts or concept.provenance.get("prompts")
     if prompts is None:
         raise DSASError(f"concept {concept.name!r} does not tell its prompts: pass --prompts")
-    return Entry(concept.name, args.model, read(prompts), concept.method, concept.gate, None, plan)
+    return Entry(concept.name, args.model, read(prompts), concept.method, concept.gate, {}, None, plan)
 
 
 def _checked(entry: Entry, args: argparse.Namespace) -> Entry:
@@ -243,12 +244,13 @@ def _learned(
         if shows_progress(args):
             print(f"learning {entry.name}", file=sys.stderr, flush=True)
         settings: dict[str, Any] = {"method": entry.method, "gate": entry.gate, "sites": entry.sites, **grid.learn}
-        settings["show_progress"] = shows_progress(args)
+        settings |= {"recipe": entry.recipe, "show_progress": shows_progress(args)}
         if llm.is_language_model(entry.model):
             settings.pop("steps", None)
             concept = llm.learn(*models.text(entry.model), entry.prompts, **settings)
         else:
-            concept = learn(models.pipeline(entry.model), entry.prompts, **settings)
+            told = masks_of(entry.prompts) if entry.recipe.get("supervision") == "positions" else None
+            concept = learn(models.pipeline(entry.model), entry.prompts, masks=told, **settings)
         concept.save_pretrained(folder, overwrite=True)
     wait()
     return {entry.name: Concept.from_pretrained(out / entry.name / "concept") for entry in grid.entries}
@@ -262,10 +264,12 @@ def _stands(folder: Path, entry: Entry, grid: Grid) -> bool:
     prompts = concept.provenance.get("prompts")
     same = prompts == entry.prompts.to_dict() and (concept.method, concept.gate) == (entry.method, entry.gate)
     wanted = {key: grid.learn[key] for key in ("seed", "count") if key in grid.learn}
-    if not same or any(concept.provenance.get(key) != value for key, value in wanted.items()):
+    same = same and all(concept.provenance.get(key) == value for key, value in wanted.items())
+    recipe = concept.provenance.get("recipe", {})
+    if not same or any(recipe.get(key) != value for key, value in entry.recipe.items()):
         raise DSASError(
-            f"{folder} holds a concept that was learned otherwise (prompts, method, gate, seed or count): choose "
-            "another --out"
+            f"{folder} holds a concept that was learned otherwise (prompts, method, gate, recipe, seed or count): "
+            "choose another --out"
         )
     return True
 

@@ -14,9 +14,8 @@ from dsas_core.learn import Recipe, recipe_of
 from dsas_core.llm.prompts import turns
 from dsas_core.prompts import PromptSet, draft, read
 
-from ..judges import BuiltinJudge, judge_from
 from ..learn import COUNT, learn
-from ..masks import CallableMasks, Masks
+from ..masks import masks_of
 from . import show
 from .arguments import (
     add_generation,
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     prompts.draw(args.count, args.seed)
     recipe: dict[str, Any] = {"options": dict(args.option), **dict(args.recipe)}
     checked = recipe_of({"method": args.method, "gate": args.gate, **recipe})
-    masks = None if text or not (args.masks or checked.supervised) else _masks(args, prompts)
+    masks = None if text or not (args.masks or checked.supervised) else masks_of(prompts, args.masks)
     if drafted and not args.json:
         print(drafted, flush=True)
 
@@ -129,16 +128,6 @@ def report(document: dict[str, Any]) -> None:
     print(f"\nsaved {document['name']} in {document['out']}")
     if document["drafted"]:
         print(f"its prompts were drafted: edit {document['out']}/{PROMPTS} and pass it as --prompts to do better")
-
-
-def _masks(args: argparse.Namespace, prompts: PromptSet) -> Masks | None:
-    """Who marks pictures: a function, or the judge of the prompt file; None for its segmentation model."""
-    if args.masks is not None:
-        return CallableMasks(args.masks)
-    if prompts.masks:
-        return None
-    judges = [judge_from(spec) for spec in prompts.judges]
-    return next((judge.masks for judge in judges if isinstance(judge, BuiltinJudge)), None)
 
 
 def _prompts(args: argparse.Namespace) -> tuple[PromptSet, str]:

@@ -29,6 +29,8 @@ from dsas_diffusion.grid import Grid
 from tests.diffusion.test_cli import assert_one_line, document_of
 from tests.helpers import bases, differ, random_concept, seen_at
 
+ROOT = Path(__file__).resolve().parents[2]
+
 PROMPTS: dict[str, Any] = {
     "name": "banana",
     "placeholders": {
@@ -298,6 +300,27 @@ def test_a_grid_learns_and_measures(dsas, model: str, tmp_path: Path) -> None:
     assert dsas(*arguments)[0] == 0, "and again, from what is there"
 
 
+def test_a_grid_of_recipes_learns_by_them(dsas, tmp_path: Path) -> None:
+    content = {
+        "concepts": [{"prompts": str(ROOT / "prompts" / "rudeness.yaml"), "models": ["builtin:chat"]}],
+        "recipes": {"plain": {}, "told": {"supervision": "positions", "form": "token"}},
+        "learn": {"count": 8},
+        "measure": {"count": 2, "seeds": 1, "strengths": [1], "arms": ["dsas"], "robustness": False},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
+    arguments = ("eval", "--grid", tmp_path / "grid.yaml", "--out", tmp_path / "out", "--json")
+    found = json.loads(dsas(*arguments)[1])["concepts"]
+    assert {concept["name"]: concept["recipe"] for concept in found} == {
+        "rudeness-plain": {},
+        "rudeness-told": content["recipes"]["told"],
+    }
+    content["recipes"] = {"plain": {"mode": "causal"}, "told": {}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
+    code, _, err = dsas(*arguments)
+    assert code == 1
+    assert_one_line(err, "learned otherwise (prompts, method, gate, recipe, seed or count)")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -310,10 +333,17 @@ def test_a_grid_learns_and_measures(dsas, model: str, tmp_path: Path) -> None:
         ("{concepts: [{prompts: x}], measure: {strengths: [2, 3]}}", "1 among them"),
         ("concepts: [{prompts: x, measure: {size: 3}}]", "measure: expected a mapping with count, seeds"),
         ("{concepts: [{prompts: x}], learn: {size: 3}}", "expected a mapping with count, steps, seed; found size"),
+        ("{concepts: [{prompts: PROMPTS, models: [a]}], recipes: [causal]}", "recipes map a name of yours to fields"),
+        (
+            "{concepts: [{prompts: PROMPTS, models: [a]}], recipes: {a: causal}}",
+            "recipes map a name of yours to fields",
+        ),
+        ("{concepts: [{prompts: PROMPTS, models: [a]}], recipes: {a: {mode: best}}}", "learning mode 'best'"),
     ],
 )
 def test_bad_grids(dsas, content: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "grid.yaml").write_text(content)
+    (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(PROMPTS))
+    (tmp_path / "grid.yaml").write_text(content.replace("PROMPTS", "prompts.yaml"))
     code, _, err = dsas("eval", "--grid", tmp_path / "grid.yaml", "--out", tmp_path / "out")
     assert code == 1
     assert_one_line(err, message)
