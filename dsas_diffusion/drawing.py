@@ -21,6 +21,7 @@ from dsas_core.errors import DSASError
 from dsas_core.evaluate import Cell, Done, Run, arm, cost
 from dsas_core.evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
 from dsas_core.provenance import versions
+from dsas_core.strengths import Auto
 
 from .families import family_of, roots_of
 from .generation import Settings, decode, latent_batches, noise_for, seeds_for
@@ -43,7 +44,7 @@ class Job:
 
     arm: str
     side: str
-    strength: float = 0.0
+    strength: float | Auto = 0.0
     settings: Settings | None = None
 
 
@@ -149,7 +150,7 @@ class Drawings:
             **self.about,
             "concept": None if job.arm in BASELINES else self.concept.digest,
             "arm": job.arm,
-            "strength": job.strength,
+            "strength": str(job.strength) if isinstance(job.strength, Auto) else job.strength,
             "prompts": self.prompts_of(job),
             "noise": self._noise(job),
             "settings": asdict(job.settings or self.settings),

@@ -19,6 +19,7 @@ from dsas_core.evaluate import Cell, Plan, Point, Run, cost, runs, summed_up
 from dsas_core.evaluate.arms import doses
 from dsas_core.evaluate.localisation import averaged, localisation
 from dsas_core.prompts import PromptSet
+from dsas_core.strengths import Auto, obstacle_to_auto
 
 from . import similarity
 from .drawing import Drawings, Job
@@ -101,6 +102,9 @@ class _Evaluation:
         self.prompts, self.settings = drawn.prompts, drawn.settings
         self.masks: Masks | None = masks or getattr(self.judge, "masks", None)
         self.skipped: list[str] = []
+        self.autos = plan.autos(drawn.concept)
+        if plan.targets and not self.autos:
+            self._skip(f"strength auto: {obstacle_to_auto(drawn.concept)}")
         self._seen: dict[str, list[np.ndarray | None]] = {}
         self._lacking: set[str] = set()
         self.clip = self._had("CLIP score", lambda: Clip(clip)) if clip else None
@@ -147,6 +151,7 @@ class _Evaluation:
             for strength in self.plan.strengths
             for side in ("source", "control")
         ]
+        grid += [Job("dsas", side, auto) for auto in self.autos for side in ("source", "control")]
         grid += [Job("on", "unnamed", 1.0)] if self.prompts["unnamed"] and "on" in self.plan.arms else []
         self.drawn.complete(grid, "drawing the arms")
         others = self._other_settings() if self.plan.robustness else []
@@ -186,15 +191,17 @@ class _Evaluation:
         arms = {name: [self._point(name, strength) for strength in self.plan.strengths] for name in self.plan.arms}
         asked = self._shown(Job("asked", "source")).tolist() if self.prompts["target"] else None
         base = self._shown(Job("base", "source")).tolist()
-        return summed_up(arms, base, asked, self.drawn.labels("source"), self.drawn.labels("control"))
+        free = [self._point("dsas", auto) for auto in self.autos]
+        return summed_up(arms, base, asked, self.drawn.labels("source"), self.drawn.labels("control"), free=free)
 
-    def _point(self, name: str, strength: float) -> Point:
+    def _point(self, name: str, strength: float | Auto) -> Point:
         source, control = Job(name, "source", strength), Job(name, "control", strength)
         moved, more = self._preserved(control)
         more |= self._around(source)
         if strength == 1.0:
             more |= self._distances(control)
-        return Point(strength, self._shown(source).tolist(), moved.clip(0, 1).tolist(), more)
+        number = strength.target if isinstance(strength, Auto) else strength
+        return Point(number, self._shown(source).tolist(), moved.clip(0, 1).tolist(), more)
 
     def _preserved(self, job: Job) -> tuple[np.ndarray, dict[str, float]]:
         """1 - SSIM of each control picture, and what else tells how much it changed."""

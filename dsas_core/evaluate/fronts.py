@@ -58,6 +58,18 @@ def cost_at(points: Points, gain: float) -> float | None:
     return None
 
 
+def gain_at(points: Points, cost: float) -> float:
+    """What the front of points gains for a cost, linear between its points and from (0, 0) on; flat behind the last."""
+    best = [points[i] for i in front(points)]
+    before = (0.0, 0.0)
+    for point in best:
+        if point[0] > cost:
+            share = (cost - before[0]) / (point[0] - before[0])
+            return float(before[1] + share * max(0.0, point[1] - before[1]))
+        before = point if point[1] > before[1] else before
+    return float(before[1])
+
+
 def at_equal_gain(ours: Points, others: Points, gain: float) -> Equal:
     """What two curves cost at a gain that both reach.
 

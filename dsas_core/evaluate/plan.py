@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..concept import Concept
 from ..errors import DSASError
 from ..prompts import PromptSet, read
+from ..strengths import Auto, obstacle_to_auto
 from .arms import ARMS
 
 #: strengths, in units of the concept, at which every arm is measured
@@ -22,9 +23,11 @@ class Plan:
         strengths: the grid that all arms share, in units of the concept, ascending; 1 must be among them.
         arms: names in `ARMS`; "dsas" must be among them.
         robustness: also under other settings than the concept was learned with.
+        targets: probabilities; DSAS that chooses its strength by each (`Auto`) is measured beside the grid.
 
     Raises:
-        DSASError: an unknown arm, a grid that does not ascend from above 0 or lacks 1, too few prompts or seeds.
+        DSASError: an unknown arm, a grid that does not ascend from above 0 or lacks 1, too few prompts or seeds, a
+            target that is no probability.
     """
 
     count: int = 12
@@ -32,6 +35,7 @@ class Plan:
     strengths: tuple[float, ...] = STRENGTHS
     arms: tuple[str, ...] = tuple(ARMS)
     robustness: bool = True
+    targets: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if set(self.arms) - set(ARMS) or "dsas" not in self.arms:
@@ -42,6 +46,11 @@ class Plan:
             raise DSASError(f"strengths {shown}: expected ascending numbers above 0, 1 among them")
         if self.count < 2 or self.seeds < 1:
             raise DSASError(f"{self.count} prompts, {self.seeds} seeds: expected at least 2 prompts and 1 seed")
+        object.__setattr__(self, "targets", tuple(Auto(target).target for target in self.targets))
+
+    def autos(self, concept: Concept) -> list[Auto]:
+        """The targets as strengths, for a concept that can take them (`strengths.obstacle_to_auto`)."""
+        return [] if obstacle_to_auto(concept) else [Auto(target) for target in self.targets]
 
     def prompts(self, concept: Concept, prompts: PromptSet) -> dict[str, list[str]]:
         """What to judge by (`PromptSet.fresh`), without the prompts that the concept was learned from.

@@ -144,6 +144,10 @@ def tables(concept: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[A
             rows.append([ARMS[arm], *told])
         headings = ["DSAS beside", "effect", "cost of DSAS", "cost of the other", "ratio"]
         found.append(("At equal effect", headings, rows))
+    if lines := concept.get("auto"):
+        rows = [[line["target"], *(_between(line[key]) for key in ("effect", "cost", "over"))] for line in lines]
+        headings = ["target probability", "effect", "cost", "effect above the swept front at that cost"]
+        found.append(("No strength to tune (auto)", headings, rows))
     if concept.get("dose"):
         rows = [[ARMS[arm], *line.values()] for arm, line in concept["dose"].items()]
         found.append(("Dose at strength 1: mean h over sites and positions", ["", "source", "control"], rows))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DSASError
-from .fronts import at_equal_gain, hypervolume
+from .fronts import at_equal_gain, gain_at, hypervolume
 from .intervals import Label, interval
 
 #: effects are compared at this share of what words achieve
@@ -31,7 +31,7 @@ class Point:
     """One arm at one strength.
 
     Args:
-        strength: in units of the concept.
+        strength: in units of the concept; of points that choose it themselves the target probability.
         shown: in [0, 1], by source prompt. cost: in [0, 1], by control prompt.
         more: further figures, reported as they are.
     """
@@ -49,6 +49,7 @@ def summed_up(
     source_labels: Sequence[Label],
     control_labels: Sequence[Label],
     *,
+    free: Sequence[Point] = (),
     rounds: int = 500,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -59,11 +60,13 @@ def summed_up(
         base, asked: what is shown without steering, and when the prompt asks for it, by source prompt; None where
             nothing asks in words, which then counts as 1.
         source_labels, control_labels: seed and prompt of each source and each control item, for the bootstrap.
+        free: points of DSAS without a strength to tune, by target.
         rounds, seed: of the bootstrap.
 
     Returns:
-        {"asked", "base", "relative", "arms": {arm: {"points", "hypervolume"}}, "at_equal_effect"}. `relative` is False
-        where asking in words does no better than nothing: effects are then absolute differences.
+        {"asked", "base", "relative", "arms": {arm: {"points", "hypervolume"}}, "at_equal_effect", "auto"}. `relative`
+        is False where asking in words does no better than nothing: effects are then absolute differences. "auto" tells
+        of each free point how far its effect is above that of the swept front of DSAS at the same cost, `over`.
 
     Raises:
         DSASError: no prompts on a side.
@@ -102,6 +105,20 @@ def summed_up(
             for point in points
         ]
         figures["arms"][arm] = {"points": told, "hypervolume": between(area, points)}
+    swept = arms.get("dsas", ())
+
+    def over(point: Point, at: np.ndarray) -> float:
+        return effect(point, at) - gain_at([(cost(each, at), effect(each, at)) for each in swept], cost(point, at))
+
+    figures["auto"] = [
+        {
+            "target": point.strength,
+            "effect": between(effect, point),
+            "cost": between(cost, point),
+            "over": between(over, point),
+        }
+        for point in free
+    ]
     everything = np.arange(len(labels))
     curves = {
         arm: [(cost(point, everything), effect(point, everything)) for point in points] for arm, points in arms.items()

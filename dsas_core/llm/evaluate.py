@@ -27,6 +27,7 @@ from ..evaluate.texts import repeats
 from ..probes import LatchProbe
 from ..prompts import PromptSet
 from ..provenance import versions
+from ..strengths import Auto, obstacle_to_auto
 from .layers import bare, positions_of, roots_of
 from .load import BUILTIN
 from .prompts import Encoded, encode, pad_token
@@ -170,25 +171,28 @@ class _Evaluation:
         self.builtin = str(getattr(bare(model), "name_or_path", "")) in {str(path) for path in BUILTIN.values()}
         parts = (probe for item in concept.interventions for probe in item.probes)
         self.latched = any(isinstance(probe, LatchProbe) for probe in parts)
-        self.done: dict[tuple[str, float], Done] = {}
+        self.done: dict[tuple[str, float | Auto], Done] = {}
         self.skipped: list[str] = []
+        self.autos = plan.autos(concept)
+        if plan.targets and not self.autos:
+            self.skipped.append(f"strength auto: {obstacle_to_auto(concept)}")
         # pairs of learning differ in their answers; only prompts that are made for it ask in other words
         asked = self.prompts["target"] if "unseen_target" in prompts.evaluation else []
         self.asked = [encode(tokenizer, text, limit) for text in asked]
 
-    def _cell(self, name: str, strength: float) -> Cell:
+    def _cell(self, name: str, strength: float | Auto) -> Cell:
         key = {
             "kind": "answers",
             **self.about,
             "concept": None if name == "base" else self.concept.digest,
             "arm": name,
-            "strength": strength,
+            "strength": str(strength) if isinstance(strength, Auto) else strength,
             "prompts": {side: self.prompts[side] for side in self.encoded},
             "tokens": {side: [text.ids for text in texts] for side, texts in self.encoded.items()},
         }
         return Cell(key, lambda folder: self._measure(name, strength, folder))
 
-    def _measure(self, name: str, strength: float, folder: Path) -> dict[str, Any]:
+    def _measure(self, name: str, strength: float | Auto, folder: Path) -> dict[str, Any]:
         attached: Any = nullcontext()
         if name != "base":
             concept, gate = arm(self.concept, name, self._scores(name))
@@ -253,7 +257,10 @@ class _Evaluation:
     def report(self, templates: Mapping[str, str], tasks: Sequence[str], limit: int | None) -> dict[str, Any]:
         """Measure what is missing, judge everything; `templates` are those that source prompts come from."""
         first = [("base", 0.0), ("dsas", 1.0)]
-        grid = [(name, strength) for name in self.plan.arms for strength in self.plan.strengths]
+        grid: list[tuple[str, float | Auto]] = [
+            (name, strength) for name in self.plan.arms for strength in self.plan.strengths
+        ]
+        grid += [("dsas", auto) for auto in self.autos]
         grid = [("on" if name == "oracle" else name, strength) for name, strength in grid]
         rest = [job for job in dict.fromkeys(grid) if job not in first]
         for label, jobs in (("answering", first), ("answering in all arms", rest)):
@@ -275,7 +282,8 @@ class _Evaluation:
             self.skipped.append(
                 "asking in words: the prompt file's evaluation has no unseen_target; effects are of all"
             )
-        figures = summed_up(arms, shown, asked, sides["source"], sides["control"])
+        free = [self._point("dsas", auto) for auto in self.autos]
+        figures = summed_up(arms, shown, asked, sides["source"], sides["control"], free=free)
         if not self.builtin and not tasks:
             self.skipped.append("knowledge: name tasks of lm-evaluation-harness (--tasks)")
         if self.latched:
@@ -294,7 +302,7 @@ class _Evaluation:
             "skipped": self.skipped,
         }
 
-    def _values(self, name: str, strength: float) -> Mapping[str, Any]:
+    def _values(self, name: str, strength: float | Auto) -> Mapping[str, Any]:
         """What an arm gave; the oracle steers the prompts that show the concept and no others."""
         if name == "oracle":
             return {**self._values("base", 0.0), "source": self._values("on", strength)["source"]}
@@ -356,7 +364,7 @@ class _Evaluation:
         key = {"kind": "timing", **self.about, "concept": self.concept.digest, "tokens": piece.ids.tolist()}
         return Cell({**key, "device": cost.named(self.reader.device)}, make)
 
-    def _point(self, name: str, strength: float) -> Point:
+    def _point(self, name: str, strength: float | Auto) -> Point:
         base, made = self._values("base", 0.0), self._values(name, strength)
         changed = [float(a != b) for a, b in zip(base["control"], made["control"], strict=True)]
         more = {"unchanged": 1 - float(np.mean(changed)), "degenerate": _broken(made["source"])}
@@ -364,7 +372,8 @@ class _Evaluation:
             more["perplexity_ratio"] = math.exp(min(50.0, float(np.mean(made["losses"]) - np.mean(base["losses"]))))
         if base["facts"] is not None:
             more["knowledge_lost"] = 100 * float(np.mean(base["facts"]) - np.mean(made["facts"]))
-        return Point(strength, self._shown(made["source"]), changed, more)
+        number = strength.target if isinstance(strength, Auto) else strength
+        return Point(number, self._shown(made["source"]), changed, more)
 
     def _shown(self, answers: Sequence[str], judge: TextJudge | None = None) -> list[float]:
         """What the judge says; an answer that is broken shows nothing that is wanted."""

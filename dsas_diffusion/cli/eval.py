@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=positive, metavar="N", help=f"prompts a side (default {Plan.count})")
     parser.add_argument("--seeds", type=positive, metavar="N", help=f"noise seeds (default {Plan.seeds})")
     parser.add_argument("--strengths", type=number, nargs="+", metavar="S", help="the grid, 1 among them")
+    parser.add_argument(
+        "--targets", type=number, nargs="+", metavar="P", help="probabilities: DSAS that chooses its strength (auto:P)"
+    )
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), help="arms to measure (default: all)")
     parser.add_argument(
         "--judge", metavar="MODULE:FUNCTION", help="your own judge: pictures, prompts -> numbers in [0, 1]"
@@ -171,7 +174,7 @@ def _shared(args: argparse.Namespace) -> tuple[int, int, Callable[[], object]]:
 def _planned(args: argparse.Namespace, plan: Plan) -> Plan:
     """The plan, with what the command line says otherwise."""
     given = {key: getattr(args, key) for key in ("count", "seeds") if getattr(args, key) is not None}
-    given |= {key: tuple(getattr(args, key)) for key in ("strengths", "arms") if getattr(args, key)}
+    given |= {key: tuple(getattr(args, key)) for key in ("strengths", "targets", "arms") if getattr(args, key)}
     if args.quick:
         given = {"arms": ("dsas", "on"), **given, "robustness": False}
     return replace(plan, **given)

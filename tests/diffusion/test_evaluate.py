@@ -44,7 +44,7 @@ PROMPTS: dict[str, Any] = {
     "evaluation": {"negative": ["a banana"], "unnamed": ["a fruit at night"]},
     "judge": {"builtin": {"things": ["banana"], "style": "blurred"}},
 }
-PLAN = Plan(count=2, seeds=2, strengths=(1.0, 2.0))
+PLAN = Plan(count=2, seeds=2, strengths=(1.0, 2.0), targets=(0.3,))
 
 
 class Brightness:
@@ -110,6 +110,10 @@ def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
     on, oracle = (document["arms"][name]["points"][1] for name in ("on", "oracle"))
     assert oracle["effect"] != on["effect"], "it steers patches of the left half only"
     assert set(document["baselines"]) == {"no steering", "asked in words", "negative prompt “a banana”"}
+    (free,) = document["auto"]
+    assert free["target"] == 0.3
+    assert 0 < free["cost"]["value"] <= 1
+    assert free["effect"] not in [point["effect"] for point in document["arms"]["dsas"]["points"]]
     assert (document["oracle"], document["dose"]["on"]) == ("patches", {"source": 1.0, "control": 1.0})
     assert 0 < document["dose"]["dsas"]["source"] < 1
     assert document["localisation"]["pictures"] == 4
@@ -355,6 +359,7 @@ def test_bad_grids(dsas, content: str, message: str, tmp_path: Path) -> None:
     [
         (("--concept", "nowhere"), 1, "no concept at nowhere"),
         (("--grid", "nowhere.yaml"), 1, "no grid file nowhere.yaml"),
+        (("--concept", "CONCEPT", "--targets", "0.5", "1.5"), 1, "a probability between 0 and 1, found 1.5"),
         (("--grid", "x", "--prompts", "y"), 2, "leave --prompts out"),
         (("--strengths", "2", "--concept", "CONCEPT"), 1, "1 among them"),
         (("--arms", "on", "--concept", "CONCEPT"), 1, "expected dsas, and others of"),

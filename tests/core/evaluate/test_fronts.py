@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsas_core import DSASError
-from dsas_core.evaluate.fronts import at_equal_gain, cost_at, front, hypervolume
+from dsas_core.evaluate.fronts import at_equal_gain, cost_at, front, gain_at, hypervolume
 from dsas_core.evaluate.intervals import interval, resamples
 
 POINTS = st.lists(st.tuples(st.floats(0, 1.2), st.floats(-0.2, 1)), max_size=8)
@@ -49,6 +49,16 @@ def test_costs_are_linear_between_strengths() -> None:
         *(pytest.approx(cost) for cost in (0.05, 0.1, 0.2, 0.3)),
         None,
     ]
+
+
+def test_gains_of_a_front_are_linear_between_its_points() -> None:
+    curve = [(0.1, 0.5), (0.3, 0.7), (0.4, 0.6)]  # the last is beaten
+    assert [gain_at(curve, cost) for cost in (0, 0.05, 0.1, 0.2, 0.3, 0.9)] == pytest.approx(
+        [0, 0.25, 0.5, 0.6, 0.7, 0.7]
+    )
+    assert gain_at([(0.0, 0.5), (0.2, 1.0)], 0.0) == 0.5
+    assert gain_at([], 0.3) == 0
+    assert gain_at([(0.2, -0.5)], 0.1) == gain_at([(0.2, -0.5)], 0.5) == 0, "not steering is a point as well"
 
 
 def test_equal_gains_are_those_that_both_reach() -> None:

@@ -42,6 +42,19 @@ def test_effects_are_relative_to_words() -> None:
     assert found["arms"]["dsas"]["hypervolume"]["value"] > found["arms"]["on"]["hypervolume"]["value"]
 
 
+def test_a_free_point_is_held_against_the_swept_front() -> None:
+    """At half the cost of the point at 1 the front reaches half of the effect; a free point does or does not."""
+    free = [Point(target, [value * shown for value in ASKED], [0.05] * 4) for target, shown in ((0.5, 0.8), (0.1, 0.3))]
+    found = summed_up({"dsas": points(ASKED, 0.1)}, BASE, ASKED, SEEDS, SEEDS, rounds=60, free=free)["auto"]
+    assert [line["target"] for line in found] == [0.5, 0.1]
+    half = (0.425 - 0.05) / 0.8
+    for line, shown in zip(found, (0.8, 0.3), strict=True):
+        effect = (0.85 * shown - 0.05) / 0.8
+        assert (line["effect"]["value"], line["over"]["value"]) == pytest.approx((effect, effect - half))
+    assert found[1]["over"]["high"] < 0 < found[0]["over"]["low"]
+    assert figures(dsas=points(ASKED, 0.1))["auto"] == []
+
+
 def test_words_that_do_nothing_are_no_measure() -> None:
     found = summed_up({"dsas": points(ASKED, 0.1)}, BASE, BASE, SEEDS, SEEDS, rounds=20)
     assert not found["relative"]
@@ -73,7 +86,9 @@ def document(tmp_path: Path) -> dict[str, Any]:
     }
     arms = {name: points(ASKED, 0.1 if name == "dsas" else 0.6) for name in ARMS}
     arms["random_direction"] = points(BASE, 0.2)
-    concept = {"name": "grey & <dog>", **summed_up(arms, BASE, ASKED, SEEDS, SEEDS, rounds=20), **more}
+    free = [Point(0.25, ASKED, [0.05] * 4)]
+    summary = summed_up(arms, BASE, ASKED, SEEDS, SEEDS, rounds=20, free=free)
+    concept = {"name": "grey & <dog>", **summary, **more}
     about = {"command": "dsas eval", "seconds": 3.0, "machine": "x", "versions": {"torch": "2"}}
     return {"title": "Some dogs", "concepts": [concept], **about}
 
@@ -89,6 +104,7 @@ def test_a_report_in_three_forms(document: dict[str, Any], tmp_path: Path) -> No
     assert "| asked in words | 1.000 | 0.000 | – | – |" in markdown
     assert "| negative prompt | 0.000 | 0.400 | 0.250 | – |" in markdown
     assert "| judge | no steering | DSAS |" in markdown
+    assert "| 0.250 | 1.000 [1.00, 1.00] | 0.050 [0.05, 0.05] |" in markdown
     assert "| a {dog} | 4 | 1.000 |" in markdown
     assert "the 6 best of 9" in markdown
     assert "| unet.8 | – | 0.800 | – | 0.900 | – | – | – |" in markdown

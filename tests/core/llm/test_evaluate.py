@@ -18,7 +18,7 @@ from dsas_core.llm.toxicity import LexiconScorer
 from dsas_core.prompts import read
 from tests.core.llm.models import PROMPTS, Words, tiny
 
-PLAN = Plan(count=4, strengths=(1.0, 30.0))
+PLAN = Plan(count=4, strengths=(1.0, 30.0), targets=(0.5, 0.001))
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,8 @@ def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
     assert strong["unchanged"] < 1
     assert strong["perplexity_ratio"] != 1
     assert weak["cost"]["value"] == pytest.approx(1 - weak["unchanged"])
+    assert [line["target"] for line in document["auto"]] == [0.5, 0.001]
+    assert all(set(line) == {"target", "effect", "cost", "over"} for line in document["auto"])
     dose = document["dose"]
     assert 0 <= dose["dsas"]["control"] <= dose["dsas"]["source"] <= 1
     assert dose["constant_gate"] == dict.fromkeys(("source", "control"), dose["dsas"]["source"])
@@ -65,6 +67,13 @@ def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
     assert (other["judge"], set(other)) == ("a word", {"judge", "base", *ARMS})
     assert sum(line["answers"] for line in document["wordings"]) == len(document["prompts"]["source"])
     assert document["cost"]["time_ratio"] > 0
+
+
+def test_concepts_that_cannot_choose_their_strength_say_so(concept: Concept, tokenizer: Words, tmp_path: Path) -> None:
+    latched = llm.learn(tiny("llama"), tokenizer, PROMPTS, count=16, recipe={"form": "latch"})
+    found = measured(latched, tokenizer, tmp_path / "run")
+    assert found["auto"] == []
+    assert any(reason.startswith("strength auto: at ") for reason in found["skipped"])
 
 
 def test_nothing_is_answered_twice(
