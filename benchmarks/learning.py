@@ -1,0 +1,159 @@
+"""docs/learning.md: gates, ways to learn, no strength to tune, several concepts, as they were measured.
+
+    make learning                      # measures, then writes
+    python benchmarks/learning.py      # writes again from outputs/{gates,learning,auto}
+
+Writes docs/learning.md and benchmarks/results/learning.json; reads benchmarks/results/together.json as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dsas_core.evaluate import report
+from dsas_core.files import as_json
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = RESULTS / "learning.json"
+GRIDS = ("gates", "learning", "auto")
+#: of the figures of a concept, what is kept
+KEPT = ("name", "task", "method", "gate", "recipe", "model", "unit", "arms", "auto", "localisation", "evidence", "plan")
+
+Concept = Mapping[str, Any]
+
+
+def plain(recipe: Mapping[str, Any]) -> str:
+    """A recipe as a reader writes it."""
+    return ", ".join(f"{key}={value}" for key, value in recipe.items()) or "plain"
+
+
+def table(concepts: Sequence[Concept], label: str) -> list[str]:
+    """Concepts by their gates and fronts; `label` is the field that tells them apart."""
+    rows = []
+    for concept in concepts:
+        point = next(point for point in concept["arms"]["dsas"]["points"] if point["strength"] == 1.0)
+        sites = [site for site in concept["evidence"]["sites"] if site["weight"] > 0]
+        where = concept.get("localisation") or {}
+        rows.append(
+            [
+                plain(concept["recipe"]) if label == "recipe" else concept[label],
+                f"{statistics.median(site['auroc'] for site in sites):.3f}",
+                f"{statistics.median(site['control_h'] for site in sites):.4f}",
+                *([f"{where['auroc']:.2f}", f"{where['iou']:.2f}"] if where else ["–", "–"]),
+                f"{point['effect']['value']:.2f}, {point['cost']['value']:.3f}",
+                between(concept["arms"]["dsas"]["hypervolume"]),
+                f"{concept['unit']:g}",
+            ]
+        )
+    headings = [label, "AUROC, held out", "h of controls", "AUROC of h against masks", "IoU"]
+    return report.markdown_table([*headings, "at strength 1: effect, cost", "front", "unit"], rows)
+
+
+def free(concepts: Sequence[Concept]) -> list[str]:
+    """No strength to tune beside the swept front."""
+    rows = [
+        [
+            concept["name"],
+            f"{line['target']:g}",
+            between(line["effect"]),
+            between(line["cost"], 3),
+            between(line["over"]),
+            "above" if line["over"]["low"] > 0 else "below" if line["over"]["high"] < 0 else "on it",
+        ]
+        for concept in concepts
+        for line in concept.get("auto") or []
+    ]
+    headings = ["concept", "target", "effect", "cost", "above the swept front by", "that is"]
+    return report.markdown_table(headings, rows)
+
+
+def together(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Several concepts at once."""
+    rows = [
+        [f"{pair['first']}, {pair['second']}", arm, *(between(line[part]) for part in ("first", "second", "both"))]
+        for pair in pairs
+        for arm, line in pair["arms"].items()
+    ]
+    return report.markdown_table(["concepts", "steered by", "first succeeds", "second", "both"], rows)
+
+
+def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any]) -> str:
+    """docs/learning.md."""
+    lines = [
+        "# Gates, and ways to learn",
+        "",
+        "Written by `make learning`; do not edit. One map (`caa`), learned in different ways, on the same grid of "
+        "strengths and the same prompts. Effect, cost and front (hypervolume) are as in [results.md](results.md), with "
+        "bootstrap intervals of 95 %; AUROC and h of controls are medians over the sites that steer, of prompts that "
+        "the gate was not fitted on. One seed of learning.",
+        "",
+        "## Gates",
+        "",
+    ]
+    lines += sections(documents["gates"], "gate")
+    lines += [
+        "## Learning",
+        "",
+        "`form=paper` is fitted on means over positions and read at each; `form=token` finds the positions that show the "
+        "concept; with `supervision=positions` it is told them (words of the answers, masks of the judge); "
+        "`mode=causal` fits each site behind those that steer already.",
+        "",
+    ]
+    lines += sections(documents["learning"], "recipe")
+    lines += [
+        "## No strength to tune",
+        "",
+        'Strength "auto" by its target probability, beside the front that sweeping strengths draws (linear between '
+        "strengths 0, 0.5, 1, 1.5 and 2): how far its effect is above the front at the same cost.",
+        "",
+        *free(documents["auto"]["concepts"]),
+        "",
+        "## Several concepts at once",
+        "",
+        "The share of prompts on which each concept succeeds by its judge, and both do, at strength 1.",
+        "",
+        *together(pairs["pairs"]),
+        "",
+        *(f"{report.footer(document)}\n" for document in documents.values()),
+        f"`{pairs['command']}`: {pairs['seconds']:.0f} s on {pairs['machine']}.",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def sections(document: Mapping[str, Any], label: str) -> list[str]:
+    """A table for each task."""
+    concepts = document["concepts"]
+    lines: list[str] = []
+    for task in dict.fromkeys(concept["task"] for concept in concepts):
+        here = [concept for concept in concepts if concept["task"] == task]
+        lines += [f"**{task}**", "", *table(here, label), ""]
+    return lines
+
+
+def between(value: Mapping[str, float], digits: int = 2) -> str:
+    return f"{value['value']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--reports", type=Path, default=ROOT / "outputs", help="folder of the grids' folders")
+    reports = parser.parse_args().reports
+    documents = {name: json.loads((reports / name / "report.json").read_text()) for name in GRIDS}
+    pairs = json.loads((RESULTS / "together.json").read_text())
+    (ROOT / "docs" / "learning.md").write_text(page(documents, pairs))
+    kept = {
+        name: {**document, "concepts": [{key: one.get(key) for key in KEPT} for one in document["concepts"]]}
+        for name, document in documents.items()
+    }
+    FIGURES.write_text(as_json(kept) + "\n")
+    print(f"wrote {ROOT / 'docs' / 'learning.md'}")
+
+
+if __name__ == "__main__":
+    main()
