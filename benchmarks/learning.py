@@ -100,8 +100,8 @@ def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any]) -
     lines += [
         "## Learning",
         "",
-        "`form=paper` is fitted on means over positions and read at each; `form=token` finds the positions that show the "
-        "concept; with `supervision=positions` it is told them (words of the answers, masks of the judge); "
+        "`form=paper` is fitted on means over positions and read at each; `form=token` finds the positions that show "
+        "the concept; with `supervision=positions` it is told them (words of the answers, masks of the judge); "
         "`mode=causal` fits each site behind those that steer already.",
         "",
     ]
