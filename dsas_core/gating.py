@@ -9,8 +9,10 @@ The `dsas` gate's direction comes from logistic regression; its form decides on 
 - "product": token times pooled: the concept must be in the picture, and here.
 - "prefix": of texts; fitted on the mean, read on the mean of the positions so far. "latch": read once, on the mean of
   the prompt.
+- "last": of texts; token, read at the prompt's last token and at each that is written, and fitted on these.
 
-Other gates say themselves which rows they are fitted on, and are read at each position.
+Other gates say themselves which rows they are fitted on, and are read at each position; one of one decision per row
+(`cast`) is read on the mean, in the form "latch" on that of the prompt. In the form "last" any gate is read there only.
 
 A probe fitted on means has its threshold in the wrong place for positions, so it is lowered until the mean h of control
 positions that the probe was not fitted on is at most the recipe's `control_h`. h of each dimension counts by its mean
@@ -38,9 +40,11 @@ from .probes import LatchProbe, LinearProbe, PooledProbe, PrefixProbe, Probe, Pr
 if TYPE_CHECKING:
     from .learn import Recipe
 
-FORMS = ("paper", "pooled", "token", "product", "prefix", "latch")
+FORMS = ("paper", "pooled", "token", "product", "prefix", "latch", "last")
 #: forms that remember the tokens before, which no combination does
 REMEMBERING = ("prefix", "latch")
+#: forms that are of texts alone
+WRITTEN = (*REMEMBERING, "last")
 #: logits that reach further than this are let be
 FARTHEST = 1e6
 
@@ -84,15 +88,19 @@ def fit_gate(gate: Gate, source: Rows, met: Sequence[Rows], recipe: Recipe) -> G
     scores = by_prompt(fitted.source_logits.sigmoid(), owners[0]), kept
     if not gate.looks:
         return Gated(_at(fitted.probe, fitted.control_h), fitted.evidence, scores, of_rows=True)
+    if gate.once:
+        at = _at(gate.worn(fitted.probe, recipe.form), fitted.control_h, gate.settled)
+        return Gated(at, evidence_of(*scores), scores, of_rows=True, refused=refused)
     if not pooled:
-        return Gated(_at(fitted.probe, fitted.control_h), evidence_of(*scores), scores, refused=refused)
+        at = _at(fitted.probe, fitted.control_h, gate.settled)
+        return Gated(at, evidence_of(*scores), scores, refused=refused)
     texts = [row for each in met for row in each.gathered("positions").split([len(group) for group in calls(each)])]
 
     def control_h(shift: float) -> torch.Tensor:
         probe = fitted.probe.lowered(shift)
         return torch.cat([probe.score(text[None])[0].expand(len(text), -1) for text in texts])
 
-    return Gated(_at(fitted.probe, control_h), fitted.evidence, scores, refused=refused)
+    return Gated(_at(fitted.probe, control_h, gate.settled), fitted.evidence, scores, refused=refused)
 
 
 def _dsas(gate: DSAS, source: Rows, met: Sequence[Rows], recipe: Recipe) -> Gated:
@@ -116,7 +124,7 @@ def _dsas(gate: DSAS, source: Rows, met: Sequence[Rows], recipe: Recipe) -> Gate
         logits = linear.logit(torch.cat([rows.gathered("positions") for rows in met]))[:, 0]
         return Gated(_at(linear, _lowered(logits)), pooled.evidence, scores)
     token, logits = _token_probe(gate, linear, source, met, recipe)
-    if recipe.form == "token":
+    if recipe.form in ("token", "last"):
         return Gated(_at(token, _lowered(logits)), pooled.evidence, scores)
     counts = torch.tensor([len(rows) for rows in calls(control)])
     factor = pooled.control_logits.sigmoid().to(logits).repeat_interleave(counts)
@@ -142,12 +150,15 @@ def _combined(gate: Combined, source: Rows, met: Sequence[Rows], recipe: Recipe)
 
 
 def _at(
-    probe: Probe, control_h: Callable[[float], torch.Tensor]
+    probe: Probe, control_h: Callable[[float], torch.Tensor], settled: bool = False
 ) -> Callable[[float | None], tuple[Probe, torch.Tensor]]:
-    """A probe, and h of controls by how far it is lowered, by the mean h of controls that is wanted."""
+    """A probe, and h of controls by how far it is lowered, by the mean h of controls that is wanted.
+
+    With `settled` it stays where the fit put it.
+    """
 
     def at(target: float | None) -> tuple[Probe, torch.Tensor]:
-        shift = calibrate(control_h, target)
+        shift = calibrate(control_h, None if settled else target)
         return probe.lowered(shift), control_h(shift)
 
     return at

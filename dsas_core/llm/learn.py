@@ -25,7 +25,7 @@ from ..progress import progress_bar
 from ..prompts import PromptSet, read
 from ..provenance import versions
 from ..sites import Site
-from ..unit import TRIALS, held_back
+from ..unit import GIVEN, TRIALS, UNITS, held_back
 from .layers import bare, find_sites, positions_of, roots_of
 from .prompts import POOLINGS, encode, pad_token
 from .reader import Reader, choose_unit
@@ -34,7 +34,7 @@ from .reader import Reader, choose_unit
 COUNT = 48
 NEAR_CHANCE, FIRING, TOLD_BY_LENGTH = 0.65, 0.05, 0.95
 #: how a gate may read a text: no further than it is written
-FORMS = ("token", "prefix", "latch", "paper")
+FORMS = ("token", "prefix", "latch", "last", "paper")
 
 
 def learn(
@@ -43,7 +43,7 @@ def learn(
     prompts: str | Path | Mapping[str, Any] | PromptSet,
     *,
     method: str = "caa",
-    gate: str = "dsas",
+    gate: str | None = None,
     sites: str | Sequence[str] | None = None,
     pooling: str | None = None,
     seed: int = 0,
@@ -60,11 +60,13 @@ def learn(
         prompts: a prompt file (dsas_core/prompts.py), or its content; conversations as in dsas_core/llm/prompts.py.
             With parts `unseen_source` and `unseen_control` in its evaluation, the evidence tells how the gates do on
             these.
-        method, gate: names in `dsas_core.methods`; gates also combined, "product(dsas, gaps)".
+        method, gate: names in `dsas_core.methods`; gates also combined, "product(dsas, gaps)". Without a gate it is the
+            method's own, or `dsas`.
         sites: see `dsas_core.llm.layers.find_sites`; None for the outputs of the middle third of the layers.
         pooling: what is read of source and target prompts: "answer", "prompt", "last" or "all" tokens; None for
-            answers where prompts have them. The gate of form "prefix" is fitted on all tokens and that of form "latch"
-            on the prompt, as they read. Of control prompts every token takes part in placing the gate's threshold.
+            answers where prompts have them. The gate of form "prefix" is fitted on all tokens, that of form "latch" on
+            the prompt, and that of form "last" on the states that write the answer, as they read. Of control prompts
+            every token that a gate will meet takes part in placing its threshold.
         seed: of prompt choice and cross-validation.
         count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
         drift: mean Kullback-Leibler divergence per control token, in nats, that the unit may cost.
@@ -80,11 +82,14 @@ def learn(
     """
     content = read(prompts)
     chosen = recipe_of(recipe, form="token", pooling="mean", top_share=0.25, method=method, gate=gate, seed=seed)
+    if "form" not in (recipe or {}):
+        chosen = replace(chosen, form=chosen.worn.text_form)
     if chosen.form not in FORMS:
         raise DSASError(f"gate form {chosen.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}")
-    if methods.gate(gate).whole:
+    if chosen.worn.whole and not (chosen.worn.once and chosen.form == "latch"):
+        way_out = "choose form latch" if chosen.worn.once else "choose another"
         raise DSASError(
-            f"gate {gate!r} goes by all positions at once, and tokens are written one by one: choose another"
+            f"gate {chosen.gate!r} goes by all positions at once, and tokens are written one by one: {way_out}"
         )
     if chosen.options.get("spatial") == "mean shift":
         raise DSASError("option spatial=mean shift goes by all positions at once: leave it elementwise for texts")
@@ -104,10 +109,11 @@ def learn(
     pad = pad_token(tokenizer)
 
     capture = Capture(seed=seed)
-    read_at = {"latch": "prompt", "prefix": "all"}.get(chosen.form, pooling)
-    runs = [("source", read_at), ("target", pooling), ("control", read_at), ("context", "all")]
+    read_at = {"latch": "prompt", "prefix": "all", "last": "answer"}.get(chosen.form, pooling)
+    runs = [("source", read_at), ("target", pooling), ("control", read_at)]
+    runs += [("context", "all")] if chosen.form != "last" else []  # it does not meet what was given
     runs += [("moved", pooling)] if read_at != pooling else []
-    runs += [(kind, "prompt" if chosen.form == "latch" else "all") for kind, found in unseen.items() if found]
+    runs += [(kind, read_at if chosen.form in ("latch", "last") else "all") for kind, found in unseen.items() if found]
     shown = {**fitting, **unseen, "context": fitting["control"], "moved": fitting["source"]}
     total = sum(len(shown[kind]) for kind, _ in runs)
     reader = Reader(model, pad, batch)
@@ -122,14 +128,14 @@ def learn(
     with progress_bar(len(wanted), "fitting", show_progress) as bar:
         interventions, evidence = fit_sites(capture, chosen, bar.update)
     told_by_length = _auroc([len(text.ids) for text in texts["source"]], [len(text.ids) for text in texts["control"]])
-    _warn(evidence if methods.gate(gate).looks else [], told_by_length)
+    _warn(evidence if chosen.worn.looks else [], told_by_length)
     roots = roots_of(model)
     concept = Concept(
         name=content.name,
         description=content.description,
         interventions=tuple(interventions),
-        method=method,
-        gate=gate,
+        method=chosen.method,
+        gate=str(chosen.gate),
         base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
         evidence={"sites": [asdict(found) for found in evidence], "length_auroc": told_by_length},
         provenance={
@@ -145,8 +151,9 @@ def learn(
     )
     if "encoder" in roots or not answered:
         return concept
-    with progress_bar(TRIALS, "choosing the unit", show_progress) as bar:
-        unit, trials = choose_unit(reader, concept, fitting, held_out, drift, bar.update)
+    units = UNITS if methods.mapping(chosen.method).scaled else GIVEN
+    with progress_bar(min(TRIALS, len(units)), "choosing the unit", show_progress) as bar:
+        unit, trials = choose_unit(reader, concept, fitting, held_out, drift, bar.update, units)
     if not trials["trials"]:
         warnings.warn(
             "the model answers source prompts much as it answers control prompts, so nothing tells when enough is "
