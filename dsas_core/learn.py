@@ -195,15 +195,17 @@ def fit_sites(
     for site, fitted in fits.items():
         reads = readers.get(site, site)
         read = fitted if reads is None else fits[reads]
-        left_out = [reads is None or own.abstains for own in fitted]
+        left_out = [reads is None or (own.abstains and site not in watched) for own in fitted]
         weights = tuple(0.0 if out else one.evidence.weight for out, one in zip(left_out, read, strict=True))
-        evidence += [replace(own.evidence, weight=weight) for own, weight in zip(fitted, weights, strict=True)]
+        evidence += [
+            replace(one.evidence, site=str(site), weight=weight) for one, weight in zip(read, weights, strict=True)
+        ]
         if any(weights):
             probes, maps = tuple(one.probe for one in read), tuple(own.map for own in fitted)
             found = Intervention(site, probes, maps, weights, None if reads == site else reads)
             interventions.append(found.watching() if site in watched else found)
     if all(intervention.watches for intervention in interventions):
-        steered = {str(site) for site in sites if site not in watched}
+        steered = {str(site) for site in (readers.values() or sites) if site not in watched}
         if refused:
             raise DSASError(f"no site is left to steer: at {len(refused)} the gate was refused, as at {refused[-1]}")
         best = max((found.balanced_accuracy for found in evidence if found.site in steered), default=0.0)

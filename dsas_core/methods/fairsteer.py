@@ -5,11 +5,12 @@
 Li et al., "FairSteer: Inference Time Debiasing for LLMs with Dynamic Activation Steering", arXiv 2504.14492; released
 code. v = mean(target) - mean(source), not normalised; the paper's α (1) is the strength. One layer is steered, that
 which tells best (`Recipe.keep`, here 1). In texts it reads and writes the last token, the prompt's last and each that
-is written (form "last"), and the regression is fitted on the states that write the answers; in pictures all positions.
-The regression is scikit-learn's as it comes (ridge penalty 1, raw rows, in the proportion of the rows).
+is written (form "last"), in pictures each position. The regression is scikit-learn's as it comes (ridge penalty 1, raw
+rows, in the proportion of the rows), on one row per prompt: of texts the mean of the states that write the answer, of
+pictures that of all positions.
 
-It is DSAS with a step for a sigmoid. Traps: it flips at the threshold; one layer may be too few, and where most
-positions of a source picture do not show the concept, the step rarely fires.
+It is DSAS with a step for a sigmoid, at one site. Traps: it flips at the threshold, which was fitted on means and is
+read at positions, so that it may fire on controls; one layer may be too few.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Hard(Gate):
     """The classifier's word: 1 or 0."""
 
     line = "1 where logistic regression says source, else 0; of texts the last token"
+    rows = "pooled"
     text_form = "last"
     settled = True
 

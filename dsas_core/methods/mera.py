@@ -12,7 +12,7 @@ There is no strength to choose: 1 is the method, and the unit. s scales it; a ne
 there are some. `alpha` None is calibrated: of 0.1, 0.2 … 0.9 that with the largest gain on held-out prompts, the share
 of source rows above it minus that of control rows, of equal gains the lowest α, which goes furthest. It abstains, the
 site is left out, unless half the gain (what balanced accuracy has on chance) exceeds Hoeffding's bound at 95 % for nine
-tries, sqrt(log(2 * 9 / 0.05) (1/n + 1/m) / 8) for n and m prompts: about 0.25 for 24 a side. A given α is taken as it is.
+tries, sqrt(log(2 * 9 / 0.05) (1/n + 1/m) / 8) for n and m prompts: about 0.25 for 24 a side. A given α is not tested.
 
 The gate is h = 1 where z > logit α, where the map moves anyway: with its own gate MERA is the map alone. With another
 one, that decides; `strength="auto"` goes to the plane of the gate that is worn.
