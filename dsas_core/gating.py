@@ -89,7 +89,7 @@ def fit_gate(gate: Gate, source: Rows, met: Sequence[Rows], recipe: Recipe) -> G
     if not gate.looks:
         return Gated(_at(fitted.probe, fitted.control_h), fitted.evidence, scores, of_rows=True)
     if gate.once:
-        at = _at(gate.worn(fitted.probe, recipe.form), fitted.control_h, gate.settled)
+        at = _at(gate.reading(fitted.probe, recipe.form), fitted.control_h, gate.settled)
         return Gated(at, evidence_of(*scores), scores, of_rows=True, refused=refused)
     if not pooled:
         at = _at(fitted.probe, fitted.control_h, gate.settled)

@@ -55,8 +55,8 @@ class Recipe:
         rounds: multiple-instance rounds.
         seed: of the cross-validation folds.
         options: of the map method, by name; `dsas methods` lists them.
-        keep: how many sites to steer, those that tell source from target best, as ITI chooses heads; None for as many
-            as the method does: one of `fairsteer`, all of others. There may be fewer sites than that.
+        keep: how many sites to steer, those that tell source from target best, as ITI chooses heads; None for all, and
+            for one with `fairsteer`. More than there are is all.
     """
 
     method: str = "caa"
@@ -98,7 +98,7 @@ class Recipe:
 
     @property
     def worn(self) -> Gate:
-        """The gate."""
+        """What `gate` names."""
         return methods.gate(self.gate or "dsas")
 
 

@@ -106,7 +106,7 @@ class Gate:
         """The probe of checked float64 rows."""
         raise NotImplementedError
 
-    def worn(self, probe: Any, form: str) -> Probe:
+    def reading(self, probe: Any, form: str) -> Probe:
         """A fitted probe as it reads in a form of `gating`."""
         found: Probe = probe
         return found

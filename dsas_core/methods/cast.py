@@ -3,10 +3,11 @@
     h = 1 where sim(x) is above (or below) a threshold, sim(x) = cos(x, tanh(c c^T x / c^T c)), x the prompt's mean.
 
 Lee et al., "Programming Refusal with Conditional Activation Steering", arXiv 2409.05907; released code. Both vectors
-are first principal components of pairs centred on their middle, v of source and target, c of source and control; v has
-length 1 and points to the target in the majority of pairs. Every source row is paired with every row of the other side,
-as in the paper, so numbers of rows may differ. Of all pairs the component is the first eigenvector of
-Cov(source) + Cov(other) + d d^T, d the mean difference, and no pair has to be made.
+are first principal components of pairs centred on their middle, v of source and target, c of source and control; v
+points to the target in the majority of pairs. Its `length` is "apart", the distance between the means along it, so that
+a strength of 1 goes all the way, or "unit", 1, where the strength is the length, as published. Every source row is
+paired with every row of the other side, as in the paper, so numbers of rows may differ. Of all pairs the component is
+the first eigenvector of Cov(source) + Cov(other) + d d^T, d the mean difference, and no pair has to be made.
 
 Threshold and side are those of the highest F1 on the rows that c was fitted on. The paper searches 0 to 0.06 in steps
 of 0.0001, which suits its models; here every threshold that divides the rows differently, of equal ones that with most
@@ -29,7 +30,7 @@ import torch
 from ..maps import AffineMap
 from ..probes import ConditionLatch, ConditionProbe, PooledConditionProbe, Probe
 from ._gate import Gate
-from ._map import MapMethod
+from ._map import MapMethod, one_of
 
 
 class CAST(MapMethod):
@@ -37,14 +38,17 @@ class CAST(MapMethod):
 
     line = "add the first component of source against target, where the prompt meets a condition (arXiv 2409.05907)"
 
+    options = {"length": one_of("apart", "unit")}
+
     def own_gate(self, **options: Any) -> str:
         return "cast"
 
-    def _fit(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
+    def _fit(self, source: torch.Tensor, target: torch.Tensor, *, length: str) -> AffineMap:
         component = first_component(source, target)
         ahead, behind = target @ component, (source @ component).sort().values
         majority = torch.searchsorted(behind, ahead).double().mean() / len(behind)  # pairs whose target is further on
-        return AffineMap(component if majority >= 0.5 else -component)
+        shift = component if majority >= 0.5 else -component
+        return AffineMap(shift if length == "unit" else shift * (ahead.mean() - behind.mean()).abs())
 
 
 class Condition(Gate):
@@ -57,7 +61,7 @@ class Condition(Gate):
     text_form = "latch"
     settled = True
 
-    def worn(self, probe: ConditionProbe, form: str) -> Probe:
+    def reading(self, probe: ConditionProbe, form: str) -> Probe:
         return ConditionLatch(probe) if form == "latch" else PooledConditionProbe(probe)
 
     def _fit(self, source: torch.Tensor, control: torch.Tensor) -> ConditionProbe:

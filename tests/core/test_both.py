@@ -116,8 +116,12 @@ def test_the_first_component_is_that_of_all_pairs_centred_on_their_middle() -> N
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_cast_finds_what_was_planted_and_points_to_the_target(sign: int) -> None:
-    shift = methods.get("cast", "map").fit(gaussian(500, 0, 0), gaussian(400, 6 * sign, 1)).shift
-    assert float(shift @ PLANTED) * sign > 0.99
+    rows = gaussian(500, 0, 0), gaussian(400, 6 * sign, 1)
+    unit, apart = (methods.get("cast", "map").fit(*rows, length=length).shift for length in ("unit", "apart"))
+    assert float(unit.norm()) == pytest.approx(1)
+    assert float(unit @ PLANTED) * sign > 0.99
+    torch.testing.assert_close(apart, unit * (unit @ (rows[1].mean(0) - rows[0].mean(0))))
+    assert float(apart @ PLANTED) == pytest.approx(6 * sign, abs=0.2)
 
 
 def test_the_threshold_is_that_of_the_highest_f1() -> None:
@@ -483,7 +487,10 @@ def tokenizer() -> Words:
         ),
         ({"gate": "product(dsas, cast)"}, "goes by all positions at once, .*: choose another"),
         ({"method": "mera", "recipe": {"options": {"alpha": 2}}}, "MERA option alpha"),
-        ({"method": "cast", "recipe": {"options": {"alpha": 2}}}, "CAST has no option 'alpha'; it has none"),
+        (
+            {"method": "cast", "recipe": {"options": {"alpha": 2}}},
+            r"CAST has no option 'alpha'; it has length \(apart or unit\)",
+        ),
     ],
 )
 def test_what_texts_cannot_have_is_said_first(settings: dict[str, Any], message: str) -> None:

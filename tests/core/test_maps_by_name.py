@@ -32,7 +32,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("aura", {}),
     *((kind, {"top": top}) for kind in ("sadi", "austeer") for top in (3, 0.5)),
-    ("cast", {}),
+    *(("cast", {"length": value}) for value in ("apart", "unit")),
     *(("mera", {"alpha": alpha}) for alpha in (None, 0.3)),
     ("fairsteer", {}),
     *(("casteer", {"mode": mode, "alpha": 2.0}) for mode in ("erase", "reflect", "add")),

@@ -298,6 +298,19 @@ def test_a_grid_learns_and_measures(dsas, model: str, tmp_path: Path) -> None:
     assert dsas(*arguments)[0] == 0, "and again, from what is there"
 
 
+def test_a_grid_has_each_methods_own_gate_once(tmp_path: Path) -> None:
+    (tmp_path / "banana.yaml").write_text(yaml.safe_dump(PROMPTS))
+    content = {"concepts": [{"prompts": "banana.yaml", "models": ["m"]}], "methods": ["caa", "mera"]}
+    for gates, expected in (
+        ([None, "dsas"], ["banana-caa-dsas", "banana-mera-mera", "banana-mera-dsas"]),
+        (None, ["banana-caa", "banana-mera"]),
+    ):
+        (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**content, "gates": gates}))
+        entries = Grid.read(tmp_path / "grid.yaml").entries
+        assert [entry.name for entry in entries] == expected
+        assert {(entry.method, entry.gate) for entry in entries} >= {("caa", "dsas"), ("mera", "mera")}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
