@@ -31,7 +31,7 @@ from dsas_core.provenance import versions
 
 OUT = Path(__file__).resolve().parent / "results" / "kernels.json"
 ROWS = 64
-GATES = ("on", "dsas", "gaps", "product(dsas, gaps)", "cosine", "mlp(accept=true)", "quantile")
+GATES = ("on", "dsas", "gaps", "product(dsas, gaps)", "cosine", "mlp(accept=true)", "quantile", "cast", "fairsteer")
 
 
 def fitted(width: int) -> tuple[dict[str, Probe], dict[str, Map]]:
@@ -42,7 +42,7 @@ def fitted(width: int) -> tuple[dict[str, Probe], dict[str, Map]]:
     probes["dsas"] = methods.get("dsas", "gate").fit(source, control, rank=5, scaler="none")
     maps: dict[str, Map] = {}
     for described in methods.available():
-        if described.kind == "map":
+        if described.kind != "gate":
             maps[described.name] = methods.get(described.name, "map").fit(source, target)
     return {name: probes[name] for name in GATES}, maps
 

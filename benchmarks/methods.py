@@ -1,4 +1,4 @@
-"""docs/methods.md: every map always on and with the DSAS gate, as `dsas eval --grid benchmarks/methods.yaml` measured.
+"""docs/methods.md: every map always on and gated, as `dsas eval --grid benchmarks/methods.yaml` measured.
 
     make methods                       # measures, then writes
     python benchmarks/methods.py       # writes again from outputs/methods
@@ -31,39 +31,44 @@ def verdict(concept: Concept) -> str:
     return "always on" if on["low"] > gated["high"] else "neither"
 
 
+def with_dsas(concepts: Sequence[Concept]) -> list[Concept]:
+    """Those that wear the DSAS gate: one of each method and task."""
+    return [concept for concept in concepts if concept["gate"] == "dsas"]
+
+
 def table(concepts: Sequence[Concept]) -> list[str]:
     """Methods by their fronts and their points at strength 1."""
+    own = {concept["method"]: concept for concept in concepts if concept["gate"] != "dsas"}
     rows = []
-    for concept in concepts:
-        gated, on = (
-            next(point for point in concept["arms"][name]["points"] if point["strength"] == 1.0)
-            for name in ("dsas", "on")
-        )
+    for concept in with_dsas(concepts):
+        other = own.get(concept["method"])
+        shown = [(concept, "dsas"), (other, "dsas"), (concept, "on")]
         rows.append(
             [
                 concept["method"],
-                *(f"{_between(concept['arms'][name]['hypervolume'])}" for name in ("dsas", "on")),
-                f"{gated['effect']['value']:.2f}, {gated['cost']['value']:.3f}",
-                f"{on['effect']['value']:.2f}, {on['cost']['value']:.3f}",
-                f"{concept['unit']:g}",
+                *("–" if one is None else _between(one["arms"][arm]["hypervolume"]) for one, arm in shown),
+                *("–" if one is None else _at_one(one["arms"][arm]) for one, arm in shown),
+                f"{concept['unit']:g}" + (f", {other['unit']:g}" if other else ""),
                 verdict(concept),
             ]
         )
-    headings = ["method", "front: gated", "always on", "at strength 1, gated: effect, cost", "always on", "unit"]
-    return report.markdown_table([*headings, "better front"], rows)
+    headings = ["method", "front: DSAS", "own gate", "always on", "at strength 1, DSAS: effect, cost", "own gate"]
+    return report.markdown_table([*headings, "always on", "unit", "DSAS or always on"], rows)
 
 
 def page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
     """docs/methods.md."""
     concepts = document["concepts"]
-    won = [verdict(concept) for concept in concepts]
+    won = [verdict(concept) for concept in with_dsas(concepts)]
     lines = [
         "# Methods",
         "",
-        "Written by `make methods`; do not edit. Every map by name (`dsas methods`), always on and with the DSAS gate, "
-        "on the same grid of strengths and the same prompts, each in its own unit. Effect, cost and front are as in "
-        "[results.md](results.md); fronts have bootstrap intervals of 95 %. One seed of learning. The unit is chosen "
-        "with the gate, so that a method that is always on may do better below the grid.",
+        "Written by `make methods`; do not edit. Every map by name (`dsas methods`), always on, with the DSAS gate, "
+        "and with the gate of its own that a method brings, on the same grid of strengths and prompts, each in its own "
+        "unit. Effect, cost and front are as in [results.md](results.md); fronts have bootstrap intervals of 95 %. One "
+        "seed of learning. The unit is chosen with the gate (of two units, the second is that with the own gate), "
+        "so that a method that is always on may do better below the grid. CASteer's own gate is the clip in its map, "
+        "learned on plain means.",
         "",
         f"Of {len(won)} pairs of method and task the gated front is better in {won.count('gated')}, that of the method "
         f"always on in {won.count('always on')}; {won.count('neither')} cannot be told apart.",
@@ -78,7 +83,7 @@ def page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
 
 
 def plot(concepts: Sequence[Concept], tasks: Sequence[str]) -> str:
-    """Effect over cost of every method: full lines gated, dotted ones always on; rings are strength 1."""
+    """Effect over cost of every method: full lines with DSAS, dashed with its own gate, dotted always on."""
     import io
 
     import matplotlib
@@ -86,15 +91,19 @@ def plot(concepts: Sequence[Concept], tasks: Sequence[str]) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    palette = [*pyplot.get_cmap("tab20").colors[::2], *pyplot.get_cmap("tab20").colors[1::2]]
     with matplotlib.rc_context({"svg.hashsalt": "dsas", "svg.fonttype": "none", "font.size": 9}):
         figure, rows = pyplot.subplots(1, len(tasks), figsize=(4.4 * len(tasks), 4), layout="constrained", sharey=True)
         for axes, task in zip(rows, tasks, strict=True):
-            for i, concept in enumerate(concept for concept in concepts if concept["task"] == task):
-                for name, line in (("dsas", "-"), ("on", ":")):
+            here = [concept for concept in concepts if concept["task"] == task]
+            colours = {concept["method"]: colour for concept, colour in zip(with_dsas(here), palette, strict=False)}
+            for concept in here:
+                gated = concept["gate"] == "dsas"
+                for name, line in (("dsas", "-"), ("on", ":")) if gated else (("dsas", "--"),):
                     points = concept["arms"][name]["points"]
                     cost, gain = ([0.0, *(point[key]["value"] for point in points)] for key in ("cost", "effect"))
-                    label = concept["method"] if name == "dsas" else None
-                    axes.plot(cost, gain, f"o{line}", ms=3, color=f"C{i}", label=label)
+                    label = concept["method"] if line == "-" else None
+                    axes.plot(cost, gain, f"o{line}", ms=3, color=colours[concept["method"]], label=label)
             axes.set(title=task, xlabel="change of what should stay (cost)")
             axes.spines[["top", "right"]].set_visible(False)
         rows[0].set_ylabel("effect")
@@ -103,6 +112,12 @@ def plot(concepts: Sequence[Concept], tasks: Sequence[str]) -> str:
         figure.savefig(content, format="svg", metadata={"Date": None})
         pyplot.close(figure)
     return content.getvalue()[content.getvalue().index("<svg") :]
+
+
+def _at_one(arm: Mapping[str, Any]) -> str:
+    """Effect and cost at strength 1."""
+    point = next(point for point in arm["points"] if point["strength"] == 1.0)
+    return f"{point['effect']['value']:.2f}, {point['cost']['value']:.3f}"
 
 
 def _between(value: Mapping[str, float]) -> str:

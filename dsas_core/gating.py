@@ -9,8 +9,10 @@ The `dsas` gate's direction comes from logistic regression; its form decides on 
 - "product": token times pooled: the concept must be in the picture, and here.
 - "prefix": of texts; fitted on the mean, read on the mean of the positions so far. "latch": read once, on the mean of
   the prompt.
+- "last": of texts; token, read at the prompt's last token and at each that is written, and fitted on these.
 
-Other gates say themselves which rows they are fitted on, and are read at each position.
+Other gates say themselves which rows they are fitted on, and are read at each position; one of one decision per row
+(`cast`) is read on the mean, in the form "latch" on that of the prompt. In the form "last" any gate is read there only.
 
 Where somebody told which positions of source prompts show the concept (supervision "positions": words of a text, masks
 of a picture), gates that are fitted on positions take these for it, and the others of the same prompts for what it is
@@ -43,9 +45,11 @@ from .probes import LatchProbe, LinearProbe, PooledProbe, PrefixProbe, Probe, Pr
 if TYPE_CHECKING:
     from .learn import Recipe
 
-FORMS = ("paper", "pooled", "token", "product", "prefix", "latch")
+FORMS = ("paper", "pooled", "token", "product", "prefix", "latch", "last")
 #: forms that remember the tokens before, which no combination does
 REMEMBERING = ("prefix", "latch")
+#: forms that are of texts alone
+WRITTEN = (*REMEMBERING, "last")
 #: logits that reach further than this are let be
 FARTHEST = 1e6
 
@@ -91,17 +95,20 @@ def fit_gate(gate: Gate, source: Rows, met: Sequence[Rows], recipe: Recipe) -> G
     scores = by_prompt(fitted.source_logits.sigmoid(), owners[0]), kept
     if not gate.looks:
         return Gated(_at(fitted.probe, fitted.control_h), fitted.evidence, scores, of_rows=True)
+    if gate.once:
+        at = _at(gate.reading(fitted.probe, recipe.form), fitted.control_h, gate.settled)
+        return Gated(at, evidence_of(*scores), scores, of_rows=True, refused=refused)
     if not pooled:
         count = sum(len(each.gathered("positions")) for each in met)
-        h = _first(fitted.control_h, count)
-        return Gated(_at(fitted.probe, h), evidence_of(*scores), scores, refused=refused)
+        at = _at(fitted.probe, _first(fitted.control_h, count), gate.settled)
+        return Gated(at, evidence_of(*scores), scores, refused=refused)
     texts = [row for each in met for row in each.gathered("positions").split([len(group) for group in calls(each)])]
 
     def control_h(shift: float) -> torch.Tensor:
         probe = fitted.probe.lowered(shift)
         return torch.cat([probe.score(text[None])[0].expand(len(text), -1) for text in texts])
 
-    return Gated(_at(fitted.probe, control_h), fitted.evidence, scores, refused=refused)
+    return Gated(_at(fitted.probe, control_h, gate.settled), fitted.evidence, scores, refused=refused)
 
 
 def _dsas(gate: DSAS, source: Rows, met: Sequence[Rows], recipe: Recipe) -> Gated:
@@ -126,7 +133,7 @@ def _dsas(gate: DSAS, source: Rows, met: Sequence[Rows], recipe: Recipe) -> Gate
         return Gated(_at(linear, _lowered(logits)), pooled.evidence, scores)
     found, owners = _token_probe(gate, linear, source, met, recipe)
     token, logits = found.probe, found.control_logits[: sum(len(rows.gathered("positions")) for rows in met)]
-    if recipe.form == "token":
+    if recipe.form in ("token", "last"):
         if not recipe.supervised:
             return Gated(_at(token, _lowered(logits)), pooled.evidence, scores)
         own = control.gathered("position_prompts").tolist()
@@ -159,16 +166,19 @@ def reads_positions(gate: Gate, form: str) -> bool:
     """Whether a gate, or a part of a combination, is fitted on single positions."""
     if isinstance(gate, Combined):
         return any(reads_positions(part, form) for part in gate.parts)
-    return form in ("token", "product") if isinstance(gate, DSAS) else gate.rows == "positions"
+    return form in ("token", "product", "last") if isinstance(gate, DSAS) else gate.rows == "positions"
 
 
 def _at(
-    probe: Probe, control_h: Callable[[float], torch.Tensor]
+    probe: Probe, control_h: Callable[[float], torch.Tensor], settled: bool = False
 ) -> Callable[[float | None], tuple[Probe, torch.Tensor]]:
-    """A probe, and h of controls by how far it is lowered, by the mean h of controls that is wanted."""
+    """A probe, and h of controls by how far it is lowered, by the mean h of controls that is wanted.
+
+    With `settled` it stays where the fit put it.
+    """
 
     def at(target: float | None) -> tuple[Probe, torch.Tensor]:
-        shift = calibrate(control_h, target)
+        shift = calibrate(control_h, None if settled else target)
         return probe.lowered(shift), control_h(shift)
 
     return at

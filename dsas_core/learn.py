@@ -11,9 +11,9 @@ already ("causal", as AcT fits its maps, arXiv 2410.23054): what a gate reads wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,8 +23,9 @@ from .concept import Concept, Intervention
 from .errors import DSASError
 from .gating import FORMS, REMEMBERING, calls, fit_gate, reads_positions
 from .maps import Map
+from .methods._gate import Gate
 from .methods.combine import Combined
-from .probes import ConstantProbe, PooledProbe, Probe, ProductProbe, RunningProbe
+from .probes import ConstantProbe, LastProbe, PooledConditionProbe, PooledProbe, Probe, ProductProbe, RunningProbe
 from .sites import Site
 
 POOLINGS = ("gated", "mean")
@@ -49,18 +50,20 @@ class Recipe:
 
     Args:
         method, gate: names in `dsas_core.methods`; of gates also with settings and combined, "product(dsas, gaps)".
+            Without a gate it is the method's own (of `cast`, `mera`, `fairsteer`, `casteer`), else `dsas`.
         form: how a `dsas` gate, or such a part of a combination, is fitted and read, see `gating`.
         rank, scaler: projection of the gate's regression; "auto" chooses by cross-validation.
         site_weight: "soft", "threshold" or "none"; see `methods.dsas.Evidence.weight`.
         control_h: mean h to allow on held-out control positions; None leaves the threshold where the fit put it. A
-            gate whose threshold cannot be moved so far keeps it.
+            gate whose threshold cannot be moved so far keeps it, and so do those of methods that place it themselves.
         pooling: what the map is fitted on: "gated" for means over positions weighted by the gate (where the concept
             is; of targets that no longer show it, see `_map_rows`), "mean" for plain means, the form of the paper.
         top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.
         rounds: multiple-instance rounds.
         seed: of the cross-validation folds.
         options: of the map method, by name; `dsas methods` lists them.
-        keep: how many sites to steer, those that tell source from target best, as ITI chooses heads; None for all.
+        keep: how many sites to steer, those that tell source from target best, as ITI chooses heads; None for all, and
+            for one with `fairsteer`. More than there are is all.
         mode: "clean", every site learns from the unsteered model, in one pass over the prompts; "causal", each learns
             with those before it steering at map strength 1, in a pass of its own.
         target_rows: of causal learning: "clean", targets are what the unsteered model makes of them, "steered".
@@ -71,7 +74,7 @@ class Recipe:
     """
 
     method: str = "caa"
-    gate: str = "dsas"
+    gate: str | None = None
     form: str = "product"
     rank: int | str = "auto"
     scaler: str = "auto"
@@ -90,9 +93,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         methods.check_options(self.method, self.options)
+        if self.gate is None:
+            object.__setattr__(self, "gate", methods.own_gate(self.method, self.options))
+        if self.keep is None:
+            object.__setattr__(self, "keep", methods.mapping(self.method).keep)
         if self.keep is not None and (not isinstance(self.keep, int) or self.keep < 1):
             raise DSASError(f"keep {self.keep!r}: expected how many sites to steer, from 1 up, or None for all")
-        gate = methods.gate(self.gate)
+        gate = self.worn
         if self.site_weight not in WEIGHTS or self.rounds < 1 or not 0 < self.top_share <= 1:
             raise DSASError(
                 f"site_weight {self.site_weight!r}, rounds {self.rounds}, top_share {self.top_share}: expected one of "
@@ -121,6 +128,11 @@ class Recipe:
         if isinstance(gate, Combined) and self.form in REMEMBERING:
             choices = ", ".join(form for form in FORMS if form not in REMEMBERING)
             raise DSASError(f"gate form {self.form!r} goes by the tokens before, no combination does: choose {choices}")
+
+    @property
+    def worn(self) -> Gate:
+        """What `gate` names."""
+        return methods.gate(self.gate or "dsas")
 
     @property
     def supervised(self) -> bool:
@@ -222,26 +234,20 @@ def fit_sites(
             done()
         sites = [site for site in sites if site in watched or site in kept]
     bins = range(len(capture.edges) + 1)
-    interventions: list[Intervention] = []
-    evidence: list[SiteEvidence] = []
+    fits: dict[Site, list[_Fit]] = {}
     refused: list[str] = []
     simple = replace(recipe, rank="lda", scaler="std")
     for site in sites:
         own = simple if site in watched else recipe  # what only draws a heat-map is not worth a search
         here = range(1) if site.root in capture.timeless else bins
         rows = capture
-        if recapture is not None and causal and interventions and site not in watched:
-            rows = recapture(site, Concept("learning", tuple(interventions), capture.edges))
+        if recapture is not None and causal and site not in watched:
+            learned, _ = _joined(fits, recipe, watched)
+            rows = recapture(site, Concept("learning", tuple(learned), capture.edges)) if learned else capture
         with threadpool_limits(1):  # many small problems: threads would mostly wait for one another
-            fitted = [_fit_bin(rows, site, bin_, own, refused) for bin_ in here]
-        fitted *= len(bins) // len(here)
-        evidence += [found for _, _, found in fitted]
-        weights = tuple(found.weight for _, _, found in fitted)
-        if any(weights):
-            probes, maps = tuple(probe for probe, _, _ in fitted), tuple(transform for _, transform, _ in fitted)
-            fitted_here = Intervention(site, probes, maps, weights)
-            interventions.append(fitted_here.watching() if site in watched else fitted_here)
+            fits[site] = [_fit_bin(rows, site, bin_, own, refused) for bin_ in here] * (len(bins) // len(here))
         done()
+    interventions, evidence = _joined(fits, recipe, watched)
     if all(intervention.watches for intervention in interventions):
         steered = {str(site) for site in sites if site not in watched}
         if refused:
@@ -252,6 +258,57 @@ def fit_sites(
             "prompts, make controls differ from sources only in the concept, or choose other sites"
         )
     return interventions, evidence
+
+
+class _Fit(NamedTuple):
+    """What was fitted at one site in one bin; the map may abstain, whatever the gate's evidence says."""
+
+    probe: Probe
+    map: Map
+    evidence: SiteEvidence
+    abstains: bool
+
+
+def _joined(
+    fits: Mapping[Site, Sequence[_Fit]], recipe: Recipe, watched: Collection[Site]
+) -> tuple[list[Intervention], list[SiteEvidence]]:
+    """What was fitted at each site as interventions, of those with a weight, and the evidence of all."""
+    readers = _readers({site: fits[site] for site in fits if site not in watched}) if recipe.worn.once else {}
+    interventions: list[Intervention] = []
+    evidence: list[SiteEvidence] = []
+    for site, fitted in fits.items():
+        reads = readers.get(site, site)
+        read = fitted if reads is None else fits[reads]
+        left_out = [reads is None or (own.abstains and site not in watched) for own in fitted]
+        weights = tuple(0.0 if out else one.evidence.weight for out, one in zip(left_out, read, strict=True))
+        evidence += [
+            replace(one.evidence, site=str(site), weight=weight) for one, weight in zip(read, weights, strict=True)
+        ]
+        if any(weights):
+            probes, maps = tuple(one.probe for one in read), tuple(own.map for own in fitted)
+            found = Intervention(site, probes, maps, weights, None if reads == site else reads)
+            interventions.append(found.watching() if site in watched else found)
+    return interventions, evidence
+
+
+def _readers(fits: Mapping[Site, Sequence[_Fit]]) -> dict[Site, Site | None]:
+    """Where each site's gate reads that is asked at one site of each root for it and all behind it.
+
+    Of the first half of a root's sites, in the order in which they come by, that which tells source from control best.
+    None for the sites before it: a gate must have read before a map writes.
+    """
+
+    def told(site: Site) -> tuple[float, float]:
+        found = [one.evidence for one in fits[site]]
+        return sum(one.balanced_accuracy for one in found), sum(one.auroc for one in found)
+
+    readers: dict[Site, Site | None] = {}
+    for root in dict.fromkeys(site.root for site in fits):
+        here = [site for site in fits if site.root == root]
+        best = max(here[: (len(here) + 1) // 2], key=told)
+        place = here.index(best)
+        readers |= dict.fromkeys(here[:place], None) | dict.fromkeys(here[place:], best)
+    return readers
 
 
 def _best(capture: Capture, sites: list[Site], recipe: Recipe) -> list[Site]:
@@ -277,10 +334,8 @@ def _best(capture: Capture, sites: list[Site], recipe: Recipe) -> list[Site]:
         return sorted(sites, key=told, reverse=True)[: recipe.keep]
 
 
-def _fit_bin(
-    capture: Capture, site: Site, bin_: int, recipe: Recipe, refused: list[str]
-) -> tuple[Probe, Map, SiteEvidence]:
-    """Probe, map and evidence of one site and bin; where the gate is refused, the weight is 0 and `refused` grows."""
+def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe, refused: list[str]) -> _Fit:
+    """One site and bin; where the gate is refused, or the map's own, nothing is steered and `refused` grows."""
     kinds = ("source", "target", "control")
     missing = [kind for kind in kinds if (site, bin_, kind) not in capture.rows]
     if missing:
@@ -289,15 +344,20 @@ def _fit_bin(
             "use more steps or fewer bins"
         )
     source, target, control = (capture.rows[site, bin_, kind] for kind in kinds)
-    gate = methods.gate(recipe.gate)
+    gate = recipe.worn
     moved = capture.rows.get((site, bin_, "moved"), source)
     met = [control, *([capture.rows[site, bin_, "context"]] if (site, bin_, "context") in capture.rows else [])]
     gated = fit_gate(gate, source, met, recipe)
-    if gated.refused:
-        refused.append(f"{site}: {gated.refused}")
     (probe, after), (loose, before) = gated.at(recipe.control_h), gated.at(None)
-    rows = _map_rows(moved, target, probe, recipe.pooling)
-    transform = methods.get(recipe.method, "map").fit(*rows, **recipe.options)
+    method, abstained = methods.mapping(recipe.method), ""
+    if method.of_gate:
+        own = methods.gate(methods.own_gate(recipe.method, recipe.options))
+        judged = gated if isinstance(gate, type(own)) else fit_gate(own, source, met, recipe)
+        transform, abstained = method.of(judged.at(None)[0]), judged.refused
+    else:
+        transform = method.fit(*_map_rows(moved, target, probe, recipe.pooling), **recipe.options)
+    if gated.refused or abstained:
+        refused.append(f"{site}: {gated.refused or abstained}")
     found = gated.evidence
     evidence = SiteEvidence(
         site=str(site),
@@ -313,7 +373,7 @@ def _fit_bin(
         control_fired_before=_fired(before),
         unseen=_unseen(capture, site, bin_, probe, loose),
     )
-    return probe, transform, evidence
+    return _Fit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, bool(abstained))
 
 
 def _fired(h: torch.Tensor) -> float:
@@ -352,7 +412,7 @@ def _by_row(rows: Rows) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def _scores(probe: Probe, row: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """h of a row's positions [k], or [1] of its mean for a probe that reads means."""
     pooled, positions = row
-    if isinstance(probe, RunningProbe | PooledProbe):
+    if isinstance(probe, RunningProbe | PooledProbe | PooledConditionProbe):
         return probe.inner.score(pooled[None])[:, 0]
     return probe.score(positions[None])[0].mean(-1).expand(len(positions))
 

@@ -255,7 +255,7 @@ class Steering:
         """Concept, intervention and probe where that goes by what came before."""
         for attached in self._attached:
             for entry in attached.entries:
-                if isinstance(entry.probe, RunningProbe):
+                if isinstance(entry.probe, RunningProbe) and entry.probe.columns:
                     yield attached.name, entry, entry.probe
 
     def forget(self, root: str, rows: int, device: torch.device) -> None:
@@ -272,9 +272,16 @@ class Steering:
 
     def _follow(self, key: tuple[str, int], probe: RunningProbe, root: str, x: torch.Tensor) -> torch.Tensor:
         """What a remembering probe says, its state moved on."""
-        call, state = self._calls[root], self._states[key]
+        call, state = self._calls[root], self._states.get(key)
+        if call.prompt is None or (state is None and probe.columns):
+            raise DSASError(
+                f"{key[0]!r} has a gate of kind {probe.kind}, which goes by a text that is written, and {root!r} is "
+                "given no such: learn with another form"
+            )
         read = call.mask if call.read is None else call.read
         mask, prompt = (None if part is None else part.to(x.device) for part in (read, call.prompt))
+        if state is None:
+            return probe.follow(x, mask, prompt, x.new_zeros(len(x), 0))[0]
         h, after = probe.follow(x, mask, prompt, state.to(x.device))
         state.copy_(after.detach())
         return h

@@ -13,6 +13,8 @@ Text = TypeVar("Text")
 UNITS = tuple(float(f"{0.25 * 1.2**k:.2g}") for k in range(21))
 #: how far, in places of UNITS, a search goes on around the best unit when none did enough
 STEPS = (4, 2, 1)
+#: of methods whose strength of 1 is their own
+GIVEN = (1.0,)
 #: how many are tried at most
 TRIALS = len(UNITS).bit_length() + 2 * len(STEPS)
 
@@ -25,9 +27,12 @@ def held_back(sides: Mapping[str, Sequence[Text]]) -> tuple[dict[str, Sequence[T
 
 
 def choose(
-    attempt: Callable[[float], tuple[float, float]], drift: float, done: Callable[[], object] = lambda: None
+    attempt: Callable[[float], tuple[float, float]],
+    drift: float,
+    done: Callable[[], object] = lambda: None,
+    units: Sequence[float] = UNITS,
 ) -> tuple[float, dict[str, Any]]:
-    """The smallest of UNITS whose effect is 1; one that drifts beyond the limit is too large.
+    """The smallest unit whose effect is 1; one that drifts beyond the limit is too large.
 
     By bisection, as effects mostly grow with the unit. Where none does enough, the effect may have its peak elsewhere
     (a dog that is turned too far is no cat either), and the search goes on around the best.
@@ -37,15 +42,16 @@ def choose(
             not finite counts as no effect and too much drift.
         drift: the limit.
         done: called after each attempt, for a progress bar.
+        units: to choose among, ascending.
 
     Returns:
         The unit and a summary of what was tried. When none within the limit has effect 1, the most effective of those
-        that were tried; when every one tried drifts too far, the smallest of UNITS.
+        that were tried; when every one tried drifts too far, the smallest of all.
     """
     trials: dict[float, dict[str, float]] = {}
 
     def tried(place: int) -> dict[str, float]:
-        unit = UNITS[place]
+        unit = units[place]
         if unit not in trials:
             effect, moved = attempt(unit)
             if not math.isfinite(effect + moved):  # the steered model overflowed
@@ -58,7 +64,7 @@ def choose(
         within = [trial for trial in trials.values() if trial["drift"] <= drift]
         return max(within, key=lambda trial: (min(trial["effect"], 1.0), -trial["unit"]), default=None)
 
-    low, high = 0, len(UNITS)
+    low, high = 0, len(units)
     while low < high:
         middle = (low + high) // 2
         trial = tried(middle)
@@ -68,9 +74,9 @@ def choose(
         found = best()
         if found is None or found["effect"] >= 1:
             break
-        place = UNITS.index(found["unit"])
+        place = units.index(found["unit"])
         for other in (place - step, place + step):
-            if 0 <= other < len(UNITS):
+            if 0 <= other < len(units):
                 tried(other)
     found = best()
     summary = {
@@ -78,4 +84,4 @@ def choose(
         "trials": [trials[unit] for unit in sorted(trials)],
         "reached": found is not None and found["effect"] >= 1,
     }
-    return (found["unit"] if found else UNITS[0]), summary
+    return (found["unit"] if found else units[0]), summary

@@ -11,7 +11,7 @@ concepts:
     models: [builtin:chat]
     measure: {count: 24}                  # otherwise than the rest
 methods: [caa]
-gates: [dsas]
+gates: [dsas]                             # null is each method's own
 recipes: {plain: {}, causal: {mode: causal}}  # fields of dsas_core.learn.Recipe
 learn: {count: 48, steps: 8, seed: 0}
 measure: {count: 12, seeds: 2, strengths: [0.5, 1, 1.5, 2]}
@@ -96,16 +96,20 @@ def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[Entry
     prompts = read(given if given.is_file() else path.parent / given)
     sites: Sequence[str | None] = _listed(concept, "sites", path) if concept.get("sites") else [None]
     models = _listed(concept if concept.get("models") else content, "models", path)
-    how, when = content.get("methods") or ["caa"], content.get("gates") or ["dsas"]
-    for name, role in [*((name, "map") for name in how), *((name, "gate") for name in when)]:
+    how, when = content.get("methods") or ["caa"], content.get("gates") or [None]
+    for name, role in [*((name, "map") for name in how), *((name, "gate") for name in when if name is not None)]:
         methods.get(name, role)
     recipes = content.get("recipes") or {"": {}}
     if not isinstance(recipes, Mapping) or not all(isinstance(recipe, Mapping) for recipe in recipes.values()):
         raise DSASError(f"{path}: recipes map a name of yours to fields of a recipe, found {recipes!r}")
     for recipe in recipes.values():
         recipe_of(recipe)
+    worn = {
+        method: dict.fromkeys(methods.own_gate(method) if gate is None else gate for gate in when) for method in how
+    }
+    pairs = [(method, gate) for method in how for gate in worn[method]]  # the own gate of many is that of others
     found = []
-    for model, method, gate, recipe, where in itertools.product(models, how, when, recipes, sites):
+    for model, (method, gate), recipe, where in itertools.product(models, pairs, recipes, sites):
         parts = [str(concept.get("name") or prompts.name)]
         varied = ((where, sites), (method, how), (gate, when), (recipe, recipes), (model, models))
         parts += [part for part, options in varied if len(options) > 1 and part]

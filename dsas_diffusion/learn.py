@@ -19,6 +19,8 @@ import torch
 from dsas_core import methods
 from dsas_core.capture import Capture
 from dsas_core.concept import Concept, fingerprint
+from dsas_core.errors import DSASError
+from dsas_core.gating import WRITTEN
 from dsas_core.hooks import Call, visit
 from dsas_core.learn import Recipe, fit_sites, recipe_of
 from dsas_core.probes import LinearProbe
@@ -27,7 +29,7 @@ from dsas_core.prompts import PromptSet, read
 from dsas_core.provenance import versions
 from dsas_core.sites import Site
 from dsas_core.steering import Steering
-from dsas_core.unit import TRIALS, choose, held_back
+from dsas_core.unit import GIVEN, TRIALS, UNITS, choose, held_back
 
 from .families import family_of, find_sites, roots_of
 from .generation import (
@@ -58,7 +60,7 @@ def learn(
     prompts: str | Path | Mapping[str, Any] | PromptSet,
     *,
     method: str = "caa",
-    gate: str = "dsas",
+    gate: str | None = None,
     sites: str | Sequence[str] | None = None,
     steps: int | None = None,
     seed: int = 0,
@@ -77,7 +79,7 @@ def learn(
     Args:
         pipe: a diffusers text-to-image pipeline of a known family.
         prompts: a prompt file (dsas_core/prompts.py), or its content.
-        method, gate: names in `dsas_core.methods`.
+        method, gate: names in `dsas_core.methods`. Without a gate it is the method's own, or `dsas`.
         sites: see `dsas_diffusion.families.find_sites`; None for the family's default.
         steps, guidance: of the generations; None for what suits the model.
         seed: of noise, prompt choice and cross-validation.
@@ -100,6 +102,8 @@ def learn(
     content = read(prompts)
     told = {"supervision": "positions"} if masks is not None else {}
     chosen = recipe_of(recipe, **told, method=method, gate=gate, seed=seed)
+    if chosen.form in WRITTEN:
+        raise DSASError(f"gate form {chosen.form!r} is of texts that are written: choose another for pictures")
     wanted = find_sites(pipe, sites)
     text_only = all(site.root != family.denoiser for site in wanted)
     if chosen.supervised:
@@ -125,8 +129,8 @@ def learn(
         description=content.description,
         interventions=tuple(interventions),
         edges=tuple(edges),
-        method=method,
-        gate=gate,
+        method=chosen.method,
+        gate=str(chosen.gate),
         base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
         evidence={"sites": [asdict(found) for found in evidence]},
         provenance={
@@ -246,8 +250,9 @@ def choose_unit(
         moved = float((change(untouched, decode(pipe, made[cut:])) > UNCHANGED).mean())
         return way(made[:cut]) / asked, moved
 
-    with progress_bar(TRIALS, "choosing the unit", show_progress) as bar:
-        unit, summary = choose(attempt, drift, bar.update)
+    units = UNITS if methods.mapping(concept.method).scaled else GIVEN
+    with progress_bar(min(TRIALS, len(units)), "choosing the unit", show_progress) as bar:
+        unit, summary = choose(attempt, drift, bar.update, units)
     trusted = eyes.accuracy >= TRUSTED_EYES
     summary |= {"asked_in_words": span, "eyes_accuracy": eyes.accuracy, "reached": summary["reached"] and trusted}
     return unit, summary

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from ..capture import bin_of
 from ..concept import Concept, Intervention
 from ..errors import DSASError
-from ..maps import AffineMap, Map
-from ..probes import ComplementProbe, ConstantProbe, LinearProbe, Probe, RunningProbe
+from ..maps import AffineMap, Map, ProjectionMap, TurnMap
+from ..probes import ComplementProbe, ConstantProbe, Probe, RunningProbe
 from ..sites import patch_grid
 from ..trace import Trace
 
@@ -202,9 +202,7 @@ def _of_size(h: torch.Tensor, size: int) -> torch.Tensor:
 
 def _complement(probe: Probe) -> Probe:
     """The gate turned round. One that remembers must stay one, or steering would not keep its state."""
-    if isinstance(probe, RunningProbe):  # 1 - sigmoid(z) = sigmoid(-z), and a mean of logits turns with them
-        return replace(probe, inner=LinearProbe(-probe.inner.weight, -probe.inner.bias))
-    return ComplementProbe(probe)
+    return probe.turned() if isinstance(probe, RunningProbe) else ComplementProbe(probe)
 
 
 def _turned(map_: Map, random: torch.Generator) -> Map:
@@ -214,6 +212,10 @@ def _turned(map_: Map, random: torch.Generator) -> Map:
         noise = torch.randn(tensor.shape, generator=random)
         return noise * tensor.norm() / noise.norm().clamp_min(1e-12)
 
+    if isinstance(map_, ProjectionMap):
+        return replace(map_, direction=turned(map_.direction))
+    if isinstance(map_, TurnMap):
+        return TurnMap(turned(map_.shift))
     if not isinstance(map_, AffineMap):
-        raise DSASError(f"arm 'random_direction' knows affine maps, found {map_.kind}: leave it out (--arms)")
+        raise DSASError(f"arm 'random_direction' knows no way to turn a map of kind {map_.kind}: leave it out (--arms)")
     return AffineMap(turned(map_.shift), None if map_.slope is None else 1 + turned(map_.slope - 1))

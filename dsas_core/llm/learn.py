@@ -26,7 +26,7 @@ from ..progress import progress_bar
 from ..prompts import PromptSet, read
 from ..provenance import versions
 from ..sites import Site
-from ..unit import TRIALS, held_back
+from ..unit import GIVEN, TRIALS, UNITS, held_back
 from .layers import bare, find_sites, positions_of, roots_of
 from .prompts import POOLINGS, Encoded, encode, marked, pad_token
 from .reader import Reader, choose_unit
@@ -36,7 +36,7 @@ from .steer import steer
 COUNT = 48
 NEAR_CHANCE, FIRING, TOLD_BY_LENGTH = 0.65, 0.05, 0.95
 #: how a gate may read a text: no further than it is written
-FORMS = ("token", "prefix", "latch", "paper")
+FORMS = ("token", "prefix", "latch", "last", "paper")
 
 
 def learn(
@@ -45,7 +45,7 @@ def learn(
     prompts: str | Path | Mapping[str, Any] | PromptSet,
     *,
     method: str = "caa",
-    gate: str = "dsas",
+    gate: str | None = None,
     sites: str | Sequence[str] | None = None,
     pooling: str | None = None,
     seed: int = 0,
@@ -62,11 +62,13 @@ def learn(
         prompts: a prompt file (dsas_core/prompts.py), or its content; conversations as in dsas_core/llm/prompts.py.
             With parts `unseen_source` and `unseen_control` in its evaluation, the evidence tells how the gates do on
             these.
-        method, gate: names in `dsas_core.methods`; gates also combined, "product(dsas, gaps)".
+        method, gate: names in `dsas_core.methods`; gates also combined, "product(dsas, gaps)". Without a gate it is the
+            method's own, or `dsas`.
         sites: see `dsas_core.llm.layers.find_sites`; None for the outputs of the middle third of the layers.
         pooling: what is read of source and target prompts: "answer", "prompt", "last" or "all" tokens; None for
-            answers where prompts have them. The gate of form "prefix" is fitted on all tokens and that of form "latch"
-            on the prompt, as they read. Of control prompts every token takes part in placing the gate's threshold.
+            answers where prompts have them. The gate of form "prefix" is fitted on all tokens, that of form "latch" on
+            the prompt, and that of form "last" on the states that write the answer, as they read. Of control prompts
+            every token that a gate will meet takes part in placing its threshold.
         seed: of prompt choice and cross-validation.
         count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
         drift: mean Kullback-Leibler divergence per control token, in nats, that the unit may cost.
@@ -82,11 +84,14 @@ def learn(
     """
     content = read(prompts)
     chosen = recipe_of(recipe, form="token", pooling="mean", top_share=0.25, method=method, gate=gate, seed=seed)
+    if "form" not in (recipe or {}):
+        chosen = replace(chosen, form=chosen.worn.text_form)
     if chosen.form not in FORMS:
         raise DSASError(f"gate form {chosen.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}")
-    if methods.gate(gate).whole:
+    if chosen.worn.whole and not (chosen.worn.once and chosen.form == "latch"):
+        way_out = "choose form latch" if chosen.worn.once else "choose another"
         raise DSASError(
-            f"gate {gate!r} goes by all positions at once, and tokens are written one by one: choose another"
+            f"gate {chosen.gate!r} goes by all positions at once, and tokens are written one by one: {way_out}"
         )
     if chosen.options.get("spatial") == "mean shift":
         raise DSASError("option spatial=mean shift goes by all positions at once: leave it elementwise for texts")
@@ -103,9 +108,8 @@ def learn(
             "of each source and target prompt"
         )
     fitting, held_out = held_back(texts)
-    marks = (
-        _marks(tokenizer, content, drawn["source"][: len(fitting["source"])], chosen.lead) if chosen.supervised else []
-    )
+    shown = drawn["source"][: len(fitting["source"])]
+    marks = _marks(tokenizer, content, shown, chosen.lead) if chosen.supervised else []
     pad = pad_token(tokenizer)
 
     walk = _Walk(Reader(model, pad, batch), {**fitting, **unseen}, marks, pooling, chosen, seed, show_progress)
@@ -113,14 +117,14 @@ def learn(
     with progress_bar(len(wanted), "fitting", show_progress) as bar:
         interventions, evidence = fit_sites(capture, chosen, bar.update, recapture=walk.behind)
     told_by_length = _auroc([len(text.ids) for text in texts["source"]], [len(text.ids) for text in texts["control"]])
-    _warn(evidence if methods.gate(gate).looks else [], told_by_length)
+    _warn(evidence if chosen.worn.looks else [], told_by_length)
     roots = roots_of(model)
     concept = Concept(
         name=content.name,
         description=content.description,
         interventions=tuple(interventions),
-        method=method,
-        gate=gate,
+        method=chosen.method,
+        gate=str(chosen.gate),
         base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
         evidence={"sites": [asdict(found) for found in evidence], "length_auroc": told_by_length},
         provenance={
@@ -136,8 +140,9 @@ def learn(
     )
     if "encoder" in roots or not answered:
         return concept
-    with progress_bar(TRIALS, "choosing the unit", show_progress) as bar:
-        unit, trials = choose_unit(walk.reader, concept, fitting, held_out, drift, bar.update)
+    units = UNITS if methods.mapping(chosen.method).scaled else GIVEN
+    with progress_bar(min(TRIALS, len(units)), "choosing the unit", show_progress) as bar:
+        unit, trials = choose_unit(walk.reader, concept, fitting, held_out, drift, bar.update, units)
     if not trials["trials"]:
         warnings.warn(
             "the model answers source prompts much as it answers control prompts, so nothing tells when enough is "
@@ -190,10 +195,12 @@ class _Walk:
 
     def _readings(self) -> list[tuple[str, str]]:
         """Kinds of rows, and which tokens of theirs are read."""
-        read_at = {"latch": "prompt", "prefix": "all"}.get(self.recipe.form, self.pooling)
-        runs = [("source", read_at), ("target", self.pooling), ("control", read_at), ("context", "all")]
+        form = self.recipe.form
+        read_at = {"latch": "prompt", "prefix": "all", "last": "answer"}.get(form, self.pooling)
+        runs = [("source", read_at), ("target", self.pooling), ("control", read_at)]
+        runs += [("context", "all")] if form != "last" else []  # it does not meet what was given
         runs += [("moved", self.pooling)] if read_at != self.pooling else []
-        return [*runs, *((kind, "prompt" if self.recipe.form == "latch" else "all") for kind in UNSEEN)]
+        return [*runs, *((kind, read_at if form in ("latch", "last") else "all") for kind in UNSEEN)]
 
 
 def _marks(tokenizer: Any, content: PromptSet, prompts: Sequence[str], lead: int) -> list[tuple[bool, ...]]:

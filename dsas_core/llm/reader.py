@@ -137,6 +137,7 @@ def choose_unit(
     held_out: Mapping[str, Sequence[Encoded]],
     drift: float,
     done: Callable[[], object],
+    units: Sequence[float],
 ) -> tuple[float, dict[str, Any]]:
     """The smallest unit that makes held-out source prompts answered as control prompts are; and what was tried.
 
@@ -176,7 +177,7 @@ def choose_unit(
         spent = sum(_divergence(p, q) for p, q in zip(expected, moved, strict=True))
         return float(way.mean()) / ENOUGH, spent / max(1, sum(map(len, expected)))
 
-    unit, summary = choose(attempt, drift, done)
+    unit, summary = choose(attempt, drift, done, units)
     return unit, {**summary, **found}
 
 

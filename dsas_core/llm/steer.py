@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from ..concept import Concept
+from ..errors import DSASError
+from ..probes import ConditionLatch, LatchProbe
 from ..steering import Steering, loaded
 from ..strengths import Strength, Strengthened
 from .layers import ends_of, positions_of, roots_of
@@ -56,9 +58,19 @@ class TextSteering(Steering):
 
     def _tokens_come(self, root: str, start: int, ids: torch.Tensor | None, mask: torch.Tensor) -> None:
         if start == 0:
+            self._refuse_without_prompt(root)
             self.forget(root, len(mask), mask.device)
         if self.trace is not None:
             self.trace.note_tokens(root, start, ids, mask)
+
+    def _refuse_without_prompt(self, root: str) -> None:
+        """A latch that reads at a decoder would wait for ever: all that comes by there is written."""
+        for name, entry, probe in self._remembering() if root == "decoder" else ():
+            if entry.reads.root == root and isinstance(probe, ConditionLatch | LatchProbe):
+                raise DSASError(
+                    f"{name!r} has a gate that decides at a prompt's end, at {entry.reads}, but the prompt goes "
+                    "through the encoder: learn at encoder sites, or with form token"
+                )
 
 
 def steer(

@@ -28,6 +28,7 @@ class Map(Part):
 
 from .affine import AffineMap  # noqa: E402
 from .identity import IdentityMap  # noqa: E402
+from .projection import ProjectionMap, TurnMap  # noqa: E402
 from .support import MeanShiftMap, SupportMap  # noqa: E402
 
-__all__ = ["AffineMap", "IdentityMap", "Map", "MeanShiftMap", "SupportMap"]
+__all__ = ["AffineMap", "IdentityMap", "Map", "MeanShiftMap", "ProjectionMap", "SupportMap", "TurnMap"]

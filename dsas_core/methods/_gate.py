@@ -83,12 +83,19 @@ class Gate:
     `rows` tells what `learn` fits it on, "positions" (every one a row) or "pooled" (means over positions); it is read
     at positions in either case. `looks` is False for gates that are the same everywhere: their site weight is 1.
     `whole` is True where h also depends on the row's other positions in the call, which a text does not have yet.
+    `once` is True for one decision per row, by its mean, at the site that tells best: `learn` lets it gate that site
+    and those behind it. `text_form` is the form in which `learn` has the gate read texts, unless the recipe says.
+    `settled` is True for gates of published methods that place their threshold themselves and know no partial trust:
+    `Recipe.control_h` does not move it, and the site weight "soft" is 1 or 0, as "threshold" has it.
     """
 
     line: str = ""
     rows: str = "positions"
     looks: bool = True
     whole: bool = False
+    once: bool = False
+    text_form: str = "token"
+    settled: bool = False
 
     def fit(self, source: torch.Tensor, control: torch.Tensor) -> Probe:
         """Fit on rows [n, width] of source (h = 1) and control (h = 0); float64 inside, the source's dtype out."""
@@ -98,6 +105,11 @@ class Gate:
     def _fit(self, source: torch.Tensor, control: torch.Tensor) -> Probe:
         """The probe of checked float64 rows."""
         raise NotImplementedError
+
+    def reading(self, probe: Any, form: str) -> Probe:
+        """A fitted probe as it reads in a form of `gating`."""
+        found: Probe = probe
+        return found
 
     def cross_fit(
         self, source: torch.Tensor, control: torch.Tensor, *, groups: Groups | None = None, seed: int = 0
@@ -133,7 +145,9 @@ class Gate:
 
     def weight(self, evidence: Evidence, rule: str) -> float:
         """The site's weight, see `Evidence.weight`; 1 for a gate that does not look."""
-        return evidence.weight(rule) if self.looks else 1.0
+        if not self.looks:
+            return 1.0
+        return evidence.weight("threshold" if self.settled and rule == "soft" else rule)
 
 
 def folded(

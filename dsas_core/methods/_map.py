@@ -34,6 +34,9 @@ class MapMethod:
     Traits: `least` rows are needed of each side; with `pairs`, row i of the target belongs to row i of the source;
     `signed` says that a negative strength is the change in the opposite direction. Without it a negative strength is
     allowed as well, and goes on along the line through x and T(x) behind x, which the method's authors do not do.
+    With `of_gate` the map is made of what the method's own gate was fitted to, also where another one is worn. `keep`
+    is how many sites are steered, None for all. `scaled` is False where a strength of 1 is the method's own, so that
+    `learn` has no unit to choose.
     """
 
     line: ClassVar[str]
@@ -41,6 +44,17 @@ class MapMethod:
     least: ClassVar[int] = 1
     pairs: ClassVar[bool] = False
     signed: ClassVar[bool] = True
+    of_gate: ClassVar[bool] = False
+    keep: ClassVar[int | None] = None
+    scaled: ClassVar[bool] = True
+
+    def own_gate(self, **options: Any) -> str:
+        """The name of the gate that is worn where none is chosen: the method's own, or "dsas"."""
+        return "dsas"
+
+    def of(self, probe: Any) -> Map:
+        """The map of a probe that the method's own gate was fitted to, for methods with `of_gate`."""
+        raise NotImplementedError
 
     def fit(self, source: torch.Tensor, target: torch.Tensor, **options: Any) -> Map:
         """The map from source rows to target rows, [n, width] and [m, width].

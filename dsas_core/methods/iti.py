@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from ..maps import AffineMap
-from ._classifier import normal
+from ._classifier import plane
 from ._map import MapMethod, one_of
 from .caa import unit
 
@@ -27,6 +27,6 @@ class ITI(MapMethod):
     least = 2
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, direction: str) -> AffineMap:
-        found = normal(source, target) if direction == "classifier" else target.mean(0) - source.mean(0)
+        found = plane(source, target)[0] if direction == "classifier" else target.mean(0) - source.mean(0)
         theta = unit(found)
         return AffineMap((torch.cat([source, target]) @ theta).std(unbiased=False) * theta)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from ..maps import AffineMap
-from ._classifier import normal
+from ._classifier import plane
 from ._map import MapMethod
 
 
@@ -23,4 +23,4 @@ class ITIc(MapMethod):
     least = 2
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
-        return AffineMap(normal(source, target))
+        return AffineMap(plane(source, target)[0])

@@ -38,23 +38,29 @@ class Probe(Part):
 
 
 from .combine import AllProbe, AnyProbe, ComplementProbe, PooledProbe, ProductProbe  # noqa: E402
+from .condition import ConditionLatch, ConditionProbe, PooledConditionProbe  # noqa: E402
 from .constant import ConstantProbe  # noqa: E402
 from .cosine import CosineProbe  # noqa: E402
 from .linear import LinearProbe, fold  # noqa: E402
 from .mlp import MLPProbe  # noqa: E402
 from .quadratic import QuadraticProbe, quadratic  # noqa: E402
 from .quantile import QuantileProbe  # noqa: E402
-from .running import LatchProbe, PrefixProbe, RunningProbe  # noqa: E402
+from .running import LastProbe, LatchProbe, PrefixProbe, RunningProbe  # noqa: E402
+from .step import StepProbe  # noqa: E402
 
 __all__ = [
     "AllProbe",
     "AnyProbe",
     "ComplementProbe",
+    "ConditionLatch",
+    "ConditionProbe",
     "ConstantProbe",
     "CosineProbe",
+    "LastProbe",
     "LatchProbe",
     "LinearProbe",
     "MLPProbe",
+    "PooledConditionProbe",
     "PooledProbe",
     "PrefixProbe",
     "Probe",
@@ -62,6 +68,7 @@ __all__ = [
     "QuadraticProbe",
     "QuantileProbe",
     "RunningProbe",
+    "StepProbe",
     "fold",
     "quadratic",
 ]

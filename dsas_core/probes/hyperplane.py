@@ -9,6 +9,7 @@ import torch
 from . import Probe
 from .combine import PooledProbe, ProductProbe
 from .linear import LinearProbe
+from .step import StepProbe
 
 
 class Hyperplane(NamedTuple):
@@ -26,17 +27,21 @@ class Hyperplane(NamedTuple):
 
 
 def hyperplane(probe: Probe) -> Hyperplane | None:
-    """What a linear, pooled or product probe decides by; None for those without a hyperplane.
+    """What a linear, step, pooled or product probe decides by; None for those without a hyperplane.
 
-    A product's is that of its first factor of single positions, of its first pooled one where there is none: that
-    factor tells where the concept is, the others whether it counts.
+    A step's is that of its linear probe, and the step stays: nothing is done where h is 0. A product's is that of its
+    first factor of single positions, of its first pooled one where there is none: that factor tells where the concept
+    is, the others whether it counts.
     """
     if isinstance(probe, LinearProbe | PooledProbe):
         return Hyperplane(probe)
+    if isinstance(probe, StepProbe):
+        return Hyperplane(probe.inner, (probe,))
     if not isinstance(probe, ProductProbe):
         return None
-    for kind in (LinearProbe, PooledProbe):
+    for kind in (LinearProbe | StepProbe, PooledProbe):
         for place, factor in enumerate(probe.factors):
-            if isinstance(factor, kind):
-                return Hyperplane(factor, (*probe.factors[:place], *probe.factors[place + 1 :]))
+            own = hyperplane(factor) if isinstance(factor, kind) else None
+            if own is not None:
+                return Hyperplane(own.probe, (*own.others, *probe.factors[:place], *probe.factors[place + 1 :]))
     return None

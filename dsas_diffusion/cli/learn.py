@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", dest="target", metavar="PHRASE", help='what into, for example "blurred banana"')
     parser.add_argument("--name", help="of the concept (default: what the prompt file says)")
     parser.add_argument("--method", default="caa", help="how to change, see `dsas methods` (default caa)")
-    parser.add_argument("--gate", default="dsas", help="when to change, see `dsas methods` (default dsas)")
+    parser.add_argument("--gate", help="when to change, see `dsas methods` (default: the method's own, or dsas)")
     parser.add_argument(
         "--option",
         action="append",

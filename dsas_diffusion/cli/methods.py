@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Name, kind, line and options of every method."""
+    """Name, kind, line, options and settings of every method."""
     return [asdict(described) for described in available()]
 
 
@@ -30,14 +30,9 @@ def report(document: list[dict[str, Any]]) -> None:
     options = [
         (method["name"], f"{name}={_written(option['default'])}", option["takes"])
         for method in document
-        if method["kind"] != "gate"
         for name, option in method["options"].items()
     ]
-    settings = [
-        f"{method['name']}({_settings(method['options'])})"
-        for method in document
-        if method["kind"] == "gate" and method["options"]
-    ]
+    settings = [f"{method['name']}({_settings(method['settings'])})" for method in document if method["settings"]]
     print()
     table(("of", "--option (its default)", "values"), options)
     print(f"\nGates with their settings: {', '.join(settings)}")

@@ -104,7 +104,8 @@ def seen() -> tuple[Capture, Site]:
 @pytest.mark.parametrize("name", GATES)
 def test_what_is_learned_steers_as_every_gate_must(name: str, tmp_path: Path) -> None:
     model, (capture, site) = tiny("llama"), seen()
-    interventions, evidence = fit_sites(capture, Recipe(gate=name, form="token", control_h=0.05))
+    trust = "none" if name == "cast" else "soft"  # where this model's activations vary most is not the concept
+    interventions, evidence = fit_sites(capture, Recipe(gate=name, form="token", control_h=0.05, site_weight=trust))
     base = {root: fingerprint(module) for root, module in roots_of(model).items()}
     concept = Concept("low", tuple(interventions), gate=name, base=base, unit=3.0)
     assert Concept.from_pretrained(concept.save_pretrained(tmp_path / "low")) == concept

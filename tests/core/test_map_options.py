@@ -33,20 +33,20 @@ def test_bad_rows(name: str, first: torch.Tensor, second: torch.Tensor, message:
         fit(name, first, second)
 
 
-@pytest.mark.parametrize("name", [name for name in MAPS if methods.get(name).least > 1])
+@pytest.mark.parametrize("name", [name for name in MAPS if methods.get(name, "map").least > 1])
 def test_too_few_rows(name: str) -> None:
-    with pytest.raises(DSASError, match=r"target: \w+ needs at least 2 rows, found 1"):
+    with pytest.raises(DSASError, match=rf"target: \w+ needs at least {methods.get(name, 'map').least} rows, found 1"):
         fit(name, GOOD, GOOD[:1])
 
 
 def test_only_what_needs_pairs_refuses_unequal_counts() -> None:
     for name in MAPS:
-        if methods.get(name).pairs:
+        if methods.get(name, "map").pairs:
             with pytest.raises(DSASError, match=r"pairs, so it needs .* found 5 and 6: write the prompts as pairs"):
                 fit(name, GOOD, GOOD[:5])
         else:
             assert isinstance(fit(name, GOOD, GOOD[:5] + 1), Map)
-    assert [name for name in MAPS if methods.get(name).pairs] == ["austeer"]
+    assert [name for name in MAPS if methods.get(name, "map").pairs] == ["austeer"]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,12 @@ def test_only_what_needs_pairs_refuses_unequal_counts() -> None:
         ("mean-act", {"spatial": None}, "expected elementwise or mean shift, found None"),
         ("caa", {"support": None}, r"CAA has no option 'support'; it has normalise \(none, unit or mean norm\)"),
         ("aura", {"top": 3}, "AurA has no option 'top'; it has none"),
+        *(
+            ("mera", {"alpha": a}, "MERA option alpha: expected null or a number between 0 and 1")
+            for a in (0, 1.0, "x")
+        ),
+        ("casteer", {"mode": "turn"}, "CASteer option mode: expected erase, reflect or add, found 'turn'"),
+        ("casteer", {"alpha": True}, "CASteer option alpha: expected a number above 0, found True"),
         *(("sadi", {"top": top}, "SADI option top: expected a number") for top in (0, -1, 0.0, 1.5, True, "all", [3])),
     ],
 )

@@ -32,6 +32,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("aura", {}),
     *((kind, {"top": top}) for kind in ("sadi", "austeer") for top in (3, 0.5)),
+    *(("cast", {"length": value}) for value in ("apart", "unit")),
+    *(("mera", {"alpha": alpha}) for alpha in (None, 0.3)),
+    ("fairsteer", {}),
+    *(("casteer", {"mode": mode, "alpha": 2.0}) for mode in ("erase", "reflect", "add")),
 ]
 every = pytest.mark.parametrize(
     ("name", "options"), CASES, ids=[f"{name} {' '.join(map(str, given.values()))}" for name, given in CASES]
@@ -65,7 +69,7 @@ A, B = column(3, 1, 2, 6), column(0, 4, 8, 2)
 
 
 def test_every_map_is_among_the_cases() -> None:
-    assert sorted(method.name for method in methods.available() if method.kind == "map") == MAPS
+    assert sorted(method.name for method in methods.available() if method.kind != "gate") == MAPS
 
 
 @pytest.mark.parametrize(
@@ -161,8 +165,9 @@ def test_identities(name: str, options: dict[str, Any]) -> None:
     moved, back = fitted.apply(x, 0.7), fitted.apply(x, -0.7)
     assert moved.shape == x.shape
     assert float((moved - back).abs().max()) > 1e-2
-    torch.testing.assert_close(fitted.apply(x, 1.4) - x, 2 * (moved - x))
-    assert fitted.displaces
+    assert fitted.displaces == (options.get("mode") != "add")
+    if fitted.displaces:
+        torch.testing.assert_close(fitted.apply(x, 1.4) - x, 2 * (moved - x))
     on = interpolate(x, [(fitted, 0.7, torch.ones(2, 5, 1, dtype=x.dtype))])
     torch.testing.assert_close(on, moved)
     assert torch.equal(interpolate(x, [(fitted, 0.7, torch.zeros(2, 5, 1, dtype=x.dtype))]), x)
@@ -186,7 +191,7 @@ def test_the_map_has_the_dtype_of_the_source(name: str, options: dict[str, Any],
     source, target = rows(dtype=dtype)
     fitted = fit(name, source, target, **options)
     assert {tensor.dtype for tensor in fitted.tensors()} == {dtype}
-    assert all(tensor.shape == (WIDTH,) for tensor in fitted.tensors())
+    assert {tensor.shape for tensor in fitted.tensors()} <= {(WIDTH,), ()}
     assert fitted.apply(source, 0.5).dtype == dtype
     exact = fit(name, source.double(), target.double(), **options)
     for ours, theirs in zip(fitted.tensors(), exact.tensors(), strict=True):
@@ -202,7 +207,7 @@ def test_what_is_saved_is_loaded(name: str, options: dict[str, Any], tmp_path: P
     assert loaded == concept
     x = activations(2, 5).float()
     for ours, theirs in zip(concept.interventions[0].maps, loaded.interventions[0].maps, strict=True):
-        assert torch.equal(ours.apply(x, 0.7), theirs.apply(x, 0.7))
+        torch.testing.assert_close(ours.apply(x, 0.7), theirs.apply(x, 0.7))  # products depend on where tensors lie
 
 
 def test_compiled_equals_eager() -> None:
@@ -319,7 +324,8 @@ def test_order_and_monotone_scales_do_not_matter(seed: int, scale: float, offset
     source, target = rows(20, seed)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(seed))
     for name in MAPS:
-        whole, mixed = fit(name, source, target), fit(name, source[order], target[order])
+        options = {"alpha": 0.5} if name == "mera" else {}  # folds that calibrate it are of rows in their order
+        whole, mixed = (fit(name, *sides, **options) for sides in ((source, target), (source[order], target[order])))
         torch.testing.assert_close(mixed.tensors(), whole.tensors(), atol=1e-7, rtol=1e-7)
     moved = scale * source + offset, scale * target + offset
     for name in ("aura", "austeer"):

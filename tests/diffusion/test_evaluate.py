@@ -325,6 +325,19 @@ def test_a_grid_of_recipes_learns_by_them(dsas, tmp_path: Path) -> None:
     assert_one_line(err, "learned otherwise (prompts, method, gate, recipe, seed or count)")
 
 
+def test_a_grid_has_each_methods_own_gate_once(tmp_path: Path) -> None:
+    (tmp_path / "banana.yaml").write_text(yaml.safe_dump(PROMPTS))
+    content = {"concepts": [{"prompts": "banana.yaml", "models": ["m"]}], "methods": ["caa", "mera"]}
+    for gates, expected in (
+        ([None, "dsas"], ["banana-caa-dsas", "banana-mera-mera", "banana-mera-dsas"]),
+        (None, ["banana-caa", "banana-mera"]),
+    ):
+        (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**content, "gates": gates}))
+        entries = Grid.read(tmp_path / "grid.yaml").entries
+        assert [entry.name for entry in entries] == expected
+        assert {(entry.method, entry.gate) for entry in entries} >= {("caa", "dsas"), ("mera", "mera")}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

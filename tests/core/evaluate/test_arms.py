@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from dsas_core import Concept, DSASError, Site, llm
 from dsas_core.evaluate.arms import ARMS, BANK, arm, load_scores, save_scores, scores_of
 from dsas_core.maps import AffineMap
-from dsas_core.probes import LatchProbe, PrefixProbe, RunningProbe
-from tests.core.llm.models import IDS, concept_for, remembering, tiny, written
+from dsas_core.probes import LastProbe, LatchProbe, LinearProbe, PrefixProbe, RunningProbe
+from tests.core.llm.models import IDS, concept_for, condition_latch, remembering, tiny, written
 from tests.helpers import differ, random_concept
 
 MANY = IDS.repeat(1, 4)
@@ -57,8 +58,8 @@ def test_the_complement_steers_what_the_gate_leaves(concept: Concept) -> None:
         assert torch.allclose(a.h + b.h, 0.8 * a.mask, atol=1e-5), "weights stay"
 
 
-@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe])
-def test_the_complement_of_a_gate_that_remembers_does_so_too(kind: type[RunningProbe]) -> None:
+@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe, LastProbe, condition_latch])
+def test_the_complement_of_a_gate_that_remembers_does_so_too(kind: Callable[[LinearProbe], RunningProbe]) -> None:
     model = tiny("llama")
     concept = remembering(model, kind)
     records = []
@@ -70,7 +71,7 @@ def test_the_complement_of_a_gate_that_remembers_does_so_too(kind: type[RunningP
     assert any(len(a.h[0]) == 1 for a in records[0]), "tokens that come one by one"
     for a, b in zip(*records, strict=True):
         assert a.mask is not None
-        decided = a.h > 0 if kind is LatchProbe else a.mask > 0
+        decided = a.mask > 0 if kind is PrefixProbe else a.h > 0
         assert torch.allclose(a.h + b.h, decided.float(), atol=1e-5)
 
 

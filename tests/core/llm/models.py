@@ -14,7 +14,7 @@ import torch
 from dsas_core import Concept, llm, visit
 from dsas_core.concept import fingerprint
 from dsas_core.llm.layers import roots_of
-from dsas_core.probes import LinearProbe, RunningProbe
+from dsas_core.probes import ConditionLatch, ConditionProbe, LinearProbe, RunningProbe
 from tests.helpers import Recorder, random_concept
 
 VOCABULARY = 61
@@ -126,7 +126,12 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
-def remembering(model: Any, kind: type[RunningProbe]) -> Concept:
+def condition_latch(probe: LinearProbe) -> ConditionLatch:
+    """The latch of a condition that every prompt meets."""
+    return ConditionLatch(ConditionProbe(probe.weight, torch.tensor(0.0), torch.tensor(1.0)))
+
+
+def remembering(model: Any, kind: Callable[[LinearProbe], RunningProbe]) -> Concept:
     concept = concept_for(model)
     changed = [
         replace(item, probes=tuple(kind(probe) for probe in item.probes if isinstance(probe, LinearProbe)))

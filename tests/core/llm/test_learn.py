@@ -146,7 +146,7 @@ def test_an_encoder_is_read_where_it_is(tokenizer: Words) -> None:
         (
             {},
             {"recipe": {"form": "pooled"}},
-            "reads tokens that are not written yet: choose token, prefix, latch, paper",
+            "reads tokens that are not written yet: choose token, prefix, latch, last, paper",
         ),
         ({}, {"recipe": {"colour": 1}}, "recipe has no field colour"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,14 +10,16 @@ import pytest
 import torch
 
 from dsas_core import DSASError, llm
-from dsas_core.probes import LatchProbe, LinearProbe, PrefixProbe, RunningProbe
-from tests.core.llm.models import IDS, LENGTH, close, remembering, tiny, written
+from dsas_core.probes import LastProbe, LatchProbe, LinearProbe, PrefixProbe, RunningProbe
+from tests.core.llm.models import IDS, LENGTH, close, condition_latch, remembering, tiny, written
 from tests.helpers import differ
 
 
-@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe])
+@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe, LastProbe, condition_latch])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_what_is_remembered_is_the_same_with_and_without_a_cache(kind: type[RunningProbe], family: str) -> None:
+def test_what_is_remembered_is_the_same_with_and_without_a_cache(
+    kind: Callable[[LinearProbe], RunningProbe], family: str
+) -> None:
     model = tiny(family)
     base = written(model)
     with llm.steer(model, {remembering(model, kind): 1.0}) as steering:
@@ -47,10 +50,11 @@ def test_a_latch_decides_at_the_end_of_the_prompt() -> None:
     torch.testing.assert_close(after[:, 0], decisions)
 
 
-def test_a_latch_decides_on_the_prompt_and_steers_what_is_written() -> None:
+@pytest.mark.parametrize("kind", [LatchProbe, condition_latch])
+def test_a_latch_decides_on_the_prompt_and_steers_what_is_written(kind: Callable[[LinearProbe], RunningProbe]) -> None:
     model = tiny("llama")
     base = written(model)
-    with llm.steer(model, {remembering(model, LatchProbe): 1.0}, phase="generation", trace=True) as steering:
+    with llm.steer(model, {remembering(model, kind): 1.0}, phase="generation", trace=True) as steering:
         assert differ(written(model), base)
     assert steering.trace is not None
     assert [token.max_h > 0 for token in steering.trace.tokens()] == [False] * 7 + [True] * (LENGTH - 1)
@@ -87,3 +91,32 @@ def test_tokens_that_are_taken_back_are_refused() -> None:
         cache.crop(-1)
         with pytest.raises(DSASError, match="tokens were taken back"):
             model(IDS[:, 5:6], past_key_values=cache)
+
+
+@pytest.mark.parametrize("kind", [LastProbe, LatchProbe, condition_latch])
+def test_what_was_given_before_the_prompts_last_token_is_left_alone(
+    kind: Callable[[LinearProbe], RunningProbe],
+) -> None:
+    model = tiny("llama")
+    base = model(IDS).logits
+    with llm.steer(model, {remembering(model, kind): 1.0}):
+        steered = model(IDS).logits
+    assert torch.equal(steered[:, :-1], base[:, :-1])
+    assert differ(steered[:, -1], base[:, -1])
+
+
+def test_a_gate_that_reads_the_last_token_remembers_nothing_and_follows_beams() -> None:
+    model = tiny("llama")
+    with llm.steer(model, {remembering(model, LastProbe): 1.0}) as steering:
+        assert not steering.remembers
+        written(model, max_new_tokens=12, num_beams=4)
+
+
+@pytest.mark.parametrize("kind", [LatchProbe, condition_latch])
+def test_a_latch_where_no_prompt_ends_says_so(kind: Callable[[LinearProbe], RunningProbe]) -> None:
+    model = tiny("t5")
+    with (
+        llm.steer(model, {remembering(model, kind): 1.0}),
+        pytest.raises(DSASError, match=r"decides at a prompt's end, at decoder.*: learn at encoder sites"),
+    ):
+        written(model)

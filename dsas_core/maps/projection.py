@@ -1,0 +1,51 @@
+"""Maps along one direction: back to a plane, as far as x is beyond it, or towards the direction at x's own length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from . import Map
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectionMap(Map, kind="projection"):
+    """T(x; s) = x - s * factor * max(u . x + offset, 0) * u: to the plane u . x + offset = 0 at s * factor = 1.
+
+    x itself where it is not beyond the plane; a reflection in it at s * factor = 2. This is MERA (arXiv 2510.13290) and
+    the erasure of CASteer (arXiv 2503.09630).
+
+    Args:
+        direction: u, [width], of length 1, or zeros: nothing moves.
+        offset: [].
+    """
+
+    displaces: ClassVar[bool] = True
+
+    direction: torch.Tensor
+    offset: torch.Tensor
+    factor: float = 1.0
+
+    def displacement(self, x: torch.Tensor) -> torch.Tensor:
+        u = self.direction.to(x.dtype)
+        beyond = F.linear(x, u[None], self.offset.to(x.dtype)[None]).clamp_min(0)
+        return -self.factor * beyond * u
+
+
+@dataclass(frozen=True, eq=False)
+class TurnMap(Map, kind="turn"):
+    """T(x; s) = (x + s * v) * |x| / |x + s * v|: a vector is added and the length kept. Not linear in its strength.
+
+    Args:
+        shift: v, [width].
+    """
+
+    shift: torch.Tensor
+
+    def apply(self, x: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
+        moved = x + (strength * self.shift).to(x.dtype)
+        before, after = x.norm(dim=-1, keepdim=True), moved.norm(dim=-1, keepdim=True)
+        return moved * torch.where(after > 0, before / after, 1)

@@ -1,0 +1,93 @@
+"""The condition of CAST (arXiv 2409.05907): sim(x) = cos(x, tanh(c c^T x / c^T c)), above or below a threshold.
+
+CAST asks it of a whole prompt: of the mean over all positions, where they are there at once (`PooledConditionProbe`),
+or over the prompt of a text that is written on (`ConditionLatch`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+
+from ..parts import compute_dtype
+from . import Probe
+from .combine import pool
+from .running import RunningProbe, writing
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionProbe(Probe, kind="condition"):
+    """h = 1 where side * (sim(x) - threshold) > 0, else 0, at each position by itself.
+
+    Args:
+        direction: c, [width], of any length; c and -c are the same condition.
+        threshold: []. side: [], 1 to fire above the threshold, -1 below.
+    """
+
+    direction: torch.Tensor
+    threshold: torch.Tensor
+    side: torch.Tensor
+
+    def similarity(self, x: torch.Tensor) -> torch.Tensor:
+        """The cosine between x [..., width] and tanh of its projection on c, [..., 1]; of zeros it is 0."""
+        dtype = compute_dtype(x)
+        x, unit = x.to(dtype), F.normalize(self.direction.to(dtype), dim=0, eps=1e-12)
+        projected = (F.linear(x, unit[None]) * unit).tanh()
+        return (F.normalize(x, dim=-1, eps=1e-12) * F.normalize(projected, dim=-1, eps=1e-12)).sum(-1, keepdim=True)
+
+    def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        found = self.similarity(x)
+        return self.side.to(found.dtype) * (found - self.threshold.to(found.dtype))
+
+    def link(self, z: torch.Tensor) -> torch.Tensor:
+        return (z > 0).to(z.dtype)
+
+    def lowered(self, shift: float) -> Self:
+        return replace(self, threshold=self.threshold + self.side * shift)
+
+
+@dataclass(frozen=True, eq=False)
+class PooledConditionProbe(Probe, kind="pooled-condition"):
+    """One decision for all positions: the condition of their masked mean."""
+
+    inner: ConditionProbe
+
+    def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.inner.logit(pool(x, mask))
+
+    def link(self, z: torch.Tensor) -> torch.Tensor:
+        return self.inner.link(z)
+
+    def lowered(self, shift: float) -> Self:
+        return replace(self, inner=self.inner.lowered(shift))
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionLatch(RunningProbe, kind="condition-latch"):
+    """One decision per row, of the mean over its prompt: h from the prompt's last token on, 0 before.
+
+    Its state is the sum over the prompt so far, the number of positions in it, and the decision.
+    """
+
+    inner: ConditionProbe
+
+    def turned(self) -> Self:
+        return replace(self, inner=replace(self.inner, side=-self.inner.side))
+
+    @property
+    def columns(self) -> int:
+        return len(self.inner.direction) + 2
+
+    def _follow(
+        self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        given = mask * prompt
+        sums = state[:, :-2] + (given[:, None] @ x.float())[:, 0]
+        counts = state[:, -2:-1] + given.sum(1, keepdim=True)
+        decided = self.inner.score(sums / counts.clamp_min(1))
+        decided = torch.where(given.sum(1, keepdim=True) > 0, decided, state[:, -1:])
+        h = decided * writing(mask, prompt)
+        return h[..., None], torch.cat([sums, counts, decided], 1)
