@@ -54,6 +54,8 @@ class Recipe:
         seed: of the cross-validation folds.
         options: of the map method, by name; `dsas methods` lists them.
         keep: how many sites to steer, those that tell source from target best, as ITI chooses heads; None for all.
+        cloud: principal components, at most, of the cloud of target activations that is kept with each map, so that
+            steering can stay within it (`cloud.RANK` is a good number); 0 for no cloud.
     """
 
     method: str = "caa"
@@ -69,11 +71,14 @@ class Recipe:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     keep: int | None = None
+    cloud: int = 0
 
     def __post_init__(self) -> None:
         methods.check_options(self.method, self.options)
         if self.keep is not None and (not isinstance(self.keep, int) or self.keep < 1):
             raise DSASError(f"keep {self.keep!r}: expected how many sites to steer, from 1 up, or None for all")
+        if not isinstance(self.cloud, int) or self.cloud < 0:
+            raise DSASError(f"cloud {self.cloud!r}: expected a number of components, from 0 (no cloud) up")
         gate = methods.gate(self.gate)
         if self.site_weight not in WEIGHTS or self.rounds < 1 or not 0 < self.top_share <= 1:
             raise DSASError(

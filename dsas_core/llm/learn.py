@@ -17,6 +17,7 @@ from torch import nn
 
 from .. import methods
 from ..capture import Capture
+from ..cloud import clouded
 from ..concept import Concept, fingerprint
 from ..errors import DSASError
 from ..hooks import visit
@@ -108,7 +109,8 @@ def learn(
     runs = [("source", read_at), ("target", pooling), ("control", read_at), ("context", "all")]
     runs += [("moved", pooling)] if read_at != pooling else []
     runs += [(kind, "prompt" if chosen.form == "latch" else "all") for kind, found in unseen.items() if found]
-    shown = {**fitting, **unseen, "context": fitting["control"], "moved": fitting["source"]}
+    runs += [("cloud", "all")] if chosen.cloud else []  # whatever is read, all tokens are moved
+    shown = {**fitting, **unseen, "context": fitting["control"], "moved": fitting["source"], "cloud": fitting["target"]}
     total = sum(len(shown[kind]) for kind, _ in runs)
     reader = Reader(model, pad, batch)
     with progress_bar(total, "capturing", show_progress) as bar:
@@ -121,6 +123,8 @@ def learn(
                 bar.update(len(piece.ids))
     with progress_bar(len(wanted), "fitting", show_progress) as bar:
         interventions, evidence = fit_sites(capture, chosen, bar.update)
+    if chosen.cloud:
+        interventions = clouded(interventions, capture, chosen.cloud)
     told_by_length = _auroc([len(text.ids) for text in texts["source"]], [len(text.ids) for text in texts["control"]])
     _warn(evidence if methods.gate(gate).looks else [], told_by_length)
     roots = roots_of(model)
