@@ -49,14 +49,18 @@ class _Bound:
             start += tensor.numel()
             return live[start - tensor.numel() : start].view(tensor.shape)
 
+        parts = [
+            (item.probes[0].map_tensors(view), item.maps[0].map_tensors(view), view(torch.empty(())))
+            for item in interventions
+        ]
+        # behind all others, which lie where they would without: what is read where decides the last bit of a product
+        clouds = [item.clouds[0].map_tensors(view) if item.clouds else None for item in interventions]
         for number, intervention in enumerate(interventions):
-            probe = intervention.probes[0].map_tensors(view)
-            transform = intervention.maps[0].map_tensors(view)
-            weight, reads = view(torch.empty(())), intervention.reads or intervention.site
+            probe, transform, weight = parts[number]
+            reads = intervention.reads or intervention.site
             solvable = transform.displaces and reads == intervention.site and not intervention.watches
             plane = hyperplane(probe) if solvable else None
-            cloud = intervention.clouds[0].map_tensors(view) if intervention.clouds else None
-            entry = Entry(number, probe, transform, weight, reads, intervention.site, plane, cloud)
+            entry = Entry(number, probe, transform, weight, reads, intervention.site, plane, clouds[number])
             self.reading.setdefault(entry.reads, []).append(entry)
             self.writing.setdefault(entry.writes, []).append(entry)
 
@@ -119,5 +123,5 @@ def _flattened(interventions: Sequence[Intervention], bin_: int) -> torch.Tensor
     tensors = [torch.empty(0)]
     for item in interventions:
         tensors += [*item.probes[bin_].tensors(), *item.maps[bin_].tensors(), torch.tensor(item.weights[bin_])]
-        tensors += item.clouds[bin_].tensors() if item.clouds else []
+    tensors += [tensor for item in interventions if item.clouds for tensor in item.clouds[bin_].tensors()]
     return torch.cat([tensor.flatten().float() for tensor in tensors])

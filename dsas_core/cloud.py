@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from .errors import DSASError
@@ -78,7 +79,8 @@ def fit_clouds(bins: Sequence[torch.Tensor], most: int = RANK) -> list[Cloud]:
         raise DSASError("a cloud needs two activations at least: capture more prompts, or fewer timestep bins")
     fitted = []
     for rows in bins:
-        found = PCA(max(1, min(most, least - 1)), random_state=0).fit(rows.double().numpy())
+        with np.errstate(invalid="ignore"):  # where nothing varies, no part of it is explained
+            found = PCA(max(1, min(most, least - 1)), random_state=0).fit(rows.double().numpy())
         fitted.append((rows.double(), found, torch.from_numpy(found.explained_variance_)))
     rank = max(_needed(rows, variances) for rows, _, variances in fitted)
     return [

@@ -233,9 +233,9 @@ class HeldOut:
         return float(((self.eyes.read(seen) - self.start) / self.span).clamp(0, 1).mean())
 
     def _moved(self, seen: torch.Tensor) -> float:
-        """Mean distance from the source pictures; asked in words, from each to its pair as far as there are pairs."""
+        """Median distance from the source pictures; asked in words, from each to its pair, where it has one."""
         count = min(len(seen), self.cut)
-        return float(((seen[:count] - self.seen["source"][:count]) / self.spread).norm(dim=1).mean())
+        return float(((seen[:count] - self.seen["source"][:count]) / self.spread).norm(dim=1).median())
 
 
 class Eyes:

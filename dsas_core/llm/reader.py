@@ -28,6 +28,8 @@ from .steer import steer
 
 #: share of the way from source answers to answers behind control prompts that counts as all that is wanted
 ENOUGH = 0.95
+#: by so much the eyes' logit must tell answers to source prompts from those to control prompts
+TELLING = 1.0
 #: tokens of an answer
 LENGTH = 40
 
@@ -187,7 +189,7 @@ class HeldOut:
         self.expected = reader.predictions(self.contexts)
         if any(bool(p.isnan().any()) for p in self.expected):
             raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
-        self.tells = self.span >= 1
+        self.tells = self.span >= TELLING
 
     def __call__(self, concept: Concept, strength: float) -> Trial:
         """What a concept does at a map strength of either sign."""
@@ -215,9 +217,9 @@ class HeldOut:
         return self.eyes.logit(seen)[:, 0]
 
     def _moved(self, seen: torch.Tensor) -> float:
-        """Mean distance from the unsteered answers; of wanted ones, from each to its pair as far as there are pairs."""
+        """Median distance from the unsteered answers; of wanted ones, from each to its pair, where it has one."""
         count = min(len(seen), len(self.said))
-        return float(((seen[:count] - self.said[:count]) / self.spread).norm(dim=1).mean())
+        return float(((seen[:count] - self.said[:count]) / self.spread).norm(dim=1).median())
 
 
 def _divergence(p: torch.Tensor, q: torch.Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,19 @@ def test_a_concept_of_text_sites_watches_the_denoiser_for_the_heat_map(tiny_pipe
         assert {site.root for site in steering.sites} == {"text_encoder"}
     with steer(tiny_pipe, {concept: 1.0}, trace=True) as steering:
         assert {site.root for site in steering.sites} == {"text_encoder", "unet"}
+
+
+def test_clouds_of_single_positions_are_kept_where_asked(tiny_pipe: Any) -> None:
+    settings = {"count": 12, "steps": 2, "sites": ["text", "cross"], "edges": (500,)}
+    concept = learn(tiny_pipe, PROMPTS, recipe={"cloud": 2}, **settings)
+    for item in concept.interventions:
+        assert len(item.clouds) == len(item.maps) == 2
+        assert len({cloud.axes.shape for cloud in item.clouds}) == 1
+        assert 1 <= len(item.clouds[0].axes) <= 2
+    plain = learn(tiny_pipe, PROMPTS, **settings)
+    bare = [replace(item, clouds=()) for item in concept.interventions]
+    assert replace(concept, interventions=tuple(bare)).digest == plain.digest, "looking for clouds changes nothing else"
+    with steer(tiny_pipe, {concept: 20.0}, within="target"):
+        held = latents(tiny_pipe, "a banana on a table")
+    with steer(tiny_pipe, {concept: 20.0}):
+        assert differ(latents(tiny_pipe, "a banana on a table"), held)
