@@ -77,7 +77,7 @@ class Recipe:
         methods.check_options(self.method, self.options)
         if self.keep is not None and (not isinstance(self.keep, int) or self.keep < 1):
             raise DSASError(f"keep {self.keep!r}: expected how many sites to steer, from 1 up, or None for all")
-        if not isinstance(self.cloud, int) or self.cloud < 0:
+        if isinstance(self.cloud, bool) or not isinstance(self.cloud, int) or self.cloud < 0:
             raise DSASError(f"cloud {self.cloud!r}: expected a number of components, from 0 (no cloud) up")
         gate = methods.gate(self.gate)
         if self.site_weight not in WEIGHTS or self.rounds < 1 or not 0 < self.top_share <= 1:
