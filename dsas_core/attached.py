@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from .capture import bin_of
+from .cloud import Cloud
 from .concept import Concept, Intervention
 from .maps import Map
 from .probes import ConstantProbe, Probe
@@ -20,7 +21,8 @@ from .sites import Site
 class Entry(NamedTuple):
     """One intervention in the current bin; `number` tells it from the others of its concept.
 
-    `plane` is what its strength can be solved for by; None where it has to be given.
+    `plane` is what its strength can be solved for by; None where it has to be given. `cloud` is where it must stay;
+    None where it may go anywhere.
     """
 
     number: int
@@ -30,6 +32,7 @@ class Entry(NamedTuple):
     reads: Site
     writes: Site
     plane: Hyperplane | None
+    cloud: Cloud | None
 
 
 class _Bound:
@@ -46,13 +49,18 @@ class _Bound:
             start += tensor.numel()
             return live[start - tensor.numel() : start].view(tensor.shape)
 
+        parts = [
+            (item.probes[0].map_tensors(view), item.maps[0].map_tensors(view), view(torch.empty(())))
+            for item in interventions
+        ]
+        # behind all others, which lie where they would without: what is read where decides the last bit of a product
+        clouds = [item.clouds[0].map_tensors(view) if item.clouds else None for item in interventions]
         for number, intervention in enumerate(interventions):
-            probe = intervention.probes[0].map_tensors(view)
-            transform = intervention.maps[0].map_tensors(view)
-            weight, reads = view(torch.empty(())), intervention.reads or intervention.site
+            probe, transform, weight = parts[number]
+            reads = intervention.reads or intervention.site
             solvable = transform.displaces and reads == intervention.site and not intervention.watches
             plane = hyperplane(probe) if solvable else None
-            entry = Entry(number, probe, transform, weight, reads, intervention.site, plane)
+            entry = Entry(number, probe, transform, weight, reads, intervention.site, plane, clouds[number])
             self.reading.setdefault(entry.reads, []).append(entry)
             self.writing.setdefault(entry.writes, []).append(entry)
 
@@ -61,13 +69,13 @@ class Attached:
     """One concept as a visitor holds it: parameters of all bins, and a live copy of those of the current bin.
 
     The copy lies on the device that the root is called on. A model may be spread over several: a site that comes by
-    elsewhere gets a copy there.
+    elsewhere gets a copy there. Clouds are held only where steering is to stay within them.
     """
 
-    def __init__(self, concept: Concept, gate: str | None, watch: bool) -> None:
+    def __init__(self, concept: Concept, gate: str | None, watch: bool, within: bool = False) -> None:
         self.name, self.unit, self.edges = concept.name, concept.unit, concept.edges
         chosen = [intervention for intervention in concept.interventions if watch or not intervention.watches]
-        self._interventions = [_gated(intervention, gate) for intervention in chosen]
+        self._interventions = [_gated(item if within else replace(item, clouds=()), gate) for item in chosen]
         bins = [_flattened(self._interventions, i) for i in range(len(concept.edges) + 1)]
         self._banks = torch.stack(bins)  # [bins, parameters]
         self._go_to(self._banks.device)
@@ -115,4 +123,5 @@ def _flattened(interventions: Sequence[Intervention], bin_: int) -> torch.Tensor
     tensors = [torch.empty(0)]
     for item in interventions:
         tensors += [*item.probes[bin_].tensors(), *item.maps[bin_].tensors(), torch.tensor(item.weights[bin_])]
+    tensors += [tensor for item in interventions if item.clouds for tensor in item.clouds[bin_].tensors()]
     return torch.cat([tensor.flatten().float() for tensor in tensors])

@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from .cloud import Cloud
 from .errors import DSASError
 from .files import replacing_folder
 from .maps import IdentityMap, Map
@@ -35,7 +36,8 @@ class Intervention:
     """What happens at one site, per timestep bin: probe (when), map (how), weight (how far the probe is trusted).
 
     `reads` is where the probe reads, if elsewhere than where the map writes: a site of the same root that comes by
-    earlier, of the same positions, unless the probe has one h for all of them.
+    earlier, of the same positions, unless the probe has one h for all of them. `clouds` are those of target activations
+    where the map writes, per bin, or none.
     """
 
     site: Site
@@ -43,6 +45,7 @@ class Intervention:
     maps: tuple[Map, ...]
     weights: tuple[float, ...]
     reads: Site | None = None
+    clouds: tuple[Cloud, ...] = ()
 
     def __post_init__(self) -> None:
         if self.reads is not None and self.reads.root != self.site.root:
@@ -70,6 +73,7 @@ class Concept:
         interventions: by site.
         edges: ascending timesteps that separate the bins; every intervention has one entry more than edges.
         unit: the map strength that a user's strength of 1 stands for.
+        range: the useful ends of strength, low and high, in units; None where nobody has looked (`calibrate`).
         method, gate: names in `dsas_core.methods`.
         base: root name -> fingerprint of the module that it was learned on.
         evidence: measured while learning: per site, and of the choice of unit.
@@ -80,6 +84,7 @@ class Concept:
     interventions: tuple[Intervention, ...]
     edges: tuple[float, ...] = ()
     unit: float = 1.0
+    range: tuple[float, float] | None = None
     method: str = "caa"
     gate: str = "dsas"
     description: str = ""
@@ -102,7 +107,9 @@ class Concept:
         return config == its_config and all(torch.equal(tensors[key], its_tensors[key]) for key in tensors)
 
     def __repr__(self) -> str:
-        return f"Concept({self.name!r}, {self.method}+{self.gate}, {len(self.interventions)} sites, unit {self.unit:g})"
+        ends = "" if self.range is None else f", range {self.range[0]:g} to {self.range[1]:g}"
+        sites = f"{len(self.interventions)} sites"
+        return f"Concept({self.name!r}, {self.method}+{self.gate}, {sites}, unit {self.unit:g}{ends})"
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -118,8 +125,12 @@ class Concept:
         return digest.hexdigest()[:16]
 
     def with_unit(self, unit: float) -> Concept:
-        """The same concept with another unit of strength."""
-        return replace(self, unit=float(unit))
+        """The same concept with another unit of strength; the ends of its range stay where they are in the map's."""
+        ends = None
+        if self.range is not None and unit > 0:
+            low, high = (end * self.unit / unit for end in self.range)
+            ends = low, high
+        return replace(self, unit=float(unit), range=ends)
 
     def check(self, roots: Roots, *, force: bool = False) -> None:
         """Raise a DSASError when the concept was learned on another architecture than `roots`, unless forced."""
@@ -199,6 +210,8 @@ class Concept:
                     "map": transform.pack(tensors, f"{key}.{i}.map"),
                     "weight": intervention.weights[i],
                 }
+                if intervention.clouds:
+                    packed["cloud"] = intervention.clouds[i].pack(tensors, f"{key}.{i}.cloud")
                 bins.append(packed)
             elsewhere = {} if intervention.reads is None else {"reads": intervention.reads.to_dict()}
             interventions.append({"site": intervention.site.to_dict(), **elsewhere, "bins": bins})
@@ -209,6 +222,7 @@ class Concept:
             "method": self.method,
             "gate": self.gate,
             "unit": self.unit,
+            **({} if self.range is None else {"range": list(self.range)}),
             "edges": list(self.edges),
             "base": self.base,
             "evidence": self.evidence,
@@ -246,11 +260,14 @@ class Concept:
                     maps=tuple(unpack(bin_["map"], tensors) for bin_ in item["bins"]),
                     weights=tuple(float(bin_["weight"]) for bin_ in item["bins"]),
                     reads=Site.from_dict(item["reads"]) if "reads" in item else None,
+                    clouds=tuple(unpack(bin_["cloud"], tensors) for bin_ in item["bins"] if "cloud" in bin_),
                 )
                 for item in config.pop("interventions")
             )
             edges = tuple(float(edge) for edge in config.pop("edges"))
             config.pop("format")
+            if config.get("range") is not None:
+                config["range"] = tuple(float(end) for end in config["range"])
             concept = cls(interventions=interventions, edges=edges, **config)
             _validate(concept)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -270,11 +287,18 @@ def _validate(concept: Concept) -> None:
         raise ValueError("unit, edges and weights must be finite numbers")
     if list(concept.edges) != sorted(set(concept.edges)):
         raise ValueError("edges must ascend")
+    ends = concept.range
+    if ends is not None and not (
+        len(ends) == 2 and -math.inf < ends[0] <= 0 <= ends[1] < math.inf and ends[0] < ends[1]
+    ):
+        raise ValueError(f"range must be two finite numbers, from 0 or below to 0 or above, found {list(ends)}")
     if not concept.interventions:
         raise ValueError("it has no interventions")
     for item in concept.interventions:
         if not all(isinstance(probe, Probe) for probe in item.probes) or not all(isinstance(m, Map) for m in item.maps):
             raise ValueError(f"{item.site} needs probes and maps")
+        if item.clouds and (len(item.clouds) != len(item.maps) or not all(isinstance(c, Cloud) for c in item.clouds)):
+            raise ValueError(f"{item.site} needs a cloud in every bin, or none at all")
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -327,6 +351,7 @@ def _stored(intervention: Intervention) -> Intervention:
         intervention,
         probes=tuple(probe.map_tensors(rounded) for probe in intervention.probes),
         maps=tuple(transform.map_tensors(rounded) for transform in intervention.maps),
+        clouds=tuple(cloud.map_tensors(rounded) for cloud in intervention.clouds),
         weights=tuple(float(weight) for weight in intervention.weights),
     )
 
@@ -357,6 +382,7 @@ def _card(concept: Concept, config: Mapping[str, Any]) -> str:
         else ["import dsas_diffusion as dsas", "", f'with dsas.steer(pipe, {{"{concept.name}": 1.0}}):']
     )
     example = "\n".join([*lines, "    out = model.generate(**inputs)" if text else '    image = pipe("…").images[0]'])
+    ends = "" if concept.range is None else " Useful strengths go from {:g} to {:g}.".format(*concept.range)
     table = "\n".join(["| site | balanced accuracy | AUROC | mean h on controls |", "|---|---|---|---|", *rows])
     return f"""---
 library_name: dsas
@@ -366,7 +392,7 @@ tags: [activation-steering, dsas]
 
 {concept.description or "A concept for Dynamically Scaled Activation Steering."}
 
-Method `{concept.method}`, gate `{concept.gate}`; a strength of 1 stands for {concept.unit:g} units of the map.
+Method `{concept.method}`, gate `{concept.gate}`; a strength of 1 stands for {concept.unit:g} units of the map.{ends}
 
 ```python
 {example}

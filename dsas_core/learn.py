@@ -71,6 +71,8 @@ class Recipe:
             at the words that the prompt file names (spans), at the patches that masks mark.
         lead: of words: so many tokens before a marked one its position counts as showing the concept. 1 is the state
             that is about to write it, 0 the one that has read it.
+        cloud: principal components, at most, of the cloud of target activations that is kept with each map, so that
+            steering can stay within it (`cloud.RANK` is a good number); 0 for no cloud.
     """
 
     method: str = "caa"
@@ -90,6 +92,7 @@ class Recipe:
     target_rows: str = "clean"
     supervision: str = "prompts"
     lead: int = 1
+    cloud: int = 0
 
     def __post_init__(self) -> None:
         methods.check_options(self.method, self.options)
@@ -99,6 +102,8 @@ class Recipe:
             object.__setattr__(self, "keep", methods.mapping(self.method).keep)
         if self.keep is not None and (not isinstance(self.keep, int) or self.keep < 1):
             raise DSASError(f"keep {self.keep!r}: expected how many sites to steer, from 1 up, or None for all")
+        if isinstance(self.cloud, bool) or not isinstance(self.cloud, int) or self.cloud < 0:
+            raise DSASError(f"cloud {self.cloud!r}: expected a number of components, from 0 (no cloud) up")
         gate = self.worn
         if self.site_weight not in WEIGHTS or self.rounds < 1 or not 0 < self.top_share <= 1:
             raise DSASError(

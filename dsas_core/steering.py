@@ -14,6 +14,7 @@ from typing import NamedTuple, Self, TypeVar
 import torch
 
 from .attached import Attached, Entry
+from .cloud import Cloud, obstacle_to_within, strength_within
 from .concept import Concept
 from .errors import DSASError
 from .hooks import Call, Describe, Visit, visit
@@ -27,6 +28,8 @@ from .trace import Trace
 
 #: what becomes of several concepts at one position: their changes add up, or share what the highest h would have made
 COMBINE = ("sum", "blend")
+#: what each concept's own change may be kept within: the cloud of its target activations, or nothing
+WITHIN = (None, "target")
 
 #: strength over the timestep: float [] in 0 … 1000 -> a factor []
 Schedule = Callable[[torch.Tensor], torch.Tensor]
@@ -42,6 +45,7 @@ class _Step(NamedTuple):
     h: torch.Tensor
     seen: torch.Tensor
     solved: Solved | None = None
+    cloud: Cloud | None = None
 
 
 class Steering:
@@ -54,6 +58,9 @@ class Steering:
         trace: where to record h and changes, or None.
         combine: "sum" adds up what several concepts change at a position; "blend" first takes their h down to a total
             of the highest among them (`interpolation.share`), in whatever order they are given.
+        within: "target" takes as much of each strength, at each position, as keeps the activation among those of the
+            concept's targets (`cloud.strength_within`); None takes all of it. Of several concepts each is kept in its
+            own targets' cloud, whatever the others do.
     """
 
     def __init__(
@@ -63,11 +70,18 @@ class Steering:
         schedule: Schedule | Mapping[str, Schedule] | None = None,
         trace: Trace | None = None,
         combine: str = "sum",
+        within: str | None = None,
     ) -> None:
         if gate not in (None, "on", "off"):
             raise DSASError(f"gate {gate!r}: expected None (the concept's own), on or off")
         if combine not in COMBINE:
             raise DSASError(f"combine {combine!r}: expected {' or '.join(COMBINE)}")
+        if within not in WITHIN:
+            raise DSASError(f"within {within!r}: expected None, or target to stay where its activations are")
+        for concept in concepts if within else ():
+            obstacle = obstacle_to_within(concept, gate)
+            if obstacle is not None:
+                raise DSASError(f"concept {concept.name!r} cannot be kept within its targets: {obstacle}")
         names = [concept.name for concept in concepts]
         double = sorted({name for name in names if names.count(name) > 1})
         if double:
@@ -84,7 +98,7 @@ class Steering:
         self._concepts, self._blends = list(concepts), combine == "blend"
         # a blend takes its sums in one order, whatever the user's
         ordered = sorted(concepts, key=lambda concept: concept.name) if self._blends else concepts
-        self._attached = [Attached(concept, gate, watch=trace is not None) for concept in ordered]
+        self._attached = [Attached(concept, gate, trace is not None, within is not None) for concept in ordered]
         self._calls: dict[str, Call] = {}
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
         self._aims: dict[tuple[str, str], torch.Tensor] = {}  # of concepts with `Auto`: target logit, highest strength
@@ -183,10 +197,10 @@ class Steering:
                 if entry.reads != site:
                     h = self._score_of(attached.name, entry, x)
                     dose = self._doses[site.root, attached.name].to(x.device)
-                    steps.append(_Step(attached.name, entry.map, dose, h, h))
+                    steps.append(_Step(attached.name, entry.map, dose, h, h, cloud=entry.cloud))
         if not steps:
             return None
-        out = interpolate(x, [(step.map, step.strength, step.h) for step in self._shared(steps)])
+        out = interpolate(x, [(step.map, _strength(x, step), step.h) for step in self._shared(steps)])
         if self.trace is not None:
             for step in steps:
                 self.trace.record(step.concept, site, call, step.seen, x, out, step.solved)
@@ -198,7 +212,7 @@ class Steering:
         dose, aim = self._doses[root, name].to(x.device), self._aims.get((root, name))
         if aim is None or entry.plane is None:
             h = self._score(name, entry, x, mask)
-            return _Step(name, entry.map, dose, h, h)
+            return _Step(name, entry.map, dose, h, h, cloud=entry.cloud)
         target, cap = aim.to(x.device).unbind()
         solved = strength_to(x, entry.map, entry.plane.probe, target, cap, mask)
         counted = (dose * entry.weight if mask is None else dose * entry.weight * mask[..., None]) != 0
@@ -207,7 +221,7 @@ class Steering:
         held.add_(counts.to(held))
         h = (solved.strength > 0) * entry.weight * entry.plane.gate(x, mask) * counted
         seen = h if self.trace is None else self._score(name, entry, x, mask)
-        return _Step(name, entry.map, solved.strength * dose, h, seen, solved)
+        return _Step(name, entry.map, solved.strength * dose, h, seen, solved, entry.cloud)
 
     def _shared(self, steps: list[_Step]) -> list[_Step]:
         """Steps of several concepts with what `combine` leaves each of its h; the interventions of one go together."""
@@ -310,6 +324,13 @@ class Steering:
         for entry in attached.entries:
             if (attached.name, entry.number) not in self._counts:
                 _hold(self._counts, (attached.name, entry.number), torch.zeros(2, device=device))
+
+
+def _strength(x: torch.Tensor, step: _Step) -> torch.Tensor:
+    """A step's strength, as far as it may go."""
+    if step.cloud is None:
+        return step.strength
+    return strength_within(x, step.map, step.strength, step.h, step.cloud)
 
 
 def loaded(concepts: Strengthened, roots: Roots | None = None, *, force: bool = False) -> dict[Concept, Strength]:

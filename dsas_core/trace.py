@@ -18,9 +18,9 @@ class Record:
     `h` [rows, positions] is the probe's score (its mean over dimensions, where it scores each) times the site's weight;
     `change` [rows, positions] the length of what was added, relative to the activation; `cosine` [rows, positions]
     between the activation before and behind. Where the strength is auto, `chosen` [rows, positions] is the map strength
-    that it came to, before the site's weight, and `against` [rows, positions] is 1 where the probe is above its target
-    and the map does not lower it, so that nothing was done; None elsewhere. Only rows that were to be steered are kept;
-    `prompts` [rows] tells whose.
+    that it came to, before the site's weight and before `within` shortens it, and `against` [rows, positions] is 1
+    where the probe is above its target and the map does not lower it, so that nothing was done; None elsewhere. Only
+    rows that were to be steered are kept; `prompts` [rows] tells whose.
     """
 
     concept: str

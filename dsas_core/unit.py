@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from . import methods
+
 Text = TypeVar("Text")
 
 #: map strengths that may become the unit, a fifth apart
@@ -17,6 +19,11 @@ STEPS = (4, 2, 1)
 GIVEN = (1.0,)
 #: how many are tried at most
 TRIALS = len(UNITS).bit_length() + 2 * len(STEPS)
+
+
+def units_of(method: str) -> Sequence[float]:
+    """The units to choose among for concepts of a map method."""
+    return UNITS if methods.mapping(method).scaled else GIVEN
 
 
 def held_back(sides: Mapping[str, Sequence[Text]]) -> tuple[dict[str, Sequence[Text]], dict[str, Sequence[Text]]]:

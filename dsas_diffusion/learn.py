@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from dsas_core import methods
+from dsas_core.calibration import Trial
 from dsas_core.capture import Capture
+from dsas_core.cloud import clouded
 from dsas_core.concept import Concept, fingerprint
 from dsas_core.errors import DSASError
 from dsas_core.gating import WRITTEN
@@ -29,7 +31,7 @@ from dsas_core.prompts import PromptSet, read
 from dsas_core.provenance import versions
 from dsas_core.sites import Site
 from dsas_core.steering import Steering
-from dsas_core.unit import GIVEN, TRIALS, UNITS, choose, held_back
+from dsas_core.unit import TRIALS, choose, held_back, units_of
 
 from .families import family_of, find_sites, roots_of
 from .generation import (
@@ -123,6 +125,8 @@ def learn(
 
     with progress_bar(len(wanted) + len(watched), "fitting", show_progress) as bar:
         interventions, evidence = fit_sites(_marked(capture, shown), chosen, bar.update, watched, behind)
+    if chosen.cloud:
+        interventions = clouded(interventions, capture, chosen.cloud)
     roots = roots_of(pipe)
     concept = Concept(
         name=content.name,
@@ -222,40 +226,76 @@ def choose_unit(
 ) -> tuple[float, dict[str, Any]]:
     """The smallest unit that does what asking in words does, within the drift limit; and what was tried.
 
+    `HeldOut` tells effect and drift of a strength, `dsas_core.unit` chooses by these.
+    """
+    trial = HeldOut(pipe, latents, held_out, settings, seed, batch)
+    units = units_of(concept.method)
+    with progress_bar(min(TRIALS, len(units)), "choosing the unit", show_progress) as bar:
+        unit, summary = choose(lambda unit: trial(concept, unit)[:2], drift, bar.update, units)
+    return unit, trial.judged(summary)
+
+
+class HeldOut:
+    """Tries strengths on held-out prompts.
+
     Each held-out source picture goes some share of the way, by the eyes' logit, that asking in words moves the mean;
     shares are cut to [0, 1], so that a picture which goes too far does not stand in for one that stays behind. The
     effect of a strength is their mean, over the same mean when asked in words; its drift the share of control pictures
-    that change. `dsas_core.unit` chooses by these.
+    that change; its reach how far the source pictures move in what the eyes see, standardised, over how far asking in
+    words moves them.
+
+    Args:
+        latents: of the "source" and "target" pictures that the eyes are fitted on. held_out: prompts of each side.
+        seed: the run's; these pictures get others from it.
     """
-    eyes = Eyes(pipe, latents["source"], latents["target"])
-    base, seeds = {}, {}
-    for i, (side, texts) in enumerate(held_out.items()):
-        seeds[side] = seeds_for(texts, seed + 1 + (i == 2))
-        base[side] = latents_of(pipe, texts, seeds[side], settings, batch)
-    start, end = eyes.logits(base["source"]).mean(), eyes.logits(base["target"]).mean()
-    span = max(float(end - start), 1e-6)
 
-    def way(made: torch.Tensor) -> float:
-        return float(((eyes.logits(made) - start) / span).clamp(0, 1).mean())
+    def __init__(
+        self,
+        pipe: Any,
+        latents: Mapping[str, torch.Tensor],
+        held_out: Mapping[str, Sequence[str]],
+        settings: Settings,
+        seed: int,
+        batch: int,
+    ) -> None:
+        self.pipe, self.settings, self.batch = pipe, settings, batch
+        self.eyes = Eyes(pipe, latents["source"], latents["target"])
+        base, seeds = {}, {}
+        for i, (side, texts) in enumerate(held_out.items()):
+            seeds[side] = seeds_for(texts, seed + 1 + (i == 2))
+            base[side] = latents_of(pipe, texts, seeds[side], settings, batch)
+        self.texts = [*held_out["source"], *held_out["control"]]
+        self.seeds = [*seeds["source"], *seeds["control"]]
+        self.cut = len(held_out["source"])
+        self.untouched = decode(pipe, base["control"])
+        self.seen = {side: self.eyes.features(base[side]) for side in ("source", "target")}
+        start, end = (self.eyes.read(self.seen[side]).mean() for side in ("source", "target"))
+        self.start, self.span = start, max(float(end - start), 1e-6)
+        self.asked = max(self._way(self.seen["target"]), 1e-6)
+        self.spread = torch.cat(list(self.seen.values())).std(0).clamp_min(1e-6)
+        self.far = max(self._moved(self.seen["target"]), 1e-6)
 
-    asked = max(way(base["target"]), 1e-6)
-    untouched = decode(pipe, base["control"])
-    texts = [*held_out["source"], *held_out["control"]]
-    both = [*seeds["source"], *seeds["control"]]
-    cut = len(held_out["source"])
+    def __call__(self, concept: Concept, strength: float) -> Trial:
+        """What a concept does at a map strength of either sign."""
+        with steer(self.pipe, {concept.with_unit(1.0): strength}):
+            made = latents_of(self.pipe, self.texts, self.seeds, self.settings, self.batch)
+        changed = change(self.untouched, decode(self.pipe, made[self.cut :])) > UNCHANGED
+        seen = self.eyes.features(made[: self.cut])
+        return Trial(self._way(seen) / self.asked, float(changed.mean()), self._moved(seen) / self.far)
 
-    def attempt(unit: float) -> tuple[float, float]:
-        with steer(pipe, {concept.with_unit(unit): 1.0}):
-            made = latents_of(pipe, texts, both, settings, batch)
-        moved = float((change(untouched, decode(pipe, made[cut:])) > UNCHANGED).mean())
-        return way(made[:cut]) / asked, moved
+    def judged(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """What `unit.choose` tells of its trials, and how far the eyes are to be trusted in it."""
+        accuracy = self.eyes.accuracy
+        reached = summary["reached"] and accuracy >= TRUSTED_EYES
+        return {**summary, "asked_in_words": self.span, "eyes_accuracy": accuracy, "reached": reached}
 
-    units = UNITS if methods.mapping(concept.method).scaled else GIVEN
-    with progress_bar(min(TRIALS, len(units)), "choosing the unit", show_progress) as bar:
-        unit, summary = choose(attempt, drift, bar.update, units)
-    trusted = eyes.accuracy >= TRUSTED_EYES
-    summary |= {"asked_in_words": span, "eyes_accuracy": eyes.accuracy, "reached": summary["reached"] and trusted}
-    return unit, summary
+    def _way(self, seen: torch.Tensor) -> float:
+        return float(((self.eyes.read(seen) - self.start) / self.span).clamp(0, 1).mean())
+
+    def _moved(self, seen: torch.Tensor) -> float:
+        """Median distance from the source pictures; asked in words, from each to its pair, where it has one."""
+        count = min(len(seen), self.cut)
+        return float(((seen[:count] - self.seen["source"][:count]) / self.spread).norm(dim=1).median())
 
 
 class Eyes:
@@ -270,18 +310,17 @@ class Eyes:
         self.family = family_of(pipe)
         self.sites = find_sites(pipe, "block")
         gate = methods.get("dsas", "gate")
-        seen = self._features(target).double(), self._features(source).double()
-        fitted = gate.cross_fit(*seen, rank=16, scaler="std")
+        fitted = gate.cross_fit(self.features(target), self.features(source), rank=16, scaler="std")
         self.probe: LinearProbe = fitted.probe
         self.accuracy: float = fitted.evidence.balanced_accuracy
 
-    def logits(self, latents: torch.Tensor) -> torch.Tensor:
-        """How much each picture looks like the target rather than the source, float64 [n]."""
-        return self.probe.logit(self._features(latents).double())[:, 0]
+    def read(self, features: torch.Tensor) -> torch.Tensor:
+        """How much each picture, by its features, looks like the target rather than the source, float64 [n]."""
+        return self.probe.logit(features)[:, 0]
 
     @torch.no_grad()
-    def _features(self, latents: torch.Tensor, batch: int = 32) -> torch.Tensor:
-        """float32 [n, features]."""
+    def features(self, latents: torch.Tensor, batch: int = 32) -> torch.Tensor:
+        """What is seen in each picture, float64 [n, features]."""
         pipe, scheduler = self.pipe, self.pipe.scheduler
         scheduler.set_timesteps(50)
         timestep = min(scheduler.timesteps.tolist(), key=lambda t: abs(t - EYES_TIMESTEP))
@@ -299,7 +338,7 @@ class Eyes:
             with visit({self.family.denoiser: denoiser}, self.sites, seen):
                 denoiser(mixed, times, encoder_hidden_states=empty.expand(len(clean), -1, -1))
             rows.append(torch.cat(seen.features, 1).float().cpu())
-        return torch.cat(rows)
+        return torch.cat(rows).double()
 
 
 class _Seen:

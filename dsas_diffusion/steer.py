@@ -99,6 +99,7 @@ def steer(
     rows: str = "conditional",
     schedule: Schedule | Mapping[str, Schedule] | None = None,
     combine: str = "sum",
+    within: str | None = None,
     trace: bool = False,
     force: bool = False,
 ) -> PipelineSteering:
@@ -113,6 +114,8 @@ def steer(
         rows: "conditional" steers the prompt's half of classifier-free guidance, "both" the negative half too.
         schedule: strength over the timestep (`dsas_diffusion.Schedule`), for all concepts or by name.
         combine: "sum" adds up what several concepts change, "blend" keeps the total of their h within the highest.
+        within: "target" takes as much of a strength, at each position, as keeps it among those of the concept's target
+            pictures; for concepts learned with recipe={"cloud": 8}.
         trace: record h; `trace.heatmap(name, image)` draws it.
         force: use a concept that was learned on another architecture all the same.
 
@@ -121,7 +124,7 @@ def steer(
 
     Raises:
         DSASError: unknown family, a concept that does not fit, a compiled denoiser, a strength that is not finite,
-            "auto" for a concept without a hyperplane.
+            "auto" for a concept without a hyperplane, "target" for one without a cloud.
 
     Example:
         >>> with steer(pipe, {"banana-blur": 1.0}) as steering:
@@ -132,7 +135,8 @@ def steer(
     if len(positions) > 1:
         raise DSASError("concepts that read words and concepts that read padding too cannot be steered together")
     picture_trace = PictureTrace() if trace else None
-    steering = PipelineSteering(pipe, chosen, gate=gate, schedule=schedule, trace=picture_trace, combine=combine)
+    settings = {"gate": gate, "schedule": schedule, "trace": picture_trace, "combine": combine, "within": within}
+    steering = PipelineSteering(pipe, chosen, **settings)
     return steering.attach_to_pipeline(Rows(pipe, rows, positions.pop()))
 
 

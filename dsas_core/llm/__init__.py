@@ -1,6 +1,6 @@
 """dsas_core for language models: the same concepts, probes and maps, at the layers of a transformer.
 
-`load` a model, `learn` a concept from a prompt file, `steer` with it; `Monitor` only watches.
+`load` a model, `learn` a concept from a prompt file, `steer` with it, `calibrate` how far; `Monitor` only watches.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..concept import Concept
 from ..errors import DSASError
 from ..strengths import Auto
+from .calibrate import calibrate
 from .layers import find_sites
 from .learn import learn
 from .load import is_language_model, load
@@ -26,6 +27,7 @@ __all__ = [
     "as_html",
     "as_svg",
     "as_terminal",
+    "calibrate",
     "find_sites",
     "is_language_model",
     "learn",

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from .. import methods
 from ..capture import Capture
+from ..cloud import clouded
 from ..concept import Concept, fingerprint
 from ..errors import DSASError
 from ..hooks import visit
@@ -26,7 +26,7 @@ from ..progress import progress_bar
 from ..prompts import PromptSet, read
 from ..provenance import versions
 from ..sites import Site
-from ..unit import GIVEN, TRIALS, UNITS, held_back
+from ..unit import TRIALS, held_back, units_of
 from .layers import bare, find_sites, positions_of, roots_of
 from .prompts import POOLINGS, Encoded, encode, marked, pad_token
 from .reader import Reader, choose_unit
@@ -116,6 +116,8 @@ def learn(
     capture = walk.captured(wanted, "capturing")
     with progress_bar(len(wanted), "fitting", show_progress) as bar:
         interventions, evidence = fit_sites(capture, chosen, bar.update, recapture=walk.behind)
+    if chosen.cloud:
+        interventions = clouded(interventions, capture, chosen.cloud)
     told_by_length = _auroc([len(text.ids) for text in texts["source"]], [len(text.ids) for text in texts["control"]])
     _warn(evidence if chosen.worn.looks else [], told_by_length)
     roots = roots_of(model)
@@ -140,9 +142,8 @@ def learn(
     )
     if "encoder" in roots or not answered:
         return concept
-    units = UNITS if methods.mapping(chosen.method).scaled else GIVEN
-    with progress_bar(min(TRIALS, len(units)), "choosing the unit", show_progress) as bar:
-        unit, trials = choose_unit(walk.reader, concept, fitting, held_out, drift, bar.update, units)
+    with progress_bar(min(TRIALS, len(units_of(concept.method))), "choosing the unit", show_progress) as bar:
+        unit, trials = choose_unit(walk.reader, concept, fitting, held_out, drift, bar.update)
     if not trials["trials"]:
         warnings.warn(
             "the model answers source prompts much as it answers control prompts, so nothing tells when enough is "
@@ -172,7 +173,8 @@ class _Walk:
 
     def captured(self, sites: Sequence[Site], label: str, learned: Concept | None = None) -> Capture:
         """The activations at some sites, while a concept steers the kinds that the recipe has it steer."""
-        shown = {**self.prompts, "context": self.prompts["control"], "moved": self.prompts["source"]}
+        same = {"context": "control", "moved": "source", "cloud": "target"}
+        shown = {**self.prompts, **{kind: self.prompts[side] for kind, side in same.items()}}
         runs = [(kind, how) for kind, how in self._readings() if shown[kind]]
         capture, reader = Capture(seed=self.seed), self.reader
         with progress_bar(sum(len(shown[kind]) for kind, _ in runs), label, self.show_progress) as bar:
@@ -200,6 +202,7 @@ class _Walk:
         runs = [("source", read_at), ("target", self.pooling), ("control", read_at)]
         runs += [("context", "all")] if form != "last" else []  # it does not meet what was given
         runs += [("moved", self.pooling)] if read_at != self.pooling else []
+        runs += [("cloud", "all")] if self.recipe.cloud else []  # whatever is read, all tokens are moved
         return [*runs, *((kind, read_at if form in ("latch", "last") else "all") for kind in UNSEEN)]
 
 

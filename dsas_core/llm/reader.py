@@ -14,19 +14,22 @@ import torch
 from torch import nn
 
 from .. import methods
+from ..calibration import Trial
 from ..concept import Concept
 from ..errors import DSASError
 from ..hooks import Call, Describe, visit
 from ..probes import LinearProbe
 from ..probes.combine import pool
 from ..sites import Site
-from ..unit import choose
+from ..unit import choose, units_of
 from .layers import device_of_input, ends_of, find_sites, positions_of, roots_of
 from .prompts import Batch, Encoded, batched
 from .steer import steer
 
 #: share of the way from source answers to answers behind control prompts that counts as all that is wanted
 ENOUGH = 0.95
+#: by so much the eyes' logit must tell answers to source prompts from those to control prompts
+TELLING = 1.0
 #: tokens of an answer
 LENGTH = 40
 
@@ -137,48 +140,86 @@ def choose_unit(
     held_out: Mapping[str, Sequence[Encoded]],
     drift: float,
     done: Callable[[], object],
-    units: Sequence[float],
 ) -> tuple[float, dict[str, Any]]:
     """The smallest unit that makes held-out source prompts answered as control prompts are; and what was tried.
+
+    `HeldOut` tells effect and drift of a strength, `dsas_core.unit` chooses by these.
+    """
+    trial = HeldOut(reader, fitting, held_out)
+    if not trial.tells:
+        return 1.0, trial.judged({"drift_limit": drift, "trials": [], "reached": False})
+    unit, summary = choose(lambda unit: trial(concept, unit)[:2], drift, done, units_of(concept.method))
+    return unit, trial.judged(summary)
+
+
+class HeldOut:
+    """Tries strengths on held-out prompts.
 
     Each answer goes some share of the way, by the eyes' logit, from the unsteered answers to source prompts to those to
     control prompts; shares are cut to [0, 1], so that one that goes too far does not stand in for one that stays
     behind. The effect is their mean over `ENOUGH`. Drift is the mean Kullback-Leibler divergence of the next token, in
-    nats, over the tokens of control prompts.
+    nats, over the tokens of control prompts. Reach is how far the answers move in what the eyes see, standardised, over
+    how far they are from the target answers of the prompt file.
+
+    `tells` is False where the model answers source prompts much as it answers control prompts: nothing shows then when
+    enough is done.
+
+    Raises:
+        DSASError: the unsteered model's predictions are not numbers.
     """
-    contexts = list(held_out["control"])
 
-    def read(answers: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """Answers behind contexts that ask for none of it, so that only they tell."""
-        behind = [contexts[i % len(contexts)] for i in range(len(answers))]
+    def __init__(
+        self, reader: Reader, fitting: Mapping[str, Sequence[Encoded]], held_out: Mapping[str, Sequence[Encoded]]
+    ) -> None:
+        self.reader, self.sources, self.contexts = reader, list(held_out["source"]), list(held_out["control"])
+
+        def written(texts: Sequence[Encoded]) -> torch.Tensor:
+            return self._read([text.ids[text.answer :] for text in texts])
+
+        fitted = methods.get("dsas", "gate").cross_fit(
+            written(fitting["source"]), written(fitting["target"]), rank=16, scaler="std"
+        )
+        self.eyes: LinearProbe = fitted.probe
+        self.accuracy = fitted.evidence.balanced_accuracy
+        self.said, wanted = self._read(reader.answers(self.sources)), written(held_out["target"])
+        self.start = float(self._shown(self.said).mean())
+        self.span = self.start - float(self._shown(self._read(reader.answers(self.contexts))).mean())
+        self.spread = torch.cat([self.said, wanted]).std(0).clamp_min(1e-6)
+        self.far = max(self._moved(wanted), 1e-6)
+        self.expected = reader.predictions(self.contexts)
+        if any(bool(p.isnan().any()) for p in self.expected):
+            raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
+        self.tells = self.span >= TELLING
+
+    def __call__(self, concept: Concept, strength: float) -> Trial:
+        """What a concept does at a map strength of either sign."""
+        with steer(self.reader.model, {concept.with_unit(1.0): strength}):
+            answers = self.reader.answers(self.sources)
+            moved = self.reader.predictions(self.contexts)
+        seen = self._read(answers)
+        way = ((self.start - self._shown(seen)) / self.span).clamp(0, 1)
+        spent = sum(_divergence(p, q) for p, q in zip(self.expected, moved, strict=True))
+        drift = spent / max(1, sum(map(len, self.expected)))
+        return Trial(float(way.mean()) / ENOUGH, drift, self._moved(seen) / self.far)
+
+    def judged(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """What `unit.choose` tells of its trials, and how far the eyes are to be trusted in it."""
+        return {**summary, "answers_differ_by": self.span, "eyes_accuracy": self.accuracy}
+
+    def _read(self, answers: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Answers behind contexts that ask for none of it, so that only they tell: float64 [n, features]."""
+        behind = [self.contexts[i % len(self.contexts)] for i in range(len(answers))]
         pairs = zip(behind, answers, strict=True)
-        return reader.states([Encoded((*text.ids[: text.answer], *said), text.answer) for text, said in pairs]).double()
+        texts = [Encoded((*text.ids[: text.answer], *said), text.answer) for text, said in pairs]
+        return self.reader.states(texts).double()
 
-    sides = [read([text.ids[text.answer :] for text in fitting[side]]) for side in ("source", "target")]
-    fitted = methods.get("dsas", "gate").cross_fit(*sides, rank=16, scaler="std")
-    eyes: LinearProbe = fitted.probe
+    def _shown(self, seen: torch.Tensor) -> torch.Tensor:
+        return self.eyes.logit(seen)[:, 0]
 
-    def shown(texts: Sequence[Encoded]) -> torch.Tensor:
-        return eyes.logit(read(reader.answers(texts)))[:, 0]
-
-    start, end = float(shown(held_out["source"]).mean()), float(shown(contexts).mean())
-    expected = reader.predictions(contexts)
-    if any(bool(p.isnan().any()) for p in expected):
-        raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
-    found: dict[str, Any] = {"answers_differ_by": start - end, "eyes_accuracy": fitted.evidence.balanced_accuracy}
-    if start - end < 1:  # the model answers source prompts much as it answers control prompts
-        return 1.0, {"drift_limit": drift, "trials": [], "reached": False, **found}
-
-    def attempt(unit: float) -> tuple[float, float]:
-        with steer(reader.model, {concept.with_unit(unit): 1.0}):
-            answers = reader.answers(held_out["source"])
-            moved = reader.predictions(contexts)
-        way = ((start - eyes.logit(read(answers))[:, 0]) / (start - end)).clamp(0, 1)
-        spent = sum(_divergence(p, q) for p, q in zip(expected, moved, strict=True))
-        return float(way.mean()) / ENOUGH, spent / max(1, sum(map(len, expected)))
-
-    unit, summary = choose(attempt, drift, done, units)
-    return unit, {**summary, **found}
+    def _moved(self, seen: torch.Tensor) -> float:
+        """Median distance from the unsteered answers; of wanted ones, from each to its pair, where it has one."""
+        count = min(len(seen), len(self.said))
+        return float(((seen[:count] - self.said[:count]) / self.spread).norm(dim=1).median())
 
 
 def _divergence(p: torch.Tensor, q: torch.Tensor) -> float:

@@ -37,8 +37,9 @@ class TextSteering(Steering):
         on_text: Callable[[str], None] | None = None,
         watches: bool = False,
         combine: str = "sum",
+        within: str | None = None,
     ) -> None:
-        super().__init__(concepts, gate=gate, trace=trace, combine=combine)
+        super().__init__(concepts, gate=gate, trace=trace, combine=combine, within=within)
         self._on_text, self._watches = on_text, watches
         self._tokens = Tokens(phase, self._prompts, self._text_begins, self.remembers, on_tokens=self._tokens_come)
 
@@ -80,6 +81,7 @@ def steer(
     gate: str | None = None,
     phase: str = "all",
     combine: str = "sum",
+    within: str | None = None,
     trace: bool = False,
     tokenizer: Any = None,
     force: bool = False,
@@ -94,6 +96,8 @@ def steer(
         gate: None for each concept's own, "on" to steer every token (the vanilla method), "off" for none.
         phase: "prompt" steers the tokens that are given, "generation" those that the model writes, "all" both.
         combine: "sum" adds up what several concepts change, "blend" keeps the total of their h within the highest.
+        within: "target" takes as much of a strength, at each token, as keeps it among those of the concept's target
+            texts; for concepts learned with recipe={"cloud": 8}.
         trace: record h; `trace.tokens(row)` gives it token by token.
         tokenizer: spells the tokens of the trace.
         force: use a concept that was learned on another architecture all the same.
@@ -103,7 +107,7 @@ def steer(
 
     Raises:
         DSASError: a concept that does not fit, a compiled model, a strength that is not finite, "auto" for a
-            concept without a hyperplane.
+            concept without a hyperplane, "target" for one without a cloud.
 
     Example:
         >>> with steer(model, {"rudeness": 1.0}) as steering:
@@ -111,4 +115,6 @@ def steer(
     """
     chosen = loaded(concepts, roots_of(model), force=force)
     kept = TextTrace(tokenizer) if trace else None
-    return TextSteering(chosen, gate=gate, phase=phase, trace=kept, combine=combine).attach_to_model(model)
+    return TextSteering(chosen, gate=gate, phase=phase, trace=kept, combine=combine, within=within).attach_to_model(
+        model
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.progress import progress_bar
-from dsas_core.steering import COMBINE
+from dsas_core.steering import COMBINE, WITHIN
 from dsas_core.strengths import AUTO, Auto, Strength
 
 from ..load import load_pipeline
@@ -40,7 +41,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_concepts(parser: argparse.ArgumentParser) -> None:
-    """--concept, --combine, --gate."""
+    """--concept, --combine, --within, --gate."""
     parser.add_argument(
         "--concept",
         "-c",
@@ -57,7 +58,18 @@ def add_concepts(parser: argparse.ArgumentParser) -> None:
         default="sum",
         help="several concepts at one place: sum: all that each changes (default); blend: as much as one alone would",
     )
+    add_within(parser)
     add_gate(parser)
+
+
+def add_within(parser: argparse.ArgumentParser) -> None:
+    """--within."""
+    parser.add_argument(
+        "--within",
+        choices=[kind for kind in WITHIN if kind],
+        help="target: only as much of each strength as keeps activations among those of the concept's targets, for "
+        "concepts learned with --cloud",
+    )
 
 
 def add_gate(parser: argparse.ArgumentParser) -> None:
@@ -81,13 +93,21 @@ def refuse_generation(args: argparse.Namespace) -> None:
 
 
 def read_concepts(given: Sequence[tuple[str, float | Auto]]) -> dict[Concept, Strength]:
-    """Read concepts before anything slow begins."""
+    """Read concepts before anything slow begins; a strength beyond a concept's range is told of, and taken."""
     concepts: dict[Concept, Strength] = {}
     for name, strength in given:
         concept = Concept.from_pretrained(name)
         if concept.name in (other.name for other in concepts):
             raise DSASError(f"two concepts are named {concept.name!r}: give one strength to one concept")
         concepts[concept] = strength
+        if concept.range is not None and not isinstance(strength, Auto):
+            low, high = concept.range
+            if not low <= strength <= high:
+                warnings.warn(
+                    f"strength {strength:g} of {concept.name!r} is beyond its range, {low:g} to {high:g}: results may "
+                    "fall apart, or no longer change",
+                    stacklevel=1,
+                )
     return concepts
 
 

@@ -109,6 +109,7 @@ def _answer(
         found["base"] = _shown(model, tokenizer, inputs, args, "base")
     steers = bool(concepts) and not args.monitor
     settings: dict[str, Any] = {"gate": GATES[args.gate], "phase": args.phase, "combine": args.combine}
+    settings["within"] = args.within
     settings |= {"tokenizer": tokenizer, "trace": True}
     with llm.steer(model, concepts, **settings) if steers else nullcontext() as steering:
         found["answer"] = _shown(model, tokenizer, inputs, args, "steered" if args.compare else "")

@@ -98,7 +98,7 @@ def _drawn(
     if not concepts:
         return {"picture": pictures_of(pipe, args.prompt, seeds, settings)}
     columns: dict[str, list[Image.Image]] = {}
-    settled = {"gate": GATES[args.gate], "combine": args.combine, "trace": args.compare}
+    settled = {"gate": GATES[args.gate], "combine": args.combine, "within": args.within, "trace": args.compare}
     with steer(pipe, dict(concepts.items()), **settled) as steering:
         columns["picture"] = []
         for latents in latent_batches(pipe, args.prompt, seeds, settings):
@@ -134,6 +134,7 @@ def _document(
         ],
         "gate": args.gate,
         "combine": args.combine,
+        "within": args.within,
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from dsas_core import llm
+from dsas_core.cloud import RANK
 from dsas_core.concept import CARD, CONFIG, TENSORS
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
@@ -74,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a group (text, cross, self, block, denoiser; for language models block, attention, mlp, norm, heads) or "
         "a regular expression on module paths; repeatable",
     )
+    parser.add_argument(
+        "--cloud",
+        action="store_true",
+        help="also learn where activations of targets are, so that steering can stay there (--within target)",
+    )
     parser.add_argument("--count", type=positive, default=COUNT, metavar="N", help=f"source prompts (default {COUNT})")
     add_generation(parser)
     parser.add_argument("--out", "-o", required=True, metavar="FOLDER", help="where to save the concept")
@@ -101,7 +107,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             args.usage(f"{args.model} is a language model: name spans in the prompt file, not --masks")
     prompts, drafted = _prompts(args)
     prompts.draw(args.count, args.seed)
-    recipe: dict[str, Any] = {"options": dict(args.option), **dict(args.recipe)}
+    recipe: dict[str, Any] = {"options": dict(args.option), "cloud": RANK if args.cloud else 0} | dict(args.recipe)
     checked = recipe_of({"method": args.method, "gate": args.gate, **recipe})
     masks = None if text or not (args.masks or checked.supervised) else masks_of(prompts, args.masks)
     if drafted and not args.json:

@@ -84,7 +84,7 @@ def free_folder(out: str | Path, ours: str, overwrite: bool) -> Path:
         raise DSASError(f"{out} holds {foreign[0]}, which this command did not write: choose another folder")
     if there and not overwrite:
         raise DSASError(f"{out} is there and not empty: choose another folder, or pass --overwrite")
-    _check_writable(folder)
+    check_writable(folder)
     return folder
 
 
@@ -95,10 +95,11 @@ def free_files(paths: Sequence[Path], overwrite: bool) -> None:
             raise DSASError(f"{path} is a folder: choose another name")
         if path.exists() and not overwrite:
             raise DSASError(f"{path} is there: choose another name, or pass --overwrite")
-    _check_writable(paths[0])
+    check_writable(paths[0])
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """Raise a DSASError when a file or folder cannot be written."""
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir():
         raise DSASError(f"cannot write {path}: {parent} is a file")

@@ -41,12 +41,14 @@ def described(concept: Concept, folder: Path) -> dict[str, Any]:
         "method": concept.method,
         "gate": concept.gate,
         "unit": concept.unit,
+        "range": concept.range,
         "edges": list(concept.edges),
         "sites": list(concept.evidence.get("sites", [])),
         "steered_sites": [str(site) for site in concept.sites],
         "parameters": sum(tensor.numel() for part in parts for tensor in part.tensors()),
         "bytes": {path.name: path.stat().st_size for path in files},
         "unit_evidence": concept.evidence.get("unit"),
+        "range_evidence": concept.evidence.get("range"),
         "base": dict(concept.base),
         "provenance": dict(concept.provenance),
     }
@@ -66,13 +68,37 @@ def report(document: dict[str, Any]) -> None:
 
 
 def report_evidence(document: dict[str, Any]) -> None:
-    """The table of sites, and the choice of the unit. Also the end of `dsas learn`."""
+    """The table of sites, the choice of the unit, and the range. Also the end of `dsas learn`."""
     if document["sites"]:
         _report_sites(document)
     else:
         print("no evidence was recorded")
     print()
     print(_unit(document["unit"], document["unit_evidence"]))
+    print(_range(document))
+
+
+def report_range(document: dict[str, Any]) -> None:
+    """What calibration tried, and the unit and the ends that it chose."""
+    evidence = document["range_evidence"]
+    columns = ("strength", "effect", "drift", "reach", "useful")
+    table(columns, [[trial[column] for column in columns] for trial in evidence["trials"]])
+    print("on held-out prompts, strength in units. Effect: of what asking in words does; drift: of control prompts")
+    print(f"(limit {evidence['drift_limit']:.2g}); reach: how far results move, of how far asking in words moves them")
+    print(f"(limit {evidence['reach_limit']:.3g})\n")
+    print(_unit(document["unit"], document["unit_evidence"]))
+    print(_range(document))
+
+
+def _range(document: dict[str, Any]) -> str:
+    """The ends of the range, in words."""
+    if document["range"] is not None:
+        low, high = document["range"]
+        less = "" if low < 0 else "; the other way nothing is to be seen, or it falls apart at once"
+        return f"range {low:g} to {high:g}: useful strengths, in units{less}"
+    if document["range_evidence"]:
+        return "no range: at no strength that was tried are results useful"
+    return "no range yet: `dsas calibrate` finds the useful ends"
 
 
 def _report_sites(document: dict[str, Any]) -> None:

@@ -24,7 +24,17 @@ from dsas_core.trace import Trace
 from .. import __version__, viz
 from ..generation import Settings, change, decode, latent_batches, seeds_for, settings_of
 from ..steer import steer
-from .arguments import GATES, add_gate, add_generation, add_model, number, pipeline, positive, shows_progress
+from .arguments import (
+    GATES,
+    add_gate,
+    add_generation,
+    add_model,
+    add_within,
+    number,
+    pipeline,
+    positive,
+    shows_progress,
+)
 from .output import encoded, free_files, table, write_files
 
 #: suffix -> how an animation is written
@@ -33,6 +43,8 @@ SUFFIXES = (".png", *ANIMATIONS)
 #: of one frame, in milliseconds
 DURATION = 250
 GATE_NAMES = {"own": "its own gate", "on": "always on", "off": "gate off"}
+#: strengths of a concept that nobody has calibrated
+ENDS = (-1.0, 2.0)
 #: characters of a prompt that fit beside its row
 CAPTION = 80
 
@@ -43,10 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concept", "-c", required=True, metavar="FOLDER", help="a concept's folder, or its Hub name")
     parser.add_argument("--prompt", "-p", action="append", required=True, help="what to draw, a row each; repeatable")
     parser.add_argument(
-        "--from", dest="low", type=number, default=-1.0, metavar="STRENGTH", help="the lowest strength (default -1)"
+        "--from",
+        dest="low",
+        type=number,
+        metavar="STRENGTH",
+        help="the lowest strength (default: the low end of a calibrated concept, else -1)",
     )
     parser.add_argument(
-        "--to", dest="high", type=number, default=2.0, metavar="STRENGTH", help="the highest strength (default 2)"
+        "--to",
+        dest="high",
+        type=number,
+        metavar="STRENGTH",
+        help="the highest strength (default: the high end of a calibrated concept, else 2)",
     )
     parser.add_argument(
         "--count",
@@ -55,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="strengths, evenly spaced (default 7); 0, where it is not among them, is added",
     )
+    add_within(parser)
     add_gate(parser)
     parser.add_argument("--compare", action="store_true", help="add a row per prompt with the gate always on")
     add_generation(parser)
@@ -70,8 +91,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Draw and write; how far each picture is from strength 0, what the gate said, and the files."""
-    if args.low >= args.high:
-        args.usage(f"--from must be below --to, found --from {args.low:g} --to {args.high:g}")
     if args.count < 2:
         args.usage(f"--count must be 2 or more, found {args.count}")
     if args.compare and args.gate == "on":
@@ -84,10 +103,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if llm.is_language_model(args.model):
         args.usage(f"{args.model} is a language model, which draws nothing: use `dsas chat`")
     concept = Concept.from_pretrained(args.concept)
+    low, high = concept.range or ENDS
+    low, high = low if args.low is None else args.low, high if args.high is None else args.high
+    if low >= high:
+        args.usage(f"--from must be below --to, found --from {low:g} --to {high:g}")
 
     pipe = pipeline(args, steps_bar=True)
     settings = settings_of(pipe, args.steps, args.guidance)
-    strengths = strengths_between(args.low, args.high, args.count)
+    strengths = strengths_between(low, high, args.count)
     rows = _drawn(pipe, args, concept, strengths, settings)
     document = _document(pipe, args, concept, strengths, settings, rows)
     files = {out: _encoded(out.suffix.lower(), concept, strengths, rows, document) for out in outs}
@@ -136,7 +159,7 @@ def _drawn(
     total = len(gates) * len(strengths) * len(args.prompt)
     with progress_bar(total, "pictures", shows_progress(args)) as bar:
         for gate in gates:
-            with steer(pipe, {concept: 0.0}, gate=GATES[gate], trace=True) as steering:
+            with steer(pipe, {concept: 0.0}, gate=GATES[gate], within=args.within, trace=True) as steering:
                 assert steering.trace is not None
                 for strength in strengths:
                     steering.strengths[concept.name] = strength
@@ -179,6 +202,7 @@ def _document(
         "model": args.model,
         "concept": {"concept": args.concept, "name": concept.name, "unit": concept.unit},
         "strengths": list(strengths),
+        "within": args.within,
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,

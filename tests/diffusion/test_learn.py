@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,19 @@ def test_masks_mark_patches(ddim_pipe: Any) -> None:
 def test_masks_of_nothing(ddim_pipe: Any) -> None:
     with pytest.raises(DSASError, match=r"masks mark nothing in any of \d+ pictures"):
         learn(ddim_pipe, PROMPTS, sites="denoiser", count=12, steps=2, masks=lambda found: [None] * len(found))
+
+
+def test_clouds_of_single_positions_are_kept_where_asked(tiny_pipe: Any) -> None:
+    settings = {"count": 12, "steps": 2, "sites": ["text", "cross"], "edges": (500,)}
+    concept = learn(tiny_pipe, PROMPTS, recipe={"cloud": 2}, **settings)
+    for item in concept.interventions:
+        assert len(item.clouds) == len(item.maps) == 2
+        assert len({cloud.axes.shape for cloud in item.clouds}) == 1
+        assert 1 <= len(item.clouds[0].axes) <= 2
+    plain = learn(tiny_pipe, PROMPTS, **settings)
+    bare = [replace(item, clouds=()) for item in concept.interventions]
+    assert replace(concept, interventions=tuple(bare)).digest == plain.digest, "looking for clouds changes nothing else"
+    with steer(tiny_pipe, {concept: 20.0}, within="target"):
+        held = latents(tiny_pipe, "a banana on a table")
+    with steer(tiny_pipe, {concept: 20.0}):
+        assert differ(latents(tiny_pipe, "a banana on a table"), held)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dsas_core import Concept, DSASError, llm
+from dsas_core import Concept, DSASError, llm, visit
 from dsas_core.capture import Capture
 from dsas_core.hooks import visitors
 from dsas_core.llm.prompts import encode
-from dsas_core.prompts import read
+from dsas_core.prompts import SIDES, read
 from dsas_core.unit import held_back
 from tests.core.llm.models import PROMPTS, THINGS, Words, concept_for, tiny, written
+from tests.helpers import Bare, Recorder
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +272,59 @@ def _drawn(content: dict[str, Any]) -> list[str]:
 def test_spans_that_mark_nothing(spans: list[str], message: str, tokenizer: Words) -> None:
     with pytest.raises(DSASError, match=message):
         llm.learn(tiny("llama"), tokenizer, {**PROMPTS, "spans": spans}, recipe={"supervision": "positions"})
+
+
+def test_the_cloud_is_of_all_tokens_of_the_targets(learned: Concept, tokenizer: Words) -> None:
+    """Whatever the map is fitted on, every token is moved."""
+    model = tiny("llama")
+    concept = llm.learn(model, tokenizer, PROMPTS, count=32, recipe={"cloud": 4})
+    bare = replace(concept, interventions=tuple(replace(item, clouds=()) for item in concept.interventions))
+    assert bare.digest == learned.digest, "looking for clouds changes nothing else"
+    item = concept.interventions[0]
+    (cloud,) = item.clouds
+    assert 1 <= len(cloud.axes) <= 4
+    recorder = Recorder()
+    with visit({"model": model}, [item.site], recorder):
+        model(torch.tensor([encode(tokenizer, PROMPTS["target"][0].format(thing="key", place="here")).ids]))
+    (x,) = recorder.seen[item.site]
+    assert float((cloud.distance(x[:, 1:]) <= cloud.radius).double().mean()) > 0.7
+
+
+# ---- calibration ----------------------------------------------------------------------------------------------------
+
+
+def test_calibration_finds_unit_and_ends_on_the_same_quarter(
+    learned: Concept, tokenizer: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DSASError, match="answers source prompts much as it answers control prompts"):
+        llm.calibrate(tiny("llama"), tokenizer, learned)
+    monkeypatch.setattr("dsas_core.llm.reader.TELLING", -math.inf)  # a random model answers as it will
+    learned = llm.learn(tiny("llama"), tokenizer, PROMPTS, count=32)
+    model, bare = tiny("llama"), Bare.of(tiny("llama"))
+    given = replace(learned, unit=123.0)
+    found = llm.calibrate(model, tokenizer, given)
+    assert Bare.of(model) == bare
+    assert found == llm.calibrate(model, tokenizer, given)
+    assert (found.digest, found.provenance) == (learned.with_unit(found.unit).digest, learned.provenance)
+    trials, chosen = found.evidence["range"]["trials"], found.evidence["unit"]
+    assert found.unit == learned.unit
+    assert chosen == learned.evidence["unit"], "nothing but the ends is new"
+    low, high = found.range or (0.0, 0.0)
+    useful = {trial["strength"]: trial["useful"] for trial in trials}
+    assert all(useful[end] for end in (low, high) if end)
+    assert (
+        llm.calibrate(model, tokenizer, given, PROMPTS, count=12, seed=5).evidence["range"] != found.evidence["range"]
+    )
+
+
+def test_what_cannot_be_calibrated_says_why(learned: Concept, tokenizer: Words) -> None:
+    model = tiny("llama")
+    plain = {side: [text.replace("user: ", "").replace("\nassistant:", "") for text in PROMPTS[side]] for side in SIDES}
+    for concept, prompts, message in (
+        (replace(learned, provenance={}), None, "does not tell from which prompts"),
+        (replace(learned, base={"unet": "0"}), None, "which this model lacks"),
+        (learned, {**PROMPTS, **plain}, "an assistant's turn at the end"),
+        (learned, "nowhere.yaml", "no prompt file nowhere.yaml"),
+    ):
+        with pytest.raises(DSASError, match=message):
+            llm.calibrate(model, tokenizer, concept, prompts)

@@ -1,0 +1,151 @@
+"""Calibration: what a strength of 1 is, and between which ends a slider is of use.
+
+The family-free part. Who calls it makes the trials: it steers with a strength, on prompts that nothing was fitted on,
+and tells the effect, the drift of control prompts, and the reach: how far results move, of the way that asking in words
+moves them. Drift alone would let a good gate's slider go on for ever, as controls stay whatever happens elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .concept import Concept
+from .errors import DSASError
+from .prompts import PromptSet, read
+from .unit import TRIALS, choose, units_of
+
+#: the ends are multiples of this part of a unit
+STEP = 0.25
+#: no end is further out than so many units
+MOST = 4.0
+#: results may move so much farther than asking in words, or 1 unit, moves them: with the built-in models a banana has
+#: become a dog at 1.24, and answers repeat one word at 1.75
+FAR = 1.2
+#: of the effect at 1 unit, what a higher strength may lose
+LOST = 0.1
+#: a slider ends where neither effect nor reach would still change by more than this
+STILL = 0.05
+#: less reach than this nobody sees
+VISIBLE = 0.1
+#: source prompts to draw for a concept that does not tell of how many it was learned
+DEFAULT_COUNT = 48
+#: how many strengths are tried at most
+MOST_TRIALS = TRIALS + 2 * math.ceil(math.log2(MOST / STEP + 1))
+
+
+class Trial(NamedTuple):
+    """What a strength does on held-out prompts.
+
+    Args:
+        effect: on sources; 1 is all that is wanted. drift: of controls, in the family's measure.
+        reach: how far sources move, over how far asking in words moves them.
+    """
+
+    effect: float
+    drift: float
+    reach: float
+
+
+def prompts_of(
+    concept: Concept,
+    prompts: str | Path | Mapping[str, Any] | PromptSet | None,
+    count: int | None,
+    seed: int | None,
+) -> tuple[dict[str, list[str]], int]:
+    """The prompts of each side that a concept was learned from, drawn as learning drew them, and the seed.
+
+    So the quarter that `unit.held_back` keeps is the one that nothing was fitted on. Other prompts are drawn by `count`
+    and `seed`, which default to those of learning; the concept's own are drawn by its own whatever these are.
+
+    Raises:
+        DSASError: the concept has no prompts with it, and none are given.
+    """
+    own: Mapping[str, Any] = concept.provenance
+    tells = all(isinstance(own.get(name), int) for name in ("count", "seed"))
+    learned_count, learned_seed = (int(own["count"]), int(own["seed"])) if tells else (DEFAULT_COUNT, 0)
+    chosen = learned_seed if seed is None else seed
+    if prompts is not None:
+        return read(prompts).draw(learned_count if count is None else count, chosen), chosen
+    if not tells or not own.get("prompts"):
+        raise DSASError(
+            f"concept {concept.name!r} does not tell from which prompts it was learned: give a prompt file (--prompts)"
+        )
+    return read(own["prompts"]).draw(learned_count, learned_seed), chosen
+
+
+def calibrated(
+    concept: Concept, attempt: Callable[[float], Trial], drift: float, done: Callable[[], object] = lambda: None
+) -> Concept:
+    """The concept with its unit and the ends of its range found anew, and all trials in its evidence.
+
+    The unit is what `unit.choose` finds. An end is a multiple of a quarter of a unit, at most 4, found by bisection:
+    the strength is useful there and not a quarter further out. Useful means that the drift is within the limit; that
+    the reach is at most `FAR` (times that of 1 unit, where that is above 1); and, above 1 unit, that no more than
+    `LOST` of the effect there is gone. Where results are the same (`STILL`) at a smaller strength that was tried, that
+    is the end; where nothing is to be seen, 0 is.
+
+    Args:
+        attempt: tells what a map strength does, of either sign.
+        drift: the limit.
+        done: called after each trial, for a progress bar; there are at most `MOST_TRIALS`.
+
+    Returns:
+        The range is None where both ends are 0.
+    """
+    trials: dict[float, Trial] = {}
+
+    def tried(strength: float) -> Trial:
+        if strength not in trials:
+            found = attempt(strength)
+            if not math.isfinite(sum(found)):  # the steered model overflowed
+                found = Trial(0.0, sys.float_info.max, sys.float_info.max)
+            trials[strength] = found
+            done()
+        return trials[strength]
+
+    unit, summary = choose(lambda strength: tried(strength)[:2], drift, units=units_of(concept.method))
+
+    limit = FAR * max(1.0, tried(unit).reach)
+    least = min(1.0, tried(unit).effect) - LOST
+
+    def useful(strength: float) -> bool:
+        trial = tried(strength)
+        return trial.drift <= drift and trial.reach <= limit and (strength <= unit or trial.effect >= least)
+
+    low, high = (_end(sign * unit, tried, useful, list(trials)) for sign in (-1, 1))
+    ends = {
+        "drift_limit": drift,
+        "reach_limit": limit,
+        "trials": [
+            {"strength": strength / unit, **trials[strength]._asdict(), "useful": useful(strength)}
+            for strength in sorted(trials)
+        ],
+    }
+    evidence: Mapping[str, Any] = {**concept.evidence, "unit": summary, "range": ends}
+    return replace(concept, unit=unit, range=(low, high) if low < high else None, evidence=evidence)
+
+
+def _end(unit: float, tried: Callable[[float], Trial], useful: Callable[[float], bool], known: list[float]) -> float:
+    """The end of one side; `unit` has its sign, `known` are map strengths that were tried already."""
+    beyond = [strength / unit for strength in known if strength / unit > 0 and not useful(strength)]
+    inside, outside = 0, min([round(MOST / STEP) + 1, *(math.ceil(place / STEP - 1e-9) for place in beyond)])
+    places = [round(1 / STEP)] if unit in known else []
+    while outside - inside > 1:
+        middle = (inside + outside) // 2
+        places.append(middle)
+        inside, outside = (middle, outside) if useful(middle * STEP * unit) else (inside, middle)
+    if inside == 0 or tried(inside * STEP * unit).reach < VISIBLE:
+        return 0.0
+    end = tried(inside * STEP * unit)
+
+    def same(place: int) -> bool:
+        trial = tried(place * STEP * unit)
+        return max(abs(trial.effect - end.effect), abs(trial.reach - end.reach)) <= STILL
+
+    first = min(place for place in (*places, inside) if place <= inside and same(place))
+    return math.copysign(first * STEP, unit)

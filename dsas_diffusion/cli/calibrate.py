@@ -1,0 +1,104 @@
+"""`dsas calibrate`: find a concept's unit of strength, and the useful ends of its slider."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dsas_core import llm
+from dsas_core.calibration import prompts_of
+from dsas_core.concept import CARD, CONFIG, TENSORS, Concept
+from dsas_core.errors import DSASError
+from dsas_core.files import replacing_folder
+
+from ..calibrate import calibrate
+from . import show
+from .arguments import (
+    add_device,
+    language_model,
+    natural,
+    not_negative,
+    number,
+    pipeline,
+    positive,
+    refuse_generation,
+    shows_progress,
+)
+from .learn import PROMPTS
+from .output import check_writable, free_folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which concept, on which model and prompts, and where to."""
+    parser.add_argument("--model", default="builtin:emoji", help="builtin:emoji (default), a folder, or a Hub name")
+    add_device(parser)
+    parser.add_argument("--concept", "-c", required=True, metavar="FOLDER", help="a concept's folder, or its Hub name")
+    parser.add_argument("--prompts", metavar="FILE", help="a prompt file (default: what the concept was learned from)")
+    parser.add_argument("--count", type=positive, metavar="N", help="source prompts of --prompts (default: as learned)")
+    parser.add_argument(
+        "--drift",
+        type=not_negative,
+        metavar="LIMIT",
+        help="how much control prompts may drift: the share of pictures that change (default 0.05); of texts, nats per "
+        "token (default 0.01)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=natural,
+        metavar="N",
+        help="of the noise, and of the choice among --prompts (default: as learned)",
+    )
+    parser.add_argument("--steps", type=positive, metavar="N", help="denoising steps (default: as learned)")
+    parser.add_argument("--guidance", type=number, metavar="SCALE", help="guidance scale (default: as learned)")
+    out = parser.add_mutually_exclusive_group(required=True)
+    out.add_argument("--out", "-o", metavar="FOLDER", help="where to save the calibrated concept")
+    out.add_argument("--in-place", action="store_true", help="write unit and range into the concept's own folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace a concept that is in --out")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Calibrate and save; what `dsas show` tells of the concept, and where it is."""
+    if args.in_place and args.overwrite:
+        args.usage("--overwrite goes with --out; --in-place writes into the concept's own folder")
+    if args.count is not None and args.prompts is None:
+        args.usage("--count goes with --prompts; a concept's own prompts are drawn as learning drew them")
+    # All that can be wrong is found before the long work begins.
+    concept, own = Concept.from_pretrained(args.concept), Path(args.concept).expanduser().resolve()
+    if args.in_place:
+        if not own.is_dir():
+            raise DSASError(f"{args.concept} is no folder here to write into: pass --out")
+        folder = own
+        check_writable(folder)
+    else:
+        ours = "|".join(name.replace(".", r"\.") for name in (CONFIG, TENSORS, CARD, PROMPTS))
+        folder = free_folder(args.out, ours, args.overwrite)
+    prompts_of(concept, args.prompts, args.count, args.seed)
+    text = llm.is_language_model(args.model)
+    settings: dict[str, Any] = {name: getattr(args, name) for name in ("count", "seed")}
+    settings |= {"show_progress": shows_progress(args)} | ({} if args.drift is None else {"drift": args.drift})
+    if text:
+        refuse_generation(args)
+        found = llm.calibrate(*language_model(args), concept, args.prompts, **settings)
+    else:
+        pipe = pipeline(args)
+        found = calibrate(pipe, concept, args.prompts, steps=args.steps, guidance=args.guidance, **settings)
+    with replacing_folder(folder) as unfinished:
+        found.save_pretrained(unfinished)
+        _take_along(own, unfinished, everything=args.in_place)
+    return {"out": str(own if args.in_place else args.out), **show.described(found, folder)}
+
+
+def report(document: dict[str, Any]) -> None:
+    """What was tried, the unit and the ends, and where the concept is."""
+    show.report_range(document)
+    print(f"\nsaved {document['name']} in {document['out']}")
+
+
+def _take_along(own: Path, unfinished: Path, *, everything: bool) -> None:
+    """What lies beside a concept's own files: its prompt file, or, where its folder is replaced, all that is there."""
+    for path in sorted(own.iterdir()) if own.is_dir() else ():
+        if (unfinished / path.name).exists() or not (everything or path.name == PROMPTS):
+            continue
+        (shutil.copytree if path.is_dir() else shutil.copy2)(path, unfinished / path.name)
