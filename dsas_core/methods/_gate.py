@@ -86,7 +86,8 @@ class Gate:
     `once` is True for one decision per row, by its mean, at the site that tells best: `learn` lets it gate that site
     and those behind it. `text_form` is the form in which `learn` has the gate read texts, unless the recipe says.
     `settled` is True for gates of published methods that place their threshold themselves and know no partial trust:
-    `Recipe.control_h` does not move it, and the site weight "soft" is 1 or 0, as "threshold" has it.
+    `Recipe.control_h` does not move it, and the site weight "soft" is 1 where balanced accuracy is above chance by
+    three standard errors, else 0.
     """
 
     line: str = ""
@@ -147,7 +148,10 @@ class Gate:
         """The site's weight, see `Evidence.weight`; 1 for a gate that does not look."""
         if not self.looks:
             return 1.0
-        return evidence.weight("threshold" if self.settled and rule == "soft" else rule)
+        if self.settled and rule == "soft":
+            error = evidence.balanced_accuracy - evidence.lower
+            return float(evidence.balanced_accuracy - 3 * error > 0.5)
+        return evidence.weight(rule)
 
 
 def folded(

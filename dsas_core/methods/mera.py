@@ -33,7 +33,7 @@ from ..errors import DSASError
 from ..maps import ProjectionMap
 from ..probes import LinearProbe, StepProbe
 from ._classifier import plane
-from ._gate import FOLDS, Fitted, Gate, Groups, RefusedError, by_prompt, folded
+from ._gate import FOLDS, Evidence, Fitted, Gate, Groups, RefusedError, by_prompt, folded
 from ._map import MapMethod, Option
 from ._rows import checked
 
@@ -120,7 +120,7 @@ class Calibrated(Gate):
             )
         return fitted
 
-    def weight(self, evidence: Any, rule: str) -> float:
+    def weight(self, evidence: Evidence, rule: str) -> float:
         """1 where alpha was calibrated: what gains nothing is refused."""
         return 1.0 if self.alpha is None and rule == "soft" else super().weight(evidence, rule)
 

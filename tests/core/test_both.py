@@ -304,7 +304,7 @@ def test_what_a_method_placed_itself_stays_there(gate: str) -> None:
     """`control_h` does not move it, and a site counts wholly or not at all."""
     loose, tight = (
         fit_sites(captured(), Recipe(gate=gate, form="token", control_h=limit, site_weight=trust))
-        for limit, trust in ((None, "threshold"), (1e-6, "soft"))
+        for limit, trust in ((None, "none"), (1e-6, "soft"))
     )
     assert Concept("it", tuple(loose[0])) == Concept("it", tuple(tight[0]))
     assert loose[0][0].weights == (1.0,)
@@ -321,6 +321,16 @@ def test_its_own_gate_leaves_the_map_as_published(name: str) -> None:
     assert steered[None] is not None
     assert torch.equal(steered[None], steered["on"])
     torch.testing.assert_close(steered[None], own.maps[0].apply(x, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "lower", "weight"), [(0.7, 0.64, 1), (0.7, 0.63, 0), (1.0, 0.9, 1), (0.5, 0.5, 0)]
+)
+def test_a_site_counts_wholly_where_it_is_three_errors_above_chance(accuracy: float, lower: float, weight: int) -> None:
+    evidence = methods.dsas.Evidence(accuracy, 0.5, lower, 0, "none", 10, 10)
+    assert [methods.gate(name).weight(evidence, "soft") for name in ("cast", "fairsteer", "casteer")] == [weight] * 3
+    assert methods.gate("mera").weight(evidence, "soft") == 1, "it has abstained elsewhere"
+    assert methods.gate("fairsteer").weight(evidence, "threshold") == (accuracy >= 0.75)
 
 
 # ---- one decision, at one site --------------------------------------------------------------------------------------
