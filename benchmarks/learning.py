@@ -120,6 +120,7 @@ def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any]) -
         "",
         *together(pairs["pairs"]),
         "",
+        *(f"{line}\n" for document in documents.values() for line in report.refusals(document)),
         *(f"{report.footer(document)}\n" for document in documents.values()),
         f"`{pairs['command']}`: {pairs['seconds']:.0f} s on {pairs['machine']}.",
     ]

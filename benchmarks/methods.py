@@ -79,6 +79,7 @@ def page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
     for task in tasks:
         here = [concept for concept in concepts if concept["task"] == task]
         lines += [f"## {task}", "", *table(here), ""]
+    lines += [f"{line}\n" for line in report.refusals(document)]
     return "\n".join([*lines, report.footer(document), ""])
 
 

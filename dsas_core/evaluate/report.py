@@ -82,8 +82,14 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         for title, headings, rows in tables(concept):
             lines += [f"**{title}**", "", *markdown_table(headings, rows), ""]
         lines += [f"Not measured: {reason}." for reason in concept["skipped"]] + [""]
+    lines += [f"{line}\n" for line in refusals(document)]
     lines += [footer(document), ""]
     return "\n".join(lines)
+
+
+def refusals(document: Mapping[str, Any]) -> list[str]:
+    """Concepts of a grid that could not be learned, and why."""
+    return [f"{name} could not be learned: {reason}" for name, reason in document.get("refused", {}).items()]
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
@@ -106,6 +112,7 @@ def as_html(document: Mapping[str, Any], plots: Sequence[str]) -> str:
             body.append(f"<h3>{html.escape(title)}</h3><table><tr>{head}</tr>{inner}</table>")
         body.append(_samples(concept.get("samples", [])))
         body += [f"<p class=note>Not measured: {html.escape(reason)}.</p>" for reason in concept["skipped"]]
+    body += [f"<p>{html.escape(line)}</p>" for line in refusals(document)]
     body.append(f"<p class=note>{html.escape(footer(document))}</p>")
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"

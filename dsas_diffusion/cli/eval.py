@@ -34,6 +34,8 @@ from ..similarity import ssim
 from .arguments import add_model, language_model, number, pipeline, positive, refuse_generation, shows_progress
 from .output import table
 
+#: in the folder of a concept that cannot be learned: why; take it away to try again
+REFUSED = "refused.txt"
 #: options that only pictures know
 PICTURES = ("judge", "clip", "features", "masks")
 #: options that only language models know
@@ -94,9 +96,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         title = grid.title
         chosen = [_checked(entry, args) for entry in grid.entries]
         kits = [_kit(entry, args) for entry in chosen]
-        learned = _learned(grid, models, out, process, processes, wait, args)
+        learned, refused = _learned(grid, models, out, process, processes, wait, args)
+        kits = [kit for entry, kit in zip(chosen, kits, strict=True) if entry.name in learned]
+        chosen = [entry for entry in chosen if entry.name in learned]
         concepts = [learned[entry.name] for entry in chosen]
     else:
+        refused = {}
         plan = _planned(args, Plan())
         concepts = [Concept.from_pretrained(name) for name in args.concept]
         title = ", ".join(concept.name for concept in concepts)
@@ -112,6 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     document = {
         "title": title,
         "concepts": found,
+        "refused": refused,
         "command": shlex.join(["dsas", *sys.argv[1:]]),
         "processes": processes,
         "seconds": round(time.monotonic() - began, 1),
@@ -133,6 +139,8 @@ def report(document: dict[str, Any]) -> None:
         table(headings, rows)
         for line in reports.plain_words(concept):
             print(line)
+    for line in reports.refusals(document):
+        print(f"\n{line}")
     print(f"\n{document['seconds']:.0f} s; read {document['files'][-1]}")
 
 
@@ -238,25 +246,48 @@ def _learned(
     processes: int,
     wait: Callable[[], object],
     args: argparse.Namespace,
-) -> dict[str, Concept]:
-    """The concepts of a grid: learned where they are not there yet, each by one process."""
+) -> tuple[dict[str, Concept], dict[str, str]]:
+    """The concepts of a grid, learned where they are not there yet, each by one process; why others cannot be.
+
+    Raises:
+        DSASError: none can be learned.
+    """
     for i, entry in enumerate(grid.entries):
         folder = out / entry.name / "concept"
-        if i % processes != process or _stands(folder, entry, grid):
+        if i % processes != process or _stands(folder, entry, grid) or (folder.parent / REFUSED).is_file():
             continue
         if shows_progress(args):
             print(f"learning {entry.name}", file=sys.stderr, flush=True)
         settings: dict[str, Any] = {"method": entry.method, "gate": entry.gate, "sites": entry.sites, **grid.learn}
         settings |= {"recipe": entry.recipe, "show_progress": shows_progress(args)}
-        if llm.is_language_model(entry.model):
-            settings.pop("steps", None)
-            concept = llm.learn(*models.text(entry.model), entry.prompts, **settings)
+        try:
+            concept = _learn(entry, models, settings)
+        except DSASError as error:  # what a method or a gate says of this concept; the others may do
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            (folder.parent / REFUSED).write_text(str(error), encoding="utf-8")
         else:
-            told = masks_of(entry.prompts) if entry.recipe.get("supervision") == "positions" else None
-            concept = learn(models.pipeline(entry.model), entry.prompts, masks=told, **settings)
-        concept.save_pretrained(folder, overwrite=True)
+            concept.save_pretrained(folder, overwrite=True)
     wait()
-    return {entry.name: Concept.from_pretrained(out / entry.name / "concept") for entry in grid.entries}
+    folders = {entry.name: out / entry.name for entry in grid.entries}
+    refused = {
+        name: (folder / REFUSED).read_text(encoding="utf-8")
+        for name, folder in folders.items()
+        if (folder / REFUSED).is_file()
+    }
+    if len(refused) == len(folders):
+        raise DSASError(f"no concept of the grid can be learned; {next(iter(refused))}: {next(iter(refused.values()))}")
+    return {
+        name: Concept.from_pretrained(folder / "concept") for name, folder in folders.items() if name not in refused
+    }, refused
+
+
+def _learn(entry: Entry, models: _Models, settings: dict[str, Any]) -> Concept:
+    """A concept of a grid."""
+    if llm.is_language_model(entry.model):
+        settings.pop("steps", None)
+        return llm.learn(*models.text(entry.model), entry.prompts, **settings)
+    told = masks_of(entry.prompts) if entry.recipe.get("supervision") == "positions" else None
+    return learn(models.pipeline(entry.model), entry.prompts, masks=told, **settings)
 
 
 def _stands(folder: Path, entry: Entry, grid: Grid) -> bool:

@@ -307,17 +307,24 @@ def test_a_grid_learns_and_measures(dsas, model: str, tmp_path: Path) -> None:
 def test_a_grid_of_recipes_learns_by_them(dsas, tmp_path: Path) -> None:
     content = {
         "concepts": [{"prompts": str(ROOT / "prompts" / "rudeness.yaml"), "models": ["builtin:chat"]}],
-        "recipes": {"plain": {}, "told": {"supervision": "positions", "form": "token"}},
+        "recipes": {
+            "plain": {},
+            "told": {"supervision": "positions", "form": "token"},
+            "many at once": {"form": "pooled"},
+        },
         "learn": {"count": 8},
         "measure": {"count": 2, "seeds": 1, "strengths": [1], "arms": ["dsas"], "robustness": False},
     }
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
     arguments = ("eval", "--grid", tmp_path / "grid.yaml", "--out", tmp_path / "out", "--json")
-    found = json.loads(dsas(*arguments)[1])["concepts"]
-    assert {concept["name"]: concept["recipe"] for concept in found} == {
+    document = json.loads(dsas(*arguments)[1])
+    assert {concept["name"]: concept["recipe"] for concept in document["concepts"]} == {
         "rudeness-plain": {},
         "rudeness-told": content["recipes"]["told"],
     }
+    (reason,) = document["refused"].values()
+    assert "reads tokens that are not written yet" in reason
+    assert f"rudeness-many-at-once could not be learned: {reason}" in (tmp_path / "out" / "report.md").read_text()
     content["recipes"] = {"plain": {"mode": "causal"}, "told": {}}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
     code, _, err = dsas(*arguments)
