@@ -4,10 +4,21 @@ from dsas_core import Auto, Concept, DSASError
 
 from .calibrate import calibrate
 from .families import find_sites
-from .learn import learn
+from .learn import Lesson, learn
 from .load import load_pipeline
 from .schedule import Schedule
 from .steer import steer
 
-__all__ = ["Auto", "Concept", "DSASError", "Schedule", "calibrate", "find_sites", "learn", "load_pipeline", "steer"]
+__all__ = [
+    "Auto",
+    "Concept",
+    "DSASError",
+    "Lesson",
+    "Schedule",
+    "calibrate",
+    "find_sites",
+    "learn",
+    "load_pipeline",
+    "steer",
+]
 __version__ = "0.1.0"

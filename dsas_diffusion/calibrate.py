@@ -17,7 +17,7 @@ from dsas_core.unit import held_back
 
 from .families import roots_of
 from .generation import Settings, latent_batches, seeds_for, settings_of
-from .learn import HeldOut
+from .held_out import HeldOut
 
 
 def calibrate(
@@ -35,8 +35,8 @@ def calibrate(
 ) -> Concept:
     """Find a concept's unit of strength and the useful ends of its signed range anew; see `calibration.calibrated`.
 
-    Both are found on the quarter of the prompts that nothing was fitted on; `learn.HeldOut` tells how strengths do. The
-    other source and target prompts are drawn again, for the model's eyes to learn the difference by.
+    Both are found on the quarter of the prompts that nothing was fitted on; `held_out.HeldOut` tells how strengths do.
+    The other source and target prompts are drawn again, for the model's eyes to learn the difference by.
 
     Args:
         pipe: the pipeline that the concept was learned on, or one that is like it.

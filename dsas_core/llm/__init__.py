@@ -10,7 +10,7 @@ from ..errors import DSASError
 from ..strengths import Auto
 from .calibrate import calibrate
 from .layers import find_sites
-from .learn import learn
+from .learn import Lesson, learn
 from .load import is_language_model, load
 from .monitor import Monitor
 from .steer import TextSteering, steer
@@ -20,6 +20,7 @@ __all__ = [
     "Auto",
     "Concept",
     "DSASError",
+    "Lesson",
     "Monitor",
     "TextSteering",
     "TextTrace",

@@ -8,9 +8,10 @@ answers, as it reads it itself when it is not steered, and by how far its predic
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,18 @@ from torch import nn
 
 from ..capture import Capture
 from ..cloud import clouded
-from ..concept import Concept, fingerprint
+from ..concept import Concept, Intervention, fingerprint
 from ..errors import DSASError
 from ..hooks import visit
 from ..learn import UNSEEN, Recipe, SiteEvidence, fit_sites, recipe_of
 from ..progress import progress_bar
-from ..prompts import PromptSet, read
+from ..prompts import SIDES, PromptSet, read
 from ..provenance import versions
 from ..sites import Site
 from ..unit import TRIALS, held_back, units_of
 from .layers import bare, find_sites, positions_of, roots_of
-from .prompts import POOLINGS, Encoded, encode, marked, pad_token
-from .reader import Reader, choose_unit
+from .prompts import POOLINGS, encode, marked, pad_token
+from .reader import HeldOut, Reader, choose_unit
 from .steer import steer
 
 #: source and target prompts to draw
@@ -82,9 +83,187 @@ def learn(
     Raises:
         DSASError: bad prompts, names or sites; no site tells source from control.
     """
-    content = read(prompts)
-    chosen = recipe_of(recipe, form="token", pooling="mean", top_share=0.25, method=method, gate=gate, seed=seed)
-    if "form" not in (recipe or {}):
+    lesson = Lesson(
+        model,
+        tokenizer,
+        prompts,
+        sites=sites,
+        pooling=pooling,
+        seed=seed,
+        count=count,
+        batch=batch,
+        show_progress=show_progress,
+    )
+    return lesson.learn(method, gate, drift=drift, recipe=recipe)
+
+
+class Lesson:
+    """The prompts of a concept, read once; any number of concepts are fitted on what was read.
+
+    What has to be read depends on the gate's form, so that it may be read anew for another form.
+
+    Args:
+        model, tokenizer, prompts, and all others: as of `learn`. Nothing is read before the first concept is asked for.
+
+    Example:
+        >>> lesson = Lesson(model, tokenizer, "prompts/rudeness.yaml")
+        >>> concepts = [lesson.learn(method) for method in ("caa", "mean-act", "linear-act")]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        prompts: str | Path | Mapping[str, Any] | PromptSet,
+        *,
+        sites: str | Sequence[str] | None = None,
+        pooling: str | None = None,
+        seed: int = 0,
+        count: int = COUNT,
+        batch: int = 16,
+        show_progress: bool = False,
+    ) -> None:
+        self.model, self.tokenizer, self.content = model, tokenizer, read(prompts)
+        self.count, self.seed, self.show_progress = count, seed, show_progress
+        self.sites = _readable(model, find_sites(model, sites), sites)
+        drawn, limit = self.content.draw(count, seed), positions_of(model)
+        self.texts = {side: [encode(tokenizer, prompt, limit) for prompt in found] for side, found in drawn.items()}
+        self.answered = all(text.answer < len(text.ids) for side in SIDES[:2] for text in self.texts[side])
+        self.pooling = pooling or ("answer" if self.answered else "all")
+        if self.pooling not in POOLINGS or (self.pooling == "answer" and not self.answered):
+            raise DSASError(
+                f"pooling {self.pooling!r}: expected one of {', '.join(POOLINGS)}; answer needs an assistant's turn at "
+                "the end of each source and target prompt"
+            )
+        self.fitting, self.held_out = held_back(self.texts)
+        self.sources = drawn["source"][: len(self.fitting["source"])]
+        self.unseen = {
+            kind: [encode(tokenizer, text, limit) for text in self.content.sample(kind, count, seed)] for kind in UNSEEN
+        }
+        self.reader = Reader(model, pad_token(tokenizer), batch)
+        self._captures: dict[tuple[tuple[str, str], ...], Capture] = {}
+
+    def learn(
+        self,
+        method: str = "caa",
+        gate: str | None = None,
+        *,
+        drift: float = 0.01,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> Concept:
+        """Fit a concept, see `learn`."""
+        chosen = _recipe(recipe, method, gate, self.seed)
+        marks = _marks(self.tokenizer, self.content, self.sources, chosen.lead) if chosen.supervised else []
+        readings = tuple(self._readings(chosen))
+        if readings not in self._captures:
+            self._captures[readings] = self._walk(self.sites, "capturing", readings)
+        capture = self._captures[readings]
+
+        def behind(site: Site, learned: Concept) -> Capture:
+            return _marked(self._walk([site], f"capturing at {site}", readings, learned, chosen), marks)
+
+        with progress_bar(len(self.sites), "fitting", self.show_progress) as bar:
+            interventions, evidence = fit_sites(_marked(capture, marks), chosen, bar.update, recapture=behind)
+        if chosen.cloud:
+            interventions = clouded(interventions, capture, chosen.cloud)
+        lengths = ([len(text.ids) for text in self.texts[side]] for side in ("source", "control"))
+        told_by_length = _auroc(*lengths)
+        _warn(evidence if chosen.worn.looks else [], told_by_length)
+        concept = self._concept(interventions, evidence, told_by_length, chosen)
+        if "encoder" in roots_of(self.model) or not self.answered:
+            return concept
+        with progress_bar(min(TRIALS, len(units_of(concept.method))), "choosing the unit", self.show_progress) as bar:
+            unit, trials = choose_unit(self._trial, concept, drift, bar.update)
+        if not trials["trials"]:
+            warnings.warn(
+                "the model answers source prompts much as it answers control prompts, so nothing tells when enough is "
+                "done: the unit is 1, the map as it was fitted",
+                stacklevel=3,
+            )
+        return replace(concept, unit=unit, evidence={**concept.evidence, "unit": trials})
+
+    def _concept(
+        self,
+        interventions: Sequence[Intervention],
+        evidence: Sequence[SiteEvidence],
+        told_by_length: float,
+        recipe: Recipe,
+    ) -> Concept:
+        """What was fitted, before its unit is chosen."""
+        roots, name = roots_of(self.model), getattr(bare(self.model), "name_or_path", "")
+        return Concept(
+            name=self.content.name,
+            description=self.content.description,
+            interventions=tuple(interventions),
+            method=recipe.method,
+            gate=str(recipe.gate),
+            base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
+            evidence={"sites": [asdict(found) for found in evidence], "length_auroc": told_by_length},
+            provenance={
+                "model": str(name or type(bare(self.model)).__name__),
+                "prompts": self.content.to_dict(),
+                "count": self.count,
+                "prompts_used": {side: len(found) for side, found in self.fitting.items()},
+                "recipe": asdict(recipe),
+                "pooling": self.pooling,
+                "seed": self.seed,
+                "versions": versions("transformers"),
+            },
+        )
+
+    @cached_property
+    def _trial(self) -> HeldOut:
+        """Who tells what a strength does."""
+        return HeldOut(self.reader, self.fitting, self.held_out)
+
+    def _readings(self, recipe: Recipe) -> Iterator[tuple[str, str]]:
+        """Kinds of rows, and which tokens of theirs are read."""
+        form = recipe.form
+        read_at = {"latch": "prompt", "prefix": "all", "last": "answer"}.get(form, self.pooling)
+        yield from [("source", read_at), ("target", self.pooling), ("control", read_at)]
+        if form != "last":  # it does not meet what was given
+            yield "context", "all"
+        if read_at != self.pooling:
+            yield "moved", self.pooling
+        if recipe.cloud:  # whatever is read, all tokens are moved
+            yield "cloud", "all"
+        for kind, found in self.unseen.items():
+            if found:
+                yield kind, read_at if form in ("latch", "last") else "all"
+
+    def _walk(
+        self,
+        sites: Sequence[Site],
+        label: str,
+        readings: Sequence[tuple[str, str]],
+        learned: Concept | None = None,
+        recipe: Recipe | None = None,
+    ) -> Capture:
+        """The activations at some sites, while a concept steers the kinds that the recipe has it steer."""
+        same = {"context": "control", "moved": "source", "cloud": "target"}
+        shown = {**self.fitting, **self.unseen, **{kind: self.fitting[side] for kind, side in same.items()}}
+        capture, reader = Capture(seed=self.seed), self.reader
+        with progress_bar(sum(len(shown[kind]) for kind, _ in readings), label, self.show_progress) as bar:
+            for kind, how in readings:
+                capture.start(kind)
+                steering = learned if recipe is not None and recipe.steers(kind) else None
+                with nullcontext() if steering is None else steer(self.model, {steering: 1.0}):
+                    for piece in reader.batches(shown[kind]):
+                        with visit(roots_of(self.model), sites, capture, reader.describe(piece.counted(how))):
+                            reader.run(piece)
+                        capture.offset += len(piece.ids)
+                        bar.update(len(piece.ids))
+        return capture
+
+
+def _recipe(given: Mapping[str, Any] | None, method: str, gate: str | None, seed: int) -> Recipe:
+    """The recipe of a concept of texts.
+
+    Raises:
+        DSASError: one that reads what is not written yet.
+    """
+    chosen = recipe_of(given, form="token", pooling="mean", top_share=0.25, method=method, gate=gate, seed=seed)
+    if "form" not in (given or {}):
         chosen = replace(chosen, form=chosen.worn.text_form)
     if chosen.form not in FORMS:
         raise DSASError(f"gate form {chosen.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}")
@@ -95,115 +274,13 @@ def learn(
         )
     if chosen.options.get("spatial") == "mean shift":
         raise DSASError("option spatial=mean shift goes by all positions at once: leave it elementwise for texts")
-    wanted = _readable(model, find_sites(model, sites), sites)
-    drawn = content.draw(count, seed)
-    limit = positions_of(model)
-    texts = {side: [encode(tokenizer, prompt, limit) for prompt in found] for side, found in drawn.items()}
-    unseen = {kind: [encode(tokenizer, text, limit) for text in content.sample(kind, count, seed)] for kind in UNSEEN}
-    answered = all(text.answer < len(text.ids) for side in ("source", "target") for text in texts[side])
-    pooling = pooling or ("answer" if answered else "all")
-    if pooling not in POOLINGS or (pooling == "answer" and not answered):
-        raise DSASError(
-            f"pooling {pooling!r}: expected one of {', '.join(POOLINGS)}; answer needs an assistant's turn at the end "
-            "of each source and target prompt"
-        )
-    fitting, held_out = held_back(texts)
-    shown = drawn["source"][: len(fitting["source"])]
-    marks = _marks(tokenizer, content, shown, chosen.lead) if chosen.supervised else []
-    pad = pad_token(tokenizer)
-
-    walk = _Walk(Reader(model, pad, batch), {**fitting, **unseen}, marks, pooling, chosen, seed, show_progress)
-    capture = walk.captured(wanted, "capturing")
-    with progress_bar(len(wanted), "fitting", show_progress) as bar:
-        interventions, evidence = fit_sites(capture, chosen, bar.update, recapture=walk.behind)
-    if chosen.cloud:
-        interventions = clouded(interventions, capture, chosen.cloud)
-    told_by_length = _auroc([len(text.ids) for text in texts["source"]], [len(text.ids) for text in texts["control"]])
-    _warn(evidence if chosen.worn.looks else [], told_by_length)
-    roots = roots_of(model)
-    concept = Concept(
-        name=content.name,
-        description=content.description,
-        interventions=tuple(interventions),
-        method=chosen.method,
-        gate=str(chosen.gate),
-        base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
-        evidence={"sites": [asdict(found) for found in evidence], "length_auroc": told_by_length},
-        provenance={
-            "model": str(getattr(bare(model), "name_or_path", "") or type(bare(model)).__name__),
-            "prompts": content.to_dict(),
-            "count": count,
-            "prompts_used": {side: len(found) for side, found in fitting.items()},
-            "recipe": asdict(chosen),
-            "pooling": pooling,
-            "seed": seed,
-            "versions": versions("transformers"),
-        },
-    )
-    if "encoder" in roots or not answered:
-        return concept
-    with progress_bar(min(TRIALS, len(units_of(concept.method))), "choosing the unit", show_progress) as bar:
-        unit, trials = choose_unit(walk.reader, concept, fitting, held_out, drift, bar.update)
-    if not trials["trials"]:
-        warnings.warn(
-            "the model answers source prompts much as it answers control prompts, so nothing tells when enough is "
-            "done: the unit is 1, the mean difference itself",
-            stacklevel=2,
-        )
-    return replace(concept, unit=unit, evidence={**concept.evidence, "unit": trials})
+    return chosen
 
 
-@dataclass(frozen=True)
-class _Walk:
-    """Every prompt through the model, its activations kept.
-
-    Args:
-        prompts: by kind: source, target and control, and perhaps those of another domain.
-        marks: of each source prompt, which tokens show the concept; empty where nobody told.
-        pooling: what is read of source and target prompts.
-    """
-
-    reader: Reader
-    prompts: Mapping[str, Sequence[Encoded]]
-    marks: Sequence[Sequence[bool]]
-    pooling: str
-    recipe: Recipe
-    seed: int
-    show_progress: bool
-
-    def captured(self, sites: Sequence[Site], label: str, learned: Concept | None = None) -> Capture:
-        """The activations at some sites, while a concept steers the kinds that the recipe has it steer."""
-        same = {"context": "control", "moved": "source", "cloud": "target"}
-        shown = {**self.prompts, **{kind: self.prompts[side] for kind, side in same.items()}}
-        runs = [(kind, how) for kind, how in self._readings() if shown[kind]]
-        capture, reader = Capture(seed=self.seed), self.reader
-        with progress_bar(sum(len(shown[kind]) for kind, _ in runs), label, self.show_progress) as bar:
-            for kind, how in runs:
-                capture.start(kind)
-                steering = learned if self.recipe.steers(kind) else None
-                with nullcontext() if steering is None else steer(reader.model, {steering: 1.0}):
-                    for piece in reader.batches(shown[kind]):
-                        with visit(roots_of(reader.model), sites, capture, reader.describe(piece.counted(how))):
-                            reader.run(piece)
-                        capture.offset += len(piece.ids)
-                        bar.update(len(piece.ids))
-        if self.marks:
-            capture.mark("source", lambda prompt, _: self.marks[prompt])
-        return capture
-
-    def behind(self, site: Site, learned: Concept) -> Capture:
-        """The activations at a site behind others that steer."""
-        return self.captured([site], f"capturing at {site}", learned)
-
-    def _readings(self) -> list[tuple[str, str]]:
-        """Kinds of rows, and which tokens of theirs are read."""
-        form = self.recipe.form
-        read_at = {"latch": "prompt", "prefix": "all", "last": "answer"}.get(form, self.pooling)
-        runs = [("source", read_at), ("target", self.pooling), ("control", read_at)]
-        runs += [("context", "all")] if form != "last" else []  # it does not meet what was given
-        runs += [("moved", self.pooling)] if read_at != self.pooling else []
-        runs += [("cloud", "all")] if self.recipe.cloud else []  # whatever is read, all tokens are moved
-        return [*runs, *((kind, read_at if form in ("latch", "last") else "all") for kind in UNSEEN)]
+def _marked(capture: Capture, marks: Sequence[Sequence[bool]]) -> Capture:
+    if marks:
+        capture.mark("source", lambda prompt, _: marks[prompt])
+    return capture
 
 
 def _marks(tokenizer: Any, content: PromptSet, prompts: Sequence[str], lead: int) -> list[tuple[bool, ...]]:
@@ -239,7 +316,7 @@ def _warn(evidence: Sequence[SiteEvidence], told_by_length: float) -> None:
         warnings.warn(
             f"the best site, {best.site}, tells source from control with balanced accuracy "
             f"{best.balanced_accuracy:.2f} only: add prompts, or choose other sites",
-            stacklevel=3,
+            stacklevel=4,
         )
     firing = [found for found in evidence if found.weight > 0 and found.control_h > FIRING]
     if firing:
@@ -247,13 +324,13 @@ def _warn(evidence: Sequence[SiteEvidence], told_by_length: float) -> None:
         warnings.warn(
             f"the gate fires on control tokens (mean h {worst.control_h:.2f} at {worst.site}): add controls that are "
             "more like the source",
-            stacklevel=3,
+            stacklevel=4,
         )
     if not 1 - TOLD_BY_LENGTH < told_by_length < TOLD_BY_LENGTH:
         warnings.warn(
             f"length alone tells source from control prompts (AUROC {told_by_length:.2f}): the gate may have learned "
             "nothing else; make them of about the same length",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -134,18 +134,9 @@ class _Seen:
 
 
 def choose_unit(
-    reader: Reader,
-    concept: Concept,
-    fitting: Mapping[str, Sequence[Encoded]],
-    held_out: Mapping[str, Sequence[Encoded]],
-    drift: float,
-    done: Callable[[], object],
+    trial: HeldOut, concept: Concept, drift: float, done: Callable[[], object]
 ) -> tuple[float, dict[str, Any]]:
-    """The smallest unit that makes held-out source prompts answered as control prompts are; and what was tried.
-
-    `HeldOut` tells effect and drift of a strength, `dsas_core.unit` chooses by these.
-    """
-    trial = HeldOut(reader, fitting, held_out)
+    """The smallest unit that makes held-out source prompts answered as control prompts are; and what was tried."""
     if not trial.tells:
         return 1.0, trial.judged({"drift_limit": drift, "trials": [], "reached": False})
     unit, summary = choose(lambda unit: trial(concept, unit)[:2], drift, done, units_of(concept.method))

@@ -28,7 +28,7 @@ from dsas_core.provenance import versions
 from .. import evaluate as pictures
 from ..grid import Entry, Grid
 from ..judges import CallableJudge, imported, judge_from
-from ..learn import learn
+from ..learn import Lesson
 from ..masks import CallableMasks, masks_from, masks_of
 from ..similarity import ssim
 from .arguments import add_model, language_model, number, pipeline, positive, refuse_generation, shows_progress
@@ -252,16 +252,15 @@ def _learned(
     Raises:
         DSASError: none can be learned.
     """
+    lessons = _Lessons(models, {**grid.learn, "show_progress": shows_progress(args)})
     for i, entry in enumerate(grid.entries):
         folder = out / entry.name / "concept"
         if i % processes != process or _stands(folder, entry, grid) or (folder.parent / REFUSED).is_file():
             continue
         if shows_progress(args):
             print(f"learning {entry.name}", file=sys.stderr, flush=True)
-        settings: dict[str, Any] = {"method": entry.method, "gate": entry.gate, "sites": entry.sites, **grid.learn}
-        settings |= {"recipe": entry.recipe, "show_progress": shows_progress(args)}
         try:
-            concept = _learn(entry, models, settings)
+            concept = lessons.of(entry).learn(entry.method, entry.gate, recipe=entry.recipe)
         except DSASError as error:  # what a method or a gate says of this concept; the others may do
             folder.parent.mkdir(parents=True, exist_ok=True)
             (folder.parent / REFUSED).write_text(str(error), encoding="utf-8")
@@ -281,13 +280,29 @@ def _learned(
     }, refused
 
 
-def _learn(entry: Entry, models: _Models, settings: dict[str, Any]) -> Concept:
-    """A concept of a grid."""
-    if llm.is_language_model(entry.model):
-        settings.pop("steps", None)
-        return llm.learn(*models.text(entry.model), entry.prompts, **settings)
-    told = masks_of(entry.prompts) if entry.recipe.get("supervision") == "positions" else None
-    return learn(models.pipeline(entry.model), entry.prompts, masks=told, **settings)
+class _Lessons:
+    """Lessons of a grid: concepts of the same prompts at the same sites are fitted on one reading of them."""
+
+    def __init__(self, models: _Models, settings: Mapping[str, Any]) -> None:
+        self._models, self._settings = models, settings
+        self._key: tuple[Any, ...] = ()
+        self._lesson: Any = None
+
+    def of(self, entry: Entry) -> Any:
+        """The lesson of an entry; the last one is kept, as those of large models fill the memory."""
+        told = not llm.is_language_model(entry.model) and entry.recipe.get("supervision") == "positions"
+        key = entry.model, entry.prompts.name, entry.sites, told
+        if key != self._key:
+            self._key, self._lesson = (), None
+            settings = {**self._settings, "sites": entry.sites}
+            if llm.is_language_model(entry.model):
+                settings.pop("steps", None)
+                self._lesson = llm.Lesson(*self._models.text(entry.model), entry.prompts, **settings)
+            else:
+                masks = masks_of(entry.prompts) if told else None
+                self._lesson = Lesson(self._models.pipeline(entry.model), entry.prompts, masks=masks, **settings)
+            self._key = key
+        return self._lesson
 
 
 def _stands(folder: Path, entry: Entry, grid: Grid) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dsas_core.concept import Concept
 
-from ..learn import TRUSTED_EYES
+from ..held_out import TRUSTED_EYES
 from .output import table
 
 #: columns on control positions -> field

@@ -11,7 +11,7 @@ import pytest
 
 from dsas_core.hooks import visitors
 from dsas_core.unit import TRIALS, UNITS
-from dsas_diffusion import Concept, DSASError, learn, steer
+from dsas_diffusion import Concept, DSASError, Lesson, learn, steer
 from tests.helpers import Bare, bases, differ, latents
 
 PROMPTS: dict[str, Any] = {
@@ -167,3 +167,18 @@ def test_clouds_of_single_positions_are_kept_where_asked(tiny_pipe: Any) -> None
         held = latents(tiny_pipe, "a banana on a table")
     with steer(tiny_pipe, {concept: 20.0}):
         assert differ(latents(tiny_pipe, "a banana on a table"), held)
+
+
+def test_concepts_of_one_lesson_are_drawn_once(
+    learned: Concept, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every method from one pass over the prompts; the first is what it would be if it had been learned alone."""
+    drawn: list[str] = []
+    draw = Lesson._drawn
+    monkeypatch.setattr(Lesson, "_drawn", lambda self, texts: (drawn.extend(texts), draw(self, texts))[1])
+    lesson = Lesson(tiny_pipe, PROMPTS, count=12, steps=2, seed=3)
+    assert not drawn
+    assert lesson.learn() == learned
+    others = [lesson.learn(method) for method in ("gaussian-act", "linear-act", "aura")]
+    assert drawn == [text for texts in lesson.fitting.values() for text in texts]
+    assert len({concept.digest for concept in (learned, *others)}) == 4

@@ -328,3 +328,20 @@ def test_what_cannot_be_calibrated_says_why(learned: Concept, tokenizer: Words) 
     ):
         with pytest.raises(DSASError, match=message):
             llm.calibrate(model, tokenizer, concept, prompts)
+
+
+def test_concepts_of_one_lesson_are_read_once(tokenizer: Words, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every method from one pass over the prompts, and each as if it had been learned alone."""
+    model = tiny("llama")
+    chosen = [("caa", None), ("mean-act", None), ("linear-act", "gaps"), ("iti", "cosine"), ("mera", None)]
+    alone = [llm.learn(model, tokenizer, PROMPTS, count=16, method=method, gate=gate) for method, gate in chosen]
+    walks: list[Any] = []
+    walk = llm.Lesson._walk
+    monkeypatch.setattr(llm.Lesson, "_walk", lambda *given: (walks.append(given), walk(*given))[1])
+    lesson = llm.Lesson(model, tokenizer, PROMPTS, count=16)
+    assert not walks
+    together = [lesson.learn(method, gate) for method, gate in chosen]
+    assert len(walks) == 1
+    assert together == alone
+    lesson.learn("caa", recipe={"form": "latch"})
+    assert len(walks) == 2, "another form reads other tokens"

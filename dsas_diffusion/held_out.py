@@ -1,0 +1,146 @@
+"""What a strength does, told on held-out prompts by the model's own eyes; no judge takes part.
+
+The denoiser, unsteered, looks at the finished picture with a little noise on it, and a logistic probe fitted on source
+and target pictures tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dsas_core import methods
+from dsas_core.calibration import Trial
+from dsas_core.concept import Concept
+from dsas_core.hooks import Call, visit
+from dsas_core.probes import LinearProbe
+from dsas_core.sites import Site
+
+from .families import family_of, find_sites
+from .generation import UNCHANGED, Settings, change, decode, latents_of, noise_for, seeds_for
+from .steer import steer
+
+EYES_TIMESTEP = 250.0
+#: cross-validated balanced accuracy from which the eyes' word on effects is taken
+TRUSTED_EYES = 0.7
+
+
+class HeldOut:
+    """Tries strengths on held-out prompts.
+
+    Each held-out source picture goes some share of the way, by the eyes' logit, that asking in words moves the mean;
+    shares are cut to [0, 1], so that a picture which goes too far does not stand in for one that stays behind. The
+    effect of a strength is their mean, over the same mean when asked in words; its drift the share of control pictures
+    that change; its reach how far the source pictures move in what the eyes see, standardised, over how far asking in
+    words moves them.
+
+    Args:
+        latents: of the "source" and "target" pictures that the eyes are fitted on. held_out: prompts of each side.
+        seed: the run's; these pictures get others from it.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        latents: Mapping[str, torch.Tensor],
+        held_out: Mapping[str, Sequence[str]],
+        settings: Settings,
+        seed: int,
+        batch: int,
+    ) -> None:
+        self.pipe, self.settings, self.batch = pipe, settings, batch
+        self.eyes = Eyes(pipe, latents["source"], latents["target"])
+        base, seeds = {}, {}
+        for i, (side, texts) in enumerate(held_out.items()):
+            seeds[side] = seeds_for(texts, seed + 1 + (i == 2))
+            base[side] = latents_of(pipe, texts, seeds[side], settings, batch)
+        self.texts = [*held_out["source"], *held_out["control"]]
+        self.seeds = [*seeds["source"], *seeds["control"]]
+        self.cut = len(held_out["source"])
+        self.untouched = decode(pipe, base["control"])
+        self.seen = {side: self.eyes.features(base[side]) for side in ("source", "target")}
+        start, end = (self.eyes.read(self.seen[side]).mean() for side in ("source", "target"))
+        self.start, self.span = start, max(float(end - start), 1e-6)
+        self.asked = max(self._way(self.seen["target"]), 1e-6)
+        self.spread = torch.cat(list(self.seen.values())).std(0).clamp_min(1e-6)
+        self.far = max(self._moved(self.seen["target"]), 1e-6)
+
+    def __call__(self, concept: Concept, strength: float) -> Trial:
+        """What a concept does at a map strength of either sign."""
+        with steer(self.pipe, {concept.with_unit(1.0): strength}):
+            made = latents_of(self.pipe, self.texts, self.seeds, self.settings, self.batch)
+        changed = change(self.untouched, decode(self.pipe, made[self.cut :])) > UNCHANGED
+        seen = self.eyes.features(made[: self.cut])
+        return Trial(self._way(seen) / self.asked, float(changed.mean()), self._moved(seen) / self.far)
+
+    def judged(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """What `unit.choose` tells of its trials, and how far the eyes are to be trusted in it."""
+        accuracy = self.eyes.accuracy
+        reached = summary["reached"] and accuracy >= TRUSTED_EYES
+        return {**summary, "asked_in_words": self.span, "eyes_accuracy": accuracy, "reached": reached}
+
+    def _way(self, seen: torch.Tensor) -> float:
+        return float(((self.eyes.read(seen) - self.start) / self.span).clamp(0, 1).mean())
+
+    def _moved(self, seen: torch.Tensor) -> float:
+        """Median distance from the source pictures; asked in words, from each to its pair, where it has one."""
+        count = min(len(seen), self.cut)
+        return float(((seen[:count] - self.seen["source"][:count]) / self.spread).norm(dim=1).median())
+
+
+class Eyes:
+    """Tells target pictures from source pictures by what the unsteered denoiser sees in them.
+
+    Each picture's latents are noised to a timestep of about 250, shown to the denoiser with an empty prompt, and the
+    means and deviations of its block outputs are classified by cross-validated logistic regression.
+    """
+
+    def __init__(self, pipe: Any, source: torch.Tensor, target: torch.Tensor) -> None:
+        self.pipe = pipe
+        self.family = family_of(pipe)
+        self.sites = find_sites(pipe, "block")
+        gate = methods.get("dsas", "gate")
+        fitted = gate.cross_fit(self.features(target), self.features(source), rank=16, scaler="std")
+        self.probe: LinearProbe = fitted.probe
+        self.accuracy: float = fitted.evidence.balanced_accuracy
+
+    def read(self, features: torch.Tensor) -> torch.Tensor:
+        """How much each picture, by its features, looks like the target rather than the source, float64 [n]."""
+        return self.probe.logit(features)[:, 0]
+
+    @torch.no_grad()
+    def features(self, latents: torch.Tensor, batch: int = 32) -> torch.Tensor:
+        """What is seen in each picture, float64 [n, features]."""
+        pipe, scheduler = self.pipe, self.pipe.scheduler
+        scheduler.set_timesteps(50)
+        timestep = min(scheduler.timesteps.tolist(), key=lambda t: abs(t - EYES_TIMESTEP))
+        denoiser = getattr(pipe, self.family.denoiser)
+        denoiser = getattr(denoiser, "_orig_mod", denoiser)
+        empty = pipe.encode_prompt("", denoiser.device, 1, False)[0]
+        rows = []
+        for start in range(0, len(latents), batch):
+            clean = latents[start : start + batch]
+            noise = noise_for(pipe, range(start, start + len(clean))).to(clean)
+            times = torch.full((len(clean),), timestep, device=clean.device)
+            times = times.to(scheduler.timesteps.dtype)
+            mixed = scheduler.add_noise(clean, noise, times)
+            seen = _Seen()
+            with visit({self.family.denoiser: denoiser}, self.sites, seen):
+                denoiser(mixed, times, encoder_hidden_states=empty.expand(len(clean), -1, -1))
+            rows.append(torch.cat(seen.features, 1).float().cpu())
+        return torch.cat(rows).double()
+
+
+class _Seen:
+    """A visitor that keeps mean and deviation over positions."""
+
+    def __init__(self) -> None:
+        self.features: list[torch.Tensor] = []
+
+    def begin(self, root: str, call: Call) -> None:
+        """Every row counts."""
+
+    def visit(self, site: Site, x: torch.Tensor) -> None:
+        self.features += [x.mean(1), x.std(1)]
