@@ -30,6 +30,9 @@ COMBINE = ("sum", "blend")
 
 #: strength over the timestep: float [] in 0 … 1000 -> a factor []
 Schedule = Callable[[torch.Tensor], torch.Tensor]
+#: where a concept may act: its name, a site, an activation [batch, positions, width] there -> a factor on h
+#: [batch, positions, 1], or None for everywhere
+Localiser = Callable[[str, Site, torch.Tensor], torch.Tensor | None]
 Key = TypeVar("Key", bound=tuple[object, ...])
 
 
@@ -54,6 +57,7 @@ class Steering:
         trace: where to record h and changes, or None.
         combine: "sum" adds up what several concepts change at a position; "blend" first takes their h down to a total
             of the highest among them (`interpolation.share`), in whatever order they are given.
+        localiser: multiplies h, whatever it comes from, by where a concept may act; None for everywhere.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Steering:
         schedule: Schedule | Mapping[str, Schedule] | None = None,
         trace: Trace | None = None,
         combine: str = "sum",
+        localiser: Localiser | None = None,
     ) -> None:
         if gate not in (None, "on", "off"):
             raise DSASError(f"gate {gate!r}: expected None (the concept's own), on or off")
@@ -75,7 +80,7 @@ class Steering:
         self.strengths = Strengths({concept.name: obstacle_to_auto(concept, gate) for concept in concepts})
         for concept, strength in concepts.items():
             self.strengths[concept.name] = strength
-        self.trace = trace
+        self.trace, self._localiser = trace, localiser
         schedules = schedule if isinstance(schedule, Mapping) else {name: schedule for name in names if schedule}
         unknown = set(schedules) - set(names)
         if unknown:
@@ -186,6 +191,7 @@ class Steering:
                     steps.append(_Step(attached.name, entry.map, dose, h, h))
         if not steps:
             return None
+        steps = [self._localised(step, site, x) for step in steps]
         out = interpolate(x, [(step.map, step.strength, step.h) for step in self._shared(steps)])
         if self.trace is not None:
             for step in steps:
@@ -208,6 +214,11 @@ class Steering:
         h = (solved.strength > 0) * entry.weight * entry.plane.gate(x, mask) * counted
         seen = h if self.trace is None else self._score(name, entry, x, mask)
         return _Step(name, entry.map, solved.strength * dose, h, seen, solved)
+
+    def _localised(self, step: _Step, site: Site, x: torch.Tensor) -> _Step:
+        """A step with h where its concept may act."""
+        where = None if self._localiser is None else self._localiser(step.concept, site, x)
+        return step if where is None else step._replace(h=step.h * where, seen=step.seen * where)
 
     def _shared(self, steps: list[_Step]) -> list[_Step]:
         """Steps of several concepts with what `combine` leaves each of its h; the interventions of one go together."""
