@@ -161,7 +161,7 @@ def looking_at(pipe: Any) -> list[Looking]:
     """The layers in which a pipeline's pictures look at its prompts.
 
     Raises:
-        DSASError: there is none, or its projections are fused, so that its keys cannot be seen.
+        DSASError: there is none.
     """
     family, roots = family_of(pipe), roots_of(pipe)
     known, expression = modules(roots), re.compile(family.groups[family.looking][0])
@@ -169,9 +169,6 @@ def looking_at(pipe: Any) -> list[Looking]:
     found = [layer for layer in found if getattr(layer.module, "is_cross_attention", True)]
     if not found:
         raise DSASError(f"{family.denoiser} has no cross-attention, so it looks at no words")
-    fused = [layer.path for layer in found if getattr(layer.module, "fused_projections", False)]
-    if fused:
-        raise DSASError(f"{fused[0]} has fused projections, which hide its keys: call unfuse_qkv_projections() first")
     return found
 
 

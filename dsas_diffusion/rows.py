@@ -104,11 +104,18 @@ class Rows:
 
     def tokenised(self, texts: list[str]) -> torch.Tensor:
         """Token ids of texts as the text encoder reads them, int64 [texts, positions]: padded, and cut off."""
-        tokenizer = self.pipe.tokenizer
-        if hasattr(self.pipe, "maybe_convert_prompt"):  # textual inversion: one word, several tokens
-            texts = self.pipe.maybe_convert_prompt(texts, tokenizer)
-        length = tokenizer.model_max_length
-        return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        options = {"padding": "max_length", "max_length": self.pipe.tokenizer.model_max_length, "truncation": True}
+        return self.pipe.tokenizer(self._converted(texts), return_tensors="pt", **options).input_ids
+
+    def spelled(self, text: str) -> list[int]:
+        """Token ids of a text as it stands within a prompt."""
+        return self.pipe.tokenizer(self._converted([text]), add_special_tokens=False).input_ids[0]
+
+    def _converted(self, texts: list[str]) -> list[str]:
+        """Texts with what textual inversion has learned spelled out: one word, several tokens."""
+        if hasattr(self.pipe, "maybe_convert_prompt"):
+            return self.pipe.maybe_convert_prompt(texts, self.pipe.tokenizer)
+        return texts
 
     def _denoiser_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = self.of_prompts(args, kwargs)

@@ -40,15 +40,16 @@ class WordMasks:
 
     A word is found in a prompt token by token, as often as it is there: letter case does not matter to CLIP, "bananas"
     is another word than "banana", and what the text encoder cuts off is not there. In a prompt without any of a
-    concept's words M is 0 and the concept does nothing, bit for bit; a warning tells when no prompt has one. Rows of
-    the negative prompt, where they are steered too, have the mask of their picture.
+    concept's words M is 0 and the concept leaves the denoiser as it is, bit for bit, also where the picture shows the
+    thing under another name ("a fruit"); a warning tells when no prompt has one. Rows of the negative prompt, where
+    they are steered too, have the mask of their picture.
 
     Args:
         pipe: the pipeline. rows: who knows its prompts, entered already.
         words: of concepts that steer patches of the picture; of others h is left as it is.
 
     Raises:
-        DSASError: no cross-attention, or one whose keys cannot be seen.
+        DSASError: no cross-attention; and while the model runs, one whose keys cannot be seen.
     """
 
     def __init__(self, pipe: Any, rows: Rows, words: Mapping[str, Sequence[str]]) -> None:
@@ -88,31 +89,37 @@ class WordMasks:
         ids = self._rows.tokenised(texts).tolist()
         chosen = torch.zeros(len(self.words), len(ids), len(ids[0]))
         for name, words in self.words.items():
-            spelled = [self._tokenizer(word, add_special_tokens=False).input_ids for word in words]
+            spelled = [self._rows.spelled(word) for word in words]
             for row, line in zip(chosen[self._places[name]], ids, strict=True):
                 row[self._found(spelled, line)] = 1
             if not chosen[self._places[name]].any():
                 said = ", ".join(map(repr, words))
-                warnings.warn(f"no prompt has the word {said} of {name!r}, which does nothing here", stacklevel=2)
+                told = f"no prompt has the word {said}, so {name!r} leaves the denoiser as it is"
+                warnings.warn(told, stacklevel=2)
         counts = chosen.sum(-1, keepdim=True).clamp_min(1)
         self._chosen = (chosen / counts).repeat_interleave(self._rows.images_per_prompt, 1)
         self._running = False
+        self._queries.clear()
+
+    def _check_keys(self) -> None:
+        """Queries whose keys never came would leave the concept without a place to act, unnoticed."""
+        if self._queries:
+            raise DSASError(
+                "the cross-attention does not show its keys, so nobody knows where it looks: call "
+                "unfuse_qkv_projections(), or set another attention processor"
+            )
 
     def _found(self, spelled: Sequence[list[int]], ids: list[int]) -> list[int]:
         """Positions in a prompt of the tokens of words, where whole words begin and end."""
         tokens = self._tokenizer.convert_ids_to_tokens(ids)
-        special = set(self._tokenizer.all_special_ids)
+        whole = {*self._tokenizer.all_special_ids, *self._tokenizer.get_added_vocab().values()}
         begins = [
-            i for i in range(1, len(ids)) if ids[i - 1] in special or tokens[i - 1].endswith(END_OF_WORD)
+            i for i in range(1, len(ids)) if ids[i - 1] in whole or tokens[i - 1].endswith(END_OF_WORD)
         ]  # the first token is that of the beginning
         return [i + k for word in spelled for i in begins if ids[i : i + len(word)] == word for k in range(len(word))]
 
     def begin(self, root: str, call: Call) -> None:
-        if self._running and not self._known.any():
-            raise DSASError(
-                "the cross-attention showed none of its keys, so nobody knows where it looks: another attention "
-                "processor may hide them"
-            )
+        self._check_keys()
         device, grid = call.rows.device, (*self._chosen.shape[:2], *self._rows.latents)
         with torch.inference_mode(False):  # to be written in and out of inference mode
             if self._mask.shape != grid or self._mask.device != device:
@@ -134,6 +141,7 @@ class WordMasks:
         number = self._by_site[site]
         layer, own = self._layers[number], x.index_select(0, self._pictures.to(x.device))
         if site == layer.queries:
+            self._check_keys()
             self._queries[number] = own
             return
         queries = layer.by_head(self._queries.pop(number), "q")

@@ -24,7 +24,18 @@ from dsas_core.trace import Trace
 from .. import __version__, viz
 from ..generation import Settings, change, decode, latent_batches, seeds_for, settings_of
 from ..steer import steer
-from .arguments import GATES, add_gate, add_generation, add_model, number, pipeline, positive, shows_progress
+from .arguments import (
+    GATES,
+    add_gate,
+    add_generation,
+    add_model,
+    add_words,
+    number,
+    pipeline,
+    positive,
+    shows_progress,
+    words_by_name,
+)
 from .output import encoded, free_files, table, write_files
 
 #: suffix -> how an animation is written
@@ -56,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="strengths, evenly spaced (default 7); 0, where it is not among them, is added",
     )
     add_gate(parser)
+    add_words(parser)
     parser.add_argument("--compare", action="store_true", help="add a row per prompt with the gate always on")
     add_generation(parser)
     parser.add_argument(
@@ -133,10 +145,11 @@ def _drawn(
     prompts = list(zip(args.prompt, seeds, strict=True))
     labels = {gate: "" if gates == ["own"] else GATE_NAMES[gate] for gate in gates}
     rows = {gate: [_Row(prompt, seed, gate, labels[gate]) for prompt, seed in prompts] for gate in gates}
+    words = words_by_name(args.words)
     total = len(gates) * len(strengths) * len(args.prompt)
     with progress_bar(total, "pictures", shows_progress(args)) as bar:
         for gate in gates:
-            with steer(pipe, {concept: 0.0}, gate=GATES[gate], trace=True) as steering:
+            with steer(pipe, {concept: 0.0}, gate=GATES[gate], words=words, trace=True) as steering:
                 assert steering.trace is not None
                 for strength in strengths:
                     steering.strengths[concept.name] = strength
@@ -179,6 +192,7 @@ def _document(
         "model": args.model,
         "concept": {"concept": args.concept, "name": concept.name, "unit": concept.unit},
         "strengths": list(strengths),
+        "words": words_by_name(args.words),
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,

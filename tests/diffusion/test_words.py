@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
 
 import dsas_diffusion.words as words_of_prompts
 from dsas_core import Concept, DSASError, Site
 from dsas_core.trace import Record
-from dsas_diffusion import Schedule, find_sites, steer
+from dsas_diffusion import Schedule, find_sites, load_pipeline, steer
 from dsas_diffusion.families import looking_at
 from tests.helpers import (
     STEPS,
@@ -74,7 +77,7 @@ class EagerProcessor(AttnProcessor):
             del attn.get_attention_scores
 
 
-# ---- attention, and the mask that it makes ----------------------------------------------------------------------------
+# ---- attention, and the mask that it makes --------------------------------------------------------------------------
 
 
 def test_attention_is_that_of_an_eager_kernel(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +100,6 @@ def test_attention_is_that_of_an_eager_kernel(pipe: Any, monkeypatch: pytest.Mon
     finally:
         pipe.unet.set_attn_processor(dict(original))
     assert len(found) == len(kept) == STEPS * len(looking)
-    columns = [4, 5, 7]  # <start> a dog to the left of a banana
     tokens = pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(BOTH).input_ids)
     columns = [i for i, token in enumerate(tokens) if token in ("left</w>", "of</w>", "banana</w>")]
     assert len(columns) == 3
@@ -175,7 +177,9 @@ def test_whole_words_are_found_as_the_text_encoder_reads_them(
 def test_words_of_learned_tokens_are_found(tmp_path: Path) -> None:
     pipe = build_flow_pipe(tmp_path)
     pipe.load_textual_inversion({"<thing>": torch.randn(3, 32)}, token="<thing>")
-    assert all(record.h.any() for record in masks(pipe, "a <thing> on a table", word="<thing>"))
+    seen = [masks(pipe, "a <thing> banana", word=word) for word in ("<thing>", "banana", "<thing> banana")]
+    assert all(record.h.any() for records in seen for record in records)
+    assert len({tuple(records[-1].h.flatten().tolist()) for records in seen}) == 3
     with pytest.warns(UserWarning, match="no prompt has the word"):
         masks(pipe, BANANA, word="<thing>")
 
@@ -260,9 +264,8 @@ def test_embeddings_made_within_the_block_have_the_words_of_their_prompts(tiny_p
     assert differ(made, base)
 
 
-@pytest.mark.parametrize("build", [build_flow_pipe, build_ddim_pipe])
-def test_one_compiled_graph_serves(build: Any, tmp_path: Path) -> None:
-    pipe = build(tmp_path)
+def test_one_compiled_graph_serves(tmp_path: Path) -> None:
+    pipe = build_ddim_pipe(tmp_path)
     concept, graphs = concept_of(pipe, ["cross", "self"]), []
 
     def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
@@ -304,9 +307,7 @@ def test_bad_words(tiny_pipe: Any, words: Any, message: str) -> None:
 
 
 def test_a_concept_that_steers_the_text_alone_is_refused(tiny_pipe: Any) -> None:
-    with pytest.raises(
-        DSASError, match='steers the text alone, which has no patches .* learn it with sites="denoiser"'
-    ):
+    with pytest.raises(DSASError, match=r'steers the text alone, .* learn it with sites="denoiser"'):
         steer(tiny_pipe, {concept_of(tiny_pipe, "text"): S}, words={"random": "banana"})
 
 
@@ -331,15 +332,62 @@ def test_attention_that_cannot_be_seen(tmp_path: Path) -> None:
 
     pipe = build_flow_pipe(tmp_path)
     concept = concept_of(pipe)
-    pipe.unet.fuse_qkv_projections()
-    with pytest.raises(DSASError, match="fused projections, which hide its keys: call unfuse_qkv_projections"):
-        steer(pipe, {concept: S}, words={"random": "banana"})
-    pipe.unet.unfuse_qkv_projections()
     with steer(pipe, {concept: S}, words={"random": "banana"}):
+        made = latents(pipe, BANANA)
         pipe.unet.fuse_qkv_projections()
-        with pytest.raises(DSASError, match="showed none of its keys"):
-            latents(pipe, BANANA)
+        with pytest.raises(DSASError, match=r"does not show its keys, .* call unfuse_qkv_projections"):
+            latents(pipe, BANANA, num_inference_steps=1)
+        pipe.unet.unfuse_qkv_projections()
+        assert torch.equal(latents(pipe, BANANA), made)
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "mid_block_type": None}
     pipe.unet = UNet2DConditionModel(8, 4, 4, **blocks, block_out_channels=(16, 32), norm_num_groups=8)
     with pytest.raises(DSASError, match="unet has no cross-attention"):
         looking_at(pipe)
+
+
+# ---- on the command line --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a concept that steers the denoiser of the tests' model."""
+    pipe = load_pipeline(model, device="cpu")
+    return str(concept_of(pipe, unit=5.0).save_pretrained(tmp_path_factory.mktemp("concepts") / "random"))
+
+
+def test_the_command_line_takes_words(dsas: Any, model: str, saved: str, tmp_path: Path) -> None:
+    shared = ("--model", model, "--concept", saved, "-p", "a dog", "--steps", 2, "--json")
+    for word, there in (("dog", True), ("cat", False)):
+        words = ("--words", f"random={word}", "--words", "random=house")
+        code, text, err = dsas("generate", *shared, *words, "--gate", "on", "--compare", "--out", tmp_path / word)
+        assert (code, "no prompt has the word" in err) == (0, not there)
+        assert json.loads(text)["words"] == {"random": [word, "house"]}
+        pictures = [(tmp_path / word / name).read_bytes() for name in ("001-base.png", "001.png")]
+        assert (Image.open(BytesIO(pictures[0])).tobytes() != Image.open(BytesIO(pictures[1])).tobytes()) == there
+        strip = ("--from", 0, "--to", 1, "--count", 2, "--gate", "on", "--out", tmp_path / f"{word}.png")
+        swept = json.loads(dsas("sweep", *shared, *words, *strip)[1])
+        assert swept["words"] == {"random": [word, "house"]}
+        assert [change > 0 for change in swept["rows"][0]["change"]] == [False, there]
+        looked = json.loads(dsas("doctor", *shared, *words)[1])
+        assert any("where the picture looks at" in line for line in looked["conclusions"]) != there
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        ("generate -p x -c {saved} --words dog", 2, "expected NAME=WORD, found 'dog'"),
+        ("generate -p x -c {saved} --words random=", 2, "expected NAME=WORD, found 'random='"),
+        ("generate -p x --words random=dog", 2, "--words are of a --concept: give one"),
+        ("generate --model {model} -p x -c {saved} --words other=dog --quiet", 1, "words for 'other', but steered are"),
+        ("doctor --model builtin:chat -p x -c {saved} --words random=dog", 2, "it takes no --words"),
+    ],
+)
+def test_bad_words_are_one_line(
+    dsas: Any, model: str, saved: str, tmp_path: Path, argv: str, code: int, message: str
+) -> None:
+    out = [] if argv.startswith("doctor") else ["--out", tmp_path / "new"]
+    given = dsas(*argv.format(model=model, saved=saved).split(), *out)
+    assert given[0] == code
+    assert message in given[2]
+    assert given[2].count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
