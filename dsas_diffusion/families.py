@@ -123,11 +123,10 @@ def find_sites(pipe: Any, sites: str | Sequence[str] | None = None) -> list[Site
 
 @dataclass(frozen=True)
 class Looking:
-    """A cross-attention layer, by what its own projections give.
+    """A cross-attention layer.
 
     Args:
-        path: of the layer. queries: of patches, [batch, patches, width]. keys, values: of the prompt's tokens.
-        module: diffusers' `Attention`.
+        path: canonical. module: diffusers' `Attention`.
     """
 
     path: str
@@ -135,6 +134,7 @@ class Looking:
 
     @property
     def queries(self) -> Site:
+        """Of patches of the picture; keys and values are of the prompt's tokens."""
         return Site(f"{self.path}.to_q")
 
     @property

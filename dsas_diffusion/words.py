@@ -45,7 +45,7 @@ class WordMasks:
     they are steered too, have the mask of their picture.
 
     Args:
-        pipe: the pipeline. rows: who knows its prompts, entered already.
+        pipe: the pipeline. rows: who knows its prompts.
         words: of concepts that steer patches of the picture; of others h is left as it is.
 
     Raises:
