@@ -38,6 +38,7 @@ format: $(STAMP)  ## format, and fix what ruff can fix
 
 bench: $(STAMP)  ## the figures of the README
 	.venv/bin/python benchmarks/concept.py
+	.venv/bin/python benchmarks/localise.py
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/overhead.py
 	.venv/bin/python benchmarks/chat.py
 	.venv/bin/python benchmarks/toxicity.py

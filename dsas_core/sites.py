@@ -162,6 +162,7 @@ def _tensor(value: Any, site: Site) -> torch.Tensor:
 
 def patch_grid(positions: int, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of so many patches of a picture: of all grids the one nearest to its shape."""
-    rows = [row for row in range(1, positions + 1) if positions % row == 0]
+    small = [row for row in range(1, math.isqrt(positions) + 1) if positions % row == 0]
+    rows = [row for divisor in small for row in (divisor, positions // divisor)]
     best = min(rows, key=lambda row: abs(math.log(row * row / positions * width / height)))
     return best, positions // best

@@ -33,6 +33,9 @@ WITHIN = (None, "target")
 
 #: strength over the timestep: float [] in 0 … 1000 -> a factor []
 Schedule = Callable[[torch.Tensor], torch.Tensor]
+#: where a concept may act: its name, a site, an activation [batch, positions, width] there -> a factor on h
+#: [batch, positions, 1], or None for everywhere
+Localiser = Callable[[str, Site, torch.Tensor], torch.Tensor | None]
 Key = TypeVar("Key", bound=tuple[object, ...])
 
 
@@ -61,6 +64,7 @@ class Steering:
         within: "target" takes as much of each strength, at each position, as keeps the activation among those of the
             concept's targets (`cloud.strength_within`); None takes all of it. Of several concepts each is kept in its
             own targets' cloud, whatever the others do.
+        localiser: multiplies h, whatever it comes from, by where a concept may act; None for everywhere.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Steering:
         trace: Trace | None = None,
         combine: str = "sum",
         within: str | None = None,
+        localiser: Localiser | None = None,
     ) -> None:
         if gate not in (None, "on", "off"):
             raise DSASError(f"gate {gate!r}: expected None (the concept's own), on or off")
@@ -89,7 +94,7 @@ class Steering:
         self.strengths = Strengths({concept.name: obstacle_to_auto(concept, gate) for concept in concepts})
         for concept, strength in concepts.items():
             self.strengths[concept.name] = strength
-        self.trace = trace
+        self.trace, self._localiser = trace, localiser
         schedules = schedule if isinstance(schedule, Mapping) else {name: schedule for name in names if schedule}
         unknown = set(schedules) - set(names)
         if unknown:
@@ -200,6 +205,7 @@ class Steering:
                     steps.append(_Step(attached.name, entry.map, dose, h, h, cloud=entry.cloud))
         if not steps:
             return None
+        steps = [self._localised(step, site, x) for step in steps]
         out = interpolate(x, [(step.map, _strength(x, step), step.h) for step in self._shared(steps)])
         if self.trace is not None:
             for step in steps:
@@ -222,6 +228,11 @@ class Steering:
         h = (solved.strength > 0) * entry.weight * entry.plane.gate(x, mask) * counted
         seen = h if self.trace is None else self._score(name, entry, x, mask)
         return _Step(name, entry.map, solved.strength * dose, h, seen, solved, entry.cloud)
+
+    def _localised(self, step: _Step, site: Site, x: torch.Tensor) -> _Step:
+        """A step with h where its concept may act."""
+        where = None if self._localiser is None else self._localiser(step.concept, site, x)
+        return step if where is None else step._replace(h=step.h * where, seen=step.seen * where)
 
     def _shared(self, steps: list[_Step]) -> list[_Step]:
         """Steps of several concepts with what `combine` leaves each of its h; the interventions of one go together."""

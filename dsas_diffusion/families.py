@@ -5,10 +5,12 @@ A table, no guessing: an unknown family raises. The family is told by the class 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from dsas_core.errors import DSASError
@@ -27,6 +29,7 @@ class Family:
         default: the groups that steer when the user names none; what benchmarks/concept.py shows best.
         denoiser_default: the groups that "denoiser" stands for.
         watched: the groups that a concept of text sites alone reads for the heat-map, without changing them.
+        looking: the group whose layers look from patches of the picture at the prompt's tokens (`looking_at`).
         edges: timesteps that separate the bins of denoiser sites, unless the user names others.
         bounds: what the clock shows at the noisy and at the clean end; 1000 and 0 for raw timesteps.
         unconditional_first: whether classifier-free guidance stacks [unconditional, conditional] rows.
@@ -39,6 +42,7 @@ class Family:
     default: tuple[str, ...]
     denoiser_default: tuple[str, ...]
     watched: tuple[str, ...] = ("cross",)
+    looking: str = "cross"
     edges: tuple[float, ...] = (500.0,)
     bounds: tuple[float, float] = (1000.0, 0.0)
     unconditional_first: bool = True
@@ -117,10 +121,59 @@ def find_sites(pipe: Any, sites: str | Sequence[str] | None = None) -> list[Site
     return list(found.values())
 
 
+@dataclass(frozen=True)
+class Looking:
+    """A cross-attention layer.
+
+    Args:
+        path: canonical. module: diffusers' `Attention`.
+    """
+
+    path: str
+    module: nn.Module
+
+    @property
+    def queries(self) -> Site:
+        """Of patches of the picture; keys and values are of the prompt's tokens."""
+        return Site(f"{self.path}.to_q")
+
+    @property
+    def keys(self) -> Site:
+        return Site(f"{self.path}.to_k")
+
+    @property
+    def values(self) -> Site:
+        return Site(f"{self.path}.to_v")
+
+    @property
+    def scale(self) -> float:
+        """Of the products of queries and keys."""
+        return float(self.module.scale)  # type: ignore[arg-type]
+
+    def by_head(self, x: torch.Tensor, kind: str) -> torch.Tensor:
+        """Queries ("q") or keys ("k") as the layer compares them: [batch, heads, positions, width of a head]."""
+        norm = getattr(self.module, f"norm_{kind}", None)
+        parts = x.unflatten(-1, (self.module.heads, -1)).transpose(1, 2)
+        return parts if norm is None else norm(parts)
+
+
+def looking_at(pipe: Any) -> list[Looking]:
+    """The layers in which a pipeline's pictures look at its prompts.
+
+    Raises:
+        DSASError: there is none.
+    """
+    family, roots = family_of(pipe), roots_of(pipe)
+    known, expression = modules(roots), re.compile(family.groups[family.looking][0])
+    found = [Looking(path, module) for path, module in known.items() if expression.fullmatch(path)]
+    found = [layer for layer in found if getattr(layer.module, "is_cross_attention", True)]
+    if not found:
+        raise DSASError(f"{family.denoiser} has no cross-attention, so it looks at no words")
+    return found
+
+
 def _layout(family: Family, roots: Mapping[str, nn.Module], path: str) -> str:
     """The layout of a path's output: by the group that it belongs to, else by the kind of module."""
-    import re
-
     for expression, layout in family.groups.values():
         if re.fullmatch(expression, path):
             return layout

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -45,9 +46,11 @@ class Rows:
         self.pipe, self.rows, self.positions, self.on_prompts = pipe, rows, positions, on_prompts
         self.family: Family = family_of(pipe)
         self.prompts = 0
+        self.texts: list[str] | None = None  # the prompts, where they are known
+        self.latents = (0, 0)  # height and width of what the denoiser reads
         self.images_per_prompt = 1
         self.embeddings = ""  # "given" ready-made, or "made here" by an earlier encode_prompt; else made now
-        self._made: list[weakref.ref[torch.Tensor]] = []
+        self._made: list[tuple[weakref.ref[torch.Tensor], list[str] | None]] = []
         self._negative_ids: torch.Tensor | None = None
         self._original: Any = None
 
@@ -69,8 +72,8 @@ class Rows:
             given.apply_defaults()
             self._note(given.arguments)
             made = self._original(*args, **kwargs)
-            self._made = [known for known in self._made if known() is not None]
-            self._made += [weakref.ref(tensor) for tensor in made if isinstance(tensor, torch.Tensor)]
+            self._made = [known for known in self._made if known[0]() is not None]
+            self._made += [(weakref.ref(tensor), self.texts) for tensor in made if isinstance(tensor, torch.Tensor)]
             return made
 
         self.pipe.encode_prompt = encode_prompt
@@ -84,36 +87,54 @@ class Rows:
     def _note(self, given: dict[str, Any]) -> None:
         """Remember what a generation is asked for."""
         prompt, embeds = given.get("prompt"), given.get("prompt_embeds")
-        ours = any(made() is embeds for made in self._made)
+        ours = [texts for made, texts in self._made if made() is embeds]
         self.embeddings = "" if embeds is None else "made here" if ours else "given"
         self.prompts = len(embeds) if embeds is not None else len(prompt) if isinstance(prompt, list) else 1
+        if embeds is None:
+            self.texts = prompt if isinstance(prompt, list) else [prompt or ""]
+        else:
+            self.texts = ours[0] if ours else None
         self.images_per_prompt = int(given.get("num_images_per_prompt") or 1)
         self._negative_ids = None
         if given.get("do_classifier_free_guidance", True):
             negative = given.get("negative_prompt") or ""
-            tokenizer = self.pipe.tokenizer
-            texts = [negative] if isinstance(negative, str) else list(negative)
-            if hasattr(self.pipe, "maybe_convert_prompt"):  # textual inversion: one word, several tokens
-                texts = self.pipe.maybe_convert_prompt(texts, tokenizer)
-            length = tokenizer.model_max_length
-            padded = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            self._negative_ids = padded.input_ids
+            self._negative_ids = self.tokenised([negative] if isinstance(negative, str) else list(negative))
         if self.on_prompts is not None:
             self.on_prompts(self.prompts)
 
+    def tokenised(self, texts: list[str]) -> torch.Tensor:
+        """Token ids of texts as the text encoder reads them, int64 [texts, positions]: padded, and cut off."""
+        options = {"padding": "max_length", "max_length": self.pipe.tokenizer.model_max_length, "truncation": True}
+        return self.pipe.tokenizer(self._converted(texts), return_tensors="pt", **options).input_ids
+
+    def spelled(self, text: str) -> list[int]:
+        """Token ids of a text as it stands within a prompt."""
+        return self.pipe.tokenizer(self._converted([text]), add_special_tokens=False).input_ids[0]
+
+    def _converted(self, texts: list[str]) -> list[str]:
+        """Texts with what textual inversion has learned spelled out: one word, several tokens."""
+        if hasattr(self.pipe, "maybe_convert_prompt"):
+            return self.pipe.maybe_convert_prompt(texts, self.pipe.tokenizer)
+        return texts
+
     def _denoiser_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        call = self.of_prompts(args, kwargs)
+        return call if self.rows == "conditional" else replace(call, rows=torch.ones_like(call.rows))
+
+    def of_prompts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """A call of the denoiser; its rows are those of the prompts, picture by picture, whatever is steered."""
         sample = kwargs["sample"] if "sample" in kwargs else args[0]
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         batch, asked = len(sample), self.prompts * self.images_per_prompt
         device = sample.device
+        self.latents = tuple(sample.shape[-2:])
         if asked == 0:
             raise DSASError("the denoiser ran outside the pipeline, so its rows are unknown: call the pipeline itself")
         owners = torch.arange(self.prompts, device=device).repeat_interleave(self.images_per_prompt)
         if batch == asked:
             rows = torch.ones(batch, device=device)
         elif batch == 2 * asked:
-            other = 1.0 if self.rows == "both" else 0.0
-            halves = [torch.full((asked,), other, device=device), torch.ones(asked, device=device)]
+            halves = [torch.zeros(asked, device=device), torch.ones(asked, device=device)]
             rows = torch.cat(halves if self.family.unconditional_first else halves[::-1])
             owners = owners.repeat(2)
         else:

@@ -17,6 +17,7 @@ from dsas_core.strengths import Strength, Strengthened
 from .families import family_of, roots_of
 from .rows import Rows
 from .viz import PictureTrace
+from .words import WordMasks, Words, words_of
 
 
 class PipelineSteering(Steering):
@@ -24,9 +25,11 @@ class PipelineSteering(Steering):
 
     trace: PictureTrace | None
 
-    def __init__(self, pipe: Any, concepts: Mapping[Concept, Strength], **settings: Any) -> None:
-        super().__init__(concepts, **settings)
-        self._pipe = pipe
+    def __init__(
+        self, pipe: Any, concepts: Mapping[Concept, Strength], words: WordMasks | None = None, **settings: Any
+    ) -> None:
+        super().__init__(concepts, localiser=words, **settings)
+        self._pipe, self._words = pipe, words
         self._denoiser = family_of(pipe).denoiser
         self._roots = roots_of(pipe)
         self._denoiser_calls = 0
@@ -35,12 +38,14 @@ class PipelineSteering(Steering):
     def attach_to_pipeline(self, rows: Rows) -> Self:
         rows.on_prompts = self._generation_begins
         rows.__enter__()
+        self._rows = rows
         try:
+            if self._words is not None:
+                self._words.attach(self._pipe)
             self.attach(self._roots, rows.describe())
         except BaseException:
-            rows.__exit__()
+            self.detach()
             raise
-        self._rows = rows
         return self
 
     def detach(self) -> None:
@@ -48,6 +53,8 @@ class PipelineSteering(Steering):
         try:
             super().detach()
         finally:  # it may warn, and warnings may be errors
+            if self._words is not None:
+                self._words.detach()
             if self._rows is not None:
                 self._rows.__exit__()
             self._rows = None
@@ -66,6 +73,8 @@ class PipelineSteering(Steering):
         if self.trace is not None and self._rows is not None:
             self.trace.clear()
             self.trace.pictures = prompts * self._rows.images_per_prompt
+        if self._words is not None:
+            self._words.start()
 
     def _check_fired(self) -> None:
         """The text encoder must have run before the first denoiser call, every denoiser site before the second."""
@@ -100,6 +109,7 @@ def steer(
     schedule: Schedule | Mapping[str, Schedule] | None = None,
     combine: str = "sum",
     within: str | None = None,
+    words: Words | None = None,
     trace: bool = False,
     force: bool = False,
 ) -> PipelineSteering:
@@ -116,6 +126,9 @@ def steer(
         combine: "sum" adds up what several concepts change, "blend" keeps the total of their h within the highest.
         within: "target" takes as much of a strength, at each position, as keeps it among those of the concept's target
             pictures; for concepts learned with recipe={"cloud": 8}.
+        words: concept name -> a word of the prompt, or several: h is multiplied by where the picture looks at them,
+            see `dsas_diffusion.words`. For concepts that steer the denoiser; in a prompt without the word they do
+            nothing.
         trace: record h; `trace.heatmap(name, image)` draws it.
         force: use a concept that was learned on another architecture all the same.
 
@@ -124,7 +137,8 @@ def steer(
 
     Raises:
         DSASError: unknown family, a concept that does not fit, a compiled denoiser, a strength that is not finite,
-            "auto" for a concept without a hyperplane, "target" for one without a cloud.
+            "auto" for a concept without a hyperplane, "target" for one without a cloud,
+            words for one that steers the text alone.
 
     Example:
         >>> with steer(pipe, {"banana-blur": 1.0}) as steering:
@@ -134,10 +148,12 @@ def steer(
     positions = {str(concept.provenance.get("positions", "all")) for concept in chosen}
     if len(positions) > 1:
         raise DSASError("concepts that read words and concepts that read padding too cannot be steered together")
-    picture_trace = PictureTrace() if trace else None
-    settings = {"gate": gate, "schedule": schedule, "trace": picture_trace, "combine": combine, "within": within}
-    steering = PipelineSteering(pipe, chosen, **settings)
-    return steering.attach_to_pipeline(Rows(pipe, rows, positions.pop()))
+    whose = Rows(pipe, rows, positions.pop())
+    checked = words_of(words or {}, chosen, whose.family.denoiser)
+    settings: dict[str, Any] = {"gate": gate, "schedule": schedule, "combine": combine, "within": within}
+    settings["trace"] = PictureTrace() if trace else None
+    steering = PipelineSteering(pipe, chosen, WordMasks(pipe, whose, checked) if checked else None, **settings)
+    return steering.attach_to_pipeline(whose)
 
 
 def _compiled(root: nn.Module) -> bool:

@@ -79,6 +79,24 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """--words."""
+    parser.add_argument(
+        "--words",
+        action="append",
+        default=[],
+        type=name_and_word,
+        metavar="NAME=WORD",
+        help="steer the concept of that name only where the picture looks at a word (or phrase) of the prompt, and not "
+        "at all where the prompt lacks it; for concepts of the denoiser; repeatable",
+    )
+
+
+def words_by_name(given: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """What --words gave, by concept."""
+    return {name: [word for other, word in given if other == name] for name, _ in given}
+
+
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """--seed, --steps, --guidance."""
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the noise (default 0)")
@@ -208,6 +226,14 @@ def name_and_value(text: str) -> tuple[str, Any]:
         return name, yaml.safe_load(value)
     except yaml.YAMLError:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, the value as in YAML, found {text!r}") from None
+
+
+def name_and_word(text: str) -> tuple[str, str]:
+    """`NAME=WORD`."""
+    name, equals, word = text.partition("=")
+    if not (equals and name and word.strip()):
+        raise argparse.ArgumentTypeError(f"expected NAME=WORD, found {text!r}")
+    return name, word
 
 
 def concept_and_strength(text: str) -> tuple[str, float | Auto]:

@@ -18,7 +18,17 @@ from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from ..load import BUILTIN
 from ..steer import steer
 from . import chat
-from .arguments import add_generation, add_model, language_model, number, pipeline, read_concepts, refuse_generation
+from .arguments import (
+    add_generation,
+    add_model,
+    add_words,
+    language_model,
+    number,
+    pipeline,
+    read_concepts,
+    refuse_generation,
+    words_by_name,
+)
 from .output import table
 
 #: a gate has fired when its score, before the site's weight, is at least this somewhere
@@ -43,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", "-p", required=True, help="the prompt to look at")
     parser.add_argument("--strength", type=number, default=1.0, help="of the concept (default 1)")
+    add_words(parser)
     add_generation(parser)
 
 
@@ -56,6 +67,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _answered(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
     """What happened in the answer to a message."""
     refuse_generation(args)
+    if args.words:
+        args.usage(f"{args.model} is a language model, which draws nothing: it takes no --words")
     model, tokenizer = language_model(args)
     inputs = chat.asked(tokenizer, args.prompt).to(model.device)
     with llm.steer(model, dict.fromkeys(concepts, args.strength), trace=True) as steering:
@@ -80,7 +93,8 @@ def _drawn(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, A
     pipe = pipeline(args, steps_bar=True)
     settings = settings_of(pipe, args.steps, args.guidance)
     drawing = pipe, [args.prompt], seeds_for([args.prompt], args.seed), settings
-    with steer(pipe, dict.fromkeys(concepts, args.strength), trace=True) as steering:
+    words = words_by_name(args.words)
+    with steer(pipe, dict.fromkeys(concepts, args.strength), words=words, trace=True) as steering:
         steered = pictures_of(*drawing)[0]
         reached, trace, opposition = set(steering.fired), steering.trace, steering.opposition()
     base = pictures_of(*drawing)[0]
@@ -91,6 +105,7 @@ def _drawn(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, A
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,
+        "words": words.get(concepts[0].name, []),
         "pixel_difference": float(difference),
         "changed": bool(difference > UNCHANGED),
         **_words(pipe, args.prompt),
@@ -154,10 +169,11 @@ def conclusions(document: dict[str, Any]) -> list[str]:
     highest = max((site["max_score"] for site in sites), default=0.0)
     if not fired:
         near = "near 0 everywhere" if highest < NEAR else "low everywhere"
-        found.append(
-            f"No site fired: h is {near} (highest score {highest:.2f}, a site fires at {FIRED}). The gate does not see "
-            f"the concept in this prompt; --gate on of `{tool}` steers all the same."
-        )
+        unseen = f"The gate does not see the concept in this prompt; --gate on of `{tool}` steers all the same."
+        if document.get("words"):
+            words = ", ".join(document["words"])
+            unseen = f"The gate does not see the concept where the picture looks at {words}, or the prompt lacks that."
+        found.append(f"No site fired: h is {near} (highest score {highest:.2f}, a site fires at {FIRED}). {unseen}")
     elif fmean(site["mean_score"] for site in sites) > 1 - NEAR:
         found.append(
             f"h is near 1 on everything: the gate does not choose, and the whole {made} is steered. That is right for "

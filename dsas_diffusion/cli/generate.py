@@ -19,7 +19,16 @@ from .. import __version__, viz
 from ..families import family_of
 from ..generation import Settings, decode, latent_batches, pictures_of, seeds_for, settings_of
 from ..steer import steer
-from .arguments import GATES, add_concepts, add_generation, add_model, pipeline, read_concepts
+from .arguments import (
+    GATES,
+    add_concepts,
+    add_generation,
+    add_model,
+    add_words,
+    pipeline,
+    read_concepts,
+    words_by_name,
+)
 from .output import IMAGE_FORMATS, as_json, encoded, free_files, free_folder, write_files, write_folder
 
 #: the settings, in a folder of pictures
@@ -33,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--prompt", "-p", action="append", required=True, help="what to draw; repeatable")
     add_concepts(parser)
+    add_words(parser)
     add_generation(parser)
     parser.add_argument(
         "--compare", action="store_true", help="add the unsteered pictures, and maps of where the concepts were seen"
@@ -51,6 +61,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Draw and write; the settings, and the files of every picture."""
     if args.compare and not args.concept:
         args.usage("--compare needs a --concept to compare with")
+    if args.words and not args.concept:
+        args.usage("--words are of a --concept: give one")
     out = Path(args.out).expanduser()
     suffix = out.suffix.lower()
     if suffix in IMAGE_FORMATS:
@@ -99,6 +111,7 @@ def _drawn(
         return {"picture": pictures_of(pipe, args.prompt, seeds, settings)}
     columns: dict[str, list[Image.Image]] = {}
     settled = {"gate": GATES[args.gate], "combine": args.combine, "within": args.within, "trace": args.compare}
+    settled["words"] = words_by_name(args.words)
     with steer(pipe, dict(concepts.items()), **settled) as steering:
         columns["picture"] = []
         for latents in latent_batches(pipe, args.prompt, seeds, settings):
@@ -135,6 +148,7 @@ def _document(
         "gate": args.gate,
         "combine": args.combine,
         "within": args.within,
+        "words": words_by_name(args.words),
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,

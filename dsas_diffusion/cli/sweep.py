@@ -30,10 +30,12 @@ from .arguments import (
     add_generation,
     add_model,
     add_within,
+    add_words,
     number,
     pipeline,
     positive,
     shows_progress,
+    words_by_name,
 )
 from .output import encoded, free_files, table, write_files
 
@@ -77,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_within(parser)
     add_gate(parser)
+    add_words(parser)
     parser.add_argument("--compare", action="store_true", help="add a row per prompt with the gate always on")
     add_generation(parser)
     parser.add_argument(
@@ -156,10 +159,11 @@ def _drawn(
     prompts = list(zip(args.prompt, seeds, strict=True))
     labels = {gate: "" if gates == ["own"] else GATE_NAMES[gate] for gate in gates}
     rows = {gate: [_Row(prompt, seed, gate, labels[gate]) for prompt, seed in prompts] for gate in gates}
+    words = words_by_name(args.words)
     total = len(gates) * len(strengths) * len(args.prompt)
     with progress_bar(total, "pictures", shows_progress(args)) as bar:
         for gate in gates:
-            with steer(pipe, {concept: 0.0}, gate=GATES[gate], within=args.within, trace=True) as steering:
+            with steer(pipe, {concept: 0.0}, gate=GATES[gate], within=args.within, words=words, trace=True) as steering:
                 assert steering.trace is not None
                 for strength in strengths:
                     steering.strengths[concept.name] = strength
@@ -203,6 +207,7 @@ def _document(
         "concept": {"concept": args.concept, "name": concept.name, "unit": concept.unit},
         "strengths": list(strengths),
         "within": args.within,
+        "words": words_by_name(args.words),
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,
