@@ -171,6 +171,10 @@ class Lesson:
             unit, summary = choose(lambda unit: self._trial(concept, unit)[:2], drift, bar.update, units)
         return replace(concept, unit=unit, evidence={**concept.evidence, "unit": self._trial.judged(summary)})
 
+    def captured(self) -> Capture:
+        """What sites show of the unsteered model, for recipes to be fitted on; read when it is first asked for."""
+        return self._read[0]
+
     def _concept(
         self, interventions: Sequence[Intervention], evidence: Sequence[SiteEvidence], recipe: Recipe
     ) -> Concept:

@@ -8,7 +8,7 @@ answers, as it reads it itself when it is not steered, and by how far its predic
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -154,12 +154,10 @@ class Lesson:
         """Fit a concept, see `learn`."""
         chosen = _recipe(recipe, method, gate, self.seed)
         marks = _marks(self.tokenizer, self.content, self.sources, chosen.lead) if chosen.supervised else []
-        readings = tuple(self._readings(chosen))
-        if readings not in self._captures:
-            self._captures[readings] = self._walk(self.sites, "capturing", readings)
-        capture = self._captures[readings]
+        capture = self.captured(chosen)
 
         def behind(site: Site, learned: Concept) -> Capture:
+            readings = self._readings(chosen)
             return _marked(self._walk([site], f"capturing at {site}", readings, learned, chosen), marks)
 
         with progress_bar(len(self.sites), "fitting", self.show_progress) as bar:
@@ -181,6 +179,13 @@ class Lesson:
                 stacklevel=3,
             )
         return replace(concept, unit=unit, evidence={**concept.evidence, "unit": trials})
+
+    def captured(self, recipe: Recipe) -> Capture:
+        """What sites show of the unsteered model, for a recipe to be fitted on; read when it is first asked for."""
+        readings = self._readings(recipe)
+        if readings not in self._captures:
+            self._captures[readings] = self._walk(self.sites, "capturing", readings)
+        return self._captures[readings]
 
     def _concept(
         self,
@@ -216,20 +221,16 @@ class Lesson:
         """Who tells what a strength does."""
         return HeldOut(self.reader, self.fitting, self.held_out)
 
-    def _readings(self, recipe: Recipe) -> Iterator[tuple[str, str]]:
+    def _readings(self, recipe: Recipe) -> tuple[tuple[str, str], ...]:
         """Kinds of rows, and which tokens of theirs are read."""
         form = recipe.form
         read_at = {"latch": "prompt", "prefix": "all", "last": "answer"}.get(form, self.pooling)
-        yield from [("source", read_at), ("target", self.pooling), ("control", read_at)]
-        if form != "last":  # it does not meet what was given
-            yield "context", "all"
-        if read_at != self.pooling:
-            yield "moved", self.pooling
-        if recipe.cloud:  # whatever is read, all tokens are moved
-            yield "cloud", "all"
-        for kind, found in self.unseen.items():
-            if found:
-                yield kind, read_at if form in ("latch", "last") else "all"
+        readings = [("source", read_at), ("target", self.pooling), ("control", read_at)]
+        readings += [("context", "all")] if form != "last" else []  # it does not meet what was given
+        readings += [("moved", self.pooling)] if read_at != self.pooling else []
+        readings += [("cloud", "all")] if recipe.cloud else []  # whatever is read, all tokens are moved
+        how = read_at if form in ("latch", "last") else "all"
+        return (*readings, *((kind, how) for kind, found in self.unseen.items() if found))
 
     def _walk(
         self,

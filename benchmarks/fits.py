@@ -1,0 +1,97 @@
+"""Every method in closed form, and every gate, fitted on one reading of the prompts: seconds, evidence, size.
+
+    python benchmarks/fits.py
+
+Rudeness on the built-in language model, bananas at the denoiser of the built-in picture model, 48 prompts a side. Maps
+are fitted with the DSAS gate, gates with the map of CAA. Writes benchmarks/results/fits.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dsas_diffusion as dsas
+from dsas_core import Concept, llm, methods
+from dsas_core.capture import Capture
+from dsas_core.concept import TENSORS
+from dsas_core.errors import DSASError
+from dsas_core.files import as_json
+from dsas_core.learn import Recipe, fit_sites
+from dsas_core.provenance import versions
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "benchmarks" / "results" / "fits.json"
+GATES = ("dsas", "gaps", "product(dsas, gaps)", "cosine", "mlp(accept=true)", "quantile")
+
+
+def fitted(capture: Capture, recipe: Recipe) -> dict[str, Any]:
+    """What a recipe comes to on captured rows."""
+    began = time.perf_counter()
+    try:
+        interventions, evidence = fit_sites(capture, recipe)
+    except DSASError as error:
+        return {"refused": str(error)}
+    seconds = time.perf_counter() - began
+    found = [one for one in evidence if one.weight > 0]
+    with tempfile.TemporaryDirectory() as folder:
+        concept = Concept("fitted", tuple(interventions), capture.edges, method=recipe.method, gate=str(recipe.gate))
+        size = (concept.save_pretrained(Path(folder) / "concept") / TENSORS).stat().st_size
+    return {
+        "seconds": seconds,
+        "sites": len(interventions),
+        "auroc": statistics.median(one.auroc for one in found),
+        "balanced_accuracy": statistics.median(one.balanced_accuracy for one in found),
+        "control_h": statistics.median(one.control_h for one in found),
+        "bytes": size,
+    }
+
+
+def measured(capture: Capture, seconds: float, base: Mapping[str, Any]) -> dict[str, Any]:
+    """Every map and every gate on one capture."""
+    maps = [described.name for described in methods.available() if described.kind in ("map", "both")]
+    found: dict[str, Any] = {"capture_seconds": seconds, "maps": {}, "gates": {}}
+    for name in maps:
+        found["maps"][name] = fitted(capture, Recipe(**{**base, "method": name, "gate": "dsas"}))
+        print(name, found["maps"][name], flush=True)
+    for name in GATES:
+        found["gates"][name] = fitted(capture, Recipe(**{**base, "gate": name}))
+        print(name, found["gates"][name], flush=True)
+    return found
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    torch.set_num_threads(1)
+    found = {}
+    base = {"form": "token", "pooling": "mean", "top_share": 0.25}
+    lesson = llm.Lesson(*llm.load("builtin:chat"), ROOT / "prompts" / "rudeness.yaml")
+    began = time.perf_counter()
+    capture = lesson.captured(Recipe(**base))
+    found["rudeness"] = measured(capture, time.perf_counter() - began, base)
+    drawn = dsas.Lesson(
+        dsas.load_pipeline("builtin:emoji"), ROOT / "prompts" / "banana-blur.yaml", sites="denoiser", steps=8
+    )
+    began = time.perf_counter()
+    capture = drawn.captured()
+    found["banana-blur"] = measured(capture, time.perf_counter() - began, {})
+    document = {
+        "command": "python benchmarks/fits.py",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
+        "versions": versions("dsas-diffusion", "diffusers", "transformers"),
+        "tasks": found,
+    }
+    FIGURES.write_text(as_json(document) + "\n")
+
+
+if __name__ == "__main__":
+    main()
