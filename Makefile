@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench results methods train-builtin clean
+.PHONY: help demo test lint format bench results methods learning train-builtin clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,13 @@ methods: $(STAMP)  ## docs/methods.md: every map, always on and gated; stop it a
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/torchrun --nproc_per_node 2 -m dsas_diffusion.cli eval \
 		--grid benchmarks/methods.yaml --out outputs/methods
 	.venv/bin/python benchmarks/methods.py
+
+learning: $(STAMP)  ## docs/learning.md: gates, ways to learn, no strength to tune; stop it and go on at will
+	for grid in gates learning auto; do OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/torchrun \
+		--nproc_per_node 2 -m dsas_diffusion.cli eval --grid benchmarks/$$grid.yaml --out outputs/$$grid || exit 1; done
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/together.py
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/fits.py
+	.venv/bin/python benchmarks/learning.py
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
 train-builtin: $(STAMP)  ## train the built-in models again

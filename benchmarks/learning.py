@@ -3,7 +3,7 @@
     make learning                      # measures, then writes
     python benchmarks/learning.py      # writes again from outputs/{gates,learning,auto}
 
-Writes docs/learning.md and benchmarks/results/learning.json; reads benchmarks/results/together.json as well.
+Writes docs/learning.md and benchmarks/results/learning.json; reads benchmarks/results/{together,fits}.json as well.
 """
 
 from __future__ import annotations
@@ -83,7 +83,23 @@ def together(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     return report.markdown_table(["concepts", "steered by", "first succeeds", "second", "both"], rows)
 
 
-def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any]) -> str:
+def fits(task: Mapping[str, Any]) -> list[str]:
+    """Maps and gates on one capture."""
+    rows = []
+    for kind in ("maps", "gates"):
+        for name, line in task[kind].items():
+            if "refused" in line:
+                rows.append([kind[:-1], name, "–", "–", "–", "–", f"refused: {line['refused']}"])
+                continue
+            told = [f"{line['auroc']:.3f}", f"{line['control_h']:.4f}"] if kind == "gates" else ["–", "–"]
+            rows.append(
+                [kind[:-1], name, f"{line['seconds']:.1f}", *told, line["sites"], f"{line['bytes'] / 1000:.1f}"]
+            )
+    headings = ["", "method", "seconds", "AUROC, held out", "h of controls", "sites", "kB"]
+    return report.markdown_table(headings, rows)
+
+
+def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any], fitted: Mapping[str, Any]) -> str:
     """docs/learning.md."""
     lines = [
         "# Gates, and ways to learn",
@@ -114,6 +130,15 @@ def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any]) -
         "",
         *free(documents["auto"]["concepts"]),
         "",
+        "## One reading of the prompts, every method",
+        "",
+        "Each map fitted with the DSAS gate, each gate with the map of CAA, on what one pass over the prompts captured; "
+        "a concept's size is that of its tensors.",
+        "",
+    ]
+    for name, task in fitted["tasks"].items():
+        lines += [f"**{name}** (the pass took {task['capture_seconds']:.0f} s)", "", *fits(task), ""]
+    lines += [
         "## Several concepts at once",
         "",
         "The share of prompts on which each concept succeeds by its judge, and both do, at strength 1.",
@@ -122,7 +147,8 @@ def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any]) -
         "",
         *(f"{line}\n" for document in documents.values() for line in report.refusals(document)),
         *(f"{report.footer(document)}\n" for document in documents.values()),
-        f"`{pairs['command']}`: {pairs['seconds']:.0f} s on {pairs['machine']}.",
+        f"`{pairs['command']}`: {pairs['seconds']:.0f} s on {pairs['machine']}. `{fitted['command']}`: on "
+        f"{fitted['machine']}, beside other work.",
     ]
     return "\n".join([*lines, ""])
 
@@ -147,7 +173,8 @@ def main() -> None:
     reports = parser.parse_args().reports
     documents = {name: json.loads((reports / name / "report.json").read_text()) for name in GRIDS}
     pairs = json.loads((RESULTS / "together.json").read_text())
-    (ROOT / "docs" / "learning.md").write_text(page(documents, pairs))
+    fitted = json.loads((RESULTS / "fits.json").read_text())
+    (ROOT / "docs" / "learning.md").write_text(page(documents, pairs, fitted))
     kept = {
         name: {**document, "concepts": [{key: one.get(key) for key in KEPT} for one in document["concepts"]]}
         for name, document in documents.items()
