@@ -132,8 +132,8 @@ def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any], f
         "",
         "## One reading of the prompts, every method",
         "",
-        "Each map fitted with the DSAS gate, each gate with the map of CAA, on what one pass over the prompts captured; "
-        "a concept's size is that of its tensors.",
+        "Each map fitted with the DSAS gate, each gate with the map of CAA, on what one pass over the prompts "
+        "captured; a concept's size is that of its tensors.",
         "",
     ]
     for name, task in fitted["tasks"].items():
