@@ -348,6 +348,12 @@ def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe, refused: l
             f"nothing was captured at {site} in timestep bin {bin_} for {', '.join(missing)}: "
             "use more steps or fewer bins"
         )
+    for (where, when, kind), rows in capture.rows.items():
+        if (where, when) == (site, bin_) and not bool(rows.gathered("pooled").isfinite().all()):
+            raise DSASError(
+                f"{site}: activations of {kind} prompts are NaN or infinite: load the model in float32 or bfloat16, or "
+                "leave the site out"
+            )
     source, target, control = (capture.rows[site, bin_, kind] for kind in kinds)
     gate = recipe.worn
     moved = capture.rows.get((site, bin_, "moved"), source)

@@ -130,6 +130,14 @@ def test_a_bin_that_no_step_reached_raises() -> None:
         fit_sites(capture, Recipe())
 
 
+@pytest.mark.parametrize(("kind", "value"), [("source", "nan"), ("target", "inf"), ("control", "-inf")])
+def test_activations_that_are_no_numbers_name_their_site(kind: str, value: str) -> None:
+    capture = captured()
+    capture.rows[SITE, 0, kind].pooled[0][3, 1] = float(value)
+    with pytest.raises(DSASError, match=rf"unet\.mid: activations of {kind} prompts are NaN or infinite: load"):
+        fit_sites(capture, Recipe())
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
