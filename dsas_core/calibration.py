@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from .concept import Concept
 from .errors import DSASError
 from .prompts import PromptSet, read
-from .unit import TRIALS, choose, units_of
+from .unit import TRIALS, choose, held_back, units_of
 
 #: the ends are multiples of this part of a unit
 STEP = 0.25
@@ -60,7 +60,8 @@ def prompts_of(
     """The prompts of each side that a concept was learned from, drawn as learning drew them, and the seed.
 
     So the quarter that `unit.held_back` keeps is the one that nothing was fitted on. Other prompts are drawn by `count`
-    and `seed`, which default to those of learning; the concept's own are drawn by its own whatever these are.
+    and `seed`, which default to those of learning, without those that the concept was fitted on; the concept's own are
+    drawn by its own whatever these are.
 
     Raises:
         DSASError: the concept has no prompts with it, and none are given.
@@ -69,13 +70,16 @@ def prompts_of(
     tells = all(isinstance(own.get(name), int) for name in ("count", "seed"))
     learned_count, learned_seed = (int(own["count"]), int(own["seed"])) if tells else (DEFAULT_COUNT, 0)
     chosen = learned_seed if seed is None else seed
-    if prompts is not None:
-        return read(prompts).draw(learned_count if count is None else count, chosen), chosen
-    if not tells or not own.get("prompts"):
+    drawn = read(own["prompts"]).draw(learned_count, learned_seed) if tells and own.get("prompts") else {}
+    given = None if prompts is None else read(prompts)
+    if given is not None and (given.to_dict() != own.get("prompts") or (count, seed) != (None, None)):
+        used = [text for texts in held_back(drawn)[0].values() for text in texts]
+        return given.draw(learned_count if count is None else count, chosen, used), chosen
+    if not drawn:
         raise DSASError(
             f"concept {concept.name!r} does not tell from which prompts it was learned: give a prompt file (--prompts)"
         )
-    return read(own["prompts"]).draw(learned_count, learned_seed), chosen
+    return drawn, chosen
 
 
 def calibrated(

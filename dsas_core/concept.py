@@ -24,7 +24,7 @@ from .errors import DSASError
 from .files import replacing_folder
 from .maps import IdentityMap, Map
 from .parts import unpack
-from .probes import Probe
+from .probes import Probe, RunningProbe
 from .sites import Roots, Site, canonical
 
 FORMAT = 1
@@ -58,6 +58,11 @@ class Intervention:
     def watches(self) -> bool:
         """Whether it only reads: steering does not attach it unless there is a trace to write to."""
         return all(isinstance(transform, IdentityMap) for transform in self.maps)
+
+    @property
+    def by_prompt(self) -> bool:
+        """Whether a probe goes by where a prompt ends (`RunningProbe.by_prompt`)."""
+        return any(isinstance(probe, RunningProbe) and probe.by_prompt for probe in self.probes)
 
     def watching(self) -> Intervention:
         """The same probes, changing nothing."""

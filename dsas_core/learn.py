@@ -128,7 +128,12 @@ class Recipe:
         if self.supervised and not reads_positions(gate, self.form):
             raise DSASError(
                 f"gate {self.gate!r} (form {self.form!r}) is fitted on means over positions, so that marked positions "
-                "cannot tell it anything: choose form token or product, or another gate (gaps, mlp)"
+                "cannot tell it anything: choose dsas in form token or product, gaps or mlp"
+            )
+        if self.mode == "causal" and gate.once:
+            raise DSASError(
+                f"gate {self.gate!r} is asked at one site for all behind it, which is known when all have learned: "
+                "choose mode clean, or another gate"
             )
         if isinstance(gate, Combined) and self.form in REMEMBERING:
             choices = ", ".join(form for form in FORMS if form not in REMEMBERING)
@@ -363,7 +368,7 @@ def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe, refused: l
     method, abstained = methods.mapping(recipe.method), ""
     if method.of_gate:
         own = methods.gate(methods.own_gate(recipe.method, recipe.options))
-        judged = gated if isinstance(gate, type(own)) else fit_gate(own, source, met, recipe)
+        judged = gated if gate == own else fit_gate(own, source, met, recipe)
         transform, abstained = method.of(judged.at(None)[0]), judged.refused
     else:
         transform = method.fit(*_map_rows(moved, target, probe, recipe.pooling), **recipe.options)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .concept import Concept, Intervention
-from .maps import AffineMap, Map
+from .maps import AffineMap, Map, TurnMap
 from .sites import Site
 from .strengths import Strengths
 
@@ -88,7 +88,7 @@ def _shifts_of(item: Intervention) -> list[torch.Tensor]:
 
 def _shift(transform: Map) -> torch.Tensor | None:
     """What a map adds at strength 1: its own shift, or that of the map inside it."""
-    if isinstance(transform, AffineMap):
+    if isinstance(transform, AffineMap | TurnMap):
         return transform.shift
     inner = getattr(transform, "inner", None)
     return _shift(inner) if isinstance(inner, Map) else None

@@ -222,6 +222,9 @@ class Steering:
         target, cap = aim.to(x.device).unbind()
         solved = strength_to(x, entry.map, entry.plane.probe, target, cap, mask)
         counted = (dose * entry.weight if mask is None else dose * entry.weight * mask[..., None]) != 0
+        where = self._where(name, entry.writes, x)
+        if where is not None:
+            counted = counted & (where > 0)
         counts = torch.stack([(part & counted).sum() for part in (solved.above, solved.against)])
         held = self._counts[name, entry.number]
         held.add_(counts.to(held))
@@ -231,8 +234,11 @@ class Steering:
 
     def _localised(self, step: _Step, site: Site, x: torch.Tensor) -> _Step:
         """A step with h where its concept may act."""
-        where = None if self._localiser is None else self._localiser(step.concept, site, x)
+        where = self._where(step.concept, site, x)
         return step if where is None else step._replace(h=step.h * where, seen=step.seen * where)
+
+    def _where(self, name: str, site: Site, x: torch.Tensor) -> torch.Tensor | None:
+        return None if self._localiser is None else self._localiser(name, site, x)
 
     def _shared(self, steps: list[_Step]) -> list[_Step]:
         """Steps of several concepts with what `combine` leaves each of its h; the interventions of one go together."""

@@ -76,7 +76,7 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
 
     def __setitem__(self, name: str, value: Strength) -> None:
         self.values_of(name)
-        if isinstance(value, Auto) or value == AUTO:
+        if isinstance(value, Auto) or (isinstance(value, str) and value == AUTO):
             obstacle = self._obstacles[name]
             if obstacle is not None:
                 raise DSASError(f"concept {name!r} cannot take the strength auto: {obstacle}")

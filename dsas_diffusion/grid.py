@@ -102,11 +102,11 @@ def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[Entry
     recipes = content.get("recipes") or {"": {}}
     if not isinstance(recipes, Mapping) or not all(isinstance(recipe, Mapping) for recipe in recipes.values()):
         raise DSASError(f"{path}: recipes map a name of yours to fields of a recipe, found {recipes!r}")
-    for recipe in recipes.values():
-        recipe_of(recipe)
     worn = {
         method: dict.fromkeys(methods.own_gate(method) if gate is None else gate for gate in when) for method in how
     }
+    for method, recipe in itertools.product(how, recipes.values()):
+        recipe_of(recipe, method=method)
     pairs = [(method, gate) for method in how for gate in worn[method]]  # the own gate of many is that of others
     found = []
     for model, (method, gate), recipe, where in itertools.product(models, pairs, recipes, sites):

@@ -75,7 +75,8 @@ def learn(
         drift: share of control prompts whose picture may change while the unit is chosen.
         batch: prompts per generation.
         masks: for supervision by positions, which they ask for: pictures of source prompts -> where each shows the
-            thing (`dsas_diffusion.masks`); None for the segmentation model of the prompt file.
+            thing (`dsas_diffusion.masks`); None for the segmentation model of the prompt file. Causal learning goes by
+            the masks of the unsteered pictures, too.
         recipe: further fields of `dsas_core.learn.Recipe` (form, rank, site_weight, …).
 
     Returns:

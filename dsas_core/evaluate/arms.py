@@ -163,7 +163,9 @@ def arm(
     if name == "oracle":
         roots = [item.site.root for item in concept.interventions]
         known = {root: OracleProbe(shape.float()) for root, shape in (there or {}).items()}
-        told = _changed(concept, lambda number, bin_, probe, map_: (known.get(roots[number], ConstantProbe(1.0)), map_))
+        told = _changed(
+            concept, lambda number, bin_, probe, map_: (known.get(roots[number], ConstantProbe(1.0)), map_), False
+        )
         sure = [replace(item, weights=(1.0,) * len(item.weights)) for item in told.interventions]  # as gate="on"
         return replace(told, interventions=tuple(sure)), None
     if scores is None:
@@ -176,11 +178,16 @@ def arm(
         bank = scores.get((number, bin_), torch.zeros(1))
         return DrawnProbe(bank.mean()[None] if name == "constant_gate" else _of_size(bank, size)), map_
 
-    return _changed(concept, blind), None
+    return _changed(concept, blind, reads=False), None
 
 
-def _changed(concept: Concept, change: Callable[[int, int, Probe, Map], tuple[Probe, Map]]) -> Concept:
-    """The concept with the probe and the map of each intervention and bin replaced."""
+def _changed(
+    concept: Concept, change: Callable[[int, int, Probe, Map], tuple[Probe, Map]], reads: bool = True
+) -> Concept:
+    """The concept with the probe and the map of each intervention and bin replaced.
+
+    Without `reads`, probes are where their maps are, also those of gates that read elsewhere: theirs look at nothing.
+    """
     items: list[Intervention] = []
     for number, item in enumerate(concept.interventions):
         if item.watches:
@@ -188,7 +195,8 @@ def _changed(concept: Concept, change: Callable[[int, int, Probe, Map], tuple[Pr
         pairs = zip(item.probes, item.maps, strict=True)
         parts = [change(number, bin_, probe, map_) for bin_, (probe, map_) in enumerate(pairs)]
         probes, maps = zip(*parts, strict=True)
-        items.append(replace(item, probes=tuple(probes), maps=tuple(maps)))
+        where = item.reads if reads else None
+        items.append(replace(item, probes=tuple(probes), maps=tuple(maps), reads=where))
     return replace(concept, interventions=tuple(items))
 
 

@@ -24,7 +24,6 @@ from ..errors import DSASError
 from ..evaluate import Cell, Done, Plan, Point, Run, arm, cost, runs, summed_up
 from ..evaluate.arms import BLIND, Scores, doses, load_scores, save_scores, scores_of
 from ..evaluate.texts import repeats
-from ..probes import LatchProbe
 from ..prompts import PromptSet
 from ..provenance import versions
 from ..strengths import Auto, obstacle_to_auto
@@ -169,8 +168,7 @@ class _Evaluation:
             "versions": versions(*PACKAGES),
         }
         self.builtin = str(getattr(bare(model), "name_or_path", "")) in {str(path) for path in BUILTIN.values()}
-        parts = (probe for item in concept.interventions for probe in item.probes)
-        self.latched = any(isinstance(probe, LatchProbe) for probe in parts)
+        self.latched = any(item.by_prompt for item in concept.interventions)
         self.done: dict[tuple[str, float | Auto], Done] = {}
         self.skipped: list[str] = []
         self.autos = plan.autos(concept)
@@ -287,7 +285,7 @@ class _Evaluation:
         if not self.builtin and not tasks:
             self.skipped.append("knowledge: name tasks of lm-evaluation-harness (--tasks)")
         if self.latched:
-            self.skipped.append("perplexity: of given answers nothing tells a latch where the prompt ends")
+            self.skipped.append("perplexity: of given answers nothing tells the gate where the prompt ends")
         return {
             "prompts": self.prompts,
             **figures,
@@ -331,7 +329,7 @@ class _Evaluation:
         if not tasks:
             return []
         if self.latched:
-            self.skipped.append("tasks: nothing tells a latch where a prompt ends (dsas_core.llm.harness)")
+            self.skipped.append("tasks: nothing tells the gate where a prompt ends (dsas_core.llm.harness)")
             return []
         from . import harness
 

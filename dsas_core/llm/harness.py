@@ -26,7 +26,6 @@ from typing import Any
 
 from ..errors import DSASError
 from ..pretrained import device_of, source_of
-from ..probes import LatchProbe
 from ..steering import loaded
 from .load import BUILTIN
 from .steer import steer
@@ -84,10 +83,8 @@ class SteeredLM(HFLM):
         except OSError as error:
             raise DSASError(f"cannot load {pretrained}: {' '.join(str(error).split())[:300]}") from error
         self.steering = steer(self.model, concepts, gate=gate, phase=phase, force=force)
-        latched = gate is None and any(
-            isinstance(probe, LatchProbe) for item in concepts for part in item.interventions for probe in part.probes
-        )
-        self._needs = f"phase={phase}" if phase != "all" else "a gate of form latch" if latched else None
+        latched = gate is None and any(part.by_prompt for item in concepts for part in item.interventions)
+        self._needs = f"phase={phase}" if phase != "all" else "a gate of form latch or last" if latched else None
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         if self._needs is not None and self.backend == "causal":

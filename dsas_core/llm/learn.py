@@ -83,6 +83,7 @@ def learn(
     Raises:
         DSASError: bad prompts, names or sites; no site tells source from control.
     """
+    _recipe(recipe, method, gate, seed)  # what cannot be is said before anything is encoded
     lesson = Lesson(
         model,
         tokenizer,

@@ -65,13 +65,39 @@ class Reader:
         logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, **more).logits
         return logits
 
-    def predictions(self, texts: Sequence[Encoded]) -> list[torch.Tensor]:
-        """Log-probabilities of the next token at every token that counts, [tokens, vocabulary] by batch."""
+    def predictions(self, texts: Sequence[Encoded], written: bool = False) -> list[torch.Tensor]:
+        """Log-probabilities of the next token at every token that counts, [tokens, vocabulary] by batch.
+
+        With `written`, each answer is read on the cache of its prompt, as the model reads what it writes: gates that go
+        by where a prompt ends are open there then. One text at a time.
+        """
         found = []
+        if written:
+            for text in texts:
+                counts = batched([text], self.pad).counted("all")[0] > 0
+                found.append(self._written(text).float().log_softmax(-1)[counts.to(self.device)])
+            return found
         for piece in self.batches(texts):
             logits = self.run(piece).float()
             found.append(logits.log_softmax(-1)[piece.counted("all").to(logits.device) > 0])
         return found
+
+    @torch.no_grad()
+    def _written(self, text: Encoded) -> torch.Tensor:
+        """Logits [positions, vocabulary] of a prompt, and of the answer that is read behind it.
+
+        The answer's first token comes alone: several would count as more of the prompt (`tokens`).
+        """
+        from transformers import DynamicCache
+
+        ids, cache, logits = torch.tensor([text.ids], device=self.device), DynamicCache(), []
+        for part in ids.tensor_split([text.answer, text.answer + 1], dim=1):
+            if part.shape[1]:
+                seen = cache.get_seq_length() + part.shape[1]
+                mask = torch.ones(1, seen, dtype=torch.long, device=self.device)
+                out = self.model(input_ids=part, attention_mask=mask, past_key_values=cache, use_cache=True)
+                logits.append(out.logits[0])
+        return torch.cat(logits)
 
     @torch.no_grad()
     def answers(self, texts: Sequence[Encoded]) -> list[tuple[int, ...]]:
@@ -177,20 +203,24 @@ class HeldOut:
         self.span = self.start - float(self._shown(self._read(reader.answers(self.contexts))).mean())
         self.spread = torch.cat([self.said, wanted]).std(0).clamp_min(1e-6)
         self.far = max(self._moved(wanted), 1e-6)
-        self.expected = reader.predictions(self.contexts)
-        if any(bool(p.isnan().any()) for p in self.expected):
+        self.expected = {False: reader.predictions(self.contexts)}
+        if any(bool(p.isnan().any()) for p in self.expected[False]):
             raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
         self.tells = self.span >= TELLING
 
     def __call__(self, concept: Concept, strength: float) -> Trial:
         """What a concept does at a map strength of either sign."""
+        written = any(item.by_prompt for item in concept.interventions)
+        if written not in self.expected:
+            self.expected[written] = self.reader.predictions(self.contexts, written)
+        expected = self.expected[written]
         with steer(self.reader.model, {concept.with_unit(1.0): strength}):
             answers = self.reader.answers(self.sources)
-            moved = self.reader.predictions(self.contexts)
+            moved = self.reader.predictions(self.contexts, written)
         seen = self._read(answers)
         way = ((self.start - self._shown(seen)) / self.span).clamp(0, 1)
-        spent = sum(_divergence(p, q) for p, q in zip(self.expected, moved, strict=True))
-        drift = spent / max(1, sum(map(len, self.expected)))
+        spent = sum(_divergence(p, q) for p, q in zip(expected, moved, strict=True))
+        drift = spent / max(1, sum(map(len, expected)))
         return Trial(float(way.mean()) / ENOUGH, drift, self._moved(seen) / self.far)
 
     def judged(self, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,7 +108,8 @@ def _options(method: object) -> dict[str, dict[str, Any]]:
 def _settings(method: object) -> dict[str, dict[str, Any]]:
     """The fields of a gate's dataclass."""
     settings: list[Any] = [one for one in fields(method) if one.init] if is_dataclass(method) else []
-    return {one.name: {"default": one.default, "takes": type(one.default).__name__} for one in settings}
+    takes = {one.name: "float, or nothing" if one.default is None else type(one.default).__name__ for one in settings}
+    return {one.name: {"default": one.default, "takes": takes[one.name]} for one in settings}
 
 
 def check_options(name: str, given: object) -> None:

@@ -7,7 +7,7 @@ or over the prompt of a text that is written on (`ConditionLatch`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,8 @@ class ConditionLatch(RunningProbe, kind="condition-latch"):
 
     Its state is the sum over the prompt so far, the number of positions in it, and the decision.
     """
+
+    by_prompt: ClassVar[bool] = True
 
     inner: ConditionProbe
 

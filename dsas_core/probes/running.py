@@ -8,7 +8,7 @@ has to know, as they do, where the prompt ends; CAST's latch is in `condition`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 
@@ -23,6 +23,9 @@ class RunningProbe(Probe):
 
     It is float32 [batch, columns]; here sum of logits, number of positions, and the decision that a latch has made.
     """
+
+    #: whether it goes by where a prompt ends
+    by_prompt: ClassVar[bool] = False
 
     inner: Probe
 
@@ -97,6 +100,8 @@ class PrefixProbe(_MeanProbe, kind="prefix"):
 class LatchProbe(_MeanProbe, kind="latch"):
     """One decision per row, from the mean over its prompt: h from the prompt's last token on, 0 before."""
 
+    by_prompt: ClassVar[bool] = True
+
     def _follow(
         self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,6 +116,8 @@ class LatchProbe(_MeanProbe, kind="latch"):
 @dataclass(frozen=True, eq=False)
 class LastProbe(RunningProbe, kind="last"):
     """The inner probe at the prompt's last token and at each behind it, the last one when it is read; 0 before."""
+
+    by_prompt: ClassVar[bool] = True
 
     @property
     def columns(self) -> int:

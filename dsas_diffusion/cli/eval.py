@@ -34,7 +34,7 @@ from ..similarity import ssim
 from .arguments import add_model, language_model, number, pipeline, positive, refuse_generation, shows_progress
 from .output import table
 
-#: in the folder of a concept that cannot be learned: why; take it away to try again
+#: in the folder of a concept that cannot be learned: why
 REFUSED = "refused.txt"
 #: options that only pictures know
 PICTURES = ("judge", "clip", "features", "masks")
@@ -253,14 +253,16 @@ def _learned(
         DSASError: none can be learned.
     """
     lessons = _Lessons(models, {**grid.learn, "show_progress": shows_progress(args)})
-    for i, entry in enumerate(grid.entries):
+    for i, entry in enumerate(sorted(grid.entries, key=lambda entry: str(lessons.key_of(entry)))):
         folder = out / entry.name / "concept"
-        if i % processes != process or _stands(folder, entry, grid) or (folder.parent / REFUSED).is_file():
+        if i % processes != process or _stands(folder, entry, grid):
             continue
         if shows_progress(args):
             print(f"learning {entry.name}", file=sys.stderr, flush=True)
+        (folder.parent / REFUSED).unlink(missing_ok=True)
+        lesson = lessons.of(entry)
         try:
-            concept = lessons.of(entry).learn(entry.method, entry.gate, recipe=entry.recipe)
+            concept = lesson.learn(entry.method, entry.gate, recipe=entry.recipe)
         except DSASError as error:  # what a method or a gate says of this concept; the others may do
             folder.parent.mkdir(parents=True, exist_ok=True)
             (folder.parent / REFUSED).write_text(str(error), encoding="utf-8")
@@ -288,10 +290,14 @@ class _Lessons:
         self._key: tuple[Any, ...] = ()
         self._lesson: Any = None
 
+    def key_of(self, entry: Entry) -> tuple[Any, ...]:
+        """What entries of one lesson have in common; last, whether pictures are masked."""
+        told = not llm.is_language_model(entry.model) and entry.recipe.get("supervision") == "positions"
+        return entry.model, str(entry.prompts.to_dict()), str(entry.sites), told
+
     def of(self, entry: Entry) -> Any:
         """The lesson of an entry; the last one is kept, as those of large models fill the memory."""
-        told = not llm.is_language_model(entry.model) and entry.recipe.get("supervision") == "positions"
-        key = entry.model, entry.prompts.name, entry.sites, told
+        key = self.key_of(entry)
         if key != self._key:
             self._key, self._lesson = (), None
             settings = {**self._settings, "sites": entry.sites}
@@ -299,7 +305,7 @@ class _Lessons:
                 settings.pop("steps", None)
                 self._lesson = llm.Lesson(*self._models.text(entry.model), entry.prompts, **settings)
             else:
-                masks = masks_of(entry.prompts) if told else None
+                masks = masks_of(entry.prompts) if key[-1] else None
                 self._lesson = Lesson(self._models.pipeline(entry.model), entry.prompts, masks=masks, **settings)
             self._key = key
         return self._lesson

@@ -40,7 +40,10 @@ def report(document: list[dict[str, Any]]) -> None:
 
 
 def _settings(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={_written(option['default'])}" for name, option in options.items())
+    return ", ".join(
+        f"{name}=…" if option["default"] is None else f"{name}={_written(option['default'])}"
+        for name, option in options.items()
+    )
 
 
 def _written(value: object) -> str:

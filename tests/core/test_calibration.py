@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dsas_core import Concept, DSASError, Site
 from dsas_core.calibration import FAR, LOST, MOST, MOST_TRIALS, STEP, STILL, VISIBLE, Trial, calibrated, prompts_of
-from dsas_core.unit import UNITS
+from dsas_core.unit import UNITS, held_back
 from tests.helpers import random_concept
 
 CONCEPT = random_concept({Site("model"): 4})
@@ -128,7 +128,9 @@ def test_prompts_are_drawn_as_learning_drew_them() -> None:
     )
     assert prompts_of(learned, None, 12, 5) == (drawn, 5), "another seed is one of noise; the same quarter is held back"
     assert prompts_of(learned, content, None, None) == (drawn, 3)
-    assert prompts_of(learned, content, 12, 5)[0] != drawn
+    others = prompts_of(learned, content, 12, 5)[0]
+    fitted = {text for texts in held_back(drawn)[0].values() for text in texts}
+    assert not fitted & {text for texts in others.values() for text in texts}, "what was fitted on tells nothing"
     assert len(prompts_of(CONCEPT, content, None, None)[0]["source"]) == 30
     for lacking in ("prompts", "count", "seed"):
         kept = {key: value for key, value in learned.provenance.items() if key != lacking}

@@ -111,3 +111,8 @@ def test_causal_learning_without_a_way_to_read_anew() -> None:
     recipe = Recipe(mode="causal")
     with pytest.raises(DSASError, match="reads each site anew: pass recapture"):
         fit_sites(walk([FIRST, SECOND], recipe)[0], recipe)
+
+
+def test_a_gate_that_is_asked_once_is_not_learned_causally() -> None:
+    with pytest.raises(DSASError, match="gate 'cast' is asked at one site for all behind it"):
+        Recipe(method="cast", mode="causal")

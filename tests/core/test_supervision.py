@@ -90,7 +90,7 @@ def test_without_marks_there_is_nothing_to_go_by() -> None:
     [
         ({"supervision": "spans"}, "supervision 'spans', lead 1: expected one of prompts, positions, and a number"),
         ({"lead": -1}, "supervision 'prompts', lead -1"),
-        ({"supervision": "positions", "form": "pooled"}, "fitted on means over positions.*choose form token"),
+        ({"supervision": "positions", "form": "pooled"}, "fitted on means over positions.*choose dsas in form token"),
         ({"supervision": "positions", "form": "token", "gate": "quantile"}, "gate 'quantile' .* fitted on means"),
         ({"supervision": "positions", "form": "paper"}, "fitted on means"),
     ],

@@ -363,6 +363,7 @@ def test_a_grid_has_each_methods_own_gate_once(tmp_path: Path) -> None:
             "recipes map a name of yours to fields",
         ),
         ("{concepts: [{prompts: PROMPTS, models: [a]}], recipes: {a: {mode: best}}}", "learning mode 'best'"),
+        ("{concepts: [{prompts: PROMPTS, models: [a]}], recipes: {a: {options: {alpha: 1}}}}", "CAA has no option"),
     ],
 )
 def test_bad_grids(dsas, content: str, message: str, tmp_path: Path) -> None:

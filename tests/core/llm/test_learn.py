@@ -16,6 +16,7 @@ from dsas_core import Concept, DSASError, llm, visit
 from dsas_core.capture import Capture
 from dsas_core.hooks import visitors
 from dsas_core.llm.prompts import encode
+from dsas_core.llm.reader import HeldOut
 from dsas_core.prompts import SIDES, read
 from dsas_core.unit import held_back
 from tests.core.llm.models import PROMPTS, THINGS, Words, concept_for, tiny, written
@@ -345,3 +346,24 @@ def test_concepts_of_one_lesson_are_read_once(tokenizer: Words, monkeypatch: pyt
     assert together == alone
     lesson.learn("caa", recipe={"form": "latch"})
     assert len(walks) == 2, "another form reads other tokens"
+
+
+@pytest.mark.parametrize("form", ["token", "latch", "last"])
+def test_drift_is_seen_where_the_gate_is_open(form: str, tokenizer: Words) -> None:
+    """Gates that go by where a prompt ends are shut while a given answer is read whole: it is read as if written."""
+    model = tiny("llama")
+    concept = llm.learn(model, tokenizer, PROMPTS, count=32, recipe={"form": form, "control_h": None})
+    opened = [
+        replace(item, probes=tuple(probe.lowered(-1e3) for probe in item.probes)) for item in concept.interventions
+    ]
+    lesson = llm.Lesson(model, tokenizer, PROMPTS, count=32)
+    trial = HeldOut(lesson.reader, lesson.fitting, lesson.held_out)
+    assert trial(replace(concept, interventions=tuple(opened)), 30.0).drift > 0.01
+    assert trial(concept, 0.0).drift == pytest.approx(0, abs=1e-6)
+
+
+def test_an_answer_reads_the_same_behind_its_prompt(tokenizer: Words) -> None:
+    lesson = llm.Lesson(tiny("llama"), tokenizer, PROMPTS, count=32)
+    texts = lesson.held_out["control"]
+    whole, written = (torch.cat(lesson.reader.predictions(texts, how)) for how in (False, True))
+    torch.testing.assert_close(whole, written, atol=1e-3, rtol=1e-3)
