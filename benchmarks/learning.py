@@ -83,6 +83,17 @@ def together(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     return report.markdown_table(["concepts", "steered by", "first succeeds", "second", "both"], rows)
 
 
+def said(concepts: Sequence[Concept]) -> str:
+    """In how many points strength "auto" is above, on and below the swept front, in words."""
+    lines = [line for concept in concepts for line in concept.get("auto") or []]
+    above = sum(line["over"]["low"] > 0 for line in lines)
+    below = sum(line["over"]["high"] < 0 for line in lines)
+    return (
+        f"Of {len(lines)} points {above} lie above the front, {below} below it, and {len(lines) - above - below} cannot "
+        "be told from it. Where it falls short, the probe's border is not where the model's behaviour turns."
+    )
+
+
 def fits(task: Mapping[str, Any]) -> list[str]:
     """Maps and gates on one capture."""
     rows = []
@@ -127,6 +138,8 @@ def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any], f
         "",
         'Strength "auto" by its target probability, beside the front that sweeping strengths draws (linear between '
         "strengths 0, 0.5, 1, 1.5 and 2): how far its effect is above the front at the same cost.",
+        "",
+        said(documents["auto"]["concepts"]),
         "",
         *free(documents["auto"]["concepts"]),
         "",
