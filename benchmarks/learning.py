@@ -89,8 +89,8 @@ def said(concepts: Sequence[Concept]) -> str:
     above = sum(line["over"]["low"] > 0 for line in lines)
     below = sum(line["over"]["high"] < 0 for line in lines)
     return (
-        f"Of {len(lines)} points {above} lie above the front, {below} below it, and {len(lines) - above - below} cannot "
-        "be told from it. Where it falls short, the probe's border is not where the model's behaviour turns."
+        f"Of {len(lines)} points {above} lie above the front, {below} below it, and {len(lines) - above - below} "
+        "cannot be told from it. Where it falls short, the probe's border is not where the model's behaviour turns."
     )
 
 
