@@ -31,6 +31,18 @@ def verdict(concept: Concept) -> str:
     return "always on" if on["low"] > gated["high"] else "neither"
 
 
+def owned(concepts: Sequence[Concept]) -> list[str]:
+    """Of methods with a gate of their own, which is the better front: DSAS, own or neither."""
+    found = []
+    for own in (concept for concept in concepts if concept["gate"] != "dsas"):
+        same = (one for one in with_dsas(concepts) if (one["task"], one["method"]) == (own["task"], own["method"]))
+        for gated in same:
+            ours, theirs = (one["arms"]["dsas"]["hypervolume"] for one in (gated, own))
+            better = "own" if theirs["low"] > ours["high"] else "neither"
+            found.append("DSAS" if ours["low"] > theirs["high"] else better)
+    return found
+
+
 def with_dsas(concepts: Sequence[Concept]) -> list[Concept]:
     """Those that wear the DSAS gate: one of each method and task."""
     return [concept for concept in concepts if concept["gate"] == "dsas"]
@@ -60,6 +72,7 @@ def page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
     """docs/methods.md."""
     concepts = document["concepts"]
     won = [verdict(concept) for concept in with_dsas(concepts)]
+    own = owned(concepts)
     lines = [
         "# Methods",
         "",
@@ -71,7 +84,9 @@ def page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
         "learned on plain means.",
         "",
         f"Of {len(won)} pairs of method and task the gated front is better in {won.count('gated')}, that of the method "
-        f"always on in {won.count('always on')}; {won.count('neither')} cannot be told apart.",
+        f"always on in {won.count('always on')}; {won.count('neither')} cannot be told apart. Of {len(own)} pairs with "
+        f"a gate of the method's own, DSAS is the better front in {own.count('DSAS')}, that gate in {own.count('own')}. "
+        "Where a map has no effect at any strength, no gate can help it.",
         "",
         "![fronts of every method](methods.svg)",
         "",
