@@ -85,7 +85,7 @@ def page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
         "",
         f"Of {len(won)} pairs of method and task the gated front is better in {won.count('gated')}, that of the method "
         f"always on in {won.count('always on')}; {won.count('neither')} cannot be told apart. Of {len(own)} pairs with "
-        f"a gate of the method's own, DSAS is the better front in {own.count('DSAS')}, that gate in {own.count('own')}. "
+        f"a gate of the method's own, DSAS is the better front in {own.count('DSAS')}, that one in {own.count('own')}. "
         "Where a map has no effect at any strength, no gate can help it.",
         "",
         "![fronts of every method](methods.svg)",
