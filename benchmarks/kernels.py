@@ -48,10 +48,14 @@ def fitted(width: int) -> tuple[dict[str, Probe], dict[str, Map]]:
 
 
 def timed(work: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds of each piece of work, by turns; the first round only warms up."""
+    """Median seconds of each piece of work, by turns; the first round only warms up.
+
+    Each runs once before it is timed, or its time would tell of the memory that the one before it left behind.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds + 1):
         for name, run in work.items():
+            run()
             began = time.perf_counter()
             run()
             if device.type != "cpu":
