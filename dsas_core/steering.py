@@ -192,37 +192,31 @@ class Steering:
         mask = None if call.mask is None else call.mask[:, slice(*(site.tokens or (None,)))].to(x.device)
         steps: list[_Step] = []
         for attached in self._attached:
-            bound = attached.on(x.device)
+            bound, name = attached.on(x.device), attached.name
             for entry in bound.reading.get(site, ()):
                 if entry.writes != site:
-                    self._scores[site.root, attached.name, entry.number] = self._score(attached.name, entry, x, mask)
-                else:
-                    steps.append(self._step(attached, entry, x, mask))
-            for entry in bound.writing.get(site, ()):
-                if entry.reads != site:
-                    h = self._score_of(attached.name, entry, x)
-                    dose = self._doses[site.root, attached.name].to(x.device)
-                    steps.append(_Step(attached.name, entry.map, dose, h, h, cloud=entry.cloud))
+                    self._scores[site.root, name, entry.number] = self._score(name, entry, x, mask)
+            steps += [self._step(name, entry, x, mask) for entry in bound.writing.get(site, ())]
         if not steps:
             return None
-        steps = [self._localised(step, site, x) for step in steps]
         out = interpolate(x, [(step.map, _strength(x, step), step.h) for step in self._shared(steps)])
         if self.trace is not None:
             for step in steps:
                 self.trace.record(step.concept, site, call, step.seen, x, out, step.solved)
         return out
 
-    def _step(self, attached: Attached, entry: Entry, x: torch.Tensor, mask: torch.Tensor | None) -> _Step:
-        """What an intervention that reads where it writes is to do."""
-        name, root = attached.name, entry.writes.root
+    def _step(self, name: str, entry: Entry, x: torch.Tensor, mask: torch.Tensor | None) -> _Step:
+        """What an intervention is to do where it writes."""
+        root = entry.writes.root
         dose, aim = self._doses[root, name].to(x.device), self._aims.get((root, name))
+        where = None if self._localiser is None else self._localiser(name, entry.writes, x)
         if aim is None or entry.plane is None:
-            h = self._score(name, entry, x, mask)
+            h = self._score_of(name, entry, x) if entry.reads != entry.writes else self._score(name, entry, x, mask)
+            h = h if where is None else h * where
             return _Step(name, entry.map, dose, h, h, cloud=entry.cloud)
         target, cap = aim.to(x.device).unbind()
         solved = strength_to(x, entry.map, entry.plane.probe, target, cap, mask)
         counted = (dose * entry.weight if mask is None else dose * entry.weight * mask[..., None]) != 0
-        where = self._where(name, entry.writes, x)
         if where is not None:
             counted = counted & (where > 0)
         counts = torch.stack([(part & counted).sum() for part in (solved.above, solved.against)])
@@ -230,15 +224,8 @@ class Steering:
         held.add_(counts.to(held))
         h = (solved.strength > 0) * entry.weight * entry.plane.gate(x, mask) * counted
         seen = h if self.trace is None else self._score(name, entry, x, mask)
+        h, seen = (h, seen) if where is None else (h * where, seen * where)
         return _Step(name, entry.map, solved.strength * dose, h, seen, solved, entry.cloud)
-
-    def _localised(self, step: _Step, site: Site, x: torch.Tensor) -> _Step:
-        """A step with h where its concept may act."""
-        where = self._where(step.concept, site, x)
-        return step if where is None else step._replace(h=step.h * where, seen=step.seen * where)
-
-    def _where(self, name: str, site: Site, x: torch.Tensor) -> torch.Tensor | None:
-        return None if self._localiser is None else self._localiser(name, site, x)
 
     def _shared(self, steps: list[_Step]) -> list[_Step]:
         """Steps of several concepts with what `combine` leaves each of its h; the interventions of one go together."""
