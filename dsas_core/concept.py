@@ -117,6 +117,11 @@ class Concept:
         return f"Concept({self.name!r}, {self.method}+{self.gate}, {sites}, unit {self.unit:g}{ends})"
 
     @property
+    def by_prompt(self) -> bool:
+        """Whether a gate goes by where a prompt ends."""
+        return any(item.by_prompt for item in self.interventions)
+
+    @property
     def sites(self) -> tuple[Site, ...]:
         return tuple(intervention.site for intervention in self.interventions)
 

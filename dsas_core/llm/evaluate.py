@@ -168,7 +168,7 @@ class _Evaluation:
             "versions": versions(*PACKAGES),
         }
         self.builtin = str(getattr(bare(model), "name_or_path", "")) in {str(path) for path in BUILTIN.values()}
-        self.latched = any(item.by_prompt for item in concept.interventions)
+        self.latched = concept.by_prompt
         self.done: dict[tuple[str, float | Auto], Done] = {}
         self.skipped: list[str] = []
         self.autos = plan.autos(concept)

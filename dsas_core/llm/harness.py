@@ -83,7 +83,7 @@ class SteeredLM(HFLM):
         except OSError as error:
             raise DSASError(f"cannot load {pretrained}: {' '.join(str(error).split())[:300]}") from error
         self.steering = steer(self.model, concepts, gate=gate, phase=phase, force=force)
-        latched = gate is None and any(part.by_prompt for item in concepts for part in item.interventions)
+        latched = gate is None and any(item.by_prompt for item in concepts)
         self._needs = f"phase={phase}" if phase != "all" else "a gate of form latch or last" if latched else None
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:

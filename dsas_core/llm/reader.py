@@ -210,7 +210,7 @@ class HeldOut:
 
     def __call__(self, concept: Concept, strength: float) -> Trial:
         """What a concept does at a map strength of either sign."""
-        written = any(item.by_prompt for item in concept.interventions)
+        written = concept.by_prompt
         if written not in self.expected:
             self.expected[written] = self.reader.predictions(self.contexts, written)
         expected = self.expected[written]

@@ -10,7 +10,6 @@ from torch import nn
 
 from ..concept import Concept
 from ..errors import DSASError
-from ..probes import ConditionLatch, LatchProbe
 from ..steering import Steering, loaded
 from ..strengths import Strength, Strengthened
 from .layers import ends_of, positions_of, roots_of
@@ -67,7 +66,7 @@ class TextSteering(Steering):
     def _refuse_without_prompt(self, root: str) -> None:
         """A latch that reads at a decoder would wait for ever: all that comes by there is written."""
         for name, entry, probe in self._remembering() if root == "decoder" else ():
-            if entry.reads.root == root and isinstance(probe, ConditionLatch | LatchProbe):
+            if entry.reads.root == root and probe.by_prompt:
                 raise DSASError(
                     f"{name!r} has a gate that decides at a prompt's end, at {entry.reads}, but the prompt goes "
                     "through the encoder: learn at encoder sites, or with form token"
