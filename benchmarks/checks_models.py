@@ -25,7 +25,7 @@ from dsas_core.llm.layers import roots_of as layers_of
 from dsas_core.llm.prompts import encode, pad_token
 from dsas_core.llm.reader import Reader
 from dsas_core.prompts import PromptSet, read
-from dsas_diffusion.families import family_of, find_sites, roots_of
+from dsas_diffusion.families import family_of, roots_of
 from dsas_diffusion.generation import (
     UNCHANGED,
     change,
@@ -37,6 +37,7 @@ from dsas_diffusion.generation import (
 from dsas_diffusion.judges import BuiltinJudge, judge_from
 from dsas_diffusion.rows import Rows
 from dsas_diffusion.similarity import ssim
+from dsas_diffusion.sites import find_sites
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 #: source prompts that learning and `rows` draw; controls are twice as many

@@ -17,7 +17,7 @@ from torch._compile import _disable_dynamo
 
 from . import sites as site_access
 from .errors import DSASError
-from .sites import Roots, Site
+from .sites import Joint, Roots, Site
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Call:
             where nothing is written.
         read: float [batch, positions], as `mask`, but whatever phase is steered: what probes that remember go by. None
             for `mask`.
+        joint: how patches and tokens lie in one sequence, where the root attends to both at once. Plain numbers: they
+            are of shapes, which a graph depends on as it is.
     """
 
     rows: torch.Tensor
@@ -41,6 +43,7 @@ class Call:
     mask: torch.Tensor | None = None
     prompt: torch.Tensor | None = None
     read: torch.Tensor | None = None
+    joint: Joint | None = None
 
 
 class Visitor(Protocol):
@@ -63,6 +66,7 @@ class Visit:
     def __init__(self, visitor: Visitor) -> None:
         self.visitor = visitor
         self.fired: set[Site] = set()
+        self.joint: dict[str, Joint | None] = {}  # by root, of its current call
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def detach(self) -> None:
@@ -106,7 +110,7 @@ def visit(
     placed = Visit(visitor)
     try:
         for name, tell in (describe or {}).items():
-            hook = _BeginHook(name, visitor, tell)
+            hook = _BeginHook(name, placed, tell)
             placed._handles.append(known[name].register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
         for site in sites:
             module = known[site.path]
@@ -160,12 +164,14 @@ class _Nothing:
 
 
 class _BeginHook(_Copied):
-    def __init__(self, name: str, visitor: Visitor, describe: Describe) -> None:
-        self.name, self.visitor, self.describe = name, visitor, describe
+    def __init__(self, name: str, placed: Visit, describe: Describe) -> None:
+        self.name, self.placed, self.describe = name, placed, describe
 
     @_disable_dynamo  # torch.compiler.disable, which would import torch._dynamo right here: 1.5 s
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.visitor.begin(self.name, self.describe(args, kwargs))
+        call = self.describe(args, kwargs)
+        self.placed.joint[self.name] = call.joint
+        self.placed.visitor.begin(self.name, call)
 
 
 class _SiteHook(_Copied):
@@ -173,11 +179,12 @@ class _SiteHook(_Copied):
         self.site, self.placed = site, placed
 
     def change(self, value: Any) -> Any:
-        x = site_access.read(value, self.site)
+        joint = self.placed.joint.get(self.site.root) if self.site.stream else None
+        x = site_access.read(value, self.site, joint)
         changed = self.placed.visitor.visit(self.site, x)
         if not torch.compiler.is_compiling():
             self.placed.fired.add(self.site)
-        return None if changed is None else site_access.write(value, self.site, changed)
+        return None if changed is None else site_access.write(value, self.site, changed, joint)
 
 
 class _OutputHook(_SiteHook):

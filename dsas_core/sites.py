@@ -19,6 +19,8 @@ from torch import nn
 from .errors import DSASError
 
 _PASSING = {"_orig_mod", "text_model"}
+#: what positions are, where a model attends to picture and prompt at once
+STREAMS = ("", "image", "text")
 
 Roots = Mapping[str, nn.Module]
 
@@ -34,6 +36,8 @@ class Site:
         tokens: (start, stop) of the positions, or None for all; negative counts from the end.
         channels: (start, stop) of the channels (an attention head), or None for all.
         layout: "last" for [batch, positions, width], "first" for [batch, width, height, width in pixels].
+        stream: "image" or "text", where a transformer attends to both at once; "" elsewhere. An activation that holds
+            both, one behind the other, is cut by what the call says (`hooks.Call.image`).
     """
 
     path: str
@@ -42,13 +46,16 @@ class Site:
     tokens: tuple[int | None, int | None] | None = None
     channels: tuple[int | None, int | None] | None = None
     layout: str = "last"
+    stream: str = ""
 
     def __post_init__(self) -> None:
         if self.side not in ("output", "input") or self.layout not in ("last", "first"):
             raise DSASError(f"site {self.path}: side is input or output, layout first or last; found {self}")
+        if self.stream not in STREAMS:
+            raise DSASError(f"site {self.path}: stream is image, text or none; found {self.stream!r}")
 
     def __str__(self) -> str:
-        side = "" if self.side == "output" else ":input"
+        side = ("" if self.side == "output" else ":input") + (f":{self.stream}" if self.stream else "")
         slices = "".join(
             f"[{'' if part[0] is None else part[0]}:{'' if part[1] is None else part[1]}]"
             for part in (self.tokens, self.channels)
@@ -111,28 +118,36 @@ def find(roots: Roots, pattern: str | Iterable[str]) -> list[str]:
     return found
 
 
-def read(value: Any, site: Site) -> torch.Tensor:
-    """The activation at a site as [batch, positions, width], from what its module takes or returns."""
-    x = _tensor(value, site)
-    if site.layout == "first":
-        x = x.flatten(2).transpose(1, 2)
-    if site.tokens is not None:
-        x = x[:, slice(*site.tokens)]
-    if site.channels is not None:
-        x = x[..., slice(*site.channels)]
-    return x
+@dataclass(frozen=True)
+class Joint:
+    """How a picture's patches and a prompt's tokens lie in one sequence: how many there are, and which come first."""
+
+    image: int
+    text: int
+    text_first: bool = True
+
+    def of(self, stream: str) -> slice:
+        """Where the positions of a stream lie."""
+        first = self.text if self.text_first else self.image
+        return slice(None, first) if (stream == "text") == self.text_first else slice(first, None)
 
 
-def write(value: Any, site: Site, x: torch.Tensor) -> Any:
+def read(value: Any, site: Site, joint: Joint | None = None) -> torch.Tensor:
+    """The activation at a site as [batch, positions, width], from what its module takes or returns.
+
+    Args:
+        joint: how positions of both streams lie in one sequence; needed by sites with a stream.
+    """
+    return _flat(_tensor(value, site), site)[_part(value, site, joint)]
+
+
+def write(value: Any, site: Site, x: torch.Tensor, joint: Joint | None = None) -> Any:
     """What the module takes or returns, with the activation at the site replaced by x; nothing is changed in place."""
-    whole = _tensor(value, site)
-    if site.tokens is not None or site.channels is not None:
-        flat = whole.flatten(2).transpose(1, 2) if site.layout == "first" else whole
-        part = flat.clone()
-        positions = slice(*site.tokens) if site.tokens is not None else slice(None)
-        channels = slice(*site.channels) if site.channels is not None else slice(None)
-        part[:, positions, channels] = x
-        x = part
+    whole, part = _tensor(value, site), _part(value, site, joint)
+    if part != (...,):
+        changed = _flat(whole, site).clone()
+        changed[part] = x
+        x = changed
     if site.layout == "first":
         x = x.transpose(1, 2).reshape(whole.shape)
     if isinstance(value, torch.Tensor):
@@ -142,6 +157,26 @@ def write(value: Any, site: Site, x: torch.Tensor) -> Any:
     replaced = type(value)(**value)
     replaced[list(value)[site.index]] = x
     return replaced
+
+
+def _flat(x: torch.Tensor, site: Site) -> torch.Tensor:
+    return x.flatten(2).transpose(1, 2) if site.layout == "first" else x
+
+
+def _part(value: Any, site: Site, joint: Joint | None) -> tuple[Any, ...]:
+    """The index of a site in its module's activation, [batch, positions, width]."""
+    positions, channels = (slice(None) if part is None else slice(*part) for part in (site.tokens, site.channels))
+    if site.stream:
+        if joint is None:
+            raise DSASError(f"{site} needs to know how picture and prompt lie in one sequence: call the whole pipeline")
+        count = _tensor(value, site).shape[1]
+        if count == joint.image + joint.text:
+            positions = joint.of(site.stream)
+        elif count != (joint.image if site.stream == "image" else joint.text):
+            raise DSASError(
+                f"{site}: {count} positions, expected {joint.image} of the picture, {joint.text} of the prompt, or both"
+            )
+    return (...,) if positions == channels == slice(None) else (slice(None), positions, channels)
 
 
 def _tensor(value: Any, site: Site) -> torch.Tensor:

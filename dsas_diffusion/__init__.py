@@ -3,10 +3,10 @@
 from dsas_core import Auto, Concept, DSASError
 
 from .calibrate import calibrate
-from .families import find_sites
 from .learn import Lesson, learn
 from .load import load_pipeline
 from .schedule import Schedule
+from .sites import find_sites
 from .steer import steer
 
 __all__ = [

@@ -1,20 +1,53 @@
 """What is known about each model family: which parts can be steered, where, and how to read its clock and rows.
 
-A table, no guessing: an unknown family raises. The family is told by the class of the denoiser.
+A table, no guessing: an unknown family raises. The family is told by the class of the denoiser, and where two share one
+by the parts that the pipeline has. To describe another: an entry in `FAMILIES` and, if its text encoder is new, one in
+`TEXT_LAYERS`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from dsas_core.errors import DSASError
-from dsas_core.sites import Site, canonical, find, modules
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sites of one role.
+
+    Args:
+        pattern: regular expression on canonical paths.
+        layout, index, stream: of the sites, see `dsas_core.sites.Site`.
+        unless: an attribute of a module that has no such site where it is true.
+    """
+
+    pattern: str
+    layout: str = "last"
+    index: int = 0
+    stream: str = ""
+    unless: str = ""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A text encoder of a pipeline.
+
+    Args:
+        part, tokenizer: attributes of the pipeline.
+        negative: the argument of `encode_prompt` that holds its negative prompt; where that is not given, the first
+            encoder's counts.
+        unread: of its last layers, how many show nothing in what the denoiser reads of each token, before `clip_skip`.
+    """
+
+    part: str = "text_encoder"
+    tokenizer: str = "tokenizer"
+    negative: str = "negative_prompt"
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -24,158 +57,208 @@ class Family:
     Args:
         name: for messages.
         denoiser: attribute of the pipeline.
-        text_encoders: attributes of the pipeline.
-        groups: name of a group of sites -> (regular expression on canonical paths, layout).
-        default: the groups that steer when the user names none; what benchmarks/concept.py shows best.
+        encoders: its text encoders; a pipeline may lack some, not all.
+        groups: name of a role -> its sites; a role may lie in blocks of more than one kind.
+        default: the groups that steer when the user names none.
         denoiser_default: the groups that "denoiser" stands for.
         watched: the groups that a concept of text sites alone reads for the heat-map, without changing them.
-        looking: the group whose layers look from patches of the picture at the prompt's tokens (`looking_at`).
+        looking: the group whose layers look from patches of the picture at the prompt's tokens (`looking_at`), if any.
+        eyes: the group that tells what is in a picture (`held_out.Eyes`).
         edges: timesteps that separate the bins of denoiser sites, unless the user names others.
         bounds: what the clock shows at the noisy and at the clean end; 1000 and 0 for raw timesteps.
-        unconditional_first: whether classifier-free guidance stacks [unconditional, conditional] rows.
+        guidance: how classifier-free guidance asks the denoiser: "uncond, cond" and "cond, uncond" in one call of
+            stacked rows, "two calls".
+        negatives: whether `encode_prompt` makes prompts and negative prompts "together", or is called for them "apart".
     """
 
     name: str
     denoiser: str
-    text_encoders: tuple[str, ...]
-    groups: Mapping[str, tuple[str, str]]
+    encoders: tuple[TextEncoder, ...]
+    groups: Mapping[str, tuple[Group, ...]]
     default: tuple[str, ...]
     denoiser_default: tuple[str, ...]
-    watched: tuple[str, ...] = ("cross",)
-    looking: str = "cross"
+    watched: tuple[str, ...]
+    looking: str | None = None
+    eyes: str = "block"
     edges: tuple[float, ...] = (500.0,)
     bounds: tuple[float, float] = (1000.0, 0.0)
-    unconditional_first: bool = True
+    guidance: str = "uncond, cond"
+    negatives: str = "together"
 
 
-_UNET = Family(
+#: class of a text encoder -> its layers, below its own path
+TEXT_LAYERS: Mapping[str, str] = {
+    "CLIPTextModel": r"encoder\.layers\.\d+",
+    "CLIPTextModelWithProjection": r"encoder\.layers\.\d+",
+    "T5EncoderModel": r"encoder\.block\.\d+",
+    "Gemma2Model": r"layers\.\d+",
+}
+
+_TEXT = Group(rf"text_encoder(_\d)?\.({'|'.join(dict.fromkeys(TEXT_LAYERS.values()))})")
+_UNET: Mapping[str, tuple[Group, ...]] = {
+    "cross": (Group(r"unet\..*\.attn2"),),
+    "self": (Group(r"unet\..*\.attn1"),),
+    "block": (Group(r"unet\.(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(attentions|resnets)\.\d+", "first"),),
+    "text": (_TEXT,),
+}
+#: transformers whose blocks attend to themselves, then to the prompt
+_CROSSING: Mapping[str, tuple[Group, ...]] = {
+    "cross": (Group(r"transformer\.transformer_blocks\.\d+\.attn2"),),
+    "self": (Group(r"transformer\.transformer_blocks\.\d+\.attn1"),),
+    "block": (Group(r"transformer\.transformer_blocks\.\d+"),),
+    "text": (_TEXT,),
+}
+
+_SD = Family(
     name="Stable Diffusion",
     denoiser="unet",
-    text_encoders=("text_encoder",),
-    groups={
-        "cross": (r"unet\..*\.attn2", "last"),
-        "self": (r"unet\..*\.attn1", "last"),
-        "block": (r"unet\.(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(attentions|resnets)\.\d+", "first"),
-        "text": (r"text_encoder\.encoder\.layers\.\d+", "last"),
-    },
+    encoders=(TextEncoder(),),
+    groups=_UNET,
     default=("text",),
     denoiser_default=("cross",),
+    watched=("cross",),
+    looking="cross",
+)
+_SDXL = Family(
+    name="Stable Diffusion XL",
+    denoiser="unet",
+    encoders=(
+        TextEncoder(unread=1),
+        TextEncoder("text_encoder_2", "tokenizer_2", "negative_prompt_2", unread=1),
+    ),
+    groups=_UNET,
+    default=("text",),
+    denoiser_default=("cross",),
+    watched=("cross",),
+    looking="cross",
+)
+_SD3 = Family(
+    name="Stable Diffusion 3",
+    denoiser="transformer",
+    encoders=(
+        TextEncoder(unread=1),
+        TextEncoder("text_encoder_2", "tokenizer_2", "negative_prompt_2", unread=1),
+        TextEncoder("text_encoder_3", "tokenizer_3", "negative_prompt_3"),
+    ),
+    groups={
+        "image": (Group(r"transformer\.transformer_blocks\.\d+\.attn", stream="image"),),
+        "prompt": (
+            Group(r"transformer\.transformer_blocks\.\d+\.attn", index=1, stream="text", unless="context_pre_only"),
+        ),
+        "self": (Group(r"transformer\.transformer_blocks\.\d+\.attn2"),),
+        "block": (Group(r"transformer\.transformer_blocks\.\d+", index=1, stream="image"),),
+        "text": (_TEXT,),
+    },
+    default=("image",),
+    denoiser_default=("image",),
+    watched=("image",),
+)
+_FLUX = Family(
+    name="FLUX.1",
+    denoiser="transformer",
+    encoders=(TextEncoder(), TextEncoder("text_encoder_2", "tokenizer_2", "negative_prompt_2")),
+    groups={
+        "image": (
+            Group(r"transformer\.transformer_blocks\.\d+\.attn", stream="image"),
+            Group(r"transformer\.single_transformer_blocks\.\d+\.attn", stream="image"),
+        ),
+        "prompt": (
+            Group(r"transformer\.transformer_blocks\.\d+\.attn", index=1, stream="text"),
+            Group(r"transformer\.single_transformer_blocks\.\d+\.attn", stream="text"),
+        ),
+        "block": (Group(r"transformer\.(single_)?transformer_blocks\.\d+", index=1, stream="image"),),
+        "text": (_TEXT,),
+    },
+    default=("image",),
+    denoiser_default=("image",),
+    watched=("image",),
+    bounds=(1.0, 0.0),
+    guidance="two calls",
+    negatives="apart",
+)
+_PIXART = Family(
+    name="PixArt",
+    denoiser="transformer",
+    encoders=(TextEncoder(),),
+    groups=_CROSSING,
+    default=("text",),
+    denoiser_default=("cross",),
+    watched=("cross",),
+    looking="cross",
+)
+_SANA = Family(
+    name="Sana",
+    denoiser="transformer",
+    encoders=(TextEncoder(),),
+    groups=_CROSSING,
+    default=("text",),
+    denoiser_default=("cross",),
+    watched=("cross",),
+    looking="cross",
 )
 
-#: class of the denoiser -> family
-FAMILIES: dict[str, Family] = {"UNet2DConditionModel": _UNET}
+#: class of the denoiser -> its family, or those that share it, the one with more parts first
+FAMILIES: Mapping[str, tuple[Family, ...]] = {
+    "UNet2DConditionModel": (_SDXL, _SD),
+    "SD3Transformer2DModel": (_SD3,),
+    "FluxTransformer2DModel": (_FLUX,),
+    "PixArtTransformer2DModel": (_PIXART,),
+    "SanaTransformer2DModel": (_SANA,),
+}
 
 
 def family_of(pipe: Any) -> Family:
     """The family of a pipeline.
 
     Raises:
-        DSASError: the pipeline has no denoiser that the table knows, or lacks a part that its family has.
+        DSASError: the pipeline has no denoiser or text encoder that the table knows, or lacks a part that its family
+            has.
     """
     parts = [getattr(pipe, name, None) for name in ("unet", "transformer")]
     denoiser = next((part for part in parts if part is not None), None)
     if denoiser is None:
         raise DSASError(f"{type(pipe).__name__} has neither unet nor transformer: expected a text-to-image pipeline")
-    kind = type(getattr(denoiser, "_orig_mod", denoiser)).__name__
+    kind = _kind(denoiser)
     if kind not in FAMILIES:
-        raise DSASError(f"{kind} is not a family that is known; known are {', '.join(FAMILIES)}")
-    family = FAMILIES[kind]
-    if getattr(pipe, "text_encoder_2", None) is not None:
         raise DSASError(
-            f"{type(pipe).__name__} has two text encoders, as SDXL; only {family.name} 1.x-shaped are known"
+            f"{kind} is not a family that is known; known are {', '.join(FAMILIES)}: describe another with an entry in "
+            "dsas_diffusion.families.FAMILIES"
         )
-    wanted = (family.denoiser, *family.text_encoders, "tokenizer", "scheduler", "vae")
+    candidates = FAMILIES[kind]
+    family = next((one for one in candidates if _has_parts_of(pipe, one)), candidates[-1])
+    wanted = [family.denoiser, "scheduler", "vae"]
     missing = [part for part in wanted if getattr(pipe, part, None) is None]
+    encoders = [encoder for encoder in family.encoders if getattr(pipe, encoder.part, None) is not None]
+    missing += [encoder.tokenizer for encoder in encoders if getattr(pipe, encoder.tokenizer, None) is None]
+    missing += [] if encoders else [family.encoders[0].part]
     if missing:
+        wanted += [part for encoder in family.encoders for part in (encoder.part, encoder.tokenizer)]
         raise DSASError(f"the pipeline lacks {', '.join(missing)}; a {family.name} pipeline has {', '.join(wanted)}")
+    unknown = [_kind(getattr(pipe, encoder.part)) for encoder in encoders]
+    unknown = [kind for kind in unknown if kind not in TEXT_LAYERS]
+    if unknown:
+        raise DSASError(
+            f"{type(pipe).__name__} has a {unknown[0]} for a text encoder; {family.name} is known with "
+            f"{', '.join(TEXT_LAYERS)}: describe its layers in dsas_diffusion.families.TEXT_LAYERS"
+        )
     return family
+
+
+def encoders_of(pipe: Any) -> list[TextEncoder]:
+    """The text encoders that a pipeline has of its family's; some run without the largest."""
+    return [encoder for encoder in family_of(pipe).encoders if getattr(pipe, encoder.part, None) is not None]
 
 
 def roots_of(pipe: Any) -> dict[str, nn.Module]:
     """The modules that can be steered, by name."""
-    family = family_of(pipe)
-    return {name: getattr(pipe, name) for name in (family.denoiser, *family.text_encoders)}
+    names = [family_of(pipe).denoiser, *(encoder.part for encoder in encoders_of(pipe))]
+    return {name: getattr(pipe, name) for name in names}
 
 
-def find_sites(pipe: Any, sites: str | Sequence[str] | None = None) -> list[Site]:
-    """Sites of a pipeline.
-
-    Args:
-        sites: None for the family's default groups; a group's name (`dsas_diffusion.families`), "denoiser" for all of
-            the denoiser's default groups, a regular expression on canonical paths, or a list of these.
-
-    Raises:
-        DSASError: a pattern that matches nothing; the message lists what exists.
-    """
-    family, roots = family_of(pipe), roots_of(pipe)
-    wanted = list(family.default) if sites is None else [sites] if isinstance(sites, str) else list(sites)
-    found: dict[str, Site] = {}
-    for pattern in wanted:
-        if pattern == "denoiser":
-            patterns = [family.groups[name][0] for name in family.denoiser_default]
-        else:
-            patterns = [family.groups[pattern][0] if pattern in family.groups else pattern]
-        for expression in patterns:
-            for path in find(roots, expression):
-                found[path] = Site(path, layout=_layout(family, roots, path))
-    return list(found.values())
+def _has_parts_of(pipe: Any, family: Family) -> bool:
+    """Whether a pipeline has every text encoder of a family among its parts, loaded or not."""
+    return all(hasattr(pipe, encoder.part) for encoder in family.encoders)
 
 
-@dataclass(frozen=True)
-class Looking:
-    """A cross-attention layer.
-
-    Args:
-        path: canonical. module: diffusers' `Attention`.
-    """
-
-    path: str
-    module: nn.Module
-
-    @property
-    def queries(self) -> Site:
-        """Of patches of the picture; keys and values are of the prompt's tokens."""
-        return Site(f"{self.path}.to_q")
-
-    @property
-    def keys(self) -> Site:
-        return Site(f"{self.path}.to_k")
-
-    @property
-    def values(self) -> Site:
-        return Site(f"{self.path}.to_v")
-
-    @property
-    def scale(self) -> float:
-        """Of the products of queries and keys."""
-        return float(self.module.scale)  # type: ignore[arg-type]
-
-    def by_head(self, x: torch.Tensor, kind: str) -> torch.Tensor:
-        """Queries ("q") or keys ("k") as the layer compares them: [batch, heads, positions, width of a head]."""
-        norm = getattr(self.module, f"norm_{kind}", None)
-        parts = x.unflatten(-1, (self.module.heads, -1)).transpose(1, 2)
-        return parts if norm is None else norm(parts)
-
-
-def looking_at(pipe: Any) -> list[Looking]:
-    """The layers in which a pipeline's pictures look at its prompts.
-
-    Raises:
-        DSASError: there is none.
-    """
-    family, roots = family_of(pipe), roots_of(pipe)
-    known, expression = modules(roots), re.compile(family.groups[family.looking][0])
-    found = [Looking(path, module) for path, module in known.items() if expression.fullmatch(path)]
-    found = [layer for layer in found if getattr(layer.module, "is_cross_attention", True)]
-    if not found:
-        raise DSASError(f"{family.denoiser} has no cross-attention, so it looks at no words")
-    return found
-
-
-def _layout(family: Family, roots: Mapping[str, nn.Module], path: str) -> str:
-    """The layout of a path's output: by the group that it belongs to, else by the kind of module."""
-    for expression, layout in family.groups.values():
-        if re.fullmatch(expression, path):
-            return layout
-    module = modules(roots)[canonical(path)]
-    return "first" if isinstance(module, nn.Conv2d | nn.GroupNorm) else "last"
+def _kind(part: nn.Module) -> str:
+    return type(getattr(part, "_orig_mod", part)).__name__

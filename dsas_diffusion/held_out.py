@@ -18,8 +18,9 @@ from dsas_core.hooks import Call, visit
 from dsas_core.probes import LinearProbe
 from dsas_core.sites import Site
 
-from .families import family_of, find_sites
+from .families import family_of
 from .generation import UNCHANGED, Settings, change, decode, latents_of, noise_for, seeds_for
+from .sites import find_sites
 from .steer import steer
 
 EYES_TIMESTEP = 250.0

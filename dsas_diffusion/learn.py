@@ -30,11 +30,12 @@ from dsas_core.sites import Site
 from dsas_core.steering import Steering
 from dsas_core.unit import TRIALS, choose, held_back, units_of
 
-from .families import family_of, find_sites, roots_of
+from .families import family_of, roots_of
 from .generation import decode, latent_batches, seeds_for, settings_of
 from .held_out import HeldOut
 from .masks import Masks
 from .rows import Rows
+from .sites import find_sites
 from .supervision import Shown, masks_for, shown_by
 
 #: source and target prompts to draw
@@ -66,7 +67,7 @@ def learn(
         pipe: a diffusers text-to-image pipeline of a known family.
         prompts: a prompt file (dsas_core/prompts.py), or its content.
         method, gate: names in `dsas_core.methods`. Without a gate it is the method's own, or `dsas`.
-        sites: see `dsas_diffusion.families.find_sites`; None for the family's default.
+        sites: see `dsas_diffusion.find_sites`; None for the family's default.
         steps, guidance: of the generations; None for what suits the model.
         seed: of noise, prompt choice and cross-validation.
         count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.

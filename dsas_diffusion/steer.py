@@ -16,6 +16,7 @@ from dsas_core.strengths import Strength, Strengthened
 
 from .families import family_of, roots_of
 from .rows import Rows
+from .sites import unread
 from .viz import PictureTrace
 from .words import WordMasks, Words, words_of
 
@@ -75,6 +76,13 @@ class PipelineSteering(Steering):
             self.trace.pictures = prompts * self._rows.images_per_prompt
         if self._words is not None:
             self._words.start()
+        behind = [] if self._rows is None else unread(self._pipe, self.sites, self._rows.clip_skip)
+        if behind:
+            warnings.warn(
+                f"the denoiser reads the tokens of an earlier layer than {', '.join(map(str, behind))}, which only "
+                "change what is pooled, if anything: steer earlier layers, or ask for a smaller clip_skip",
+                stacklevel=2,
+            )
 
     def _check_fired(self) -> None:
         """The text encoder must have run before the first denoiser call, every denoiser site before the second."""
@@ -121,7 +129,8 @@ def steer(
             negative goes the other way. A list gives one strength per prompt of a batch. "auto", or `Auto(target)`,
             steers each position just as far as its probe's probability is above the target.
         gate: None for each concept's own, "on" to steer everything (the vanilla method), "off" for nothing.
-        rows: "conditional" steers the prompt's half of classifier-free guidance, "both" the negative half too.
+        rows: of classifier-free guidance, "conditional" steers the prompt's rows, "unconditional" those of the negative
+            prompt, "both" all.
         schedule: strength over the timestep (`dsas_diffusion.Schedule`), for all concepts or by name.
         combine: "sum" adds up what several concepts change, "blend" keeps the total of their h within the highest.
         within: "target" takes as much of a strength, at each position, as keeps it among those of the concept's target

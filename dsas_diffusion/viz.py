@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dsas_core.errors import DSASError
+from dsas_core.sites import patch_grid
 from dsas_core.trace import Trace
 
 #: dark violet to yellow, perceptually even: h = 0 and h = 1
@@ -54,6 +55,7 @@ class PictureTrace(Trace):
         """
         width, height = size
         seen = [r for r in self.select(concept, site, root) if r.mask is None and r.h.shape[1] > 1]
+        seen = [r for r in seen if r.site.stream != "text"]
         records = [r for r in seen if r.timestep is None or r.timestep <= below]
         if not records or not 0 <= image < self.pictures:
             known = sorted({str(r.site) for r in self.records}) or ["nothing: call the pipeline inside steer()"]
@@ -62,8 +64,8 @@ class PictureTrace(Trace):
             )
         total = torch.zeros(height, width)
         for record in records:
-            rows = max(1, round((record.h.shape[1] * height / width) ** 0.5))
-            grid = record.h[-self.pictures :][image].view(1, 1, rows, -1)
+            patches = patch_grid(record.h.shape[1], height, width)
+            grid = record.h[-self.pictures :][image].view(1, 1, *patches)
             total += torch.nn.functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[0, 0]
         return (total / len(records)).clamp(0, 1).numpy()
 

@@ -24,8 +24,9 @@ from dsas_core.errors import DSASError
 from dsas_core.hooks import Call, Visit, visit
 from dsas_core.sites import Site
 
-from .families import looking_at, roots_of
+from .families import roots_of
 from .rows import Rows
+from .sites import looking_at
 
 #: concept name -> a word or phrase, or several of them
 Words = Mapping[str, str | Sequence[str]]

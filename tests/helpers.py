@@ -14,6 +14,7 @@ from dsas_core.concept import fingerprint
 from dsas_core.maps import AffineMap, Map, MeanShiftMap, SupportMap
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, Probe, ProductProbe
 from dsas_diffusion.builtin import architecture
+from dsas_diffusion.families import roots_of
 
 TINY = replace(
     architecture.PRESETS["cpu"],
@@ -177,7 +178,7 @@ def random_concept(
 
 def bases(pipe: Any) -> dict[str, str]:
     """Fingerprints of what can be steered, as `learn` writes them."""
-    return {"unet": fingerprint(pipe.unet), "text_encoder": fingerprint(pipe.text_encoder)}
+    return {name: fingerprint(root) for name, root in roots_of(pipe).items()}
 
 
 @dataclass

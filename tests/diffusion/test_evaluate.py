@@ -23,9 +23,9 @@ from dsas_core.prompts import PromptSet, read
 from dsas_diffusion import drawing
 from dsas_diffusion.drawing import Job
 from dsas_diffusion.evaluate import evaluate, identity
-from dsas_diffusion.families import find_sites
 from dsas_diffusion.generation import Settings
 from dsas_diffusion.grid import Grid
+from dsas_diffusion.sites import find_sites
 from tests.diffusion.test_cli import assert_one_line, document_of
 from tests.helpers import bases, differ, random_concept, seen_at
 

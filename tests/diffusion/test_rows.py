@@ -148,7 +148,7 @@ def test_bad_settings(tiny_pipe: Any, settings: dict[str, Any]) -> None:
     ("batch", "encoded", "message"),
     [
         (2, False, "the denoiser ran outside the pipeline"),
-        (3, True, "1 pictures were asked for, but the denoiser got 3 rows: expected 1 or 2"),
+        (3, True, "1 pictures were asked for, but the denoiser of StableDiffusionPipeline got 3 rows: expected 1 or 2"),
     ],
 )
 def test_rows_that_fit_no_rule_raise(tiny_pipe: Any, batch: int, encoded: bool, message: str) -> None:

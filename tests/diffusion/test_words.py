@@ -18,7 +18,7 @@ import dsas_diffusion.words as words_of_prompts
 from dsas_core import Concept, DSASError, Site
 from dsas_core.trace import Record
 from dsas_diffusion import Schedule, find_sites, load_pipeline, steer
-from dsas_diffusion.families import looking_at
+from dsas_diffusion.sites import looking_at
 from tests.helpers import (
     STEPS,
     Bare,

@@ -1,0 +1,238 @@
+"""The identities, on a tiny pipeline of every family and at every role that it has."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+import torch
+
+from dsas_core import Concept, Site, visit
+from dsas_diffusion import find_sites, steer
+from dsas_diffusion.families import family_of, roots_of
+from dsas_diffusion.rows import Rows
+from dsas_diffusion.sites import role_of, site_name, unread
+from tests.diffusion.models import FAMILIES, STEPS, WIDTH, build, latents
+from tests.helpers import Bare, Recorder, bases, random_concept, same
+
+BANANA, DOG = "a banana", "a red dog"
+ROLES = {
+    "sd": ("text", "cross", "self", "block"),
+    "sdxl": ("text", "cross", "self", "block"),
+    "sd3": ("text", "image", "prompt", "self", "block"),
+    "flux": ("text", "image", "prompt", "block"),
+    "pixart": ("text", "cross", "self", "block"),
+    "sana": ("text", "cross", "self", "block"),
+}
+EVERY = [(family, role) for family, roles in ROLES.items() for role in roles]
+
+
+@cache
+def pipe_of(family: str) -> Any:
+    return build(family, Path(mkdtemp()))
+
+
+@cache
+def base_of(family: str) -> torch.Tensor:
+    return latents(pipe_of(family), family, BANANA)
+
+
+def seen_in(
+    family: str, sites: list[Site], prompts: Any = BANANA, rows: str = "conditional", **options: Any
+) -> Recorder:
+    """What comes by at sites of a pipeline, and the calls that it comes in."""
+    pipe, recorder = pipe_of(family), Recorder()
+    with Rows(pipe, rows) as told, visit(roots_of(pipe), sites, recorder, told.describe()):
+        latents(pipe, family, prompts, **options)
+    return recorder
+
+
+@cache
+def concept_of(family: str, role: str) -> Concept:
+    """A random concept at every site of a role."""
+    pipe = pipe_of(family)
+    recorder = seen_in(family, find_sites(pipe, role))
+    assert set(recorder.seen) == set(find_sites(pipe, role))
+    sites = {site: seen[0] for site, seen in recorder.seen.items()}
+    return random_concept(sites, edges=() if role == "text" else (500.0,), base=bases(pipe), kind="additive")
+
+
+@pytest.mark.parametrize(("family", "role"), EVERY)
+def test_off_and_detached_are_bit_exact(family: str, role: str) -> None:
+    pipe, concept = pipe_of(family), concept_of(family, role)
+    bare = [Bare.of(root) for root in roots_of(pipe).values()]
+    with steer(pipe, {concept: 1.0}) as steering:
+        steered = latents(pipe, family, BANANA)
+        assert set(steering.fired) == {str(site) for site in steering.sites}
+        steering.strengths[concept.name] = 0.0
+        assert torch.equal(latents(pipe, family, BANANA), base_of(family))
+    assert float((steered - base_of(family)).abs().max()) > 1e-3 * float(base_of(family).std())
+    assert [Bare.of(root) for root in roots_of(pipe).values()] == bare
+    assert torch.equal(latents(pipe, family, BANANA), base_of(family))
+
+
+@pytest.mark.parametrize(("family", "role"), EVERY)
+def test_strengths_of_a_batch_are_those_of_single_pictures(family: str, role: str) -> None:
+    pipe, concept = pipe_of(family), concept_of(family, role)
+    with steer(pipe, {concept: [1.0, 0.0, -0.5]}):
+        batch = latents(pipe, family, [BANANA, BANANA, DOG], (0, 0, 3))
+    with steer(pipe, {concept: 1.0}) as steering:
+        singles = [latents(pipe, family, BANANA)]
+        steering.strengths[concept.name] = -0.5
+        singles.append(latents(pipe, family, DOG, (3,)))
+    scale = float(base_of(family).std())
+    assert same(batch[[0, 2]] / scale, torch.cat(singles) / scale)
+    assert same(batch[1:2] / scale, base_of(family) / scale)
+    assert not same(batch[:1] / scale, base_of(family) / scale)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_clock_shows_the_timestep(family: str) -> None:
+    pipe = pipe_of(family)
+    calls = [call for root, call in seen_in(family, []).calls if root == family_of(pipe).denoiser]
+    shown = [float(call.timestep) for call in calls if call.timestep is not None]
+    expected = [float(t) for t in pipe.scheduler.timesteps]
+    assert len(set(expected)) == STEPS
+    assert sorted(set(shown), reverse=True) == pytest.approx(expected, abs=1e-2)
+
+
+#: the denoiser's calls of one step with two prompts: which rows have a prompt, and whose they are
+CALLS = {
+    "sd": [([0, 0, 1, 1], [0, 1, 0, 1])],
+    "sdxl": [([0, 0, 1, 1], [0, 1, 0, 1])],
+    "sd3": [([0, 0, 1, 1], [0, 1, 0, 1])],
+    "flux": [([1, 1], [0, 1]), ([0, 0], [0, 1])],
+    "pixart": [([0, 0, 1, 1], [0, 1, 0, 1])],
+    "sana": [([0, 0, 1, 1], [0, 1, 0, 1])],
+}
+
+
+@pytest.mark.parametrize("rows", ["conditional", "unconditional", "both"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_guidance(family: str, rows: str) -> None:
+    pipe = pipe_of(family)
+    calls = seen_in(family, [], [BANANA, DOG], seeds=(1, 2), rows=rows).calls
+    told = {"conditional": lambda on: on, "unconditional": lambda on: 1 - on, "both": lambda on: 1}[rows]
+    expected = [([told(on) for on in line], whose) for line, whose in CALLS[family] * STEPS]
+    found = [(call.rows.tolist(), call.prompts.tolist()) for root, call in calls if root == family_of(pipe).denoiser]
+    assert found == expected
+    texts = [call.rows.tolist() for root, call in calls if root == "text_encoder"]
+    assert texts == [[told(1)] * 2, [told(0)] * 2]
+    for root in roots_of(pipe):  # every text encoder is told the same
+        if root != family_of(pipe).denoiser:
+            assert [call.rows.tolist() for name, call in calls if name == root] == texts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_guidance_every_row_has_a_prompt(family: str) -> None:
+    off = {"true_cfg_scale" if family == "flux" else "guidance_scale": 1.0, "num_images_per_prompt": 2}
+    calls = seen_in(family, [], [BANANA, DOG], seeds=(1, 2, 3, 4), **off).calls
+    denoiser = [call for root, call in calls if root == family_of(pipe_of(family)).denoiser]
+    assert [call.rows.tolist() for call in denoiser] == [[1] * 4] * STEPS
+    assert [call.prompts.tolist() for call in denoiser] == [[0, 0, 1, 1]] * STEPS
+
+
+@pytest.mark.parametrize(("family", "role"), EVERY)
+def test_rows_of_negative_prompts_are_untouched(family: str, role: str) -> None:
+    pipe, concept = pipe_of(family), concept_of(family, role)
+    base = first_step(family)
+    with steer(pipe, {concept: 1.0}):
+        steered = first_step(family)
+    assert len(base) == len(steered) == len(CALLS[family])
+    for (rows, _), before, after in zip(CALLS[family], base, steered, strict=True):
+        kept, moved = (torch.tensor(rows) == on for on in (0, 1))
+        for one, other in zip(before, after, strict=True):  # what the denoiser reads of the text, and what it makes
+            assert torch.equal(one[kept], other[kept])
+        assert not moved.any() or not torch.equal(before[1][moved], after[1][moved])
+
+
+def first_step(family: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What the denoiser is given of the texts, and what it makes of it, in each call of one step."""
+    pipe, found = pipe_of(family), []
+
+    def note(_: Any, __: Any, kwargs: dict[str, Any], output: Any) -> None:
+        found.append((kwargs["encoder_hidden_states"].clone(), output[0].clone()))
+
+    handle = getattr(pipe, family_of(pipe).denoiser).register_forward_hook(note, with_kwargs=True)
+    try:
+        latents(pipe, family, [BANANA, DOG], (1, 2), num_inference_steps=1)
+    finally:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("family", [family for family, roles in ROLES.items() if "prompt" in roles])
+def test_streams_are_cut_where_the_prompt_ends(family: str) -> None:
+    """Patches and tokens together are all that a joint sequence holds, and each knows its own."""
+    pipe = pipe_of(family)
+    seen = seen_in(family, [*find_sites(pipe, "image"), *find_sites(pipe, "prompt")]).seen
+    counts = {site.stream: {x.shape[1] for x in found} for site, found in seen.items()}
+    assert {len(count) for count in counts.values()} == {1}
+    joint = seen_in(family, []).calls[-1][1].joint
+    assert joint is not None
+    assert (counts["image"], counts["text"]) == ({joint.image}, {joint.text})
+    assert [Site.from_dict(site.to_dict()) for site in seen] == list(seen)
+
+
+@pytest.mark.parametrize(
+    ("family", "clip_skip", "layers", "told"),
+    [
+        ("sd", None, "text.1", False),
+        ("sdxl", None, "text_2.1", False),
+        ("sdxl", None, r"text_encoder_2\.encoder\.layers\.2", True),
+        ("sdxl", 1, "text_2.1", True),
+        ("sd3", None, r"text_encoder\.encoder\.layers\.2", True),
+        ("flux", None, "text.2", False),
+    ],
+)
+def test_a_layer_that_nobody_reads_is_told(family: str, clip_skip: int | None, layers: str, told: bool) -> None:
+    pipe = pipe_of(family)
+    sites = find_sites(pipe, layers)
+    concept = random_concept(dict.fromkeys(sites, WIDTH), base=bases(pipe), kind="additive")
+    options = {} if family == "flux" else {"clip_skip": clip_skip}
+    with warnings.catch_warnings(record=True) as caught, steer(pipe, {concept: 1.0}):
+        warnings.simplefilter("always")
+        latents(pipe, family, BANANA, **options)
+    found = [str(one.message) for one in caught if "reads the tokens of an earlier layer" in str(one.message)]
+    assert bool(found) == told
+    assert not told or all(str(site) in found[0] for site in sites)
+
+
+def test_clip_skip_of_stable_diffusion_leaves_out_the_last_layers() -> None:
+    """Not through the pipeline: with the transformers of today, diffusers' own clip_skip fails there (issue 13833)."""
+    pipe = pipe_of("sd")
+    sites = find_sites(pipe, "text")
+    assert [unread(pipe, sites, skip) for skip in (0, 1, 2)] == [[], sites[1:], sites]
+
+
+def test_the_role_of_the_text_leaves_layers_out_that_nobody_reads() -> None:
+    names = [site_name(site) for site in find_sites(pipe_of("sd3"), "text")]
+    assert names == ["text.0", "text.1", "text_2.0", "text_2.1", "text_3.0", "text_3.1"]
+
+
+@pytest.mark.parametrize(
+    ("family", "pattern", "paths"),
+    [
+        ("sdxl", "up.0.1", [f"unet.up_blocks.0.attentions.1.transformer_blocks.{i}.attn2" for i in range(2)]),
+        ("sdxl", "self:up.0.1.1", ["unet.up_blocks.0.attentions.1.transformer_blocks.1.attn1"]),
+        ("sdxl", "mid", [f"unet.mid_block.attentions.0.transformer_blocks.{i}.attn2" for i in range(2)]),
+        ("sdxl", "block:up.0.resnet.1", ["unet.up_blocks.0.resnets.1"]),
+        ("sdxl", "text_2", [f"text_encoder_2.encoder.layers.{i}" for i in range(2)]),
+        ("sd3", "block.2", ["transformer.transformer_blocks.2.attn"]),
+        ("sd3", "prompt:block.1", ["transformer.transformer_blocks.1.attn"]),
+        ("flux", "single", [f"transformer.single_transformer_blocks.{i}.attn" for i in range(2)]),
+        ("flux", "text_2.1", ["text_encoder_2.encoder.block.1"]),
+        ("sana", "text.0", ["text_encoder.layers.0"]),
+    ],
+)
+def test_sites_by_the_names_that_people_use(family: str, pattern: str, paths: list[str]) -> None:
+    pipe = pipe_of(family)
+    sites = find_sites(pipe, pattern)
+    assert [site.path for site in sites] == paths
+    name = pattern.rpartition(":")[2]
+    assert all(f"{site_name(site)}.".startswith(f"{name}.") for site in sites)
+    assert {role_of(pipe, site) for site in sites} <= set(family_of(pipe).groups)
