@@ -101,7 +101,10 @@ def _vae(channels: int = 4) -> Any:
 
 
 def _sd(folder: Path) -> Any:
-    return build_ddim_pipe(folder)
+    from diffusers import StableDiffusionPipeline
+
+    parts = {**build_ddim_pipe(folder).components, "vae": _vae()}
+    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
 
 
 def _sdxl(folder: Path) -> Any:

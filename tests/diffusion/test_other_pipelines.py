@@ -1,0 +1,169 @@
+"""Rows and clock beyond plain text to image: guidance of other kinds, a picture to begin with, a picture to follow."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from dsas_core import Call, DSASError, visit
+from dsas_diffusion import find_sites, steer
+from dsas_diffusion.families import family_of, roots_of
+from dsas_diffusion.rows import Rows
+from tests.diffusion.models import SIZE, STEPS
+from tests.diffusion.test_every_family import BANANA, DOG, concept_of, pipe_of
+from tests.helpers import Recorder
+
+PICTURE = Image.new("RGB", (SIZE, SIZE), (200, 40, 90))
+MASK = Image.new("L", (SIZE, SIZE), 255)
+
+
+@cache
+def other(kind: str, family: str) -> Any:
+    """Another pipeline of the same parts."""
+    import diffusers
+
+    pipe, added = pipe_of(family), {}
+    if "ControlNet" in kind:
+        torch.manual_seed(0)
+        added["controlnet"] = (
+            diffusers.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16))
+            .eval()
+            .requires_grad_(False)
+        )
+    made = getattr(diffusers, kind).from_pipe(pipe, **added)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def run(pipe: Any, prompts: Any, **options: Any) -> Any:
+    settings = {"num_inference_steps": STEPS, "output_type": "latent", "negative_prompt": "a cat", **options}
+    if isinstance(prompts, list):
+        settings["negative_prompt"] = [settings["negative_prompt"]] * len(prompts)
+    return pipe(prompts, generator=torch.Generator().manual_seed(0), **settings).images
+
+
+def calls_of(pipe: Any, prompts: Any, rows: str = "conditional", **options: Any) -> list[Call]:
+    recorder = Recorder()
+    with Rows(pipe, rows) as told, visit(roots_of(pipe), [], recorder, told.describe()):
+        run(pipe, prompts, **options)
+    return [call for root, call in recorder.calls if root == family_of(pipe).denoiser]
+
+
+#: pipeline, family, what it is asked for, and the rows of each call of the denoiser with one prompt
+KINDS = [
+    ("StableDiffusionPAGPipeline", "sd", {"pag_scale": 2.0}, [[0, 1, 1]] * STEPS),
+    ("StableDiffusionPAGPipeline", "sd", {"pag_scale": 2.0, "guidance_scale": 0.0}, [[1, 1]] * STEPS),
+    ("StableDiffusionPAGPipeline", "sd", {"pag_scale": 0.0}, [[0, 1]] * STEPS),
+    ("StableDiffusionXLPAGPipeline", "sdxl", {"pag_scale": 2.0}, [[0, 1, 1]] * STEPS),
+    ("StableDiffusionImg2ImgPipeline", "sd", {"image": PICTURE, "strength": 0.5}, [[0, 1]]),
+    ("StableDiffusionXLImg2ImgPipeline", "sdxl", {"image": PICTURE, "strength": 0.5}, [[0, 1]]),
+    ("StableDiffusion3Img2ImgPipeline", "sd3", {"image": PICTURE, "strength": 0.5}, [[0, 1]]),
+    ("FluxImg2ImgPipeline", "flux", {"image": PICTURE, "strength": 0.5, "max_sequence_length": 12}, [[1]]),
+    (
+        "StableDiffusionInpaintPipeline",
+        "sd",
+        {"image": PICTURE, "mask_image": MASK, "strength": 1.0},
+        [[0, 1]] * STEPS,
+    ),
+    ("StableDiffusionControlNetPipeline", "sd", {"image": PICTURE}, [[0, 1]] * STEPS),
+    ("StableDiffusionXLControlNetPipeline", "sdxl", {"image": PICTURE}, [[0, 1]] * STEPS),
+]
+
+
+def sized(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Pipelines that are given no picture, or one that does not tell, are told how large theirs is to be."""
+    told = "Img2Img" in kind and "Flux" not in kind and "3" not in kind
+    return options if told else {"height": SIZE, "width": SIZE, **options}
+
+
+@pytest.mark.parametrize(("kind", "family", "options", "rows"), KINDS)
+def test_rows(kind: str, family: str, options: dict[str, Any], rows: list[list[int]]) -> None:
+    options = sized(kind, options)
+    if kind.startswith("Flux"):
+        options = {**options, "negative_prompt": None}
+    calls = calls_of(other(kind, family), BANANA, **options)
+    assert [call.rows.tolist() for call in calls] == rows
+    assert all(set(call.prompts.tolist()) == {0} for call in calls)
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusion3Img2ImgPipeline"])
+def test_a_late_start_shows_on_the_clock(kind: str) -> None:
+    """The list of timesteps begins where a whole generation would; the first call does not."""
+    pipe = other(kind, "sd3" if "3" in kind else "sd")
+    options = sized(kind, {"image": PICTURE, "strength": 0.5, "num_inference_steps": 4})
+    shown = [float(call.timestep) for call in calls_of(pipe, BANANA, **options) if call.timestep is not None]
+    listed = [float(t) for t in pipe.scheduler.timesteps]
+    assert shown == pytest.approx(listed[-2:], abs=1e-3)
+    assert shown[0] < 0.8 * listed[0]
+
+
+@pytest.mark.parametrize("scheduler", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "PNDMScheduler"])
+def test_timesteps_that_come_twice_are_what_they_are(scheduler: str) -> None:
+    import diffusers
+
+    pipe = pipe_of("sd")
+    own = pipe.scheduler
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(own.config)
+    try:
+        calls = calls_of(pipe, BANANA, num_inference_steps=5, height=SIZE, width=SIZE)
+        expected = [float(t) for t in pipe.scheduler.timesteps]
+    finally:
+        pipe.scheduler = own
+    assert len(expected) > 5
+    assert [float(call.timestep) for call in calls if call.timestep is not None] == pytest.approx(expected)
+
+
+def test_guidance_that_ends_midway_leaves_the_prompts() -> None:
+    from diffusers.callbacks import SDCFGCutoffCallback
+
+    cut = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
+    options = {"callback_on_step_end": cut, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    calls = calls_of(pipe_of("sd"), BANANA, num_inference_steps=4, height=SIZE, width=SIZE, **options)
+    rows = [call.rows.tolist() for call in calls]
+    assert rows[0] == [0, 1]
+    assert rows[-1] == [1]
+    assert {len(line) for line in rows} == {1, 2}
+
+
+def test_skipped_layers_are_asked_for_in_a_call_of_their_own() -> None:
+    pipe, concept = pipe_of("sd3"), concept_of("sd3", "image")
+    skipping = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    options = {"height": SIZE, "width": SIZE, "max_sequence_length": 12, "num_inference_steps": 3, **skipping}
+    rows = [call.rows.tolist() for call in calls_of(pipe, BANANA, **options)]
+    assert rows.count([1]) >= 1
+    assert [row for row in rows if row != [1]] == [[0, 1]] * 3
+    base = run(pipe, BANANA, **options)
+    with steer(pipe, {concept: 1.0}) as steering:
+        steered = run(pipe, BANANA, **options)
+        assert set(steering.fired) == {str(site) for site in find_sites(pipe, "image")}
+    assert not torch.equal(base, steered)
+
+
+def test_two_prompts_of_two_pictures_with_perturbed_attention() -> None:
+    pipe = other("StableDiffusionPAGPipeline", "sd")
+    options = {"pag_scale": 2.0, "num_images_per_prompt": 2, "height": SIZE, "width": SIZE}
+    first, *_ = calls_of(pipe, [BANANA, DOG], **options)
+    assert first.rows.tolist() == [0] * 4 + [1] * 8
+    assert first.prompts.tolist() == [0, 0, 1, 1] * 3
+
+
+def test_from_pipe_shares_what_is_steered() -> None:
+    """It has the same modules; rows are told by the pipeline that was steered, so that one is to be called."""
+    pipe, concept = pipe_of("sd"), concept_of("sd", "cross")
+    with (
+        steer(pipe, {concept: 1.0}),
+        pytest.raises(DSASError, match="the denoiser ran outside the pipeline"),
+    ):
+        run(other("StableDiffusionPAGPipeline", "sd"), BANANA, pag_scale=0.0, height=SIZE, width=SIZE)
+
+
+def test_a_batch_that_fits_no_rule_is_refused() -> None:
+    pipe = other("StableDiffusionPAGPipeline", "sd")
+    with Rows(pipe) as rows, visit(roots_of(pipe), [], Recorder(), rows.describe()):
+        pipe.encode_prompt(BANANA, "cpu", 1, True)
+        with pytest.raises(DSASError, match="StableDiffusionPAGPipeline got 5 rows: expected"):
+            pipe.unet(torch.randn(5, 4, 8, 8), torch.tensor(500), torch.randn(5, 24, 32))
