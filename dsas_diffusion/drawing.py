@@ -24,7 +24,7 @@ from dsas_core.provenance import versions
 from dsas_core.strengths import Auto
 
 from .families import family_of, roots_of
-from .generation import Settings, decode, latent_batches, noise_for, seeds_for
+from .generation import Settings, decode, latent_batches, seeds_for, size_of
 from .steer import steer
 from .viz import PictureTrace
 
@@ -206,12 +206,13 @@ class Drawings:
 
     def _latent_size(self) -> tuple[int, int]:
         """Patches are not smaller than this, so masks need not be larger."""
-        height, width = noise_for(self.pipe, [0]).shape[-2:]
-        return height, width
+        assert self._there is not None
+        height, width = self._there.shape[-2:]
+        return height // self.pipe.vae_scale_factor, width // self.pipe.vae_scale_factor
 
     def _heats(self, trace: PictureTrace, made: torch.Tensor) -> list[np.ndarray]:
         """Where the denoiser's gates saw the concept in each picture; [] where none read patches in these steps."""
-        height, width = (side * self.pipe.vae_scale_factor for side in made.shape[-2:])
+        height, width = size_of(self.pipe, made)
         try:
             return [trace.heat(self.concept.name, (width, height), image=i, below=BELOW) for i in range(len(made))]
         except DSASError:

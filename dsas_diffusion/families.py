@@ -65,7 +65,8 @@ class Family:
         looking: the group whose layers look from patches of the picture at the prompt's tokens (`looking_at`), if any.
         eyes: the group that tells what is in a picture (`held_out.Eyes`).
         edges: timesteps that separate the bins of denoiser sites, unless the user names others.
-        bounds: what the clock shows at the noisy and at the clean end; 1000 and 0 for raw timesteps.
+        bounds: what the clock shows at the noisy and at the clean end; 1000 and 0 for raw timesteps. Where the
+            denoiser's config has a `timestep_scale`, times that.
         guidance: how classifier-free guidance asks the denoiser: "uncond, cond" and "cond, uncond" in one call of
             stacked rows, "two calls".
         negatives: whether `encode_prompt` makes prompts and negative prompts "together", or is called for them "apart".
@@ -253,6 +254,15 @@ def roots_of(pipe: Any) -> dict[str, nn.Module]:
     """The modules that can be steered, by name."""
     names = [family_of(pipe).denoiser, *(encoder.part for encoder in encoders_of(pipe))]
     return {name: getattr(pipe, name) for name in names}
+
+
+def bounds_of(pipe: Any) -> tuple[float, float]:
+    """What the clock of a pipeline's denoiser shows at the noisy and at the clean end."""
+    family = family_of(pipe)
+    denoiser = getattr(pipe, family.denoiser)
+    scale = float(getattr(denoiser, "_orig_mod", denoiser).config.get("timestep_scale", 1.0))
+    noisy, clean = family.bounds
+    return noisy * scale, clean * scale
 
 
 def _has_parts_of(pipe: Any, family: Family) -> bool:

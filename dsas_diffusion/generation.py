@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ from PIL import Image
 
 from dsas_core.errors import DSASError
 
-from .families import family_of
 from .load import BUILTIN
 
+#: of denoising, where a model's own number is larger
+MOST_STEPS = 30
 #: a picture is unchanged up to this mean absolute difference, of 255
 UNCHANGED = 2.0
 #: schedulers to try a concept under that was learned under another
@@ -26,18 +28,33 @@ _SCHEDULERS = ("UniPCMultistepScheduler", "EulerDiscreteScheduler", "DDIMSchedul
 
 @dataclass(frozen=True)
 class Settings:
-    """Denoising steps, guidance scale, and a scheduler of diffusers by class name; None is the pipeline's own."""
+    """How pictures are made.
+
+    Args:
+        steps: of denoising. guidance: the scale that the pipeline calls `guidance_scale`.
+        scheduler: of diffusers, by class name; None is the pipeline's own.
+        size: pixels of a side; None is the pipeline's own.
+    """
 
     steps: int
     guidance: float
     scheduler: str | None = None
+    size: int | None = None
 
 
-def settings_of(pipe: Any, steps: int | None = None, guidance: float | None = None) -> Settings:
-    """What the user asked for, else what suits the model: 12 steps at guidance 3 for the built-in one, 30 at 7.5."""
-    builtin = str(getattr(pipe, "name_or_path", "")) in {str(path) for path in BUILTIN.values()}
-    usual = Settings(12, 3.0) if builtin else Settings(30, 7.5)
-    return Settings(steps or usual.steps, usual.guidance if guidance is None else guidance)
+def settings_of(
+    pipe: Any, steps: int | None = None, guidance: float | None = None, size: int | None = None
+) -> Settings:
+    """What the user asked for, else what suits the model: 12 steps at guidance 3 for the built-in one.
+
+    Of others it is what the pipeline does when nobody says otherwise, though in 30 steps at most.
+    """
+    if str(getattr(pipe, "name_or_path", "")) in {str(path) for path in BUILTIN.values()}:
+        usual = Settings(12, 3.0)
+    else:
+        own = inspect.signature(type(pipe).__call__).parameters
+        usual = Settings(min(MOST_STEPS, own["num_inference_steps"].default), own["guidance_scale"].default)
+    return Settings(steps or usual.steps, usual.guidance if guidance is None else guidance, size=size)
 
 
 def other_schedulers(pipe: Any) -> list[str]:
@@ -69,14 +86,11 @@ def _scheduled(pipe: Any, name: str | None) -> Iterator[None]:
         pipe.scheduler = own
 
 
-def noise_for(pipe: Any, seeds: Sequence[int]) -> torch.Tensor:
-    """Starting latents [n, channels, height, width], each from its own seed, drawn on the CPU."""
-    unet = getattr(pipe, family_of(pipe).denoiser)
-    config = getattr(unet, "_orig_mod", unet).config
-    size = config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = (1, config.in_channels, height, width)
-    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+def noise_like(latents: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+    """Noise of the shape of latents [n, …], each from its own seed, drawn on the CPU."""
+    shape = (1, *latents.shape[1:])
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.cat(noise).to(latents)
 
 
 def seeds_for(prompts: Sequence[str], seed: int) -> list[int]:
@@ -88,7 +102,7 @@ def seeds_for(prompts: Sequence[str], seed: int) -> list[int]:
 def latents_of(
     pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
 ) -> torch.Tensor:
-    """Denoised latents [n, channels, height, width] of each prompt."""
+    """Denoised latents [n, channels, height, width] of each prompt; of FLUX packed, [n, patches, width]."""
     return torch.cat(list(latent_batches(pipe, prompts, seeds, settings, batch)))
 
 
@@ -102,29 +116,58 @@ def latent_batches(
     negative: str | None = None,
 ) -> Iterator[torch.Tensor]:
     """As `latents_of`, batch by batch; with a negative prompt where one is given."""
-    denoiser = getattr(pipe, family_of(pipe).denoiser)
+    more: dict[str, Any] = {} if settings.size is None else {"height": settings.size, "width": settings.size}
+    if more and "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
+        more["use_resolution_binning"] = False  # it would draw at another size, and make that of it afterwards
     for start in range(0, len(prompts), batch):
-        noise = noise_for(pipe, seeds[start : start + batch]).to(denoiser.device, denoiser.dtype)
         texts = list(prompts[start : start + batch])
+        if negative is not None:
+            more["negative_prompt"] = [negative] * len(texts)
         with _scheduled(pipe, settings.scheduler):
             made = pipe(
                 texts,
-                negative_prompt=None if negative is None else [negative] * len(texts),
-                latents=noise,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]],
                 num_inference_steps=settings.steps,
                 guidance_scale=settings.guidance,
                 output_type="latent",
+                **more,
             )
         yield made.images
+
+
+def size_of(pipe: Any, latents: torch.Tensor) -> tuple[int, int]:
+    """Height and width of the pictures that latents become; packed ones are of squares."""
+    if latents.ndim == 3:
+        side = 2 * math.isqrt(latents.shape[1]) * pipe.vae_scale_factor
+        return side, side
+    height, width = latents.shape[-2:]
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 
 @torch.no_grad()
 def decode(pipe: Any, latents: torch.Tensor, batch: int = 32) -> list[Image.Image]:
     """Latents to PIL images."""
+    vae, config = pipe.vae, pipe.vae.config
+    own = vae.dtype
+    if latents.ndim == 3:
+        latents = pipe._unpack_latents(latents, *size_of(pipe, latents), pipe.vae_scale_factor)
+    mean, deviation = (config.get(name) for name in ("latents_mean", "latents_std"))
+    overflows = own == torch.float16 and bool(config.get("force_upcast"))  # as SDXL's own does in float16
+    if overflows:
+        vae.to(torch.float32)
     pictures: list[Image.Image] = []
-    for chunk in latents.split(batch):
-        decoded = pipe.vae.decode(chunk.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor, return_dict=False)[0]
-        pictures += pipe.image_processor.postprocess(decoded, output_type="pil")
+    try:
+        for chunk in latents.split(batch):
+            codes = chunk.to(vae.dtype)
+            if mean is not None and deviation is not None:
+                codes = codes * codes.new_tensor(deviation)[:, None, None] / config.scaling_factor
+                codes = codes + codes.new_tensor(mean)[:, None, None]
+            else:
+                codes = codes / config.scaling_factor + (config.get("shift_factor") or 0.0)
+            pictures += pipe.image_processor.postprocess(vae.decode(codes, return_dict=False)[0], output_type="pil")
+    finally:
+        if overflows:
+            vae.to(own)
     return pictures
 
 

@@ -6,7 +6,9 @@ and target pictures tells them apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +20,9 @@ from dsas_core.hooks import Call, visit
 from dsas_core.probes import LinearProbe
 from dsas_core.sites import Site
 
-from .families import family_of
-from .generation import UNCHANGED, Settings, change, decode, latents_of, noise_for, seeds_for
+from .families import bounds_of, family_of, roots_of
+from .generation import UNCHANGED, Settings, change, decode, latents_of, noise_like, seeds_for
+from .rows import Rows
 from .sites import find_sites
 from .steer import steer
 
@@ -52,7 +55,7 @@ class HeldOut:
         batch: int,
     ) -> None:
         self.pipe, self.settings, self.batch = pipe, settings, batch
-        self.eyes = Eyes(pipe, latents["source"], latents["target"])
+        self.eyes = Eyes(pipe, latents["source"], latents["target"], settings)
         base, seeds = {}, {}
         for i, (side, texts) in enumerate(held_out.items()):
             seeds[side] = seeds_for(texts, seed + 1 + (i == 2))
@@ -96,12 +99,16 @@ class Eyes:
 
     Each picture's latents are noised to a timestep of about 250, shown to the denoiser with an empty prompt, and the
     means and deviations of its block outputs are classified by cross-validated logistic regression.
+
+    Args:
+        source, target: latents. settings: of the pictures; the denoiser is to see them at their size.
     """
 
-    def __init__(self, pipe: Any, source: torch.Tensor, target: torch.Tensor) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: Any, source: torch.Tensor, target: torch.Tensor, settings: Settings) -> None:
+        self.pipe, self.settings = pipe, settings
         self.family = family_of(pipe)
-        self.sites = find_sites(pipe, "block")
+        self.sites = find_sites(pipe, self.family.eyes)
+        self._asked: dict[int, _Asked] = {}
         gate = methods.get("dsas", "gate")
         fitted = gate.cross_fit(self.features(target), self.features(source), rank=16, scaler="std")
         self.probe: LinearProbe = fitted.probe
@@ -114,24 +121,78 @@ class Eyes:
     @torch.no_grad()
     def features(self, latents: torch.Tensor, batch: int = 32) -> torch.Tensor:
         """What is seen in each picture, float64 [n, features]."""
-        pipe, scheduler = self.pipe, self.pipe.scheduler
-        scheduler.set_timesteps(50)
-        timestep = min(scheduler.timesteps.tolist(), key=lambda t: abs(t - EYES_TIMESTEP))
-        denoiser = getattr(pipe, self.family.denoiser)
-        denoiser = getattr(denoiser, "_orig_mod", denoiser)
-        empty = pipe.encode_prompt("", denoiser.device, 1, False)[0]
         rows = []
         for start in range(0, len(latents), batch):
             clean = latents[start : start + batch]
-            noise = noise_for(pipe, range(start, start + len(clean))).to(clean)
-            times = torch.full((len(clean),), timestep, device=clean.device)
-            times = times.to(scheduler.timesteps.dtype)
-            mixed = scheduler.add_noise(clean, noise, times)
+            asked = self._asking(len(clean))
+            mixed, timestep = noised(self.pipe.scheduler, clean, noise_like(clean, range(start, start + len(clean))))
             seen = _Seen()
-            with visit({self.family.denoiser: denoiser}, self.sites, seen):
-                denoiser(mixed, times, encoder_hidden_states=empty.expand(len(clean), -1, -1))
+            with visit(roots_of(self.pipe), self.sites, seen, {self.family.denoiser: asked.describe}):
+                asked.again(mixed, timestep)
             rows.append(torch.cat(seen.features, 1).float().cpu())
         return torch.cat(rows).double()
+
+    def _asking(self, count: int) -> _Asked:
+        """How the pipeline asks its denoiser about so many pictures of no prompt, without guidance."""
+        if count not in self._asked:
+            asked = _Asked(self.pipe)
+            with asked.watching():
+                latents_of(self.pipe, [""] * count, [0] * count, replace(self.settings, steps=1, guidance=0.0), count)
+            self._asked[count] = asked
+        return self._asked[count]
+
+
+def noised(scheduler: Any, clean: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Latents with as much noise on them as at a timestep of about 250, as the denoiser takes them, and that timestep.
+
+    Flow matching mixes them on a straight line; other schedulers know how they do it, at timesteps of their own.
+    """
+    if hasattr(scheduler, "scale_noise"):
+        share = EYES_TIMESTEP / scheduler.config.num_train_timesteps
+        return (1 - share) * clean + share * noise, EYES_TIMESTEP
+    scheduler.set_timesteps(50)
+    timestep = min(scheduler.timesteps, key=lambda t: abs(float(t) - EYES_TIMESTEP))
+    mixed = scheduler.add_noise(clean, noise, timestep.expand(len(clean)).to(clean.device))
+    return scheduler.scale_model_input(mixed, timestep), float(timestep)
+
+
+class _Asked:
+    """One call of a pipeline's denoiser, kept to be made again with other latents and at another timestep."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe, self.family = pipe, family_of(pipe)
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self._rows = Rows(pipe)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Keep the denoiser's first call."""
+
+        def keep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+            if not self.args and not self.kwargs:
+                self.args, self.kwargs = args, kwargs
+            return self._rows.of_prompts(args, kwargs)
+
+        denoiser = {self.family.denoiser: keep}
+        with self._rows, visit(roots_of(self.pipe), [], _Seen(), denoiser):
+            yield
+
+    def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return self._rows.of_prompts(args, kwargs)
+
+    def again(self, latents: torch.Tensor, timestep: float) -> None:
+        """Have the denoiser look at other latents, at a timestep of 0 (clean) to 1000 (noise)."""
+        args: Any = list(self.args)
+        kwargs: Any = dict(self.kwargs)
+        noisy, clean = bounds_of(self.pipe)
+        shown = torch.tensor(clean + timestep / 1000 * (noisy - clean))
+        for place, names, value in ((0, ("sample", "hidden_states"), latents), (1, ("timestep",), shown)):
+            held, key = next(((kwargs, name) for name in names if name in kwargs), (args, place))
+            there = torch.as_tensor(held[key])
+            held[key] = value.to(there).expand(there.shape)
+        denoiser = getattr(self.pipe, self.family.denoiser)
+        getattr(denoiser, "_orig_mod", denoiser)(*args, **kwargs)
 
 
 class _Seen:

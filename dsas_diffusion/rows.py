@@ -17,7 +17,7 @@ from dsas_core.errors import DSASError
 from dsas_core.hooks import Call, Describe
 from dsas_core.sites import Joint
 
-from .families import Family, TextEncoder, encoders_of, family_of
+from .families import Family, TextEncoder, bounds_of, encoders_of, family_of
 
 ROWS = ("conditional", "unconditional", "both")
 POSITIONS = ("words", "all")
@@ -257,9 +257,7 @@ class Rows:
     def _clock(self, timestep: Any, device: torch.device) -> torch.Tensor:
         """The timestep as float [] from 0 (clean) to 1000 (noise), on the device of the sample."""
         value = torch.as_tensor(timestep, device=device).float().flatten()[0]
-        denoiser = getattr(self.pipe, self.family.denoiser)
-        config = getattr(denoiser, "_orig_mod", denoiser).config
-        noisy, clean = (bound * float(config.get("timestep_scale", 1.0)) for bound in self.family.bounds)
+        noisy, clean = bounds_of(self.pipe)
         return (value - clean) / (noisy - clean) * 1000
 
     def _joint(self, sample: torch.Tensor, embeds: torch.Tensor | None) -> Joint | None:

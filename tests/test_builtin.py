@@ -13,7 +13,7 @@ from dsas_diffusion import metrics
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import NAMES, STYLES, vocabulary
 from dsas_diffusion.cli import main
-from dsas_diffusion.generation import UNCHANGED, change, noise_for, pictures_of, seeds_for, settings_of
+from dsas_diffusion.generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from dsas_diffusion.metrics import Wanted
 
 pytestmark = pytest.mark.timeout(300)  # two concepts are learned in earnest
@@ -85,8 +85,8 @@ def test_the_concept_changes_bananas_and_little_else(pipe, judge: Judge, concept
 
 def test_strength_zero_off_and_detach_are_exact(pipe, concept: dsas.Concept) -> None:
     def drawn() -> torch.Tensor:
-        made = pipe("a banana and a dog", latents=noise_for(pipe, [3]), num_inference_steps=4, output_type="pt")
-        return made.images
+        noise = torch.Generator().manual_seed(3)
+        return pipe("a banana and a dog", generator=noise, num_inference_steps=4, output_type="pt").images
 
     base = drawn()
     with dsas.steer(pipe, {concept: 0.0}) as steering:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from dsas_diffusion.generation import (
     Settings,
     decode,
     latents_of,
-    noise_for,
+    noise_like,
     other_schedulers,
     pictures_of,
     seeds_for,
@@ -38,7 +37,9 @@ def test_a_picture_does_not_depend_on_its_batch(tiny_pipe: Any) -> None:
 def test_a_place_has_its_seed_and_a_seed_its_noise(tiny_pipe: Any) -> None:
     assert seeds_for(["a", "b"], 0) == seeds_for(["c", "d", "e"], 0)[:2]
     assert len({*seeds_for(PROMPTS, 0), *seeds_for(PROMPTS, 1)}) == 10
-    assert torch.equal(noise_for(tiny_pipe, [3, 5])[1], noise_for(tiny_pipe, [5])[0])
+    latents = torch.zeros(7, 4, 8, 8)
+    assert torch.equal(noise_like(latents, [3, 5])[1], noise_like(latents, [5])[0])
+    assert noise_like(latents, [3, 5]).shape == (2, 4, 8, 8)
 
 
 def test_latents_become_pictures(tiny_pipe: Any) -> None:
@@ -48,17 +49,26 @@ def test_latents_become_pictures(tiny_pipe: Any) -> None:
     assert [p.tobytes() for p in decode(tiny_pipe, made, batch=1)] == [p.tobytes() for p in pictures]
 
 
+class Unknown:
+    """A pipeline with settings of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name_or_path = name
+
+    def __call__(self, prompt: str, num_inference_steps: int = 50, guidance_scale: float = 7.5) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("name", "asked", "expected"),
     [
         ("somebody/model", {}, Settings(30, 7.5)),
         (str(BUILTIN["builtin:emoji"]), {}, Settings(12, 3.0)),
         (str(BUILTIN["builtin:emoji"]), {"steps": 5, "guidance": 0.0}, Settings(5, 0.0)),
-        ("somebody/model", {"guidance": 1.0}, Settings(30, 1.0)),
+        ("somebody/model", {"guidance": 1.0, "size": 512}, Settings(30, 1.0, size=512)),
     ],
 )
 def test_settings_suit_the_model_unless_asked_otherwise(name: str, asked: dict[str, Any], expected: Settings) -> None:
-    assert settings_of(SimpleNamespace(name_or_path=name), **asked) == expected
+    assert settings_of(Unknown(name), **asked) == expected
     assert Path(BUILTIN["builtin:emoji"]).name == "model"
 
 

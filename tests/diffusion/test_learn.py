@@ -35,7 +35,7 @@ def test_a_concept_knows_where_it_comes_from(learned: Concept, tiny_pipe: Any) -
     assert learned.base == {root: wanted for root, wanted in bases(tiny_pipe).items() if root in roots}
     assert learned.provenance["seed"] == 3
     assert learned.provenance["prompts"]["source"] == PROMPTS["source"]
-    assert learned.provenance["settings"] == {"steps": 2, "guidance": 7.5, "scheduler": None}
+    assert learned.provenance["settings"] == {"steps": 2, "guidance": 7.5, "scheduler": None, "size": None}
     measured = {item["site"] for item in learned.evidence["sites"]}
     assert {str(site) for site in learned.sites} <= measured
     tried = [trial["unit"] for trial in learned.evidence["unit"]["trials"]]
