@@ -7,7 +7,7 @@ fusion, offload and transformers' own `hidden_states` recorders, and leave no tr
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -60,18 +60,29 @@ class Visitor(Protocol):
 Describe = Callable[[tuple[Any, ...], dict[str, Any]], Call]
 
 
+#: told the name of a root, and the sites below it that a call of it has not come to
+Missed = Callable[[str, list[Site]], object]
+
+
 class Visit:
     """The hooks that one `visit` placed. A context manager; `detach` removes them and can be called again."""
 
-    def __init__(self, visitor: Visitor) -> None:
-        self.visitor = visitor
+    def __init__(self, visitor: Visitor, sites: Sequence[Site] = (), missed: Missed | None = None) -> None:
+        self.visitor, self.missed = visitor, missed
+        self.sites = sites
         self.fired: set[Site] = set()
+        self.passed: set[Site] = set()  # in the current call of their root
         self.joint: dict[str, Joint | None] = {}  # by root, of its current call
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def detach(self) -> None:
         while self._handles:
             self._handles.pop().remove()
+
+    def bring(self, site: Site, value: Any) -> Any:
+        """What a module takes or returns at a site, as the visitor leaves it: for sites that were given `by_hand`."""
+        changed = _SiteHook(site, self).change(value)
+        return value if changed is None else changed
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +92,13 @@ class Visit:
 
 
 def visit(
-    model: nn.Module | Roots, sites: Iterable[Site], visitor: Visitor, describe: Mapping[str, Describe] | None = None
+    model: nn.Module | Roots,
+    sites: Iterable[Site],
+    visitor: Visitor,
+    describe: Mapping[str, Describe] | None = None,
+    *,
+    missed: Missed | None = None,
+    by_hand: Collection[Site] = (),
 ) -> Visit:
     """Let a visitor see, and change, the activations at some sites.
 
@@ -91,6 +108,9 @@ def visit(
         sites: where to look.
         visitor: who looks.
         describe: by root name, what tells a call of that root. A root without an entry is not announced.
+        missed: told after each call of a root that was announced which sites below it were not come to, if any. Not of
+            what is compiled, where nobody counts.
+        by_hand: sites that get no hook: somebody else brings what comes by there, see `Visit.bring`.
 
     Returns:
         A Visit; use it in a `with` or call its `detach`.
@@ -107,12 +127,16 @@ def visit(
             raise DSASError(f"no module at {site.path}; this model has {', '.join(near[:8]) or ', '.join(roots)}")
     for name, root in roots.items():
         _refuse_compiled(name, root)
-    placed = Visit(visitor)
+    placed = Visit(visitor, sites, missed)
     try:
         for name, tell in (describe or {}).items():
             hook = _BeginHook(name, placed, tell)
             placed._handles.append(known[name].register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+            if missed is not None:
+                placed._handles.append(known[name].register_forward_hook(_EndHook(name, placed)))
         for site in sites:
+            if site in by_hand:
+                continue
             module = known[site.path]
             if site.side == "input":
                 handle = module.register_forward_pre_hook(_InputHook(site, placed), prepend=True)
@@ -171,7 +195,20 @@ class _BeginHook(_Copied):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.describe(args, kwargs)
         self.placed.joint[self.name] = call.joint
+        self.placed.passed -= {site for site in self.placed.sites if site.root == self.name}
         self.placed.visitor.begin(self.name, call)
+
+
+class _EndHook(_Copied):
+    def __init__(self, name: str, placed: Visit) -> None:
+        self.name, self.placed = name, placed
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or self.placed.missed is None:
+            return
+        missed = [site for site in self.placed.sites if site.root == self.name and site not in self.placed.passed]
+        if missed:
+            self.placed.missed(self.name, missed)
 
 
 class _SiteHook(_Copied):
@@ -184,6 +221,7 @@ class _SiteHook(_Copied):
         changed = self.placed.visitor.visit(self.site, x)
         if not torch.compiler.is_compiling():
             self.placed.fired.add(self.site)
+            self.placed.passed.add(self.site)
         return None if changed is None else site_access.write(value, self.site, changed, joint)
 
 

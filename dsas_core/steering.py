@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple, Self, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from .attached import Attached, Entry
 from .cloud import Cloud, obstacle_to_within, strength_within
 from .concept import Concept
 from .errors import DSASError
-from .hooks import Call, Describe, Visit, visit
+from .hooks import Call, Describe, Missed, Visit, visit
 from .interpolation import Solved, interpolate, share, strength_to
 from .maps import Map
 from .opposition import Opposition, oppositions, warnings_of
@@ -112,9 +112,16 @@ class Steering:
         self._scores: dict[tuple[str, str, int], torch.Tensor] = {}  # h of probes that read elsewhere than they gate
         self._visit: Visit | None = None
 
-    def attach(self, roots: Roots, describe: Mapping[str, Describe]) -> Self:
+    def attach(
+        self,
+        roots: Roots,
+        describe: Mapping[str, Describe],
+        *,
+        missed: Missed | None = None,
+        by_hand: Collection[Site] = (),
+    ) -> Self:
         """Go to the sites of a model; see `hooks.visit`."""
-        self._visit = visit(roots, self.sites, self, describe)
+        self._visit = visit(roots, self.sites, self, describe, missed=missed, by_hand=by_hand)
         for line in warnings_of(self.opposition()):
             warnings.warn(line, stacklevel=3)
         return self

@@ -1,17 +1,25 @@
 """dsas_diffusion: concept sliders for diffusers pipelines that leave alone what has nothing to do with the concept."""
 
+from typing import TYPE_CHECKING, Any
+
 from dsas_core import Auto, Concept, DSASError
 
 from .calibrate import calibrate
 from .learn import Lesson, learn
 from .load import load_pipeline
+from .processor import DSASAttnProcessor
 from .schedule import Schedule
 from .sites import find_sites
 from .steer import steer
 
+if TYPE_CHECKING:
+    from .callback import DSASCallback
+
 __all__ = [
     "Auto",
     "Concept",
+    "DSASAttnProcessor",
+    "DSASCallback",
     "DSASError",
     "Lesson",
     "Schedule",
@@ -22,3 +30,11 @@ __all__ = [
     "steer",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DSASCallback":  # a class of diffusers', which takes seconds to import
+        from .callback import DSASCallback
+
+        return DSASCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -53,6 +53,7 @@ class Rows:
         self.latents = (0, 0)  # height and width of what the denoiser reads
         self.images_per_prompt = 1
         self.clip_skip = 0
+        self.skips = False  # whether the denoiser is asked to leave out some of its layers, this time
         self.embeddings = ""  # "given" ready-made, or "made here" by an earlier encode_prompt; else made now
         self._made: list[tuple[weakref.ref[torch.Tensor], list[str] | None]] = []
         self._asked: Mapping[str, Any] = {}  # what a generation was called with, where it says so before it encodes
@@ -213,6 +214,7 @@ class Rows:
         device = sample[0].device
         if asked == 0:
             raise DSASError("the denoiser ran outside the pipeline, so its rows are unknown: call the pipeline itself")
+        self.skips = kwargs.get("skip_layers") is not None
         if sample.ndim == 4:
             self.latents = tuple(sample.shape[-2:])
         embeds = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)

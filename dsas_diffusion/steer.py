@@ -11,14 +11,19 @@ from torch import nn
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.hooks import Call
+from dsas_core.sites import Site
 from dsas_core.steering import Schedule, Steering, loaded
 from dsas_core.strengths import Strength, Strengthened
 
 from .families import family_of, roots_of
+from .processor import DSASAttnProcessor, around, at_processors
 from .rows import Rows
 from .sites import unread
 from .viz import PictureTrace
 from .words import WordMasks, Words, words_of
+
+#: how a steering gets at what attention layers of the denoiser make; at all else, there are hooks
+ATTACH = ("hooks", "processor")
 
 
 class PipelineSteering(Steering):
@@ -27,13 +32,24 @@ class PipelineSteering(Steering):
     trace: PictureTrace | None
 
     def __init__(
-        self, pipe: Any, concepts: Mapping[Concept, Strength], words: WordMasks | None = None, **settings: Any
+        self,
+        pipe: Any,
+        concepts: Mapping[Concept, Strength],
+        words: WordMasks | None = None,
+        attach: str = "hooks",
+        **settings: Any,
     ) -> None:
         super().__init__(concepts, localiser=words, **settings)
-        self._pipe, self._words = pipe, words
+        if attach not in ATTACH:
+            raise DSASError(f"attach {attach!r}: expected {' or '.join(ATTACH)}")
+        self.pipe, self._words = pipe, words
         self._denoiser = family_of(pipe).denoiser
         self._roots = roots_of(pipe)
-        self._denoiser_calls = 0
+        self._by_processor: dict[str, list[Site]] = {}
+        if attach == "processor":
+            self._by_processor = at_processors(self._roots[self._denoiser], self._denoiser, self.sites)
+        self._processors: dict[str, Any] = {}  # that were there, where others steer now
+        self._told: set[Site] = set()  # which the generation has not come to, as the user knows
         self._rows: Rows | None = None
 
     def attach_to_pipeline(self, rows: Rows) -> Self:
@@ -42,8 +58,11 @@ class PipelineSteering(Steering):
         self._rows = rows
         try:
             if self._words is not None:
-                self._words.attach(self._pipe)
-            self.attach(self._roots, rows.describe())
+                self._words.attach(self.pipe)
+            by_hand = [site for sites in self._by_processor.values() for site in sites]
+            self.attach(self._roots, rows.describe(), missed=self._missed, by_hand=by_hand)
+            if self._by_processor:
+                self._set_processors()
         except BaseException:
             self.detach()
             raise
@@ -54,21 +73,52 @@ class PipelineSteering(Steering):
         try:
             super().detach()
         finally:  # it may warn, and warnings may be errors
+            self._restore_processors()
             if self._words is not None:
                 self._words.detach()
             if self._rows is not None:
                 self._rows.__exit__()
             self._rows = None
 
+    def bring(self, site: Site, value: Any) -> Any:
+        """What an attention layer makes, steered; None of it once this is detached."""
+        return value if self._visit is None else self._visit.bring(site, value)
+
+    def attn_processors(self, inner: Any = None) -> dict[str, Any]:
+        """Processors for the denoiser's `set_attn_processor`, a dict that has one for every layer.
+
+        Args:
+            inner: the processor that computes attention where there is steering; None for those of the model.
+
+        Raises:
+            DSASError: this steering goes by hooks, and would steer twice.
+        """
+        if not self._by_processor:
+            raise DSASError('no attention layer is steered by a processor: steer with attach="processor"')
+        return around(self._roots[self._denoiser], self._by_processor, self, inner)
+
+    def _set_processors(self) -> None:
+        denoiser: Any = self._roots[self._denoiser]
+        made, before = self.attn_processors(), denoiser.attn_processors
+        denoiser.set_attn_processor(made)
+        self._processors = {key: before[key] for key in self._by_processor}
+
+    def _restore_processors(self) -> None:
+        """Put back what was there, but where somebody else has set another since."""
+        if self._processors:
+            denoiser: Any = self._roots[self._denoiser]
+            now = denoiser.attn_processors
+            ours = [key for key in self._processors if isinstance(now.get(key), DSASAttnProcessor)]
+            denoiser.set_attn_processor({**now, **{key: self._processors[key] for key in ours}})
+            self._processors = {}
+
     def begin(self, root: str, call: Call) -> None:
         if root == self._denoiser:
-            self._denoiser_calls += 1
-            if self._denoiser_calls <= 2:
-                self._check_fired()
+            self._check_texts()
         super().begin(root, call)
 
     def _generation_begins(self, prompts: int) -> None:
-        self._denoiser_calls = 0
+        self._told.clear()
         if self._visit is not None:
             self._visit.fired.clear()
         if self.trace is not None and self._rows is not None:
@@ -76,7 +126,7 @@ class PipelineSteering(Steering):
             self.trace.pictures = prompts * self._rows.images_per_prompt
         if self._words is not None:
             self._words.start()
-        behind = [] if self._rows is None else unread(self._pipe, self.sites, self._rows.clip_skip)
+        behind = [] if self._rows is None else unread(self.pipe, self.sites, self._rows.clip_skip)
         if behind:
             warnings.warn(
                 f"the denoiser reads the tokens of an earlier layer than {', '.join(map(str, behind))}, which only "
@@ -84,28 +134,39 @@ class PipelineSteering(Steering):
                 stacklevel=2,
             )
 
-    def _check_fired(self) -> None:
-        """The text encoder must have run before the first denoiser call, every denoiser site before the second."""
+    def _check_texts(self) -> None:
+        """The text encoders must have run before the denoiser does."""
         assert self._visit is not None
         assert self._rows is not None
-        first = self._denoiser_calls == 1
-        if first and self._rows.embeddings == "made here":
+        if self._rows.embeddings == "made here":
             return
-        silent = [
-            str(site)
-            for site in self.sites
-            if site not in self._visit.fired
-            and (site.root != self._denoiser) == first
-            and not _compiled(getattr(self._pipe, site.root))
-        ]
-        if silent and first and self._rows.embeddings == "given":
+        texts = [site for site in self.sites if site.root != self._denoiser and site not in self._visit.fired]
+        silent = [site for site in texts if site not in self._told and not _compiled(getattr(self.pipe, site.root))]
+        if silent and self._rows.embeddings == "given":
+            self._told.update(silent)
             warnings.warn(
-                f"prompt_embeds were given, so the text encoder did not run and {', '.join(silent)} did nothing: pass "
-                "prompt= instead, or encode the prompt inside the steer() block",
+                f"prompt_embeds were given, so the text encoder did not run and {', '.join(map(str, silent))} did "
+                "nothing: pass prompt= instead, or encode the prompt inside the steer() block",
                 stacklevel=2,
             )
         elif silent:
-            warnings.warn(f"attached sites were never reached: {', '.join(silent)}", stacklevel=2)
+            self._missed(silent[0].root, silent)
+
+    def _missed(self, root: str, sites: list[Site]) -> None:
+        """Tell, once a generation, which sites a call has not come to."""
+        assert self._rows is not None
+        silent = [site for site in sites if site not in self._told]
+        if not silent or self._rows.skips or _compiled(getattr(self.pipe, root)):
+            return
+        self._told.update(silent)
+        by_hand = {site for found in self._by_processor.values() for site in found}
+        told = (
+            'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
+            if by_hand.issuperset(silent)
+            else "somebody removed its hook, or the model skips that block, as caches do"
+        )
+        where = ", ".join(map(str, silent))
+        warnings.warn(f"attached sites were not reached, so nothing was steered there: {where} ({told})", stacklevel=2)
 
 
 def steer(
@@ -118,6 +179,7 @@ def steer(
     combine: str = "sum",
     within: str | None = None,
     words: Words | None = None,
+    attach: str = "hooks",
     trace: bool = False,
     force: bool = False,
 ) -> PipelineSteering:
@@ -138,6 +200,8 @@ def steer(
         words: concept name -> a word of the prompt, or several: h is multiplied by where the picture looks at them,
             see `dsas_diffusion.words`. For concepts that steer the denoiser; in a prompt without the word they do
             nothing.
+        attach: "hooks", or "processor" to steer what attention layers of the denoiser make in their processors, see
+            `dsas_diffusion.processor`.
         trace: record h; `trace.heatmap(name, image)` draws it.
         force: use a concept that was learned on another architecture all the same.
 
@@ -160,6 +224,7 @@ def steer(
     whose = Rows(pipe, rows, positions.pop())
     checked = words_of(words or {}, chosen, whose.family.denoiser)
     settings: dict[str, Any] = {"gate": gate, "schedule": schedule, "combine": combine, "within": within}
+    settings["attach"] = attach
     settings["trace"] = PictureTrace() if trace else None
     steering = PipelineSteering(pipe, chosen, WordMasks(pipe, whose, checked) if checked else None, **settings)
     return steering.attach_to_pipeline(whose)

@@ -1,0 +1,148 @@
+"""`DSASAttnProcessor`: steering as an attention processor, for those who compose processors themselves.
+
+It runs the processor that was there and lets the steering have what comes out, which is what a hook on the attention
+layer sees: both give the same pictures, bit for bit. Hooks are the better default: they stay when diffusers replaces
+processors (attention slicing, fused projections, IP-Adapters), and text encoders have none.
+
+Example:
+    >>> with dsas.steer(pipe, {"banana-blur": 1.0}, attach="processor") as steering:
+    ...     image = pipe("a banana and a dog").images[0]
+
+    >>> with dsas.steer(pipe, {"banana-blur": 1.0}, attach="processor") as steering:
+    ...     pipe.unet.set_attn_processor(steering.attn_processors(AttnProcessor()))  # around another than its own
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+from torch import nn
+
+from dsas_core.errors import DSASError
+from dsas_core.sites import Site, canonical
+
+
+class Steers(Protocol):
+    """Who is given what comes by at a site, and gives back what goes on."""
+
+    def bring(self, site: Site, value: Any) -> Any: ...
+
+
+class DSASAttnProcessor:
+    """Another attention processor, with what it makes steered on the way out.
+
+    Args:
+        inner: the processor that computes attention.
+        attention: the layer that this one is for.
+        sites: those of the layer: its output, of joint attention perhaps both streams.
+        steering: who steers them.
+
+    Raises:
+        DSASError: an inner processor with weights, which diffusers loads and finds by its class; an inner processor
+            that steers already. When called: by another layer than its own.
+    """
+
+    def __new__(cls, inner: Any, *_: Any) -> DSASAttnProcessor:
+        return object.__new__(_with_signature_of(type(inner)) if cls is DSASAttnProcessor else cls)  # type: ignore[arg-type]
+
+    def __init__(self, inner: Any, attention: nn.Module, sites: Sequence[Site], steering: Steers) -> None:
+        if isinstance(inner, nn.Module):
+            raise DSASError(
+                f"{type(inner).__name__} has weights of its own, as IP-Adapters do, which diffusers must find where "
+                'they are: steer with attach="hooks", which leaves processors alone'
+            )
+        if isinstance(inner, DSASAttnProcessor):
+            raise DSASError("an attention layer is steered already: pass all concepts to one steer()")
+        self.inner, self.attention, self.sites, self.steering = inner, attention, tuple(sites), steering
+
+    def __call__(self, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if attn is not self.attention:
+            raise DSASError(
+                "one DSASAttnProcessor serves one attention layer, this one is called by another: set the dict that "
+                "steering.attn_processors() gives, which has one for each"
+            )
+        value = self.inner(attn, *args, **kwargs)
+        for site in self.sites:
+            value = self.steering.bring(site, value)
+        return value
+
+    # what diffusers sets on processors is for the one that computes attention
+
+    @property
+    def _attention_backend(self) -> Any:
+        return self.inner._attention_backend
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.inner._attention_backend = backend
+
+    @property
+    def _parallel_config(self) -> Any:
+        return self.inner._parallel_config
+
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        self.inner._parallel_config = config
+
+    # a copy of the model, or a pickle, is not steered, as it is with hooks
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.inner, memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copy.copy, (self.inner,)
+
+
+@cache
+def _with_signature_of(kind: Any) -> type[DSASAttnProcessor]:
+    """The class with the call signature of another: diffusers passes on no argument that a processor does not name."""
+
+    def call(self: DSASAttnProcessor, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return DSASAttnProcessor.__call__(self, attn, *args, **kwargs)
+
+    call.__signature__ = inspect.signature(kind.__call__)  # type: ignore[attr-defined]
+    return type(DSASAttnProcessor.__name__, (DSASAttnProcessor,), {"__call__": call, "__module__": __name__})
+
+
+def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a denoiser that have a processor, by its key in `attn_processors`."""
+    return {f"{path}.processor": layer for path, layer in denoiser.named_modules() if hasattr(layer, "set_processor")}
+
+
+def at_processors(denoiser: nn.Module, root: str, sites: Sequence[Site]) -> dict[str, list[Site]]:
+    """Of the sites, those that are outputs of attention layers, by the key of their processor."""
+    found: dict[str, list[Site]] = {}
+    for key in attention_layers(denoiser):
+        path = canonical(f"{root}.{key.removesuffix('.processor')}")
+        here = [site for site in sites if site.path == path and site.side == "output"]
+        if here:
+            found[key] = here
+    return found
+
+
+def around(
+    denoiser: nn.Module, sites: Mapping[str, Sequence[Site]], steering: Steers, inner: Any = None
+) -> dict[str, Any]:
+    """Processors for `set_attn_processor`, one for each layer; those at sites steer, the others are as they are.
+
+    Args:
+        sites: by the key of a processor. steering: who steers them.
+        inner: what computes attention at the sites; None for what is there.
+    """
+    layers = attention_layers(denoiser)
+    there = {key: _unwrapped(layer) for key, layer in layers.items()}
+    steered = {
+        key: DSASAttnProcessor(there[key] if inner is None else inner, layers[key], here, steering)
+        for key, here in sites.items()
+    }
+    return {**there, **steered}
+
+
+def _unwrapped(layer: nn.Module) -> Any:
+    """The processor of a layer, or what a steered one has inside."""
+    processor = layer.processor
+    return processor.inner if isinstance(processor, DSASAttnProcessor) else processor

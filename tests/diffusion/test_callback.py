@@ -1,0 +1,82 @@
+"""Strengths that move from step to step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dsas_core import DSASError
+from dsas_diffusion import DSASCallback, steer
+from tests.diffusion.models import FAMILIES, latents
+from tests.diffusion.test_every_family import BANANA, base_of, concept_of, pipe_of
+from tests.diffusion.test_other_pipelines import other
+
+HEARD = [family for family in FAMILIES if family != "pixart"]
+ROLE = {"sd3": "image", "flux": "image"}
+
+
+def made(family: str, callback: Any, **options: Any) -> torch.Tensor:
+    return latents(pipe_of(family), family, BANANA, callback_on_step_end=callback, **options)
+
+
+@pytest.mark.parametrize("family", HEARD)
+def test_a_change_acts_from_the_step_after_it(family: str) -> None:
+    """What the denoiser does in a step is what it does with the strength that the step before left."""
+    pipe, concept, steps = pipe_of(family), concept_of(family, ROLE.get(family, "cross")), 3
+    after: dict[str, list[torch.Tensor]] = {}
+
+    def noted(name: str, callback: Any = None) -> Any:
+        def note(pipeline: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            after.setdefault(name, []).append(kwargs["latents"].clone())
+            return kwargs if callback is None else callback(pipeline, step, timestep, kwargs)
+
+        return note
+
+    name = concept.name
+    with steer(pipe, {concept: 0.0}) as steering:
+        made(family, noted("off"), num_inference_steps=steps)
+        callback = DSASCallback(steering, {name: {0: 0.0, 2: 1.0}})
+        made(family, noted("table", callback), num_inference_steps=steps)
+        assert float(steering.strengths[name]) == 0.0, "the next generation begins as this one did"
+        callback = DSASCallback(steering, {name: lambda progress: 1.0 if progress == 1 else 0.0})
+        made(family, noted("function", callback), num_inference_steps=steps)
+    off, table, function = (after[key] for key in ("off", "table", "function"))
+    assert [torch.equal(a, b) for a, b in zip(off, table, strict=True)] == [True, True, False]
+    assert all(torch.equal(a, b) for a, b in zip(table, function, strict=True))
+
+
+def test_a_constant_table_is_a_constant_strength() -> None:
+    pipe, concept = pipe_of("sd"), concept_of("sd", "cross")
+    with steer(pipe, {concept: 1.0}) as steering:
+        expected = latents(pipe, "sd", BANANA)
+        steering.strengths[concept.name] = 0.0
+        assert torch.equal(made("sd", DSASCallback(steering, {concept.name: {0: 1.0}})), expected)
+    assert not torch.equal(expected, base_of("sd"))
+
+
+def test_progress_is_told_after_every_step() -> None:
+    pipe, concept = pipe_of("sd"), concept_of("sd", "cross")
+    told: list[tuple[int, int]] = []
+    with steer(pipe, {concept: 0.0}) as steering:
+        made("sd", DSASCallback(steering, progress=lambda *done: told.append(done)), num_inference_steps=3)
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_what_cannot_be_is_said_at_once() -> None:
+    concept = concept_of("pixart", "cross")
+    with (
+        steer(pipe_of("pixart"), {concept: 1.0}) as steering,
+        pytest.raises(DSASError, match=r"PixArtSigmaPipeline calls nobody after its steps.*schedule="),
+    ):
+        DSASCallback(steering, {concept.name: {0: 1.0}})
+    concept = concept_of("sd", "cross")
+    with steer(pipe_of("sd"), {concept: 1.0}) as steering:
+        with pytest.raises(DSASError, match="no concept 'cat' is attached; there is random"):
+            DSASCallback(steering, {"cat": {0: 1.0}})
+        with pytest.raises(DSASError, match=r"the table has no step 0, the first: it has \[2\]"):
+            DSASCallback(steering, {concept.name: {2: 1.0}})
+        callback = DSASCallback(steering, {concept.name: {0: 1.0}})
+        with pytest.raises(DSASError, match="of a steering of another pipeline"):
+            callback(other("StableDiffusionPAGPipeline", "sd"), 0, 999, {})
