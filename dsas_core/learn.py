@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 
 from . import methods
-from .capture import Capture, Rows
+from .capture import Capture, Rows, Shown
+from .cloud import clouded
 from .concept import Concept, Intervention
 from .errors import DSASError
 from .gating import FORMS, REMEMBERING, calls, fit_gate, reads_positions
@@ -217,6 +218,7 @@ def fit_sites(
     done: Callable[[], object] = lambda: None,
     watched: Collection[Site] = (),
     recapture: Recapture | None = None,
+    shown: Shown | None = None,
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
     """Fit an intervention at every captured site.
 
@@ -225,6 +227,7 @@ def fit_sites(
         done: called after each site, for a progress bar.
         watched: sites that are only to be read, for the trace.
         recapture: what a causal recipe asks for the activations of each site behind the first that steers.
+        shown: which positions of source prompts show the concept, for supervision by positions.
 
     Returns:
         Interventions whose weight is above 0 in some bin, and the evidence of all sites, or of those to `keep`.
@@ -237,6 +240,13 @@ def fit_sites(
     causal = recipe.mode == "causal"
     if causal and recapture is None:
         raise DSASError("causal learning reads each site anew: pass recapture to fit_sites, or choose mode clean")
+
+    def marked(rows: Capture) -> Capture:
+        if shown is not None:
+            rows.mark("source", shown)
+        return rows
+
+    marked(capture)
     sites = list(dict.fromkeys(site for site, _, _ in capture.rows))
     if recipe.keep is not None:
         kept = _best(capture, [site for site in sites if site not in watched], recipe)
@@ -253,7 +263,7 @@ def fit_sites(
         rows = capture
         if recapture is not None and causal and site not in watched:
             learned, _ = _joined(fits, recipe, watched)
-            rows = recapture(site, Concept("learning", tuple(learned), capture.edges)) if learned else capture
+            rows = marked(recapture(site, Concept("learning", tuple(learned), capture.edges))) if learned else capture
         with threadpool_limits(1):  # many small problems: threads would mostly wait for one another
             fits[site] = [_fit_bin(rows, site, bin_, own, refused) for bin_ in here] * (len(bins) // len(here))
         done()
@@ -267,6 +277,8 @@ def fit_sites(
             f"no site tells source from control prompts (best cross-validated balanced accuracy {best:.2f}): add "
             "prompts, make controls differ from sources only in the concept, or choose other sites"
         )
+    if recipe.cloud:
+        interventions = clouded(interventions, capture, recipe.cloud)
     return interventions, evidence
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from dsas_core.capture import Capture
-from dsas_core.cloud import clouded
 from dsas_core.concept import Concept, Intervention, fingerprint
 from dsas_core.errors import DSASError
 from dsas_core.gating import WRITTEN
@@ -35,7 +34,7 @@ from .generation import decode, latent_batches, seeds_for, settings_of
 from .held_out import HeldOut
 from .masks import Masks
 from .rows import Rows
-from .supervision import Shown, masks_for, shown_by
+from .supervision import masks_for, shown_by
 
 #: source and target prompts to draw
 COUNT = 48
@@ -159,13 +158,10 @@ class Lesson:
         shown = None if masks is None else shown_by(masks(decode(self.pipe, latents["source"])))
 
         def behind(site: Site, learned: Concept) -> Capture:
-            return _marked(self._walk([site], f"capturing at {site}", learned, chosen)[0], shown)
+            return self._walk([site], f"capturing at {site}", learned, chosen)[0]
 
         with progress_bar(len(self.sites) + len(self.watched), "fitting", self.show_progress) as bar:
-            found = fit_sites(_marked(capture, shown), chosen, bar.update, self.watched, behind)
-        interventions, evidence = found
-        if chosen.cloud:
-            interventions = clouded(interventions, capture, chosen.cloud)
+            interventions, evidence = fit_sites(capture, chosen, bar.update, self.watched, behind, shown)
         concept = self._concept(interventions, evidence, chosen)
         units = units_of(chosen.method)
         with progress_bar(min(TRIALS, len(units)), "choosing the unit", self.show_progress) as bar:
@@ -251,9 +247,3 @@ class Lesson:
         for start in range(0, len(texts), self.batch):
             piece = list(texts[start : start + self.batch])
             yield self.pipe.encode_prompt(piece, denoiser.device, 1, False)[0]
-
-
-def _marked(capture: Capture, shown: Shown | None) -> Capture:
-    if shown is not None:
-        capture.mark("source", shown)
-    return capture

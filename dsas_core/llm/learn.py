@@ -17,8 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from ..capture import Capture
-from ..cloud import clouded
+from ..capture import Capture, Shown
 from ..concept import Concept, Intervention, fingerprint
 from ..errors import DSASError
 from ..hooks import visit
@@ -154,17 +153,14 @@ class Lesson:
     ) -> Concept:
         """Fit a concept, see `learn`."""
         chosen = _recipe(recipe, method, gate, self.seed)
-        marks = _marks(self.tokenizer, self.content, self.sources, chosen.lead) if chosen.supervised else []
+        shown = _shown(self.tokenizer, self.content, self.sources, chosen.lead) if chosen.supervised else None
         capture = self.captured(chosen)
 
         def behind(site: Site, learned: Concept) -> Capture:
-            readings = self._readings(chosen)
-            return _marked(self._walk([site], f"capturing at {site}", readings, learned, chosen), marks)
+            return self._walk([site], f"capturing at {site}", self._readings(chosen), learned, chosen)
 
         with progress_bar(len(self.sites), "fitting", self.show_progress) as bar:
-            interventions, evidence = fit_sites(_marked(capture, marks), chosen, bar.update, recapture=behind)
-        if chosen.cloud:
-            interventions = clouded(interventions, capture, chosen.cloud)
+            interventions, evidence = fit_sites(capture, chosen, bar.update, recapture=behind, shown=shown)
         lengths = ([len(text.ids) for text in self.texts[side]] for side in ("source", "control"))
         told_by_length = _auroc(*lengths)
         _warn(evidence if chosen.worn.looks else [], told_by_length)
@@ -279,13 +275,7 @@ def _recipe(given: Mapping[str, Any] | None, method: str, gate: str | None, seed
     return chosen
 
 
-def _marked(capture: Capture, marks: Sequence[Sequence[bool]]) -> Capture:
-    if marks:
-        capture.mark("source", lambda prompt, _: marks[prompt])
-    return capture
-
-
-def _marks(tokenizer: Any, content: PromptSet, prompts: Sequence[str], lead: int) -> list[tuple[bool, ...]]:
+def _shown(tokenizer: Any, content: PromptSet, prompts: Sequence[str], lead: int) -> Shown:
     """Which positions of each prompt show the concept: those that are `lead` tokens before a word of its spans.
 
     Raises:
@@ -302,7 +292,8 @@ def _marks(tokenizer: Any, content: PromptSet, prompts: Sequence[str], lead: int
             f"prompt file {content.name!r}: none of its spans is in a source prompt, the first is "
             f"{content.expanded('spans')[0]!r}: write them as they stand there, as whole words"
         )
-    return [(*marks[lead:], *(False,) * lead) for marks in found]
+    shown = [(*marks[lead:], *(False,) * lead) for marks in found]
+    return lambda prompt, _: shown[prompt]
 
 
 def _auroc(source: Sequence[int], control: Sequence[int]) -> float:
