@@ -26,8 +26,9 @@ from dsas_core.capture import Capture
 from dsas_core.concept import TENSORS
 from dsas_core.errors import DSASError
 from dsas_core.files import as_json
-from dsas_core.learn import Recipe, fit_sites
+from dsas_core.learn import fit_sites
 from dsas_core.provenance import versions
+from dsas_core.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "benchmarks" / "results" / "fits.json"

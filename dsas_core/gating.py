@@ -43,7 +43,7 @@ from .methods.dsas import DSAS
 from .probes import LatchProbe, LinearProbe, PooledProbe, PrefixProbe, Probe, ProductProbe, RunningProbe
 
 if TYPE_CHECKING:
-    from .learn import Recipe
+    from .recipe import Recipe
 
 FORMS = ("paper", "pooled", "token", "product", "prefix", "latch", "last")
 #: forms that remember the tokens before, which no combination does

@@ -12,7 +12,7 @@ concepts:
     measure: {count: 24}                  # otherwise than the rest
 methods: [caa]
 gates: [dsas]                             # null is each method's own
-recipes: {plain: {}, causal: {mode: causal}}  # fields of dsas_core.learn.Recipe
+recipes: {plain: {}, causal: {mode: causal}}  # fields of dsas_core.recipe.Recipe
 learn: {count: 48, steps: 8, seed: 0}
 measure: {count: 12, seeds: 2, strengths: [0.5, 1, 1.5, 2]}
 ```
@@ -30,8 +30,8 @@ from typing import Any
 from dsas_core import methods
 from dsas_core.errors import DSASError
 from dsas_core.evaluate import Plan
-from dsas_core.learn import recipe_of
 from dsas_core.prompts import PromptSet, read
+from dsas_core.recipe import recipe_of
 
 _KEYS = ("title", "models", "concepts", "methods", "gates", "recipes", "learn", "measure")
 _CONCEPT = ("prompts", "models", "sites", "name", "measure")

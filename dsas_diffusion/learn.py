@@ -21,10 +21,11 @@ from dsas_core.concept import Concept, Intervention, fingerprint
 from dsas_core.errors import DSASError
 from dsas_core.gating import WRITTEN
 from dsas_core.hooks import visit
-from dsas_core.learn import Recipe, SiteEvidence, fit_sites, recipe_of
+from dsas_core.learn import SiteEvidence, fit_sites
 from dsas_core.progress import progress_bar
 from dsas_core.prompts import PromptSet, read
 from dsas_core.provenance import versions
+from dsas_core.recipe import Recipe, recipe_of
 from dsas_core.sites import Site
 from dsas_core.steering import Steering
 from dsas_core.unit import TRIALS, choose, held_back, units_of
@@ -76,7 +77,7 @@ def learn(
         masks: for supervision by positions, which they ask for: pictures of source prompts -> where each shows the
             thing (`dsas_diffusion.masks`); None for the segmentation model of the prompt file. Causal learning goes by
             the masks of the unsteered pictures, too.
-        recipe: further fields of `dsas_core.learn.Recipe` (form, rank, site_weight, …).
+        recipe: further fields of `dsas_core.recipe.Recipe` (form, rank, site_weight, …).
 
     Returns:
         The concept, its unit chosen and its evidence in it; not saved yet.

@@ -21,10 +21,11 @@ from ..capture import Capture, Shown
 from ..concept import Concept, Intervention, fingerprint
 from ..errors import DSASError
 from ..hooks import visit
-from ..learn import UNSEEN, Recipe, SiteEvidence, fit_sites, recipe_of
+from ..learn import UNSEEN, SiteEvidence, fit_sites
 from ..progress import progress_bar
 from ..prompts import SIDES, PromptSet, read
 from ..provenance import versions
+from ..recipe import Recipe, recipe_of
 from ..sites import Site
 from ..unit import TRIALS, held_back, units_of
 from .layers import bare, find_sites, positions_of, roots_of
@@ -73,7 +74,7 @@ def learn(
         count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
         drift: mean Kullback-Leibler divergence per control token, in nats, that the unit may cost.
         batch: prompts per forward pass.
-        recipe: further fields of `dsas_core.learn.Recipe` (form, rank, site_weight, …).
+        recipe: further fields of `dsas_core.recipe.Recipe` (form, rank, site_weight, …).
 
     Returns:
         The concept, its unit chosen and its evidence in it; not saved yet. Without conversations in the prompt file
