@@ -25,6 +25,7 @@ from .errors import DSASError
 from .gating import calls, fit_gate
 from .maps import Map
 from .probes import ConstantProbe, LastProbe, PooledConditionProbe, PooledProbe, Probe, ProductProbe, RunningProbe
+from .prompts import SIDES
 from .recipe import Recipe
 from .sites import Site
 
@@ -34,6 +35,8 @@ STILL_SHOWN = 0.5
 SMALLEST_SHARE = 0.02
 #: kinds of rows of another domain
 UNSEEN = ("unseen_source", "unseen_control")
+#: every kind of rows that a capture may hold
+KINDS = (*SIDES, "context", "moved", "cloud", *UNSEEN)
 #: a gate has fired where h is above this
 FIRED = 0.5
 
@@ -124,7 +127,6 @@ def fit_sites(
         sites = [site for site in sites if site in watched or site in kept]
     bins = range(len(capture.edges) + 1)
     fits: dict[Site, list[_Fit]] = {}
-    refused: list[str] = []
     simple = replace(recipe, rank="lda", scaler="std")
     for site in sites:
         own = simple if site in watched else recipe  # what only draws a heat-map is not worth a search
@@ -134,30 +136,23 @@ def fit_sites(
             learned, _ = _joined(fits, recipe, watched)
             rows = marked(recapture(site, Concept("learning", tuple(learned), capture.edges))) if learned else capture
         with threadpool_limits(1):  # many small problems: threads would mostly wait for one another
-            fits[site] = [_fit_bin(rows, site, bin_, own, refused) for bin_ in here] * (len(bins) // len(here))
+            fits[site] = [_fit_bin(rows, site, bin_, own) for bin_ in here] * (len(bins) // len(here))
         done()
     interventions, evidence = _joined(fits, recipe, watched)
     if all(intervention.watches for intervention in interventions):
-        steered = {str(site) for site in sites if site not in watched}
-        if refused:
-            raise DSASError(f"no site is left to steer: at {len(refused)} the gate was refused, as at {refused[-1]}")
-        best = max((found.balanced_accuracy for found in evidence if found.site in steered), default=0.0)
-        raise DSASError(
-            f"no site tells source from control prompts (best cross-validated balanced accuracy {best:.2f}): add "
-            "prompts, make controls differ from sources only in the concept, or choose other sites"
-        )
+        raise _nothing_left(fits, evidence, watched)
     if recipe.cloud:
         interventions = clouded(interventions, capture, recipe.cloud)
     return interventions, evidence
 
 
 class _Fit(NamedTuple):
-    """What was fitted at one site in one bin; the map may abstain, whatever the gate's evidence says."""
+    """What was fitted at one site in one bin; `refused` is why it must not steer there, or ""."""
 
     probe: Probe
     map: Map
     evidence: SiteEvidence
-    abstains: bool
+    refused: str
 
 
 def _joined(
@@ -170,7 +165,7 @@ def _joined(
     for site, fitted in fits.items():
         reads = readers.get(site, site)
         read = fitted if reads is None else fits[reads]
-        left_out = [reads is None or (own.abstains and site not in watched) for own in fitted]
+        left_out = [reads is None or (bool(own.refused) and site not in watched) for own in fitted]
         weights = tuple(0.0 if out else one.evidence.weight for out, one in zip(left_out, read, strict=True))
         evidence += [
             replace(one.evidence, site=str(site), weight=weight) for one, weight in zip(read, weights, strict=True)
@@ -180,6 +175,22 @@ def _joined(
             found = Intervention(site, probes, maps, weights, None if reads == site else reads)
             interventions.append(found.watching() if site in watched else found)
     return interventions, evidence
+
+
+def _nothing_left(
+    fits: Mapping[Site, Sequence[_Fit]], evidence: Sequence[SiteEvidence], watched: Collection[Site]
+) -> DSASError:
+    """Why no site steers."""
+    steered = {str(site): fitted for site, fitted in fits.items() if site not in watched}
+    refused = {site: one.refused for site, fitted in steered.items() for one in fitted if one.refused}
+    if refused:
+        reason = ": ".join(list(refused.items())[-1])
+        return DSASError(f"no site is left to steer: at {len(refused)} the gate was refused, as at {reason}")
+    best = max((found.balanced_accuracy for found in evidence if found.site in steered), default=0.0)
+    return DSASError(
+        f"no site tells source from control prompts (best cross-validated balanced accuracy {best:.2f}): add prompts, "
+        "make controls differ from sources only in the concept, or choose other sites"
+    )
 
 
 def _readers(fits: Mapping[Site, Sequence[_Fit]]) -> dict[Site, Site | None]:
@@ -212,12 +223,13 @@ def _best(capture: Capture, sites: list[Site], recipe: Recipe) -> list[Site]:
         """Balanced accuracy, and AUROC for sites that are equal in it."""
         found = []
         for bin_ in range(len(capture.edges) + 1):
-            source = capture.rows.get((site, bin_, "moved"), capture.rows.get((site, bin_, "source")))
-            target = capture.rows.get((site, bin_, "target"))
-            if source is not None and target is not None:
-                groups = source.gathered("prompts").tolist(), target.gathered("prompts").tolist()
-                rows = source.gathered("pooled"), target.gathered("pooled")
-                found.append(judge.cross_fit(*rows, rank="lda", scaler="std", groups=groups, seed=recipe.seed).evidence)
+            rows = _rows_at(capture, site, bin_)
+            if "source" in rows and "target" in rows:
+                sides = rows.get("moved", rows["source"]), rows["target"]
+                groups = tuple(side.gathered("prompts").tolist() for side in sides)
+                pooled = (side.gathered("pooled") for side in sides)
+                fitted = judge.cross_fit(*pooled, rank="lda", scaler="std", groups=groups, seed=recipe.seed)
+                found.append(fitted.evidence)
         count = max(1, len(found))
         return sum(one.balanced_accuracy for one in found) / count, sum(one.auroc for one in found) / count
 
@@ -225,52 +237,54 @@ def _best(capture: Capture, sites: list[Site], recipe: Recipe) -> list[Site]:
         return sorted(sites, key=told, reverse=True)[: recipe.keep]
 
 
-def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe, refused: list[str]) -> _Fit:
-    """One site and bin; where the gate is refused, or the map's own, nothing is steered and `refused` grows."""
-    kinds = ("source", "target", "control")
-    missing = [kind for kind in kinds if (site, bin_, kind) not in capture.rows]
+def _rows_at(capture: Capture, site: Site, bin_: int) -> dict[str, Rows]:
+    """What was captured at a site in a bin, by kind."""
+    return {kind: capture.rows[site, bin_, kind] for kind in KINDS if (site, bin_, kind) in capture.rows}
+
+
+def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> _Fit:
+    """One site and bin; it is refused where the gate is, or that of which the map is made."""
+    rows = _rows_at(capture, site, bin_)
+    missing = [kind for kind in SIDES if kind not in rows]
     if missing:
         raise DSASError(
             f"nothing was captured at {site} in timestep bin {bin_} for {', '.join(missing)}: "
             "use more steps or fewer bins"
         )
-    for (where, when, kind), rows in capture.rows.items():
-        if (where, when) == (site, bin_) and not bool(rows.gathered("pooled").isfinite().all()):
+    for kind, found in rows.items():
+        if not bool(found.gathered("pooled").isfinite().all()):
             raise DSASError(
                 f"{site}: activations of {kind} prompts are NaN or infinite: load the model in float32 or bfloat16, or "
                 "leave the site out"
             )
-    source, target, control = (capture.rows[site, bin_, kind] for kind in kinds)
+    source, moved = rows["source"], rows.get("moved", rows["source"])
+    met = [rows[kind] for kind in ("control", "context") if kind in rows]
     gate = recipe.worn
-    moved = capture.rows.get((site, bin_, "moved"), source)
-    met = [control, *([capture.rows[site, bin_, "context"]] if (site, bin_, "context") in capture.rows else [])]
     gated = fit_gate(gate, source, met, recipe)
     (probe, after), (loose, before) = gated.at(recipe.control_h), gated.at(None)
-    method, abstained = methods.mapping(recipe.method), ""
+    method, refused = methods.mapping(recipe.method), gated.refused
     if method.of_gate:
         own = methods.gate(methods.own_gate(recipe.method, recipe.options))
         judged = gated if gate == own else fit_gate(own, source, met, recipe)
-        transform, abstained = method.of(judged.at(None)[0]), judged.refused
+        transform, refused = method.of(judged.at(None)[0]), refused or judged.refused
     else:
-        transform = method.fit(*_map_rows(moved, target, probe, recipe.pooling), **recipe.options)
-    if gated.refused or abstained:
-        refused.append(f"{site}: {gated.refused or abstained}")
-    found = gated.evidence
+        transform = method.fit(*_map_rows(moved, rows["target"], probe, recipe.pooling), **recipe.options)
+    told = gated.evidence
     evidence = SiteEvidence(
         site=str(site),
         bin=bin_,
-        weight=0.0 if gated.refused else gate.weight(found, recipe.site_weight),
-        balanced_accuracy=found.balanced_accuracy,
-        auroc=found.auroc,
-        rank=found.rank,
-        scaler=found.scaler,
+        weight=0.0 if gated.refused else gate.weight(told, recipe.site_weight),
+        balanced_accuracy=told.balanced_accuracy,
+        auroc=told.auroc,
+        rank=told.rank,
+        scaler=told.scaler,
         control_h=float(after.mean()),
         control_h_before=float(before.mean()),
         control_fired=_fired(after),
         control_fired_before=_fired(before),
-        unseen=_unseen(capture, site, bin_, probe, loose),
+        unseen=_unseen(rows, probe, loose),
     )
-    return _Fit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, bool(abstained))
+    return _Fit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, refused)
 
 
 def _fired(h: torch.Tensor) -> float:
@@ -278,18 +292,17 @@ def _fired(h: torch.Tensor) -> float:
     return float((h.mean(-1) > FIRED).float().mean())
 
 
-def _unseen(capture: Capture, site: Site, bin_: int, probe: Probe, before: Probe) -> UnseenEvidence | None:
+def _unseen(rows: Mapping[str, Rows], probe: Probe, before: Probe) -> UnseenEvidence | None:
     """A finished gate, and the same before it was lowered, on prompts of another domain; None without any."""
-    shown_rows, kept_rows = (capture.rows.get((site, bin_, kind)) for kind in UNSEEN)
-    if shown_rows is None or kept_rows is None:
+    if any(kind not in rows for kind in UNSEEN):
         return None
     from sklearn.metrics import roc_auc_score
 
-    shown, kept = ([_scores(probe, row) for row in _by_row(rows)] for rows in (shown_rows, kept_rows))
+    shown, kept = ([_scores(probe, row) for row in _by_row(rows[kind])] for kind in UNSEEN)
     source, control = (torch.stack([h.max() for h in side]) for side in (shown, kept))
     labels = torch.cat([torch.ones(len(source)), torch.zeros(len(control))])
     told = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
-    after, first = torch.cat(kept), torch.cat([_scores(before, row) for row in _by_row(kept_rows)])
+    after, first = torch.cat(kept), torch.cat([_scores(before, row) for row in _by_row(rows["unseen_control"])])
     return UnseenEvidence(
         balanced_accuracy=sum(told) / 2,
         auroc=float(roc_auc_score(labels.numpy(), torch.cat([source, control]).numpy())),
