@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from dsas_core.capture import Capture
-from dsas_core.concept import Concept, Intervention, fingerprint
+from dsas_core.concept import Concept, Intervention
 from dsas_core.errors import DSASError
+from dsas_core.fingerprints import fingerprint
 from dsas_core.gating import WRITTEN
 from dsas_core.hooks import visit
 from dsas_core.learn import SiteEvidence, fit_sites

@@ -18,8 +18,9 @@ from typing import Any
 from torch import nn
 
 from ..capture import Capture, Shown
-from ..concept import Concept, Intervention, fingerprint
+from ..concept import Concept, Intervention
 from ..errors import DSASError
+from ..fingerprints import fingerprint
 from ..hooks import visit
 from ..learn import UNSEEN, SiteEvidence, fit_sites
 from ..progress import progress_bar
