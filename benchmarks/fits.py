@@ -83,7 +83,7 @@ def main() -> None:
         dsas.load_pipeline("builtin:emoji"), ROOT / "prompts" / "banana-blur.yaml", sites="denoiser", steps=8
     )
     began = time.perf_counter()
-    capture = drawn.captured()
+    capture = drawn.captured(Recipe())
     found["banana-blur"] = measured(capture, time.perf_counter() - began, {})
     document = {
         "command": "python benchmarks/fits.py",

@@ -12,8 +12,8 @@ already ("causal", as AcT fits its maps, arXiv 2410.23054): what a gate reads wh
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,12 +22,13 @@ from .capture import Capture, Rows, Shown
 from .cloud import clouded
 from .concept import Concept, Intervention
 from .errors import DSASError
+from .fingerprints import fingerprint
 from .gating import calls, fit_gate
 from .maps import Map
 from .probes import ConstantProbe, LastProbe, PooledConditionProbe, PooledProbe, Probe, ProductProbe, RunningProbe
-from .prompts import SIDES
+from .prompts import SIDES, PromptSet
 from .recipe import Recipe
-from .sites import Site
+from .sites import Roots, Site
 
 #: the target shows what the gate looks for where its highest h is at least this much of the source's
 STILL_SHOWN = 0.5
@@ -144,6 +145,33 @@ def fit_sites(
     if recipe.cloud:
         interventions = clouded(interventions, capture, recipe.cloud)
     return interventions, evidence
+
+
+def as_concept(
+    interventions: Sequence[Intervention],
+    evidence: Sequence[SiteEvidence],
+    recipe: Recipe,
+    content: PromptSet,
+    roots: Roots,
+    edges: tuple[float, ...] = (),
+    **provenance: Any,
+) -> Concept:
+    """What was fitted on the prompts of a file, before its unit is chosen.
+
+    Args:
+        roots: of the model. provenance: what there is to tell beside prompts and recipe.
+    """
+    return Concept(
+        name=content.name,
+        description=content.description,
+        interventions=tuple(interventions),
+        edges=edges,
+        method=recipe.method,
+        gate=str(recipe.gate),
+        base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
+        evidence={"sites": [asdict(found) for found in evidence]},
+        provenance={"prompts": content.to_dict(), "recipe": asdict(recipe), **provenance},
+    )
 
 
 class _Fit(NamedTuple):

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 
 from dsas_core.capture import Capture
-from dsas_core.concept import Concept, Intervention
+from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.fingerprints import fingerprint
 from dsas_core.gating import WRITTEN
 from dsas_core.hooks import visit
-from dsas_core.learn import SiteEvidence, fit_sites
+from dsas_core.learn import as_concept, fit_sites
 from dsas_core.progress import progress_bar
 from dsas_core.prompts import PromptSet, read
 from dsas_core.provenance import versions
@@ -163,43 +162,29 @@ class Lesson:
             return self._walk([site], f"capturing at {site}", learned, chosen)[0]
 
         with progress_bar(len(self.sites) + len(self.watched), "fitting", self.show_progress) as bar:
-            interventions, evidence = fit_sites(capture, chosen, bar.update, self.watched, behind, shown)
-        concept = self._concept(interventions, evidence, chosen)
+            found = fit_sites(capture, chosen, bar.update, self.watched, behind, shown)
+        concept = as_concept(
+            *found,
+            chosen,
+            self.content,
+            roots_of(self.pipe),
+            self.edges,
+            model=str(getattr(self.pipe, "name_or_path", "") or type(self.pipe).__name__),
+            count=self.count,
+            prompts_used={side: len(texts) for side, texts in self.fitting.items()},
+            settings=asdict(self.settings),
+            positions=self.positions,
+            seed=self.seed,
+            versions=versions("diffusers", "transformers"),
+        )
         units = units_of(chosen.method)
         with progress_bar(min(TRIALS, len(units)), "choosing the unit", self.show_progress) as bar:
             unit, summary = choose(lambda unit: self._trial(concept, unit)[:2], drift, bar.update, units)
         return replace(concept, unit=unit, evidence={**concept.evidence, "unit": self._trial.judged(summary)})
 
-    def captured(self) -> Capture:
-        """What sites show of the unsteered model, for recipes to be fitted on; read when it is first asked for."""
+    def captured(self, recipe: Recipe) -> Capture:
+        """What sites show of the unsteered model, whatever the recipe; read when it is first asked for."""
         return self._read[0]
-
-    def _concept(
-        self, interventions: Sequence[Intervention], evidence: Sequence[SiteEvidence], recipe: Recipe
-    ) -> Concept:
-        """What was fitted, before its unit is chosen."""
-        roots = roots_of(self.pipe)
-        return Concept(
-            name=self.content.name,
-            description=self.content.description,
-            interventions=tuple(interventions),
-            edges=self.edges,
-            method=recipe.method,
-            gate=str(recipe.gate),
-            base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
-            evidence={"sites": [asdict(found) for found in evidence]},
-            provenance={
-                "model": str(getattr(self.pipe, "name_or_path", "") or type(self.pipe).__name__),
-                "prompts": self.content.to_dict(),
-                "count": self.count,
-                "prompts_used": {side: len(texts) for side, texts in self.fitting.items()},
-                "recipe": asdict(recipe),
-                "settings": asdict(self.settings),
-                "positions": self.positions,
-                "seed": self.seed,
-                "versions": versions("diffusers", "transformers"),
-            },
-        )
 
     @cached_property
     def _read(self) -> tuple[Capture, dict[str, torch.Tensor]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from typing import Any
 from torch import nn
 
 from ..capture import Capture, Shown
-from ..concept import Concept, Intervention
+from ..concept import Concept
 from ..errors import DSASError
-from ..fingerprints import fingerprint
 from ..hooks import visit
-from ..learn import UNSEEN, SiteEvidence, fit_sites
+from ..learn import UNSEEN, SiteEvidence, as_concept, fit_sites
 from ..progress import progress_bar
 from ..prompts import SIDES, PromptSet, read
 from ..provenance import versions
@@ -84,7 +83,6 @@ def learn(
     Raises:
         DSASError: bad prompts, names or sites; no site tells source from control.
     """
-    _recipe(recipe, method, gate, seed)  # what cannot be is said before anything is encoded
     lesson = Lesson(
         model,
         tokenizer,
@@ -155,7 +153,7 @@ class Lesson:
     ) -> Concept:
         """Fit a concept, see `learn`."""
         chosen = _recipe(recipe, method, gate, self.seed)
-        shown = _shown(self.tokenizer, self.content, self.sources, chosen.lead) if chosen.supervised else None
+        shown = self._shown(chosen.lead) if chosen.supervised else None
         capture = self.captured(chosen)
 
         def behind(site: Site, learned: Concept) -> Capture:
@@ -166,9 +164,23 @@ class Lesson:
         lengths = ([len(text.ids) for text in self.texts[side]] for side in ("source", "control"))
         told_by_length = _auroc(*lengths)
         _warn(evidence if chosen.worn.looks else [], told_by_length)
-        concept = self._concept(interventions, evidence, told_by_length, chosen)
-        if "encoder" in roots_of(self.model) or not self.answered:
-            return concept
+        roots, inner = roots_of(self.model), bare(self.model)
+        concept = as_concept(
+            interventions,
+            evidence,
+            chosen,
+            self.content,
+            roots,
+            model=str(getattr(inner, "name_or_path", "") or type(inner).__name__),
+            count=self.count,
+            prompts_used={side: len(found) for side, found in self.fitting.items()},
+            pooling=self.pooling,
+            seed=self.seed,
+            versions=versions("transformers"),
+        )
+        found = {**concept.evidence, "length_auroc": told_by_length}
+        if "encoder" in roots or not self.answered:
+            return replace(concept, evidence=found)
         with progress_bar(min(TRIALS, len(units_of(concept.method))), "choosing the unit", self.show_progress) as bar:
             unit, trials = choose_unit(self._trial, concept, drift, bar.update)
         if not trials["trials"]:
@@ -177,7 +189,7 @@ class Lesson:
                 "done: the unit is 1, the map as it was fitted",
                 stacklevel=3,
             )
-        return replace(concept, unit=unit, evidence={**concept.evidence, "unit": trials})
+        return replace(concept, unit=unit, evidence={**found, "unit": trials})
 
     def captured(self, recipe: Recipe) -> Capture:
         """What sites show of the unsteered model, for a recipe to be fitted on; read when it is first asked for."""
@@ -186,34 +198,26 @@ class Lesson:
             self._captures[readings] = self._walk(self.sites, "capturing", readings)
         return self._captures[readings]
 
-    def _concept(
-        self,
-        interventions: Sequence[Intervention],
-        evidence: Sequence[SiteEvidence],
-        told_by_length: float,
-        recipe: Recipe,
-    ) -> Concept:
-        """What was fitted, before its unit is chosen."""
-        roots, name = roots_of(self.model), getattr(bare(self.model), "name_or_path", "")
-        return Concept(
-            name=self.content.name,
-            description=self.content.description,
-            interventions=tuple(interventions),
-            method=recipe.method,
-            gate=str(recipe.gate),
-            base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
-            evidence={"sites": [asdict(found) for found in evidence], "length_auroc": told_by_length},
-            provenance={
-                "model": str(name or type(bare(self.model)).__name__),
-                "prompts": self.content.to_dict(),
-                "count": self.count,
-                "prompts_used": {side: len(found) for side, found in self.fitting.items()},
-                "recipe": asdict(recipe),
-                "pooling": self.pooling,
-                "seed": self.seed,
-                "versions": versions("transformers"),
-            },
-        )
+    def _shown(self, lead: int) -> Shown:
+        """Which positions of source prompts show the concept: those `lead` tokens before a word of its spans.
+
+        Raises:
+            DSASError: a prompt file without spans, or none of which is in any of the prompts.
+        """
+        name, spans = self.content.name, self.content.expanded("spans")
+        if not spans:
+            raise DSASError(
+                f"prompt file {name!r} has no spans, the words of source prompts that show the concept: add them, or "
+                "leave supervision to prompts"
+            )
+        found = [marked(self.tokenizer, prompt, spans) for prompt in self.sources]
+        if not any(map(any, found)):
+            raise DSASError(
+                f"prompt file {name!r}: none of its spans is in a source prompt, the first is {spans[0]!r}: write them "
+                "as they stand there, as whole words"
+            )
+        shown = [(*marks[lead:], *(False,) * lead) for marks in found]
+        return lambda prompt, _: shown[prompt]
 
     @cached_property
     def _trial(self) -> HeldOut:
@@ -275,27 +279,6 @@ def _recipe(given: Mapping[str, Any] | None, method: str, gate: str | None, seed
     if chosen.options.get("spatial") == "mean shift":
         raise DSASError("option spatial=mean shift goes by all positions at once: leave it elementwise for texts")
     return chosen
-
-
-def _shown(tokenizer: Any, content: PromptSet, prompts: Sequence[str], lead: int) -> Shown:
-    """Which positions of each prompt show the concept: those that are `lead` tokens before a word of its spans.
-
-    Raises:
-        DSASError: a prompt file without spans, or none of which is in any of the prompts.
-    """
-    if not content.spans:
-        raise DSASError(
-            f"prompt file {content.name!r} has no spans, the words of source prompts that show the concept: add them, "
-            "or leave supervision to prompts"
-        )
-    found = [marked(tokenizer, prompt, content.expanded("spans")) for prompt in prompts]
-    if not any(map(any, found)):
-        raise DSASError(
-            f"prompt file {content.name!r}: none of its spans is in a source prompt, the first is "
-            f"{content.expanded('spans')[0]!r}: write them as they stand there, as whole words"
-        )
-    shown = [(*marks[lead:], *(False,) * lead) for marks in found]
-    return lambda prompt, _: shown[prompt]
 
 
 def _auroc(source: Sequence[int], control: Sequence[int]) -> float:
