@@ -38,6 +38,15 @@ class Rows:
         """All rows of one field in one tensor."""
         return torch.cat(getattr(self, name))
 
+    @property
+    def sampled(self) -> list[int]:
+        """How many positions were sampled from each row of each call, in the order of `pooled`."""
+        counts = []
+        for prompts in self.position_prompts:
+            changes = (prompts.diff() != 0).nonzero().flatten() + 1
+            counts += [len(row) for row in prompts.tensor_split(changes.tolist())]
+        return counts
+
 
 def bin_of(timestep: torch.Tensor | None, edges: Sequence[float]) -> torch.Tensor:
     """The bin of a timestep: how many of the ascending edges it has reached. [] int64; 0 without a clock."""

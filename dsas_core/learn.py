@@ -23,7 +23,7 @@ from .cloud import clouded
 from .concept import Concept, Intervention
 from .errors import DSASError
 from .fingerprints import fingerprint
-from .gating import calls, fit_gate
+from .gating import fit_gate
 from .maps import Map
 from .probes import ConstantProbe, LastProbe, PooledConditionProbe, PooledProbe, Probe, ProductProbe, RunningProbe
 from .prompts import SIDES, PromptSet
@@ -343,7 +343,7 @@ def _unseen(rows: Mapping[str, Rows], probe: Probe, before: Probe) -> UnseenEvid
 
 def _by_row(rows: Rows) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The mean [width] of each row, and its sampled positions [k, width]."""
-    positions = rows.gathered("positions").split([len(group) for group in calls(rows)])
+    positions = rows.gathered("positions").split(rows.sampled)
     return list(zip(rows.gathered("pooled"), positions, strict=True))
 
 
