@@ -83,6 +83,7 @@ def learn(
     Raises:
         DSASError: bad prompts, names or sites; no site tells source from control.
     """
+    chosen = _recipe(recipe, method, gate, seed)  # what cannot be is said before anything is encoded
     lesson = Lesson(
         model,
         tokenizer,
@@ -94,7 +95,7 @@ def learn(
         batch=batch,
         show_progress=show_progress,
     )
-    return lesson.learn(method, gate, drift=drift, recipe=recipe)
+    return lesson._learn(chosen, drift)
 
 
 class Lesson:
@@ -152,7 +153,9 @@ class Lesson:
         recipe: Mapping[str, Any] | None = None,
     ) -> Concept:
         """Fit a concept, see `learn`."""
-        chosen = _recipe(recipe, method, gate, self.seed)
+        return self._learn(_recipe(recipe, method, gate, self.seed), drift)
+
+    def _learn(self, chosen: Recipe, drift: float) -> Concept:
         shown = self._shown(chosen.lead) if chosen.supervised else None
         capture = self.captured(chosen)
 
