@@ -2,8 +2,9 @@
 
 `gating` fits the gate and places its threshold, `methods` the map. A capture may hold rows of more kinds:
 "context", positions of control prompts that the gate will meet, though nothing is pooled over them; "moved", rows of
-source prompts for the map alone, where the gate reads other positions than the map moves; "unseen_source" and
-"unseen_control", of another domain, on which the finished gate is tested.
+source prompts for the map alone, where the gate reads other positions than the map moves; "cloud", of target prompts
+for the clouds alone, where more is moved than the map is fitted on; "unseen_source" and "unseen_control", of another
+domain, on which the finished gate is tested.
 
 Sites learn all from the unsteered model ("clean"), or each behind those that the model comes to before it, which steer
 already ("causal", as AcT fits its maps, arXiv 2410.23054): what a gate reads while steering is then what it learned on.

@@ -23,7 +23,7 @@ from dsas_core.gating import WRITTEN
 from dsas_core.hooks import visit
 from dsas_core.learn import as_concept, fit_sites
 from dsas_core.progress import progress_bar
-from dsas_core.prompts import PromptSet, read
+from dsas_core.prompts import COUNT, PromptSet, read
 from dsas_core.provenance import versions
 from dsas_core.recipe import Recipe, recipe_of
 from dsas_core.sites import Site
@@ -36,9 +36,6 @@ from .held_out import HeldOut
 from .masks import Masks
 from .rows import Rows
 from .supervision import masks_for, shown_by
-
-#: source and target prompts to draw
-COUNT = 48
 
 
 def learn(

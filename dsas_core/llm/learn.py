@@ -23,7 +23,7 @@ from ..errors import DSASError
 from ..hooks import visit
 from ..learn import UNSEEN, SiteEvidence, as_concept, fit_sites
 from ..progress import progress_bar
-from ..prompts import SIDES, PromptSet, read
+from ..prompts import COUNT, SIDES, PromptSet, read
 from ..provenance import versions
 from ..recipe import Recipe, recipe_of
 from ..sites import Site
@@ -33,8 +33,6 @@ from .prompts import POOLINGS, encode, marked, pad_token
 from .reader import HeldOut, Reader, choose_unit
 from .steer import steer
 
-#: source and target prompts to draw
-COUNT = 48
 NEAR_CHANCE, FIRING, TOLD_BY_LENGTH = 0.65, 0.05, 0.95
 #: how a gate may read a text: no further than it is written
 FORMS = ("token", "prefix", "latch", "last", "paper")

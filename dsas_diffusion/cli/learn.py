@@ -12,10 +12,10 @@ from dsas_core.concept import CARD, CONFIG, TENSORS
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
 from dsas_core.llm.prompts import turns
-from dsas_core.prompts import PromptSet, draft, read
+from dsas_core.prompts import COUNT, PromptSet, draft, read
 from dsas_core.recipe import Recipe, recipe_of
 
-from ..learn import COUNT, learn
+from ..learn import learn
 from ..masks import masks_of
 from . import show
 from .arguments import (
