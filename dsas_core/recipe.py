@@ -29,7 +29,7 @@ class Recipe:
             Without a gate it is the method's own (of `cast`, `mera`, `fairsteer`, `casteer`), else `dsas`.
         form: how a `dsas` gate, or such a part of a combination, is fitted and read, see `gating`.
         rank, scaler: projection of the gate's regression; "auto" chooses by cross-validation.
-        site_weight: "soft", "threshold" or "none"; see `methods.dsas.Evidence.weight`.
+        site_weight: "soft", "threshold" or "none"; see `methods._gate.Evidence.weight`.
         control_h: mean h to allow on held-out control positions; None leaves the threshold where the fit put it. A
             gate whose threshold cannot be moved so far keeps it, and so do those of methods that place it themselves.
         pooling: what the map is fitted on: "gated" for means over positions weighted by the gate (where the concept
