@@ -23,12 +23,11 @@ from arms import best_mask_site, draw, joined, summed_up, trial
 from processes import single_threaded
 
 import dsas_diffusion as dsas
-from dsas_core.prompts import read
+from dsas_core.prompts import COUNT, read
 from dsas_core.provenance import versions
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import BACKGROUNDS, NAMES, RELATIONS, noun_phrase
 from dsas_diffusion.generation import settings_of
-from dsas_diffusion.learn import COUNT
 from dsas_diffusion.metrics import Wanted
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -26,8 +26,9 @@ from dsas_core.capture import Capture
 from dsas_core.concept import TENSORS
 from dsas_core.errors import DSASError
 from dsas_core.files import as_json
-from dsas_core.learn import Recipe, fit_sites
+from dsas_core.learn import fit_sites
 from dsas_core.provenance import versions
+from dsas_core.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "benchmarks" / "results" / "fits.json"
@@ -82,7 +83,7 @@ def main() -> None:
         dsas.load_pipeline("builtin:emoji"), ROOT / "prompts" / "banana-blur.yaml", sites="denoiser", steps=8
     )
     began = time.perf_counter()
-    capture = drawn.captured()
+    capture = drawn.captured(Recipe())
     found["banana-blur"] = measured(capture, time.perf_counter() - began, {})
     document = {
         "command": "python benchmarks/fits.py",

@@ -30,13 +30,12 @@ import dsas_diffusion as dsas
 from dsas_core.evaluate.fronts import at_equal_gain
 from dsas_core.evaluate.intervals import interval
 from dsas_core.evaluate.localisation import averaged, localisation
-from dsas_core.prompts import read
+from dsas_core.prompts import COUNT, read
 from dsas_core.provenance import versions
 from dsas_diffusion import metrics, viz, words
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation import UNCHANGED, Settings, change, latent_batches, pictures_of, seeds_for, settings_of
 from dsas_diffusion.generation import decode as decoded
-from dsas_diffusion.learn import COUNT
 from dsas_diffusion.metrics import Wanted
 
 ROOT = Path(__file__).resolve().parent.parent

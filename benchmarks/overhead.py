@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import dsas_diffusion as dsas
-from dsas_core.prompts import read
+from dsas_core.prompts import COUNT, read
 from dsas_core.provenance import versions
 from dsas_diffusion.generation import latents_of, seeds_for, settings_of
-from dsas_diffusion.learn import COUNT
 
 ROOT = Path(__file__).resolve().parent.parent
 

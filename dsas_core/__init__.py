@@ -4,7 +4,7 @@ from . import interpolation, maps, methods, probes, prompts, sites
 from .concept import Concept, Intervention
 from .errors import DSASError
 from .hooks import Call, visit
-from .learn import Recipe
+from .recipe import Recipe
 from .sites import Site
 from .steering import Steering
 from .strengths import Auto

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from .concept import Concept
 from .errors import DSASError
-from .prompts import PromptSet, read
+from .prompts import COUNT, PromptSet, read
 from .unit import TRIALS, choose, held_back, units_of
 
 #: the ends are multiples of this part of a unit
@@ -32,8 +32,6 @@ LOST = 0.1
 STILL = 0.05
 #: less reach than this nobody sees
 VISIBLE = 0.1
-#: source prompts to draw for a concept that does not tell of how many it was learned
-DEFAULT_COUNT = 48
 #: how many strengths are tried at most
 MOST_TRIALS = TRIALS + 2 * math.ceil(math.log2(MOST / STEP + 1))
 
@@ -68,7 +66,7 @@ def prompts_of(
     """
     own: Mapping[str, Any] = concept.provenance
     tells = all(isinstance(own.get(name), int) for name in ("count", "seed"))
-    learned_count, learned_seed = (int(own["count"]), int(own["seed"])) if tells else (DEFAULT_COUNT, 0)
+    learned_count, learned_seed = (int(own["count"]), int(own["seed"])) if tells else (COUNT, 0)
     chosen = learned_seed if seed is None else seed
     drawn = read(own["prompts"]).draw(learned_count, learned_seed) if tells and own.get("prompts") else {}
     given = None if prompts is None else read(prompts)
@@ -113,7 +111,6 @@ def calibrated(
         return trials[strength]
 
     unit, summary = choose(lambda strength: tried(strength)[:2], drift, units=units_of(concept.method))
-
     limit = FAR * max(1.0, tried(unit).reach)
     least = min(1.0, tried(unit).effect) - LOST
 

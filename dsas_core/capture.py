@@ -13,6 +13,9 @@ from .hooks import Call
 from .probes.combine import pool
 from .sites import Site
 
+#: the index of a prompt, and how many positions the longest row of a site has -> which positions show the concept
+Shown = Callable[[int, int], Sequence[bool]]
+
 
 @dataclass
 class Rows:
@@ -34,6 +37,15 @@ class Rows:
     def gathered(self, name: str) -> torch.Tensor:
         """All rows of one field in one tensor."""
         return torch.cat(getattr(self, name))
+
+    @property
+    def sampled(self) -> list[int]:
+        """How many positions were sampled from each row of each call, in the order of `pooled`."""
+        counts = []
+        for prompts in self.position_prompts:
+            changes = (prompts.diff() != 0).nonzero().flatten() + 1
+            counts += [len(row) for row in prompts.tensor_split(changes.tolist())]
+        return counts
 
 
 def bin_of(timestep: torch.Tensor | None, edges: Sequence[float]) -> torch.Tensor:
@@ -73,13 +85,8 @@ class Capture:
         self.kind, self.offset = kind, 0
         self._random.manual_seed(self.seed)
 
-    def mark(self, kind: str, told: Callable[[int, int], Sequence[bool]]) -> None:
-        """Label the sampled positions of a kind.
-
-        Args:
-            told: the index of a prompt, and how many positions the longest row of a site has -> which positions of
-                that prompt show the concept.
-        """
+    def mark(self, kind: str, told: Shown) -> None:
+        """Label the sampled positions of a kind."""
         for (_, _, found), rows in self.rows.items():
             if found == kind:
                 shows = {prompt: told(prompt, rows.count) for prompt in rows.gathered("prompts").unique().tolist()}

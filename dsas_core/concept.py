@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
 
 from .cloud import Cloud
 from .errors import DSASError
 from .files import replacing_folder
+from .fingerprints import fingerprint
 from .maps import IdentityMap, Map
 from .parts import unpack
 from .probes import Probe, RunningProbe
-from .sites import Roots, Site, canonical
+from .sites import Roots, Site
 
 FORMAT = 1
 CONFIG, TENSORS, CARD = "config.json", "concept.safetensors", "README.md"
@@ -309,46 +309,6 @@ def _validate(concept: Concept) -> None:
             raise ValueError(f"{item.site} needs probes and maps")
         if item.clouds and (len(item.clouds) != len(item.maps) or not all(isinstance(c, Cloud) for c in item.clouds)):
             raise ValueError(f"{item.site} needs a cloud in every bin, or none at all")
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Sixteen hex digits of a module's architecture: parameter names and shapes, adapters left out."""
-    module = getattr(module, "_orig_mod", module)
-    shapes = sorted(
-        f"{canonical(name.replace('.base_layer', ''))}{tuple(parameter.shape)}"
-        for name, parameter in module.named_parameters()
-        if "lora_" not in name
-    )
-    return hashlib.sha256("\n".join([type(module).__name__, *shapes]).encode()).hexdigest()[:16]
-
-
-def weights_digest(roots: Roots) -> str:
-    """Sixteen hex digits of what modules have learned: a sample of every parameter, adapters and all.
-
-    Raises:
-        DSASError: parameters that are nowhere to be read.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(roots):
-        for path, parameter in roots[name].named_parameters():
-            value = _offloaded(roots[name], path) if parameter.is_meta else parameter.detach()
-            flat = value.flatten()
-            sample = flat[:: max(1, len(flat) // 64)].cpu().double()
-            digest.update(f"{name}.{canonical(path)}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _offloaded(root: torch.nn.Module, path: str) -> torch.Tensor:
-    """A parameter that accelerate keeps elsewhere: a hook on its module, or on one around it, knows where."""
-    parts = path.split(".")
-    for depth in range(len(parts)):
-        hook = getattr(root.get_submodule(".".join(parts[:depth])), "_hf_hook", None)
-        for one in getattr(hook, "hooks", [hook]):
-            kept, name = getattr(one, "weights_map", None), ".".join(parts[depth:])
-            if kept is not None and name in set(kept):
-                value: torch.Tensor = kept[name]
-                return value
-    raise DSASError(f"{path} has no values: load the model's weights first")
 
 
 def _stored(intervention: Intervention) -> Intervention:

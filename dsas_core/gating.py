@@ -43,14 +43,14 @@ from .methods.dsas import DSAS
 from .probes import LatchProbe, LinearProbe, PooledProbe, PrefixProbe, Probe, ProductProbe, RunningProbe
 
 if TYPE_CHECKING:
-    from .learn import Recipe
+    from .recipe import Recipe
 
 FORMS = ("paper", "pooled", "token", "product", "prefix", "latch", "last")
 #: forms that remember the tokens before, which no combination does
 REMEMBERING = ("prefix", "latch")
 #: forms that are of texts alone
 WRITTEN = (*REMEMBERING, "last")
-#: logits that reach further than this are let be
+#: a gate that is still open when it is lowered so far is let be
 FARTHEST = 1e6
 
 
@@ -100,9 +100,9 @@ def fit_gate(gate: Gate, source: Rows, met: Sequence[Rows], recipe: Recipe) -> G
         return Gated(at, evidence_of(*scores), scores, of_rows=True, refused=refused)
     if not pooled:
         count = sum(len(each.gathered("positions")) for each in met)
-        at = _at(fitted.probe, _first(fitted.control_h, count), gate.settled)
+        at = _at(fitted.probe, lambda shift: fitted.control_h(shift)[:count], gate.settled)
         return Gated(at, evidence_of(*scores), scores, refused=refused)
-    texts = [row for each in met for row in each.gathered("positions").split([len(group) for group in calls(each)])]
+    texts = [row for each in met for row in each.gathered("positions").split(each.sampled)]
 
     def control_h(shift: float) -> torch.Tensor:
         probe = fitted.probe.lowered(shift)
@@ -139,7 +139,7 @@ def _dsas(gate: DSAS, source: Rows, met: Sequence[Rows], recipe: Recipe) -> Gate
         own = control.gathered("position_prompts").tolist()
         told = by_prompt(found.source_logits.sigmoid(), owners[0]), by_prompt(logits[: len(own)].sigmoid(), own)
         return Gated(_at(token, _lowered(logits)), evidence_of(*told), told)
-    counts = torch.tensor([len(rows) for rows in calls(control)])
+    counts = torch.tensor(control.sampled)
     factor = pooled.control_logits.sigmoid().to(logits).repeat_interleave(counts)
     probe = ProductProbe((token, PooledProbe(linear)))
     return Gated(_at(probe, _lowered(logits[: int(counts.sum())], factor)), pooled.evidence, scores)
@@ -147,7 +147,7 @@ def _dsas(gate: DSAS, source: Rows, met: Sequence[Rows], recipe: Recipe) -> Gate
 
 def _combined(gate: Combined, source: Rows, met: Sequence[Rows], recipe: Recipe) -> Gated:
     parts = [fit_gate(part, source, met, recipe) for part in gate.parts]
-    counts = torch.tensor([len(rows) for rows in calls(met[0])])
+    counts = torch.tensor(met[0].sampled)
 
     def at(target: float | None) -> tuple[Probe, torch.Tensor]:
         placed = [part.at(share) for part, share in zip(parts, gate.shares(target), strict=True)]
@@ -202,15 +202,14 @@ def _token_probe(
     (shown, kept), owners = _positions(source, met, recipe)
     if recipe.supervised:
         return gate.cross_fit(shown, kept, rank=rank, scaler=scaler, groups=owners, seed=recipe.seed), owners
-    ends = torch.tensor([len(rows) for rows in calls(source)]).cumsum(0).tolist()
 
     def highest(probe: LinearProbe) -> torch.Tensor:
         """Indices of the positions of each row of each call that the probe scores highest."""
         chosen, begin = [], 0
-        for end in ends:
-            count = max(1, round(recipe.top_share * (end - begin)))
-            chosen.append(probe.logit(shown[begin:end])[:, 0].topk(count).indices + begin)
-            begin = end
+        for row in shown.split(source.sampled):
+            count = max(1, round(recipe.top_share * len(row)))
+            chosen.append(probe.logit(row)[:, 0].topk(count).indices + begin)
+            begin += len(row)
         return torch.cat(chosen)
 
     probe = start
@@ -238,20 +237,6 @@ def _positions(source: Rows, met: Sequence[Rows], recipe: Recipe) -> tuple[tuple
     # control prompts are numbered from behind the sources on; these are to be of the same prompts as those marked
     behind = owners[~marked] - 1 - int(owners[marked].max())
     return (shown[marked], torch.cat([kept, shown[~marked]])), (owners[marked].tolist(), [*others, *behind.tolist()])
-
-
-def _first(h: Callable[[float], torch.Tensor], count: int) -> Callable[[float], torch.Tensor]:
-    """The first rows of h."""
-    return lambda shift: h(shift)[:count]
-
-
-def calls(rows: Rows) -> list[torch.Tensor]:
-    """The sampled positions of each row of each call, in the order of `pooled`."""
-    groups = []
-    for prompts in rows.position_prompts:
-        changes = (prompts.diff() != 0).nonzero().flatten() + 1
-        groups += list(prompts.tensor_split(changes.tolist()))
-    return groups
 
 
 def calibrate(h: Callable[[float], torch.Tensor], target: float | None) -> float:

@@ -2,8 +2,9 @@
 
 `gating` fits the gate and places its threshold, `methods` the map. A capture may hold rows of more kinds:
 "context", positions of control prompts that the gate will meet, though nothing is pooled over them; "moved", rows of
-source prompts for the map alone, where the gate reads other positions than the map moves; "unseen_source" and
-"unseen_control", of another domain, on which the finished gate is tested.
+source prompts for the map alone, where the gate reads other positions than the map moves; "cloud", of target prompts
+for the clouds alone, where more is moved than the map is fitted on; "unseen_source" and "unseen_control", of another
+domain, on which the finished gate is tested.
 
 Sites learn all from the unsteered model ("clean"), or each behind those that the model comes to before it, which steer
 already ("causal", as AcT fits its maps, arXiv 2410.23054): what a gate reads while steering is then what it learned on.
@@ -12,160 +13,34 @@ already ("causal", as AcT fits its maps, arXiv 2410.23054): what a gate reads wh
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from . import methods
-from .capture import Capture, Rows
+from .capture import Capture, Rows, Shown
+from .cloud import clouded
 from .concept import Concept, Intervention
 from .errors import DSASError
-from .gating import FORMS, REMEMBERING, calls, fit_gate, reads_positions
+from .fingerprints import fingerprint
+from .gating import fit_gate
 from .maps import Map
-from .methods._gate import Gate
-from .methods.combine import Combined
 from .probes import ConstantProbe, LastProbe, PooledConditionProbe, PooledProbe, Probe, ProductProbe, RunningProbe
-from .sites import Site
+from .prompts import SIDES, PromptSet
+from .recipe import Recipe
+from .sites import Roots, Site
 
-POOLINGS = ("gated", "mean")
-MODES = ("clean", "causal")
-#: whether the target prompts of causal learning are read from the unsteered model, or steered as well
-TARGET_ROWS = ("clean", "steered")
-SUPERVISION = ("prompts", "positions")
-WEIGHTS = ("soft", "threshold", "none")
 #: the target shows what the gate looks for where its highest h is at least this much of the source's
 STILL_SHOWN = 0.5
 #: of the positions of a source prompt, the fewest that a concept is taken to be at
 SMALLEST_SHARE = 0.02
 #: kinds of rows of another domain
 UNSEEN = ("unseen_source", "unseen_control")
+#: every kind of rows that a capture may hold
+KINDS = (*SIDES, "context", "moved", "cloud", *UNSEEN)
 #: a gate has fired where h is above this
 FIRED = 0.5
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a concept is fitted.
-
-    Args:
-        method, gate: names in `dsas_core.methods`; of gates also with settings and combined, "product(dsas, gaps)".
-            Without a gate it is the method's own (of `cast`, `mera`, `fairsteer`, `casteer`), else `dsas`.
-        form: how a `dsas` gate, or such a part of a combination, is fitted and read, see `gating`.
-        rank, scaler: projection of the gate's regression; "auto" chooses by cross-validation.
-        site_weight: "soft", "threshold" or "none"; see `methods.dsas.Evidence.weight`.
-        control_h: mean h to allow on held-out control positions; None leaves the threshold where the fit put it. A
-            gate whose threshold cannot be moved so far keeps it, and so do those of methods that place it themselves.
-        pooling: what the map is fitted on: "gated" for means over positions weighted by the gate (where the concept
-            is; of targets that no longer show it, see `_map_rows`), "mean" for plain means, the form of the paper.
-        top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.
-        rounds: multiple-instance rounds.
-        seed: of the cross-validation folds.
-        options: of the map method, by name; `dsas methods` lists them.
-        keep: how many sites to steer, those that tell source from target best, as ITI chooses heads; None for all, and
-            for one with `fairsteer`. More than there are is all.
-        mode: "clean", every site learns from the unsteered model, in one pass over the prompts; "causal", each learns
-            with those before it steering at map strength 1, in a pass of its own.
-        target_rows: of causal learning: "clean", targets are what the unsteered model makes of them, "steered".
-        supervision: "prompts", of a source prompt it is known that it shows the concept somewhere; "positions", where:
-            at the words that the prompt file names (spans), at the patches that masks mark.
-        lead: of words: so many tokens before a marked one its position counts as showing the concept. 1 is the state
-            that is about to write it, 0 the one that has read it.
-        cloud: principal components, at most, of the cloud of target activations that is kept with each map, so that
-            steering can stay within it (`cloud.RANK` is a good number); 0 for no cloud.
-    """
-
-    method: str = "caa"
-    gate: str | None = None
-    form: str = "product"
-    rank: int | str = "auto"
-    scaler: str = "auto"
-    site_weight: str = "soft"
-    control_h: float | None = 0.01
-    pooling: str = "gated"
-    top_share: float = 0.1
-    rounds: int = 3
-    seed: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    keep: int | None = None
-    mode: str = "clean"
-    target_rows: str = "clean"
-    supervision: str = "prompts"
-    lead: int = 1
-    cloud: int = 0
-
-    def __post_init__(self) -> None:
-        methods.check_options(self.method, self.options)
-        if self.gate is None:
-            object.__setattr__(self, "gate", methods.own_gate(self.method, self.options))
-        if self.keep is None:
-            object.__setattr__(self, "keep", methods.mapping(self.method).keep)
-        if self.keep is not None and (not isinstance(self.keep, int) or self.keep < 1):
-            raise DSASError(f"keep {self.keep!r}: expected how many sites to steer, from 1 up, or None for all")
-        if isinstance(self.cloud, bool) or not isinstance(self.cloud, int) or self.cloud < 0:
-            raise DSASError(f"cloud {self.cloud!r}: expected a number of components, from 0 (no cloud) up")
-        gate = self.worn
-        if self.site_weight not in WEIGHTS or self.rounds < 1 or not 0 < self.top_share <= 1:
-            raise DSASError(
-                f"site_weight {self.site_weight!r}, rounds {self.rounds}, top_share {self.top_share}: expected one of "
-                f"{', '.join(WEIGHTS)}, at least 1 round, and a share in (0, 1]"
-            )
-        if self.form not in FORMS or self.pooling not in POOLINGS:
-            raise DSASError(
-                f"gate form {self.form!r}, pooling {self.pooling!r}: expected one of {', '.join(FORMS)}, and one of "
-                f"{', '.join(POOLINGS)}"
-            )
-        if self.mode not in MODES or self.target_rows not in TARGET_ROWS:
-            raise DSASError(
-                f"learning mode {self.mode!r}, target_rows {self.target_rows!r}: expected one of {', '.join(MODES)}, "
-                f"and one of {', '.join(TARGET_ROWS)}"
-            )
-        if self.supervision not in SUPERVISION or not isinstance(self.lead, int) or self.lead < 0:
-            raise DSASError(
-                f"supervision {self.supervision!r}, lead {self.lead!r}: expected one of {', '.join(SUPERVISION)}, and "
-                "a number of tokens, from 0 up"
-            )
-        if self.supervised and not reads_positions(gate, self.form):
-            raise DSASError(
-                f"gate {self.gate!r} (form {self.form!r}) is fitted on means over positions, so that marked positions "
-                "cannot tell it anything: choose dsas in form token or product, gaps or mlp"
-            )
-        if self.mode == "causal" and gate.once:
-            raise DSASError(
-                f"gate {self.gate!r} is asked at one site for all behind it, which is known when all have learned: "
-                "choose mode clean, or another gate"
-            )
-        if isinstance(gate, Combined) and self.form in REMEMBERING:
-            choices = ", ".join(form for form in FORMS if form not in REMEMBERING)
-            raise DSASError(f"gate form {self.form!r} goes by the tokens before, no combination does: choose {choices}")
-
-    @property
-    def worn(self) -> Gate:
-        """What `gate` names."""
-        return methods.gate(self.gate or "dsas")
-
-    @property
-    def supervised(self) -> bool:
-        """Whether it is told which positions show the concept."""
-        return self.supervision == "positions"
-
-    def steers(self, kind: str) -> bool:
-        """Whether prompts of a kind are read with the sites before steering, in causal learning."""
-        return kind != "target" or self.target_rows == "steered"
-
-
-def recipe_of(given: Mapping[str, Any] | None, **settings: Any) -> Recipe:
-    """A recipe of settings and of what the user gave on top of them.
-
-    Raises:
-        DSASError: a field that recipes do not have, or a value that they do not take.
-    """
-    names = [own.name for own in fields(Recipe)]
-    unknown = sorted(set(given or {}) - set(names))
-    if unknown:
-        known = ", ".join(names)
-        raise DSASError(f"recipe has no field {', '.join(unknown)}; it has {known}")
-    return Recipe(**{**settings, **(given or {})})
 
 
 @dataclass(frozen=True)
@@ -217,6 +92,7 @@ def fit_sites(
     done: Callable[[], object] = lambda: None,
     watched: Collection[Site] = (),
     recapture: Recapture | None = None,
+    shown: Shown | None = None,
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
     """Fit an intervention at every captured site.
 
@@ -225,6 +101,7 @@ def fit_sites(
         done: called after each site, for a progress bar.
         watched: sites that are only to be read, for the trace.
         recapture: what a causal recipe asks for the activations of each site behind the first that steers.
+        shown: which positions of source prompts show the concept, for supervision by positions.
 
     Returns:
         Interventions whose weight is above 0 in some bin, and the evidence of all sites, or of those to `keep`.
@@ -237,6 +114,13 @@ def fit_sites(
     causal = recipe.mode == "causal"
     if causal and recapture is None:
         raise DSASError("causal learning reads each site anew: pass recapture to fit_sites, or choose mode clean")
+
+    def marked(rows: Capture) -> Capture:
+        if shown is not None:
+            rows.mark("source", shown)
+        return rows
+
+    marked(capture)
     sites = list(dict.fromkeys(site for site, _, _ in capture.rows))
     if recipe.keep is not None:
         kept = _best(capture, [site for site in sites if site not in watched], recipe)
@@ -245,7 +129,6 @@ def fit_sites(
         sites = [site for site in sites if site in watched or site in kept]
     bins = range(len(capture.edges) + 1)
     fits: dict[Site, list[_Fit]] = {}
-    refused: list[str] = []
     simple = replace(recipe, rank="lda", scaler="std")
     for site in sites:
         own = simple if site in watched else recipe  # what only draws a heat-map is not worth a search
@@ -253,30 +136,52 @@ def fit_sites(
         rows = capture
         if recapture is not None and causal and site not in watched:
             learned, _ = _joined(fits, recipe, watched)
-            rows = recapture(site, Concept("learning", tuple(learned), capture.edges)) if learned else capture
+            rows = marked(recapture(site, Concept("learning", tuple(learned), capture.edges))) if learned else capture
         with threadpool_limits(1):  # many small problems: threads would mostly wait for one another
-            fits[site] = [_fit_bin(rows, site, bin_, own, refused) for bin_ in here] * (len(bins) // len(here))
+            fits[site] = [_fit_bin(rows, site, bin_, own) for bin_ in here] * (len(bins) // len(here))
         done()
     interventions, evidence = _joined(fits, recipe, watched)
     if all(intervention.watches for intervention in interventions):
-        steered = {str(site) for site in sites if site not in watched}
-        if refused:
-            raise DSASError(f"no site is left to steer: at {len(refused)} the gate was refused, as at {refused[-1]}")
-        best = max((found.balanced_accuracy for found in evidence if found.site in steered), default=0.0)
-        raise DSASError(
-            f"no site tells source from control prompts (best cross-validated balanced accuracy {best:.2f}): add "
-            "prompts, make controls differ from sources only in the concept, or choose other sites"
-        )
+        raise _nothing_left(fits, evidence, watched)
+    if recipe.cloud:
+        interventions = clouded(interventions, capture, recipe.cloud)
     return interventions, evidence
 
 
+def as_concept(
+    interventions: Sequence[Intervention],
+    evidence: Sequence[SiteEvidence],
+    recipe: Recipe,
+    content: PromptSet,
+    roots: Roots,
+    edges: tuple[float, ...] = (),
+    **provenance: Any,
+) -> Concept:
+    """What was fitted on the prompts of a file, before its unit is chosen.
+
+    Args:
+        roots: of the model. provenance: what there is to tell beside prompts and recipe.
+    """
+    return Concept(
+        name=content.name,
+        description=content.description,
+        interventions=tuple(interventions),
+        edges=edges,
+        method=recipe.method,
+        gate=str(recipe.gate),
+        base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
+        evidence={"sites": [asdict(found) for found in evidence]},
+        provenance={"prompts": content.to_dict(), "recipe": asdict(recipe), **provenance},
+    )
+
+
 class _Fit(NamedTuple):
-    """What was fitted at one site in one bin; the map may abstain, whatever the gate's evidence says."""
+    """What was fitted at one site in one bin; `refused` is why it must not steer there, or ""."""
 
     probe: Probe
     map: Map
     evidence: SiteEvidence
-    abstains: bool
+    refused: str
 
 
 def _joined(
@@ -289,7 +194,7 @@ def _joined(
     for site, fitted in fits.items():
         reads = readers.get(site, site)
         read = fitted if reads is None else fits[reads]
-        left_out = [reads is None or (own.abstains and site not in watched) for own in fitted]
+        left_out = [reads is None or (bool(own.refused) and site not in watched) for own in fitted]
         weights = tuple(0.0 if out else one.evidence.weight for out, one in zip(left_out, read, strict=True))
         evidence += [
             replace(one.evidence, site=str(site), weight=weight) for one, weight in zip(read, weights, strict=True)
@@ -299,6 +204,22 @@ def _joined(
             found = Intervention(site, probes, maps, weights, None if reads == site else reads)
             interventions.append(found.watching() if site in watched else found)
     return interventions, evidence
+
+
+def _nothing_left(
+    fits: Mapping[Site, Sequence[_Fit]], evidence: Sequence[SiteEvidence], watched: Collection[Site]
+) -> DSASError:
+    """Why no site steers."""
+    steered = {str(site): fitted for site, fitted in fits.items() if site not in watched}
+    refused = {site: one.refused for site, fitted in steered.items() for one in fitted if one.refused}
+    if refused:
+        reason = ": ".join(list(refused.items())[-1])
+        return DSASError(f"no site is left to steer: at {len(refused)} the gate was refused, as at {reason}")
+    best = max((found.balanced_accuracy for found in evidence if found.site in steered), default=0.0)
+    return DSASError(
+        f"no site tells source from control prompts (best cross-validated balanced accuracy {best:.2f}): add prompts, "
+        "make controls differ from sources only in the concept, or choose other sites"
+    )
 
 
 def _readers(fits: Mapping[Site, Sequence[_Fit]]) -> dict[Site, Site | None]:
@@ -331,12 +252,13 @@ def _best(capture: Capture, sites: list[Site], recipe: Recipe) -> list[Site]:
         """Balanced accuracy, and AUROC for sites that are equal in it."""
         found = []
         for bin_ in range(len(capture.edges) + 1):
-            source = capture.rows.get((site, bin_, "moved"), capture.rows.get((site, bin_, "source")))
-            target = capture.rows.get((site, bin_, "target"))
-            if source is not None and target is not None:
-                groups = source.gathered("prompts").tolist(), target.gathered("prompts").tolist()
-                rows = source.gathered("pooled"), target.gathered("pooled")
-                found.append(judge.cross_fit(*rows, rank="lda", scaler="std", groups=groups, seed=recipe.seed).evidence)
+            rows = _rows_at(capture, site, bin_)
+            if "source" in rows and "target" in rows:
+                sides = rows.get("moved", rows["source"]), rows["target"]
+                groups = tuple(side.gathered("prompts").tolist() for side in sides)
+                pooled = (side.gathered("pooled") for side in sides)
+                fitted = judge.cross_fit(*pooled, rank="lda", scaler="std", groups=groups, seed=recipe.seed)
+                found.append(fitted.evidence)
         count = max(1, len(found))
         return sum(one.balanced_accuracy for one in found) / count, sum(one.auroc for one in found) / count
 
@@ -344,52 +266,54 @@ def _best(capture: Capture, sites: list[Site], recipe: Recipe) -> list[Site]:
         return sorted(sites, key=told, reverse=True)[: recipe.keep]
 
 
-def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe, refused: list[str]) -> _Fit:
-    """One site and bin; where the gate is refused, or the map's own, nothing is steered and `refused` grows."""
-    kinds = ("source", "target", "control")
-    missing = [kind for kind in kinds if (site, bin_, kind) not in capture.rows]
+def _rows_at(capture: Capture, site: Site, bin_: int) -> dict[str, Rows]:
+    """What was captured at a site in a bin, by kind."""
+    return {kind: capture.rows[site, bin_, kind] for kind in KINDS if (site, bin_, kind) in capture.rows}
+
+
+def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> _Fit:
+    """One site and bin; it is refused where the gate is, or that of which the map is made."""
+    rows = _rows_at(capture, site, bin_)
+    missing = [kind for kind in SIDES if kind not in rows]
     if missing:
         raise DSASError(
             f"nothing was captured at {site} in timestep bin {bin_} for {', '.join(missing)}: "
             "use more steps or fewer bins"
         )
-    for (where, when, kind), rows in capture.rows.items():
-        if (where, when) == (site, bin_) and not bool(rows.gathered("pooled").isfinite().all()):
+    for kind, found in rows.items():
+        if not bool(found.gathered("pooled").isfinite().all()):
             raise DSASError(
                 f"{site}: activations of {kind} prompts are NaN or infinite: load the model in float32 or bfloat16, or "
                 "leave the site out"
             )
-    source, target, control = (capture.rows[site, bin_, kind] for kind in kinds)
+    source, moved = rows["source"], rows.get("moved", rows["source"])
+    met = [rows[kind] for kind in ("control", "context") if kind in rows]
     gate = recipe.worn
-    moved = capture.rows.get((site, bin_, "moved"), source)
-    met = [control, *([capture.rows[site, bin_, "context"]] if (site, bin_, "context") in capture.rows else [])]
     gated = fit_gate(gate, source, met, recipe)
     (probe, after), (loose, before) = gated.at(recipe.control_h), gated.at(None)
-    method, abstained = methods.mapping(recipe.method), ""
+    method, refused = methods.mapping(recipe.method), gated.refused
     if method.of_gate:
         own = methods.gate(methods.own_gate(recipe.method, recipe.options))
         judged = gated if gate == own else fit_gate(own, source, met, recipe)
-        transform, abstained = method.of(judged.at(None)[0]), judged.refused
+        transform, refused = method.of(judged.at(None)[0]), refused or judged.refused
     else:
-        transform = method.fit(*_map_rows(moved, target, probe, recipe.pooling), **recipe.options)
-    if gated.refused or abstained:
-        refused.append(f"{site}: {gated.refused or abstained}")
-    found = gated.evidence
+        transform = method.fit(*_map_rows(moved, rows["target"], probe, recipe.pooling), **recipe.options)
+    told = gated.evidence
     evidence = SiteEvidence(
         site=str(site),
         bin=bin_,
-        weight=0.0 if gated.refused else gate.weight(found, recipe.site_weight),
-        balanced_accuracy=found.balanced_accuracy,
-        auroc=found.auroc,
-        rank=found.rank,
-        scaler=found.scaler,
+        weight=0.0 if gated.refused else gate.weight(told, recipe.site_weight),
+        balanced_accuracy=told.balanced_accuracy,
+        auroc=told.auroc,
+        rank=told.rank,
+        scaler=told.scaler,
         control_h=float(after.mean()),
         control_h_before=float(before.mean()),
         control_fired=_fired(after),
         control_fired_before=_fired(before),
-        unseen=_unseen(capture, site, bin_, probe, loose),
+        unseen=_unseen(rows, probe, loose),
     )
-    return _Fit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, bool(abstained))
+    return _Fit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, refused)
 
 
 def _fired(h: torch.Tensor) -> float:
@@ -397,18 +321,17 @@ def _fired(h: torch.Tensor) -> float:
     return float((h.mean(-1) > FIRED).float().mean())
 
 
-def _unseen(capture: Capture, site: Site, bin_: int, probe: Probe, before: Probe) -> UnseenEvidence | None:
+def _unseen(rows: Mapping[str, Rows], probe: Probe, before: Probe) -> UnseenEvidence | None:
     """A finished gate, and the same before it was lowered, on prompts of another domain; None without any."""
-    shown_rows, kept_rows = (capture.rows.get((site, bin_, kind)) for kind in UNSEEN)
-    if shown_rows is None or kept_rows is None:
+    if any(kind not in rows for kind in UNSEEN):
         return None
     from sklearn.metrics import roc_auc_score
 
-    shown, kept = ([_scores(probe, row) for row in _by_row(rows)] for rows in (shown_rows, kept_rows))
+    shown, kept = ([_scores(probe, row) for row in _by_row(rows[kind])] for kind in UNSEEN)
     source, control = (torch.stack([h.max() for h in side]) for side in (shown, kept))
     labels = torch.cat([torch.ones(len(source)), torch.zeros(len(control))])
     told = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
-    after, first = torch.cat(kept), torch.cat([_scores(before, row) for row in _by_row(kept_rows)])
+    after, first = torch.cat(kept), torch.cat([_scores(before, row) for row in _by_row(rows["unseen_control"])])
     return UnseenEvidence(
         balanced_accuracy=sum(told) / 2,
         auroc=float(roc_auc_score(labels.numpy(), torch.cat([source, control]).numpy())),
@@ -421,7 +344,7 @@ def _unseen(capture: Capture, site: Site, bin_: int, probe: Probe, before: Probe
 
 def _by_row(rows: Rows) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The mean [width] of each row, and its sampled positions [k, width]."""
-    positions = rows.gathered("positions").split([len(group) for group in calls(rows)])
+    positions = rows.gathered("positions").split(rows.sampled)
     return list(zip(rows.gathered("pooled"), positions, strict=True))
 
 

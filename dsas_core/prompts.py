@@ -43,6 +43,8 @@ MINIMUM = 8
 #: control prompts drawn for each source prompt: what must not change is more varied than what must
 CONTROLS = 2
 SIDES = ("source", "target", "control")
+#: source and target prompts to draw where nobody says
+COUNT = 48
 _KNOWN = {"name", "description", "placeholders", "evaluation", "spans", "judge", "masks", *SIDES}
 
 

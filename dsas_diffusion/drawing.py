@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dsas_core.concept import Concept, weights_digest
+from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.evaluate import Cell, Done, Run, arm, cost
 from dsas_core.evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
+from dsas_core.fingerprints import weights_digest
 from dsas_core.provenance import versions
 from dsas_core.strengths import Auto
 

@@ -11,8 +11,8 @@ concepts:
     models: [builtin:chat]
     measure: {count: 24}                  # otherwise than the rest
 methods: [caa]
-gates: [dsas]                             # null is each method's own
-recipes: {plain: {}, causal: {mode: causal}}  # fields of dsas_core.learn.Recipe
+gates: [dsas]                             # null is each method's own, by the recipe's options
+recipes: {plain: {}, causal: {mode: causal}}  # fields of dsas_core.recipe.Recipe
 learn: {count: 48, steps: 8, seed: 0}
 measure: {count: 12, seeds: 2, strengths: [0.5, 1, 1.5, 2]}
 ```
@@ -30,8 +30,8 @@ from typing import Any
 from dsas_core import methods
 from dsas_core.errors import DSASError
 from dsas_core.evaluate import Plan
-from dsas_core.learn import recipe_of
 from dsas_core.prompts import PromptSet, read
+from dsas_core.recipe import recipe_of
 
 _KEYS = ("title", "models", "concepts", "methods", "gates", "recipes", "learn", "measure")
 _CONCEPT = ("prompts", "models", "sites", "name", "measure")
@@ -102,14 +102,16 @@ def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[Entry
     recipes = content.get("recipes") or {"": {}}
     if not isinstance(recipes, Mapping) or not all(isinstance(recipe, Mapping) for recipe in recipes.values()):
         raise DSASError(f"{path}: recipes map a name of yours to fields of a recipe, found {recipes!r}")
-    worn = {
-        method: dict.fromkeys(methods.own_gate(method) if gate is None else gate for gate in when) for method in how
+    own = {
+        (method, recipe): str(recipe_of(chosen, method=method).gate)
+        for method, (recipe, chosen) in itertools.product(how, recipes.items())
     }
-    for method, recipe in itertools.product(how, recipes.values()):
-        recipe_of(recipe, method=method)
-    pairs = [(method, gate) for method in how for gate in worn[method]]  # the own gate of many is that of others
+    worn = dict.fromkeys(  # the own gate of many methods is that of others
+        (method, own[method, recipe] if gate is None else gate, recipe)
+        for method, gate, recipe in itertools.product(how, when, recipes)
+    )
     found = []
-    for model, (method, gate), recipe, where in itertools.product(models, pairs, recipes, sites):
+    for model, (method, gate, recipe), where in itertools.product(models, worn, sites):
         parts = [str(concept.get("name") or prompts.name)]
         varied = ((where, sites), (method, how), (gate, when), (recipe, recipes), (model, models))
         parts += [part for part, options in varied if len(options) > 1 and part]

@@ -17,15 +17,15 @@ from typing import Any
 import torch
 
 from dsas_core.capture import Capture
-from dsas_core.cloud import clouded
-from dsas_core.concept import Concept, Intervention, fingerprint
+from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.gating import WRITTEN
 from dsas_core.hooks import visit
-from dsas_core.learn import Recipe, SiteEvidence, fit_sites, recipe_of
+from dsas_core.learn import as_concept, fit_sites
 from dsas_core.progress import progress_bar
-from dsas_core.prompts import PromptSet, read
+from dsas_core.prompts import COUNT, PromptSet, read
 from dsas_core.provenance import versions
+from dsas_core.recipe import Recipe, recipe_of
 from dsas_core.sites import Site
 from dsas_core.steering import Steering
 from dsas_core.unit import TRIALS, choose, held_back, units_of
@@ -36,10 +36,7 @@ from .held_out import HeldOut
 from .masks import Masks
 from .rows import Rows
 from .sites import find_sites
-from .supervision import Shown, masks_for, shown_by
-
-#: source and target prompts to draw
-COUNT = 48
+from .supervision import masks_for, shown_by
 
 
 def learn(
@@ -78,7 +75,7 @@ def learn(
         masks: for supervision by positions, which they ask for: pictures of source prompts -> where each shows the
             thing (`dsas_diffusion.masks`); None for the segmentation model of the prompt file. Causal learning goes by
             the masks of the unsteered pictures, too.
-        recipe: further fields of `dsas_core.learn.Recipe` (form, rank, site_weight, …).
+        recipe: further fields of `dsas_core.recipe.Recipe` (form, rank, site_weight, …).
 
     Returns:
         The concept, its unit chosen and its evidence in it; not saved yet.
@@ -160,49 +157,32 @@ class Lesson:
         shown = None if masks is None else shown_by(masks(decode(self.pipe, latents["source"])))
 
         def behind(site: Site, learned: Concept) -> Capture:
-            return _marked(self._walk([site], f"capturing at {site}", learned, chosen)[0], shown)
+            return self._walk([site], f"capturing at {site}", learned, chosen)[0]
 
         with progress_bar(len(self.sites) + len(self.watched), "fitting", self.show_progress) as bar:
-            found = fit_sites(_marked(capture, shown), chosen, bar.update, self.watched, behind)
-        interventions, evidence = found
-        if chosen.cloud:
-            interventions = clouded(interventions, capture, chosen.cloud)
-        concept = self._concept(interventions, evidence, chosen)
+            found = fit_sites(capture, chosen, bar.update, self.watched, behind, shown)
+        concept = as_concept(
+            *found,
+            chosen,
+            self.content,
+            roots_of(self.pipe),
+            self.edges,
+            model=str(getattr(self.pipe, "name_or_path", "") or type(self.pipe).__name__),
+            count=self.count,
+            prompts_used={side: len(texts) for side, texts in self.fitting.items()},
+            settings=asdict(self.settings),
+            positions=self.positions,
+            seed=self.seed,
+            versions=versions("diffusers", "transformers"),
+        )
         units = units_of(chosen.method)
         with progress_bar(min(TRIALS, len(units)), "choosing the unit", self.show_progress) as bar:
             unit, summary = choose(lambda unit: self._trial(concept, unit)[:2], drift, bar.update, units)
         return replace(concept, unit=unit, evidence={**concept.evidence, "unit": self._trial.judged(summary)})
 
-    def captured(self) -> Capture:
-        """What sites show of the unsteered model, for recipes to be fitted on; read when it is first asked for."""
+    def captured(self, recipe: Recipe) -> Capture:
+        """What sites show of the unsteered model, whatever the recipe; read when it is first asked for."""
         return self._read[0]
-
-    def _concept(
-        self, interventions: Sequence[Intervention], evidence: Sequence[SiteEvidence], recipe: Recipe
-    ) -> Concept:
-        """What was fitted, before its unit is chosen."""
-        roots = roots_of(self.pipe)
-        return Concept(
-            name=self.content.name,
-            description=self.content.description,
-            interventions=tuple(interventions),
-            edges=self.edges,
-            method=recipe.method,
-            gate=str(recipe.gate),
-            base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
-            evidence={"sites": [asdict(found) for found in evidence]},
-            provenance={
-                "model": str(getattr(self.pipe, "name_or_path", "") or type(self.pipe).__name__),
-                "prompts": self.content.to_dict(),
-                "count": self.count,
-                "prompts_used": {side: len(texts) for side, texts in self.fitting.items()},
-                "recipe": asdict(recipe),
-                "settings": asdict(self.settings),
-                "positions": self.positions,
-                "seed": self.seed,
-                "versions": versions("diffusers", "transformers"),
-            },
-        )
 
     @cached_property
     def _read(self) -> tuple[Capture, dict[str, torch.Tensor]]:
@@ -252,9 +232,3 @@ class Lesson:
         for start in range(0, len(texts), self.batch):
             piece = list(texts[start : start + self.batch])
             yield self.pipe.encode_prompt(piece, denoiser.device, 1, False)[0]
-
-
-def _marked(capture: Capture, shown: Shown | None) -> Capture:
-    if shown is not None:
-        capture.mark("source", shown)
-    return capture

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dsas_core.capture import Shown
 from dsas_core.errors import DSASError
 from dsas_core.prompts import PromptSet
 from dsas_core.sites import Site, patch_grid
 
 from .masks import Masks, masks_from
-
-#: the index of a picture, and into how many patches a site cuts it -> which of them show the thing
-Shown = Callable[[int, int], Sequence[bool]]
 
 
 def masks_for(masks: Masks | None, content: PromptSet, words: Sequence[Site]) -> Masks:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dsas_core import Call, Concept, Intervention, Site, visit
-from dsas_core.concept import fingerprint
+from dsas_core.fingerprints import fingerprint
 from dsas_core.maps import AffineMap, Map, MeanShiftMap, SupportMap
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, Probe, ProductProbe
 from dsas_diffusion.builtin import architecture

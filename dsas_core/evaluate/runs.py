@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from ..concept import Concept, weights_digest
+from ..concept import Concept
 from ..errors import DSASError
 from ..files import replacing_folder
+from ..fingerprints import weights_digest
 from ..progress import progress_bar
 from ..prompts import PromptSet
 from ..sites import Roots

@@ -19,11 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..concept import Concept, weights_digest
+from ..concept import Concept
 from ..errors import DSASError
 from ..evaluate import Cell, Done, Plan, Point, Run, arm, cost, runs, summed_up
 from ..evaluate.arms import BLIND, Scores, doses, load_scores, save_scores, scores_of
 from ..evaluate.texts import repeats
+from ..fingerprints import weights_digest
 from ..prompts import PromptSet
 from ..provenance import versions
 from ..strengths import Auto, obstacle_to_auto

@@ -10,22 +10,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..capture import Capture
-from ..cloud import clouded
-from ..concept import Concept, Intervention, fingerprint
+from ..capture import Capture, Shown
+from ..concept import Concept
 from ..errors import DSASError
 from ..hooks import visit
-from ..learn import UNSEEN, Recipe, SiteEvidence, fit_sites, recipe_of
+from ..learn import UNSEEN, SiteEvidence, as_concept, fit_sites
 from ..progress import progress_bar
-from ..prompts import SIDES, PromptSet, read
+from ..prompts import COUNT, SIDES, PromptSet, read
 from ..provenance import versions
+from ..recipe import Recipe, recipe_of
 from ..sites import Site
 from ..unit import TRIALS, held_back, units_of
 from .layers import bare, find_sites, positions_of, roots_of
@@ -33,8 +33,6 @@ from .prompts import POOLINGS, encode, marked, pad_token
 from .reader import HeldOut, Reader, choose_unit
 from .steer import steer
 
-#: source and target prompts to draw
-COUNT = 48
 NEAR_CHANCE, FIRING, TOLD_BY_LENGTH = 0.65, 0.05, 0.95
 #: how a gate may read a text: no further than it is written
 FORMS = ("token", "prefix", "latch", "last", "paper")
@@ -74,7 +72,7 @@ def learn(
         count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
         drift: mean Kullback-Leibler divergence per control token, in nats, that the unit may cost.
         batch: prompts per forward pass.
-        recipe: further fields of `dsas_core.learn.Recipe` (form, rank, site_weight, …).
+        recipe: further fields of `dsas_core.recipe.Recipe` (form, rank, site_weight, …).
 
     Returns:
         The concept, its unit chosen and its evidence in it; not saved yet. Without conversations in the prompt file
@@ -83,7 +81,7 @@ def learn(
     Raises:
         DSASError: bad prompts, names or sites; no site tells source from control.
     """
-    _recipe(recipe, method, gate, seed)  # what cannot be is said before anything is encoded
+    chosen = _recipe(recipe, method, gate, seed)  # what cannot be is said before anything is encoded
     lesson = Lesson(
         model,
         tokenizer,
@@ -95,7 +93,7 @@ def learn(
         batch=batch,
         show_progress=show_progress,
     )
-    return lesson.learn(method, gate, drift=drift, recipe=recipe)
+    return lesson._learn(chosen, drift)
 
 
 class Lesson:
@@ -153,24 +151,37 @@ class Lesson:
         recipe: Mapping[str, Any] | None = None,
     ) -> Concept:
         """Fit a concept, see `learn`."""
-        chosen = _recipe(recipe, method, gate, self.seed)
-        marks = _marks(self.tokenizer, self.content, self.sources, chosen.lead) if chosen.supervised else []
+        return self._learn(_recipe(recipe, method, gate, self.seed), drift)
+
+    def _learn(self, chosen: Recipe, drift: float) -> Concept:
+        shown = self._shown(chosen.lead) if chosen.supervised else None
         capture = self.captured(chosen)
 
         def behind(site: Site, learned: Concept) -> Capture:
-            readings = self._readings(chosen)
-            return _marked(self._walk([site], f"capturing at {site}", readings, learned, chosen), marks)
+            return self._walk([site], f"capturing at {site}", self._readings(chosen), learned, chosen)
 
         with progress_bar(len(self.sites), "fitting", self.show_progress) as bar:
-            interventions, evidence = fit_sites(_marked(capture, marks), chosen, bar.update, recapture=behind)
-        if chosen.cloud:
-            interventions = clouded(interventions, capture, chosen.cloud)
+            interventions, evidence = fit_sites(capture, chosen, bar.update, recapture=behind, shown=shown)
         lengths = ([len(text.ids) for text in self.texts[side]] for side in ("source", "control"))
         told_by_length = _auroc(*lengths)
         _warn(evidence if chosen.worn.looks else [], told_by_length)
-        concept = self._concept(interventions, evidence, told_by_length, chosen)
-        if "encoder" in roots_of(self.model) or not self.answered:
-            return concept
+        roots, inner = roots_of(self.model), bare(self.model)
+        concept = as_concept(
+            interventions,
+            evidence,
+            chosen,
+            self.content,
+            roots,
+            model=str(getattr(inner, "name_or_path", "") or type(inner).__name__),
+            count=self.count,
+            prompts_used={side: len(found) for side, found in self.fitting.items()},
+            pooling=self.pooling,
+            seed=self.seed,
+            versions=versions("transformers"),
+        )
+        found = {**concept.evidence, "length_auroc": told_by_length}
+        if "encoder" in roots or not self.answered:
+            return replace(concept, evidence=found)
         with progress_bar(min(TRIALS, len(units_of(concept.method))), "choosing the unit", self.show_progress) as bar:
             unit, trials = choose_unit(self._trial, concept, drift, bar.update)
         if not trials["trials"]:
@@ -179,7 +190,7 @@ class Lesson:
                 "done: the unit is 1, the map as it was fitted",
                 stacklevel=3,
             )
-        return replace(concept, unit=unit, evidence={**concept.evidence, "unit": trials})
+        return replace(concept, unit=unit, evidence={**found, "unit": trials})
 
     def captured(self, recipe: Recipe) -> Capture:
         """What sites show of the unsteered model, for a recipe to be fitted on; read when it is first asked for."""
@@ -188,34 +199,26 @@ class Lesson:
             self._captures[readings] = self._walk(self.sites, "capturing", readings)
         return self._captures[readings]
 
-    def _concept(
-        self,
-        interventions: Sequence[Intervention],
-        evidence: Sequence[SiteEvidence],
-        told_by_length: float,
-        recipe: Recipe,
-    ) -> Concept:
-        """What was fitted, before its unit is chosen."""
-        roots, name = roots_of(self.model), getattr(bare(self.model), "name_or_path", "")
-        return Concept(
-            name=self.content.name,
-            description=self.content.description,
-            interventions=tuple(interventions),
-            method=recipe.method,
-            gate=str(recipe.gate),
-            base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
-            evidence={"sites": [asdict(found) for found in evidence], "length_auroc": told_by_length},
-            provenance={
-                "model": str(name or type(bare(self.model)).__name__),
-                "prompts": self.content.to_dict(),
-                "count": self.count,
-                "prompts_used": {side: len(found) for side, found in self.fitting.items()},
-                "recipe": asdict(recipe),
-                "pooling": self.pooling,
-                "seed": self.seed,
-                "versions": versions("transformers"),
-            },
-        )
+    def _shown(self, lead: int) -> Shown:
+        """Which positions of source prompts show the concept: those `lead` tokens before a word of its spans.
+
+        Raises:
+            DSASError: a prompt file without spans, or none of which is in any of the prompts.
+        """
+        name, spans = self.content.name, self.content.expanded("spans")
+        if not spans:
+            raise DSASError(
+                f"prompt file {name!r} has no spans, the words of source prompts that show the concept: add them, or "
+                "leave supervision to prompts"
+            )
+        found = [marked(self.tokenizer, prompt, spans) for prompt in self.sources]
+        if not any(map(any, found)):
+            raise DSASError(
+                f"prompt file {name!r}: none of its spans is in a source prompt, the first is {spans[0]!r}: write them "
+                "as they stand there, as whole words"
+            )
+        shown = [(*marks[lead:], *(False,) * lead) for marks in found]
+        return lambda prompt, _: shown[prompt]
 
     @cached_property
     def _trial(self) -> HeldOut:
@@ -277,32 +280,6 @@ def _recipe(given: Mapping[str, Any] | None, method: str, gate: str | None, seed
     if chosen.options.get("spatial") == "mean shift":
         raise DSASError("option spatial=mean shift goes by all positions at once: leave it elementwise for texts")
     return chosen
-
-
-def _marked(capture: Capture, marks: Sequence[Sequence[bool]]) -> Capture:
-    if marks:
-        capture.mark("source", lambda prompt, _: marks[prompt])
-    return capture
-
-
-def _marks(tokenizer: Any, content: PromptSet, prompts: Sequence[str], lead: int) -> list[tuple[bool, ...]]:
-    """Which positions of each prompt show the concept: those that are `lead` tokens before a word of its spans.
-
-    Raises:
-        DSASError: a prompt file without spans, or none of which is in any of the prompts.
-    """
-    if not content.spans:
-        raise DSASError(
-            f"prompt file {content.name!r} has no spans, the words of source prompts that show the concept: add them, "
-            "or leave supervision to prompts"
-        )
-    found = [marked(tokenizer, prompt, content.expanded("spans")) for prompt in prompts]
-    if not any(map(any, found)):
-        raise DSASError(
-            f"prompt file {content.name!r}: none of its spans is in a source prompt, the first is "
-            f"{content.expanded('spans')[0]!r}: write them as they stand there, as whole words"
-        )
-    return [(*marks[lead:], *(False,) * lead) for marks in found]
 
 
 def _auroc(source: Sequence[int], control: Sequence[int]) -> float:

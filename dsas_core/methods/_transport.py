@@ -15,9 +15,8 @@ from __future__ import annotations
 import torch
 
 from ..maps import AffineMap, Map, MeanShiftMap, SupportMap
-from ._map import one_of
+from ._map import MapMethod, one_of
 
-OPTIONS = {"support": one_of(None, "observed"), "spatial": one_of("elementwise", "mean shift")}
 #: a dimension whose standard deviation is at most this, on either side, is left as it is
 SMALLEST_STD = 1e-4
 
@@ -27,7 +26,16 @@ def varying(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (source.std(0) > SMALLEST_STD) & (target.std(0) > SMALLEST_STD)
 
 
-def placed(transform: AffineMap, source: torch.Tensor, support: str | None, spatial: str) -> Map:
-    """The affine map where the options say."""
-    inner = transform if support is None else SupportMap(transform, source.amin(0), source.amax(0))
-    return MeanShiftMap(inner) if spatial == "mean shift" else inner
+class Transport(MapMethod):
+    """Base of the three: `_affine` is the map, the options say where it acts."""
+
+    options = {"support": one_of(None, "observed"), "spatial": one_of("elementwise", "mean shift")}
+    least = 2
+
+    def _affine(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
+        raise NotImplementedError
+
+    def _fit(self, source: torch.Tensor, target: torch.Tensor, *, support: str | None, spatial: str) -> Map:
+        moved = self._affine(source, target)
+        inner = moved if support is None else SupportMap(moved, source.amin(0), source.amax(0))
+        return MeanShiftMap(inner) if spatial == "mean shift" else inner

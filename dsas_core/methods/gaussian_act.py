@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import torch
 
-from ..maps import AffineMap, Map
-from ._map import MapMethod
-from ._transport import OPTIONS, placed, varying
+from ..maps import AffineMap
+from ._transport import Transport, varying
 
 
-class GaussianAcT(MapMethod):
+class GaussianAcT(Transport):
     """Optimal transport between Gaussians."""
 
     line = "move mean and spread of each dimension to the target's (arXiv 2410.23054)"
-    options = OPTIONS
-    least = 2
     signed = False
 
-    def _fit(self, source: torch.Tensor, target: torch.Tensor, *, support: str | None, spatial: str) -> Map:
+    def _affine(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
         moves = varying(source, target)
         slope = torch.where(moves, target.std(0) / source.std(0), 1.0)
         shift = torch.where(moves, target.mean(0) - slope * source.mean(0), 0.0)
-        return placed(AffineMap(shift, slope), source, support, spatial)
+        return AffineMap(shift, slope)

@@ -14,28 +14,25 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..maps import AffineMap, Map
-from ._map import MapMethod
-from ._transport import OPTIONS, placed
+from ..maps import AffineMap
+from ._transport import Transport
 
 #: a source variance of at most this is rounding, and no spread
 NO_SPREAD = 1e-16
 
 
-class LinearAcT(MapMethod):
+class LinearAcT(Transport):
     """Optimal transport by a line."""
 
     line = "move each dimension's distribution to the target's by a line (arXiv 2410.23054)"
-    options = OPTIONS
-    least = 2
     signed = False
 
-    def _fit(self, source: torch.Tensor, target: torch.Tensor, *, support: str | None, spatial: str) -> Map:
+    def _affine(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
         mean, goal = source.mean(0), target.mean(0)
         a, b, share = _matched((source - mean).sort(0).values, (target - goal).sort(0).values)
         variance = share @ a.square()
         slope = torch.where(variance > NO_SPREAD, share @ (a * b) / variance, 1.0)
-        return placed(AffineMap(goal - slope * mean, slope), source, support, spatial)
+        return AffineMap(goal - slope * mean, slope)
 
 
 def _matched(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

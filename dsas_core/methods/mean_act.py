@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import torch
 
-from ..maps import AffineMap, Map
-from ._map import MapMethod
-from ._transport import OPTIONS, placed, varying
+from ..maps import AffineMap
+from ._transport import Transport, varying
 
 
-class MeanAcT(MapMethod):
+class MeanAcT(Transport):
     """Transport of means."""
 
     line = "move the mean of each dimension to the target's (arXiv 2410.23054)"
-    options = OPTIONS
-    least = 2
 
-    def _fit(self, source: torch.Tensor, target: torch.Tensor, *, support: str | None, spatial: str) -> Map:
-        shift = (target.mean(0) - source.mean(0)) * varying(source, target)
-        return placed(AffineMap(shift), source, support, spatial)
+    def _affine(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
+        return AffineMap((target.mean(0) - source.mean(0)) * varying(source, target))

@@ -16,7 +16,7 @@ from dsas_core.files import replacing_folder
 from ..calibrate import calibrate
 from . import show
 from .arguments import (
-    add_device,
+    add_model,
     language_model,
     natural,
     not_negative,
@@ -32,8 +32,7 @@ from .output import check_writable, free_folder
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which concept, on which model and prompts, and where to."""
-    parser.add_argument("--model", default="builtin:emoji", help="builtin:emoji (default), a folder, or a Hub name")
-    add_device(parser)
+    add_model(parser)
     parser.add_argument("--concept", "-c", required=True, metavar="FOLDER", help="a concept's folder, or its Hub name")
     parser.add_argument("--prompts", metavar="FILE", help="a prompt file (default: what the concept was learned from)")
     parser.add_argument("--count", type=positive, metavar="N", help="source prompts of --prompts (default: as learned)")

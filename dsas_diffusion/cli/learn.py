@@ -11,11 +11,11 @@ from dsas_core.cloud import RANK
 from dsas_core.concept import CARD, CONFIG, TENSORS
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
-from dsas_core.learn import Recipe, recipe_of
 from dsas_core.llm.prompts import turns
-from dsas_core.prompts import PromptSet, draft, read
+from dsas_core.prompts import COUNT, PromptSet, draft, read
+from dsas_core.recipe import Recipe, recipe_of
 
-from ..learn import COUNT, learn
+from ..learn import learn
 from ..masks import masks_of
 from . import show
 from .arguments import (
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=name_and_value,
         metavar="NAME=VALUE",
-        help=f"how it is fitted: {', '.join(RECIPE)} (dsas_core.learn.Recipe); repeatable",
+        help=f"how it is fitted: {', '.join(RECIPE)} (dsas_core.recipe.Recipe); repeatable",
     )
     parser.add_argument(
         "--masks",

@@ -16,8 +16,8 @@ from sklearn.metrics import f1_score
 
 from dsas_core import Call, Concept, DSASError, Recipe, Site, Steering, llm, methods
 from dsas_core.capture import Capture
-from dsas_core.concept import fingerprint
 from dsas_core.evaluate.arms import arm
+from dsas_core.fingerprints import fingerprint
 from dsas_core.interpolation import interpolate
 from dsas_core.learn import fit_sites
 from dsas_core.llm.layers import roots_of

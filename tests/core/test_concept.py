@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, Intervention, Site
-from dsas_core.concept import CARD, CONFIG, TENSORS, fingerprint, weights_digest
+from dsas_core.concept import CARD, CONFIG, TENSORS
+from dsas_core.fingerprints import fingerprint, weights_digest
 from dsas_core.maps import AffineMap
 from dsas_core.probes import LinearProbe
 from tests.helpers import FORMS, MAPS, random_concept

@@ -10,8 +10,8 @@ import torch
 
 from dsas_core import Call, Concept, DSASError, Intervention, Recipe, Site, llm, methods, visit
 from dsas_core.capture import Capture
-from dsas_core.concept import fingerprint
 from dsas_core.evaluate.arms import arm, scores_of
+from dsas_core.fingerprints import fingerprint
 from dsas_core.gating import fit_gate
 from dsas_core.learn import fit_sites
 from dsas_core.llm.layers import roots_of

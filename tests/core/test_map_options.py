@@ -9,8 +9,9 @@ import torch
 
 from dsas_core import Call, DSASError, Recipe, Site, methods
 from dsas_core.capture import Capture
-from dsas_core.learn import fit_sites, recipe_of
+from dsas_core.learn import fit_sites
 from dsas_core.maps import Map
+from dsas_core.recipe import recipe_of
 from tests.core.test_maps_by_name import MAPS, WIDTH, fit
 
 GOOD = torch.randn(6, 4)

@@ -343,6 +343,9 @@ def test_a_grid_has_each_methods_own_gate_once(tmp_path: Path) -> None:
         entries = Grid.read(tmp_path / "grid.yaml").entries
         assert [entry.name for entry in entries] == expected
         assert {(entry.method, entry.gate) for entry in entries} >= {("caa", "dsas"), ("mera", "mera")}
+    content |= {"methods": ["mera"], "recipes": {"found": {}, "given": {"options": {"alpha": 0.8}}}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
+    assert [entry.gate for entry in Grid.read(tmp_path / "grid.yaml").entries] == ["mera", "mera(alpha=0.8)"]
 
 
 @pytest.mark.parametrize(

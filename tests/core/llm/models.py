@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dsas_core import Concept, llm, visit
-from dsas_core.concept import fingerprint
+from dsas_core.fingerprints import fingerprint
 from dsas_core.llm.layers import roots_of
 from dsas_core.probes import ConditionLatch, ConditionProbe, LinearProbe, RunningProbe
 from tests.helpers import Recorder, random_concept

@@ -1,0 +1,144 @@
+"""A recipe: how a concept is fitted, whatever it is fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from . import methods
+from .errors import DSASError
+from .gating import FORMS, REMEMBERING, reads_positions
+from .methods._gate import Gate
+from .methods.combine import Combined
+
+POOLINGS = ("gated", "mean")
+MODES = ("clean", "causal")
+#: whether the target prompts of causal learning are read from the unsteered model, or steered as well
+TARGET_ROWS = ("clean", "steered")
+SUPERVISION = ("prompts", "positions")
+WEIGHTS = ("soft", "threshold", "none")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a concept is fitted.
+
+    Args:
+        method, gate: names in `dsas_core.methods`; of gates also with settings and combined, "product(dsas, gaps)".
+            Without a gate it is the method's own (of `cast`, `mera`, `fairsteer`, `casteer`), else `dsas`.
+        form: how a `dsas` gate, or such a part of a combination, is fitted and read, see `gating`.
+        rank, scaler: projection of the gate's regression; "auto" chooses by cross-validation.
+        site_weight: "soft", "threshold" or "none"; see `methods._gate.Evidence.weight`.
+        control_h: mean h to allow on held-out control positions; None leaves the threshold where the fit put it. A
+            gate whose threshold cannot be moved so far keeps it, and so do those of methods that place it themselves.
+        pooling: what the map is fitted on: "gated" for means over positions weighted by the gate (where the concept
+            is; of targets that no longer show it, see `learn`), "mean" for plain means, the form of the paper.
+        top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.
+        rounds: multiple-instance rounds.
+        seed: of the cross-validation folds.
+        options: of the map method, by name; `dsas methods` lists them.
+        keep: how many sites to steer, those that tell source from target best, as ITI chooses heads; None for all, and
+            for one with `fairsteer`. More than there are is all.
+        mode: "clean", every site learns from the unsteered model, in one pass over the prompts; "causal", each learns
+            with those before it steering at map strength 1, in a pass of its own.
+        target_rows: of causal learning: "clean", targets are what the unsteered model makes of them, "steered".
+        supervision: "prompts", of a source prompt it is known that it shows the concept somewhere; "positions", where:
+            at the words that the prompt file names (spans), at the patches that masks mark.
+        lead: of words: so many tokens before a marked one its position counts as showing the concept. 1 is the state
+            that is about to write it, 0 the one that has read it.
+        cloud: principal components, at most, of the cloud of target activations that is kept with each map, so that
+            steering can stay within it (`cloud.RANK` is a good number); 0 for no cloud.
+    """
+
+    method: str = "caa"
+    gate: str | None = None
+    form: str = "product"
+    rank: int | str = "auto"
+    scaler: str = "auto"
+    site_weight: str = "soft"
+    control_h: float | None = 0.01
+    pooling: str = "gated"
+    top_share: float = 0.1
+    rounds: int = 3
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    keep: int | None = None
+    mode: str = "clean"
+    target_rows: str = "clean"
+    supervision: str = "prompts"
+    lead: int = 1
+    cloud: int = 0
+
+    def __post_init__(self) -> None:
+        methods.check_options(self.method, self.options)
+        if self.gate is None:
+            object.__setattr__(self, "gate", methods.own_gate(self.method, self.options))
+        if self.keep is None:
+            object.__setattr__(self, "keep", methods.mapping(self.method).keep)
+        if self.keep is not None and (not isinstance(self.keep, int) or self.keep < 1):
+            raise DSASError(f"keep {self.keep!r}: expected how many sites to steer, from 1 up, or None for all")
+        if isinstance(self.cloud, bool) or not isinstance(self.cloud, int) or self.cloud < 0:
+            raise DSASError(f"cloud {self.cloud!r}: expected a number of components, from 0 (no cloud) up")
+        gate = self.worn
+        if self.site_weight not in WEIGHTS or self.rounds < 1 or not 0 < self.top_share <= 1:
+            raise DSASError(
+                f"site_weight {self.site_weight!r}, rounds {self.rounds}, top_share {self.top_share}: expected one of "
+                f"{', '.join(WEIGHTS)}, at least 1 round, and a share in (0, 1]"
+            )
+        if self.form not in FORMS or self.pooling not in POOLINGS:
+            raise DSASError(
+                f"gate form {self.form!r}, pooling {self.pooling!r}: expected one of {', '.join(FORMS)}, and one of "
+                f"{', '.join(POOLINGS)}"
+            )
+        if self.mode not in MODES or self.target_rows not in TARGET_ROWS:
+            raise DSASError(
+                f"learning mode {self.mode!r}, target_rows {self.target_rows!r}: expected one of {', '.join(MODES)}, "
+                f"and one of {', '.join(TARGET_ROWS)}"
+            )
+        if self.supervision not in SUPERVISION or not isinstance(self.lead, int) or self.lead < 0:
+            raise DSASError(
+                f"supervision {self.supervision!r}, lead {self.lead!r}: expected one of {', '.join(SUPERVISION)}, and "
+                "a number of tokens, from 0 up"
+            )
+        if self.supervised and not reads_positions(gate, self.form):
+            raise DSASError(
+                f"gate {self.gate!r} (form {self.form!r}) is fitted on means over positions, so that marked positions "
+                "cannot tell it anything: choose dsas in form token or product, gaps or mlp"
+            )
+        if self.mode == "causal" and gate.once:
+            raise DSASError(
+                f"gate {self.gate!r} is asked at one site for all behind it, which is known when all have learned: "
+                "choose mode clean, or another gate"
+            )
+        if isinstance(gate, Combined) and self.form in REMEMBERING:
+            choices = ", ".join(form for form in FORMS if form not in REMEMBERING)
+            raise DSASError(f"gate form {self.form!r} goes by the tokens before, no combination does: choose {choices}")
+
+    @property
+    def worn(self) -> Gate:
+        """What `gate` names."""
+        return methods.gate(self.gate or "dsas")
+
+    @property
+    def supervised(self) -> bool:
+        """Whether it is told which positions show the concept."""
+        return self.supervision == "positions"
+
+    def steers(self, kind: str) -> bool:
+        """Whether prompts of a kind are read with the sites before steering, in causal learning."""
+        return kind != "target" or self.target_rows == "steered"
+
+
+def recipe_of(given: Mapping[str, Any] | None, **settings: Any) -> Recipe:
+    """A recipe of settings and of what the user gave on top of them.
+
+    Raises:
+        DSASError: a field that recipes do not have, or a value that they do not take.
+    """
+    names = [own.name for own in fields(Recipe)]
+    unknown = sorted(set(given or {}) - set(names))
+    if unknown:
+        known = ", ".join(names)
+        raise DSASError(f"recipe has no field {', '.join(unknown)}; it has {known}")
+    return Recipe(**{**settings, **(given or {})})
