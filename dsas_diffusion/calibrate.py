@@ -16,7 +16,7 @@ from dsas_core.prompts import PromptSet
 from dsas_core.unit import held_back
 
 from .families import roots_of
-from .generation import Settings, latent_batches, seeds_for, settings_of
+from .generation import latent_batches, seeds_for, settings_of
 from .held_out import HeldOut
 
 
@@ -28,6 +28,7 @@ def calibrate(
     count: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    size: int | None = None,
     seed: int | None = None,
     drift: float = 0.05,
     batch: int = 8,
@@ -43,7 +44,7 @@ def calibrate(
         concept: the concept; it is not changed.
         prompts: a prompt file, or its content; None for the prompts that the concept was learned from.
         count: source and target prompts, where `prompts` are given; None for as many as learning took.
-        steps, guidance: of the generations; None for those of learning.
+        steps, guidance, size: of the generations; None for those of learning.
         seed: of noise, and of the choice among `prompts`; None for that of learning.
         drift: share of control prompts whose picture may change.
         batch: prompts per generation.
@@ -61,7 +62,7 @@ def calibrate(
     settings = settings_of(
         pipe, steps or learned.get("steps"), learned.get("guidance") if guidance is None else guidance
     )
-    settings = Settings(settings.steps, settings.guidance, learned.get("scheduler"))
+    settings = replace(settings, scheduler=learned.get("scheduler"), size=size or learned.get("size"))
     latents = {}
     with progress_bar(sum(len(fitting[side]) for side in ("source", "target")), "drawing", show_progress) as bar:
         for side in ("source", "target"):

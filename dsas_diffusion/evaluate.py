@@ -8,7 +8,7 @@ arms (`dsas_core.evaluate.arms`). Pictures are kept by content (`dsas_diffusion.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,7 @@ def evaluate(
     *,
     steps: int | None = None,
     guidance: float | None = None,
+    size: int | None = None,
     clip: str | None = None,
     features: similarity.Features | str | None = None,
     masks: Masks | None = None,
@@ -65,7 +66,7 @@ def evaluate(
             others say of each arm is told beside.
         run: where pictures are kept; of `identity(pipe, concept, prompts)`.
         plan: how much is drawn.
-        steps, guidance: as in `generation.settings_of`.
+        steps, guidance, size: as in `generation.settings_of`.
         clip: a CLIP model by folder or Hub name, for how well pictures fit their prompts.
         features: an image model by folder or Hub name, or a function, to compare sets of pictures with (FID and KID),
             beside the built-in judge's network.
@@ -81,7 +82,7 @@ def evaluate(
     plan = plan or Plan()
     chosen = plan.prompts(concept, prompts)
     negative = next(iter(prompts.sample("negative", 1)), None)
-    drawn = Drawings(pipe, concept, chosen, negative, run, settings_of(pipe, steps, guidance), plan.seeds)
+    drawn = Drawings(pipe, concept, chosen, negative, run, settings_of(pipe, steps, guidance, size), plan.seeds)
     judges = list(judge) if isinstance(judge, Sequence) else [judge]
     return _Evaluation(drawn, plan, judges, clip, features, masks).report(prompts.wordings("source"))
 
@@ -329,11 +330,11 @@ class _Evaluation:
         """Fewer and more steps, less and more guidance, and other schedulers than the concept was learned with."""
         steps, guidance = self.settings.steps, self.settings.guidance
         tried = [
-            Settings(max(1, 2 * steps // 3), guidance),
-            Settings(2 * steps, guidance),
-            Settings(steps, round(guidance * 2 / 3, 2)),
-            Settings(steps, round(guidance * 5 / 3, 2)),
-            *(Settings(steps, guidance, name) for name in other_schedulers(self.drawn.pipe)),
+            replace(self.settings, steps=max(1, 2 * steps // 3)),
+            replace(self.settings, steps=2 * steps),
+            replace(self.settings, guidance=round(guidance * 2 / 3, 2)),
+            replace(self.settings, guidance=round(guidance * 5 / 3, 2)),
+            *(replace(self.settings, scheduler=name) for name in other_schedulers(self.drawn.pipe)),
         ]
         return [settings for settings in tried if settings != self.settings]
 

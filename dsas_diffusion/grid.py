@@ -35,7 +35,7 @@ from dsas_core.recipe import recipe_of
 
 _KEYS = ("title", "models", "concepts", "methods", "gates", "recipes", "learn", "measure")
 _CONCEPT = ("prompts", "models", "sites", "name", "measure")
-_LEARN = ("count", "steps", "seed")
+_LEARN = ("count", "steps", "size", "seed")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ one reading of the prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -52,6 +52,7 @@ def learn(
     edges: Sequence[float] | None = None,
     positions: str = "all",
     guidance: float | None = None,
+    size: int | None = None,
     drift: float = 0.05,
     batch: int = 8,
     masks: Masks | None = None,
@@ -65,7 +66,7 @@ def learn(
         prompts: a prompt file (dsas_core/prompts.py), or its content.
         method, gate: names in `dsas_core.methods`. Without a gate it is the method's own, or `dsas`.
         sites: see `dsas_diffusion.find_sites`; None for the family's default.
-        steps, guidance: of the generations; None for what suits the model.
+        steps, guidance, size: of the generations, size in pixels of a side; None for what suits the model.
         seed: of noise, prompt choice and cross-validation.
         count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
         edges: ascending timesteps that separate bins with their own probe and map; None for the family's, () for one.
@@ -93,6 +94,7 @@ def learn(
         edges=edges,
         positions=positions,
         guidance=guidance,
+        size=size,
         batch=batch,
         masks=masks,
         show_progress=show_progress,
@@ -123,6 +125,7 @@ class Lesson:
         edges: Sequence[float] | None = None,
         positions: str = "all",
         guidance: float | None = None,
+        size: int | None = None,
         batch: int = 8,
         masks: Masks | None = None,
         show_progress: bool = False,
@@ -134,7 +137,7 @@ class Lesson:
         self.words = [site for site in self.sites if site.root != family.denoiser]
         self.watched = find_sites(pipe, family.watched) if self.words == self.sites else []
         self.edges = tuple(family.edges if edges is None else edges)
-        self.settings = settings_of(pipe, steps, guidance)
+        self.settings = settings_of(pipe, steps, guidance, size)
         self.count, self.seed, self.positions = count, seed, positions
         self.batch, self.show_progress = batch, show_progress
         self.fitting, self.held_out = held_back(self.content.draw(count, seed))
@@ -200,10 +203,11 @@ class Lesson:
         """The activations at some sites, and the finished latents of each side.
 
         A concept that is learned so far steers the sides that the recipe has it steer. Where all sites are in text
-        encoders and a concept steers, nothing is drawn: nobody asks for these pictures.
+        encoders and a concept steers, one step is enough: nobody asks for these pictures.
         """
         pipe, roots = self.pipe, roots_of(self.pipe)
         words = learned is not None and all(site in self.words for site in sites)
+        settings = replace(self.settings, steps=1) if words else self.settings
         capture = Capture(self.edges, seed=self.seed)
         latents: dict[str, list[torch.Tensor]] = {}
         with (
@@ -216,19 +220,9 @@ class Lesson:
                 steers = recipe is not None and recipe.steers(side)
                 steering = Steering({learned: 1.0}) if learned is not None and steers else None
                 with nullcontext() if steering is None else steering.attach(roots, rows.describe()):
-                    for made in self._encoded(texts) if words else self._drawn(texts):
+                    seeds = seeds_for(texts, self.seed)
+                    for made in latent_batches(pipe, texts, seeds, settings, self.batch):
                         latents.setdefault(side, []).append(made)
                         capture.offset += len(made)
                         bar.update(len(made))
         return capture, {side: torch.cat(parts) for side, parts in latents.items()}
-
-    def _drawn(self, texts: Sequence[str]) -> Iterator[torch.Tensor]:
-        return latent_batches(self.pipe, texts, seeds_for(texts, self.seed), self.settings, self.batch)
-
-    @torch.no_grad()
-    def _encoded(self, texts: Sequence[str]) -> Iterator[torch.Tensor]:
-        """Only what the text encoders make of the prompts."""
-        denoiser = getattr(self.pipe, family_of(self.pipe).denoiser)
-        for start in range(0, len(texts), self.batch):
-            piece = list(texts[start : start + self.batch])
-            yield self.pipe.encode_prompt(piece, denoiser.device, 1, False)[0]

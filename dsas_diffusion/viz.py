@@ -55,7 +55,7 @@ class PictureTrace(Trace):
         """
         width, height = size
         seen = [r for r in self.select(concept, site, root) if r.mask is None and r.h.shape[1] > 1]
-        seen = [r for r in seen if r.site.stream != "text"]
+        seen = [r for r in seen if r.site.stream != "text" and len(r.h) > 0]  # negative prompts may have their own call
         records = [r for r in seen if r.timestep is None or r.timestep <= below]
         if not records or not 0 <= image < self.pictures:
             known = sorted({str(r.site) for r in self.records}) or ["nothing: call the pipeline inside steer()"]

@@ -98,16 +98,22 @@ def words_by_name(given: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
-    """--seed, --steps, --guidance."""
+    """--seed, --steps, --guidance, --size."""
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the noise (default 0)")
-    parser.add_argument("--steps", type=positive, metavar="N", help="denoising steps (default: as suits the model)")
-    parser.add_argument("--guidance", type=number, metavar="SCALE", help="guidance scale (default: as suits the model)")
+    add_settings(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser, default: str = "as suits the model") -> None:
+    """--steps, --guidance, --size."""
+    parser.add_argument("--steps", type=positive, metavar="N", help=f"denoising steps (default: {default})")
+    parser.add_argument("--guidance", type=number, metavar="SCALE", help=f"guidance scale (default: {default})")
+    parser.add_argument("--size", type=positive, metavar="PIXELS", help=f"of a picture's side (default: {default})")
 
 
 def refuse_generation(args: argparse.Namespace) -> None:
     """A usage error where a language model is given what only pictures are made with."""
-    if args.steps is not None or args.guidance is not None:
-        args.usage(f"{args.model} is a language model: it takes neither --steps nor --guidance")
+    if any(value is not None for value in (args.steps, args.guidance, args.size)):
+        args.usage(f"{args.model} is a language model: it takes neither --steps nor --guidance nor --size")
 
 
 def read_concepts(given: Sequence[tuple[str, float | Auto]]) -> dict[Concept, Strength]:

@@ -17,10 +17,10 @@ from ..calibrate import calibrate
 from . import show
 from .arguments import (
     add_model,
+    add_settings,
     language_model,
     natural,
     not_negative,
-    number,
     pipeline,
     positive,
     refuse_generation,
@@ -49,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of the noise, and of the choice among --prompts (default: as learned)",
     )
-    parser.add_argument("--steps", type=positive, metavar="N", help="denoising steps (default: as learned)")
-    parser.add_argument("--guidance", type=number, metavar="SCALE", help="guidance scale (default: as learned)")
+    add_settings(parser, "as learned")
     out = parser.add_mutually_exclusive_group(required=True)
     out.add_argument("--out", "-o", metavar="FOLDER", help="where to save the calibrated concept")
     out.add_argument("--in-place", action="store_true", help="write unit and range into the concept's own folder")
@@ -81,8 +80,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         refuse_generation(args)
         found = llm.calibrate(*language_model(args), concept, args.prompts, **settings)
     else:
-        pipe = pipeline(args)
-        found = calibrate(pipe, concept, args.prompts, steps=args.steps, guidance=args.guidance, **settings)
+        settings |= {"steps": args.steps, "guidance": args.guidance, "size": args.size}
+        found = calibrate(pipeline(args), concept, args.prompts, **settings)
     with replacing_folder(folder) as unfinished:
         found.save_pretrained(unfinished)
         _take_along(own, unfinished, everything=args.in_place)

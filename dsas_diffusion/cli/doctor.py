@@ -91,7 +91,7 @@ def _answered(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str
 def _drawn(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
     """What happened in the picture of a prompt."""
     pipe = pipeline(args, steps_bar=True)
-    settings = settings_of(pipe, args.steps, args.guidance)
+    settings = settings_of(pipe, args.steps, args.guidance, args.size)
     drawing = pipe, [args.prompt], seeds_for([args.prompt], args.seed), settings
     words = words_by_name(args.words)
     with steer(pipe, dict.fromkeys(concepts, args.strength), words=words, trace=True) as steering:
@@ -105,6 +105,7 @@ def _drawn(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, A
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,
+        "size": settings.size,
         "words": words.get(concepts[0].name, []),
         "pixel_difference": float(difference),
         "changed": bool(difference > UNCHANGED),

@@ -31,7 +31,16 @@ from ..judges import CallableJudge, imported, judge_from
 from ..learn import Lesson
 from ..masks import CallableMasks, masks_from, masks_of
 from ..similarity import ssim
-from .arguments import add_model, language_model, number, pipeline, positive, refuse_generation, shows_progress
+from .arguments import (
+    add_model,
+    add_settings,
+    language_model,
+    number,
+    pipeline,
+    positive,
+    refuse_generation,
+    shows_progress,
+)
 from .output import table
 
 #: in the folder of a concept that cannot be learned: why
@@ -78,8 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="questions of each task (default: all)")
     parser.add_argument("--quick", action="store_true", help="DSAS and always on only, no other settings")
-    parser.add_argument("--steps", type=positive, metavar="N", help="denoising steps (default: as suits the model)")
-    parser.add_argument("--guidance", type=number, metavar="SCALE", help="guidance scale (default: as suits the model)")
+    add_settings(parser)
     parser.add_argument("--out", "-o", required=True, metavar="FOLDER", help="reports and what they were made from")
 
 
@@ -230,7 +238,7 @@ def _kit(entry: Entry, args: argparse.Namespace) -> _Kit:
         return _Kit(text_judges, {"tasks": args.tasks or (), "limit": args.limit})
     ssim([], [])  # raises where torchmetrics is missing
     judges = [CallableJudge(args.judge)] if args.judge else [judge_from(spec) for spec in entry.prompts.judges]
-    told: dict[str, Any] = {key: getattr(args, key) for key in ("steps", "guidance", "clip")}
+    told: dict[str, Any] = {key: getattr(args, key) for key in ("steps", "guidance", "size", "clip")}
     if args.masks or entry.prompts.masks:
         told["masks"] = CallableMasks(args.masks) if args.masks else masks_from(entry.prompts.masks)
     if args.features:
@@ -302,7 +310,7 @@ class _Lessons:
             self._key, self._lesson = (), None
             settings = {**self._settings, "sites": entry.sites}
             if llm.is_language_model(entry.model):
-                settings.pop("steps", None)
+                settings = {key: value for key, value in settings.items() if key not in ("steps", "size")}
                 self._lesson = llm.Lesson(*self._models.text(entry.model), entry.prompts, **settings)
             else:
                 masks = masks_of(entry.prompts) if key[-1] else None

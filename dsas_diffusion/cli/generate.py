@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     concepts = read_concepts(args.concept)
 
     pipe = pipeline(args, steps_bar=True)
-    settings = settings_of(pipe, args.steps, args.guidance)
+    settings = settings_of(pipe, args.steps, args.guidance, args.size)
     columns = _drawn(pipe, args, concepts, settings)
     document = _document(pipe, args, concepts, settings)
     if suffix in IMAGE_FORMATS:
@@ -152,6 +152,7 @@ def _document(
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,
+        "size": settings.size,
         "device": str(pipe.device),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "pictures": [{"prompt": prompt, "noise_seed": seed} for prompt, seed in zip(args.prompt, seeds, strict=True)],

@@ -120,7 +120,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             settings["sites"] = args.sites[0]
         concept = llm.learn(*language_model(args), prompts, **settings)
     else:
-        concept = learn(pipeline(args), prompts, steps=args.steps, guidance=args.guidance, masks=masks, **settings)
+        concept = learn(
+            pipeline(args),
+            prompts,
+            steps=args.steps,
+            guidance=args.guidance,
+            size=args.size,
+            masks=masks,
+            **settings,
+        )
     with replacing_folder(folder) as unfinished:
         concept.save_pretrained(unfinished)
         if drafted:

@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.usage(f"--from must be below --to, found --from {low:g} --to {high:g}")
 
     pipe = pipeline(args, steps_bar=True)
-    settings = settings_of(pipe, args.steps, args.guidance)
+    settings = settings_of(pipe, args.steps, args.guidance, args.size)
     strengths = strengths_between(low, high, args.count)
     rows = _drawn(pipe, args, concept, strengths, settings)
     document = _document(pipe, args, concept, strengths, settings, rows)
@@ -211,6 +211,7 @@ def _document(
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,
+        "size": settings.size,
         "device": str(pipe.device),
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "rows": [

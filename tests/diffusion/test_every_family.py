@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from dsas_core import Concept, Site, visit
-from dsas_diffusion import find_sites, steer
+from dsas_diffusion import find_sites, learn, steer
 from dsas_diffusion.families import family_of, roots_of
 from dsas_diffusion.rows import Rows
 from dsas_diffusion.sites import role_of, site_name, unread
-from tests.diffusion.models import FAMILIES, STEPS, WIDTH, build, latents
+from tests.diffusion.models import FAMILIES, SIZE, STEPS, WIDTH, build, latents
+from tests.diffusion.test_learn import PROMPTS
 from tests.helpers import Bare, Recorder, bases, random_concept, same
 
 BANANA, DOG = "a banana", "a red dog"
@@ -236,3 +237,23 @@ def test_sites_by_the_names_that_people_use(family: str, pattern: str, paths: li
     name = pattern.rpartition(":")[2]
     assert all(f"{site_name(site)}.".startswith(f"{name}.") for site in sites)
     assert {role_of(pipe, site) for site in sites} <= set(family_of(pipe).groups)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_learning(family: str, tmp_path: Path) -> None:
+    """A concept of the denoiser from a prompt file: it fires, it can be saved, and it leaves controls alone."""
+    pipe = pipe_of(family)
+    concept = learn(pipe, PROMPTS, sites="denoiser", count=8, steps=2, size=SIZE, edges=(), batch=4)
+    assert concept.provenance["settings"]["size"] == SIZE
+    assert {item.site for item in concept.interventions} <= set(find_sites(pipe, "denoiser"))
+    assert {item.site.stream for item in concept.interventions} == ({"image"} if family in ("sd3", "flux") else {""})
+    again = Concept.from_pretrained(concept.save_pretrained(tmp_path / "concept"))
+    assert again == concept
+    base = latents(pipe, family, BANANA)
+    with steer(pipe, {again: 2.0}, trace=True) as steering:
+        steered = latents(pipe, family, BANANA)
+        assert steering.trace is not None
+        heat = steering.trace.heat(concept.name, (SIZE, SIZE))
+    assert not torch.equal(base, steered)
+    assert heat.shape == (SIZE, SIZE)
+    assert 0 < heat.max() <= 1

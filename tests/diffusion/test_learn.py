@@ -11,7 +11,7 @@ import pytest
 
 from dsas_core.hooks import visitors
 from dsas_core.unit import TRIALS, UNITS
-from dsas_diffusion import Concept, DSASError, Lesson, learn, steer
+from dsas_diffusion import Concept, DSASError, Lesson, generation, learn, steer
 from tests.helpers import Bare, bases, differ, latents
 
 PROMPTS: dict[str, Any] = {
@@ -174,8 +174,13 @@ def test_concepts_of_one_lesson_are_drawn_once(
 ) -> None:
     """Every method from one pass over the prompts; the first is what it would be if it had been learned alone."""
     drawn: list[str] = []
-    draw = Lesson._drawn
-    monkeypatch.setattr(Lesson, "_drawn", lambda self, texts: (drawn.extend(texts), draw(self, texts))[1])
+    draw = generation.latent_batches
+
+    def noted(pipe: Any, texts: list[str], *settings: Any) -> Any:
+        drawn.extend(texts)
+        return draw(pipe, texts, *settings)
+
+    monkeypatch.setitem(Lesson._walk.__globals__, "latent_batches", noted)
     lesson = Lesson(tiny_pipe, PROMPTS, count=12, steps=2, seed=3)
     assert not drawn
     assert lesson.learn() == learned
