@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import torch
 from torch import nn
@@ -11,15 +12,21 @@ from .errors import DSASError
 from .sites import Roots, canonical
 
 
+#: what comes and goes with an architecture that stays: adapters, IP-Adapters, and projections that diffusers fuses
+_ADDED = re.compile(r"lora_|\.processor\.|^(encoder_hid_proj\.image_projection_layers|image_proj)\.|\.to_(added_)?q?kv\.")
+
+
 def fingerprint(module: nn.Module) -> str:
     """Sixteen hex digits of a module's architecture: parameter names and shapes, adapters left out."""
     module = getattr(module, "_orig_mod", module)
-    shapes = sorted(
-        f"{canonical(name.replace('.base_layer', ''))}{tuple(parameter.shape)}"
+    # parameters that are one are named once, also where accelerate has offloaded them apart
+    tied = getattr(module, "all_tied_weights_keys", None) or {}
+    shapes = {
+        f"{canonical(tied.get(name, name).replace('.base_layer', ''))}{tuple(parameter.shape)}"
         for name, parameter in module.named_parameters()
-        if "lora_" not in name
-    )
-    return hashlib.sha256("\n".join([type(module).__name__, *shapes]).encode()).hexdigest()[:16]
+        if not _ADDED.search(name)
+    }
+    return hashlib.sha256("\n".join([type(module).__name__, *sorted(shapes)]).encode()).hexdigest()[:16]
 
 
 def weights_digest(roots: Roots) -> str:

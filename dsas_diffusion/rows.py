@@ -61,7 +61,8 @@ class Rows:
         self._negatives: Mapping[str, list[str]] | None = None  # by text encoder; None without guidance
         self._negating = False  # whether negative prompts, and they alone, are being encoded
         self._negative: torch.Tensor | None = None  # what was made of them
-        self._originals: dict[str, Any] = {}
+        self._own: dict[str, dict[str, Any]] = {}  # of the pipeline's methods that are watched, those it had for itself
+        self._running = False  # whether its prompts are encoded and its pictures are not yet made
 
     def describe(self) -> dict[str, Describe]:
         """By root name, what tells its calls: for `hooks.visit`."""
@@ -71,32 +72,26 @@ class Rows:
         return tell
 
     def __enter__(self) -> Self:
-        if "encode_prompt" in vars(self.pipe):
+        if isinstance(vars(self.pipe).get("encode_prompt"), _Watched):
             raise DSASError("this pipeline is being steered already: pass all concepts to one steer()")
         self._watch("encode_prompt", self._encode)
+        self._watch("maybe_free_model_hooks", self._end)
         if self.family.negatives == "apart":
             self._watch("check_inputs", self._check)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in list(self._originals):
+        for name, own in self._own.items():
             delattr(self.pipe, name)
-            del self._originals[name]
+            vars(self.pipe).update(own)
+        self._own.clear()
 
     # ---- what a pipeline is asked for ------------------------------------------------------------------------------
 
     def _watch(self, name: str, noted: Callable[[Callable[[], Any], dict[str, Any]], Any]) -> None:
         """Have a method of the pipeline go through `noted`, which is given the call and what it is called with."""
-        original = getattr(self.pipe, name)
-        signature = inspect.signature(original)
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs)
-            given.apply_defaults()
-            return noted(lambda: original(*args, **kwargs), given.arguments)
-
-        self._originals[name] = original
-        setattr(self.pipe, name, watched)
+        self._own[name] = {key: own for key, own in vars(self.pipe).items() if key == name}
+        setattr(self.pipe, name, _Watched(self.pipe, name, noted))
 
     def _check(self, check: Callable[[], Any], given: dict[str, Any]) -> Any:
         self._asked, self._encoded = given, False
@@ -117,6 +112,11 @@ class Rows:
         self._made = [known for known in self._made if known[0]() is not None]
         self._made += [(weakref.ref(tensor), self.texts) for tensor in tensors if isinstance(tensor, torch.Tensor)]
         return made
+
+    def _end(self, free: Callable[[], Any], given: dict[str, Any]) -> Any:
+        """Every pipeline's last act: the next call of its denoiser is of prompts that are still to come."""
+        self._running = False
+        return free()
 
     def _is_negative(self, given: Mapping[str, Any]) -> bool:
         """Whether a generation that has encoded its prompt goes on with the negative one."""
@@ -139,7 +139,7 @@ class Rows:
             self.texts = ours[0] if ours else None
         self.images_per_prompt = int(given.get("num_images_per_prompt") or 1)
         self.clip_skip = int(given.get("clip_skip") or 0)
-        self._negative, self._negatives, self._encoded = None, None, bool(self._asked)
+        self._negative, self._negatives, self._encoded, self._running = None, None, bool(self._asked), True
         if self.family.negatives == "together" and given.get("do_classifier_free_guidance", True):
             self._negatives = {encoder.part: _negatives(given, encoder) for encoder in self.family.encoders}
         if self.on_prompts is not None:
@@ -200,6 +200,11 @@ class Rows:
     # ---- the denoiser ------------------------------------------------------------------------------------------------
 
     def _denoiser_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        if not self._running:
+            raise DSASError(
+                "the denoiser ran outside the pipeline that is steered, so its rows are unknown: call that pipeline, "
+                "or steer the one that you call"
+            )
         every = {"conditional": (PROMPT, PERTURBED), "unconditional": (NEGATIVE,)}
         return self.of_prompts(args, kwargs, every.get(self.rows, (PROMPT, NEGATIVE, PERTURBED)))
 
@@ -212,8 +217,6 @@ class Rows:
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         batch, asked = len(sample), self.prompts * self.images_per_prompt
         device = sample[0].device
-        if asked == 0:
-            raise DSASError("the denoiser ran outside the pipeline, so its rows are unknown: call the pipeline itself")
         self.skips = kwargs.get("skip_layers") is not None
         if sample.ndim == 4:
             self.latents = tuple(sample.shape[-2:])
@@ -272,6 +275,23 @@ class Rows:
             patch = int(getattr(denoiser, "_orig_mod", denoiser).config.patch_size)
         count = sample.shape[1] if sample.ndim == 3 else (sample.shape[-2] // patch) * (sample.shape[-1] // patch)
         return Joint(int(count), int(embeds.shape[1]))
+
+
+class _Watched:
+    """A method of a pipeline that goes through `noted`. A copy of the pipeline, or a pickle, gets the method alone."""
+
+    def __init__(self, pipe: Any, name: str, noted: Callable[[Callable[[], Any], dict[str, Any]], Any]) -> None:
+        self.pipe, self.name, self.noted = pipe, name, noted
+        self.method = getattr(pipe, name)
+        self.__signature__ = inspect.signature(self.method)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = self.__signature__.bind(*args, **kwargs)
+        given.apply_defaults()
+        return self.noted(lambda: self.method(*args, **kwargs), given.arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.pipe, self.name)
 
 
 class _TextCall:
