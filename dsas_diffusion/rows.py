@@ -282,8 +282,8 @@ class _Watched:
 
     def __init__(self, pipe: Any, name: str, noted: Callable[[Callable[[], Any], dict[str, Any]], Any]) -> None:
         self.pipe, self.name, self.noted = pipe, name, noted
-        self.method = getattr(pipe, name)
-        self.__signature__ = inspect.signature(self.method)
+        self.method = getattr(pipe, name)  # perhaps somebody's own around the pipeline's, of any arguments
+        self.__signature__ = inspect.signature(getattr(type(pipe), name).__get__(pipe))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self.__signature__.bind(*args, **kwargs)

@@ -145,6 +145,7 @@ class PipelineSteering(Steering):
         roots = {name: getattr(self.pipe, name) for name in self._roots if getattr(self.pipe, name, None) is not None}
         replaced = [*self._visit.replaced(roots), *(self._words.replaced(roots) if self._words is not None else ())]
         if replaced:
+            self._told.update(replaced)
             warnings.warn(
                 f"other modules have come to {_listed(replaced)} since steering began, such as LoRA's, which "
                 "go unseen: detach, and steer anew",

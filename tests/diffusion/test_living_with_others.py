@@ -150,8 +150,14 @@ def sliced(pipe: Any) -> Undo:
 
 
 def other_kernels(pipe: Any) -> Undo:
-    denoiser_of(pipe).set_attention_backend("_native_math")
-    return denoiser_of(pipe).reset_attention_backend
+    denoiser = denoiser_of(pipe)
+    denoiser.set_attention_backend("_native_math")
+
+    def undo() -> None:
+        denoiser.set_attention_backend("native")  # resetting leaves it as what all models take that name none
+        denoiser.reset_attention_backend()
+
+    return undo
 
 
 def freed(pipe: Any) -> Undo:
@@ -298,3 +304,312 @@ def test_steering_lives_with(name: str, family: str, attach: str, tmp_path: Path
         undo()
         assert close(run(pipe, family), base, event.rest)
         assert Bare.of(denoiser_of(pipe)).hooks == hooks
+
+
+# ---- copies, and pipelines of the same parts ------------------------------------------------------------------------
+
+
+def saved(pipe: Any, folder: Path) -> Any:
+    pipe.save_pretrained(folder / "saved")
+    made = type(pipe).from_pretrained(folder / "saved")
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+COPIES: dict[str, Callable[[Any, Path], Any]] = {
+    "saved": saved,
+    "deepcopy": lambda pipe, folder: copy.deepcopy(pipe),
+    "pickle": lambda pipe, folder: pickle.loads(pickle.dumps(pipe)),
+}
+
+
+@pytest.mark.parametrize("attach", ["hooks", "processor"])
+@pytest.mark.parametrize("family", ["sd", "flux"])
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_is_not_steered_and_can_be_by_itself(way: str, family: str, attach: str, tmp_path: Path) -> None:
+    pipe = build(family, tmp_path)
+    noise = 1e-5 if way == "saved" else 0.0  # the same weights, mapped from a file, lie elsewhere than they did
+    with steered(pipe, family, 1.0, attach):
+        other = COPIES[way](pipe, tmp_path)
+        bare = run(other, family)
+        assert close(bare, picture(family), noise)
+        assert torch.equal(run(pipe, family), picture(family, 1.0)), "the original is steered all the same"
+        with steered(other, family, -0.5, attach) as steering:
+            assert not close(run(other, family), picture(family), 0.01)
+            turn(steering, 1.0)
+            assert close(run(other, family), picture(family, 1.0), noise)
+            turn(steering, 0.0)
+            assert torch.equal(run(other, family), bare)
+            assert torch.equal(run(pipe, family), picture(family, 1.0)), "whatever the copy's strength"
+    assert torch.equal(run(pipe, family), picture(family))
+    assert torch.equal(run(other, family), bare)
+
+
+@pytest.mark.parametrize("attach", ["hooks", "processor"])
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_another_pipeline_of_the_same_parts(family: str, attach: str, tmp_path: Path) -> None:
+    """Rows are told by the pipeline that is steered; the other is refused, before as after the first has run."""
+    pipe = build(family, tmp_path)
+    other = type(pipe).from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    with steered(pipe, family, 1.0, attach):
+        for _ in range(2):
+            with pytest.raises(DSASError, match="the denoiser ran outside the pipeline that is steered"):
+                run(other, family)
+            assert torch.equal(run(pipe, family), picture(family, 1.0))
+        with pytest.raises(DSASError, match="another pipeline of the same parts is being steered"):
+            steered(other, family, 1.0, attach)
+        with pytest.raises(DSASError, match="this pipeline is being steered already: pass all concepts to one steer"):
+            steered(pipe, family, 1.0, attach)
+        assert torch.equal(run(pipe, family), picture(family, 1.0)), "what was refused has left nothing"
+    assert torch.equal(run(other, family), picture(family))
+    with steered(other, family, 1.0, attach):
+        assert torch.equal(run(other, family), picture(family, 1.0))
+
+
+def test_a_method_that_the_pipeline_had_for_itself_comes_back(tmp_path: Path) -> None:
+    pipe = build("sd", tmp_path)
+    own, called = pipe.encode_prompt, []
+
+    def encode(*args: Any, **kwargs: Any) -> Any:
+        called.append(args)
+        return own(*args, **kwargs)
+
+    pipe.encode_prompt = encode
+    with steered(pipe, "sd", 1.0):
+        assert torch.equal(run(pipe, "sd"), picture("sd", 1.0))
+    assert called
+    assert pipe.encode_prompt is encode
+
+
+# ---- threads, and calls that do not end -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attach", ["hooks", "processor"])
+def test_two_threads_with_two_pipelines(attach: str, tmp_path: Path) -> None:
+    """Each has its own strengths, rows and clock; a pipeline itself is for one thread at a time."""
+    jobs = [("sd", 1.0, BANANA), ("sd", -0.5, DOG), ("flux", 1.0, BANANA)]
+    pipes = [build(family, tmp_path / str(i)) for i, (family, _, _) in enumerate(jobs)]
+    alone, made = [], [[] for _ in jobs]
+    for pipe, (family, strength, prompt) in zip(pipes, jobs, strict=True):
+        with steered(pipe, family, strength, attach):
+            alone.append(run(pipe, family, prompt, num_inference_steps=4))
+    together = threading.Barrier(len(jobs))
+
+    def work(i: int) -> None:
+        family, strength, prompt = jobs[i]
+        with steered(pipes[i], family, strength, attach):
+            for _ in range(2):
+                together.wait(60)
+                made[i].append(run(pipes[i], family, prompt, num_inference_steps=4))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for expected, found in zip(alone, made, strict=True):
+        assert [torch.equal(one, expected) for one in found] == [True, True]
+
+
+class Interruptions:
+    """Where a call can break off: each raises when it is passed for the `at`-th time."""
+
+    def __init__(self, pipe: Any, where: str, error: type[BaseException], at: int = 1) -> None:
+        self.left, self.error = at, error
+        path = next(path for path in modules(roots_of(pipe)) if path.startswith(where))
+        self.handle = modules(roots_of(pipe))[path].register_forward_hook(self)
+
+    def __call__(self, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+
+
+@pytest.mark.parametrize("attach", ["hooks", "processor"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize(
+    ("family", "where", "at"),
+    [
+        ("sd", "text_encoder.encoder.layers.1", 2),  # among the texts, the negative prompt
+        ("sd", "unet.mid_block", 2),  # in the second step
+        ("flux", "text_encoder_2.encoder.block.1", 2),
+        ("flux", "transformer.transformer_blocks.1", 2),  # in the second call of the first step
+        ("flux", "transformer.single_transformer_blocks.1", 3),
+    ],
+)
+def test_a_call_that_breaks_off(
+    family: str, where: str, at: int, error: type[BaseException], attach: str, tmp_path: Path
+) -> None:
+    pipe = build(family, tmp_path)
+    run(pipe, family)  # diffusers leaves attributes of its own
+    bare = [Bare.of(root) for root in roots_of(pipe).values()]
+    own = dict(denoiser_of(pipe).attn_processors)
+    steering = steered(pipe, family, 1.0, attach)
+    broken = Interruptions(pipe, where, error, at)
+    with pytest.raises(error):
+        run(pipe, family)
+    broken.handle.remove()
+    assert torch.equal(run(pipe, family), picture(family, 1.0)), "the next call is right"
+    broken = Interruptions(pipe, where, error, at)
+    with pytest.raises(error), steering:
+        run(pipe, family)
+    broken.handle.remove()
+    assert torch.equal(run(pipe, family), picture(family)), "and so is the pipeline without steering"
+    assert [Bare.of(root) for root in roots_of(pipe).values()] == bare
+    assert denoiser_of(pipe).attn_processors == own
+    assert "encode_prompt" not in vars(pipe)
+
+
+# ---- modules that are replaced --------------------------------------------------------------------------------------
+
+
+def test_an_adapter_over_a_layer_that_is_a_site_is_told(tmp_path: Path) -> None:
+    """PEFT puts its own module around a linear layer, and the hook stays inside, where the adapter does not show."""
+    pipe = build("sd", tmp_path)
+    sites = find_sites(pipe, r"unet\.mid_block.*\.attn2\.to_q")
+    concept = random_concept(dict.fromkeys(sites, 32), base=bases(pipe))
+    with steer(pipe, {concept: 1.0}):
+        undo = lora(pipe)
+        with pytest.warns(UserWarning, match=rf"other modules have come to {sites[0]} since .*steer anew"):
+            inside = run(pipe, "sd")
+    with steer(pipe, {concept: 1.0}), untold():
+        assert not torch.equal(run(pipe, "sd"), inside), "anew it goes to the adapted layer"
+    with steer(pipe, {concept: 1.0}):
+        undo()
+        with pytest.warns(UserWarning, match=f"other modules have come to {sites[0]}") as told:
+            assert torch.equal(run(pipe, "sd"), picture("sd"))
+        assert not [one for one in told if "not reached" in str(one.message)], "once is enough"
+    assert torch.equal(run(pipe, "sd"), picture("sd"))
+
+
+def test_words_are_told_of_an_adapter_over_the_queries(tmp_path: Path) -> None:
+    pipe, concept = build("sd", tmp_path), concepts("sd")[0]
+    with steer(pipe, {concept: 1.0}, words={concept.name: "banana"}):
+        before = run(pipe, "sd")
+        undo = lora(pipe)
+        with pytest.warns(UserWarning, match=r"other modules have come to unet\.\S*\.attn2\.to_q"):
+            run(pipe, "sd")
+        undo()
+        with untold():
+            assert torch.equal(run(pipe, "sd"), before)
+
+
+def test_another_denoiser_is_told(tmp_path: Path) -> None:
+    pipe, concept = build("sd", tmp_path), concepts("sd")[0]
+    with steer(pipe, {concept: 1.0}):
+        pipe.unet = copy.deepcopy(pipe.unet)
+        with pytest.warns(UserWarning, match=r"other modules have come to unet\.down_blocks\.0"):
+            assert torch.equal(run(pipe, "sd"), picture("sd"))
+
+
+def test_words_need_keys_that_are_not_fused(tmp_path: Path) -> None:
+    pipe, concept = build("sd", tmp_path), concepts("sd")[0]
+    with steer(pipe, {concept: 1.0}, words={concept.name: "banana"}):
+        before = run(pipe, "sd")
+        undo = fused(pipe)
+        with pytest.raises(DSASError, match=r"does not show its keys.*unfuse_qkv_projections"):
+            run(pipe, "sd")
+        undo()
+        assert torch.equal(run(pipe, "sd"), before)
+
+
+# ---- caches ---------------------------------------------------------------------------------------------------------
+
+
+def replaying_attention(pipe: Any) -> None:
+    from diffusers import PyramidAttentionBroadcastConfig
+    from diffusers.hooks import apply_pyramid_attention_broadcast
+
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(-1, 1001),
+        cross_attention_block_skip_range=2,
+        cross_attention_timestep_skip_range=(-1, 1001),
+        current_timestep_callback=lambda: 500,
+    )
+    apply_pyramid_attention_broadcast(denoiser_of(pipe), config)
+
+
+def leaving_out_blocks(pipe: Any) -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+
+
+CACHED = {"num_inference_steps": 4}
+
+
+@pytest.mark.parametrize("family", ["pixart", "sd3", "flux"])
+def test_attention_that_is_replayed_is_steered_by_hooks(family: str, tmp_path: Path) -> None:
+    """The cache holds what layers made before any hook, so strengths of now come on top."""
+    pipe = build(family, tmp_path)
+    exact = run(pipe, family, **CACHED)
+    replaying_attention(pipe)
+    bare = run(pipe, family, **CACHED)
+    assert not torch.equal(bare, exact), "the cache is at work"
+    moving = concepts(family)[0]
+    with steer(pipe, {moving: 0.0}) as steering, untold():
+        assert torch.equal(run(pipe, family, **CACHED), bare)
+        turn(steering, 1.0)
+        made = run(pipe, family, **CACHED)
+    assert not close(made, bare, 0.01)
+    assert torch.equal(run(pipe, family, **CACHED), bare)
+
+
+@pytest.mark.parametrize("family", ["pixart", "flux"])
+def test_processors_that_are_not_asked_are_told(family: str, tmp_path: Path) -> None:
+    pipe, concept = build(family, tmp_path), concepts(family)[0]
+    replaying_attention(pipe)
+    bare = run(pipe, family, **CACHED)
+    with (
+        steer(pipe, {concept: 0.0}, attach="processor") as steering,
+        pytest.warns(UserWarning, match="not reached.*pyramid_attention_broadcast answers this step from an earlier"),
+    ):
+        assert torch.equal(run(pipe, family, **CACHED), bare)
+        assert steering.fired
+    assert torch.equal(run(pipe, family, **CACHED), bare)
+
+
+def test_blocks_that_are_left_out_are_told_with_their_sites(tmp_path: Path) -> None:
+    pipe = build("flux", tmp_path)
+    exact = run(pipe, "flux", **CACHED)
+    leaving_out_blocks(pipe)
+    bare = run(pipe, "flux", **CACHED)
+    assert not torch.equal(bare, exact), "the cache is at work"
+    attention, block = concept_of("flux", "image"), concept_of("flux", "block")
+    with (
+        steer(pipe, {attention: 0.0}) as steering,
+        pytest.warns(UserWarning, match="not reached.*first_block_cache answers this step from an earlier") as told,
+    ):
+        assert torch.equal(run(pipe, "flux", **CACHED), bare)
+        turn(steering, 1.0)
+        assert not close(run(pipe, "flux", **CACHED), bare, 0.01)
+    sites = {str(one.message).partition("there: ")[2].partition(" (")[0] for one in told if "reached" in str(one.message)}
+    assert sites == {", ".join(str(site) for site in steering.sites[1:])}, "all but the first block's"
+    with (
+        steer(pipe, {block: 1.0}),
+        pytest.raises(DSASError, match=r"first_block_cache leaves out blocks.*transformer_blocks\.1.*disable the cache"),
+    ):
+        run(pipe, "flux", **CACHED)
+    assert torch.equal(run(pipe, "flux", **CACHED), bare)
+
+
+def test_a_cache_that_takes_rows_away_is_refused(tmp_path: Path) -> None:
+    from diffusers import FasterCacheConfig
+    from diffusers.hooks import apply_faster_cache
+
+    pipe, concept = build("pixart", tmp_path), concepts("pixart")[0]
+    config = FasterCacheConfig(
+        unconditional_batch_skip_range=2,
+        unconditional_batch_timestep_skip_range=(-1, 1001),
+        tensor_format="BCHW",
+        current_timestep_callback=lambda: 500,
+    )
+    apply_faster_cache(pipe.transformer, config)
+    bare = run(pipe, "pixart", **CACHED)
+    pipe.transformer._diffusers_hook.reset_stateful_hooks()
+    with steer(pipe, {concept: 1.0}), pytest.raises(DSASError, match="1 rows come by at .* called with 2.*FasterCache"):
+        run(pipe, "pixart", **CACHED)
+    pipe.transformer._diffusers_hook.reset_stateful_hooks()  # else it goes on where the call broke off
+    assert torch.equal(run(pipe, "pixart", **CACHED), bare)
