@@ -11,9 +11,10 @@ from torch import nn
 from .errors import DSASError
 from .sites import Roots, canonical
 
-
-#: what comes and goes with an architecture that stays: adapters, IP-Adapters, and projections that diffusers fuses
-_ADDED = re.compile(r"lora_|\.processor\.|^(encoder_hid_proj\.image_projection_layers|image_proj)\.|\.to_(added_)?q?kv\.")
+#: what comes and goes while an architecture stays: adapters, IP-Adapters, and the projections that diffusers fuses
+_ADDED = re.compile(
+    r"lora_|\.processor\.|^encoder_hid_proj\.image_projection_layers\.|^image_proj\.|\.to_(added_)?q?kv\."
+)
 
 
 def fingerprint(module: nn.Module) -> str:

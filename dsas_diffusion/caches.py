@@ -39,4 +39,5 @@ def steered_again(roots: Roots, sites: Collection[Site]) -> list[Site]:
 
 def _at(module: nn.Module) -> list[str]:
     hooks: Mapping[str, object] = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-    return [cache for cache in (type(hook).__module__.rpartition(".")[2] for hook in hooks.values()) if cache in _CACHES]
+    kinds = (type(hook).__module__.rpartition(".")[2] for hook in hooks.values())
+    return [kind for kind in kinds if kind in _CACHES]

@@ -15,7 +15,6 @@ Example:
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
@@ -108,7 +107,7 @@ def _with_signature_of(kind: Any) -> type[DSASAttnProcessor]:
     def call(self: DSASAttnProcessor, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return DSASAttnProcessor.__call__(self, attn, *args, **kwargs)
 
-    call.__signature__ = inspect.signature(kind.__call__)  # type: ignore[attr-defined]
+    call.__wrapped__ = kind.__call__  # type: ignore[attr-defined]  # where signatures are looked up, compiled too
     named = {"__new__": new, "__call__": call, "__module__": __name__}
     return type(DSASAttnProcessor.__name__, (DSASAttnProcessor,), named)
 

@@ -155,7 +155,8 @@ class PipelineSteering(Steering):
         if again:
             raise DSASError(
                 f"{caches_of(roots[self._denoiser])[0]} leaves out blocks and adds what they changed in an earlier "
-                f"step, and {_listed(again)} would be steered once more on top: disable the cache, or steer inside the blocks"
+                f"step, and {_listed(again)} would be steered once more on top: disable the cache, or steer the "
+                "attention inside"
             )
 
     def _check_texts(self) -> None:
@@ -187,16 +188,17 @@ class PipelineSteering(Steering):
         caches = caches_of(getattr(self.pipe, root))
         if caches:
             told = (
-                f"{caches[0]} answers this step from an earlier one, with the steering of then: strengths and schedules "
-                "that move need it disabled"
+                f"{caches[0]} answers from an earlier step, with the steering of then, for {_listed(silent)}: disable "
+                "it where strengths or schedules move"
             )
-        elif by_hand.issuperset(silent):
-            told = 'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
         else:
-            told = "somebody removed its hook, or the model skips that block"
-        warnings.warn(
-            f"attached sites were not reached, so nothing was steered there: {_listed(silent)} ({told})", stacklevel=2
-        )
+            why = (
+                'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
+                if by_hand.issuperset(silent)
+                else "somebody removed its hook, or the model skips that block"
+            )
+            told = f"attached sites were not reached, so nothing was steered there: {_listed(silent)} ({why})"
+        warnings.warn(told, stacklevel=2)
 
 
 def steer(
