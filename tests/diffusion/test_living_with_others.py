@@ -210,7 +210,7 @@ class Event:
 
     Args:
         do: does it; gives what undoes it, where something does.
-        families: to which it happens here. slow: to which it does where there is time.
+        families: to which it happens here. slow: to which besides, where there is time.
         noise: how far it alone moves pictures, of their deviation; None where it does what nobody compares.
         rest: how far it moves them when it is undone.
         sets: whether it sets attention processors, so that DSAS's are gone.
@@ -404,7 +404,7 @@ def test_a_method_that_the_pipeline_had_for_itself_comes_back(tmp_path: Path) ->
 # ---- threads, and calls that do not end -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attach", ["hooks", "processor"])
+@pytest.mark.parametrize("attach", ["hooks", pytest.param("processor", marks=pytest.mark.slow)])
 def test_two_threads_with_two_pipelines(attach: str, tmp_path: Path) -> None:
     """Each has its own strengths, rows and clock; a pipeline itself is for one thread at a time."""
     jobs = [("sd", 1.0, BANANA), ("sd", -0.5, DOG), ("flux", 1.0, BANANA)]
@@ -574,7 +574,7 @@ def test_attention_that_is_replayed_is_steered_by_hooks(family: str, tmp_path: P
     assert torch.equal(run(pipe, family, **CACHED), bare)
 
 
-@pytest.mark.parametrize("family", ["pixart", "flux"])
+@pytest.mark.parametrize("family", ["flux", pytest.param("pixart", marks=pytest.mark.slow)])
 def test_processors_that_are_not_asked_are_told(family: str, tmp_path: Path) -> None:
     pipe, concept = build(family, tmp_path), concepts(family)[0]
     replaying_attention(pipe)
