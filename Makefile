@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench results methods learning train-builtin clean
+.PHONY: help demo test lint format bench results methods learning families train-builtin clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,11 @@ learning: $(STAMP)  ## docs/learning.md: gates, ways to learn, no strength to tu
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/together.py
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/fits.py
 	.venv/bin/python benchmarks/learning.py
+
+families: $(STAMP)  ## docs/families.md: what was tested with which family of pipelines
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q --junitxml outputs/families.xml tests/diffusion/test_every_family.py \
+		tests/diffusion/test_other_pipelines.py tests/diffusion/test_processor.py tests/diffusion/test_callback.py
+	.venv/bin/python benchmarks/families.py outputs/families.xml
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
 train-builtin: $(STAMP)  ## train the built-in models again
