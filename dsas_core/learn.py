@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import methods
-from .capture import Capture, Rows, Shown
+from .capture import Captured, Rows, Shown
 from .cloud import clouded
 from .concept import Concept, Intervention
 from .errors import DSASError
@@ -83,11 +83,11 @@ class SiteEvidence:
 
 
 #: captures anew at one site, with what was learned before it steering
-Recapture = Callable[[Site, Concept], Capture]
+Recapture = Callable[[Site, Concept], Captured]
 
 
 def fit_sites(
-    capture: Capture,
+    capture: Captured,
     recipe: Recipe,
     done: Callable[[], object] = lambda: None,
     watched: Collection[Site] = (),
@@ -115,7 +115,7 @@ def fit_sites(
     if causal and recapture is None:
         raise DSASError("causal learning reads each site anew: pass recapture to fit_sites, or choose mode clean")
 
-    def marked(rows: Capture) -> Capture:
+    def marked(rows: Captured) -> Captured:
         if shown is not None:
             rows.mark("source", shown)
         return rows
@@ -242,7 +242,7 @@ def _readers(fits: Mapping[Site, Sequence[_Fit]]) -> dict[Site, Site | None]:
     return readers
 
 
-def _best(capture: Capture, sites: list[Site], recipe: Recipe) -> list[Site]:
+def _best(capture: Captured, sites: list[Site], recipe: Recipe) -> list[Site]:
     """The `keep` sites that tell source from target best: cross-validated balanced accuracy, its mean over bins."""
     from threadpoolctl import threadpool_limits
 
@@ -266,12 +266,12 @@ def _best(capture: Capture, sites: list[Site], recipe: Recipe) -> list[Site]:
         return sorted(sites, key=told, reverse=True)[: recipe.keep]
 
 
-def _rows_at(capture: Capture, site: Site, bin_: int) -> dict[str, Rows]:
+def _rows_at(capture: Captured, site: Site, bin_: int) -> dict[str, Rows]:
     """What was captured at a site in a bin, by kind."""
     return {kind: capture.rows[site, bin_, kind] for kind in KINDS if (site, bin_, kind) in capture.rows}
 
 
-def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> _Fit:
+def _fit_bin(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> _Fit:
     """One site and bin; it is refused where the gate is, or that of which the map is made."""
     rows = _rows_at(capture, site, bin_)
     missing = [kind for kind in SIDES if kind not in rows]
