@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ def test_between_the_middles_of_two_bins_parameters_are_between_theirs(edges: tu
     concept = random_concept({SITE: 8}, edges=edges, kind="affine")
     attached = Attached(concept, None, False, interpolate=True)
     ends = [0.0, *edges, 1000.0]
-    middles = [(low + high) / 2 for low, high in zip(ends, ends[1:], strict=False)]
+    middles = [(low + high) / 2 for low, high in pairwise(ends)]
 
     def at(timestep: float) -> torch.Tensor:
         attached.turn(torch.tensor(timestep), torch.device("cpu"))
@@ -177,5 +178,5 @@ def test_learning_to_read_the_prompt() -> None:
 )
 def test_what_cannot_read_the_prompt(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(DSASError, match=message):
-        learn(pipe_of("sd"), PROMPTS, count=8, steps=1, size=SIZE, **settings)
+        learn(pipe_of("sd"), PROMPTS, count=8, steps=1, size=SIZE, edges=(), **settings)
     assert Recipe().reads == "site"
