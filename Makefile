@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench results methods learning families train-builtin clean
+.PHONY: help demo test test-floor lint format bench results methods learning families train-builtin clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,17 @@ demo: $(STAMP)  ## the demonstration, in the terminal
 
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4
+
+# The oldest versions that pyproject.toml takes, put before the newest ones of .venv.
+FLOOR := diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36.0 tokenizers==0.22.1
+
+.floor/.installed: $(STAMP) Makefile
+	rm -rf .floor
+	.venv/bin/python -m pip install --no-deps --target .floor $(FLOOR)
+	touch $@
+
+test-floor: .floor/.installed  ## run the tests with the oldest versions of diffusers and transformers
+	PYTHONPATH=.floor OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4
 
 lint: $(STAMP)  ## ruff and mypy; changes nothing
 	.venv/bin/ruff check .
