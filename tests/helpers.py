@@ -27,6 +27,7 @@ TINY = replace(
 STEPS = 3
 FORMS = ("linear", "pooled", "product", "constant")
 MAPS = ("additive", "affine", "support", "mean-shift")
+BANANA, DOG = "a banana on a table", "a dog and a cat"
 
 
 def build_flow_pipe(folder: Path) -> Any:
@@ -93,6 +94,11 @@ def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
     return float((a - b).detach().abs().max()) > 1e-2
 
 
+def vector(*numbers: float) -> torch.Tensor:
+    """A vector for golden numbers."""
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
 class Recorder:
     """A visitor that keeps what comes by and changes nothing."""
 
@@ -120,6 +126,28 @@ def seen_at(pipe: Any, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
     with visit({"unet": pipe.unet, "text_encoder": pipe.text_encoder}, sites, recorder):
         latents(pipe, "a banana", num_inference_steps=1)
     return {site: seen[0] for site, seen in recorder.seen.items()}
+
+
+class Counting:
+    """A compiler backend that runs what it is given as it is, and counts."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        self.graphs += 1
+        return module.forward
+
+
+@dataclass(frozen=True, eq=False)
+class Turn(Map):
+    """A map that is not linear in its strength: it turns pairs of neighbouring channels."""
+
+    angle: torch.Tensor
+
+    def apply(self, x: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
+        turned = torch.as_tensor(strength) * self.angle.to(x.dtype)
+        return x * torch.cos(turned) + x.roll(1, -1) * torch.sin(turned)
 
 
 def random_probe(form: str, width: int, random: torch.Generator, scale: float = 1.0) -> Probe:

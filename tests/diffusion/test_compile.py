@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,21 @@ import torch
 
 from dsas_core import DSASError
 from dsas_diffusion import Schedule, find_sites, steer
-from tests.helpers import Bare, build_ddim_pipe, build_flow_pipe, differ, latents, random_concept, same, seen_at
+from tests.helpers import (
+    BANANA,
+    DOG,
+    Bare,
+    Counting,
+    build_ddim_pipe,
+    build_flow_pipe,
+    differ,
+    latents,
+    random_concept,
+    same,
+    seen_at,
+)
 
-BANANA, DOG = "a banana on a table", "a dog and a cat"
-
-
-@pytest.fixture(autouse=True)
-def _forget_graphs() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-class Counting:
-    """A compiler backend that runs what it is given as it is, and counts."""
-
-    def __init__(self) -> None:
-        self.graphs = 0
-
-    def __call__(self, module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
-        self.graphs += 1
-        return module.forward
+pytestmark = pytest.mark.usefixtures("fresh_graphs")
 
 
 def compile_denoiser(pipe: Any, in_place: bool = False) -> Counting:

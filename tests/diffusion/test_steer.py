@@ -17,6 +17,8 @@ from torch import nn
 from dsas_core import Concept, DSASError, Site, visit
 from dsas_diffusion import Schedule, find_sites, steer
 from tests.helpers import (
+    BANANA,
+    DOG,
     STEPS,
     Bare,
     Recorder,
@@ -29,7 +31,6 @@ from tests.helpers import (
     seen_at,
 )
 
-BANANA, DOG = "a banana on a table", "a dog and a cat"
 S = 0.7
 MATRIX = list(itertools.product(("flow", "ddim"), ("text", "cross", "self", "block"), ("linear", "pooled", "product")))
 #: the whole of a denoiser: what a call of it returns
