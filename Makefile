@@ -5,8 +5,11 @@ STAMP := .venv/.installed
 # python3.11 where it really runs (a pyenv shim may exist and not), else python3
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 
+# idle workers take tests from busy ones
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench results methods learning train-builtin clean
+.PHONY: help demo test test-all lint format bench results methods learning train-builtin clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +28,10 @@ demo: $(STAMP)  ## the demonstration, in the terminal
 	.venv/bin/python benchmarks/demo.py
 
 test: $(STAMP)  ## run the tests
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMP)  ## run them all, the slow ones too
+	$(PYTEST)
 
 lint: $(STAMP)  ## ruff and mypy; changes nothing
 	.venv/bin/ruff check .

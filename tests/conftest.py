@@ -16,6 +16,11 @@ settings.register_profile("repeatable", deadline=None, max_examples=40, derandom
 settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest module starts first, so that no worker is left alone with it in the end."""
+    items.sort(key=lambda item: item.path.name != "test_builtin.py")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

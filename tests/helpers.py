@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,12 @@ MAPS = ("additive", "affine", "support", "mean-shift")
 BANANA, DOG = "a banana on a table", "a dog and a cat"
 
 
-def build_flow_pipe(folder: Path) -> Any:
+#: a denoiser with one block down and one up, for what takes long in a deep one
+SHALLOW = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+SHALLOW |= {"block_out_channels": (16,), "mid_block_type": None}
+
+
+def build_flow_pipe(folder: Path, shallow: bool = False) -> Any:
     """The built-in architecture in miniature: flow matching, attention in the inner blocks only."""
     torch.manual_seed(0)
     tokenizer = architecture.build_tokenizer(folder)
@@ -40,10 +46,12 @@ def build_flow_pipe(folder: Path) -> Any:
         tokenizer,
         architecture.build_unet(TINY),
     )
+    if shallow:
+        pipe.unet = type(pipe.unet).from_config(pipe.unet.config, **SHALLOW)
     return _ready(pipe)
 
 
-def build_ddim_pipe(folder: Path) -> Any:
+def build_ddim_pipe(folder: Path, shallow: bool = False) -> Any:
     """Another Stable Diffusion: DDIM on epsilon, two down blocks with cross-attention, linear projections."""
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
@@ -64,6 +72,8 @@ def build_ddim_pipe(folder: Path) -> Any:
     )
     text_encoder = architecture.build_text_encoder(TINY, tokenizer)
     pipe = architecture.build_pipeline(architecture.build_autoencoder(TINY), text_encoder, tokenizer, unet)
+    if shallow:
+        pipe.unet = type(pipe.unet).from_config(pipe.unet.config, **SHALLOW)
     pipe.scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
     return _ready(pipe)
 
@@ -206,6 +216,21 @@ def random_concept(
 def bases(pipe: Any) -> dict[str, str]:
     """Fingerprints of what can be steered, as `learn` writes them."""
     return {"unet": fingerprint(pipe.unet), "text_encoder": fingerprint(pipe.text_encoder)}
+
+
+def document_of(result: tuple[int, str, str]) -> Any:
+    """The one JSON document of a command that succeeded without a word on standard error."""
+    code, out, err = result
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def assert_one_line(err: str, *expected: str) -> None:
+    """Standard error is one line that has all these texts, and no traceback."""
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for text in expected:
+        assert text in err
 
 
 @dataclass

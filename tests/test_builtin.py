@@ -26,7 +26,7 @@ from dsas_diffusion.metrics import Wanted
 
 pytestmark = pytest.mark.timeout(300)  # two concepts are learned in earnest
 
-COUNT, STEPS = 16, 6
+COUNT, STEPS = 12, 6
 PLACES = ("on a green background", "on a pink background", "on the beach") * 2
 PROMPTS = {
     "name": "banana-blur",

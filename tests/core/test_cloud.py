@@ -226,7 +226,7 @@ def test_identities_in_a_language_model(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("fresh_graphs")
 def test_one_compiled_graph_serves_every_strength_and_bin(tmp_path: Path) -> None:
-    pipe = build_flow_pipe(tmp_path)
+    pipe = build_flow_pipe(tmp_path, shallow=True)
     seen = seen_at(pipe, find_sites(pipe, "cross")[-2:])
     first, second = (
         with_clouds(random_concept(seen, name=name, seed=seed, unit=0.5, edges=(500.0,)), seen)

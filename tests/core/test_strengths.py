@@ -247,7 +247,7 @@ def test_identities_in_a_pipeline(tiny_pipe: Any, group: str, edges: tuple[float
 
 @pytest.mark.usefixtures("fresh_graphs")
 def test_one_compiled_graph_serves_every_target_and_number(tmp_path: Path) -> None:
-    pipe = build_flow_pipe(tmp_path)
+    pipe = build_flow_pipe(tmp_path, shallow=True)
     sites = find_sites(pipe, "cross")
     first = away(random_concept(seen_at(pipe, sites), form="product", unit=0.5), "first")
     second = random_concept(seen_at(pipe, sites), name="second", seed=1, unit=0.5)

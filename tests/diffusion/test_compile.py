@@ -45,7 +45,7 @@ def compile_denoiser(pipe: Any, in_place: bool = False) -> Counting:
 def test_one_graph_serves_every_strength_timestep_and_bin(
     build: Any, edges: tuple[float, ...], in_place: bool, tmp_path: Path
 ) -> None:
-    pipe = build(tmp_path)
+    pipe = build(tmp_path, shallow=True)
     sites = find_sites(pipe, ["cross", "self"])
     concept = random_concept(seen_at(pipe, sites), form="product", edges=edges, unit=0.5)
     other = random_concept(seen_at(pipe, find_sites(pipe, ["cross", "block"])), name="other", seed=1, unit=0.5)
@@ -74,7 +74,7 @@ def test_one_graph_serves_every_strength_timestep_and_bin(
 
 
 def test_letting_go_of_a_compiled_denoiser_takes_effect(tmp_path: Path) -> None:
-    pipe = build_flow_pipe(tmp_path)
+    pipe = build_flow_pipe(tmp_path, shallow=True)
     concept, base = random_concept(seen_at(pipe, find_sites(pipe, "cross"))), latents(pipe, BANANA)
     with steer(pipe, {concept: 1.0}):
         compile_denoiser(pipe)
@@ -85,7 +85,7 @@ def test_letting_go_of_a_compiled_denoiser_takes_effect(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in place"])
 def test_attaching_to_a_compiled_denoiser_is_refused_with_the_remedy(tmp_path: Path, in_place: bool) -> None:
-    pipe = build_flow_pipe(tmp_path)
+    pipe = build_flow_pipe(tmp_path, shallow=True)
     concept = random_concept(seen_at(pipe, find_sites(pipe, "cross")))
     compile_denoiser(pipe, in_place)
     with pytest.raises(DSASError, match=r"unet is compiled, .*attach first .* and compile then"):

@@ -43,7 +43,7 @@ class Case:
     concept: Concept
 
 
-@pytest.fixture(params=MATRIX, ids=lambda parameters: "-".join(parameters))
+@pytest.fixture(scope="module", params=MATRIX, ids=lambda parameters: "-".join(parameters))
 def case(request: pytest.FixtureRequest, tiny_pipe: Any, ddim_pipe: Any) -> Case:
     """One cell of the matrix; the second pipeline's concepts have two timestep bins."""
     which, group, form = request.param
@@ -100,22 +100,21 @@ def vanilla(pipe: Any, concept: Concept, strength: float) -> Iterator[None]:
 # ---- identities -----------------------------------------------------------------------------------------------------
 
 
-def test_strength_zero_and_letting_go_are_exact(case: Case) -> None:
+def test_strength_zero_gate_off_and_letting_go_are_exact_and_signs_go_different_ways(case: Case) -> None:
     base, bare = latents(case.pipe, BANANA), [Bare.of(case.pipe.unet), Bare.of(case.pipe.text_encoder)]
     with steer(case.pipe, {case.concept: 0.0}) as steering:
         assert torch.equal(latents(case.pipe, BANANA), base)
         assert steering.fired == sorted(str(site) for site in case.concept.sites)
-        steering.strengths["random"] = S
-        assert differ(latents(case.pipe, BANANA), base)
+        made = [base]
+        for strength in (S, -S):
+            steering.strengths["random"] = strength
+            made.append(latents(case.pipe, BANANA))
+        assert all(differ(a, b) for a, b in itertools.combinations(made, 2))
+    with steer(case.pipe, {case.concept: S}, gate="off"):
+        assert torch.equal(latents(case.pipe, BANANA), base)
     assert torch.equal(latents(case.pipe, BANANA), base)
     assert [Bare.of(case.pipe.unet), Bare.of(case.pipe.text_encoder)] == bare
     assert "encode_prompt" not in vars(case.pipe)
-
-
-def test_gate_off_is_the_base_model(case: Case) -> None:
-    with steer(case.pipe, {case.concept: S}, gate="off"):
-        made = latents(case.pipe, BANANA)
-    assert torch.equal(made, latents(case.pipe, BANANA))
 
 
 def test_gate_on_is_the_vanilla_method(case: Case) -> None:
@@ -126,14 +125,6 @@ def test_gate_on_is_the_vanilla_method(case: Case) -> None:
     assert same(made, expected)
     with steer(case.pipe, {case.concept: S}):
         assert differ(latents(case.pipe, BANANA), expected)
-
-
-def test_signs_go_different_ways(case: Case) -> None:
-    made = [latents(case.pipe, BANANA)]
-    for strength in (S, -S):
-        with steer(case.pipe, {case.concept: strength}):
-            made.append(latents(case.pipe, BANANA))
-    assert all(differ(a, b) for a, b in itertools.combinations(made, 2))
 
 
 def test_batch_of_two_equals_two_singles_whatever_their_strengths(case: Case) -> None:

@@ -269,7 +269,7 @@ def test_embeddings_made_within_the_block_have_the_words_of_their_prompts(tiny_p
 
 @pytest.mark.usefixtures("fresh_graphs")
 def test_one_compiled_graph_serves(tmp_path: Path) -> None:
-    pipe = build_ddim_pipe(tmp_path)
+    pipe = build_ddim_pipe(tmp_path, shallow=True)
     concept, counting = concept_of(pipe, ["cross", "self"]), Counting()
 
     def run() -> list[torch.Tensor]:
