@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from dsas_core.llm.builtin import judge
 from tests import helpers
 
 torch.set_num_threads(1)
@@ -24,6 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_judge() -> Iterator[None]:
+    """The built-in judge of rudeness is the same whenever it is fitted: once for each process is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "fit_judge", functools.cache(judge.fit_judge))
+        yield
 
 
 @pytest.fixture
