@@ -5,8 +5,11 @@ STAMP := .venv/.installed
 # python3.11 where it really runs (a pyenv shim may exist and not), else python3
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 
+# idle workers take tests from busy ones
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-floor lint format bench results methods learning families train-builtin clean
+.PHONY: help demo test test-all test-floor lint format bench results methods learning families train-builtin clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +28,10 @@ demo: $(STAMP)  ## the demonstration, in the terminal
 	.venv/bin/python benchmarks/demo.py
 
 test: $(STAMP)  ## run the tests
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMP)  ## run them all, the slow ones too
+	$(PYTEST)
 
 # The oldest versions that pyproject.toml takes, put before the newest ones of .venv.
 FLOOR := diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36.0 tokenizers==0.22.1
@@ -36,7 +42,7 @@ FLOOR := diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36.0 tokenize
 	touch $@
 
 test-floor: .floor/.installed  ## run the tests with the oldest versions of diffusers and transformers
-	PYTHONPATH=.floor OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4
+	PYTHONPATH=.floor $(PYTEST) -m "not slow"
 
 lint: $(STAMP)  ## ruff and mypy; changes nothing
 	.venv/bin/ruff check .
