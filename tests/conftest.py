@@ -54,22 +54,3 @@ def tiny_pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def ddim_pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A Stable Diffusion with another scheduler and attention in more blocks."""
     return helpers.build_ddim_pipe(tmp_path_factory.mktemp("ddim"))
-
-
-@pytest.fixture(scope="session")
-def tiny_llama() -> Any:
-    """A random Llama with two layers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=61,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.1,
-    )
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
