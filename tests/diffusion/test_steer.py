@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from dsas_core import Concept, DSASError, Site, visit
+from dsas_core.sites import modules
 from dsas_diffusion import Schedule, find_sites, steer
+from dsas_diffusion.families import roots_of
 from tests.helpers import (
     BANANA,
     DOG,
@@ -91,9 +93,8 @@ def vanilla(pipe: Any, concept: Concept, strength: float) -> Iterator[None]:
         pipe.unet.register_forward_pre_hook(look_at_clock),
         pipe.text_encoder.register_forward_pre_hook(look_at_text, with_kwargs=True),
     ]
-    for item in concept.interventions:
-        root, path = item.site.path.split(".", 1)
-        handles.append(getattr(pipe, root).get_submodule(path).register_forward_hook(moved(item)))
+    known = modules(roots_of(pipe))
+    handles += [known[item.site.path].register_forward_hook(moved(item)) for item in concept.interventions]
     try:
         yield
     finally:
