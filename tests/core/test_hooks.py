@@ -136,6 +136,32 @@ def test_a_copy_of_the_model_does_not_carry_the_visitor(copied: Any) -> None:
     assert visitors(model) == []
 
 
+def test_a_module_that_was_replaced_is_known() -> None:
+    model, wrapped = stack(), nn.Sequential(nn.Identity())
+    with visit(model, [MIDDLE, Site("model.2")], Doubler()) as placed:
+        assert placed.replaced(model) == []
+        wrapped[0], model[1] = model[1], wrapped
+        assert placed.replaced(model) == [MIDDLE]
+        model[1] = wrapped[0]
+        assert placed.replaced(model) == []
+
+
+def test_a_visitor_of_calls_alone_is_known_too() -> None:
+    model, recorder = stack(), Recorder()
+    with visit(model, [], recorder, {"model": lambda *_: Call(torch.ones(2), torch.arange(2))}):
+        assert visitors(model) == [recorder]
+    assert visitors(model) == []
+
+
+def test_rows_that_the_call_has_not_are_refused() -> None:
+    model, steering = stack(), Steering({random_concept({MIDDLE: 4}): 1.0})
+    with (
+        visit(model, [MIDDLE], steering, {"model": lambda *_: Call(torch.ones(3), torch.arange(3))}),
+        pytest.raises(DSASError, match=r"2 rows come by at model\.1, but 'model' was called with 3"),
+    ):
+        model(X)
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("part", [False, True])
 def test_a_compiled_module_is_refused_with_the_remedy(in_place: bool, part: bool) -> None:
