@@ -13,20 +13,21 @@ from torch import nn
 from dsas_core.errors import DSASError
 from dsas_core.sites import Site, canonical, find, modules
 
-from .families import Family, Group, family_of, roots_of
+from .families import family_of, roots_of
+from .family import Family, Group
 
 #: parts of a path, and what people call them; the role says the rest ("attn2" is "cross")
 _CALLED = (
     (r"^(unet|transformer)(\.|$)", ""),
-    (r"^text_encoder(_\d)?\.(encoder\.)?(layers|block)\.", r"text\1."),
+    (r"^text_encoder(_\d)?\.((encoder|model|language_model)\.)*(layers|block)\.", r"text\1."),
     (r"(^|\.)(down|up)_blocks\.", r"\1\2."),
     (r"(^|\.)mid_block", r"\1mid"),
     (r"(^|\.)single_transformer_blocks\.", r"\1single."),
-    (r"^transformer_blocks\.", "block."),
+    (r"^(transformer_blocks|layers)\.", "block."),
     (r"\.transformer_blocks\.", "."),
     (r"\.attentions\.", "."),
     (r"\.resnets\.", ".resnet."),
-    (r"\.attn\d?$", ""),
+    (r"\.(attn\d?|attention)$", ""),
 )
 
 
@@ -66,13 +67,14 @@ def unread(pipe: Any, sites: Iterable[Site], clip_skip: int = 0) -> list[Site]:
 
 
 def _behind(family: Family, known: Collection[str], sites: Iterable[Site], clip_skip: int = 0) -> list[Site]:
-    behind = {encoder.part: encoder.unread + clip_skip for encoder in family.encoders}
+    encoders = {encoder.part: encoder for encoder in family.encoders}
     found = []
     for site in sites:
         layers, _, number = site.path.rpartition(".")
-        if behind.get(site.root) and number.isdecimal():
-            count = sum(path.rpartition(".")[0] == layers for path in known)
-            found += [site] if int(number) >= count - behind[site.root] else []
+        encoder = encoders.get(site.root)
+        if encoder is not None and number.isdecimal():
+            count = sum(path.rpartition(".")[0] == layers for path in known) - encoder.unread - clip_skip
+            found += [site] if int(number) >= min(count, encoder.depth or count) else []
     return found
 
 
