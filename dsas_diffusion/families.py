@@ -173,7 +173,6 @@ _QWEN = Family(
     bounds=(1.0, 0.0),
     guidance="two calls",
     negatives="apart",
-    scale="true_cfg_scale",
 )
 _Z_IMAGE = Family(
     name="Z-Image",

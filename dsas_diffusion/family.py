@@ -69,7 +69,6 @@ class Family:
             stacked rows, "two calls".
         negatives: whether `encode_prompt` makes prompts and negative prompts "together", or is called for them "apart".
         negative: of what it makes together for two calls, which element is that of the negative prompts.
-        scale: the argument of the pipeline that says how much guidance there is.
         sequence: how a picture's patches and a prompt's tokens lie in one sequence: "text, image" and "image, text" one
             behind the other, "tokens, image" with the picture right behind each row's own tokens.
         multiple: both are padded to multiples of that many positions.
@@ -89,6 +88,5 @@ class Family:
     guidance: str = "uncond, cond"
     negatives: str = "together"
     negative: int | None = None
-    scale: str = "guidance_scale"
     sequence: str = "text, image"
     multiple: int = 1

@@ -16,7 +16,6 @@ from PIL import Image
 
 from dsas_core.errors import DSASError
 
-from .families import family_of
 from .load import BUILTIN
 
 #: of denoising, where a model's own number is larger
@@ -32,8 +31,8 @@ class Settings:
     """How pictures are made.
 
     Args:
-        steps: of denoising. guidance: its scale, which the pipeline calls `guidance_scale` or, see
-            `family.Family.scale`, otherwise.
+        steps: of denoising. guidance: its scale, which pipelines call `guidance_scale`, Qwen-Image's
+            `true_cfg_scale`.
         scheduler: of diffusers, by class name; None is the pipeline's own.
         size: pixels of a side; None is the pipeline's own.
     """
@@ -55,8 +54,15 @@ def settings_of(
         usual = Settings(12, 3.0)
     else:
         own = inspect.signature(type(pipe).__call__).parameters
-        usual = Settings(min(MOST_STEPS, own["num_inference_steps"].default), own[family_of(pipe).scale].default)
+        usual = Settings(min(MOST_STEPS, own["num_inference_steps"].default), own[_scale(pipe)].default)
     return Settings(steps or usual.steps, usual.guidance if guidance is None else guidance, size=size)
+
+
+def _scale(pipe: Any) -> str:
+    """The argument that says how much guidance there is: the true one, where the pipeline's own number asks for it."""
+    own = inspect.signature(type(pipe).__call__).parameters
+    true = own.get("true_cfg_scale")
+    return "guidance_scale" if true is None or true.default <= 1 else "true_cfg_scale"
 
 
 def other_schedulers(pipe: Any) -> list[str]:
@@ -118,7 +124,7 @@ def latent_batches(
     negative: str | None = None,
 ) -> Iterator[torch.Tensor]:
     """As `latents_of`, batch by batch; with a negative prompt where one is given."""
-    scale = family_of(pipe).scale
+    scale = _scale(pipe)
     more: dict[str, Any] = {scale: settings.guidance}
     if settings.size is not None:
         more.update(height=settings.size, width=settings.size)

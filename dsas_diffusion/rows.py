@@ -256,6 +256,7 @@ class Rows:
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], steered: Collection[str] = (PROMPT,)
     ) -> Call:
         """A call of the denoiser; its rows are those of the prompts, picture by picture, or of other blocks as well."""
+        sample: Any
         sample, timestep, embeds = (
             next((kwargs[name] for name in names if name in kwargs), args[place] if place < len(args) else None)
             for place, names in enumerate((SAMPLE, TIMESTEP, EMBEDDINGS))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 
 from dsas_diffusion.builtin import architecture
@@ -113,17 +114,17 @@ def _qwen3(tokenizer: Any, kind: str, layers: int = 3) -> Any:
     return getattr(transformers, kind)(config)
 
 
-def _vae(channels: int = 4, levels: int = 2) -> Any:
+def _vae(levels: int = 2, shift: float | None = None) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         block_out_channels=(8,) * levels,
-        latent_channels=channels,
+        latent_channels=4,
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
-        shift_factor=0.1,
+        shift_factor=shift,
     )
 
 
@@ -191,7 +192,7 @@ def _sd3(folder: Path) -> Any:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(),
+        vae=_vae(shift=0.1),
         text_encoder=_clip(first, projected=True),
         tokenizer=first,
         text_encoder_2=_clip(second, projected=True),
@@ -219,7 +220,7 @@ def _flux(folder: Path) -> Any:
     return FluxPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(4),
+        vae=_vae(shift=0.1),
         text_encoder=_clip(first),
         tokenizer=first,
         text_encoder_2=_t5(second),
@@ -451,7 +452,7 @@ def _z_image(folder: Path) -> Any:
     return ZImagePipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(levels=3),
+        vae=_vae(3, shift=0.1),
         text_encoder=_qwen3(tokenizer, "Qwen3Model"),
         tokenizer=tokenizer,
     )
@@ -476,7 +477,7 @@ def _lumina(folder: Path) -> Any:
     pipe = Lumina2Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(levels=4),
+        vae=_vae(4, shift=0.1),
         text_encoder=_gemma(tokenizer),
         tokenizer=tokenizer,
     )
@@ -497,7 +498,9 @@ _BUILD: dict[str, Callable[[Path], Any]] = {
     "zimage": _z_image,
     "lumina": _lumina,
 }
-FAMILIES = tuple(_BUILD)
+#: pipelines that came later than the oldest diffusers that is supported
+_LATER = {"flux2": "Flux2Pipeline", "klein": "Flux2KleinPipeline", "zimage": "ZImagePipeline"}
+FAMILIES = tuple(family for family in _BUILD if _LATER.get(family, "DiffusionPipeline") in dir(diffusers))
 #: what a pipeline has to be told beside what all understand
 _OPTIONS: dict[str, dict[str, Any]] = {
     "flux": {"max_sequence_length": 12},

@@ -136,7 +136,7 @@ def test_pipelines_without_one_of_their_text_encoders(
 
 
 def test_attention_of_the_picture_to_itself_has_a_role_of_its_own() -> None:
-    """SD3.5 medium has it in some blocks beside the joint one: of patches alone, in one stream, every row in its place."""
+    """SD3.5 medium has it in some blocks, beside the joint one: of patches alone."""
     pipe = pipe_of("sd3")
     (site,) = find_sites(pipe, "self")
     assert (site.path, site.stream, site.index) == ("transformer.transformer_blocks.0.attn2", "", 0)
