@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
@@ -29,6 +30,9 @@ TEXT_LAYERS: Mapping[str, str] = {
     "Qwen2_5_VLForConditionalGeneration": r"model\.language_model\.layers\.\d+",
     "Mistral3ForConditionalGeneration": r"model\.language_model\.layers\.\d+",
 }
+
+#: of these, transformers 4 records what a layer makes before hooks come, where the denoiser reads what was recorded
+_RECORDED = ("Gemma2Model", "Qwen3Model", "Qwen3ForCausalLM", "Mistral3ForConditionalGeneration")
 
 _TEXT = Group(rf"text_encoder(_\d)?\.({'|'.join(dict.fromkeys(TEXT_LAYERS.values()))})")
 _UNET: Mapping[str, tuple[Group, ...]] = {
@@ -271,6 +275,14 @@ def roots_of(pipe: Any) -> dict[str, nn.Module]:
     """The modules that can be steered, by name."""
     names = [family_of(pipe).denoiser, *(encoder.part for encoder in encoders_of(pipe))]
     return {name: getattr(pipe, name) for name in names}
+
+
+def layers_read(encoder: TextEncoder, module: nn.Module, layers: int, clip_skip: int = 0) -> int:
+    """How many of the layers of a text encoder, the first of them, show in what the denoiser reads when steered."""
+    last = layers - encoder.unread - clip_skip
+    last = last if encoder.depth is None else min(last, encoder.depth)
+    early = _kind(module) in _RECORDED and find_spec("transformers.utils.output_capturing") is None
+    return last - 1 if early and last < layers else last
 
 
 def bounds_of(pipe: Any) -> tuple[float, float]:

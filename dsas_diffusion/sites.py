@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from dsas_core.errors import DSASError
 from dsas_core.sites import Site, canonical, find, modules
 
-from .families import family_of, roots_of
+from .families import family_of, layers_read, roots_of
 from .family import Family, Group
 
 #: parts of a path, and what people call them; the role says the rest ("attn2" is "cross")
@@ -66,15 +66,15 @@ def unread(pipe: Any, sites: Iterable[Site], clip_skip: int = 0) -> list[Site]:
     return _behind(family_of(pipe), modules(roots_of(pipe)), sites, clip_skip)
 
 
-def _behind(family: Family, known: Collection[str], sites: Iterable[Site], clip_skip: int = 0) -> list[Site]:
+def _behind(family: Family, known: Mapping[str, nn.Module], sites: Iterable[Site], clip_skip: int = 0) -> list[Site]:
     encoders = {encoder.part: encoder for encoder in family.encoders}
     found = []
     for site in sites:
         layers, _, number = site.path.rpartition(".")
         encoder = encoders.get(site.root)
         if encoder is not None and number.isdecimal():
-            count = sum(path.rpartition(".")[0] == layers for path in known) - encoder.unread - clip_skip
-            found += [site] if int(number) >= min(count, encoder.depth or count) else []
+            count = sum(path.rpartition(".")[0] == layers for path in known)
+            found += [site] if int(number) >= layers_read(encoder, known[site.root], count, clip_skip) else []
     return found
 
 

@@ -79,7 +79,7 @@ def _gemma(tokenizer: Any) -> Any:
             vocab_size=len(tokenizer),
             hidden_size=WIDTH,
             intermediate_size=48,
-            num_hidden_layers=2,
+            num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=8,

@@ -51,6 +51,15 @@ def base_of(family: str) -> torch.Tensor:
     return latents(pipe_of(family), family, BANANA)
 
 
+@cache
+def invariant(family: str) -> None:
+    """Skip where an unsteered picture depends on its batch: diffusers 0.35 lets Qwen-Image attend to padding."""
+    pipe = pipe_of(family)
+    batch = latents(pipe, family, [BANANA, DOG], (0, 3))
+    if not same(batch[:1], base_of(family)):
+        pytest.skip(f"pictures of {family} depend on their batch")
+
+
 def seen_in(
     family: str, sites: list[Site], prompts: Any = BANANA, rows: str = "conditional", **options: Any
 ) -> Recorder:
@@ -88,6 +97,7 @@ def test_off_and_detached_are_bit_exact(family: str, role: str) -> None:
 @pytest.mark.parametrize(("family", "role"), EVERY)
 def test_strengths_of_a_batch_are_those_of_single_pictures(family: str, role: str) -> None:
     pipe, concept = pipe_of(family), concept_of(family, role)
+    invariant(family)
     with steer(pipe, {concept: [1.0, 0.0, -0.5]}):
         batch = latents(pipe, family, [BANANA, BANANA, DOG], (0, 0, 3))
     with steer(pipe, {concept: 1.0}) as steering:
@@ -151,6 +161,38 @@ def test_without_guidance_every_row_has_a_prompt(family: str) -> None:
     assert [call.prompts.tolist() for call in denoiser] == [[0, 0, 1, 1]] * STEPS
 
 
+def ready_made(family: str) -> dict[str, Any]:
+    """Embeddings of two prompts and their negative prompts, as a pipeline of a family takes them."""
+    pipe, texts, others = pipe_of(family), [BANANA, DOG], ["", ""]
+    if family == "zimage":
+        made = pipe.encode_prompt(texts, negative_prompt=others, max_sequence_length=16)
+        names = ("prompt_embeds", "negative_prompt_embeds")
+    elif family == "lumina":
+        made = pipe.encode_prompt(texts, negative_prompt=others, max_sequence_length=16)
+        names = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
+    else:
+        made = (*pipe.encode_prompt(texts), *pipe.encode_prompt(others))
+        mask = "prompt_embeds_mask" if family == "qwen" else ""
+        names = ("prompt_embeds", mask, "negative_prompt_embeds", mask and f"negative_{mask}")
+    return {name: part for name, part in zip(names, made, strict=True) if name}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["made before", "made inside"])
+@pytest.mark.parametrize("family", ["klein", "qwen", "zimage", "lumina"])
+def test_embeddings_that_are_ready_made(family: str, inside: bool) -> None:
+    """Each generation tells its rows anew, and whether the text encoder has been steered."""
+    pipe, recorder = pipe_of(family), Recorder()
+    given = {} if inside else ready_made(family)
+    with Rows(pipe) as told, visit(roots_of(pipe), [], recorder, told.describe()):
+        given = ready_made(family) if inside else given
+        for _ in range(2):
+            options = {GUIDED.get(family, "guidance_scale"): 3.0, "output_type": "latent", **given}
+            pipe(height=SIZE, width=SIZE, num_inference_steps=1, **options)
+            assert told.embeddings in (("", "made here") if inside else ("given",))
+    calls = [call for root, call in recorder.calls if root == family_of(pipe).denoiser]
+    assert [(call.rows.tolist(), call.prompts.tolist()) for call in calls] == CALLS[family] * 2
+
+
 @pytest.mark.parametrize(("family", "role"), EVERY)
 def test_rows_of_negative_prompts_are_untouched(family: str, role: str) -> None:
     pipe, concept = pipe_of(family), concept_of(family, role)
@@ -201,6 +243,7 @@ RAGGED = ("qwen", "zimage", "lumina")
 @pytest.mark.parametrize("family", RAGGED)
 def test_prompts_of_unlike_length_are_seen_as_they_are_alone(family: str, role: str) -> None:
     """Wherever a row's text ends: its patches and tokens are found, and what is behind a shorter text counts not."""
+    invariant(family)
     site = find_sites(pipe_of(family), role)[-1]
 
     def seen(prompts: Any, seeds: tuple[int, ...]) -> list[torch.Tensor]:
@@ -275,7 +318,7 @@ def test_instructions_in_front_of_a_prompt_do_not_count(family: str, positions: 
         ("klein", None, r"text_encoder\.model\.layers\.27", True),
         ("qwen", None, "text.2", False),
         ("zimage", None, r"text_encoder\.layers\.2", True),
-        ("lumina", None, r"text_encoder\.layers\.1", True),
+        ("lumina", None, r"text_encoder\.layers\.2", True),
     ],
 )
 def test_a_layer_that_nobody_reads_is_told(family: str, clip_skip: int | None, layers: str, told: bool) -> None:

@@ -20,7 +20,7 @@ from tests.diffusion.models import FAMILIES, latents
 from tests.diffusion.test_every_family import BANANA, ROLES, base_of, concept_of, pipe_of
 from tests.helpers import Bare
 
-#: families whose denoiser takes no processors as a whole
+#: families whose denoiser takes no processors as a whole; Qwen's did not in diffusers 0.35
 WITHOUT = ("zimage", "lumina")
 BY_PROCESSOR = [
     (family, role)
@@ -38,6 +38,8 @@ def denoiser_of(family: str) -> Any:
 @pytest.mark.parametrize(("family", "role"), BY_PROCESSOR)
 def test_it_gives_the_same_picture_as_the_hook(family: str, role: str) -> None:
     pipe, concept, denoiser = pipe_of(family), concept_of(family, role), denoiser_of(family)
+    if family == "qwen" and not hasattr(denoiser, "set_attn_processor"):
+        pytest.skip("this diffusers has no set_attn_processor of Qwen-Image")
     before = denoiser.attn_processors
     bare = [Bare.of(root) for root in roots_of(pipe).values()]
     with steer(pipe, {concept: 1.0}):
