@@ -5,8 +5,11 @@ STAMP := .venv/.installed
 # python3.11 where it really runs (a pyenv shim may exist and not), else python3
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 
+# idle workers take tests from busy ones
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench results methods learning train-builtin clean
+.PHONY: help demo test test-all test-floor lint format bench results methods learning families train-builtin clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +28,21 @@ demo: $(STAMP)  ## the demonstration, in the terminal
 	.venv/bin/python benchmarks/demo.py
 
 test: $(STAMP)  ## run the tests
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMP)  ## run them all, the slow ones too
+	$(PYTEST)
+
+# The oldest versions that pyproject.toml takes, put before the newest ones of .venv.
+FLOOR := diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36.0 tokenizers==0.22.1
+
+.floor/.installed: $(STAMP) Makefile
+	rm -rf .floor
+	.venv/bin/python -m pip install --no-deps --target .floor $(FLOOR)
+	touch $@
+
+test-floor: .floor/.installed  ## run the tests with the oldest versions of diffusers and transformers
+	PYTHONPATH=.floor $(PYTEST) -m "not slow"
 
 lint: $(STAMP)  ## ruff and mypy; changes nothing
 	.venv/bin/ruff check .
@@ -60,6 +77,11 @@ learning: $(STAMP)  ## docs/learning.md: gates, ways to learn, no strength to tu
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/together.py
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/fits.py
 	.venv/bin/python benchmarks/learning.py
+
+families: $(STAMP)  ## docs/families.md: what was tested with which family of pipelines
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q --junitxml outputs/families.xml tests/diffusion/test_every_family.py \
+		tests/diffusion/test_other_pipelines.py tests/diffusion/test_processor.py tests/diffusion/test_callback.py
+	.venv/bin/python benchmarks/families.py outputs/families.xml
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
 train-builtin: $(STAMP)  ## train the built-in models again

@@ -20,6 +20,9 @@ from dsas_core.files import as_json
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "benchmarks" / "results" / "methods.json"
 
+#: a front below this is that of a map that does next to nothing
+NOTHING = 0.1
+
 Concept = Mapping[str, Any]
 
 
@@ -29,6 +32,24 @@ def verdict(concept: Concept) -> str:
     if gated["low"] > on["high"]:
         return "gated"
     return "always on" if on["low"] > gated["high"] else "neither"
+
+
+def undecided(concepts: Sequence[Concept]) -> str:
+    """Why fronts cannot be told apart, by name, and where always on is the better one; a sentence or two."""
+    named: dict[str, list[str]] = {"nothing": [], "close": [], "always on": []}
+    for concept in with_dsas(concepts):
+        label, told = f"{concept['method']} on {concept['task']}", verdict(concept)
+        if told == "neither":
+            most = max(concept["arms"][name]["hypervolume"]["value"] for name in ("dsas", "on"))
+            named["nothing" if most < NOTHING else "close"].append(label)
+        elif told == "always on":
+            named[told].append(label)
+    said = [
+        (named["nothing"], "in {} the map does next to nothing, gated or not"),
+        (named["close"], "in {} intervals overlap ({})"),
+        (named["always on"], "always on is better in {} ({})"),
+    ]
+    return "; ".join(line.format(len(names), ", ".join(names)) for names, line in said if names)
 
 
 def owned(concepts: Sequence[Concept]) -> list[str]:
@@ -84,9 +105,10 @@ def page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
         "learned on plain means.",
         "",
         f"Of {len(won)} pairs of method and task the gated front is better in {won.count('gated')}, that of the method "
-        f"always on in {won.count('always on')}; {won.count('neither')} cannot be told apart. Of {len(own)} pairs with "
-        f"a gate of the method's own, DSAS is the better front in {own.count('DSAS')}, that one in {own.count('own')}. "
-        "Where a map has no effect at any strength, no gate can help it.",
+        f"always on in {won.count('always on')}; {won.count('neither')} cannot be told apart. Of these pairs, "
+        f"{undecided(concepts)}. Of {len(own)} pairs with a gate of the method's own, DSAS is the better front in "
+        f"{own.count('DSAS')}, that one in {own.count('own')}. "
+        "A gate cannot help a map that has no effect at any strength.",
         "",
         "![fronts of every method](methods.svg)",
         "",

@@ -72,8 +72,11 @@ class Attached:
     elsewhere gets a copy there. Clouds are held only where steering is to stay within them.
     """
 
-    def __init__(self, concept: Concept, gate: str | None, watch: bool, within: bool = False) -> None:
+    def __init__(
+        self, concept: Concept, gate: str | None, watch: bool, within: bool = False, interpolate: bool = False
+    ) -> None:
         self.name, self.unit, self.edges = concept.name, concept.unit, concept.edges
+        self._middles = _middles(concept.edges) if interpolate and concept.edges else None
         chosen = [intervention for intervention in concept.interventions if watch or not intervention.watches]
         self._interventions = [_gated(item if within else replace(item, clouds=()), gate) for item in chosen]
         bins = [_flattened(self._interventions, i) for i in range(len(concept.edges) + 1)]
@@ -105,9 +108,26 @@ class Attached:
         if device != self._device:
             self._go_to(device)
         if self.edges:
-            bin_ = bin_of(timestep, self.edges).to(device)
+            now = self._between(timestep, device)
             for bound in (self._here, *self._elsewhere.values()):
-                bound.live.copy_(self._banks.index_select(0, bin_[None])[0])
+                bound.live.copy_(now)
+
+    def _between(self, timestep: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+        """The parameters of a timestep: those of its bin, or on the straight line between those of two."""
+        if self._middles is None or timestep is None:
+            bin_ = bin_of(timestep, self.edges).to(device)
+            return self._banks.index_select(0, bin_[None])[0]
+        middles = self._middles.to(device)
+        right = torch.searchsorted(middles, timestep.to(device).float().reshape(1)).clamp(1, len(middles) - 1)
+        low, high = middles[right - 1], middles[right]
+        share = ((timestep.to(device) - low) / (high - low)).clamp(0, 1)
+        return torch.lerp(self._banks.index_select(0, right - 1)[0], self._banks.index_select(0, right)[0], share)
+
+
+def _middles(edges: Sequence[float]) -> torch.Tensor:
+    """The middle timestep of each bin."""
+    ends = torch.tensor([0.0, *edges, 1000.0])
+    return (ends[1:] + ends[:-1]) / 2
 
 
 def _gated(intervention: Intervention, gate: str | None) -> Intervention:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -13,6 +14,8 @@ from .hooks import Call
 from .probes.combine import pool
 from .sites import Site
 
+#: site, timestep bin, kind of prompt
+Key = tuple[Site, int, str]
 #: the index of a prompt, and how many positions the longest row of a site has -> which positions show the concept
 Shown = Callable[[int, int], Sequence[bool]]
 
@@ -55,6 +58,18 @@ def bin_of(timestep: torch.Tensor | None, edges: Sequence[float]) -> torch.Tenso
     return torch.bucketize(timestep.float(), torch.tensor(list(edges), device=timestep.device), right=True)
 
 
+class Captured(Protocol):
+    """What fitting asks of captured rows, wherever they are."""
+
+    edges: tuple[float, ...]
+    timeless: set[str]
+
+    @property
+    def rows(self) -> Mapping[Key, Rows]: ...
+
+    def mark(self, kind: str, told: Shown) -> None: ...
+
+
 class Capture:
     """Keep the activations of steered rows (the conditional half) while prompts walk through the model.
 
@@ -63,8 +78,8 @@ class Capture:
         positions_per_row: how many positions to sample from each row of each call; 0 keeps pooled rows only.
         seed: for the sampling.
 
-    Call `start(kind)` before the prompts of each kind, and move `offset` to the index of a batch's first prompt.
-    `rows` maps (site, bin, kind) to Rows.
+    Call `start(kind)` before the prompts of each kind, and move `offset` to the index of a batch's first prompt, or
+    call `at` with it. `rows` maps (site, bin, kind) to Rows.
     """
 
     def __init__(self, edges: Sequence[float] = (), positions_per_row: int = 32, seed: int = 0) -> None:
@@ -76,7 +91,7 @@ class Capture:
         self.kind = ""
         self.offset = 0
         self.timeless: set[str] = set()  # roots that run without a clock have one bin
-        self.rows: dict[tuple[Site, int, str], Rows] = defaultdict(Rows)
+        self.rows: dict[Key, Rows] = defaultdict(Rows)
         self._random = torch.Generator()
         self._calls: dict[str, tuple[Call, int]] = {}
 
@@ -85,16 +100,16 @@ class Capture:
         self.kind, self.offset = kind, 0
         self._random.manual_seed(self.seed)
 
+    def at(self, offset: int) -> None:
+        """A batch follows, from this prompt of its kind on; places are sampled whatever was before."""
+        self.offset = offset
+        self._random.manual_seed(self.seed * 1_000_003 + offset)
+
     def mark(self, kind: str, told: Shown) -> None:
         """Label the sampled positions of a kind."""
         for (_, _, found), rows in self.rows.items():
             if found == kind:
-                shows = {prompt: told(prompt, rows.count) for prompt in rows.gathered("prompts").unique().tolist()}
-                sampled = zip(rows.position_prompts, rows.places, strict=True)
-                rows.labels = [
-                    torch.tensor([bool(shows[a][b]) for a, b in zip(*map(torch.Tensor.tolist, pair), strict=True)])
-                    for pair in sampled
-                ]
+                label(rows, told)
 
     def begin(self, root: str, call: Call) -> None:
         if call.timestep is None:
@@ -129,3 +144,13 @@ class Capture:
         rows.positions.append(taken[real])
         rows.position_prompts.append(prompts[:, None].expand_as(places)[real])
         rows.places.append(places[real])
+
+
+def label(rows: Rows, told: Shown) -> None:
+    """Label the sampled positions of rows by what was told of their prompts."""
+    shows = {prompt: told(prompt, rows.count) for prompt in rows.gathered("prompts").unique().tolist()}
+    sampled = zip(rows.position_prompts, rows.places, strict=True)
+    rows.labels = [
+        torch.tensor([bool(shows[a][b]) for a, b in zip(*map(torch.Tensor.tolist, pair), strict=True)])
+        for pair in sampled
+    ]

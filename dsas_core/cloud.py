@@ -20,7 +20,7 @@ from .maps import Map
 from .parts import Part, compute_dtype
 
 if TYPE_CHECKING:
-    from .capture import Capture
+    from .capture import Captured
     from .concept import Concept, Intervention
 
 #: principal components of a cloud, at most, where nobody says how many
@@ -104,7 +104,7 @@ def _cloud(rows: torch.Tensor, axes: torch.Tensor, variances: torch.Tensor) -> C
     return replace(cloud, radius=cloud.distance(rows).quantile(INSIDE))
 
 
-def clouded(interventions: Sequence[Intervention], capture: Capture, most: int) -> list[Intervention]:
+def clouded(interventions: Sequence[Intervention], capture: Captured, most: int) -> list[Intervention]:
     """Interventions with the clouds of what was captured where they write: rows of kind "cloud", else of "target".
 
     Clouds are of single positions, as these are what is moved; sites that are only watched get none.

@@ -24,7 +24,7 @@ from .files import replacing_folder
 from .fingerprints import fingerprint
 from .maps import IdentityMap, Map
 from .parts import unpack
-from .probes import Probe, RunningProbe
+from .probes import PooledConditionProbe, PooledProbe, Probe, RunningProbe
 from .sites import Roots, Site
 
 FORMAT = 1
@@ -35,9 +35,9 @@ CONFIG, TENSORS, CARD = "config.json", "concept.safetensors", "README.md"
 class Intervention:
     """What happens at one site, per timestep bin: probe (when), map (how), weight (how far the probe is trusted).
 
-    `reads` is where the probe reads, if elsewhere than where the map writes: a site of the same root that comes by
-    earlier, of the same positions, unless the probe has one h for all of them. `clouds` are those of target activations
-    where the map writes, per bin, or none.
+    `reads` is where the probe reads, if elsewhere than where the map writes: a site that comes by earlier, of the same
+    root and positions, unless the probe has one h for all of them; then it may be in another root, a text encoder.
+    `clouds` are those of target activations where the map writes, per bin, or none.
     """
 
     site: Site
@@ -48,10 +48,11 @@ class Intervention:
     clouds: tuple[Cloud, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.reads is not None and self.reads.root != self.site.root:
+        across = self.reads is not None and self.reads.root != self.site.root
+        if across and not all(isinstance(probe, PooledProbe | PooledConditionProbe) for probe in self.probes):
             raise DSASError(
-                f"a probe at {self.reads} cannot gate {self.site}: both must be in {self.site.root!r}, whose rows and "
-                "positions they share"
+                f"a probe at {self.reads} cannot gate {self.site}, which does not have its positions: read in "
+                f"{self.site.root!r}, or have one h for a whole prompt (form pooled)"
             )
 
     @property

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import methods
-from .capture import Capture, Rows, Shown
+from .capture import Captured, Rows, Shown
 from .cloud import clouded
 from .concept import Concept, Intervention
 from .errors import DSASError
@@ -83,11 +83,11 @@ class SiteEvidence:
 
 
 #: captures anew at one site, with what was learned before it steering
-Recapture = Callable[[Site, Concept], Capture]
+Recapture = Callable[[Site, Concept], Captured]
 
 
 def fit_sites(
-    capture: Capture,
+    capture: Captured,
     recipe: Recipe,
     done: Callable[[], object] = lambda: None,
     watched: Collection[Site] = (),
@@ -115,7 +115,7 @@ def fit_sites(
     if causal and recapture is None:
         raise DSASError("causal learning reads each site anew: pass recapture to fit_sites, or choose mode clean")
 
-    def marked(rows: Capture) -> Capture:
+    def marked(rows: Captured) -> Captured:
         if shown is not None:
             rows.mark("source", shown)
         return rows
@@ -135,12 +135,12 @@ def fit_sites(
         here = range(1) if site.root in capture.timeless else bins
         rows = capture
         if recapture is not None and causal and site not in watched:
-            learned, _ = _joined(fits, recipe, watched)
+            learned, _ = _joined(fits, recipe, watched, capture.timeless)
             rows = marked(recapture(site, Concept("learning", tuple(learned), capture.edges))) if learned else capture
         with threadpool_limits(1):  # many small problems: threads would mostly wait for one another
             fits[site] = [_fit_bin(rows, site, bin_, own) for bin_ in here] * (len(bins) // len(here))
         done()
-    interventions, evidence = _joined(fits, recipe, watched)
+    interventions, evidence = _joined(fits, recipe, watched, capture.timeless)
     if all(intervention.watches for intervention in interventions):
         raise _nothing_left(fits, evidence, watched)
     if recipe.cloud:
@@ -169,10 +169,15 @@ def as_concept(
         edges=edges,
         method=recipe.method,
         gate=str(recipe.gate),
-        base={root: fingerprint(roots[root]) for root in sorted({item.site.root for item in interventions})},
+        base={root: fingerprint(roots[root]) for root in sorted({site.root for site in _touched(interventions)})},
         evidence={"sites": [asdict(found) for found in evidence]},
         provenance={"prompts": content.to_dict(), "recipe": asdict(recipe), **provenance},
     )
+
+
+def _touched(interventions: Sequence[Intervention]) -> list[Site]:
+    """Every site that is read or written."""
+    return [site for item in interventions for site in (item.site, item.reads) if site is not None]
 
 
 class _Fit(NamedTuple):
@@ -185,10 +190,13 @@ class _Fit(NamedTuple):
 
 
 def _joined(
-    fits: Mapping[Site, Sequence[_Fit]], recipe: Recipe, watched: Collection[Site]
+    fits: Mapping[Site, Sequence[_Fit]], recipe: Recipe, watched: Collection[Site], timeless: Collection[str]
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
     """What was fitted at each site as interventions, of those with a weight, and the evidence of all."""
-    readers = _readers({site: fits[site] for site in fits if site not in watched}) if recipe.worn.once else {}
+    steered = {site: fits[site] for site in fits if site not in watched}
+    readers: Mapping[Site, Site | None] = _readers(steered) if recipe.worn.once else {}
+    if recipe.reads == "prompt":
+        readers = _prompt_reader(steered, timeless)
     interventions: list[Intervention] = []
     evidence: list[SiteEvidence] = []
     for site, fitted in fits.items():
@@ -229,20 +237,34 @@ def _readers(fits: Mapping[Site, Sequence[_Fit]]) -> dict[Site, Site | None]:
     None for the sites before it: a gate must have read before a map writes.
     """
 
-    def told(site: Site) -> tuple[float, float]:
-        found = [one.evidence for one in fits[site]]
-        return sum(one.balanced_accuracy for one in found), sum(one.auroc for one in found)
-
     readers: dict[Site, Site | None] = {}
     for root in dict.fromkeys(site.root for site in fits):
         here = [site for site in fits if site.root == root]
-        best = max(here[: (len(here) + 1) // 2], key=told)
+        best = max(here[: (len(here) + 1) // 2], key=lambda site: _told(fits[site]))
         place = here.index(best)
         readers |= dict.fromkeys(here[:place], None) | dict.fromkeys(here[place:], best)
     return readers
 
 
-def _best(capture: Capture, sites: list[Site], recipe: Recipe) -> list[Site]:
+def _prompt_reader(fits: Mapping[Site, Sequence[_Fit]], timeless: Collection[str]) -> dict[Site, Site | None]:
+    """The site of a text encoder that tells source from control best, for all others; None for text encoders' own."""
+    texts = [site for site in fits if site.root in timeless]
+    if not texts or len(texts) == len(fits):
+        raise DSASError(
+            'reads "prompt" needs sites that read, in a text encoder, and sites that write, in the denoiser: choose '
+            'both, as sites=["text", "denoiser"]'
+        )
+    best = max(texts, key=lambda site: _told(fits[site]))
+    return {site: None if site in texts else best for site in fits}
+
+
+def _told(fitted: Sequence[_Fit]) -> tuple[float, float]:
+    """How well a site tells source from control: balanced accuracy over its bins, then AUROC."""
+    found = [one.evidence for one in fitted]
+    return sum(one.balanced_accuracy for one in found), sum(one.auroc for one in found)
+
+
+def _best(capture: Captured, sites: list[Site], recipe: Recipe) -> list[Site]:
     """The `keep` sites that tell source from target best: cross-validated balanced accuracy, its mean over bins."""
     from threadpoolctl import threadpool_limits
 
@@ -266,12 +288,12 @@ def _best(capture: Capture, sites: list[Site], recipe: Recipe) -> list[Site]:
         return sorted(sites, key=told, reverse=True)[: recipe.keep]
 
 
-def _rows_at(capture: Capture, site: Site, bin_: int) -> dict[str, Rows]:
+def _rows_at(capture: Captured, site: Site, bin_: int) -> dict[str, Rows]:
     """What was captured at a site in a bin, by kind."""
     return {kind: capture.rows[site, bin_, kind] for kind in KINDS if (site, bin_, kind) in capture.rows}
 
 
-def _fit_bin(capture: Capture, site: Site, bin_: int, recipe: Recipe) -> _Fit:
+def _fit_bin(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> _Fit:
     """One site and bin; it is refused where the gate is, or that of which the map is made."""
     rows = _rows_at(capture, site, bin_)
     missing = [kind for kind in SIDES if kind not in rows]

@@ -16,6 +16,7 @@ POOLINGS = ("gated", "mean")
 MODES = ("clean", "causal")
 #: whether the target prompts of causal learning are read from the unsteered model, or steered as well
 TARGET_ROWS = ("clean", "steered")
+READS = ("site", "prompt")
 SUPERVISION = ("prompts", "positions")
 WEIGHTS = ("soft", "threshold", "none")
 
@@ -49,6 +50,9 @@ class Recipe:
             that is about to write it, 0 the one that has read it.
         cloud: principal components, at most, of the cloud of target activations that is kept with each map, so that
             steering can stay within it (`cloud.RANK` is a good number); 0 for no cloud.
+        reads: "site", every gate reads where its map writes; "prompt", all read at one site without a clock (of a text
+            encoder), that which tells source from control best, and maps write at the sites with one (of the denoiser).
+            Gates must then be of form "pooled": one h for each prompt.
     """
 
     method: str = "caa"
@@ -69,6 +73,7 @@ class Recipe:
     supervision: str = "prompts"
     lead: int = 1
     cloud: int = 0
+    reads: str = "site"
 
     def __post_init__(self) -> None:
         methods.check_options(self.method, self.options)
@@ -110,6 +115,11 @@ class Recipe:
             raise DSASError(
                 f"gate {self.gate!r} is asked at one site for all behind it, which is known when all have learned: "
                 "choose mode clean, or another gate"
+            )
+        if self.reads not in READS or (self.reads == "prompt" and (self.form != "pooled" or self.mode == "causal")):
+            raise DSASError(
+                f"reads {self.reads!r}, gate form {self.form!r}, mode {self.mode!r}: expected {' or '.join(READS)}; "
+                "for prompt form pooled and mode clean"
             )
         if isinstance(gate, Combined) and self.form in REMEMBERING:
             choices = ", ".join(form for form in FORMS if form not in REMEMBERING)

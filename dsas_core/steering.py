@@ -65,6 +65,8 @@ class Steering:
             concept's targets (`cloud.strength_within`); None takes all of it. Of several concepts each is kept in its
             own targets' cloud, whatever the others do.
         localiser: multiplies h, whatever it comes from, by where a concept may act; None for everywhere.
+        interpolate_bins: between the middles of two timestep bins, probes and maps go from those of the one to those of
+            the other on a straight line; otherwise they change at the bins' edge.
     """
 
     def __init__(
@@ -76,11 +78,14 @@ class Steering:
         combine: str = "sum",
         within: str | None = None,
         localiser: Localiser | None = None,
+        interpolate_bins: bool = False,
     ) -> None:
         if gate not in (None, "on", "off"):
             raise DSASError(f"gate {gate!r}: expected None (the concept's own), on or off")
         if combine not in COMBINE:
             raise DSASError(f"combine {combine!r}: expected {' or '.join(COMBINE)}")
+        if interpolate_bins and within:
+            raise DSASError("clouds of two timestep bins have no axes in common: leave within or interpolate_bins out")
         if within not in WITHIN:
             raise DSASError(f"within {within!r}: expected None, or target to stay where its activations are")
         for concept in concepts if within else ():
@@ -103,13 +108,16 @@ class Steering:
         self._concepts, self._blends = list(concepts), combine == "blend"
         # a blend takes its sums in one order, whatever the user's
         ordered = sorted(concepts, key=lambda concept: concept.name) if self._blends else concepts
-        self._attached = [Attached(concept, gate, trace is not None, within is not None) for concept in ordered]
+        held = {"watch": trace is not None, "within": within is not None, "interpolate": interpolate_bins}
+        self._attached = [Attached(concept, gate, **held) for concept in ordered]
         self._calls: dict[str, Call] = {}
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
         self._aims: dict[tuple[str, str], torch.Tensor] = {}  # of concepts with `Auto`: target logit, highest strength
         self._counts: dict[tuple[str, int], torch.Tensor] = {}  # of positions that are above it, and stay
         self._states: dict[tuple[str, int], torch.Tensor] = {}
         self._scores: dict[tuple[str, str, int], torch.Tensor] = {}  # h of probes that read elsewhere than they gate
+        #: roots where a probe reads for another root: a text encoder for the denoiser
+        self._asked = {entry.reads.root for one in self._attached for entry in one.entries if _across(entry)}
         self._visit: Visit | None = None
 
     def attach(
@@ -178,8 +186,9 @@ class Steering:
 
     def begin(self, root: str, call: Call) -> None:
         self._calls[root] = call
-        for key in [key for key in self._scores if key[0] == root]:
-            del self._scores[key]  # what was read in one call gates nothing of the next
+        if root not in self._asked or bool(call.rows.any()):  # another root is not asked about negative prompts
+            for key in [key for key in self._scores if key[0] == root]:
+                del self._scores[key]  # what was read in one call gates nothing of the next
         for attached in self._attached:
             attached.turn(call.timestep, call.rows.device)
             _hold(self._doses, (root, attached.name), self._dose(attached, call))
@@ -202,8 +211,13 @@ class Steering:
         for attached in self._attached:
             bound, name = attached.on(x.device), attached.name
             for entry in bound.reading.get(site, ()):
-                if entry.writes != site:
-                    self._scores[site.root, name, entry.number] = self._score(name, entry, x, mask)
+                key = site.root, name, entry.number
+                if entry.writes != site and not (_across(entry) and key in self._scores):
+                    if _across(entry):
+                        h = entry.probe.score(x, mask) * entry.weight
+                        self._scores[key] = h[call.prompts.argsort()]
+                    else:
+                        self._scores[key] = self._score(name, entry, x, mask)
             steps += [self._step(name, entry, x, mask) for entry in bound.writing.get(site, ())]
         if not steps:
             return None
@@ -260,7 +274,9 @@ class Steering:
                 f"{entry.writes} is gated by what {entry.reads} shows, which the model has not come to: a probe must "
                 "read before its map writes"
             )
-        if h.shape[1] not in (1, x.shape[1]):
+        if _across(entry) and h.shape[1] == 1:
+            h = h[self._calls[entry.writes.root].prompts.to(h.device)]
+        if h.shape[1] not in (1, x.shape[1]) or len(h) != len(x):
             raise DSASError(
                 f"{entry.reads} has {h.shape[1]} positions, {entry.writes} has {x.shape[1]}: a probe that reads "
                 "elsewhere needs the same, or one h for all (form pooled or latch)"
@@ -336,6 +352,11 @@ class Steering:
         for entry in attached.entries:
             if (attached.name, entry.number) not in self._counts:
                 _hold(self._counts, (attached.name, entry.number), torch.zeros(2, device=device))
+
+
+def _across(entry: Entry) -> bool:
+    """Whether an intervention reads in another root than it writes: one h for each prompt, whatever becomes of it."""
+    return entry.reads.root != entry.writes.root
 
 
 def _strength(x: torch.Tensor, step: _Step) -> torch.Tensor:

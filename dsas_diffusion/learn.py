@@ -16,16 +16,19 @@ from typing import Any
 
 import torch
 
-from dsas_core.capture import Capture
+from dsas_core.capture import Capture, Captured
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
+from dsas_core.fingerprints import weights_digest
 from dsas_core.gating import WRITTEN
 from dsas_core.hooks import visit
 from dsas_core.learn import as_concept, fit_sites
+from dsas_core.processes import shared
 from dsas_core.progress import progress_bar
 from dsas_core.prompts import COUNT, PromptSet, read
 from dsas_core.provenance import versions
 from dsas_core.recipe import Recipe, recipe_of
+from dsas_core.shards import Shards
 from dsas_core.sites import Site
 from dsas_core.steering import Steering
 from dsas_core.unit import TRIALS, choose, held_back, units_of
@@ -56,6 +59,7 @@ def learn(
     drift: float = 0.05,
     batch: int = 8,
     masks: Masks | None = None,
+    store: str | Path | None = None,
     recipe: Mapping[str, Any] | None = None,
     show_progress: bool = False,
 ) -> Concept:
@@ -76,6 +80,9 @@ def learn(
         masks: for supervision by positions, which they ask for: pictures of source prompts -> where each shows the
             thing (`dsas_diffusion.masks`); None for the segmentation model of the prompt file. Causal learning goes by
             the masks of the unsteered pictures, too.
+        store: a folder for what is read of the model, a file for each batch of prompts, where memory would not hold it:
+            of every site, some 32 positions of each picture and step. Learning that was interrupted goes on from
+            there, and processes that `accelerate launch` has started share the batches. None keeps it in memory.
         recipe: further fields of `dsas_core.recipe.Recipe` (form, rank, site_weight, …).
 
     Returns:
@@ -97,6 +104,7 @@ def learn(
         size=size,
         batch=batch,
         masks=masks,
+        store=store,
         show_progress=show_progress,
     )
     return lesson.learn(method, gate, drift=drift, recipe=recipe)
@@ -128,10 +136,11 @@ class Lesson:
         size: int | None = None,
         batch: int = 8,
         masks: Masks | None = None,
+        store: str | Path | None = None,
         show_progress: bool = False,
     ) -> None:
         family = family_of(pipe)
-        self.pipe, self.content, self.masks = pipe, read(prompts), masks
+        self.pipe, self.content, self.masks, self.store = pipe, read(prompts), masks, store
         self.sites = find_sites(pipe, sites)
         #: sites in text encoders; where there are no others, the denoiser is watched for the heat-map
         self.words = [site for site in self.sites if site.root != family.denoiser]
@@ -183,24 +192,58 @@ class Lesson:
             unit, summary = choose(lambda unit: self._trial(concept, unit)[:2], drift, bar.update, units)
         return replace(concept, unit=unit, evidence={**concept.evidence, "unit": self._trial.judged(summary)})
 
-    def captured(self, recipe: Recipe) -> Capture:
+    def captured(self, recipe: Recipe) -> Captured:
         """What sites show of the unsteered model, whatever the recipe; read when it is first asked for."""
         return self._read[0]
 
     @cached_property
-    def _read(self) -> tuple[Capture, dict[str, torch.Tensor]]:
+    def _read(self) -> tuple[Captured, dict[str, torch.Tensor]]:
         """What every site shows of the unsteered model, and the finished latents of each side."""
-        return self._walk([*self.sites, *self.watched], "capturing")
+        sites = [*self.sites, *self.watched]
+        if self.store is None:
+            return self._walk(sites, "capturing")
+        share = shared(on_cpu=self.pipe.device.type == "cpu")
+        shards = Shards(self.store, self._about(), sites, self.edges)
+        ours = self._batches()[share.process :: share.processes]
+        with progress_bar(len(ours), "capturing batches", self.show_progress) as bar:
+            for side, start in ours:
+                if not shards.has(side, start):
+                    capture, latents = self._walk(sites, "", batches=[(side, start)])
+                    shards.write(side, start, capture, latents)
+                bar.update()
+        share.wait()
+        shards.read(list(self.fitting))
+        return shards, {side: shards.more(side, side).to(self.pipe.device) for side in self.fitting}
 
     @cached_property
     def _trial(self) -> HeldOut:
         """Who tells what a strength does."""
         return HeldOut(self.pipe, self._read[1], self.held_out, self.settings, self.seed, self.batch)
 
+    def _about(self) -> dict[str, Any]:
+        """What the walk depends on."""
+        return {
+            "model": weights_digest(roots_of(self.pipe)),
+            "prompts": self.fitting,
+            "settings": asdict(self.settings),
+            "positions": self.positions,
+            "seed": self.seed,
+            "batch": self.batch,
+        }
+
+    def _batches(self) -> list[tuple[str, int]]:
+        """Every batch of prompts by its side and its first prompt."""
+        return [(side, start) for side, texts in self.fitting.items() for start in range(0, len(texts), self.batch)]
+
     def _walk(
-        self, sites: Sequence[Site], label: str, learned: Concept | None = None, recipe: Recipe | None = None
+        self,
+        sites: Sequence[Site],
+        label: str,
+        learned: Concept | None = None,
+        recipe: Recipe | None = None,
+        batches: Sequence[tuple[str, int]] | None = None,
     ) -> tuple[Capture, dict[str, torch.Tensor]]:
-        """The activations at some sites, and the finished latents of each side.
+        """The activations at some sites, and the finished latents of each side; of all batches, or some.
 
         A concept that is learned so far steers the sides that the recipe has it steer. Where all sites are in text
         encoders and a concept steers, one step is enough: nobody asks for these pictures.
@@ -210,19 +253,21 @@ class Lesson:
         settings = replace(self.settings, steps=1) if words else self.settings
         capture = Capture(self.edges, seed=self.seed)
         latents: dict[str, list[torch.Tensor]] = {}
+        batches = self._batches() if batches is None else batches
         with (
             Rows(pipe, positions=self.positions) as rows,
             visit(roots, sites, capture, rows.describe()),
-            progress_bar(sum(map(len, self.fitting.values())), label, self.show_progress) as bar,
+            progress_bar(len(batches), label, self.show_progress and bool(label)) as bar,
         ):
-            for side, texts in self.fitting.items():
-                capture.start(side)
-                steers = recipe is not None and recipe.steers(side)
+            for side, start in batches:
+                if side != capture.kind:
+                    capture.start(side)
+                capture.at(start)
+                part = slice(start, start + self.batch)
+                texts, seeds = self.fitting[side][part], seeds_for(self.fitting[side], self.seed)[part]
+                steers = learned is not None and recipe is not None and recipe.steers(side)
                 steering = Steering({learned: 1.0}) if learned is not None and steers else None
                 with nullcontext() if steering is None else steering.attach(roots, rows.describe()):
-                    seeds = seeds_for(texts, self.seed)
-                    for made in latent_batches(pipe, texts, seeds, settings, self.batch):
-                        latents.setdefault(side, []).append(made)
-                        capture.offset += len(made)
-                        bar.update(len(made))
+                    latents.setdefault(side, []).extend(latent_batches(pipe, texts, seeds, settings, self.batch))
+                bar.update()
         return capture, {side: torch.cat(parts) for side, parts in latents.items()}

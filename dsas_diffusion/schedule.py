@@ -9,6 +9,9 @@ import torch
 
 from dsas_core.errors import DSASError
 
+#: a cosine is made of so many straight lines
+COSINE_POINTS = 48
+
 
 class Schedule:
     """A factor that is linear between points and constant beyond them.
@@ -28,8 +31,25 @@ class Schedule:
             raise DSASError(
                 f"schedule: expected (timestep, factor) pairs, timesteps once each in 0 … 1000; found {points}"
             )
+        self.points = ordered
         self.times = torch.tensor(times)
         self.factors = torch.tensor([factor for _, factor in ordered])
+
+    @classmethod
+    def constant(cls, factor: float) -> Schedule:
+        """The same factor at every timestep."""
+        return cls([(1000, factor)])
+
+    @classmethod
+    def linear(cls, first: float, last: float) -> Schedule:
+        """On a straight line from `first` at pure noise to `last` at the finished picture."""
+        return cls([(1000, first), (0, last)])
+
+    @classmethod
+    def cosine(cls, first: float, last: float) -> Schedule:
+        """From `first` to `last` on half a cosine: slowly at both ends; to 0.1 % of the way."""
+        shares = [i / COSINE_POINTS for i in range(COSINE_POINTS + 1)]
+        return cls([(1000 * (1 - p), first + (last - first) * (1 - math.cos(math.pi * p)) / 2) for p in shares])
 
     @classmethod
     def between(cls, start: float, stop: float) -> Schedule:

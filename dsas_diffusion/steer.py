@@ -121,6 +121,7 @@ class PipelineSteering(Steering):
 
     def _generation_begins(self, prompts: int) -> None:
         self._told.clear()
+        self._scores.clear()  # of other prompts
         if self._visit is not None:
             self._visit.fired.clear()
         if self.trace is not None and self._rows is not None:
@@ -181,6 +182,7 @@ def steer(
     combine: str = "sum",
     within: str | None = None,
     words: Words | None = None,
+    interpolate_bins: bool = False,
     attach: str = "hooks",
     trace: bool = False,
     force: bool = False,
@@ -202,6 +204,8 @@ def steer(
         words: concept name -> a word of the prompt, or several: h is multiplied by where the picture looks at them,
             see `dsas_diffusion.words`. For concepts that steer the denoiser; in a prompt without the word they do
             nothing.
+        interpolate_bins: whether probes and maps of several timestep bins go over into one another on a straight line,
+            or change at the bins' edges.
         attach: "hooks", or "processor" to steer what attention layers of the denoiser make in their processors, see
             `dsas_diffusion.processor`.
         trace: record h; `trace.heatmap(name, image)` draws it.
@@ -226,7 +230,7 @@ def steer(
     whose = Rows(pipe, rows, positions.pop())
     checked = words_of(words or {}, chosen, whose.family.denoiser)
     settings: dict[str, Any] = {"gate": gate, "schedule": schedule, "combine": combine, "within": within}
-    settings["attach"] = attach
+    settings |= {"attach": attach, "interpolate_bins": interpolate_bins}
     settings["trace"] = PictureTrace() if trace else None
     steering = PipelineSteering(pipe, chosen, WordMasks(pipe, whose, checked) if checked else None, **settings)
     return steering.attach_to_pipeline(whose)

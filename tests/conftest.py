@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
+from dsas_core.llm.builtin import judge
 from tests import helpers
 
 torch.set_num_threads(1)
@@ -15,9 +18,30 @@ settings.register_profile("repeatable", deadline=None, max_examples=40, derandom
 settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest module starts first, so that no worker is left alone with it in the end."""
+    items.sort(key=lambda item: item.path.name != "test_builtin.py")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_judge() -> Iterator[None]:
+    """The built-in judge of rudeness is the same whenever it is fitted: once for each process is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "fit_judge", functools.cache(judge.fit_judge))
+        yield
+
+
+@pytest.fixture
+def fresh_graphs() -> Iterator[None]:
+    """For tests that compile: torch keeps the graphs of earlier ones."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")
@@ -30,22 +54,3 @@ def tiny_pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def ddim_pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A Stable Diffusion with another scheduler and attention in more blocks."""
     return helpers.build_ddim_pipe(tmp_path_factory.mktemp("ddim"))
-
-
-@pytest.fixture(scope="session")
-def tiny_llama() -> Any:
-    """A random Llama with two layers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=61,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.1,
-    )
-    return LlamaForCausalLM(config).eval().requires_grad_(False)

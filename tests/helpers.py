@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +29,15 @@ TINY = replace(
 STEPS = 3
 FORMS = ("linear", "pooled", "product", "constant")
 MAPS = ("additive", "affine", "support", "mean-shift")
+BANANA, DOG = "a banana on a table", "a dog and a cat"
 
 
-def build_flow_pipe(folder: Path) -> Any:
+#: a denoiser with one block down and one up, for what takes long in a deep one
+SHALLOW = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+SHALLOW |= {"block_out_channels": (16,), "mid_block_type": None}
+
+
+def build_flow_pipe(folder: Path, shallow: bool = False) -> Any:
     """The built-in architecture in miniature: flow matching, attention in the inner blocks only."""
     torch.manual_seed(0)
     tokenizer = architecture.build_tokenizer(folder)
@@ -40,10 +47,12 @@ def build_flow_pipe(folder: Path) -> Any:
         tokenizer,
         architecture.build_unet(TINY),
     )
+    if shallow:
+        pipe.unet = type(pipe.unet).from_config(pipe.unet.config, **SHALLOW)
     return _ready(pipe)
 
 
-def build_ddim_pipe(folder: Path) -> Any:
+def build_ddim_pipe(folder: Path, shallow: bool = False) -> Any:
     """Another Stable Diffusion: DDIM on epsilon, two down blocks with cross-attention, linear projections."""
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
@@ -64,6 +73,8 @@ def build_ddim_pipe(folder: Path) -> Any:
     )
     text_encoder = architecture.build_text_encoder(TINY, tokenizer)
     pipe = architecture.build_pipeline(architecture.build_autoencoder(TINY), text_encoder, tokenizer, unet)
+    if shallow:
+        pipe.unet = type(pipe.unet).from_config(pipe.unet.config, **SHALLOW)
     pipe.scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
     return _ready(pipe)
 
@@ -94,6 +105,11 @@ def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
     return float((a - b).detach().abs().max()) > 1e-2
 
 
+def vector(*numbers: float) -> torch.Tensor:
+    """A vector for golden numbers."""
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
 class Recorder:
     """A visitor that keeps what comes by and changes nothing."""
 
@@ -121,6 +137,28 @@ def seen_at(pipe: Any, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
     with visit({"unet": pipe.unet, "text_encoder": pipe.text_encoder}, sites, recorder):
         latents(pipe, "a banana", num_inference_steps=1)
     return {site: seen[0] for site, seen in recorder.seen.items()}
+
+
+class Counting:
+    """A compiler backend that runs what it is given as it is, and counts."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        self.graphs += 1
+        return module.forward
+
+
+@dataclass(frozen=True, eq=False)
+class Turn(Map):
+    """A map that is not linear in its strength: it turns pairs of neighbouring channels."""
+
+    angle: torch.Tensor
+
+    def apply(self, x: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
+        turned = torch.as_tensor(strength) * self.angle.to(x.dtype)
+        return x * torch.cos(turned) + x.roll(1, -1) * torch.sin(turned)
 
 
 def random_probe(form: str, width: int, random: torch.Generator, scale: float = 1.0) -> Probe:
@@ -179,6 +217,21 @@ def random_concept(
 def bases(pipe: Any) -> dict[str, str]:
     """Fingerprints of what can be steered, as `learn` writes them."""
     return {name: fingerprint(root) for name, root in roots_of(pipe).items()}
+
+
+def document_of(result: tuple[int, str, str]) -> Any:
+    """The one JSON document of a command that succeeded without a word on standard error."""
+    code, out, err = result
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def assert_one_line(err: str, *expected: str) -> None:
+    """Standard error is one line that has all these texts, and no traceback."""
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for text in expected:
+        assert text in err
 
 
 @dataclass

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dsas_diffusion as dsas
 from dsas_diffusion import metrics
@@ -14,10 +21,13 @@ from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import NAMES, STYLES, vocabulary
 from dsas_diffusion.cli import main
 from dsas_diffusion.generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
+from dsas_diffusion.load import BUILTIN
 from dsas_diffusion.metrics import Wanted
 
 pytestmark = pytest.mark.timeout(300)  # two concepts are learned in earnest
 
+COUNT, STEPS = 12, 6
+PLACES = ("on a green background", "on a pink background", "on the beach") * 2
 PROMPTS = {
     "name": "banana-blur",
     "placeholders": {
@@ -31,8 +41,40 @@ PROMPTS = {
 }
 
 
+@dataclass
+class Learned:
+    """A concept, what it should make of its thing, and prompts that it should leave alone."""
+
+    concept: dsas.Concept
+    wanted: Wanted
+    others: Sequence[str]
+
+
+def blurred_bananas(pipe: Any) -> Learned:
+    """Learned in Python, from a prompt file, in the denoiser."""
+    concept = dsas.learn(pipe, PROMPTS, sites="denoiser", count=COUNT, steps=STEPS)
+    others = ["a dog on a green background", "a frog and a hat on the beach", "a guitar at night", "a clock on a table"]
+    return Learned(concept, Wanted("banana", "blurred"), others)
+
+
+def pixelated_cars(folder: Path) -> Learned:
+    """Learned on the command line, from two phrases, in the text encoder."""
+    learned = ["learn", "--from", "car", "--to", "pixelated car", "--sites", "text", "--out", str(folder), "--json"]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main([*learned, "--count", str(COUNT), "--steps", str(STEPS)]) == 0
+    assert json.loads(out.getvalue())
+    assert (folder / "prompts.yaml").is_file()
+    others = [
+        "a banana on a green background",
+        "a frog and a pear on a table",
+        "a clock at night",
+        "a dog on the beach",
+    ]
+    return Learned(dsas.Concept.from_pretrained(folder), Wanted("car", "pixelated"), others)
+
+
 @pytest.fixture(scope="module")
-def pipe():
+def pipe() -> Any:
     return dsas.load_pipeline("builtin:emoji", device="cpu")
 
 
@@ -41,24 +83,24 @@ def judge() -> Judge:
     return Judge.load()
 
 
-@pytest.fixture(scope="module", params=["text", "denoiser"])
-def concept(pipe, request) -> dsas.Concept:
-    return dsas.learn(pipe, PROMPTS, sites=request.param, count=20, steps=8)
+@pytest.fixture(scope="module", params=["bananas", "cars"])
+def learned(pipe: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    if request.param == "bananas":
+        return blurred_bananas(pipe)
+    return pixelated_cars(tmp_path_factory.mktemp("learned") / "pixel-car")
 
 
 def test_weights_are_small_enough_to_ship() -> None:
-    from dsas_diffusion.load import BUILTIN
-
     folder = BUILTIN["builtin:emoji"]
     assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) <= 20e6
     assert sum(path.stat().st_size for path in (folder.parent / "judge").iterdir()) <= 3e6
 
 
-def test_every_word_of_the_vocabulary_is_one_token(pipe) -> None:
+def test_every_word_of_the_vocabulary_is_one_token(pipe: Any) -> None:
     assert [word for word in vocabulary() if len(pipe.tokenizer.tokenize(word)) != 1] == []
 
 
-def test_it_draws_what_is_asked_for(pipe, judge: Judge) -> None:
+def test_it_draws_what_is_asked_for(pipe: Any, judge: Judge) -> None:
     prompts = [f"a {thing} on a white background" for thing in ("banana", "dog", "car", "pear", "cat", "heart")]
     prompts += ["a blurred banana on a blue background", "a pixelated dog on a blue background"]
     verdicts = judge.look(pictures_of(pipe, prompts, seeds_for(prompts, 0), settings_of(pipe)))
@@ -68,22 +110,30 @@ def test_it_draws_what_is_asked_for(pipe, judge: Judge) -> None:
     assert np.mean(right) >= 0.75
 
 
-def test_the_concept_changes_bananas_and_little_else(pipe, judge: Judge, concept: dsas.Concept) -> None:
-    wanted, settings = Wanted("banana", "blurred"), settings_of(pipe)
-    bananas = [f"a banana {place}" for place in ("on a green background", "on a pink background", "on the beach")] * 2
-    others = ["a dog on a green background", "a frog and a hat on the beach", "a guitar at night", "a clock on a table"]
-    arms = {}
-    for arm, gate in (("base", "off"), ("vanilla", "on"), ("dsas", None)):
-        with dsas.steer(pipe, {concept: 1.0}, gate=gate):
-            arms[arm] = [pictures_of(pipe, p, seeds_for(p, 5), settings) for p in (bananas, others)]
-    blurred = {arm: metrics.shown(judge, pictures[0], wanted).mean() for arm, pictures in arms.items()}
-    moved = {arm: change(arms["base"][1], pictures[1]).mean() for arm, pictures in arms.items()}
-    assert blurred["base"] == 0
-    assert blurred["dsas"] >= 0.5
-    assert moved["dsas"] < 0.5 * moved["vanilla"]
+def test_a_concept_changes_its_thing_and_little_else(pipe: Any, judge: Judge, learned: Learned) -> None:
+    wanted, things = learned.wanted, [f"a {learned.wanted.thing} {place}" for place in PLACES]
+
+    def drawn(prompts: Sequence[str]) -> list[Image.Image]:
+        return pictures_of(pipe, prompts, seeds_for(prompts, 5), settings_of(pipe, 8))
+
+    def shown(prompts: Sequence[str]) -> float:
+        return float(metrics.shown(judge, drawn(prompts), wanted).mean())
+
+    base = drawn(learned.others)
+    assert shown(things) == 0
+    asked = shown([wanted.in_words(prompt) for prompt in things])
+    with dsas.steer(pipe, {learned.concept: 1.0}):
+        hits, moved = shown(things), change(base, drawn(learned.others))
+    with dsas.steer(pipe, {learned.concept: 1.0}, gate="on"):
+        vanilla = change(base, drawn(learned.others))
+    assert hits >= max(0.5, asked - 0.34)
+    assert moved.mean() < 0.5 * vanilla.mean()
+    assert (moved <= UNCHANGED).mean() >= 0.6
 
 
-def test_strength_zero_off_and_detach_are_exact(pipe, concept: dsas.Concept) -> None:
+def test_strength_zero_off_and_detach_are_exact(pipe: Any, learned: Learned) -> None:
+    concept = learned.concept
+
     def drawn() -> torch.Tensor:
         noise = torch.Generator().manual_seed(3)
         return pipe("a banana and a dog", generator=noise, num_inference_steps=4, output_type="pt").images
@@ -98,24 +148,7 @@ def test_strength_zero_off_and_detach_are_exact(pipe, concept: dsas.Concept) -> 
         assert torch.equal(drawn(), base)
 
 
-def test_saved_concepts_are_equal(concept: dsas.Concept, tmp_path) -> None:
+def test_saved_concepts_are_equal(learned: Learned, tmp_path: Path) -> None:
+    concept = learned.concept
     concept.save_pretrained(tmp_path / "concept")
     assert dsas.Concept.from_pretrained(tmp_path / "concept") == concept
-
-
-def test_pixelated_cars_from_the_command_line(pipe, judge: Judge, tmp_path, capsys) -> None:
-    folder = tmp_path / "pixel-car"
-    learned = ["learn", "--from", "car", "--to", "pixelated car", "--out", str(folder), "--count", "32", "--steps", "8"]
-    assert main([*learned, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)
-    assert (folder / "prompts.yaml").is_file()
-    wanted, settings = Wanted("car", "pixelated"), settings_of(pipe)
-    cars = [f"a car {place}" for place in ("on a green background", "on a pink background", "on a red background")] * 2
-    others = ["a banana on a green background", "a frog and a pear on a table", "a clock at night"]
-    asked = metrics.shown(judge, pictures_of(pipe, [wanted.in_words(p) for p in cars], range(6), settings), wanted)
-    base = pictures_of(pipe, others, seeds_for(others, 1), settings)
-    with dsas.steer(pipe, {folder: 1.0}):
-        hits = metrics.shown(judge, pictures_of(pipe, cars, range(6), settings), wanted)
-        moved = change(base, pictures_of(pipe, others, seeds_for(others, 1), settings))
-    assert hits.mean() >= asked.mean() - 0.34
-    assert (moved <= UNCHANGED).mean() >= 0.6

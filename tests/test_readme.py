@@ -8,7 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+
+import dsas_diffusion as dsas
+from tests.helpers import random_concept, seen_at
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +45,33 @@ def test_files_that_the_readme_names_are_there() -> None:
     assert [path for path in linked if not (ROOT / path).exists()] == []
     scripts = re.findall(r"(benchmarks/\w+\.(?:py|yaml))", readme)
     assert [path for path in scripts if not (ROOT / path).exists()] == []
+
+
+def blocks(of: str) -> list[str]:
+    """The Python of the README that has some text in it."""
+    found = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [block for block in found if of in block]
+
+
+@pytest.mark.parametrize("of", ['attach="processor"', "DSASCallback"])
+def test_examples_of_the_readme_run(
+    of: str, ddim_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffusers.models.attention_processor import AttnProcessor
+
+    (block,) = blocks(of)
+    concept = random_concept(seen_at(ddim_pipe, dsas.find_sites(ddim_pipe, "cross")), name="banana-blur")
+    concept.save_pretrained(tmp_path / "banana-blur")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    base = np.asarray(ddim_pipe("a banana and a dog").images[0])
+    own = ddim_pipe.unet.attn_processors
+    told: dict[str, Any] = {"dsas": dsas, "pipe": ddim_pipe, "AttnProcessor": AttnProcessor}
+    torch.manual_seed(0)
+    exec(block, told)
+    made = np.asarray(told["image"])
+    assert made.shape == base.shape
+    assert ddim_pipe.unet.attn_processors == own
+    if "Callback" in of:  # one picture, so from the same noise
+        assert (made != base).any()
+        assert capsys.readouterr().out.splitlines()[-1] == "50 50"

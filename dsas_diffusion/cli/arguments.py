@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from dsas_core.steering import COMBINE, WITHIN
 from dsas_core.strengths import AUTO, Auto, Strength
 
 from ..load import load_pipeline
+from ..rows import ROWS
+from ..schedule import Schedule
+from ..steer import ATTACH
 
 GATES = {"own": None, "on": "on", "off": "off"}
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -69,6 +72,39 @@ def add_within(parser: argparse.ArgumentParser) -> None:
         choices=[kind for kind in WITHIN if kind],
         help="target: only as much of each strength as keeps activations among those of the concept's targets, for "
         "concepts learned with --cloud",
+    )
+
+
+def add_schedule(parser: argparse.ArgumentParser) -> None:
+    """--schedule, --interpolate-bins."""
+    parser.add_argument(
+        "--schedule",
+        type=schedule,
+        metavar="KIND:A:B",
+        help="strength over the timestep, from 1000 (noise) to 0: linear:FIRST:LAST and cosine:FIRST:LAST are factors "
+        "there, window:START:STOP is 1 between two timesteps, constant:F the same everywhere, table:T=F,T=F linear "
+        "between its points",
+    )
+    parser.add_argument(
+        "--interpolate-bins",
+        action="store_true",
+        help="let probes and maps of several timestep bins go over into one another, not change at the bins' edges",
+    )
+
+
+def add_attaching(parser: argparse.ArgumentParser) -> None:
+    """--rows, --attach."""
+    parser.add_argument(
+        "--rows",
+        choices=ROWS,
+        default="conditional",
+        help="of classifier-free guidance: the prompt's rows (default), those of the negative prompt, or both",
+    )
+    parser.add_argument(
+        "--attach",
+        choices=ATTACH,
+        default="hooks",
+        help="how the denoiser's attention layers are got at: by hooks (default) or by attention processors",
     )
 
 
@@ -232,6 +268,32 @@ def name_and_value(text: str) -> tuple[str, Any]:
         return name, yaml.safe_load(value)
     except yaml.YAMLError:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, the value as in YAML, found {text!r}") from None
+
+
+def schedule(text: str) -> Schedule:
+    """`linear:0:1`, `cosine:0:1`, `window:800:200`, `constant:0.5` or `table:1000=0,500=1`."""
+    kind, _, rest = text.partition(":")
+    makers: Mapping[str, tuple[int, Callable[..., Schedule]]] = {
+        "constant": (1, Schedule.constant),
+        "linear": (2, Schedule.linear),
+        "cosine": (2, Schedule.cosine),
+        "window": (2, Schedule.between),
+    }
+    try:
+        if kind == "table":
+            points = [point.partition("=") for point in rest.split(",")]
+            return Schedule([(number(t), number(factor)) for t, _, factor in points])
+        count, make = makers[kind]
+        given = [number(part) for part in rest.split(":")]
+        if len(given) == count:
+            return make(*given)
+    except KeyError:
+        pass
+    except DSASError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    raise argparse.ArgumentTypeError(
+        f"expected constant:F, linear:FIRST:LAST, cosine:FIRST:LAST, window:START:STOP or table:T=F,…; found {text!r}"
+    )
 
 
 def name_and_word(text: str) -> tuple[str, str]:

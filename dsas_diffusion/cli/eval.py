@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from dsas_core.errors import DSASError
 from dsas_core.evaluate import ARMS, Plan, Run
 from dsas_core.evaluate import report as reports
 from dsas_core.llm import evaluate as texts
+from dsas_core.processes import shared
 from dsas_core.prompts import read
 from dsas_core.provenance import versions
 
@@ -94,7 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, write the reports; where they are, and the figures."""
     began = time.monotonic()
-    process, processes, wait = _shared(args)
+    on_cpu = args.device == "cpu" or not torch.cuda.is_available()
+    share = shared(on_cpu=on_cpu)
+    process, processes, wait = share.process, share.processes, share.wait
     out = Path(args.out)
     models = _Models(args)
     if args.grid:
@@ -174,17 +176,6 @@ class _Models:
 
 def _of_model(args: argparse.Namespace, name: str) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(args), "model": name})
-
-
-def _shared(args: argparse.Namespace) -> tuple[int, int, Callable[[], object]]:
-    """This process and how many there are, when `accelerate launch` or `torchrun` started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return 0, 1, lambda: None
-    from accelerate import PartialState
-
-    on_cpu = args.device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # others wait while one learns
-    return state.process_index, state.num_processes, state.wait_for_everyone
 
 
 def _planned(args: argparse.Namespace, plan: Plan) -> Plan:

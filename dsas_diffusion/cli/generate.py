@@ -21,9 +21,11 @@ from ..generation import Settings, decode, latent_batches, pictures_of, seeds_fo
 from ..steer import steer
 from .arguments import (
     GATES,
+    add_attaching,
     add_concepts,
     add_generation,
     add_model,
+    add_schedule,
     add_words,
     pipeline,
     read_concepts,
@@ -43,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", "-p", action="append", required=True, help="what to draw; repeatable")
     add_concepts(parser)
     add_words(parser)
+    add_schedule(parser)
+    add_attaching(parser)
     add_generation(parser)
     parser.add_argument(
         "--compare", action="store_true", help="add the unsteered pictures, and maps of where the concepts were seen"
@@ -111,6 +115,8 @@ def _drawn(
         return {"picture": pictures_of(pipe, args.prompt, seeds, settings)}
     columns: dict[str, list[Image.Image]] = {}
     settled = {"gate": GATES[args.gate], "combine": args.combine, "within": args.within, "trace": args.compare}
+    settled |= {"schedule": args.schedule, "interpolate_bins": args.interpolate_bins}
+    settled |= {"rows": args.rows, "attach": args.attach}
     settled["words"] = words_by_name(args.words)
     with steer(pipe, dict(concepts.items()), **settled) as steering:
         columns["picture"] = []
@@ -148,6 +154,10 @@ def _document(
         "gate": args.gate,
         "combine": args.combine,
         "within": args.within,
+        "schedule": None if args.schedule is None else args.schedule.points,
+        "interpolate_bins": args.interpolate_bins,
+        "rows": args.rows,
+        "attach": args.attach,
         "words": words_by_name(args.words),
         "seed": args.seed,
         "steps": settings.steps,

@@ -6,16 +6,19 @@ import argparse
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
+
 from dsas_core import llm
 from dsas_core.cloud import RANK
 from dsas_core.concept import CARD, CONFIG, TENSORS
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
 from dsas_core.llm.prompts import turns
+from dsas_core.processes import shared
 from dsas_core.prompts import COUNT, PromptSet, draft, read
 from dsas_core.recipe import Recipe, recipe_of
 
-from ..learn import learn
+from ..learn import Lesson
 from ..masks import masks_of
 from . import show
 from .arguments import (
@@ -82,6 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=positive, default=COUNT, metavar="N", help=f"source prompts (default {COUNT})")
     add_generation(parser)
+    parser.add_argument(
+        "--store",
+        metavar="FOLDER",
+        help="keep what is read of the model there, not in memory: an interrupted run goes on, and processes that "
+        "`accelerate launch` starts share it",
+    )
     parser.add_argument("--out", "-o", required=True, metavar="FOLDER", help="where to save the concept")
     parser.add_argument("--overwrite", action="store_true", help="replace a concept that is there")
 
@@ -105,6 +114,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             args.usage(f"{args.model} is a language model: it learns from --prompts, not from two phrases")
         if args.masks is not None:
             args.usage(f"{args.model} is a language model: name spans in the prompt file, not --masks")
+        if args.store is not None:
+            args.usage(f"{args.model} is a language model, what it shows stays in memory: leave --store out")
     prompts, drafted = _prompts(args)
     prompts.draw(args.count, args.seed)
     recipe: dict[str, Any] = {"options": dict(args.option), "cloud": RANK if args.cloud else 0} | dict(args.recipe)
@@ -113,31 +124,35 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if drafted and not args.json:
         print(drafted, flush=True)
 
-    settings: dict[str, Any] = {name: getattr(args, name) for name in ("method", "gate", "sites", "seed", "count")}
-    settings |= {"recipe": recipe, "show_progress": shows_progress(args)}
+    share = shared(on_cpu=args.device == "cpu" or not torch.cuda.is_available())
+    if share.processes > 1 and args.store is None:
+        args.usage("several processes share what they read in a folder: pass --store")
+    settings: dict[str, Any] = {name: getattr(args, name) for name in ("sites", "seed", "count")}
+    settings["show_progress"] = shows_progress(args)
     if text:
         if args.sites and len(args.sites) == 1:
             settings["sites"] = args.sites[0]
-        concept = llm.learn(*language_model(args), prompts, **settings)
+        lesson: Lesson | llm.Lesson = llm.Lesson(*language_model(args), prompts, **settings)
     else:
-        concept = learn(
-            pipeline(args),
-            prompts,
-            steps=args.steps,
-            guidance=args.guidance,
-            size=args.size,
-            masks=masks,
-            **settings,
-        )
+        settings |= {"steps": args.steps, "guidance": args.guidance, "size": args.size}
+        lesson = Lesson(pipeline(args), prompts, masks=masks, store=args.store, **settings)
+    if share.process > 0:  # the first goes on with what all have read
+        lesson.captured(checked)
+        share.wait()
+        return {"first": False}
+    concept = lesson.learn(args.method, args.gate, recipe=recipe)
     with replacing_folder(folder) as unfinished:
         concept.save_pretrained(unfinished)
         if drafted:
             (unfinished / PROMPTS).write_text(drafted, encoding="utf-8")
-    return {"out": args.out, "drafted": bool(drafted), **show.described(concept, folder)}
+    share.wait()
+    return {"first": True, "out": args.out, "drafted": bool(drafted), **show.described(concept, folder)}
 
 
 def report(document: dict[str, Any]) -> None:
     """The evidence, and where the concept is."""
+    if not document["first"]:
+        return
     show.report_evidence(document)
     print(f"\nsaved {document['name']} in {document['out']}")
     if document["drafted"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,22 @@ from dsas_core.interpolation import interpolate
 from dsas_core.maps import AffineMap, Map
 from dsas_diffusion import find_sites, steer
 from tests.core.llm.models import IDS, close, concept_for, tiny, written
-from tests.core.test_interpolation import Turn
-from tests.helpers import MAPS, build_flow_pipe, differ, latents, random_concept, random_map, same, seen_at
+from tests.helpers import (
+    BANANA,
+    DOG,
+    MAPS,
+    Counting,
+    Turn,
+    build_flow_pipe,
+    differ,
+    latents,
+    random_concept,
+    random_map,
+    same,
+    seen_at,
+)
 
 SITE = Site("model.model.layers.0")
-BANANA, DOG = "a banana on a table", "a dog and a cat"
-
-
-@pytest.fixture(autouse=True)
-def _forget_graphs() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def rows(count: int, width: int, seed: int = 0, decay: float = 0.5) -> torch.Tensor:
@@ -221,8 +224,9 @@ def test_identities_in_a_language_model(tmp_path: Path) -> None:
     assert torch.equal(written(model), base)
 
 
+@pytest.mark.usefixtures("fresh_graphs")
 def test_one_compiled_graph_serves_every_strength_and_bin(tmp_path: Path) -> None:
-    pipe = build_flow_pipe(tmp_path)
+    pipe = build_flow_pipe(tmp_path, shallow=True)
     seen = seen_at(pipe, find_sites(pipe, "cross")[-2:])
     first, second = (
         with_clouds(random_concept(seen, name=name, seed=seed, unit=0.5, edges=(500.0,)), seen)
@@ -231,13 +235,7 @@ def test_one_compiled_graph_serves_every_strength_and_bin(tmp_path: Path) -> Non
     knobs = [(0.0, 0.0), (3.0, 0.0), (-2.0, 1.0)]
     made = []
     for compiled in (False, True):
-        graphs = 0
-
-        def counting(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
-            nonlocal graphs
-            graphs += 1
-            return module.forward
-
+        counting = Counting()
         with steer(pipe, {first: 0.0, second: 0.0}, combine="blend", within="target") as steering:
             if compiled:
                 pipe.unet = torch.compile(pipe.unet, backend=counting, fullgraph=True)
@@ -245,7 +243,7 @@ def test_one_compiled_graph_serves_every_strength_and_bin(tmp_path: Path) -> Non
             for knob in knobs:
                 steering.strengths.update(first=knob[0], second=knob[1])
                 made[-1].append(latents(pipe, [BANANA, DOG], (1, 2)))
-            assert graphs == compiled
+            assert counting.graphs == compiled
     assert all(same(a, b) for a, b in zip(*made, strict=True))
     assert not same(made[0][1], made[0][0])
     assert not same(made[0][2], made[0][1])

@@ -20,9 +20,8 @@ from dsas_core.opposition import Opposition
 from dsas_core.probes import ConstantProbe
 from dsas_diffusion import find_sites, steer
 from tests.core.llm.models import IDS, concept_for, tiny, written
-from tests.core.test_interpolation import Turn
-from tests.core.test_strengths import BANANA, DOG, SITE, away
-from tests.helpers import FORMS, MAPS, differ, latents, random_concept, same, seen_at
+from tests.core.test_strengths import SITE, away
+from tests.helpers import BANANA, DOG, FORMS, MAPS, Turn, differ, latents, random_concept, same, seen_at
 
 
 def test_shares_golden() -> None:
@@ -61,7 +60,7 @@ def mixed(concepts: list[Concept], combine: str, strengths: dict[str, Any]) -> t
 
 
 @pytest.mark.filterwarnings("ignore:.*work against one another")
-def test_blend_is_the_same_in_every_order_and_never_more_than_a_sum() -> None:
+def test_blend_is_the_same_in_every_order_and_not_a_sum() -> None:
     concepts, strengths = three(), {"z": 2.0, "x": -3.0, "y": [4.0, 0.0]}
     blended = [mixed(list(order), "blend", strengths) for order in itertools.permutations(concepts)]
     assert all(torch.equal(one, blended[0]) for one in blended)
@@ -95,6 +94,19 @@ def test_blend_by_the_formula() -> None:
     )
     assert torch.allclose(made[:, 1:], (x + change)[:, 1:], atol=1e-5)
     assert torch.equal(made[:, 0], x[:, 0])
+
+
+def test_alike_concepts_blended_are_one_of_them_and_summed_as_many() -> None:
+    model = tiny("llama")
+    alike = [replace(concept_for(model, "model.model.layers.0", kind="additive"), name=name) for name in "abc"]
+    base, changes = model(IDS, output_hidden_states=True).hidden_states[1], []
+    for concepts, combine in ((alike[:1], "sum"), (alike, "blend"), (alike, "sum")):
+        with llm.steer(model, dict.fromkeys(concepts, 2.0), combine=combine):
+            changes.append(model(IDS, output_hidden_states=True).hidden_states[1] - base)
+    alone, blended, summed = changes
+    assert differ(alone, torch.zeros_like(alone))
+    assert torch.allclose(blended, alone, atol=1e-5)
+    assert torch.allclose(summed, 3 * alone, atol=1e-5)
 
 
 def test_auto_shares_only_where_it_is_above_its_target() -> None:

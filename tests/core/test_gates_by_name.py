@@ -25,6 +25,7 @@ from dsas_core.probes import (
     quadratic,
 )
 from tests.core.test_methods import clouds
+from tests.helpers import vector
 
 #: gates that go by what they were shown
 LOOKING = (
@@ -48,10 +49,6 @@ LOOKING = (
     "any(mera, all(cast, fairsteer))",
 )
 GATES = (*LOOKING, "on", "off")
-
-
-def vector(*numbers: float) -> torch.Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
 
 
 # ---- gaps ----------------------------------------------------------------------------------------------------------

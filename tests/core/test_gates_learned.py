@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import pytest
 import torch
 
-from dsas_core import Call, Concept, DSASError, Intervention, Recipe, Site, llm, methods, visit
-from dsas_core.capture import Capture
+from dsas_core import Concept, DSASError, Intervention, Recipe, llm, methods
 from dsas_core.evaluate.arms import arm, scores_of
 from dsas_core.fingerprints import fingerprint
 from dsas_core.gating import fit_gate
@@ -21,9 +19,9 @@ from dsas_core.probes import (
     ProductProbe,
     QuadraticProbe,
 )
-from tests.core.llm.models import PROMPTS, VOCABULARY, tiny
+from tests.core.llm.models import PROMPTS, tiny
+from tests.core.planted import SHOWN, SITE, WORDS, activations, captured, seen
 from tests.core.test_gates_by_name import GATES
-from tests.core.test_learn import SHOWN, SITE, activations, captured
 from tests.helpers import Bare, differ, same
 
 
@@ -82,23 +80,6 @@ def test_calibration_is_by_positions_that_the_gate_had_not_seen() -> None:
     probe, held_out = gated.at(None)
     assert held_out.shape == (len(positions), 1)
     assert float(held_out.mean()) > float(probe.score(positions).mean()) + 0.05
-
-
-WORDS = torch.randint(3, VOCABULARY - 1, (24, 9), generator=torch.Generator().manual_seed(1))
-
-
-@functools.cache
-def seen() -> tuple[Capture, Site]:
-    """What a tiny model makes of texts that are full of low numbers (source), and of others."""
-    model, site = tiny("llama"), llm.find_sites(tiny("llama"))[0]
-    capture = Capture()
-    texts = {"source": 3 + WORDS % 12, "target": 20 + WORDS % 12, "control": 30 + WORDS % 25}
-    for kind, ids in texts.items():
-        capture.start(kind)
-        capture.begin(site.root, Call(torch.ones(len(ids)), torch.arange(len(ids))))
-        with visit(roots_of(model), [site], capture):
-            model(ids)
-    return capture, site
 
 
 @pytest.mark.parametrize("name", GATES)

@@ -15,6 +15,7 @@ from torch import nn
 from dsas_core import Call, Concept, DSASError, Site, Steering, visit
 from dsas_core.hooks import visitors
 from dsas_core.trace import Trace
+from tests.core.llm.models import tiny
 from tests.helpers import Bare, Doubler, Recorder, differ, random_concept, same
 
 # ---- placing and removing -------------------------------------------------------------------------------------------
@@ -153,8 +154,13 @@ def test_a_compiled_module_is_refused_with_the_remedy(in_place: bool, part: bool
 # ---- a language model, with the same classes ------------------------------------------------------------------------
 
 LAYERS = [Site("model.model.layers.0"), Site("model.model.layers.1")]
-WIDTH = 16
+WIDTH = 32
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5], [35, 8, 9, 7, 9, 32]])
+
+
+@pytest.fixture
+def tiny_llama() -> nn.Module:
+    return tiny("llama")
 
 
 def describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,25 +9,10 @@ from hypothesis import strategies as st
 
 from dsas_core.interpolation import interpolate
 from dsas_core.maps import AffineMap, Map
-from tests.helpers import MAPS, random_map
+from tests.helpers import MAPS, Turn, random_map, vector
 
 H = 0.9922324299
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True, eq=False)
-class Turn(Map):
-    """A map that is not linear in its strength: it turns pairs of neighbouring channels."""
-
-    angle: torch.Tensor
-
-    def apply(self, x: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
-        turned = torch.as_tensor(strength) * self.angle.to(x.dtype)
-        return x * torch.cos(turned) + x.roll(1, -1) * torch.sin(turned)
-
-
-def vector(*numbers: float) -> torch.Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(

@@ -9,37 +9,11 @@ import pytest
 import torch
 
 from dsas_core import Call, Concept, DSASError, Recipe, Site, Steering
-from dsas_core.capture import Capture
 from dsas_core.gating import FORMS, calibrate
 from dsas_core.learn import fit_sites
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, ProductProbe
 from dsas_core.trace import Trace
-
-SITE = Site("unet.mid")
-WIDTH, POSITIONS, SHOWN = 12, 20, 5
-CONCEPT = torch.nn.functional.one_hot(torch.tensor(7), WIDTH).float()
-MOVE = torch.linspace(-1, 1, WIDTH)
-
-
-def activations(kind: str, count: int, strength: float, seed: int) -> torch.Tensor:
-    """Rows whose first SHOWN positions hold the concept, but for controls; there, targets are moved by MOVE."""
-    random = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, POSITIONS, WIDTH, generator=random)
-    if kind != "control":
-        x[:, :SHOWN] += strength * CONCEPT
-    if kind == "target":
-        x[:, :SHOWN] += MOVE
-    return x
-
-
-def captured(strength: float = 8.0, count: int = 24, edges: tuple[float, ...] = (), site: Site = SITE) -> Capture:
-    capture = Capture(edges, positions_per_row=16)
-    for i, kind in enumerate(("source", "target", "control")):
-        capture.start(kind)
-        for j, timestep in enumerate([*edges, 0.0]):
-            capture.begin(site.root, Call(torch.ones(count), torch.arange(count), torch.tensor(timestep)))
-            capture.visit(site, activations(kind, count, strength, 10 * i + j))
-    return capture
+from tests.core.planted import CONCEPT, MOVE, POSITIONS, SHOWN, SITE, WIDTH, activations, captured
 
 
 @functools.cache

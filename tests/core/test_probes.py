@@ -9,11 +9,7 @@ from hypothesis import strategies as st
 
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, ProductProbe, fold
 from dsas_core.probes.combine import pool
-from tests.helpers import FORMS, random_probe
-
-
-def vector(*numbers: float) -> torch.Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
+from tests.helpers import FORMS, random_probe, vector
 
 
 def golden() -> tuple[torch.Tensor, torch.Tensor]:

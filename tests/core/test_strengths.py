@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,24 @@ from dsas_core.probes import AnyProbe, ConstantProbe, LinearProbe, PooledProbe, 
 from dsas_core.probes.combine import pool
 from dsas_diffusion import find_sites, steer
 from tests.core.llm.models import IDS, close, concept_for, tiny, written
-from tests.core.test_interpolation import Turn, vector
-from tests.helpers import MAPS, build_flow_pipe, differ, latents, random_concept, random_map, same, seen_at
+from tests.helpers import (
+    BANANA,
+    DOG,
+    MAPS,
+    Counting,
+    Turn,
+    build_flow_pipe,
+    differ,
+    latents,
+    random_concept,
+    random_map,
+    same,
+    seen_at,
+    vector,
+)
 
-BANANA, DOG = "a banana on a table", "a dog and a cat"
 SITE = Site("model.model.layers.0")
 UNCAPPED = 1e6
-
-
-@pytest.fixture(autouse=True)
-def _forget_graphs() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def linear_of(item: Intervention, bin_: int = 0) -> LinearProbe:
@@ -241,8 +245,9 @@ def test_identities_in_a_pipeline(tiny_pipe: Any, group: str, edges: tuple[float
     assert differ(apart[1], base[1])
 
 
+@pytest.mark.usefixtures("fresh_graphs")
 def test_one_compiled_graph_serves_every_target_and_number(tmp_path: Path) -> None:
-    pipe = build_flow_pipe(tmp_path)
+    pipe = build_flow_pipe(tmp_path, shallow=True)
     sites = find_sites(pipe, "cross")
     first = away(random_concept(seen_at(pipe, sites), form="product", unit=0.5), "first")
     second = random_concept(seen_at(pipe, sites), name="second", seed=1, unit=0.5)
@@ -255,17 +260,11 @@ def test_one_compiled_graph_serves_every_target_and_number(tmp_path: Path) -> No
     made = []
     for compiled in (False, True):
         with steer(pipe, {first: "auto", second: 0.0}, combine="blend") as steering:
-            graphs = 0
-
-            def counting(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
-                nonlocal graphs
-                graphs += 1
-                return module.forward
-
+            counting = Counting()
             if compiled:
                 pipe.unet = torch.compile(pipe.unet, backend=counting, fullgraph=True)
             made.append([run(steering, knob) for knob in knobs])
-            assert graphs == compiled
+            assert counting.graphs == compiled
             made[-1].append(run(steering, (0.5, 0.5)))  # a number after auto: another graph, and right
     assert all(same(a, b) for a, b in zip(*made, strict=True))
     assert all(differ(a, b) for a, b in itertools.combinations(made[0], 2))

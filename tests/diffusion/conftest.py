@@ -1,12 +1,14 @@
-"""What the tests of the command line share: a tiny pipeline in a folder, a concept learned on it, and a way to run."""
+"""A tiny pipeline in a folder, a concept learned on it, and a way to run commands; a tiny CLIP."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from dsas_diffusion import cli
+from tests.diffusion.vision_models import save_clip
 from tests.helpers import build_flow_pipe
 
 PHRASES = ("--from", "banana", "--to", "blurred banana")
@@ -28,6 +30,14 @@ def concept(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     learned = ["learn", "--model", model, *PHRASES, "--out", str(folder), "--steps", "2", "--count", "12", "--quiet"]
     assert cli.main(learned) == 0
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny CLIP."""
+    folder = tmp_path_factory.mktemp("clip")
+    save_clip(folder)
+    return folder
 
 
 @pytest.fixture

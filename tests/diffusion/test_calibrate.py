@@ -14,8 +14,7 @@ import pytest
 from dsas_core import Concept
 from dsas_core.calibration import MOST_TRIALS
 from dsas_diffusion import calibrate, load_pipeline
-from tests.diffusion.test_cli import assert_one_line, document_of
-from tests.helpers import Bare
+from tests.helpers import Bare, assert_one_line, document_of
 
 Run = Callable[..., tuple[int, str, str]]
 

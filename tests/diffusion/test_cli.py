@@ -1,312 +1,19 @@
-"""The command line, driven through `main` on a tiny random pipeline in a folder."""
+"""The command line, driven through `main`: what all commands share, and how mistakes are told."""
 
 from __future__ import annotations
 
-import errno
 import json
 import warnings
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
-from dsas_core import Auto, Concept, prompts
+from dsas_core import Auto
 from dsas_diffusion import __version__, load
-from dsas_diffusion.cli import doctor, output
+from dsas_diffusion.cli import output
 from dsas_diffusion.cli.arguments import concept_and_strength, name_and_value
-from dsas_diffusion.generation import Settings, pictures_of, seeds_for
-from tests.diffusion.conftest import PHRASES
-
-PROMPTS = ("--prompt", "a banana", "--prompt", "a dog on the grass")
-
-
-def document_of(result: tuple[int, str, str]) -> Any:
-    """The one JSON document of a command that succeeded without a word on standard error."""
-    code, out, err = result
-    assert (code, err) == (0, "")
-    return json.loads(out)
-
-
-def assert_one_line(err: str, *expected: str) -> None:
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
-    for text in expected:
-        assert text in err
-
-
-# ---- learn ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_learned_concept_holds_its_drafted_prompts(concept: str) -> None:
-    written = {path.name for path in Path(concept).iterdir()}
-    assert written == {"config.json", "concept.safetensors", "README.md", "prompts.yaml"}
-    drafted = prompts.read(Path(concept) / "prompts.yaml")
-    assert Concept.from_pretrained(concept).provenance["prompts"] == drafted.to_dict()
-
-
-def test_learn_prints_the_draft_the_evidence_and_progress(dsas, model: str, tmp_path: Path) -> None:
-    out = tmp_path / "c"
-    arguments = ("learn", "--model", model, *PHRASES, "--out", out, "--steps", 2, "--count", 12, "--sites", "text")
-    code, text, progress = dsas(*arguments)
-    assert code == 0
-    for expected in ("- a {other} and a banana {place}", "balanced accuracy", "unit ", "drift", f"in {out}"):
-        assert expected in text
-    for expected in ("loading", "capturing", "fitting", "choosing the unit"):
-        assert expected in progress
-    steered = [item.site.root for item in Concept.from_pretrained(out).interventions if not item.watches]
-    assert set(steered) == {"text_encoder"}
-
-
-def test_learn_from_a_file_as_json_over_an_earlier_concept(dsas, model: str, concept: str, tmp_path: Path) -> None:
-    out = tmp_path / "c"
-    out.mkdir()
-    (out / "config.json").write_text("old")
-    file = Path(concept) / "prompts.yaml"
-    arguments = ("--prompts", file, "--out", out, "--name", "other", "--steps", 2, "--count", 12, "--gate", "on")
-    arguments += ("--option", "normalise=mean norm")
-    learned = document_of(dsas("learn", "--model", model, *arguments, "--overwrite", "--json"))
-    assert Concept.from_pretrained(out).provenance["recipe"]["options"] == {"normalise": "mean norm"}
-    assert (learned["name"], learned["gate"], learned["drafted"]) == ("other", "on", False)
-    assert {path.name for path in out.iterdir()} == {"config.json", "concept.safetensors", "README.md"}
-
-
-@pytest.mark.parametrize(
-    ("failure", "code", "message"),
-    [
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (RuntimeError("out of\nmemory"), 1, "RuntimeError: out of memory (set DSAS_DEBUG=1"),
-    ],
-)
-def test_nothing_is_written_when_learning_stops(
-    dsas, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, code: int, message: str
-) -> None:
-    def stopped(*_: object, **__: object) -> None:
-        raise failure
-
-    monkeypatch.setattr("dsas_diffusion.cli.learn.learn", stopped)
-    result = dsas("learn", "--model", model, *PHRASES, "--out", tmp_path / "c", "--quiet")
-    assert result[0] == code
-    assert_one_line(result[2], message)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_leaves_the_earlier_concept(
-    dsas, concept: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learned, write = Concept.from_pretrained(concept), Path.write_bytes
-
-    def full(path: Path, content: bytes) -> int:
-        write(path, content[:10])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    learned.save_pretrained(tmp_path / "c")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()}
-    monkeypatch.setattr("dsas_diffusion.cli.learn.learn", lambda *_, **__: learned)
-    monkeypatch.setattr(Path, "write_bytes", full)
-    code, _, err = dsas("learn", "--model", model, *PHRASES, "--out", tmp_path / "c", "--overwrite", "--quiet")
-    assert code == 1
-    assert_one_line(err, "No space left on device")
-    assert [path.name for path in tmp_path.iterdir()] == ["c"]
-    assert {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()} == before
-
-
-# ---- generate -------------------------------------------------------------------------------------------------------
-
-
-def test_generate_fills_a_folder_reproducibly(dsas, model: str, concept: str, tmp_path: Path) -> None:
-    out = tmp_path / "pictures"
-    given = f"{concept}=0"
-    written = document_of(
-        dsas(
-            "generate",
-            "--model",
-            model,
-            *PROMPTS,
-            "--concept",
-            given,
-            "--steps",
-            2,
-            "--seed",
-            3,
-            "--out",
-            out,
-            "--json",
-        )
-    )
-    assert {path.name for path in out.iterdir()} == {"001.png", "002.png", "generate.json"}
-    beside = json.loads((out / "generate.json").read_text())
-    assert {"out": str(out), **beside} == written
-    assert (beside["steps"], beside["seed"], beside["gate"], beside["combine"]) == (2, 3, "own", "sum")
-    assert beside["concepts"] == [
-        {"concept": concept, "name": "banana-to-blurred-banana", "strength": 0.0, "unit": beside["concepts"][0]["unit"]}
-    ]
-    texts, seeds = PROMPTS[1::2], seeds_for(PROMPTS[1::2], 3)
-    expected = pictures_of(load.load_pipeline(model), texts, seeds, Settings(2, written["guidance"]))
-    for i, picture in enumerate(expected):
-        with Image.open(out / f"00{i + 1}.png") as read:
-            assert read.tobytes() == picture.tobytes()  # a strength of 0 is the base model
-            note = json.loads(read.text["dsas"])  # type: ignore[attr-defined]
-        assert note["pictures"] == [beside["pictures"][i]]
-        assert note["pictures"][0]["noise_seed"] == seeds[i]
-
-
-def test_generate_compares(dsas, model: str, concept: str, tmp_path: Path) -> None:
-    out = tmp_path / "pictures"
-    arguments = ("generate", "--model", model, "--prompt", "a banana", "--concept", f"{concept}=8", "--gate", "on")
-    code, text, progress = dsas(*arguments, "--steps", 2, "--compare", "--out", out)
-    assert code == 0
-    assert f"wrote 1 picture to {out}" in text
-    assert "denoising" in progress
-    names = {"001.png", "001-base.png", "001-where-banana-to-blurred-banana.png", "compare.png", "generate.json"}
-    assert {path.name for path in out.iterdir()} == names
-    assert (out / "001.png").read_bytes() != (out / "001-base.png").read_bytes()
-    code, _, _ = dsas(*arguments, "--steps", 2, "--out", out, "--overwrite", "--quiet")
-    assert code == 0
-    assert {path.name for path in out.iterdir()} == {"001.png", "generate.json"}
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
-def test_generate_writes_one_file(dsas, model: str, tmp_path: Path, suffix: str) -> None:
-    out = tmp_path / "new" / f"grid{suffix}"
-    assert dsas("generate", "--model", model, *PROMPTS, "--steps", 1, "--out", out, "--quiet")[0] == 0
-    assert {path.name for path in out.parent.iterdir()} == {out.name, "grid.json"}
-    settings = json.loads(out.with_suffix(".json").read_text())
-    with Image.open(out) as grid:
-        assert grid.width > 160
-        assert grid.height > 2 * 160
-        assert suffix != ".png" or json.loads(grid.info["dsas"]) == settings
-    single = tmp_path / f"single{suffix}"
-    assert dsas("generate", "--model", model, "--prompt", "", "--steps", 1, "--out", single, "--quiet")[0] == 0
-    with Image.open(single) as picture:
-        assert picture.size == (32, 32)
-
-
-def test_files_are_written_together_or_not_at_all(tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()  # stands in the way
-    with pytest.raises(output.DSASError, match="cannot write"):
-        output.write_files({tmp_path / "b" / "x" / "a": b"1", tmp_path / ("n" * 300): b"2"})
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-def test_generate_blends_and_chooses_strengths(dsas, model: str, concept: str, tmp_path: Path) -> None:
-    other = replace(Concept.from_pretrained(concept), name="other").save_pretrained(tmp_path / "other")
-    command = ("generate", "--model", model, "-p", "a banana", "--steps", 2, "--combine", "blend", "-c", f"{other}=-1")
-    out = tmp_path / "out"
-    code, _, err = dsas(*command, "-c", f"{concept}=auto:0.3", "--out", out, "--quiet")
-    assert code == 0
-    assert "'other' and 'banana-to-blurred-banana' work against one another" in err.splitlines()[0]
-    written = json.loads((out / "generate.json").read_text())
-    assert written["combine"] == "blend"
-    assert [one["strength"] for one in written["concepts"]] == [-1.0, "auto:0.3"]
-
-
-# ---- show, doctor, methods, env -------------------------------------------------------------------------------------
-
-
-def test_show(dsas, concept: str) -> None:
-    shown = document_of(dsas("show", concept, "--json"))
-    saved = Concept.from_pretrained(concept)
-    assert shown["unit"] == saved.unit
-    assert shown["sites"] == saved.evidence["sites"]
-    assert shown["bytes"]["concept.safetensors"] == (Path(concept) / "concept.safetensors").stat().st_size
-    parts = [part for item in saved.interventions for part in (*item.probes, *item.maps)]
-    assert shown["parameters"] == sum(tensor.numel() for part in parts for tensor in part.tensors()) > 0
-    code, text, _ = dsas("show", concept)
-    assert code == 0
-    for expected in (
-        "balanced accuracy",
-        "AUROC",
-        "control h",
-        "rank",
-        "parameters",
-        "concept.safetensors",
-        "provenance",
-    ):
-        assert expected in text
-
-
-def test_show_without_evidence(dsas, concept: str, tmp_path: Path) -> None:
-    replace(Concept.from_pretrained(concept), evidence={}, provenance={}).save_pretrained(tmp_path / "bare")
-    code, text, _ = dsas("show", tmp_path / "bare")
-    assert code == 0
-    assert "no evidence was recorded" in text
-
-
-def test_doctor(dsas, model: str, concept: str) -> None:
-    arguments = ("doctor", "--model", model, "--concept", concept, "--prompt", "a banana", "--steps", 2)
-    found = document_of(dsas(*arguments, "--json"))
-    interventions = Concept.from_pretrained(concept).interventions
-    for site, item in zip(found["sites"], interventions, strict=True):
-        assert site["reached"]
-        assert 0 <= site["mean_h"] <= site["max_h"] <= site["weight"] + 1e-6
-        assert site["dose"] == pytest.approx(0 if item.watches else found["unit"] * site["mean_h"])
-        assert (site["relative_change"] > 0) == (site["mean_h"] > 0 and not item.watches)
-    assert found["conclusions"]
-    code, text, _ = dsas(*arguments, "--strength", 0)
-    assert code == 0
-    assert "The strength is 0" in text
-    assert "0.00 of 255" in text
-
-
-def test_doctor_tells_how_concepts_go_together(dsas, model: str, concept: str, tmp_path: Path) -> None:
-    other = replace(Concept.from_pretrained(concept), name="other").save_pretrained(tmp_path / "other")
-    command = ("doctor", "--model", model, "-c", concept, "-c", other, "-p", "a banana", "--steps", 2)
-    found = document_of(dsas(*command, "--json"))
-    assert found["beside"] == ["other"]
-    assert {line["site"] for line in found["opposition"]} <= {site["site"] for site in found["sites"]}
-    assert all(line["cosine"] == pytest.approx(1) and not line["opposed"] for line in found["opposition"])
-    assert found["opposition"]
-    assert "where shifts of two concepts go" in dsas(*command)[1]
-
-
-def test_doctor_names_words_that_the_built_in_model_does_not_know(
-    dsas, model: str, concept: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(load.BUILTIN, "builtin:emoji", Path(model))
-    prompt = "a xylophone, and a banana " + "on the grass " * 10
-    found = document_of(dsas("doctor", "--concept", concept, "--prompt", prompt, "--steps", 1, "--json"))
-    assert found["unknown_words"] == ["xylophone"]
-    assert any("does not know xylophone" in line for line in found["conclusions"])
-    assert any("cut off" in line for line in found["conclusions"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"scores": (0.0, 0.01)}, "near 0 everywhere"),
-        ({"scores": (0.1, 0.3)}, "low everywhere"),
-        ({"scores": (1.0, 1.0)}, "near 1 on everything"),
-        ({"scores": (0.2, 0.9)}, "1 of 1 sites fired"),
-        ({"scores": (0.2, 0.9), "weight": 0.1}, "weights are small"),
-        ({"scores": (0.2, 0.9), "pixel_difference": 0.3, "changed": False}, "dose is too small"),
-        ({"scores": (0.2, 0.9), "reached": False}, "never reached"),
-        ({"scores": (0.2, 0.9), "effect_reached_in_learning": False}, "expect less"),
-    ],
-)
-def test_doctor_concludes(changes: dict[str, Any], expected: str) -> None:
-    mean, highest = changes.pop("scores")
-    site = {
-        "site": "unet.x",
-        "fired": highest >= doctor.FIRED,
-        "mean_score": mean,
-        "max_score": highest,
-        "weight": changes.pop("weight", 0.9),
-        "reached": changes.pop("reached", True),
-    }
-    document = {
-        "strength": 1.0,
-        "sites": [site],
-        "pixel_difference": 9.0,
-        "changed": True,
-        "effect_reached_in_learning": True,
-        "unknown_words": [],
-        "tokens": 5,
-        "tokens_read": 22,
-    }
-    assert any(expected in line for line in doctor.conclusions({**document, **changes}))
+from tests.helpers import assert_one_line, document_of
 
 
 def test_methods_env_version_and_help(dsas) -> None:
@@ -324,7 +31,7 @@ def test_methods_env_version_and_help(dsas) -> None:
         assert "usage: dsas" in text
 
 
-# ---- bad input ------------------------------------------------------------------------------------------------------
+# ---- bad input -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -422,7 +129,7 @@ def test_our_warnings_are_one_line_and_others_are_silent(
     assert (code, err) == (1, "dsas: warning: sites were never reached\ndsas: error: stop\n")
 
 
-# ---- pieces ---------------------------------------------------------------------------------------------------------
+# ---- pieces ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_concept_may_have_a_strength(tmp_path: Path) -> None:

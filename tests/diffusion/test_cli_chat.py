@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dsas_diffusion.cli import chat, main
-from tests.diffusion.test_cli import assert_one_line
+from tests.helpers import assert_one_line
 
 PROMPTS = Path(__file__).parents[2] / "prompts" / "rudeness.yaml"
 INSULT, CALM = "you useless clown! my washer does not start.", "hello, my washer does not start. what can i do?"

@@ -20,8 +20,7 @@ from dsas_diffusion.cli.sweep import strengths_between
 from dsas_diffusion.generation import Settings, change, pictures_of, seeds_for
 from dsas_diffusion.load import load_pipeline
 from dsas_diffusion.steer import steer
-from tests.diffusion.test_cli import assert_one_line, document_of
-from tests.helpers import TINY, bases, build_flow_pipe, random_concept
+from tests.helpers import TINY, assert_one_line, bases, build_flow_pipe, document_of, random_concept
 
 PROMPTS = ("a banana", "a dog on the grass")
 Run = Callable[..., tuple[int, str, str]]

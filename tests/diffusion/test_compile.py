@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,21 @@ import torch
 
 from dsas_core import DSASError
 from dsas_diffusion import Schedule, find_sites, steer
-from tests.helpers import Bare, build_ddim_pipe, build_flow_pipe, differ, latents, random_concept, same, seen_at
+from tests.helpers import (
+    BANANA,
+    DOG,
+    Bare,
+    Counting,
+    build_ddim_pipe,
+    build_flow_pipe,
+    differ,
+    latents,
+    random_concept,
+    same,
+    seen_at,
+)
 
-BANANA, DOG = "a banana on a table", "a dog and a cat"
-
-
-@pytest.fixture(autouse=True)
-def _forget_graphs() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-class Counting:
-    """A compiler backend that runs what it is given as it is, and counts."""
-
-    def __init__(self) -> None:
-        self.graphs = 0
-
-    def __call__(self, module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
-        self.graphs += 1
-        return module.forward
+pytestmark = pytest.mark.usefixtures("fresh_graphs")
 
 
 def compile_denoiser(pipe: Any, in_place: bool = False) -> Counting:
@@ -52,7 +45,7 @@ def compile_denoiser(pipe: Any, in_place: bool = False) -> Counting:
 def test_one_graph_serves_every_strength_timestep_and_bin(
     build: Any, edges: tuple[float, ...], in_place: bool, tmp_path: Path
 ) -> None:
-    pipe = build(tmp_path)
+    pipe = build(tmp_path, shallow=True)
     sites = find_sites(pipe, ["cross", "self"])
     concept = random_concept(seen_at(pipe, sites), form="product", edges=edges, unit=0.5)
     other = random_concept(seen_at(pipe, find_sites(pipe, ["cross", "block"])), name="other", seed=1, unit=0.5)
@@ -81,7 +74,7 @@ def test_one_graph_serves_every_strength_timestep_and_bin(
 
 
 def test_letting_go_of_a_compiled_denoiser_takes_effect(tmp_path: Path) -> None:
-    pipe = build_flow_pipe(tmp_path)
+    pipe = build_flow_pipe(tmp_path, shallow=True)
     concept, base = random_concept(seen_at(pipe, find_sites(pipe, "cross"))), latents(pipe, BANANA)
     with steer(pipe, {concept: 1.0}):
         compile_denoiser(pipe)
@@ -92,7 +85,7 @@ def test_letting_go_of_a_compiled_denoiser_takes_effect(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in place"])
 def test_attaching_to_a_compiled_denoiser_is_refused_with_the_remedy(tmp_path: Path, in_place: bool) -> None:
-    pipe = build_flow_pipe(tmp_path)
+    pipe = build_flow_pipe(tmp_path, shallow=True)
     concept = random_concept(seen_at(pipe, find_sites(pipe, "cross")))
     compile_denoiser(pipe, in_place)
     with pytest.raises(DSASError, match=r"unet is compiled, .*attach first .* and compile then"):

@@ -27,7 +27,7 @@ from dsas_diffusion.judges import (
     judge_from,
 )
 from dsas_diffusion.vision import Clip, Unavailable
-from tests.diffusion.test_similarity import SMALL, noise_pictures, save_clip, save_processor
+from tests.diffusion.vision_models import SMALL, noise_pictures, save_processor
 
 FRUIT = {thing for thing, (_, category) in THINGS.items() if category == "fruit"}
 
@@ -223,13 +223,6 @@ def test_the_builtin_judge_without_weights(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # ---- models of transformers -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    save_clip(folder)
-    return folder
 
 
 def save_classifier(folder: Path, labels: list[str], problem: str | None = None) -> Any:

@@ -23,9 +23,13 @@ PROMPTS: dict[str, Any] = {
 }
 
 
+#: few prompts, all at once
+QUICK: dict[str, Any] = {"count": 12, "steps": 2, "batch": 64}
+
+
 @pytest.fixture(scope="module")
 def learned(tiny_pipe: Any) -> Concept:
-    return learn(tiny_pipe, PROMPTS, count=12, steps=2, seed=3)
+    return learn(tiny_pipe, PROMPTS, **QUICK, seed=3)
 
 
 def test_a_concept_knows_where_it_comes_from(learned: Concept, tiny_pipe: Any) -> None:
@@ -45,7 +49,7 @@ def test_a_concept_knows_where_it_comes_from(learned: Concept, tiny_pipe: Any) -
 
 def test_learning_is_repeatable_and_leaves_the_pipeline_alone(learned: Concept, tiny_pipe: Any) -> None:
     before, bare = latents(tiny_pipe, "a banana"), Bare.of(tiny_pipe.unet)
-    assert learn(tiny_pipe, PROMPTS, count=12, steps=2, seed=3) == learned
+    assert learn(tiny_pipe, PROMPTS, **QUICK, seed=3) == learned
     assert Bare.of(tiny_pipe.unet) == bare
     assert "encode_prompt" not in vars(tiny_pipe)
     assert not differ(latents(tiny_pipe, "a banana"), before)
@@ -60,7 +64,7 @@ def test_what_was_learned_is_what_is_saved(learned: Concept, tiny_pipe: Any, tmp
 
 
 def test_timestep_bins_have_their_own_parameters(ddim_pipe: Any) -> None:
-    concept = learn(ddim_pipe, PROMPTS, count=12, steps=2, sites="denoiser", gate="on", edges=(300,))
+    concept = learn(ddim_pipe, PROMPTS, **QUICK, sites="denoiser", gate="on", edges=(300,))
     assert concept.edges == (300.0,)
     assert {len(item.probes) for item in concept.interventions} == {2}
     assert {site.root for site in concept.sites} == {"unet"}
@@ -68,7 +72,7 @@ def test_timestep_bins_have_their_own_parameters(ddim_pipe: Any) -> None:
 
 def test_timestep_bins_and_text_sites_go_together(ddim_pipe: Any) -> None:
     """A text encoder has no clock: whatever the bin, its sites have one set of parameters."""
-    concept = learn(ddim_pipe, PROMPTS, sites=["text", "cross"], count=12, steps=2, gate="on", edges=(300,))
+    concept = learn(ddim_pipe, PROMPTS, sites=["text", "cross"], **QUICK, gate="on", edges=(300,))
     assert {site.root for site in concept.sites} == {"unet", "text_encoder"}
 
 
@@ -97,13 +101,13 @@ def test_bad_requests_are_refused_before_anything_is_drawn(
 
     monkeypatch.setattr(tiny_pipe.unet, "forward", forbidden)
     with pytest.raises(DSASError, match=message):
-        learn(tiny_pipe, settings.pop("prompts", PROMPTS), **{"count": 12, "steps": 2, **settings})
+        learn(tiny_pipe, settings.pop("prompts", PROMPTS), **QUICK, **settings)
     assert Bare.of(tiny_pipe.unet).hooks == 0
     assert "encode_prompt" not in vars(tiny_pipe)
 
 
 def test_a_concept_of_text_sites_watches_the_denoiser_for_the_heat_map(tiny_pipe: Any) -> None:
-    concept = learn(tiny_pipe, PROMPTS, sites="text", count=12, steps=2)
+    concept = learn(tiny_pipe, PROMPTS, sites="text", **QUICK)
     watching = {item.site.root: item.watches for item in concept.interventions}
     assert watching == {"text_encoder": False, "unet": True}
     with steer(tiny_pipe, {concept: 1.0}) as steering:
@@ -114,7 +118,7 @@ def test_a_concept_of_text_sites_watches_the_denoiser_for_the_heat_map(tiny_pipe
 
 @pytest.mark.parametrize("sites", ["text", ["text", "unet.mid_block.*attn2"]], ids=["text", "text and denoiser"])
 def test_causal_learning_reads_what_the_sites_before_leave(sites: Any, ddim_pipe: Any) -> None:
-    settings = {"sites": sites, "count": 12, "steps": 2, "gate": "on"}
+    settings = {"sites": sites, **QUICK, "gate": "on"}
     clean, causal = (learn(ddim_pipe, PROMPTS, **settings, recipe={"mode": mode}) for mode in ("clean", "causal"))
     assert clean.sites == causal.sites
     steering = [[item for item in concept.interventions if not item.watches] for concept in (clean, causal)]
@@ -137,7 +141,7 @@ def left_half(pictures: Any) -> list[np.ndarray | None]:
 
 def test_masks_mark_patches(ddim_pipe: Any) -> None:
     """What is told from the left half of pictures with bananas is looked for at the left, at any resolution."""
-    settings = {"sites": "denoiser", "count": 12, "steps": 2, "recipe": {"form": "token", "site_weight": "none"}}
+    settings = {"sites": "denoiser", **QUICK, "recipe": {"form": "token", "site_weight": "none"}}
     concept = learn(ddim_pipe, PROMPTS, masks=left_half, **settings)
     assert concept.provenance["recipe"]["supervision"] == "positions"
     with steer(ddim_pipe, {concept: 0.0}, trace=True) as steering:
@@ -150,11 +154,11 @@ def test_masks_mark_patches(ddim_pipe: Any) -> None:
 
 def test_masks_of_nothing(ddim_pipe: Any) -> None:
     with pytest.raises(DSASError, match=r"masks mark nothing in any of \d+ pictures"):
-        learn(ddim_pipe, PROMPTS, sites="denoiser", count=12, steps=2, masks=lambda found: [None] * len(found))
+        learn(ddim_pipe, PROMPTS, sites="denoiser", **QUICK, masks=lambda found: [None] * len(found))
 
 
 def test_clouds_of_single_positions_are_kept_where_asked(tiny_pipe: Any) -> None:
-    settings = {"count": 12, "steps": 2, "sites": ["text", "cross"], "edges": (500,)}
+    settings = {**QUICK, "sites": ["text", "cross"], "edges": (500,)}
     concept = learn(tiny_pipe, PROMPTS, recipe={"cloud": 2}, **settings)
     for item in concept.interventions:
         assert len(item.clouds) == len(item.maps) == 2
@@ -181,7 +185,7 @@ def test_concepts_of_one_lesson_are_drawn_once(
         return draw(pipe, texts, *settings)
 
     monkeypatch.setitem(Lesson._walk.__globals__, "latent_batches", noted)
-    lesson = Lesson(tiny_pipe, PROMPTS, count=12, steps=2, seed=3)
+    lesson = Lesson(tiny_pipe, PROMPTS, **QUICK, seed=3)
     assert not drawn
     assert lesson.learn() == learned
     others = [lesson.learn(method) for method in ("gaussian-act", "linear-act", "aura")]

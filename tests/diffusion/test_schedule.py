@@ -81,3 +81,12 @@ def test_bad_points(bad: Any) -> None:
 def test_bad_bounds(start: float, stop: float) -> None:
     with pytest.raises(DSASError, match="expected 1000 >= start > stop >= 0"):
         Schedule.between(start, stop)
+
+
+@given(timestep=times, first=factors, last=factors)
+def test_kinds_of_schedules(timestep: float, first: float, last: float) -> None:
+    p = 1 - timestep / 1000
+    assert at(Schedule.constant(first), timestep) == pytest.approx(first, abs=1e-5)
+    assert at(Schedule.linear(first, last), timestep) == pytest.approx(first + (last - first) * p, abs=1e-3)
+    cosine = first + (last - first) * (1 - np.cos(np.pi * p)) / 2
+    assert at(Schedule.cosine(first, last), timestep) == pytest.approx(cosine, abs=2e-3 * abs(last - first) + 1e-4)

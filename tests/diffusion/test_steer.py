@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -15,8 +15,12 @@ import torch
 from torch import nn
 
 from dsas_core import Concept, DSASError, Site, visit
+from dsas_core.sites import modules
 from dsas_diffusion import Schedule, find_sites, steer
+from dsas_diffusion.families import roots_of
 from tests.helpers import (
+    BANANA,
+    DOG,
     STEPS,
     Bare,
     Recorder,
@@ -29,7 +33,6 @@ from tests.helpers import (
     seen_at,
 )
 
-BANANA, DOG = "a banana on a table", "a dog and a cat"
 S = 0.7
 MATRIX = list(itertools.product(("flow", "ddim"), ("text", "cross", "self", "block"), ("linear", "pooled", "product")))
 #: the whole of a denoiser: what a call of it returns
@@ -41,8 +44,12 @@ class Case:
     pipe: Any
     concept: Concept
 
+    def latents(self, prompts: Any, seeds: Sequence[int] = (0,), **options: Any) -> torch.Tensor:
+        """In two steps, one in each timestep bin."""
+        return latents(self.pipe, prompts, seeds, **{"num_inference_steps": 2, **options})
 
-@pytest.fixture(params=MATRIX, ids=lambda parameters: "-".join(parameters))
+
+@pytest.fixture(scope="module", params=MATRIX, ids=lambda parameters: "-".join(parameters))
 def case(request: pytest.FixtureRequest, tiny_pipe: Any, ddim_pipe: Any) -> Case:
     """One cell of the matrix; the second pipeline's concepts have two timestep bins."""
     which, group, form = request.param
@@ -86,9 +93,8 @@ def vanilla(pipe: Any, concept: Concept, strength: float) -> Iterator[None]:
         pipe.unet.register_forward_pre_hook(look_at_clock),
         pipe.text_encoder.register_forward_pre_hook(look_at_text, with_kwargs=True),
     ]
-    for item in concept.interventions:
-        root, path = item.site.path.split(".", 1)
-        handles.append(getattr(pipe, root).get_submodule(path).register_forward_hook(moved(item)))
+    known = modules(roots_of(pipe))
+    handles += [known[item.site.path].register_forward_hook(moved(item)) for item in concept.interventions]
     try:
         yield
     finally:
@@ -99,63 +105,54 @@ def vanilla(pipe: Any, concept: Concept, strength: float) -> Iterator[None]:
 # ---- identities -----------------------------------------------------------------------------------------------------
 
 
-def test_strength_zero_and_letting_go_are_exact(case: Case) -> None:
-    base, bare = latents(case.pipe, BANANA), [Bare.of(case.pipe.unet), Bare.of(case.pipe.text_encoder)]
+def test_strength_zero_gate_off_and_letting_go_are_exact_and_signs_go_different_ways(case: Case) -> None:
+    base, bare = case.latents(BANANA), [Bare.of(case.pipe.unet), Bare.of(case.pipe.text_encoder)]
     with steer(case.pipe, {case.concept: 0.0}) as steering:
-        assert torch.equal(latents(case.pipe, BANANA), base)
+        assert torch.equal(case.latents(BANANA), base)
         assert steering.fired == sorted(str(site) for site in case.concept.sites)
-        steering.strengths["random"] = S
-        assert differ(latents(case.pipe, BANANA), base)
-    assert torch.equal(latents(case.pipe, BANANA), base)
+        made = [base]
+        for strength in (S, -S):
+            steering.strengths["random"] = strength
+            made.append(case.latents(BANANA))
+        assert all(differ(a, b) for a, b in itertools.combinations(made, 2))
+    with steer(case.pipe, {case.concept: S}, gate="off"):
+        assert torch.equal(case.latents(BANANA), base)
+    assert torch.equal(case.latents(BANANA), base)
     assert [Bare.of(case.pipe.unet), Bare.of(case.pipe.text_encoder)] == bare
     assert "encode_prompt" not in vars(case.pipe)
 
 
-def test_gate_off_is_the_base_model(case: Case) -> None:
-    with steer(case.pipe, {case.concept: S}, gate="off"):
-        made = latents(case.pipe, BANANA)
-    assert torch.equal(made, latents(case.pipe, BANANA))
-
-
 def test_gate_on_is_the_vanilla_method(case: Case) -> None:
     with steer(case.pipe, {case.concept: S}, gate="on"):
-        made = latents(case.pipe, BANANA)
+        made = case.latents(BANANA)
     with vanilla(case.pipe, case.concept, S):
-        expected = latents(case.pipe, BANANA)
+        expected = case.latents(BANANA)
     assert same(made, expected)
     with steer(case.pipe, {case.concept: S}):
-        assert differ(latents(case.pipe, BANANA), expected)
-
-
-def test_signs_go_different_ways(case: Case) -> None:
-    made = [latents(case.pipe, BANANA)]
-    for strength in (S, -S):
-        with steer(case.pipe, {case.concept: strength}):
-            made.append(latents(case.pipe, BANANA))
-    assert all(differ(a, b) for a, b in itertools.combinations(made, 2))
+        assert differ(case.latents(BANANA), expected)
 
 
 def test_batch_of_two_equals_two_singles_whatever_their_strengths(case: Case) -> None:
     strengths = (S, -2 * S)
     with steer(case.pipe, {case.concept: S}) as steering:
-        alike = latents(case.pipe, [BANANA, DOG], seeds=(1, 2))
+        alike = case.latents([BANANA, DOG], seeds=(1, 2))
         steering.strengths["random"] = strengths
-        apart = latents(case.pipe, [BANANA, DOG], seeds=(1, 2))
+        apart = case.latents([BANANA, DOG], seeds=(1, 2))
         for i, (prompt, seed) in enumerate(((BANANA, 1), (DOG, 2))):
             steering.strengths["random"] = S
-            assert same(alike[i : i + 1], latents(case.pipe, prompt, seeds=(seed,)))
+            assert same(alike[i : i + 1], case.latents(prompt, seeds=(seed,)))
             steering.strengths["random"] = strengths[i]
-            assert same(apart[i : i + 1], latents(case.pipe, prompt, seeds=(seed,)))
+            assert same(apart[i : i + 1], case.latents(prompt, seeds=(seed,)))
     assert differ(alike[1], apart[1])
 
 
 def test_unconditional_rows_are_untouched_within_a_call(case: Case) -> None:
     recorder = Recorder()
     with visit({"unet": case.pipe.unet}, [DENOISER], recorder):
-        latents(case.pipe, [BANANA, DOG], seeds=(1, 2), num_inference_steps=1)
+        case.latents([BANANA, DOG], seeds=(1, 2), num_inference_steps=1)
         for rows in ("conditional", "both"):
             with steer(case.pipe, {case.concept: S}, rows=rows):
-                latents(case.pipe, [BANANA, DOG], seeds=(1, 2), num_inference_steps=1)
+                case.latents([BANANA, DOG], seeds=(1, 2), num_inference_steps=1)
     base, conditional, both = recorder.seen[DENOISER]
     assert torch.equal(conditional[:2], base[:2])
     assert differ(conditional[2], base[2])
@@ -166,11 +163,11 @@ def test_unconditional_rows_are_untouched_within_a_call(case: Case) -> None:
 
 def test_each_picture_of_a_prompt_has_its_strength(case: Case) -> None:
     options = {"seeds": (1, 2, 3, 4), "num_images_per_prompt": 2}
-    base = latents(case.pipe, [BANANA, DOG], **options)
+    base = case.latents([BANANA, DOG], **options)
     with steer(case.pipe, {case.concept: [0.0, S]}) as steering:
-        made = latents(case.pipe, [BANANA, DOG], **options)
+        made = case.latents([BANANA, DOG], **options)
         steering.strengths["random"] = S
-        single = latents(case.pipe, DOG, seeds=(4,))
+        single = case.latents(DOG, seeds=(4,))
     assert torch.equal(made[:2], base[:2])
     assert differ(made[2], base[2])
     assert same(made[3:], single)

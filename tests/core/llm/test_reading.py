@@ -135,7 +135,8 @@ def test_positions_must_agree_unless_one_h_is_for_all() -> None:
         model(IDS)
 
 
-def test_both_sites_are_of_one_root() -> None:
-    item = random_concept({Site("unet.mid"): 4}).interventions[0]
-    with pytest.raises(DSASError, match=r"a probe at text_encoder.layer cannot gate unet.mid: both must be in 'unet'"):
+def test_in_another_root_one_reads_for_all_positions_alone() -> None:
+    item, pooled = (random_concept({Site("unet.mid"): 4}, form=form).interventions[0] for form in ("linear", "pooled"))
+    with pytest.raises(DSASError, match=r"a probe at text_encoder.layer cannot gate unet.mid, which does not have its"):
         replace(item, reads=Site("text_encoder.layer"))
+    assert replace(pooled, reads=Site("text_encoder.layer")).reads == Site("text_encoder.layer")

@@ -13,7 +13,7 @@ from dsas_core import DSASError, Site, llm, visit
 from dsas_core.llm.layers import GROUPS, device_of_input, layers_of, roots_of
 from dsas_core.probes import PrefixProbe
 from tests.core.llm.models import DIFFERENT, FAMILIES, IDS, LENGTH, close, concept_for, remembering, tiny, written
-from tests.helpers import Bare, Recorder, differ
+from tests.helpers import Bare, Counting, Recorder, differ
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -245,31 +245,23 @@ def test_low_precision_stays_finite_and_exact_at_zero(dtype: torch.dtype) -> Non
         assert torch.equal(written(model), base)
 
 
+@pytest.mark.usefixtures("fresh_graphs")
 def test_compiled_in_one_graph() -> None:
-    import copy
-
-    import torch._dynamo
-
-    torch._dynamo.reset()
     model = copy.deepcopy(tiny("llama"))
     concept = concept_for(model)
     base = model(IDS).logits
     with llm.steer(model, {concept: 1.0}) as steering:
         expected = model(IDS).logits
-        inner = torch.compile(model.model, backend="eager", fullgraph=True)
-        model.model = inner
+        counting = Counting()
+        model.model = torch.compile(model.model, backend=counting, fullgraph=True)
         assert close(model(IDS).logits, expected)
-        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         steering.strengths[concept.name] = 0.0
         assert close(model(IDS).logits, base)
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
-    torch._dynamo.reset()
+        assert counting.graphs == 1
 
 
 def test_adapters_stay_at_work() -> None:
     peft = pytest.importorskip("peft")
-    import copy
-
     model = copy.deepcopy(tiny("llama"))
     concept = concept_for(model)
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "o_proj"], init_lora_weights=False))

@@ -1,0 +1,86 @@
+"""`dsas learn` on a tiny random pipeline: what it writes and says, and what stays when it stops."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from dsas_core import Concept, prompts
+from dsas_diffusion import Lesson
+from tests.diffusion.conftest import PHRASES
+from tests.helpers import assert_one_line, document_of
+
+
+def test_a_learned_concept_holds_its_drafted_prompts(concept: str) -> None:
+    written = {path.name for path in Path(concept).iterdir()}
+    assert written == {"config.json", "concept.safetensors", "README.md", "prompts.yaml"}
+    drafted = prompts.read(Path(concept) / "prompts.yaml")
+    assert Concept.from_pretrained(concept).provenance["prompts"] == drafted.to_dict()
+
+
+def test_learn_prints_the_draft_the_evidence_and_progress(dsas, model: str, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    arguments = ("learn", "--model", model, *PHRASES, "--out", out, "--steps", 2, "--count", 12, "--sites", "text")
+    code, text, progress = dsas(*arguments)
+    assert code == 0
+    for expected in ("- a {other} and a banana {place}", "balanced accuracy", "unit ", "drift", f"in {out}"):
+        assert expected in text
+    for expected in ("loading", "capturing", "fitting", "choosing the unit"):
+        assert expected in progress
+    steered = [item.site.root for item in Concept.from_pretrained(out).interventions if not item.watches]
+    assert set(steered) == {"text_encoder"}
+
+
+def test_learn_from_a_file_as_json_over_an_earlier_concept(dsas, model: str, concept: str, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+    file = Path(concept) / "prompts.yaml"
+    arguments = ("--prompts", file, "--out", out, "--name", "other", "--steps", 2, "--count", 12, "--gate", "on")
+    arguments += ("--option", "normalise=mean norm")
+    learned = document_of(dsas("learn", "--model", model, *arguments, "--overwrite", "--json"))
+    assert Concept.from_pretrained(out).provenance["recipe"]["options"] == {"normalise": "mean norm"}
+    assert (learned["name"], learned["gate"], learned["drafted"]) == ("other", "on", False)
+    assert {path.name for path in out.iterdir()} == {"config.json", "concept.safetensors", "README.md"}
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RuntimeError("out of\nmemory"), 1, "RuntimeError: out of memory (set DSAS_DEBUG=1"),
+    ],
+)
+def test_nothing_is_written_when_learning_stops(
+    dsas, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, code: int, message: str
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(Lesson, "learn", stopped)
+    result = dsas("learn", "--model", model, *PHRASES, "--out", tmp_path / "c", "--quiet")
+    assert result[0] == code
+    assert_one_line(result[2], message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_earlier_concept(
+    dsas, concept: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, write = Concept.from_pretrained(concept), Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        write(path, content[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    learned.save_pretrained(tmp_path / "c")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()}
+    monkeypatch.setattr(Lesson, "learn", lambda *_, **__: learned)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = dsas("learn", "--model", model, *PHRASES, "--out", tmp_path / "c", "--overwrite", "--quiet")
+    assert code == 1
+    assert_one_line(err, "No space left on device")
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()} == before
