@@ -221,7 +221,7 @@ class Rows:
         return encoder.wording(self.pipe, self._given, text, negative)
 
     def _in_front(self, encoder: TextEncoder, negative: bool) -> int:
-        """How many tokens any prompt has in front of it: those that two prompts share which share nothing."""
+        """How many tokens stand in front of any prompt: those that two prompts without a token in common begin with."""
         if encoder.wording is plain:
             return 0
         tokenizer = self._tokenizer(encoder)
@@ -349,6 +349,7 @@ class _TextCall:
 
 
 def _listed(text: str | Sequence[str] | None) -> list[str]:
+    """Prompts as a pipeline takes them, each on its own."""
     return [text or ""] if text is None or isinstance(text, str) else list(text)
 
 
