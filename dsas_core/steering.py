@@ -205,7 +205,8 @@ class Steering:
                 f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: call "
                 "the module that was steered, not a part of it"
             )
-        mask = None if call.mask is None else call.mask[:, slice(*(site.tokens or (None,)))].to(x.device)
+        mask = call.counted(site, x.shape[1])
+        mask = None if mask is None else mask.to(x.device)
         steps: list[_Step] = []
         for attached in self._attached:
             bound, name = attached.on(x.device), attached.name
