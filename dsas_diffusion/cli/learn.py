@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import re
+import warnings
+from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 from dsas_core import llm
 from dsas_core.cloud import RANK
-from dsas_core.concept import CARD, CONFIG, TENSORS
+from dsas_core.concept import FILES, Concept
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
 from dsas_core.llm.prompts import turns
@@ -17,6 +22,7 @@ from dsas_core.recipe import Recipe, recipe_of
 
 from ..learn import learn
 from ..masks import masks_of
+from ..samples import illustrate
 from . import show
 from .arguments import (
     add_generation,
@@ -32,6 +38,8 @@ from .output import free_folder
 
 #: the drafted prompt file, in the concept's folder
 PROMPTS = "prompts.yaml"
+#: files of a concept's folder that may be overwritten
+OURS = "|".join(map(re.escape, (*FILES, PROMPTS)))
 #: fields of a recipe that have no option of their own
 RECIPE = [field.name for field in fields(Recipe) if field.name not in ("method", "gate", "options", "seed")]
 
@@ -83,6 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=positive, default=COUNT, metavar="N", help=f"source prompts (default {COUNT})")
     add_generation(parser)
     parser.add_argument("--out", "-o", required=True, metavar="FOLDER", help="where to save the concept")
+    parser.add_argument(
+        "--no-strip",
+        action="store_true",
+        help="leave samples out of its card: a strip of pictures of a held-out source prompt and a control prompt, of "
+        "language models the answers to them",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a concept that is there")
 
 
@@ -91,8 +105,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if (args.source is None) != (args.target is None):
         args.usage("--from and --to go together")
     # All that can be wrong is found before the long work begins.
-    ours = "|".join(name.replace(".", r"\.") for name in (CONFIG, TENSORS, CARD, PROMPTS))
-    folder = free_folder(args.out, ours, args.overwrite)
+    folder = free_folder(args.out, OURS, args.overwrite)
     text = llm.is_language_model(args.model)
     if not text and args.prompts is not None and turns(read(args.prompts).expanded("source")[0]):
         raise DSASError(
@@ -118,10 +131,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if text:
         if args.sites and len(args.sites) == 1:
             settings["sites"] = args.sites[0]
-        concept = llm.learn(*language_model(args), prompts, **settings)
+        model, tokenizer = language_model(args)
+        concept = llm.learn(model, tokenizer, prompts, **settings)
+        draw = partial(llm.illustrate, model, tokenizer)
     else:
+        pipe = pipeline(args)
         concept = learn(
-            pipeline(args),
+            pipe,
             prompts,
             steps=args.steps,
             guidance=args.guidance,
@@ -129,6 +145,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             masks=masks,
             **settings,
         )
+        draw = partial(illustrate, pipe, show_progress=shows_progress(args))
+    concept = replace(concept, provenance={**concept.provenance, "command": args.command})
+    if not args.no_strip:
+        concept = illustrated(concept, draw)
     with replacing_folder(folder) as unfinished:
         concept.save_pretrained(unfinished)
         if drafted:
@@ -150,7 +170,17 @@ def _prompts(args: argparse.Namespace) -> tuple[PromptSet, str]:
         prompts = read(args.prompts)
         return (replace(prompts, name=args.name) if args.name else prompts), ""
     content = draft(args.source, args.target, args.name)
-    return read(content), _as_yaml(content)
+    drafted = _as_yaml(content)
+    return replace(read(content), sha256=hashlib.sha256(drafted.encode()).hexdigest()), drafted
+
+
+def illustrated(concept: Concept, draw: Callable[[Concept], Concept]) -> Concept:
+    """The concept with samples for its card; without, and with a warning, where that fails: it took long to learn."""
+    try:
+        return draw(concept)
+    except DSASError as error:
+        warnings.warn(f"its card has no samples: {error}", stacklevel=1)
+        return replace(concept, samples=None)
 
 
 def _as_yaml(content: dict[str, Any]) -> str:
