@@ -19,6 +19,7 @@ from dsas_core.concept import Concept
 from dsas_core.hooks import Call, visit
 from dsas_core.probes import LinearProbe
 from dsas_core.sites import Site
+from dsas_core.unit import TRUSTED_EYES
 
 from .families import bounds_of, family_of, roots_of
 from .generation import UNCHANGED, Settings, change, decode, latents_of, noise_like, packed, seeds_for
@@ -27,8 +28,6 @@ from .sites import find_sites
 from .steer import steer
 
 EYES_TIMESTEP = 250.0
-#: cross-validated balanced accuracy from which the eyes' word on effects is taken
-TRUSTED_EYES = 0.7
 
 
 class HeldOut:
