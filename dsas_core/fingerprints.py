@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -21,6 +22,11 @@ PARAMETERS, VALUES = 32, 4
 RELATIVE, ABSOLUTE = 2**-8, 1e-7
 #: fewer values than this, that both know, tell nothing
 LEAST = 8
+
+#: what comes and goes while an architecture stays: adapters, IP-Adapters, and the projections that diffusers fuses
+_ADDED = re.compile(
+    r"lora_|\.processor\.|^encoder_hid_proj\.image_projection_layers\.|^image_proj\.|\.to_(added_)?q?kv\."
+)
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -96,13 +102,18 @@ def _bare(module: nn.Module) -> nn.Module:
 
 
 def _parameters(module: nn.Module) -> list[tuple[str, str, nn.Parameter]]:
-    """Canonical name, path and value of every parameter that is no adapter's, by name."""
-    found = [
-        (canonical(path.replace(".base_layer", "")), path, parameter)
-        for path, parameter in _bare(module).named_parameters()
-        if "lora_" not in path
-    ]
-    return sorted(found, key=lambda one: one[0])
+    """Canonical name, path and value of every parameter that is there to stay, by name.
+
+    Parameters that are one are named once, also where accelerate has offloaded them apart.
+    """
+    bare = _bare(module)
+    tied = getattr(bare, "all_tied_weights_keys", None) or {}
+    found: dict[str, tuple[str, str, nn.Parameter]] = {}
+    for path, parameter in bare.named_parameters():
+        if not _ADDED.search(path):
+            name = canonical(tied.get(path, path).replace(".base_layer", ""))
+            found.setdefault(name, (name, path, parameter))
+    return [found[name] for name in sorted(found)]
 
 
 def _shape(parameter: torch.Tensor) -> tuple[int, ...]:

@@ -80,6 +80,12 @@ class Visit:
         self.passed: set[Site] = set()  # in the current call of their root
         self.joint: dict[str, Joint | None] = {}  # by root, of its current call
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._places: dict[Site, nn.Module] = {}
+
+    def replaced(self, model: nn.Module | Roots) -> list[Site]:
+        """Sites that another module has come to since: a hook goes with the old one, which may be inside the new."""
+        known = site_access.modules(_roots(model))
+        return [site for site, module in self._places.items() if known.get(site.path) is not module]
 
     def detach(self) -> None:
         while self._handles:
@@ -124,7 +130,7 @@ def visit(
     Raises:
         DSASError: a site that the model lacks, or a module that is already compiled.
     """
-    roots: Roots = {"model": model} if isinstance(model, nn.Module) else model
+    roots = _roots(model)
     known = site_access.modules(roots)
     sites = list(sites)
     for site in sites:
@@ -134,6 +140,7 @@ def visit(
     for name, root in roots.items():
         _refuse_compiled(name, root)
     placed = Visit(visitor, sites, missed)
+    placed._places = {site: known[site.path] for site in sites}
     try:
         for name, tell in (describe or {}).items():
             hook = _BeginHook(name, placed, tell)
@@ -157,13 +164,16 @@ def visit(
 
 def visitors(model: nn.Module | Roots) -> list[Visitor]:
     """Who is visiting a model now, each once."""
-    roots: Roots = {"model": model} if isinstance(model, nn.Module) else model
     found: list[Visitor] = []
-    for module in site_access.modules(roots).values():
+    for module in site_access.modules(_roots(model)).values():
         for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
-            if isinstance(hook, _SiteHook) and hook.placed is not None and hook.placed.visitor not in found:
+            if isinstance(hook, _SiteHook | _BeginHook) and hook.placed.visitor not in found:
                 found.append(hook.placed.visitor)
     return found
+
+
+def _roots(model: nn.Module | Roots) -> Roots:
+    return {"model": model} if isinstance(model, nn.Module) else model
 
 
 def _refuse_compiled(name: str, root: nn.Module) -> None:

@@ -205,6 +205,11 @@ class Steering:
                 f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: call "
                 "the module that was steered, not a part of it"
             )
+        if len(x) != len(call.rows):
+            raise DSASError(
+                f"{len(x)} rows come by at {site}, but {site.root!r} was called with {len(call.rows)}: something "
+                "between takes rows away, as FasterCache does those of the negative prompt; steer without it"
+            )
         mask = call.counted(site, x.shape[1])
         mask = None if mask is None else mask.to(x.device)
         steps: list[_Step] = []

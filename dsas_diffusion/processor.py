@@ -15,7 +15,6 @@ Example:
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
@@ -47,7 +46,7 @@ class DSASAttnProcessor:
     """
 
     def __new__(cls, inner: Any, *_: Any) -> DSASAttnProcessor:
-        return object.__new__(_with_signature_of(type(inner)) if cls is DSASAttnProcessor else cls)  # type: ignore[arg-type]
+        return object.__new__(_with_signature_of(type(inner)))  # type: ignore[arg-type]
 
     def __init__(self, inner: Any, attention: nn.Module, sites: Sequence[Site], steering: Steers) -> None:
         if isinstance(inner, nn.Module):
@@ -101,11 +100,16 @@ class DSASAttnProcessor:
 def _with_signature_of(kind: Any) -> type[DSASAttnProcessor]:
     """The class with the call signature of another: diffusers passes on no argument that a processor does not name."""
 
+    def new(cls: Any, *args: Any) -> Any:
+        # diffusers asks for `type(processor)()` where it replaces one: let it have another of the kind inside
+        return object.__new__(cls) if args else kind()
+
     def call(self: DSASAttnProcessor, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return DSASAttnProcessor.__call__(self, attn, *args, **kwargs)
 
-    call.__signature__ = inspect.signature(kind.__call__)  # type: ignore[attr-defined]
-    return type(DSASAttnProcessor.__name__, (DSASAttnProcessor,), {"__call__": call, "__module__": __name__})
+    call.__wrapped__ = kind.__call__  # type: ignore[attr-defined]  # where signatures are looked up, compiled too
+    named = {"__new__": new, "__call__": call, "__module__": __name__}
+    return type(DSASAttnProcessor.__name__, (DSASAttnProcessor,), named)
 
 
 def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:

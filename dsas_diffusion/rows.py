@@ -70,7 +70,8 @@ class Rows:
         self._negatives: Mapping[str, list[str]] | None = None  # by text encoder; None without guidance
         self._negating = False  # whether negative prompts, and they alone, are being encoded
         self._negative: torch.Tensor | None = None  # what was made of them
-        self._originals: dict[str, Any] = {}
+        self._own: dict[str, dict[str, Any]] = {}  # of the pipeline's methods that are watched, those it had for itself
+        self._running = False  # whether its prompts are encoded and its pictures are not yet made
 
     def describe(self) -> dict[str, Describe]:
         """By root name, what tells its calls: for `hooks.visit`."""
@@ -80,9 +81,10 @@ class Rows:
         return tell
 
     def __enter__(self) -> Self:
-        if "encode_prompt" in vars(self.pipe):
+        if isinstance(vars(self.pipe).get("encode_prompt"), _Watched):
             raise DSASError("this pipeline is being steered already: pass all concepts to one steer()")
         self._watch("encode_prompt", self._encode)
+        self._watch("maybe_free_model_hooks", self._end)
         if self.family.negatives == "apart":
             self._watch("check_inputs", self._check)
         if "num_images_per_prompt" not in inspect.signature(type(self.pipe).encode_prompt).parameters:
@@ -90,24 +92,17 @@ class Rows:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in list(self._originals):
+        for name, own in self._own.items():
             delattr(self.pipe, name)
-            del self._originals[name]
+            vars(self.pipe).update(own)
+        self._own.clear()
 
     # ---- what a pipeline is asked for ------------------------------------------------------------------------------
 
     def _watch(self, name: str, noted: Callable[[Callable[[], Any], dict[str, Any]], Any]) -> None:
         """Have a method of the pipeline go through `noted`, which is given the call and what it is called with."""
-        original = getattr(self.pipe, name)
-        signature = inspect.signature(original)
-
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs)
-            given.apply_defaults()
-            return noted(lambda: original(*args, **kwargs), given.arguments)
-
-        self._originals[name] = original
-        setattr(self.pipe, name, watched)
+        self._own[name] = {key: own for key, own in vars(self.pipe).items() if key == name}
+        setattr(self.pipe, name, _Watched(self.pipe, name, noted))
 
     def _check(self, check: Callable[[], Any], given: dict[str, Any]) -> Any:
         self._asked, self._encoded = given, False
@@ -141,6 +136,11 @@ class Rows:
             self._negative = parts[self.family.negative]
         return made
 
+    def _end(self, free: Callable[[], Any], given: dict[str, Any]) -> Any:
+        """Every pipeline's last act: the next call of its denoiser is of prompts that are still to come."""
+        self._running = False
+        return free()
+
     def _is_negative(self, given: Mapping[str, Any]) -> bool:
         """Whether a generation that has encoded its prompt goes on with the negative one."""
         text, embeds = given.get("prompt"), given.get("prompt_embeds")
@@ -161,7 +161,7 @@ class Rows:
         self.images_per_prompt = int(given.get("num_images_per_prompt") or 1)
         self.clip_skip = int(given.get("clip_skip") or 0)
         self._given, self._negative, self._negatives = given, None, None
-        self._encoded, self._noted = bool(self._asked), True
+        self._encoded, self._noted, self._running = bool(self._asked), True, True
         if self.family.negatives == "together" and given.get("do_classifier_free_guidance", True):
             self._negatives = {encoder.part: _negatives(given, encoder) for encoder in self.family.encoders}
         if embeds is None:
@@ -249,6 +249,11 @@ class Rows:
     # ---- the denoiser ------------------------------------------------------------------------------------------------
 
     def _denoiser_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        if not self._running:
+            raise DSASError(
+                "the denoiser ran outside the pipeline that is steered, so its rows are unknown: call that pipeline, "
+                "or steer the one that you call"
+            )
         every = {"conditional": (PROMPT, PERTURBED), "unconditional": (NEGATIVE,)}
         return self.of_prompts(args, kwargs, every.get(self.rows, (PROMPT, NEGATIVE, PERTURBED)))
 
@@ -264,8 +269,6 @@ class Rows:
         attended = next((kwargs[name] for name in _MASK if name in kwargs), None)
         batch, asked = len(sample), self.prompts * self.images_per_prompt
         device = sample[0].device
-        if asked == 0:
-            raise DSASError("the denoiser ran outside the pipeline, so its rows are unknown: call the pipeline itself")
         self.skips = kwargs.get("skip_layers") is not None
         if sample[0].ndim > 2:
             self.latents = tuple(sample[0].shape[-2:])
@@ -336,6 +339,23 @@ class Rows:
         room, text = (-(-count // family.multiple) * family.multiple for count in (image, text))
         first, close = family.sequence != "image, text", family.sequence == "tokens, image"
         return Joint(image, text, first, room, lengths, close)
+
+
+class _Watched:
+    """A method of a pipeline that goes through `noted`. A copy of the pipeline, or a pickle, gets the method alone."""
+
+    def __init__(self, pipe: Any, name: str, noted: Callable[[Callable[[], Any], dict[str, Any]], Any]) -> None:
+        self.pipe, self.name, self.noted = pipe, name, noted
+        self.method = getattr(pipe, name)  # perhaps somebody's own around the pipeline's, of any arguments
+        self.__signature__ = inspect.signature(getattr(type(pipe), name).__get__(pipe))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = self.__signature__.bind(*args, **kwargs)
+        given.apply_defaults()
+        return self.noted(lambda: self.method(*args, **kwargs), given.arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.pipe, self.name)
 
 
 class _TextCall:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from torch import nn
 
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.hooks import Call
+from dsas_core.hooks import Call, visitors
 from dsas_core.sites import Site
 from dsas_core.steering import Schedule, Steering, loaded
 from dsas_core.strengths import Strength, Strengthened
 
+from .caches import caches_of, steered_again
 from .families import family_of, roots_of
 from .processor import DSASAttnProcessor, around, at_processors
 from .rows import Rows
@@ -57,6 +58,8 @@ class PipelineSteering(Steering):
         rows.__enter__()
         self._rows = rows
         try:
+            if any(isinstance(visitor, PipelineSteering) for visitor in visitors(self._roots)):
+                raise DSASError("another pipeline of the same parts is being steered: detach that steering first")
             if self._words is not None:
                 self._words.attach(self.pipe)
             by_hand = [site for sites in self._by_processor.values() for site in sites]
@@ -129,12 +132,34 @@ class PipelineSteering(Steering):
             self.trace.prompts_first = self._rows.family.guidance == "cond, uncond"
         if self._words is not None:
             self._words.start()
+        self._check_parts()
         behind = [] if self._rows is None else unread(self.pipe, self.sites, self._rows.clip_skip)
         if behind:
             warnings.warn(
                 f"the denoiser reads the tokens of an earlier layer than {', '.join(map(str, behind))}, which only "
                 "change what is pooled, if anything: steer earlier layers, or ask for a smaller clip_skip",
                 stacklevel=2,
+            )
+
+    def _check_parts(self) -> None:
+        """What has become of the pipeline's modules since they were attached to."""
+        if self._visit is None:
+            return
+        roots = {name: getattr(self.pipe, name) for name in self._roots if getattr(self.pipe, name, None) is not None}
+        replaced = [*self._visit.replaced(roots), *(self._words.replaced(roots) if self._words is not None else ())]
+        if replaced:
+            self._told.update(replaced)
+            warnings.warn(
+                f"other modules have come to {_listed(replaced)} since steering began, such as LoRA's, which "
+                "go unseen: detach, and steer anew",
+                stacklevel=2,
+            )
+        again = steered_again(roots, [site for site in self.sites if site not in replaced])
+        if again:
+            raise DSASError(
+                f"{caches_of(roots[self._denoiser])[0]} leaves out blocks and adds what they changed in an earlier "
+                f"step, and {_listed(again)} would be steered once more on top: disable the cache, or steer the "
+                "attention inside"
             )
 
     def _check_texts(self) -> None:
@@ -163,13 +188,20 @@ class PipelineSteering(Steering):
             return
         self._told.update(silent)
         by_hand = {site for found in self._by_processor.values() for site in found}
-        told = (
-            'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
-            if by_hand.issuperset(silent)
-            else "somebody removed its hook, or the model skips that block, as caches do"
-        )
-        where = ", ".join(map(str, silent))
-        warnings.warn(f"attached sites were not reached, so nothing was steered there: {where} ({told})", stacklevel=2)
+        caches = caches_of(getattr(self.pipe, root))
+        if caches:
+            told = (
+                f"{caches[0]} answers from an earlier step, with the steering of then, for {_listed(silent)}: disable "
+                "it where strengths or schedules move"
+            )
+        else:
+            why = (
+                'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
+                if by_hand.issuperset(silent)
+                else "somebody removed its hook, or the model skips that block"
+            )
+            told = f"attached sites were not reached, so nothing was steered there: {_listed(silent)} ({why})"
+        warnings.warn(told, stacklevel=2)
 
 
 def steer(
@@ -234,6 +266,10 @@ def steer(
     settings["trace"] = PictureTrace() if trace else None
     steering = PipelineSteering(pipe, chosen, WordMasks(pipe, whose, checked) if checked else None, **settings)
     return steering.attach_to_pipeline(whose)
+
+
+def _listed(sites: Iterable[Site]) -> str:
+    return ", ".join(map(str, sites))
 
 
 def _compiled(root: nn.Module) -> bool:

@@ -22,7 +22,7 @@ from dsas_core.attention import attention_to, normalised, on_grid, on_patches
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.hooks import Call, Visit, visit
-from dsas_core.sites import Site
+from dsas_core.sites import Roots, Site
 
 from .families import roots_of
 from .rows import Rows
@@ -76,6 +76,10 @@ class WordMasks:
     def attach(self, pipe: Any) -> None:
         """Go to the layers of a pipeline."""
         self._visit = visit(roots_of(pipe), self._by_site, self, {self._root: self._rows.of_prompts})
+
+    def replaced(self, roots: Roots) -> list[Site]:
+        """Sites that another module has come to since, see `hooks.Visit.replaced`."""
+        return [] if self._visit is None else self._visit.replaced(roots)
 
     def detach(self) -> None:
         """Take every hook away. Can be called again."""

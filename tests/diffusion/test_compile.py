@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from dsas_core import DSASError
-from dsas_diffusion import Schedule, find_sites, steer
+from dsas_diffusion import DSASAttnProcessor, Schedule, find_sites, steer
+from dsas_diffusion.families import family_of
+from tests.diffusion import models
+from tests.diffusion.test_every_family import concept_of
 from tests.helpers import (
     BANANA,
     DOG,
@@ -28,24 +31,27 @@ from tests.helpers import (
 pytestmark = pytest.mark.usefixtures("fresh_graphs")
 
 
-def compile_denoiser(pipe: Any, in_place: bool = False) -> Counting:
-    counting = Counting()
-    if in_place:
-        pipe.unet.compile(backend=counting, fullgraph=True)
+def compile_denoiser(pipe: Any, way: str = "wrapped") -> Counting:
+    counting, name = Counting(), family_of(pipe).denoiser
+    denoiser = getattr(pipe, name)
+    if way == "wrapped":
+        setattr(pipe, name, torch.compile(denoiser, backend=counting, fullgraph=True))
+    elif way == "in place":
+        denoiser.compile(backend=counting, fullgraph=True)
     else:
-        pipe.unet = torch.compile(pipe.unet, backend=counting, fullgraph=True)
+        denoiser.compile_repeated_blocks(backend=counting, fullgraph=True)
     return counting
 
 
 @pytest.mark.parametrize(
-    ("build", "edges", "in_place"),
-    [(build_flow_pipe, (), False), (build_ddim_pipe, (300.0, 700.0), True)],
+    ("build_pipe", "edges", "way"),
+    [(build_flow_pipe, (), "wrapped"), (build_ddim_pipe, (300.0, 700.0), "in place")],
     ids=["wrapped", "in place with bins"],
 )
 def test_one_graph_serves_every_strength_timestep_and_bin(
-    build: Any, edges: tuple[float, ...], in_place: bool, tmp_path: Path
+    build_pipe: Any, edges: tuple[float, ...], way: str, tmp_path: Path
 ) -> None:
-    pipe = build(tmp_path, shallow=True)
+    pipe = build_pipe(tmp_path, shallow=True)
     sites = find_sites(pipe, ["cross", "self"])
     concept = random_concept(seen_at(pipe, sites), form="product", edges=edges, unit=0.5)
     other = random_concept(seen_at(pipe, find_sites(pipe, ["cross", "block"])), name="other", seed=1, unit=0.5)
@@ -65,7 +71,7 @@ def test_one_graph_serves_every_strength_timestep_and_bin(
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("error", UserWarning)
-        counting = compile_denoiser(pipe, in_place)
+        counting = compile_denoiser(pipe, way)
         compiled = [run(steering, strength) for strength in strengths]
         assert counting.graphs == 1
     assert all(same(a, b) for a, b in zip(compiled, eager, strict=True))
@@ -83,12 +89,57 @@ def test_letting_go_of_a_compiled_denoiser_takes_effect(tmp_path: Path) -> None:
     assert same(latents(pipe, BANANA), base)
 
 
-@pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "in place"])
-def test_attaching_to_a_compiled_denoiser_is_refused_with_the_remedy(tmp_path: Path, in_place: bool) -> None:
-    pipe = build_flow_pipe(tmp_path, shallow=True)
-    concept = random_concept(seen_at(pipe, find_sites(pipe, "cross")))
-    compile_denoiser(pipe, in_place)
-    with pytest.raises(DSASError, match=r"unet is compiled, .*attach first .* and compile then"):
-        steer(pipe, {concept: 1.0})
-    assert Bare.of(pipe.unet).hooks == 0
+#: family, its role, how it is compiled, how it is steered, and how many graphs that makes
+TOGETHER = [
+    pytest.param("sd", "cross", "wrapped", "processor", 1, marks=pytest.mark.slow),
+    ("flux", "image", "wrapped", "hooks", 1),
+    pytest.param("flux", "image", "in place", "processor", 1, marks=pytest.mark.slow),
+    pytest.param("flux", "prompt", "blocks", "hooks", 4, marks=pytest.mark.slow),  # each has its own site
+    pytest.param("flux", "image", "blocks", "processor", 4, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("family", "role", "way", "attach", "graphs"), TOGETHER)
+def test_what_is_compiled_steers_as_what_is_not(
+    family: str, role: str, way: str, attach: str, graphs: int, tmp_path: Path
+) -> None:
+    """Where picture and prompt are attended to in one sequence, by a processor, block by block: no graph more."""
+    pipe, concept = models.build(family, tmp_path), concept_of(family, role)
+    schedule = Schedule([(1000, 0.5), (0, 1.0)])
+    base = models.latents(pipe, family, BANANA, num_inference_steps=3)
+
+    def run(steering: Any) -> list[torch.Tensor]:
+        made = []
+        for strength in (0.0, 1.0, -0.5, 0.3):
+            steering.strengths[concept.name] = strength
+            made.append(models.latents(pipe, family, BANANA, num_inference_steps=3))
+        return made
+
+    with steer(pipe, {concept: 0.0}, schedule=schedule, attach=attach) as steering:
+        eager = run(steering)
+    with steer(pipe, {concept: 0.0}, schedule=schedule, attach=attach) as steering, warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        counting = compile_denoiser(pipe, way)
+        compiled = run(steering)
+        assert counting.graphs == graphs
+    assert torch.equal(eager[0], base)
+    scale = float(base.std())
+    assert all(same(a / scale, b / scale) for a, b in zip(compiled, eager, strict=True))
+    assert not any(same(made / scale, base / scale) for made in compiled[1:])
+
+
+@pytest.mark.parametrize("attach", ["hooks", "processor"])
+@pytest.mark.parametrize(
+    ("family", "way"), [("sd", "wrapped"), ("sd", "in place"), ("flux", "wrapped"), ("flux", "blocks")]
+)
+def test_attaching_to_a_compiled_denoiser_is_refused_with_the_remedy(
+    family: str, way: str, attach: str, tmp_path: Path
+) -> None:
+    pipe, concept = models.build(family, tmp_path), concept_of(family, "cross" if family == "sd" else "image")
+    compile_denoiser(pipe, way)
+    name = family_of(pipe).denoiser
+    with pytest.raises(DSASError, match=rf"{name} is compiled, .*attach first .* and compile then"):
+        steer(pipe, {concept: 1.0}, attach=attach)
+    assert Bare.of(getattr(pipe, name)).hooks == 0
+    assert not any(isinstance(one, DSASAttnProcessor) for one in getattr(pipe, name).attn_processors.values())
     assert "encode_prompt" not in vars(pipe)
