@@ -161,7 +161,7 @@ class Rows:
         self.images_per_prompt = int(given.get("num_images_per_prompt") or 1)
         self.clip_skip = int(given.get("clip_skip") or 0)
         self._given, self._negative, self._negatives = given, None, None
-        self._encoded, self._noted, self._running = bool(self._asked), True, True
+        self._encoded, self._noted = bool(self._asked), True
         if self.family.negatives == "together" and given.get("do_classifier_free_guidance", True):
             self._negatives = {encoder.part: _negatives(given, encoder) for encoder in self.family.encoders}
         if embeds is None:
@@ -170,7 +170,7 @@ class Rows:
             self._begin(len(embeds), ours[0] if ours else None, "made here" if ours else "given")
 
     def _begin(self, prompts: int, texts: list[str] | None, embeddings: str) -> None:
-        self.prompts, self.texts, self.embeddings = prompts, texts, embeddings
+        self.prompts, self.texts, self.embeddings, self._running = prompts, texts, embeddings, True
         if self.on_prompts is not None:
             self.on_prompts(prompts)
 
