@@ -60,6 +60,7 @@ bench: $(STAMP)  ## the figures of the README
 	.venv/bin/python benchmarks/chat.py
 	.venv/bin/python benchmarks/toxicity.py
 	.venv/bin/python benchmarks/overhead_llm.py
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/artifacts.py
 
 results: $(STAMP)  ## docs/results.md: every concept against every arm; stop it and go on at will
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/torchrun --nproc_per_node 2 -m dsas_diffusion.cli eval \

@@ -97,7 +97,7 @@ def calibrated(
         done: called after each trial, for a progress bar; there are at most `MOST_TRIALS`.
 
     Returns:
-        The range is None where both ends are 0.
+        The range is None where both ends are 0. Samples, which are by strength, are left out.
     """
     trials: dict[float, Trial] = {}
 
@@ -128,7 +128,8 @@ def calibrated(
         ],
     }
     evidence: Mapping[str, Any] = {**concept.evidence, "unit": summary, "range": ends}
-    return replace(concept, unit=unit, range=(low, high) if low < high else None, evidence=evidence)
+    found = (low, high) if low < high else None
+    return replace(concept, unit=unit, range=found, evidence=evidence, samples=None)
 
 
 def _end(unit: float, tried: Callable[[float], Trial], useful: Callable[[float], bool], known: list[float]) -> float:

@@ -121,9 +121,8 @@ class Capture:
         keep = call.rows.to(x.device) > 0
         if not bool(keep.any()):
             return
-        mask = None
-        if call.mask is not None:
-            mask = call.mask.to(x.device)[keep]
+        mask = call.counted(site, x.shape[1])
+        mask = None if mask is None else mask.to(x.device)[keep]
         x = x.detach()[keep].float()
         prompts = (call.prompts.to(x.device)[keep] + self.offset).cpu()
         rows = self.rows[site, bin_, self.kind]

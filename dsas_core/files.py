@@ -55,3 +55,17 @@ def as_json(document: Any) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(strict(document), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def as_lines(document: Any, indent: int = 0) -> str:
+    """JSON to be read by people: every list or mapping that holds no other is on one line."""
+    values = document.values() if isinstance(document, dict) else document if isinstance(document, list) else ()
+    if not any(isinstance(value, dict | list) for value in values):
+        return json.dumps(document)
+    pad, inner = " " * indent, " " * (indent + 2)
+    if isinstance(document, dict):
+        items = [f"{json.dumps(key)}: {as_lines(value, indent + 2)}" for key, value in document.items()]
+    else:
+        items = [as_lines(value, indent + 2) for value in document]
+    opening, closing = "{}" if isinstance(document, dict) else "[]"
+    return f"{opening}\n{inner}" + f",\n{inner}".join(items) + f"\n{pad}{closing}"

@@ -33,8 +33,8 @@ class Call:
             where nothing is written.
         read: float [batch, positions], as `mask`, but whatever phase is steered: what probes that remember go by. None
             for `mask`.
-        joint: how patches and tokens lie in one sequence, where the root attends to both at once. Plain numbers: they
-            are of shapes, which a graph depends on as it is.
+        joint: how patches and tokens lie in one sequence, where the root attends to both at once. Its numbers are of
+            shapes, which a graph depends on as it is.
     """
 
     rows: torch.Tensor
@@ -44,6 +44,12 @@ class Call:
     prompt: torch.Tensor | None = None
     read: torch.Tensor | None = None
     joint: Joint | None = None
+
+    def counted(self, site: Site, count: int) -> torch.Tensor | None:
+        """The mask of so many positions at a site, float [batch, count]; None where all count."""
+        if site.stream == "text" and self.joint is not None:
+            return self.joint.tokens(count)
+        return None if self.mask is None else self.mask[:, slice(*(site.tokens or (None,)))]
 
 
 class Visitor(Protocol):

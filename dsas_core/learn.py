@@ -23,8 +23,9 @@ from .capture import Captured, Rows, Shown
 from .cloud import clouded
 from .concept import Concept, Intervention
 from .errors import DSASError
-from .fingerprints import fingerprint
+from .fingerprints import fingerprint, portrait
 from .gating import fit_gate
+from .layout import rounded
 from .maps import Map
 from .probes import ConstantProbe, LastProbe, PooledConditionProbe, PooledProbe, Probe, ProductProbe, RunningProbe
 from .prompts import SIDES, PromptSet
@@ -162,6 +163,8 @@ def as_concept(
     Args:
         roots: of the model. provenance: what there is to tell beside prompts and recipe.
     """
+    steered = {root: roots[root] for root in sorted({site.root for site in _touched(interventions)})}
+    file = {"prompts_sha256": content.sha256} if content.sha256 else {}
     return Concept(
         name=content.name,
         description=content.description,
@@ -169,9 +172,10 @@ def as_concept(
         edges=edges,
         method=recipe.method,
         gate=str(recipe.gate),
-        base={root: fingerprint(roots[root]) for root in sorted({site.root for site in _touched(interventions)})},
+        base={root: fingerprint(module) for root, module in steered.items()},
+        learned_on={root: portrait(module) for root, module in steered.items()},
         evidence={"sites": [asdict(found) for found in evidence]},
-        provenance={"prompts": content.to_dict(), "recipe": asdict(recipe), **provenance},
+        provenance={"prompts": content.to_dict(), **file, "recipe": asdict(recipe), **provenance},
     )
 
 
@@ -320,6 +324,7 @@ def _fit_bin(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> _Fit:
         transform, refused = method.of(judged.at(None)[0]), refused or judged.refused
     else:
         transform = method.fit(*_map_rows(moved, rows["target"], probe, recipe.pooling), **recipe.options)
+        transform = transform.map_tensors(rounded)  # not one of the gate, whose plane has to stay the gate's
     told = gated.evidence
     evidence = SiteEvidence(
         site=str(site),

@@ -8,7 +8,8 @@ here once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
+from functools import cache
 from types import UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
@@ -51,7 +52,7 @@ class Part:
                 return tuple(mapped(item) for item in value)
             return value
 
-        return replace(self, **{f.name: mapped(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var,arg-type]
+        return type(self)(**{name: mapped(getattr(self, name)) for name in _hints(type(self))})
 
     def pack(self, tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:
         """Put the tensors under names that start with `prefix`; return the rest as plain JSON data."""
@@ -66,7 +67,7 @@ class Part:
                 return [packed(item, f"{name}.{i}") for i, item in enumerate(value)]
             return value
 
-        content = {f.name: packed(getattr(self, f.name), f"{prefix}.{f.name}") for f in fields(self)}  # type: ignore[arg-type]
+        content = {name: packed(getattr(self, name), f"{prefix}.{name}") for name in _hints(type(self))}
         return {"kind": self.kind, **content}
 
 
@@ -77,16 +78,25 @@ def unpack(spec: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(spec, dict) and "kind" in spec:
         content = {name: unpack(value, tensors) for name, value in spec.items() if name != "kind"}
         part = _KINDS[spec["kind"]](**content)
-        hints = get_type_hints(type(part))
-        for field in fields(part):  # type: ignore[arg-type]
-            if not _fits(getattr(part, field.name), hints[field.name]):
-                raise ValueError(f"{field.name} of {part.kind} must be {field.type}")
+        for name, hint in _hints(type(part)).items():
+            if not _fits(getattr(part, name), hint):
+                raise ValueError(f"{name} of {part.kind} must be {hint}")
         return part
     if isinstance(spec, list):
         return tuple(unpack(item, tensors) for item in spec)
     if isinstance(spec, str | int | float | bool | None):
         return spec
     raise ValueError(f"unexpected content {type(spec).__name__}")
+
+
+def _resolved(kind: Any) -> dict[str, Any]:
+    """The fields of a part, in their order, and their types."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+#: kept, as to resolve hints takes longer than all else that is done with a part
+_hints: Callable[[Any], dict[str, Any]] = cache(_resolved)
 
 
 def _fits(value: Any, hint: Any) -> bool:

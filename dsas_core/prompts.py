@@ -27,6 +27,7 @@ and use the same placeholders are expanded together, so their prompts form pairs
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import string
@@ -53,7 +54,8 @@ class PromptSet:
     """A checked prompt file.
 
     `spans` are templates of words of source texts that show the concept. `judges` say who tells whether an output shows
-    what is wanted, `masks` who tells where; who evaluates reads them.
+    what is wanted, `masks` who tells where; who evaluates reads them. `sha256` is that of the file that it was read
+    from, if any.
     """
 
     name: str
@@ -66,6 +68,7 @@ class PromptSet:
     spans: tuple[str, ...] = ()
     judges: tuple[Mapping[str, Any], ...] = ()
     masks: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
@@ -190,15 +193,16 @@ def read(source: str | Path | Mapping[str, Any] | PromptSet) -> PromptSet:
         raise DSASError(f"{found}: write a prompt file (see prompts/)")
     import yaml
 
+    raw = path.read_bytes()
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(raw.decode())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise DSASError(f"{path} is not YAML: {reason}; texts with braces or colons belong in quotes") from None
-    return _parse(content, str(path))
+    return _parse(content, str(path), hashlib.sha256(raw).hexdigest())
 
 
-def _parse(content: Any, where: str) -> PromptSet:
+def _parse(content: Any, where: str, sha256: str = "") -> PromptSet:
     if not isinstance(content, Mapping):
         raise DSASError(f"{where}: expected a mapping with name, source, target and control")
     missing = [key for key in ("name", *SIDES) if not content.get(key)]
@@ -239,6 +243,7 @@ def _parse(content: Any, where: str) -> PromptSet:
         spans=spans,
         judges=tuple(dict(one) for one in judges),
         masks=dict(masks),
+        sha256=sha256,
     )
 
 

@@ -70,11 +70,13 @@ class Shards(Mapping[Key, Rows]):
         return self._path(kind, offset).is_file()
 
     def write(self, kind: str, offset: int, capture: Capture, more: Mapping[str, torch.Tensor]) -> None:
-        """Keep what one batch showed, and what came of it; whole or not at all."""
+        """Keep what one batch showed, and what came of it; whole or not at all. The capture is empty afterwards."""
         from safetensors.torch import save
 
         tensors = {f"more.{name}": tensor.cpu().contiguous() for name, tensor in more.items()}
-        for (site, bin_, _), rows in capture.rows.items():
+        order = [f"{self.sites.index(site)}.{bin_}" for site, bin_, _ in capture.rows]
+        for key in list(capture.rows):
+            (site, bin_, _), rows = key, capture.rows.pop(key)  # not in memory twice
             start = f"{self.sites.index(site)}.{bin_}"
             for name in _FIELDS:
                 parts = getattr(rows, name)
@@ -82,7 +84,6 @@ class Shards(Mapping[Key, Rows]):
                     tensors[f"{start}.{name}"] = torch.cat(parts)
                     tensors[f"{start}.{name}.calls"] = torch.tensor([len(part) for part in parts])
             tensors[f"{start}.count"] = torch.tensor(rows.count)
-        order = [f"{self.sites.index(site)}.{bin_}" for site, bin_, _ in capture.rows]
         told = {"timeless": json.dumps(sorted(capture.timeless)), "order": json.dumps(order)}
         _replace(self._path(kind, offset), save(tensors, metadata=told))
 

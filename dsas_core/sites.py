@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Site:
         channels: (start, stop) of the channels (an attention head), or None for all.
         layout: "last" for [batch, positions, width], "first" for [batch, width, height, width in pixels].
         stream: "image" or "text", where a transformer attends to both at once; "" elsewhere. An activation that holds
-            both, one behind the other, is cut by what the call says (`hooks.Call.image`).
+            both, one behind the other, is cut by what the call says (`hooks.Call.joint`).
     """
 
     path: str
@@ -120,16 +120,45 @@ def find(roots: Roots, pattern: str | Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Joint:
-    """How a picture's patches and a prompt's tokens lie in one sequence: how many there are, and which come first."""
+    """How a picture's patches and a prompt's tokens lie in one sequence.
+
+    Args:
+        image, text: how many positions of each there are, the text's with the padding that it keeps.
+        text_first: which comes first.
+        room: how many positions the picture takes up, with padding behind it; None for as many as it has.
+        lengths: int64 [batch], how many positions of each row's text are tokens, the first of them; None for all.
+        close: whether the picture follows each row's own tokens, and their padding comes last.
+    """
 
     image: int
     text: int
     text_first: bool = True
+    room: int | None = None
+    lengths: torch.Tensor | None = field(default=None, compare=False)
+    close: bool = False
 
-    def of(self, stream: str) -> slice:
-        """Where the positions of a stream lie."""
-        first = self.text if self.text_first else self.image
-        return slice(None, first) if (stream == "text") == self.text_first else slice(first, None)
+    @property
+    def spread(self) -> int:
+        """Of the picture, with its padding."""
+        return self.image if self.room is None else self.room
+
+    def of(self, stream: str, device: torch.device | None = None) -> tuple[Any, Any]:
+        """Where the positions of a stream lie: index of the first two dimensions, of which the first is the batch."""
+        if self.close and self.lengths is not None:
+            lengths = self.lengths.to(device)[:, None]
+            rows = torch.arange(len(lengths), device=device)[:, None]
+            if stream == "image":
+                return rows, lengths + torch.arange(self.image, device=device)
+            places = torch.arange(self.text, device=device)
+            return rows, torch.where(places < lengths, places, places + self.image)
+        start = 0 if (stream == "text") == self.text_first else self.text if self.text_first else self.spread
+        return slice(None), slice(start, start + (self.text if stream == "text" else self.image))
+
+    def tokens(self, count: int) -> torch.Tensor | None:
+        """Which of so many positions of the text are tokens, float [batch, count]; None for all."""
+        if self.lengths is None:
+            return None
+        return (torch.arange(count, device=self.lengths.device) < self.lengths[:, None]).float()
 
 
 def read(value: Any, site: Site, joint: Joint | None = None) -> torch.Tensor:
@@ -165,18 +194,21 @@ def _flat(x: torch.Tensor, site: Site) -> torch.Tensor:
 
 def _part(value: Any, site: Site, joint: Joint | None) -> tuple[Any, ...]:
     """The index of a site in its module's activation, [batch, positions, width]."""
-    positions, channels = (slice(None) if part is None else slice(*part) for part in (site.tokens, site.channels))
+    tokens, channels = (slice(None) if part is None else slice(*part) for part in (site.tokens, site.channels))
+    rows: Any = slice(None)
     if site.stream:
         if joint is None:
             raise DSASError(f"{site} needs to know how picture and prompt lie in one sequence: call the whole pipeline")
-        count = _tensor(value, site).shape[1]
-        if count == joint.image + joint.text:
-            positions = joint.of(site.stream)
-        elif count != (joint.image if site.stream == "image" else joint.text):
+        x = _tensor(value, site)
+        if x.shape[1] == joint.spread + joint.text:
+            rows, tokens = joint.of(site.stream, x.device)
+        elif x.shape[1] != (joint.image if site.stream == "image" else joint.text):
             raise DSASError(
-                f"{site}: {count} positions, expected {joint.image} of the picture, {joint.text} of the prompt, or both"
+                f"{site}: {x.shape[1]} positions, expected {joint.image} of the picture, {joint.text} of the prompt, "
+                "or both"
             )
-    return (...,) if positions == channels == slice(None) else (slice(None), positions, channels)
+    parts = (rows, tokens, channels)
+    return (...,) if all(isinstance(part, slice) and part == slice(None) for part in parts) else parts
 
 
 def _tensor(value: Any, site: Site) -> torch.Tensor:

@@ -210,7 +210,8 @@ class Steering:
                 f"{len(x)} rows come by at {site}, but {site.root!r} was called with {len(call.rows)}: something "
                 "between takes rows away, as FasterCache does those of the negative prompt; steer without it"
             )
-        mask = None if call.mask is None else call.mask[:, slice(*(site.tokens or (None,)))].to(x.device)
+        mask = call.counted(site, x.shape[1])
+        mask = None if mask is None else mask.to(x.device)
         steps: list[_Step] = []
         for attached in self._attached:
             bound, name = attached.on(x.device), attached.name

@@ -59,6 +59,7 @@ class Trace:
         old, new = before[kept].detach().float(), after[kept].detach().float()
         change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp_min(1e-12)
         h = h.detach().float().expand(*before.shape[:-1], -1)[kept].mean(-1)
+        mask = call.counted(site, before.shape[1])
         made = Record(
             concept=concept,
             site=site,
@@ -67,7 +68,7 @@ class Trace:
             h=h.cpu(),
             change=change.cpu(),
             cosine=torch.cosine_similarity(old, new, dim=-1).cpu(),
-            mask=None if call.mask is None else call.mask.cpu()[kept],
+            mask=None if mask is None else mask.cpu()[kept],
         )
         if solved is not None:
             chosen, against = (

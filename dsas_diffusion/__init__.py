@@ -8,6 +8,7 @@ from .calibrate import calibrate
 from .learn import Lesson, learn
 from .load import load_pipeline
 from .processor import DSASAttnProcessor
+from .samples import illustrate
 from .schedule import Schedule
 from .sites import find_sites
 from .steer import steer
@@ -25,6 +26,7 @@ __all__ = [
     "Schedule",
     "calibrate",
     "find_sites",
+    "illustrate",
     "learn",
     "load_pipeline",
     "steer",

@@ -8,84 +8,16 @@ by the parts that the pipeline has. To describe another: an entry in `FAMILIES` 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
 
 from dsas_core.errors import DSASError
 
-
-@dataclass(frozen=True)
-class Group:
-    """Sites of one role.
-
-    Args:
-        pattern: regular expression on canonical paths.
-        layout, index, stream: of the sites, see `dsas_core.sites.Site`.
-        unless: an attribute of a module that has no such site where it is true.
-    """
-
-    pattern: str
-    layout: str = "last"
-    index: int = 0
-    stream: str = ""
-    unless: str = ""
-
-
-@dataclass(frozen=True)
-class TextEncoder:
-    """A text encoder of a pipeline.
-
-    Args:
-        part, tokenizer: attributes of the pipeline.
-        negative: the argument of `encode_prompt` that holds its negative prompt; where that is not given, the first
-            encoder's counts.
-        unread: of its last layers, how many show nothing in what the denoiser reads of each token, before `clip_skip`.
-    """
-
-    part: str = "text_encoder"
-    tokenizer: str = "tokenizer"
-    negative: str = "negative_prompt"
-    unread: int = 0
-
-
-@dataclass(frozen=True)
-class Family:
-    """One model family.
-
-    Args:
-        name: for messages.
-        denoiser: attribute of the pipeline.
-        encoders: its text encoders; a pipeline may lack some, not all.
-        groups: name of a role -> its sites; a role may lie in blocks of more than one kind.
-        default: the groups that steer when the user names none.
-        denoiser_default: the groups that "denoiser" stands for.
-        watched: the groups that a concept of text sites alone reads for the heat-map, without changing them.
-        looking: the group whose layers look from patches of the picture at the prompt's tokens (`looking_at`), if any.
-        eyes: the group that tells what is in a picture (`held_out.Eyes`).
-        edges: timesteps that separate the bins of denoiser sites, unless the user names others.
-        bounds: what the clock shows at the noisy and at the clean end; 1000 and 0 for raw timesteps. Where the
-            denoiser's config has a `timestep_scale`, times that.
-        guidance: how classifier-free guidance asks the denoiser: "uncond, cond" and "cond, uncond" in one call of
-            stacked rows, "two calls".
-        negatives: whether `encode_prompt` makes prompts and negative prompts "together", or is called for them "apart".
-    """
-
-    name: str
-    denoiser: str
-    encoders: tuple[TextEncoder, ...]
-    groups: Mapping[str, tuple[Group, ...]]
-    default: tuple[str, ...]
-    denoiser_default: tuple[str, ...]
-    watched: tuple[str, ...]
-    looking: str | None = None
-    eyes: str = "block"
-    edges: tuple[float, ...] = (500.0,)
-    bounds: tuple[float, float] = (1000.0, 0.0)
-    guidance: str = "uncond, cond"
-    negatives: str = "together"
-
+from . import wording
+from .family import Family, Group, TextEncoder
 
 #: class of a text encoder -> its layers, below its own path
 TEXT_LAYERS: Mapping[str, str] = {
@@ -93,7 +25,14 @@ TEXT_LAYERS: Mapping[str, str] = {
     "CLIPTextModelWithProjection": r"encoder\.layers\.\d+",
     "T5EncoderModel": r"encoder\.block\.\d+",
     "Gemma2Model": r"layers\.\d+",
+    "Qwen3Model": r"layers\.\d+",
+    "Qwen3ForCausalLM": r"model\.layers\.\d+",
+    "Qwen2_5_VLForConditionalGeneration": r"model\.language_model\.layers\.\d+",
+    "Mistral3ForConditionalGeneration": r"model\.language_model\.layers\.\d+",
 }
+
+#: of these, transformers 4 records what a layer makes before hooks come, where the denoiser reads what was recorded
+_RECORDED = ("Gemma2Model", "Qwen3Model", "Qwen3ForCausalLM", "Mistral3ForConditionalGeneration")
 
 _TEXT = Group(rf"text_encoder(_\d)?\.({'|'.join(dict.fromkeys(TEXT_LAYERS.values()))})")
 _UNET: Mapping[str, tuple[Group, ...]] = {
@@ -190,12 +129,90 @@ _PIXART = Family(
 _SANA = Family(
     name="Sana",
     denoiser="transformer",
-    encoders=(TextEncoder(),),
+    encoders=(TextEncoder(wording=wording.instructed),),
     groups=_CROSSING,
     default=("text",),
     denoiser_default=("cross",),
     watched=("cross",),
     looking="cross",
+)
+_FLUX2 = Family(
+    name="FLUX.2",
+    denoiser="transformer",
+    encoders=(TextEncoder(kind="Mistral3ForConditionalGeneration", depth=30, wording=wording.conversation),),
+    groups={
+        "image": _FLUX.groups["image"],
+        "prompt": _FLUX.groups["prompt"],
+        "block": (
+            Group(r"transformer\.transformer_blocks\.\d+", index=1, stream="image"),
+            Group(r"transformer\.single_transformer_blocks\.\d+", stream="image"),
+        ),
+        "text": (_TEXT,),
+    },
+    default=("image",),
+    denoiser_default=("image",),
+    watched=("image",),
+    bounds=(1.0, 0.0),
+    guidance="two calls",
+    negatives="apart",
+)
+_KLEIN = replace(
+    _FLUX2,
+    name="FLUX.2 [klein]",
+    encoders=(TextEncoder(kind="Qwen3ForCausalLM", depth=27, wording=wording.unthinking),),
+)
+_QWEN = Family(
+    name="Qwen-Image",
+    denoiser="transformer",
+    encoders=(TextEncoder(wording=wording.described),),
+    groups={
+        "image": (Group(r"transformer\.transformer_blocks\.\d+\.attn", stream="image"),),
+        "prompt": (Group(r"transformer\.transformer_blocks\.\d+\.attn", index=1, stream="text"),),
+        "block": (Group(r"transformer\.transformer_blocks\.\d+", index=1, stream="image"),),
+        "text": (_TEXT,),
+    },
+    default=("image",),
+    denoiser_default=("image",),
+    watched=("image",),
+    bounds=(1.0, 0.0),
+    guidance="two calls",
+    negatives="apart",
+)
+_Z_IMAGE = Family(
+    name="Z-Image",
+    denoiser="transformer",
+    encoders=(TextEncoder(unread=1, wording=wording.thinking),),
+    groups={
+        "image": (Group(r"transformer\.layers\.\d+\.attention", stream="image"),),
+        "prompt": (Group(r"transformer\.layers\.\d+\.attention", stream="text"),),
+        "block": (Group(r"transformer\.layers\.\d+", stream="image"),),
+        "text": (_TEXT,),
+    },
+    default=("image",),
+    denoiser_default=("image",),
+    watched=("image",),
+    bounds=(0.0, 1.0),
+    guidance="cond, uncond",
+    sequence="image, text",
+    multiple=32,
+)
+_LUMINA2 = Family(
+    name="Lumina 2",
+    denoiser="transformer",
+    encoders=(TextEncoder(unread=1, wording=wording.assisted),),
+    groups={
+        "image": (Group(r"transformer\.layers\.\d+\.attn", stream="image"),),
+        "prompt": (Group(r"transformer\.layers\.\d+\.attn", stream="text"),),
+        "block": (Group(r"transformer\.layers\.\d+", stream="image"),),
+        "text": (_TEXT,),
+    },
+    default=("image",),
+    denoiser_default=("image",),
+    watched=("image",),
+    bounds=(0.0, 1.0),
+    guidance="two calls",
+    negative=2,
+    sequence="tokens, image",
 )
 
 #: class of the denoiser -> its family, or those that share it, the one with more parts first
@@ -205,6 +222,10 @@ FAMILIES: Mapping[str, tuple[Family, ...]] = {
     "FluxTransformer2DModel": (_FLUX,),
     "PixArtTransformer2DModel": (_PIXART,),
     "SanaTransformer2DModel": (_SANA,),
+    "Flux2Transformer2DModel": (_KLEIN, _FLUX2),
+    "QwenImageTransformer2DModel": (_QWEN,),
+    "ZImageTransformer2DModel": (_Z_IMAGE,),
+    "Lumina2Transformer2DModel": (_LUMINA2,),
 }
 
 
@@ -256,6 +277,14 @@ def roots_of(pipe: Any) -> dict[str, nn.Module]:
     return {name: getattr(pipe, name) for name in names}
 
 
+def layers_read(encoder: TextEncoder, module: nn.Module, layers: int, clip_skip: int = 0) -> int:
+    """How many of the layers of a text encoder, the first of them, show in what the denoiser reads when steered."""
+    last = layers - encoder.unread - clip_skip
+    last = last if encoder.depth is None else min(last, encoder.depth)
+    early = _kind(module) in _RECORDED and find_spec("transformers.utils.output_capturing") is None
+    return last - 1 if early and last < layers else last
+
+
 def bounds_of(pipe: Any) -> tuple[float, float]:
     """What the clock of a pipeline's denoiser shows at the noisy and at the clean end."""
     family = family_of(pipe)
@@ -267,8 +296,11 @@ def bounds_of(pipe: Any) -> tuple[float, float]:
 
 def _has_parts_of(pipe: Any, family: Family) -> bool:
     """Whether a pipeline has every text encoder of a family among its parts, loaded or not."""
-    return all(hasattr(pipe, encoder.part) for encoder in family.encoders)
+    return all(
+        hasattr(pipe, encoder.part) and encoder.kind in ("", _kind(getattr(pipe, encoder.part)))
+        for encoder in family.encoders
+    )
 
 
-def _kind(part: nn.Module) -> str:
+def _kind(part: nn.Module | None) -> str:
     return type(getattr(part, "_orig_mod", part)).__name__

@@ -31,7 +31,8 @@ class Settings:
     """How pictures are made.
 
     Args:
-        steps: of denoising. guidance: the scale that the pipeline calls `guidance_scale`.
+        steps: of denoising. guidance: its scale, which pipelines call `guidance_scale`, Qwen-Image's
+            `true_cfg_scale`.
         scheduler: of diffusers, by class name; None is the pipeline's own.
         size: pixels of a side; None is the pipeline's own.
     """
@@ -53,8 +54,15 @@ def settings_of(
         usual = Settings(12, 3.0)
     else:
         own = inspect.signature(type(pipe).__call__).parameters
-        usual = Settings(min(MOST_STEPS, own["num_inference_steps"].default), own["guidance_scale"].default)
+        usual = Settings(min(MOST_STEPS, own["num_inference_steps"].default), own[_scale(pipe)].default)
     return Settings(steps or usual.steps, usual.guidance if guidance is None else guidance, size=size)
+
+
+def _scale(pipe: Any) -> str:
+    """The argument that says how much guidance there is: the true one, where the pipeline's own number asks for it."""
+    own = inspect.signature(type(pipe).__call__).parameters
+    true = own.get("true_cfg_scale")
+    return "guidance_scale" if true is None or true.default <= 1 else "true_cfg_scale"
 
 
 def other_schedulers(pipe: Any) -> list[str]:
@@ -102,7 +110,7 @@ def seeds_for(prompts: Sequence[str], seed: int) -> list[int]:
 def latents_of(
     pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
 ) -> torch.Tensor:
-    """Denoised latents [n, channels, height, width] of each prompt; of FLUX packed, [n, patches, width]."""
+    """Denoised latents [n, channels, height, width] of each prompt; of FLUX and Qwen packed, [n, patches, width]."""
     return torch.cat(list(latent_batches(pipe, prompts, seeds, settings, batch)))
 
 
@@ -116,8 +124,13 @@ def latent_batches(
     negative: str | None = None,
 ) -> Iterator[torch.Tensor]:
     """As `latents_of`, batch by batch; with a negative prompt where one is given."""
-    more: dict[str, Any] = {} if settings.size is None else {"height": settings.size, "width": settings.size}
-    if more and "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
+    scale = _scale(pipe)
+    more: dict[str, Any] = {scale: settings.guidance}
+    if settings.size is not None:
+        more.update(height=settings.size, width=settings.size)
+    if scale == "true_cfg_scale" and settings.guidance > 1 and negative is None:
+        negative = " "  # without one it would not be guided
+    if settings.size is not None and "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
         more["use_resolution_binning"] = False  # it would draw at another size, and make that of it afterwards
     for start in range(0, len(prompts), batch):
         texts = list(prompts[start : start + batch])
@@ -125,10 +138,9 @@ def latent_batches(
             more["negative_prompt"] = [negative] * len(texts)
         with _scheduled(pipe, settings.scheduler):
             made = pipe(
-                texts,
+                prompt=texts,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]],
                 num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance,
                 output_type="latent",
                 **more,
             )
@@ -147,28 +159,53 @@ def size_of(pipe: Any, latents: torch.Tensor) -> tuple[int, int]:
 @torch.no_grad()
 def decode(pipe: Any, latents: torch.Tensor, batch: int = 32) -> list[Image.Image]:
     """Latents to PIL images."""
-    vae, config = pipe.vae, pipe.vae.config
+    vae = pipe.vae
     own = vae.dtype
-    if latents.ndim == 3:
-        latents = pipe._unpack_latents(latents, *size_of(pipe, latents), pipe.vae_scale_factor)
-    mean, deviation = (config.get(name) for name in ("latents_mean", "latents_std"))
-    overflows = own == torch.float16 and bool(config.get("force_upcast"))  # as SDXL's own does in float16
+    overflows = own == torch.float16 and bool(vae.config.get("force_upcast"))  # as SDXL's own does in float16
     if overflows:
         vae.to(torch.float32)
     pictures: list[Image.Image] = []
     try:
         for chunk in latents.split(batch):
-            codes = chunk.to(vae.dtype)
-            if mean is not None and deviation is not None:
-                codes = codes * codes.new_tensor(deviation)[:, None, None] / config.scaling_factor
-                codes = codes + codes.new_tensor(mean)[:, None, None]
-            else:
-                codes = codes / config.scaling_factor + (config.get("shift_factor") or 0.0)
-            pictures += pipe.image_processor.postprocess(vae.decode(codes, return_dict=False)[0], output_type="pil")
+            made = vae.decode(_codes(pipe, chunk.to(vae.dtype)), return_dict=False)[0]
+            made = made[:, :, 0] if made.ndim == 5 else made
+            pictures += pipe.image_processor.postprocess(made, output_type="pil")
     finally:
         if overflows:
             vae.to(own)
     return pictures
+
+
+def _codes(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as the VAE takes them: unpacked, and not standardised."""
+    vae, config = pipe.vae, pipe.vae.config
+    if hasattr(pipe, "_unpatchify_latents"):
+        if latents.ndim == 4:  # FLUX.2 [klein] has done it
+            return latents
+        side = math.isqrt(latents.shape[1])
+        mean, deviation = _patch_scale(vae)
+        return pipe._unpatchify_latents(latents.transpose(1, 2).unflatten(2, (side, side)) * deviation + mean)
+    if latents.ndim == 3:
+        latents = pipe._unpack_latents(latents, *size_of(pipe, latents), pipe.vae_scale_factor)
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        shape = (-1, *(1,) * (latents.ndim - 2))
+        mean, deviation = (latents.new_tensor(config[name]).view(shape) for name in ("latents_mean", "latents_std"))
+        return latents * deviation / config.get("scaling_factor", 1.0) + mean
+    return latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+
+
+def packed(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as the denoiser takes them, where the pipeline gives them as the VAE does: FLUX.2 [klein]."""
+    if latents.ndim == 3 or not hasattr(pipe, "_patchify_latents"):
+        return latents
+    mean, deviation = _patch_scale(pipe.vae)
+    return pipe._pack_latents((pipe._patchify_latents(latents) - mean) / deviation)
+
+
+def _patch_scale(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the patches of FLUX.2's latents."""
+    variance = vae.bn.running_var + vae.config.batch_norm_eps
+    return vae.bn.running_mean[:, None, None], variance.sqrt()[:, None, None]
 
 
 def pictures_of(

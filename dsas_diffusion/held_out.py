@@ -19,16 +19,15 @@ from dsas_core.concept import Concept
 from dsas_core.hooks import Call, visit
 from dsas_core.probes import LinearProbe
 from dsas_core.sites import Site
+from dsas_core.unit import TRUSTED_EYES
 
 from .families import bounds_of, family_of, roots_of
-from .generation import UNCHANGED, Settings, change, decode, latents_of, noise_like, seeds_for
-from .rows import Rows
+from .generation import UNCHANGED, Settings, change, decode, latents_of, noise_like, packed, seeds_for
+from .rows import SAMPLE, TIMESTEP, Rows
 from .sites import find_sites
 from .steer import steer
 
 EYES_TIMESTEP = 250.0
-#: cross-validated balanced accuracy from which the eyes' word on effects is taken
-TRUSTED_EYES = 0.7
 
 
 class HeldOut:
@@ -123,7 +122,7 @@ class Eyes:
         """What is seen in each picture, float64 [n, features]."""
         rows = []
         for start in range(0, len(latents), batch):
-            clean = latents[start : start + batch]
+            clean = packed(self.pipe, latents[start : start + batch])
             asked = self._asking(len(clean))
             mixed, timestep = noised(self.pipe.scheduler, clean, noise_like(clean, range(start, start + len(clean))))
             seen = _Seen()
@@ -187,10 +186,13 @@ class _Asked:
         kwargs: Any = dict(self.kwargs)
         noisy, clean = bounds_of(self.pipe)
         shown = torch.tensor(clean + timestep / 1000 * (noisy - clean))
-        for place, names, value in ((0, ("sample", "hidden_states"), latents), (1, ("timestep",), shown)):
+        for place, names, value in ((0, SAMPLE, latents), (1, TIMESTEP, shown)):
             held, key = next(((kwargs, name) for name in names if name in kwargs), (args, place))
-            there = torch.as_tensor(held[key])
-            held[key] = value.to(there).expand(there.shape)
+            if isinstance(held[key], list):
+                held[key] = [one.to(there).view_as(there) for one, there in zip(value, held[key], strict=True)]
+            else:
+                there = torch.as_tensor(held[key])
+                held[key] = value.to(there).expand(there.shape)
         denoiser = getattr(self.pipe, self.family.denoiser)
         getattr(denoiser, "_orig_mod", denoiser)(*args, **kwargs)
 

@@ -118,7 +118,13 @@ def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
 
 
 def at_processors(denoiser: nn.Module, root: str, sites: Sequence[Site]) -> dict[str, list[Site]]:
-    """Of the sites, those that are outputs of attention layers, by the key of their processor."""
+    """Of the sites, those that are outputs of attention layers, by the key of their processor.
+
+    Raises:
+        DSASError: a denoiser that takes no processors as a whole, as Lumina's and Z-Image's.
+    """
+    if not hasattr(denoiser, "set_attn_processor"):
+        raise DSASError(f'{type(denoiser).__name__} has no set_attn_processor: steer with attach="hooks"')
     found: dict[str, list[Site]] = {}
     for key in attention_layers(denoiser):
         path = canonical(f"{root}.{key.removesuffix('.processor')}")

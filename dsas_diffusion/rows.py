@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Self
 
 import torch
@@ -17,12 +18,18 @@ from dsas_core.errors import DSASError
 from dsas_core.hooks import Call, Describe
 from dsas_core.sites import Joint
 
-from .families import Family, TextEncoder, bounds_of, encoders_of, family_of
+from .families import bounds_of, encoders_of, family_of
+from .family import Family, TextEncoder
+from .wording import plain
 
 ROWS = ("conditional", "unconditional", "both")
 POSITIONS = ("words", "all")
 #: what a block of rows of a denoiser's batch is for: prompts, negative prompts, or prompts without some attention
 PROMPT, NEGATIVE, PERTURBED = "prompt", "negative", "perturbed"
+#: what denoisers call the latents, the clock and what was made of the prompts, in this order; and its mask
+SAMPLE, TIMESTEP = ("sample", "hidden_states", "x"), ("timestep", "t")
+EMBEDDINGS = ("encoder_hidden_states", "cap_feats")
+_MASK = ("encoder_attention_mask", "encoder_hidden_states_mask")
 
 
 class Rows:
@@ -31,9 +38,9 @@ class Rows:
     Args:
         pipe: the pipeline.
         rows: "conditional" steers the rows of the prompt, "unconditional" those of the negative prompt, "both" all.
-        positions: in the text, "words" counts the tokens after the first up to the first end token, "all" also the
-            padding behind it, as far as the denoiser reads it: Stable Diffusion's does, those that are told which
-            tokens are padding do not.
+        positions: in the text, "words" counts the tokens of the prompt up to the first end token, "all" also what is
+            behind it, as far as the denoiser reads it: Stable Diffusion's reads padding, those that are told which
+            tokens are padding do not. The first token, and an instruction in front of the prompt, never count.
         on_prompts: called with the number of prompts whenever a generation begins.
     """
 
@@ -56,7 +63,9 @@ class Rows:
         self.skips = False  # whether the denoiser is asked to leave out some of its layers, this time
         self.embeddings = ""  # "given" ready-made, or "made here" by an earlier encode_prompt; else made now
         self._made: list[tuple[weakref.ref[torch.Tensor], list[str] | None]] = []
+        self._given: Mapping[str, Any] = {}  # what its prompts were encoded with
         self._asked: Mapping[str, Any] = {}  # what a generation was called with, where it says so before it encodes
+        self._noted = False  # whether it has said what it is asked for
         self._encoded = False  # whether it has encoded its prompts since
         self._negatives: Mapping[str, list[str]] | None = None  # by text encoder; None without guidance
         self._negating = False  # whether negative prompts, and they alone, are being encoded
@@ -78,6 +87,8 @@ class Rows:
         self._watch("maybe_free_model_hooks", self._end)
         if self.family.negatives == "apart":
             self._watch("check_inputs", self._check)
+        if "num_images_per_prompt" not in inspect.signature(type(self.pipe).encode_prompt).parameters:
+            self._watch("prepare_latents", self._prepare)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,6 +108,15 @@ class Rows:
         self._asked, self._encoded = given, False
         return check()
 
+    def _prepare(self, prepare: Callable[[], Any], given: dict[str, Any]) -> Any:
+        """Of pipelines that do not say before how many pictures are asked for, nor encode what is given ready-made."""
+        pictures = int(given["batch_size"])
+        if not self._noted:
+            made_here = any(made() is not None for made, _ in self._made)
+            self._begin(pictures, None, "made here" if made_here else "given")
+        self.images_per_prompt, self._noted = pictures // self.prompts, False
+        return prepare()
+
     def _encode(self, encode: Callable[[], Any], given: dict[str, Any]) -> Any:
         if self._is_negative(given):
             self._negating = True
@@ -108,9 +128,12 @@ class Rows:
             return made
         self._note(given)
         made = encode()
-        tensors = made if isinstance(made, tuple) else (made,)
+        parts = made if isinstance(made, tuple) else (made,)
+        tensors = [tensor for part in parts for tensor in (part if isinstance(part, list) else [part])]
         self._made = [known for known in self._made if known[0]() is not None]
         self._made += [(weakref.ref(tensor), self.texts) for tensor in tensors if isinstance(tensor, torch.Tensor)]
+        if self.family.negative is not None:
+            self._negative = parts[self.family.negative]
         return made
 
     def _end(self, free: Callable[[], Any], given: dict[str, Any]) -> Any:
@@ -123,37 +146,45 @@ class Rows:
         text, embeds = given.get("prompt"), given.get("prompt_embeds")
         if not self._encoded:
             return False
+        if "negative_prompt" not in self._asked:  # of pipelines that are told none it has no words
+            guided = bool(getattr(self.pipe, "do_classifier_free_guidance", False))
+            return guided and text is not None and not any(_listed(text))
         if embeds is not None:
             return embeds is self._asked.get("negative_prompt_embeds")
-        return text is not None and text == self._asked.get("negative_prompt")
+        return text is not None and text == self._asked["negative_prompt"]
 
     def _note(self, given: Mapping[str, Any]) -> None:
         """Remember what a generation is asked for."""
         prompt, embeds = given.get("prompt"), given.get("prompt_embeds")
-        ours = [texts for made, texts in self._made if made() is embeds]
-        self.embeddings = "" if embeds is None else "made here" if ours else "given"
-        self.prompts = len(embeds) if embeds is not None else len(prompt) if isinstance(prompt, list) else 1
-        if embeds is None:
-            self.texts = list(prompt) if isinstance(prompt, list) else [prompt or ""]
-        else:
-            self.texts = ours[0] if ours else None
+        one = embeds[0] if isinstance(embeds, list) else embeds
+        ours = [texts for made, texts in self._made if made() is one]
         self.images_per_prompt = int(given.get("num_images_per_prompt") or 1)
         self.clip_skip = int(given.get("clip_skip") or 0)
-        self._negative, self._negatives, self._encoded, self._running = None, None, bool(self._asked), True
+        self._given, self._negative, self._negatives = given, None, None
+        self._encoded, self._noted = bool(self._asked), True
         if self.family.negatives == "together" and given.get("do_classifier_free_guidance", True):
             self._negatives = {encoder.part: _negatives(given, encoder) for encoder in self.family.encoders}
+        if embeds is None:
+            self._begin(len(_listed(prompt)), _listed(prompt), "")
+        else:
+            self._begin(len(embeds), ours[0] if ours else None, "made here" if ours else "given")
+
+    def _begin(self, prompts: int, texts: list[str] | None, embeddings: str) -> None:
+        self.prompts, self.texts, self.embeddings, self._running = prompts, texts, embeddings, True
         if self.on_prompts is not None:
-            self.on_prompts(self.prompts)
+            self.on_prompts(prompts)
 
     # ---- texts -------------------------------------------------------------------------------------------------------
 
     def tokenised(self, texts: list[str]) -> torch.Tensor:
         """Token ids of texts as the first text encoder reads them, int64 [texts, positions]: padded, and cut off."""
-        return self._ids(texts, encoders_of(self.pipe)[0], self.pipe.tokenizer.model_max_length)
+        encoder = encoders_of(self.pipe)[0]
+        return self._ids(texts, encoder, getattr(self.pipe, encoder.tokenizer).model_max_length)
 
     def spelled(self, text: str) -> list[int]:
         """Token ids of a text as it stands within a prompt."""
-        return self.pipe.tokenizer(self._written([text], self.pipe.tokenizer), add_special_tokens=False).input_ids[0]
+        tokenizer = getattr(self.pipe, encoders_of(self.pipe)[0].tokenizer)
+        return tokenizer(self._written([text], tokenizer), add_special_tokens=False).input_ids[0]
 
     def _ids(self, texts: list[str], encoder: TextEncoder, length: int) -> torch.Tensor:
         tokenizer = getattr(self.pipe, encoder.tokenizer)
@@ -171,31 +202,49 @@ class Rows:
     def text_call(self, encoder: TextEncoder, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """A call of a text encoder."""
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        rows = torch.ones(len(ids), device=ids.device)
-        if self._negating:
-            rows = torch.zeros_like(rows)
-        elif self._negatives is not None:
-            negative = self._ids(self._negatives[encoder.part], encoder, ids.shape[1]).to(ids.device)
-            rows = rows * ~(ids[:, None] == negative[None]).all(-1).any(1)
-        rows = {"conditional": rows, "unconditional": 1 - rows, "both": torch.ones_like(rows)}[self.rows]
-        attended = kwargs.get("attention_mask")
-        mask = self._counted(getattr(self.pipe, encoder.tokenizer), ids, attended)
-        return Call(rows, torch.arange(len(ids), device=ids.device), None, mask)
+        negative = torch.full((len(ids),), self._negating, device=ids.device)
+        if self._negatives is not None:
+            texts = [self._worded(encoder, text, True) for text in self._negatives[encoder.part]]
+            known = self._ids(texts, encoder, ids.shape[1]).to(ids.device)
+            negative = (ids[:, None] == known[None]).all(-1).any(1)
+        rows = {"conditional": ~negative, "unconditional": negative, "both": torch.ones_like(negative)}[self.rows]
+        in_front = torch.where(negative, self._in_front(encoder, True), self._in_front(encoder, False))
+        mask = self._counted(self._tokenizer(encoder), ids, kwargs.get("attention_mask"), in_front)
+        return Call(rows.float(), torch.arange(len(ids), device=ids.device), None, mask)
 
-    def _counted(self, tokenizer: Any, ids: torch.Tensor, attended: torch.Tensor | None) -> torch.Tensor:
+    def _tokenizer(self, encoder: TextEncoder) -> Any:
+        """The tokenizer of a text encoder, taken out of a processor that has one for pictures as well."""
+        there = getattr(self.pipe, encoder.tokenizer)
+        return getattr(there, "tokenizer", there)
+
+    def _worded(self, encoder: TextEncoder, text: str, negative: bool) -> str:
+        return encoder.wording(self.pipe, self._given, text, negative)
+
+    def _in_front(self, encoder: TextEncoder, negative: bool) -> int:
+        """How many tokens stand in front of any prompt: those that two prompts without a token in common begin with."""
+        if encoder.wording is plain:
+            return 0
+        tokenizer = self._tokenizer(encoder)
+        texts = [self._worded(encoder, text, negative) for text in ("a", "1")]
+        own = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
+        pair = zip(*tokenizer(texts, add_special_tokens=not own).input_ids, strict=False)
+        return sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], pair))
+
+    def _counted(
+        self, tokenizer: Any, ids: torch.Tensor, attended: torch.Tensor | None, in_front: torch.Tensor
+    ) -> torch.Tensor:
         """Positions of a text that count, float [texts, positions]."""
-        mask = torch.ones(ids.shape, device=ids.device)
+        real = torch.ones_like(ids) if attended is None else (attended != 0).long()
+        mask = real * (real.cumsum(1) > in_front[:, None])
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         if begin is not None:
             mask = mask * ~((ids == begin) & ((ids == begin).cumsum(1) == 1))
-        if attended is not None:
-            mask = mask * (attended != 0)
         if self.positions == "words":
-            ends = ids == end
+            ends = (ids == end) & (mask != 0)
             mask = mask * ~(ends.cumsum(1) - ends.long() > 0)
             if tokenizer.pad_token_id not in (None, end):
                 mask = mask * (ids != tokenizer.pad_token_id)
-        return mask
+        return mask.float()
 
     # ---- the denoiser ------------------------------------------------------------------------------------------------
 
@@ -212,19 +261,23 @@ class Rows:
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], steered: Collection[str] = (PROMPT,)
     ) -> Call:
         """A call of the denoiser; its rows are those of the prompts, picture by picture, or of other blocks as well."""
-        sample = next((kwargs[name] for name in ("sample", "hidden_states") if name in kwargs), None)
-        sample = args[0] if sample is None else sample
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        sample: Any
+        sample, timestep, embeds = (
+            next((kwargs[name] for name in names if name in kwargs), args[place] if place < len(args) else None)
+            for place, names in enumerate((SAMPLE, TIMESTEP, EMBEDDINGS))
+        )
+        attended = next((kwargs[name] for name in _MASK if name in kwargs), None)
         batch, asked = len(sample), self.prompts * self.images_per_prompt
         device = sample[0].device
         self.skips = kwargs.get("skip_layers") is not None
-        if sample.ndim == 4:
-            self.latents = tuple(sample.shape[-2:])
-        embeds = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
+        if sample[0].ndim > 2:
+            self.latents = tuple(sample[0].shape[-2:])
         blocks = self._blocks(batch, asked, embeds)
         owners = torch.arange(self.prompts, device=device).repeat_interleave(self.images_per_prompt)
         rows = torch.tensor([float(block in steered) for block in blocks], device=device).repeat_interleave(asked)
-        return Call(rows, owners.repeat(len(blocks)), self._clock(timestep, device), joint=self._joint(sample, embeds))
+        return Call(
+            rows, owners.repeat(len(blocks)), self._clock(timestep, device), joint=self._joint(sample, embeds, attended)
+        )
 
     def _blocks(self, batch: int, asked: int, embeds: Any) -> tuple[str, ...]:
         """What each block of as many rows as pictures were asked for is for, in order.
@@ -265,16 +318,27 @@ class Rows:
         noisy, clean = bounds_of(self.pipe)
         return (value - clean) / (noisy - clean) * 1000
 
-    def _joint(self, sample: torch.Tensor, embeds: torch.Tensor | None) -> Joint | None:
+    def _joint(self, sample: Any, embeds: Any, attended: torch.Tensor | None) -> Joint | None:
         """How picture and prompt lie in one sequence, in a family that attends to both at once."""
-        if embeds is None or not any(group.stream for groups in self.family.groups.values() for group in groups):
+        family = self.family
+        if embeds is None or not any(group.stream for groups in family.groups.values() for group in groups):
             return None
-        patch = 1
-        if sample.ndim == 4:
-            denoiser = getattr(self.pipe, self.family.denoiser)
-            patch = int(getattr(denoiser, "_orig_mod", denoiser).config.patch_size)
-        count = sample.shape[1] if sample.ndim == 3 else (sample.shape[-2] // patch) * (sample.shape[-1] // patch)
-        return Joint(int(count), int(embeds.shape[1]))
+        image = sample[0].shape[0]  # packed
+        if sample[0].ndim > 2:
+            denoiser = getattr(self.pipe, family.denoiser)
+            config = getattr(denoiser, "_orig_mod", denoiser).config
+            patch = int(config["patch_size"] if "patch_size" in config else config["all_patch_size"][0])
+            image = (sample[0].shape[-2] // patch) * (sample[0].shape[-1] // patch)
+        lengths = None if attended is None else attended.sum(1).long()
+        text = len(embeds[0])
+        if isinstance(embeds, list):
+            lengths = torch.tensor([len(each) for each in embeds], device=embeds[0].device)
+        if isinstance(embeds, list) or family.sequence == "tokens, image":
+            assert lengths is not None
+            text = int(lengths.max())
+        room, text = (-(-count // family.multiple) * family.multiple for count in (image, text))
+        first, close = family.sequence != "image, text", family.sequence == "tokens, image"
+        return Joint(image, text, first, room, lengths, close)
 
 
 class _Watched:
@@ -304,7 +368,11 @@ class _TextCall:
         return self.rows.text_call(self.encoder, args, kwargs)
 
 
+def _listed(text: str | Sequence[str] | None) -> list[str]:
+    """Prompts as a pipeline takes them, each on its own."""
+    return [text or ""] if text is None or isinstance(text, str) else list(text)
+
+
 def _negatives(given: Mapping[str, Any], encoder: TextEncoder) -> list[str]:
     """The negative prompts that a text encoder will be given."""
-    negative: str | Sequence[str] = given.get(encoder.negative) or given.get("negative_prompt") or ""
-    return [negative] if isinstance(negative, str) else list(negative)
+    return _listed(given.get(encoder.negative) or given.get("negative_prompt"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +13,21 @@ from torch import nn
 from dsas_core.errors import DSASError
 from dsas_core.sites import Site, canonical, find, modules
 
-from .families import Family, Group, family_of, roots_of
+from .families import family_of, layers_read, roots_of
+from .family import Family, Group
 
 #: parts of a path, and what people call them; the role says the rest ("attn2" is "cross")
 _CALLED = (
     (r"^(unet|transformer)(\.|$)", ""),
-    (r"^text_encoder(_\d)?\.(encoder\.)?(layers|block)\.", r"text\1."),
+    (r"^text_encoder(_\d)?\.((encoder|model|language_model)\.)*(layers|block)\.", r"text\1."),
     (r"(^|\.)(down|up)_blocks\.", r"\1\2."),
     (r"(^|\.)mid_block", r"\1mid"),
     (r"(^|\.)single_transformer_blocks\.", r"\1single."),
-    (r"^transformer_blocks\.", "block."),
+    (r"^(transformer_blocks|layers)\.", "block."),
     (r"\.transformer_blocks\.", "."),
     (r"\.attentions\.", "."),
     (r"\.resnets\.", ".resnet."),
-    (r"\.attn\d?$", ""),
+    (r"\.(attn\d?|attention)$", ""),
 )
 
 
@@ -65,14 +66,15 @@ def unread(pipe: Any, sites: Iterable[Site], clip_skip: int = 0) -> list[Site]:
     return _behind(family_of(pipe), modules(roots_of(pipe)), sites, clip_skip)
 
 
-def _behind(family: Family, known: Collection[str], sites: Iterable[Site], clip_skip: int = 0) -> list[Site]:
-    behind = {encoder.part: encoder.unread + clip_skip for encoder in family.encoders}
+def _behind(family: Family, known: Mapping[str, nn.Module], sites: Iterable[Site], clip_skip: int = 0) -> list[Site]:
+    encoders = {encoder.part: encoder for encoder in family.encoders}
     found = []
     for site in sites:
         layers, _, number = site.path.rpartition(".")
-        if behind.get(site.root) and number.isdecimal():
+        encoder = encoders.get(site.root)
+        if encoder is not None and number.isdecimal():
             count = sum(path.rpartition(".")[0] == layers for path in known)
-            found += [site] if int(number) >= count - behind[site.root] else []
+            found += [site] if int(number) >= layers_read(encoder, known[site.root], count, clip_skip) else []
     return found
 
 

@@ -118,6 +118,8 @@ class PipelineSteering(Steering):
     def begin(self, root: str, call: Call) -> None:
         if root == self._denoiser:
             self._check_texts()
+            if self.trace is not None and self._rows is not None:
+                self.trace.pictures = self._rows.prompts * self._rows.images_per_prompt
         super().begin(root, call)
 
     def _generation_begins(self, prompts: int) -> None:
@@ -127,7 +129,7 @@ class PipelineSteering(Steering):
             self._visit.fired.clear()
         if self.trace is not None and self._rows is not None:
             self.trace.clear()
-            self.trace.pictures = prompts * self._rows.images_per_prompt
+            self.trace.prompts_first = self._rows.family.guidance == "cond, uncond"
         if self._words is not None:
             self._words.start()
         self._check_parts()

@@ -20,12 +20,14 @@ _LOW, _MIDDLE, _HIGH = np.array((30, 12, 72)), np.array((214, 66, 88)), np.array
 class PictureTrace(Trace):
     """A trace of pictures: h on the patches of each picture.
 
-    `pictures` is how many are made at once; where the negative prompt is steered too, its rows come before theirs.
+    `pictures` is how many are made at once; where the negative prompt is steered too, its rows come before theirs, or
+    behind them where `prompts_first`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.pictures = 1
+        self.prompts_first = False
 
     def heat(
         self,
@@ -65,7 +67,8 @@ class PictureTrace(Trace):
         total = torch.zeros(height, width)
         for record in records:
             patches = patch_grid(record.h.shape[1], height, width)
-            grid = record.h[-self.pictures :][image].view(1, 1, *patches)
+            ours = slice(self.pictures) if self.prompts_first else slice(-self.pictures, None)
+            grid = record.h[ours][image].view(1, 1, *patches)
             total += torch.nn.functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[0, 0]
         return (total / len(records)).clamp(0, 1).numpy()
 

@@ -1,6 +1,7 @@
 """dsas_core for language models: the same concepts, probes and maps, at the layers of a transformer.
 
-`load` a model, `learn` a concept from a prompt file, `steer` with it, `calibrate` how far; `Monitor` only watches.
+`load` a model, `learn` a concept from a prompt file, `steer` with it, `calibrate` how far, `illustrate` its card;
+`Monitor` only watches.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from .layers import find_sites
 from .learn import Lesson, learn
 from .load import is_language_model, load
 from .monitor import Monitor
+from .samples import illustrate
 from .steer import TextSteering, steer
 from .trace import TextTrace, Token, as_html, as_svg, as_terminal
 
@@ -30,6 +32,7 @@ __all__ = [
     "as_terminal",
     "calibrate",
     "find_sites",
+    "illustrate",
     "is_language_model",
     "learn",
     "load",

@@ -47,7 +47,7 @@ def calibrate(
         batch: prompts per forward pass.
 
     Returns:
-        The concept with unit, range and evidence of all trials; not saved yet.
+        The concept with unit, range and evidence of all trials, without samples; not saved yet.
 
     Raises:
         DSASError: the concept was learned on another architecture, or tells no prompts and none are given; prompts

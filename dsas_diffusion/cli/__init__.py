@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = _parser().parse_args(argv)
+        args.command = shlex.join(["dsas", *(sys.argv[1:] if argv is None else argv)])
         with warnings.catch_warnings():
             _tidy_warnings()
             document = args.run(args)
@@ -93,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tidy_warnings() -> None:
-    """Our own warnings in one line each, those of libraries not at all."""
+    """Our own warnings in one line each, and once each, those of libraries not at all."""
     if os.environ.get("DSAS_DEBUG"):
         return
 
@@ -101,7 +103,7 @@ def _tidy_warnings() -> None:
         print(f"dsas: warning: {one_line(message)}", file=sys.stderr)
 
     warnings.simplefilter("ignore")
-    warnings.filterwarnings("always", category=UserWarning, module=r"dsas_")
+    warnings.filterwarnings("default", category=UserWarning, module=r"dsas_")
     warnings.showwarning = show_warning  # type: ignore[assignment]
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dsas_core import llm
 from dsas_core.calibration import prompts_of
-from dsas_core.concept import CARD, CONFIG, TENSORS, Concept
+from dsas_core.concept import FILES, Concept
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
 
 from ..calibrate import calibrate
+from ..samples import illustrate
 from . import show
 from .arguments import (
     add_model,
@@ -26,7 +28,7 @@ from .arguments import (
     refuse_generation,
     shows_progress,
 )
-from .learn import PROMPTS
+from .learn import OURS, PROMPTS, illustrated
 from .output import check_writable, free_folder
 
 
@@ -70,18 +72,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         folder = own
         check_writable(folder)
     else:
-        ours = "|".join(name.replace(".", r"\.") for name in (CONFIG, TENSORS, CARD, PROMPTS))
-        folder = free_folder(args.out, ours, args.overwrite)
+        folder = free_folder(args.out, OURS, args.overwrite)
     prompts_of(concept, args.prompts, args.count, args.seed)
     text = llm.is_language_model(args.model)
     settings: dict[str, Any] = {name: getattr(args, name) for name in ("count", "seed")}
     settings |= {"show_progress": shows_progress(args)} | ({} if args.drift is None else {"drift": args.drift})
     if text:
         refuse_generation(args)
-        found = llm.calibrate(*language_model(args), concept, args.prompts, **settings)
+        model, tokenizer = language_model(args)
+        found = llm.calibrate(model, tokenizer, concept, args.prompts, **settings)
+        draw = partial(llm.illustrate, model, tokenizer)
     else:
         settings |= {"steps": args.steps, "guidance": args.guidance, "size": args.size}
-        found = calibrate(pipeline(args), concept, args.prompts, **settings)
+        pipe = pipeline(args)
+        found = calibrate(pipe, concept, args.prompts, **settings)
+        draw = partial(illustrate, pipe, show_progress=shows_progress(args))
+    if concept.samples is not None:  # they are by strength, whose unit and ends may be others now
+        found = illustrated(found, draw)
     with replacing_folder(folder) as unfinished:
         found.save_pretrained(unfinished)
         _take_along(own, unfinished, everything=args.in_place)
@@ -97,6 +104,6 @@ def report(document: dict[str, Any]) -> None:
 def _take_along(own: Path, unfinished: Path, *, everything: bool) -> None:
     """What lies beside a concept's own files: its prompt file, or, where its folder is replaced, all that is there."""
     for path in sorted(own.iterdir()) if own.is_dir() else ():
-        if (unfinished / path.name).exists() or not (everything or path.name == PROMPTS):
+        if path.name in FILES or not (everything or path.name == PROMPTS):
             continue
         (shutil.copytree if path.is_dir() else shutil.copy2)(path, unfinished / path.name)

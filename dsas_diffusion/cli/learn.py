@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import re
+import warnings
+from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from dsas_core import llm
 from dsas_core.cloud import RANK
-from dsas_core.concept import CARD, CONFIG, TENSORS
+from dsas_core.concept import FILES, Concept
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
 from dsas_core.llm.prompts import turns
@@ -20,6 +25,7 @@ from dsas_core.recipe import Recipe, recipe_of
 
 from ..learn import Lesson
 from ..masks import masks_of
+from ..samples import illustrate
 from . import show
 from .arguments import (
     add_generation,
@@ -35,6 +41,8 @@ from .output import free_folder
 
 #: the drafted prompt file, in the concept's folder
 PROMPTS = "prompts.yaml"
+#: files of a concept's folder that may be overwritten
+OURS = "|".join(map(re.escape, (*FILES, PROMPTS)))
 #: fields of a recipe that have no option of their own
 RECIPE = [field.name for field in fields(Recipe) if field.name not in ("method", "gate", "options", "seed")]
 
@@ -92,6 +100,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "`accelerate launch` starts share it",
     )
     parser.add_argument("--out", "-o", required=True, metavar="FOLDER", help="where to save the concept")
+    parser.add_argument(
+        "--no-strip",
+        action="store_true",
+        help="leave samples out of its card: a strip of pictures of a held-out source prompt and a control prompt, of "
+        "language models the answers to them",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a concept that is there")
 
 
@@ -100,8 +114,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if (args.source is None) != (args.target is None):
         args.usage("--from and --to go together")
     # All that can be wrong is found before the long work begins.
-    ours = "|".join(name.replace(".", r"\.") for name in (CONFIG, TENSORS, CARD, PROMPTS))
-    folder = free_folder(args.out, ours, args.overwrite)
+    folder = free_folder(args.out, OURS, args.overwrite)
     text = llm.is_language_model(args.model)
     if not text and args.prompts is not None and turns(read(args.prompts).expanded("source")[0]):
         raise DSASError(
@@ -132,15 +145,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if text:
         if args.sites and len(args.sites) == 1:
             settings["sites"] = args.sites[0]
-        lesson: Lesson | llm.Lesson = llm.Lesson(*language_model(args), prompts, **settings)
+        model, tokenizer = language_model(args)
+        lesson: Lesson | llm.Lesson = llm.Lesson(model, tokenizer, prompts, **settings)
+        draw = partial(llm.illustrate, model, tokenizer)
     else:
         settings |= {"steps": args.steps, "guidance": args.guidance, "size": args.size}
-        lesson = Lesson(pipeline(args), prompts, masks=masks, store=args.store, **settings)
+        pipe = pipeline(args)
+        lesson = Lesson(pipe, prompts, masks=masks, store=args.store, **settings)
+        draw = partial(illustrate, pipe, show_progress=shows_progress(args))
     if share.process > 0:  # the first goes on with what all have read
         lesson.captured(checked)
         share.wait()
         return {"first": False}
     concept = lesson.learn(args.method, args.gate, recipe=recipe)
+    concept = replace(concept, provenance={**concept.provenance, "command": args.command})
+    if not args.no_strip:
+        concept = illustrated(concept, draw)
     with replacing_folder(folder) as unfinished:
         concept.save_pretrained(unfinished)
         if drafted:
@@ -165,7 +185,17 @@ def _prompts(args: argparse.Namespace) -> tuple[PromptSet, str]:
         prompts = read(args.prompts)
         return (replace(prompts, name=args.name) if args.name else prompts), ""
     content = draft(args.source, args.target, args.name)
-    return read(content), _as_yaml(content)
+    drafted = _as_yaml(content)
+    return replace(read(content), sha256=hashlib.sha256(drafted.encode()).hexdigest()), drafted
+
+
+def illustrated(concept: Concept, draw: Callable[[Concept], Concept]) -> Concept:
+    """The concept with samples for its card; without, and with a warning, where that fails: it took long to learn."""
+    try:
+        return draw(concept)
+    except DSASError as error:
+        warnings.warn(f"its card has no samples: {error}", stacklevel=1)
+        return replace(concept, samples=None)
 
 
 def _as_yaml(content: dict[str, Any]) -> str:

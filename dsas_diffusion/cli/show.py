@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dsas_core.card import range_in_words, unit_in_words
 from dsas_core.concept import Concept
 
-from ..held_out import TRUSTED_EYES
 from .output import table
 
 #: columns on control positions -> field
@@ -74,8 +74,8 @@ def report_evidence(document: dict[str, Any]) -> None:
     else:
         print("no evidence was recorded")
     print()
-    print(_unit(document["unit"], document["unit_evidence"]))
-    print(_range(document))
+    print(unit_in_words(document["unit"], document["unit_evidence"]))
+    print(range_in_words(document["range"], document["range_evidence"]))
 
 
 def report_range(document: dict[str, Any]) -> None:
@@ -86,19 +86,8 @@ def report_range(document: dict[str, Any]) -> None:
     print("on held-out prompts, strength in units. Effect: of what asking in words does; drift: of control prompts")
     print(f"(limit {evidence['drift_limit']:.2g}); reach: how far results move, of how far asking in words moves them")
     print(f"(limit {evidence['reach_limit']:.3g})\n")
-    print(_unit(document["unit"], document["unit_evidence"]))
-    print(_range(document))
-
-
-def _range(document: dict[str, Any]) -> str:
-    """The ends of the range, in words."""
-    if document["range"] is not None:
-        low, high = document["range"]
-        less = "" if low < 0 else "; the other way nothing is to be seen, or it falls apart at once"
-        return f"range {low:g} to {high:g}: useful strengths, in units{less}"
-    if document["range_evidence"]:
-        return "no range: at no strength that was tried are results useful"
-    return "no range yet: `dsas calibrate` finds the useful ends"
+    print(unit_in_words(document["unit"], document["unit_evidence"]))
+    print(range_in_words(document["range"], document["range_evidence"]))
 
 
 def _report_sites(document: dict[str, Any]) -> None:
@@ -124,36 +113,6 @@ def _report_sites(document: dict[str, Any]) -> None:
         print("\non prompts of another domain, of which learning saw none; a prompt counts by its highest h")
         rows = [{"site": site["site"], **site["unseen"]} for site in document["sites"] if site.get("unseen")]
         table(list(columns), [[row.get(key) for key in columns.values()] for row in rows])
-
-
-def _unit(unit: float, evidence: dict[str, Any] | None) -> str:
-    """The unit of strength and how it was chosen, in words."""
-    if evidence and evidence.get("trials") == []:
-        return (
-            f"unit {unit:g}: the mean difference itself. The model answers source prompts much as it answers\n"
-            "controls, so nothing told when enough is done: look at its answers before you rely on this concept"
-        )
-    if not evidence or not evidence.get("trials"):
-        return f"unit {unit:g}; how it was chosen was not recorded"
-    trials = evidence["trials"]
-    tried = ", ".join(f"{trial['unit']:g}" for trial in trials)
-    chosen = next((trial for trial in trials if trial["unit"] == unit), None)
-    if chosen is None:
-        return f"unit {unit:g}, set by hand; {tried} were tried while learning"
-    if evidence["reached"]:
-        why = "the smallest that does what is wanted"
-    elif chosen["drift"] <= evidence["drift_limit"]:
-        why = "the most effective within the drift limit, though it does less than is wanted"
-    else:
-        why = "the smallest, though it too changes controls more than the limit allows"
-    accuracy = evidence["eyes_accuracy"]
-    doubt = "" if accuracy >= TRUSTED_EYES else ", too poorly to trust: look at results before you rely on the unit"
-    return (
-        f"unit {unit:g}: {why} (tried {tried})\n"
-        f"effect {chosen['effect']:.2f} of what is wanted; control prompts drift by {chosen['drift']:.2g} "
-        f"(limit {evidence['drift_limit']:.2g})\n"
-        f"targets told from sources with balanced accuracy {accuracy:.2f}{doubt}"
-    )
 
 
 def _size(count: float) -> str:

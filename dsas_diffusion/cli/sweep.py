@@ -23,6 +23,7 @@ from dsas_core.trace import Trace
 
 from .. import __version__, viz
 from ..generation import Settings, change, decode, latent_batches, seeds_for, settings_of
+from ..samples import ENDS
 from ..steer import steer
 from .arguments import (
     GATES,
@@ -45,8 +46,6 @@ SUFFIXES = (".png", *ANIMATIONS)
 #: of one frame, in milliseconds
 DURATION = 250
 GATE_NAMES = {"own": "its own gate", "on": "always on", "off": "gate off"}
-#: strengths of a concept that nobody has calibrated
-ENDS = (-1.0, 2.0)
 #: characters of a prompt that fit beside its row
 CAPTION = 80
 

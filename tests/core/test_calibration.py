@@ -104,7 +104,7 @@ def test_a_range_is_kept_in_files_and_old_ones_have_none(tmp_path: Path) -> None
     loaded = Concept.from_pretrained(ranged.save_pretrained(tmp_path / "new"))
     assert loaded == ranged != CONCEPT
     assert loaded.range == (-0.75, 2.5)
-    assert "from -0.75 to 2.5" in (tmp_path / "new" / "README.md").read_text()
+    assert "range -0.75 to 2.5" in (tmp_path / "new" / "README.md").read_text()
     assert replace(ranged, unit=1.0).with_unit(0.5).range == (-1.5, 5.0), "the same ends, in other units"
 
 

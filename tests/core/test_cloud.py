@@ -280,7 +280,7 @@ def test_a_file_with_half_of_its_clouds_is_damaged(tmp_path: Path) -> None:
     concept = with_clouds(random_concept(seen, edges=(500.0,)), seen)
     file = concept.save_pretrained(tmp_path / "c") / "config.json"
     config = json.loads(file.read_text())
-    del config["interventions"][0]["bins"][1]["cloud"]
+    config["interventions"][0]["clouds"] = [config["interventions"][0]["clouds"]]
     file.write_text(json.dumps(config))
     with pytest.raises(DSASError, match="needs a cloud in every bin, or none at all"):
         Concept.from_pretrained(tmp_path / "c")

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, Intervention, Site
-from dsas_core.concept import CARD, CONFIG, TENSORS
-from dsas_core.fingerprints import fingerprint, weights_digest
+from dsas_core.card import STRIP, card
+from dsas_core.concept import CARD, CONFIG, TENSORS, Samples
+from dsas_core.layout import rounded
 from dsas_core.maps import AffineMap
-from dsas_core.probes import LinearProbe
+from dsas_core.probes import ConstantProbe, LinearProbe
 from tests.helpers import FORMS, MAPS, random_concept
 
 SITES = {Site("unet.mid"): 4, Site("text_encoder.layers.1", side="input", tokens=(1, None)): 3}
@@ -57,6 +58,97 @@ def test_values_are_rounded_before_they_are_used(tmp_path: Path) -> None:
     whole = Concept("it", (Intervention(Site("unet.mid"), (probe,), (AffineMap(torch.rand(4).half()),), (1.0,)),))
     assert whole.interventions[0].probes[0].weight.dtype == torch.float32
     assert Concept.from_pretrained(whole.save_pretrained(tmp_path / "it")) == whole
+
+
+# ---- how it lies in its folder --------------------------------------------------------------------------------------
+
+
+def as_format_1(whole: Concept, folder: Path) -> Path:
+    """The folder that version 0.1 wrote."""
+    from safetensors.torch import save_file
+
+    interventions, content = whole._told()
+    folder.mkdir()
+    save_file({name: tensor.clone() for name, tensor in content.items()}, folder / TENSORS)
+    (folder / CONFIG).write_text(json.dumps({"format": 1, **whole.settings(), "interventions": interventions}))
+    return folder
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", MAPS)
+def test_folders_of_format_1_are_read(form: str, kind: str, tmp_path: Path) -> None:
+    whole = concept(form=form, kind=kind)
+    assert "bins" in json.loads((as_format_1(whole, tmp_path / "old") / CONFIG).read_text())["interventions"][0]
+    assert Concept.from_pretrained(tmp_path / "old") == whole
+
+
+def test_a_digest_goes_by_what_is_stored_not_how(tmp_path: Path) -> None:
+    probe = LinearProbe(torch.tensor([1 / 3, -2.0]), torch.tensor(0.1))
+    probes, maps = (probe, probe.lowered(1.0)), (AffineMap(torch.tensor([0.5, 1e-3])),) * 2
+    whole = Concept("it", (Intervention(Site("unet.mid"), probes, maps, (1.0, 0.25)),), edges=(500.0,), unit=0.75)
+    assert whole.digest == "efcc8e29032bc915", "evaluations that were kept are known by it"
+    assert Concept.from_pretrained(as_format_1(whole, tmp_path / "old")).digest == whole.digest
+    assert Concept.from_pretrained(whole.save_pretrained(tmp_path / "new")).digest == whole.digest
+
+
+def stored(whole: Concept, folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(whole.save_pretrained(folder) / TENSORS)
+
+
+def test_bins_are_stacked_and_equal_ones_are_stored_once(tmp_path: Path) -> None:
+    content = stored(concept(edges=(200.0, 700.0)), tmp_path / "apart")
+    assert content["0.unet.mid.probes.weight"].shape == (3, 4)
+    probe, transform = LinearProbe(torch.ones(4), torch.tensor(0.5)), AffineMap(torch.ones(4))
+    alike = Concept("it", (Intervention(Site("unet.mid"), (probe,) * 3, (transform,) * 3, (1.0,) * 3),), (1.0, 2.0))
+    assert stored(alike, tmp_path / "alike")["0.unet.mid.maps.shift"].shape == (1, 4)
+    assert Concept.from_pretrained(tmp_path / "alike") == alike
+
+
+def test_bins_that_are_not_alike_are_stored_one_by_one(tmp_path: Path) -> None:
+    probes = ConstantProbe(0.5), ConstantProbe(0.25), LinearProbe(torch.ones(4), torch.tensor(0.5))
+    item = Intervention(Site("unet.mid"), probes, (AffineMap(torch.rand(4)),) * 3, (1.0,) * 3)
+    whole = Concept("it", (item,), (1.0, 2.0))
+    assert Concept.from_pretrained(whole.save_pretrained(tmp_path / "it")) == whole
+
+
+def test_tensors_are_float16_where_that_is_exact(tmp_path: Path) -> None:
+    exact, fine = torch.randn(4).half().float(), torch.randn(4)
+    item = Intervention(Site("unet.mid"), (LinearProbe(fine, torch.tensor(0.1)),), (AffineMap(exact, fine),), (1.0,))
+    content = stored(Concept("it", (item,)), tmp_path / "it")
+    assert {name.removeprefix("0.unet.mid."): tensor.dtype for name, tensor in content.items()} == {
+        "probes.weight": torch.float32,
+        "probes.bias": torch.float32,
+        "maps.shift": torch.float16,
+        "maps.slope": torch.float32,
+    }
+    loaded = Concept.from_pretrained(tmp_path / "it")
+    assert loaded == Concept("it", (item,))
+    assert loaded.interventions[0].maps[0].shift.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("tensor", "halved"),
+    [
+        (torch.linspace(-3, 3, 50), True),
+        (torch.tensor([1.0, 3e-7]), True),  # the second is not held in full, and of no weight beside the first
+        (torch.tensor([1e-7, 3e-7]), False),
+        (torch.tensor([1.0, 1e5]), False),
+        (torch.tensor(1 / 3), False),
+        (torch.zeros(3), True),
+        (torch.tensor([1.0, torch.nan]), False),
+    ],
+)
+def test_maps_are_rounded_where_that_loses_nothing(tensor: torch.Tensor, halved: bool) -> None:
+    made = rounded(tensor)
+    assert made.dtype == tensor.dtype
+    if halved:
+        assert torch.equal(made, tensor.half().float())
+        assert (made - tensor).norm() <= 2**-11 * tensor.norm()
+    else:
+        assert torch.equal(made, tensor) or tensor.isnan().any()
+    assert torch.equal(rounded(made).nan_to_num(), made.nan_to_num()), "twice is as once"
 
 
 def test_slices_of_one_module_are_sites_of_their_own(tmp_path: Path) -> None:
@@ -97,7 +189,7 @@ def test_a_folder_has_three_files_and_no_pickle(saved: Path) -> None:
     assert {path.name for path in saved.iterdir()} == {CONFIG, TENSORS, CARD}
     assert [path for path in saved.parent.iterdir() if path != saved] == []
     config = json.loads((saved / CONFIG).read_text())
-    assert config["format"] == 1
+    assert config["format"] == 2
     assert config["interventions"][1]["site"] == {"path": "text_encoder.layers.1", "side": "input", "tokens": [1, None]}
     card = (saved / CARD).read_text()
     assert "library_name: dsas" in card
@@ -148,8 +240,8 @@ def cut(folder: Path) -> None:
     (folder / TENSORS).write_bytes(whole[: len(whole) // 2])
 
 
-def first_bin(config: dict[str, Any]) -> dict[str, Any]:
-    return config["interventions"][0]["bins"][0]
+def first(config: dict[str, Any]) -> dict[str, Any]:
+    return config["interventions"][0]
 
 
 @pytest.mark.parametrize(
@@ -161,8 +253,8 @@ def first_bin(config: dict[str, Any]) -> dict[str, Any]:
         (lambda folder: (folder / CONFIG).unlink(), "is no concept: it has no config.json"),
         (lambda folder: (folder / CONFIG).write_text('{"format": 1,'), "config.json is damaged"),
         (lambda folder: (folder / CONFIG).write_bytes(b"\xff\xfe"), "config.json is damaged"),
-        (lambda folder: (folder / CONFIG).write_text("[1, 2]"), "format list, this version reads format 1"),
-        (edited(lambda config: config.update(format=2)), "format 2, this version reads format 1"),
+        (lambda folder: (folder / CONFIG).write_text("[1, 2]"), "format list, this version reads formats 1 and 2"),
+        (edited(lambda config: config.update(format=3)), "format 3, this version reads formats 1 and 2"),
         (edited(lambda config: config.pop("format")), "format None"),
         (edited(lambda config: config.pop("interventions")), "config.json is damaged: KeyError 'interventions'"),
         (edited(lambda config: config.pop("name")), "config.json is damaged"),
@@ -173,11 +265,11 @@ def first_bin(config: dict[str, Any]) -> dict[str, Any]:
         (edited(lambda config: config.update(name=7)), "config.json is damaged"),
         (edited(lambda config: config.update(interventions=[])), "config.json is damaged"),
         (edited(lambda config: config["interventions"][0]["site"].update(side="left")), "side is input or output"),
-        (edited(lambda config: first_bin(config)["probe"].update(kind="os.system")), "damaged: KeyError 'os.system'"),
-        (edited(lambda config: first_bin(config)["probe"].update(bias="high")), "config.json is damaged"),
-        (edited(lambda config: first_bin(config).update(probe=first_bin(config)["map"])), "config.json is damaged"),
-        (edited(lambda config: first_bin(config).update(map=None)), "config.json is damaged"),
-        (edited(lambda config: first_bin(config).update(weight=float("inf"))), "config.json is damaged"),
+        (edited(lambda config: first(config)["probes"].update(kind="os.system")), "damaged: KeyError 'os.system'"),
+        (edited(lambda config: first(config)["probes"].update(bias="high")), "config.json is damaged"),
+        (edited(lambda config: first(config).update(probes=first(config)["maps"])), "config.json is damaged"),
+        (edited(lambda config: first(config).update(maps=None)), "config.json is damaged"),
+        (edited(lambda config: first(config).update(weights=[1.0, float("inf")])), "config.json is damaged"),
         (tensors(lambda content: content.popitem()), "config.json is damaged: KeyError"),
         (tensors(lambda content: next(iter(content.values())).fill_(float("nan"))), "holds NaN or infinite values"),
     ],
@@ -255,43 +347,6 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         concept().save_pretrained(tmp_path / "file")
 
 
-# ---- the model it fits ----------------------------------------------------------------------------------------------
-
-
-def test_digests_tell_weights_as_far_as_they_are_here() -> None:
-    torch.manual_seed(0)
-    a, b = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
-    assert weights_digest({"unet": a}) == weights_digest({"unet": a}) != weights_digest({"unet": b})
-    assert weights_digest({"unet": a}) != weights_digest({"text": a})
-    from accelerate import cpu_offload
-
-    before = weights_digest({"unet": a})
-    cpu_offload(a, execution_device=torch.device("cpu"))
-    assert a.weight.is_meta
-    assert weights_digest({"unet": a}) == before
-    with pytest.raises(DSASError, match="weight has no values: load the model's weights first"):
-        weights_digest({"unet": torch.nn.Linear(3, 4, device="meta")})
-
-
-def test_fingerprints_tell_architectures_not_weights() -> None:
-    a, b = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
-    assert fingerprint(a) == fingerprint(b)
-    assert fingerprint(a) != fingerprint(torch.nn.Linear(3, 5))
-    assert fingerprint(torch.nn.Sequential(a)) != fingerprint(a)
-    assert fingerprint(torch.compile(a)) == fingerprint(a)
-
-
-def test_a_concept_from_another_architecture_is_refused_unless_forced() -> None:
-    here, there = torch.nn.Linear(3, 4), torch.nn.Linear(3, 5)
-    learned = concept(base={"unet": fingerprint(there)})
-    learned.check({"unet": there})
-    with pytest.raises(DSASError, match=r"was learned on another unet .* pass force=True"):
-        learned.check({"unet": here})
-    learned.check({"unet": here}, force=True)
-    with pytest.raises(DSASError, match=r"steers unet, which this model lacks \(it has model\)"):
-        learned.check({"model": here}, force=True)
-
-
 # ---- the Hub --------------------------------------------------------------------------------------------------------
 
 
@@ -304,7 +359,7 @@ def test_a_name_is_downloaded_from_the_hub(saved: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert Concept.from_pretrained("somebody/banana", revision="v1", token="hf_x") == concept()
-    assert asked == [("somebody/banana", "v1", "hf_x", sorted([CONFIG, TENSORS, CARD]))]
+    assert asked == [("somebody/banana", "v1", "hf_x", sorted([CONFIG, TENSORS, CARD, STRIP]))]
 
 
 def test_a_repository_that_holds_no_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,18 +394,23 @@ def test_pushing_uploads_the_whole_folder(tmp_path: Path, monkeypatch: pytest.Mo
         def __init__(self, token: str | None) -> None:
             assert token == "hf_x"
 
-        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> SimpleNamespace:
+        def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> SimpleNamespace:
             assert (private, exist_ok) == (True, True)
-            return SimpleNamespace(repo_id=f"somebody/{name}")
+            return SimpleNamespace(repo_id=f"somebody/{repo_id}")
 
-        def upload_folder(self, *, repo_id: str, folder_path: Path) -> str:
+        def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str, **_: Any) -> str:
             shutil.copytree(folder_path, tmp_path / "uploaded")
-            return f"https://huggingface.co/{repo_id}"
+            return f"https://huggingface.co/{repo_id}/commit/{commit_message}"
 
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    address = concept().push_to_hub("banana", private=True, token="hf_x")
-    assert address == "https://huggingface.co/somebody/banana"
-    assert Concept.from_pretrained(tmp_path / "uploaded") == concept()
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    whole = concept(samples=Samples(("a", "b"), (0.0, 1.0), strip=b"picture"))
+    address = whole.push_to_hub("banana", private=True, token="hf_x", commit_message="first")
+    assert address == "https://huggingface.co/somebody/banana/commit/first"
+    assert {path.name for path in (tmp_path / "uploaded").iterdir()} == {CONFIG, TENSORS, CARD, STRIP}
+    assert (tmp_path / "uploaded" / CARD).read_text() == card(whole), "not the card that the mixin would write"
+    uploaded = Concept.from_pretrained(tmp_path / "uploaded")
+    assert uploaded == whole
+    assert uploaded.samples == whole.samples
 
 
 def test_copies_with_changes_stay_whole() -> None:

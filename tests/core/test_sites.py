@@ -12,7 +12,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from dsas_core import DSASError, Site
-from dsas_core.sites import canonical, find, modules, read, write
+from dsas_core.sites import Joint, canonical, find, modules, read, write
 
 
 class Wrapped(nn.Module):
@@ -146,3 +146,40 @@ def test_plain_data_leaves_defaults_out() -> None:
 def test_bad_plain_data(data: dict[str, Any], message: str) -> None:
     with pytest.raises(DSASError, match=message):
         Site.from_dict(data)
+
+
+#: how both streams lie, and what each of two rows holds: patches, tokens, and padding where there is some
+SEQUENCES = {
+    "text, image": (Joint(3, 2), ["ttiii", "ttiii"]),
+    "image, text": (Joint(3, 2, text_first=False), ["iiitt", "iiitt"]),
+    "text with padding, image": (Joint(3, 4, lengths=torch.tensor([2, 4])), ["tt--iii", "ttttiii"]),
+    "tokens, image": (Joint(3, 4, lengths=torch.tensor([2, 4]), close=True), ["ttiii--", "ttttiii"]),
+    "image with padding, text": (
+        Joint(3, 4, text_first=False, room=5, lengths=torch.tensor([1, 3])),
+        ["iii--t---", "iii--ttt-"],
+    ),
+}
+
+
+@pytest.mark.parametrize("stream", ["image", "text"])
+@pytest.mark.parametrize("lie", SEQUENCES)
+def test_streams_of_a_joint_sequence(lie: str, stream: str) -> None:
+    """Each row's own positions are read, in order, and nothing else is written but padding that does not count."""
+    joint, rows = SEQUENCES[lie]
+    whole = torch.arange(2.0 * len(rows[0])).view(2, -1, 1)
+    site = Site("model", stream=stream)
+    x = read(whole, site, joint)
+    mask = joint.tokens(x.shape[1]) if stream == "text" else None
+    mask = torch.ones(x.shape[:2]) if mask is None else mask
+    ours = torch.tensor([[letter == stream[0] for letter in row] for row in rows])
+    for row in range(2):
+        assert x[row, :, 0][mask[row] > 0].tolist() == whole[row, :, 0][ours[row]].tolist()
+    written = write(whole, site, torch.where(mask[..., None] > 0, -1.0, x), joint)
+    assert torch.equal(written[..., 0], torch.where(ours, -1.0, whole[..., 0]))
+
+
+def test_a_joint_sequence_that_does_not_fit_is_told() -> None:
+    with pytest.raises(DSASError, match="7 positions, expected 3 of the picture, 2 of the prompt, or both"):
+        read(torch.zeros(1, 7, 2), Site("model", stream="image"), Joint(3, 2))
+    with pytest.raises(DSASError, match="call the whole pipeline"):
+        read(torch.zeros(1, 5, 2), Site("model", stream="image"))

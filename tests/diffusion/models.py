@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 
 from dsas_diffusion.builtin import architecture
@@ -35,27 +37,27 @@ def _clip(tokenizer: Any, projected: bool = False) -> Any:
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
-def _words(folder: Path, begin: str | None, side: str) -> Any:
-    """A tokenizer of whole words, for the text encoders that bring no CLIP."""
+def _words(folder: Path, begin: str | None, side: str, also: Sequence[str] = (), **options: Any) -> Any:
+    """A tokenizer of whole words, for the text encoders that bring no CLIP; of turns of a conversation if `also`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<pad>", "</s>", "<unk>", *([begin] if begin else [])]
+    special = ["<pad>", "</s>", "<unk>", *([begin] if begin else []), *also]
     listed = [*special, *sorted({word for word in architecture.vocabulary() if word.isalpha()})]
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(listed)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     pattern = f"{begin} $A" if begin else "$A </s>"
-    inner.post_processor = processors.TemplateProcessing(
-        single=pattern, special_tokens=[(token, listed.index(token)) for token in special]
-    )
+    if not also:
+        inner.post_processor = processors.TemplateProcessing(
+            single=pattern, special_tokens=[(token, listed.index(token)) for token in special]
+        )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token="<pad>",
-        eos_token="</s>",
         unk_token="<unk>",
         bos_token=begin,
         padding_side=side,
-        model_max_length=24,
+        **{"eos_token": "</s>", "model_max_length": 24, **options},
     )
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -77,7 +79,7 @@ def _gemma(tokenizer: Any) -> Any:
             vocab_size=len(tokenizer),
             hidden_size=WIDTH,
             intermediate_size=48,
-            num_hidden_layers=2,
+            num_hidden_layers=3,
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=8,
@@ -86,17 +88,43 @@ def _gemma(tokenizer: Any) -> Any:
     )
 
 
-def _vae(channels: int = 4) -> Any:
+def _turns(folder: Path, template: str, side: str = "right") -> Any:
+    """A tokenizer of words within turns, which end with a token of their own."""
+    marks = ["<|im_start|>", "<|im_end|>"]
+    options = {"eos_token": "<|im_end|>", "chat_template": template, "additional_special_tokens": marks[:1]}
+    return _words(folder, None, side, marks, model_max_length=64, **options)
+
+
+#: of decoder language models that read prompts
+_DECODER: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.2,
+}
+
+
+def _qwen3(tokenizer: Any, kind: str, layers: int = 3) -> Any:
+    import transformers
+
+    config = transformers.Qwen3Config(vocab_size=len(tokenizer), **_DECODER | {"num_hidden_layers": layers})
+    return getattr(transformers, kind)(config)
+
+
+def _vae(levels: int = 2, shift: float | None = None) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        latent_channels=channels,
+        block_out_channels=(8,) * levels,
+        latent_channels=4,
         norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
-        shift_factor=0.1,
+        shift_factor=shift,
     )
 
 
@@ -164,7 +192,7 @@ def _sd3(folder: Path) -> Any:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(),
+        vae=_vae(shift=0.1),
         text_encoder=_clip(first, projected=True),
         tokenizer=first,
         text_encoder_2=_clip(second, projected=True),
@@ -192,7 +220,7 @@ def _flux(folder: Path) -> Any:
     return FluxPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(4),
+        vae=_vae(shift=0.1),
         text_encoder=_clip(first),
         tokenizer=first,
         text_encoder_2=_t5(second),
@@ -270,6 +298,193 @@ def _sana(folder: Path) -> Any:
     )
 
 
+#: as the chat templates of real tokenizers, if shorter
+_USER = (
+    "{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|> {% endfor %}"
+    "<|im_start|> assistant {% if not enable_thinking %} think {% endif %}"
+)
+_PARTS = "<|im_start|>{% for m in messages %} {{ m.role }} {{ m.content[0].text }} {% endfor %}<|im_end|>"
+
+
+def _flux2_transformer(guided: bool) -> Any:
+    from diffusers import Flux2Transformer2DModel
+
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=3 * WIDTH,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(2, 2, 2, 2),
+        guidance_embeds=guided,
+    )
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if "modulation" in name:  # its gates would hardly let anything of the prompt through
+                parameter *= 4
+    return transformer
+
+
+def _flux2_vae() -> Any:
+    from diffusers import AutoencoderKLFlux2
+
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae
+
+
+def _flux2(folder: Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Pipeline
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig, PixtralVisionConfig
+
+    tokenizer = _turns(folder / "tokenizer", _PARTS, "left")
+    vision = PixtralVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    config = Mistral3Config(
+        text_config=MistralConfig(vocab_size=len(tokenizer), **_DECODER | {"num_hidden_layers": 31}),
+        vision_config=vision,
+        image_token_index=0,
+    )
+    pipe = Flux2Pipeline(
+        transformer=_flux2_transformer(guided=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_flux2_vae(),
+        text_encoder=Mistral3ForConditionalGeneration(config),
+        tokenizer=tokenizer,
+    )
+    pipe.system_message = "words in front"
+    return pipe
+
+
+def _klein(folder: Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+
+    tokenizer = _turns(folder / "tokenizer", _USER)
+    return Flux2KleinPipeline(
+        transformer=_flux2_transformer(guided=False),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_flux2_vae(),
+        text_encoder=_qwen3(tokenizer, "Qwen3ForCausalLM", 28),
+        tokenizer=tokenizer,
+    )
+
+
+def _qwen(folder: Path) -> Any:
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    tokenizer = _turns(folder / "tokenizer", "")
+    text = {name: value for name, value in _DECODER.items() if name != "head_dim"}
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": [1, 1, 2], "rope_type": "default"}
+    encoder = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config={"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": None, **text},
+            vision_config={
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_heads": 2,
+                "out_hidden_size": WIDTH,
+            },
+        )
+    )
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(2, 2, 4),
+    )
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, 0.2, -0.1, 0.0],
+        latents_std=[1.5, 0.5, 2.0, 1.0],
+    )
+    pipe = QwenImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+    )
+    pipe.prompt_template_encode = "<|im_start|> words <|im_end|> in front <|im_start|> {} <|im_end|> behind"
+    pipe.prompt_template_encode_start_idx = 6
+    return pipe
+
+
+def _z_image(folder: Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    tokenizer = _turns(folder / "tokenizer", _USER)
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=WIDTH,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=4,
+        n_kv_heads=4,
+        cap_feat_dim=WIDTH,
+        axes_dims=[4, 2, 2],
+        axes_lens=[128, 32, 32],
+    )
+    return ZImagePipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_vae(3, shift=0.1),
+        text_encoder=_qwen3(tokenizer, "Qwen3Model"),
+        tokenizer=tokenizer,
+    )
+
+
+def _lumina(folder: Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
+
+    tokenizer = _words(folder / "tokenizer", "<bos>", "right")
+    transformer = Lumina2Transformer2DModel(
+        in_channels=4,
+        hidden_size=WIDTH,
+        num_layers=2,
+        num_refiner_layers=1,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        multiple_of=8,
+        axes_dim_rope=(4, 2, 2),
+        axes_lens=(64, 32, 32),
+        cap_feat_dim=WIDTH,
+    )
+    pipe = Lumina2Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_vae(4, shift=0.1),
+        text_encoder=_gemma(tokenizer),
+        tokenizer=tokenizer,
+    )
+    pipe.system_prompt = "words in front"
+    return pipe
+
+
 _BUILD: dict[str, Callable[[Path], Any]] = {
     "sd": _sd,
     "sdxl": _sdxl,
@@ -277,8 +492,15 @@ _BUILD: dict[str, Callable[[Path], Any]] = {
     "flux": _flux,
     "pixart": _pixart,
     "sana": _sana,
+    "flux2": _flux2,
+    "klein": _klein,
+    "qwen": _qwen,
+    "zimage": _z_image,
+    "lumina": _lumina,
 }
-FAMILIES = tuple(_BUILD)
+#: pipelines that came later than the oldest diffusers that is supported
+_LATER = {"flux2": "Flux2Pipeline", "klein": "Flux2KleinPipeline", "zimage": "ZImagePipeline"}
+FAMILIES = tuple(family for family in _BUILD if _LATER.get(family, "DiffusionPipeline") in dir(diffusers))
 #: what a pipeline has to be told beside what all understand
 _OPTIONS: dict[str, dict[str, Any]] = {
     "flux": {"max_sequence_length": 12},
@@ -288,9 +510,18 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "max_sequence_length": 12,
         "clean_caption": False,
         "use_resolution_binning": False,
-        "complex_human_instruction": ["words that", "are not the prompt"],
+        "complex_human_instruction": ["words that", "are not the prompt: "],
     },
+    "flux2": {"max_sequence_length": 16},
+    "klein": {"max_sequence_length": 16},
+    "qwen": {"max_sequence_length": 16},
+    "zimage": {"max_sequence_length": 16},
+    "lumina": {"max_sequence_length": 16},
 }
+#: what guides them
+GUIDED = {"flux": "true_cfg_scale", "qwen": "true_cfg_scale"}
+#: families that are told no negative prompt
+UNTOLD = ("flux2", "klein")
 NEGATIVE = "a dog"
 
 
@@ -310,23 +541,34 @@ def build(family: str, folder: Path) -> Any:
     return pipe
 
 
+def brief(pipe: Any, family: str) -> Callable[..., Any]:
+    """The `__call__` of a pipeline's class with a family's options: for those who tell it none, as learning does."""
+    own = type(pipe).__call__
+
+    @functools.wraps(own)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return own(self, *args, **{**_OPTIONS.get(family, {}), **kwargs})
+
+    return call
+
+
 def latents(pipe: Any, family: str, prompts: str | Sequence[str], seeds: Sequence[int] = (0,), **options: Any) -> Any:
     """What a pipeline makes of prompts, before decoding; one noise per picture, by its seed; guided."""
-    guided = "true_cfg_scale" if family == "flux" else "guidance_scale"
     settings: dict[str, Any] = {
         "num_inference_steps": STEPS,
         "height": SIZE,
         "width": SIZE,
         "output_type": "latent",
-        guided: 3.0,
+        GUIDED.get(family, "guidance_scale"): 3.0,
         **_OPTIONS.get(family, {}),
         **options,
     }
     texts = prompts if isinstance(prompts, str) else list(prompts)
     count = 1 if isinstance(texts, str) else len(texts)
-    settings.setdefault("negative_prompt", NEGATIVE if isinstance(texts, str) else [NEGATIVE] * count)
+    if family not in UNTOLD:
+        settings.setdefault("negative_prompt", NEGATIVE if isinstance(texts, str) else [NEGATIVE] * count)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipe(texts, generator=generators if len(generators) > 1 else generators[0], **settings).images
+    return pipe(prompt=texts, generator=generators if len(generators) > 1 else generators[0], **settings).images
 
 
-__all__ = ["FAMILIES", "NEGATIVE", "SIZE", "STEPS", "TINY", "WIDTH", "build", "latents"]
+__all__ = ["FAMILIES", "GUIDED", "NEGATIVE", "SIZE", "STEPS", "TINY", "UNTOLD", "WIDTH", "brief", "build", "latents"]

@@ -14,6 +14,7 @@ import pytest
 from dsas_core import Concept
 from dsas_core.calibration import MOST_TRIALS
 from dsas_diffusion import calibrate, load_pipeline
+from dsas_diffusion.samples import ENDS
 from tests.helpers import Bare, assert_one_line, document_of
 
 Run = Callable[..., tuple[int, str, str]]
@@ -60,6 +61,9 @@ def test_the_command_writes_what_python_finds(
         assert expected in text
     assert "trying strengths" in progress
     made = Concept.from_pretrained(out)
+    assert made.samples is not None, "as it had some, they are drawn anew"
+    low, high = found.range or ENDS
+    assert (made.samples.strengths[0], made.samples.strengths[-1]) == (low, high)
     assert (made.unit, made.range, made.evidence) == (found.unit, found.range, found.evidence)
     assert (out / "prompts.yaml").read_text() == (Path(concept) / "prompts.yaml").read_text()
     shown = document_of(dsas("show", out, "--json"))
@@ -155,9 +159,7 @@ def test_within_target_is_reached_from_the_command_line(dsas: Run, model: str, c
     given = ("--steps", 2, "--count", 12, "--cloud", "--sites", "text", "--out", tmp_path / "c", "--quiet")
     assert dsas("learn", "--model", model, *prompts, *given)[0] == 0
     config = json.loads((tmp_path / "c" / "config.json").read_text())
-    assert all(
-        "cloud" in bin_ for item in config["interventions"] for bin_ in item["bins"] if "text" in item["site"]["path"]
-    )
+    assert all("clouds" in item for item in config["interventions"] if "text" in item["site"]["path"])
     asked = ("generate", "--model", model, "-p", "a banana", "--steps", 1, "--within", "target", "--quiet")
     made = document_of(dsas(*asked, "-c", tmp_path / "c", "--out", tmp_path / "a.png", "--json"))
     assert made["within"] == "target"

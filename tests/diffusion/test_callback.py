@@ -10,11 +10,10 @@ import torch
 from dsas_core import DSASError
 from dsas_diffusion import DSASCallback, steer
 from tests.diffusion.models import FAMILIES, latents
-from tests.diffusion.test_every_family import BANANA, base_of, concept_of, pipe_of
+from tests.diffusion.test_every_family import BANANA, ROLES, base_of, concept_of, pipe_of
 from tests.diffusion.test_other_pipelines import other
 
 HEARD = [family for family in FAMILIES if family != "pixart"]
-ROLE = {"sd3": "image", "flux": "image"}
 
 
 def made(family: str, callback: Any, **options: Any) -> torch.Tensor:
@@ -24,7 +23,7 @@ def made(family: str, callback: Any, **options: Any) -> torch.Tensor:
 @pytest.mark.parametrize("family", HEARD)
 def test_a_change_acts_from_the_step_after_it(family: str) -> None:
     """What the denoiser does in a step is what it does with the strength that the step before left."""
-    pipe, concept, steps = pipe_of(family), concept_of(family, ROLE.get(family, "cross")), 3
+    pipe, concept, steps = pipe_of(family), concept_of(family, "image" if "image" in ROLES[family] else "cross"), 3
     after: dict[str, list[torch.Tensor]] = {}
 
     def noted(name: str, callback: Any = None) -> Any:

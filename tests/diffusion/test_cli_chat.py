@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dsas_core import Concept
 from dsas_diffusion.cli import chat, main
 from tests.helpers import assert_one_line
 
@@ -44,6 +45,16 @@ def test_insults_are_answered_kindly_and_calm_people_as_before(
     h = {token["text"].strip(): token["h"] for token in insulted["concepts"]["rudeness"]["tokens"]}
     assert h["clown"] > 0.5 > h["washer"]
     assert insulted["concepts"]["rudeness"]["max_h"] > 10 * calm["concepts"]["rudeness"]["max_h"]
+
+
+def test_the_card_has_answers_without_and_with_the_concept(concept: Path) -> None:
+    samples = Concept.from_pretrained(concept).samples
+    assert samples is not None
+    (rude, kind), (calm, as_calm) = samples.texts
+    assert rude != kind
+    assert calm == as_calm
+    assert "assistant:" not in "".join(samples.prompts)
+    assert calm in (concept / "README.md").read_text()
 
 
 def test_no_strength_to_tune(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dsas_core import Concept, prompts
 from dsas_diffusion import Lesson
@@ -15,9 +18,36 @@ from tests.helpers import assert_one_line, document_of
 
 def test_a_learned_concept_holds_its_drafted_prompts(concept: str) -> None:
     written = {path.name for path in Path(concept).iterdir()}
-    assert written == {"config.json", "concept.safetensors", "README.md", "prompts.yaml"}
+    assert written == {"config.json", "concept.safetensors", "README.md", "strip.webp", "prompts.yaml"}
     drafted = prompts.read(Path(concept) / "prompts.yaml")
-    assert Concept.from_pretrained(concept).provenance["prompts"] == drafted.to_dict()
+    told = Concept.from_pretrained(concept).provenance
+    assert told["prompts"] == drafted.to_dict()
+    assert told["prompts_sha256"] == hashlib.sha256((Path(concept) / "prompts.yaml").read_bytes()).hexdigest()
+    assert told["command"].startswith("dsas learn --model ")
+
+
+def test_the_card_shows_a_strip(concept: str) -> None:
+    samples = Concept.from_pretrained(concept).samples
+    assert samples is not None
+    assert samples.strengths == (-1.0, 0.0, 1.0, 2.0)
+    assert "banana" in samples.prompts[0]
+    assert "banana" not in samples.prompts[1]
+    strip = Image.open(Path(concept) / "strip.webp")
+    assert strip.format == "WEBP"
+    assert strip.width > 4 * 160
+    assert "(strip.webp)" in (Path(concept) / "README.md").read_text()
+
+
+def test_what_cannot_be_shown_is_saved_all_the_same(
+    dsas, concept: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = replace(Concept.from_pretrained(concept), provenance={})
+    monkeypatch.setattr(Lesson, "learn", lambda *_, **__: learned)
+    code, _, err = dsas("learn", "--model", model, *PHRASES, "--out", tmp_path / "c", "--quiet")
+    assert code == 0
+    assert_one_line(err, "warning: its card has no samples: concept", "does not tell from which prompts")
+    assert Concept.from_pretrained(tmp_path / "c").samples is None
+    assert not (tmp_path / "c" / "strip.webp").exists()
 
 
 def test_learn_prints_the_draft_the_evidence_and_progress(dsas, model: str, tmp_path: Path) -> None:
@@ -39,7 +69,7 @@ def test_learn_from_a_file_as_json_over_an_earlier_concept(dsas, model: str, con
     (out / "config.json").write_text("old")
     file = Path(concept) / "prompts.yaml"
     arguments = ("--prompts", file, "--out", out, "--name", "other", "--steps", 2, "--count", 12, "--gate", "on")
-    arguments += ("--option", "normalise=mean norm")
+    arguments += ("--option", "normalise=mean norm", "--no-strip")
     learned = document_of(dsas("learn", "--model", model, *arguments, "--overwrite", "--json"))
     assert Concept.from_pretrained(out).provenance["recipe"]["options"] == {"normalise": "mean norm"}
     assert (learned["name"], learned["gate"], learned["drafted"]) == ("other", "on", False)

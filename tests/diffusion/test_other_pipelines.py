@@ -13,9 +13,9 @@ from dsas_core import Call, DSASError, visit
 from dsas_diffusion import find_sites, steer
 from dsas_diffusion.families import family_of, roots_of
 from dsas_diffusion.rows import Rows
-from tests.diffusion.models import SIZE, STEPS
+from tests.diffusion.models import SIZE, STEPS, WIDTH
 from tests.diffusion.test_every_family import BANANA, DOG, concept_of, pipe_of
-from tests.helpers import Recorder
+from tests.helpers import Recorder, bases, random_concept
 
 PICTURE = Image.new("RGB", (SIZE, SIZE), (200, 40, 90))
 MASK = Image.new("L", (SIZE, SIZE), 255)
@@ -88,6 +88,65 @@ def test_rows(kind: str, family: str, options: dict[str, Any], rows: list[list[i
     calls = calls_of(other(kind, family), BANANA, **options)
     assert [call.rows.tolist() for call in calls] == rows
     assert all(set(call.prompts.tolist()) == {0} for call in calls)
+
+
+@cache
+def without(family: str, encoder: str) -> Any:
+    """A pipeline of the same parts, but for one text encoder and its tokenizer."""
+    from diffusers import UNet2DConditionModel
+
+    pipe = pipe_of(family)
+    parts = {**pipe.components, encoder: None, encoder.replace("text_encoder", "tokenizer"): None}
+    if family == "sdxl":  # its UNet reads what the encoders give side by side
+        torch.manual_seed(0)
+        config = {**pipe.unet.config, "cross_attention_dim": WIDTH}
+        parts["unet"] = UNet2DConditionModel.from_config(config).eval().requires_grad_(False)
+    made = type(pipe)(**parts)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("family", "encoder", "roots", "options"),
+    [
+        ("sd3", "text_encoder_3", {"text_encoder", "text_encoder_2"}, {"max_sequence_length": 12}),
+        ("sdxl", "text_encoder", {"text_encoder_2"}, {}),
+    ],
+)
+def test_pipelines_without_one_of_their_text_encoders(
+    family: str, encoder: str, roots: set[str], options: dict[str, Any]
+) -> None:
+    """SD3 without its T5, SDXL as its refiner is: roles, rows of texts and of the denoiser."""
+    pipe = without(family, encoder)
+    sites = find_sites(pipe, "text")
+    assert {site.root for site in sites} == roots
+    recorder = Recorder()
+    with Rows(pipe) as told, visit(roots_of(pipe), sites, recorder, told.describe()):
+        run(pipe, [BANANA, DOG], height=SIZE, width=SIZE, **options)
+    for root in roots:
+        assert [call.rows.tolist() for name, call in recorder.calls if name == root] == [[1, 1], [0, 0]]
+    denoiser = [call.rows.tolist() for name, call in recorder.calls if name == family_of(pipe).denoiser]
+    assert denoiser == [[0, 0, 1, 1]] * STEPS
+    concept = random_concept({site: seen[0] for site, seen in recorder.seen.items()}, base=bases(pipe), kind="additive")
+    base = run(pipe, BANANA, height=SIZE, width=SIZE, **options)
+    with steer(pipe, {concept: 1.0}) as steering:
+        steered = run(pipe, BANANA, height=SIZE, width=SIZE, **options)
+        assert set(steering.fired) == {str(site) for site in sites}
+    assert not torch.equal(base, steered)
+
+
+def test_attention_of_the_picture_to_itself_has_a_role_of_its_own() -> None:
+    """SD3.5 medium has it in some blocks, beside the joint one: of patches alone."""
+    pipe = pipe_of("sd3")
+    (site,) = find_sites(pipe, "self")
+    assert (site.path, site.stream, site.index) == ("transformer.transformer_blocks.0.attn2", "", 0)
+    assert site not in find_sites(pipe, "denoiser")
+    recorder = Recorder()
+    with Rows(pipe) as told, visit(roots_of(pipe), [site], recorder, told.describe()):
+        run(pipe, BANANA, height=SIZE, width=SIZE, max_sequence_length=12)
+    joint = next(call.joint for root, call in recorder.calls if root == site.root)
+    assert joint is not None
+    assert recorder.seen[site][0].shape == (2, joint.image, WIDTH)
 
 
 @pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusion3Img2ImgPipeline"])

@@ -59,6 +59,13 @@ def test_rows_of_the_negative_prompt_come_before_those_of_the_pictures() -> None
             trace.heat("it", (8, 8), image=image)
 
 
+def test_rows_of_the_negative_prompt_come_after_those_of_the_pictures_where_the_family_has_it_so() -> None:
+    trace = traced((SITE, torch.tensor([[0.1] * 4, [0.2] * 4, [0.3] * 4, [0.4] * 4])), pictures=2)
+    trace.prompts_first = True
+    assert trace.heat("it", (8, 8), image=0).mean() == pytest.approx(0.1)
+    assert trace.heat("it", (8, 8), image=1).mean() == pytest.approx(0.2)
+
+
 def test_rows_that_are_not_steered_are_not_recorded() -> None:
     trace, x = PictureTrace(), torch.ones(2, 4, 2)
     call = Call(torch.tensor([0.0, 1.0]), torch.tensor([0, 0]), torch.tensor(500.0))

@@ -1,0 +1,140 @@
+"""How large concepts are on disk, and how long it takes to save and to load them, in the shapes of known models.
+
+    OMP_NUM_THREADS=1 python benchmarks/artifacts.py
+
+Random probes and maps of the right shapes at every cross-attention (of FLUX every attention), rounded as learning
+rounds them, with evidence of every site and bin as learning records it. Times are the best of many, as other work on
+the machine only adds to them, with the median, and the least of processor time.
+
+Writes benchmarks/results/artifacts.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsas_core import Concept, Intervention, Site
+from dsas_core.concept import CARD, CONFIG, TENSORS
+from dsas_core.fingerprints import portrait
+from dsas_core.layout import rounded
+from dsas_core.maps import AffineMap
+from dsas_core.probes import LinearProbe
+from dsas_core.provenance import versions
+
+ROOT = Path(__file__).resolve().parent.parent
+#: model -> the site of each width, so many of them
+MODELS = {
+    "SD1.5": ("unet.up_blocks.1.attentions.0.transformer_blocks.{}.attn2", {320: 5, 640: 5, 1280: 6}),
+    "SDXL": ("unet.up_blocks.0.attentions.0.transformer_blocks.{}.attn2", {640: 10, 1280: 60}),
+    "FLUX": ("transformer.single_transformer_blocks.{}.attn", {3072: 57}),
+}
+MAPS = ("add", "affine")
+BINS = (1, 10)
+
+
+def shaped(model: str, kind: str, bins: int, seed: int) -> Concept:
+    """A random concept of a model's shape."""
+    random = torch.Generator().manual_seed(seed)
+    path, widths = MODELS[model]
+    sites = [(Site(path.format(i)), w) for i, w in enumerate(w for w, n in widths.items() for _ in range(n))]
+
+    def probe(width: int) -> LinearProbe:
+        return LinearProbe(torch.randn(width, generator=random), torch.randn((), generator=random))
+
+    def transform(width: int) -> AffineMap:
+        shift = torch.randn(width, generator=random)
+        slope = 1 + 0.1 * torch.randn(width, generator=random) if kind == "affine" else None
+        return AffineMap(shift, slope).map_tensors(rounded)
+
+    def items(make: Callable[[int], Any], width: int) -> tuple[Any, ...]:
+        return tuple(make(width) for _ in range(bins))
+
+    evidence = [
+        {
+            "site": str(site),
+            "bin": i,
+            "weight": 0.9312345678,
+            "balanced_accuracy": 0.9512345678,
+            "auroc": 0.9812345678,
+            "rank": "lda",
+            "scaler": "std",
+            "control_h": 0.0098765432,
+            "control_h_before": 0.0298765432,
+            "control_fired": 0.0012345678,
+            "control_fired_before": 0.0112345678,
+            "unseen": None,
+        }
+        for site, _ in sites
+        for i in range(bins)
+    ]
+    return Concept(
+        name=model.lower(),
+        interventions=tuple(
+            Intervention(site, items(probe, width), items(transform, width), (1.0,) * bins) for site, width in sites
+        ),
+        edges=tuple(1000.0 * i / bins for i in range(1, bins)),
+        learned_on={sites[0][0].root: portrait(torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(32))))},
+        evidence={"sites": evidence},
+    )
+
+
+def timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Milliseconds by the clock, best and median, and the least of processor time."""
+    times, spent = [], []
+    for _ in range(rounds):
+        began, began_processor = time.perf_counter(), time.process_time()
+        work()
+        times.append(1000 * (time.perf_counter() - began))
+        spent.append(1000 * (time.process_time() - began_processor))
+    told = {"best": min(times), "median": statistics.median(times), "processor": min(spent)}
+    return {name: round(value, 1) for name, value in told.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for model in MODELS:
+            for kind in MAPS:
+                for bins in BINS:
+                    concept, place = shaped(model, kind, bins, args.seed), Path(folder) / "concept"
+
+                    def save(concept: Concept = concept, place: Path = place) -> None:
+                        concept.save_pretrained(place, overwrite=True)
+
+                    def load(place: Path = place) -> Concept:
+                        return Concept.from_pretrained(place)
+
+                    save_ms, load_ms = timed(save, args.rounds), timed(load, args.rounds)
+                    assert load() == concept
+                    sizes = {name: (place / name).stat().st_size for name in (TENSORS, CONFIG, CARD)}
+                    times = {"save_ms": save_ms, "load_ms": load_ms}
+                    rows.append({"model": model, "map": kind, "bins": bins, "bytes": sizes, **times})
+                    kib = ", ".join(f"{name} {size / 1024:.0f} KiB" for name, size in sizes.items())
+                    print(f"{model} {kind} {bins}: {kib}; save {save_ms}, load {load_ms}", flush=True)
+    document = {
+        "seed": args.seed,
+        "rounds": args.rounds,
+        "machine": f"{platform.machine()}, one thread",
+        "versions": versions("safetensors", "dsas-diffusion"),
+        "concepts": rows,
+    }
+    (ROOT / "benchmarks" / "results" / "artifacts.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Peak memory of learning over that of the bare generations that it makes, each in a process of its own.
+
+    OMP_NUM_THREADS=2 python benchmarks/memory.py
+
+A random UNet with the blocks of SDXL (70 cross-attention layers), narrower, is read at every one of them; what is read
+is kept in a folder (`store`). Writes benchmarks/results/memory.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dsas_diffusion as dsas
+from dsas_core.provenance import versions
+from dsas_core.recipe import Recipe
+from dsas_diffusion.generation import latent_batches, seeds_for
+
+ROOT = Path(__file__).resolve().parent.parent
+COUNT, STEPS, BATCH = 12, 4, 4
+
+
+def pipeline(width: int) -> Any:
+    """The built-in pipeline around a random UNet of SDXL's shape, with `width` channels instead of 320."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    pipe = dsas.load_pipeline("builtin:emoji")
+    pipe.unet = UNet2DConditionModel(
+        sample_size=pipe.unet.config.sample_size * 2,
+        in_channels=pipe.unet.config.in_channels,
+        out_channels=pipe.unet.config.out_channels,
+        block_out_channels=(width, 2 * width, 4 * width),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(width // 64, width // 32, width // 16),
+        cross_attention_dim=pipe.text_encoder.config.hidden_size,
+        use_linear_projection=True,
+        norm_num_groups=16,
+    ).eval()
+    pipe.unet.requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def run(arm: str, width: int, seed: int) -> dict[str, float]:
+    """Peak resident memory, in MiB, of this process before and after it has done its work."""
+    pipe = pipeline(width)
+    with tempfile.TemporaryDirectory() as folder:
+        settings: dict[str, Any] = {"sites": "cross", "count": COUNT, "steps": STEPS, "batch": BATCH, "seed": seed}
+        lesson = dsas.Lesson(pipe, ROOT / "prompts" / "banana-blur.yaml", store=Path(folder) / "read", **settings)
+        loaded = peak()
+        if arm == "learning":
+            capture = lesson.captured(Recipe())
+            assert {site for site, _, _ in capture.rows} == set(lesson.sites)
+        else:
+            for texts in lesson.fitting.values():
+                for _ in latent_batches(pipe, texts, seeds_for(texts, seed), lesson.settings, BATCH):
+                    pass
+        written = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
+    return {"loaded": loaded, "peak": peak(), "written": written / 2**20, "sites": len(lesson.sites)}
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "memory.json")
+    args = parser.parse_args()
+    if args.arm:
+        print(json.dumps(run(args.arm, args.width, args.seed)))
+        return
+    report: dict[str, Any] = {}
+    for arm in ("generating", "learning"):
+        command = [sys.executable, __file__, "--arm", arm, "--width", str(args.width), "--seed", str(args.seed)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        report[arm] = json.loads(done.stdout.splitlines()[-1])
+    report["ratio"] = report["learning"]["peak"] / report["generating"]["peak"]
+    report |= {"width": args.width, "seed": args.seed, "versions": versions("diffusers", "transformers")}
+    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What is told of a model family: its parts, where it can be steered, and how to read its clock and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .wording import Wording, plain
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sites of one role.
+
+    Args:
+        pattern: regular expression on canonical paths.
+        layout, index, stream: of the sites, see `dsas_core.sites.Site`.
+        unless: an attribute of a module that has no such site where it is true.
+    """
+
+    pattern: str
+    layout: str = "last"
+    index: int = 0
+    stream: str = ""
+    unless: str = ""
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A text encoder of a pipeline.
+
+    Args:
+        part, tokenizer: attributes of the pipeline.
+        negative: the argument of `encode_prompt` that holds its negative prompt; where that is not given, the first
+            encoder's counts.
+        unread: of its last layers, how many show nothing in what the denoiser reads of each token, before `clip_skip`.
+        depth: of its first layers, how many do; None for all that are not `unread`.
+        kind: its class, where that tells families apart.
+        wording: how the pipeline words a prompt for it.
+    """
+
+    part: str = "text_encoder"
+    tokenizer: str = "tokenizer"
+    negative: str = "negative_prompt"
+    unread: int = 0
+    depth: int | None = None
+    kind: str = ""
+    wording: Wording = plain
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Args:
+        name: for messages.
+        denoiser: attribute of the pipeline.
+        encoders: its text encoders; a pipeline may lack some, not all.
+        groups: name of a role -> its sites; a role may lie in blocks of more than one kind.
+        default: the groups that steer when the user names none.
+        denoiser_default: the groups that "denoiser" stands for.
+        watched: the groups that a concept of text sites alone reads for the heat-map, without changing them.
+        looking: the group whose layers look from patches of the picture at the prompt's tokens (`looking_at`), if any.
+        eyes: the group that tells what is in a picture (`held_out.Eyes`).
+        edges: timesteps that separate the bins of denoiser sites, unless the user names others.
+        bounds: what the clock shows at the noisy and at the clean end; 1000 and 0 for raw timesteps. Where the
+            denoiser's config has a `timestep_scale`, times that.
+        guidance: how classifier-free guidance asks the denoiser: "uncond, cond" and "cond, uncond" in one call of
+            stacked rows, "two calls".
+        negatives: whether `encode_prompt` makes prompts and negative prompts "together", or is called for them "apart".
+        negative: of what it makes together for two calls, which element is that of the negative prompts.
+        sequence: how a picture's patches and a prompt's tokens lie in one sequence: "text, image" and "image, text" one
+            behind the other, "tokens, image" with the picture right behind each row's own tokens.
+        multiple: both are padded to multiples of that many positions.
+    """
+
+    name: str
+    denoiser: str
+    encoders: tuple[TextEncoder, ...]
+    groups: Mapping[str, tuple[Group, ...]]
+    default: tuple[str, ...]
+    denoiser_default: tuple[str, ...]
+    watched: tuple[str, ...]
+    looking: str | None = None
+    eyes: str = "block"
+    edges: tuple[float, ...] = (500.0,)
+    bounds: tuple[float, float] = (1000.0, 0.0)
+    guidance: str = "uncond, cond"
+    negatives: str = "together"
+    negative: int | None = None
+    sequence: str = "text, image"
+    multiple: int = 1
