@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsas_diffusion import cli
+from dsas_diffusion import Lesson, cli
 from tests.diffusion.vision_models import save_clip
 from tests.helpers import build_flow_pipe
 
@@ -30,6 +30,12 @@ def concept(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     learned = ["learn", "--model", model, *PHRASES, "--out", str(folder), "--steps", "2", "--count", "12", "--quiet"]
     assert cli.main(learned) == 0
     return str(folder)
+
+
+@pytest.fixture
+def one_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning tries a single unit: for tests of what has nothing to do with how it is chosen."""
+    monkeypatch.setitem(Lesson.learn.__globals__, "units_of", lambda _: (1.0,))
 
 
 @pytest.fixture(scope="session")

@@ -388,6 +388,7 @@ def test_latents_become_the_pictures_that_the_pipeline_makes(family: str) -> Non
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("one_unit")
 def test_learning(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A concept of the denoiser from a prompt file: it fires, it can be saved, and it leaves controls alone."""
     pipe = pipe_of(family)

@@ -15,6 +15,7 @@ from tests.helpers import assert_one_line, document_of
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.usefixtures("one_unit")
 def test_a_grid_learns_and_measures(dsas, model: str, tmp_path: Path) -> None:
     (tmp_path / "banana.yaml").write_text(yaml.safe_dump(PROMPTS))
     content = {

@@ -63,6 +63,7 @@ def test_what_was_learned_is_what_is_saved(learned: Concept, tiny_pipe: Any, tmp
         assert differ(latents(tiny_pipe, "a banana on a table"), base)
 
 
+@pytest.mark.usefixtures("one_unit")
 def test_timestep_bins_have_their_own_parameters(ddim_pipe: Any) -> None:
     concept = learn(ddim_pipe, PROMPTS, **QUICK, sites="denoiser", gate="on", edges=(300,))
     assert concept.edges == (300.0,)
@@ -70,6 +71,7 @@ def test_timestep_bins_have_their_own_parameters(ddim_pipe: Any) -> None:
     assert {site.root for site in concept.sites} == {"unet"}
 
 
+@pytest.mark.usefixtures("one_unit")
 def test_timestep_bins_and_text_sites_go_together(ddim_pipe: Any) -> None:
     """A text encoder has no clock: whatever the bin, its sites have one set of parameters."""
     concept = learn(ddim_pipe, PROMPTS, sites=["text", "cross"], **QUICK, gate="on", edges=(300,))
@@ -106,6 +108,7 @@ def test_bad_requests_are_refused_before_anything_is_drawn(
     assert "encode_prompt" not in vars(tiny_pipe)
 
 
+@pytest.mark.usefixtures("one_unit")
 def test_a_concept_of_text_sites_watches_the_denoiser_for_the_heat_map(tiny_pipe: Any) -> None:
     concept = learn(tiny_pipe, PROMPTS, sites="text", **QUICK)
     watching = {item.site.root: item.watches for item in concept.interventions}
@@ -117,6 +120,7 @@ def test_a_concept_of_text_sites_watches_the_denoiser_for_the_heat_map(tiny_pipe
 
 
 @pytest.mark.parametrize("sites", ["text", ["text", "unet.mid_block.*attn2"]], ids=["text", "text and denoiser"])
+@pytest.mark.usefixtures("one_unit")
 def test_causal_learning_reads_what_the_sites_before_leave(sites: Any, ddim_pipe: Any) -> None:
     settings = {"sites": sites, **QUICK, "gate": "on"}
     clean, causal = (learn(ddim_pipe, PROMPTS, **settings, recipe={"mode": mode}) for mode in ("clean", "causal"))
@@ -139,6 +143,7 @@ def left_half(pictures: Any) -> list[np.ndarray | None]:
     return masks
 
 
+@pytest.mark.usefixtures("one_unit")
 def test_masks_mark_patches(ddim_pipe: Any) -> None:
     """What is told from the left half of pictures with bananas is looked for at the left, at any resolution."""
     settings = {"sites": "denoiser", **QUICK, "recipe": {"form": "token", "site_weight": "none"}}
@@ -157,6 +162,7 @@ def test_masks_of_nothing(ddim_pipe: Any) -> None:
         learn(ddim_pipe, PROMPTS, sites="denoiser", **QUICK, masks=lambda found: [None] * len(found))
 
 
+@pytest.mark.usefixtures("one_unit")
 def test_clouds_of_single_positions_are_kept_where_asked(tiny_pipe: Any) -> None:
     settings = {**QUICK, "sites": ["text", "cross"], "edges": (500,)}
     concept = learn(tiny_pipe, PROMPTS, recipe={"cloud": 2}, **settings)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,18 @@ SETTINGS: dict[str, Any] = {"count": 8, "steps": 2, "batch": 4, "sites": "denois
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@pytest.fixture(scope="module")
-def expected(tiny_pipe: Any) -> Concept:
+pytestmark = pytest.mark.usefixtures("one_unit")
+
+
+@pytest.fixture
+def expected(tiny_pipe: Any, one_unit: None) -> Concept:
     """What is learned from memory."""
-    return learn(tiny_pipe, PROMPTS, **SETTINGS)
+    return _expected(tiny_pipe)
+
+
+@cache
+def _expected(pipe: Any) -> Concept:
+    return learn(pipe, PROMPTS, **SETTINGS)
 
 
 @pytest.fixture

@@ -155,8 +155,10 @@ def test_without_a_text_there_is_nothing_to_ask() -> None:
     assert torch.equal(latents(pipe, "sd", BANANA), base_of("sd"))
 
 
+@pytest.mark.usefixtures("one_unit")
 def test_learning_to_read_the_prompt() -> None:
     pipe = pipe_of("sd")
+    shown = "a dog and a banana on a table"
     recipe = {"reads": "prompt", "form": "pooled"}
     concept = learn(pipe, PROMPTS, sites=["text", "denoiser"], count=8, steps=2, size=SIZE, recipe=recipe)
     assert {item.site.root for item in concept.interventions} == {"unet"}
@@ -165,7 +167,8 @@ def test_learning_to_read_the_prompt() -> None:
     assert reads.root == "text_encoder"
     assert set(concept.base) == {"unet", "text_encoder"}
     with steer(pipe, {concept: 1.0}):
-        assert not torch.equal(latents(pipe, "sd", BANANA), base_of("sd"))
+        steered = latents(pipe, "sd", shown)
+    assert not torch.equal(steered, latents(pipe, "sd", shown))
 
 
 @pytest.mark.parametrize(
