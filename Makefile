@@ -81,7 +81,8 @@ learning: $(STAMP)  ## docs/learning.md: gates, ways to learn, no strength to tu
 
 families: $(STAMP)  ## docs/families.md: what was tested with which family of pipelines
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q --junitxml outputs/families.xml tests/diffusion/test_every_family.py \
-		tests/diffusion/test_other_pipelines.py tests/diffusion/test_processor.py tests/diffusion/test_callback.py
+		tests/diffusion/test_other_pipelines.py tests/diffusion/test_processor.py tests/diffusion/test_callback.py \
+		tests/diffusion/test_living_with_others.py
 	.venv/bin/python benchmarks/families.py outputs/families.xml
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji

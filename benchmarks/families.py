@@ -39,7 +39,10 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "learning, heat-map, saving": ("test_every_family::test_learning",),
     "attention processor": ("test_processor::test_it_gives_the_same_picture_as_the_hook",),
     "callback": ("test_callback::test_a_change_acts_from_the_step_after_it",),
+    "image to image, inpainting, ControlNet or PAG": ("test_other_pipelines::test_rows",),
 }
+#: of what else happens to pipelines: "EVENT-FAMILY-…"
+LIVES_WITH = "test_living_with_others::test_steering_lives_with"
 
 
 #: the parameters of a test, and whether it passed; None where it was skipped
@@ -69,6 +72,11 @@ def tested(
         for family in families:
             own = [passed for parameters, passed in cases if family in parameters.split("-") and passed is not None]
             table[feature][family] = all(own) if own else None
+    for parameters, passed in found.get(LIVES_WITH, ()):
+        event, family, _ = parameters.rsplit("-", 2)
+        cells = table.setdefault(event, dict.fromkeys(families))
+        if passed is not None and family in cells:
+            cells[family] = passed and cells[family] is not False
     return table
 
 
