@@ -387,7 +387,10 @@ def test_latents_become_the_pictures_that_the_pipeline_makes(family: str) -> Non
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[] if name in ("sdxl", "flux", "zimage") else pytest.mark.slow) for name in FAMILIES],
+)
 @pytest.mark.usefixtures("one_unit")
 def test_learning(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A concept of the denoiser from a prompt file: it fires, it can be saved, and it leaves controls alone."""
