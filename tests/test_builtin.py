@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 import dsas_diffusion as dsas
 from dsas_diffusion import metrics
@@ -152,3 +153,9 @@ def test_saved_concepts_are_equal(learned: Learned, tmp_path: Path) -> None:
     concept = learned.concept
     concept.save_pretrained(tmp_path / "concept")
     assert dsas.Concept.from_pretrained(tmp_path / "concept") == concept
+
+
+def test_every_transformers_finds_its_text_encoder() -> None:
+    """Under other names than these, those before 5.6 would make do with random weights, and say nothing."""
+    with safe_open(BUILTIN["builtin:emoji"] / "text_encoder" / "model.safetensors", framework="pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118

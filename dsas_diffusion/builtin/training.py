@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -268,6 +269,7 @@ def export(run: Run, autoencoder, text_encoder, tokenizer, unet, judge: JudgeNet
     autoencoder.register_to_config(scaling_factor=scale)
     pipeline = architecture.build_pipeline(autoencoder.cpu(), text_encoder.cpu(), tokenizer, unet.cpu())
     pipeline.to(torch.float16).save_pretrained(out / "model")
+    _name_for_all_versions(out / "model" / "text_encoder" / "model.safetensors")
     for name in ("vocab.json", "merges.txt"):  # transformers 4 reads these, transformers 5 its tokenizer.json
         shutil.copy(run.folder / f"tokenizer-{run.rank}" / name, out / "model" / "tokenizer")
     (out / "judge").mkdir(parents=True, exist_ok=True)
@@ -317,6 +319,14 @@ def main() -> None:
         _work(0, *job)
     else:
         torch.multiprocessing.spawn(_work, job, args.workers)
+
+
+def _name_for_all_versions(path: Path) -> None:
+    """Text encoder weights under the names that every transformers reads; from 5.6 on it writes shorter ones."""
+    with safe_open(path, framework="pt") as file:
+        told = file.metadata()
+        weights = {f"text_model.{name.removeprefix('text_model.')}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(weights, path, metadata=told)
 
 
 if __name__ == "__main__":
