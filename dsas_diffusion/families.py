@@ -59,27 +59,16 @@ _SD = Family(
     watched=("cross",),
     looking="cross",
 )
-_SDXL = Family(
+_SDXL = replace(
+    _SD,
     name="Stable Diffusion XL",
-    denoiser="unet",
-    encoders=(
-        TextEncoder(unread=1),
-        TextEncoder("text_encoder_2", "tokenizer_2", "negative_prompt_2", unread=1),
-    ),
-    groups=_UNET,
-    default=("text",),
-    denoiser_default=("cross",),
-    watched=("cross",),
-    looking="cross",
+    encoders=(TextEncoder(unread=1), TextEncoder("text_encoder_2", "tokenizer_2", "negative_prompt_2", unread=1)),
 )
+#: attends to picture and prompt at once
 _SD3 = Family(
     name="Stable Diffusion 3",
     denoiser="transformer",
-    encoders=(
-        TextEncoder(unread=1),
-        TextEncoder("text_encoder_2", "tokenizer_2", "negative_prompt_2", unread=1),
-        TextEncoder("text_encoder_3", "tokenizer_3", "negative_prompt_3"),
-    ),
+    encoders=(*_SDXL.encoders, TextEncoder("text_encoder_3", "tokenizer_3", "negative_prompt_3")),
     groups={
         "image": (Group(r"transformer\.transformer_blocks\.\d+\.attn", stream="image"),),
         "prompt": (
@@ -93,9 +82,9 @@ _SD3 = Family(
     denoiser_default=("image",),
     watched=("image",),
 )
-_FLUX = Family(
+_FLUX = replace(
+    _SD3,
     name="FLUX.1",
-    denoiser="transformer",
     encoders=(TextEncoder(), TextEncoder("text_encoder_2", "tokenizer_2", "negative_prompt_2")),
     groups={
         "image": (
@@ -109,61 +98,32 @@ _FLUX = Family(
         "block": (Group(r"transformer\.(single_)?transformer_blocks\.\d+", index=1, stream="image"),),
         "text": (_TEXT,),
     },
-    default=("image",),
-    denoiser_default=("image",),
-    watched=("image",),
     bounds=(1.0, 0.0),
     guidance="two calls",
     negatives="apart",
 )
-_PIXART = Family(
-    name="PixArt",
-    denoiser="transformer",
-    encoders=(TextEncoder(),),
-    groups=_CROSSING,
-    default=("text",),
-    denoiser_default=("cross",),
-    watched=("cross",),
-    looking="cross",
-)
-_SANA = Family(
-    name="Sana",
-    denoiser="transformer",
-    encoders=(TextEncoder(wording=wording.instructed),),
-    groups=_CROSSING,
-    default=("text",),
-    denoiser_default=("cross",),
-    watched=("cross",),
-    looking="cross",
-)
-_FLUX2 = Family(
+_PIXART = replace(_SD, name="PixArt", denoiser="transformer", groups=_CROSSING)
+_SANA = replace(_PIXART, name="Sana", encoders=(TextEncoder(wording=wording.instructed),))
+_FLUX2 = replace(
+    _FLUX,
     name="FLUX.2",
-    denoiser="transformer",
     encoders=(TextEncoder(kind="Mistral3ForConditionalGeneration", depth=30, wording=wording.conversation),),
     groups={
-        "image": _FLUX.groups["image"],
-        "prompt": _FLUX.groups["prompt"],
+        **_FLUX.groups,
         "block": (
             Group(r"transformer\.transformer_blocks\.\d+", index=1, stream="image"),
             Group(r"transformer\.single_transformer_blocks\.\d+", stream="image"),
         ),
-        "text": (_TEXT,),
     },
-    default=("image",),
-    denoiser_default=("image",),
-    watched=("image",),
-    bounds=(1.0, 0.0),
-    guidance="two calls",
-    negatives="apart",
 )
 _KLEIN = replace(
     _FLUX2,
     name="FLUX.2 [klein]",
     encoders=(TextEncoder(kind="Qwen3ForCausalLM", depth=27, wording=wording.unthinking),),
 )
-_QWEN = Family(
+_QWEN = replace(
+    _FLUX,
     name="Qwen-Image",
-    denoiser="transformer",
     encoders=(TextEncoder(wording=wording.described),),
     groups={
         "image": (Group(r"transformer\.transformer_blocks\.\d+\.attn", stream="image"),),
@@ -171,16 +131,10 @@ _QWEN = Family(
         "block": (Group(r"transformer\.transformer_blocks\.\d+", index=1, stream="image"),),
         "text": (_TEXT,),
     },
-    default=("image",),
-    denoiser_default=("image",),
-    watched=("image",),
-    bounds=(1.0, 0.0),
-    guidance="two calls",
-    negatives="apart",
 )
-_Z_IMAGE = Family(
+_Z_IMAGE = replace(
+    _SD3,
     name="Z-Image",
-    denoiser="transformer",
     encoders=(TextEncoder(unread=1, wording=wording.thinking),),
     groups={
         "image": (Group(r"transformer\.layers\.\d+\.attention", stream="image"),),
@@ -188,17 +142,14 @@ _Z_IMAGE = Family(
         "block": (Group(r"transformer\.layers\.\d+", stream="image"),),
         "text": (_TEXT,),
     },
-    default=("image",),
-    denoiser_default=("image",),
-    watched=("image",),
     bounds=(0.0, 1.0),
     guidance="cond, uncond",
     sequence="image, text",
     multiple=32,
 )
-_LUMINA2 = Family(
+_LUMINA2 = replace(
+    _SD3,
     name="Lumina 2",
-    denoiser="transformer",
     encoders=(TextEncoder(unread=1, wording=wording.assisted),),
     groups={
         "image": (Group(r"transformer\.layers\.\d+\.attn", stream="image"),),
@@ -206,9 +157,6 @@ _LUMINA2 = Family(
         "block": (Group(r"transformer\.layers\.\d+", stream="image"),),
         "text": (_TEXT,),
     },
-    default=("image",),
-    denoiser_default=("image",),
-    watched=("image",),
     bounds=(0.0, 1.0),
     guidance="two calls",
     negative=2,
@@ -285,12 +233,16 @@ def layers_read(encoder: TextEncoder, module: nn.Module, layers: int, clip_skip:
     return last - 1 if early and last < layers else last
 
 
+def denoiser_of(pipe: Any) -> nn.Module:
+    """The denoiser itself, without the wrapper of torch.compile."""
+    return _bare(getattr(pipe, family_of(pipe).denoiser))
+
+
 def bounds_of(pipe: Any) -> tuple[float, float]:
     """What the clock of a pipeline's denoiser shows at the noisy and at the clean end."""
-    family = family_of(pipe)
-    denoiser = getattr(pipe, family.denoiser)
-    scale = float(getattr(denoiser, "_orig_mod", denoiser).config.get("timestep_scale", 1.0))
-    noisy, clean = family.bounds
+    config: Any = denoiser_of(pipe).config
+    scale = float(config.get("timestep_scale", 1.0))
+    noisy, clean = family_of(pipe).bounds
     return noisy * scale, clean * scale
 
 
@@ -303,4 +255,8 @@ def _has_parts_of(pipe: Any, family: Family) -> bool:
 
 
 def _kind(part: nn.Module | None) -> str:
-    return type(getattr(part, "_orig_mod", part)).__name__
+    return type(_bare(part)).__name__
+
+
+def _bare(part: Any) -> Any:
+    return getattr(part, "_orig_mod", part)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dsas_core.sites import Site
+
 from .wording import Wording, plain
 
 
@@ -23,6 +25,10 @@ class Group:
     index: int = 0
     stream: str = ""
     unless: str = ""
+
+    def site(self, path: str) -> Site:
+        """The site at a path of its pattern."""
+        return Site(path, index=self.index, layout=self.layout, stream=self.stream)
 
 
 @dataclass(frozen=True)

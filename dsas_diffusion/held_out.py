@@ -21,7 +21,7 @@ from dsas_core.probes import LinearProbe
 from dsas_core.sites import Site
 from dsas_core.unit import TRUSTED_EYES
 
-from .families import bounds_of, family_of, roots_of
+from .families import bounds_of, denoiser_of, family_of, roots_of
 from .generation import UNCHANGED, Settings, change, decode, latents_of, noise_like, packed, seeds_for
 from .rows import SAMPLE, TIMESTEP, Rows
 from .sites import find_sites
@@ -193,8 +193,7 @@ class _Asked:
             else:
                 there = torch.as_tensor(held[key])
                 held[key] = value.to(there).expand(there.shape)
-        denoiser = getattr(self.pipe, self.family.denoiser)
-        getattr(denoiser, "_orig_mod", denoiser)(*args, **kwargs)
+        denoiser_of(self.pipe)(*args, **kwargs)
 
 
 class _Seen:

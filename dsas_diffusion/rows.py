@@ -18,7 +18,7 @@ from dsas_core.errors import DSASError
 from dsas_core.hooks import Call, Describe
 from dsas_core.sites import Joint
 
-from .families import bounds_of, encoders_of, family_of
+from .families import bounds_of, denoiser_of, encoders_of, family_of
 from .family import Family, TextEncoder
 from .wording import plain
 
@@ -325,8 +325,7 @@ class Rows:
             return None
         image = sample[0].shape[0]  # packed
         if sample[0].ndim > 2:
-            denoiser = getattr(self.pipe, family.denoiser)
-            config = getattr(denoiser, "_orig_mod", denoiser).config
+            config: Any = denoiser_of(self.pipe).config
             patch = int(config["patch_size"] if "patch_size" in config else config["all_patch_size"][0])
             image = (sample[0].shape[-2] // patch) * (sample[0].shape[-1] // patch)
         lengths = None if attended is None else attended.sum(1).long()

@@ -104,7 +104,7 @@ def _of_role(family: Family, roots: Mapping[str, nn.Module], role: str, *, liste
     """Sites of a role, without layers that nobody reads; none at all raises, where the user has `listed` the role."""
     known = modules(roots)
     found = [
-        Site(path, index=group.index, layout=group.layout, stream=group.stream)
+        group.site(path)
         for group in family.groups[role]
         for path, module in known.items()
         if re.fullmatch(group.pattern, path) and not (group.unless and getattr(module, group.unless, False))
@@ -119,7 +119,7 @@ def _site(family: Family, roots: Mapping[str, nn.Module], path: str) -> Site:
     """The site at a path: as the first role that it belongs to has it, else by the kind of module."""
     for _, group in _groups(family):
         if re.fullmatch(group.pattern, path):
-            return Site(path, index=group.index, layout=group.layout, stream=group.stream)
+            return group.site(path)
     module = modules(roots)[canonical(path)]
     return Site(path, layout="first" if isinstance(module, nn.Conv2d | nn.GroupNorm) else "last")
 

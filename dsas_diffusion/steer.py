@@ -136,7 +136,7 @@ class PipelineSteering(Steering):
         behind = [] if self._rows is None else unread(self.pipe, self.sites, self._rows.clip_skip)
         if behind:
             warnings.warn(
-                f"the denoiser reads the tokens of an earlier layer than {', '.join(map(str, behind))}, which only "
+                f"the denoiser reads the tokens of an earlier layer than {_listed(behind)}, which only "
                 "change what is pooled, if anything: steer earlier layers, or ask for a smaller clip_skip",
                 stacklevel=2,
             )
@@ -173,7 +173,7 @@ class PipelineSteering(Steering):
         if silent and self._rows.embeddings == "given":
             self._told.update(silent)
             warnings.warn(
-                f"prompt_embeds were given, so the text encoder did not run and {', '.join(map(str, silent))} did "
+                f"prompt_embeds were given, so the text encoder did not run and {_listed(silent)} did "
                 "nothing: pass prompt= instead, or encode the prompt inside the steer() block",
                 stacklevel=2,
             )
