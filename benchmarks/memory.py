@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
+from shapes import xl_unet
 
 import dsas_diffusion as dsas
 from dsas_core.provenance import versions
@@ -30,24 +30,9 @@ COUNT, STEPS, BATCH = 12, 4, 4
 
 def pipeline(width: int) -> Any:
     """The built-in pipeline around a random UNet of SDXL's shape, with `width` channels instead of 320."""
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
     pipe = dsas.load_pipeline("builtin:emoji")
-    pipe.unet = UNet2DConditionModel(
-        sample_size=pipe.unet.config.sample_size * 2,
-        in_channels=pipe.unet.config.in_channels,
-        out_channels=pipe.unet.config.out_channels,
-        block_out_channels=(width, 2 * width, 4 * width),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(width // 64, width // 32, width // 16),
-        cross_attention_dim=pipe.text_encoder.config.hidden_size,
-        use_linear_projection=True,
-        norm_num_groups=16,
-    ).eval()
-    pipe.unet.requires_grad_(False)
+    own = pipe.unet.config
+    pipe.unet = xl_unet(width, 2 * own.sample_size, pipe.text_encoder.config.hidden_size, own.in_channels)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

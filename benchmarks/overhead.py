@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import xl_unet
 
 import dsas_diffusion as dsas
 from dsas_core.concept import Intervention
@@ -101,23 +102,9 @@ def xl_shaped(width: int, side: int, device: str, dtype: torch.dtype) -> tuple[A
 
     Text encoders and decoder are tiny: nobody asks for them here.
     """
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
     reading = 32 * round(2048 * width / 320 / 32)
-    unet = UNet2DConditionModel(
-        sample_size=side,
-        block_out_channels=(width, 2 * width, 4 * width),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(width // 64, width // 32, width // 16),
-        cross_attention_dim=reading,
-        use_linear_projection=True,
-        norm_num_groups=16,
-    )
     pipe = dsas.load_pipeline("builtin:emoji")
-    pipe.unet = unet.eval().requires_grad_(False).to(device, dtype)
+    pipe.unet = xl_unet(width, side, reading, channels=4).to(device, dtype)
     given = {
         "sample": torch.randn(2, 4, side, side, device=device, dtype=dtype),
         "timestep": torch.tensor(500, device=device),

@@ -14,6 +14,7 @@ import torch
 from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
+from dsas_core.processes import Share, shared
 from dsas_core.progress import progress_bar
 from dsas_core.steering import COMBINE, WITHIN
 from dsas_core.strengths import AUTO, Auto, Strength
@@ -169,6 +170,11 @@ def read_concepts(given: Sequence[tuple[str, float | Auto]]) -> dict[Concept, St
                     stacklevel=1,
                 )
     return concepts
+
+
+def share_of(args: argparse.Namespace) -> Share:
+    """What this process is among those that were started together, by where --device has them compute."""
+    return shared(on_cpu=args.device == "cpu" or not torch.cuda.is_available())
 
 
 def shows_progress(args: argparse.Namespace) -> bool:

@@ -13,15 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.evaluate import ARMS, Plan, Run
 from dsas_core.evaluate import report as reports
 from dsas_core.llm import evaluate as texts
-from dsas_core.processes import shared
 from dsas_core.prompts import read
 from dsas_core.provenance import versions
 
@@ -39,6 +36,7 @@ from .arguments import (
     pipeline,
     positive,
     refuse_generation,
+    share_of,
     shows_progress,
 )
 from .output import table
@@ -94,8 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, write the reports; where they are, and the figures."""
     began = time.monotonic()
-    on_cpu = args.device == "cpu" or not torch.cuda.is_available()
-    share = shared(on_cpu=on_cpu)
+    share = share_of(args)
     process, processes, wait = share.process, share.processes, share.wait
     out = Path(args.out)
     models = _Models(args)

@@ -11,15 +11,12 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from dsas_core import llm
 from dsas_core.cloud import RANK
 from dsas_core.concept import FILES, Concept
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
 from dsas_core.llm.prompts import turns
-from dsas_core.processes import shared
 from dsas_core.prompts import COUNT, PromptSet, draft, read
 from dsas_core.recipe import Recipe, recipe_of
 
@@ -35,6 +32,7 @@ from .arguments import (
     pipeline,
     positive,
     refuse_generation,
+    share_of,
     shows_progress,
 )
 from .output import free_folder
@@ -137,7 +135,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if drafted and not args.json:
         print(drafted, flush=True)
 
-    share = shared(on_cpu=args.device == "cpu" or not torch.cuda.is_available())
+    share = share_of(args)
     if share.processes > 1 and args.store is None:
         args.usage("several processes share what they read in a folder: pass --store")
     settings: dict[str, Any] = {name: getattr(args, name) for name in ("sites", "seed", "count")}

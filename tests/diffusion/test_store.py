@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from dsas_core.processes import Share
+from dsas_core.recipe import Recipe
 from dsas_diffusion import Concept, DSASError, Lesson, generation, learn
 from tests.diffusion.test_learn import PROMPTS
 
@@ -50,7 +51,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_it_is_what_memory_holds(tiny_pipe: Any, expected: Concept, tmp_path: Path) -> None:
     kept, held = Lesson(tiny_pipe, PROMPTS, **SETTINGS, store=tmp_path / "kept"), Lesson(tiny_pipe, PROMPTS, **SETTINGS)
-    capture, other = (lesson.captured(expected_recipe()) for lesson in (kept, held))
+    capture, other = (lesson.captured(Recipe()) for lesson in (kept, held))
     assert list(capture.rows) != []
     assert set(capture.rows) == set(other.rows)
     for key, rows in other.rows.items():
@@ -61,12 +62,6 @@ def test_it_is_what_memory_holds(tiny_pipe: Any, expected: Concept, tmp_path: Pa
             assert again.gathered(name).equal(rows.gathered(name)), name
     assert capture.timeless == other.timeless
     assert kept.learn() == expected
-
-
-def expected_recipe() -> Any:
-    from dsas_core.recipe import Recipe
-
-    return Recipe()
 
 
 def test_what_was_read_is_not_read_again(
@@ -87,7 +82,7 @@ def test_what_was_read_is_not_read_again(
     with monkeypatch.context() as patch:
         patch.setattr(Lesson, "_walk", stopped)
         with pytest.raises(KeyboardInterrupt):
-            lesson.captured(expected_recipe())
+            lesson.captured(Recipe())
     before = len(drawn)
     assert 0 < before < len(every)
     assert learn(tiny_pipe, PROMPTS, **SETTINGS, store=tmp_path) == expected
@@ -107,7 +102,7 @@ def test_two_processes_read_what_one_does(
         waited.append(0)
         share = Share(1, 2, lambda: waited.append(1))
         monkeypatch.setitem(Lesson._walk.__globals__, "shared", lambda **_: share)
-        second.captured(expected_recipe())
+        second.captured(Recipe())
 
     monkeypatch.setitem(Lesson._walk.__globals__, "shared", lambda **_: Share(0, 2, other))
     assert first.learn() == expected
@@ -121,17 +116,17 @@ def test_two_processes_read_what_one_does(
 def test_a_folder_of_something_else_is_refused(
     tiny_pipe: Any, tmp_path: Path, drawn: list[str], other: dict[str, Any], named: str
 ) -> None:
-    Lesson(tiny_pipe, PROMPTS, **SETTINGS, store=tmp_path).captured(expected_recipe())
+    Lesson(tiny_pipe, PROMPTS, **SETTINGS, store=tmp_path).captured(Recipe())
     drawn.clear()
     with pytest.raises(DSASError, match=rf"holds what was read otherwise \({named}\): choose another folder"):
-        Lesson(tiny_pipe, PROMPTS, **{**SETTINGS, **other}, store=tmp_path).captured(expected_recipe())
+        Lesson(tiny_pipe, PROMPTS, **{**SETTINGS, **other}, store=tmp_path).captured(Recipe())
     assert not drawn
 
 
 def test_a_folder_that_holds_other_files_is_left_alone(tiny_pipe: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DSASError, match="is there and holds something else"):
-        Lesson(tiny_pipe, PROMPTS, **SETTINGS, store=tmp_path).captured(expected_recipe())
+        Lesson(tiny_pipe, PROMPTS, **SETTINGS, store=tmp_path).captured(Recipe())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from dsas_core import Call, Concept, DSASError, Intervention, Site
+from dsas_core import Call, Concept, DSASError, Intervention, Site, visit
 from dsas_core.attached import Attached
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe
 from dsas_core.recipe import Recipe
 from dsas_core.steering import Steering
 from dsas_diffusion import find_sites, learn, steer
+from dsas_diffusion.families import roots_of
+from dsas_diffusion.rows import Rows
 from tests.diffusion.models import SIZE, WIDTH, latents
 from tests.diffusion.test_every_family import BANANA, DOG, base_of, concept_of, pipe_of
 from tests.diffusion.test_learn import PROMPTS
@@ -118,10 +120,6 @@ def test_a_gate_in_the_text_opens_maps_in_the_denoiser_by_prompt(family: str, ro
 
 def means(family: str, concept: Concept, prompts: list[str]) -> list[torch.Tensor]:
     """The mean over counted positions of each prompt, where a concept reads."""
-    from dsas_core import visit
-    from dsas_diffusion.families import roots_of
-    from dsas_diffusion.rows import Rows
-
     pipe, found = pipe_of(family), []
     site = concept.interventions[0].reads
     assert site is not None
