@@ -23,7 +23,7 @@ from .maps import Map
 from .opposition import Opposition, oppositions, warnings_of
 from .probes import RunningProbe
 from .sites import Roots, Site
-from .strengths import Auto, Strength, Strengthened, Strengths, obstacle_to_auto
+from .strengths import Auto, Strength, Strengths, obstacle_to_auto
 from .trace import Trace
 
 #: what becomes of several concepts at one position: their changes add up, or share what the highest h would have made
@@ -369,29 +369,6 @@ def _strength(x: torch.Tensor, step: _Step) -> torch.Tensor:
     if step.cloud is None:
         return step.strength
     return strength_within(x, step.map, step.strength, step.h, step.cloud)
-
-
-def loaded(concepts: Strengthened, roots: Roots | None = None, *, force: bool = False) -> dict[Concept, Strength]:
-    """Concepts with their strengths, those that are given by folder or Hub name read.
-
-    Args:
-        roots: what they are to steer; None where it is not there yet. force: take one that does not fit, too.
-
-    Raises:
-        DSASError: none is given, one is given twice, or one cannot be read or does not fit.
-    """
-    if not isinstance(concepts, Mapping) or not concepts:
-        raise DSASError(f"concepts: expected {{concept: strength}}, found {concepts!r}")
-    read = {
-        given if isinstance(given, Concept) else Concept.from_pretrained(given): strength
-        for given, strength in concepts.items()
-    }
-    if len(read) < len(concepts):
-        raise DSASError("one concept is given twice: give it one strength")
-    if roots is not None:
-        for concept in read:
-            concept.check(roots, force=force)
-    return read
 
 
 def _hold(held: dict[Key, torch.Tensor], key: Key, value: torch.Tensor) -> None:

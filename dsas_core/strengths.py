@@ -13,6 +13,7 @@ import torch
 from .concept import Concept
 from .errors import DSASError
 from .probes.hyperplane import hyperplane
+from .sites import Roots
 
 AUTO = "auto"
 
@@ -134,3 +135,26 @@ def obstacle_to_auto(concept: Concept, gate: str | None = None) -> str | None:
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float)
+
+
+def loaded(concepts: Strengthened, roots: Roots | None = None, *, force: bool = False) -> dict[Concept, Strength]:
+    """Concepts with their strengths, those that are given by folder or Hub name read.
+
+    Args:
+        roots: what they are to steer; None where it is not there yet. force: take one that does not fit, too.
+
+    Raises:
+        DSASError: none is given, one is given twice, or one cannot be read or does not fit.
+    """
+    if not isinstance(concepts, Mapping) or not concepts:
+        raise DSASError(f"concepts: expected {{concept: strength}}, found {concepts!r}")
+    read = {
+        given if isinstance(given, Concept) else Concept.from_pretrained(given): strength
+        for given, strength in concepts.items()
+    }
+    if len(read) < len(concepts):
+        raise DSASError("one concept is given twice: give it one strength")
+    if roots is not None:
+        for concept in read:
+            concept.check(roots, force=force)
+    return read

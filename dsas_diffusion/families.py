@@ -102,7 +102,7 @@ _FLUX = replace(
     guidance="two calls",
     negatives="apart",
 )
-_PIXART = replace(_SD, name="PixArt", denoiser="transformer", groups=_CROSSING)
+_PIXART = replace(_SD, name="PixArt", denoiser="transformer", groups=_CROSSING, looking=None)
 _SANA = replace(_PIXART, name="Sana", encoders=(TextEncoder(wording=wording.instructed),))
 _FLUX2 = replace(
     _FLUX,

@@ -12,8 +12,8 @@ from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.hooks import Call, visitors
 from dsas_core.sites import Site
-from dsas_core.steering import Schedule, Steering, loaded
-from dsas_core.strengths import Strength, Strengthened
+from dsas_core.steering import Schedule, Steering
+from dsas_core.strengths import Strength, Strengthened, loaded
 
 from .caches import caches_of, steered_again
 from .families import family_of, roots_of

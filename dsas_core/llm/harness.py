@@ -26,7 +26,7 @@ from typing import Any
 
 from ..errors import DSASError
 from ..pretrained import device_of, source_of
-from ..steering import loaded
+from ..strengths import loaded
 from .load import BUILTIN
 from .steer import steer
 from .tokens import PHASES

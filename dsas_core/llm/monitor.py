@@ -14,7 +14,7 @@ from torch import nn
 
 from ..concept import Concept
 from ..errors import DSASError
-from ..steering import loaded
+from ..strengths import loaded
 from .layers import roots_of
 from .steer import TextSteering
 from .trace import TextTrace

@@ -10,8 +10,8 @@ from torch import nn
 
 from ..concept import Concept
 from ..errors import DSASError
-from ..steering import Steering, loaded
-from ..strengths import Strength, Strengthened
+from ..steering import Steering
+from ..strengths import Strength, Strengthened, loaded
 from .layers import ends_of, positions_of, roots_of
 from .tokens import Tokens
 from .trace import TextTrace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsas_core import Concept, Site, visit
+from dsas_core import Concept, DSASError, Site, visit
 from dsas_diffusion import find_sites, learn, steer
 from dsas_diffusion.families import family_of, roots_of
 from dsas_diffusion.generation import decode
@@ -411,3 +412,11 @@ def test_learning(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not torch.equal(base, steered)
     assert heat.shape == (SIZE, SIZE)
     assert 0 < heat.max() <= 1
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("sd", "sdxl")])
+def test_words_of_other_tokens_than_those_of_clip_are_refused(family: str) -> None:
+    pipe, concept = pipe_of(family), concept_of(family, ROLES[family][1])
+    with pytest.raises(DSASError, match=f"words are known of .* not of {re.escape(family_of(pipe).name)}"):
+        steer(pipe, {concept: 1.0}, words={concept.name: "banana"})
+    assert "encode_prompt" not in vars(pipe)
