@@ -1,12 +1,65 @@
-"""Progress bars, the same everywhere."""
+"""How far long work has come: bars in a terminal, or whoever listens."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far one piece of work has come: `done` of `total`."""
+
+    label: str
+    done: int
+    total: int
+
+
+Listener = Callable[[Progress], object]
+
+_LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Tell somebody of all progress that would be shown in this thread, in place of bars, until the block ends.
+
+    Args:
+        listener: called when a piece of work begins, and whenever it comes further. What it raises ends the work.
+    """
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
 def progress_bar(total: int, label: str, show: bool = True) -> Any:
-    """A progress bar on standard error; `update(n)` moves it."""
+    """A progress bar on standard error, or for whoever listens; `update(n)` moves it."""
+    listener = _LISTENER.get()
+    if show and listener is not None:
+        return _Told(Progress(label, 0, total), listener)
     from tqdm import tqdm
 
     return tqdm(total=total, desc=label, disable=not show, leave=False)
+
+
+class _Told:
+    """What stands for a bar where somebody listens."""
+
+    def __init__(self, progress: Progress, listener: Listener) -> None:
+        self._progress, self._listener = progress, listener
+        listener(progress)
+
+    def update(self, n: int = 1) -> None:
+        self._progress = replace(self._progress, done=self._progress.done + n)
+        self._listener(self._progress)
+
+    def __enter__(self) -> _Told:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,11 +90,29 @@ class Trace:
             and (root is None or record.site.root == root)
         ]
 
-    def mean_h(self, concept: str, site: str | None = None, root: str | None = None) -> float:
-        """Mean h over what was read; 0 when nothing was."""
-        records = self.select(concept, site, root)
-        total = sum(float((record.h * _counted(record)).sum()) for record in records)
-        return total / max(1.0, sum(float(_counted(record).sum()) for record in records))
+    def mean_h(
+        self,
+        concept: str,
+        site: str | None = None,
+        root: str | None = None,
+        *,
+        sites: Collection[Site] | None = None,
+        prompt: int | None = None,
+    ) -> float:
+        """Mean h over what was read; 0 when nothing was.
+
+        Args:
+            concept, site, root: as of `select`. sites: these alone, such as those that steer.
+            prompt: one of the batch.
+        """
+        total = count = 0.0
+        for record in self.select(concept, site, root):
+            if sites is None or record.site in sites:
+                own = slice(None) if prompt is None else record.prompts == prompt
+                counted = _counted(record)[own]
+                total += float((record.h[own] * counted).sum())
+                count += float(counted.sum())
+        return total / max(1.0, count)
 
 
 def _counted(record: Record) -> torch.Tensor:

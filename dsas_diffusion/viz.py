@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dsas_core.errors import DSASError
-from dsas_core.sites import patch_grid
+from dsas_core.sites import Site, patch_grid
 from dsas_core.trace import Trace
 
 #: dark violet to yellow, perceptually even: h = 0 and h = 1
@@ -38,6 +40,7 @@ class PictureTrace(Trace):
         site: str | None = None,
         root: str | None = None,
         below: float = 1000.0,
+        at: float | None = None,
     ) -> np.ndarray:
         """Where a concept was seen in one picture of the last generation.
 
@@ -48,6 +51,7 @@ class PictureTrace(Trace):
             site: one site; by default the mean over all sites that see patches.
             root: sites below one root only.
             below: only steps with a timestep up to this; in the first steps there is no picture to see yet.
+            at: the step of one timestep alone, of those that `by_step` lists.
 
         Returns:
             float32 [height, width] in [0, 1], averaged over the steps.
@@ -58,7 +62,7 @@ class PictureTrace(Trace):
         width, height = size
         seen = [r for r in self.select(concept, site, root) if r.mask is None and r.h.shape[1] > 1]
         seen = [r for r in seen if r.site.stream != "text" and len(r.h) > 0]  # negative prompts may have their own call
-        records = [r for r in seen if r.timestep is None or r.timestep <= below]
+        records = [r for r in seen if r.timestep is None or (r.timestep <= below if at is None else r.timestep == at)]
         if not records or not 0 <= image < self.pictures:
             known = sorted({str(r.site) for r in self.records}) or ["nothing: call the pipeline inside steer()"]
             raise DSASError(
@@ -72,11 +76,19 @@ class PictureTrace(Trace):
             total += torch.nn.functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[0, 0]
         return (total / len(records)).clamp(0, 1).numpy()
 
-    def heatmap(
-        self, concept: str, picture: Image.Image, *, image: int = 0, site: str | None = None, below: float = 1000.0
-    ) -> Image.Image:
+    def by_step(self, concept: str, *, prompt: int = 0) -> dict[Site, dict[float | None, float]]:
+        """Mean h of one prompt by site, and there by timestep, in the order of the calls; text encoders know none."""
+        found: dict[Site, dict[float | None, list[float]]] = {}
+        for record in self.select(concept):
+            counted = (torch.ones_like(record.h) if record.mask is None else record.mask)[record.prompts == prompt] > 0
+            if counted.any():
+                steps = found.setdefault(record.site, {})
+                steps.setdefault(record.timestep, []).append(float(record.h[record.prompts == prompt][counted].mean()))
+        return {site: {t: fmean(values) for t, values in steps.items()} for site, steps in found.items()}
+
+    def heatmap(self, concept: str, picture: Image.Image, *, image: int = 0, **which: Any) -> Image.Image:
         """The picture with the concept's h over it, dark where h is 0 and bright where it is 1; see `heat`."""
-        return overlay(picture, self.heat(concept, picture.size, image=image, site=site, below=below))
+        return overlay(picture, self.heat(concept, picture.size, image=image, **which))
 
 
 def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:

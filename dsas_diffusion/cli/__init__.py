@@ -1,4 +1,4 @@
-"""The command line: `dsas learn`, `calibrate`, `generate`, `sweep`, `chat`, `show`, `doctor`, `methods`, `env`.
+"""The command line: `dsas learn`, `generate`, `sweep`, `chat`, `app` and the others of `_COMMANDS`.
 
 A command is one file here and one line in `_COMMANDS`: `add_arguments(parser)`, `run(args)`, which does the work and
 returns what there is to tell as plain data, and `report(document)`, which tells it to people. `--json` prints the
@@ -20,7 +20,7 @@ from typing import NoReturn
 from dsas_core.errors import DSASError
 
 from .. import __version__
-from . import calibrate, chat, doctor, env, eval, generate, learn, methods, show, sweep
+from . import app, calibrate, chat, doctor, env, eval, generate, learn, methods, show, sweep
 from .output import as_json, one_line
 
 _COMMANDS = {
@@ -33,6 +33,7 @@ _COMMANDS = {
     "eval": eval,
     "doctor": doctor,
     "methods": methods,
+    "app": app,
     "env": env,
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from dsas_core import llm
@@ -19,9 +17,9 @@ from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.progress import progress_bar
 from dsas_core.provenance import versions
-from dsas_core.trace import Trace
 
 from .. import __version__, viz
+from ..animation import ANIMATIONS, looped
 from ..generation import Settings, change, decode, latent_batches, seeds_for, settings_of
 from ..samples import ENDS
 from ..steer import steer
@@ -40,11 +38,7 @@ from .arguments import (
 )
 from .output import encoded, free_files, table, write_files
 
-#: suffix -> how an animation is written
-ANIMATIONS: Mapping[str, Mapping[str, Any]] = {".gif": {"format": "GIF"}, ".webp": {"format": "WEBP", "quality": 90}}
 SUFFIXES = (".png", *ANIMATIONS)
-#: of one frame, in milliseconds
-DURATION = 250
 GATE_NAMES = {"own": "its own gate", "on": "always on", "off": "gate off"}
 #: characters of a prompt that fit beside its row
 CAPTION = 80
@@ -159,6 +153,7 @@ def _drawn(
     labels = {gate: "" if gates == ["own"] else GATE_NAMES[gate] for gate in gates}
     rows = {gate: [_Row(prompt, seed, gate, labels[gate]) for prompt, seed in prompts] for gate in gates}
     words = words_by_name(args.words)
+    steered = [item.site for item in concept.interventions if not item.watches]
     total = len(gates) * len(strengths) * len(args.prompt)
     with progress_bar(total, "pictures", shows_progress(args)) as bar:
         for gate in gates:
@@ -172,23 +167,9 @@ def _drawn(
                         for i, picture in enumerate(decode(pipe, latents)):
                             row = next(left)
                             row.pictures.append(picture)
-                            row.mean_h.append(_mean_h(steering.trace, concept, i))
+                            row.mean_h.append(steering.trace.mean_h(concept.name, sites=steered, prompt=i))
                         bar.update(len(latents))
     return [row for rows_of_prompt in zip(*rows.values(), strict=True) for row in rows_of_prompt]
-
-
-def _mean_h(trace: Trace, concept: Concept, prompt: int) -> float:
-    """Mean h of one prompt of the last batch over the sites that steer, not those that only watch."""
-    steered = {str(item.site) for item in concept.interventions if not item.watches}
-    total, count = 0.0, 0.0
-    for record in trace.select(concept.name):
-        if str(record.site) not in steered:
-            continue
-        counted = torch.ones_like(record.h) if record.mask is None else record.mask.to(record.h.dtype)
-        own = record.prompts == prompt
-        total += float((record.h * counted)[own].sum())
-        count += float(counted[own].sum())
-    return total / max(1.0, count)
 
 
 def _document(
@@ -241,7 +222,7 @@ def _encoded(
         frames = viz.animation(rows[0].pictures, strengths, _labelled(concept.name, rows[0].label))
     else:
         frames = viz.animation([_sheet(rows, i) for i in range(len(strengths))], strengths, concept.name)
-    return _animated(frames, suffix)
+    return looped(frames, suffix)
 
 
 def _sheet(rows: Sequence[_Row], strength: int) -> Image.Image:
@@ -259,23 +240,3 @@ def _short(prompt: str) -> str:
 
 def _labelled(text: str, label: str) -> str:
     return f"{text} – {label}" if label else text
-
-
-def _animated(frames: Sequence[Image.Image], suffix: str) -> bytes:
-    """An animation that loops, as a file's content."""
-    frames = _with_one_palette(frames) if suffix == ".gif" else frames
-    content = io.BytesIO()
-    frames[0].save(content, save_all=True, append_images=frames[1:], duration=DURATION, loop=0, **ANIMATIONS[suffix])
-    return content.getvalue()
-
-
-def _with_one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
-    """Frames in the 256 colours that suit all of them: with a palette for each, what stands still would flicker."""
-    width, height = (-(-side // 4) for side in frames[0].size)  # a sample is enough, and as good
-    samples = Image.new("RGB", (width, height * len(frames)))
-    for i, frame in enumerate(frames):
-        samples.paste(frame.resize((width, height), Image.Resampling.NEAREST), (0, i * height))
-    colours = samples.quantize(255, kmeans=1).getpalette() or []
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([*colours[: 3 * 255], 255, 255, 255])  # the paper stays white
-    return [frame.quantize(palette=palette) for frame in frames]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dsas_core import Concept, Site
 from dsas_diffusion import cli, viz
+from dsas_diffusion.animation import DURATION
 from dsas_diffusion.cli import sweep
 from dsas_diffusion.cli.sweep import strengths_between
 from dsas_diffusion.generation import Settings, change, pictures_of, seeds_for
@@ -199,7 +200,7 @@ def test_one_run_writes_a_strip_and_animations(dsas: Run, tmp_path: Path) -> Non
                 animation.seek(i)
                 animation.load()
                 frames.append(np.asarray(animation.convert("RGB"), np.float32))
-                assert animation.info["duration"] == sweep.DURATION
+                assert animation.info["duration"] == DURATION
         for one, other in itertools.pairwise(frames):
             assert np.abs(one - other).mean() > 0.1
         for there, back in ((1, 5), (2, 4)):

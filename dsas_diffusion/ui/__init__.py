@@ -1,0 +1,66 @@
+"""The demo: a page with a slider for each concept. `dsas app`, `make app`, `python app.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from . import look
+from .create import CreateTab
+from .session import FORGOTTEN, Session
+from .strip import StripTab
+from .studio import Studio
+from .where import WhereTab
+
+#: visitors that may wait; one more is asked to come back
+WAITING = 32
+#: bytes of one upload
+MOST_UPLOADED = 64 * 2**20
+
+
+def build(studio: Studio) -> gr.Blocks:
+    """The page over a studio, not served yet."""
+    with gr.Blocks(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, FORGOTTEN)) as page:
+        session = gr.State(Session(), time_to_live=FORGOTTEN)
+        gr.HTML(
+            "<h1>DSAS: concept sliders</h1><p>Steer a concept, leave the rest alone. A small probe at each layer says "
+            "where the concept is; only there the picture changes.</p>",
+            elem_id="heading",
+        )
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Create", id="create"):
+                create = CreateTab(studio, session)
+            with gr.Tab("Where it steered", id="where"):
+                WhereTab(session, create.drawn)
+            with gr.Tab("Strip", id="strip"):
+                StripTab(create)
+    return page.queue(max_size=WAITING, api_open=False)
+
+
+def serve(page: gr.Blocks, host: str, port: int | None, *, share: bool = False, block: bool = True) -> Any:
+    """Serve a page until the process is told to end.
+
+    Args:
+        host, port: where; without a port the first free one from 7860 on. share: through Gradio's tunnel, too.
+        block: whether to return only when it has ended.
+
+    Returns:
+        (application, local address, public address or None).
+    """
+    return page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        prevent_thread_lock=not block,
+        theme=look.theme(),
+        css=look.CSS,
+        footer_links=["settings"],
+        max_file_size=MOST_UPLOADED,
+        show_error=False,
+        quiet=True,
+        ssr_mode=False,
+        pwa=False,
+        enable_monitoring=False,
+        mcp_server=False,
+    )

@@ -1,0 +1,82 @@
+"""What one visitor has: concepts of their own, and the last picture. Nobody else sees any of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from dsas_core.concept import Concept
+from dsas_core.errors import DSASError
+
+from .studio import Drawing, Studio
+
+#: sliders that are ready for concepts which a visitor learns or uploads
+OWN = 6
+#: seconds until what a visitor has left behind is forgotten
+FORGOTTEN = 3600
+
+_log = logging.getLogger("dsas.ui")
+
+
+@dataclass
+class Session:
+    """One visitor's state."""
+
+    own: dict[str, Concept] = field(default_factory=dict)
+    drawing: Drawing | None = None
+
+    def concepts(self, studio: Studio) -> dict[str, Concept]:
+        """All that this visitor can use, in the order of the sliders: everybody's, then their own."""
+        return {**studio.concepts, **self.own}
+
+    def add(self, concept: Concept, studio: Studio) -> None:
+        """Keep a concept of the visitor's own, in place of one of the same name.
+
+        Raises:
+            DSASError: it does not fit the model, bears the name of one that everybody has, or there are too many.
+        """
+        studio.check(concept)
+        if concept.name in studio.concepts:
+            raise DSASError(f"there is a concept {concept.name!r} already: give yours another name")
+        if concept.name not in self.own and len(self.own) >= OWN:
+            raise DSASError(f"there is room for {OWN} concepts of your own: reload the page to begin anew")
+        self.own[concept.name] = concept
+
+
+def friendly(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """An event handler whose errors are messages on the page; what nobody has foreseen goes to the server's log."""
+    import gradio as gr
+
+    def told(error: Exception) -> gr.Error:
+        if isinstance(error, DSASError):
+            return gr.Error(str(error), title="That did not work", duration=12, print_exception=False)
+        _log.error("%s failed", handler.__name__, exc_info=error)
+        return gr.Error(f"{type(error).__name__}; the server's log has more", duration=12, print_exception=False)
+
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def stepwise(*args: Any) -> Iterator[Any]:
+            try:
+                yield from handler(*args)
+            except gr.Error:
+                raise
+            except Exception as error:
+                raise told(error) from None
+
+        return stepwise
+
+    @functools.wraps(handler)
+    def whole(*args: Any) -> Any:
+        try:
+            return handler(*args)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise told(error) from None
+
+    return whole

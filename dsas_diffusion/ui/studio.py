@@ -1,0 +1,291 @@
+"""What the demo draws, without the page: base and steered pictures, strips, and what the gates saw."""
+
+from __future__ import annotations
+
+import copy
+import io
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dsas_core.concept import Concept
+from dsas_core.errors import DSASError
+from dsas_core.trace import Record
+
+from .. import viz
+from ..animation import looped
+from ..families import encoders_of, roots_of
+from ..generation import UNCHANGED, Settings, change, decode, latents_of, settings_of
+from ..rows import Rows
+from ..samples import ENDS
+from ..schedule import Schedule
+from ..sites import site_name
+from ..steer import PipelineSteering, steer
+from ..viz import PictureTrace
+
+#: base pictures that are kept, so that moving a slider costs one generation
+KEPT = 64
+#: a model up to this many bytes is copied for learning, so that others can go on drawing meanwhile
+COPIED = 2**30
+#: a token or patch of which a gate says more is seen
+SEEN = 0.5
+#: limits of what one picture may cost
+MOST_STEPS = 100
+MOST_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class Order:
+    """A picture that somebody asks for.
+
+    Args:
+        prompt, seed, settings: what to draw. strengths: by concept name, in units.
+        gate: "dsas" is each concept's own, "on" steers everything, "off" nothing.
+        rows, combine, schedule: as of `steer`. sites: by `site_name`, where to steer; none for all.
+    """
+
+    prompt: str
+    seed: int
+    settings: Settings
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    gate: str = "dsas"
+    rows: str = "conditional"
+    combine: str = "sum"
+    schedule: Schedule | None = None
+    sites: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise DSASError("there is no prompt: write what the picture should show")
+        if len(self.prompt) > MOST_CHARACTERS:
+            raise DSASError(f"the prompt has {len(self.prompt)} characters: at most {MOST_CHARACTERS} are taken")
+        if not 1 <= self.settings.steps <= MOST_STEPS:
+            raise DSASError(f"{self.settings.steps} steps: expected 1 to {MOST_STEPS}")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one concept's gate said of a picture: mean and highest h where it steers, and words of the prompt it saw."""
+
+    concept: str
+    strength: float
+    mean_h: float
+    highest_h: float
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture without and with steering.
+
+    `seconds` are of the steered picture, `base_seconds` of the other; `cached` says whether that was there already.
+    `moved` is the mean absolute difference of their pixels, of 255.
+    """
+
+    order: Order
+    base: Image.Image
+    base_seconds: float
+    cached: bool
+    steered: Image.Image | None = None
+    seconds: float = 0.0
+    moved: float = 0.0
+    seen: tuple[Seen, ...] = ()
+    opposed: tuple[tuple[str, str], ...] = ()
+    trace: PictureTrace | None = None
+
+    @property
+    def untouched(self) -> bool:
+        return self.moved <= UNCHANGED
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures from a concept's low to its high end."""
+
+    concept: str
+    prompt: str
+    strengths: tuple[float, ...]
+    pictures: tuple[Image.Image, ...]
+
+    def as_png(self) -> bytes:
+        """All side by side, labelled."""
+        content = io.BytesIO()
+        viz.strip([self.pictures], self.strengths, [self.prompt]).save(content, "PNG")
+        return content.getvalue()
+
+    def animated(self, suffix: str = ".webp") -> bytes:
+        """Forth and back in a loop."""
+        return looped(viz.animation(self.pictures, self.strengths, self.concept), suffix)
+
+
+class Studio:
+    """One pipeline that several people draw with, one picture at a time.
+
+    Args:
+        pipe: a pipeline of a known family. model: what to call it.
+        concepts: those that everybody has.
+
+    Raises:
+        DSASError: a concept that does not fit the pipeline, or two of one name.
+    """
+
+    def __init__(self, pipe: Any, model: str, concepts: Sequence[Concept] = ()) -> None:
+        self.pipe, self.model = pipe, model
+        self.usual = settings_of(pipe)
+        self._turn = threading.Lock()
+        self._bases: OrderedDict[Any, tuple[Image.Image, float]] = OrderedDict()
+        self._rows = Rows(pipe)
+        self._files = tempfile.TemporaryDirectory(prefix="dsas-app-")
+        self.concepts: dict[str, Concept] = {}
+        for concept in concepts:
+            if concept.name in self.concepts:
+                raise DSASError(f"two concepts are named {concept.name!r}: load one of them")
+            self.check(concept)
+            self.concepts[concept.name] = concept
+
+    def check(self, concept: Concept) -> None:
+        """Raise a DSASError where a concept does not fit the pipeline."""
+        concept.check(roots_of(self.pipe))
+
+    def draw(self, order: Order, concepts: Mapping[str, Concept]) -> Iterator[Drawing]:
+        """The base picture, as soon as it is there, and then both.
+
+        Args:
+            concepts: by name, those that the strengths are of.
+
+        Raises:
+            DSASError: what was asked for cannot be drawn, see `steer`.
+        """
+        chosen = {concepts[name]: strength for name, strength in order.strengths.items() if strength != 0}
+        with self._turn:
+            drawing = self._base(order)
+        if not chosen:
+            yield replace(drawing, steered=drawing.base)
+            return
+        yield drawing
+        wanted = {_only(concept, order.sites): strength for concept, strength in chosen.items()}
+        with self._turn, self._steered(order, wanted) as steering:
+            began = time.perf_counter()
+            steered = self._picture(order)
+            seconds = time.perf_counter() - began
+            opposed = {(pair.first, pair.second) for pair in steering.opposition() if pair.opposed}
+        trace = steering.trace
+        assert trace is not None
+        yield replace(
+            drawing,
+            steered=steered,
+            seconds=seconds,
+            moved=float(change([drawing.base], [steered])[0]),
+            seen=tuple(self._seen(order, concept, strength, trace) for concept, strength in wanted.items()),
+            opposed=tuple(sorted(opposed)),
+            trace=trace,
+        )
+
+    def strip(
+        self, order: Order, concept: Concept, strengths: Sequence[float], on_picture: Callable[[int], object] = int
+    ) -> Strip:
+        """The order's picture at each strength of one concept; `on_picture` is told how many there are."""
+        pictures = []
+        for strength in strengths:
+            with self._turn, self._steered(order, {_only(concept, order.sites): strength}):
+                pictures.append(self._picture(order))
+            on_picture(len(pictures))
+        return Strip(concept.name, order.prompt, tuple(strengths), tuple(pictures))
+
+    def apart(self) -> tuple[Any, threading.Lock]:
+        """A pipeline to learn with, a copy where the model is small enough, and the lock to hold meanwhile."""
+        size = sum(p.numel() * p.element_size() for root in roots_of(self.pipe).values() for p in root.parameters())
+        if size > COPIED:
+            return self.pipe, self._turn
+        with self._turn:
+            return copy.deepcopy(self.pipe), threading.Lock()
+
+    def file(self, name: str, content: bytes) -> str:
+        """The path of a new file for a visitor to download; it goes when the studio closes."""
+        folder = Path(tempfile.mkdtemp(dir=self._files.name))
+        (folder / name).write_bytes(content)
+        return str(folder / name)
+
+    def close(self) -> None:
+        """Remove what was written."""
+        self._files.cleanup()
+
+    def _base(self, order: Order) -> Drawing:
+        """The picture without steering, from memory where it has been drawn before."""
+        key = (order.prompt, order.seed, order.settings)
+        cached = key in self._bases
+        if not cached:
+            began = time.perf_counter()
+            picture = self._picture(order)
+            self._bases[key] = picture, time.perf_counter() - began
+            while len(self._bases) > KEPT:
+                self._bases.popitem(last=False)
+        self._bases.move_to_end(key)
+        picture, seconds = self._bases[key]
+        return Drawing(order, picture, seconds, cached)
+
+    def _picture(self, order: Order) -> Image.Image:
+        return decode(self.pipe, latents_of(self.pipe, [order.prompt], [order.seed], order.settings))[0]
+
+    def _steered(self, order: Order, concepts: Mapping[Concept, float]) -> PipelineSteering:
+        return steer(
+            self.pipe,
+            dict(concepts.items()),
+            gate=None if order.gate == "dsas" else order.gate,
+            rows=order.rows,
+            combine=order.combine,
+            schedule=order.schedule,
+            trace=True,
+        )
+
+    def _seen(self, order: Order, concept: Concept, strength: float, trace: PictureTrace) -> Seen:
+        sites = [item.site for item in concept.interventions if not item.watches]
+        records = [record for record in trace.select(concept.name) if record.site in sites and record.h.numel()]
+        return Seen(
+            concept.name,
+            strength,
+            trace.mean_h(concept.name, sites=sites),
+            max((float((r.h if r.mask is None else r.h * r.mask).max()) for r in records), default=0.0),
+            self._words(order.prompt, records),
+        )
+
+    def _words(self, prompt: str, records: Sequence[Record]) -> tuple[str, ...]:
+        """Words of the prompt that a gate in the text encoder has seen, in their order."""
+        ids = self._rows.tokenised([prompt])[0]
+        seen = torch.zeros(len(ids), dtype=torch.bool)
+        for record in records:
+            if record.timestep is None and record.h.shape[1] == len(ids):
+                seen |= (record.h > SEEN).any(0)
+        tokenizer = getattr(self.pipe, encoders_of(self.pipe)[0].tokenizer)
+        special = set(tokenizer.all_special_ids)
+        found = [str(tokenizer.decode([int(i)])).strip() for i in ids[seen] if int(i) not in special]
+        return tuple(dict.fromkeys(word for word in found if word))
+
+
+def ends_of(concept: Concept, step: float = 0.05) -> tuple[float, float]:
+    """The ends of a concept's slider, on its steps: of its range, or -1 and 2 where nobody has calibrated it."""
+    low, high = concept.range or ENDS
+    return float(np.floor(min(low, 0.0) / step) * step), float(np.ceil(max(high, 0.0) / step) * step)
+
+
+def steered_sites(concepts: Sequence[Concept]) -> list[str]:
+    """Where concepts steer, by the names that people use."""
+    sites = (item.site for concept in concepts for item in concept.interventions if not item.watches)
+    return list(dict.fromkeys(site_name(site) for site in sites))
+
+
+def _only(concept: Concept, sites: Sequence[str]) -> Concept:
+    """A concept that steers at some sites alone and watches the others."""
+    if not sites:
+        return concept
+    kept = (item if site_name(item.site) in sites else item.watching() for item in concept.interventions)
+    return replace(concept, interventions=tuple(kept))

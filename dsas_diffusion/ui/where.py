@@ -1,0 +1,111 @@
+"""The tab that shows where gates opened in the last picture: over the picture, and by layer and timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from dsas_core.errors import DSASError
+
+from ..sites import site_name
+from . import look
+from .create import names, shown
+from .session import Session, friendly
+from .studio import Drawing
+
+EVERYWHERE = "all layers"
+NOTHING = "Draw a picture with a slider off 0, then come back: here is where its gates opened."
+
+
+class WhereTab:
+    """Components of the tab; `drawn` are the events after which there is another picture."""
+
+    def __init__(self, session: gr.State, drawn: Sequence[Any]) -> None:
+        with gr.Row():
+            with gr.Column(scale=5, min_width=300):
+                self.concept = gr.Dropdown([], label="Concept", elem_id="where-concept")
+                self.site = gr.Dropdown([EVERYWHERE], value=EVERYWHERE, label="Layer", elem_id="where-site")
+                self.step = gr.Slider(0, 1, 0, step=1, label="Step", info="0: the mean of all", elem_id="where-step")
+                self.told = gr.HTML(look.note(NOTHING), elem_id="where-told")
+            with gr.Column(scale=6, min_width=300):
+                self.picture = gr.Image(
+                    label="bright where h is 1, dark where it is 0",
+                    format="png",
+                    interactive=False,
+                    elem_id="where-picture",
+                    buttons=["download", "fullscreen"],
+                )
+        self.map = gr.HTML(look.steps_map({}), elem_id="where-map")
+        which = [self.concept, self.site, self.step]
+        seen: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        for event in drawn:
+            event.success(
+                friendly(self.begin), [session, self.concept], [*which, self.picture, self.told, self.map], **seen
+            )
+        self.concept.input(
+            friendly(self.begin), [session, self.concept], [*which, self.picture, self.told, self.map], **seen
+        )
+        gr.on(
+            [self.site.input, self.step.input],
+            friendly(self.look),
+            [session, *which],
+            [self.picture, self.told],
+            trigger_mode="always_last",
+            **seen,
+        )
+
+    def begin(self, session: Session, concept: str | None) -> tuple[Any, ...]:
+        """Everything anew, for the last picture."""
+        drawing = session.drawing
+        if drawing is None or drawing.trace is None:
+            return (
+                names([], None),
+                gr.update(choices=[EVERYWHERE], value=EVERYWHERE),
+                gr.update(maximum=1, value=0),
+                None,
+                look.note(NOTHING),
+                look.steps_map({}),
+            )
+        known = [seen.concept for seen in drawing.seen]
+        chosen = concept if concept in known else known[0]
+        found = drawing.trace.by_step(chosen)
+        layers = [EVERYWHERE, *(site_name(site) for site in patches(drawing, chosen))]
+        return (
+            names(known, chosen),
+            gr.update(choices=list(dict.fromkeys(layers)), value=EVERYWHERE),
+            gr.update(maximum=max(1, len(times(drawing, chosen))), value=0),
+            *self.look(session, chosen, EVERYWHERE, 0),
+            look.steps_map(found),
+        )
+
+    def look(self, session: Session, concept: str | None, site: str, step: float) -> tuple[Image.Image | None, str]:
+        """The heat of one concept, at one layer or all, at one step or all; and what it is of."""
+        drawing = session.drawing
+        if drawing is None or drawing.trace is None or concept is None or drawing.steered is None:
+            return None, look.note(NOTHING)
+        steps = times(drawing, concept)
+        at = None if step < 1 or not steps else steps[min(int(step), len(steps)) - 1]
+        where = next((str(s) for s in patches(drawing, concept) if site_name(s) == site), None)
+        try:
+            picture = drawing.trace.heatmap(concept, drawing.steered, site=where, at=at)
+        except DSASError:
+            told = f"{concept} reads words alone, so it has no place in the picture; the table has its layers."
+            return None, look.note(told)
+        when = "the mean of all steps" if at is None else f"step {int(step)} of {len(steps)}, timestep {at:.0f}"
+        return shown(picture), look.note(f"{concept}, {site}, {when}: “{drawing.order.prompt}”")
+
+
+def patches(drawing: Drawing, concept: str) -> list[Any]:
+    """Sites of a drawing that see patches of the picture."""
+    assert drawing.trace is not None
+    records = drawing.trace.select(concept)
+    return list(dict.fromkeys(r.site for r in records if r.mask is None and r.h.shape[1] > 1))
+
+
+def times(drawing: Drawing, concept: str) -> list[float]:
+    """Timesteps of a drawing, in their order."""
+    assert drawing.trace is not None
+    return list(dict.fromkeys(r.timestep for r in drawing.trace.select(concept) if r.timestep is not None))
