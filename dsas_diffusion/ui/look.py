@@ -49,6 +49,7 @@ def explained(drawing: Drawing | None) -> str:
         _item("warned", f"<b>{_(first)}</b> and <b>{_(second)}</b> pull against one another with these strengths.")
         for first, second in drawing.opposed
     ]
+    lines += [_item("warned", told) for told in _misread(drawing)]
     return f'<ul class="told">{"".join(lines)}</ul><p class="quiet">{_timing(drawing)}</p>'
 
 
@@ -64,6 +65,17 @@ def _line(drawing: Drawing, seen: Seen) -> str:
     words = ", ".join(f"“{_(word)}”" for word in seen.words)
     at = f" It opens at {words}." if words else ""
     return _item("steered", f"{name}: {said}; {_moved(drawing)}.{at}")
+
+
+def _misread(drawing: Drawing) -> list[str]:
+    """What the model makes of the prompt otherwise than people would."""
+    read, told = drawing.reading, []
+    if read.unknown_words:
+        words = ", ".join(f"“{_(word)}”" for word in read.unknown_words)
+        told.append(f"This model does not know {words}: it takes them for something else.")
+    if read.cut_off:
+        told.append(f"The prompt has {read.tokens} tokens, of which the model reads the first {read.tokens_read}.")
+    return told
 
 
 def _moved(drawing: Drawing) -> str:
