@@ -50,7 +50,9 @@ def explained(drawing: Drawing | None) -> str:
         for first, second in drawing.opposed
     ]
     lines += [_item("warned", told) for told in _misread(drawing)]
-    return f'<ul class="told">{"".join(lines)}</ul><p class="quiet">{_timing(drawing)}</p>'
+    # the same words once more are told once more, and those who wait for them see that
+    told = f'<ul class="told" role="status" data-at="{drawing.at}">{"".join(lines)}</ul>'
+    return f'{told}<p class="quiet">{_timing(drawing)}</p>'
 
 
 def _line(drawing: Drawing, seen: Seen) -> str:

@@ -89,7 +89,7 @@ class Drawing:
     """A picture without and with steering, and how its prompt is read.
 
     `seconds` are of the steered picture, `base_seconds` of the other; `cached` says whether that was there already.
-    `moved` is the mean absolute difference of their pixels, of 255.
+    `moved` is the mean absolute difference of their pixels, of 255. `at` tells a drawing from one that is alike.
     """
 
     order: Order
@@ -102,6 +102,7 @@ class Drawing:
     moved: float = 0.0
     seen: tuple[Seen, ...] = ()
     opposed: tuple[tuple[str, str], ...] = ()
+    at: float = field(default_factory=time.time)
     trace: PictureTrace | None = None
 
     @property
