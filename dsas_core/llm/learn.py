@@ -21,11 +21,12 @@ from ..capture import Capture, Shown
 from ..concept import Concept
 from ..errors import DSASError
 from ..hooks import visit
-from ..learn import UNSEEN, SiteEvidence, as_concept, fit_sites
+from ..learn import as_concept, fit_sites
 from ..progress import progress_bar
 from ..prompts import COUNT, SIDES, PromptSet, read
 from ..provenance import versions
 from ..recipe import Recipe, recipe_of
+from ..site_fit import UNSEEN, SiteEvidence
 from ..sites import Site
 from ..unit import TRIALS, held_back, units_of
 from .layers import bare, find_sites, positions_of, roots_of

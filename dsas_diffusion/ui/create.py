@@ -47,7 +47,7 @@ class CreateTab:
                 self._knobs()
             with gr.Column(scale=6, min_width=300, elem_id="canvas"):
                 self.compare = gr.ImageSlider(
-                    label="drag the line: unsteered | steered",
+                    label="unsteered | steered",
                     elem_id="compare",
                     slider_position=12,
                     type="pil",
