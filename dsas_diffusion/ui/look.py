@@ -10,11 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dsas_core import llm
 from dsas_core.sites import Site
 
 from ..schedule import Schedule
 from ..sites import site_name
 from .studio import Drawing, Seen
+from .talk import Read, Reply
 
 #: fonts that every system has: nothing is fetched from elsewhere
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
@@ -49,6 +51,11 @@ table.facts tr + tr { border-top: 1px solid var(--border-color-primary); }
 table.facts td.number { font-variant-numeric: tabular-nums; text-align: right; }
 figure.schedule { margin: 0; color: var(--body-text-color); }
 figure.schedule figcaption { color: var(--body-text-color-subdued); font-size: .8rem; }
+#text-explain { min-height: 4.5rem; }
+#text-tokens { min-height: 7rem; }
+.tokens h4 { font-size: .9rem; font-weight: 400; margin: .4rem 0 0; color: var(--body-text-color-subdued); }
+.tokens p { margin: 0; line-height: 1.8; overflow-wrap: anywhere; position: relative; }
+.tokens span { border-radius: 3px; padding: .1em 0; }
 .bar { height: .6rem; border-radius: 999px; background: var(--border-color-primary); overflow: hidden; }
 .bar > div { height: 100%; background: var(--color-accent); transition: width .3s; }
 @media (max-width: 640px) { #compare { min-height: 300px; } .gradio-container { padding: .5rem !important; } }
@@ -115,6 +122,71 @@ def _timing(drawing: Drawing) -> str:
 
 def _item(kind: str, content: str) -> str:
     return f'<li class="{kind}">{content}</li>'
+
+
+def replied(reply: Reply | None) -> str:
+    """What each concept's gate said of a message, and what became of the answer; how fast it was written."""
+    if reply is None:
+        return '<p class="quiet">Nothing is written before you ask: write a message, move a slider, press “Send”.</p>'
+    lines = [_read_line(reply, read) for read in reply.read]
+    if reply.steered is None:
+        lines = [_item("", "writing without steering …")]
+    elif not reply.whole:
+        lines = [_item("", "writing again, steered …")]
+    elif not lines:
+        lines = [_item("", "There is no concept to steer with: name one with --text-concepts.")]
+    if reply.unknown:
+        words = ", ".join(f"“{_(word)}”" for word in reply.unknown)
+        lines.append(_item("warned", f"The model does not know {words}, and cannot heed it."))
+    return f'<ul class="told" role="status">{"".join(lines)}</ul><p class="quiet">{_speeds(reply)}</p>'
+
+
+def _read_line(reply: Reply, read: Read) -> str:
+    name, said = f"<b>{_(read.concept)}</b>", f"mean gate {_mean(read.message):.2f} on this message"
+    became = "the answer is the same, token for token" if reply.same else _parted(reply)
+    if reply.question.gate == "off":
+        return _item("untouched", f"{name}: its gate is off, so nothing is steered.")
+    if read.strength == 0:
+        return _item("", f"{name}: at 0 it changes nothing; {said}.")
+    if reply.question.gate == "on":
+        return _item("steered", f"{name}: always on, every token is steered; {became}.")
+    highest = f", {read.highest_h:.2f} where it is highest" if read.highest_h >= 0.005 else ""
+    return _item("untouched" if reply.same else "steered", f"{name}: {said}{highest}: {became}.")
+
+
+def _parted(reply: Reply) -> str:
+    assert reply.steered is not None
+    same = 0
+    for ours, theirs in zip(reply.base.ids, reply.steered.ids, strict=False):
+        if ours != theirs:
+            break
+        same += 1
+    return f"the answer is another one from token {same + 1} on" if same else "the answer is another one"
+
+
+def _mean(tokens: Sequence[llm.Token]) -> float:
+    return sum(token.mean_h for token in tokens) / max(1, len(tokens))
+
+
+def _speeds(reply: Reply) -> str:
+    if not reply.base.ids:
+        return ""
+    base = f"base {reply.base.speed:.0f} tokens/s"
+    if reply.steered is None or not reply.read:
+        return base
+    if reply.cached:  # the machine may have been busier, or less so, then: no ratio
+        return f"base {reply.base.speed:.0f} tokens/s when it was written, steered {reply.steered.speed:.0f}"
+    return f"{base}, steered {reply.steered.speed:.0f}: {reply.steered.speed / reply.base.speed:.2f} times the base"
+
+
+def spelled(read: Read | None) -> str:
+    """The tokens of a message and of the steered answer, on red as deep as one concept's h."""
+    if read is None:
+        return note("The message and the answer come here, token by token, red where the gate opened.")
+    # llm.as_html escapes what it is given
+    parts = {"the message": llm.as_html(list(read.message)), "the steered answer": llm.as_html(list(read.answer))}
+    told = "".join(f"<h4>{_(read.concept)} in {name}</h4>{tokens}" for name, tokens in parts.items())
+    return f'<div class="tokens">{told}</div>'
 
 
 def steps_map(found: Mapping[Site, Mapping[float | None, float]]) -> str:
