@@ -43,12 +43,11 @@ def build(studio: Studio, talk: Talk | None = None) -> gr.Blocks:
     return page.queue(max_size=WAITING, api_open=False)
 
 
-def serve(page: gr.Blocks, host: str, port: int | None, *, share: bool = False, block: bool = True) -> Any:
-    """Serve a page until the process is told to end.
+def serve(page: gr.Blocks, host: str, port: int | None, *, share: bool = False) -> Any:
+    """Serve a page, in threads of its own, until it is closed.
 
     Args:
         host, port: where; without a port the first free one from 7860 on. share: through Gradio's tunnel, too.
-        block: whether to return only when it has ended.
 
     Returns:
         (application, local address, public address or None).
@@ -57,9 +56,9 @@ def serve(page: gr.Blocks, host: str, port: int | None, *, share: bool = False, 
         server_name=host,
         server_port=port,
         share=share,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         theme=look.theme(),
-        css=look.CSS,
+        css_paths=look.STYLE,
         footer_links=["settings"],
         max_file_size=MOST_UPLOADED,
         show_error=False,

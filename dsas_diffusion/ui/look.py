@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dsas_core import llm
@@ -21,58 +22,20 @@ from .talk import Read, Reply
 #: fonts that every system has: nothing is fetched from elsewhere
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 FIXED = ["ui-monospace", "Menlo", "Consolas", "monospace"]
-
-CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-#heading { padding: .4rem 0; }
-#heading h1 { font-size: 1.5rem; margin: 0; }
-#heading p { margin: .15rem 0 0; color: var(--body-text-color-subdued); }
-#compare { min-height: 340px; }
-#explain { min-height: 4.5rem; }
-.told { margin: 0; padding: 0; list-style: none; }
-.told li { padding: .3rem 0 .3rem .7rem; border-left: 3px solid var(--border-color-primary); margin-bottom: .35rem; }
-.told li.steered { border-color: #d65858; }
-.told li.untouched { border-color: #4f9a68; }
-.told li.warned { border-color: #c98a1b; }
-p.warned { border-left: 3px solid #c98a1b; padding-left: .7rem; }
-p.quiet, caption.quiet { color: var(--body-text-color-subdued); font-size: .9em; margin: .2rem 0; }
-.chips { gap: .4rem !important; flex-wrap: wrap !important; }
-.chips button { flex: 0 1 auto !important; min-width: 0 !important; font-weight: 400; border-radius: 999px;
-  white-space: normal; text-align: left; }
-.scroll { overflow-x: auto; }
-.scroll table, .scroll td, .scroll th { border: 0 !important; }
-.scroll caption { text-align: left; }
-table.steps { border-collapse: separate !important; border-spacing: 2px; font-size: .8rem; width: auto; margin: 0; }
-table.steps th { font-weight: 400; text-align: left; white-space: nowrap; padding: 0 .5rem 0 0; }
-table.steps td { width: 1.9rem; min-width: 1.1rem; height: 1.3rem; border-radius: 3px; padding: 0; font-size: .7rem; }
-table.facts { border-collapse: collapse !important; width: 100%; font-size: .9rem; margin: 0; }
-table.facts th, table.facts td { text-align: left; padding: .3rem .6rem; }
-table.facts tr + tr { border-top: 1px solid var(--border-color-primary); }
-table.facts td.number { font-variant-numeric: tabular-nums; text-align: right; }
-figure.schedule { margin: 0; color: var(--body-text-color); }
-figure.schedule figcaption { color: var(--body-text-color-subdued); font-size: .8rem; }
-#text-explain { min-height: 4.5rem; }
-#text-tokens { min-height: 7rem; }
-.tokens h4 { font-size: .9rem; font-weight: 400; margin: .4rem 0 0; color: var(--body-text-color-subdued); }
-.tokens p { margin: 0; line-height: 1.8; overflow-wrap: anywhere; position: relative; }
-.tokens span { border-radius: 3px; padding: .1em 0; }
-.bar { height: .6rem; border-radius: 999px; background: var(--border-color-primary); overflow: hidden; }
-.bar > div { height: 100%; background: var(--color-accent); transition: width .3s; }
-@media (max-width: 640px) { #compare { min-height: 300px; } .gradio-container { padding: .5rem !important; } }
-"""
+STYLE = Path(__file__).with_name("page.css")
 
 
 def theme() -> Any:
     """Quiet, light and dark, with nothing that is fetched from elsewhere."""
     import gradio as gr
 
-    plain = {f"block_{part}_background_fill": "transparent" for part in ("title", "label")}
-    plain |= {f"block_{part}_background_fill_dark": "transparent" for part in ("title", "label")}
-    ink = {f"block_{part}_text_color": "*body_text_color" for part in ("title", "label")}
-    ink |= {f"block_{part}_text_color_dark": "*body_text_color" for part in ("title", "label")}
+    titles = {"block_title_background_fill": "transparent", "block_title_text_color": "*body_text_color"}
+    labels = {"block_label_background_fill": "*background_fill_primary", "block_label_text_color": "*body_text_color"}
+    same = {**titles, **labels}
+    dark = {f"{name}_dark": value for name, value in same.items()}
     return gr.themes.Soft(
         primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=FIXED
-    ).set(**plain, **ink, block_title_padding="0", block_shadow="none", block_border_width="1px")
+    ).set(**same, **dark, block_title_padding="0", block_shadow="none", block_border_width="1px")
 
 
 def explained(drawing: Drawing | None) -> str:
@@ -137,7 +100,7 @@ def replied(reply: Reply | None) -> str:
         lines = [_item("", "There is no concept to steer with: name one with --text-concepts.")]
     if reply.unknown:
         words = ", ".join(f"“{_(word)}”" for word in reply.unknown)
-        lines.append(_item("warned", f"The model does not know {words}, and cannot heed it."))
+        lines.append(_item("warned", f"This model does not know {words}, and cannot heed it."))
     return f'<ul class="told" role="status">{"".join(lines)}</ul><p class="quiet">{_speeds(reply)}</p>'
 
 
