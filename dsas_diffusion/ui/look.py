@@ -22,6 +22,8 @@ from .talk import Read, Reply
 #: fonts that every system has: nothing is fetched from elsewhere
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 FIXED = ["ui-monospace", "Menlo", "Consolas", "monospace"]
+#: what is less than this is 0.00
+SHOWN = 0.005
 STYLE = Path(__file__).with_name("page.css")
 
 
@@ -106,6 +108,8 @@ def replied(reply: Reply | None) -> str:
 
 def _read_line(reply: Reply, read: Read) -> str:
     name, said = f"<b>{_(read.concept)}</b>", f"mean gate {_mean(read.message):.2f} on this message"
+    if _mean(read.answer) >= SHOWN:
+        said += f", {_mean(read.answer):.2f} on the answer"
     became = "the answer is the same, token for token" if reply.same else _parted(reply)
     if reply.question.gate == "off":
         return _item("untouched", f"{name}: its gate is off, so nothing is steered.")
@@ -113,7 +117,7 @@ def _read_line(reply: Reply, read: Read) -> str:
         return _item("", f"{name}: at 0 it changes nothing; {said}.")
     if reply.question.gate == "on":
         return _item("steered", f"{name}: always on, every token is steered; {became}.")
-    highest = f", {read.highest_h:.2f} where it is highest" if read.highest_h >= 0.005 else ""
+    highest = f", {read.highest_h:.2f} where it is highest" if read.highest_h >= SHOWN else ""
     return _item("untouched" if reply.same else "steered", f"{name}: {said}{highest}: {became}.")
 
 

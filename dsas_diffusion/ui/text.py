@@ -105,7 +105,7 @@ class TextTab:
         self.tokens = gr.HTML(look.spelled(None), elem_id="text-tokens", visible=bool(known))
 
     def _examples(self) -> list[str]:
-        """Messages that concepts were illustrated with are held out, and sure to show them."""
+        """What is known to be worth asking, then messages that concepts were illustrated with: held out, too."""
         samples = (concept.samples for concept in self.talk.concepts.values())
         told = [message_of(prompt) for one in samples if one is not None for prompt in one.prompts]
         return list(dict.fromkeys([*(EXAMPLES if self.talk.name == "builtin:chat" else ()), *told]))
