@@ -18,6 +18,11 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 BUILTIN = {"builtin:emoji": Path(__file__).parent / "builtin" / "model"}
 
 
+def is_builtin(pipe: Any) -> bool:
+    """Whether a pipeline is one that comes with the package."""
+    return str(getattr(pipe, "name_or_path", "")) in {str(path) for path in BUILTIN.values()}
+
+
 def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "auto", **options: Any) -> Any:
     """Load a text-to-image pipeline.
 

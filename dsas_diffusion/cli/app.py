@@ -68,9 +68,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     studio = Studio(pipeline(args), args.model, concepts)
     talk = None
     if args.text_model != "none":
-        talk = Talk(
-            *language_model(argparse.Namespace(**{**vars(args), "model": args.text_model})), args.text_model, spoken
-        )
+        talk = Talk(*language_model(args, args.text_model), args.text_model, spoken)
     page = ui.build(studio, talk)
     try:
         try:

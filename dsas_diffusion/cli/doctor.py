@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import string
 from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean
@@ -16,8 +15,8 @@ from dsas_core.opposition import Opposition
 from dsas_core.trace import Record, Trace
 
 from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
-from ..load import BUILTIN
 from ..steer import steer
+from ..vocabulary import reading
 from .arguments import (
     add_generation,
     add_model,
@@ -109,7 +108,7 @@ def _drawn(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, A
         "words": words.get(concepts[0].name, []),
         "pixel_difference": float(difference),
         "changed": bool(difference > UNCHANGED),
-        **_words(pipe, args.prompt),
+        **asdict(reading(pipe, args.prompt)),
     }
 
 
@@ -232,21 +231,3 @@ def _site(concept: Concept, item: Intervention, strength: float, reached: bool, 
 
 def _masked(record: Record, values: Any) -> Any:
     return values if record.mask is None else values * record.mask
-
-
-def _words(pipe: Any, prompt: str) -> dict[str, Any]:
-    """Words that the tokenizer cannot know, and how much of the prompt is read.
-
-    In the built-in model's vocabulary every word is one token, and one that falls apart is unknown. Other vocabularies
-    spell rare words in pieces that they know well.
-    """
-    tokenizer = pipe.tokenizer
-    unknown: Sequence[str] = ()
-    if str(pipe.name_or_path) in {str(path) for path in BUILTIN.values()}:
-        words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())
-        unknown = [word for word in words if len(tokenizer.tokenize(word)) > 1]
-    return {
-        "unknown_words": list(unknown),
-        "tokens": len(tokenizer.tokenize(prompt)),
-        "tokens_read": tokenizer.model_max_length - 2,  # the first and the end token take a place each
-    }

@@ -14,6 +14,7 @@ from PIL import Image
 from dsas_core.errors import DSASError
 from dsas_core.steering import COMBINE
 
+from ..load import is_builtin
 from ..rows import ROWS
 from ..schedule import Schedule
 from . import look
@@ -117,7 +118,7 @@ class CreateTab:
         """Prompts that concepts were illustrated with, which learning held out; for the built-in model a few more."""
         samples = (concept.samples for concept in self.studio.concepts.values())
         held_out = [prompt for one in samples if one is not None for prompt in one.prompts]
-        own = EXAMPLES if self.studio.model.startswith("builtin:") else ()
+        own = EXAMPLES if is_builtin(self.studio.pipe) else ()
         return list(dict.fromkeys([*own, *held_out]))
 
     def _slider(self, number: int) -> gr.Slider:

@@ -53,7 +53,10 @@ def explained(drawing: Drawing | None) -> str:
         _item("warned", f"<b>{_(first)}</b> and <b>{_(second)}</b> pull against one another with these strengths.")
         for first, second in drawing.opposed
     ]
-    return f'<ul class="told">{"".join(lines)}</ul><p class="quiet">{_timing(drawing)}</p>'
+    lines += [_item("warned", told) for told in _misread(drawing)]
+    # the same words once more are told once more, and those who wait for them see that
+    told = f'<ul class="told" role="status" data-at="{drawing.at}">{"".join(lines)}</ul>'
+    return f'{told}<p class="quiet">{_timing(drawing)}</p>'
 
 
 def _line(drawing: Drawing, seen: Seen) -> str:
@@ -68,6 +71,17 @@ def _line(drawing: Drawing, seen: Seen) -> str:
     words = ", ".join(f"“{_(word)}”" for word in seen.words)
     at = f" It opens at {words}." if words else ""
     return _item("steered", f"{name}: {said}; {_moved(drawing)}.{at}")
+
+
+def _misread(drawing: Drawing) -> list[str]:
+    """What the model makes of the prompt otherwise than people would."""
+    read, told = drawing.reading, []
+    if read.unknown_words:
+        words = ", ".join(f"“{_(word)}”" for word in read.unknown_words)
+        told.append(f"This model does not know {words}: it takes them for something else.")
+    if read.cut_off:
+        told.append(f"The prompt has {read.tokens} tokens, of which the model reads the first {read.tokens_read}.")
+    return told
 
 
 def _moved(drawing: Drawing) -> str:
@@ -103,7 +117,8 @@ def replied(reply: Reply | None) -> str:
     if reply.unknown:
         words = ", ".join(f"“{_(word)}”" for word in reply.unknown)
         lines.append(_item("warned", f"This model does not know {words}, and cannot heed it."))
-    return f'<ul class="told" role="status">{"".join(lines)}</ul><p class="quiet">{_speeds(reply)}</p>'
+    told = f'<ul class="told" role="status" data-at="{reply.at}">{"".join(lines)}</ul>'
+    return f'{told}<p class="quiet">{_speeds(reply)}</p>'
 
 
 def _read_line(reply: Reply, read: Read) -> str:

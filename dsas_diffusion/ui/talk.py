@@ -83,7 +83,8 @@ class Read:
 class Reply:
     """Answers without and with steering; `read` is there when both are whole.
 
-    `cached` says whether the base was there already. `unknown` are words that the model has no token for.
+    `cached` says whether the base was there already. `unknown` are words that the model has no token for. `at` tells a
+    reply from one that is alike.
     """
 
     question: Question
@@ -93,6 +94,7 @@ class Reply:
     read: tuple[Read, ...] = ()
     whole: bool = False
     unknown: tuple[str, ...] = ()
+    at: float = field(default_factory=time.time)
 
     @property
     def same(self) -> bool:
@@ -124,6 +126,11 @@ class Talk:
                 raise DSASError(f"two concepts are named {concept.name!r}: load one of them")
             concept.check(roots_of(model))
             self.concepts[concept.name] = concept
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that an answer can have."""
+        return min(MOST_TOKENS, positions_of(self.model) or MOST_TOKENS)
 
     def reply(self, question: Question) -> Iterator[Reply]:
         """Both answers as they are written, the base first; closing the iterator ends the writing.

@@ -15,7 +15,7 @@ from . import look
 from .create import MOST_SEED, STEP
 from .session import Session, friendly
 from .studio import ends_of
-from .talk import MOST_CHARACTERS, MOST_TEMPERATURE, MOST_TOKENS, Question, Reply, Talk, message_of
+from .talk import MOST_CHARACTERS, MOST_TEMPERATURE, Question, Reply, Talk, message_of
 
 #: for builtin:chat: rude and calm, about things that learning has not seen, and two calm ones with rude words
 EXAMPLES = (
@@ -66,7 +66,12 @@ class TextTab:
         usual = Question("…")
         with gr.Accordion("Advanced", open=False):
             self.length = gr.Slider(
-                1, MOST_TOKENS, usual.length, step=1, label="Most tokens of the answer", elem_id="text-length"
+                1,
+                self.talk.longest,
+                min(usual.length, self.talk.longest),
+                step=1,
+                label="Most tokens of the answer",
+                elem_id="text-length",
             )
             self.temperature = gr.Slider(
                 0,

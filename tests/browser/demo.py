@@ -113,24 +113,32 @@ class Demo:
         box.fill(f"{strength:g}")
         box.press("Tab")
 
-    def draw(self) -> tuple[np.ndarray, np.ndarray]:
-        """Press Draw and wait for what is explained to be of the new picture; the base and the steered pixels."""
-        self.page.evaluate("document.querySelector('#explain').firstElementChild?.setAttribute('data-old', '')")
-        before = self.explained()
+    def press(self) -> str | None:
+        """Press Draw; which drawing was explained before."""
+        before = self.drawing()
         self.page.locator("#draw").click()
-        self.wait_for_drawing(before)
+        return before
+
+    def drawing(self) -> str | None:
+        """Which drawing is explained."""
+        told = self.page.locator("#explain [data-at]")
+        return told.get_attribute("data-at") if told.count() else None
+
+    def draw(self) -> tuple[np.ndarray, np.ndarray]:
+        """Press Draw, and wait; the unsteered pixels and the steered ones."""
+        self.wait_for_drawing(self.press())
         return self.pictures()
 
-    def wait_for_drawing(self, before: str) -> None:
-        """Wait until what is explained is another, and is of both pictures."""
+    def wait_for_drawing(self, before: str | None) -> None:
+        """Wait until another drawing is explained, and both its pictures are there."""
         self.page.wait_for_function(
-            """before => { const text = document.querySelector('#explain').innerText;
-                return text !== before && /base [0-9.]+ s/.test(text) && !text.includes('steering …') }""",
+            """before => { const told = document.querySelector('#explain [data-at]');
+                return told && told.dataset.at !== before && !told.innerText.includes('steering …') }""",
             arg=before,
         )
         self.page.wait_for_function(
-            "[...document.querySelectorAll('#compare img')].length >= 2 && "
-            "[...document.querySelectorAll('#compare img')].every(i => i.complete)"
+            "() => { const shown = [...document.querySelectorAll('#compare img')];"
+            "return shown.length >= 2 && shown.every(image => image.complete) }"
         )
 
     def explained(self) -> str:

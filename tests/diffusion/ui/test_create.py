@@ -222,6 +222,10 @@ def test_what_is_explained(page: Page) -> None:
     assert "kept from before" in page.draw(session)[2]
 
 
+def test_prompts_that_are_cut_off(page: Page) -> None:
+    assert "tokens, of which the model reads the first" in page.draw(Session(), prompt="a dog and " * 30)[2]
+
+
 def test_errors_are_messages(caplog: pytest.LogCaptureFixture) -> None:
     @friendly
     def known() -> None:

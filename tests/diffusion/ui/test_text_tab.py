@@ -312,6 +312,7 @@ def test_examples_and_sliders_come_from_the_concepts(page: Page, chat: tuple[Any
     first, second = page.tab.sliders
     assert (first.minimum, first.maximum, first.value) == pytest.approx((-0.95, 1.45, 1.0))
     assert second.value == 0
+    assert page.tab.length.maximum == 256, "what the model takes"
     bare = Page(Talk(*chat, "elsewhere"))
     assert bare.tab._examples() == []
     _, base, steered, told, _ = bare.write(Session(), message=CALM)
