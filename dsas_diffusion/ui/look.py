@@ -49,10 +49,7 @@ def explained(drawing: Drawing | None) -> str:
         lines = [_item("", "steering …")]
     elif not lines:
         lines = [_item("", "All sliders are at 0: both pictures are the unsteered one.")]
-    lines += [
-        _item("warned", f"<b>{_(first)}</b> and <b>{_(second)}</b> pull against one another with these strengths.")
-        for first, second in drawing.opposed
-    ]
+    lines += map(_pulling, drawing.opposed)
     lines += [_item("warned", told) for told in _misread(drawing)]
     # the same words once more are told once more, and those who wait for them see that
     told = f'<ul class="told" role="status" data-at="{drawing.at}">{"".join(lines)}</ul>'
@@ -99,6 +96,11 @@ def _timing(drawing: Drawing) -> str:
     return f"{base}, steered {drawing.seconds:.1f} s: {drawing.seconds / drawing.base_seconds:.2f} times the base"
 
 
+def _pulling(pair: tuple[str, str]) -> str:
+    first, second = pair
+    return _item("warned", f"<b>{_(first)}</b> and <b>{_(second)}</b> pull against one another with these strengths.")
+
+
 def _item(kind: str, content: str) -> str:
     return f'<li class="{kind}">{content}</li>'
 
@@ -114,6 +116,7 @@ def replied(reply: Reply | None) -> str:
         lines = [_item("", "writing again, steered …")]
     elif not lines:
         lines = [_item("", "There is no concept to steer with: name one with --text-concepts.")]
+    lines += map(_pulling, reply.opposed)
     if reply.unknown:
         words = ", ".join(f"“{_(word)}”" for word in reply.unknown)
         lines.append(_item("warned", f"This model does not know {words}, and cannot heed it."))

@@ -83,8 +83,8 @@ class Read:
 class Reply:
     """Answers without and with steering; `read` is there when both are whole.
 
-    `cached` says whether the base was there already. `unknown` are words that the model has no token for. `at` tells a
-    reply from one that is alike.
+    `cached` says whether the base was there already. `opposed` are concepts that undo one another, `unknown` words that
+    the model has no token for. `at` tells a reply from one that is alike.
     """
 
     question: Question
@@ -92,6 +92,7 @@ class Reply:
     cached: bool = False
     steered: Said | None = None
     read: tuple[Read, ...] = ()
+    opposed: tuple[tuple[str, str], ...] = ()
     whole: bool = False
     unknown: tuple[str, ...] = ()
     at: float = field(default_factory=time.time)
@@ -191,11 +192,12 @@ class Talk:
             gate = None if question.gate == "dsas" else question.gate
             with llm.steer(self.model, dict(concepts), gate=gate, trace=True, tokenizer=self.tokenizer) as steering:
                 steered = self._said(question, inputs, lambda said: tell(replace(reply, steered=said)), ends)
+                opposed = {(pair.first, pair.second) for pair in steering.opposition() if pair.opposed}
             if ends():
                 return
         assert steering.trace is not None
         read = tuple(self._read(concept, s, steering.trace, inputs) for concept, s in concepts.items())
-        tell(replace(reply, steered=steered, read=read, whole=True))
+        tell(replace(reply, steered=steered, read=read, opposed=tuple(sorted(opposed)), whole=True))
 
     def _said(
         self, question: Question, inputs: Any, tell: Callable[[Said], object], stopped: Callable[[], bool]

@@ -218,6 +218,15 @@ def test_concepts_that_do_not_fit(chat: tuple[Any, Any], spoken: list[Concept]) 
         Talk(*chat, "builtin:chat", [spoken[0], spoken[0]])
 
 
+def test_concepts_that_undo_one_another(chat: tuple[Any, Any], spoken: list[Concept]) -> None:
+    made = Talk(*chat, "builtin:chat", [spoken[0], replace(spoken[0], name="twin")])
+    with pytest.warns(UserWarning, match="against one another"):
+        reply = whole(made, strengths={"strong": 1.0, "twin": -1.0})
+    assert reply.opposed == (("strong", "twin"),)
+    assert "<b>strong</b> and <b>twin</b> pull against one another" in look.replied(reply)
+    assert whole(made, strengths={"strong": 1.0, "twin": 1.0}).opposed == ()
+
+
 # ---- the page -----------------------------------------------------------------------------------------------------
 
 
