@@ -158,6 +158,11 @@ class Demo:
         assert answer.ok, f"{src}: {answer.status}"
         return np.asarray(Image.open(io.BytesIO(answer.body())).convert("RGB"))
 
+    def places(self) -> dict[str, float]:
+        """How far down the page things begin."""
+        names = ("#prompt", "#draw", "#compare", "#explain", "#strength-0", "#gate")
+        return {name: self.page.locator(name).bounding_box()["y"] for name in names}
+
     def told(self) -> str:
         """The text of the message that has popped up."""
         toast = self.page.locator(".toast-body").last

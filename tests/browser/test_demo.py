@@ -162,6 +162,7 @@ def test_the_page_fits_and_can_be_used_by_keyboard(visit: Visit, options: dict[s
     )
     assert unnamed == []
     demo.page.locator("#prompt textarea, #prompt input").first.focus()
-    before = demo.drawing()
+    before, places = demo.drawing(), demo.places()
     demo.page.keyboard.press("Enter")
     demo.wait_for_drawing(before)
+    assert demo.places() == pytest.approx(places, abs=12), "nothing jumps when the picture comes"
