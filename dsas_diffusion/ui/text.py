@@ -12,7 +12,7 @@ from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 
 from . import look
-from .create import MOST_SEED, STEP
+from .create import CHIPS, MOST_SEED, STEP
 from .session import Session, friendly
 from .studio import ends_of
 from .talk import MOST_CHARACTERS, MOST_TEMPERATURE, Question, Reply, Talk, message_of
@@ -33,10 +33,11 @@ class TextTab:
 
     def __init__(self, talk: Talk, session: gr.State) -> None:
         self.talk, self.session = talk, session
+        self._ask()
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
-                self._ask()
-            with gr.Column(scale=6, min_width=300):
+                self._knobs()
+            with gr.Column(scale=6, min_width=300, elem_id="text-canvas"):
                 self._show()
         self.asked = {self.session, self.message, self.gate, self.length, self.temperature, self.seed, self.concept}
         self.asked |= set(self.sliders)
@@ -44,23 +45,26 @@ class TextTab:
 
     def _ask(self) -> None:
         examples = self._examples()
-        self.message = gr.Textbox(
-            examples[0] if examples else "",
-            label="Message",
-            lines=2,
-            max_length=MOST_CHARACTERS,
-            elem_id="text-message",
-            placeholder="what to say to the model",
-        )
+        with gr.Row(equal_height=True):
+            self.message = gr.Textbox(
+                examples[0] if examples else "",
+                label="Message",
+                max_length=MOST_CHARACTERS,
+                elem_id="text-message",
+                placeholder="what to say to the model",
+                scale=5,
+                min_width=220,
+            )
+            self.send = gr.Button("Send", variant="primary", elem_id="text-send", scale=1, min_width=100)
+            self.stop = gr.Button("Stop", elem_id="text-stop", scale=1, min_width=100)
         with gr.Row(elem_classes="chips"):
-            for example in examples[:5]:
+            for example in examples[:CHIPS]:
                 chip = gr.Button(example, size="sm", variant="secondary")
                 chip.click(None, None, self.message, js=f"() => {json.dumps(example)}", api_visibility="private")
-        with gr.Row():
-            self.send = gr.Button("Send", variant="primary", min_width=100, elem_id="text-send")
-            self.stop = gr.Button("Stop", min_width=100, elem_id="text-stop")
+
+    def _knobs(self) -> None:
         if self.talk.concepts:
-            gr.Markdown("**Concepts** – 0 leaves the answer as it is, 1 is one unit, below 0 goes the other way.")
+            gr.Markdown("**Concepts**: 0 leaves the answer as it is, 1 is one unit, below 0 goes the other way.")
         self.sliders = [self._slider(i, concept) for i, concept in enumerate(self.talk.concepts.values())]
         self.gate = gr.Radio(list(GATES.items()), value="dsas", label="Gate", elem_id="text-gate")
         usual = Question("…")
