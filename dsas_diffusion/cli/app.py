@@ -12,7 +12,10 @@ from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 
-from .arguments import add_model, pipeline, positive
+from .arguments import add_model, language_model, pipeline, positive
+
+#: language model -> concepts of it that ship, taken where none are named
+TEXT_CONCEPTS: dict[str, list[str]] = {}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folders or Hub names of concepts that everybody has (default: those that ship for the model)",
     )
+    parser.add_argument(
+        "--text-model",
+        default="builtin:chat",
+        metavar="MODEL",
+        help="language model of the tab Text: builtin:chat (default), a folder, a Hub name, or none for no such tab",
+    )
+    parser.add_argument(
+        "--text-concepts",
+        nargs="+",
+        metavar="FOLDER",
+        help="folders or Hub names of its concepts (default: those that ship for it)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at (default 127.0.0.1; 0.0.0.0 is all)")
     parser.add_argument("--port", type=positive, metavar="N", help="port (default: the first free one from 7860 on)")
     parser.add_argument("--share", action="store_true", help="also through Gradio's tunnel, for 72 hours")
@@ -35,16 +50,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Serve until the process is told to end; where it was."""
     if llm.is_language_model(args.model):
         args.usage(f"{args.model} is a language model: the demo draws; name a diffusers pipeline")
+    if args.text_model == "none" and args.text_concepts:
+        args.usage("--text-concepts needs a --text-model")
+    if args.text_model != "none" and not llm.is_language_model(args.text_model):
+        raise DSASError(f"{args.text_model} is no language model: name one, or pass --text-model none")
     concepts = [Concept.from_pretrained(name) for name in args.concepts]
+    text_concepts = args.text_concepts if args.text_concepts is not None else TEXT_CONCEPTS.get(args.text_model, [])
+    spoken = [Concept.from_pretrained(name) for name in text_concepts]
     try:
         from .. import ui
         from ..ui.studio import Studio
+        from ..ui.talk import Talk
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise DSASError("the demo needs Gradio: pip install 'dsas-diffusion[demo]'") from None
     studio = Studio(pipeline(args), args.model, concepts)
-    page = ui.build(studio)
+    talk = None
+    if args.text_model != "none":
+        talk = Talk(*language_model(args, args.text_model), args.text_model, spoken)
+    page = ui.build(studio, talk)
     try:
         try:
             _, address, public = ui.serve(page, args.host, args.port, share=args.share)
@@ -55,6 +80,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         _until_told()
     finally:
         page.close(verbose=False)
+        if talk is not None:
+            talk.close()
         studio.close()
     return {"address": address, "public": public, "model": args.model}
 

@@ -188,31 +188,31 @@ def pipeline(args: argparse.Namespace, *, steps_bar: bool = False) -> Any:
     Raises:
         DSASError: no such model or device.
     """
-    pipe = _loaded(args, load_pipeline)
+    pipe = _loaded(args, args.model, load_pipeline)
     if steps_bar and shows_progress(args):
         pipe.set_progress_bar_config(desc="denoising", leave=False)
     return pipe
 
 
-def language_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The language model of --model, --device and --dtype, and its tokenizer.
+def language_model(args: argparse.Namespace, name: str | None = None) -> tuple[Any, Any]:
+    """The language model of --model (or of another name), --device and --dtype, and its tokenizer.
 
     Raises:
         DSASError: no such model or device.
     """
-    model, tokenizer = _loaded(args, llm.load)
+    model, tokenizer = _loaded(args, name or args.model, llm.load)
     return model, tokenizer
 
 
-def _loaded(args: argparse.Namespace, load: Callable[..., Any]) -> Any:
+def _loaded(args: argparse.Namespace, name: str, load: Callable[..., Any]) -> Any:
     try:
         torch.empty(0, device=None if args.device == "auto" else args.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DSASError(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}") from None
-    with progress_bar(1, f"loading {args.model}", shows_progress(args)) as bar:
+    with progress_bar(1, f"loading {name}", shows_progress(args)) as bar:
         if not shows_progress(args):
             _silence_downloads()
-        found = load(args.model, device=args.device, dtype=args.dtype)
+        found = load(name, device=args.device, dtype=args.dtype)
         bar.update()
     return found
 

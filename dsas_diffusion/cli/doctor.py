@@ -10,13 +10,13 @@ from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept import Concept, Intervention
+from dsas_core.llm.answer import answer, asked, unknown_words
 from dsas_core.opposition import Opposition
 from dsas_core.trace import Record, Trace
 
 from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from ..steer import steer
 from ..vocabulary import reading
-from . import chat
 from .arguments import (
     add_generation,
     add_model,
@@ -69,11 +69,11 @@ def _answered(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str
     if args.words:
         args.usage(f"{args.model} is a language model, which draws nothing: it takes no --words")
     model, tokenizer = language_model(args)
-    inputs = chat.asked(tokenizer, args.prompt).to(model.device)
+    inputs = asked(tokenizer, args.prompt).to(model.device)
     with llm.steer(model, dict.fromkeys(concepts, args.strength), trace=True) as steering:
-        steered = chat.generate(model, tokenizer, inputs, LENGTH)
+        steered = answer(model, tokenizer, inputs, LENGTH).text
         reached, trace, opposition = set(steering.fired), steering.trace, steering.opposition()
-    base = chat.generate(model, tokenizer, inputs, LENGTH)
+    base = answer(model, tokenizer, inputs, LENGTH).text
     assert trace is not None
     tokens = inputs.input_ids.shape[1]
     return {
@@ -81,7 +81,7 @@ def _answered(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str
         "base": base,
         "steered": steered,
         "changed": base != steered,
-        "unknown_words": chat.unknown_words(tokenizer, args.prompt),
+        "unknown_words": unknown_words(tokenizer, args.prompt),
         "tokens": tokens,
         "tokens_read": tokens,
     }

@@ -11,6 +11,8 @@ from .create import CreateTab
 from .session import FORGOTTEN, Session
 from .strip import StripTab
 from .studio import Studio
+from .talk import Talk
+from .text import TextTab
 from .where import WhereTab
 
 #: visitors that may wait; one more is asked to come back
@@ -19,8 +21,8 @@ WAITING = 32
 MOST_UPLOADED = 64 * 2**20
 
 
-def build(studio: Studio) -> gr.Blocks:
-    """The page over a studio, not served yet."""
+def build(studio: Studio, talk: Talk | None = None) -> gr.Blocks:
+    """The page over a studio, and over a language model where there is one; not served yet."""
     with gr.Blocks(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, FORGOTTEN)) as page:
         session = gr.State(Session(), time_to_live=FORGOTTEN)
         gr.HTML(
@@ -35,6 +37,9 @@ def build(studio: Studio) -> gr.Blocks:
                 WhereTab(session, create.drawn)
             with gr.Tab("Strip", id="strip"):
                 StripTab(create)
+            if talk is not None:
+                with gr.Tab("Text", id="text"):
+                    TextTab(talk, session)
     return page.queue(max_size=WAITING, api_open=False)
 
 

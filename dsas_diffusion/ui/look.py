@@ -11,15 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dsas_core import llm
 from dsas_core.sites import Site
 
 from ..schedule import Schedule
 from ..sites import site_name
 from .studio import Drawing, Seen
+from .talk import Read, Reply
 
 #: fonts that every system has: nothing is fetched from elsewhere
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 FIXED = ["ui-monospace", "Menlo", "Consolas", "monospace"]
+#: what is less than this is 0.00
+SHOWN = 0.005
 STYLE = Path(__file__).with_name("page.css")
 
 
@@ -45,10 +49,7 @@ def explained(drawing: Drawing | None) -> str:
         lines = [_item("", "steering …")]
     elif not lines:
         lines = [_item("", "All sliders are at 0: both pictures are the unsteered one.")]
-    lines += [
-        _item("warned", f"<b>{_(first)}</b> and <b>{_(second)}</b> pull against one another with these strengths.")
-        for first, second in drawing.opposed
-    ]
+    lines += map(_pulling, drawing.opposed)
     lines += [_item("warned", told) for told in _misread(drawing)]
     # the same words once more are told once more, and those who wait for them see that
     told = f'<ul class="told" role="status" data-at="{drawing.at}">{"".join(lines)}</ul>'
@@ -95,8 +96,82 @@ def _timing(drawing: Drawing) -> str:
     return f"{base}, steered {drawing.seconds:.1f} s: {drawing.seconds / drawing.base_seconds:.2f} times the base"
 
 
+def _pulling(pair: tuple[str, str]) -> str:
+    first, second = pair
+    return _item("warned", f"<b>{_(first)}</b> and <b>{_(second)}</b> pull against one another with these strengths.")
+
+
 def _item(kind: str, content: str) -> str:
     return f'<li class="{kind}">{content}</li>'
+
+
+def replied(reply: Reply | None) -> str:
+    """What each concept's gate said of a message, and what became of the answer; how fast it was written."""
+    if reply is None:
+        return '<p class="quiet">Nothing is written before you ask: write a message, move a slider, press “Send”.</p>'
+    lines = [_read_line(reply, read) for read in reply.read]
+    if reply.steered is None:
+        lines = [_item("", "writing without steering …")]
+    elif not reply.whole:
+        lines = [_item("", "writing again, steered …")]
+    elif not lines:
+        lines = [_item("", "There is no concept to steer with: name one with --text-concepts.")]
+    lines += map(_pulling, reply.opposed)
+    if reply.unknown:
+        words = ", ".join(f"“{_(word)}”" for word in reply.unknown)
+        lines.append(_item("warned", f"This model does not know {words}, and cannot heed it."))
+    told = f'<ul class="told" role="status" data-at="{reply.at}">{"".join(lines)}</ul>'
+    return f'{told}<p class="quiet">{_speeds(reply)}</p>'
+
+
+def _read_line(reply: Reply, read: Read) -> str:
+    name, said = f"<b>{_(read.concept)}</b>", f"mean gate {_mean(read.message):.2f} on this message"
+    if _mean(read.answer) >= SHOWN:
+        said += f", {_mean(read.answer):.2f} on the answer"
+    became = "the answer is the same, token for token" if reply.same else _parted(reply)
+    if reply.question.gate == "off":
+        return _item("untouched", f"{name}: its gate is off, so nothing is steered.")
+    if read.strength == 0:
+        return _item("", f"{name}: at 0 it changes nothing; {said}.")
+    if reply.question.gate == "on":
+        return _item("steered", f"{name}: always on, every token is steered; {became}.")
+    highest = f", {read.highest_h:.2f} where it is highest" if read.highest_h >= SHOWN else ""
+    return _item("untouched" if reply.same else "steered", f"{name}: {said}{highest}: {became}.")
+
+
+def _parted(reply: Reply) -> str:
+    assert reply.steered is not None
+    same = 0
+    for ours, theirs in zip(reply.base.ids, reply.steered.ids, strict=False):
+        if ours != theirs:
+            break
+        same += 1
+    return f"the answer is another one from token {same + 1} on" if same else "the answer is another one"
+
+
+def _mean(tokens: Sequence[llm.Token]) -> float:
+    return sum(token.mean_h for token in tokens) / max(1, len(tokens))
+
+
+def _speeds(reply: Reply) -> str:
+    if not reply.base.ids:
+        return ""
+    base = f"base {reply.base.speed:.0f} tokens/s"
+    if reply.steered is None or not reply.read:
+        return base
+    if reply.cached:  # the machine may have been busier, or less so, then: no ratio
+        return f"base {reply.base.speed:.0f} tokens/s when it was written, steered {reply.steered.speed:.0f}"
+    return f"{base}, steered {reply.steered.speed:.0f}: {reply.steered.speed / reply.base.speed:.2f} times the base"
+
+
+def spelled(read: Read | None) -> str:
+    """The tokens of a message and of the steered answer, on red as deep as one concept's h."""
+    if read is None:
+        return note("The message and the answer come here, token by token, red where the gate opened.")
+    # llm.as_html escapes what it is given
+    parts = {"the message": llm.as_html(list(read.message)), "the steered answer": llm.as_html(list(read.answer))}
+    told = "".join(f"<h4>{_(read.concept)} in {name}</h4>{tokens}" for name, tokens in parts.items())
+    return f'<div class="tokens">{told}</div>'
 
 
 def steps_map(found: Mapping[Site, Mapping[float | None, float]]) -> str:
