@@ -9,7 +9,7 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-floor lint format bench results methods learning families train-builtin clean
+.PHONY: help demo test test-all test-floor lint format bench results methods learning families concepts train-builtin clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ families: $(STAMP)  ## docs/families.md: what was tested with which family of pi
 		tests/diffusion/test_other_pipelines.py tests/diffusion/test_processor.py tests/diffusion/test_callback.py \
 		tests/diffusion/test_living_with_others.py
 	.venv/bin/python benchmarks/families.py outputs/families.xml
+
+concepts: $(STAMP)  ## learn the concepts that ship again
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m dsas_diffusion.builtin.concepts
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
 train-builtin: $(STAMP)  ## train the built-in models again

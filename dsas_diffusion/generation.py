@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from dsas_core.errors import DSASError
+from dsas_core.pretrained import name_of
 
 from .load import BUILTIN
 
@@ -50,7 +51,7 @@ def settings_of(
 
     Of others it is what the pipeline does when nobody says otherwise, though in 30 steps at most.
     """
-    if str(getattr(pipe, "name_or_path", "")) in {str(path) for path in BUILTIN.values()}:
+    if name_of(pipe, BUILTIN) in BUILTIN:
         usual = Settings(12, 3.0)
     else:
         own = inspect.signature(type(pipe).__call__).parameters

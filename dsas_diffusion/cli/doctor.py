@@ -12,6 +12,7 @@ from typing import Any
 from dsas_core import llm
 from dsas_core.concept import Concept, Intervention
 from dsas_core.opposition import Opposition
+from dsas_core.pretrained import name_of
 from dsas_core.trace import Record, Trace
 
 from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
@@ -19,6 +20,7 @@ from ..load import BUILTIN
 from ..steer import steer
 from . import chat
 from .arguments import (
+    CONCEPT,
     add_generation,
     add_model,
     add_words,
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="FOLDER",
-        help="a concept's folder, or its Hub name; repeatable: the first is looked at, with the others beside it",
+        help=f"{CONCEPT}; repeatable: the first is looked at, with the others beside it",
     )
     parser.add_argument("--prompt", "-p", required=True, help="the prompt to look at")
     parser.add_argument("--strength", type=number, default=1.0, help="of the concept (default 1)")
@@ -242,7 +244,7 @@ def _words(pipe: Any, prompt: str) -> dict[str, Any]:
     """
     tokenizer = pipe.tokenizer
     unknown: Sequence[str] = ()
-    if str(pipe.name_or_path) in {str(path) for path in BUILTIN.values()}:
+    if name_of(pipe, BUILTIN) in BUILTIN:
         words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())
         unknown = [word for word in words if len(tokenizer.tokenize(word)) > 1]
     return {
