@@ -64,6 +64,12 @@ def test_what_ships_is_what_the_table_says() -> None:
     assert sorted(path.name for path in FOLDER.iterdir()) == sorted(concepts.CONCEPTS), "nothing half-written"
 
 
+def test_the_readme_has_their_table() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert concepts.readme_with(readme) == readme, "make concepts"
+    assert readme.count("| `builtin:") == len(NAMES)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_whole_and_calibrated(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     concept = Concept.from_pretrained(name)

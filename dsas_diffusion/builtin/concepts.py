@@ -19,10 +19,13 @@ from dsas_core.concept import Concept
 from dsas_core.files import replacing_folder
 from dsas_core.layout import CARD
 from dsas_core.pretrained import BUILTIN
-from dsas_core.shipped import FOLDER
+from dsas_core.shipped import FOLDER, shipped
 
+ROOT = Path(__file__).parents[2]
 #: prompt files, by the names of their concepts
-PROMPTS = Path(__file__).parents[2] / "prompts"
+PROMPTS = ROOT / "prompts"
+#: between these the README has a table of what ships
+MARKS = "<!-- concepts: written by make concepts -->", "<!-- end of concepts -->"
 SEED = 0
 
 
@@ -38,12 +41,17 @@ class Lesson:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: of pictures: pictures are as good in 6 steps as in 12 for all that learning goes by
+FEW = {"steps": 6}
+#: the denoiser reads and moves each patch by itself: what changes stays in its place, and heat-maps show where it is
+PATCHES = {**FEW, "sites": "denoiser", "recipe": {"form": "token"}}
+
 CONCEPTS: Mapping[str, Lesson] = {
-    "banana-blur": Lesson(),
-    "fruit-to-pear": Lesson(),
-    "dog-grey": Lesson(),
-    "vehicles-pixelated": Lesson(),
-    "red-to-blue": Lesson(),
+    "banana-blur": Lesson(settings=PATCHES),
+    "fruit-to-pear": Lesson(settings={**PATCHES, "method": "linear-act"}),
+    "dog-grey": Lesson(settings=FEW),
+    "vehicles-pixelated": Lesson(settings=PATCHES),
+    "red-to-blue": Lesson(settings=FEW),
     "rudeness": Lesson("builtin:chat"),
 }
 
@@ -72,6 +80,32 @@ def write(name: str, concept: Concept, out: Path) -> Path:
     return out / name
 
 
+def overview() -> str:
+    """What ships, as a table in Markdown."""
+    headings = ("concept", "model", "what it does", "range", "at 1: effect, drift", "at its top: effect, drift")
+    lines = [" | ".join(headings), " | ".join(["---"] * len(headings))]
+    for one in shipped():
+        concept = Concept.from_pretrained(one.name)
+        assert concept.range is not None
+        low, high = concept.range
+        at = [_trial(concept, strength) for strength in (1.0, high)]
+        told = [f"{trial['effect']:.2f}, {trial['drift']:.3f}" for trial in at]
+        lines += [" | ".join([f"`{one.name}`", f"`{one.model}`", one.description, f"{low:g} to {high:g}", *told])]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def readme_with(text: str) -> str:
+    """The README with that table between its marks."""
+    (before, rest), end = text.split(MARKS[0]), MARKS[1]
+    return f"{before}{MARKS[0]}\n{overview()}\n{end}{rest.split(end)[1]}"
+
+
+def _trial(concept: Concept, strength: float) -> Mapping[str, float]:
+    """What calibration measured at a strength, or nearest to it."""
+    trials = concept.evidence["range"]["trials"]
+    return min(trials, key=lambda trial: abs(trial["strength"] - strength))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -82,6 +116,9 @@ def main() -> None:
     for name in args.only or CONCEPTS:
         concept = learned(name, show_progress=True)
         print(write(name, concept, args.out), concept)
+    if args.out == FOLDER:
+        readme = ROOT / "README.md"
+        readme.write_text(readme_with(readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
