@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import io
 import tomllib
 import warnings
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -108,10 +107,10 @@ def test_it_is_whole_and_calibrated(name: str, capsys: pytest.CaptureFixture[str
 def test_pictures_change_where_they_show_it(name: str, pipe: Any) -> None:
     concept = Concept.from_pretrained(name)
     prompts = list(UNSEEN[name])
-    settings = settings_of(pipe, 6)
+    settings = settings_of(pipe, 4)
     base = pictures_of(pipe, prompts, seeds_for(prompts, 3), settings)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         with dsas.steer(pipe, {name: 1.0}):
             made = pictures_of(pipe, prompts, seeds_for(prompts, 3), settings)
     judge = judge_from(read(concept.provenance["prompts"]).judges[0], device="cpu")
@@ -132,7 +131,7 @@ def test_rude_answers_turn_polite_and_calm_ones_stay() -> None:
 
     base = [answer(angry), answer(calm)]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         with llm.steer(model, {"builtin:rudeness": 1.0}):
             made = [answer(angry), answer(calm)]
     told = read(ROOT / "prompts" / "rudeness.yaml").judges[1]
@@ -172,9 +171,9 @@ def test_commands_take_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 def test_the_wheel_takes_them_along() -> None:
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["dsas_core"]
     package = Path(dsas_core.__file__).parent
-    files = [path.relative_to(package).as_posix() for path in FOLDER.rglob("*") if path.is_file()]
-    assert files
-    assert [file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in packaged)] == []
+    files = [PurePosixPath(path.relative_to(package)) for path in FOLDER.rglob("*") if path.is_file()]
+    assert len(files) >= 3 * len(NAMES)
+    assert [file for file in files if not any(file.match(pattern) for pattern in packaged)] == []
 
 
 def test_writing_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
