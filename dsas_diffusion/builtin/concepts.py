@@ -7,6 +7,7 @@ replaces what ships in one step. On one core a picture concept takes some five m
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,10 +36,13 @@ class Lesson:
 
     Args:
         model: a built-in one. settings: what `learn` is given beside prompts and seed.
+        seen: ends of strength beyond which pictures are seen to fall apart, though they move no farther than asking in
+            words moves them, which calibration goes by.
     """
 
     model: str = "builtin:emoji"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    seen: tuple[float, float] = (-math.inf, math.inf)
 
 
 #: pictures in 6 steps show all that learning goes by
@@ -52,7 +56,7 @@ SURE = {**PATCHES, "recipe": {"form": "product"}}
 
 CONCEPTS: Mapping[str, Lesson] = {
     "banana-blur": Lesson(settings=PATCHES),
-    "fruit-to-pear": Lesson(settings={**SURE, "method": "linear-act"}),
+    "fruit-to-pear": Lesson(settings={**SURE, "method": "linear-act"}, seen=(-0.75, 1.0)),
     "dog-grey": Lesson(settings=WORDS),
     "vehicles-pixelated": Lesson(settings=WORDS),
     "red-to-blue": Lesson(settings=WORDS),
@@ -71,9 +75,20 @@ def learned(name: str, *, show_progress: bool = False) -> Concept:
     else:
         pipe = dsas.load_pipeline(lesson.model, device="cpu")
         concept = dsas.learn(pipe, prompts, seed=SEED, **lesson.settings, **told)
-        concept = dsas.illustrate(pipe, dsas.calibrate(pipe, concept, **told), **told)
+        concept = _cut(dsas.calibrate(pipe, concept, **told), lesson.seen)
+        concept = dsas.illustrate(pipe, concept, **told)
     command = f"python -m dsas_diffusion.builtin.concepts --only {name}"
     return replace(concept, provenance={**concept.provenance, "command": command})
+
+
+def _cut(concept: Concept, seen: tuple[float, float]) -> Concept:
+    """The concept with its range no wider than that; its provenance tells of a cut."""
+    if concept.range is None:
+        return concept
+    found = (max(concept.range[0], seen[0]), min(concept.range[1], seen[1]))
+    if found == concept.range:
+        return concept
+    return replace(concept, range=found, provenance={**concept.provenance, "range_cut_by_eye_from": concept.range})
 
 
 def write(name: str, concept: Concept, out: Path) -> Path:
