@@ -87,6 +87,9 @@ def test_it_is_whole_and_calibrated(name: str, capsys: pytest.CaptureFixture[str
     assert concept.range is not None
     low, high = concept.range
     assert low <= 0 < 1 <= high
+    lowest, highest = concepts.CONCEPTS[concept.name].seen
+    calibrated = concept.provenance.get("range_cut_by_eye_from", concept.range)
+    assert (low, high) == (max(calibrated[0], lowest), min(calibrated[1], highest))
     assert concept.evidence["unit"]["trials"]
     assert concept.evidence["range"]["trials"]
     assert any(site["auroc"] > 0.9 for site in concept.evidence["sites"])
@@ -156,7 +159,8 @@ def test_commands_take_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     listed = document_of((main(["show", "--json"]), *capsys.readouterr()))
     assert [one["name"] for one in listed["builtin"]] == [one.name for one in shipped()]
     assert main(["show"]) == 0
-    assert all(name in capsys.readouterr().out for name in NAMES[:1])
+    text = capsys.readouterr().out
+    assert all(name in text for name in NAMES)
     drawn = ["generate", "--prompt", "a dog", "--steps", "1", "--out", str(tmp_path / "dog.png"), "--json"]
     given = ["-c", "builtin:dog-grey=-0.5", "-c", "builtin:banana-blur=auto:0.1"]
     document = document_of((main([*drawn, *given]), *capsys.readouterr()))
