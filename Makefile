@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n
 
 .DEFAULT_GOAL := help
 .PHONY: help demo app test test-all test-floor test-browser lint format bench soak screenshots results methods learning \
-	families train-builtin clean
+	families concepts train-builtin clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -104,6 +104,9 @@ families: $(STAMP)  ## docs/families.md: what was tested with which family of pi
 		tests/diffusion/test_other_pipelines.py tests/diffusion/test_processor.py tests/diffusion/test_callback.py \
 		tests/diffusion/test_living_with_others.py
 	.venv/bin/python benchmarks/families.py outputs/families.xml
+
+concepts: $(STAMP)  ## learn the concepts that ship again
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m dsas_diffusion.builtin.concepts
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
 train-builtin: $(STAMP)  ## train the built-in models again

@@ -28,9 +28,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from dsas_core import Concept, shipped
 from dsas_core.provenance import versions
 from dsas_diffusion import load_pipeline
-from dsas_diffusion.cli.app import shipped_for
 from dsas_diffusion.ui.create import shown
 from dsas_diffusion.ui.studio import Order, Studio
 from tests.browser.demo import Demo, browser, serving
@@ -50,7 +50,8 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     choose = random.Random(args.seed)
-    studio = Studio(load_pipeline("builtin:emoji"), "builtin:emoji", shipped_for("builtin:emoji"))
+    concepts = [Concept.from_pretrained(one.name) for one in shipped("builtin:emoji")]
+    studio = Studio(load_pipeline("builtin:emoji"), "builtin:emoji", concepts)
     names = list(studio.concepts)[:2]
 
     @cache

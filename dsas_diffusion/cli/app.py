@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
+from dsas_core.shipped import shipped
 
-from .arguments import add_model, language_model, pipeline, positive
-
-#: language model -> concepts of it that ship, taken where none are named
-TEXT_CONCEPTS: dict[str, list[str]] = {}
+from .arguments import CONCEPT, add_model, language_model, pipeline, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--concepts",
         "-c",
-        nargs="+",
-        default=[],
+        nargs="*",
         metavar="FOLDER",
-        help="folders or Hub names of concepts that everybody has (default: those that ship for the model)",
+        help=f"what everybody has a slider for: each {CONCEPT} (default: those that ship for the model)",
     )
     parser.add_argument(
         "--text-model",
@@ -37,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--text-concepts",
-        nargs="+",
+        nargs="*",
         metavar="FOLDER",
-        help="folders or Hub names of its concepts (default: those that ship for it)",
+        help=f"its concepts: each {CONCEPT} (default: those that ship for it)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at (default 127.0.0.1; 0.0.0.0 is all)")
     parser.add_argument("--port", type=positive, metavar="N", help="port (default: the first free one from 7860 on)")
@@ -54,9 +52,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.usage("--text-concepts needs a --text-model")
     if args.text_model != "none" and not llm.is_language_model(args.text_model):
         raise DSASError(f"{args.text_model} is no language model: name one, or pass --text-model none")
-    concepts = [Concept.from_pretrained(name) for name in args.concepts]
-    text_concepts = args.text_concepts if args.text_concepts is not None else TEXT_CONCEPTS.get(args.text_model, [])
-    spoken = [Concept.from_pretrained(name) for name in text_concepts]
+    drawn = _concepts(args.concepts, args.model)
+    spoken = _concepts(args.text_concepts, args.text_model)
     try:
         from .. import ui
         from ..ui.studio import Studio
@@ -65,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if error.name != "gradio":
             raise
         raise DSASError("the demo needs Gradio: pip install 'dsas-diffusion[demo]'") from None
-    studio = Studio(pipeline(args), args.model, concepts)
+    studio = Studio(pipeline(args), args.model, drawn)
     talk = None
     if args.text_model != "none":
         talk = Talk(*language_model(args, args.text_model), args.text_model, spoken)
@@ -89,6 +86,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def report(document: dict[str, Any]) -> None:
     """That it has ended."""
     print(f"no longer serving {document['model']}")
+
+
+def _concepts(named: Sequence[str] | None, model: str) -> list[Concept]:
+    """The concepts that were named, or those that ship for the model."""
+    names = [one.name for one in shipped(model)] if named is None else named
+    return [Concept.from_pretrained(name) for name in names]
 
 
 def _until_told() -> None:

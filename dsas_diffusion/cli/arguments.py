@@ -25,6 +25,8 @@ from ..schedule import Schedule
 from ..steer import ATTACH
 
 GATES = {"own": None, "on": "on", "off": "off"}
+#: what a concept may be given by
+CONCEPT = "a concept's folder, its Hub name, or builtin:NAME"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -53,7 +55,7 @@ def add_concepts(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=concept_and_strength,
         metavar="FOLDER=STRENGTH",
-        help="a concept's folder or Hub name; strength 1 by default, negative goes the other way, auto (or auto:P) "
+        help=f"{CONCEPT}; strength 1 by default, negative goes the other way, auto (or auto:P) "
         "as far as the probe's probability is above P (default 0.5); repeatable",
     )
     parser.add_argument(

@@ -18,6 +18,7 @@ from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from ..steer import steer
 from ..vocabulary import reading
 from .arguments import (
+    CONCEPT,
     add_generation,
     add_model,
     add_words,
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="FOLDER",
-        help="a concept's folder, or its Hub name; repeatable: the first is looked at, with the others beside it",
+        help=f"{CONCEPT}; repeatable: the first is looked at, with the others beside it",
     )
     parser.add_argument("--prompt", "-p", required=True, help="the prompt to look at")
     parser.add_argument("--strength", type=number, default=1.0, help="of the concept (default 1)")
