@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,8 +20,9 @@ from .sites import Site
 class Entry(NamedTuple):
     """One intervention in the current bin; `number` tells it from the others of its concept.
 
-    `plane` is what its strength can be solved for by; None where it has to be given. `cloud` is where it must stay;
-    None where it may go anywhere.
+    `elsewhere` says that it does not read where it writes, `across` that it reads in another root: one h for each
+    prompt, whatever becomes of it. `plane` is what its strength can be solved for by; None where it has to be given.
+    `cloud` is where it must stay; None where it may go anywhere.
     """
 
     number: int
@@ -31,17 +31,18 @@ class Entry(NamedTuple):
     weight: torch.Tensor
     reads: Site
     writes: Site
+    elsewhere: bool
+    across: bool
     plane: Hyperplane | None
     cloud: Cloud | None
 
 
 class _Bound:
-    """Interventions by the sites that they read and write, their tensors views of one: `live`, those of one bin."""
+    """Interventions, their tensors views of one: `live`, those of one bin."""
 
     def __init__(self, interventions: Sequence[Intervention], live: torch.Tensor) -> None:
         self.live = live
-        self.reading: dict[Site, list[Entry]] = {}
-        self.writing: dict[Site, list[Entry]] = {}
+        self.entries: list[Entry] = []
         start = 0
 
         def view(tensor: torch.Tensor) -> torch.Tensor:
@@ -57,12 +58,12 @@ class _Bound:
         clouds = [item.clouds[0].map_tensors(view) if item.clouds else None for item in interventions]
         for number, intervention in enumerate(interventions):
             probe, transform, weight = parts[number]
-            reads = intervention.reads or intervention.site
-            solvable = transform.displaces and reads == intervention.site and not intervention.watches
+            writes = intervention.site
+            reads = intervention.reads or writes
+            solvable = transform.displaces and reads == writes and not intervention.watches
             plane = hyperplane(probe) if solvable else None
-            entry = Entry(number, probe, transform, weight, reads, intervention.site, plane, clouds[number])
-            self.reading.setdefault(entry.reads, []).append(entry)
-            self.writing.setdefault(entry.writes, []).append(entry)
+            where = reads, writes, reads != writes, reads.root != writes.root
+            self.entries.append(Entry(number, probe, transform, weight, *where, plane, clouds[number]))
 
 
 class Attached:
@@ -90,18 +91,18 @@ class Attached:
             self._elsewhere: dict[torch.device, _Bound] = {}
 
     @property
-    def entries(self) -> Iterator[Entry]:
-        """Every intervention, on the device of the root."""
-        return itertools.chain.from_iterable(self._here.writing.values())
+    def entries(self) -> list[Entry]:
+        """Every intervention by its number, on the device of the root."""
+        return self._here.entries
 
-    def on(self, device: torch.device) -> _Bound:
-        """What reads and writes activations that are on a device."""
+    def on(self, device: torch.device) -> list[Entry]:
+        """Every intervention by its number, for activations that are on a device."""
         if device == self._device:
-            return self._here
+            return self._here.entries
         if device not in self._elsewhere:
             with torch.inference_mode(False):
                 self._elsewhere[device] = _Bound(self._interventions, self._here.live.to(device))
-        return self._elsewhere[device]
+        return self._elsewhere[device].entries
 
     def turn(self, timestep: torch.Tensor | None, device: torch.device) -> None:
         """Bring in the parameters of the timestep's bin, on the device that the root is called on."""

@@ -82,6 +82,10 @@ class Visit:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._places: dict[Site, nn.Module] = {}
 
+    def below(self, root: str) -> list[Site]:
+        """The sites of a root."""
+        return [site for site in self.sites if site.root == root]
+
     def replaced(self, model: nn.Module | Roots) -> list[Site]:
         """Sites that another module has come to since: a hook goes with the old one, which may be inside the new."""
         known = site_access.modules(_roots(model))
@@ -206,23 +210,24 @@ class _Nothing:
 class _BeginHook(_Copied):
     def __init__(self, name: str, placed: Visit, describe: Describe) -> None:
         self.name, self.placed, self.describe = name, placed, describe
+        self.sites = placed.below(name)
 
     @_disable_dynamo  # torch.compiler.disable, which would import torch._dynamo right here: 1.5 s
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = self.describe(args, kwargs)
         self.placed.joint[self.name] = call.joint
-        self.placed.passed -= {site for site in self.placed.sites if site.root == self.name}
+        self.placed.passed.difference_update(self.sites)
         self.placed.visitor.begin(self.name, call)
 
 
 class _EndHook(_Copied):
     def __init__(self, name: str, placed: Visit) -> None:
-        self.name, self.placed = name, placed
+        self.name, self.placed, self.sites = name, placed, placed.below(name)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or self.placed.missed is None:
             return
-        missed = [site for site in self.placed.sites if site.root == self.name and site not in self.placed.passed]
+        missed = [site for site in self.sites if site not in self.placed.passed]
         if missed:
             self.placed.missed(self.name, missed)
 

@@ -194,6 +194,8 @@ def _flat(x: torch.Tensor, site: Site) -> torch.Tensor:
 
 def _part(value: Any, site: Site, joint: Joint | None) -> tuple[Any, ...]:
     """The index of a site in its module's activation, [batch, positions, width]."""
+    if site.tokens is None and site.channels is None and not site.stream:
+        return (...,)
     tokens, channels = (slice(None) if part is None else slice(*part) for part in (site.tokens, site.channels))
     rows: Any = slice(None)
     if site.stream:

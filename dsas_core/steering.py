@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self, TypeVar
 
 import torch
@@ -49,6 +49,14 @@ class _Step(NamedTuple):
     seen: torch.Tensor
     solved: Solved | None = None
     cloud: Cloud | None = None
+
+
+class _Plan(NamedTuple):
+    """What a concept is to do at a site, by number: interventions that read there for elsewhere, and that write."""
+
+    attached: Attached
+    reading: list[int]
+    writing: list[int]
 
 
 class Steering:
@@ -110,6 +118,9 @@ class Steering:
         ordered = sorted(concepts, key=lambda concept: concept.name) if self._blends else concepts
         held = {"watch": trace is not None, "within": within is not None, "interpolate": interpolate_bins}
         self._attached = [Attached(concept, gate, **held) for concept in ordered]
+        self._plans = _plans(self._attached)
+        #: every site that is read or written, each once
+        self.sites = list(self._plans)
         self._calls: dict[str, Call] = {}
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
         self._aims: dict[tuple[str, str], torch.Tensor] = {}  # of concepts with `Auto`: target logit, highest strength
@@ -117,7 +128,7 @@ class Steering:
         self._states: dict[tuple[str, int], torch.Tensor] = {}
         self._scores: dict[tuple[str, str, int], torch.Tensor] = {}  # h of probes that read elsewhere than they gate
         #: roots where a probe reads for another root: a text encoder for the denoiser
-        self._asked = {entry.reads.root for one in self._attached for entry in one.entries if _across(entry)}
+        self._asked = {entry.reads.root for one in self._attached for entry in one.entries if entry.across}
         self._visit: Visit | None = None
 
     def attach(
@@ -178,12 +189,6 @@ class Steering:
         """Sites that have been reached so far (not tracked inside compiled modules)."""
         return sorted(str(site) for site in self._visit.fired) if self._visit else []
 
-    @property
-    def sites(self) -> list[Site]:
-        """Every site that is read or written, each once."""
-        entries = [entry for attached in self._attached for entry in attached.entries]
-        return list(dict.fromkeys(site for entry in entries for site in (entry.reads, entry.writes)))
-
     def begin(self, root: str, call: Call) -> None:
         self._calls[root] = call
         if root not in self._asked or bool(call.rows.any()):  # another root is not asked about negative prompts
@@ -213,17 +218,15 @@ class Steering:
         mask = call.counted(site, x.shape[1])
         mask = None if mask is None else mask.to(x.device)
         steps: list[_Step] = []
-        for attached in self._attached:
-            bound, name = attached.on(x.device), attached.name
-            for entry in bound.reading.get(site, ()):
+        for attached, reading, writing in self._plans[site]:
+            entries, name = attached.on(x.device), attached.name
+            for entry in [entries[number] for number in reading]:
                 key = site.root, name, entry.number
-                if entry.writes != site and not (_across(entry) and key in self._scores):
-                    if _across(entry):
-                        h = entry.probe.score(x, mask) * entry.weight
-                        self._scores[key] = h[call.prompts.argsort()]
-                    else:
-                        self._scores[key] = self._score(name, entry, x, mask)
-            steps += [self._step(name, entry, x, mask) for entry in bound.writing.get(site, ())]
+                if not entry.across:
+                    self._scores[key] = self._score(name, entry, x, mask)
+                elif key not in self._scores:
+                    self._scores[key] = (entry.probe.score(x, mask) * entry.weight)[call.prompts.argsort()]
+            steps += [self._step(name, entries[number], x, mask) for number in writing]
         if not steps:
             return None
         out = interpolate(x, [(step.map, _strength(x, step), step.h) for step in self._shared(steps)])
@@ -238,7 +241,7 @@ class Steering:
         dose, aim = self._doses[root, name].to(x.device), self._aims.get((root, name))
         where = None if self._localiser is None else self._localiser(name, entry.writes, x)
         if aim is None or entry.plane is None:
-            h = self._score_of(name, entry, x) if entry.reads != entry.writes else self._score(name, entry, x, mask)
+            h = self._score_of(name, entry, x) if entry.elsewhere else self._score(name, entry, x, mask)
             h = h if where is None else h * where
             return _Step(name, entry.map, dose, h, h, cloud=entry.cloud)
         target, cap = aim.to(x.device).unbind()
@@ -256,8 +259,8 @@ class Steering:
 
     def _shared(self, steps: list[_Step]) -> list[_Step]:
         """Steps of several concepts with what `combine` leaves each of its h; the interventions of one go together."""
-        names = dict.fromkeys(step.concept for step in steps)
-        if not self._blends or len(names) < 2:
+        names = dict.fromkeys(step.concept for step in steps) if self._blends else {}
+        if len(names) < 2:
             return steps
         opened = {name: [step.h * (step.strength != 0) for step in steps if step.concept == name] for name in names}
         kept = share([functools.reduce(torch.maximum, gates) for gates in opened.values()])
@@ -279,7 +282,7 @@ class Steering:
                 f"{entry.writes} is gated by what {entry.reads} shows, which the model has not come to: a probe must "
                 "read before its map writes"
             )
-        if _across(entry) and h.shape[1] == 1:
+        if entry.across and h.shape[1] == 1:
             h = h[self._calls[entry.writes.root].prompts.to(h.device)]
         if h.shape[1] not in (1, x.shape[1]) or len(h) != len(x):
             raise DSASError(
@@ -359,9 +362,22 @@ class Steering:
                 _hold(self._counts, (attached.name, entry.number), torch.zeros(2, device=device))
 
 
-def _across(entry: Entry) -> bool:
-    """Whether an intervention reads in another root than it writes: one h for each prompt, whatever becomes of it."""
-    return entry.reads.root != entry.writes.root
+def _plans(every: Sequence[Attached]) -> dict[Site, list[_Plan]]:
+    """What is to be done at each site, concept by concept: told once, and not looked for at every call."""
+    plans: dict[Site, list[_Plan]] = {}
+
+    def plan(attached: Attached, site: Site) -> _Plan:
+        there = plans.setdefault(site, [])
+        if not there or there[-1].attached is not attached:
+            there.append(_Plan(attached, [], []))
+        return there[-1]
+
+    for attached in every:
+        for entry in attached.entries:
+            if entry.elsewhere:
+                plan(attached, entry.reads).reading.append(entry.number)
+            plan(attached, entry.writes).writing.append(entry.number)
+    return plans
 
 
 def _strength(x: torch.Tensor, step: _Step) -> torch.Tensor:

@@ -55,6 +55,7 @@ class Rows:
             raise DSASError(f"rows {rows!r}, positions {positions!r}: expected {ROWS} and {POSITIONS}")
         self.pipe, self.rows, self.positions, self.on_prompts = pipe, rows, positions, on_prompts
         self.family: Family = family_of(pipe)
+        self._bounds = bounds_of(pipe)
         self.prompts = 0
         self.texts: list[str] | None = None  # the prompts, where they are known
         self.latents = (0, 0)  # height and width of what the denoiser reads
@@ -273,11 +274,9 @@ class Rows:
         if sample[0].ndim > 2:
             self.latents = tuple(sample[0].shape[-2:])
         blocks = self._blocks(batch, asked, embeds)
-        owners = torch.arange(self.prompts, device=device).repeat_interleave(self.images_per_prompt)
-        rows = torch.tensor([float(block in steered) for block in blocks], device=device).repeat_interleave(asked)
-        return Call(
-            rows, owners.repeat(len(blocks)), self._clock(timestep, device), joint=self._joint(sample, embeds, attended)
-        )
+        rows = torch.tensor([float(block in steered) for block in blocks for _ in range(asked)], device=device)
+        owners = torch.tensor([i // self.images_per_prompt for _ in blocks for i in range(asked)], device=device)
+        return Call(rows, owners, self._clock(timestep, device), joint=self._joint(sample, embeds, attended))
 
     def _blocks(self, batch: int, asked: int, embeds: Any) -> tuple[str, ...]:
         """What each block of as many rows as pictures were asked for is for, in order.
@@ -315,7 +314,7 @@ class Rows:
     def _clock(self, timestep: Any, device: torch.device) -> torch.Tensor:
         """The timestep as float [] from 0 (clean) to 1000 (noise), on the device of the sample."""
         value = torch.as_tensor(timestep, device=device).float().flatten()[0]
-        noisy, clean = bounds_of(self.pipe)
+        noisy, clean = self._bounds
         return (value - clean) / (noisy - clean) * 1000
 
     def _joint(self, sample: Any, embeds: Any, attended: torch.Tensor | None) -> Joint | None:

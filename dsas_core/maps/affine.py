@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from ..parts import cast
 from . import Map
 
 
@@ -25,5 +26,5 @@ class AffineMap(Map, kind="affine"):
     slope: torch.Tensor | None = None
 
     def displacement(self, x: torch.Tensor) -> torch.Tensor:
-        shift = self.shift.to(x.dtype)
-        return shift if self.slope is None else torch.addcmul(shift, self.slope.to(x.dtype) - 1, x)
+        shift = cast(self.shift, x.dtype)
+        return shift if self.slope is None else torch.addcmul(shift, cast(self.slope, x.dtype) - 1, x)

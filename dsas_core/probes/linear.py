@@ -13,7 +13,7 @@ from typing import Self
 
 import torch
 
-from ..parts import compute_dtype
+from ..parts import cast, compute_dtype
 from . import Probe
 
 #: beyond this a sigmoid is 0 or 1 in float32 arithmetic with room to spare
@@ -54,8 +54,8 @@ class LinearProbe(Probe, kind="linear"):
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         dtype = compute_dtype(x)
-        z = torch.nn.functional.linear(x.to(dtype), self.weight.to(dtype)[None], self.bias.to(dtype)[None])
-        return z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        z = cast(x, dtype) @ cast(self.weight, dtype) + cast(self.bias, dtype)
+        return z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[..., None]
 
     def lowered(self, shift: float) -> Self:
         return replace(self, bias=self.bias - shift)

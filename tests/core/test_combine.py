@@ -19,7 +19,7 @@ from dsas_core.maps import AffineMap
 from dsas_core.opposition import Opposition
 from dsas_core.probes import ConstantProbe
 from dsas_diffusion import find_sites, steer
-from tests.core.llm.models import IDS, concept_for, tiny, written
+from tests.core.llm.models import behind_first_layer, concept_for, tiny, written
 from tests.core.test_strengths import SITE, away
 from tests.helpers import BANANA, DOG, FORMS, MAPS, Turn, differ, latents, random_concept, same, seen_at
 
@@ -81,10 +81,9 @@ def test_one_open_gate_is_as_in_a_sum() -> None:
 def test_blend_by_the_formula() -> None:
     model = tiny("llama")
     pair = [replace(concept_for(model, "model.model.layers.0", seed=i), name=name) for i, name in enumerate("ab")]
-    with torch.no_grad():
-        x = model(IDS, output_hidden_states=True).hidden_states[1]
-        with llm.steer(model, {pair[0]: 1.0, pair[1]: -2.0}, combine="blend"):
-            made = model(IDS, output_hidden_states=True).hidden_states[1]
+    x = behind_first_layer(model)
+    with llm.steer(model, {pair[0]: 1.0, pair[1]: -2.0}, combine="blend"):
+        made = behind_first_layer(model)
     h = [concept.interventions[0].probes[0].score(x) for concept in pair]
     scale = torch.maximum(*h) / (h[0] + h[1])
     doses = [concept.unit * strength for concept, strength in zip(pair, (1.0, -2.0), strict=True)]
@@ -99,10 +98,10 @@ def test_blend_by_the_formula() -> None:
 def test_alike_concepts_blended_are_one_of_them_and_summed_as_many() -> None:
     model = tiny("llama")
     alike = [replace(concept_for(model, "model.model.layers.0", kind="additive"), name=name) for name in "abc"]
-    base, changes = model(IDS, output_hidden_states=True).hidden_states[1], []
+    base, changes = behind_first_layer(model), []
     for concepts, combine in ((alike[:1], "sum"), (alike, "blend"), (alike, "sum")):
         with llm.steer(model, dict.fromkeys(concepts, 2.0), combine=combine):
-            changes.append(model(IDS, output_hidden_states=True).hidden_states[1] - base)
+            changes.append(behind_first_layer(model) - base)
     alone, blended, summed = changes
     assert differ(alone, torch.zeros_like(alone))
     assert torch.allclose(blended, alone, atol=1e-5)

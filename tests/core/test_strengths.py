@@ -20,7 +20,7 @@ from dsas_core.maps import AffineMap, Map
 from dsas_core.probes import AnyProbe, ConstantProbe, LinearProbe, PooledProbe, PrefixProbe, ProductProbe, QuantileProbe
 from dsas_core.probes.combine import pool
 from dsas_diffusion import find_sites, steer
-from tests.core.llm.models import IDS, close, concept_for, tiny, written
+from tests.core.llm.models import IDS, behind_first_layer, close, concept_for, tiny, written
 from tests.helpers import (
     BANANA,
     DOG,
@@ -184,8 +184,8 @@ def test_weight_other_factors_and_schedule_take_their_share_of_the_way() -> None
     out = {}
     for name, one in {"whole": concept, "weight": half, "factor": other}.items():
         with llm.steer(model, {one: Auto(cap=1000)}):
-            out[name] = model(IDS, output_hidden_states=True).hidden_states[1]
-    base = model(IDS, output_hidden_states=True).hidden_states[1]
+            out[name] = behind_first_layer(model)
+    base = behind_first_layer(model)
     assert torch.allclose(out["weight"] - base, (out["whole"] - base) / 2, atol=1e-5)
     assert torch.equal(out["factor"], out["weight"])
     assert differ(out["whole"], base)

@@ -240,7 +240,7 @@ def save_classifier(folder: Path, labels: list[str], problem: str | None = None)
 def test_clip_judge_is_the_softmax_of_transformers(clip_folder: Path) -> None:
     from transformers import AutoProcessor, CLIPModel
 
-    pictures, texts = noise_pictures(5), ["a blurred banana", "a sharp banana and a hat"]
+    pictures, texts = noise_pictures(5), ["a banana", "a sharp banana and a hat"]
     inputs = AutoProcessor.from_pretrained(clip_folder)(text=texts, images=pictures, return_tensors="pt", padding=True)
     with torch.no_grad():
         expected = CLIPModel.from_pretrained(clip_folder)(**inputs).logits_per_image.softmax(-1)
@@ -249,7 +249,7 @@ def test_clip_judge_is_the_softmax_of_transformers(clip_folder: Path) -> None:
     assert ClipJudge(Clip(clip_folder), *texts[::-1]).shown(pictures, [""] * 5) == pytest.approx(
         expected[:, 1].numpy(), abs=1e-4
     )
-    assert expected[:, 0].std() > 0.01
+    assert expected[:, 0].std() > 0.1
     assert judge.shown([], []).shape == (0,)
 
 

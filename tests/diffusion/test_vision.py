@@ -58,7 +58,7 @@ def test_features_of_transformers(save: Any, kind: str, expected: Any, tmp_path:
     pictures = noise_pictures(3)
     pixels = save_processor(tmp_path)(images=pictures, return_tensors="pt")["pixel_values"]
     if kind == "clip":  # keep the tokenizer's processor out of it: features need none
-        (tmp_path / "processor_config.json").unlink()
+        (tmp_path / "processor_config.json").unlink(missing_ok=True)  # transformers 4 writes none
         save_processor(tmp_path)
     with torch.no_grad():
         wanted = expected(model(pixel_values=pixels)) if expected else projected(model, pixels)

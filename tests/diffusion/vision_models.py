@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from dsas_diffusion.builtin.architecture import TEXT_POSITIONS, build_tokenizer
+from tests.helpers import drawn
 
 SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, initializer_range=0.3)
 
@@ -40,11 +40,7 @@ def save_clip(folder: Path) -> tuple[Any, Any]:
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     text = dict(vocab_size=len(tokenizer), max_position_embeddings=TEXT_POSITIONS, **SMALL, **ids)
     vision = dict(image_size=32, patch_size=8, **SMALL)
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
-    # random projections map everything to about one direction: spread it out
-    for layer in (model.visual_projection, model.text_projection):
-        nn.init.normal_(layer.weight)
+    model = drawn(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval())
     model.save_pretrained(folder)
     return model, save_processor(folder, tokenizer)
 

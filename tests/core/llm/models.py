@@ -122,6 +122,19 @@ def written(model: Any, ids: torch.Tensor = IDS, mask: torch.Tensor | None = Non
     return torch.stack(out.logits, 1)
 
 
+@torch.no_grad()
+def behind_first_layer(model: Any) -> torch.Tensor:
+    """What goes on behind the first layer of a Llama, steered or not, [rows, positions, width].
+
+    Not `hidden_states`: transformers 4 records what layers made before hooks came to it.
+    """
+    left: list[torch.Tensor] = []
+    handle = model.model.layers[0].register_forward_hook(lambda module, args, output: left.append(output))
+    model(IDS)
+    handle.remove()
+    return left[0]
+
+
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3)
 
