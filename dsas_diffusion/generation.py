@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 import zlib
@@ -15,7 +16,10 @@ import torch
 from PIL import Image
 
 from dsas_core.errors import DSASError
+from dsas_core.fingerprints import weights_digest
+from dsas_core.provenance import versions
 
+from .families import roots_of
 from .load import BUILTIN
 
 #: of denoising, where a model's own number is larger
@@ -92,6 +96,17 @@ def _scheduled(pipe: Any, name: str | None) -> Iterator[None]:
         yield
     finally:
         pipe.scheduler = own
+
+
+def made_by(pipe: Any) -> dict[str, Any]:
+    """What latents depend on beside prompts and settings, as plain data."""
+    scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
+    told = repr((type(pipe.scheduler).__name__, sorted(scheduler.items(), key=str)))
+    return {
+        "model": weights_digest(roots_of(pipe)),
+        "scheduler": hashlib.sha256(told.encode()).hexdigest()[:20],
+        "versions": versions("dsas-diffusion", "diffusers", "transformers"),
+    }
 
 
 def noise_like(latents: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:

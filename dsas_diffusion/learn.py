@@ -19,7 +19,6 @@ import torch
 from dsas_core.capture import Capture, Captured
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.fingerprints import weights_digest
 from dsas_core.gating import WRITTEN
 from dsas_core.hooks import visit
 from dsas_core.learn import as_concept, fit_sites
@@ -34,7 +33,7 @@ from dsas_core.steering import Steering
 from dsas_core.unit import TRIALS, choose, held_back, units_of
 
 from .families import family_of, roots_of
-from .generation import decode, latent_batches, seeds_for, settings_of
+from .generation import decode, latent_batches, made_by, seeds_for, settings_of
 from .held_out import HeldOut
 from .masks import Masks
 from .rows import Rows
@@ -223,7 +222,7 @@ class Lesson:
     def _about(self) -> dict[str, Any]:
         """What the walk depends on."""
         return {
-            "model": weights_digest(roots_of(self.pipe)),
+            **made_by(self.pipe),
             "prompts": self.fitting,
             "settings": asdict(self.settings),
             "positions": self.positions,
