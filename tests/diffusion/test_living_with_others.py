@@ -178,6 +178,11 @@ def offloaded(pipe: Any) -> Undo:
     return pipe.remove_all_hooks
 
 
+def offloaded_by_parts(pipe: Any) -> Undo:
+    pipe.enable_model_cpu_offload(device="cpu")
+    return pipe.remove_all_hooks
+
+
 def in_groups(kind: str) -> Callable[[Any], None]:
     def offload(pipe: Any) -> None:
         from diffusers.hooks import apply_group_offloading, group_offloading
@@ -261,6 +266,7 @@ EVENTS = {
     "FreeU": Event(freed, ("sd",), ("sdxl",)),
     "channels last": Event(channels_last, ("sd",), ("sdxl",), 1e-4),
     "sequential offload": Event(offloaded, ("sd", "flux", "pixart"), ("sdxl", "sd3", "sana", *NEW), 1e-4),
+    "model offload": Event(offloaded_by_parts, ("sd", "flux"), OTHERS, 1e-4),
     "group offload, leaves": Event(in_groups("leaf_level"), ("flux",), ("sd", *OTHERS), 1e-4),
     "group offload, blocks": Event(in_groups("block_level"), ("sd",), ("flux", *OTHERS), 1e-4),
     "bfloat16": Event(cast(torch.bfloat16), ("sd", "flux"), CALM, 0.2),
