@@ -58,8 +58,11 @@ class Shards(Mapping[Key, Rows]):
         elif self.folder.is_dir() and any(not path.match(_draft(known, "*").name) for path in self.folder.iterdir()):
             raise DSASError(f"{self.folder} is there and holds something else: choose another folder")
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(known, json.dumps(told, indent=2).encode())
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _replace(known, json.dumps(told, indent=2).encode())
+            except OSError as error:
+                raise DSASError(f"cannot write into {self.folder}: {error.strerror}; choose another folder") from None
 
     @property
     def rows(self) -> Mapping[Key, Rows]:

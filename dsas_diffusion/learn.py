@@ -88,7 +88,8 @@ def learn(
         The concept, its unit chosen and its evidence in it; not saved yet.
 
     Raises:
-        DSASError: bad prompts, names or sites; no site tells source from control; masks that are missing, or empty.
+        DSASError: bad prompts, names or sites; a bin that no step comes to; no site tells source from control; masks
+            that are missing, or empty.
     """
     lesson = Lesson(
         pipe,
@@ -234,6 +235,18 @@ class Lesson:
         """Every batch of prompts by its side and its first prompt."""
         return [(side, start) for side, texts in self.fitting.items() for start in range(0, len(texts), self.batch)]
 
+    def _check_bins(self, capture: Capture, sites: Sequence[Site]) -> None:
+        """Every bin must have been come to: it is as in the first batch in all that follow, which may take hours."""
+        timed = [site for site in sites if site.root == family_of(self.pipe).denoiser]
+        empty = set(range(len(self.edges) + 1)) - {bin_ for site, bin_, _ in capture.rows if site in timed}
+        if timed and empty:
+            ends = (0.0, *self.edges, 1000.0)
+            told = ", ".join(f"{ends[bin_]:g} to {ends[bin_ + 1]:g}" for bin_ in sorted(empty))
+            raise DSASError(
+                f"none of {self.settings.steps} steps comes to timesteps {told}, a bin with a probe and map of its "
+                "own: use more steps, or fewer bins (edges=(), --edges none)"
+            )
+
     def _walk(
         self,
         sites: Sequence[Site],
@@ -268,5 +281,6 @@ class Lesson:
                 steering = Steering({learned: 1.0}) if learned is not None and steers else None
                 with nullcontext() if steering is None else steering.attach(roots, rows.describe()):
                     latents.setdefault(side, []).extend(latent_batches(pipe, texts, seeds, settings, self.batch))
+                self._check_bins(capture, sites)
                 bar.update()
         return capture, {side: torch.cat(parts) for side, parts in latents.items()}

@@ -156,6 +156,12 @@ def test_a_folder_that_another_process_begins_to_write(file: str, refused: str, 
     assert (tmp_path / "about.json").is_file() == (file != "notes.json")
 
 
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DSASError, match=r"cannot write into \S*file: File exists; choose another folder"):
+        Shards(tmp_path / "file", {}, [])
+
+
 @pytest.mark.slow
 def test_the_command_shares_it_among_processes(model: str, tmp_path: Path) -> None:
     """Two that torchrun starts learn the concept that one learns."""
