@@ -181,12 +181,15 @@ class PipelineSteering(Steering):
         assert self._rows is not None
         if self._rows.embeddings == "made here":
             return
-        texts = [site for site in self.sites if site.root != self._denoiser and site not in self._visit.fired]
-        silent = [site for site in texts if site not in self._told and not _compiled(getattr(self.pipe, site.root))]
+        # where embeddings are given, they run for negative prompts at most
+        unseen = self._rows.embeddings == "given" and self._rows.rows != "unconditional"
+        texts = [site for site in self.sites if site.root != self._denoiser and site not in self._told]
+        texts = [site for site in texts if unseen or site not in self._visit.fired]
+        silent = [site for site in texts if not _compiled(getattr(self.pipe, site.root))]
         if silent and self._rows.embeddings == "given":
             self._told.update(silent)
             warnings.warn(
-                f"prompt_embeds were given, so the text encoder did not run and {_listed(silent)} did "
+                f"prompt_embeds were given, so the text encoder did not read the prompt, and {_listed(silent)} did "
                 "nothing: pass prompt= instead, or encode the prompt inside the steer() block",
                 stacklevel=2,
             )
