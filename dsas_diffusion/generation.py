@@ -26,6 +26,8 @@ from .load import BUILTIN
 MOST_STEPS = 30
 #: a picture is unchanged up to this mean absolute difference, of 255
 UNCHANGED = 2.0
+#: what only those pipelines are told that draw from a picture, or follow one
+_PICTURED = ("strength", "mask_image", "control_image", "controlnet_conditioning_scale", "image_guidance_scale")
 #: schedulers to try a concept under that was learned under another
 _SCHEDULERS = ("UniPCMultistepScheduler", "EulerDiscreteScheduler", "DDIMScheduler", "DEISMultistepScheduler")
 
@@ -53,7 +55,15 @@ def settings_of(
     """What the user asked for, else what suits the model: 12 steps at guidance 3 for the built-in one.
 
     Of others it is what the pipeline does when nobody says otherwise, though in 30 steps at most.
+
+    Raises:
+        DSASError: a pipeline that draws from more than a text.
     """
+    if pictured := [name for name in _PICTURED if name in inspect.signature(type(pipe).__call__).parameters]:
+        raise DSASError(
+            f"{type(pipe).__name__} draws from pictures, too (it takes {pictured[0]}), and here are only texts: take "
+            "diffusers' AutoPipelineForText2Image.from_pipe(pipe), which has the same parts"
+        )
     if str(getattr(pipe, "name_or_path", "")) in {str(path) for path in BUILTIN.values()}:
         usual = Settings(12, 3.0)
     else:

@@ -187,7 +187,10 @@ class Rows:
         if embeds is None:
             self._begin(len(_listed(prompt)), _listed(prompt), "")
         else:
-            self._begin(len(embeds), ours[0] if ours else None, "made here" if ours else "given")
+            texts = ours[0] if ours else None
+            if texts is not None:  # perhaps they were made for several pictures each
+                texts = [text for text in texts for _ in range(len(embeds) // len(texts))]
+            self._begin(len(embeds), texts, "made here" if ours else "given")
 
     def _begin(self, prompts: int, texts: list[str] | None, embeddings: str) -> None:
         self.prompts, self.texts, self.embeddings, self._running = prompts, texts, embeddings, True

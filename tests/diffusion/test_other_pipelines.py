@@ -10,12 +10,15 @@ import torch
 from PIL import Image
 
 from dsas_core import Call, DSASError, visit
-from dsas_diffusion import find_sites, steer
+from dsas_diffusion import Lesson, find_sites, steer
 from dsas_diffusion.families import family_of, roots_of
+from dsas_diffusion.generation import Settings
+from dsas_diffusion.held_out import Eyes
 from dsas_diffusion.rows import Rows
 from dsas_diffusion.viz import PictureRecord
 from tests.diffusion.models import SIZE, STEPS, WIDTH, latents
 from tests.diffusion.test_every_family import BANANA, DOG, concept_of, pipe_of
+from tests.diffusion.test_learn import PROMPTS
 from tests.helpers import Recorder, bases, random_concept
 
 PICTURE = Image.new("RGB", (SIZE, SIZE), (200, 40, 90))
@@ -262,6 +265,23 @@ def test_words_of_a_pipeline_without_its_first_text_encoder() -> None:
     for word, found in (("banana", True), ("dog", False)):
         with steer(pipe, {concept: 1.0}, words={concept.name: word}):
             assert torch.equal(run(pipe, BANANA, **size), base) != found
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline", "StableDiffusionInstructPix2PixPipeline"],
+)
+def test_pipelines_that_draw_from_pictures_are_told_where_to_learn(kind: str) -> None:
+    with pytest.raises(DSASError, match=rf"{kind} draws from pictures, too.*AutoPipelineForText2Image\.from_pipe"):
+        Lesson(other(kind, "sd"), PROMPTS)
+
+
+def test_eyes_see_what_has_a_prompt_where_attention_is_perturbed() -> None:
+    """The same as of the pipeline without: its rows beside them are left out."""
+    pipes = [pipe_of("sd"), other("StableDiffusionPAGPipeline", "sd")]
+    made = torch.randn(10, 4, SIZE // 2, SIZE // 2)
+    seen = [Eyes(pipe, made[:5], made[5:], Settings(1, 0.0, size=SIZE)).features(made) for pipe in pipes]
+    assert torch.allclose(*seen, atol=1e-5)
 
 
 def test_a_pipeline_that_encodes_no_prompts_is_refused() -> None:
