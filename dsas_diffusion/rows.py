@@ -125,7 +125,8 @@ class Rows:
     def _prepare(self, prepare: Callable[[], Any], given: dict[str, Any]) -> Any:
         made = prepare()
         latents = made[0] if isinstance(made, tuple) else made
-        self.patches = latents.shape[1] if latents.ndim == 3 else None
+        packed = isinstance(latents, torch.Tensor) and latents.ndim == 3
+        self.patches = latents.shape[1] if packed else None
         return made
 
     def _prepare_untold(self, prepare: Callable[[], Any], given: dict[str, Any]) -> Any:
