@@ -77,8 +77,10 @@ class Rows:
         self._noted = False  # whether it has said what it is asked for
         self._encoded = False  # whether it has encoded its prompts since
         self._negatives: Mapping[str, list[str]] | None = None  # by text encoder; None without guidance
+        self._undecided: set[str] = set()  # text encoders that read the same for both, and have read nothing yet
         self._negating = False  # whether negative prompts, and they alone, are being encoded
         self._negative: torch.Tensor | None = None  # what was made of them
+        self._positive: torch.Tensor | None = None  # what was made of prompts
         self._blocks: tuple[str, ...] = ()  # of the denoiser's last call
         self._own: dict[str, dict[str, Any]] = {}  # of the pipeline's methods that are watched, those it had for itself
         self._running = False  # whether its prompts are encoded and its pictures are not yet made
@@ -150,6 +152,7 @@ class Rows:
         self._note(given)
         made = encode()
         parts = made if isinstance(made, tuple) else (made,)
+        self._positive = parts[0]
         tensors = [tensor for part in parts for tensor in (part if isinstance(part, list) else [part])]
         self._made = [known for known in self._made if known[0]() is not None]
         self._made += [(weakref.ref(tensor), self.texts) for tensor in tensors if isinstance(tensor, torch.Tensor)]
@@ -181,10 +184,12 @@ class Rows:
         ours = [texts for made, texts in self._made if made() is one]
         self.images_per_prompt = int(given.get("num_images_per_prompt") or 1)
         self.clip_skip = int(given.get("clip_skip") or 0)
-        self._given, self._negative, self._negatives = given, None, None
+        self._given, self._negative, self._negatives, self._undecided = given, None, None, set()
         self._encoded, self._noted = bool(self._asked), True
         if self.family.negatives == "together" and given.get("do_classifier_free_guidance", True):
             self._negatives = {encoder.part: _negatives(given, encoder) for encoder in self.family.encoders}
+            if embeds is None:
+                self._undecided = {each.part for each in self.family.encoders if _same(given, each)}
         if embeds is None:
             self._begin(len(_listed(prompt)), _listed(prompt), "")
         else:
@@ -235,6 +240,9 @@ class Rows:
             known = self._ids(texts, encoder, ids.shape[1]).to(ids.device)
             # all of them, as one of the prompts may well be what another is not to be
             negative = (ids == known).all() if len(known) in (1, len(ids)) else torch.zeros_like(negative)
+            if encoder.part in self._undecided:  # prompts and negative prompts are the same, and prompts come first
+                self._undecided.remove(encoder.part)
+                negative = torch.zeros_like(negative)
         negative = negative.expand(len(ids))
         rows = {"conditional": ~negative, "unconditional": negative, "both": torch.ones_like(negative)}[self.rows]
         in_front = torch.where(negative, self._in_front(encoder, True), self._in_front(encoder, False))
@@ -345,7 +353,7 @@ class Rows:
     def _made_of_negatives(self, embeds: torch.Tensor | None) -> bool:
         """Whether a call of its own is for the negative prompts: it is given what was made of them."""
         known = self._negative
-        if known is None or embeds is None:
+        if known is None or embeds is None or embeds is self._positive:
             return False
         return embeds is known or (embeds.shape == known.shape and torch.equal(embeds, known.to(embeds)))
 
@@ -412,3 +420,10 @@ def _listed(text: str | Sequence[str] | None) -> list[str]:
 def _negatives(given: Mapping[str, Any], encoder: TextEncoder) -> list[str]:
     """The negative prompts that a text encoder will be given."""
     return _listed(given.get(encoder.negative) or given.get("negative_prompt"))
+
+
+def _same(given: Mapping[str, Any], encoder: TextEncoder) -> bool:
+    """Whether a text encoder will be given the same for prompts and for negative prompts."""
+    prompts = _listed(given.get(encoder.negative.removeprefix("negative_")) or given.get("prompt"))
+    negatives = _negatives(given, encoder)
+    return prompts == (negatives if len(negatives) > 1 else negatives * len(prompts))

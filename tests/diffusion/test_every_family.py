@@ -19,7 +19,7 @@ from dsas_diffusion.families import family_of, roots_of
 from dsas_diffusion.generation import decode
 from dsas_diffusion.rows import Rows
 from dsas_diffusion.sites import role_of, site_name, unread
-from tests.diffusion.models import FAMILIES, GUIDED, NEGATIVE, SIZE, STEPS, WIDTH, brief, build, latents
+from tests.diffusion.models import FAMILIES, GUIDED, NEGATIVE, SIZE, STEPS, UNTOLD, WIDTH, brief, build, latents
 from tests.diffusion.test_learn import PROMPTS
 from tests.helpers import Bare, Recorder, bases, random_concept, same
 
@@ -151,6 +151,15 @@ def test_rows_of_guidance(family: str, rows: str) -> None:
     for root in roots_of(pipe):  # every text encoder is told the same
         if root != family_of(pipe).denoiser:
             assert [call.rows.tolist() for name, call in calls if name == root] == texts
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in UNTOLD])
+def test_negative_prompts_that_are_those_of_the_prompts(family: str) -> None:
+    calls = seen_in(family, [], [BANANA, DOG], seeds=(1, 2), negative_prompt=[BANANA, DOG]).calls
+    found = [(call.rows.tolist(), call.prompts.tolist()) for root, call in calls if root == "text_encoder"]
+    assert found == [([1, 1], [0, 1]), ([0, 0], [0, 1])]
+    found = [(call.rows.tolist(), call.prompts.tolist()) for root, call in calls if root in ("unet", "transformer")]
+    assert found == CALLS[family] * STEPS
 
 
 @pytest.mark.parametrize("family", FAMILIES)
