@@ -80,7 +80,7 @@ def difference(root: str, module: nn.Module, widths: Mapping[Site, int], known: 
 
 
 def weights_digest(roots: Roots) -> str:
-    """Sixteen hex digits of what modules have learned: a sample of every parameter, adapters and all.
+    """Sixteen hex digits of what modules have learned: a sample of every parameter, adapters and all, at their scales.
 
     Raises:
         DSASError: parameters that are nowhere to be read.
@@ -92,6 +92,11 @@ def weights_digest(roots: Roots) -> str:
             flat = value.flatten()
             sample = flat[:: max(1, len(flat) // 64)].cpu().double()
             digest.update(f"{name}.{canonical(path)}".encode() + sample.numpy().tobytes())
+        for path, module in roots[name].named_modules():
+            scales = getattr(module, "scaling", None)
+            if isinstance(scales, dict):  # of adapters, as PEFT has them
+                told = scales, getattr(module, "active_adapters", []), getattr(module, "disable_adapters", False)
+                digest.update(f"{name}.{canonical(path)}{told}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -48,18 +48,21 @@ class Shards(Mapping[Key, Rows]):
         told = json.loads(json.dumps({**about, "sites": list(map(str, sites)), "edges": list(edges)}))
         known = self.folder / ABOUT
         if known.is_file():
-            found = json.loads(known.read_text(encoding="utf-8"))
+            found = _read(known)
             other = [key for key in told if found.get(key) != told[key]]
             if other:
                 raise DSASError(
                     f"{self.folder} holds what was read otherwise ({', '.join(other)}): choose another folder, or "
                     "delete it"
                 )
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.is_dir() and any(not path.match(_draft(known, "*").name) for path in self.folder.iterdir()):
             raise DSASError(f"{self.folder} is there and holds something else: choose another folder")
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(known, json.dumps(told, indent=2).encode())
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _replace(known, json.dumps(told, indent=2).encode())
+            except OSError as error:
+                raise DSASError(f"cannot write into {self.folder}: {error.strerror}; choose another folder") from None
 
     @property
     def rows(self) -> Mapping[Key, Rows]:
@@ -161,8 +164,22 @@ def _joined(parts: Sequence[Rows]) -> Rows:
     return rows
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """What a folder tells about itself; nothing where it is not ours."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def _draft(path: Path, writer: str) -> Path:
+    """Where a file is while it is being written; another process may be at it, or have been stopped."""
+    return path.with_name(f".{path.name}.{writer}")
+
+
 def _replace(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, whoever writes it beside."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = _draft(path, str(os.getpid()))
     draft.write_bytes(content)
     draft.replace(path)

@@ -33,7 +33,8 @@ class DSASCallback(PipelineCallback):  # type: ignore[misc]
     """Moves the strengths of a steering between steps, and tells how far a generation is.
 
     Args:
-        steering: what `steer` gave; its strengths are set to those of the first step, now and after each generation.
+        steering: what `steer` gave; its strengths are set to those of the first step, now and after each generation,
+            or before the next where one breaks off.
         strengths: by concept name, a table {step: strength}, whose entries hold until the next one, or a function of
             the progress, 0 in the first step and 1 in the last. Concepts that are not named stay as they are.
         progress: told after each step how many are done, and of how many.
@@ -62,7 +63,7 @@ class DSASCallback(PipelineCallback):  # type: ignore[misc]
             steering.strengths[name]  # raises where it is not steered
             if not callable(moves) and 0 not in moves:
                 raise DSASError(f"strengths of {name!r}: the table has no step 0, the first: it has {list(moves)}")
-        self._move(0, 1)
+        self._rewind()
 
     @property
     def tensor_inputs(self) -> list[str]:
@@ -76,10 +77,18 @@ class DSASCallback(PipelineCallback):  # type: ignore[misc]
         if pipeline is not self.steering.pipe:
             raise DSASError("this callback is of a steering of another pipeline: make one of each")
         done, count = step_index + 1, int(pipeline.num_timesteps)
-        self._move(done if done < count else 0, count)
+        if done < count:
+            self._move(done, count)
+            self.steering.at_start.add(self._rewind)
+        else:
+            self._rewind()
+            self.steering.at_start.discard(self._rewind)
         if self.progress is not None:
             self.progress(done, count)
         return callback_kwargs
+
+    def _rewind(self) -> None:
+        self._move(0, 1)
 
     def _move(self, step: int, count: int) -> None:
         for name, moves in self.strengths.items():

@@ -21,11 +21,10 @@ from dsas_core.errors import DSASError
 from dsas_core.evaluate import Cell, Done, Run, arm, cost
 from dsas_core.evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
 from dsas_core.fingerprints import weights_digest
-from dsas_core.provenance import versions
 from dsas_core.strengths import Auto
 
-from .families import family_of, roots_of
-from .generation import Settings, decode, latent_batches, seeds_for, size_of
+from .families import family_of
+from .generation import Settings, decode, latent_batches, made_by, seeds_for, size_of
 from .steer import steer
 from .viz import PictureTrace
 
@@ -226,12 +225,5 @@ _DSAS = Job("dsas", "source", 1.0)
 
 def _about(pipe: Any) -> dict[str, Any]:
     """What pictures depend on beside concept, prompts and settings."""
-    scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
-    told = repr((type(pipe.scheduler).__name__, sorted(scheduler.items(), key=str)))
-    return {
-        "model": weights_digest(roots_of(pipe)),
-        "decoder": weights_digest({"vae": pipe.vae}),
-        "scheduler": hashlib.sha256(told.encode()).hexdigest()[:20],
-        "precision": cost.precision(getattr(pipe, family_of(pipe).denoiser)),
-        "versions": versions("dsas-diffusion", "diffusers", "transformers"),
-    }
+    precision = cost.precision(getattr(pipe, family_of(pipe).denoiser))
+    return {**made_by(pipe), "decoder": weights_digest({"vae": pipe.vae}), "precision": precision}

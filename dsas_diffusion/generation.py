@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 import zlib
@@ -15,13 +16,18 @@ import torch
 from PIL import Image
 
 from dsas_core.errors import DSASError
+from dsas_core.fingerprints import weights_digest
+from dsas_core.provenance import versions
 
+from .families import roots_of
 from .load import is_builtin
 
 #: of denoising, where a model's own number is larger
 MOST_STEPS = 30
 #: a picture is unchanged up to this mean absolute difference, of 255
 UNCHANGED = 2.0
+#: what only those pipelines are told that draw from a picture, or follow one
+_PICTURED = ("strength", "mask_image", "control_image", "controlnet_conditioning_scale", "image_guidance_scale")
 #: schedulers to try a concept under that was learned under another
 _SCHEDULERS = ("UniPCMultistepScheduler", "EulerDiscreteScheduler", "DDIMScheduler", "DEISMultistepScheduler")
 
@@ -49,7 +55,15 @@ def settings_of(
     """What the user asked for, else what suits the model: 12 steps at guidance 3 for the built-in one.
 
     Of others it is what the pipeline does when nobody says otherwise, though in 30 steps at most.
+
+    Raises:
+        DSASError: a pipeline that draws from more than a text.
     """
+    if pictured := [name for name in _PICTURED if name in inspect.signature(type(pipe).__call__).parameters]:
+        raise DSASError(
+            f"{type(pipe).__name__} draws from pictures, too (it takes {pictured[0]}), and here are only texts: take "
+            "diffusers' AutoPipelineForText2Image.from_pipe(pipe), which has the same parts"
+        )
     if is_builtin(pipe):
         usual = Settings(12, 3.0)
     else:
@@ -92,6 +106,17 @@ def _scheduled(pipe: Any, name: str | None) -> Iterator[None]:
         yield
     finally:
         pipe.scheduler = own
+
+
+def made_by(pipe: Any) -> dict[str, Any]:
+    """What latents depend on beside prompts and settings, as plain data."""
+    scheduler = {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")}
+    told = repr((type(pipe.scheduler).__name__, sorted(scheduler.items(), key=str)))
+    return {
+        "model": weights_digest(roots_of(pipe)),
+        "scheduler": hashlib.sha256(told.encode()).hexdigest()[:20],
+        "versions": versions("dsas-diffusion", "diffusers", "transformers"),
+    }
 
 
 def noise_like(latents: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:

@@ -192,18 +192,23 @@ class _Asked:
                 held[key] = [one.to(there).view_as(there) for one, there in zip(value, held[key], strict=True)]
             else:
                 there = torch.as_tensor(held[key])
-                held[key] = value.to(there).expand(there.shape)
+                if value.ndim:  # PAG asks twice of each picture
+                    held[key] = value.to(there).repeat(len(there) // len(value), *[1] * (value.ndim - 1))
+                else:
+                    held[key] = value.to(there).expand(there.shape)
         denoiser_of(self.pipe)(*args, **kwargs)
 
 
 class _Seen:
-    """A visitor that keeps mean and deviation over positions."""
+    """A visitor that keeps mean and deviation over positions, of rows that have a prompt."""
 
     def __init__(self) -> None:
         self.features: list[torch.Tensor] = []
+        self._rows = torch.zeros(0)
 
     def begin(self, root: str, call: Call) -> None:
-        """Every row counts."""
+        self._rows = call.rows > 0
 
     def visit(self, site: Site, x: torch.Tensor) -> None:
-        self.features += [x.mean(1), x.std(1)]
+        own = x[self._rows.to(x.device)]
+        self.features += [own.mean(1), own.std(1)]

@@ -19,7 +19,6 @@ import torch
 from dsas_core.capture import Capture, Captured
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.fingerprints import weights_digest
 from dsas_core.gating import WRITTEN
 from dsas_core.hooks import visit
 from dsas_core.learn import as_concept, fit_sites
@@ -35,7 +34,7 @@ from dsas_core.steering import Steering
 from dsas_core.unit import TRIALS, choose, held_back, units_of
 
 from .families import family_of, roots_of
-from .generation import decode, latent_batches, seeds_for, settings_of
+from .generation import decode, latent_batches, made_by, seeds_for, settings_of
 from .held_out import HeldOut
 from .load import BUILTIN
 from .masks import Masks
@@ -91,7 +90,8 @@ def learn(
         The concept, its unit chosen and its evidence in it; not saved yet.
 
     Raises:
-        DSASError: bad prompts, names or sites; no site tells source from control; masks that are missing, or empty.
+        DSASError: bad prompts, names or sites; a bin that no step comes to; no site tells source from control; masks
+            that are missing, or empty.
     """
     lesson = Lesson(
         pipe,
@@ -225,7 +225,7 @@ class Lesson:
     def _about(self) -> dict[str, Any]:
         """What the walk depends on."""
         return {
-            "model": weights_digest(roots_of(self.pipe)),
+            **made_by(self.pipe),
             "prompts": self.fitting,
             "settings": asdict(self.settings),
             "positions": self.positions,
@@ -236,6 +236,18 @@ class Lesson:
     def _batches(self) -> list[tuple[str, int]]:
         """Every batch of prompts by its side and its first prompt."""
         return [(side, start) for side, texts in self.fitting.items() for start in range(0, len(texts), self.batch)]
+
+    def _check_bins(self, capture: Capture, sites: Sequence[Site]) -> None:
+        """Every bin must have been come to: it is as in the first batch in all that follow, which may take hours."""
+        timed = [site for site in sites if site.root == family_of(self.pipe).denoiser]
+        empty = set(range(len(self.edges) + 1)) - {bin_ for site, bin_, _ in capture.rows if site in timed}
+        if timed and empty:
+            ends = (0.0, *self.edges, 1000.0)
+            told = ", ".join(f"{ends[bin_]:g} to {ends[bin_ + 1]:g}" for bin_ in sorted(empty))
+            raise DSASError(
+                f"none of {self.settings.steps} steps comes to timesteps {told}, a bin with a probe and map of its "
+                "own: use more steps, or fewer bins (edges=(), --edges none)"
+            )
 
     def _walk(
         self,
@@ -271,5 +283,6 @@ class Lesson:
                 steering = Steering({learned: 1.0}) if learned is not None and steers else None
                 with nullcontext() if steering is None else steering.attach(roots, rows.describe()):
                     latents.setdefault(side, []).extend(latent_batches(pipe, texts, seeds, settings, self.batch))
+                self._check_bins(capture, sites)
                 bar.update()
         return capture, {side: torch.cat(parts) for side, parts in latents.items()}

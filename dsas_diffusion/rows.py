@@ -22,10 +22,18 @@ from .families import bounds_of, denoiser_of, encoders_of, family_of
 from .family import Family, TextEncoder
 from .wording import plain
 
-ROWS = ("conditional", "unconditional", "both")
-POSITIONS = ("words", "all")
 #: what a block of rows of a denoiser's batch is for: prompts, negative prompts, or prompts without some attention
 PROMPT, NEGATIVE, PERTURBED = "prompt", "negative", "perturbed"
+#: which of them are steered, the one that is shown first
+STEERED = {
+    "conditional": (PROMPT, PERTURBED),
+    "unconditional": (NEGATIVE,),
+    "both": (PROMPT, NEGATIVE, PERTURBED),
+}
+ROWS = tuple(STEERED)
+POSITIONS = ("words", "all")
+#: what pipelines call the method that encodes prompts; the second in an InstructPix2Pix
+ENCODE = ("encode_prompt", "_encode_prompt")
 #: what denoisers call the latents, the clock and what was made of the prompts, in this order; and its mask
 SAMPLE, TIMESTEP = ("sample", "hidden_states", "x"), ("timestep", "t")
 EMBEDDINGS = ("encoder_hidden_states", "cap_feats")
@@ -33,7 +41,7 @@ _MASK = ("encoder_attention_mask", "encoder_hidden_states_mask")
 
 
 class Rows:
-    """Watches a pipeline's `encode_prompt` for the prompts of a generation. A context manager; undone on exit.
+    """Watches what a pipeline does with the prompts of a generation. A context manager; undone on exit.
 
     Args:
         pipe: the pipeline.
@@ -59,6 +67,7 @@ class Rows:
         self.prompts = 0
         self.texts: list[str] | None = None  # the prompts, where they are known
         self.latents = (0, 0)  # height and width of what the denoiser reads
+        self.patches: int | None = None  # of a picture that is packed, without those of pictures to go by
         self.images_per_prompt = 1
         self.clip_skip = 0
         self.skips = False  # whether the denoiser is asked to leave out some of its layers, this time
@@ -69,8 +78,11 @@ class Rows:
         self._noted = False  # whether it has said what it is asked for
         self._encoded = False  # whether it has encoded its prompts since
         self._negatives: Mapping[str, list[str]] | None = None  # by text encoder; None without guidance
+        self._undecided: set[str] = set()  # text encoders that read the same for both, and have read nothing yet
         self._negating = False  # whether negative prompts, and they alone, are being encoded
         self._negative: torch.Tensor | None = None  # what was made of them
+        self._positive: torch.Tensor | None = None  # what was made of prompts
+        self._blocks: tuple[str, ...] = ()  # of the denoiser's last call
         self._own: dict[str, dict[str, Any]] = {}  # of the pipeline's methods that are watched, those it had for itself
         self._running = False  # whether its prompts are encoded and its pictures are not yet made
 
@@ -82,14 +94,18 @@ class Rows:
         return tell
 
     def __enter__(self) -> Self:
-        if isinstance(vars(self.pipe).get("encode_prompt"), _Watched):
+        encode = next((name for name in ENCODE if hasattr(type(self.pipe), name)), "")
+        if not encode:
+            raise DSASError(f"{type(self.pipe).__name__} has no {ENCODE[0]}, where its prompts would be seen")
+        if isinstance(vars(self.pipe).get(encode), _Watched):
             raise DSASError("this pipeline is being steered already: pass all concepts to one steer()")
-        self._watch("encode_prompt", self._encode)
+        told = "num_images_per_prompt" in inspect.signature(getattr(type(self.pipe), encode)).parameters
+        self._watch(encode, self._encode)
         self._watch("maybe_free_model_hooks", self._end)
         if self.family.negatives == "apart":
             self._watch("check_inputs", self._check)
-        if "num_images_per_prompt" not in inspect.signature(type(self.pipe).encode_prompt).parameters:
-            self._watch("prepare_latents", self._prepare)
+        if hasattr(type(self.pipe), "prepare_latents"):
+            self._watch("prepare_latents", self._prepare if told else self._prepare_untold)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,13 +126,20 @@ class Rows:
         return check()
 
     def _prepare(self, prepare: Callable[[], Any], given: dict[str, Any]) -> Any:
+        made = prepare()
+        latents = made[0] if isinstance(made, tuple) else made
+        packed = isinstance(latents, torch.Tensor) and latents.ndim == 3
+        self.patches = latents.shape[1] if packed else None
+        return made
+
+    def _prepare_untold(self, prepare: Callable[[], Any], given: dict[str, Any]) -> Any:
         """Of pipelines that do not say before how many pictures are asked for, nor encode what is given ready-made."""
         pictures = int(given["batch_size"])
         if not self._noted:
             made_here = any(made() is not None for made, _ in self._made)
             self._begin(pictures, None, "made here" if made_here else "given")
         self.images_per_prompt, self._noted = pictures // self.prompts, False
-        return prepare()
+        return self._prepare(prepare, given)
 
     def _encode(self, encode: Callable[[], Any], given: dict[str, Any]) -> Any:
         if self._is_negative(given):
@@ -130,6 +153,7 @@ class Rows:
         self._note(given)
         made = encode()
         parts = made if isinstance(made, tuple) else (made,)
+        self._positive = parts[0]
         tensors = [tensor for part in parts for tensor in (part if isinstance(part, list) else [part])]
         self._made = [known for known in self._made if known[0]() is not None]
         self._made += [(weakref.ref(tensor), self.texts) for tensor in tensors if isinstance(tensor, torch.Tensor)]
@@ -139,7 +163,7 @@ class Rows:
 
     def _end(self, free: Callable[[], Any], given: dict[str, Any]) -> Any:
         """Every pipeline's last act: the next call of its denoiser is of prompts that are still to come."""
-        self._running = False
+        self._running, self._encoded, self._asked = False, False, {}
         return free()
 
     def _is_negative(self, given: Mapping[str, Any]) -> bool:
@@ -161,14 +185,19 @@ class Rows:
         ours = [texts for made, texts in self._made if made() is one]
         self.images_per_prompt = int(given.get("num_images_per_prompt") or 1)
         self.clip_skip = int(given.get("clip_skip") or 0)
-        self._given, self._negative, self._negatives = given, None, None
+        self._given, self._negative, self._negatives, self._undecided = given, None, None, set()
         self._encoded, self._noted = bool(self._asked), True
         if self.family.negatives == "together" and given.get("do_classifier_free_guidance", True):
             self._negatives = {encoder.part: _negatives(given, encoder) for encoder in self.family.encoders}
+            if embeds is None:
+                self._undecided = {each.part for each in self.family.encoders if _same(given, each)}
         if embeds is None:
             self._begin(len(_listed(prompt)), _listed(prompt), "")
         else:
-            self._begin(len(embeds), ours[0] if ours else None, "made here" if ours else "given")
+            texts = ours[0] if ours else None
+            if texts is not None:  # perhaps they were made for several pictures each
+                texts = [text for text in texts for _ in range(len(embeds) // len(texts))]
+            self._begin(len(embeds), texts, "made here" if ours else "given")
 
     def _begin(self, prompts: int, texts: list[str] | None, embeddings: str) -> None:
         self.prompts, self.texts, self.embeddings, self._running = prompts, texts, embeddings, True
@@ -179,35 +208,43 @@ class Rows:
 
     def tokenised(self, texts: list[str]) -> torch.Tensor:
         """Token ids of texts as the first text encoder reads them, int64 [texts, positions]: padded, and cut off."""
-        encoder = encoders_of(self.pipe)[0]
-        return self._ids(texts, encoder, getattr(self.pipe, encoder.tokenizer).model_max_length)
+        return self._ids(texts, encoders_of(self.pipe)[0], self.tokenizer.model_max_length)
 
     def spelled(self, text: str) -> list[int]:
         """Token ids of a text as it stands within a prompt."""
-        tokenizer = getattr(self.pipe, encoders_of(self.pipe)[0].tokenizer)
-        return tokenizer(self._written([text], tokenizer), add_special_tokens=False).input_ids[0]
+        return self.tokenizer(self._written([text], self.tokenizer), add_special_tokens=False).input_ids[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """That of the first text encoder."""
+        return self._tokenizer(encoders_of(self.pipe)[0])
 
     def _ids(self, texts: list[str], encoder: TextEncoder, length: int) -> torch.Tensor:
-        tokenizer = getattr(self.pipe, encoder.tokenizer)
+        tokenizer = self._tokenizer(encoder)
         options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
         return tokenizer(self._written(texts, tokenizer), **options).input_ids
 
     def _written(self, texts: list[str], tokenizer: Any) -> list[str]:
         """Texts as the pipeline gives them to a tokenizer; what textual inversion has learned is several tokens."""
         if hasattr(self.pipe, "_text_preprocessing"):
-            return self.pipe._text_preprocessing(texts, clean_caption=False)
+            return self.pipe._text_preprocessing(texts, clean_caption=bool(self._given.get("clean_caption")))
         if hasattr(self.pipe, "maybe_convert_prompt"):
             return self.pipe.maybe_convert_prompt(texts, tokenizer)
         return texts
 
     def text_call(self, encoder: TextEncoder, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """A call of a text encoder."""
+        """A call of a text encoder: of all prompts, or of all negative prompts."""
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        negative = torch.full((len(ids),), self._negating, device=ids.device)
+        negative = torch.tensor(self._negating, device=ids.device)
         if self._negatives is not None:
             texts = [self._worded(encoder, text, True) for text in self._negatives[encoder.part]]
             known = self._ids(texts, encoder, ids.shape[1]).to(ids.device)
-            negative = (ids[:, None] == known[None]).all(-1).any(1)
+            # all of them, as one of the prompts may well be what another is not to be
+            negative = (ids == known).all() if len(known) in (1, len(ids)) else torch.zeros_like(negative)
+            if encoder.part in self._undecided:  # prompts and negative prompts are the same, and prompts come first
+                self._undecided.remove(encoder.part)
+                negative = torch.zeros_like(negative)
+        negative = negative.expand(len(ids))
         rows = {"conditional": ~negative, "unconditional": negative, "both": torch.ones_like(negative)}[self.rows]
         in_front = torch.where(negative, self._in_front(encoder, True), self._in_front(encoder, False))
         mask = self._counted(self._tokenizer(encoder), ids, kwargs.get("attention_mask"), in_front)
@@ -255,8 +292,14 @@ class Rows:
                 "the denoiser ran outside the pipeline that is steered, so its rows are unknown: call that pipeline, "
                 "or steer the one that you call"
             )
-        every = {"conditional": (PROMPT, PERTURBED), "unconditional": (NEGATIVE,)}
-        return self.of_prompts(args, kwargs, every.get(self.rows, (PROMPT, NEGATIVE, PERTURBED)))
+        return self.of_prompts(args, kwargs, STEERED[self.rows])
+
+    @property
+    def shown(self) -> int | None:
+        """Of the blocks of rows that are steered in the denoiser's last call, which are to be shown; None for none."""
+        steered = [block for block in self._blocks if block in STEERED[self.rows]]
+        wanted = STEERED[self.rows][0]
+        return steered.index(wanted) if wanted in steered else None
 
     def of_prompts(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], steered: Collection[str] = (PROMPT,)
@@ -273,12 +316,12 @@ class Rows:
         self.skips = kwargs.get("skip_layers") is not None
         if sample[0].ndim > 2:
             self.latents = tuple(sample[0].shape[-2:])
-        blocks = self._blocks(batch, asked, embeds)
+        self._blocks = blocks = self._layout(batch, asked, embeds)
         rows = torch.tensor([float(block in steered) for block in blocks for _ in range(asked)], device=device)
         owners = torch.tensor([i // self.images_per_prompt for _ in blocks for i in range(asked)], device=device)
         return Call(rows, owners, self._clock(timestep, device), joint=self._joint(sample, embeds, attended))
 
-    def _blocks(self, batch: int, asked: int, embeds: Any) -> tuple[str, ...]:
+    def _layout(self, batch: int, asked: int, embeds: Any) -> tuple[str, ...]:
         """What each block of as many rows as pictures were asked for is for, in order.
 
         Raises:
@@ -292,6 +335,8 @@ class Rows:
             layouts = [(NEGATIVE,) if self._made_of_negatives(embeds) else (PROMPT,)]
         elif perturbed:
             layouts = [(NEGATIVE, PROMPT, PERTURBED) if guided else (PROMPT, PERTURBED)]
+        elif "image_guidance_scale" in inspect.signature(type(pipe).__call__).parameters:  # InstructPix2Pix
+            layouts.append((PROMPT, NEGATIVE, NEGATIVE))  # these with the picture, and without
         else:
             pair = (NEGATIVE, PROMPT) if guidance == "uncond, cond" else (PROMPT, NEGATIVE)
             layouts.append(pair)
@@ -307,7 +352,7 @@ class Rows:
     def _made_of_negatives(self, embeds: torch.Tensor | None) -> bool:
         """Whether a call of its own is for the negative prompts: it is given what was made of them."""
         known = self._negative
-        if known is None or embeds is None:
+        if known is None or embeds is None or embeds is self._positive:
             return False
         return embeds is known or (embeds.shape == known.shape and torch.equal(embeds, known.to(embeds)))
 
@@ -374,3 +419,10 @@ def _listed(text: str | Sequence[str] | None) -> list[str]:
 def _negatives(given: Mapping[str, Any], encoder: TextEncoder) -> list[str]:
     """The negative prompts that a text encoder will be given."""
     return _listed(given.get(encoder.negative) or given.get("negative_prompt"))
+
+
+def _same(given: Mapping[str, Any], encoder: TextEncoder) -> bool:
+    """Whether a text encoder will be given the same for prompts and for negative prompts."""
+    prompts = _listed(given.get(encoder.negative.removeprefix("negative_")) or given.get("prompt"))
+    negatives = _negatives(given, encoder)
+    return prompts == (negatives if len(negatives) > 1 else negatives * len(prompts))

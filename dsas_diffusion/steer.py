@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from torch import nn
@@ -52,6 +52,8 @@ class PipelineSteering(Steering):
         self._processors: dict[str, Any] = {}  # that were there, where others steer now
         self._told: set[Site] = set()  # which the generation has not come to, as the user knows
         self._rows: Rows | None = None
+        #: what is to be done when the next generation begins
+        self.at_start: set[Callable[[], object]] = set()
 
     def attach_to_pipeline(self, rows: Rows) -> Self:
         rows.on_prompts = self._generation_begins
@@ -117,19 +119,22 @@ class PipelineSteering(Steering):
 
     def begin(self, root: str, call: Call) -> None:
         if root == self._denoiser:
+            self._check_strengths()
             self._check_texts()
             if self.trace is not None and self._rows is not None:
                 self.trace.pictures = self._rows.prompts * self._rows.images_per_prompt
+                self.trace.block, self.trace.patches = self._rows.shown, self._rows.patches
         super().begin(root, call)
 
     def _generation_begins(self, prompts: int) -> None:
+        while self.at_start:
+            self.at_start.pop()()
         self._told.clear()
         self._scores.clear()  # of other prompts
         if self._visit is not None:
             self._visit.fired.clear()
-        if self.trace is not None and self._rows is not None:
+        if self.trace is not None:
             self.trace.clear()
-            self.trace.prompts_first = self._rows.family.guidance == "cond, uncond"
         if self._words is not None:
             self._words.start()
         self._check_parts()
@@ -162,18 +167,29 @@ class PipelineSteering(Steering):
                 "attention inside"
             )
 
+    def _check_strengths(self) -> None:
+        """One for each prompt is one for each of those that there are."""
+        assert self._rows is not None
+        for name in self.strengths:
+            given, prompts = len(self.strengths.values_of(name)), self._rows.prompts
+            if given not in (1, prompts):
+                raise DSASError(f"strength of {name!r} is given for {given} prompts, but the call has {prompts}")
+
     def _check_texts(self) -> None:
         """The text encoders must have run before the denoiser does."""
         assert self._visit is not None
         assert self._rows is not None
         if self._rows.embeddings == "made here":
             return
-        texts = [site for site in self.sites if site.root != self._denoiser and site not in self._visit.fired]
-        silent = [site for site in texts if site not in self._told and not _compiled(getattr(self.pipe, site.root))]
+        # where embeddings are given, they run for negative prompts at most
+        unseen = self._rows.embeddings == "given" and self._rows.rows != "unconditional"
+        texts = [site for site in self.sites if site.root != self._denoiser and site not in self._told]
+        texts = [site for site in texts if unseen or site not in self._visit.fired]
+        silent = [site for site in texts if not _compiled(getattr(self.pipe, site.root))]
         if silent and self._rows.embeddings == "given":
             self._told.update(silent)
             warnings.warn(
-                f"prompt_embeds were given, so the text encoder did not run and {_listed(silent)} did "
+                f"prompt_embeds were given, so the text encoder did not read the prompt, and {_listed(silent)} did "
                 "nothing: pass prompt= instead, or encode the prompt inside the steer() block",
                 stacklevel=2,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,23 +14,45 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dsas_core.errors import DSASError
 from dsas_core.sites import Site, patch_grid
-from dsas_core.trace import Trace
+from dsas_core.trace import Record, Trace
 
 #: dark violet to yellow, perceptually even: h = 0 and h = 1
 _LOW, _MIDDLE, _HIGH = np.array((30, 12, 72)), np.array((214, 66, 88)), np.array((252, 240, 130))
 
 
+@dataclass(frozen=True)
+class PictureRecord(Record):
+    """A record that knows the pictures.
+
+    Args:
+        pictures: h on the patches of each, float [pictures, patches]; None where the call is not of them.
+    """
+
+    pictures: torch.Tensor | None = None
+
+
 class PictureTrace(Trace):
     """A trace of pictures: h on the patches of each picture.
 
-    `pictures` is how many are made at once; where the negative prompt is steered too, its rows come before theirs, or
-    behind them where `prompts_first`.
+    Of the call that is being recorded: `pictures` is how many are made at once, `block` which of the blocks of so many
+    rows that are steered is theirs, None for none; `patches` is how many of the positions are of the picture itself,
+    the first of them, None for all.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.pictures = 1
-        self.prompts_first = False
+        self.block: int | None = 0
+        self.patches: int | None = None
+
+    def record(self, *seen: Any, **more: Any) -> Record:
+        """As `Trace.record`."""
+        made = super().record(*seen, **more)
+        shown = None
+        if self.block is not None:
+            shown = made.h[self.block * self.pictures : (self.block + 1) * self.pictures, : self.patches]
+        self.records[-1] = PictureRecord(**vars(made), pictures=shown)
+        return self.records[-1]
 
     def heat(
         self,
@@ -60,21 +83,26 @@ class PictureTrace(Trace):
             DSASError: nothing was recorded there.
         """
         width, height = size
-        seen = [r for r in self.select(concept, site, root) if r.mask is None and r.h.shape[1] > 1]
-        seen = [r for r in seen if r.site.stream != "text" and len(r.h) > 0]  # negative prompts may have their own call
-        records = [r for r in seen if r.timestep is None or (r.timestep <= below if at is None else r.timestep == at)]
-        if not records or not 0 <= image < self.pictures:
+        records = [
+            record
+            for record in self._of_patches(concept, site, root)
+            if record.timestep is None or (record.timestep <= below if at is None else record.timestep == at)
+        ]
+        maps = [h[image] for record in records if (h := record.pictures) is not None and 0 <= image < len(h)]
+        if not maps:
             known = sorted({str(r.site) for r in self.records}) or ["nothing: call the pipeline inside steer()"]
             raise DSASError(
                 f"no heat for {concept!r}, picture {image}: recorded are {', '.join(known)}; text sites have no patches"
             )
         total = torch.zeros(height, width)
-        for record in records:
-            patches = patch_grid(record.h.shape[1], height, width)
-            ours = slice(self.pictures) if self.prompts_first else slice(-self.pictures, None)
-            grid = record.h[ours][image].view(1, 1, *patches)
+        for h in maps:
+            grid = h.view(1, 1, *patch_grid(len(h), height, width))
             total += torch.nn.functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[0, 0]
-        return (total / len(records)).clamp(0, 1).numpy()
+        return (total / len(maps)).clamp(0, 1).numpy()
+
+    def patch_sites(self, concept: str) -> list[Site]:
+        """Where a concept was seen on patches, so that `heat` can draw it."""
+        return list(dict.fromkeys(record.site for record in self._of_patches(concept)))
 
     def by_step(self, concept: str, *, prompt: int = 0) -> dict[Site, dict[float | None, float]]:
         """Mean h of one prompt by site, and there by timestep, in the order of the calls; text encoders know none."""
@@ -85,6 +113,15 @@ class PictureTrace(Trace):
                 steps = found.setdefault(record.site, {})
                 steps.setdefault(record.timestep, []).append(float(record.h[record.prompts == prompt][counted].mean()))
         return {site: {t: fmean(values) for t, values in steps.items()} for site, steps in found.items()}
+
+    def _of_patches(self, concept: str, site: str | None = None, root: str | None = None) -> list[PictureRecord]:
+        """Records of one concept that have patches of the pictures."""
+        return [
+            record
+            for record in self.select(concept, site, root)
+            if isinstance(record, PictureRecord) and record.mask is None and record.site.stream != "text"
+            if record.pictures is not None and record.pictures.shape[1] > 1
+        ]
 
     def heatmap(self, concept: str, picture: Image.Image, *, image: int = 0, **which: Any) -> Image.Image:
         """The picture with the concept's h over it, dark where h is 0 and bright where it is 1; see `heat`."""

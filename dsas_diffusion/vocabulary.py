@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .load import is_builtin
+from .rows import Rows
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def reading(pipe: Any, prompt: str) -> Reading:
     In the built-in model's vocabulary every word is one token, and one that falls apart is unknown. Other vocabularies
     spell rare words in pieces that they know well.
     """
-    tokenizer = pipe.tokenizer
+    tokenizer = Rows(pipe).tokenizer
     unknown: tuple[str, ...] = ()
     if is_builtin(pipe):
         words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())

@@ -56,7 +56,7 @@ class WordMasks:
 
     def __init__(self, pipe: Any, rows: Rows, words: Mapping[str, Sequence[str]]) -> None:
         self.words = words
-        self._rows, self._tokenizer = rows, pipe.tokenizer
+        self._rows, self._tokenizer = rows, rows.tokenizer
         self._places = {name: i for i, name in enumerate(words)}
         self._layers = looking_at(pipe)
         self._texts = {layer.keys.path for layer in self._layers} | {layer.values.path for layer in self._layers}

@@ -304,6 +304,11 @@ def schedule(text: str) -> Schedule:
     )
 
 
+def edges(text: str) -> tuple[float, ...]:
+    """`500`, `300,700`, or `none`."""
+    return () if text == "none" else tuple(number(part) for part in text.split(","))
+
+
 def name_and_word(text: str) -> tuple[str, str]:
     """`NAME=WORD`."""
     name, equals, word = text.partition("=")

@@ -27,6 +27,7 @@ from . import show
 from .arguments import (
     add_generation,
     add_model,
+    edges,
     language_model,
     name_and_value,
     pipeline,
@@ -89,6 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also learn where activations of targets are, so that steering can stay there (--within target)",
     )
+    parser.add_argument(
+        "--edges",
+        type=edges,
+        metavar="T[,T…]",
+        help="timesteps, ascending, that separate bins with a probe and map of their own (default: 500), or none, "
+        "as for models that take one step",
+    )
     parser.add_argument("--count", type=positive, default=COUNT, metavar="N", help=f"source prompts (default {COUNT})")
     add_generation(parser)
     parser.add_argument(
@@ -127,6 +135,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             args.usage(f"{args.model} is a language model: name spans in the prompt file, not --masks")
         if args.store is not None:
             args.usage(f"{args.model} is a language model, what it shows stays in memory: leave --store out")
+        if args.edges is not None:
+            args.usage(f"{args.model} is a language model, which has no timesteps: leave --edges out")
     prompts, drafted = _prompts(args)
     prompts.draw(args.count, args.seed)
     recipe: dict[str, Any] = {"options": dict(args.option), "cloud": RANK if args.cloud else 0} | dict(args.recipe)
@@ -147,7 +157,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         lesson: Lesson | llm.Lesson = llm.Lesson(model, tokenizer, prompts, **settings)
         draw = partial(llm.illustrate, model, tokenizer)
     else:
-        settings |= {"steps": args.steps, "guidance": args.guidance, "size": args.size}
+        settings |= {"steps": args.steps, "guidance": args.guidance, "size": args.size, "edges": args.edges}
         pipe = pipeline(args)
         lesson = Lesson(pipe, prompts, masks=masks, store=args.store, **settings)
         draw = partial(illustrate, pipe, show_progress=shows_progress(args))

@@ -23,7 +23,7 @@ from dsas_core.trace import Record
 
 from .. import viz
 from ..animation import looped
-from ..families import encoders_of, roots_of
+from ..families import roots_of
 from ..generation import UNCHANGED, Settings, change, decode, latents_of, settings_of
 from ..rows import Rows
 from ..samples import ENDS
@@ -268,7 +268,7 @@ class Studio:
         for record in records:
             if record.timestep is None and record.h.shape[1] == len(ids):
                 seen |= (record.h > SEEN).any(0)
-        tokenizer = getattr(self.pipe, encoders_of(self.pipe)[0].tokenizer)
+        tokenizer = self._rows.tokenizer
         special = set(tokenizer.all_special_ids)
         found = [str(tokenizer.decode([int(i)])).strip() for i in ids[seen] if int(i) not in special]
         return tuple(dict.fromkeys(word for word in found if word))

@@ -72,7 +72,7 @@ class WhereTab:
         known = [seen.concept for seen in drawing.seen]
         chosen = concept if concept in known else known[0]
         found = drawing.trace.by_step(chosen)
-        layers = [EVERYWHERE, *(site_name(site) for site in patches(drawing, chosen))]
+        layers = [EVERYWHERE, *(site_name(site) for site in drawing.trace.patch_sites(chosen))]
         return (
             names(known, chosen),
             gr.update(choices=list(dict.fromkeys(layers)), value=EVERYWHERE),
@@ -88,7 +88,7 @@ class WhereTab:
             return None, look.note(NOTHING)
         steps = times(drawing, concept)
         at = None if step < 1 or not steps else steps[min(int(step), len(steps)) - 1]
-        where = next((str(s) for s in patches(drawing, concept) if site_name(s) == site), None)
+        where = next((str(s) for s in drawing.trace.patch_sites(concept) if site_name(s) == site), None)
         try:
             picture = drawing.trace.heatmap(concept, drawing.steered, site=where, at=at)
         except DSASError:
@@ -96,13 +96,6 @@ class WhereTab:
             return None, look.note(told)
         when = "the mean of all steps" if at is None else f"step {int(step)} of {len(steps)}, timestep {at:.0f}"
         return shown(picture), look.note(f"{concept}, {site}, {when}: “{drawing.order.prompt}”")
-
-
-def patches(drawing: Drawing, concept: str) -> list[Any]:
-    """Sites of a drawing that see patches of the picture."""
-    assert drawing.trace is not None
-    records = drawing.trace.select(concept)
-    return list(dict.fromkeys(r.site for r in records if r.mask is None and r.h.shape[1] > 1))
 
 
 def times(drawing: Drawing, concept: str) -> list[float]:

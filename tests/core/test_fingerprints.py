@@ -49,6 +49,18 @@ def test_digests_tell_weights_as_far_as_they_are_here() -> None:
         weights_digest({"unet": nn.Linear(3, 4, device="meta")})
 
 
+def test_digests_tell_adapters_by_their_scale() -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model = inject_adapter_in_model(LoraConfig(target_modules=["0"]), nn.Sequential(nn.Linear(3, 4)))
+    digests = [weights_digest({"unet": model})]
+    model[0].set_scale("default", 0.3)
+    digests.append(weights_digest({"unet": model}))
+    model[0].enable_adapters(False)
+    digests.append(weights_digest({"unet": model}))
+    assert len(set(digests)) == 3
+
+
 def test_fingerprints_tell_architectures_not_weights() -> None:
     a, b = nn.Linear(3, 4), nn.Linear(3, 4)
     assert fingerprint(a) == fingerprint(b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -53,6 +54,28 @@ def test_a_constant_table_is_a_constant_strength() -> None:
         steering.strengths[concept.name] = 0.0
         assert torch.equal(made("sd", DSASCallback(steering, {concept.name: {0: 1.0}})), expected)
     assert not torch.equal(expected, base_of("sd"))
+
+
+@pytest.mark.parametrize("way", ["an error", "the pipeline's own way"])
+def test_after_a_generation_that_broke_off_the_next_begins_with_the_first_step(way: str) -> None:
+    pipe, concept = pipe_of("sd"), concept_of("sd", "cross")
+
+    def breaking(pipeline: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        callback(pipeline, step, timestep, kwargs)
+        if way == "an error":
+            raise KeyboardInterrupt
+        pipeline._interrupt = True
+        return kwargs
+
+    with steer(pipe, {concept: 1.0}) as steering:
+        callback = DSASCallback(steering, {concept.name: {0: 0.0, 1: 1.0}})
+        expected = made("sd", callback)
+        with suppress(KeyboardInterrupt):
+            made("sd", breaking)
+        assert torch.equal(made("sd", callback), expected)
+        steering.strengths[concept.name] = 0.5
+        made("sd", None)
+        assert float(steering.strengths[concept.name]) == 0.5, "it is done once"
 
 
 def test_progress_is_told_after_every_step() -> None:

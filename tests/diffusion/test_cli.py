@@ -44,6 +44,7 @@ def test_methods_env_version_and_help(dsas) -> None:
         ("learn --prompts x --to pear --out {new}", 2, "--from and --to"),
         ("learn --from banana --to pear --out {new} --steps 0", 2, "--steps"),
         ("learn --from banana --to pear --out {new} --seed -1", 2, "--seed"),
+        ("learn --from banana --to pear --out {new} --edges 500,", 2, "argument --edges: expected a number, found ''"),
         ("learn --from banana --to banana --out {new}", 1, "nothing to learn"),
         ("learn --from banana --to pear --out {new} --count 3", 1, "at least 8"),
         ("learn --from banana --to pear --out {new} --method cca", 1, "did you mean caa"),

@@ -121,6 +121,11 @@ def test_show_tells_of_it(concept: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["chat", "-m", "hi", "-c", "nowhere"], 1, "no concept at nowhere"),
         (["learn", "--model", "builtin:chat", "--from", "a", "--to", "b", "--out", "x"], 2, "is a language model"),
         (["learn", "--model", "builtin:chat", "--prompts", str(PROMPTS), "--steps", "3", "--out", "x"], 2, "--steps"),
+        (
+            ["learn", "--model", "builtin:chat", "--prompts", str(PROMPTS), "--edges", "none", "--out", "x"],
+            2,
+            "--edges",
+        ),
         (["doctor", "--model", "builtin:chat", "-c", "x", "-p", "hi"], 1, "no concept at x"),
         (["learn", "--prompts", str(PROMPTS), "--out", "x"], 1, "but builtin:emoji draws pictures"),
         (["chat", "-m", "hi", "-c", f"{PROMPTS}=1"], 1, "a prompt file is to be learned first"),

@@ -107,14 +107,13 @@ def test_mean_h_is_that_of_the_sites_that_steer(dsas: Run, model: str, concept: 
     given = (*prompts(*PROMPTS, ""), "--count", 2, "--from", 0, "--to", 1, "--out", tmp_path / "a.png", "--json")
     rows = document_of(dsas(*given))["rows"]
     pipe = load_pipeline(model)
-    for row in rows[:2]:
+    for row in rows:
         with steer(pipe, {Concept.from_pretrained(concept): 1.0}, trace=True) as steering:
             pictures_of(pipe, [row["prompt"]], [row["noise_seed"]], Settings(2, 3.0))
             assert steering.trace is not None
             alone = steering.trace.mean_h("random", root="text_encoder")
         assert row["mean_h"][1] == pytest.approx(alone, abs=1e-5)
-        assert 0 < row["mean_h"][0] < 1
-    assert rows[2]["mean_h"] == [0, 0]  # an empty prompt is the negative one, which is not steered
+        assert 0 < row["mean_h"][0] < 1  # of an empty prompt, too, which is the negative one as well
 
 
 def test_compare_adds_the_gate_that_is_always_on_below_each_prompt(

@@ -19,7 +19,7 @@ from dsas_diffusion.families import family_of, roots_of
 from dsas_diffusion.generation import decode
 from dsas_diffusion.rows import Rows
 from dsas_diffusion.sites import role_of, site_name, unread
-from tests.diffusion.models import FAMILIES, GUIDED, SIZE, STEPS, WIDTH, brief, build, latents
+from tests.diffusion.models import FAMILIES, GUIDED, NEGATIVE, SIZE, STEPS, UNTOLD, WIDTH, brief, build, latents
 from tests.diffusion.test_learn import PROMPTS
 from tests.helpers import Bare, Recorder, bases, random_concept, same
 
@@ -153,6 +153,15 @@ def test_rows_of_guidance(family: str, rows: str) -> None:
             assert [call.rows.tolist() for name, call in calls if name == root] == texts
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in UNTOLD])
+def test_negative_prompts_that_are_those_of_the_prompts(family: str) -> None:
+    calls = seen_in(family, [], [BANANA, DOG], seeds=(1, 2), negative_prompt=[BANANA, DOG]).calls
+    found = [(call.rows.tolist(), call.prompts.tolist()) for root, call in calls if root == "text_encoder"]
+    assert found == [([1, 1], [0, 1]), ([0, 0], [0, 1])]
+    found = [(call.rows.tolist(), call.prompts.tolist()) for root, call in calls if root in ("unet", "transformer")]
+    assert found == CALLS[family] * STEPS
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_guidance_every_row_has_a_prompt(family: str) -> None:
     off = {GUIDED.get(family, "guidance_scale"): 0.0 if family == "zimage" else 1.0, "num_images_per_prompt": 2}
@@ -160,6 +169,39 @@ def test_without_guidance_every_row_has_a_prompt(family: str) -> None:
     denoiser = [call for root, call in calls if root == family_of(pipe_of(family)).denoiser]
     assert [call.rows.tolist() for call in denoiser] == [[1] * 4] * STEPS
     assert [call.prompts.tolist() for call in denoiser] == [[0, 0, 1, 1]] * STEPS
+
+
+def test_negative_prompts_are_known_when_they_are_cleaned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def clean(text: str | list[str], clean_caption: bool = False) -> list[str]:
+        listed = [text] if isinstance(text, str) else text
+        return [one.replace("dog", "cat") if clean_caption else one for one in listed]
+
+    monkeypatch.setattr(pipe_of("pixart"), "_text_preprocessing", clean)
+    calls = seen_in("pixart", [], clean_caption=True).calls
+    assert [call.rows.tolist() for root, call in calls if root == "text_encoder"] == [[1], [0]]
+
+
+@pytest.mark.parametrize(("family", "negative"), [("flux", NEGATIVE), ("klein", "")])
+def test_what_was_a_negative_prompt_may_be_a_prompt_afterwards(family: str, negative: str) -> None:
+    pipe, recorder = pipe_of(family), Recorder()
+    with Rows(pipe) as told, visit(roots_of(pipe), [], recorder, told.describe()):
+        latents(pipe, family, BANANA, num_inference_steps=1)
+        recorder.calls.clear()
+        pipe.encode_prompt(negative)
+        assert told.texts == [negative]
+    assert {root: call.rows.tolist() for root, call in recorder.calls if root == "text_encoder"} == {
+        "text_encoder": [1]
+    }
+
+
+@pytest.mark.parametrize("strengths", [[1.0, 0.5], [1.0, 0.5, 0.0, 1.0]])
+def test_strengths_are_as_many_as_prompts(strengths: list[float]) -> None:
+    concept = concept_of("flux", "image")
+    with (
+        steer(pipe_of("flux"), {concept: strengths}),
+        pytest.raises(DSASError, match=rf"given for {len(strengths)} prompts, but the call has 3"),
+    ):
+        latents(pipe_of("flux"), "flux", [BANANA, DOG, BANANA], (0, 1, 2))
 
 
 def ready_made(family: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dsas_core.hooks import visitors
+from dsas_core.recipe import Recipe
 from dsas_core.unit import TRIALS, UNITS
 from dsas_diffusion import Concept, DSASError, Lesson, generation, learn, steer
 from tests.helpers import Bare, bases, differ, latents
@@ -106,6 +107,24 @@ def test_bad_requests_are_refused_before_anything_is_drawn(
         learn(tiny_pipe, settings.pop("prompts", PROMPTS), **QUICK, **settings)
     assert Bare.of(tiny_pipe.unet).hooks == 0
     assert "encode_prompt" not in vars(tiny_pipe)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_bin_that_no_step_comes_to_is_told_after_the_first_batch(
+    stored: bool, tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def noted(pipe: Any, texts: list[str], *settings: Any) -> Any:
+        drawn.extend(texts)
+        return generation.latent_batches(pipe, texts, *settings)
+
+    monkeypatch.setitem(Lesson._walk.__globals__, "latent_batches", noted)
+    settings = {"count": 8, "steps": 1, "batch": 4, "store": tmp_path if stored else None}
+    with pytest.raises(DSASError, match=r"none of 1 steps comes to timesteps 0 to 500, .*use more steps.*--edges none"):
+        learn(tiny_pipe, PROMPTS, **settings)
+    assert len(drawn) == 4
+    assert len(Lesson(tiny_pipe, PROMPTS, **settings | {"store": None}, edges=()).captured(Recipe()).rows) > 0
 
 
 @pytest.mark.usefixtures("one_unit")

@@ -10,11 +10,15 @@ import torch
 from PIL import Image
 
 from dsas_core import Call, DSASError, visit
-from dsas_diffusion import find_sites, steer
+from dsas_diffusion import Lesson, find_sites, steer
 from dsas_diffusion.families import family_of, roots_of
+from dsas_diffusion.generation import Settings
+from dsas_diffusion.held_out import Eyes
 from dsas_diffusion.rows import Rows
-from tests.diffusion.models import SIZE, STEPS, WIDTH
+from dsas_diffusion.viz import PictureRecord
+from tests.diffusion.models import SIZE, STEPS, WIDTH, latents
 from tests.diffusion.test_every_family import BANANA, DOG, concept_of, pipe_of
+from tests.diffusion.test_learn import PROMPTS
 from tests.helpers import Recorder, bases, random_concept
 
 PICTURE = Image.new("RGB", (SIZE, SIZE), (200, 40, 90))
@@ -34,6 +38,10 @@ def other(kind: str, family: str) -> Any:
             .eval()
             .requires_grad_(False)
         )
+    if "Pix2Pix" in kind:  # its UNet reads latents and picture side by side
+        torch.manual_seed(0)
+        config = {key: value for key, value in pipe.unet.config.items() if key[0] != "_"} | {"in_channels": 8}
+        added["unet"] = diffusers.UNet2DConditionModel.from_config(config).eval().requires_grad_(False)
     made = getattr(diffusers, kind).from_pipe(pipe, **added)
     made.set_progress_bar_config(disable=True)
     return made
@@ -69,6 +77,9 @@ KINDS = [
         {"image": PICTURE, "mask_image": MASK, "strength": 1.0},
         [[0, 1]] * STEPS,
     ),
+    ("StableDiffusionInstructPix2PixPipeline", "sd", {"image": PICTURE}, [[1, 0, 0]] * STEPS),
+    ("StableDiffusionInstructPix2PixPipeline", "sd", {"image": PICTURE, "guidance_scale": 1.0}, [[1]] * STEPS),
+    ("StableDiffusionXLInstructPix2PixPipeline", "sdxl", {"image": PICTURE}, [[1, 0, 0]] * STEPS),
     ("StableDiffusionControlNetPipeline", "sd", {"image": PICTURE}, [[0, 1]] * STEPS),
     ("StableDiffusionXLControlNetPipeline", "sdxl", {"image": PICTURE}, [[0, 1]] * STEPS),
 ]
@@ -76,7 +87,7 @@ KINDS = [
 
 def sized(kind: str, options: dict[str, Any]) -> dict[str, Any]:
     """Pipelines that are given no picture, or one that does not tell, are told how large theirs is to be."""
-    told = "Img2Img" in kind and "Flux" not in kind and "3" not in kind
+    told = ("Img2Img" in kind or "nInstruct" in kind) and "Flux" not in kind and "3" not in kind
     return options if told else {"height": SIZE, "width": SIZE, **options}
 
 
@@ -208,6 +219,77 @@ def test_two_prompts_of_two_pictures_with_perturbed_attention() -> None:
     first, *_ = calls_of(pipe, [BANANA, DOG], **options)
     assert first.rows.tolist() == [0] * 4 + [1] * 8
     assert first.prompts.tolist() == [0, 0, 1, 1] * 3
+
+
+#: pipeline, which rows are steered, and which of these blocks a heat-map shows
+SHOWN = [
+    ("StableDiffusionPAGPipeline", "conditional", 0),
+    ("StableDiffusionPAGPipeline", "unconditional", 0),
+    ("StableDiffusionPAGPipeline", "both", 1),
+    ("StableDiffusionInstructPix2PixPipeline", "both", 0),
+    ("StableDiffusionControlNetPipeline", "both", 1),
+]
+
+
+@pytest.mark.parametrize(("kind", "rows", "block"), SHOWN)
+def test_heat_is_of_the_rows_that_have_the_prompts(kind: str, rows: str, block: int) -> None:
+    pipe, concept = other(kind, "sd"), concept_of("sd", "cross")
+    options = sized(kind, {"pag_scale": 2.0} if "PAG" in kind else {"image": PICTURE})
+    with steer(pipe, {concept: 1.0}, rows=rows, trace=True, force=True) as steering:
+        run(pipe, [BANANA, DOG], **options)
+        assert steering.trace is not None
+        records = [record for record in steering.trace.records if isinstance(record, PictureRecord)]
+    assert records
+    for record in records:
+        assert record.pictures is not None
+        assert torch.equal(record.pictures, record.h[2 * block : 2 * block + 2])
+
+
+@pytest.mark.parametrize("family", ["flux2", "klein"])
+def test_heat_is_of_the_picture_not_of_those_to_go_by(family: str) -> None:
+    pipe, concept = pipe_of(family), concept_of(family, "image")
+    with steer(pipe, {concept: 1.0}, trace=True) as steering:
+        latents(pipe, family, BANANA, num_inference_steps=1, image=PICTURE.resize((64, 64)))
+        assert steering.trace is not None
+        first = steering.trace.records[0]
+        heat = steering.trace.heat(concept.name, (8, 8), site=str(first.site))
+    assert first.h.shape[1] > 64
+    assert heat.flatten() == pytest.approx(first.h[0, :64].numpy(), abs=1e-6)
+
+
+def test_words_of_a_pipeline_without_its_first_text_encoder() -> None:
+    pipe = without("sdxl", "text_encoder")
+    sites = dict.fromkeys(find_sites(pipe, r"unet\.mid_block.*\.attn2"), pipe.unet.config.block_out_channels[-1])
+    concept, size = random_concept(sites, base=bases(pipe)), {"height": SIZE, "width": SIZE}
+    base = run(pipe, BANANA, **size)
+    for word, found in (("banana", True), ("dog", False)):
+        with steer(pipe, {concept: 1.0}, words={concept.name: word}):
+            assert torch.equal(run(pipe, BANANA, **size), base) != found
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["StableDiffusionImg2ImgPipeline", "StableDiffusionControlNetPipeline", "StableDiffusionInstructPix2PixPipeline"],
+)
+def test_pipelines_that_draw_from_pictures_are_told_where_to_learn(kind: str) -> None:
+    with pytest.raises(DSASError, match=rf"{kind} draws from pictures, too.*AutoPipelineForText2Image\.from_pipe"):
+        Lesson(other(kind, "sd"), PROMPTS)
+
+
+def test_eyes_see_what_has_a_prompt_where_attention_is_perturbed() -> None:
+    """The same as of the pipeline without: its rows beside them are left out."""
+    pipes = [pipe_of("sd"), other("StableDiffusionPAGPipeline", "sd")]
+    made = torch.randn(10, 4, SIZE // 2, SIZE // 2)
+    seen = [Eyes(pipe, made[:5], made[5:], Settings(1, 0.0, size=SIZE)).features(made) for pipe in pipes]
+    assert torch.allclose(*seen, atol=1e-5)
+
+
+def test_a_pipeline_that_encodes_no_prompts_is_refused() -> None:
+    from diffusers import MarigoldDepthPipeline
+
+    parts = {name: pipe_of("sd").components[name] for name in ("unet", "vae", "scheduler", "text_encoder", "tokenizer")}
+    with pytest.raises(DSASError, match="MarigoldDepthPipeline has no encode_prompt"):
+        steer(MarigoldDepthPipeline(**parts), {concept_of("sd", "cross"): 1.0})
 
 
 def test_from_pipe_shares_what_is_steered() -> None:

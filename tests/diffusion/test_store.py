@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from dsas_core.processes import Share
 from dsas_core.recipe import Recipe
+from dsas_core.shards import Shards
 from dsas_diffusion import Concept, DSASError, Lesson, generation, learn
 from tests.diffusion.test_learn import PROMPTS
 
@@ -128,6 +130,36 @@ def test_a_folder_that_holds_other_files_is_left_alone(tiny_pipe: Any, tmp_path:
     with pytest.raises(DSASError, match="is there and holds something else"):
         Lesson(tiny_pipe, PROMPTS, **SETTINGS, store=tmp_path).captured(Recipe())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_another_scheduler_reads_otherwise(tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(self: Lesson, *_: Any, **__: Any) -> None:
+        raise RuntimeError
+
+    scheduler = tiny_pipe.scheduler
+    monkeypatch.setattr(Lesson, "_walk", stopped)
+    with pytest.raises(RuntimeError):
+        Lesson(tiny_pipe, PROMPTS, **SETTINGS, store=tmp_path).captured(Recipe())
+    monkeypatch.setattr(tiny_pipe, "scheduler", type(scheduler).from_config(scheduler.config, flow_shift=7.0))
+    with pytest.raises(DSASError, match=r"holds what was read otherwise \(scheduler\)"):
+        Lesson(tiny_pipe, PROMPTS, **SETTINGS, store=tmp_path).captured(Recipe())
+
+
+@pytest.mark.parametrize(
+    ("file", "refused"), [(".about.json.123", ""), ("about.json", "read otherwise"), ("notes.json", "something else")]
+)
+def test_a_folder_that_another_process_begins_to_write(file: str, refused: str, tmp_path: Path) -> None:
+    """Whoever comes second may find its draft, or that of one that was stopped."""
+    (tmp_path / file).write_text('["of somebody else')
+    with pytest.raises(DSASError, match=refused) if refused else nullcontext():
+        Shards(tmp_path, {"seed": 0}, [])
+    assert (tmp_path / "about.json").is_file() == (file != "notes.json")
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DSASError, match=r"cannot write into \S*file: File exists; choose another folder"):
+        Shards(tmp_path / "file", {}, [])
 
 
 @pytest.mark.slow

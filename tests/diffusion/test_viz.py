@@ -13,10 +13,12 @@ from dsas_diffusion.viz import PictureTrace, animation, grid, overlay, strength_
 SITE, OTHER = Site("unet.one"), Site("unet.two")
 
 
-def traced(*records: tuple[Site, torch.Tensor], pictures: int = 1) -> PictureTrace:
+def traced(
+    *records: tuple[Site, torch.Tensor], pictures: int = 1, block: int | None = 0, patches: int | None = None
+) -> PictureTrace:
     """A trace of h [rows, positions], each at a site."""
     trace = PictureTrace()
-    trace.pictures = pictures
+    trace.pictures, trace.block, trace.patches = pictures, block, patches
     for site, h in records:
         x = torch.ones(*h.shape, 2)
         call = Call(torch.ones(len(h)), torch.arange(len(h)), torch.tensor(500.0))
@@ -50,20 +52,27 @@ def test_heat_is_the_mean_over_sites_and_steps() -> None:
     assert trace.heat("it", (8, 8), root="unet").mean() == pytest.approx(0.5)
 
 
-def test_rows_of_the_negative_prompt_come_before_those_of_the_pictures() -> None:
-    trace = traced((SITE, torch.tensor([[0.1] * 4, [0.2] * 4, [0.3] * 4, [0.4] * 4])), pictures=2)
-    assert trace.heat("it", (8, 8), image=0).mean() == pytest.approx(0.3)
-    assert trace.heat("it", (8, 8), image=1).mean() == pytest.approx(0.4)
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_heat_is_of_one_block_of_rows(block: int) -> None:
+    """Those of the prompts lie before or behind those of negative prompts, or between others."""
+    h = torch.tensor([[0.1], [0.2], [0.3], [0.4], [0.5], [0.6]]).expand(-1, 4)
+    trace = traced((SITE, h), pictures=2, block=block)
+    assert [trace.heat("it", (8, 8), image=i).mean() for i in (0, 1)] == pytest.approx(h[2 * block :, 0][:2].tolist())
     for image in (-1, 2):
         with pytest.raises(DSASError, match=f"no heat for 'it', picture {image}"):
             trace.heat("it", (8, 8), image=image)
 
 
-def test_rows_of_the_negative_prompt_come_after_those_of_the_pictures_where_the_family_has_it_so() -> None:
-    trace = traced((SITE, torch.tensor([[0.1] * 4, [0.2] * 4, [0.3] * 4, [0.4] * 4])), pictures=2)
-    trace.prompts_first = True
-    assert trace.heat("it", (8, 8), image=0).mean() == pytest.approx(0.1)
-    assert trace.heat("it", (8, 8), image=1).mean() == pytest.approx(0.2)
+def test_calls_of_negative_prompts_alone_show_nothing() -> None:
+    trace = traced((SITE, torch.full((1, 4), 0.9)), block=None)
+    with pytest.raises(DSASError, match="no heat"):
+        trace.heat("it", (8, 8))
+    assert trace.mean_h("it") == pytest.approx(0.9)
+
+
+def test_patches_of_other_pictures_are_left_out() -> None:
+    trace = traced((SITE, torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.9, 0.9]])), patches=4)
+    assert trace.heat("it", (2, 2)).flatten() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 def test_rows_that_are_not_steered_are_not_recorded() -> None:

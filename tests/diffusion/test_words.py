@@ -267,6 +267,15 @@ def test_embeddings_made_within_the_block_have_the_words_of_their_prompts(tiny_p
     assert differ(made, base)
 
 
+def test_embeddings_made_for_several_pictures_have_the_words_of_their_prompts(tiny_pipe: Any) -> None:
+    seeds = (1, 2, 3, 4)
+    with steer(tiny_pipe, {concept_of(tiny_pipe): S}, words={"random": "banana"}):
+        made = latents(tiny_pipe, [BANANA, DOG], seeds, num_images_per_prompt=2)
+        positive, negative = tiny_pipe.encode_prompt([BANANA, DOG], "cpu", 2, True)
+        given = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+        assert torch.equal(latents(tiny_pipe, None, seeds, **given), made)
+
+
 @pytest.mark.usefixtures("fresh_graphs")
 def test_one_compiled_graph_serves(tmp_path: Path) -> None:
     pipe = build_ddim_pipe(tmp_path, shallow=True)
