@@ -19,8 +19,11 @@ READ = 55
 ADDED = 0.5
 #: words that every prompt may have
 _COMMON = frozenset(
-    "a an and are as at by for from he her his i in into is it its next no not of off on one or our over photo picture "
-    "she that the their them there they this to two under up was we with without you your".split()
+    re.findall(
+        r"\w+",
+        "a an and are as at by for from he her his i in into is it its next no not of off on one or our over photo "
+        "picture she that the their them there they this to two under up was we with without you your",
+    )
 )
 
 
@@ -46,8 +49,8 @@ def _counts(sides: Mapping[str, Sequence[str]]) -> list[str]:
     source, target = len(set(sides["source"])), len(set(sides["target"]))
     if min(source, target) and max(source, target) > UNEQUAL * min(source, target):
         told.append(
-            f"One-sided: {_many(source)} of source, {_many(target)} of target. With as many of both, line by line about "
-            "the same scene, only what is to change differs."
+            f"One-sided: {_many(source)} of source, {_many(target)} of target. With as many of both, line by line "
+            "about the same scene, only what is to change differs."
         )
     return told
 
@@ -85,7 +88,7 @@ def _hard_negatives(sides: Mapping[str, Sequence[str]]) -> list[str]:
     told = []
     if known["source"] and not known["source"] & known["control"]:
         told.append(
-            f"No hard negatives: no control shares a word with a source. Add some that look like “{sides['source'][0]}” "
+            f"No hard negatives: no control shares a word with a source. Add some like “{sides['source'][0]}” "
             "without the thing, so that the gate learns the thing and not its surroundings."
         )
     often = Counter(word for found in words["target"] for word in found)
@@ -94,8 +97,8 @@ def _hard_negatives(sides: Mapping[str, Sequence[str]]) -> list[str]:
     if added and not replaced and not known["control"] & set(added):
         shown = " ".join(word for word in _in_order(sides["target"][0]) if word in added) or added[0]
         told.append(
-            f"No hard negatives: no control shows “{shown}” on something else. Add some that do, so that the gate learns "
-            "the thing and not the change."
+            f"No hard negatives: no control shows “{shown}” on something else. Add some that do, so that the gate "
+            "learns the thing and not the change."
         )
     return told
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -26,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folders or Hub names of concepts that everybody has (default: those that ship for the model)",
     )
+    parser.add_argument(
+        "--saves", type=Path, metavar="FOLDER", help="let visitors save what they learn there (default: they cannot)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at (default 127.0.0.1; 0.0.0.0 is all)")
     parser.add_argument("--port", type=positive, metavar="N", help="port (default: the first free one from 7860 on)")
     parser.add_argument("--share", action="store_true", help="also through Gradio's tunnel, for 72 hours")
@@ -44,7 +48,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise
         raise DSASError("the demo needs Gradio: pip install 'dsas-diffusion[demo]'") from None
     studio = Studio(pipeline(args), args.model, concepts)
-    page = ui.build(studio)
+    page = ui.build(studio, args.saves)
     try:
         try:
             _, address, public = ui.serve(page, args.host, args.port, share=args.share)

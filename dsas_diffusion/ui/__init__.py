@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from . import look
 from .create import CreateTab
+from .learn import LearnTab
 from .session import FORGOTTEN, Session
 from .strip import StripTab
 from .studio import Studio
@@ -19,8 +21,8 @@ WAITING = 32
 MOST_UPLOADED = 64 * 2**20
 
 
-def build(studio: Studio) -> gr.Blocks:
-    """The page over a studio, not served yet."""
+def build(studio: Studio, saves: Path | None = None) -> gr.Blocks:
+    """The page over a studio, not served yet; with `saves`, a folder where visitors may save what they learn."""
     with gr.Blocks(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, FORGOTTEN)) as page:
         session = gr.State(Session(), time_to_live=FORGOTTEN)
         gr.HTML(
@@ -34,7 +36,9 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Tab("Where it steered", id="where"):
                 WhereTab(session, create.drawn)
             with gr.Tab("Strip", id="strip"):
-                StripTab(create)
+                strip = StripTab(create)
+            with gr.Tab("Learn", id="learn"):
+                LearnTab(create, strip, saves)
     return page.queue(max_size=WAITING, api_open=False)
 
 

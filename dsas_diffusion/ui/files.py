@@ -107,7 +107,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 def _yaml(text: str, name: str) -> Any:
     try:
-        return yaml.load(text, Loader=_PlainLoader)  # noqa: S506  a subclass of the safe loader
+        return yaml.load(text, Loader=_PlainLoader)
     except DSASError as error:
         raise DSASError(f"{name}: {error}") from None
     except yaml.YAMLError as error:
