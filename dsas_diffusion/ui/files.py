@@ -198,6 +198,8 @@ def saved(concept: Concept, folder: Path) -> str:
         DSASError: there is one of this name, or it cannot be written.
     """
     there = folder / name_of(concept.name)
+    if folder.exists() and not folder.is_dir():
+        raise DSASError(f"{concept.name} cannot be saved: what was to hold it is no folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         there.mkdir()  # whoever makes it owns the name: two visitors cannot have it both
@@ -238,9 +240,10 @@ def _uploaded(path: str | None, most: Mapping[str, int], expected: str) -> tuple
         handle = -1
     if handle < 0:
         raise DSASError(f"{_brief(name, 80)} is not an upload: choose {expected}, by the button")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise DSASError(f"{_brief(name, 80)} is not a file: choose {expected}")
     with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise DSASError(f"{_brief(name, 80)} is not a file: choose {expected}")
         content = file.read(limit + 1)
     if len(content) > limit:
         raise DSASError(f"{_brief(name, 80)} is larger than {_size(limit)}: choose a smaller one")

@@ -26,6 +26,8 @@ from .studio import MOST_CHARACTERS, MOST_STEPS
 PHRASES, LISTS = "two phrases", "prompt lists"
 #: prompts a side; a whole prompt file may have more, which are drawn from
 FEWEST, MOST, USUAL = 8, 48, 24
+#: denoising steps: timestep bins need one each
+LEAST_STEPS = 2
 #: letters of a phrase, and of a list of prompts
 MOST_PHRASE, MOST_LIST = 120, 60_000
 SITES = {"what suits the model": "", "text encoders": "text", "denoiser": "denoiser"}
@@ -89,7 +91,12 @@ class LearnTab:
                 elem_id="learn-n",
             )
             self.steps = gr.Slider(
-                1, MOST_STEPS, self.studio.usual.steps, step=1, label="Denoising steps", elem_id="learn-steps"
+                LEAST_STEPS,
+                MOST_STEPS,
+                max(LEAST_STEPS, self.studio.usual.steps),
+                step=1,
+                label="Denoising steps",
+                elem_id="learn-steps",
             )
         with gr.Row():
             self.start = gr.Button("Learn", variant="primary", elem_id="learn-start")
@@ -226,8 +233,9 @@ class LearnTab:
         name_of(prompts.name)
         data[self.session].check_room(prompts.name, self.studio)
         count, steps = int(data[self.count]), int(data[self.steps])
-        if not FEWEST <= count <= MOST or not 1 <= steps <= MOST_STEPS:
-            raise DSASError(f"{count} prompts, {steps} steps: expected {FEWEST} to {MOST}, and 1 to {MOST_STEPS}")
+        if not FEWEST <= count <= MOST or not LEAST_STEPS <= steps <= MOST_STEPS:
+            ranges = f"{FEWEST} to {MOST}, and {LEAST_STEPS} to {MOST_STEPS}"
+            raise DSASError(f"{count} prompts, {steps} steps: expected {ranges}")
         if data[self.sites] not in SITES.values():
             raise DSASError(f"where {data[self.sites]!r}: expected one of {', '.join(SITES)}")
         return Wish(prompts, data[self.method], data[self.gate] or None, data[self.sites] or None, steps, count)

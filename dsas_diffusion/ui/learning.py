@@ -32,8 +32,8 @@ STAGES: Mapping[str, str] = {
 }
 #: how many units are tried, mostly
 TRIED = 6
-#: what fitting a site costs, in pictures
-SITE = 2
+#: what fitting costs, in pictures
+FITTING = 12.0
 
 
 class Unwanted(Exception):  # noqa: N818  nothing went wrong
@@ -80,10 +80,9 @@ def share_done(progress: Progress, count: int) -> float:
     Three quarters of `count` sources, targets, and twice as many controls are read; then the last quarters are drawn,
     and those of sources and controls again for each unit that is tried; at last, two prompts at four strengths.
     """
-    sites = progress.total if progress.label == "fitting" else 4
     costs = {
         "capturing": 3.0 * count,
-        "fitting": float(SITE * sites),
+        "fitting": FITTING,
         "choosing the unit": count + TRIED * 0.75 * count,
         "drawing samples": 8.0,
     }
