@@ -38,7 +38,8 @@ def build(studio: Studio, saves: Path | None = None) -> gr.Blocks:
             with gr.Tab("Strip", id="strip"):
                 strip = StripTab(create)
             with gr.Tab("Learn", id="learn"):
-                LearnTab(create, strip, saves)
+                learn = LearnTab(create, strip, saves)
+        page.unload(learn.cancel)
     return page.queue(max_size=WAITING, api_open=False)
 
 

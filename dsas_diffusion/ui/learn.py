@@ -105,9 +105,10 @@ class LearnTab:
             gr.Markdown("The `config.json` and the `concept.safetensors` of its folder, both at once.")
             self.brought = gr.File(
                 label="config.json and concept.safetensors",
+                show_label=False,
                 file_count="multiple",
                 file_types=[".json", ".safetensors"],
-                height=120,
+                height=140,
                 elem_id="learn-upload",
             )
 
@@ -165,9 +166,6 @@ class LearnTab:
             **own,
         )
         self.stop.click(self.cancel, None, None, **quick)
-        page = gr.context.Context.root_block
-        assert page is not None
-        page.unload(self.cancel)
         brought = self.brought.upload(
             friendly(self.bring), [self.session, self.brought], [self.brought, self.progress, *result], **own
         )
