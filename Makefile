@@ -9,7 +9,8 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-floor lint format bench results methods learning families train-builtin clean
+.PHONY: help demo app test test-all test-floor test-browser lint format bench soak screenshots results methods learning \
+	families concepts train-builtin clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,11 +28,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the demonstration, in the terminal
 	.venv/bin/python benchmarks/demo.py
 
+app: $(STAMP)  ## the demonstration, in a browser
+	OMP_NUM_THREADS=1 .venv/bin/python app.py
+
 test: $(STAMP)  ## run the tests
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not browser"
 
 test-all: $(STAMP)  ## run them all, the slow ones too
-	$(PYTEST)
+	$(PYTEST) -m "not browser"
 
 # The oldest versions that pyproject.toml takes, put before the newest ones of .venv.
 FLOOR := diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36.0 tokenizers==0.22.1
@@ -42,7 +46,23 @@ FLOOR := diffusers==0.35.2 transformers==4.57.6 huggingface_hub==0.36.0 tokenize
 	touch $@
 
 test-floor: .floor/.installed  ## run the tests with the oldest versions of diffusers and transformers
-	PYTHONPATH=.floor $(PYTEST) -m "not slow"
+	PYTHONPATH=.floor $(PYTEST) -m "not slow and not browser"
+
+# Playwright drives the system's Chromium; where there is none, Debian's is installed.
+.venv/.browser: $(STAMP)
+	.venv/bin/python -m pip install -c constraints.txt -e '.[browser]'
+	command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ apt-get update && apt-get install -y --no-install-recommends chromium; }
+	touch $@
+
+test-browser: .venv/.browser  ## drive the demo in a real browser
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/browser -m browser
+
+soak: .venv/.browser  ## 8 visitors of the demo for 3 minutes
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/soak.py
+
+screenshots: .venv/.browser  ## docs/demo-*.png
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/screenshots.py
 
 lint: $(STAMP)  ## ruff and mypy; changes nothing
 	.venv/bin/ruff check .
@@ -84,6 +104,9 @@ families: $(STAMP)  ## docs/families.md: what was tested with which family of pi
 		tests/diffusion/test_other_pipelines.py tests/diffusion/test_processor.py tests/diffusion/test_callback.py \
 		tests/diffusion/test_living_with_others.py
 	.venv/bin/python benchmarks/families.py outputs/families.xml
+
+concepts: $(STAMP)  ## learn the concepts that ship again
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m dsas_diffusion.builtin.concepts
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
 train-builtin: $(STAMP)  ## train the built-in models again

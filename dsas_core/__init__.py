@@ -5,6 +5,7 @@ from .concept import Concept, Intervention
 from .errors import DSASError
 from .hooks import Call, visit
 from .recipe import Recipe
+from .shipped import Shipped, shipped
 from .sites import Site
 from .steering import Steering
 from .strengths import Auto
@@ -16,6 +17,7 @@ __all__ = [
     "DSASError",
     "Intervention",
     "Recipe",
+    "Shipped",
     "Site",
     "Steering",
     "interpolation",
@@ -23,6 +25,7 @@ __all__ = [
     "methods",
     "probes",
     "prompts",
+    "shipped",
     "sites",
     "visit",
 ]

@@ -59,15 +59,19 @@ class Samples:
         return cls(tuple(map(str, data["prompts"])), tuple(map(float, data["strengths"])), texts, strip)
 
 
-def card(concept: Concept) -> str:
-    """The card in Markdown, for a folder and for the Hub."""
+def card(concept: Concept, name: str | None = None) -> str:
+    """The card in Markdown, for a folder and for the Hub.
+
+    Args:
+        name: what its example takes the concept by; None for the concept's own name, as of a folder.
+    """
     blocks = [
         _front_matter(concept),
         f"# {concept.name}",
         concept.description,
         _shown(concept.samples),
         f"Method `{concept.method}`, gate `{concept.gate}`.",
-        _example(concept),
+        _example(concept, name or concept.name),
         "## Evidence",
         _evidence(concept),
         "## Limits",
@@ -150,12 +154,12 @@ def _cell(text: str) -> str:
     return told
 
 
-def _example(concept: Concept) -> str:
+def _example(concept: Concept, name: str) -> str:
     pictures = {root for root in concept.base if root in _PICTURES or root.startswith("text_encoder")}
     lines = (
-        ["import dsas_diffusion as dsas", "", f'with dsas.steer(pipe, {{"{concept.name}": 1.0}}):']
+        ["import dsas_diffusion as dsas", "", f'with dsas.steer(pipe, {{"{name}": 1.0}}):']
         if pictures
-        else ["from dsas_core import llm", "", f'with llm.steer(model, {{"{concept.name}": 1.0}}):']
+        else ["from dsas_core import llm", "", f'with llm.steer(model, {{"{name}": 1.0}}):']
     )
     last = '    image = pipe("…").images[0]' if pictures else "    out = model.generate(**inputs)"
     return "\n".join(["```python", *lines, last, "```"])

@@ -25,6 +25,7 @@ from .fingerprints import difference, fingerprint, other_weights
 from .layout import CARD, CONFIG, FILES, FORMAT, TENSORS, packed, read
 from .maps import IdentityMap, Map
 from .probes import PooledConditionProbe, PooledProbe, Probe, RunningProbe
+from .shipped import folder_of
 from .sites import Roots, Site
 
 __all__ = ["CARD", "CONFIG", "FILES", "TENSORS", "Concept", "Intervention", "Samples"]
@@ -237,15 +238,16 @@ class Concept:
     def from_pretrained(
         cls, name: str | Path, *, revision: str | None = None, token: str | None = None, **options: Any
     ) -> Self:
-        """Read a concept from a folder, or from the Hub by its repository name.
+        """Read a concept from a folder, from the Hub by its repository name, or one that comes with the package.
 
         Args:
+            name: a folder, a Hub name (user/name), or "builtin:NAME", see `shipped`.
             options: further ones of a download, as huggingface_hub knows them: cache_dir, local_files_only, …
 
         Raises:
             DSASError: nothing there, or what is there is damaged; the message names the file.
         """
-        folder = Path(name)
+        folder = folder_of(name)
         if folder.is_file():
             raise DSASError(f"{folder} is a file, not a concept's folder; a prompt file is to be learned first")
         if not folder.is_dir():

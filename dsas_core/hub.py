@@ -43,7 +43,9 @@ def download(name: str, **options: Any) -> Path:
         DSASError: no such name, or the Hub gives nothing.
     """
     if not is_hub_name(name):
-        raise DSASError(f"no concept at {name}: no such folder, and it is no Hub name (user/name)")
+        raise DSASError(
+            f"no concept at {name}: no such folder, and it is no Hub name (user/name) or built in (builtin:NAME)"
+        )
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES), **options))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

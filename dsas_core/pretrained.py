@@ -11,6 +11,9 @@ import torch
 
 from .errors import DSASError
 
+#: what the names of models and concepts that come with the package begin with
+BUILTIN = "builtin:"
+
 
 def device_of(device: str) -> str:
     """The device that is meant: "auto" is a GPU where there is one, else the CPU."""
@@ -46,13 +49,19 @@ def source_of(name: str | Path, builtin: Mapping[str, Path], kind: str = "model"
         DSASError: no such built-in model, no such folder, and no Hub name.
     """
     known = ", ".join(builtin)
-    if str(name).startswith("builtin:"):
+    if str(name).startswith(BUILTIN):
         if str(name) not in builtin:
             raise DSASError(f"no built-in {kind} {name}; there is {known}")
         return builtin[str(name)]
     if not Path(name).is_dir() and not is_hub_name(name):
         raise DSASError(f"no model {name}: no such folder, no Hub name (user/name), and not built in ({known})")
     return name
+
+
+def name_of(model: Any, builtin: Mapping[str, Path]) -> str:
+    """What a loaded model was asked for by: a built-in one's name, else its `name_or_path`, else that of its class."""
+    source = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return next((name for name, folder in builtin.items() if str(folder) == source), source)
 
 
 def is_hub_name(name: str | Path) -> bool:

@@ -55,7 +55,7 @@ class Auto:
 
 #: one number, one per prompt, or "auto" (for `Auto()`)
 Strength = float | Sequence[float] | Auto | Literal["auto"]
-#: concepts, or their folders or Hub names, each with its strength
+#: concepts, or their folders, Hub names or builtin:NAME, each with its strength
 Strengthened = Mapping[Concept, Strength] | Mapping[str, Strength] | Mapping[Concept | str | Path, Strength]
 
 
@@ -138,7 +138,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def loaded(concepts: Strengthened, roots: Roots | None = None, *, force: bool = False) -> dict[Concept, Strength]:
-    """Concepts with their strengths, those that are given by folder or Hub name read.
+    """Concepts with their strengths, those that are given by name read.
 
     Args:
         roots: what they are to steer; None where it is not there yet. force: take one that does not fit, too.

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dsas_core import Auto, Concept, DSASError
+from dsas_core import Auto, Concept, DSASError, shipped
 
 from .calibrate import calibrate
 from .learn import Lesson, learn
@@ -29,6 +29,7 @@ __all__ = [
     "illustrate",
     "learn",
     "load_pipeline",
+    "shipped",
     "steer",
 ]
 __version__ = "0.1.0"

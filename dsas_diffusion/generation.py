@@ -17,7 +17,7 @@ from PIL import Image
 from dsas_core.errors import DSASError
 from dsas_core.progress import pulse
 
-from .load import BUILTIN
+from .load import is_builtin
 
 #: of denoising, where a model's own number is larger
 MOST_STEPS = 30
@@ -51,7 +51,7 @@ def settings_of(
 
     Of others it is what the pipeline does when nobody says otherwise, though in 30 steps at most.
     """
-    if str(getattr(pipe, "name_or_path", "")) in {str(path) for path in BUILTIN.values()}:
+    if is_builtin(pipe):
         usual = Settings(12, 3.0)
     else:
         own = inspect.signature(type(pipe).__call__).parameters

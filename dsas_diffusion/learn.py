@@ -23,6 +23,7 @@ from dsas_core.fingerprints import weights_digest
 from dsas_core.gating import WRITTEN
 from dsas_core.hooks import visit
 from dsas_core.learn import as_concept, fit_sites
+from dsas_core.pretrained import name_of
 from dsas_core.processes import shared
 from dsas_core.progress import progress_bar
 from dsas_core.prompts import COUNT, PromptSet, read
@@ -36,6 +37,7 @@ from dsas_core.unit import TRIALS, choose, held_back, units_of
 from .families import family_of, roots_of
 from .generation import decode, latent_batches, seeds_for, settings_of
 from .held_out import HeldOut
+from .load import BUILTIN
 from .masks import Masks
 from .rows import Rows
 from .sites import find_sites
@@ -179,7 +181,7 @@ class Lesson:
             self.content,
             roots_of(self.pipe),
             self.edges,
-            model=str(getattr(self.pipe, "name_or_path", "") or type(self.pipe).__name__),
+            model=name_of(self.pipe, BUILTIN),
             count=self.count,
             prompts_used={side: len(texts) for side, texts in self.fitting.items()},
             settings=asdict(self.settings),

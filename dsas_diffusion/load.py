@@ -12,10 +12,15 @@ from typing import Any
 import torch
 
 from dsas_core.errors import DSASError
-from dsas_core.pretrained import device_of, dtype_of, source_of
+from dsas_core.pretrained import device_of, dtype_of, name_of, source_of
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 BUILTIN = {"builtin:emoji": Path(__file__).parent / "builtin" / "model"}
+
+
+def is_builtin(pipe: Any) -> bool:
+    """Whether a pipeline is one that comes with the package."""
+    return name_of(pipe, BUILTIN) in BUILTIN
 
 
 def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "auto", **options: Any) -> Any:

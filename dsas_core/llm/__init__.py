@@ -1,7 +1,7 @@
 """dsas_core for language models: the same concepts, probes and maps, at the layers of a transformer.
 
 `load` a model, `learn` a concept from a prompt file, `steer` with it, `calibrate` how far, `illustrate` its card;
-`Monitor` only watches.
+`Monitor` only watches. `answer.py` has one message answered, as the command line and the demo do.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from ..evaluate import Cell, Done, Plan, Point, Run, arm, cost, runs, summed_up
 from ..evaluate.arms import BLIND, Scores, doses, load_scores, save_scores, scores_of
 from ..evaluate.texts import repeats
 from ..fingerprints import weights_digest
+from ..pretrained import name_of
 from ..prompts import PromptSet
 from ..provenance import versions
 from ..strengths import Auto, obstacle_to_auto
@@ -168,7 +169,7 @@ class _Evaluation:
             "precision": cost.precision(model),
             "versions": versions(*PACKAGES),
         }
-        self.builtin = str(getattr(bare(model), "name_or_path", "")) in {str(path) for path in BUILTIN.values()}
+        self.builtin = name_of(bare(model), BUILTIN) in BUILTIN
         self.latched = concept.by_prompt
         self.done: dict[tuple[str, float | Auto], Done] = {}
         self.skipped: list[str] = []

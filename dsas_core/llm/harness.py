@@ -46,7 +46,7 @@ class SteeredLM(HFLM):
 
     Args:
         pretrained: a folder or Hub name, "builtin:chat", or a model (then with `tokenizer`).
-        concept: folder or Hub name of a concept; several are joined by "+".
+        concept: folder or Hub name of a concept, or builtin:NAME; several are joined by "+".
         strength: one number for all concepts, or one each, joined by "+".
         gate: None for each concept's own, "on" or "off". phase: "prompt", "generation" or "all".
         force: steer with a concept that was learned on another architecture all the same.

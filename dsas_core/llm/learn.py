@@ -21,14 +21,17 @@ from ..capture import Capture, Shown
 from ..concept import Concept
 from ..errors import DSASError
 from ..hooks import visit
-from ..learn import UNSEEN, SiteEvidence, as_concept, fit_sites
+from ..learn import as_concept, fit_sites
+from ..pretrained import name_of
 from ..progress import progress_bar
 from ..prompts import COUNT, SIDES, PromptSet, read
 from ..provenance import versions
 from ..recipe import Recipe, recipe_of
+from ..site_fit import UNSEEN, SiteEvidence
 from ..sites import Site
 from ..unit import TRIALS, held_back, units_of
 from .layers import bare, find_sites, positions_of, roots_of
+from .load import BUILTIN
 from .prompts import POOLINGS, encode, marked, pad_token
 from .reader import HeldOut, Reader, choose_unit
 from .steer import steer
@@ -172,7 +175,7 @@ class Lesson:
             chosen,
             self.content,
             roots,
-            model=str(getattr(inner, "name_or_path", "") or type(inner).__name__),
+            model=name_of(inner, BUILTIN),
             count=self.count,
             prompts_used={side: len(found) for side, found in self.fitting.items()},
             pooling=self.pooling,

@@ -28,7 +28,7 @@ class Monitor:
 
     Args:
         model: a transformers language model.
-        concepts: concepts, or their folders or Hub names.
+        concepts: concepts, or their folders, Hub names or builtin:NAME.
         file: a path to append to, or an open text file.
         tokenizer: spells the token in question.
     """

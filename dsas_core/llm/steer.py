@@ -89,7 +89,7 @@ def steer(
 
     Args:
         model: a transformers model; a causal one, or encoder and decoder. It may wear PEFT adapters.
-        concepts: concept, or its folder or Hub name -> strength; 1 is one unit of the concept, 0 is off and exact,
+        concepts: concept, or its folder, Hub name or builtin:NAME -> strength; 1 is one unit, 0 is off and exact,
             negative goes the other way. A list gives one strength per prompt of a batch. "auto", or `Auto(target)`,
             steers each token just as far as its probe's probability is above the target.
         gate: None for each concept's own, "on" to steer every token (the vanilla method), "off" for none.

@@ -14,6 +14,13 @@ from ..hooks import Call
 from ..sites import Site
 from ..trace import Record, Trace
 
+#: from this h on a token is coloured
+SEEN = 0.02
+#: how opaque the red behind a token of h = 1 is on a page: dark text and light text can both be read on it
+DEEPEST = 0.6
+#: out of sight, and out of what is copied, but read to those who cannot see colours
+UNSEEN = "position: absolute; clip-path: inset(50%); white-space: nowrap; user-select: none"
+
 
 @dataclass(frozen=True)
 class Token:
@@ -156,20 +163,24 @@ def _words(tokens: list[Token]) -> Iterator[tuple[str, str, Token]]:
 
 
 def _painted(text: str, h: float) -> str:
-    if h < 0.02:
+    if h < SEEN:
         return text
     fade = round(255 - 175 * min(1.0, h))
     return f"\033[48;2;255;{fade};{fade}m\033[30m{text}\033[0m"
 
 
 def as_html(tokens: list[Token]) -> str:
-    """Tokens as a paragraph of HTML; each token's title tells its highest h and where it is."""
+    """Tokens as a paragraph of HTML, for a light or a dark page.
+
+    Each token's title tells its highest h and where that is; screen readers read h behind each token that is coloured.
+    """
     pieces = []
     for blank, text, token in _words(tokens):
         where = max(token.h, key=lambda site: token.h[site], default="")
         title = html.escape(f"h {token.max_h:.2f} {where}")
-        colour = f"rgba(214, 40, 40, {min(1.0, token.max_h):.2f})"
-        pieces.append(f'{blank}<span style="background: {colour}" title="{title}">{html.escape(text)}</span>')
+        colour = f"rgba(214, 40, 40, {DEEPEST * min(1.0, token.max_h):.2f})"
+        told = f'<small style="{UNSEEN}"> (h {token.max_h:.2f})</small>' if token.max_h >= SEEN else ""
+        pieces.append(f'{blank}<span style="background: {colour}" title="{title}">{html.escape(text)}{told}</span>')
     return f"<p>{''.join(pieces)}</p>"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
+from dsas_core.shipped import shipped
 
-from .arguments import add_model, pipeline, positive
+from .arguments import CONCEPT, add_model, language_model, pipeline, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--concepts",
         "-c",
-        nargs="+",
-        default=[],
+        nargs="*",
         metavar="FOLDER",
-        help="folders or Hub names of concepts that everybody has (default: those that ship for the model)",
+        help=f"what everybody has a slider for: each {CONCEPT} (default: those that ship for the model)",
+    )
+    parser.add_argument(
+        "--text-model",
+        default="builtin:chat",
+        metavar="MODEL",
+        help="language model of the tab Text: builtin:chat (default), a folder, a Hub name, or none for no such tab",
+    )
+    parser.add_argument(
+        "--text-concepts",
+        nargs="*",
+        metavar="FOLDER",
+        help=f"its concepts: each {CONCEPT} (default: those that ship for it)",
     )
     parser.add_argument(
         "--saves", type=Path, metavar="FOLDER", help="let visitors save what they learn there (default: they cannot)"
@@ -39,16 +52,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Serve until the process is told to end; where it was."""
     if llm.is_language_model(args.model):
         args.usage(f"{args.model} is a language model: the demo draws; name a diffusers pipeline")
-    concepts = [Concept.from_pretrained(name) for name in args.concepts]
+    if args.text_model == "none" and args.text_concepts:
+        args.usage("--text-concepts needs a --text-model")
+    if args.text_model != "none" and not llm.is_language_model(args.text_model):
+        raise DSASError(f"{args.text_model} is no language model: name one, or pass --text-model none")
+    drawn = _concepts(args.concepts, args.model)
+    spoken = _concepts(args.text_concepts, args.text_model)
     try:
         from .. import ui
         from ..ui.studio import Studio
+        from ..ui.talk import Talk
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise DSASError("the demo needs Gradio: pip install 'dsas-diffusion[demo]'") from None
-    studio = Studio(pipeline(args), args.model, concepts)
-    page = ui.build(studio, args.saves)
+    studio = Studio(pipeline(args), args.model, drawn)
+    talk = None
+    if args.text_model != "none":
+        talk = Talk(*language_model(args, args.text_model), args.text_model, spoken)
+    page = ui.build(studio, talk, args.saves)
     try:
         try:
             _, address, public = ui.serve(page, args.host, args.port, share=args.share)
@@ -59,6 +81,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         _until_told()
     finally:
         page.close(verbose=False)
+        if talk is not None:
+            talk.close()
         studio.close()
     return {"address": address, "public": public, "model": args.model}
 
@@ -66,6 +90,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def report(document: dict[str, Any]) -> None:
     """That it has ended."""
     print(f"no longer serving {document['model']}")
+
+
+def _concepts(named: Sequence[str] | None, model: str) -> list[Concept]:
+    """The concepts that were named, or those that ship for the model."""
+    names = [one.name for one in shipped(model)] if named is None else named
+    return [Concept.from_pretrained(name) for name in names]
 
 
 def _until_told() -> None:

@@ -25,6 +25,8 @@ from ..schedule import Schedule
 from ..steer import ATTACH
 
 GATES = {"own": None, "on": "on", "off": "off"}
+#: what a concept may be given by
+CONCEPT = "a concept's folder, its Hub name, or builtin:NAME"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -53,7 +55,7 @@ def add_concepts(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=concept_and_strength,
         metavar="FOLDER=STRENGTH",
-        help="a concept's folder or Hub name; strength 1 by default, negative goes the other way, auto (or auto:P) "
+        help=f"{CONCEPT}; strength 1 by default, negative goes the other way, auto (or auto:P) "
         "as far as the probe's probability is above P (default 0.5); repeatable",
     )
     parser.add_argument(
@@ -188,31 +190,31 @@ def pipeline(args: argparse.Namespace, *, steps_bar: bool = False) -> Any:
     Raises:
         DSASError: no such model or device.
     """
-    pipe = _loaded(args, load_pipeline)
+    pipe = _loaded(args, args.model, load_pipeline)
     if steps_bar and shows_progress(args):
         pipe.set_progress_bar_config(desc="denoising", leave=False)
     return pipe
 
 
-def language_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The language model of --model, --device and --dtype, and its tokenizer.
+def language_model(args: argparse.Namespace, name: str | None = None) -> tuple[Any, Any]:
+    """The language model of --model (or of another name), --device and --dtype, and its tokenizer.
 
     Raises:
         DSASError: no such model or device.
     """
-    model, tokenizer = _loaded(args, llm.load)
+    model, tokenizer = _loaded(args, name or args.model, llm.load)
     return model, tokenizer
 
 
-def _loaded(args: argparse.Namespace, load: Callable[..., Any]) -> Any:
+def _loaded(args: argparse.Namespace, name: str, load: Callable[..., Any]) -> Any:
     try:
         torch.empty(0, device=None if args.device == "auto" else args.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DSASError(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}") from None
-    with progress_bar(1, f"loading {args.model}", shows_progress(args)) as bar:
+    with progress_bar(1, f"loading {name}", shows_progress(args)) as bar:
         if not shows_progress(args):
             _silence_downloads()
-        found = load(args.model, device=args.device, dtype=args.dtype)
+        found = load(name, device=args.device, dtype=args.dtype)
         bar.update()
     return found
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.llm.prompts import pad_token
+from dsas_core.llm.answer import answer, asked
 from dsas_core.strengths import Strength
 
 from .arguments import GATES, add_concepts, add_device, language_model, natural, not_negative, positive, read_concepts
@@ -132,42 +129,6 @@ def _answer(
     return found
 
 
-def asked(tokenizer: Any, message: str) -> Any:
-    """A message in tokens, by the chat template where there is one."""
-    if getattr(tokenizer, "chat_template", None):
-        turns = [{"role": "user", "content": message}]
-        message = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return tokenizer(message, add_special_tokens=False, return_tensors="pt")
-    return tokenizer(message, return_tensors="pt")
-
-
-def unknown_words(tokenizer: Any, message: str) -> list[str]:
-    """Words for which the tokenizer has only its mark for unknown ones."""
-    unknown = tokenizer.unk_token_id
-    words = dict.fromkeys(re.findall(r"[^\W\d_]+", message))
-    return [
-        word for word in words if unknown is not None and unknown in tokenizer(word, add_special_tokens=False).input_ids
-    ]
-
-
-def generate(
-    model: Any, tokenizer: Any, inputs: Any, length: int, temperature: float = 0.0, seed: int = 0, streamer: Any = None
-) -> str:
-    """An answer of up to `length` tokens; greedy at temperature 0."""
-    torch.manual_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    out = model.generate(
-        input_ids=inputs.input_ids,
-        attention_mask=inputs.attention_mask,
-        max_new_tokens=length,
-        streamer=streamer,
-        pad_token_id=pad_token(tokenizer),
-        **sampling,
-    )
-    start = 0 if model.config.is_encoder_decoder else inputs.input_ids.shape[1]
-    return str(tokenizer.decode(out[0, start:], skip_special_tokens=True)).strip()
-
-
 def _shown(model: Any, tokenizer: Any, inputs: Any, args: argparse.Namespace, label: str) -> str:
     """An answer, streamed to standard output unless --json."""
     from transformers import TextStreamer
@@ -177,4 +138,4 @@ def _shown(model: Any, tokenizer: Any, inputs: Any, args: argparse.Namespace, la
         if label:
             print(f"{label}: ", end="", flush=True)
         streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    return generate(model, tokenizer, inputs, args.tokens, args.temperature, args.seed, streamer)
+    return answer(model, tokenizer, inputs, args.tokens, args.temperature, args.seed, streamer=streamer).text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import string
 from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean
@@ -11,14 +10,15 @@ from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept import Concept, Intervention
+from dsas_core.llm.answer import answer, asked, unknown_words
 from dsas_core.opposition import Opposition
 from dsas_core.trace import Record, Trace
 
 from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
-from ..load import BUILTIN
 from ..steer import steer
-from . import chat
+from ..vocabulary import reading
 from .arguments import (
+    CONCEPT,
     add_generation,
     add_model,
     add_words,
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="FOLDER",
-        help="a concept's folder, or its Hub name; repeatable: the first is looked at, with the others beside it",
+        help=f"{CONCEPT}; repeatable: the first is looked at, with the others beside it",
     )
     parser.add_argument("--prompt", "-p", required=True, help="the prompt to look at")
     parser.add_argument("--strength", type=number, default=1.0, help="of the concept (default 1)")
@@ -70,11 +70,11 @@ def _answered(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str
     if args.words:
         args.usage(f"{args.model} is a language model, which draws nothing: it takes no --words")
     model, tokenizer = language_model(args)
-    inputs = chat.asked(tokenizer, args.prompt).to(model.device)
+    inputs = asked(tokenizer, args.prompt).to(model.device)
     with llm.steer(model, dict.fromkeys(concepts, args.strength), trace=True) as steering:
-        steered = chat.generate(model, tokenizer, inputs, LENGTH)
+        steered = answer(model, tokenizer, inputs, LENGTH).text
         reached, trace, opposition = set(steering.fired), steering.trace, steering.opposition()
-    base = chat.generate(model, tokenizer, inputs, LENGTH)
+    base = answer(model, tokenizer, inputs, LENGTH).text
     assert trace is not None
     tokens = inputs.input_ids.shape[1]
     return {
@@ -82,7 +82,7 @@ def _answered(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str
         "base": base,
         "steered": steered,
         "changed": base != steered,
-        "unknown_words": chat.unknown_words(tokenizer, args.prompt),
+        "unknown_words": unknown_words(tokenizer, args.prompt),
         "tokens": tokens,
         "tokens_read": tokens,
     }
@@ -109,7 +109,7 @@ def _drawn(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, A
         "words": words.get(concepts[0].name, []),
         "pixel_difference": float(difference),
         "changed": bool(difference > UNCHANGED),
-        **_words(pipe, args.prompt),
+        **asdict(reading(pipe, args.prompt)),
     }
 
 
@@ -232,21 +232,3 @@ def _site(concept: Concept, item: Intervention, strength: float, reached: bool, 
 
 def _masked(record: Record, values: Any) -> Any:
     return values if record.mask is None else values * record.mask
-
-
-def _words(pipe: Any, prompt: str) -> dict[str, Any]:
-    """Words that the tokenizer cannot know, and how much of the prompt is read.
-
-    In the built-in model's vocabulary every word is one token, and one that falls apart is unknown. Other vocabularies
-    spell rare words in pieces that they know well.
-    """
-    tokenizer = pipe.tokenizer
-    unknown: Sequence[str] = ()
-    if str(pipe.name_or_path) in {str(path) for path in BUILTIN.values()}:
-        words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())
-        unknown = [word for word in words if len(tokenizer.tokenize(word)) > 1]
-    return {
-        "unknown_words": list(unknown),
-        "tokens": len(tokenizer.tokenize(prompt)),
-        "tokens_read": tokenizer.model_max_length - 2,  # the first and the end token take a place each
-    }

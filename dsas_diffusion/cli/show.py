@@ -1,15 +1,18 @@
-"""`dsas show`: tell what a concept is made of, and on what evidence."""
+"""`dsas show`: tell what a concept is made of, and on what evidence; or which come with the package."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dsas_core.card import range_in_words, unit_in_words
 from dsas_core.concept import Concept
+from dsas_core.shipped import folder_of, shipped
 
+from .arguments import CONCEPT
 from .output import table
 
 #: columns on control positions -> field
@@ -23,12 +26,14 @@ CONTROLS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which concept."""
-    parser.add_argument("concept", metavar="FOLDER", help="a concept's folder, or its Hub name")
+    parser.add_argument("concept", metavar="FOLDER", nargs="?", help=f"{CONCEPT}; none lists the built-in ones")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Read the concept and describe it."""
-    return described(Concept.from_pretrained(args.concept), Path(args.concept))
+    """Read the concept and describe it, or list those that come with the package."""
+    if args.concept is None:
+        return {"builtin": [{**asdict(one), "folder": str(one.folder)} for one in shipped()]}
+    return described(Concept.from_pretrained(args.concept), folder_of(args.concept))
 
 
 def described(concept: Concept, folder: Path) -> dict[str, Any]:
@@ -56,6 +61,10 @@ def described(concept: Concept, folder: Path) -> dict[str, Any]:
 
 def report(document: dict[str, Any]) -> None:
     """What it is, the evidence, the sizes, where it comes from."""
+    if "builtin" in document:
+        columns = ("name", "model", "description")
+        table(columns, [[one[column] for column in columns] for one in document["builtin"]])
+        return
     print(f"{document['name']}: {document['description'] or 'no description'}")
     print(f"method {document['method']}, gate {document['gate']}\n")
     report_evidence(document)

@@ -24,6 +24,7 @@ from ..generation import Settings, change, decode, latent_batches, seeds_for, se
 from ..samples import ENDS
 from ..steer import steer
 from .arguments import (
+    CONCEPT,
     GATES,
     add_gate,
     add_generation,
@@ -47,7 +48,7 @@ CAPTION = 80
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to draw, from which strength to which, and where to."""
     add_model(parser)
-    parser.add_argument("--concept", "-c", required=True, metavar="FOLDER", help="a concept's folder, or its Hub name")
+    parser.add_argument("--concept", "-c", required=True, metavar="FOLDER", help=CONCEPT)
     parser.add_argument("--prompt", "-p", action="append", required=True, help="what to draw, a row each; repeatable")
     parser.add_argument(
         "--from",

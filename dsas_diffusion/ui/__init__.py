@@ -13,6 +13,8 @@ from .learn import LearnTab
 from .session import FORGOTTEN, Session
 from .strip import StripTab
 from .studio import Studio
+from .talk import Talk
+from .text import TextTab
 from .where import WhereTab
 
 #: visitors that may wait; one more is asked to come back
@@ -21,8 +23,12 @@ WAITING = 32
 MOST_UPLOADED = 64 * 2**20
 
 
-def build(studio: Studio, saves: Path | None = None) -> gr.Blocks:
-    """The page over a studio, not served yet; with `saves`, a folder where visitors may save what they learn."""
+def build(studio: Studio, talk: Talk | None = None, saves: Path | None = None) -> gr.Blocks:
+    """The page over a studio, and over a language model where there is one; not served yet.
+
+    Args:
+        saves: a folder in which visitors may save what they learn; None for nowhere.
+    """
     with gr.Blocks(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, FORGOTTEN)) as page:
         session = gr.State(Session(), time_to_live=FORGOTTEN)
         gr.HTML(
@@ -39,16 +45,18 @@ def build(studio: Studio, saves: Path | None = None) -> gr.Blocks:
                 strip = StripTab(create)
             with gr.Tab("Learn", id="learn"):
                 learn = LearnTab(create, strip, saves)
+            if talk is not None:
+                with gr.Tab("Text", id="text"):
+                    TextTab(talk, session)
         page.unload(learn.cancel)
     return page.queue(max_size=WAITING, api_open=False)
 
 
-def serve(page: gr.Blocks, host: str, port: int | None, *, share: bool = False, block: bool = True) -> Any:
-    """Serve a page until the process is told to end.
+def serve(page: gr.Blocks, host: str, port: int | None, *, share: bool = False) -> Any:
+    """Serve a page, in threads of its own, until it is closed.
 
     Args:
         host, port: where; without a port the first free one from 7860 on. share: through Gradio's tunnel, too.
-        block: whether to return only when it has ended.
 
     Returns:
         (application, local address, public address or None).
@@ -57,9 +65,9 @@ def serve(page: gr.Blocks, host: str, port: int | None, *, share: bool = False, 
         server_name=host,
         server_port=port,
         share=share,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         theme=look.theme(),
-        css=look.CSS,
+        css_paths=look.STYLE,
         footer_links=["settings"],
         max_file_size=MOST_UPLOADED,
         show_error=False,

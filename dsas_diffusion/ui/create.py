@@ -14,16 +14,18 @@ from PIL import Image
 from dsas_core.errors import DSASError
 from dsas_core.steering import COMBINE
 
+from ..load import is_builtin
 from ..rows import ROWS
 from ..schedule import Schedule
 from . import look
 from .session import OWN, Session, friendly
-from .studio import MOST_STEPS, Order, Studio, ends_of, steered_sites
+from .studio import MOST_CHARACTERS, MOST_STEPS, Order, Studio, ends_of, steered_sites
 
 STEP = 0.05
 MOST_SEED = 2**31 - 1
 #: pictures are shown this large at least: the built-in model's have 64 pixels
 SHOWN = 512
+CHIPS = 5
 EXAMPLES = (
     "a banana and a dog on the grass",
     "a red car and a banana on the beach",
@@ -39,12 +41,13 @@ class CreateTab:
 
     def __init__(self, studio: Studio, session: gr.State) -> None:
         self.studio, self.session = studio, session
+        self._ask()
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
-                self._ask()
-            with gr.Column(scale=6, min_width=300):
+                self._knobs()
+            with gr.Column(scale=6, min_width=300, elem_id="canvas"):
                 self.compare = gr.ImageSlider(
-                    label="drag the line: unsteered | steered",
+                    label="unsteered | steered",
                     elem_id="compare",
                     slider_position=12,
                     type="pil",
@@ -59,35 +62,44 @@ class CreateTab:
         self.drawn = self._wire()
 
     def _ask(self) -> None:
-        examples = list(dict.fromkeys([*EXAMPLES, *self._samples()] if self._is_builtin else self._samples()))
-        self.prompt = gr.Textbox(
-            examples[0] if examples else "",
-            label="Prompt",
-            lines=2,
-            max_length=2000,
-            elem_id="prompt",
-            placeholder="what the picture should show",
-        )
+        examples = self._examples()
+        with gr.Row(equal_height=True):
+            self.prompt = gr.Textbox(
+                examples[0] if examples else "",
+                label="Prompt",
+                max_length=MOST_CHARACTERS,
+                elem_id="prompt",
+                placeholder="what the picture should show",
+                scale=5,
+                min_width=220,
+            )
+            self.draw_button = gr.Button("Draw", variant="primary", elem_id="draw", scale=1, min_width=120)
         with gr.Row(elem_classes="chips"):
-            for example in examples[:5]:
+            for example in examples[:CHIPS]:
                 chip = gr.Button(example, size="sm", variant="secondary")
                 chip.click(None, None, self.prompt, js=f"() => {json.dumps(example)}", api_visibility="private")
-        self.draw_button = gr.Button("Draw", variant="primary", elem_id="draw")
-        gr.Markdown("**Concepts** – 0 leaves the picture as it is, 1 is one unit, below 0 goes the other way.")
+
+    def _knobs(self) -> None:
+        gr.Markdown("**Concepts**: 0 leaves the picture as it is, 1 is one unit, below 0 goes the other way.")
         self.sliders = [self._slider(i) for i in range(len(self.studio.concepts) + OWN)]
-        with gr.Row():
-            self.live = gr.Checkbox(False, label="Draw whenever a slider is let go", elem_id="live")
-            self.zero = gr.Button("All to 0", size="sm", elem_id="zero")
+        with gr.Row(equal_height=True):
+            self.live = gr.Checkbox(False, label="draw when a slider is let go", elem_id="live", min_width=200)
+            self.zero = gr.Button("All to 0", size="sm", elem_id="zero", min_width=90)
         self.gate = gr.Radio(list(GATES.items()), value="dsas", label="Gate", elem_id="gate")
         with gr.Row(equal_height=True):
-            self.seed = gr.Number(7, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, elem_id="seed")
-            self.locked = gr.Checkbox(True, label="Keep the seed", elem_id="locked")
-            self.dice = gr.Button("🎲 another seed", size="sm", elem_id="dice")
+            self.seed = gr.Number(
+                7, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, elem_id="seed", min_width=120
+            )
+            with gr.Column(min_width=160):
+                self.locked = gr.Checkbox(True, label="keep the seed", elem_id="locked", container=False)
+                self.dice = gr.Button("🎲 another seed", size="sm", elem_id="dice")
         with gr.Accordion("Advanced", open=False):
             usual = self.studio.usual
             self.steps = gr.Slider(1, MOST_STEPS, usual.steps, step=1, label="Denoising steps", elem_id="steps")
-            self.guidance = gr.Slider(0, 20, usual.guidance, step=0.5, label="Guidance scale")
-            self.kind = gr.Dropdown(list(SCHEDULES.items()), value="constant", label="Strength over the steps")
+            self.guidance = gr.Slider(0, 20, usual.guidance, step=0.5, label="Guidance scale", elem_id="guidance")
+            self.kind = gr.Dropdown(
+                list(SCHEDULES.items()), value="constant", label="Strength over the steps", elem_id="schedule-kind"
+            )
             with gr.Row():
                 self.first = gr.Number(1.0, label="factor at noise", visible=False, elem_id="schedule-first")
                 self.last = gr.Number(1.0, label="factor at the end", visible=False, elem_id="schedule-last")
@@ -97,18 +109,17 @@ class CreateTab:
                 multiselect=True,
                 label="Only at these layers",
                 info="none chosen: wherever the concept steers",
+                elem_id="sites",
             )
-            self.rows = gr.Radio(ROWS, value="conditional", label="Rows of guidance that are steered")
-            self.combine = gr.Radio(COMBINE, value="sum", label="Several concepts at one place")
+            self.rows = gr.Radio(ROWS, value="conditional", label="Rows of guidance that are steered", elem_id="rows")
+            self.combine = gr.Radio(COMBINE, value="sum", label="Several concepts at one place", elem_id="combine")
 
-    @property
-    def _is_builtin(self) -> bool:
-        return self.studio.model.startswith("builtin:")
-
-    def _samples(self) -> list[str]:
-        """Prompts that concepts were illustrated with: held out, and sure to show them."""
+    def _examples(self) -> list[str]:
+        """Prompts that concepts were illustrated with, which learning held out; for the built-in model a few more."""
         samples = (concept.samples for concept in self.studio.concepts.values())
-        return [prompt for one in samples if one is not None for prompt in one.prompts]
+        held_out = [prompt for one in samples if one is not None for prompt in one.prompts]
+        own = EXAMPLES if is_builtin(self.studio.pipe) else ()
+        return list(dict.fromkeys([*own, *held_out]))
 
     def _slider(self, number: int) -> gr.Slider:
         concepts = list(self.studio.concepts.values())

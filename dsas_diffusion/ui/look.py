@@ -8,8 +8,10 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from dsas_core import llm
 from dsas_core.card import unit_in_words
 from dsas_core.concept import Concept
 from dsas_core.sites import Site
@@ -17,57 +19,27 @@ from dsas_core.sites import Site
 from ..schedule import Schedule
 from ..sites import site_name
 from .studio import Drawing, Seen
+from .talk import Read, Reply
 
 #: fonts that every system has: nothing is fetched from elsewhere
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 FIXED = ["ui-monospace", "Menlo", "Consolas", "monospace"]
-
-CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-#heading { padding: .4rem 0; }
-#heading h1 { font-size: 1.5rem; margin: 0; }
-#heading p { margin: .15rem 0 0; color: var(--body-text-color-subdued); }
-#compare { min-height: 340px; }
-#explain { min-height: 4.5rem; }
-.told { margin: 0; padding: 0; list-style: none; }
-.told li { padding: .3rem 0 .3rem .7rem; border-left: 3px solid var(--border-color-primary); margin-bottom: .35rem; }
-.told li.steered { border-color: #d65858; }
-.told li.untouched { border-color: #4f9a68; }
-.told li.warned { border-color: #c98a1b; }
-p.warned { border-left: 3px solid #c98a1b; padding-left: .7rem; }
-p.quiet, caption.quiet { color: var(--body-text-color-subdued); font-size: .9em; margin: .2rem 0; }
-.chips { gap: .4rem !important; flex-wrap: wrap !important; }
-.chips button { flex: 0 1 auto !important; min-width: 0 !important; font-weight: 400; border-radius: 999px;
-  white-space: normal; text-align: left; }
-.scroll { overflow-x: auto; }
-.scroll table, .scroll td, .scroll th { border: 0 !important; }
-.scroll caption { text-align: left; }
-table.steps { border-collapse: separate !important; border-spacing: 2px; font-size: .8rem; width: auto; margin: 0; }
-table.steps th { font-weight: 400; text-align: left; white-space: nowrap; padding: 0 .5rem 0 0; }
-table.steps td { width: 1.9rem; min-width: 1.1rem; height: 1.3rem; border-radius: 3px; padding: 0; font-size: .7rem; }
-table.facts { border-collapse: collapse !important; width: 100%; font-size: .9rem; margin: 0; }
-table.facts th, table.facts td { text-align: left; padding: .3rem .6rem; }
-table.facts tr + tr { border-top: 1px solid var(--border-color-primary); }
-table.facts td.number { font-variant-numeric: tabular-nums; text-align: right; }
-figure.schedule { margin: 0; color: var(--body-text-color); }
-figure.schedule figcaption { color: var(--body-text-color-subdued); font-size: .8rem; }
-.bar { height: .6rem; border-radius: 999px; background: var(--border-color-primary); overflow: hidden; }
-.bar > div { height: 100%; background: var(--color-accent); transition: width .3s; }
-@media (max-width: 640px) { #compare { min-height: 300px; } .gradio-container { padding: .5rem !important; } }
-"""
+#: what is less than this is 0.00
+SHOWN = 0.005
+STYLE = Path(__file__).with_name("page.css")
 
 
 def theme() -> Any:
     """Quiet, light and dark, with nothing that is fetched from elsewhere."""
     import gradio as gr
 
-    plain = {f"block_{part}_background_fill": "transparent" for part in ("title", "label")}
-    plain |= {f"block_{part}_background_fill_dark": "transparent" for part in ("title", "label")}
-    ink = {f"block_{part}_text_color": "*body_text_color" for part in ("title", "label")}
-    ink |= {f"block_{part}_text_color_dark": "*body_text_color" for part in ("title", "label")}
+    titles = {"block_title_background_fill": "transparent", "block_title_text_color": "*body_text_color"}
+    labels = {"block_label_background_fill": "*background_fill_primary", "block_label_text_color": "*body_text_color"}
+    same = {**titles, **labels}
+    dark = {f"{name}_dark": value for name, value in same.items()}
     return gr.themes.Soft(
         primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=FIXED
-    ).set(**plain, **ink, block_title_padding="0", block_shadow="none", block_border_width="1px")
+    ).set(**same, **dark, block_title_padding="0", block_shadow="none", block_border_width="1px")
 
 
 def explained(drawing: Drawing | None) -> str:
@@ -79,11 +51,11 @@ def explained(drawing: Drawing | None) -> str:
         lines = [_item("", "steering …")]
     elif not lines:
         lines = [_item("", "All sliders are at 0: both pictures are the unsteered one.")]
-    lines += [
-        _item("warned", f"<b>{_(first)}</b> and <b>{_(second)}</b> pull against one another with these strengths.")
-        for first, second in drawing.opposed
-    ]
-    return f'<ul class="told">{"".join(lines)}</ul><p class="quiet">{_timing(drawing)}</p>'
+    lines += map(_pulling, drawing.opposed)
+    lines += [_item("warned", told) for told in _misread(drawing)]
+    # the same words once more are told once more, and those who wait for them see that
+    told = f'<ul class="told" role="status" data-at="{drawing.at}">{"".join(lines)}</ul>'
+    return f'{told}<p class="quiet">{_timing(drawing)}</p>'
 
 
 def _line(drawing: Drawing, seen: Seen) -> str:
@@ -98,6 +70,17 @@ def _line(drawing: Drawing, seen: Seen) -> str:
     words = ", ".join(f"“{_(word)}”" for word in seen.words)
     at = f" It opens at {words}." if words else ""
     return _item("steered", f"{name}: {said}; {_moved(drawing)}.{at}")
+
+
+def _misread(drawing: Drawing) -> list[str]:
+    """What the model makes of the prompt otherwise than people would."""
+    read, told = drawing.reading, []
+    if read.unknown_words:
+        words = ", ".join(f"“{_(word)}”" for word in read.unknown_words)
+        told.append(f"This model does not know {words}: it takes them for something else.")
+    if read.cut_off:
+        told.append(f"The prompt has {read.tokens} tokens, of which the model reads the first {read.tokens_read}.")
+    return told
 
 
 def _moved(drawing: Drawing) -> str:
@@ -115,8 +98,82 @@ def _timing(drawing: Drawing) -> str:
     return f"{base}, steered {drawing.seconds:.1f} s: {drawing.seconds / drawing.base_seconds:.2f} times the base"
 
 
+def _pulling(pair: tuple[str, str]) -> str:
+    first, second = pair
+    return _item("warned", f"<b>{_(first)}</b> and <b>{_(second)}</b> pull against one another with these strengths.")
+
+
 def _item(kind: str, content: str) -> str:
     return f'<li class="{kind}">{content}</li>'
+
+
+def replied(reply: Reply | None) -> str:
+    """What each concept's gate said of a message, and what became of the answer; how fast it was written."""
+    if reply is None:
+        return '<p class="quiet">Nothing is written before you ask: write a message, move a slider, press “Send”.</p>'
+    lines = [_read_line(reply, read) for read in reply.read]
+    if reply.steered is None:
+        lines = [_item("", "writing without steering …")]
+    elif not reply.whole:
+        lines = [_item("", "writing again, steered …")]
+    elif not lines:
+        lines = [_item("", "There is no concept to steer with: name one with --text-concepts.")]
+    lines += map(_pulling, reply.opposed)
+    if reply.unknown:
+        words = ", ".join(f"“{_(word)}”" for word in reply.unknown)
+        lines.append(_item("warned", f"This model does not know {words}, and cannot heed it."))
+    told = f'<ul class="told" role="status" data-at="{reply.at}">{"".join(lines)}</ul>'
+    return f'{told}<p class="quiet">{_speeds(reply)}</p>'
+
+
+def _read_line(reply: Reply, read: Read) -> str:
+    name, said = f"<b>{_(read.concept)}</b>", f"mean gate {_mean(read.message):.2f} on this message"
+    if _mean(read.answer) >= SHOWN:
+        said += f", {_mean(read.answer):.2f} on the answer"
+    became = "the answer is the same, token for token" if reply.same else _parted(reply)
+    if reply.question.gate == "off":
+        return _item("untouched", f"{name}: its gate is off, so nothing is steered.")
+    if read.strength == 0:
+        return _item("", f"{name}: at 0 it changes nothing; {said}.")
+    if reply.question.gate == "on":
+        return _item("steered", f"{name}: always on, every token is steered; {became}.")
+    highest = f", {read.highest_h:.2f} where it is highest" if read.highest_h >= SHOWN else ""
+    return _item("untouched" if reply.same else "steered", f"{name}: {said}{highest}: {became}.")
+
+
+def _parted(reply: Reply) -> str:
+    assert reply.steered is not None
+    same = 0
+    for ours, theirs in zip(reply.base.ids, reply.steered.ids, strict=False):
+        if ours != theirs:
+            break
+        same += 1
+    return f"the answer is another one from token {same + 1} on" if same else "the answer is another one"
+
+
+def _mean(tokens: Sequence[llm.Token]) -> float:
+    return sum(token.mean_h for token in tokens) / max(1, len(tokens))
+
+
+def _speeds(reply: Reply) -> str:
+    if not reply.base.ids:
+        return ""
+    base = f"base {reply.base.speed:.0f} tokens/s"
+    if reply.steered is None or not reply.read:
+        return base
+    if reply.cached:  # the machine may have been busier, or less so, then: no ratio
+        return f"base {reply.base.speed:.0f} tokens/s when it was written, steered {reply.steered.speed:.0f}"
+    return f"{base}, steered {reply.steered.speed:.0f}: {reply.steered.speed / reply.base.speed:.2f} times the base"
+
+
+def spelled(read: Read | None) -> str:
+    """The tokens of a message and of the steered answer, on red as deep as one concept's h."""
+    if read is None:
+        return note("The message and the answer come here, token by token, red where the gate opened.")
+    # llm.as_html escapes what it is given
+    parts = {"the message": llm.as_html(list(read.message)), "the steered answer": llm.as_html(list(read.answer))}
+    told = "".join(f"<h4>{_(read.concept)} in {name}</h4>{tokens}" for name, tokens in parts.items())
+    return f'<div class="tokens">{told}</div>'
 
 
 def steps_map(found: Mapping[Site, Mapping[float | None, float]]) -> str:

@@ -1,4 +1,4 @@
-"""What one visitor has: concepts of their own, and the last picture. Nobody else sees any of it."""
+"""What one visitor has: concepts of their own, the last picture, the last answer. Nobody else sees any of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 
 from .studio import Drawing, Studio
+from .talk import Reply
 
 #: sliders that are ready for concepts which a visitor learns or uploads
 OWN = 6
@@ -28,6 +29,7 @@ class Session:
 
     own: dict[str, Concept] = field(default_factory=dict)
     drawing: Drawing | None = None
+    reply: Reply | None = None
 
     def concepts(self, studio: Studio) -> dict[str, Concept]:
         """All that this visitor can use, in the order of the sliders: everybody's, then their own."""

@@ -31,6 +31,7 @@ from ..schedule import Schedule
 from ..sites import site_name
 from ..steer import PipelineSteering, steer
 from ..viz import PictureTrace
+from ..vocabulary import Reading, reading
 
 #: base pictures that are kept, so that moving a slider costs one generation
 KEPT = 64
@@ -85,13 +86,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture without and with steering.
+    """A picture without and with steering, and how its prompt is read.
 
     `seconds` are of the steered picture, `base_seconds` of the other; `cached` says whether that was there already.
-    `moved` is the mean absolute difference of their pixels, of 255.
+    `moved` is the mean absolute difference of their pixels, of 255. `at` tells a drawing from one that is alike.
     """
 
     order: Order
+    reading: Reading
     base: Image.Image
     base_seconds: float
     cached: bool
@@ -100,6 +102,7 @@ class Drawing:
     moved: float = 0.0
     seen: tuple[Seen, ...] = ()
     opposed: tuple[tuple[str, str], ...] = ()
+    at: float = field(default_factory=time.time)
     trace: PictureTrace | None = None
 
     @property
@@ -231,7 +234,7 @@ class Studio:
                 self._bases.popitem(last=False)
         self._bases.move_to_end(key)
         picture, seconds = self._bases[key]
-        return Drawing(order, picture, seconds, cached)
+        return Drawing(order, reading(self.pipe, order.prompt), picture, seconds, cached)
 
     def _picture(self, order: Order) -> Image.Image:
         return decode(self.pipe, latents_of(self.pipe, [order.prompt], [order.seed], order.settings))[0]

@@ -50,7 +50,12 @@ def test_a_page_is_well_formed_and_as_deep_as_h() -> None:
     assert [span.text for span in paragraph] == ["you", "<fo", "ol>", "hello"]
     assert [span.tail for span in paragraph] == [" ", None, " ", None]
     assert paragraph[1].get("title") == "h 0.90 a"
-    assert "0.90" in (paragraph[1].get("style") or "")
+    assert "0.54" in (paragraph[1].get("style") or ""), "h = 1 is not opaque: the text can be read on it"
+
+
+def test_who_sees_no_colours_is_read_h() -> None:
+    told = ["".join(small.text or "" for small in span) for span in ElementTree.fromstring(as_html(TOKENS))]
+    assert told == ["", " (h 0.90)", " (h 0.80)", ""]
 
 
 def test_a_picture_breaks_lines_and_texts() -> None:

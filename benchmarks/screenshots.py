@@ -1,0 +1,52 @@
+"""docs/demo-*.png: the demo as it looks, light, dark and on a phone, with a picture drawn.
+
+make screenshots                 # installs Playwright and Chromium where they are missing
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.browser.demo import Demo, browser, serving
+
+DOCS = ROOT / "docs"
+DESKTOP = {"width": 1240, "height": 900}
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True}
+#: milliseconds until the page stands still
+SETTLED = 800
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "log") as server, browser() as chromium:
+        for look, options in (("light", {"viewport": DESKTOP}), ("dark", {"viewport": DESKTOP}), ("phone", PHONE)):
+            theme = "dark" if look == "dark" else "light"
+            demo = Demo(chromium, f"{server.address}?__theme={theme}", **options)
+            demo.draw()
+            demo.page.wait_for_timeout(SETTLED)
+            _taken(demo, f"demo-{look}", whole=look == "phone")
+            if look == "light":
+                for tab in ("Where it steered", "Learn", "Text"):
+                    demo.tab(tab)
+                    demo.page.wait_for_timeout(SETTLED)
+                    _taken(demo, f"demo-{tab.split()[0].lower()}", whole=True)
+            demo.close()
+
+
+def _taken(demo: Demo, name: str, whole: bool) -> None:
+    path = DOCS / f"{name}.png"
+    demo.page.screenshot(path=str(path), full_page=whole)
+    picture = Image.open(path).convert("RGB")
+    picture.quantize(192).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size // 1024} KiB")
+
+
+if __name__ == "__main__":
+    main()

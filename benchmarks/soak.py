@@ -1,0 +1,109 @@
+"""Several visitors at once for minutes: no error, and nobody gets another's picture.
+
+    make soak                        # 8 visitors, 3 minutes
+
+Each visitor is a browser page of its own. In every round all press Draw at once, each with a prompt, a seed and sliders
+drawn at random; what each page then shows must be, to the pixel, what the studio draws alone, in another process.
+
+Writes benchmarks/results/soak.json; exits with 1 where anything was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from dsas_core import Concept, shipped
+from dsas_core.provenance import versions
+from dsas_diffusion import load_pipeline
+from dsas_diffusion.ui.create import shown
+from dsas_diffusion.ui.studio import Order, Studio
+from tests.browser.demo import Demo, browser, serving
+
+PROMPTS = ("a banana and a dog on the grass", "a red car on the beach", "an apple and a banana", "a dog in the snow")
+SEEDS = (1, 2)
+STRENGTHS = (0.0, 0.5, 1.0)
+#: of 255: what a picture may differ by from the one that is drawn in another process
+TOLERANCE = 2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--visitors", type=int, default=8)
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    choose = random.Random(args.seed)
+    concepts = [Concept.from_pretrained(one.name) for one in shipped("builtin:emoji")]
+    studio = Studio(load_pipeline("builtin:emoji"), "builtin:emoji", concepts)
+    names = list(studio.concepts)[:2]
+
+    @cache
+    def expected(prompt: str, seed: int, strengths: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+        order = Order(prompt, seed, studio.usual, dict(zip(names, strengths, strict=True)))
+        drawing = list(studio.draw(order, studio.concepts))[-1]
+        assert drawing.steered is not None
+        return tuple(np.asarray(shown(picture)) for picture in (drawing.base, drawing.steered))  # type: ignore[return-value]
+
+    draws, errors, mixed, waits = 0, [], 0, []
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "log") as server, browser() as chromium:
+        visitors = [Demo(chromium, server.address) for _ in range(args.visitors)]
+        end = time.monotonic() + 60 * args.minutes
+        while time.monotonic() < end:
+            asked = []
+            for demo in visitors:
+                order = choose.choice(PROMPTS), choose.choice(SEEDS), tuple(choose.choice(STRENGTHS) for _ in names)
+                demo.ask(order[0], order[1])
+                for number, strength in enumerate(order[2]):
+                    demo.slide(number, strength)
+                asked.append(order)
+            began = time.monotonic()
+            before = [demo.press() for demo in visitors]
+            for demo, order, mark in zip(visitors, asked, before, strict=True):
+                try:
+                    demo.wait_for_drawing(mark)
+                    waits.append(time.monotonic() - began)
+                    far = [
+                        np.abs(is_there.astype(int) - wanted).max() > TOLERANCE
+                        for is_there, wanted in zip(demo.pictures(), expected(*order), strict=True)
+                    ]
+                    mixed += any(far)
+                except Exception as error:
+                    errors.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+                draws += 1
+        errors += [error for demo in visitors for error in demo.errors]
+        errors += [line for line in server.printed().splitlines() if "Traceback" in line or "Error" in line]
+    document = {
+        "visitors": args.visitors,
+        "minutes": args.minutes,
+        "draws": draws,
+        "errors": errors,
+        "mixed": mixed,
+        "seconds_from_click": {"median": round(statistics.median(waits), 1), "highest": round(max(waits), 1)},
+        "seed": args.seed,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions("gradio", "playwright"),
+    }
+    (ROOT / "benchmarks" / "results" / "soak.json").write_text(json.dumps(document, indent=2) + "\n")
+    print(json.dumps(document, indent=2))
+    return 1 if errors or mixed or not draws else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

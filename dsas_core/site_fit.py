@@ -1,0 +1,212 @@
+"""One site in one timestep bin: fit its map and its gate, and say on what evidence.
+
+A capture may hold rows of more kinds than source, target and control: "context", positions of control prompts that the
+gate will meet, though nothing is pooled over them; "moved", rows of source prompts for the map alone, where the gate
+reads other positions than the map moves; "cloud", of target prompts for the clouds alone, where more is moved than the
+map is fitted on; "unseen_source" and "unseen_control", of another domain, on which the finished gate is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from . import methods
+from .capture import Captured, Rows
+from .errors import DSASError
+from .gating import fit_gate
+from .layout import rounded
+from .maps import Map
+from .probes import ConstantProbe, LastProbe, PooledConditionProbe, PooledProbe, Probe, ProductProbe, RunningProbe
+from .prompts import SIDES
+from .recipe import Recipe
+from .sites import Site
+
+#: the target shows what the gate looks for where its highest h is at least this much of the source's
+STILL_SHOWN = 0.5
+#: of the positions of a source prompt, the fewest that a concept is taken to be at
+SMALLEST_SHARE = 0.02
+#: kinds of rows of another domain
+UNSEEN = ("unseen_source", "unseen_control")
+#: every kind of rows that a capture may hold
+KINDS = (*SIDES, "context", "moved", "cloud", *UNSEEN)
+#: a gate has fired where h is above this
+FIRED = 0.5
+
+
+@dataclass(frozen=True)
+class UnseenEvidence:
+    """The finished gate on prompts of a domain that learning never saw; a prompt's score is its highest h.
+
+    A prompt counts as told when its score is above 0.5, and a control position as fired. "before" is before the bias
+    was moved.
+    """
+
+    balanced_accuracy: float
+    auroc: float
+    control_h: float
+    control_h_before: float
+    control_fired: float
+    control_fired_before: float
+
+
+@dataclass(frozen=True)
+class SiteEvidence:
+    """Cross-validated evidence of one site and bin.
+
+    `control_h` is the mean h of control positions that the probe was not fitted on, `control_fired` the share of them
+    with h above 0.5; both also before the bias was moved. `unseen` is None where no prompts of another domain were
+    captured.
+    """
+
+    site: str
+    bin: int
+    weight: float
+    balanced_accuracy: float
+    auroc: float
+    rank: int | str
+    scaler: str
+    control_h: float
+    control_h_before: float
+    control_fired: float
+    control_fired_before: float
+    unseen: UnseenEvidence | None = None
+
+
+class Fit(NamedTuple):
+    """What was fitted at one site in one bin; `refused` is why it must not steer there, or ""."""
+
+    probe: Probe
+    map: Map
+    evidence: SiteEvidence
+    refused: str
+
+
+def rows_at(capture: Captured, site: Site, bin_: int) -> dict[str, Rows]:
+    """What was captured at a site in a bin, by kind."""
+    return {kind: capture.rows[site, bin_, kind] for kind in KINDS if (site, bin_, kind) in capture.rows}
+
+
+def fit_bin(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> Fit:
+    """One site and bin; it is refused where the gate is, or that of which the map is made."""
+    rows = rows_at(capture, site, bin_)
+    missing = [kind for kind in SIDES if kind not in rows]
+    if missing:
+        raise DSASError(
+            f"nothing was captured at {site} in timestep bin {bin_} for {', '.join(missing)}: "
+            "use more steps or fewer bins"
+        )
+    for kind, found in rows.items():
+        if not bool(found.gathered("pooled").isfinite().all()):
+            raise DSASError(
+                f"{site}: activations of {kind} prompts are NaN or infinite: load the model in float32 or bfloat16, or "
+                "leave the site out"
+            )
+    source, moved = rows["source"], rows.get("moved", rows["source"])
+    met = [rows[kind] for kind in ("control", "context") if kind in rows]
+    gate = recipe.worn
+    gated = fit_gate(gate, source, met, recipe)
+    (probe, after), (loose, before) = gated.at(recipe.control_h), gated.at(None)
+    method, refused = methods.mapping(recipe.method), gated.refused
+    if method.of_gate:
+        own = methods.gate(methods.own_gate(recipe.method, recipe.options))
+        judged = gated if gate == own else fit_gate(own, source, met, recipe)
+        transform, refused = method.of(judged.at(None)[0]), refused or judged.refused
+    else:
+        transform = method.fit(*_map_rows(moved, rows["target"], probe, recipe.pooling), **recipe.options)
+        transform = transform.map_tensors(rounded)  # not one of the gate, whose plane has to stay the gate's
+    told = gated.evidence
+    evidence = SiteEvidence(
+        site=str(site),
+        bin=bin_,
+        weight=0.0 if gated.refused else gate.weight(told, recipe.site_weight),
+        balanced_accuracy=told.balanced_accuracy,
+        auroc=told.auroc,
+        rank=told.rank,
+        scaler=told.scaler,
+        control_h=float(after.mean()),
+        control_h_before=float(before.mean()),
+        control_fired=_fired(after),
+        control_fired_before=_fired(before),
+        unseen=_unseen(rows, probe, loose),
+    )
+    return Fit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, refused)
+
+
+def _fired(h: torch.Tensor) -> float:
+    """The share of positions, of h [n, 1 or width], that have fired."""
+    return float((h.mean(-1) > FIRED).float().mean())
+
+
+def _unseen(rows: Mapping[str, Rows], probe: Probe, before: Probe) -> UnseenEvidence | None:
+    """A finished gate, and the same before it was lowered, on prompts of another domain; None without any."""
+    if any(kind not in rows for kind in UNSEEN):
+        return None
+    from sklearn.metrics import roc_auc_score
+
+    shown, kept = ([_scores(probe, row) for row in _by_row(rows[kind])] for kind in UNSEEN)
+    source, control = (torch.stack([h.max() for h in side]) for side in (shown, kept))
+    labels = torch.cat([torch.ones(len(source)), torch.zeros(len(control))])
+    told = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
+    after, first = torch.cat(kept), torch.cat([_scores(before, row) for row in _by_row(rows["unseen_control"])])
+    return UnseenEvidence(
+        balanced_accuracy=sum(told) / 2,
+        auroc=float(roc_auc_score(labels.numpy(), torch.cat([source, control]).numpy())),
+        control_h=float(after.mean()),
+        control_h_before=float(first.mean()),
+        control_fired=float((after > FIRED).float().mean()),
+        control_fired_before=float((first > FIRED).float().mean()),
+    )
+
+
+def _by_row(rows: Rows) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The mean [width] of each row, and its sampled positions [k, width]."""
+    positions = rows.gathered("positions").split(rows.sampled)
+    return list(zip(rows.gathered("pooled"), positions, strict=True))
+
+
+def _scores(probe: Probe, row: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """h of a row's positions [k], or [1] of its mean for a probe that reads means."""
+    pooled, positions = row
+    if isinstance(probe, RunningProbe | PooledProbe | PooledConditionProbe):
+        return probe.inner.score(pooled[None])[:, 0]
+    return probe.score(positions[None])[0].mean(-1).expand(len(positions))
+
+
+def _map_rows(source: Rows, target: Rows, probe: Probe, pooling: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the map is fitted on, [rows, width] of each side: means over positions, or means weighted by the gate.
+
+    Where the target no longer shows what the gate looks for (a cat in the dog's place), its weights would pick
+    positions at random. There plain means tell the change, all of which is at the share of the positions that the gate
+    picks in the source; so their difference is divided by that share.
+    """
+    if pooling == "mean" or isinstance(probe, RunningProbe | ConstantProbe):
+        return source.gathered("pooled"), target.gathered("pooled")
+    read = probe
+    while isinstance(read, ProductProbe):
+        read = read.factors[0]
+    weighted, highest, share = _weighted(source, read)
+    others, still, _ = _weighted(target, read)
+    if still >= STILL_SHOWN * highest:
+        return weighted, others
+    plain, changed = source.gathered("pooled"), target.gathered("pooled")
+    centre, share = plain.mean(0), max(share, SMALLEST_SHARE)
+    return centre + (plain - centre) / share, centre + (changed - centre) / share
+
+
+def _weighted(rows: Rows, read: Probe) -> tuple[torch.Tensor, float, float]:
+    """Means over positions weighted by a gate, [rows, width]; the rows' mean highest h, and their mean h.
+
+    A row at none of whose positions the gate fires counts by its plain mean.
+    """
+    means, h = [], []
+    for plain, positions in _by_row(rows):
+        scores = read.score(positions).mean(-1, keepdim=True).expand(len(positions), 1)
+        weighted = (scores * positions).sum(0) / scores.sum().clamp_min(1e-6)
+        means.append(weighted if bool((scores > 0).any()) else plain)
+        h.append(scores)
+    highest, share = (float(torch.stack([reduce(one) for one in h]).mean()) for reduce in (torch.max, torch.mean))
+    return torch.stack(means), highest, share

@@ -1,0 +1,145 @@
+"""Learn the concepts that come with the package: `python -m dsas_diffusion.builtin.concepts` (`make concepts`).
+
+Each is learned, calibrated and illustrated on its built-in model as a user would, from its file in prompts/, and then
+replaces what ships in one step. On one core a picture concept takes some five minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import dsas_diffusion as dsas
+from dsas_core import llm
+from dsas_core.card import card
+from dsas_core.concept import Concept
+from dsas_core.files import replacing_folder
+from dsas_core.layout import CARD
+from dsas_core.pretrained import BUILTIN
+from dsas_core.shipped import FOLDER, shipped
+
+ROOT = Path(__file__).parents[2]
+#: prompt files, by the names of their concepts
+PROMPTS = ROOT / "prompts"
+#: between these the README has a table of what ships
+MARKS = "<!-- concepts: written by make concepts -->", "<!-- end of concepts -->"
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How a concept is learned.
+
+    Args:
+        model: a built-in one. settings: what `learn` is given beside prompts and seed.
+        seen: ends of strength beyond which pictures are seen to fall apart, though they move no farther than asking in
+            words moves them, which calibration goes by.
+    """
+
+    model: str = "builtin:emoji"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seen: tuple[float, float] = (-math.inf, math.inf)
+
+
+#: pictures in 6 steps show all that learning goes by
+FEW = {"steps": 6}
+#: gates in the text encoder, the default, are as sure with fewer prompts
+WORDS = {**FEW, "count": 32}
+#: the denoiser reads and moves each patch by itself: what changes stays in its place, and heat-maps show where it is
+PATCHES = {**FEW, "sites": "denoiser", "recipe": {"form": "token"}}
+#: the same, and none where the whole picture shows none: for what resembles it (rabbits were taken for fruit)
+SURE = {**PATCHES, "recipe": {"form": "product"}}
+
+CONCEPTS: Mapping[str, Lesson] = {
+    "banana-blur": Lesson(settings=PATCHES),
+    "fruit-to-pear": Lesson(settings={**SURE, "method": "linear-act"}, seen=(-0.75, 1.0)),
+    "dog-grey": Lesson(settings=WORDS),
+    "vehicles-pixelated": Lesson(settings=WORDS),
+    "red-to-blue": Lesson(settings=WORDS),
+    "rudeness": Lesson("builtin:chat"),
+}
+
+
+def learned(name: str, *, show_progress: bool = False) -> Concept:
+    """A concept of the table, calibrated and illustrated."""
+    lesson, prompts = CONCEPTS[name], PROMPTS / f"{name}.yaml"
+    told: dict[str, Any] = {"show_progress": show_progress}
+    if lesson.model == "builtin:chat":
+        model, tokenizer = llm.load(lesson.model, device="cpu")
+        concept = llm.learn(model, tokenizer, prompts, seed=SEED, **lesson.settings, **told)
+        concept = llm.illustrate(model, tokenizer, llm.calibrate(model, tokenizer, concept, **told))
+    else:
+        pipe = dsas.load_pipeline(lesson.model, device="cpu")
+        concept = dsas.learn(pipe, prompts, seed=SEED, **lesson.settings, **told)
+        concept = _cut(dsas.calibrate(pipe, concept, **told), lesson.seen)
+        concept = dsas.illustrate(pipe, concept, **told)
+    command = f"python -m dsas_diffusion.builtin.concepts --only {name}"
+    return replace(concept, provenance={**concept.provenance, "command": command})
+
+
+def _cut(concept: Concept, seen: tuple[float, float]) -> Concept:
+    """The concept with its range no wider than that; its provenance tells of a cut."""
+    if concept.range is None:
+        return concept
+    found = (max(concept.range[0], seen[0]), min(concept.range[1], seen[1]))
+    if found == concept.range:
+        return concept
+    return replace(concept, range=found, provenance={**concept.provenance, "range_cut_by_eye_from": concept.range})
+
+
+def write(name: str, concept: Concept, out: Path) -> Path:
+    """Put a concept into its folder below `out`, whole or not at all; its card's example names the built-in one."""
+    with replacing_folder(out / name) as draft:
+        concept.save_pretrained(draft)
+        (draft / CARD).write_text(card(concept, f"{BUILTIN}{name}"), encoding="utf-8")
+    return out / name
+
+
+def overview() -> str:
+    """What ships, as a table in Markdown."""
+    headings = ("concept", "model", "what it does", "range", "at 1: effect, drift", "at its top: effect, drift")
+    rows: list[tuple[str, ...]] = [headings]
+    for one in shipped():
+        concept = Concept.from_pretrained(one.name)
+        assert concept.range is not None
+        low, high = concept.range
+        at = [_trial(concept, strength) for strength in (1.0, high)]
+        told = [f"{trial['effect']:.2f}, {trial['drift']:.3f}" for trial in at]
+        rows.append((f"`{one.name}`", f"`{one.model}`", one.description, f"{low:g} to {high:g}", *told))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(headings), *lines[1:]])
+
+
+def readme_with(text: str) -> str:
+    """The README with that table between its marks."""
+    (before, rest), end = text.split(MARKS[0]), MARKS[1]
+    return f"{before}{MARKS[0]}\n{overview()}\n{end}{rest.split(end)[1]}"
+
+
+def _trial(concept: Concept, strength: float) -> Mapping[str, float]:
+    """What calibration measured at a strength, or nearest to it."""
+    trials = concept.evidence["range"]["trials"]
+    return min(trials, key=lambda trial: abs(trial["strength"] - strength))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", action="append", choices=CONCEPTS, metavar="NAME", help=f"{', '.join(CONCEPTS)}; repeatable"
+    )
+    parser.add_argument("--out", type=Path, default=FOLDER, help="where folders are written (default: the package)")
+    args = parser.parse_args()
+    for name in args.only or CONCEPTS:
+        concept = learned(name, show_progress=True)
+        print(write(name, concept, args.out), concept)
+    if args.out == FOLDER:
+        readme = ROOT / "README.md"
+        readme.write_text(readme_with(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""What the demo's language model says, without the page: answers without and with steering, and what gates saw."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dsas_core import llm
+from dsas_core.concept import Concept
+from dsas_core.errors import DSASError
+from dsas_core.llm.answer import answer, asked, unknown_words
+from dsas_core.llm.layers import device_of_input, positions_of, roots_of
+
+#: base answers that are kept, so that moving a slider costs one answer
+KEPT = 64
+#: limits of what one answer may cost
+MOST_CHARACTERS = 2000
+MOST_TOKENS = 400
+MOST_TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True)
+class Question:
+    """An answer that somebody asks for.
+
+    Args:
+        message: what is said to the model. strengths: by concept name, in units.
+        gate: "dsas" is each concept's own, "on" steers every token, "off" none.
+        length: most tokens of the answer. temperature, seed: of sampling; 0 takes the likeliest token.
+    """
+
+    message: str
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    gate: str = "dsas"
+    length: int = 60
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.message.strip():
+            raise DSASError("there is no message: write something to be answered")
+        if len(self.message) > MOST_CHARACTERS:
+            raise DSASError(f"the message has {len(self.message)} characters: at most {MOST_CHARACTERS} are taken")
+        if not 1 <= self.length <= MOST_TOKENS:
+            raise DSASError(f"an answer of {self.length} tokens: expected 1 to {MOST_TOKENS}")
+        if not 0 <= self.temperature <= MOST_TEMPERATURE:
+            raise DSASError(f"temperature {self.temperature:g}: expected 0 to {MOST_TEMPERATURE:g}")
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer, or what is written of it so far; then it has no tokens yet."""
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second."""
+        return len(self.ids) / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Read:
+    """What one concept's gate said of the message, and of the steered answer, token by token."""
+
+    concept: str
+    strength: float
+    message: tuple[llm.Token, ...]
+    answer: tuple[llm.Token, ...]
+
+    @property
+    def highest_h(self) -> float:
+        return max((token.max_h for token in (*self.message, *self.answer)), default=0.0)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answers without and with steering; `read` is there when both are whole.
+
+    `cached` says whether the base was there already. `opposed` are concepts that undo one another, `unknown` words that
+    the model has no token for. `at` tells a reply from one that is alike.
+    """
+
+    question: Question
+    base: Said
+    cached: bool = False
+    steered: Said | None = None
+    read: tuple[Read, ...] = ()
+    opposed: tuple[tuple[str, str], ...] = ()
+    whole: bool = False
+    unknown: tuple[str, ...] = ()
+    at: float = field(default_factory=time.time)
+
+    @property
+    def same(self) -> bool:
+        """Whether steering has changed no token."""
+        return self.steered is not None and self.steered.ids == self.base.ids
+
+
+class Talk:
+    """One language model that several people talk with, one answer at a time.
+
+    Each answer is written in a thread of its own, which alone holds the model and its hooks: a visitor who goes away
+    in the middle leaves neither behind. Waiting in turn is the page's queue's business.
+
+    Args:
+        model, tokenizer: from `llm.load`. name: what to call the model.
+        concepts: those that everybody has.
+
+    Raises:
+        DSASError: a concept that does not fit the model, or two of one name.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, concepts: Sequence[Concept] = ()) -> None:
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self._turn, self._closed = threading.Lock(), threading.Event()
+        self._bases: OrderedDict[Any, Said] = OrderedDict()
+        self.concepts: dict[str, Concept] = {}
+        for concept in concepts:
+            if concept.name in self.concepts:
+                raise DSASError(f"two concepts are named {concept.name!r}: load one of them")
+            concept.check(roots_of(model))
+            self.concepts[concept.name] = concept
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that an answer can have."""
+        return min(MOST_TOKENS, positions_of(self.model) or MOST_TOKENS)
+
+    def reply(self, question: Question) -> Iterator[Reply]:
+        """Both answers as they are written, the base first; closing the iterator ends the writing.
+
+        Concepts at strength 0 change nothing, but their gates are read too.
+
+        Raises:
+            DSASError: a message that is too long for the model, or a strength of a concept that is not there.
+        """
+        missing = [name for name in question.strengths if name not in self.concepts]
+        if missing:
+            raise DSASError(f"no concept {missing[0]!r}: there are {', '.join(self.concepts) or 'none'}")
+        inputs = asked(self.tokenizer, question.message).to(device_of_input(self.model))
+        self._check_length(question, inputs.input_ids.shape[1])
+        return _newest(lambda tell, stopped: self._write(question, inputs, tell, stopped))
+
+    def close(self) -> None:
+        """End what is being written, and write nothing any more."""
+        self._closed.set()
+        with self._turn:
+            pass
+
+    def _check_length(self, question: Question, tokens: int) -> None:
+        written = 0 if self.model.config.is_encoder_decoder else question.length
+        limit = positions_of(self.model)
+        if limit and tokens + written > limit:
+            raise DSASError(
+                f"the message has {tokens} tokens and the answer up to {question.length}, but the model takes {limit} "
+                "in all: shorten one of them"
+            )
+
+    def _write(
+        self, question: Question, inputs: Any, tell: Callable[[Reply], object], stopped: Callable[[], bool]
+    ) -> None:
+        """Write both answers and tell of them, unless it is stopped."""
+
+        def ends() -> bool:
+            return stopped() or self._closed.is_set()
+
+        with self._turn:
+            if ends():
+                return
+            unknown = tuple(unknown_words(self.tokenizer, question.message))
+            key = (question.message, question.length, question.temperature, question.seed)
+            reply = Reply(question, self._bases.get(key, Said()), key in self._bases, unknown=unknown)
+            if not reply.cached:
+                base = self._said(question, inputs, lambda said: tell(replace(reply, base=said)), ends)
+                if ends():
+                    return
+                self._keep(key, base)
+                reply = replace(reply, base=base)
+            self._bases.move_to_end(key)
+            if not self.concepts:
+                tell(replace(reply, steered=reply.base, whole=True))
+                return
+            tell(replace(reply, steered=Said()))
+            concepts = {concept: question.strengths.get(name, 0.0) for name, concept in self.concepts.items()}
+            gate = None if question.gate == "dsas" else question.gate
+            with llm.steer(self.model, dict(concepts), gate=gate, trace=True, tokenizer=self.tokenizer) as steering:
+                steered = self._said(question, inputs, lambda said: tell(replace(reply, steered=said)), ends)
+                opposed = {(pair.first, pair.second) for pair in steering.opposition() if pair.opposed}
+            if ends():
+                return
+        assert steering.trace is not None
+        read = tuple(self._read(concept, s, steering.trace, inputs) for concept, s in concepts.items())
+        tell(replace(reply, steered=steered, read=read, opposed=tuple(sorted(opposed)), whole=True))
+
+    def _said(
+        self, question: Question, inputs: Any, tell: Callable[[Said], object], stopped: Callable[[], bool]
+    ) -> Said:
+        """One answer, told of as it grows."""
+        from transformers import TextStreamer
+
+        class Streamer(TextStreamer):
+            written = ""
+
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                self.written += text
+                tell(Said(self.written.strip()))
+
+        streamer = Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        length, temperature, seed = question.length, question.temperature, question.seed
+        began = time.perf_counter()
+        made = answer(self.model, self.tokenizer, inputs, length, temperature, seed, streamer=streamer, stopped=stopped)
+        return Said(made.text, made.ids, time.perf_counter() - began)
+
+    def _keep(self, key: Any, base: Said) -> None:
+        self._bases[key] = base
+        while len(self._bases) > KEPT:
+            self._bases.popitem(last=False)
+
+    def _read(self, concept: Concept, strength: float, trace: llm.TextTrace, inputs: Any) -> Read:
+        roots = list(dict.fromkeys(r.site.root for r in trace.records if r.concept == concept.name))
+        tokens = {root: [t for t in trace.tokens(0, concept.name, root) if t.counted] for root in roots}
+        if self.model.config.is_encoder_decoder:
+            return Read(concept.name, strength, tuple(tokens.get("encoder", ())), tuple(tokens.get("decoder", ())))
+        told = [token for found in tokens.values() for token in found]
+        answers = inputs.input_ids.shape[1]
+        return Read(
+            concept.name,
+            strength,
+            tuple(token for token in told if token.position < answers),
+            tuple(token for token in told if token.position >= answers),
+        )
+
+
+def message_of(prompt: str) -> str:
+    """What a person says in a prompt of a conversation, without the "user:" before it."""
+    return prompt.removeprefix("user:").strip()
+
+
+def _newest(work: Callable[[Callable[[Reply], object], Callable[[], bool]], None]) -> Iterator[Reply]:
+    """What work in another thread tells of, always the newest; closing the iterator has the work stop soon.
+
+    A reader that is slow misses what is no longer new, never the last.
+    """
+    changed, stopped = threading.Condition(), threading.Event()
+    told: list[Reply] = []
+    failed: list[Exception] = []
+
+    def tell(reply: Reply) -> None:
+        with changed:
+            told[:] = [reply]
+            changed.notify()
+
+    def run() -> None:
+        try:
+            work(tell, stopped.is_set)
+        except Exception as error:
+            failed.append(error)
+        finally:
+            with changed:
+                ended.set()
+                changed.notify()
+
+    ended = threading.Event()
+    threading.Thread(target=run, name="dsas-answer", daemon=True).start()
+    try:
+        while True:
+            with changed:
+                changed.wait_for(lambda: told or ended.is_set())
+                news = told.pop() if told else None
+            if news is None:
+                break
+            yield news
+        if failed:
+            raise failed[0]
+    finally:
+        stopped.set()

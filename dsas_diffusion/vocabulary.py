@@ -1,0 +1,42 @@
+"""What a pipeline can make of the words of a prompt."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from typing import Any
+
+from .load import is_builtin
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A prompt as the first tokenizer reads it.
+
+    Args:
+        unknown_words: those that the model cannot know.
+        tokens: of the prompt. tokens_read: how many of them it reads at most.
+    """
+
+    unknown_words: tuple[str, ...]
+    tokens: int
+    tokens_read: int
+
+    @property
+    def cut_off(self) -> bool:
+        return self.tokens > self.tokens_read
+
+
+def reading(pipe: Any, prompt: str) -> Reading:
+    """How a prompt is read.
+
+    In the built-in model's vocabulary every word is one token, and one that falls apart is unknown. Other vocabularies
+    spell rare words in pieces that they know well.
+    """
+    tokenizer = pipe.tokenizer
+    unknown: tuple[str, ...] = ()
+    if is_builtin(pipe):
+        words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())
+        unknown = tuple(word for word in words if len(tokenizer.tokenize(word)) > 1)
+    # the first and the end token take a place each
+    return Reading(unknown, len(tokenizer.tokenize(prompt)), tokenizer.model_max_length - 2)

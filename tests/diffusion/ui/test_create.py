@@ -1,0 +1,253 @@
+"""The tabs that draw, their handlers called as the page calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsas_core import Concept, DSASError
+from dsas_diffusion import Schedule
+from dsas_diffusion.ui import look
+from dsas_diffusion.ui.create import SHOWN, CreateTab, schedule_of, shown
+from dsas_diffusion.ui.session import OWN, Session, friendly
+from dsas_diffusion.ui.strip import StripTab
+from dsas_diffusion.ui.studio import Studio
+from dsas_diffusion.ui.where import EVERYWHERE, WhereTab
+
+
+class Page:
+    """The three tabs, with what their components begin with."""
+
+    def __init__(self, studio: Studio) -> None:
+        with gr.Blocks():
+            state = gr.State(Session())
+            self.create = CreateTab(studio, state)
+            self.where = WhereTab(state, self.create.drawn)
+            self.strip = StripTab(self.create)
+
+    def data(self, session: Session, **values: Any) -> dict[Any, Any]:
+        """What components hold, those named with other values; `strengths` by number."""
+        create = self.create
+        held = {part: getattr(part, "value", None) for part in {*create.asked, create.live}}
+        held |= dict(zip(create.sliders, values.pop("strengths", [0.0] * len(create.sliders)), strict=False))
+        held |= {create.session: session, create.steps: 2, create.prompt: "a banana and a dog"}
+        return held | {getattr(create, name): value for name, value in values.items()}
+
+    def draw(self, session: Session, **values: Any) -> tuple[Any, ...]:
+        return list(self.create.draw(self.data(session, **values)))[-1]
+
+
+@pytest.fixture
+def page(studio: Studio) -> Page:
+    return Page(studio)
+
+
+def test_drawing(page: Page) -> None:
+    session = Session()
+    steps = list(page.create.draw(page.data(session, prompt="a banana", strengths=[0.0, 1.0])))
+    assert len(steps) == 2, "the base first"
+    kept, (base, steered), told, seed = steps[-1]
+    assert kept is session
+    assert base.size == (SHOWN, SHOWN)
+    assert not np.array_equal(np.asarray(base), np.asarray(steered))
+    assert "patches" in told
+    assert seed == 7
+    assert session.drawing is not None
+    assert dict(session.drawing.order.strengths) == {"words": 0.0, "patches": 1.0, "closed": 0.0}
+
+
+def test_seeds_are_kept_or_thrown(page: Page) -> None:
+    assert page.draw(Session(), seed=3)[-1] == 3
+    thrown = {page.draw(Session(), seed=3, locked=False)[-1] for _ in range(2)}
+    assert len(thrown) == 2
+    assert 3 not in thrown
+
+
+def test_live_mode_draws_when_a_slider_is_let_go(page: Page) -> None:
+    session = Session()
+    quiet = list(page.create.draw_live(page.data(session, live=False)))
+    assert quiet == [(gr.skip(),) * 4]
+    assert session.drawing is None
+    assert len(list(page.create.draw_live(page.data(session, live=True, strengths=[0.0, 1.0], locked=False)))) == 2
+    assert session.drawing is not None
+    assert session.drawing.order.seed == 7, "sliders never throw the dice"
+
+
+def test_everything_asked_for_is_ordered(page: Page) -> None:
+    asked = page.create.order(
+        page.data(
+            Session(), prompt="a dog", seed=5, gate="on", rows="both", combine="blend", kind="window", first=900,
+            last=100, sites=["up.0"], guidance=2,
+        )
+    )  # fmt: skip
+    assert (asked.prompt, asked.seed, asked.gate, asked.rows, asked.combine) == ("a dog", 5, "on", "both", "blend")
+    assert asked.settings.steps == 2
+    assert asked.settings.guidance == 2.0
+    assert asked.schedule is not None
+    assert asked.schedule.points == Schedule.between(900, 100).points
+    assert asked.sites == ("up.0",)
+    assert page.create.order(page.data(Session(), prompt="a dog")).schedule is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": None}, "seed None"),
+        ({"seed": -1}, "seed -1"),
+        ({"prompt": ""}, "no prompt"),
+        ({"kind": "window", "first": 100, "last": 900}, "1000 >= start > stop"),
+        ({"kind": "linear", "first": None}, "two numbers"),
+    ],
+)
+def test_what_cannot_be_ordered(page: Page, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DSASError, match=message):
+        page.create.order(page.data(Session(), **values))
+
+
+def test_schedules_are_drawn_and_what_is_wrong_with_them_told(page: Page) -> None:
+    first, last, line = page.create.schedule_ends("window")
+    assert (first["value"], last["value"], first["visible"]) == (800.0, 200.0, True)
+    assert "<polyline" in line
+    assert page.create.schedule_ends("constant")[0]["visible"] is False
+    assert "start &gt; stop" in page.create.schedule_drawn("window", 1, 2)
+    assert schedule_of("cosine", 0, 1).points == Schedule.cosine(0, 1).points
+
+
+def test_every_visitor_has_concepts_of_their_own(page: Page, studio: Studio, concepts: list[Concept]) -> None:
+    mine, yours = Session(), Session()
+    mine.add(replace(concepts[1], name="mine"), studio)
+    here, there = page.create.slots(mine), page.create.slots(yours)
+    assert [update.get("label") for update in here[:4]] == ["words", "patches", "closed", "mine"]
+    assert [update["visible"] for update in there[:-1]] == [True] * 3 + [False] * OWN
+    told = page.draw(mine, strengths=[0, 0, 0, 1.0])[2]
+    assert "mine" in told
+    assert "mine" not in page.draw(yours, strengths=[0, 0, 0, 1.0])[2]
+    assert page.strip.slots(mine, "mine")["value"] == "mine"
+    assert page.strip.slots(yours, "mine")["value"] == "words"
+
+
+def test_there_is_room_for_a_few(studio: Studio, concepts: list[Concept]) -> None:
+    session = Session()
+    for i in range(OWN):
+        session.add(replace(concepts[1], name=f"own-{i}"), studio)
+    session.add(replace(concepts[1], name="own-0", unit=2.0), studio)
+    assert session.own["own-0"].unit == 2.0
+    with pytest.raises(DSASError, match=f"room for {OWN}"):
+        session.add(replace(concepts[1], name="one-more"), studio)
+    with pytest.raises(DSASError, match="there is a concept 'patches' already"):
+        Session().add(concepts[1], studio)
+
+
+# ---- where it steered -----------------------------------------------------------------------------------------------
+
+
+def test_where(page: Page) -> None:
+    session = Session()
+    page.draw(session, strengths=[0.5, 1.0])
+    concept, site, step, picture, told, steps = page.where.begin(session, "patches")
+    assert concept["choices"] == ["words", "patches"]
+    assert (concept["value"], site["value"], step["maximum"]) == ("patches", EVERYWHERE, 2)
+    assert "the mean of all steps" in told
+    assert picture.size == (SHOWN, SHOWN)
+    assert steps.count("<tr>") == 1 + 4
+    one, told_of_one = page.where.look(session, "patches", site["choices"][1], 2)
+    assert "step 2 of 2" in told_of_one
+    assert not np.array_equal(np.asarray(one), np.asarray(picture))
+    assert page.where.begin(session, "gone")[0]["value"] == "words"
+
+
+def test_words_have_no_place_in_the_picture(page: Page, studio: Studio, concepts: list[Concept]) -> None:
+    text = tuple(item for item in concepts[0].interventions if not item.watches)
+    session = Session()
+    session.add(replace(concepts[0], name="text", interventions=text), studio)
+    page.draw(session, strengths=[0, 0, 0, 1.0])
+    *_, picture, told, steps = page.where.begin(session, None)
+    assert picture is None
+    assert "reads words alone" in told
+    assert "read once, before drawing" in steps
+
+
+def test_nothing_was_drawn_yet(page: Page) -> None:
+    *_, picture, told, steps = page.where.begin(Session(), None)
+    assert picture is None
+    assert "Draw a picture" in told
+    assert "No gate" in steps
+
+
+# ---- strip ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_strip_from_end_to_end(page: Page) -> None:
+    data = {**page.data(Session(), prompt="a banana"), page.strip.concept: "patches", page.strip.count: 3}
+    told, gallery, moving, strip, webp, gif = next(page.strip.draw(data, lambda *_, **__: None))
+    assert [caption for _, caption in gallery] == ["-0.95", "0: off", "+0.25", "+1.45"]
+    assert "patches from -0.95 to 1.45" in told
+    for name, suffix, kind in ((moving, "webp", "WEBP"), (strip["value"], "png", "PNG"), (gif["value"], "gif", "GIF")):
+        assert name.endswith(suffix)
+        assert Image.open(name).format == kind
+    assert webp["value"] == moving
+    with pytest.raises(DSASError, match="choose a concept"):
+        next(page.strip.draw({**data, page.strip.concept: None}))
+
+
+# ---- what is told ---------------------------------------------------------------------------------------------------
+
+
+def test_texts_from_outside_are_text(page: Page, studio: Studio, concepts: list[Concept]) -> None:
+    session = Session()
+    prompt = 'a <img src=x onerror=alert(1)> & "b"'
+    told = page.draw(session, prompt=prompt, strengths=[0, 1.0])[2]
+    where = page.where.look(session, "patches", EVERYWHERE, 0)[1]
+    for text in (told, where, look.facts(["<b>"], [[prompt]]), look.note(prompt, '"><script>')):
+        assert "<img" not in text
+        assert "<script" not in text
+        assert "<b>" not in text.replace("<b>patches</b>", "")
+
+
+def test_what_is_explained(page: Page) -> None:
+    session = Session()
+    closed = page.draw(session, strengths=[0, 0, 1.0])[2]
+    assert "mean gate 0.00 on this prompt" in closed
+    assert "the picture is untouched, bit for bit" in closed
+    assert "times the base" in closed
+    assert "always on" in page.draw(session, strengths=[0, 1.0], gate="on")[2]
+    assert "its gate is off" in page.draw(session, strengths=[0, 1.0], gate="off")[2]
+    assert "All sliders are at 0" in page.draw(session)[2]
+    assert "kept from before" in page.draw(session)[2]
+
+
+def test_prompts_that_are_cut_off(page: Page) -> None:
+    assert "tokens, of which the model reads the first" in page.draw(Session(), prompt="a dog and " * 30)[2]
+
+
+def test_errors_are_messages(caplog: pytest.LogCaptureFixture) -> None:
+    @friendly
+    def known() -> None:
+        raise DSASError("the way out")
+
+    @friendly
+    def unforeseen() -> Iterator[int]:
+        yield 1
+        raise ValueError("a secret path")
+
+    with pytest.raises(gr.Error, match="the way out"):
+        known()
+    assert caplog.text == ""
+    steps = unforeseen()
+    assert next(steps) == 1
+    with pytest.raises(gr.Error) as shown_error:
+        next(steps)
+    assert "secret" not in str(shown_error.value)
+    assert "a secret path" in caplog.text
+
+
+def test_small_pictures_are_enlarged() -> None:
+    assert shown(Image.new("RGB", (64, 64))).size == (512, 512)
+    large = Image.new("RGB", (768, 512))
+    assert shown(large) is large

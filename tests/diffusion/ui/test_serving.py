@@ -1,0 +1,86 @@
+"""The page as it is served: what a stranger can get from it, and what not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from dsas_core import Concept
+from dsas_diffusion import ui
+from dsas_diffusion.ui import studio as studios
+from dsas_diffusion.ui.studio import Studio
+
+
+@pytest.fixture(scope="module")
+def client(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[httpx.Client]:
+    """Somebody who knows the address."""
+    studio = Studio(tiny_pipe, "tiny", concepts)
+    page = ui.build(studio)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ui, "MOST_UPLOADED", 1000)
+        _, address, _ = ui.serve(page, "127.0.0.1", None)
+    with httpx.Client(base_url=address, timeout=30) as client:
+        yield client
+    page.close(verbose=False)
+    studio.close()
+
+
+def test_the_page_is_there_and_fetches_nothing_from_elsewhere(client: httpx.Client) -> None:
+    text = client.get("/").text
+    assert "DSAS: concept sliders" in text
+    assert "fonts.googleapis" not in client.get("/theme.css").text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "../../../../etc/passwd",
+        "app.py",
+        "/proc/self/environ",
+        str(Path(studios.__file__)),
+        "pyproject.toml",
+        ".git/config",
+    ],
+)
+def test_no_path_of_the_server_can_be_read(client: httpx.Client, path: str) -> None:
+    answer = client.get(f"/gradio_api/file={path}")
+    assert answer.status_code in (403, 404), answer.text[:200]
+    assert "root:" not in answer.text
+
+
+def test_uploads_have_a_limit(client: httpx.Client) -> None:
+    small, large = (client.post("/gradio_api/upload", files={"files": ("a.yaml", b"x" * size)}) for size in (900, 2000))
+    assert small.status_code == 200
+    assert large.status_code == 413
+
+
+def test_names_of_uploads_stay_in_their_folder(client: httpx.Client, tmp_path: Path) -> None:
+    answer = client.post("/gradio_api/upload", files={"files": ("../../../escaped.yaml", b"x")})
+    assert answer.status_code == 200
+    stored = Path(answer.json()[0]).resolve()
+    assert stored.name == "escaped.yaml"
+    assert "gradio" in str(stored.parent)
+
+
+def test_nothing_is_offered_beside_the_page(client: httpx.Client) -> None:
+    told = client.get("/gradio_api/info").json()
+    assert told["named_endpoints"] == {}
+    config = client.get("/config").json()
+    assert all(event["api_visibility"] == "private" for event in config["dependencies"])
+    assert str(Path(studios.__file__).parents[2]) not in json.dumps(config)
+
+
+def test_pictures_are_drawn_one_at_a_time_and_waiting_has_an_end(tiny_pipe: Any) -> None:
+    studio = Studio(tiny_pipe, "tiny")
+    page = ui.build(studio)
+    drawing = [event for event in page.fns.values() if event.name in ("draw", "draw_live")]
+    assert {(event.concurrency_id, event.concurrency_limit) for event in drawing} == {("pipe", 1)}
+    assert len(drawing) == 3
+    assert page._queue.max_size == ui.WAITING
+    studio.close()

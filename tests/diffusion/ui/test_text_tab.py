@@ -1,0 +1,355 @@
+"""The tab that writes: answers side by side, as several visitors ask for them; its handlers called as the page does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from dsas_core import Concept, DSASError, llm
+from dsas_core.card import Samples
+from dsas_core.llm.answer import answer, asked
+from dsas_diffusion.ui import build, look
+from dsas_diffusion.ui.session import Session, friendly
+from dsas_diffusion.ui.studio import Studio
+from dsas_diffusion.ui.talk import MOST_CHARACTERS, Question, Reply, Talk
+from dsas_diffusion.ui.text import EXAMPLES, TextTab
+from tests.core.llm.models import concept_for
+
+RUDE, CALM = "you useless clown! my washer does not start.", "hello, my washer does not start. what can i do?"
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def chat() -> tuple[Any, Any]:
+    return llm.load("builtin:chat")
+
+
+@pytest.fixture(scope="module")
+def spoken(chat: tuple[Any, Any]) -> list[Concept]:
+    """One that turns what is written, and one whose gate never opens."""
+    strong = concept_for(chat[0], name="strong", range=(-0.93, 1.41))
+    closed = replace(concept_for(chat[0], seed=1, weight=0.0), name="<b>closed</b>")
+    samples = Samples((f"user: {CALM}", "user: is it late?"), (0.0, 1.0), (("a", "b"), ("a", "a")))
+    return [replace(strong, unit=2.0, samples=samples), closed]
+
+
+@pytest.fixture
+def talk(chat: tuple[Any, Any], spoken: list[Concept]) -> Iterator[Talk]:
+    made = Talk(*chat, "builtin:chat", spoken)
+    yield made
+    made.close()
+    assert hooks(chat[0]) == 0
+
+
+@pytest.fixture
+def slow(chat: tuple[Any, Any]) -> Iterator[None]:
+    """The model thinks a while about each token."""
+    waits = chat[0].register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    yield
+    waits.remove()
+
+
+def hooks(model: Any) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+def whole(talk: Talk, message: str = RUDE, **more: Any) -> Reply:
+    return list(talk.reply(Question(message, **{"length": LENGTH, **more})))[-1]
+
+
+def soon(holds: Callable[[], bool]) -> bool:
+    """Whether something comes true within seconds."""
+    end = time.monotonic() + 20
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.01)
+    return holds()
+
+
+# ---- without the page ---------------------------------------------------------------------------------------------
+
+
+def test_both_answers_are_told_of_as_they_grow(talk: Talk) -> None:
+    seen: list[Reply] = []
+    for reply in talk.reply(Question(RUDE, {"strong": 1.0}, length=LENGTH)):
+        seen.append(reply)
+        time.sleep(0.01)
+    last = seen[-1]
+    assert last.whole
+    assert not any(reply.whole or reply.read for reply in seen[:-1])
+    assert all(last.base.text.startswith(reply.base.text) for reply in seen)
+    steered = [reply.steered.text for reply in seen if reply.steered is not None]
+    assert last.steered is not None
+    assert all(last.steered.text.startswith(text) for text in steered)
+    assert sorted(steered, key=len) == steered
+    assert len(seen) > 3
+    assert len(last.steered.ids) <= LENGTH
+    assert min(last.base.speed, last.steered.speed) > 0
+
+
+def test_the_base_is_what_the_model_says_and_is_kept(talk: Talk, chat: tuple[Any, Any]) -> None:
+    first, again = whole(talk, strengths={"strong": 1.0}), whole(talk, strengths={"strong": 0.5})
+    model, tokenizer = chat
+    assert first.base.text == answer(model, tokenizer, asked(tokenizer, RUDE), LENGTH).text
+    assert (first.cached, again.cached) == (False, True)
+    assert again.base == first.base
+    others = ({"message": CALM}, {"length": LENGTH - 1}, {"temperature": 1.0}, {"seed": 3})
+    assert not any(whole(talk, **other).cached for other in others)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("asks", "same"),
+    [
+        ({"strengths": {"strong": 4.0}}, False),
+        ({"strengths": {"strong": 4.0}, "gate": "on"}, False),
+        ({"strengths": {"strong": 0.0}}, True),
+        ({"strengths": {"strong": 1.0}, "gate": "off"}, True),
+        ({"strengths": {"<b>closed</b>": 1.0}}, True),
+    ],
+    ids=["steered", "always on", "strength 0", "gate off", "gate closed"],
+)
+def test_what_is_not_steered_is_the_same_token_for_token(
+    asks: dict[str, Any], same: bool, temperature: float, talk: Talk
+) -> None:
+    reply = whole(talk, temperature=temperature, **asks)
+    assert reply.same is same
+    assert reply.steered is not None
+    assert (reply.steered.ids == reply.base.ids) is same
+
+
+def test_gates_are_read_on_message_and_answer(talk: Talk, chat: tuple[Any, Any]) -> None:
+    reply = whole(talk, strengths={"strong": 1.0})
+    strong, closed = reply.read
+    assert reply.steered is not None
+    assert "useless clown" in "".join(token.text for token in strong.message)
+    assert strong.highest_h > 0.1 > closed.highest_h == 0
+    ids = [token.id for token in (*strong.message, *strong.answer)]
+    said = [*asked(chat[1], RUDE).input_ids[0].tolist(), *reply.steered.ids]
+    assert ids == said[1 : len(ids) + 1], "all but the first token, and what the model has not read"
+    assert len(ids) >= len(said) - 2
+
+
+def test_a_model_with_an_encoder(chat: tuple[Any, Any]) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    small: Any = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 3}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=1100, eos_token_id=None, **small)).eval()
+    reply = whole(Talk(model, chat[1], "t5", [concept_for(model, name="strong")]), strengths={"strong": 0.0})
+    assert reply.same
+    assert "useless clown" in "".join(token.text for token in reply.read[0].message)
+    assert len(reply.read[0].answer) == LENGTH - 1
+
+
+def test_several_at_once_get_their_own(talk: Talk) -> None:
+    asks = [(message, strength) for message in (RUDE, CALM) for strength in (0.0, 1.0)]
+    alone = {ask: whole(talk, ask[0], strengths={"strong": ask[1]}) for ask in asks}
+    talk._bases.clear()
+    found: dict[Any, Reply] = {}
+
+    def visit(ask: tuple[str, float]) -> None:
+        found[ask] = whole(talk, ask[0], strengths={"strong": ask[1]})
+
+    visitors = [threading.Thread(target=visit, args=(ask,)) for ask in asks]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    for ask in asks:
+        ours, theirs = found[ask].steered, alone[ask].steered
+        assert ours is not None
+        assert theirs is not None
+        assert (found[ask].base.ids, ours.ids) == (alone[ask].base.ids, theirs.ids)
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize("steered", [False, True], ids=["in the base", "in the steered"])
+def test_who_goes_away_frees_the_model(steered: bool, talk: Talk, chat: tuple[Any, Any]) -> None:
+    replies = talk.reply(Question(RUDE, {"strong": 1.0}, length=LENGTH))
+    next(reply for reply in replies if (reply.steered is not None) is steered)
+    assert talk._turn.locked()
+    assert soon(lambda: (hooks(chat[0]) > 0) is steered)
+    replies.close()
+    assert soon(lambda: not talk._turn.locked())
+    assert hooks(chat[0]) == 0
+    assert len(talk._bases) == steered, "half an answer is not kept"
+    assert whole(talk).whole
+
+
+@pytest.mark.usefixtures("slow")
+def test_closing_ends_what_is_being_written(talk: Talk) -> None:
+    replies = talk.reply(Question(RUDE, {"strong": 1.0}, length=LENGTH))
+    next(replies)
+    talk.close()
+    assert not any(reply.whole for reply in replies)
+    assert list(talk.reply(Question(CALM))) == []
+
+
+def test_what_goes_wrong_in_the_thread_comes_out(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsas_diffusion.ui.talk.answer", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        whole(talk)
+    assert not talk._turn.locked()
+
+
+@pytest.mark.parametrize(
+    ("asks", "told"),
+    [
+        ({"message": " "}, "there is no message"),
+        ({"message": "a" * (MOST_CHARACTERS + 1)}, f"at most {MOST_CHARACTERS}"),
+        ({"length": 0}, "expected 1 to"),
+        ({"temperature": 9.0}, "expected 0 to 2"),
+        ({"message": "hi " * 250}, "but the model takes 256 in all"),
+        ({"strengths": {"kind": 1.0}}, "no concept 'kind': there are strong"),
+    ],
+)
+def test_what_cannot_be_answered(asks: dict[str, Any], told: str, talk: Talk) -> None:
+    with pytest.raises(DSASError, match=told):
+        whole(talk, **asks)
+
+
+def test_concepts_that_do_not_fit(chat: tuple[Any, Any], spoken: list[Concept]) -> None:
+    with pytest.raises(DSASError, match="two concepts are named"):
+        Talk(*chat, "builtin:chat", [spoken[0], spoken[0]])
+
+
+def test_concepts_that_undo_one_another(chat: tuple[Any, Any], spoken: list[Concept]) -> None:
+    made = Talk(*chat, "builtin:chat", [spoken[0], replace(spoken[0], name="twin")])
+    with pytest.warns(UserWarning, match="against one another"):
+        reply = whole(made, strengths={"strong": 1.0, "twin": -1.0})
+    assert reply.opposed == (("strong", "twin"),)
+    assert "<b>strong</b> and <b>twin</b> pull against one another" in look.replied(reply)
+    assert whole(made, strengths={"strong": 1.0, "twin": 1.0}).opposed == ()
+
+
+# ---- the page -----------------------------------------------------------------------------------------------------
+
+
+class Page:
+    """The tab, with what its components begin with."""
+
+    def __init__(self, talk: Talk) -> None:
+        with gr.Blocks():
+            self.tab = TextTab(talk, gr.State(Session()))
+
+    def data(self, session: Session, strengths: tuple[float, ...] = (), **values: Any) -> dict[Any, Any]:
+        held = {part: getattr(part, "value", None) for part in self.tab.asked}
+        held |= {self.tab.session: session, self.tab.length: LENGTH}
+        held |= dict(zip(self.tab.sliders, strengths, strict=False))
+        return held | {getattr(self.tab, name): value for name, value in values.items()}
+
+    def write(self, session: Session, **values: Any) -> tuple[Any, ...]:
+        return list(self.tab.write(self.data(session, **values)))[-1]
+
+
+@pytest.fixture
+def page(talk: Talk) -> Page:
+    return Page(talk)
+
+
+def test_writing(page: Page) -> None:
+    session = Session()
+    kept, base, steered, told, tokens = page.write(session)
+    assert kept is session
+    assert base != steered
+    assert "the answer is another one" in told
+    assert "tokens/s, steered" in told
+    assert "clown" in tokens
+    assert session.reply is not None
+    assert session.reply.question.strengths == {"strong": 1.0, "<b>closed</b>": 0.0}
+
+
+def test_a_closed_gate_is_explained_and_names_are_text(page: Page) -> None:
+    _, base, steered, told, _ = page.write(Session(), strengths=(0.0, 1.0))
+    assert base == steered
+    closed = (
+        "<b>&lt;b&gt;closed&lt;/b&gt;</b>: mean gate 0.00 on this message: the answer is the same, token for token."
+    )
+    assert closed in told
+    assert "<b>strong</b>: at 0 it changes nothing" in told
+
+
+def test_what_visitors_write_is_text(page: Page) -> None:
+    *_, told, tokens = page.write(Session(), message="<img src=x onerror=alert(1)> my washer <script>")
+    assert "does not know “img”" in told
+    for html in (told, tokens):
+        assert "<img" not in html
+        assert "<script" not in html
+    token = llm.Token(1, 1, "<img>", {"<script>": 1.0}, {}, True)
+    reply = page.tab.talk.reply(page.tab.question(page.data(Session())))
+    read = replace(list(reply)[-1].read[0], message=(token,), concept="<script>")
+    assert "<script" not in look.spelled(read)
+    assert "&lt;img&gt;" in look.spelled(read)
+
+
+def test_tokens_are_those_of_the_chosen_concept(page: Page) -> None:
+    session = Session()
+    assert "come here" in page.tab.spell(session, "strong")
+    page.write(session)
+    strong, closed = (page.tab.spell(session, name) for name in page.tab.talk.concepts)
+    assert "(h 0." in strong
+    assert "(h 0." not in closed
+    assert "closed&lt;/b&gt; in the message" in closed
+
+
+def test_stop_tells_of_it_once_something_is_written(page: Page) -> None:
+    session = Session()
+    assert page.tab.stopped(session) == gr.skip()
+    running = page.tab.write(page.data(session))
+    next(running)
+    running.close()
+    assert "Stopped" in page.tab.stopped(session)
+    page.write(session)
+    assert page.tab.stopped(session) == gr.skip()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"), [({"message": ""}, "there is no message"), ({"seed": None}, "seed None: expected")]
+)
+def test_errors_are_friendly(values: dict[str, Any], told: str, page: Page) -> None:
+    with pytest.raises(gr.Error, match=told):
+        list(friendly(page.tab.write)(page.data(Session(), **values)))
+
+
+def test_examples_and_sliders_come_from_the_concepts(page: Page, chat: tuple[Any, Any]) -> None:
+    assert page.tab._examples() == [*EXAMPLES, "is it late?"]
+    first, second = page.tab.sliders
+    assert (first.minimum, first.maximum, first.value) == pytest.approx((-0.95, 1.45, 1.0))
+    assert second.value == 0
+    assert page.tab.length.maximum == 256, "what the model takes"
+    bare = Page(Talk(*chat, "elsewhere"))
+    assert bare.tab._examples() == []
+    _, base, steered, told, _ = bare.write(Session(), message=CALM)
+    assert base == steered
+    assert "no concept to steer with" in told
+
+
+def test_the_page_has_the_tab_where_there_is_a_language_model(studio: Studio, talk: Talk) -> None:
+    def tabs(page: gr.Blocks) -> list[Any]:
+        return [block.label for block in page.blocks.values() if isinstance(block, gr.Tab)]
+
+    page = build(studio, talk)
+    assert tabs(page)[-1] == "Text"
+    assert "Text" not in tabs(build(studio))
+    (writes,) = [fn for fn in page.fns.values() if fn.name == "write"]
+    assert (writes.concurrency_id, writes.concurrency_limit, writes.api_visibility) == ("text", 1, "private")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--text-model", "none", "--text-concepts", "x"], 2, "--text-concepts needs a --text-model"),
+        (["--text-model", "builtin:emoji"], 1, "builtin:emoji is no language model"),
+        (["--text-concepts", "nowhere"], 1, "no concept at nowhere"),
+    ],
+)
+def test_mistakes_at_the_start(
+    arguments: list[str], code: int, told: str, dsas: Callable[..., tuple[int, str, str]]
+) -> None:
+    found, _, err = dsas("app", *arguments)
+    assert (found, told in err) == (code, True), err
