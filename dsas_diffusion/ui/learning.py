@@ -30,8 +30,8 @@ STAGES: Mapping[str, str] = {
     "choosing the unit": "choosing the unit of strength on prompts kept back",
     "drawing samples": "drawing before and after",
 }
-#: how many units are tried, mostly
-TRIED = 6
+#: how many units are tried, mostly; and what a picture costs there, where nothing is read along
+TRIED, UNREAD = 5, 0.75
 #: what fitting costs, in pictures
 FITTING = 12.0
 
@@ -83,7 +83,7 @@ def share_done(progress: Progress, count: int) -> float:
     costs = {
         "capturing": 3.0 * count,
         "fitting": FITTING,
-        "choosing the unit": count + TRIED * 0.75 * count,
+        "choosing the unit": UNREAD * (count + TRIED * 0.75 * count),
         "drawing samples": 8.0,
     }
     before = 0.0
