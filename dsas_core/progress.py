@@ -20,7 +20,20 @@ class Progress:
 
 Listener = Callable[[Progress], object]
 
-_LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+class _Ear:
+    """Who listens, and what they were told last."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.last: Progress | None = None
+
+    def hear(self, progress: Progress) -> None:
+        self.last = progress
+        self.listener(progress)
+
+
+_EAR: ContextVar[_Ear | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
@@ -30,18 +43,25 @@ def listening(listener: Listener) -> Iterator[None]:
     Args:
         listener: called when a piece of work begins, and whenever it comes further. What it raises ends the work.
     """
-    token = _LISTENER.set(listener)
+    token = _EAR.set(_Ear(listener))
     try:
         yield
     finally:
-        _LISTENER.reset(token)
+        _EAR.reset(token)
+
+
+def pulse() -> None:
+    """Tell whoever listens once more how far the work is, so that they can end it: where updates are far apart."""
+    ear = _EAR.get()
+    if ear is not None and ear.last is not None:
+        ear.listener(ear.last)
 
 
 def progress_bar(total: int, label: str, show: bool = True) -> Any:
     """A progress bar on standard error, or for whoever listens; `update(n)` moves it."""
-    listener = _LISTENER.get()
-    if show and listener is not None:
-        return _Told(Progress(label, 0, total), listener)
+    ear = _EAR.get()
+    if show and ear is not None:
+        return _Told(Progress(label, 0, total), ear)
     from tqdm import tqdm
 
     return tqdm(total=total, desc=label, disable=not show, leave=False)
@@ -50,13 +70,13 @@ def progress_bar(total: int, label: str, show: bool = True) -> Any:
 class _Told:
     """What stands for a bar where somebody listens."""
 
-    def __init__(self, progress: Progress, listener: Listener) -> None:
-        self._progress, self._listener = progress, listener
-        listener(progress)
+    def __init__(self, progress: Progress, ear: _Ear) -> None:
+        self._progress, self._ear = progress, ear
+        ear.hear(progress)
 
     def update(self, n: int = 1) -> None:
         self._progress = replace(self._progress, done=self._progress.done + n)
-        self._listener(self._progress)
+        self._ear.hear(self._progress)
 
     def __enter__(self) -> _Told:
         return self

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,9 @@ CONTROLS = 2
 SIDES = ("source", "target", "control")
 #: source and target prompts to draw where nobody says
 COUNT = 48
+#: characters that a file's templates may expand to, and what a prompt counts beside its own: the largest file that
+#: ships has 4 million
+MOST_EXPANDED, EACH = 10_000_000, 64
 _KNOWN = {"name", "description", "placeholders", "evaluation", "spans", "judge", "masks", *SIDES}
 
 
@@ -73,6 +77,7 @@ class PromptSet:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise DSASError(f"prompt file: name {self.name!r} must be letters, digits, '.', '_' and '-'")
+        self._check_size()
         for side in SIDES:
             found = len(self.expanded(side))
             if found < MINIMUM:
@@ -82,6 +87,16 @@ class PromptSet:
                 )
         if set(self.expanded("source")) == set(self.expanded("target")):
             raise DSASError(f"prompt file {self.name!r}: source and target are identical, so there is nothing to learn")
+
+    def _check_size(self) -> None:
+        """Raise a DSASError where expanding would take all memory: counts multiply with every placeholder."""
+        templates = itertools.chain(self.source, self.target, self.control, self.spans, *self.evaluation.values())
+        sizes = [_size(template, self.placeholders) for template in templates]
+        if sum(size for _, size in sizes) > MOST_EXPANDED:
+            raise DSASError(
+                f"prompt file {self.name!r}: its templates would give {sum(count for count, _ in sizes):,} prompts, "
+                f"which is more than can be handled: use fewer placeholders in a template, or fewer values"
+            )
 
     def expanded(self, side: str) -> list[str]:
         """Every prompt of source, target, control, or of a part of the evaluation, or all spans; duplicates removed."""
@@ -263,6 +278,13 @@ def _names(template: str) -> set[str]:
     if any(form or conversion for _, _, form, conversion in found):
         raise DSASError(f"template {template!r}: a placeholder is a name in braces, without ':' and '!'")
     return {str(name) for _, name, _, _ in found}
+
+
+def _size(template: str, placeholders: Mapping[str, Sequence[str]]) -> tuple[int, int]:
+    """How many prompts a template gives, and their characters; at most, and without writing them."""
+    count = math.prod(len(placeholders[name]) for name in _names(template))
+    used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    return count, count * (EACH + len(template) + sum(max(map(len, placeholders[name])) for name in used))
 
 
 def _expand(template: str, placeholders: Mapping[str, Sequence[str]], names: Sequence[str] | None = None) -> list[str]:

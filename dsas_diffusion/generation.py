@@ -17,6 +17,7 @@ from PIL import Image
 
 from dsas_core.errors import DSASError
 from dsas_core.fingerprints import weights_digest
+from dsas_core.progress import pulse
 from dsas_core.provenance import versions
 
 from .families import roots_of
@@ -158,6 +159,7 @@ def latent_batches(
     if settings.size is not None and "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
         more["use_resolution_binning"] = False  # it would draw at another size, and make that of it afterwards
     for start in range(0, len(prompts), batch):
+        pulse()
         texts = list(prompts[start : start + batch])
         if negative is not None:
             more["negative_prompt"] = [negative] * len(texts)

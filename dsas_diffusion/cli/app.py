@@ -6,6 +6,7 @@ import argparse
 import signal
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help=f"its concepts: each {CONCEPT} (default: those that ship for it)",
     )
+    parser.add_argument(
+        "--saves", type=Path, metavar="FOLDER", help="let visitors save what they learn there (default: they cannot)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at (default 127.0.0.1; 0.0.0.0 is all)")
     parser.add_argument("--port", type=positive, metavar="N", help="port (default: the first free one from 7860 on)")
     parser.add_argument("--share", action="store_true", help="also through Gradio's tunnel, for 72 hours")
@@ -66,7 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     talk = None
     if args.text_model != "none":
         talk = Talk(*language_model(args, args.text_model), args.text_model, spoken)
-    page = ui.build(studio, talk)
+    page = ui.build(studio, talk, args.saves)
     try:
         try:
             _, address, public = ui.serve(page, args.host, args.port, share=args.share)

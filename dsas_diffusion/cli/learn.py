@@ -16,6 +16,7 @@ from dsas_core.cloud import RANK
 from dsas_core.concept import FILES, Concept
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
+from dsas_core.hints import hints
 from dsas_core.llm.prompts import turns
 from dsas_core.prompts import COUNT, PromptSet, draft, read
 from dsas_core.recipe import Recipe, recipe_of
@@ -138,12 +139,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.edges is not None:
             args.usage(f"{args.model} is a language model, which has no timesteps: leave --edges out")
     prompts, drafted = _prompts(args)
-    prompts.draw(args.count, args.seed)
+    advice = hints(prompts.draw(args.count, args.seed))
     recipe: dict[str, Any] = {"options": dict(args.option), "cloud": RANK if args.cloud else 0} | dict(args.recipe)
     checked = recipe_of({"method": args.method, "gate": args.gate, **recipe})
     masks = None if text or not (args.masks or checked.supervised) else masks_of(prompts, args.masks)
-    if drafted and not args.json:
-        print(drafted, flush=True)
+    if not args.json:
+        for line in (*([drafted] if drafted else []), *(f"hint: {hint}" for hint in advice)):
+            print(line, flush=True)
 
     share = share_of(args)
     if share.processes > 1 and args.store is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from . import look
 from .create import CreateTab
+from .learn import LearnTab
 from .session import FORGOTTEN, Session
 from .strip import StripTab
 from .studio import Studio
@@ -21,8 +23,12 @@ WAITING = 32
 MOST_UPLOADED = 64 * 2**20
 
 
-def build(studio: Studio, talk: Talk | None = None) -> gr.Blocks:
-    """The page over a studio, and over a language model where there is one; not served yet."""
+def build(studio: Studio, talk: Talk | None = None, saves: Path | None = None) -> gr.Blocks:
+    """The page over a studio, and over a language model where there is one; not served yet.
+
+    Args:
+        saves: a folder in which visitors may save what they learn; None for nowhere.
+    """
     with gr.Blocks(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, FORGOTTEN)) as page:
         session = gr.State(Session(), time_to_live=FORGOTTEN)
         gr.HTML(
@@ -36,10 +42,13 @@ def build(studio: Studio, talk: Talk | None = None) -> gr.Blocks:
             with gr.Tab("Where it steered", id="where"):
                 WhereTab(session, create.drawn)
             with gr.Tab("Strip", id="strip"):
-                StripTab(create)
+                strip = StripTab(create)
+            with gr.Tab("Learn", id="learn"):
+                learn = LearnTab(create, strip, saves)
             if talk is not None:
                 with gr.Tab("Text", id="text"):
                     TextTab(talk, session)
+        page.unload(learn.cancel)
     return page.queue(max_size=WAITING, api_open=False)
 
 

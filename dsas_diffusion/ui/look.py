@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dsas_core import llm
+from dsas_core.card import unit_in_words
+from dsas_core.concept import Concept
 from dsas_core.sites import Site
 
 from ..schedule import Schedule
@@ -228,6 +230,47 @@ def _fact(value: object) -> str:
     if isinstance(value, float):
         return f'<td class="number">{value:.3f}</td>'
     return f"<td>{'–' if value is None else _(str(value))}</td>"
+
+
+def evidence(concept: Concept) -> str:
+    """What was measured while a concept was learned: a table of its layers, and how its unit was chosen."""
+    columns = {"balanced accuracy": "balanced_accuracy", "AUROC": "auroc", "weight": "weight", "control h": "control_h"}
+    binned = {"bin": "bin"} if concept.edges else {}
+    rows = [
+        [site_name(str(site.get("site", ""))), *(site.get(key) for key in (binned | columns).values())]
+        for site in concept.evidence.get("sites", ())
+    ]
+    strip = "The pictures are of prompts kept back: one that shows it, one that must stay as it is."
+    told = unit_in_words(concept.unit, concept.evidence.get("unit")).splitlines()
+    return (
+        (note(strip) if concept.samples is not None else "")
+        + facts(["layer", *binned, *columns], list(dict.fromkeys(map(tuple, rows))))
+        + note("Cross-validated; control h is the mean gate on what must stay as it is.")
+        + "".join(note(line) for line in told)
+    )
+
+
+def advice(hints: Sequence[str], fine: str) -> str:
+    """Hints as a list, or that there is nothing to say."""
+    if not hints:
+        return f'<ul class="told" role="status">{_item("untouched", _(fine))}</ul>'
+    return f'<ul class="told" role="status">{"".join(_item("warned", _(hint)) for hint in hints)}</ul>'
+
+
+def progress(stage: str, share: float, seconds: float, left: float | None, count: str = "") -> str:
+    """A bar of how far work has come, and in words."""
+    percent = f"{100 * min(1.0, max(0.0, share)):.0f}"
+    remaining = "" if left is None else f", about {_seconds(left)} to go"
+    return (
+        f'<div class="bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" '
+        f'aria-label="{_(stage)}"><div style="width: {percent}%"></div></div>'
+        f'<p class="quiet"><b>{_(stage)}</b>{f" {_(count)}" if count else ""}<br>'
+        f"{_seconds(seconds)} so far{remaining}</p>"
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def note(text: str, kind: str = "") -> str:

@@ -42,11 +42,15 @@ class Session:
             DSASError: it does not fit the model, bears the name of one that everybody has, or there are too many.
         """
         studio.check(concept)
-        if concept.name in studio.concepts:
-            raise DSASError(f"there is a concept {concept.name!r} already: give yours another name")
-        if concept.name not in self.own and len(self.own) >= OWN:
-            raise DSASError(f"there is room for {OWN} concepts of your own: reload the page to begin anew")
+        self.check_room(concept.name, studio)
         self.own[concept.name] = concept
+
+    def check_room(self, name: str, studio: Studio) -> None:
+        """Raise a DSASError where there is no room for another concept of the visitor's own, of this name."""
+        if name in studio.concepts:
+            raise DSASError(f"there is a concept {name!r} already: give yours another name")
+        if name not in self.own and len(self.own) >= OWN:
+            raise DSASError(f"there is room for {OWN} concepts of your own: reload the page to begin anew")
 
 
 def friendly(handler: Callable[..., Any]) -> Callable[..., Any]:

@@ -272,3 +272,10 @@ def test_a_prompt_set_checks_itself() -> None:
     texts = tuple(f"a banana number {i}" for i in range(MINIMUM))
     with pytest.raises(DSASError, match="identical"):
         PromptSet("name", texts, texts[::-1], texts)
+
+
+def test_what_would_expand_without_end_is_refused_before_it_does() -> None:
+    values = {f"p{i}": [f"v{j}" for j in range(50)] for i in range(8)}
+    everything = [" ".join(f"{{{name}}}" for name in values)]
+    with pytest.raises(DSASError, match=r"would give 39,\d{3},\d{3},\d{3},\d{3} prompts"):
+        read(changed(placeholders={**GOOD["placeholders"], **values}, control=everything))

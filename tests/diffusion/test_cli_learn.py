@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,3 +115,13 @@ def test_a_full_disk_leaves_the_earlier_concept(
     assert_one_line(err, "No space left on device")
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()} == before
+
+
+def test_hints_on_prompts_are_printed_before_the_work(dsas, model: str, tmp_path: Path, one_unit: None) -> None:
+    content = {**prompts.draft("banana", "blurred banana"), "control": ["a {other} {place}"]}
+    (tmp_path / "prompts.yaml").write_text(json.dumps(content))
+    arguments = ("learn", "--model", model, "--prompts", tmp_path / "prompts.yaml", "--out", tmp_path / "c")
+    small = ("--steps", 2, "--count", 8, "--sites", "text", "--gate", "on", "--no-strip", "--quiet")
+    code, out, _ = dsas(*arguments, *small)
+    assert code == 0
+    assert out.startswith("hint: No hard negatives: no control shows “blurred” on something else.")

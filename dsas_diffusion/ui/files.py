@@ -1,0 +1,273 @@
+"""What visitors bring and take: prompt files and concepts, checked before they are read; concepts as zip files.
+
+Whatever comes in here was written by somebody else. Only Gradio's own folder of uploads is read, only YAML, JSON and
+safetensors, only up to a size; and every refusal is one line that tells no path of the server.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import stat
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsas_core import prompts
+from dsas_core.concept import CONFIG, TENSORS, Concept
+from dsas_core.errors import DSASError
+from dsas_core.prompts import PromptSet
+
+#: suffix of a prompt file -> what it is
+PROMPT_FILES = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}
+#: bytes of a prompt file, and of each file of a concept
+MOST_PROMPTS = 256 * 2**10
+MOST_BYTES = {CONFIG: 4 * 2**20, TENSORS: 64 * 2**20}
+#: bytes of the header of a safetensors file, and how many tensors it may list
+MOST_HEADER, MOST_TENSORS = 2**20, 20_000
+#: lists and mappings within one another: a prompt file has two, a concept's configuration fewer than this
+DEEPEST = 24
+#: texts, lists and mappings in a prompt file
+MOST_NODES = 10_000
+#: letters of a name
+MOST_NAME = 64
+#: letters of a message that quotes what was found
+MOST_TOLD = 400
+#: kinds of numbers in a concept's tensors
+_NUMBERS = {"F16", "BF16", "F32", "F64"}
+
+
+def name_of(text: str) -> str:
+    """A name as concepts, files and folders may bear it.
+
+    Raises:
+        DSASError: it is empty, too long, or has other characters.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) or len(text) > MOST_NAME:
+        found = _brief(repr(text), 80)
+        raise DSASError(f"name {found}: expected up to {MOST_NAME} letters, digits, '.', '_' and '-'; choose another")
+    return text
+
+
+# ---- prompt files ---------------------------------------------------------------------------------------------------
+
+
+def prompt_file(path: str | None) -> PromptSet:
+    """The prompts in an uploaded file, YAML or JSON.
+
+    Who judges is left out: it may name models, and learning asks no judge.
+
+    Raises:
+        DSASError: another kind of file, too large, no prompt file, or one that would expand without end.
+    """
+    name, content = _uploaded(path, dict.fromkeys(PROMPT_FILES, MOST_PROMPTS), "a prompt file (.yaml, .yml or .json)")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DSASError(f"{name} is no text: expected a prompt file in UTF-8") from None
+    kind = PROMPT_FILES[Path(name).suffix.lower()]
+    document = _yaml(text, name) if kind == "YAML" else _json(text, name)
+    if isinstance(document, Mapping):
+        document = {key: value for key, value in document.items() if key not in ("judge", "masks")}
+    try:
+        found = prompts.read(document if isinstance(document, Mapping) else {})
+    except DSASError as error:
+        raise DSASError(_brief(f"{name}: {error}")) from None
+    name_of(found.name)
+    return found
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """The safe loader, without what a prompt file does not need and a bomb does: aliases, depth, and no end."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise DSASError("it has aliases (*name), which prompt files do without: write the texts out")
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise DSASError(f"more than {DEEPEST} lists are within one another: expected a prompt file")
+        self._nodes += 1
+        if self._nodes > MOST_NODES:
+            raise DSASError(f"it has more than {MOST_NODES:,} texts: use placeholders, or leave some out")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def _yaml(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except DSASError as error:
+        raise DSASError(f"{name}: {error}") from None
+    except yaml.YAMLError as error:
+        reason = _brief(str(error).replace('"<unicode string>", ', ""))
+        raise DSASError(f"{name} is not YAML: {reason}; texts with braces or colons belong in quotes") from None
+    except (ValueError, RecursionError) as error:  # such as a date that there is not
+        raise DSASError(f"{name} is not a prompt file: {_brief(str(error))}") from None
+
+
+def _json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DSASError(f"{name} is not JSON: {_brief(str(error))}") from None
+
+
+# ---- concepts -------------------------------------------------------------------------------------------------------
+
+
+def concept_files(paths: Sequence[str] | str | None) -> Concept:
+    """The concept in the two files of its folder, `config.json` and `concept.safetensors`.
+
+    Raises:
+        DSASError: others, too large, damaged, pickled, or a name that no folder may have.
+    """
+    found = dict(
+        _uploaded(path, MOST_BYTES, f"{CONFIG} and {TENSORS}")
+        for path in ([paths] if isinstance(paths, str) else paths or ())
+    )
+    missing = [name for name in (CONFIG, TENSORS) if name not in found]
+    if missing:
+        have = f"only {', '.join(found)}" if found else "nothing"
+        raise DSASError(f"{have} came: choose both files of the concept's folder, {CONFIG} and {TENSORS}")
+    try:
+        config = _json(found[CONFIG].decode(), CONFIG)
+    except UnicodeDecodeError:
+        raise DSASError(f"{CONFIG} is no text: expected JSON, as `dsas learn` writes it") from None
+    if not isinstance(config, Mapping) or _depth(config) > DEEPEST:
+        raise DSASError(f"{CONFIG} is not a concept's: expected what `dsas learn` writes")
+    _check_safetensors(found[TENSORS])
+    with tempfile.TemporaryDirectory(prefix="dsas-upload-") as folder:
+        for name, content in found.items():
+            (Path(folder) / name).write_bytes(content)
+        try:
+            concept = Concept.from_pretrained(folder)
+        except (DSASError, OverflowError, RuntimeError) as error:
+            raise DSASError(_brief(str(error).replace(f"{folder}{os.sep}", "").replace(folder, "it"))) from None
+    name_of(concept.name)
+    strangers = {item.site.root for item in concept.interventions} - set(concept.base)
+    if strangers:
+        raise DSASError(f"{CONFIG} does not tell on which {min(strangers)} it was learned: learn the concept again")
+    return replace(concept, samples=None)  # their picture was not among the files
+
+
+def _check_safetensors(content: bytes) -> None:
+    """Look at the header alone: a pickle, or a file that promises more than it has, goes no further."""
+    length = int.from_bytes(content[:8], "little")
+    if content[:1] == b"\x80" or content[:4] == b"PK\x03\x04":
+        raise DSASError(f"{TENSORS} is a pickle, which is never read: expected safetensors, as `dsas learn` writes it")
+    if not 2 <= length <= min(MOST_HEADER, len(content) - 8) or content[8:9] != b"{":
+        raise DSASError(f"{TENSORS} is not safetensors, or cut short: save or download it again")
+    try:
+        header = json.loads(content[8 : 8 + length])
+        told = [entry for name, entry in header.items() if name != "__metadata__"]
+        kinds = {entry["dtype"] for entry in told}
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        raise DSASError(f"{TENSORS} has a damaged header: save or download it again") from None
+    if len(told) > MOST_TENSORS or not kinds <= _NUMBERS:
+        odd = ", ".join(sorted(map(str, kinds - _NUMBERS))) or f"{len(told)} tensors"
+        raise DSASError(f"{TENSORS} holds {_brief(odd, 80)}: expected up to {MOST_TENSORS} tensors of floats")
+
+
+def zipped(concept: Concept) -> bytes:
+    """A concept's folder, card and all, as a zip file."""
+    content = io.BytesIO()
+    with tempfile.TemporaryDirectory(prefix="dsas-zip-") as draft:
+        folder = concept.save_pretrained(Path(draft) / name_of(concept.name))
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+            for path in sorted(folder.iterdir()):
+                packed.write(path, f"{concept.name}/{path.name}")
+    return content.getvalue()
+
+
+def saved(concept: Concept, folder: Path) -> str:
+    """Save a concept among others, in a folder of its name that is not there yet; that name.
+
+    Raises:
+        DSASError: there is one of this name, or it cannot be written.
+    """
+    there = folder / name_of(concept.name)
+    if folder.exists() and not folder.is_dir():
+        raise DSASError(f"{concept.name} cannot be saved: what was to hold it is no folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there.mkdir()  # whoever makes it owns the name: two visitors cannot have it both
+    except FileExistsError:
+        raise DSASError(f"a concept {concept.name!r} is saved already: give yours another name") from None
+    except OSError as error:
+        raise DSASError(f"{concept.name} cannot be saved: {error.strerror}") from None
+    try:
+        concept.save_pretrained(there)
+    except DSASError as error:
+        there.rmdir()
+        raise DSASError(f"{concept.name} cannot be saved: {str(error).replace(str(there.absolute()), 'it')}") from None
+    return concept.name
+
+
+# ---- one upload -----------------------------------------------------------------------------------------------------
+
+
+def _uploaded(path: str | None, most: Mapping[str, int], expected: str) -> tuple[str, bytes]:
+    """The name of an uploaded file, and what is in it.
+
+    Args:
+        most: name or suffix -> bytes that it may have.
+    """
+    from gradio.utils import get_upload_folder
+
+    if not path:
+        raise DSASError(f"no file came: choose {expected}")
+    name = Path(path).name
+    limit = most.get(name, most.get(Path(name).suffix.lower()))
+    if limit is None:
+        raise DSASError(f"{_brief(name, 80)} is not taken: expected {expected}")
+    folder = Path(get_upload_folder()).resolve()
+    try:
+        inside = Path(path).parent.resolve(strict=True).is_relative_to(folder)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) if inside else -1
+    except (OSError, ValueError):
+        handle = -1
+    if handle < 0:
+        raise DSASError(f"{_brief(name, 80)} is not an upload: choose {expected}, by the button")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise DSASError(f"{_brief(name, 80)} is not a file: choose {expected}")
+    with os.fdopen(handle, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise DSASError(f"{_brief(name, 80)} is larger than {_size(limit)}: choose a smaller one")
+    return name, content
+
+
+def _depth(value: Any) -> int:
+    """How many lists and mappings of a JSON document are within one another."""
+    level, depth = [value], 0
+    while level:
+        level = [
+            item
+            for one in level
+            for item in (one.values() if isinstance(one, Mapping) else one if isinstance(one, list) else ())
+        ]
+        depth += 1
+    return depth
+
+
+def _size(count: int) -> str:
+    return f"{count // 2**20} MB" if count >= 2**20 else f"{count // 2**10} kB"
+
+
+def _brief(text: str, most: int = MOST_TOLD) -> str:
+    """One line, not too long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}…"

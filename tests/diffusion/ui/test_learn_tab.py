@@ -1,0 +1,309 @@
+"""The Learn tab on a tiny pipeline: a concept becomes a slider of one visitor; cancelled, it leaves nothing."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from dsas_core import Concept
+from dsas_core.progress import Progress, listening, progress_bar, pulse
+from dsas_diffusion import ui
+from dsas_diffusion.ui import learning as road
+from dsas_diffusion.ui.create import CreateTab
+from dsas_diffusion.ui.learn import LISTS, PHRASES, LearnTab
+from dsas_diffusion.ui.learning import Learning, share_done
+from dsas_diffusion.ui.session import Session, friendly
+from dsas_diffusion.ui.strip import StripTab
+from dsas_diffusion.ui.studio import Order, Studio
+from tests.helpers import Bare
+
+TOKEN = "hf_abcdefghijklmnop"
+
+
+def tab_of(studio: Studio, saves: Path | None = None) -> LearnTab:
+    with gr.Blocks():
+        create = CreateTab(studio, gr.State(Session()))
+        return LearnTab(create, StripTab(create), saves)
+
+
+@pytest.fixture
+def tab(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LearnTab:
+    monkeypatch.setattr(Learning.watch, "__defaults__", (0.02,))
+    return tab_of(studio, tmp_path / "saves")
+
+
+def asked(tab: LearnTab, session: Session, **changes: Any) -> dict[Any, Any]:
+    """What the components hold when somebody presses Learn."""
+    source, target, control = tab.sides
+    parts = {"kind": tab.kind, "first": tab.first, "second": tab.second, "name": tab.name, "method": tab.method}
+    parts |= {"gate": tab.gate, "sites": tab.sites, "count": tab.count, "steps": tab.steps, "source": source}
+    parts |= {"target": target, "control": control}
+    usual = {"kind": PHRASES, "first": "banana", "second": "blurred banana", "name": "", "method": "caa", "gate": ""}
+    usual |= {"sites": "text", "count": 8, "steps": 2, "source": None, "target": None, "control": None}
+    return {tab.session: session, **{parts[name]: value for name, value in (usual | changes).items()}}
+
+
+def visitor(name: str = "somebody") -> Any:
+    return SimpleNamespace(session_hash=name)
+
+
+def end(running: Iterator[Any]) -> Any:
+    return list(running)[-1]
+
+
+def test_what_is_learned_is_shown_and_is_a_slider_of_this_visitor(
+    tab: LearnTab, studio: Studio, one_unit: None, tmp_path: Path
+) -> None:
+    session, other = Session(), Session()
+    bare = Bare.of(studio.pipe.unet)
+    seen = list(friendly(tab.learn)(asked(tab, session), visitor()))
+    bars = [float(found) for line in seen for found in re.findall(r'aria-valuenow="(\d+)"', line[0])]
+    assert bars == sorted(bars)
+    assert "to go" in "".join(line[0] for line in seen)
+    told, start, stop, kept, picture, evidence, which, take, packed = seen[-1]
+    assert "Learned banana-to-blurred-banana" in told
+    assert (start["interactive"], stop["interactive"]) == (True, False)
+    assert kept is session
+    assert list(session.own) == ["banana-to-blurred-banana"]
+    assert not other.own
+    assert picture["value"].width > 400
+    for expected in ("balanced accuracy", "text.0", "unit 1"):
+        assert expected in evidence
+    assert (which["value"], take["visible"]) == ("banana-to-blurred-banana", True)
+    assert Path(packed["value"]).suffix == ".zip"
+    (concept,) = session.own.values()
+    assert concept.provenance["model"] == "tiny"
+    sliders = [update for update in tab.slots(session, None) if update.get("label") == concept.name]
+    assert len(sliders) == 1
+    order = Order("a banana on a table", 1, studio.usual, {concept.name: 2.0}, gate="on")
+    *_, drawing = studio.draw(order, session.concepts(studio))
+    assert drawing.steered is not None
+    assert Bare.of(studio.pipe.unet) == bare
+
+    assert "Saved as" in tab.keep(session, concept.name)
+    assert Concept.from_pretrained(tmp_path / "saves" / concept.name) == concept
+    with pytest.raises(gr.Error, match="is saved already"):
+        friendly(tab.keep)(session, concept.name)
+    with pytest.raises(gr.Error, match="choose one of your concepts"):
+        friendly(tab.keep)(other, concept.name)
+
+
+@pytest.mark.parametrize("how", ["cancel", "gone", "unwatched"])
+@pytest.mark.parametrize("copied", [True, False], ids=["copy", "shared"])
+def test_a_learning_that_nobody_wants_ends_and_leaves_nothing(
+    tab: LearnTab, studio: Studio, monkeypatch: pytest.MonkeyPatch, how: str, copied: bool
+) -> None:
+    pipe, lock = studio.apart() if copied else (studio.pipe, studio._turn)
+    monkeypatch.setattr(studio, "apart", lambda: (pipe, lock))
+    session, bare = Session(), [Bare.of(pipe.unet), Bare.of(pipe.text_encoder)]
+    running = tab.learn(asked(tab, session, count=48, steps=4), visitor())
+    next(running)
+    learning = tab._running["somebody"]
+    while "1 of" not in next(running)[0]:
+        pass
+    tab.cancel(visitor("somebody else"))
+    assert not learning.cancelled
+    if how == "cancel":
+        tab.cancel(visitor())
+        assert "Cancelled" in end(running)[0]
+    elif how == "gone":
+        running.close()
+    else:
+        monkeypatch.setattr(road, "PATIENCE", 0.0)
+    assert learning.join(20)
+    running.close()
+    assert [Bare.of(pipe.unet), Bare.of(pipe.text_encoder)] == bare
+    assert not lock.locked()
+    assert not session.own
+    assert not tab._running
+    assert len(list(studio.draw(Order("a dog", 1, studio.usual, {"patches": 1.0}), studio.concepts))) == 2
+
+
+def test_two_visitors_cannot_end_or_see_each_others_learning(tab: LearnTab, one_unit: None) -> None:
+    first, second = Session(), Session()
+    one = tab.learn(asked(tab, first, count=48), visitor("one"))
+    two = tab.learn(asked(tab, second, first="dog", second="cat", gate="on"), visitor("two"))
+    next(one), next(two)
+    tab.cancel(visitor("one"))
+    assert "Cancelled" in end(one)[0]
+    assert "Learned dog-to-cat" in end(two)[0]
+    assert (list(first.own), list(second.own)) == ([], ["dog-to-cat"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"first": "", "second": ""}, "need a phrase each"),
+        ({"first": "x" * 121}, "121 letters"),
+        ({"first": "{place}"}, "braces"),
+        ({"second": "the banana"}, "nothing to learn"),
+        ({"name": "../../x"}, "name '../../x'"),
+        ({"name": "patches"}, "already"),
+        ({"kind": LISTS}, "no name"),
+        ({"kind": LISTS, "name": "x", "source": "a\nb"}, "prompts"),
+        ({"method": "none"}, "none"),
+        ({"gate": "product(dsas, __import__('os'))"}, "gate"),
+        ({"sites": ".*"}, "expected one of"),
+        ({"count": 10_000}, "expected 8 to 48"),
+        ({"steps": 0}, "expected 8 to 48"),
+    ],
+)
+def test_what_cannot_be_learned_is_told_before_anything_runs(
+    tab: LearnTab, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], expected: str
+) -> None:
+    monkeypatch.setattr(Learning, "__enter__", lambda _: pytest.fail("began"))
+    with pytest.raises(gr.Error, match=re.escape(expected)):
+        end(friendly(tab.learn)(asked(tab, Session(), **changes), visitor()))
+
+
+def test_a_failure_is_told_and_gives_the_buttons_back(
+    tab: LearnTab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("<b>disk on fire</b>")
+
+    monkeypatch.setattr(Learning, "_learned", broken)
+    seen: list[Any] = []
+    with pytest.raises(gr.Error, match="RuntimeError; the server's log has more"):
+        seen.extend(friendly(tab.learn)(asked(tab, Session()), visitor()))
+    told, start, stop, *_ = seen[-1]
+    assert "Learning failed" in told
+    assert (start["interactive"], stop["interactive"]) == (True, False)
+    assert "disk on fire" in caplog.text
+    assert not tab._running
+
+
+def test_lists_are_prompts_as_they_stand(tab: LearnTab) -> None:
+    texts = {side: "\n".join(f"{side} {i} {{not a placeholder}}\n" for i in range(9)) for side in ("source", "target")}
+    wish = tab.wish(asked(tab, Session(), kind=LISTS, name="mine", control="c <b>\n" * 3 + texts["source"], **texts))
+    assert wish.prompts.expanded("source")[0] == "source 0 {not a placeholder}"
+    assert len(wish.prompts.expanded("control")) == 10
+
+
+def test_hints_come_while_typing_and_are_text(tab: LearnTab) -> None:
+    def advice(kind: str, *texts: str | None) -> str:
+        return friendly(tab.advise)(kind, *(*texts, None, None, None, None, None)[:5], 8)
+
+    assert advice(PHRASES, "banana", None) == ""
+    assert "Nothing to object to" in advice(PHRASES, "banana", "blurred banana")
+    assert "nothing to learn" in advice(PHRASES, "banana", "a banana")
+    assert "At least 8" in advice(LISTS)
+    listed = advice(LISTS, None, None, "<script>alert(1)</script>", "a dog", "<script>alert(1)</script>")
+    assert "Too few: source has 1 prompt" in listed
+    assert "<script>" not in listed
+    assert "&lt;script&gt;" in listed
+
+
+def test_a_prompt_file_fills_the_lists(tab: LearnTab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    (tmp_path / "banana-blur.yaml").write_bytes(Path("prompts/banana-blur.yaml").read_bytes())
+    source, target, control, name = tab.fill(str(tmp_path / "banana-blur.yaml"))
+    assert name == "banana-blur"
+    assert [len(text.splitlines()) for text in (source, target, control)] == [48, 48, 96]
+    pairs = zip(source.splitlines(), target.splitlines(), strict=True)
+    assert all(a == b.replace("blurred ", "") for a, b in pairs)
+    (tmp_path / "bad.yaml").write_text("a: !!python/name:os.system")
+    with pytest.raises(gr.Error, match="is not YAML"):
+        friendly(tab.fill)(str(tmp_path / "bad.yaml"))
+
+
+def test_a_concept_that_somebody_has_becomes_their_slider(
+    tab: LearnTab, concepts: list[Concept], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    session = Session()
+    for name in ("mine", "patches"):
+        folder = replace(concepts[1], name=name).save_pretrained(tmp_path / name)
+        both = [str(folder / file) for file in ("config.json", "concept.safetensors")]
+        if name == "patches":
+            with pytest.raises(gr.Error, match="already"):
+                friendly(tab.bring)(session, both)
+        else:
+            assert "mine is there" in friendly(tab.bring)(session, both)[1]
+    assert list(session.own) == ["mine"]
+
+
+@pytest.mark.parametrize("raises", [True, False], ids=["refused", "pushed"])
+def test_a_token_is_used_once_and_is_nowhere_afterwards(
+    tab: LearnTab,
+    concepts: list[Concept],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    raises: bool,
+) -> None:
+    used = []
+
+    def push(self: Concept, repository: str, *, token: str, private: bool) -> str:
+        used.append((repository, token, private))
+        if raises:
+            raise RuntimeError(f"401 for Bearer {token} <b>")
+        return f"https://hub/{repository}?{token}"
+
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr(Concept, "push_to_hub", push)
+    session = Session(own={"patches": concepts[1]})
+    told, field = friendly(tab.publish)(session, "patches", "user/name", f" {TOKEN} ", True)
+    assert used == [("user/name", TOKEN, True)]
+    assert field == ""
+    assert ("Not pushed: 401 for Bearer … &lt;b&gt;" if raises else "Pushed: https://hub/user/name?…") in told
+    captured = capfd.readouterr()
+    for place in (told, caplog.text, captured.out, captured.err, repr(vars(tab)), repr(session)):
+        assert TOKEN not in place
+
+
+@pytest.mark.parametrize(
+    ("repository", "token", "expected"),
+    [
+        ("../x", TOKEN, "as user/name"),
+        ("/etc/passwd", TOKEN, "as user/name"),
+        ("alone", TOKEN, "as user/name"),
+        ("a/b/c", TOKEN, "as user/name"),
+        ("user/na me", TOKEN, "as user/name"),
+        ("user/name", "", "expected a token"),
+        ("user/name", f"{TOKEN}\r\nX: y", "expected a token"),
+    ],
+)
+def test_bad_repositories_and_tokens_go_nowhere(
+    tab: LearnTab, concepts: list[Concept], monkeypatch: pytest.MonkeyPatch, repository: str, token: str, expected: str
+) -> None:
+    monkeypatch.setattr(Concept, "push_to_hub", lambda *_, **__: pytest.fail("pushed"))
+    told, field = tab.publish(Session(own={"patches": concepts[1]}), "patches", repository, token, True)
+    assert expected in told
+    assert TOKEN not in told
+    assert field == ""
+
+
+def test_without_a_folder_nothing_can_be_saved(studio: Studio) -> None:
+    ids = [block.elem_id for block in ui.build(studio).blocks.values()]
+    assert "learn-start" in ids
+    assert "learn-save" not in ids
+
+
+def test_shares_rise_from_nothing_to_all() -> None:
+    stages = (("capturing", 4), ("fitting", 7), ("choosing the unit", 11), ("drawing samples", 4))
+    shares = [share_done(Progress(label, done, total), 8) for label, total in stages for done in range(total + 1)]
+    assert shares[0] == 0
+    assert shares[-1] == 1
+    assert shares == sorted(shares)
+    assert share_done(Progress("something else", 1, 1), 8) == 0
+
+
+def test_a_pulse_tells_the_listener_again() -> None:
+    heard: list[Progress] = []
+    pulse()
+    with listening(heard.append):
+        pulse()
+        with progress_bar(2, "work") as bar:
+            pulse()
+            bar.update()
+    pulse()
+    assert [one.done for one in heard] == [0, 0, 1]
