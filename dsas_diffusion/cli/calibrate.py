@@ -15,7 +15,7 @@ from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
 
 from ..calibrate import calibrate
-from ..samples import illustrate
+from ..samples import illustrate, illustrated
 from . import show
 from .arguments import (
     CONCEPT,
@@ -29,7 +29,7 @@ from .arguments import (
     refuse_generation,
     shows_progress,
 )
-from .learn import OURS, PROMPTS, illustrated
+from .learn import OURS, PROMPTS
 from .output import check_writable, free_folder
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-import warnings
-from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 from dsas_core import llm
 from dsas_core.cloud import RANK
-from dsas_core.concept import FILES, Concept
+from dsas_core.concept import FILES
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
 from dsas_core.hints import hints
@@ -23,7 +21,7 @@ from dsas_core.recipe import Recipe, recipe_of
 
 from ..learn import Lesson
 from ..masks import masks_of
-from ..samples import illustrate
+from ..samples import illustrate, illustrated
 from . import show
 from .arguments import (
     add_generation,
@@ -197,15 +195,6 @@ def _prompts(args: argparse.Namespace) -> tuple[PromptSet, str]:
     content = draft(args.source, args.target, args.name)
     drafted = _as_yaml(content)
     return replace(read(content), sha256=hashlib.sha256(drafted.encode()).hexdigest()), drafted
-
-
-def illustrated(concept: Concept, draw: Callable[[Concept], Concept]) -> Concept:
-    """The concept with samples for its card; without, and with a warning, where that fails: it took long to learn."""
-    try:
-        return draw(concept)
-    except DSASError as error:
-        warnings.warn(f"its card has no samples: {error}", stacklevel=1)
-        return replace(concept, samples=None)
 
 
 def _as_yaml(content: dict[str, Any]) -> str:

@@ -14,9 +14,8 @@ from dsas_core.progress import Progress, listening
 from dsas_core.prompts import PromptSet
 from dsas_core.recipe import recipe_of
 
-from ..cli.learn import illustrated
 from ..learn import Lesson
-from ..samples import illustrate
+from ..samples import illustrate, illustrated
 from .studio import Studio
 
 #: seconds between two looks
