@@ -57,7 +57,7 @@ SURE = {**PATCHES, "recipe": {"form": "product"}}
 CONCEPTS: Mapping[str, Lesson] = {
     "banana-blur": Lesson(settings=PATCHES),
     "fruit-to-pear": Lesson(settings={**SURE, "method": "linear-act"}, seen=(-0.75, 1.0)),
-    "dog-grey": Lesson(settings=WORDS),
+    "dog-grey": Lesson(settings=WORDS, seen=(-1.0, math.inf)),
     "vehicles-pixelated": Lesson(settings=WORDS),
     "red-to-blue": Lesson(settings=WORDS),
     "rudeness": Lesson("builtin:chat"),
