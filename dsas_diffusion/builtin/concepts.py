@@ -37,7 +37,7 @@ class Lesson:
     Args:
         model: a built-in one. settings: what `learn` is given beside prompts and seed.
         seen: ends of strength beyond which pictures are seen to fall apart, though they move no farther than asking in
-            words moves them, which calibration goes by.
+            words moves them, which calibration goes by; or not to change any more.
     """
 
     model: str = "builtin:emoji"
@@ -57,9 +57,9 @@ SURE = {**PATCHES, "recipe": {"form": "product"}}
 CONCEPTS: Mapping[str, Lesson] = {
     "banana-blur": Lesson(settings=PATCHES),
     "fruit-to-pear": Lesson(settings={**SURE, "method": "linear-act"}, seen=(-0.75, 1.0)),
-    "dog-grey": Lesson(settings=WORDS),
+    "dog-grey": Lesson(settings=WORDS, seen=(-1.0, math.inf)),
     "vehicles-pixelated": Lesson(settings=WORDS),
-    "red-to-blue": Lesson(settings=WORDS),
+    "red-to-blue": Lesson(settings=WORDS, seen=(-1.0, 1.5)),
     "rudeness": Lesson("builtin:chat"),
 }
 
