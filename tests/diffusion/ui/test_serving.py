@@ -68,6 +68,24 @@ def test_names_of_uploads_stay_in_their_folder(client: httpx.Client, tmp_path: P
     assert "gradio" in str(stored.parent)
 
 
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../../../../etc/passwd", str(Path(studios.__file__).with_name("page.css"))]
+)
+def test_an_upload_that_was_none_is_not_read(client: httpx.Client, path: str) -> None:
+    """Somebody who writes the browser's messages by hand."""
+    events = client.get("/config").json()["dependencies"]
+    fill = next(event["id"] for event in events if event["api_name"] == "fill")
+    given = {"path": path, "orig_name": "a.yaml", "meta": {"_type": "gradio.FileData"}}
+    asked = {"data": [given], "fn_index": fill, "session_hash": "stranger", "trigger_id": None}
+    assert client.post("/gradio_api/queue/join", json=asked).status_code == 200
+    with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "stranger"}) as told:
+        messages = [json.loads(line[6:]) for line in told.iter_lines() if line.startswith("data: ")]
+    last = next(message for message in messages if message["msg"] == "process_completed")
+    assert last["success"] is False
+    assert "root:" not in json.dumps(messages)
+    assert ".told" not in json.dumps(messages)
+
+
 def test_nothing_is_offered_beside_the_page(client: httpx.Client) -> None:
     told = client.get("/gradio_api/info").json()
     assert told["named_endpoints"] == {}
