@@ -74,10 +74,7 @@ class CreateTab:
                 min_width=220,
             )
             self.draw_button = gr.Button("Draw", variant="primary", elem_id="draw", scale=1, min_width=120)
-        with gr.Row(elem_classes="chips"):
-            for example in examples[:CHIPS]:
-                chip = gr.Button(example, size="sm", variant="secondary")
-                chip.click(None, None, self.prompt, js=f"() => {json.dumps(example)}", api_visibility="private")
+        chips(examples, self.prompt)
 
     def _knobs(self) -> None:
         gr.Markdown("**Concepts**: 0 leaves the picture as it is, 1 is one unit, below 0 goes the other way.")
@@ -250,6 +247,14 @@ def schedule_of(kind: str, first: float | None, last: float | None) -> Schedule:
         raise DSASError("the schedule needs two numbers")
     makers = {"window": Schedule.between, "linear": Schedule.linear, "cosine": Schedule.cosine}
     return makers[kind](first, last) if kind in makers else Schedule.constant(1.0)
+
+
+def chips(examples: Sequence[str], field: gr.Textbox) -> None:
+    """A row of buttons, each of which writes an example into a field."""
+    with gr.Row(elem_classes="chips"):
+        for example in examples[:CHIPS]:
+            chip = gr.Button(example, size="sm", variant="secondary")
+            chip.click(None, None, field, js=f"() => {json.dumps(example)}", api_visibility="private")
 
 
 def shown(picture: Image.Image) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 
 from . import look
-from .create import CHIPS, MOST_SEED, STEP
+from .create import MOST_SEED, STEP, chips
 from .session import Session, friendly
 from .studio import ends_of
 from .talk import MOST_CHARACTERS, MOST_TEMPERATURE, Question, Reply, Talk, message_of
@@ -57,10 +56,7 @@ class TextTab:
             )
             self.send = gr.Button("Send", variant="primary", elem_id="text-send", scale=1, min_width=100)
             self.stop = gr.Button("Stop", elem_id="text-stop", scale=1, min_width=100)
-        with gr.Row(elem_classes="chips"):
-            for example in examples[:CHIPS]:
-                chip = gr.Button(example, size="sm", variant="secondary")
-                chip.click(None, None, self.message, js=f"() => {json.dumps(example)}", api_visibility="private")
+        chips(examples, self.message)
 
     def _knobs(self) -> None:
         if self.talk.concepts:
