@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import dsas_diffusion as dsas
 from tests.helpers import random_concept, seen_at
@@ -75,3 +77,14 @@ def test_examples_of_the_readme_run(
     if "Callback" in of:  # one picture, so from the same noise
         assert (made != base).any()
         assert capsys.readouterr().out.splitlines()[-1] == "50 50"
+
+
+def test_a_space_installs_what_the_package_needs() -> None:
+    page = (ROOT / "docs" / "space.md").read_text()
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    listed = re.search(r"--extra-index-url \S+\n(.*?)```", page, re.DOTALL)
+    assert listed is not None
+    assert listed[1].split() == needed
+    front = yaml.safe_load(re.search(r"---\n(.*?)\n---", page, re.DOTALL)[1])  # type: ignore[index]
+    assert (ROOT / front["app_file"]).is_file()
+    assert f"gradio=={front['sdk_version']}" in (ROOT / "constraints.txt").read_text().split()

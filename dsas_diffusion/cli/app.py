@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--saves", type=Path, metavar="FOLDER", help="let visitors save what they learn there (default: they cannot)"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve at (default 127.0.0.1; 0.0.0.0 is all)")
+    parser.add_argument(
+        "--host", help="address to serve at (default: what GRADIO_SERVER_NAME says, else 127.0.0.1; 0.0.0.0 is all)"
+    )
     parser.add_argument("--port", type=positive, metavar="N", help="port (default: the first free one from 7860 on)")
     parser.add_argument("--share", action="store_true", help="also through Gradio's tunnel, for 72 hours")
 
@@ -75,7 +77,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         try:
             _, address, public = ui.serve(page, args.host, args.port, share=args.share)
         except OSError as error:
-            raise DSASError(f"cannot serve at {args.host}, port {args.port or 'any from 7860 on'}: {error}") from None
+            raise DSASError(
+                f"cannot serve at {args.host or 'the usual address'}, port {args.port or 'any from 7860 on'}: {error}"
+            ) from None
         if not args.json:
             print(f"serving at {address}{f' and {public}' if public else ''}; Ctrl-C ends it", flush=True)
         _until_told()

@@ -52,11 +52,12 @@ def build(studio: Studio, talk: Talk | None = None, saves: Path | None = None) -
     return page.queue(max_size=WAITING, api_open=False)
 
 
-def serve(page: gr.Blocks, host: str, port: int | None, *, share: bool = False) -> Any:
+def serve(page: gr.Blocks, host: str | None, port: int | None, *, share: bool = False) -> Any:
     """Serve a page, in threads of its own, until it is closed.
 
     Args:
-        host, port: where; without a port the first free one from 7860 on. share: through Gradio's tunnel, too.
+        host, port: where; None for what GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say, else 127.0.0.1 and the first
+            free port from 7860 on. share: through Gradio's tunnel, too.
 
     Returns:
         (application, local address, public address or None).
