@@ -76,6 +76,9 @@ class LearnTab:
             )
         self.name = _text("Name (made from the phrases, if empty)", "", "learn-name", 64)
         self.hints = gr.HTML("", elem_id="learn-hints")
+        with gr.Row():
+            self.start = gr.Button("Learn", variant="primary", elem_id="learn-start")
+            self.stop = gr.Button("Cancel", interactive=False, elem_id="learn-cancel")
         with gr.Accordion("How", open=False):
             self.method = gr.Dropdown(_described("map"), value="caa", label="Method", elem_id="learn-method")
             gates = [("the method's own, else dsas", ""), *_described("gate")]
@@ -98,9 +101,6 @@ class LearnTab:
                 label="Denoising steps",
                 elem_id="learn-steps",
             )
-        with gr.Row():
-            self.start = gr.Button("Learn", variant="primary", elem_id="learn-start")
-            self.stop = gr.Button("Cancel", interactive=False, elem_id="learn-cancel")
         with gr.Accordion("Use a concept you have", open=False, elem_id="learn-bring"):
             gr.Markdown("The `config.json` and the `concept.safetensors` of its folder, both at once.")
             self.brought = gr.File(
