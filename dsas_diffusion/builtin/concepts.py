@@ -50,13 +50,12 @@ FEW = {"steps": 6}
 #: gates in the text encoder, the default, are as sure with fewer prompts
 WORDS = {**FEW, "count": 32}
 #: the denoiser reads and moves each patch by itself: what changes stays in its place, and heat-maps show where it is
-PATCHES = {**FEW, "sites": "denoiser", "recipe": {"form": "token"}}
-#: the same, and none where the whole picture shows none: for what resembles it (rabbits were taken for fruit)
-SURE = {**PATCHES, "recipe": {"form": "product"}}
+PATCHES = {"sites": "denoiser"}
 
 CONCEPTS: Mapping[str, Lesson] = {
-    "banana-blur": Lesson(settings=PATCHES),
-    "fruit-to-pear": Lesson(settings={**SURE, "method": "linear-act"}, seen=(-0.75, 1.0)),
+    # in 6 steps cars at night were taken for bananas
+    "banana-blur": Lesson(settings={**PATCHES, "steps": 8, "count": 40}, seen=(-1.5, math.inf)),
+    "fruit-to-pear": Lesson(settings={**FEW, **PATCHES, "method": "linear-act"}, seen=(-0.75, 1.0)),
     "dog-grey": Lesson(settings=WORDS, seen=(-1.0, math.inf)),
     "vehicles-pixelated": Lesson(settings=WORDS),
     "red-to-blue": Lesson(settings=WORDS, seen=(-1.0, 1.5)),
