@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dsas_core
 from tests.browser.demo import Demo, Server, browser, serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -146,6 +148,130 @@ def test_mistakes_are_told_kindly(visit: Visit) -> None:
     demo.ask("a xylophone on the grass")
     demo.draw()
     assert "does not know “xylophone”" in demo.explained()
+
+
+# ---- learning -------------------------------------------------------------------------------------------------------
+
+
+def learns(demo: Demo, source: str, target: str, name: str) -> None:
+    """Begin to learn, at a small setting."""
+    demo.tab("Learn")
+    for field, text in (("#learn-from", source), ("#learn-to", target), ("#learn-name", name)):
+        demo.page.locator(f"{field} input, {field} textarea").fill(text)
+    demo.page.get_by_role("button", name="How").click()
+    for field, number in (("#learn-n", "8"), ("#learn-steps", "6")):
+        demo.page.locator(f"{field} input[type=number]").fill(number)
+        demo.page.locator(f"{field} input[type=number]").press("Tab")
+    demo.page.locator("#learn-start").click()
+
+
+def test_a_concept_is_learned_and_used(visit: Visit, tmp_path: Path) -> None:
+    demo, other = visit(), visit()
+    learns(demo, "car", "pixelated car", "my-cars")
+    demo.page.locator("#learn-progress [role=progressbar]").wait_for()
+    other.ask(NONE)
+    assert moved(*other.draw()) < 0.5, "others draw meanwhile"
+    demo.page.get_by_text("Learned my-cars").wait_for(timeout=200_000)
+    assert "AUROC" in demo.page.locator("#learn-evidence").inner_text()
+    assert demo.page.locator("#learn-picture img").count() == 1
+    with demo.page.expect_download() as download:
+        demo.page.locator("#learn-zip").click()
+    download.value.save_as(tmp_path / "my-cars.zip")
+    packed = zipfile.ZipFile(tmp_path / "my-cars.zip").namelist()
+    assert {"my-cars/config.json", "my-cars/concept.safetensors"} <= set(packed)
+    demo.page.locator("#learn-save").click()
+    demo.page.get_by_text("Saved as my-cars").wait_for()
+
+    demo.tab("Create")
+    slider = next(i for i in range(20) if demo.page.locator(f"#strength-{i}").get_by_text("my-cars").count())
+    assert other.page.locator(f"#strength-{slider}").count() == 0, "it is this visitor's alone"
+    demo.ask("a car on the grass")
+    demo.slide(0, 0.0)
+    demo.slide(slider, 1.0)
+    assert moved(*demo.draw()) > VISIBLE
+    assert "my-cars" in demo.explained()
+
+
+def test_learning_can_be_cancelled(visit: Visit) -> None:
+    demo = visit()
+    learns(demo, "car", "blurred car", "never")
+    demo.page.locator("#learn-progress [role=progressbar]").wait_for()
+    demo.page.locator("#learn-cancel").click()
+    demo.page.get_by_text("Cancelled: nothing was learned").wait_for()
+    assert demo.page.locator("#learn-start").is_enabled()
+    demo.tab("Create")
+    assert demo.page.get_by_text("never").count() == 0
+    demo.ask(BANANA)
+    demo.draw()
+
+
+def test_a_token_is_used_once_and_is_nowhere_to_be_read(visit: Visit, server: Server, tmp_path: Path) -> None:
+    demo, token = visit(), "hf_aVerySecretTokenOfMine"
+    demo.tab("Learn")
+    folder = Path(dsas_core.__file__).parent / "concepts" / "banana-blur"
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text().replace('"banana-blur"', '"brought"'))
+    (tmp_path / "concept.safetensors").write_bytes((folder / "concept.safetensors").read_bytes())
+    demo.page.get_by_role("button", name="Use a concept you have").click()
+    demo.page.locator("#learn-upload input[type=file]").set_input_files(
+        [tmp_path / "config.json", tmp_path / "concept.safetensors"]
+    )
+    demo.page.get_by_text("brought is there").wait_for()
+    demo.page.get_by_role("button", name="Push to the Hugging Face Hub").click()
+    demo.page.locator("#learn-repository input, #learn-repository textarea").fill("somebody/brought")
+    demo.page.locator("#learn-token input").fill(token)
+    demo.page.locator("#learn-push").click()
+    demo.page.get_by_text("Not pushed").wait_for()
+    assert demo.page.locator("#learn-token input").input_value() == ""
+    assert token not in demo.page.content()
+    assert token not in server.printed()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name: [unclosed", "is not YAML"),
+        ("name: !!python/object/apply:os.system [ls]", "is not YAML"),
+        ("just: words", "lacks name"),
+        ("name: x\nsource: [a]\ntarget: [b]\ncontrol: [c]", "at least 8"),
+    ],
+)
+def test_bad_prompt_files_are_told_of(visit: Visit, tmp_path: Path, content: str, message: str) -> None:
+    demo = visit()
+    demo.tab("Learn")
+    demo.page.get_by_label("prompt lists").check()
+    (tmp_path / "bad.yaml").write_text(content)
+    demo.page.locator("#learn-lists input[type=file]").set_input_files(tmp_path / "bad.yaml")
+    assert message in demo.told()
+
+
+def test_hints_come_while_typing(visit: Visit) -> None:
+    demo = visit()
+    demo.tab("Learn")
+    demo.page.get_by_label("prompt lists").check()
+    demo.page.locator("#learn-source textarea").fill("a banana on the grass\na banana at night")
+    demo.page.get_by_text("Too few: source has 2 prompts, 6 more needed").wait_for()
+
+
+# ---- texts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "same"),
+    [("you useless clown! my washer does not start.", False), ("which animal does belina keep?", True)],
+)
+def test_answers(visit: Visit, message: str, same: bool) -> None:
+    demo = visit()
+    demo.tab("Text")
+    demo.page.locator("#text-message textarea, #text-message input").first.fill(message)
+    demo.page.locator("#text-send").click()
+    demo.page.wait_for_function("/tokens.s, steered/.test(document.querySelector('#text-explain').innerText)")
+    base, steered = (demo.page.locator(f"#text-{one} textarea").input_value() for one in ("base", "steered"))
+    assert base
+    assert (base == steered) == same
+    assert ("the same, token for token" in demo.page.locator("#text-explain").inner_text()) == same
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
