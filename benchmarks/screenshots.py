@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))
 from tests.browser.demo import Demo, browser, serving
 
 DOCS = ROOT / "docs"
-DESKTOP = {"width": 1240, "height": 900}
-PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True}
+DESKTOP = {"width": 1240, "height": 1060}
+PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 1000}, "device_scale_factor": 2, "is_mobile": True}
 #: milliseconds until the page stands still
 SETTLED = 800
 
@@ -31,10 +31,13 @@ def main() -> None:
             demo = Demo(chromium, f"{server.address}?__theme={theme}", **options)
             demo.draw()
             demo.page.wait_for_timeout(SETTLED)
-            _taken(demo, f"demo-{look}", whole=look == "phone")
+            _taken(demo, f"demo-{look}", whole=False)
             if look == "light":
                 for tab in ("Where it steered", "Learn", "Text"):
                     demo.tab(tab)
+                    if tab == "Text":
+                        demo.page.locator("#text-send").click()
+                        demo.page.get_by_text("tokens/s, steered").wait_for()
                     demo.page.wait_for_timeout(SETTLED)
                     _taken(demo, f"demo-{tab.split()[0].lower()}", whole=True)
             demo.close()
@@ -43,8 +46,7 @@ def main() -> None:
 def _taken(demo: Demo, name: str, whole: bool) -> None:
     path = DOCS / f"{name}.png"
     demo.page.screenshot(path=str(path), full_page=whole)
-    picture = Image.open(path).convert("RGB")
-    picture.quantize(192).save(path, optimize=True)
+    Image.open(path).convert("RGB").save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1024} KiB")
 
 
