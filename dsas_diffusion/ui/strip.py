@@ -12,7 +12,8 @@ import numpy as np
 from dsas_core.errors import DSASError
 
 from . import look
-from .create import CreateTab, names, shown
+from .controls import names, number, shown
+from .create import CreateTab
 from .session import Session, friendly
 from .studio import ends_of
 
@@ -72,7 +73,7 @@ class StripTab:
             raise DSASError("choose a concept first")
         concept = concepts[data[self.concept]]
         low, high = ends_of(concept)
-        strengths = sorted({*np.linspace(low, high, int(data[self.count])).round(2).tolist(), 0.0})
+        strengths = sorted({*np.linspace(low, high, int(number(data[self.count], "pictures"))).round(2).tolist(), 0.0})
         order = replace(self.create.order(data), strengths={})
         strip = self.studio.strip(
             order, concept, strengths, lambda done: progress((done, len(strengths)), unit="pictures")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
+import re
+import shutil
 import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +42,14 @@ KEPT = 64
 COPIED = 2**30
 #: a token or patch of which a gate says more is seen
 SEEN = 0.5
+#: denoising steps in which a concept from elsewhere is tried
+TRIED = 4
+#: seconds in which a file is fetched: Gradio copies it as soon as it is told of
+FETCHED = 600
 #: limits of what one picture may cost
 MOST_STEPS = 100
+#: letters of a file's name
+MOST_NAME = 80
 MOST_CHARACTERS = 2000
 
 
@@ -159,6 +168,22 @@ class Studio:
         """Raise a DSASError where a concept does not fit the pipeline."""
         concept.check(roots_of(self.pipe))
 
+    def try_out(self, concept: Concept) -> None:
+        """Steer a picture that nobody sees: files may claim a model whose layers they do not fit.
+
+        Raises:
+            DSASError: its probes or maps fail there, or give what is no number.
+        """
+        order = Order("a picture", 0, replace(self.usual, steps=TRIED), gate="on")
+        try:
+            with self._turn, self._steered(order, {concept: 1.0}):
+                latents = latents_of(self.pipe, [order.prompt], [order.seed], order.settings)
+        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise DSASError(f"concept {concept.name!r} does not fit this model's layers: {reason}") from None
+        if not bool(latents.isfinite().all()):
+            raise DSASError(f"concept {concept.name!r} drives this model beyond all numbers: learn it again")
+
     def draw(self, order: Order, concepts: Mapping[str, Concept]) -> Iterator[Drawing]:
         """The base picture, as soon as it is there, and then both.
 
@@ -213,10 +238,18 @@ class Studio:
             return copy.deepcopy(self.pipe), threading.Lock()
 
     def file(self, name: str, content: bytes) -> str:
-        """The path of a new file for a visitor to download; it goes when the studio closes."""
-        folder = Path(tempfile.mkdtemp(dir=self._files.name))
-        (folder / name).write_bytes(content)
-        return str(folder / name)
+        """The path of a new file for a visitor to download; it goes when another is made later, or the studio closes.
+
+        Args:
+            name: of the file; what names of files had better not have becomes "_".
+        """
+        for old in Path(self._files.name).iterdir():
+            with suppress(OSError):  # another visitor's may have removed it just now
+                if old.stat().st_mtime < time.time() - FETCHED:
+                    shutil.rmtree(old)
+        path = Path(tempfile.mkdtemp(dir=self._files.name)) / re.sub(r"[^\w.+-]+", "_", name)[-MOST_NAME:]
+        path.write_bytes(content)
+        return str(path)
 
     def close(self) -> None:
         """Remove what was written."""

@@ -12,7 +12,7 @@ from dsas_core.errors import DSASError
 
 from ..sites import site_name
 from . import look
-from .create import names, shown
+from .controls import names, shown
 from .session import Session, friendly
 from .studio import Drawing
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import gradio as gr
@@ -14,7 +16,8 @@ from PIL import Image
 from dsas_core import Concept, DSASError
 from dsas_diffusion import Schedule
 from dsas_diffusion.ui import look
-from dsas_diffusion.ui.create import SHOWN, CreateTab, schedule_of, shown
+from dsas_diffusion.ui.controls import SHOWN, shown
+from dsas_diffusion.ui.create import CreateTab, schedule_of
 from dsas_diffusion.ui.session import OWN, Session, friendly
 from dsas_diffusion.ui.strip import StripTab
 from dsas_diffusion.ui.studio import Studio
@@ -25,7 +28,7 @@ class Page:
     """The three tabs, with what their components begin with."""
 
     def __init__(self, studio: Studio) -> None:
-        with gr.Blocks():
+        with gr.Blocks() as self.blocks:
             state = gr.State(Session())
             self.create = CreateTab(studio, state)
             self.where = WhereTab(state, self.create.drawn)
@@ -35,7 +38,8 @@ class Page:
         """What components hold, those named with other values; `strengths` by number."""
         create = self.create
         held = {part: getattr(part, "value", None) for part in {*create.asked, create.live}}
-        held |= dict(zip(create.sliders, values.pop("strengths", [0.0] * len(create.sliders)), strict=False))
+        strengths = values.pop("strengths", [])
+        held |= dict(zip_longest(create.sliders, strengths, fillvalue=0.0))
         held |= {create.session: session, create.steps: 2, create.prompt: "a banana and a dog"}
         return held | {getattr(create, name): value for name, value in values.items()}
 
@@ -70,11 +74,11 @@ def test_seeds_are_kept_or_thrown(page: Page) -> None:
 
 
 def test_live_mode_draws_when_a_slider_is_let_go(page: Page) -> None:
+    released = [fn for fn in page.blocks.fns.values() if any(event == "release" for _, event in fn.targets)]
+    assert len(released) == 1
+    assert not any(fn.fn for fn in released), "a slider alone asks nothing of the server, and nobody waits"
     session = Session()
-    quiet = list(page.create.draw_live(page.data(session, live=False)))
-    assert quiet == [(gr.skip(),) * 4]
-    assert session.drawing is None
-    assert len(list(page.create.draw_live(page.data(session, live=True, strengths=[0.0, 1.0], locked=False)))) == 2
+    assert len(list(page.create.draw_live(page.data(session, strengths=[0.0, 1.0], locked=False)))) == 2
     assert session.drawing is not None
     assert session.drawing.order.seed == 7, "sliders never throw the dice"
 
@@ -100,6 +104,12 @@ def test_everything_asked_for_is_ordered(page: Page) -> None:
     [
         ({"seed": None}, "seed None"),
         ({"seed": -1}, "seed -1"),
+        ({"seed": math.nan}, "seed nan"),
+        ({"steps": math.nan}, "steps nan: expected a number"),
+        ({"guidance": math.inf}, "guidance inf"),
+        ({"strengths": [math.nan]}, "strength nan"),
+        ({"strengths": [None]}, "strength None"),
+        ({"strengths": [0, 0, 0, 1.0]}, "forgotten after an hour"),
         ({"prompt": ""}, "no prompt"),
         ({"kind": "window", "first": 100, "last": 900}, "1000 >= start > stop"),
         ({"kind": "linear", "first": None}, "two numbers"),
@@ -125,9 +135,8 @@ def test_every_visitor_has_concepts_of_their_own(page: Page, studio: Studio, con
     here, there = page.create.slots(mine), page.create.slots(yours)
     assert [update.get("label") for update in here[:4]] == ["words", "patches", "closed", "mine"]
     assert [update["visible"] for update in there[:-1]] == [True] * 3 + [False] * OWN
-    told = page.draw(mine, strengths=[0, 0, 0, 1.0])[2]
-    assert "mine" in told
-    assert "mine" not in page.draw(yours, strengths=[0, 0, 0, 1.0])[2]
+    assert "mine" in page.draw(mine, strengths=[0, 0, 0, 1.0])[2]
+    assert "mine" not in page.draw(yours, strengths=[0, 0, 1.0])[2]
     assert page.strip.slots(mine, "mine")["value"] == "mine"
     assert page.strip.slots(yours, "mine")["value"] == "words"
 
@@ -210,6 +219,23 @@ def test_texts_from_outside_are_text(page: Page, studio: Studio, concepts: list[
         assert "<b>" not in text.replace("<b>patches</b>", "")
 
 
+def test_descriptions_are_no_markdown(page: Page, studio: Studio, concepts: list[Concept]) -> None:
+    session = Session()
+    session.add(replace(concepts[1], name="mine", description="![a](http://x)\n`b` **c** d"), studio)
+    told = page.create.slots(session)[3]["info"]
+    assert not set("*`[]\n") & set(told)
+    assert told.endswith(" d")
+
+
+def test_what_fails_half_way_is_told_where_it_was_to_be(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page.create.studio, "_steered", lambda *_: 1 / 0)
+    seen: list[Any] = []
+    with pytest.raises(ZeroDivisionError):
+        seen.extend(page.create.draw(page.data(Session(), strengths=[0, 1.0])))
+    assert "steering …" in seen[0][2]
+    assert "Drawing failed" in seen[-1][2]
+
+
 def test_what_is_explained(page: Page) -> None:
     session = Session()
     closed = page.draw(session, strengths=[0, 0, 1.0])[2]
@@ -229,15 +255,16 @@ def test_prompts_that_are_cut_off(page: Page) -> None:
 def test_errors_are_messages(caplog: pytest.LogCaptureFixture) -> None:
     @friendly
     def known() -> None:
-        raise DSASError("the way out")
+        raise DSASError("the way out of <img src=x>")
 
     @friendly
     def unforeseen() -> Iterator[int]:
         yield 1
         raise ValueError("a secret path")
 
-    with pytest.raises(gr.Error, match="the way out"):
+    with pytest.raises(gr.Error) as shown_error:
         known()
+    assert shown_error.value.message == "the way out of &lt;img src=x&gt;", "Gradio shows messages as HTML"
     assert caplog.text == ""
     steps = unforeseen()
     assert next(steps) == 1

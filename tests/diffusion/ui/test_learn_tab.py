@@ -229,6 +229,11 @@ def test_a_concept_that_somebody_has_becomes_their_slider(
         else:
             assert "mine is there" in friendly(tab.bring)(session, both)[1]
     assert list(session.own) == ["mine"]
+    monkeypatch.setattr(tab.studio, "try_out", lambda _: 1 / 0)
+    other = Session()
+    with pytest.raises(gr.Error):
+        friendly(tab.bring)(other, [str(tmp_path / "mine" / file) for file in ("config.json", "concept.safetensors")])
+    assert not other.own, "what cannot be used is not kept"
 
 
 @pytest.mark.parametrize("raises", [True, False], ids=["refused", "pushed"])

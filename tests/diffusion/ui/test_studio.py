@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dsas_core import Concept, DSASError
@@ -212,5 +214,43 @@ def test_files_go_with_the_studio(tiny_pipe: Any) -> None:
     studio = Studio(tiny_pipe, "tiny")
     one, other = (Path(studio.file("a.png", content)) for content in (b"one", b"other"))
     assert (one.read_bytes(), other.read_bytes(), one.name) == (b"one", b"other", "a.png")
+    later = time.time() + studios.FETCHED + 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studios.time, "time", lambda: later)
+        odd = Path(studio.file("../a b/\0<c>" * 40 + ".zip", b"odd"))
+    assert not one.exists(), "has been fetched long since"
+    assert not other.parent.exists()
+    assert odd.read_bytes() == b"odd"
+    assert odd.parents[1] == Path(studio._files.name)
+    assert odd.suffix == ".zip"
     studio.close()
-    assert not one.exists()
+    assert not odd.exists()
+
+
+def test_a_concept_from_elsewhere_is_tried_on_every_layer(studio: Studio, concepts: list[Concept]) -> None:
+    def narrow(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[..., :8].clone() if tensor.ndim else tensor
+
+    items = tuple(
+        replace(
+            item,
+            maps=tuple(one.map_tensors(narrow) for one in item.maps),
+            probes=tuple(one.map_tensors(narrow) for one in item.probes),
+        )
+        for item in concepts[1].interventions
+    )
+    for interventions, told in (
+        (items, "does not fit this model's layers: .*size"),
+        (
+            [replace(concepts[1].interventions[0], site=replace(items[0].site, path="unet.none"))],
+            "no module at unet.none",
+        ),
+    ):
+        bad = replace(concepts[1], interventions=tuple(interventions))
+        studio.check(bad)
+        with pytest.raises(DSASError, match=told):
+            studio.try_out(bad)
+    with pytest.raises(DSASError, match="beyond all numbers"):
+        studio.try_out(replace(concepts[1], unit=1e30))
+    studio.try_out(concepts[1])
+    assert Bare.of(studio.pipe.unet).hooks == 0
