@@ -63,7 +63,7 @@ def friendly(handler: Callable[..., Any]) -> Callable[..., Any]:
 
     def told(error: Exception) -> gr.Error:
         if isinstance(error, DSASError):
-            return gr.Error(html.escape(str(error)), duration=12, print_exception=False)
+            return gr.Error(html.escape(str(error), quote=False), duration=12, print_exception=False)
         _log.error("%s failed", handler.__name__, exc_info=error)
         return gr.Error(f"{type(error).__name__}; the server's log has more", duration=12, print_exception=False)
 

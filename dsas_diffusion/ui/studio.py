@@ -26,7 +26,7 @@ from dsas_core.trace import Record
 
 from .. import viz
 from ..animation import looped
-from ..families import roots_of
+from ..families import encoders_of, roots_of
 from ..generation import UNCHANGED, Settings, change, decode, latents_of, settings_of
 from ..rows import Rows
 from ..samples import ENDS
@@ -35,6 +35,7 @@ from ..sites import site_name
 from ..steer import PipelineSteering, steer
 from ..viz import PictureTrace
 from ..vocabulary import Reading, reading
+from ..wording import plain
 
 #: base pictures that are kept, so that moving a slider costs one generation
 KEPT = 64
@@ -295,12 +296,16 @@ class Studio:
         )
 
     def _words(self, prompt: str, records: Sequence[Record]) -> tuple[str, ...]:
-        """Words of the prompt that a gate in the text encoder has seen, in their order."""
-        ids = self._rows.tokenised([prompt])[0]
-        seen = torch.zeros(len(ids), dtype=torch.bool)
-        for record in records:
-            if record.timestep is None and record.h.shape[1] == len(ids):
-                seen |= (record.h > SEEN).any(0)
+        """Words of the prompt that a gate in the first text encoder has seen, in their order.
+
+        None where the pipeline words the prompt in its own way for it, so that nobody knows which position is whose.
+        """
+        encoder = encoders_of(self.pipe)[0]
+        read = [record.h for record in records if record.timestep is None and record.site.root == encoder.part]
+        if not read or encoder.wording is not plain:
+            return ()
+        seen = torch.stack([(h > SEEN).any(0) for h in read if h.shape[1] == read[0].shape[1]]).any(0)
+        ids = self._rows.tokenised([prompt], len(seen))[0]
         tokenizer = self._rows.tokenizer
         special = set(tokenizer.all_special_ids)
         found = [str(tokenizer.decode([int(i)])).strip() for i in ids[seen] if int(i) not in special]
