@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +65,7 @@ class StripTab:
             show_progress_on=self.gallery,
         )
 
-    def draw(self, data: Mapping[Any, Any], progress: Any = gr.Progress()) -> Iterator[tuple[Any, ...]]:  # noqa: B008
+    def draw(self, data: Mapping[Any, Any], progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
         """The strip, its animation, and both as files."""
         session: Session = data[self.create.session]
         concepts = session.concepts(self.studio)
@@ -80,7 +80,7 @@ class StripTab:
         )
         captions = [f"{strength:+g}" if strength else "0: off" for strength in strip.strengths]
         webp = self.studio.file(f"{concept.name}.webp", strip.animated(".webp"))
-        yield (
+        return (
             look.note(f"{concept.name} from {low:g} to {high:g}: “{strip.prompt}”"),
             [(shown(picture), caption) for picture, caption in zip(strip.pictures, captions, strict=True)],
             webp,

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -36,9 +36,12 @@ from ..steer import PipelineSteering, steer
 from ..viz import PictureTrace
 from ..vocabulary import Reading, reading
 from ..wording import plain
+from .common import by_name, opposed
 
 #: base pictures that are kept, so that moving a slider costs one generation
 KEPT = 64
+#: bytes of the traces that are kept of all drawings; of a large model, one has some 100 MB
+TRACED = 2**30
 #: a model up to this many bytes is copied for learning, so that others can go on drawing meanwhile
 COPIED = 2**30
 #: a token or patch of which a gate says more is seen
@@ -158,12 +161,8 @@ class Studio:
         self._bases: OrderedDict[Any, tuple[Image.Image, float]] = OrderedDict()
         self._rows = Rows(pipe)
         self._files = tempfile.TemporaryDirectory(prefix="dsas-app-")
-        self.concepts: dict[str, Concept] = {}
-        for concept in concepts:
-            if concept.name in self.concepts:
-                raise DSASError(f"two concepts are named {concept.name!r}: load one of them")
-            self.check(concept)
-            self.concepts[concept.name] = concept
+        self._traces: deque[PictureTrace] = deque()
+        self.concepts = by_name(concepts, roots_of(pipe))
 
     def check(self, concept: Concept) -> None:
         """Raise a DSASError where a concept does not fit the pipeline."""
@@ -206,18 +205,21 @@ class Studio:
             began = time.perf_counter()
             steered = self._picture(order)
             seconds = time.perf_counter() - began
-            opposed = {(pair.first, pair.second) for pair in steering.opposition() if pair.opposed}
+            pulling = opposed(steering)
         trace = steering.trace
         assert trace is not None
-        yield replace(
+        done = replace(
             drawing,
             steered=steered,
             seconds=seconds,
             moved=float(change([drawing.base], [steered])[0]),
             seen=tuple(self._seen(order, concept, strength, trace) for concept, strength in wanted.items()),
-            opposed=tuple(sorted(opposed)),
+            opposed=pulling,
             trace=trace,
         )
+        with self._turn:
+            self._keep(trace)
+        yield done
 
     def strip(
         self, order: Order, concept: Concept, strengths: Sequence[float], on_picture: Callable[[int], object] = int
@@ -269,6 +271,12 @@ class Studio:
         self._bases.move_to_end(key)
         picture, seconds = self._bases[key]
         return Drawing(order, reading(self.pipe, order.prompt), picture, seconds, cached)
+
+    def _keep(self, trace: PictureTrace) -> None:
+        """Empty the oldest traces, where visitors' drawings hold more than is kept of all."""
+        self._traces.append(trace)
+        while len(self._traces) > 1 and sum(map(_bytes, self._traces)) > TRACED:
+            self._traces.popleft().clear()
 
     def _picture(self, order: Order) -> Image.Image:
         return decode(self.pipe, latents_of(self.pipe, [order.prompt], [order.seed], order.settings))[0]
@@ -322,6 +330,10 @@ def steered_sites(concepts: Sequence[Concept]) -> list[str]:
     """Where concepts steer, by the names that people use."""
     sites = (item.site for concept in concepts for item in concept.interventions if not item.watches)
     return list(dict.fromkeys(site_name(site) for site in sites))
+
+
+def _bytes(trace: PictureTrace) -> int:
+    return sum(part.nbytes for record in list(trace.records) for part in (record.h, record.change, record.cosine))
 
 
 def _only(concept: Concept, sites: Sequence[str]) -> Concept:

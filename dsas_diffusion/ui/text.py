@@ -7,6 +7,8 @@ from typing import Any
 
 import gradio as gr
 
+from dsas_core.errors import DSASError
+
 from . import look
 from .controls import MOST_SEED, STEP, chips, number, seed_of, strength_slider
 from .session import Session, friendly
@@ -135,10 +137,16 @@ class TextTab:
     def write(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
         """Both answers as they grow, the base first, then their tokens."""
         session: Session = data[self.session]
-        for reply in self.talk.reply(self.question(data)):
-            session.reply = reply
-            steered = reply.steered.text if reply.steered is not None else ""
-            yield session, reply.base.text, steered, look.replied(reply), self.spell(session, data[self.concept])
+        question = self.question(data)
+        try:
+            for reply in self.talk.reply(question):
+                session.reply = reply
+                steered = reply.steered.text if reply.steered is not None else ""
+                yield session, reply.base.text, steered, look.replied(reply), self.spell(session, data[self.concept])
+        except Exception as error:  # or the page would say for ever that it writes
+            told = str(error) if isinstance(error, DSASError) else "Writing failed."
+            yield session, gr.skip(), gr.skip(), look.note(told, "warned"), gr.skip()
+            raise
 
     def question(self, data: Mapping[Any, Any]) -> Question:
         """What the components ask for.

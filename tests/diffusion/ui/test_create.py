@@ -16,12 +16,14 @@ from PIL import Image
 from dsas_core import Concept, DSASError
 from dsas_diffusion import Schedule
 from dsas_diffusion.ui import look
+from dsas_diffusion.ui import studio as studios
 from dsas_diffusion.ui.controls import SHOWN, shown
 from dsas_diffusion.ui.create import CreateTab, schedule_of
 from dsas_diffusion.ui.session import OWN, Session, friendly
 from dsas_diffusion.ui.strip import StripTab
 from dsas_diffusion.ui.studio import Studio
 from dsas_diffusion.ui.where import EVERYWHERE, WhereTab
+from tests.diffusion.ui.conftest import studio_of
 
 
 class Page:
@@ -47,7 +49,10 @@ class Page:
         return list(self.create.draw(self.data(session, **values)))[-1]
 
 
-@pytest.fixture
+studio = pytest.fixture(studio_of, scope="module")
+
+
+@pytest.fixture(scope="module")
 def page(studio: Studio) -> Page:
     return Page(studio)
 
@@ -171,6 +176,16 @@ def test_where(page: Page) -> None:
     assert page.where.begin(session, "gone")[0]["value"] == "words"
 
 
+def test_a_trace_that_is_gone_is_told(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studios, "TRACED", 0)
+    mine, yours = Session(), Session()
+    for session in (mine, yours):
+        page.draw(session, strengths=[0, 1.0])
+    assert "draw the picture again" in page.where.look(mine, "patches", EVERYWHERE, 0)[1]
+    assert page.where.begin(mine, "patches")[3] is None
+    assert page.where.begin(yours, "patches")[3] is not None
+
+
 def test_words_have_no_place_in_the_picture(page: Page, studio: Studio, concepts: list[Concept]) -> None:
     text = tuple(item for item in concepts[0].interventions if not item.watches)
     session = Session()
@@ -194,7 +209,7 @@ def test_nothing_was_drawn_yet(page: Page) -> None:
 
 def test_a_strip_from_end_to_end(page: Page) -> None:
     data = {**page.data(Session(), prompt="a banana"), page.strip.concept: "patches", page.strip.count: 3}
-    told, gallery, moving, strip, webp, gif = next(page.strip.draw(data, lambda *_, **__: None))
+    told, gallery, moving, strip, webp, gif = page.strip.draw(data, lambda *_, **__: None)
     assert [caption for _, caption in gallery] == ["-0.95", "0: off", "+0.25", "+1.45"]
     assert "patches from -0.95 to 1.45" in told
     for name, suffix, kind in ((moving, "webp", "WEBP"), (strip["value"], "png", "PNG"), (gif["value"], "gif", "GIF")):
@@ -202,7 +217,7 @@ def test_a_strip_from_end_to_end(page: Page) -> None:
         assert Image.open(name).format == kind
     assert webp["value"] == moving
     with pytest.raises(DSASError, match="choose a concept"):
-        next(page.strip.draw({**data, page.strip.concept: None}))
+        page.strip.draw({**data, page.strip.concept: None})
 
 
 # ---- what is told ---------------------------------------------------------------------------------------------------

@@ -196,6 +196,10 @@ def test_what_goes_wrong_in_the_thread_comes_out(talk: Talk, monkeypatch: pytest
     with pytest.raises(ZeroDivisionError):
         whole(talk)
     assert not talk._turn.locked()
+    page, seen = Page(talk), []
+    with pytest.raises(ZeroDivisionError):
+        seen.extend(page.tab.write(page.data(Session())))
+    assert "Writing failed" in seen[-1][3]
 
 
 @pytest.mark.parametrize(
