@@ -9,7 +9,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import OrderedDict, deque
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -53,7 +54,7 @@ FETCHED = 600
 #: limits of what one picture may cost
 MOST_STEPS = 100
 #: letters of a file's name
-MOST_NAME = 80
+MOST_NAME = 60
 MOST_CHARACTERS = 2000
 
 
@@ -161,7 +162,7 @@ class Studio:
         self._bases: OrderedDict[Any, tuple[Image.Image, float]] = OrderedDict()
         self._rows = Rows(pipe)
         self._files = tempfile.TemporaryDirectory(prefix="dsas-app-")
-        self._traces: deque[PictureTrace] = deque()
+        self._traces: list[weakref.ref[PictureTrace]] = []  # oldest first; drawings hold them
         self.concepts = by_name(concepts, roots_of(pipe))
 
     def check(self, concept: Concept) -> None:
@@ -241,7 +242,7 @@ class Studio:
             return copy.deepcopy(self.pipe), threading.Lock()
 
     def file(self, name: str, content: bytes) -> str:
-        """The path of a new file for a visitor to download; it goes when another is made later, or the studio closes.
+        """The path of a new file to download; it is gone when another is made long after, or the studio closes.
 
         Args:
             name: of the file; what names of files had better not have becomes "_".
@@ -274,9 +275,14 @@ class Studio:
 
     def _keep(self, trace: PictureTrace) -> None:
         """Empty the oldest traces, where visitors' drawings hold more than is kept of all."""
-        self._traces.append(trace)
-        while len(self._traces) > 1 and sum(map(_bytes, self._traces)) > TRACED:
-            self._traces.popleft().clear()
+        there = [*filter(None, (known() for known in self._traces)), trace]
+        self._traces = [weakref.ref(one) for one in there]
+        total = sum(map(_bytes, there))
+        for oldest in there[:-1]:
+            if total <= TRACED:
+                break
+            total -= _bytes(oldest)
+            oldest.clear()
 
     def _picture(self, order: Order) -> Image.Image:
         return decode(self.pipe, latents_of(self.pipe, [order.prompt], [order.seed], order.settings))[0]

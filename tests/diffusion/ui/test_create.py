@@ -184,6 +184,9 @@ def test_a_trace_that_is_gone_is_told(page: Page, monkeypatch: pytest.MonkeyPatc
     assert "draw the picture again" in page.where.look(mine, "patches", EVERYWHERE, 0)[1]
     assert page.where.begin(mine, "patches")[3] is None
     assert page.where.begin(yours, "patches")[3] is not None
+    mine.drawing = yours.drawing = None
+    page.draw(mine, strengths=[0, 1.0])
+    assert len(page.create.studio._traces) == 1, "nobody holds what visitors have let go"
 
 
 def test_words_have_no_place_in_the_picture(page: Page, studio: Studio, concepts: list[Concept]) -> None:
