@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from dsas_core import Concept, shipped
 from dsas_core.provenance import versions
 from dsas_diffusion import load_pipeline
-from dsas_diffusion.ui.create import shown
+from dsas_diffusion.ui.controls import shown
 from dsas_diffusion.ui.studio import Order, Studio
 from tests.browser.demo import Demo, browser, serving
 

@@ -206,9 +206,13 @@ class Rows:
 
     # ---- texts -------------------------------------------------------------------------------------------------------
 
-    def tokenised(self, texts: list[str]) -> torch.Tensor:
-        """Token ids of texts as the first text encoder reads them, int64 [texts, positions]: padded, and cut off."""
-        return self._ids(texts, encoders_of(self.pipe)[0], self.tokenizer.model_max_length)
+    def tokenised(self, texts: list[str], length: int | None = None) -> torch.Tensor:
+        """Token ids of texts as the first text encoder reads them, int64 [texts, positions]: padded, and cut off.
+
+        Args:
+            length: positions; None for as many as its tokenizer takes, which of some is beyond all memory.
+        """
+        return self._ids(texts, encoders_of(self.pipe)[0], length or self.tokenizer.model_max_length)
 
     def spelled(self, text: str) -> list[int]:
         """Token ids of a text as it stands within a prompt."""
@@ -218,6 +222,11 @@ class Rows:
     def tokenizer(self) -> Any:
         """That of the first text encoder."""
         return self._tokenizer(encoders_of(self.pipe)[0])
+
+    @property
+    def tokenizers(self) -> list[Any]:
+        """Those of all text encoders."""
+        return [self._tokenizer(encoder) for encoder in encoders_of(self.pipe)]
 
     def _ids(self, texts: list[str], encoder: TextEncoder, length: int) -> torch.Tensor:
         tokenizer = self._tokenizer(encoder)

@@ -12,7 +12,7 @@ from .rows import Rows
 
 @dataclass(frozen=True)
 class Reading:
-    """A prompt as the first tokenizer reads it.
+    """A prompt as the tokenizer reads it that reads most.
 
     Args:
         unknown_words: those that the model cannot know.
@@ -34,10 +34,10 @@ def reading(pipe: Any, prompt: str) -> Reading:
     In the built-in model's vocabulary every word is one token, and one that falls apart is unknown. Other vocabularies
     spell rare words in pieces that they know well.
     """
-    tokenizer = Rows(pipe).tokenizer
+    tokenizer = max(Rows(pipe).tokenizers, key=lambda one: one.model_max_length)
     unknown: tuple[str, ...] = ()
     if is_builtin(pipe):
         words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())
         unknown = tuple(word for word in words if len(tokenizer.tokenize(word)) > 1)
-    # the first and the end token take a place each
-    return Reading(unknown, len(tokenizer.tokenize(prompt)), tokenizer.model_max_length - 2)
+    room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    return Reading(unknown, len(tokenizer.tokenize(prompt)), room)

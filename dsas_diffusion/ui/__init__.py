@@ -19,6 +19,8 @@ from .where import WhereTab
 
 #: visitors that may wait; one more is asked to come back
 WAITING = 32
+#: visitors whose concepts and last pictures are kept; beyond, those go first who have been away the longest
+REMEMBERED = 256
 #: bytes of one upload
 MOST_UPLOADED = 64 * 2**20
 
@@ -71,6 +73,7 @@ def serve(page: gr.Blocks, host: str | None, port: int | None, *, share: bool = 
         css_paths=look.STYLE,
         footer_links=["settings"],
         max_file_size=MOST_UPLOADED,
+        state_session_capacity=REMEMBERED,
         show_error=False,
         quiet=True,
         ssr_mode=False,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from dsas_core.errors import DSASError
 from dsas_core.steering import COMBINE
@@ -18,14 +17,10 @@ from ..load import is_builtin
 from ..rows import ROWS
 from ..schedule import Schedule
 from . import look
+from .controls import MOST_SEED, STEP, chips, number, of_concept, seed_of, shown, strength_slider
 from .session import OWN, Session, friendly
-from .studio import MOST_CHARACTERS, MOST_STEPS, Order, Studio, ends_of, steered_sites
+from .studio import MOST_CHARACTERS, MOST_STEPS, Order, Studio, steered_sites
 
-STEP = 0.05
-MOST_SEED = 2**31 - 1
-#: pictures are shown this large at least: the built-in model's have 64 pixels
-SHOWN = 512
-CHIPS = 5
 EXAMPLES = (
     "a banana and a dog on the grass",
     "a red car and a banana on the beach",
@@ -57,7 +52,7 @@ class CreateTab:
                     buttons=["download", "fullscreen"],
                 )
                 self.explain = gr.HTML(look.explained(None), elem_id="explain")
-        self.asked = {self.session, self.prompt, self.seed, self.locked, self.gate, self.steps, self.guidance}
+        self.asked: set[Any] = {self.session, self.prompt, self.seed, self.locked, self.gate, self.steps, self.guidance}
         self.asked |= {self.kind, self.first, self.last, self.rows, self.combine, self.sites, *self.sliders}
         self.drawn = self._wire()
 
@@ -81,6 +76,7 @@ class CreateTab:
         self.sliders = [self._slider(i) for i in range(len(self.studio.concepts) + OWN)]
         with gr.Row(equal_height=True):
             self.live = gr.Checkbox(False, label="draw when a slider is let go", elem_id="live", min_width=200)
+            self.let_go = gr.Number(0, label="how often one was let go", visible="hidden", elem_id="let-go")
             self.zero = gr.Button("All to 0", size="sm", elem_id="zero", min_width=90)
         self.gate = gr.Radio(list(GATES.items()), value="dsas", label="Gate", elem_id="gate")
         with gr.Row(equal_height=True):
@@ -118,23 +114,11 @@ class CreateTab:
         own = EXAMPLES if is_builtin(self.studio.pipe) else ()
         return list(dict.fromkeys([*own, *held_out]))
 
-    def _slider(self, number: int) -> gr.Slider:
+    def _slider(self, place: int) -> gr.Slider:
         concepts = list(self.studio.concepts.values())
-        if number >= len(concepts):
-            return gr.Slider(-1, 2, 0, step=STEP, visible=False, elem_id=f"strength-{number}", buttons=["reset"])
-        concept = concepts[number]
-        low, high = ends_of(concept, STEP)
-        start = min(1.0, high) if number == 0 else 0.0
-        return gr.Slider(
-            low,
-            high,
-            start,
-            step=STEP,
-            label=concept.name,
-            info=concept.description,
-            buttons=["reset"],
-            elem_id=f"strength-{number}",
-        )
+        if place >= len(concepts):
+            return gr.Slider(-1, 2, 0, step=STEP, visible=False, elem_id=f"strength-{place}", buttons=["reset"])
+        return strength_slider(concepts[place], place == 0, f"strength-{place}")
 
     # ---- events -----------------------------------------------------------------------------------------------------
 
@@ -144,16 +128,13 @@ class CreateTab:
         own: dict[str, Any] = {"show_progress_on": self.compare, **one_at_a_time}
         drawn = [
             gr.on([self.draw_button.click, self.prompt.submit], friendly(self.draw), self.asked, shown, **own),
-            gr.on(
-                [slider.release for slider in self.sliders],
-                friendly(self.draw_live),
-                {*self.asked, self.live},
-                shown,
-                trigger_mode="always_last",
-                **own,
-            ),
+            self.let_go.change(friendly(self.draw_live), self.asked, shown, trigger_mode="always_last", **own),
         ]
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        # counted in the browser: out of live mode nothing is asked of the server, and nobody waits in its queue
+        count = "(live, count) => live ? count + 1 : count"
+        released = [slider.release for slider in self.sliders]
+        gr.on(released, None, [self.live, self.let_go], self.let_go, js=count, **quick)
         self.dice.click(lambda: secrets.randbelow(MOST_SEED), None, self.seed, **quick)
         self.zero.click(None, None, self.sliders, js=f"() => {json.dumps([0] * len(self.sliders))}", **quick)
         ends = [self.first, self.last]
@@ -168,37 +149,41 @@ class CreateTab:
         yield from self._drawn(data)
 
     def draw_live(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
-        """As `draw`, with the seed that is there, and in live mode only."""
-        if data[self.live]:
-            yield from self._drawn(data)
-        else:
-            yield tuple(gr.skip() for _ in range(4))
+        """As `draw`, with the seed that is there."""
+        yield from self._drawn(data)
 
     def _drawn(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
         session: Session = data[self.session]
         order = self.order(data)
-        for drawing in self.studio.draw(order, session.concepts(self.studio)):
-            session.drawing = drawing
-            pair = shown(drawing.base), shown(drawing.steered or drawing.base)
-            yield session, pair, look.explained(drawing), order.seed
+        try:
+            for drawing in self.studio.draw(order, session.concepts(self.studio)):
+                session.drawing = drawing
+                pair = shown(drawing.base), shown(drawing.steered or drawing.base)
+                yield session, pair, look.explained(drawing), order.seed
+        except Exception as error:  # or the page would say for ever that it steers
+            told = str(error) if isinstance(error, DSASError) else "Drawing failed."
+            yield session, gr.skip(), look.note(told, "warned"), order.seed
+            raise
 
     def order(self, data: Mapping[Any, Any]) -> Order:
         """What the components ask for.
 
         Raises:
-            DSASError: a seed or a schedule that makes no sense.
+            DSASError: a number or a schedule that makes no sense, or a concept that is forgotten.
         """
         names = list(data[self.session].concepts(self.studio))
-        strengths = dict(zip(names, (float(data[slider]) for slider in self.sliders), strict=False))
-        seed = data[self.seed]
-        if seed is None or not 0 <= int(seed) <= MOST_SEED:
-            raise DSASError(f"seed {seed}: expected a whole number from 0 to {MOST_SEED}")
+        strengths = [number(data[slider], "strength") for slider in self.sliders]
+        if any(strengths[len(names) :]):
+            raise DSASError(
+                "your own concepts are forgotten after an hour: reload the page, and learn or bring them again"
+            )
+        steps, guidance = number(data[self.steps], "steps"), number(data[self.guidance], "guidance")
         kind, first, last = data[self.kind], data[self.first], data[self.last]
         return Order(
             prompt=data[self.prompt] or "",
-            seed=int(seed),
-            settings=replace(self.studio.usual, steps=int(data[self.steps]), guidance=float(data[self.guidance])),
-            strengths=strengths,
+            seed=seed_of(data[self.seed]),
+            settings=replace(self.studio.usual, steps=int(steps), guidance=guidance),
+            strengths=dict(zip(names, strengths, strict=False)),
             gate=data[self.gate],
             rows=data[self.rows],
             combine=data[self.combine],
@@ -231,9 +216,7 @@ class CreateTab:
             if i >= len(concepts):
                 updates.append(gr.update(visible=False, value=0))
                 continue
-            low, high = ends_of(concepts[i], STEP)
-            about = {"label": concepts[i].name, "info": concepts[i].description}
-            updates.append(gr.update(visible=True, minimum=low, maximum=high, **about))
+            updates.append(gr.update(visible=True, **of_concept(concepts[i])))
         return [*updates, gr.update(choices=steered_sites(concepts))]
 
 
@@ -247,24 +230,3 @@ def schedule_of(kind: str, first: float | None, last: float | None) -> Schedule:
         raise DSASError("the schedule needs two numbers")
     makers = {"window": Schedule.between, "linear": Schedule.linear, "cosine": Schedule.cosine}
     return makers[kind](first, last) if kind in makers else Schedule.constant(1.0)
-
-
-def chips(examples: Sequence[str], field: gr.Textbox) -> None:
-    """A row of buttons, each of which writes an example into a field."""
-    with gr.Row(elem_classes="chips"):
-        for example in examples[:CHIPS]:
-            chip = gr.Button(example, size="sm", variant="secondary")
-            chip.click(None, None, field, js=f"() => {json.dumps(example)}", api_visibility="private")
-
-
-def shown(picture: Image.Image) -> Image.Image:
-    """A picture as large as people can see it."""
-    scale = -(-SHOWN // min(picture.size))
-    if scale <= 1:
-        return picture
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
-
-
-def names(concepts: Sequence[str], now: str | None) -> Any:
-    """A dropdown of concepts, the one that was chosen kept where it is still there."""
-    return gr.update(choices=list(concepts), value=now if now in concepts else next(iter(concepts), None))

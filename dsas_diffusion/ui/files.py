@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import zipfile
@@ -21,6 +22,7 @@ from typing import Any
 import yaml
 
 from dsas_core import prompts
+from dsas_core.card import card
 from dsas_core.concept import CONFIG, TENSORS, Concept
 from dsas_core.errors import DSASError
 from dsas_core.prompts import PromptSet
@@ -156,10 +158,25 @@ def concept_files(paths: Sequence[str] | str | None) -> Concept:
         except (DSASError, OverflowError, RuntimeError) as error:
             raise DSASError(_brief(str(error).replace(f"{folder}{os.sep}", "").replace(folder, "it"))) from None
     name_of(concept.name)
+    _check_told(concept)
+    return replace(concept, samples=None)  # their picture was not among the files
+
+
+def _check_told(concept: Concept) -> None:
+    """Refuse what a concept's parts let pass, and a model or a card would not."""
+    told = (concept.base, concept.learned_on, concept.evidence, concept.provenance)
+    if not all(isinstance(one, Mapping) for one in told):
+        raise DSASError(f"{CONFIG} is damaged: base, evidence and provenance must be mappings; download it again")
     strangers = {item.site.root for item in concept.interventions} - set(concept.base)
     if strangers:
         raise DSASError(f"{CONFIG} does not tell on which {min(strangers)} it was learned: learn the concept again")
-    return replace(concept, samples=None)  # their picture was not among the files
+    for item in concept.interventions:
+        if len({len(item.probes), len(item.maps), len(item.weights), len(concept.edges) + 1}) > 1:
+            raise DSASError(f"{item.site} has not one probe, map and weight in every bin: learn the concept again")
+    try:
+        card(concept)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise DSASError(f"{CONFIG} tells what no card can show ({_brief(str(error), 80)}): download it again") from None
 
 
 def _check_safetensors(content: bytes) -> None:
@@ -209,8 +226,10 @@ def saved(concept: Concept, folder: Path) -> str:
         raise DSASError(f"{concept.name} cannot be saved: {error.strerror}") from None
     try:
         concept.save_pretrained(there)
-    except DSASError as error:
-        there.rmdir()
+    except BaseException as error:
+        shutil.rmtree(there, ignore_errors=True)
+        if not isinstance(error, DSASError):
+            raise
         raise DSASError(f"{concept.name} cannot be saved: {str(error).replace(str(there.absolute()), 'it')}") from None
     return concept.name
 

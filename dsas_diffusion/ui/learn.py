@@ -16,7 +16,8 @@ from dsas_core.hints import hints
 from dsas_core.prompts import SIDES, PromptSet, draft, read
 
 from . import look
-from .create import CreateTab, names
+from .controls import names, number
+from .create import CreateTab
 from .files import PROMPT_FILES, concept_files, name_of, prompt_file, saved, zipped
 from .learning import Learning, Unwanted, Wish, content_of, lines
 from .session import Session, friendly
@@ -199,7 +200,7 @@ class LearnTab:
             return look.note(f"At least {FEWEST} prompts on each side, one to a line.")
         try:
             if kind == PHRASES:
-                found = hints(_drafted(first, second, None).draw(int(count)))
+                found = hints(_drafted(first, second, None).draw(int(number(count, "prompts"))))
             else:
                 found = hints(_listed(source, target, control))
         except DSASError as error:
@@ -230,7 +231,7 @@ class LearnTab:
             prompts = read(content_of(name, "Learned from prompt lists.", sides))
         name_of(prompts.name)
         data[self.session].check_room(prompts.name, self.studio)
-        count, steps = int(data[self.count]), int(data[self.steps])
+        count, steps = int(number(data[self.count], "prompts")), int(number(data[self.steps], "steps"))
         if not FEWEST <= count <= MOST or not LEAST_STEPS <= steps <= MOST_STEPS:
             ranges = f"{FEWEST} to {MOST}, and {LEAST_STEPS} to {MOST_STEPS}"
             raise DSASError(f"{count} prompts, {steps} steps: expected {ranges}")
@@ -273,6 +274,9 @@ class LearnTab:
     def bring(self, session: Session, paths: Sequence[str] | str | None) -> tuple[Any, ...]:
         """A concept that the visitor has."""
         concept = concept_files(paths)
+        session.check_room(concept.name, self.studio)
+        self.studio.check(concept)
+        self.studio.try_out(concept)
         session.add(concept, self.studio)
         told = look.note(f"{concept.name} is there: its slider is on the first tab, and yours alone.", "done")
         return None, told, session, *self._shown(session, concept.name)

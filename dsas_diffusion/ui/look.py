@@ -1,6 +1,7 @@
 """How the demo looks: its theme, its style sheet, and the pieces of HTML that it draws.
 
-Whatever comes from outside (names, prompts, tokens) is escaped here, and nowhere else is HTML made.
+Whatever comes from outside (names, prompts, tokens) is escaped here, and nowhere else is HTML made. What Gradio itself
+makes HTML of is escaped as well: messages in `session.friendly`, what stands below a slider by `unmarked`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 FIXED = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 #: what is less than this is 0.00
 SHOWN = 0.005
+#: marks -> characters that look like them
+_UNMARKED = str.maketrans("*`[]", "\u2217\u02cb\uff3b\uff3d")
 STYLE = Path(__file__).with_name("page.css")
 
 
@@ -244,7 +247,7 @@ def evidence(concept: Concept) -> str:
     told = unit_in_words(concept.unit, concept.evidence.get("unit")).splitlines()
     return (
         (note(strip) if concept.samples is not None else "")
-        + facts(["layer", *binned, *columns], list(dict.fromkeys(map(tuple, rows))))
+        + facts(["layer", *binned, *columns], list({str(row): row for row in rows}.values()))
         + note("Cross-validated; control h is the mean gate on what must stay as it is.")
         + "".join(note(line) for line in told)
     )
@@ -276,6 +279,11 @@ def _seconds(seconds: float) -> str:
 def note(text: str, kind: str = "") -> str:
     """A paragraph of plain text."""
     return f'<p class="{_(kind or "quiet")}" role="status">{_(text)}</p>'
+
+
+def unmarked(text: str) -> str:
+    """Plain text on one line, without what Gradio makes links, code and bold of; it knows no escape."""
+    return " ".join(text.split()).translate(_UNMARKED)
 
 
 def _(text: str) -> str:

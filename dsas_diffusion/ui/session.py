@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import inspect
 import logging
 from collections.abc import Callable, Iterator
@@ -41,8 +42,8 @@ class Session:
         Raises:
             DSASError: it does not fit the model, bears the name of one that everybody has, or there are too many.
         """
-        studio.check(concept)
         self.check_room(concept.name, studio)
+        studio.check(concept)
         self.own[concept.name] = concept
 
     def check_room(self, name: str, studio: Studio) -> None:
@@ -54,12 +55,15 @@ class Session:
 
 
 def friendly(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """An event handler whose errors are messages on the page; what nobody has foreseen goes to the server's log."""
+    """An event handler whose errors are messages on the page; what nobody has foreseen goes to the server's log.
+
+    Gradio shows messages as HTML, and ours quote what people wrote: they are escaped.
+    """
     import gradio as gr
 
     def told(error: Exception) -> gr.Error:
         if isinstance(error, DSASError):
-            return gr.Error(str(error), duration=12, print_exception=False)
+            return gr.Error(html.escape(str(error), quote=False), duration=12, print_exception=False)
         _log.error("%s failed", handler.__name__, exc_info=error)
         return gr.Error(f"{type(error).__name__}; the server's log has more", duration=12, print_exception=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from dsas_core.errors import DSASError
 
 from . import look
-from .create import CreateTab, names, shown
+from .controls import names, number, shown
+from .create import CreateTab
 from .session import Session, friendly
 from .studio import ends_of
 
@@ -64,7 +65,7 @@ class StripTab:
             show_progress_on=self.gallery,
         )
 
-    def draw(self, data: Mapping[Any, Any], progress: Any = gr.Progress()) -> Iterator[tuple[Any, ...]]:  # noqa: B008
+    def draw(self, data: Mapping[Any, Any], progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
         """The strip, its animation, and both as files."""
         session: Session = data[self.create.session]
         concepts = session.concepts(self.studio)
@@ -72,14 +73,14 @@ class StripTab:
             raise DSASError("choose a concept first")
         concept = concepts[data[self.concept]]
         low, high = ends_of(concept)
-        strengths = sorted({*np.linspace(low, high, int(data[self.count])).round(2).tolist(), 0.0})
+        strengths = sorted({*np.linspace(low, high, int(number(data[self.count], "pictures"))).round(2).tolist(), 0.0})
         order = replace(self.create.order(data), strengths={})
         strip = self.studio.strip(
             order, concept, strengths, lambda done: progress((done, len(strengths)), unit="pictures")
         )
         captions = [f"{strength:+g}" if strength else "0: off" for strength in strip.strengths]
         webp = self.studio.file(f"{concept.name}.webp", strip.animated(".webp"))
-        yield (
+        return (
             look.note(f"{concept.name} from {low:g} to {high:g}: “{strip.prompt}”"),
             [(shown(picture), caption) for picture, caption in zip(strip.pictures, captions, strict=True)],
             webp,

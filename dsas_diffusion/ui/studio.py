@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
+import re
+import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from dsas_core.trace import Record
 
 from .. import viz
 from ..animation import looped
-from ..families import roots_of
+from ..families import encoders_of, roots_of
 from ..generation import UNCHANGED, Settings, change, decode, latents_of, settings_of
 from ..rows import Rows
 from ..samples import ENDS
@@ -32,15 +36,25 @@ from ..sites import site_name
 from ..steer import PipelineSteering, steer
 from ..viz import PictureTrace
 from ..vocabulary import Reading, reading
+from ..wording import plain
+from .common import by_name, opposed
 
 #: base pictures that are kept, so that moving a slider costs one generation
 KEPT = 64
+#: bytes of the traces that are kept of all drawings; of a large model, one has some 100 MB
+TRACED = 2**30
 #: a model up to this many bytes is copied for learning, so that others can go on drawing meanwhile
 COPIED = 2**30
 #: a token or patch of which a gate says more is seen
 SEEN = 0.5
+#: denoising steps in which a concept from elsewhere is tried
+TRIED = 4
+#: seconds in which a file is fetched: Gradio copies it as soon as it is told of
+FETCHED = 600
 #: limits of what one picture may cost
 MOST_STEPS = 100
+#: letters of a file's name
+MOST_NAME = 60
 MOST_CHARACTERS = 2000
 
 
@@ -148,16 +162,28 @@ class Studio:
         self._bases: OrderedDict[Any, tuple[Image.Image, float]] = OrderedDict()
         self._rows = Rows(pipe)
         self._files = tempfile.TemporaryDirectory(prefix="dsas-app-")
-        self.concepts: dict[str, Concept] = {}
-        for concept in concepts:
-            if concept.name in self.concepts:
-                raise DSASError(f"two concepts are named {concept.name!r}: load one of them")
-            self.check(concept)
-            self.concepts[concept.name] = concept
+        self._traces: list[weakref.ref[PictureTrace]] = []  # oldest first; drawings hold them
+        self.concepts = by_name(concepts, roots_of(pipe))
 
     def check(self, concept: Concept) -> None:
         """Raise a DSASError where a concept does not fit the pipeline."""
         concept.check(roots_of(self.pipe))
+
+    def try_out(self, concept: Concept) -> None:
+        """Steer a picture that nobody sees: files may claim a model whose layers they do not fit.
+
+        Raises:
+            DSASError: its probes or maps fail there, or give what is no number.
+        """
+        order = Order("a picture", 0, replace(self.usual, steps=TRIED), gate="on")
+        try:
+            with self._turn, self._steered(order, {concept: 1.0}):
+                latents = latents_of(self.pipe, [order.prompt], [order.seed], order.settings)
+        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise DSASError(f"concept {concept.name!r} does not fit this model's layers: {reason}") from None
+        if not bool(latents.isfinite().all()):
+            raise DSASError(f"concept {concept.name!r} drives this model beyond all numbers: learn it again")
 
     def draw(self, order: Order, concepts: Mapping[str, Concept]) -> Iterator[Drawing]:
         """The base picture, as soon as it is there, and then both.
@@ -180,18 +206,21 @@ class Studio:
             began = time.perf_counter()
             steered = self._picture(order)
             seconds = time.perf_counter() - began
-            opposed = {(pair.first, pair.second) for pair in steering.opposition() if pair.opposed}
+            pulling = opposed(steering)
         trace = steering.trace
         assert trace is not None
-        yield replace(
+        done = replace(
             drawing,
             steered=steered,
             seconds=seconds,
             moved=float(change([drawing.base], [steered])[0]),
             seen=tuple(self._seen(order, concept, strength, trace) for concept, strength in wanted.items()),
-            opposed=tuple(sorted(opposed)),
+            opposed=pulling,
             trace=trace,
         )
+        with self._turn:
+            self._keep(trace)
+        yield done
 
     def strip(
         self, order: Order, concept: Concept, strengths: Sequence[float], on_picture: Callable[[int], object] = int
@@ -213,10 +242,18 @@ class Studio:
             return copy.deepcopy(self.pipe), threading.Lock()
 
     def file(self, name: str, content: bytes) -> str:
-        """The path of a new file for a visitor to download; it goes when the studio closes."""
-        folder = Path(tempfile.mkdtemp(dir=self._files.name))
-        (folder / name).write_bytes(content)
-        return str(folder / name)
+        """The path of a new file to download; it is gone when another is made long after, or the studio closes.
+
+        Args:
+            name: of the file; what names of files had better not have becomes "_".
+        """
+        for old in Path(self._files.name).iterdir():
+            with suppress(OSError):  # another visitor's may have removed it just now
+                if old.stat().st_mtime < time.time() - FETCHED:
+                    shutil.rmtree(old)
+        path = Path(tempfile.mkdtemp(dir=self._files.name)) / re.sub(r"[^\w.+-]+", "_", name)[-MOST_NAME:]
+        path.write_bytes(content)
+        return str(path)
 
     def close(self) -> None:
         """Remove what was written."""
@@ -235,6 +272,17 @@ class Studio:
         self._bases.move_to_end(key)
         picture, seconds = self._bases[key]
         return Drawing(order, reading(self.pipe, order.prompt), picture, seconds, cached)
+
+    def _keep(self, trace: PictureTrace) -> None:
+        """Empty the oldest traces, where visitors' drawings hold more than is kept of all."""
+        there = [*filter(None, (known() for known in self._traces)), trace]
+        self._traces = [weakref.ref(one) for one in there]
+        total = sum(map(_bytes, there))
+        for oldest in there[:-1]:
+            if total <= TRACED:
+                break
+            total -= _bytes(oldest)
+            oldest.clear()
 
     def _picture(self, order: Order) -> Image.Image:
         return decode(self.pipe, latents_of(self.pipe, [order.prompt], [order.seed], order.settings))[0]
@@ -262,12 +310,16 @@ class Studio:
         )
 
     def _words(self, prompt: str, records: Sequence[Record]) -> tuple[str, ...]:
-        """Words of the prompt that a gate in the text encoder has seen, in their order."""
-        ids = self._rows.tokenised([prompt])[0]
-        seen = torch.zeros(len(ids), dtype=torch.bool)
-        for record in records:
-            if record.timestep is None and record.h.shape[1] == len(ids):
-                seen |= (record.h > SEEN).any(0)
+        """Words of the prompt that a gate in the first text encoder has seen, in their order.
+
+        None where the pipeline words the prompt in its own way for it, so that nobody knows which position is whose.
+        """
+        encoder = encoders_of(self.pipe)[0]
+        read = [record.h for record in records if record.timestep is None and record.site.root == encoder.part]
+        if not read or encoder.wording is not plain:
+            return ()
+        seen = torch.stack([(h > SEEN).any(0) for h in read if h.shape[1] == read[0].shape[1]]).any(0)
+        ids = self._rows.tokenised([prompt], len(seen))[0]
         tokenizer = self._rows.tokenizer
         special = set(tokenizer.all_special_ids)
         found = [str(tokenizer.decode([int(i)])).strip() for i in ids[seen] if int(i) not in special]
@@ -284,6 +336,10 @@ def steered_sites(concepts: Sequence[Concept]) -> list[str]:
     """Where concepts steer, by the names that people use."""
     sites = (item.site for concept in concepts for item in concept.interventions if not item.watches)
     return list(dict.fromkeys(site_name(site) for site in sites))
+
+
+def _bytes(trace: PictureTrace) -> int:
+    return sum(part.nbytes for record in list(trace.records) for part in (record.h, record.change, record.cosine))
 
 
 def _only(concept: Concept, sites: Sequence[str]) -> Concept:

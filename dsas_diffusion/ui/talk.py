@@ -15,6 +15,8 @@ from dsas_core.errors import DSASError
 from dsas_core.llm.answer import answer, asked, unknown_words
 from dsas_core.llm.layers import device_of_input, positions_of, roots_of
 
+from .common import by_name, opposed
+
 #: base answers that are kept, so that moving a slider costs one answer
 KEPT = 64
 #: limits of what one answer may cost
@@ -121,12 +123,7 @@ class Talk:
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self._turn, self._closed = threading.Lock(), threading.Event()
         self._bases: OrderedDict[Any, Said] = OrderedDict()
-        self.concepts: dict[str, Concept] = {}
-        for concept in concepts:
-            if concept.name in self.concepts:
-                raise DSASError(f"two concepts are named {concept.name!r}: load one of them")
-            concept.check(roots_of(model))
-            self.concepts[concept.name] = concept
+        self.concepts = by_name(concepts, roots_of(model))
 
     @property
     def longest(self) -> int:
@@ -192,12 +189,12 @@ class Talk:
             gate = None if question.gate == "dsas" else question.gate
             with llm.steer(self.model, dict(concepts), gate=gate, trace=True, tokenizer=self.tokenizer) as steering:
                 steered = self._said(question, inputs, lambda said: tell(replace(reply, steered=said)), ends)
-                opposed = {(pair.first, pair.second) for pair in steering.opposition() if pair.opposed}
+                pulling = opposed(steering)
             if ends():
                 return
         assert steering.trace is not None
         read = tuple(self._read(concept, s, steering.trace, inputs) for concept, s in concepts.items())
-        tell(replace(reply, steered=steered, read=read, opposed=tuple(sorted(opposed)), whole=True))
+        tell(replace(reply, steered=steered, read=read, opposed=pulling, whole=True))
 
     def _said(
         self, question: Question, inputs: Any, tell: Callable[[Said], object], stopped: Callable[[], bool]

@@ -7,13 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 
 from . import look
-from .create import MOST_SEED, STEP, chips
+from .controls import MOST_SEED, STEP, chips, number, seed_of, strength_slider
 from .session import Session, friendly
-from .studio import ends_of
 from .talk import MOST_CHARACTERS, MOST_TEMPERATURE, Question, Reply, Talk, message_of
 
 #: for builtin:chat: rude and calm, about things that learning has not seen, and two calm ones with rude words
@@ -61,7 +59,10 @@ class TextTab:
     def _knobs(self) -> None:
         if self.talk.concepts:
             gr.Markdown("**Concepts**: 0 leaves the answer as it is, 1 is one unit, below 0 goes the other way.")
-        self.sliders = [self._slider(i, concept) for i, concept in enumerate(self.talk.concepts.values())]
+        self.sliders = [
+            strength_slider(concept, i == 0, f"text-strength-{i}")
+            for i, concept in enumerate(self.talk.concepts.values())
+        ]
         self.gate = gr.Radio(list(GATES.items()), value="dsas", label="Gate", elem_id="text-gate")
         usual = Question("…")
         with gr.Accordion("Advanced", open=False):
@@ -115,19 +116,6 @@ class TextTab:
         told = [message_of(prompt) for one in samples if one is not None for prompt in one.prompts]
         return list(dict.fromkeys([*(EXAMPLES if self.talk.name == "builtin:chat" else ()), *told]))
 
-    def _slider(self, number: int, concept: Concept) -> gr.Slider:
-        low, high = ends_of(concept, STEP)
-        return gr.Slider(
-            low,
-            high,
-            min(1.0, high) if number == 0 else 0.0,
-            step=STEP,
-            label=concept.name,
-            info=concept.description,
-            buttons=["reset"],
-            elem_id=f"text-strength-{number}",
-        )
-
     # ---- events -----------------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
@@ -149,27 +137,31 @@ class TextTab:
     def write(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
         """Both answers as they grow, the base first, then their tokens."""
         session: Session = data[self.session]
-        for reply in self.talk.reply(self.question(data)):
-            session.reply = reply
-            steered = reply.steered.text if reply.steered is not None else ""
-            yield session, reply.base.text, steered, look.replied(reply), self.spell(session, data[self.concept])
+        question = self.question(data)
+        try:
+            for reply in self.talk.reply(question):
+                session.reply = reply
+                steered = reply.steered.text if reply.steered is not None else ""
+                yield session, reply.base.text, steered, look.replied(reply), self.spell(session, data[self.concept])
+        except Exception as error:  # or the page would say for ever that it writes
+            told = str(error) if isinstance(error, DSASError) else "Writing failed."
+            yield session, gr.skip(), gr.skip(), look.note(told, "warned"), gr.skip()
+            raise
 
     def question(self, data: Mapping[Any, Any]) -> Question:
         """What the components ask for.
 
         Raises:
-            DSASError: a seed that makes no sense, or as of `Question`.
+            DSASError: a number that makes no sense, or as of `Question`.
         """
-        seed = data[self.seed]
-        if seed is None or not 0 <= int(seed) <= MOST_SEED:
-            raise DSASError(f"seed {seed}: expected a whole number from 0 to {MOST_SEED}")
+        strengths = (number(data[slider], "strength") for slider in self.sliders)
         return Question(
             message=data[self.message] or "",
-            strengths=dict(zip(self.talk.concepts, (float(data[slider]) for slider in self.sliders), strict=True)),
+            strengths=dict(zip(self.talk.concepts, strengths, strict=True)),
             gate=data[self.gate],
-            length=int(data[self.length]),
-            temperature=float(data[self.temperature]),
-            seed=int(seed),
+            length=int(number(data[self.length], "length")),
+            temperature=number(data[self.temperature], "temperature"),
+            seed=seed_of(data[self.seed]),
         )
 
     def spell(self, session: Session, concept: str | None) -> str:

@@ -12,12 +12,13 @@ from dsas_core.errors import DSASError
 
 from ..sites import site_name
 from . import look
-from .create import names, shown
+from .controls import names, shown
 from .session import Session, friendly
 from .studio import Drawing
 
 EVERYWHERE = "all layers"
 NOTHING = "Draw a picture with a slider off 0, then come back: here is where its gates opened."
+GONE = "Others have drawn much since: draw the picture again to see where its gates opened."
 
 
 class WhereTab:
@@ -60,7 +61,7 @@ class WhereTab:
     def begin(self, session: Session, concept: str | None) -> tuple[Any, ...]:
         """Everything anew, for the last picture."""
         drawing = session.drawing
-        if drawing is None or drawing.trace is None:
+        if drawing is None or drawing.trace is None or not drawing.trace.records:
             return (
                 names([], None),
                 gr.update(choices=[EVERYWHERE], value=EVERYWHERE),
@@ -86,6 +87,8 @@ class WhereTab:
         drawing = session.drawing
         if drawing is None or drawing.trace is None or concept is None or drawing.steered is None:
             return None, look.note(NOTHING)
+        if not drawing.trace.records:
+            return None, look.note(GONE)
         steps = times(drawing, concept)
         at = None if step < 1 or not steps else steps[min(int(step), len(steps)) - 1]
         where = next((str(s) for s in drawing.trace.patch_sites(concept) if site_name(s) == site), None)

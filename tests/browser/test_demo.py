@@ -88,8 +88,11 @@ def test_live_mode_and_gates(visit: Visit) -> None:
     demo.page.get_by_label("always on").check()
     base, everywhere = demo.draw()
     assert moved(base, everywhere) > VISIBLE
-    demo.page.locator("#live input").check()
     before = demo.drawing()
+    demo.slide(0, 0.75)
+    demo.page.locator("#live input").check()
+    demo.page.wait_for_timeout(1500)
+    assert demo.drawing() == before, "nothing is drawn before live mode is on"
     demo.slide(0, 0.5)
     demo.wait_for_drawing(before)
     assert 0 < moved(*demo.pictures()) < moved(base, everywhere)
@@ -148,6 +151,12 @@ def test_mistakes_are_told_kindly(visit: Visit) -> None:
     demo.ask("a xylophone on the grass")
     demo.draw()
     assert "does not know “xylophone”" in demo.explained()
+    demo.tab("Learn")
+    for field, text in (("from", "banana"), ("to", "pear"), ("name", "<b>pear</b>")):
+        demo.page.locator(f"#learn-{field}").locator("input, textarea").fill(text)
+    demo.page.locator("#learn-start").click()
+    demo.page.get_by_text("name '<b>pear</b>'").first.wait_for()
+    assert "<b>pear</b>" in demo.told(), "what people wrote is text"
 
 
 # ---- learning -------------------------------------------------------------------------------------------------------

@@ -33,9 +33,12 @@ def concepts(tiny_pipe: Any) -> list[Concept]:
     ]
 
 
-@pytest.fixture
-def studio(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[Studio]:
+def studio_of(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[Studio]:
+    """A studio that is closed in the end."""
     made = Studio(tiny_pipe, "tiny", concepts)
     made.usual = SETTINGS
     yield made
     made.close()
+
+
+studio = pytest.fixture(studio_of)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import gradio as gr
@@ -14,18 +16,21 @@ from PIL import Image
 from dsas_core import Concept, DSASError
 from dsas_diffusion import Schedule
 from dsas_diffusion.ui import look
-from dsas_diffusion.ui.create import SHOWN, CreateTab, schedule_of, shown
+from dsas_diffusion.ui import studio as studios
+from dsas_diffusion.ui.controls import SHOWN, shown
+from dsas_diffusion.ui.create import CreateTab, schedule_of
 from dsas_diffusion.ui.session import OWN, Session, friendly
 from dsas_diffusion.ui.strip import StripTab
 from dsas_diffusion.ui.studio import Studio
 from dsas_diffusion.ui.where import EVERYWHERE, WhereTab
+from tests.diffusion.ui.conftest import studio_of
 
 
 class Page:
     """The three tabs, with what their components begin with."""
 
     def __init__(self, studio: Studio) -> None:
-        with gr.Blocks():
+        with gr.Blocks() as self.blocks:
             state = gr.State(Session())
             self.create = CreateTab(studio, state)
             self.where = WhereTab(state, self.create.drawn)
@@ -35,7 +40,8 @@ class Page:
         """What components hold, those named with other values; `strengths` by number."""
         create = self.create
         held = {part: getattr(part, "value", None) for part in {*create.asked, create.live}}
-        held |= dict(zip(create.sliders, values.pop("strengths", [0.0] * len(create.sliders)), strict=False))
+        strengths = values.pop("strengths", [])
+        held |= dict(zip_longest(create.sliders, strengths, fillvalue=0.0))
         held |= {create.session: session, create.steps: 2, create.prompt: "a banana and a dog"}
         return held | {getattr(create, name): value for name, value in values.items()}
 
@@ -43,7 +49,10 @@ class Page:
         return list(self.create.draw(self.data(session, **values)))[-1]
 
 
-@pytest.fixture
+studio = pytest.fixture(studio_of, scope="module")
+
+
+@pytest.fixture(scope="module")
 def page(studio: Studio) -> Page:
     return Page(studio)
 
@@ -70,11 +79,11 @@ def test_seeds_are_kept_or_thrown(page: Page) -> None:
 
 
 def test_live_mode_draws_when_a_slider_is_let_go(page: Page) -> None:
+    released = [fn for fn in page.blocks.fns.values() if any(event == "release" for _, event in fn.targets)]
+    assert len(released) == 1
+    assert not any(fn.fn for fn in released), "a slider alone asks nothing of the server, and nobody waits"
     session = Session()
-    quiet = list(page.create.draw_live(page.data(session, live=False)))
-    assert quiet == [(gr.skip(),) * 4]
-    assert session.drawing is None
-    assert len(list(page.create.draw_live(page.data(session, live=True, strengths=[0.0, 1.0], locked=False)))) == 2
+    assert len(list(page.create.draw_live(page.data(session, strengths=[0.0, 1.0], locked=False)))) == 2
     assert session.drawing is not None
     assert session.drawing.order.seed == 7, "sliders never throw the dice"
 
@@ -100,6 +109,12 @@ def test_everything_asked_for_is_ordered(page: Page) -> None:
     [
         ({"seed": None}, "seed None"),
         ({"seed": -1}, "seed -1"),
+        ({"seed": math.nan}, "seed nan"),
+        ({"steps": math.nan}, "steps nan: expected a number"),
+        ({"guidance": math.inf}, "guidance inf"),
+        ({"strengths": [math.nan]}, "strength nan"),
+        ({"strengths": [None]}, "strength None"),
+        ({"strengths": [0, 0, 0, 1.0]}, "forgotten after an hour"),
         ({"prompt": ""}, "no prompt"),
         ({"kind": "window", "first": 100, "last": 900}, "1000 >= start > stop"),
         ({"kind": "linear", "first": None}, "two numbers"),
@@ -125,9 +140,8 @@ def test_every_visitor_has_concepts_of_their_own(page: Page, studio: Studio, con
     here, there = page.create.slots(mine), page.create.slots(yours)
     assert [update.get("label") for update in here[:4]] == ["words", "patches", "closed", "mine"]
     assert [update["visible"] for update in there[:-1]] == [True] * 3 + [False] * OWN
-    told = page.draw(mine, strengths=[0, 0, 0, 1.0])[2]
-    assert "mine" in told
-    assert "mine" not in page.draw(yours, strengths=[0, 0, 0, 1.0])[2]
+    assert "mine" in page.draw(mine, strengths=[0, 0, 0, 1.0])[2]
+    assert "mine" not in page.draw(yours, strengths=[0, 0, 1.0])[2]
     assert page.strip.slots(mine, "mine")["value"] == "mine"
     assert page.strip.slots(yours, "mine")["value"] == "words"
 
@@ -162,6 +176,19 @@ def test_where(page: Page) -> None:
     assert page.where.begin(session, "gone")[0]["value"] == "words"
 
 
+def test_a_trace_that_is_gone_is_told(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studios, "TRACED", 0)
+    mine, yours = Session(), Session()
+    for session in (mine, yours):
+        page.draw(session, strengths=[0, 1.0])
+    assert "draw the picture again" in page.where.look(mine, "patches", EVERYWHERE, 0)[1]
+    assert page.where.begin(mine, "patches")[3] is None
+    assert page.where.begin(yours, "patches")[3] is not None
+    mine.drawing = yours.drawing = None
+    page.draw(mine, strengths=[0, 1.0])
+    assert len(page.create.studio._traces) == 1, "nobody holds what visitors have let go"
+
+
 def test_words_have_no_place_in_the_picture(page: Page, studio: Studio, concepts: list[Concept]) -> None:
     text = tuple(item for item in concepts[0].interventions if not item.watches)
     session = Session()
@@ -185,7 +212,7 @@ def test_nothing_was_drawn_yet(page: Page) -> None:
 
 def test_a_strip_from_end_to_end(page: Page) -> None:
     data = {**page.data(Session(), prompt="a banana"), page.strip.concept: "patches", page.strip.count: 3}
-    told, gallery, moving, strip, webp, gif = next(page.strip.draw(data, lambda *_, **__: None))
+    told, gallery, moving, strip, webp, gif = page.strip.draw(data, lambda *_, **__: None)
     assert [caption for _, caption in gallery] == ["-0.95", "0: off", "+0.25", "+1.45"]
     assert "patches from -0.95 to 1.45" in told
     for name, suffix, kind in ((moving, "webp", "WEBP"), (strip["value"], "png", "PNG"), (gif["value"], "gif", "GIF")):
@@ -193,7 +220,7 @@ def test_a_strip_from_end_to_end(page: Page) -> None:
         assert Image.open(name).format == kind
     assert webp["value"] == moving
     with pytest.raises(DSASError, match="choose a concept"):
-        next(page.strip.draw({**data, page.strip.concept: None}))
+        page.strip.draw({**data, page.strip.concept: None})
 
 
 # ---- what is told ---------------------------------------------------------------------------------------------------
@@ -208,6 +235,23 @@ def test_texts_from_outside_are_text(page: Page, studio: Studio, concepts: list[
         assert "<img" not in text
         assert "<script" not in text
         assert "<b>" not in text.replace("<b>patches</b>", "")
+
+
+def test_descriptions_are_no_markdown(page: Page, studio: Studio, concepts: list[Concept]) -> None:
+    session = Session()
+    session.add(replace(concepts[1], name="mine", description="![a](http://x)\n`b` **c** d"), studio)
+    told = page.create.slots(session)[3]["info"]
+    assert not set("*`[]\n") & set(told)
+    assert told.endswith(" d")
+
+
+def test_what_fails_half_way_is_told_where_it_was_to_be(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page.create.studio, "_steered", lambda *_: 1 / 0)
+    seen: list[Any] = []
+    with pytest.raises(ZeroDivisionError):
+        seen.extend(page.create.draw(page.data(Session(), strengths=[0, 1.0])))
+    assert "steering …" in seen[0][2]
+    assert "Drawing failed" in seen[-1][2]
 
 
 def test_what_is_explained(page: Page) -> None:
@@ -229,15 +273,16 @@ def test_prompts_that_are_cut_off(page: Page) -> None:
 def test_errors_are_messages(caplog: pytest.LogCaptureFixture) -> None:
     @friendly
     def known() -> None:
-        raise DSASError("the way out")
+        raise DSASError("the way out of <img src=x>")
 
     @friendly
     def unforeseen() -> Iterator[int]:
         yield 1
         raise ValueError("a secret path")
 
-    with pytest.raises(gr.Error, match="the way out"):
+    with pytest.raises(gr.Error) as shown_error:
         known()
+    assert shown_error.value.message == "the way out of &lt;img src=x&gt;", "Gradio shows messages as HTML"
     assert caplog.text == ""
     steps = unforeseen()
     assert next(steps) == 1

@@ -164,6 +164,14 @@ def test_bad_tensors_are_refused(upload: Upload, saved: dict[str, bytes], conten
         (lambda config: json.dumps({**config, "name": "<script>"}), "name '<script>'"),
         (lambda config: json.dumps({**config, "base": {}}), "on which unet it was learned"),
         (lambda config: json.dumps({**config, "interventions": []}), "no interventions"),
+        (lambda config: json.dumps({**config, "base": None}), "must be mappings"),
+        (lambda config: json.dumps({**config, "evidence": ["x"]}), "must be mappings"),
+        (lambda config: json.dumps({**config, "evidence": {"sites": [1]}}), "no card can show"),
+        (lambda config: json.dumps({**config, "evidence": {"unit": "x"}}), "no card can show"),
+        (
+            lambda config: json.dumps({**config, "interventions": [{**config["interventions"][0], "maps": []}]}),
+            "in every bin",
+        ),
         (lambda config: " " * (4 * 2**20 + 1), "larger than 4 MB"),
     ],
 )
@@ -188,6 +196,10 @@ def test_saving_overwrites_nothing_and_stays_in_its_folder(concepts: list[Concep
     assert files.saved(concepts[1], saves) == "patches"
     assert Concept.from_pretrained(saves / "patches") == concepts[1]
     refused(lambda: files.saved(concepts[1], saves), "is saved already")
+    broken = replace(concepts[1], name="broken", evidence={"unit": "x"})
+    with pytest.raises(AttributeError):
+        files.saved(broken, saves)
+    assert not (saves / "broken").exists(), "the name is free for others"
     (saves / "words").symlink_to(outside)
     refused(lambda: files.saved(concepts[0], saves), "is saved already")
     refused(lambda: files.saved(replace(concepts[0], name="../x"), saves), "name '../x'")

@@ -23,6 +23,7 @@ from dsas_diffusion.ui.learning import Learning, share_done
 from dsas_diffusion.ui.session import Session, friendly
 from dsas_diffusion.ui.strip import StripTab
 from dsas_diffusion.ui.studio import Order, Studio
+from tests.diffusion.ui.conftest import studio_of
 from tests.helpers import Bare
 
 TOKEN = "hf_abcdefghijklmnop"
@@ -34,10 +35,18 @@ def tab_of(studio: Studio, saves: Path | None = None) -> LearnTab:
         return LearnTab(create, StripTab(create), saves)
 
 
+studio = pytest.fixture(studio_of, scope="module")
+
+
+@pytest.fixture(scope="module")
+def made(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> LearnTab:
+    return tab_of(studio, tmp_path_factory.mktemp("learn") / "saves")
+
+
 @pytest.fixture
-def tab(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LearnTab:
+def tab(made: LearnTab, monkeypatch: pytest.MonkeyPatch) -> LearnTab:
     monkeypatch.setattr(Learning.watch, "__defaults__", (0.02,))
-    return tab_of(studio, tmp_path / "saves")
+    return made
 
 
 def asked(tab: LearnTab, session: Session, **changes: Any) -> dict[Any, Any]:
@@ -60,7 +69,7 @@ def end(running: Iterator[Any]) -> Any:
 
 
 def test_what_is_learned_is_shown_and_is_a_slider_of_this_visitor(
-    tab: LearnTab, studio: Studio, one_unit: None, tmp_path: Path
+    tab: LearnTab, studio: Studio, one_unit: None
 ) -> None:
     session, other = Session(), Session()
     bare = Bare.of(studio.pipe.unet)
@@ -89,7 +98,8 @@ def test_what_is_learned_is_shown_and_is_a_slider_of_this_visitor(
     assert Bare.of(studio.pipe.unet) == bare
 
     assert "Saved as" in tab.keep(session, concept.name)
-    assert Concept.from_pretrained(tmp_path / "saves" / concept.name) == concept
+    assert tab.saves is not None
+    assert Concept.from_pretrained(tab.saves / concept.name) == concept
     with pytest.raises(gr.Error, match="is saved already"):
         friendly(tab.keep)(session, concept.name)
     with pytest.raises(gr.Error, match="choose one of your concepts"):
@@ -229,6 +239,11 @@ def test_a_concept_that_somebody_has_becomes_their_slider(
         else:
             assert "mine is there" in friendly(tab.bring)(session, both)[1]
     assert list(session.own) == ["mine"]
+    monkeypatch.setattr(tab.studio, "try_out", lambda _: 1 / 0)
+    other = Session()
+    with pytest.raises(gr.Error):
+        friendly(tab.bring)(other, [str(tmp_path / "mine" / file) for file in ("config.json", "concept.safetensors")])
+    assert not other.own, "what cannot be used is not kept"
 
 
 @pytest.mark.parametrize("raises", [True, False], ids=["refused", "pushed"])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 
@@ -17,17 +18,23 @@ from dsas_diffusion.ui.studio import Studio
 
 
 @pytest.fixture(scope="module")
-def client(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[httpx.Client]:
-    """Somebody who knows the address."""
+def served(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[gr.Blocks]:
+    """The page, at work."""
     studio = Studio(tiny_pipe, "tiny", concepts)
     page = ui.build(studio)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ui, "MOST_UPLOADED", 1000)
-        _, address, _ = ui.serve(page, "127.0.0.1", None)
-    with httpx.Client(base_url=address, timeout=30) as client:
-        yield client
+        ui.serve(page, "127.0.0.1", None)
+    yield page
     page.close(verbose=False)
     studio.close()
+
+
+@pytest.fixture(scope="module")
+def client(served: gr.Blocks) -> Iterator[httpx.Client]:
+    """Somebody who knows the address."""
+    with httpx.Client(base_url=str(served.local_url), timeout=30) as client:
+        yield client
 
 
 def test_the_page_is_there_and_fetches_nothing_from_elsewhere(client: httpx.Client) -> None:
@@ -94,11 +101,9 @@ def test_nothing_is_offered_beside_the_page(client: httpx.Client) -> None:
     assert str(Path(studios.__file__).parents[2]) not in json.dumps(config)
 
 
-def test_pictures_are_drawn_one_at_a_time_and_waiting_has_an_end(tiny_pipe: Any) -> None:
-    studio = Studio(tiny_pipe, "tiny")
-    page = ui.build(studio)
-    drawing = [event for event in page.fns.values() if event.name in ("draw", "draw_live")]
+def test_pictures_are_drawn_one_at_a_time_and_waiting_and_memory_have_an_end(served: gr.Blocks) -> None:
+    drawing = [event for event in served.fns.values() if event.name in ("draw", "draw_live")]
     assert {(event.concurrency_id, event.concurrency_limit) for event in drawing} == {("pipe", 1)}
     assert len(drawing) == 3
-    assert page._queue.max_size == ui.WAITING
-    studio.close()
+    assert served._queue.max_size == ui.WAITING
+    assert served.state_session_capacity == ui.REMEMBERED

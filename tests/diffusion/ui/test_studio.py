@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dsas_core import Concept, DSASError
 from dsas_diffusion import Schedule
-from dsas_diffusion.generation import pictures_of
+from dsas_diffusion.generation import Settings, pictures_of
+from dsas_diffusion.rows import Rows
 from dsas_diffusion.ui import studio as studios
 from dsas_diffusion.ui.studio import Drawing, Order, Studio, ends_of, steered_sites
+from dsas_diffusion.vocabulary import reading
+from tests.diffusion.models import SIZE, STEPS
+from tests.diffusion.test_every_family import concept_of, pipe_of
 from tests.diffusion.ui.conftest import SETTINGS
 from tests.helpers import Bare
 
@@ -208,9 +214,82 @@ def test_ends_of_sliders_lie_on_their_steps_and_have_room_for_zero(concepts: lis
     assert ends_of(replace(concepts[0], range=(0.2, 1.0))) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("family", "role", "words", "longest"),
+    [
+        ("sd3", "text", ["a", "banana", "and", "dog"], None),
+        ("pixart", "text", ["a", "banana", "and", "dog"], 10**30),  # as Gemma's tokenizer says
+        ("zimage", "text", [], None),  # there is a template around the prompt
+        ("flux", "image", [], None),
+    ],
+)
+def test_other_families(
+    family: str, role: str, words: list[str], longest: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, concept = pipe_of(family), concept_of(family, role)
+    if longest is not None:
+        monkeypatch.setattr(Rows(pipe).tokenizer, "model_max_length", longest)
+    studio = Studio(pipe, family, [concept])
+    asked = Order(BANANA, 0, Settings(STEPS, studio.usual.guidance, size=SIZE), {concept.name: 4.0}, gate="on")
+    drawing = list(studio.draw(asked, studio.concepts))[-1]
+    assert not same(drawing.base, drawing.steered)
+    assert sorted(set(drawing.seen[0].words)) == sorted(words)
+    assert drawing.reading.tokens == 5
+    assert drawing.trace is not None
+    assert drawing.trace.by_step(concept.name)
+    studio.close()
+
+
+def test_the_longest_tokenizer_says_what_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Rows(pipe_of("flux"))
+    assert len(rows.tokenizers) == 2
+    monkeypatch.setattr(rows.tokenizers[1], "model_max_length", 512)
+    assert not reading(rows.pipe, "a dog and " * 30).cut_off, "CLIP reads less, but T5 all of it"
+    monkeypatch.undo()
+    assert reading(rows.pipe, "a dog and " * 30).cut_off
+
+
 def test_files_go_with_the_studio(tiny_pipe: Any) -> None:
     studio = Studio(tiny_pipe, "tiny")
     one, other = (Path(studio.file("a.png", content)) for content in (b"one", b"other"))
     assert (one.read_bytes(), other.read_bytes(), one.name) == (b"one", b"other", "a.png")
+    later = time.time() + studios.FETCHED + 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studios.time, "time", lambda: later)
+        odd = Path(studio.file("../a b/\0<c>" * 40 + ".zip", b"odd"))
+    assert not one.exists(), "has been fetched long since"
+    assert not other.parent.exists()
+    assert odd.read_bytes() == b"odd"
+    assert odd.parents[1] == Path(studio._files.name)
+    assert odd.suffix == ".zip"
     studio.close()
-    assert not one.exists()
+    assert not odd.exists()
+
+
+def test_a_concept_from_elsewhere_is_tried_on_every_layer(studio: Studio, concepts: list[Concept]) -> None:
+    def narrow(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[..., :8].clone() if tensor.ndim else tensor
+
+    items = tuple(
+        replace(
+            item,
+            maps=tuple(one.map_tensors(narrow) for one in item.maps),
+            probes=tuple(one.map_tensors(narrow) for one in item.probes),
+        )
+        for item in concepts[1].interventions
+    )
+    for interventions, told in (
+        (items, "does not fit this model's layers: .*size"),
+        (
+            [replace(concepts[1].interventions[0], site=replace(items[0].site, path="unet.none"))],
+            "no module at unet.none",
+        ),
+    ):
+        bad = replace(concepts[1], interventions=tuple(interventions))
+        studio.check(bad)
+        with pytest.raises(DSASError, match=told):
+            studio.try_out(bad)
+    with pytest.raises(DSASError, match="beyond all numbers"):
+        studio.try_out(replace(concepts[1], unit=1e30))
+    studio.try_out(concepts[1])
+    assert Bare.of(studio.pipe.unet).hooks == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -195,6 +196,10 @@ def test_what_goes_wrong_in_the_thread_comes_out(talk: Talk, monkeypatch: pytest
     with pytest.raises(ZeroDivisionError):
         whole(talk)
     assert not talk._turn.locked()
+    page, seen = Page(talk), []
+    with pytest.raises(ZeroDivisionError):
+        seen.extend(page.tab.write(page.data(Session())))
+    assert "Writing failed" in seen[-1][3]
 
 
 @pytest.mark.parametrize(
@@ -309,7 +314,13 @@ def test_stop_tells_of_it_once_something_is_written(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"), [({"message": ""}, "there is no message"), ({"seed": None}, "seed None: expected")]
+    ("values", "told"),
+    [
+        ({"message": ""}, "there is no message"),
+        ({"seed": None}, "seed None: expected"),
+        ({"length": math.nan}, "length nan: expected"),
+        ({"strengths": (math.nan,)}, "strength nan: expected"),
+    ],
 )
 def test_errors_are_friendly(values: dict[str, Any], told: str, page: Page) -> None:
     with pytest.raises(gr.Error, match=told):

@@ -1,0 +1,30 @@
+"""What the studio and the talk have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dsas_core.concept import Concept
+from dsas_core.errors import DSASError
+from dsas_core.sites import Roots
+
+
+def by_name(concepts: Sequence[Concept], roots: Roots) -> dict[str, Concept]:
+    """The concepts that everybody has, by name.
+
+    Raises:
+        DSASError: one that does not fit the model of these roots, or two of one name.
+    """
+    found: dict[str, Concept] = {}
+    for concept in concepts:
+        if concept.name in found:
+            raise DSASError(f"two concepts are named {concept.name!r}: load one of them")
+        concept.check(roots)
+        found[concept.name] = concept
+    return found
+
+
+def opposed(steering: Any) -> tuple[tuple[str, str], ...]:
+    """The pairs of concepts that undo one another, by name."""
+    return tuple(sorted({(pair.first, pair.second) for pair in steering.opposition() if pair.opposed}))
