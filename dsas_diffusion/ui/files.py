@@ -109,7 +109,11 @@ class _PlainLoader(yaml.SafeLoader):
 
 def _yaml(text: str, name: str) -> Any:
     try:
-        return yaml.load(text, Loader=_PlainLoader)
+        loader = _PlainLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except DSASError as error:
         raise DSASError(f"{name}: {error}") from None
     except yaml.YAMLError as error:

@@ -32,9 +32,10 @@ def test_between_the_middles_of_two_bins_parameters_are_between_theirs(edges: tu
     ends = [0.0, *edges, 1000.0]
     middles = [(low + high) / 2 for low, high in pairwise(ends)]
 
-    def at(timestep: float) -> torch.Tensor:
+    def at(timestep: float, attached: Attached = attached) -> torch.Tensor:
         attached.turn(torch.tensor(timestep), torch.device("cpu"))
-        return attached.on(torch.device("cpu")).live.clone()
+        (entry,) = attached.on(torch.device("cpu"))
+        return torch.cat([t.flatten() for t in (*entry.probe.tensors(), *entry.map.tensors(), entry.weight)])
 
     own = [torch.cat([t.flatten() for t in (*p.tensors(), *m.tensors(), torch.ones(()))]) for p, m in parts(concept)]
     for middle, bank in zip(middles, own, strict=True):
@@ -42,9 +43,7 @@ def test_between_the_middles_of_two_bins_parameters_are_between_theirs(edges: tu
     assert torch.allclose(at((middles[0] + middles[1]) / 2), (own[0] + own[1]) / 2, atol=1e-6)
     assert torch.allclose(at(0.0), own[0])
     assert torch.allclose(at(1000.0), own[-1])
-    jumps = Attached(concept, None, False)
-    jumps.turn(torch.tensor(edges[0] - 1), torch.device("cpu"))
-    assert torch.allclose(jumps.on(torch.device("cpu")).live, own[0])
+    assert torch.allclose(at(edges[0] - 1, Attached(concept, None, False)), own[0])
 
 
 def parts(concept: Concept) -> list[Any]:
