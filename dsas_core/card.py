@@ -96,7 +96,7 @@ def unit_in_words(unit: float, evidence: Mapping[str, Any] | None) -> str:
     chosen = next((trial for trial in trials if trial["unit"] == unit), None)
     if chosen is None:
         return f"unit {unit:g}, set by hand; {tried} were tried while learning"
-    if evidence["reached"]:
+    if evidence["reached"] or (chosen["effect"] >= 1 and chosen["drift"] <= evidence["drift_limit"]):
         why = "the smallest that does what is wanted"
     elif chosen["drift"] <= evidence["drift_limit"]:
         why = "the most effective within the drift limit, though it does less than is wanted"

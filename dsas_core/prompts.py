@@ -341,9 +341,9 @@ def draft(source: str, target: str, name: str | None = None) -> dict[str, Any]:
     """
     source, target = (" ".join(re.sub(r"^(an?|the)\s+", "", phrase.strip()).split()) for phrase in (source, target))
     if not source or not target:
-        raise DSASError("--from and --to need a phrase each, for example --from banana --to 'blurred banana'")
+        raise DSASError("two phrases are needed, what to change and what into: for example banana, blurred banana")
     if source.lower() == target.lower():
-        raise DSASError(f"--from and --to are both {source!r}: there is nothing to learn")
+        raise DSASError(f"both phrases are {source!r}: there is nothing to learn")
     words = {word.lower() for word in f"{source} {target}".split()}
     others = [thing for thing in _THINGS if thing not in words]
     added = [word for word in target.split() if word.lower() not in {w.lower() for w in source.split()}]

@@ -99,7 +99,10 @@ class PipelineSteering(Steering):
             DSASError: this steering goes by hooks, and would steer twice.
         """
         if not self._by_processor:
-            raise DSASError('no attention layer is steered by a processor: steer with attach="processor"')
+            raise DSASError(
+                'no attention layer of the denoiser is steered by a processor: steer with attach="processor", and a '
+                'concept that was learned with sites="denoiser" (text encoders are steered by hooks)'
+            )
         return around(self._roots[self._denoiser], self._by_processor, self, inner)
 
     def _set_processors(self) -> None:

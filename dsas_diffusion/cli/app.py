@@ -77,9 +77,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         try:
             _, address, public = ui.serve(page, args.host, args.port, share=args.share)
         except OSError as error:
+            at = f"{args.host or 'the usual address'}, port {args.port or '7860 or one of the next hundred'}"
             raise DSASError(
-                f"cannot serve at {args.host or 'the usual address'}, port {args.port or 'any from 7860 on'}: {error}"
-            ) from None
+                f"cannot serve at {at}: it is taken, or not ours; choose another --port or --host"
+            ) from error
         if not args.json:
             print(f"serving at {address}{f' and {public}' if public else ''}; Ctrl-C ends it", flush=True)
         _until_told()

@@ -15,6 +15,7 @@ from dsas_core.errors import DSASError
 from dsas_core.hints import hints
 from dsas_core.prompts import SIDES, PromptSet, draft, read
 
+from ..vocabulary import reading
 from . import look
 from .controls import names, number
 from .create import CreateTab
@@ -207,6 +208,14 @@ class LearnTab:
             found = [str(error)]
         return look.advice(found, FINE)
 
+    def _unknown(self, sides: Mapping[str, Sequence[str]]) -> list[str]:
+        """Words of the prompts that the model cannot know."""
+        text = " ".join(dict.fromkeys(word for texts in sides.values() for text in texts for word in text.split()))
+        words = reading(self.studio.pipe, text).unknown_words
+        if not words:
+            return []
+        return [f"This model does not know “{'”, “'.join(words[:5])}”: it takes them for something else."]
+
     def fill(self, path: str | None) -> tuple[str, ...]:
         """The lists, and the name, from a prompt file: as many prompts as may be learned from."""
         found = prompt_file(path)
@@ -254,7 +263,8 @@ class LearnTab:
                     yield look.progress(stage, now.share, now.seconds, now.left, now.count), *busy, *rest
                 concept = learning.concept()
             session.add(concept, self.studio)
-            told = f"Learned {concept.name} in {now.seconds:.0f} s: its slider is on the first tab, and yours alone."
+            told = f"Learned {concept.name} in {now.seconds:.0f} s: its slider is on the first tab, yours alone. "
+            told += "It goes when you reload the page: download it to keep it."
             yield look.note(told, "done"), *free, session, *self._shown(session, concept.name)
         except Unwanted:
             yield look.note("Cancelled: nothing was learned."), *free, *rest
@@ -278,7 +288,9 @@ class LearnTab:
         self.studio.check(concept)
         self.studio.try_out(concept)
         session.add(concept, self.studio)
-        told = look.note(f"{concept.name} is there: its slider is on the first tab, and yours alone.", "done")
+        told = look.note(
+            f"{concept.name} is there: its slider is on the first tab, yours alone, until you reload.", "done"
+        )
         return None, told, session, *self._shown(session, concept.name)
 
     def slots(self, session: Session, strip: str | None) -> list[Any]:

@@ -29,6 +29,8 @@ FIXED = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 SHOWN = 0.005
 #: marks -> characters that look like them
 _UNMARKED = str.maketrans("*`[]", "\u2217\u02cb\uff3b\uff3d")
+#: a concept whose gate stays below this does next to nothing
+IDLE = 0.1
 STYLE = Path(__file__).with_name("page.css")
 
 
@@ -38,11 +40,13 @@ def theme() -> Any:
 
     titles = {"block_title_background_fill": "transparent", "block_title_text_color": "*body_text_color"}
     labels = {"block_label_background_fill": "*background_fill_primary", "block_label_text_color": "*body_text_color"}
+    edges = {"checkbox_border_color": "*neutral_400", "input_border_width": "1px", "input_border_color": "*neutral_300"}
+    dim = {"checkbox_border_color_dark": "*neutral_500", "input_border_color_dark": "*neutral_600"}
     same = {**titles, **labels}
     dark = {f"{name}_dark": value for name, value in same.items()}
     return gr.themes.Soft(
         primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=FIXED
-    ).set(**same, **dark, block_title_padding="0", block_shadow="none", block_border_width="1px")
+    ).set(**same, **dark, **edges, **dim, block_title_padding="0", block_shadow="none", block_border_width="1px")
 
 
 def explained(drawing: Drawing | None) -> str:
@@ -50,6 +54,8 @@ def explained(drawing: Drawing | None) -> str:
     if drawing is None:
         return '<p class="quiet">Nothing is drawn before you ask: write a prompt, move a slider, press “Draw”.</p>'
     lines = [_line(drawing, seen) for seen in drawing.seen]
+    if len(drawing.seen) > 1 and not drawing.untouched:
+        lines.append(_item("", f"Together: {_moved(drawing)}."))
     if drawing.steered is None:
         lines = [_item("", "steering …")]
     elif not lines:
@@ -70,9 +76,11 @@ def _line(drawing: Drawing, seen: Seen) -> str:
         return _item("steered", f"{name}: always on, everything is steered; {_moved(drawing)}.")
     if drawing.untouched:
         return _item("untouched", f"{name}: {said}: the picture is untouched{_if_moved(drawing)}.")
+    if seen.highest_h < IDLE:
+        return _item("untouched", f"{name}: {said}: it has next to nothing to do here.")
     words = ", ".join(f"“{_(word)}”" for word in seen.words)
     at = f" It opens at {words}." if words else ""
-    return _item("steered", f"{name}: {said}; {_moved(drawing)}.{at}")
+    return _item("steered", f"{name}: {said}{f'; {_moved(drawing)}' if len(drawing.seen) == 1 else ''}.{at}")
 
 
 def _misread(drawing: Drawing) -> list[str]:

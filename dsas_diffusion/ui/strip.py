@@ -73,10 +73,11 @@ class StripTab:
             raise DSASError("choose a concept first")
         concept = concepts[data[self.concept]]
         low, high = ends_of(concept)
-        strengths = sorted({*np.linspace(low, high, int(number(data[self.count], "pictures"))).round(2).tolist(), 0.0})
+        strengths = np.linspace(low, high, int(number(data[self.count], "pictures"))).round(2)
+        strengths[np.abs(strengths).argmin()] = 0.0  # off is always shown
         order = replace(self.create.order(data), strengths={})
         strip = self.studio.strip(
-            order, concept, strengths, lambda done: progress((done, len(strengths)), unit="pictures")
+            order, concept, strengths.tolist(), lambda done: progress((done, len(strengths)), unit="pictures")
         )
         captions = [f"{strength:+g}" if strength else "0: off" for strength in strip.strengths]
         webp = self.studio.file(f"{concept.name}.webp", strip.animated(".webp"))

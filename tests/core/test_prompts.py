@@ -258,9 +258,9 @@ def test_a_draft_is_named_after_its_phrases_or_as_asked() -> None:
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ("", "blurred banana", "need a phrase each"),
-        ("banana", "  ", "need a phrase each"),
-        ("Banana", "a banana", "are both 'Banana'"),
+        ("", "blurred banana", "two phrases are needed"),
+        ("banana", "  ", "two phrases are needed"),
+        ("Banana", "a banana", "both phrases are 'Banana'"),
     ],
 )
 def test_a_draft_of_nothing(source: str, target: str, message: str) -> None:

@@ -100,7 +100,7 @@ def test_a_port_that_is_taken(dsas: Run) -> None:
         taken.listen()
         code, _, err = dsas("--port", taken.getsockname()[1])
     assert code == 1
-    assert_one_line(err, "cannot serve at the usual address, port")
+    assert_one_line(err, "choose another --port")
 
 
 def test_gradio_is_an_extra(dsas: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def test_sites_that_are_no_attention_layers_keep_their_hooks() -> None:
         hooked = latents(pipe, "sd", BANANA)
     with steer(pipe, {concept: 1.0}, attach="processor") as steering:
         assert torch.equal(latents(pipe, "sd", BANANA), hooked)
-        with pytest.raises(DSASError, match="no attention layer is steered by a processor"):
+        with pytest.raises(DSASError, match="no attention layer of the denoiser is steered by a processor"):
             steering.attn_processors()
 
 

@@ -213,7 +213,7 @@ def test_nothing_was_drawn_yet(page: Page) -> None:
 def test_a_strip_from_end_to_end(page: Page) -> None:
     data = {**page.data(Session(), prompt="a banana"), page.strip.concept: "patches", page.strip.count: 3}
     told, gallery, moving, strip, webp, gif = page.strip.draw(data, lambda *_, **__: None)
-    assert [caption for _, caption in gallery] == ["-0.95", "0: off", "+0.25", "+1.45"]
+    assert [caption for _, caption in gallery] == ["-0.95", "0: off", "+1.45"]
     assert "patches from -0.95 to 1.45" in told
     for name, suffix, kind in ((moving, "webp", "WEBP"), (strip["value"], "png", "PNG"), (gif["value"], "gif", "GIF")):
         assert name.endswith(suffix)

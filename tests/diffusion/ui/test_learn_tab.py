@@ -151,7 +151,7 @@ def test_two_visitors_cannot_end_or_see_each_others_learning(tab: LearnTab, one_
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"first": "", "second": ""}, "need a phrase each"),
+        ({"first": "", "second": ""}, "two phrases are needed"),
         ({"first": "x" * 121}, "121 letters"),
         ({"first": "{place}"}, "braces"),
         ({"second": "the banana"}, "nothing to learn"),
