@@ -66,13 +66,16 @@ def steered_over_unsteered(pipe: Any, concept: dsas.Concept, rounds: int) -> dic
 
 
 def over(times: Mapping[str, list[float]], base: str) -> dict[str, float]:
-    """Of each arm but the base, the minimum and the median over those of the base."""
-    return {
-        f"{name}_{how}": pick(times[name]) / pick(times[base])
-        for name in times
-        if name != base
-        for how, pick in (("min", min), ("median", statistics.median))
-    }
+    """Of each arm but the base, its minimum over that of the base, and the median of the ratios within each round.
+
+    A machine that grows slower or faster meanwhile does so for both of a round.
+    """
+    found = {}
+    for name in times:
+        if name != base:
+            found[f"{name}_min"] = min(times[name]) / min(times[base])
+            found[f"{name}_median"] = statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
+    return found
 
 
 def learning_over_generations(pipe: Any, seed: int) -> dict[str, float]:
