@@ -191,7 +191,7 @@ def _limits(concept: Concept) -> list[str]:
     lines = [f"learned on {model}" + (f" ({parts})" if parts else "")] if model else []
     lines += ["; ".join(unit_in_words(concept.unit, evidence.get("unit")).split("\n"))]
     lines += [range_in_words(concept.range, evidence.get("range"))]
-    steered = {str(item.site) for item in concept.interventions if not item.watches}
+    steered = {str(site) for site in concept.steered_sites}
     told = [site for site in evidence.get("sites", []) if site["site"] in steered and "control_h" in site]
     if told:
         worst = max(told, key=lambda site: site["control_h"])

@@ -138,6 +138,11 @@ class Concept:
         return tuple(intervention.site for intervention in self.interventions)
 
     @property
+    def steered_sites(self) -> tuple[Site, ...]:
+        """Those where it changes something, and does not only watch."""
+        return tuple(item.site for item in self.interventions if not item.watches)
+
+    @property
     def digest(self) -> str:
         """Sixteen hex digits of its interventions, edges and unit."""
         told, tensors = self._told()

@@ -114,6 +114,11 @@ class Trace:
                 count += float(counted.sum())
         return total / max(1.0, count)
 
+    def highest_h(self, concept: str, site: str | None = None, *, sites: Collection[Site] | None = None) -> float:
+        """Highest h over what was read, see `mean_h`; 0 when nothing was."""
+        records = [record for record in self.select(concept, site) if sites is None or record.site in sites]
+        return max((float((r.h * _counted(r)).max()) for r in records if r.h.numel()), default=0.0)
+
 
 def _counted(record: Record) -> torch.Tensor:
     return torch.ones_like(record.h) if record.mask is None else record.mask.to(record.h.dtype)

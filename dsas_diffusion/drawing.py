@@ -74,7 +74,7 @@ class Drawings:
         self.about = _about(pipe)
         denoiser = family_of(pipe).denoiser
         #: whether steering reads and changes patches, which an oracle's masks can speak of
-        self.steers_patches = any(item.site.root == denoiser for item in concept.interventions if not item.watches)
+        self.steers_patches = any(site.root == denoiser for site in concept.steered_sites)
         self._there: np.ndarray | None = None
         self._done: dict[Job, Done] = {}
 

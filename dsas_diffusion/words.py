@@ -183,7 +183,7 @@ def words_of(words: Words, concepts: Iterable[Concept], root: str) -> dict[str, 
         listed = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
         if not listed or not all(isinstance(word, str) and word.strip() for word in listed):
             raise DSASError(f"words of {name!r}: expected a word of the prompt, or a list of them; found {given!r}")
-        sites = [item.site for item in known[name].interventions if not item.watches and item.site.root == root]
+        sites = [site for site in known[name].steered_sites if site.root == root]
         if not sites:
             raise DSASError(
                 f"words of {name!r}: it steers the text alone, which has no patches to choose from; learn it with "

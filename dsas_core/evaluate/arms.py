@@ -79,7 +79,7 @@ def scores_of(trace: Trace, concept: Concept) -> Scores:
         DSASError: two interventions at a site, which a trace does not tell apart, or nothing recorded.
     """
     sites = [str(item.site) for item in concept.interventions]  # a trace keeps what watches, too
-    steered = [str(item.site) for item in concept.interventions if not item.watches]
+    steered = [str(site) for site in concept.steered_sites]
     double = next((site for site in steered if sites.count(site) > 1), None)
     if double is not None:
         raise DSASError(f"{concept.name!r} has two interventions at {double}: their scores cannot be told apart")

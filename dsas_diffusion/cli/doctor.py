@@ -212,7 +212,7 @@ def _site(concept: Concept, item: Intervention, strength: float, reached: bool, 
     """What one site saw and did, over all steps and positions."""
     site = str(item.site)
     records = [record for record in trace.select(concept.name, site) if record.h.numel()]
-    mean_h, max_h = trace.mean_h(concept.name, site), max((_masked(r, r.h).max().item() for r in records), default=0.0)
+    mean_h, max_h = trace.mean_h(concept.name, site), trace.highest_h(concept.name, site)
     counted = sum(_masked(r, r.h.new_ones(r.h.shape)).sum().item() for r in records)
     change = sum(_masked(r, r.change).sum().item() for r in records) / max(1.0, counted)
     weight = max(item.weights)

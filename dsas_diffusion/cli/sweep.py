@@ -154,7 +154,6 @@ def _drawn(
     labels = {gate: "" if gates == ["own"] else GATE_NAMES[gate] for gate in gates}
     rows = {gate: [_Row(prompt, seed, gate, labels[gate]) for prompt, seed in prompts] for gate in gates}
     words = words_by_name(args.words)
-    steered = [item.site for item in concept.interventions if not item.watches]
     total = len(gates) * len(strengths) * len(args.prompt)
     with progress_bar(total, "pictures", shows_progress(args)) as bar:
         for gate in gates:
@@ -168,7 +167,9 @@ def _drawn(
                         for i, picture in enumerate(decode(pipe, latents)):
                             row = next(left)
                             row.pictures.append(picture)
-                            row.mean_h.append(steering.trace.mean_h(concept.name, sites=steered, prompt=i))
+                            row.mean_h.append(
+                                steering.trace.mean_h(concept.name, sites=concept.steered_sites, prompt=i)
+                            )
                         bar.update(len(latents))
     return [row for rows_of_prompt in zip(*rows.values(), strict=True) for row in rows_of_prompt]
 

@@ -33,11 +33,7 @@ def build(studio: Studio, talk: Talk | None = None, saves: Path | None = None) -
     """
     with gr.Blocks(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, FORGOTTEN)) as page:
         session = gr.State(Session(), time_to_live=FORGOTTEN)
-        gr.HTML(
-            "<h1>DSAS: concept sliders</h1><p>Steer a concept, leave the rest alone. A small probe at each layer says "
-            "where the concept is; only there the picture changes.</p>",
-            elem_id="heading",
-        )
+        gr.HTML(look.HEADING, elem_id="heading")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Create", id="create"):
                 create = CreateTab(studio, session)

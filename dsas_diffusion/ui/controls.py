@@ -59,12 +59,20 @@ def seed_of(value: Any) -> int:
     return int(value)
 
 
-def chips(examples: Sequence[str], field: gr.Textbox) -> None:
+def field(examples: Sequence[str], label: str, placeholder: str, most: int, elem_id: str) -> gr.Textbox:
+    """Where people write what they want, beside a button; it begins with the first example. `most` is in characters."""
+    first = examples[0] if examples else ""
+    return gr.Textbox(
+        first, label=label, placeholder=placeholder, max_length=most, scale=5, min_width=220, elem_id=elem_id
+    )
+
+
+def chips(examples: Sequence[str], into: gr.Textbox) -> None:
     """A row of buttons, each of which writes an example into a field."""
     with gr.Row(elem_classes="chips"):
         for example in examples[:CHIPS]:
             chip = gr.Button(example, size="sm", variant="secondary")
-            chip.click(None, None, field, js=f"() => {json.dumps(example)}", api_visibility="private")
+            chip.click(None, None, into, js=f"() => {json.dumps(example)}", api_visibility="private")
 
 
 def names(concepts: Sequence[str], now: str | None) -> Any:

@@ -17,7 +17,7 @@ from ..load import is_builtin
 from ..rows import ROWS
 from ..schedule import Schedule
 from . import look
-from .controls import MOST_SEED, STEP, chips, number, of_concept, seed_of, shown, strength_slider
+from .controls import MOST_SEED, STEP, chips, field, number, of_concept, seed_of, shown, strength_slider
 from .session import OWN, Session, friendly
 from .studio import MOST_CHARACTERS, MOST_STEPS, Order, Studio, steered_sites
 
@@ -59,15 +59,7 @@ class CreateTab:
     def _ask(self) -> None:
         examples = self._examples()
         with gr.Row(equal_height=True):
-            self.prompt = gr.Textbox(
-                examples[0] if examples else "",
-                label="Prompt",
-                max_length=MOST_CHARACTERS,
-                elem_id="prompt",
-                placeholder="what the picture should show",
-                scale=5,
-                min_width=220,
-            )
+            self.prompt = field(examples, "Prompt", "what the picture should show", MOST_CHARACTERS, "prompt")
             self.draw_button = gr.Button("Draw", variant="primary", elem_id="draw", scale=1, min_width=120)
         chips(examples, self.prompt)
 

@@ -212,9 +212,7 @@ class LearnTab:
         """Words of the prompts that the model cannot know."""
         text = " ".join(dict.fromkeys(word for texts in sides.values() for text in texts for word in text.split()))
         words = reading(self.studio.pipe, text).unknown_words
-        if not words:
-            return []
-        return [f"This model does not know “{'”, “'.join(words[:5])}”: it takes them for something else."]
+        return [look.unknown(words[:5])] if words else []
 
     def fill(self, path: str | None) -> tuple[str, ...]:
         """The lists, and the name, from a prompt file: as many prompts as may be learned from."""

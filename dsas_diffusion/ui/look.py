@@ -31,6 +31,10 @@ SHOWN = 0.005
 _UNMARKED = str.maketrans("*`[]", "\u2217\u02cb\uff3b\uff3d")
 #: a concept whose gate stays below this does next to nothing
 IDLE = 0.1
+HEADING = (
+    "<h1>DSAS: concept sliders</h1><p>Steer a concept, leave the rest alone. A small probe at each layer says where "
+    "the concept is; only there the picture changes.</p>"
+)
 STYLE = Path(__file__).with_name("page.css")
 
 
@@ -87,11 +91,15 @@ def _misread(drawing: Drawing) -> list[str]:
     """What the model makes of the prompt otherwise than people would."""
     read, told = drawing.reading, []
     if read.unknown_words:
-        words = ", ".join(f"“{_(word)}”" for word in read.unknown_words)
-        told.append(f"This model does not know {words}: it takes them for something else.")
+        told.append(_(unknown(read.unknown_words)))
     if read.cut_off:
         told.append(f"The prompt has {read.tokens} tokens, of which the model reads the first {read.tokens_read}.")
     return told
+
+
+def unknown(words: Sequence[str]) -> str:
+    """What the built-in model does with words that it does not know; plain text."""
+    return f"This model does not know {', '.join(f'“{word}”' for word in words)}: it takes them for something else."
 
 
 def _moved(drawing: Drawing) -> str:

@@ -299,14 +299,13 @@ class Studio:
         )
 
     def _seen(self, order: Order, concept: Concept, strength: float, trace: PictureTrace) -> Seen:
-        sites = [item.site for item in concept.interventions if not item.watches]
-        records = [record for record in trace.select(concept.name) if record.site in sites and record.h.numel()]
+        sites = concept.steered_sites
         return Seen(
             concept.name,
             strength,
             trace.mean_h(concept.name, sites=sites),
-            max((float((r.h if r.mask is None else r.h * r.mask).max()) for r in records), default=0.0),
-            self._words(order.prompt, records),
+            trace.highest_h(concept.name, sites=sites),
+            self._words(order.prompt, [record for record in trace.select(concept.name) if record.site in sites]),
         )
 
     def _words(self, prompt: str, records: Sequence[Record]) -> tuple[str, ...]:
@@ -334,8 +333,7 @@ def ends_of(concept: Concept, step: float = 0.05) -> tuple[float, float]:
 
 def steered_sites(concepts: Sequence[Concept]) -> list[str]:
     """Where concepts steer, by the names that people use."""
-    sites = (item.site for concept in concepts for item in concept.interventions if not item.watches)
-    return list(dict.fromkeys(site_name(site) for site in sites))
+    return list(dict.fromkeys(site_name(site) for concept in concepts for site in concept.steered_sites))
 
 
 def _bytes(trace: PictureTrace) -> int:

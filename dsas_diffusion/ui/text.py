@@ -10,7 +10,7 @@ import gradio as gr
 from dsas_core.errors import DSASError
 
 from . import look
-from .controls import MOST_SEED, STEP, chips, number, seed_of, strength_slider
+from .controls import MOST_SEED, STEP, chips, field, number, seed_of, strength_slider
 from .session import Session, friendly
 from .talk import MOST_CHARACTERS, MOST_TEMPERATURE, Question, Reply, Talk, message_of
 
@@ -43,15 +43,7 @@ class TextTab:
     def _ask(self) -> None:
         examples = self._examples()
         with gr.Row(equal_height=True):
-            self.message = gr.Textbox(
-                examples[0] if examples else "",
-                label="Message",
-                max_length=MOST_CHARACTERS,
-                elem_id="text-message",
-                placeholder="what to say to the model",
-                scale=5,
-                min_width=220,
-            )
+            self.message = field(examples, "Message", "what to say to the model", MOST_CHARACTERS, "text-message")
             self.send = gr.Button("Send", variant="primary", elem_id="text-send", scale=1, min_width=100)
             self.stop = gr.Button("Stop", elem_id="text-stop", scale=1, min_width=100)
         chips(examples, self.message)
