@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from .errors import DSASError
 _PASSING = {"_orig_mod", "text_model"}
 #: what positions are, where a model attends to picture and prompt at once
 STREAMS = ("", "image", "text")
+#: how many paths a message names, of those that are like a pattern which matches none
+NEAREST = 8
 
 Roots = Mapping[str, nn.Module]
 
@@ -99,7 +102,7 @@ def find(roots: Roots, pattern: str | Iterable[str]) -> list[str]:
     """Canonical paths that match: a string is a regular expression for the whole path, a list holds suffixes.
 
     Raises:
-        DSASError: nothing matches; the message lists what exists.
+        DSASError: nothing matches; the message lists what comes nearest.
     """
     paths = list(modules(roots))
     if isinstance(pattern, str):
@@ -114,7 +117,8 @@ def find(roots: Roots, pattern: str | Iterable[str]) -> list[str]:
         pattern = ", ".join(suffixes)
     if not found:
         shapes = sorted({re.sub(r"\.\d+", ".N", path) for path in paths if path.count(".") > 0})
-        raise DSASError(f"no site matches {pattern!r}; this model has (N a number): {', '.join(shapes)}")
+        nearest = get_close_matches(pattern, shapes, n=NEAREST, cutoff=0.0)
+        raise DSASError(f"no site matches {pattern!r}; what comes nearest (N a number): {', '.join(nearest)}")
     return found
 
 

@@ -100,6 +100,9 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({dict(self)})"
+
     def values_of(self, name: str) -> torch.Tensor:
         """float32 [1] or [prompts]; 1 for `Auto`."""
         if name not in self._values:

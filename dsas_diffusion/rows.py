@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import takewhile
 from typing import Any, Self
 
 import torch
@@ -20,7 +19,7 @@ from dsas_core.sites import Joint
 
 from .families import bounds_of, denoiser_of, encoders_of, family_of
 from .family import Family, TextEncoder
-from .wording import plain
+from .tokens import POSITIONS, Tokens
 
 #: what a block of rows of a denoiser's batch is for: prompts, negative prompts, or prompts without some attention
 PROMPT, NEGATIVE, PERTURBED = "prompt", "negative", "perturbed"
@@ -31,7 +30,6 @@ STEERED = {
     "both": (PROMPT, NEGATIVE, PERTURBED),
 }
 ROWS = tuple(STEERED)
-POSITIONS = ("words", "all")
 #: what pipelines call the method that encodes prompts; the second in an InstructPix2Pix
 ENCODE = ("encode_prompt", "_encode_prompt")
 #: what denoisers call the latents, the clock and what was made of the prompts, in this order; and its mask
@@ -73,7 +71,7 @@ class Rows:
         self.skips = False  # whether the denoiser is asked to leave out some of its layers, this time
         self.embeddings = ""  # "given" ready-made, or "made here" by an earlier encode_prompt; else made now
         self._made: list[tuple[weakref.ref[torch.Tensor], list[str] | None]] = []
-        self._given: Mapping[str, Any] = {}  # what its prompts were encoded with
+        self.given: Mapping[str, Any] = {}  # what its prompts were encoded with
         self._asked: Mapping[str, Any] = {}  # what a generation was called with, where it says so before it encodes
         self._noted = False  # whether it has said what it is asked for
         self._encoded = False  # whether it has encoded its prompts since
@@ -185,7 +183,7 @@ class Rows:
         ours = [texts for made, texts in self._made if made() is one]
         self.images_per_prompt = int(given.get("num_images_per_prompt") or 1)
         self.clip_skip = int(given.get("clip_skip") or 0)
-        self._given, self._negative, self._negatives, self._undecided = given, None, None, set()
+        self.given, self._negative, self._negatives, self._undecided = given, None, None, set()
         self._encoded, self._noted = bool(self._asked), True
         if self.family.negatives == "together" and given.get("do_classifier_free_guidance", True):
             self._negatives = {encoder.part: _negatives(given, encoder) for encoder in self.family.encoders}
@@ -206,48 +204,14 @@ class Rows:
 
     # ---- texts -------------------------------------------------------------------------------------------------------
 
-    def tokenised(self, texts: list[str], length: int | None = None) -> torch.Tensor:
-        """Token ids of texts as the first text encoder reads them, int64 [texts, positions]: padded, and cut off.
-
-        Args:
-            length: positions; None for as many as its tokenizer takes, which of some is beyond all memory.
-        """
-        return self._ids(texts, encoders_of(self.pipe)[0], length or self.tokenizer.model_max_length)
-
-    def spelled(self, text: str) -> list[int]:
-        """Token ids of a text as it stands within a prompt."""
-        return self.tokenizer(self._written([text], self.tokenizer), add_special_tokens=False).input_ids[0]
-
-    @property
-    def tokenizer(self) -> Any:
-        """That of the first text encoder."""
-        return self._tokenizer(encoders_of(self.pipe)[0])
-
-    @property
-    def tokenizers(self) -> list[Any]:
-        """Those of all text encoders."""
-        return [self._tokenizer(encoder) for encoder in encoders_of(self.pipe)]
-
-    def _ids(self, texts: list[str], encoder: TextEncoder, length: int) -> torch.Tensor:
-        tokenizer = self._tokenizer(encoder)
-        options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-        return tokenizer(self._written(texts, tokenizer), **options).input_ids
-
-    def _written(self, texts: list[str], tokenizer: Any) -> list[str]:
-        """Texts as the pipeline gives them to a tokenizer; what textual inversion has learned is several tokens."""
-        if hasattr(self.pipe, "_text_preprocessing"):
-            return self.pipe._text_preprocessing(texts, clean_caption=bool(self._given.get("clean_caption")))
-        if hasattr(self.pipe, "maybe_convert_prompt"):
-            return self.pipe.maybe_convert_prompt(texts, tokenizer)
-        return texts
-
     def text_call(self, encoder: TextEncoder, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """A call of a text encoder: of all prompts, or of all negative prompts."""
+        tokens, given = Tokens(self.pipe, encoder), self.given
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
         negative = torch.tensor(self._negating, device=ids.device)
         if self._negatives is not None:
-            texts = [self._worded(encoder, text, True) for text in self._negatives[encoder.part]]
-            known = self._ids(texts, encoder, ids.shape[1]).to(ids.device)
+            texts = tokens.worded(self._negatives[encoder.part], True, given)
+            known = tokens.ids(texts, ids.shape[1], given).to(ids.device)
             # all of them, as one of the prompts may well be what another is not to be
             negative = (ids == known).all() if len(known) in (1, len(ids)) else torch.zeros_like(negative)
             if encoder.part in self._undecided:  # prompts and negative prompts are the same, and prompts come first
@@ -255,43 +219,8 @@ class Rows:
                 negative = torch.zeros_like(negative)
         negative = negative.expand(len(ids))
         rows = {"conditional": ~negative, "unconditional": negative, "both": torch.ones_like(negative)}[self.rows]
-        in_front = torch.where(negative, self._in_front(encoder, True), self._in_front(encoder, False))
-        mask = self._counted(self._tokenizer(encoder), ids, kwargs.get("attention_mask"), in_front)
+        mask = tokens.counted(ids, kwargs.get("attention_mask"), negative, self.positions, given)
         return Call(rows.float(), torch.arange(len(ids), device=ids.device), None, mask)
-
-    def _tokenizer(self, encoder: TextEncoder) -> Any:
-        """The tokenizer of a text encoder, taken out of a processor that has one for pictures as well."""
-        there = getattr(self.pipe, encoder.tokenizer)
-        return getattr(there, "tokenizer", there)
-
-    def _worded(self, encoder: TextEncoder, text: str, negative: bool) -> str:
-        return encoder.wording(self.pipe, self._given, text, negative)
-
-    def _in_front(self, encoder: TextEncoder, negative: bool) -> int:
-        """How many tokens stand in front of any prompt: those that two prompts without a token in common begin with."""
-        if encoder.wording is plain:
-            return 0
-        tokenizer = self._tokenizer(encoder)
-        texts = [self._worded(encoder, text, negative) for text in ("a", "1")]
-        own = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
-        pair = zip(*tokenizer(texts, add_special_tokens=not own).input_ids, strict=False)
-        return sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], pair))
-
-    def _counted(
-        self, tokenizer: Any, ids: torch.Tensor, attended: torch.Tensor | None, in_front: torch.Tensor
-    ) -> torch.Tensor:
-        """Positions of a text that count, float [texts, positions]."""
-        real = torch.ones_like(ids) if attended is None else (attended != 0).long()
-        mask = real * (real.cumsum(1) > in_front[:, None])
-        begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        if begin is not None:
-            mask = mask * ~((ids == begin) & ((ids == begin).cumsum(1) == 1))
-        if self.positions == "words":
-            ends = (ids == end) & (mask != 0)
-            mask = mask * ~(ends.cumsum(1) - ends.long() > 0)
-            if tokenizer.pad_token_id not in (None, end):
-                mask = mask * (ids != tokenizer.pad_token_id)
-        return mask.float()
 
     # ---- the denoiser ------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def find_sites(pipe: Any, sites: str | Sequence[str] | None = None) -> list[Site
             ("self:up.0.1"); a regular expression on canonical paths.
 
     Raises:
-        DSASError: a pattern that matches nothing; the message lists what exists.
+        DSASError: a pattern that matches nothing; the message lists the roles, and what comes nearest.
     """
     family, roots = family_of(pipe), roots_of(pipe)
     wanted = list(family.default) if sites is None else [sites] if isinstance(sites, str) else list(sites)
@@ -96,7 +96,13 @@ def _matching(family: Family, roots: Mapping[str, nn.Module], pattern: str) -> I
         if named:
             yield from named
             return
-    for path in find(roots, pattern):
+    try:
+        paths = find(roots, pattern)
+    except DSASError as error:
+        named = (site_name(site) for one in usual for site in _of_role(family, roots, one, listed=False))
+        told = f"roles of this {family.name}: {', '.join(family.groups)}; names: {next(named)!r} and the like"
+        raise DSASError(f"{error}; {told}") from None
+    for path in paths:
         yield _site(family, roots, path)
 
 

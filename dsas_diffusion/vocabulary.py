@@ -6,8 +6,9 @@ import string
 from dataclasses import dataclass
 from typing import Any
 
+from .families import encoders_of
 from .load import is_builtin
-from .rows import Rows
+from .tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def reading(pipe: Any, prompt: str) -> Reading:
     In the built-in model's vocabulary every word is one token, and one that falls apart is unknown. Other vocabularies
     spell rare words in pieces that they know well.
     """
-    tokenizer = max(Rows(pipe).tokenizers, key=lambda one: one.model_max_length)
+    tokenizers = [Tokens(pipe, encoder).tokenizer for encoder in encoders_of(pipe)]
+    tokenizer = max(tokenizers, key=lambda one: one.model_max_length)
     unknown: tuple[str, ...] = ()
     if is_builtin(pipe):
         words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())

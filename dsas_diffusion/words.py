@@ -27,6 +27,7 @@ from dsas_core.sites import Roots, Site
 from .families import roots_of
 from .rows import Rows
 from .sites import looking_at
+from .tokens import Tokens
 
 #: concept name -> a word or phrase, or several of them
 Words = Mapping[str, str | Sequence[str]]
@@ -56,7 +57,7 @@ class WordMasks:
 
     def __init__(self, pipe: Any, rows: Rows, words: Mapping[str, Sequence[str]]) -> None:
         self.words = words
-        self._rows, self._tokenizer = rows, rows.tokenizer
+        self._rows, self._prompts = rows, Tokens(pipe)
         self._places = {name: i for i, name in enumerate(words)}
         self._layers = looking_at(pipe)
         self._texts = {layer.keys.path for layer in self._layers} | {layer.values.path for layer in self._layers}
@@ -92,10 +93,10 @@ class WordMasks:
         texts = self._rows.texts
         if texts is None:
             raise DSASError("prompt_embeds were given, in which words cannot be found: pass prompt= instead")
-        ids = self._rows.tokenised(texts).tolist()
+        ids = self._prompts.ids(texts, given=self._rows.given).tolist()
         chosen = torch.zeros(len(self.words), len(ids), len(ids[0]))
         for name, words in self.words.items():
-            spelled = [self._rows.spelled(word) for word in words]
+            spelled = [self._prompts.spelled(word, self._rows.given) for word in words]
             for row, line in zip(chosen[self._places[name]], ids, strict=True):
                 row[self._found(spelled, line)] = 1
             if not chosen[self._places[name]].any():
@@ -117,8 +118,9 @@ class WordMasks:
 
     def _found(self, spelled: Sequence[list[int]], ids: list[int]) -> list[int]:
         """Positions in a prompt of the tokens of words, where whole words begin and end."""
-        tokens = self._tokenizer.convert_ids_to_tokens(ids)
-        whole = {*self._tokenizer.all_special_ids, *self._tokenizer.get_added_vocab().values()}
+        tokenizer = self._prompts.tokenizer
+        tokens = tokenizer.convert_ids_to_tokens(ids)
+        whole = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
         begins = [
             i for i in range(1, len(ids)) if ids[i - 1] in whole or tokens[i - 1].endswith(END_OF_WORD)
         ]  # the first token is that of the beginning

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -321,6 +322,9 @@ def concept_and_strength(text: str) -> tuple[str, float | Auto]:
     """`FOLDER`, which means a strength of 1, or `FOLDER=STRENGTH`; a folder may have a `=` in its name."""
     folder, equals, strength = text.rpartition("=")
     if not equals or Path(text).is_dir():
+        name, colon, rest = text.rpartition(":")
+        if colon and re.fullmatch(r"auto|[-+]?[\d.]+", rest):
+            raise argparse.ArgumentTypeError(f"found {text!r}: did you mean {name}={rest}?")
         return text, 1.0
     kind, colon, target = strength.partition(":")
     if kind != AUTO:

@@ -49,7 +49,8 @@ def described(concept: Concept, folder: Path) -> dict[str, Any]:
         "range": concept.range,
         "edges": list(concept.edges),
         "sites": list(concept.evidence.get("sites", [])),
-        "steered_sites": [str(site) for site in concept.sites],
+        "steered_sites": [str(site) for site in concept.steered_sites],
+        "watched_sites": [str(site) for site in concept.sites if site not in concept.steered_sites],
         "parameters": sum(tensor.numel() for part in parts for tensor in part.tensors()),
         "bytes": {path.name: path.stat().st_size for path in files},
         "unit_evidence": concept.evidence.get("unit"),
@@ -69,7 +70,9 @@ def report(document: dict[str, Any]) -> None:
     print(f"method {document['method']}, gate {document['gate']}\n")
     report_evidence(document)
     sizes = ", ".join(f"{name} {_size(size)}" for name, size in document["bytes"].items())
-    print(f"\n{document['parameters']:,} parameters at {len(document['steered_sites'])} sites")
+    steered, watched = len(document["steered_sites"]), len(document["watched_sites"])
+    places = f"{steered} site{'s' if steered != 1 else ''}, watching {watched} more" if watched else f"{steered} sites"
+    print(f"\n{document['parameters']:,} parameters, steering at {places}")
     print(f"files: {sizes or 'not in a folder'}")
     print("\nprovenance")
     for key, value in {"learned on": document["base"], **document["provenance"]}.items():

@@ -67,6 +67,11 @@ def field(examples: Sequence[str], label: str, placeholder: str, most: int, elem
     )
 
 
+def one_line(label: str, example: str, elem_id: str, most: int) -> gr.Textbox:
+    """A field of one line. `most` is in characters."""
+    return gr.Textbox(label=label, placeholder=example, max_lines=1, max_length=most, elem_id=elem_id)
+
+
 def chips(examples: Sequence[str], into: gr.Textbox) -> None:
     """A row of buttons, each of which writes an example into a field."""
     with gr.Row(elem_classes="chips"):

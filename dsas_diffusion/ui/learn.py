@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from dsas_core import methods
 from dsas_core.errors import DSASError
@@ -17,10 +15,11 @@ from dsas_core.prompts import SIDES, PromptSet, draft, read
 
 from ..vocabulary import reading
 from . import look
-from .controls import names, number
+from .controls import number, one_line
 from .create import CreateTab
-from .files import PROMPT_FILES, concept_files, name_of, prompt_file, saved, zipped
+from .files import PROMPT_FILES, concept_files, name_of, prompt_file
 from .learning import Learning, Unwanted, Wish, content_of, lines
+from .own import OwnConcepts
 from .session import Session, friendly
 from .strip import StripTab
 from .studio import MOST_CHARACTERS, MOST_STEPS
@@ -46,21 +45,21 @@ class LearnTab:
 
     def __init__(self, create: CreateTab, strip: StripTab, saves: Path | None = None) -> None:
         self.studio, self.session, self.create, self.strip = create.studio, create.session, create, strip
-        self.saves = saves
         #: by the browser's session: what is being learned for it
         self._running: dict[str, Learning] = {}
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
                 self._ask()
             with gr.Column(scale=6, min_width=300):
-                self._tell()
+                self.progress = gr.HTML(look.note(NOTHING), elem_id="learn-progress")
+                self.own = OwnConcepts(self.studio, self.session, saves)
         self._wire()
 
     def _ask(self) -> None:
         self.kind = gr.Radio([PHRASES, LISTS], value=PHRASES, label="Learn from", elem_id="learn-kind")
         with gr.Row(elem_id="learn-phrases") as self.phrases:
-            self.first = _text("What to change", "banana", "learn-from", MOST_PHRASE)
-            self.second = _text("What into", "blurred banana", "learn-to", MOST_PHRASE)
+            self.first = one_line("What to change", "banana", "learn-from", MOST_PHRASE)
+            self.second = one_line("What into", "blurred banana", "learn-to", MOST_PHRASE)
         with gr.Column(visible=False, elem_id="learn-lists") as self.lists:
             told = {"source": "shows it", "target": "shows what it should become", "control": "must stay as it is"}
             self.sides = [
@@ -76,7 +75,7 @@ class LearnTab:
             self.file = gr.UploadButton(
                 "Fill from a prompt file (YAML or JSON)", file_types=list(PROMPT_FILES), size="sm", elem_id="learn-file"
             )
-        self.name = _text("Name (made from the phrases, if empty)", "", "learn-name", 64)
+        self.name = one_line("Name (made from the phrases, if empty)", "", "learn-name", 64)
         self.hints = gr.HTML("", elem_id="learn-hints")
         with gr.Row():
             self.start = gr.Button("Learn", variant="primary", elem_id="learn-start")
@@ -114,37 +113,6 @@ class LearnTab:
                 elem_id="learn-upload",
             )
 
-    def _tell(self) -> None:
-        self.progress = gr.HTML(look.note(NOTHING), elem_id="learn-progress")
-        self.picture = gr.Image(
-            label="before and after",
-            show_label=False,
-            format="png",
-            interactive=False,
-            visible=False,
-            elem_id="learn-picture",
-            buttons=["download", "fullscreen"],
-        )
-        self.evidence = gr.HTML("", elem_id="learn-evidence")
-        with gr.Column(visible=False, elem_id="learn-take") as self.take:
-            self.which = gr.Dropdown([], label="Your concepts", elem_id="learn-which")
-            with gr.Row():
-                self.zip = gr.DownloadButton("Download (zip)", interactive=False, size="sm", elem_id="learn-zip")
-                if self.saves is not None:
-                    self.save = gr.Button("Save where this runs", size="sm", elem_id="learn-save")
-            with gr.Accordion("Push to the Hugging Face Hub", open=False):
-                self.repository = _text("Repository (user/name)", "", "learn-repository", 200)
-                self.token = gr.Textbox(
-                    label="Token that may write there",
-                    info="used once and forgotten: it is neither kept nor logged",
-                    type="password",
-                    max_length=200,
-                    elem_id="learn-token",
-                )
-                self.private = gr.Checkbox(True, label="Private, if it is new", elem_id="learn-private")
-                self.push = gr.Button("Push", size="sm", elem_id="learn-push")
-            self.taken = gr.HTML("", elem_id="learn-taken")
-
     # ---- events -----------------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
@@ -156,7 +124,7 @@ class LearnTab:
         )
         self.kind.change(lambda kind: _shown(kind == PHRASES), self.kind, [self.phrases, self.lists], **quick)
         self.file.upload(friendly(self.fill), self.file, [*self.sides, self.name], **own)
-        result = [self.session, self.picture, self.evidence, self.which, self.take, self.zip]
+        result = [self.session, *self.own.parts]
         learned = self.start.click(
             friendly(self.learn),
             {self.session, *said, self.name, self.method, self.gate, self.sites, self.steps},
@@ -179,17 +147,6 @@ class LearnTab:
                 show_progress="hidden",
                 **own,
             )
-        self.which.input(
-            friendly(self.choose), [self.session, self.which], [self.zip, self.evidence, self.picture], **own
-        )
-        if self.saves is not None:
-            self.save.click(friendly(self.keep), [self.session, self.which], self.taken, **own)
-        self.push.click(
-            friendly(self.publish),
-            [self.session, self.which, self.repository, self.token, self.private],
-            [self.taken, self.token],
-            **own,
-        )
 
     def advise(self, kind: str, *said: Any) -> str:
         """What could be better about the prompts, as far as words tell."""
@@ -263,7 +220,7 @@ class LearnTab:
             session.add(concept, self.studio)
             told = f"Learned {concept.name} in {now.seconds:.0f} s: its slider is on the first tab, yours alone. "
             told += "It goes when you reload the page: download it to keep it."
-            yield look.note(told, "done"), *free, session, *self._shown(session, concept.name)
+            yield look.note(told, "done"), *free, session, *self.own.shown(session, concept.name)
         except Unwanted:
             yield look.note("Cancelled: nothing was learned."), *free, *rest
         except Exception as error:
@@ -289,76 +246,11 @@ class LearnTab:
         told = look.note(
             f"{concept.name} is there: its slider is on the first tab, yours alone, until you reload.", "done"
         )
-        return None, told, session, *self._shown(session, concept.name)
+        return None, told, session, *self.own.shown(session, concept.name)
 
     def slots(self, session: Session, strip: str | None) -> list[Any]:
         """Sliders, layers and the strip's choices, for the concepts that there are now."""
         return [*self.create.slots(session), self.strip.slots(session, strip)]
-
-    def choose(self, session: Session, name: str | None) -> tuple[Any, ...]:
-        """Another of the visitor's concepts: its zip file, evidence and picture."""
-        picture, evidence, _, _, packed = self._shown(session, str(name))
-        return packed, evidence, picture
-
-    def keep(self, session: Session, name: str | None) -> str:
-        """Save a concept where the server was told to."""
-        concept = self._own(session, name)
-        if self.saves is None:
-            raise DSASError("nothing can be saved here: download the concept")
-        return look.note(f"Saved as {saved(concept, self.saves)}.", "done")
-
-    def publish(
-        self, session: Session, name: str | None, repository: str, token: str, private: bool
-    ) -> tuple[str, str]:
-        """Push a concept to the Hub; what became of it, and an empty field in the token's place, always."""
-        token = (token or "").strip()
-        try:
-            address = self._published(session, name, (repository or "").strip(), token, private)
-        except Exception as error:  # the Hub's libraries raise many kinds, and may quote what they were given
-            told = str(error) or type(error).__name__
-            return look.note(f"Not pushed: {_brief(without(told, token))}", "warned"), ""
-        return look.note(f"Pushed: {without(address, token)}", "done"), ""
-
-    def _published(self, session: Session, name: str | None, repository: str, token: str, private: bool) -> str:
-        from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-        concept = self._own(session, name)
-        try:
-            validate_repo_id(repository)
-        except HFValidationError:
-            repository = ""
-        if repository.count("/") != 1:
-            raise DSASError("expected a repository as user/name, of letters, digits, '.', '_' and '-'")
-        if not token or not token.isascii() or not token.isprintable() or " " in token:
-            raise DSASError("expected a token that may write to the repository: make one at huggingface.co, settings")
-        return concept.push_to_hub(repository, token=token, private=bool(private))
-
-    def _own(self, session: Session, name: str | None) -> Any:
-        if name not in session.own:
-            raise DSASError("choose one of your concepts first")
-        return session.own[name]
-
-    def _shown(self, session: Session, name: str) -> tuple[Any, ...]:
-        """Picture, evidence, choice, frame and zip file of a concept of the visitor's own."""
-        concept = self._own(session, name)
-        strip = concept.samples.strip if concept.samples is not None else b""
-        packed = self.studio.file(f"{concept.name}.zip", zipped(concept))
-        return (
-            gr.update(value=Image.open(io.BytesIO(strip)) if strip else None, visible=bool(strip)),
-            look.evidence(concept),
-            names(list(session.own), name),
-            gr.update(visible=True),
-            gr.update(value=packed, interactive=True),
-        )
-
-
-def without(text: str, secret: str) -> str:
-    """A text in which a secret is not to be read."""
-    return text.replace(secret, "…") if secret else text
-
-
-def _brief(text: str) -> str:
-    return " ".join(text.split())[:300]
 
 
 def _drafted(first: str, second: str, name: str | None) -> PromptSet:
@@ -386,10 +278,6 @@ def _described(kind: str) -> list[tuple[str, str]]:
     """Names of methods or gates, with a line about each; the gate that steers nothing is left out."""
     found = (one for one in methods.available() if one.kind in (kind, "both") and one.name != "off")
     return [(f"{one.name}: {one.line}", one.name) for one in found]
-
-
-def _text(label: str, example: str, elem_id: str, most: int) -> gr.Textbox:
-    return gr.Textbox(label=label, placeholder=example, max_lines=1, max_length=most, elem_id=elem_id)
 
 
 def _shown(phrases: bool) -> tuple[Any, Any]:

@@ -27,13 +27,13 @@ from dsas_core.trace import Record
 
 from .. import viz
 from ..animation import looped
-from ..families import encoders_of, roots_of
+from ..families import roots_of
 from ..generation import UNCHANGED, Settings, change, decode, latents_of, settings_of
-from ..rows import Rows
 from ..samples import ENDS
 from ..schedule import Schedule
 from ..sites import site_name
 from ..steer import PipelineSteering, steer
+from ..tokens import Tokens
 from ..viz import PictureTrace
 from ..vocabulary import Reading, reading
 from ..wording import plain
@@ -160,7 +160,6 @@ class Studio:
         self.usual = settings_of(pipe)
         self._turn = threading.Lock()
         self._bases: OrderedDict[Any, tuple[Image.Image, float]] = OrderedDict()
-        self._rows = Rows(pipe)
         self._files = tempfile.TemporaryDirectory(prefix="dsas-app-")
         self._traces: list[weakref.ref[PictureTrace]] = []  # oldest first; drawings hold them
         self.concepts = by_name(concepts, roots_of(pipe))
@@ -313,13 +312,12 @@ class Studio:
 
         None where the pipeline words the prompt in its own way for it, so that nobody knows which position is whose.
         """
-        encoder = encoders_of(self.pipe)[0]
-        read = [record.h for record in records if record.timestep is None and record.site.root == encoder.part]
-        if not read or encoder.wording is not plain:
+        tokens = Tokens(self.pipe)
+        read = [record.h for record in records if record.timestep is None and record.site.root == tokens.encoder.part]
+        if not read or tokens.encoder.wording is not plain:
             return ()
         seen = torch.stack([(h > SEEN).any(0) for h in read if h.shape[1] == read[0].shape[1]]).any(0)
-        ids = self._rows.tokenised([prompt], len(seen))[0]
-        tokenizer = self._rows.tokenizer
+        ids, tokenizer = tokens.ids([prompt], len(seen))[0], tokens.tokenizer
         special = set(tokenizer.all_special_ids)
         found = [str(tokenizer.decode([int(i)])).strip() for i in ids[seen] if int(i) not in special]
         return tuple(dict.fromkeys(word for word in found if word))

@@ -69,6 +69,7 @@ def test_methods_env_version_and_help(dsas) -> None:
         ("generate", 2, "--prompt"),
         ("generate -p x -c {concept}=much", 2, "expected a number"),
         ("generate -p x -c {concept}=inf", 2, "expected a number"),
+        ("generate -p x -c {concept}:0.5", 2, "banana=0.5? (see dsas generate"),
         ("generate -p x -c {concept}=auto:1.5", 2, "a probability between 0 and 1, found 1.5"),
         ("generate -p x -c {concept}=auto:some", 2, "expected a number, found 'some'"),
         ("generate -p x --combine mix", 2, "--combine"),

@@ -24,6 +24,9 @@ def test_show(dsas, concept: str) -> None:
     assert shown["parameters"] == sum(tensor.numel() for part in parts for tensor in part.tensors()) > 0
     code, text, _ = dsas("show", concept)
     assert code == 0
+    places = {steers: [str(item.site) for item in saved.interventions if item.watches != steers] for steers in (1, 0)}
+    assert (shown["steered_sites"], shown["watched_sites"]) == (places[1], places[0])
+    assert f"steering at {len(places[1])} sites, watching {len(places[0])} more" in text
     for expected in (
         "balanced accuracy",
         "AUROC",

@@ -97,13 +97,13 @@ def test_what_is_learned_is_shown_and_is_a_slider_of_this_visitor(
     assert drawing.steered is not None
     assert Bare.of(studio.pipe.unet) == bare
 
-    assert "Saved as" in tab.keep(session, concept.name)
-    assert tab.saves is not None
-    assert Concept.from_pretrained(tab.saves / concept.name) == concept
+    assert "Saved as" in tab.own.keep(session, concept.name)
+    assert tab.own.saves is not None
+    assert Concept.from_pretrained(tab.own.saves / concept.name) == concept
     with pytest.raises(gr.Error, match="is saved already"):
-        friendly(tab.keep)(session, concept.name)
+        friendly(tab.own.keep)(session, concept.name)
     with pytest.raises(gr.Error, match="choose one of your concepts"):
-        friendly(tab.keep)(other, concept.name)
+        friendly(tab.own.keep)(other, concept.name)
 
 
 @pytest.mark.parametrize("how", ["cancel", "gone", "unwatched"])
@@ -266,7 +266,7 @@ def test_a_token_is_used_once_and_is_nowhere_afterwards(
     caplog.set_level(logging.DEBUG)
     monkeypatch.setattr(Concept, "push_to_hub", push)
     session = Session(own={"patches": concepts[1]})
-    told, field = friendly(tab.publish)(session, "patches", "user/name", f" {TOKEN} ", True)
+    told, field = friendly(tab.own.publish)(session, "patches", "user/name", f" {TOKEN} ", True)
     assert used == [("user/name", TOKEN, True)]
     assert field == ""
     assert ("Not pushed: 401 for Bearer … &lt;b&gt;" if raises else "Pushed: https://hub/user/name?…") in told
@@ -291,7 +291,7 @@ def test_bad_repositories_and_tokens_go_nowhere(
     tab: LearnTab, concepts: list[Concept], monkeypatch: pytest.MonkeyPatch, repository: str, token: str, expected: str
 ) -> None:
     monkeypatch.setattr(Concept, "push_to_hub", lambda *_, **__: pytest.fail("pushed"))
-    told, field = tab.publish(Session(own={"patches": concepts[1]}), "patches", repository, token, True)
+    told, field = tab.own.publish(Session(own={"patches": concepts[1]}), "patches", repository, token, True)
     assert expected in told
     assert TOKEN not in told
     assert field == ""

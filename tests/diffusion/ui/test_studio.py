@@ -17,7 +17,7 @@ from PIL import Image
 from dsas_core import Concept, DSASError
 from dsas_diffusion import Schedule
 from dsas_diffusion.generation import Settings, pictures_of
-from dsas_diffusion.rows import Rows
+from dsas_diffusion.tokens import Tokens
 from dsas_diffusion.ui import studio as studios
 from dsas_diffusion.ui.studio import Drawing, Order, Studio, ends_of, steered_sites
 from dsas_diffusion.vocabulary import reading
@@ -228,7 +228,7 @@ def test_other_families(
 ) -> None:
     pipe, concept = pipe_of(family), concept_of(family, role)
     if longest is not None:
-        monkeypatch.setattr(Rows(pipe).tokenizer, "model_max_length", longest)
+        monkeypatch.setattr(Tokens(pipe).tokenizer, "model_max_length", longest)
     studio = Studio(pipe, family, [concept])
     asked = Order(BANANA, 0, Settings(STEPS, studio.usual.guidance, size=SIZE), {concept.name: 4.0}, gate="on")
     drawing = list(studio.draw(asked, studio.concepts))[-1]
@@ -241,12 +241,11 @@ def test_other_families(
 
 
 def test_the_longest_tokenizer_says_what_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = Rows(pipe_of("flux"))
-    assert len(rows.tokenizers) == 2
-    monkeypatch.setattr(rows.tokenizers[1], "model_max_length", 512)
-    assert not reading(rows.pipe, "a dog and " * 30).cut_off, "CLIP reads less, but T5 all of it"
+    pipe = pipe_of("flux")
+    monkeypatch.setattr(pipe.tokenizer_2, "model_max_length", 512)
+    assert not reading(pipe, "a dog and " * 30).cut_off, "CLIP reads less, but T5 all of it"
     monkeypatch.undo()
-    assert reading(rows.pipe, "a dog and " * 30).cut_off
+    assert reading(pipe, "a dog and " * 30).cut_off
 
 
 def test_files_go_with_the_studio(tiny_pipe: Any) -> None:
