@@ -1,14 +1,17 @@
 """What steering and learning cost, as ratios within one run: steered and unsteered calls are interleaved.
 
     OMP_NUM_THREADS=1 python benchmarks/overhead.py --rounds 15
+    python benchmarks/overhead.py --parts calls compiled --device cuda --full
 
 Processor time is compared, in one thread: with more, threads that wait for one another would be counted as work. On a
-GPU (--device cuda) it is the time between events on its stream, at full size with --full.
+GPU it is the time between events on its stream.
 
 - learning: `learn` over the bare generations that it makes.
 - pictures: a whole generation with a learned concept over one without.
-- calls: one call of the denoiser with K random concepts at every cross-attention layer (of FLUX, at every image
-  stream), by hooks and by processors, eager and compiled.
+- calls: one call of the denoiser with K random concepts at every cross-attention layer (of FLUX, at every attention's
+  picture stream), by hooks and by processors: of the built-in model, and of random ones with the blocks of SDXL and
+  FLUX.1; narrow ones, or those of 1024 pixels in bfloat16 (--full).
+- compiled: the same with compiled denoisers; minutes for each on a CPU, and there of the built-in model alone.
 
 Writes benchmarks/results/overhead.json.
 """
@@ -18,15 +21,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import xl_unet
+from shapes import FLUX_HEADS, PROMPT, XL_WIDTH, Model, builtin, flux, xl
 
 import dsas_diffusion as dsas
 from dsas_core.concept import Intervention
@@ -40,9 +44,14 @@ from dsas_diffusion.families import roots_of
 from dsas_diffusion.generation import latents_of, seeds_for, settings_of
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPT = "a banana and a dog on the grass"
 #: how many concepts are steered at once
 CONCEPTS = (1, 4, 8)
+#: what is timed -> how it is attached, how many concepts
+ARMS = {
+    "unsteered": ("hooks", 0),
+    "control": ("hooks", 0),
+    **{f"{how} {count}": (how, count) for how in ("hooks", "processor") for count in CONCEPTS},
+}
 
 
 def steered_over_unsteered(pipe: Any, concept: dsas.Concept, rounds: int) -> dict[str, float]:
@@ -100,41 +109,12 @@ def learning_over_generations(pipe: Any, seed: int) -> dict[str, float]:
 # ---- calls of the denoiser ------------------------------------------------------------------------------------------
 
 
-def xl_shaped(width: int, side: int, device: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """A random pipeline with the blocks of SDXL (70 cross-attention layers), `width` channels instead of 320; its call.
-
-    Text encoders and decoder are tiny: nobody asks for them here.
-    """
-    reading = 32 * round(2048 * width / 320 / 32)
-    pipe = dsas.load_pipeline("builtin:emoji")
-    pipe.unet = xl_unet(width, side, reading, channels=4).to(device, dtype)
-    given = {
-        "sample": torch.randn(2, 4, side, side, device=device, dtype=dtype),
-        "timestep": torch.tensor(500, device=device),
-        "encoder_hidden_states": torch.randn(2, 77, reading, device=device, dtype=dtype),
-    }
-    return pipe, given
-
-
-def builtin(device: str, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """The built-in model, and a call of its denoiser."""
-    pipe = dsas.load_pipeline("builtin:emoji").to(device, dtype)
-    side = pipe.unet.config.sample_size
-    texts = pipe.encode_prompt([PROMPT], device, 1, True)
-    given = {
-        "sample": torch.randn(2, pipe.unet.config.in_channels, side, side, device=device, dtype=dtype),
-        "timestep": torch.tensor(500, device=device),
-        "encoder_hidden_states": torch.cat(texts[::-1]),
-    }
-    return pipe, given
-
-
-def random_concepts(pipe: Any, given: Mapping[str, Any], count: int) -> list[dsas.Concept]:
-    """Concepts with a random direction and a random probe at every cross-attention layer."""
-    sites = dsas.find_sites(pipe, "cross")
+def random_concepts(model: Model, count: int) -> list[dsas.Concept]:
+    """Concepts with a random direction and a random probe at every default site of the denoiser."""
+    sites = dsas.find_sites(model.pipe, "denoiser")
     widths = _Widths()
-    with torch.no_grad(), visit(roots_of(pipe), sites, widths):
-        pipe.unet(**given)
+    with torch.no_grad(), visit(roots_of(model.pipe), sites, widths):
+        model.call()
     random = torch.Generator().manual_seed(0)
     found = []
     for number in range(count):
@@ -161,12 +141,13 @@ class _Widths:
 
 
 @contextmanager
-def steered(pipe: Any, concepts: list[dsas.Concept], attach: str) -> Iterator[None]:
+def steered(model: Model, concepts: Sequence[dsas.Concept], attach: str) -> Iterator[None]:
     """A pipeline that steers, its denoiser ready to be called."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # random directions that oppose each other, text encoders of another width
-        with dsas.steer(pipe, dict.fromkeys(concepts, 1.0), attach=attach):
-            pipe.encode_prompt([PROMPT], pipe.text_encoder.device, 1, True)
+        # random directions that oppose each other, text encoders of another width, prompts that are given as tensors
+        warnings.simplefilter("ignore")
+        with dsas.steer(model.pipe, dict.fromkeys(concepts, 1.0), attach=attach) if concepts else nullcontext():
+            model.begin()
             yield
 
 
@@ -185,59 +166,79 @@ def timed(call: Callable[[], Any], device: str) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def eager_calls(pipe: Any, given: Mapping[str, Any], rounds: int, device: str) -> list[dict[str, Any]]:
+def eager_calls(model: Model, rounds: int, device: str) -> list[dict[str, Any]]:
     """Every number of concepts, by hooks and by processors, in turn within each round."""
-    concepts = random_concepts(pipe, given, max(CONCEPTS))
-    arms = [(attach, count) for attach in ("hooks", "processor") for count in CONCEPTS]
-    times: dict[str, list[float]] = {"unsteered": [], "control": [], **{f"{how} {count}": [] for how, count in arms}}
+    concepts = random_concepts(model, max(CONCEPTS))
+    times: dict[str, list[float]] = {name: [] for name in ARMS}
     for round_ in range(rounds + 1):
-        names = list(times) if round_ % 2 else list(times)[::-1]
-        for name in names:
-            how, _, count = name.partition(" ")
-            if not count:
-                spent = timed(lambda: pipe.unet(**given), device)
-            else:
-                with steered(pipe, concepts[: int(count)], how):
-                    spent = timed(lambda: pipe.unet(**given), device)
+        for name in list(times) if round_ % 2 else list(times)[::-1]:
+            how, count = ARMS[name]
+            with steered(model, concepts[:count], how):
+                spent = timed(model.call, device)
             if round_:  # the first is to warm up
                 times[name].append(spent)
-    return rows_of(times, compiled=False)
+    work = {}
+    for name, (how, count) in ARMS.items():
+        with steered(model, concepts[:count], how):
+            work[name] = work_of(model.call, device)
+    return rows_of(times, compiled=False, work=work)
 
 
-def compiled_calls(make: Callable[[], tuple[Any, dict[str, Any]]], rounds: int, device: str) -> list[dict[str, Any]]:
+def compiled_calls(make: Callable[[], Model], rounds: int, device: str) -> list[dict[str, Any]]:
     """As `eager_calls`, each arm a pipeline of its own that was compiled after attaching."""
-    arms = [("unsteered", 0), ("control", 0), *((how, count) for how in ("hooks", "processor") for count in CONCEPTS)]
-    kept, calls = [], {}
-    for how, count in arms:
-        pipe, given = make()
-        if count:
-            attached = steered(pipe, random_concepts(pipe, given, count), how)
-            attached.__enter__()
-            kept.append(attached)
-        pipe.unet.compile(fullgraph=True)
-        name = f"{how} {count}" if count else how
-        calls[name] = lambda pipe=pipe, given=given: pipe.unet(**given)
-        for _ in range(3):
-            timed(calls[name], device)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(rounds):
-        for name in list(calls) if round_ % 2 else list(calls)[::-1]:
-            times[name].append(timed(calls[name], device))
-    for attached in kept:
-        attached.__exit__(None, None, None)
+    torch._dynamo.config.recompile_limit = 4 * len(ARMS)  # each arm is another model for the same code
+    with ExitStack() as kept:
+        models = {}
+        for name, (how, count) in ARMS.items():
+            models[name] = model = make()
+            kept.enter_context(steered(model, random_concepts(model, count), how))
+            model.denoiser.compile(fullgraph=True)
+            began = time.perf_counter()
+            for _ in range(3):
+                timed(model.call, device)
+            print(f"{name}: compiled in {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        times: dict[str, list[float]] = {name: [] for name in ARMS}
+        for round_ in range(rounds):
+            for name in list(ARMS) if round_ % 2 else list(ARMS)[::-1]:
+                times[name].append(timed(models[name].call, device))
     return rows_of(times, compiled=True)
 
 
-def rows_of(times: Mapping[str, list[float]], *, compiled: bool) -> list[dict[str, Any]]:
-    """One row for each arm: its time over that of the unsteered call."""
+@torch.no_grad()
+def work_of(call: Callable[[], Any], device: str) -> dict[str, float]:
+    """What a call consists of: on a GPU its kernels and the seconds that they take, elsewhere its operators.
+
+    Where the seconds of a call are far more than those of its kernels, launching them is what takes time; else it is
+    the bytes that they move, and what they compute.
+    """
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    gpu = device != "cpu"
+    with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as seen:
+        call()
+        if gpu:
+            torch.cuda.synchronize()
+    if not gpu:
+        return {"operators": sum(event.name.startswith("aten::") for event in seen.events())}
+    kernels = [event for event in seen.events() if event.device_type == DeviceType.CUDA]
+    return {"kernels": len(kernels), "kernel_seconds": sum(event.self_device_time_total for event in kernels) / 1e6}
+
+
+def rows_of(
+    times: Mapping[str, list[float]], *, compiled: bool, work: Mapping[str, Mapping[str, float]] | None = None
+) -> list[dict[str, Any]]:
+    """The unsteered call, and one row for each arm: its time over that."""
     ratios = over(times, "unsteered")
-    rows = []
-    for name in times:
+    rows: list[dict[str, Any]] = []
+    for name, spent in times.items():
+        how, count = ARMS[name]
+        row: dict[str, Any] = {"attach": how if count else name, "concepts": count, "compiled": compiled}
+        row["milliseconds"] = 1000 * statistics.median(spent)
         if name != "unsteered":
-            how, _, count = name.partition(" ")
-            found = {pick: ratios[f"{name}_{pick}"] for pick in ("min", "median")}
-            rows.append({"attach": how, "concepts": int(count or 0), "compiled": compiled, **found})
-    return [{"milliseconds": 1000 * statistics.median(times["unsteered"]), "compiled": compiled}, *rows]
+            row.update({pick: ratios[f"{name}_{pick}"] for pick in ("min", "median")})
+        rows.append({**row, **(work or {}).get(name, {})})
+    return rows
 
 
 def main() -> None:
@@ -246,7 +247,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", nargs="+", default=["learning", "pictures", "calls"])
-    parser.add_argument("--compiled", action="store_true", help="calls of compiled denoisers too: minutes on a CPU")
+    parser.add_argument("--full", action="store_true", help="SDXL and FLUX.1 in their own size: for a GPU")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "overhead.json")
     args = parser.parse_args()
     report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
@@ -261,18 +262,20 @@ def main() -> None:
             )
             found = steered_over_unsteered(pipe, concept, args.rounds)
             report[name] = {"sites": len(concept.sites), **found, **about}
-    if "calls" in args.parts:
-        dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
-        made = {
-            "builtin": lambda: builtin(args.device, dtype),
-            "SDXL-shaped": lambda: xl_shaped(64, 32, args.device, dtype),
-        }
-        calls = report.setdefault("calls", {})
-        for name, make in made.items():
-            rows = eager_calls(*make(), args.rounds, args.device)
-            if args.compiled and name == "builtin":
-                rows += compiled_calls(make, args.rounds, args.device)
-            calls[f"{name}, {args.device}"] = {"rows": rows, **about}
+    dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
+    made: dict[str, Callable[[], Model]] = {
+        "builtin": lambda: builtin(args.device, dtype),
+        "SDXL-shaped": lambda: xl(*((XL_WIDTH, 128) if args.full else (64, 32)), args.device, dtype),
+        "FLUX-shaped": lambda: flux(*((FLUX_HEADS, 64) if args.full else (2, 16)), args.device, dtype),
+    }
+    for name, make in made.items():
+        where = f"{name}, {'full size, ' if args.full else ''}{args.device}"
+        if "calls" in args.parts:
+            rows = eager_calls(make(), args.rounds, args.device)
+            report.setdefault("calls", {})[where] = {"rows": rows, **about}
+        if "compiled" in args.parts and (name == "builtin" or args.device != "cpu"):
+            rows = compiled_calls(make, args.rounds, args.device)
+            report.setdefault("compiled calls", {})[where] = {"rows": rows, **about}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

@@ -197,10 +197,11 @@ def family_of(pipe: Any) -> Family:
     candidates = FAMILIES[kind]
     family = next((one for one in candidates if _has_parts_of(pipe, one)), candidates[-1])
     wanted = [family.denoiser, "scheduler", "vae"]
-    missing = [part for part in wanted if getattr(pipe, part, None) is None]
+    missing = [part for part in wanted[:2] if getattr(pipe, part, None) is None]
+    missing += [part for part in ("vae", family.encoders[0].part) if not hasattr(pipe, part)]
     encoders = [encoder for encoder in family.encoders if getattr(pipe, encoder.part, None) is not None]
     missing += [encoder.tokenizer for encoder in encoders if getattr(pipe, encoder.tokenizer, None) is None]
-    missing += [] if encoders else [family.encoders[0].part]
+    missing += [one.part for one in family.encoders if one.kind and one not in encoders]  # by which families are told
     if missing:
         wanted += [part for encoder in family.encoders for part in (encoder.part, encoder.tokenizer)]
         raise DSASError(f"the pipeline lacks {', '.join(missing)}; a {family.name} pipeline has {', '.join(wanted)}")
@@ -215,7 +216,7 @@ def family_of(pipe: Any) -> Family:
 
 
 def encoders_of(pipe: Any) -> list[TextEncoder]:
-    """The text encoders that a pipeline has of its family's; some run without the largest."""
+    """The text encoders that a pipeline has of its family's; some run without the largest, or on given embeddings."""
     return [encoder for encoder in family_of(pipe).encoders if getattr(pipe, encoder.part, None) is not None]
 
 

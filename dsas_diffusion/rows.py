@@ -190,6 +190,10 @@ class Rows:
             if embeds is None:
                 self._undecided = {each.part for each in self.family.encoders if _same(given, each)}
         if embeds is None:
+            if not encoders_of(self.pipe):
+                raise DSASError(
+                    "the pipeline has no text encoder to read prompts with: load one, or pass prompt_embeds"
+                )
             self._begin(len(_listed(prompt)), _listed(prompt), "")
         else:
             texts = ours[0] if ours else None

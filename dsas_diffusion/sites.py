@@ -92,15 +92,15 @@ def _matching(family: Family, roots: Mapping[str, nn.Module], pattern: str) -> I
     usual = dict.fromkeys([*family.denoiser_default, "text"])
     if not role or role in family.groups:
         known = [site for one in ([role] if role else usual) for site in _of_role(family, roots, one, listed=False)]
-        named = [site for site in known if f"{site_name(site)}.".startswith(f"{name}.")]
-        if named:
-            yield from named
+        called = [site for site in known if f"{site_name(site)}.".startswith(f"{name}.")]
+        if called:
+            yield from called
             return
     try:
         paths = find(roots, pattern)
     except DSASError as error:
         named = (site_name(site) for one in usual for site in _of_role(family, roots, one, listed=False))
-        told = f"roles of this {family.name}: {', '.join(family.groups)}; names: {next(named)!r} and the like"
+        told = f"roles of this {family.name}: {', '.join(family.groups)}; names: {next(iter(named))!r} and the like"
         raise DSASError(f"{error}; {told}") from None
     for path in paths:
         yield _site(family, roots, path)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from dsas_core.errors import DSASError
+
 from .families import encoders_of
 from .family import TextEncoder
 from .wording import plain
@@ -22,11 +24,17 @@ class Tokens:
 
     Args:
         pipe: the pipeline. encoder: which of its text encoders; None for the first.
+
+    Raises:
+        DSASError: it has none.
     """
 
     def __init__(self, pipe: Any, encoder: TextEncoder | None = None) -> None:
         self.pipe = pipe
-        self.encoder = encoders_of(pipe)[0] if encoder is None else encoder
+        known = [encoder] if encoder is not None else encoders_of(pipe)
+        if not known:
+            raise DSASError("the pipeline has no text encoder, whose tokens are asked for: load one")
+        self.encoder = known[0]
 
     @property
     def tokenizer(self) -> Any:

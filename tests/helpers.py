@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -209,11 +210,12 @@ def random_concept(
     unit: float = 1.0,
     weight: float = 1.0,
     seed: int = 0,
+    base: Mapping[str, str] = MappingProxyType({}),
     **fields: Any,
 ) -> Concept:
     """A concept with random parts at every site, different ones in every timestep bin.
 
-    `sites` gives the width of each site, or activations that were seen there.
+    `sites` gives the width of each site, or activations that were seen there; `base` may be of more roots than theirs.
     """
     random = torch.Generator().manual_seed(seed)
     bins = range(len(edges) + 1)
@@ -223,11 +225,12 @@ def random_concept(
         probes = tuple(random_probe(form, width, random, scale) for _ in bins)
         maps = tuple(random_map(kind, width, random) for _ in bins)
         interventions.append(Intervention(site, probes, maps, (weight,) * len(bins)))
-    return Concept(name=name, interventions=tuple(interventions), edges=tuple(edges), unit=unit, **fields)
+    here = {site.root: base[site.root] for site in sites if site.root in base}
+    return Concept(name=name, interventions=tuple(interventions), edges=tuple(edges), unit=unit, base=here, **fields)
 
 
 def bases(pipe: Any) -> dict[str, str]:
-    """Fingerprints of what can be steered, as `learn` writes them."""
+    """Fingerprints of what can be steered."""
     return {name: fingerprint(root) for name, root in roots_of(pipe).items()}
 
 

@@ -15,7 +15,7 @@ import torch
 
 from dsas_core import Concept, DSASError, Site, visit
 from dsas_diffusion import find_sites, learn, steer
-from dsas_diffusion.families import family_of, roots_of
+from dsas_diffusion.families import encoders_of, family_of, roots_of
 from dsas_diffusion.generation import decode
 from dsas_diffusion.rows import Rows
 from dsas_diffusion.sites import role_of, site_name, unread
@@ -207,7 +207,15 @@ def test_strengths_are_as_many_as_prompts(strengths: list[float]) -> None:
 def ready_made(family: str) -> dict[str, Any]:
     """Embeddings of two prompts and their negative prompts, as a pipeline of a family takes them."""
     pipe, texts, others = pipe_of(family), [BANANA, DOG], ["", ""]
-    if family == "zimage":
+    if family in ("sd", "sdxl", "sd3"):
+        words = {"negative_prompt": others, "do_classifier_free_guidance": True, "device": "cpu"}
+        words |= {"prompt_2": texts, "prompt_3": texts} if family == "sd3" else {"num_images_per_prompt": 1}
+        made = pipe.encode_prompt(texts, **words)
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        names = names[: len(made)]
+    elif family == "flux":
+        made, names = pipe.encode_prompt(texts, texts), ("prompt_embeds", "pooled_prompt_embeds", "")
+    elif family == "zimage":
         made = pipe.encode_prompt(texts, negative_prompt=others, max_sequence_length=16)
         names = ("prompt_embeds", "negative_prompt_embeds")
     elif family == "lumina":
@@ -234,6 +242,28 @@ def test_embeddings_that_are_ready_made(family: str, inside: bool) -> None:
             assert told.embeddings in (("", "made here") if inside else ("given",))
     calls = [call for root, call in recorder.calls if root == family_of(pipe).denoiser]
     assert [(call.rows.tolist(), call.prompts.tolist()) for call in calls] == CALLS[family] * 2
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux", "qwen", "zimage", "lumina"])
+def test_embeddings_are_enough_for_a_pipeline_whose_text_encoders_are_not_loaded(family: str) -> None:
+    """As people do who have little memory."""
+    whole, given, concept = (
+        pipe_of(family),
+        ready_made(family),
+        concept_of(family, family_of(pipe_of(family)).denoiser_default[0]),
+    )
+    parts = [part for encoder in encoders_of(whole) for part in (encoder.part, encoder.tokenizer)]
+    bare = type(whole)(**{**whole.components, **dict.fromkeys(parts)})
+    bare.set_progress_bar_config(disable=True)
+    options = {"height": SIZE, "width": SIZE, "num_inference_steps": 1, "output_type": "latent"}
+    made = []
+    for pipe, strength in ((whole, 1.0), (bare, 1.0), (bare, 0.0)):
+        with steer(pipe, {concept: strength}):
+            made.append(pipe(**options, **given, generator=torch.Generator().manual_seed(0)).images)
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[1], made[2])
+    with steer(bare, {concept: 1.0}), pytest.raises(DSASError, match="has no text encoder to read prompts with"):
+        bare(BANANA, **options)
 
 
 @pytest.mark.parametrize(("family", "role"), EVERY)
