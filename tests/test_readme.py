@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import torch
 import yaml
 
 import dsas_diffusion as dsas
+from dsas_diffusion.cli import parser
 from tests.helpers import random_concept, seen_at
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +43,23 @@ def test_the_table_of_results_is_the_generated_one(results: Any) -> None:
     assert len(document["concepts"]) >= 11
 
 
-def test_files_that_the_readme_names_are_there() -> None:
-    readme = (ROOT / "README.md").read_text()
-    linked = re.findall(r"\]\(([^)#:]+)\)", readme)
-    assert linked
-    assert [path for path in linked if not (ROOT / path).exists()] == []
-    scripts = re.findall(r"(benchmarks/\w+\.(?:py|yaml))", readme)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text()
+    linked = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert linked or page.name in ("families.md", "space.md")
+    assert [path for path in linked if not (page.parent / path).exists()] == []
+    scripts = re.findall(r"(benchmarks/\w+\.(?:py|yaml))", text)
     assert [path for path in scripts if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_a_page_shows_are_understood(page: Path) -> None:
+    """Every `dsas …` line of its examples, as far as its arguments go."""
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith(".venv/bin/dsas"):
+                parser().parse_args(shlex.split(line, comments=True)[1:])
 
 
 def blocks(of: str) -> list[str]:

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        args = _parser().parse_args(argv)
+        args = parser().parse_args(argv)
         args.command = shlex.join(["dsas", *(sys.argv[1:] if argv is None else argv)])
         with warnings.catch_warnings():
             _tidy_warnings()
@@ -81,10 +81,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="dsas", description="Concept sliders that leave alone what they are not about.")
-    parser.add_argument("--version", action="version", version=f"dsas {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+def parser() -> argparse.ArgumentParser:
+    """What understands the arguments of every command."""
+    dsas = _Parser(prog="dsas", description="Concept sliders that leave alone what they are not about.")
+    dsas.add_argument("--version", action="version", version=f"dsas {__version__}")
+    commands = dsas.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in _COMMANDS.items():
         purpose = (command.__doc__ or "").splitlines()[0].split(": ", 1)[1]
         own = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:])
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         own.add_argument("--json", action="store_true", help="print one JSON document instead of text")
         own.add_argument("--quiet", action="store_true", help="no progress bars")
         own.set_defaults(run=command.run, report=command.report, usage=own.error)
-    return parser
+    return dsas
 
 
 def _tidy_warnings() -> None:
