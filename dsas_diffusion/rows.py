@@ -69,7 +69,8 @@ class Rows:
         self.images_per_prompt = 1
         self.clip_skip = 0
         self.skips = False  # whether the denoiser is asked to leave out some of its layers, this time
-        self.embeddings = ""  # "given" ready-made, or "made here" by an earlier encode_prompt; else made now
+        #: "given" ready-made, "made here" by an earlier encode_prompt, perhaps made "by hand"; "" where they are made now
+        self.embeddings = ""
         self._made: list[tuple[weakref.ref[torch.Tensor], list[str] | None]] = []
         self.given: Mapping[str, Any] = {}  # what its prompts were encoded with
         self._asked: Mapping[str, Any] = {}  # what a generation was called with, where it says so before it encodes
@@ -77,6 +78,8 @@ class Rows:
         self._encoded = False  # whether it has encoded its prompts since
         self._negatives: Mapping[str, list[str]] | None = None  # by text encoder; None without guidance
         self._undecided: set[str] = set()  # text encoders that read the same for both, and have read nothing yet
+        self._encoding = False  # whether the pipeline encodes prompts of either kind
+        self._by_hand = False  # whether a text encoder has read something that the pipeline did not give it
         self._negating = False  # whether negative prompts, and they alone, are being encoded
         self._negative: torch.Tensor | None = None  # what was made of them
         self._positive: torch.Tensor | None = None  # what was made of prompts
@@ -140,16 +143,17 @@ class Rows:
         return self._prepare(prepare, given)
 
     def _encode(self, encode: Callable[[], Any], given: dict[str, Any]) -> Any:
-        if self._is_negative(given):
-            self._negating = True
-            try:
-                made = encode()
-            finally:
-                self._negating = False
+        self._negating = self._is_negative(given)
+        if not self._negating:
+            self._note(given)
+        self._encoding = True
+        try:
+            made = encode()
+        finally:
+            negative, self._encoding, self._negating = self._negating, False, False
+        if negative:
             self._negative = made[0]
             return made
-        self._note(given)
-        made = encode()
         parts = made if isinstance(made, tuple) else (made,)
         self._positive = parts[0]
         tensors = [tensor for part in parts for tensor in (part if isinstance(part, list) else [part])]
@@ -199,7 +203,7 @@ class Rows:
             texts = ours[0] if ours else None
             if texts is not None:  # perhaps they were made for several pictures each
                 texts = [text for text in texts for _ in range(len(embeds) // len(texts))]
-            self._begin(len(embeds), texts, "made here" if ours else "given")
+            self._begin(len(embeds), texts, "made here" if ours else "by hand" if self._by_hand else "given")
 
     def _begin(self, prompts: int, texts: list[str] | None, embeddings: str) -> None:
         self.prompts, self.texts, self.embeddings, self._running = prompts, texts, embeddings, True
@@ -209,11 +213,12 @@ class Rows:
     # ---- texts -------------------------------------------------------------------------------------------------------
 
     def text_call(self, encoder: TextEncoder, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """A call of a text encoder: of all prompts, or of all negative prompts."""
+        """A call of a text encoder: of all prompts, or of all negative prompts; what it reads by hand is of prompts."""
+        self._by_hand |= not self._encoding
         tokens, given = Tokens(self.pipe, encoder), self.given
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
         negative = torch.tensor(self._negating, device=ids.device)
-        if self._negatives is not None:
+        if self._negatives is not None and self._encoding:
             texts = tokens.worded(self._negatives[encoder.part], True, given)
             known = tokens.ids(texts, ids.shape[1], given).to(ids.device)
             # all of them, as one of the prompts may well be what another is not to be

@@ -184,6 +184,14 @@ class PipelineSteering(Steering):
         assert self._rows is not None
         if self._rows.embeddings == "made here":
             return
+        if self._rows.embeddings == "by hand":
+            if any(site.root != self._denoiser for site in self.sites):
+                warnings.warn(
+                    "a text encoder was called by hand in the steer() block, and all that it read there counts as "
+                    "prompts: encode negative prompts outside of the block",
+                    stacklevel=2,
+                )
+            return
         # where embeddings are given, they run for negative prompts at most
         unseen = self._rows.embeddings == "given" and self._rows.rows != "unconditional"
         texts = [site for site in self.sites if site.root != self._denoiser and site not in self._told]

@@ -231,6 +231,28 @@ def test_embeddings_that_were_made_inside_the_block_are_steered_without_a_warnin
     assert torch.equal(made, expected)
 
 
+def test_what_a_text_encoder_reads_by_hand_counts_as_prompts(tiny_pipe: Any) -> None:
+    """As Compel and its like do."""
+    concept = concept_of(tiny_pipe, "text")
+
+    def read(text: str) -> torch.Tensor:
+        ids = tiny_pipe.tokenizer(text, padding="max_length", return_tensors="pt", truncation=True).input_ids
+        return tiny_pipe.text_encoder(ids)[0]
+
+    negative = read("a cat")
+    with steer(tiny_pipe, {concept: S}):
+        expected = latents(tiny_pipe, BANANA, negative_prompt="a cat")
+        positive = read(BANANA)
+        with pytest.warns(UserWarning, match=r"called by hand .*encode negative prompts outside"):
+            made = latents(tiny_pipe, None, prompt_embeds=positive, negative_prompt_embeds=negative)
+        assert differ(read("a cat"), negative)  # also behind a generation whose negative prompt it was
+    assert torch.equal(made, expected)
+    with steer(tiny_pipe, {concept_of(tiny_pipe, "cross"): S}), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        read(BANANA)
+        latents(tiny_pipe, None, prompt_embeds=positive, negative_prompt_embeds=negative)
+
+
 def test_a_site_that_is_never_reached_warns(tmp_path: Any) -> None:
     pipe = build_flow_pipe(tmp_path)
     pipe.unet.mid_block.unused = nn.Identity()
