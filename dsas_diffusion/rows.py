@@ -69,7 +69,7 @@ class Rows:
         self.images_per_prompt = 1
         self.clip_skip = 0
         self.skips = False  # whether the denoiser is asked to leave out some of its layers, this time
-        #: "given" ready-made, "made here" by an earlier encode_prompt, perhaps made "by hand"; "" where they are made now
+        #: "given" ready-made, "made here" by an earlier encode_prompt, perhaps "by hand"; "" where they are made now
         self.embeddings = ""
         self._made: list[tuple[weakref.ref[torch.Tensor], list[str] | None]] = []
         self.given: Mapping[str, Any] = {}  # what its prompts were encoded with
