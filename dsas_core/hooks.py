@@ -78,9 +78,11 @@ class Visit:
         self.sites = sites
         self.fired: set[Site] = set()
         self.passed: set[Site] = set()  # in the current call of their root
+        self.traced: set[Site] = set()  # that a compiled graph goes through
         self.joint: dict[str, Joint | None] = {}  # by root, of its current call
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._places: dict[Site, nn.Module] = {}
+        self._by_hand: dict[Site, _SiteHook] = {}
 
     def below(self, root: str) -> list[Site]:
         """The sites of a root."""
@@ -97,7 +99,7 @@ class Visit:
 
     def bring(self, site: Site, value: Any) -> Any:
         """What a module takes or returns at a site, as the visitor leaves it: for sites that were given `by_hand`."""
-        changed = _SiteHook(site, self).change(value)
+        changed = self._by_hand[site].change(value)
         return value if changed is None else changed
 
     def __enter__(self) -> Self:
@@ -124,8 +126,8 @@ def visit(
         sites: where to look.
         visitor: who looks.
         describe: by root name, what tells a call of that root. A root without an entry is not announced.
-        missed: told after each call of a root that was announced which sites below it were not come to, if any. Not of
-            what is compiled, where nobody counts.
+        missed: told after each call of a root that was announced which sites below it were not come to, if any. Of what
+            is compiled, those that no graph goes through.
         by_hand: sites that get no hook: somebody else brings what comes by there, see `Visit.bring`.
 
     Returns:
@@ -153,6 +155,7 @@ def visit(
                 placed._handles.append(known[name].register_forward_hook(_EndHook(name, placed)))
         for site in sites:
             if site in by_hand:
+                placed._by_hand[site] = _SiteHook(site, placed)
                 continue
             module = known[site.path]
             if site.side == "input":
@@ -180,16 +183,46 @@ def _roots(model: nn.Module | Roots) -> Roots:
     return {"model": model} if isinstance(model, nn.Module) else model
 
 
-def _refuse_compiled(name: str, root: nn.Module) -> None:
+def is_compiled(root: nn.Module) -> bool:
+    """Whether a module, or one inside it, was given to torch.compile."""
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in root.modules())
+
+
+def why_missed(root: nn.Module) -> str:
+    """What may have kept a call of a root from coming to its sites, and the way out."""
+    if is_compiled(root):
+        return "torch goes by what it compiled earlier, without steering: call torch.compiler.reset(), and again"
+    return "somebody removed its hook, or the model skips that block"
+
+
+def _heed_hooks() -> None:
+    """Have torch look for hooks before a graph serves a module, in graphs that it makes from now on.
+
+    It does not by default. Then what it compiled of another model of the class, or of another block of this one, which
+    had no hook, serves those that have one.
+    """
     dynamo = sys.modules.get("torch._dynamo")  # importing it takes a second, and without it nothing is compiled
-    if dynamo is None or not dynamo.config.skip_nnmodule_hook_guards:
-        return
-    for module in root.modules():
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-            raise DSASError(
-                f"{name} is compiled, and torch ignores hooks that come later: attach first (strength 0 does nothing) "
-                "and compile then; strengths move freely afterwards"
-            )
+    if dynamo is not None:
+        dynamo.config.skip_nnmodule_hook_guards = False
+
+
+def _while_tracing(act: Callable[[], object]) -> Callable[[], None]:
+    """What torch's tracer does when it comes by: once for each graph, and not when that runs."""
+
+    def run() -> None:
+        act()
+
+    # torch.compiler.assume_constant_result, which would import torch._dynamo right here
+    run._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return run
+
+
+def _refuse_compiled(name: str, root: nn.Module) -> None:
+    if is_compiled(root):
+        raise DSASError(
+            f"{name} is compiled, and torch ignores hooks that come later: attach first (strength 0 does nothing) "
+            "and compile then; strengths move freely afterwards"
+        )
 
 
 class _Copied:
@@ -214,6 +247,7 @@ class _BeginHook(_Copied):
 
     @_disable_dynamo  # torch.compiler.disable, which would import torch._dynamo right here: 1.5 s
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _heed_hooks()
         call = self.describe(args, kwargs)
         self.placed.joint[self.name] = call.joint
         self.placed.passed.difference_update(self.sites)
@@ -224,10 +258,11 @@ class _EndHook(_Copied):
     def __init__(self, name: str, placed: Visit) -> None:
         self.name, self.placed, self.sites = name, placed, placed.below(name)
 
+    @_disable_dynamo
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or self.placed.missed is None:
+        if self.placed.missed is None:
             return
-        missed = [site for site in self.sites if site not in self.placed.passed]
+        missed = [site for site in self.sites if site not in self.placed.passed and site not in self.placed.traced]
         if missed:
             self.placed.missed(self.name, missed)
 
@@ -235,12 +270,15 @@ class _EndHook(_Copied):
 class _SiteHook(_Copied):
     def __init__(self, site: Site, placed: Visit) -> None:
         self.site, self.placed = site, placed
+        self.trace = _while_tracing(lambda: placed.traced.add(site))
 
     def change(self, value: Any) -> Any:
         joint = self.placed.joint.get(self.site.root) if self.site.stream else None
         x = site_access.read(value, self.site, joint)
         changed = self.placed.visitor.visit(self.site, x)
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            self.trace()
+        else:
             self.placed.fired.add(self.site)
             self.placed.passed.add(self.site)
         return None if changed is None else site_access.write(value, self.site, changed, joint)

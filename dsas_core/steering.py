@@ -184,6 +184,11 @@ class Steering:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
+    def warn_of_missed(self, sites: Sequence[Site], why: str) -> None:
+        """Tell of sites that a call has not come to."""
+        listed = ", ".join(map(str, sites))
+        warnings.warn(f"attached sites were not reached, so nothing was steered there: {listed} ({why})", stacklevel=3)
+
     @property
     def fired(self) -> list[str]:
         """Sites that have been reached so far (not tracked inside compiled modules)."""

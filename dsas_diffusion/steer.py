@@ -6,11 +6,9 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
-from torch import nn
-
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.hooks import Call, visitors
+from dsas_core.hooks import Call, visitors, why_missed
 from dsas_core.sites import Site
 from dsas_core.steering import Schedule, Steering
 from dsas_core.strengths import Strength, Strengthened, loaded
@@ -195,8 +193,7 @@ class PipelineSteering(Steering):
         # where embeddings are given, they run for negative prompts at most
         unseen = self._rows.embeddings == "given" and self._rows.rows != "unconditional"
         texts = [site for site in self.sites if site.root != self._denoiser and site not in self._told]
-        texts = [site for site in texts if unseen or site not in self._visit.fired]
-        silent = [site for site in texts if not _compiled(getattr(self.pipe, site.root))]
+        silent = [site for site in texts if unseen or site not in self._visit.fired | self._visit.traced]
         if silent and self._rows.embeddings == "given":
             self._told.update(silent)
             warnings.warn(
@@ -211,24 +208,22 @@ class PipelineSteering(Steering):
         """Tell, once a generation, which sites a call has not come to."""
         assert self._rows is not None
         silent = [site for site in sites if site not in self._told]
-        if not silent or self._rows.skips or _compiled(getattr(self.pipe, root)):
+        if not silent or self._rows.skips:
             return
         self._told.update(silent)
         by_hand = {site for found in self._by_processor.values() for site in found}
         caches = caches_of(getattr(self.pipe, root))
         if caches:
-            told = (
+            warnings.warn(
                 f"{caches[0]} answers from an earlier step, with the steering of then, for {_listed(silent)}: disable "
-                "it where strengths or schedules move"
+                "it where strengths or schedules move",
+                stacklevel=2,
             )
+        elif by_hand.issuperset(silent):
+            why = 'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
+            self.warn_of_missed(silent, why)
         else:
-            why = (
-                'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
-                if by_hand.issuperset(silent)
-                else "somebody removed its hook, or the model skips that block"
-            )
-            told = f"attached sites were not reached, so nothing was steered there: {_listed(silent)} ({why})"
-        warnings.warn(told, stacklevel=2)
+            self.warn_of_missed(silent, why_missed(getattr(self.pipe, root)))
 
 
 def steer(
@@ -297,8 +292,3 @@ def steer(
 
 def _listed(sites: Iterable[Site]) -> str:
     return ", ".join(map(str, sites))
-
-
-def _compiled(root: nn.Module) -> bool:
-    """Whether a part of the pipeline, or something inside it, was compiled after attaching."""
-    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in root.modules())

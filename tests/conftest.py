@@ -38,9 +38,10 @@ def _one_judge() -> Iterator[None]:
 
 @pytest.fixture
 def fresh_graphs() -> Iterator[None]:
-    """For tests that compile: torch keeps the graphs of earlier ones."""
+    """For tests that compile: torch keeps the graphs of earlier ones, and steering has it heed hooks."""
     torch._dynamo.reset()
-    yield
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):
+        yield
     torch._dynamo.reset()
 
 

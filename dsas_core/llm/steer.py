@@ -10,6 +10,8 @@ from torch import nn
 
 from ..concept import Concept
 from ..errors import DSASError
+from ..hooks import why_missed
+from ..sites import Site
 from ..steering import Steering
 from ..strengths import Strength, Strengthened, loaded
 from .layers import ends_of, positions_of, roots_of
@@ -45,7 +47,15 @@ class TextSteering(Steering):
     def attach_to_model(self, model: nn.Module) -> Self:
         roots = roots_of(model)
         self._tokens.limit, self._tokens.ends = 0 if self._watches else positions_of(model), ends_of(model)
-        return self.attach(roots, {root: self._tokens.describe(root) for root in roots})
+        told: set[Site] = set()
+
+        def missed(root: str, sites: list[Site]) -> None:
+            silent = [site for site in sites if site not in told]
+            told.update(silent)
+            if silent:
+                self.warn_of_missed(silent, why_missed(roots[root]))
+
+        return self.attach(roots, {root: self._tokens.describe(root) for root in roots}, missed=missed)
 
     def _prompts(self) -> int:
         return max(len(self.strengths.values_of(name)) for name in self.strengths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dsas_core import DSASError
 from dsas_diffusion import DSASAttnProcessor, Schedule, find_sites, steer
 from dsas_diffusion.families import family_of
 from tests.diffusion import models
-from tests.diffusion.test_every_family import concept_of
+from tests.diffusion.test_every_family import concept_of, pipe_of
 from tests.helpers import (
     BANANA,
     DOG,
@@ -31,8 +32,8 @@ from tests.helpers import (
 pytestmark = pytest.mark.usefixtures("fresh_graphs")
 
 
-def compile_denoiser(pipe: Any, way: str = "wrapped") -> Counting:
-    counting, name = Counting(), family_of(pipe).denoiser
+def compile_denoiser(pipe: Any, way: str = "wrapped", counting: Counting | None = None) -> Counting:
+    counting, name = counting or Counting(), family_of(pipe).denoiser
     denoiser = getattr(pipe, name)
     if way == "wrapped":
         setattr(pipe, name, torch.compile(denoiser, backend=counting, fullgraph=True))
@@ -87,6 +88,42 @@ def test_letting_go_of_a_compiled_denoiser_takes_effect(tmp_path: Path) -> None:
         assert differ(latents(pipe, BANANA), base)
     assert Bare.of(pipe.unet).hooks == 0
     assert same(latents(pipe, BANANA), base)
+
+
+def test_what_was_compiled_without_steering_does_not_serve_another_pipeline_unnoticed(tmp_path: Path) -> None:
+    """torch keeps graphs by class, and does not look for hooks: not before anybody has steered."""
+    bare, pipe = (build_flow_pipe(tmp_path / name, shallow=True) for name in ("bare", "steered"))
+    site = find_sites(pipe, "cross")[0]
+    concept, base = random_concept(seen_at(pipe, [site]), unit=0.5), latents(pipe, BANANA)
+    counting = compile_denoiser(bare)
+    assert same(latents(bare, BANANA), base)
+    with steer(pipe, {concept: 1.0}):
+        eager = latents(pipe, BANANA)
+        compile_denoiser(pipe, counting=counting)  # graphs are of one compiler
+        with pytest.warns(UserWarning, match=rf"not reached.*{site.path}.*call torch.compiler.reset\(\)"):
+            assert same(latents(pipe, BANANA), base)
+        torch.compiler.reset()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            for _ in range(2):  # whoever comes first
+                assert same(latents(pipe, BANANA), eager)
+                assert same(latents(bare, BANANA), base)
+    assert differ(eager, base)
+
+
+def test_a_block_that_is_not_steered_does_not_serve_one_that_is(tmp_path: Path) -> None:
+    """Compiled block by block, they share their code."""
+    pipe, base = models.build("flux", tmp_path), models.latents(pipe_of("flux"), "flux", BANANA)
+    last = concept_of("flux", "image")
+    last = replace(last, interventions=last.interventions[1:2])  # of the second of two double blocks
+    with steer(pipe, {last: 1.0}), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        eager = models.latents(pipe, "flux", BANANA)
+        compile_denoiser(pipe, "blocks")
+        compiled = models.latents(pipe, "flux", BANANA)
+    scale = float(base.std())
+    assert same(compiled / scale, eager / scale)
+    assert not same(eager / scale, base / scale)
 
 
 #: family, its role, how it is compiled, how it is steered, and how many graphs that makes

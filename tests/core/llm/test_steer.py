@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +235,6 @@ def test_a_batch_of_beams_belongs_to_its_prompts() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_stays_finite_and_exact_at_zero(dtype: torch.dtype) -> None:
-    import copy
-
     model = copy.deepcopy(tiny("llama")).to(dtype)
     concept = concept_for(model)
     base = written(model)
@@ -258,6 +257,33 @@ def test_compiled_in_one_graph() -> None:
         steering.strengths[concept.name] = 0.0
         assert close(model(IDS).logits, base)
         assert counting.graphs == 1
+
+
+@pytest.mark.usefixtures("fresh_graphs")
+def test_sites_that_a_call_does_not_come_to_are_told_in_that_call() -> None:
+    """Whoever took the hook away, or where torch compiled another model of the class before, without hooks."""
+    bare, model = copy.deepcopy(tiny("llama")), copy.deepcopy(tiny("llama"))
+    counting, base = Counting(), model(IDS).logits
+    bare.model = torch.compile(bare.model, backend=counting)
+    assert close(bare(IDS).logits, base)
+    concept = concept_for(model)
+    with llm.steer(model, {concept: 1.0}) as steering:
+        expected, inner, hooks = model(IDS).logits, model.model, model.model.layers[0]._forward_hooks
+        model.model = torch.compile(inner, backend=counting)
+        with pytest.warns(UserWarning, match=r"not reached.*call torch\.compiler\.reset\(\)"):
+            assert close(model(IDS).logits, base)
+        torch.compiler.reset()
+        assert close(model(IDS).logits, expected)
+        assert differ(expected, base)
+    model.model = inner
+    with llm.steer(model, {concept: 1.0}) as steering:
+        hooks.clear()
+        with pytest.warns(UserWarning, match=r"not reached.* model\.model\.layers\.0 \(somebody removed its hook"):
+            model(IDS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            model(IDS)  # once
+        assert steering.fired == ["model.model.layers.1"]
 
 
 def test_adapters_stay_at_work() -> None:
