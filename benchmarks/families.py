@@ -36,6 +36,9 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
         "test_every_family::test_rows_of_negative_prompts_are_untouched",
         "test_every_family::test_without_guidance_every_row_has_a_prompt",
     ),
+    "embeddings alone, no text encoder loaded": (
+        "test_every_family::test_embeddings_are_enough_where_no_text_encoder_is_loaded",
+    ),
     "learning, heat-map, saving": ("test_every_family::test_learning",),
     "attention processor": ("test_processor::test_it_gives_the_same_picture_as_the_hook",),
     "callback": ("test_callback::test_a_change_acts_from_the_step_after_it",),

@@ -18,7 +18,7 @@ from ..rows import ROWS
 from ..schedule import Schedule
 from . import look
 from .controls import MOST_SEED, STEP, chips, field, number, of_concept, seed_of, shown, strength_slider
-from .session import OWN, Session, friendly
+from .session import OWN, Session, friendly, toast
 from .studio import MOST_CHARACTERS, MOST_STEPS, Order, Studio, steered_sites
 
 EXAMPLES = (
@@ -146,15 +146,17 @@ class CreateTab:
 
     def _drawn(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
         session: Session = data[self.session]
-        order = self.order(data)
         try:
+            order = self.order(data)
             for drawing in self.studio.draw(order, session.concepts(self.studio)):
                 session.drawing = drawing
                 pair = shown(drawing.base), shown(drawing.steered or drawing.base)
                 yield session, pair, look.explained(drawing), order.seed
-        except Exception as error:  # or the page would say for ever that it steers
-            told = str(error) if isinstance(error, DSASError) else "Drawing failed."
-            yield session, gr.skip(), look.note(told, "warned"), order.seed
+        except DSASError as error:
+            toast(error)
+            yield session, gr.skip(), look.note(str(error), "warned"), gr.skip()
+        except Exception:  # or the page would say for ever that it steers
+            yield session, gr.skip(), look.note("Drawing failed.", "warned"), gr.skip()
             raise
 
     def order(self, data: Mapping[Any, Any]) -> Order:

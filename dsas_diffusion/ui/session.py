@@ -54,6 +54,13 @@ class Session:
             raise DSASError(f"there is room for {OWN} concepts of your own: reload the page to begin anew")
 
 
+def toast(error: DSASError) -> None:
+    """Tell of an error and leave what is there: Gradio blanks what a handler that raises was to fill."""
+    import gradio as gr
+
+    gr.Warning(html.escape(str(error), quote=False), duration=12, title="Not done")
+
+
 def friendly(handler: Callable[..., Any]) -> Callable[..., Any]:
     """An event handler whose errors are messages on the page; what nobody has foreseen goes to the server's log.
 

@@ -14,7 +14,7 @@ from dsas_core.errors import DSASError
 from . import look
 from .controls import names, number, shown
 from .create import CreateTab
-from .session import Session, friendly
+from .session import Session, friendly, toast
 from .studio import ends_of
 
 MOST_PICTURES = 11
@@ -67,6 +67,13 @@ class StripTab:
 
     def draw(self, data: Mapping[Any, Any], progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
         """The strip, its animation, and both as files."""
+        try:
+            return self._drawn(data, progress)
+        except DSASError as error:
+            toast(error)
+            return look.note(str(error), "warned"), *(gr.skip() for _ in range(5))
+
+    def _drawn(self, data: Mapping[Any, Any], progress: Any) -> tuple[Any, ...]:
         session: Session = data[self.create.session]
         concepts = session.concepts(self.studio)
         if data[self.concept] not in concepts:

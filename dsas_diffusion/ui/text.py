@@ -11,7 +11,7 @@ from dsas_core.errors import DSASError
 
 from . import look
 from .controls import MOST_SEED, STEP, chips, field, number, seed_of, strength_slider
-from .session import Session, friendly
+from .session import Session, friendly, toast
 from .talk import MOST_CHARACTERS, MOST_TEMPERATURE, Question, Reply, Talk, message_of
 
 #: for builtin:chat: rude and calm, about things that learning has not seen, and two calm ones with rude words
@@ -129,15 +129,16 @@ class TextTab:
     def write(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
         """Both answers as they grow, the base first, then their tokens."""
         session: Session = data[self.session]
-        question = self.question(data)
         try:
-            for reply in self.talk.reply(question):
+            for reply in self.talk.reply(self.question(data)):
                 session.reply = reply
                 steered = reply.steered.text if reply.steered is not None else ""
                 yield session, reply.base.text, steered, look.replied(reply), self.spell(session, data[self.concept])
-        except Exception as error:  # or the page would say for ever that it writes
-            told = str(error) if isinstance(error, DSASError) else "Writing failed."
-            yield session, gr.skip(), gr.skip(), look.note(told, "warned"), gr.skip()
+        except DSASError as error:
+            toast(error)
+            yield session, gr.skip(), gr.skip(), look.note(str(error), "warned"), gr.skip()
+        except Exception:  # or the page would say for ever that it writes
+            yield session, gr.skip(), gr.skip(), look.note("Writing failed.", "warned"), gr.skip()
             raise
 
     def question(self, data: Mapping[Any, Any]) -> Question:

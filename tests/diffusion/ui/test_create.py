@@ -125,6 +125,18 @@ def test_what_cannot_be_ordered(page: Page, values: dict[str, Any], message: str
         page.create.order(page.data(Session(), **values))
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"prompt": ""}, "no prompt"), ({"kind": "window", "first": 100, "last": 900}, "1000 &gt;= start &gt; stop")],
+)
+def test_what_cannot_be_drawn_is_told_and_the_picture_stays(page: Page, values: dict[str, Any], message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        session, pair, told, seed = page.draw(Session(), **values)
+    assert session.drawing is None
+    assert pair == seed == gr.skip()
+    assert message in told
+
+
 def test_schedules_are_drawn_and_what_is_wrong_with_them_told(page: Page) -> None:
     first, last, line = page.create.schedule_ends("window")
     assert (first["value"], last["value"], first["visible"]) == (800.0, 200.0, True)
@@ -219,8 +231,10 @@ def test_a_strip_from_end_to_end(page: Page) -> None:
         assert name.endswith(suffix)
         assert Image.open(name).format == kind
     assert webp["value"] == moving
-    with pytest.raises(DSASError, match="choose a concept"):
-        page.strip.draw({**data, page.strip.concept: None})
+    with pytest.warns(UserWarning, match="choose a concept"):
+        told, *rest = page.strip.draw({**data, page.strip.concept: None})
+    assert "choose a concept" in told
+    assert rest == [gr.skip()] * 5
 
 
 # ---- what is told ---------------------------------------------------------------------------------------------------
