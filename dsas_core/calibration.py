@@ -1,8 +1,10 @@
 """Calibration: what a strength of 1 is, and between which ends a slider is of use.
 
 The family-free part. Who calls it makes the trials: it steers with a strength, on prompts that nothing was fitted on,
-and tells the effect, the drift of control prompts, and the reach: how far results move, of the way that asking in words
-moves them. Drift alone would let a good gate's slider go on for ever, as controls stay whatever happens elsewhere.
+and tells the effect, the drift of control prompts, the reach: how far results move, of the way that asking in words
+moves them; and their strangeness: how far they are from all that the unsteered model makes. Drift alone would let a
+good gate's slider go on for ever, as controls stay whatever happens elsewhere; and what has fallen apart may have moved
+no farther than what is as it should be.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ MOST = 4.0
 #: results may move so much farther than asking in words, or 1 unit, moves them: with the built-in models a banana has
 #: become a dog at 1.24, and answers repeat one word at 1.75
 FAR = 1.2
+#: nor may they be so much farther from what the unsteered model makes than its own, or than those of 1 unit: with the
+#: built-in model bananas and pears lose their shape at 1.1 to 1.2
+STRANGE = 1.1
 #: of the effect at 1 unit, what a higher strength may lose
 LOST = 0.1
 #: a slider ends where neither effect nor reach would still change by more than this
@@ -42,11 +47,13 @@ class Trial(NamedTuple):
     Args:
         effect: on sources; 1 is all that is wanted. drift: of controls, in the family's measure.
         reach: how far sources move, over how far asking in words moves them.
+        strangeness: how far sources are from what the unsteered model makes, over how far its own are.
     """
 
     effect: float
     drift: float
     reach: float
+    strangeness: float
 
 
 def prompts_of(
@@ -87,9 +94,9 @@ def calibrated(
 
     The unit is what `unit.choose` finds. An end is a multiple of a quarter of a unit, at most 4, found by bisection:
     the strength is useful there and not a quarter further out. Useful means that the drift is within the limit; that
-    the reach is at most `FAR` (times that of 1 unit, where that is above 1); and, above 1 unit, that no more than
-    `LOST` of the effect there is gone. Where results are the same (`STILL`) at a smaller strength that was tried, that
-    is the end; where nothing is to be seen, 0 is.
+    reach and strangeness are at most `FAR` and `STRANGE` (times those of 1 unit, where they are above 1); and, above
+    1 unit, that no more than `LOST` of the effect there is gone. Where results are the same (`STILL`) at a smaller
+    strength that was tried, that is the end; where nothing is to be seen, 0 is.
 
     Args:
         attempt: tells what a map strength does, of either sign.
@@ -105,23 +112,25 @@ def calibrated(
         if strength not in trials:
             found = attempt(strength)
             if not math.isfinite(sum(found)):  # the steered model overflowed
-                found = Trial(0.0, sys.float_info.max, sys.float_info.max)
+                found = Trial(0.0, *[sys.float_info.max] * 3)
             trials[strength] = found
             done()
         return trials[strength]
 
     unit, summary = choose(lambda strength: tried(strength)[:2], drift, units=units_of(concept.method))
-    limit = FAR * max(1.0, tried(unit).reach)
+    far, strange = FAR * max(1.0, tried(unit).reach), STRANGE * max(1.0, tried(unit).strangeness)
     least = min(1.0, tried(unit).effect) - LOST
 
     def useful(strength: float) -> bool:
         trial = tried(strength)
-        return trial.drift <= drift and trial.reach <= limit and (strength <= unit or trial.effect >= least)
+        holds = trial.drift <= drift and trial.reach <= far and trial.strangeness <= strange
+        return holds and (strength <= unit or trial.effect >= least)
 
     low, high = (_end(sign * unit, tried, useful, list(trials)) for sign in (-1, 1))
     ends = {
         "drift_limit": drift,
-        "reach_limit": limit,
+        "reach_limit": far,
+        "strangeness_limit": strange,
         "trials": [
             {"strength": strength / unit, **trials[strength]._asdict(), "useful": useful(strength)}
             for strength in sorted(trials)

@@ -7,7 +7,7 @@ fusion, offload and transformers' own `hidden_states` recorders, and leave no tr
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -73,20 +73,23 @@ Missed = Callable[[str, list[Site]], object]
 class Visit:
     """The hooks that one `visit` placed. A context manager; `detach` removes them and can be called again."""
 
-    def __init__(self, visitor: Visitor, sites: Sequence[Site] = (), missed: Missed | None = None) -> None:
-        self.visitor, self.missed = visitor, missed
-        self.sites = sites
-        self.fired: set[Site] = set()
-        self.passed: set[Site] = set()  # in the current call of their root
-        self.traced: set[Site] = set()  # that a compiled graph goes through
+    def __init__(self, visitor: Visitor) -> None:
+        self.visitor = visitor
         self.joint: dict[str, Joint | None] = {}  # by root, of its current call
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._places: dict[Site, nn.Module] = {}
+        self._marks: dict[Site, _Mark] = {}
         self._by_hand: dict[Site, _SiteHook] = {}
 
-    def below(self, root: str) -> list[Site]:
-        """The sites of a root."""
-        return [site for site in self.sites if site.root == root]
+    @property
+    def fired(self) -> set[Site]:
+        """Sites that have been come to since the beginning, or since `forget`."""
+        return {site for site, mark in self._marks.items() if mark.fired}
+
+    def forget(self) -> None:
+        """Begin anew with what has been come to."""
+        for mark in self._marks.values():
+            mark.fired = False
 
     def replaced(self, model: nn.Module | Roots) -> list[Site]:
         """Sites that another module has come to since: a hook goes with the old one, which may be inside the new."""
@@ -126,8 +129,7 @@ def visit(
         sites: where to look.
         visitor: who looks.
         describe: by root name, what tells a call of that root. A root without an entry is not announced.
-        missed: told after each call of a root that was announced which sites below it were not come to, if any. Of what
-            is compiled, those that no graph goes through.
+        missed: told after each call of a root that was announced which sites below it were not come to, if any.
         by_hand: sites that get no hook: somebody else brings what comes by there, see `Visit.bring`.
 
     Returns:
@@ -145,24 +147,24 @@ def visit(
             raise DSASError(f"no module at {site.path}; this model has {', '.join(near[:8]) or ', '.join(roots)}")
     for name, root in roots.items():
         _refuse_compiled(name, root)
-    placed = Visit(visitor, sites, missed)
+    placed = Visit(visitor)
     placed._places = {site: known[site.path] for site in sites}
     try:
         for name, tell in (describe or {}).items():
-            hook = _BeginHook(name, placed, tell)
-            placed._handles.append(known[name].register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+            begin = _BeginHook(name, placed, tell)
+            placed._handles.append(known[name].register_forward_pre_hook(begin, with_kwargs=True, prepend=True))
             if missed is not None:
-                placed._handles.append(known[name].register_forward_hook(_EndHook(name, placed)))
+                placed._handles.append(known[name].register_forward_hook(_EndHook(begin, missed)))
         for site in sites:
+            module, mark = known[site.path], placed._marks.setdefault(site, _Mark())
             if site in by_hand:
-                placed._by_hand[site] = _SiteHook(site, placed)
-                continue
-            module = known[site.path]
-            if site.side == "input":
-                handle = module.register_forward_pre_hook(_InputHook(site, placed), prepend=True)
+                placed._by_hand[site] = _SiteHook(site, placed, mark)
+            elif site.side == "input":
+                handle = module.register_forward_pre_hook(_InputHook(site, placed, mark), prepend=True)
+                placed._handles.append(handle)
             else:
-                handle = module.register_forward_hook(_OutputHook(site, placed), prepend=True)
-            placed._handles.append(handle)
+                handle = module.register_forward_hook(_OutputHook(site, placed, mark), prepend=True)
+                placed._handles.append(handle)
     except BaseException:
         placed.detach()
         raise
@@ -190,8 +192,8 @@ def is_compiled(root: nn.Module) -> bool:
 
 def why_missed(root: nn.Module) -> str:
     """What may have kept a call of a root from coming to its sites, and the way out."""
-    if is_compiled(root):
-        return "torch goes by what it compiled earlier, without steering: call torch.compiler.reset(), and again"
+    if is_compiled(root) or "_compiled_call" in vars(root):  # this by `generate` of transformers
+        return "torch goes by what it compiled without its hook: call torch.compiler.reset(), and again"
     return "somebody removed its hook, or the model skips that block"
 
 
@@ -199,26 +201,17 @@ def _heed_hooks() -> None:
     """Have torch look for hooks before a graph serves a module, in graphs that it makes from now on.
 
     It does not by default. Then what it compiled of another model of the class, or of another block of this one, which
-    had no hook, serves those that have one.
+    had no hook, serves those that have one. It stays so when all hooks have gone: those graphs are looked for by hooks.
     """
     dynamo = sys.modules.get("torch._dynamo")  # importing it takes a second, and without it nothing is compiled
     if dynamo is not None:
         dynamo.config.skip_nnmodule_hook_guards = False
 
 
-def _while_tracing(act: Callable[[], object]) -> Callable[[], None]:
-    """What torch's tracer does when it comes by: once for each graph, and not when that runs."""
-
-    def run() -> None:
-        act()
-
-    # torch.compiler.assume_constant_result, which would import torch._dynamo right here
-    run._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return run
-
-
 def _refuse_compiled(name: str, root: nn.Module) -> None:
-    if is_compiled(root):
+    """Where torch heeds hooks, it compiles anew for those that come later."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.config.skip_nnmodule_hook_guards and is_compiled(root):
         raise DSASError(
             f"{name} is compiled, and torch ignores hooks that come later: attach first (strength 0 does nothing) "
             "and compile then; strengths move freely afterwards"
@@ -243,44 +236,53 @@ class _Nothing:
 class _BeginHook(_Copied):
     def __init__(self, name: str, placed: Visit, describe: Describe) -> None:
         self.name, self.placed, self.describe = name, placed, describe
-        self.sites = placed.below(name)
+
+    @property
+    def marks(self) -> dict[Site, _Mark]:
+        """Those of the sites below this root."""
+        return {site: mark for site, mark in self.placed._marks.items() if site.root == self.name}
 
     @_disable_dynamo  # torch.compiler.disable, which would import torch._dynamo right here: 1.5 s
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _heed_hooks()
         call = self.describe(args, kwargs)
         self.placed.joint[self.name] = call.joint
-        self.placed.passed.difference_update(self.sites)
+        for mark in self.marks.values():
+            mark.came = False
         self.placed.visitor.begin(self.name, call)
 
 
 class _EndHook(_Copied):
-    def __init__(self, name: str, placed: Visit) -> None:
-        self.name, self.placed, self.sites = name, placed, placed.below(name)
+    def __init__(self, begun: _BeginHook, missed: Missed) -> None:
+        self.begun, self.missed = begun, missed
 
     @_disable_dynamo
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.placed.missed is None:
-            return
-        missed = [site for site in self.sites if site not in self.placed.passed and site not in self.placed.traced]
+        missed = [site for site, mark in self.begun.marks.items() if not mark.came]
         if missed:
-            self.placed.missed(self.name, missed)
+            self.missed(self.begun.name, missed)
+
+
+class _Mark:
+    """Whether an activation has come by a site; compiled graphs set it, too.
+
+    Args:
+        came: in the current call of the root. fired: since the beginning, or since `Visit.forget`.
+    """
+
+    def __init__(self) -> None:
+        self.came = self.fired = False
 
 
 class _SiteHook(_Copied):
-    def __init__(self, site: Site, placed: Visit) -> None:
-        self.site, self.placed = site, placed
-        self.trace = _while_tracing(lambda: placed.traced.add(site))
+    def __init__(self, site: Site, placed: Visit, mark: _Mark) -> None:
+        self.site, self.placed, self.mark = site, placed, mark
 
     def change(self, value: Any) -> Any:
         joint = self.placed.joint.get(self.site.root) if self.site.stream else None
         x = site_access.read(value, self.site, joint)
         changed = self.placed.visitor.visit(self.site, x)
-        if torch.compiler.is_compiling():
-            self.trace()
-        else:
-            self.placed.fired.add(self.site)
-            self.placed.passed.add(self.site)
+        self.mark.came = self.mark.fired = True
         return None if changed is None else site_access.write(value, self.site, changed, joint)
 
 

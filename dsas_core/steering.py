@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self, TypeVar
 
 import torch
@@ -186,12 +186,12 @@ class Steering:
 
     def warn_of_missed(self, sites: Sequence[Site], why: str) -> None:
         """Tell of sites that a call has not come to."""
-        listed = ", ".join(map(str, sites))
-        warnings.warn(f"attached sites were not reached, so nothing was steered there: {listed} ({why})", stacklevel=3)
+        told = f"attached sites were not reached, so nothing was steered there: {listed(sites)} ({why})"
+        warnings.warn(told, stacklevel=3)
 
     @property
     def fired(self) -> list[str]:
-        """Sites that have been reached so far (not tracked inside compiled modules)."""
+        """Sites that have been reached so far; of a pipeline, in the last generation."""
         return sorted(str(site) for site in self._visit.fired) if self._visit else []
 
     def begin(self, root: str, call: Call) -> None:
@@ -399,3 +399,8 @@ def _hold(held: dict[Key, torch.Tensor], key: Key, value: torch.Tensor) -> None:
         with torch.inference_mode(False):  # to be written in and out of inference mode
             there = held[key] = torch.empty_like(value)
     there.copy_(value)
+
+
+def listed(sites: Iterable[Site]) -> str:
+    """Sites, for a message."""
+    return ", ".join(map(str, sites))

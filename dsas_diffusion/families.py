@@ -215,6 +215,17 @@ def family_of(pipe: Any) -> Family:
     return family
 
 
+def check_loaded(pipe: Any) -> None:
+    """Raise a DSASError where a part of a pipeline is not loaded that drawing pictures from prompts takes."""
+    family = family_of(pipe)
+    missing = [] if encoders_of(pipe) else [family.encoders[0].part]
+    missing += [] if getattr(pipe, "vae", None) is not None else ["vae"]
+    if missing:
+        raise DSASError(
+            f"the pipeline's {' and '.join(missing)} is not loaded, and drawing from prompts takes it: load it"
+        )
+
+
 def encoders_of(pipe: Any) -> list[TextEncoder]:
     """The text encoders that a pipeline has of its family's; some run without the largest, or on given embeddings."""
     return [encoder for encoder in family_of(pipe).encoders if getattr(pipe, encoder.part, None) is not None]

@@ -19,6 +19,7 @@ from dsas_core.concept import Concept
 from dsas_core.hooks import Call, visit
 from dsas_core.probes import LinearProbe
 from dsas_core.sites import Site
+from dsas_core.strangeness import Usual
 from dsas_core.unit import TRUSTED_EYES
 
 from .families import bounds_of, denoiser_of, family_of, roots_of
@@ -37,7 +38,8 @@ class HeldOut:
     shares are cut to [0, 1], so that a picture which goes too far does not stand in for one that stays behind. The
     effect of a strength is their mean, over the same mean when asked in words; its drift the share of control pictures
     that change; its reach how far the source pictures move in what the eyes see, standardised, over how far asking in
-    words moves them.
+    words moves them; its strangeness how far they are from those that the eyes are fitted on, over how far unsteered
+    ones are (`strangeness.Usual`).
 
     Args:
         latents: of the "source" and "target" pictures that the eyes are fitted on. held_out: prompts of each side.
@@ -69,6 +71,7 @@ class HeldOut:
         self.asked = max(self._way(self.seen["target"]), 1e-6)
         self.spread = torch.cat(list(self.seen.values())).std(0).clamp_min(1e-6)
         self.far = max(self._moved(self.seen["target"]), 1e-6)
+        self.usual = Usual(self.eyes.known, torch.cat(list(self.seen.values())))
 
     def __call__(self, concept: Concept, strength: float) -> Trial:
         """What a concept does at a map strength of either sign."""
@@ -76,7 +79,8 @@ class HeldOut:
             made = latents_of(self.pipe, self.texts, self.seeds, self.settings, self.batch)
         changed = change(self.untouched, decode(self.pipe, made[self.cut :])) > UNCHANGED
         seen = self.eyes.features(made[: self.cut])
-        return Trial(self._way(seen) / self.asked, float(changed.mean()), self._moved(seen) / self.far)
+        reach, strangeness = self._moved(seen) / self.far, self.usual.strangeness(seen)
+        return Trial(self._way(seen) / self.asked, float(changed.mean()), reach, strangeness)
 
     def judged(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """What `unit.choose` tells of its trials, and how far the eyes are to be trusted in it."""
@@ -109,7 +113,9 @@ class Eyes:
         self.sites = find_sites(pipe, self.family.eyes)
         self._asked: dict[int, _Asked] = {}
         gate = methods.get("dsas", "gate")
-        fitted = gate.cross_fit(self.features(target), self.features(source), rank=16, scaler="std")
+        wanted, before = self.features(target), self.features(source)
+        self.known = torch.cat([wanted, before])
+        fitted = gate.cross_fit(wanted, before, rank=16, scaler="std")
         self.probe: LinearProbe = fitted.probe
         self.accuracy: float = fitted.evidence.balanced_accuracy
 

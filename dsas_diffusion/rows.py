@@ -69,8 +69,8 @@ class Rows:
         self.images_per_prompt = 1
         self.clip_skip = 0
         self.skips = False  # whether the denoiser is asked to leave out some of its layers, this time
-        #: "given" ready-made, "made here" by an earlier encode_prompt, perhaps "by hand"; "" where they are made now
-        self.embeddings = ""
+        self.embeddings = ""  # "given" ready-made, or "made here" by an earlier encode_prompt; else made now
+        self.by_hand = False  # whether a text encoder has read something that the pipeline did not give it
         self._made: list[tuple[weakref.ref[torch.Tensor], list[str] | None]] = []
         self.given: Mapping[str, Any] = {}  # what its prompts were encoded with
         self._asked: Mapping[str, Any] = {}  # what a generation was called with, where it says so before it encodes
@@ -79,7 +79,6 @@ class Rows:
         self._negatives: Mapping[str, list[str]] | None = None  # by text encoder; None without guidance
         self._undecided: set[str] = set()  # text encoders that read the same for both, and have read nothing yet
         self._encoding = False  # whether the pipeline encodes prompts of either kind
-        self._by_hand = False  # whether a text encoder has read something that the pipeline did not give it
         self._negating = False  # whether negative prompts, and they alone, are being encoded
         self._negative: torch.Tensor | None = None  # what was made of them
         self._positive: torch.Tensor | None = None  # what was made of prompts
@@ -203,7 +202,7 @@ class Rows:
             texts = ours[0] if ours else None
             if texts is not None:  # perhaps they were made for several pictures each
                 texts = [text for text in texts for _ in range(len(embeds) // len(texts))]
-            self._begin(len(embeds), texts, "made here" if ours else "by hand" if self._by_hand else "given")
+            self._begin(len(embeds), texts, "made here" if ours else "given")
 
     def _begin(self, prompts: int, texts: list[str] | None, embeddings: str) -> None:
         self.prompts, self.texts, self.embeddings, self._running = prompts, texts, embeddings, True
@@ -214,7 +213,7 @@ class Rows:
 
     def text_call(self, encoder: TextEncoder, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         """A call of a text encoder: of all prompts, or of all negative prompts; what it reads by hand is of prompts."""
-        self._by_hand |= not self._encoding
+        self.by_hand |= not self._encoding
         tokens, given = Tokens(self.pipe, encoder), self.given
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
         negative = torch.tensor(self._negating, device=ids.device)

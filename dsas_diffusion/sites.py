@@ -116,7 +116,8 @@ def _of_role(family: Family, roots: Mapping[str, nn.Module], role: str, *, liste
         if re.fullmatch(group.pattern, path) and not (group.unless and getattr(module, group.unless, False))
     ]
     if listed and not found:
-        raise DSASError(f"this {family.name} has no sites of the role {role!r}: it has {', '.join(family.groups)}")
+        there = [one for one in family.groups if one != role and _of_role(family, roots, one, listed=False)]
+        raise DSASError(f"this {family.name} has no sites of the role {role!r}: it has {', '.join(there)}")
     behind = _behind(family, known, found)
     return [site for site in found if site not in behind]
 

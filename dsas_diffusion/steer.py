@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.hooks import Call, visitors, why_missed
 from dsas_core.sites import Site
-from dsas_core.steering import Schedule, Steering
+from dsas_core.steering import Schedule, Steering, listed
 from dsas_core.strengths import Strength, Strengthened, loaded
 
 from .caches import caches_of, steered_again
@@ -133,7 +133,7 @@ class PipelineSteering(Steering):
         self._told.clear()
         self._scores.clear()  # of other prompts
         if self._visit is not None:
-            self._visit.fired.clear()
+            self._visit.forget()
         if self.trace is not None:
             self.trace.clear()
         if self._words is not None:
@@ -142,7 +142,7 @@ class PipelineSteering(Steering):
         behind = [] if self._rows is None else unread(self.pipe, self.sites, self._rows.clip_skip)
         if behind:
             warnings.warn(
-                f"the denoiser reads the tokens of an earlier layer than {_listed(behind)}, which only "
+                f"the denoiser reads the tokens of an earlier layer than {listed(behind)}, which only "
                 "change what is pooled, if anything: steer earlier layers, or ask for a smaller clip_skip",
                 stacklevel=2,
             )
@@ -156,7 +156,7 @@ class PipelineSteering(Steering):
         if replaced:
             self._told.update(replaced)
             warnings.warn(
-                f"other modules have come to {_listed(replaced)} since steering began, such as LoRA's, which "
+                f"other modules have come to {listed(replaced)} since steering began, such as LoRA's, which "
                 "go unseen: detach, and steer anew",
                 stacklevel=2,
             )
@@ -164,7 +164,7 @@ class PipelineSteering(Steering):
         if again:
             raise DSASError(
                 f"{caches_of(roots[self._denoiser])[0]} leaves out blocks and adds what they changed in an earlier "
-                f"step, and {_listed(again)} would be steered once more on top: disable the cache, or steer the "
+                f"step, and {listed(again)} would be steered once more on top: disable the cache, or steer the "
                 "attention inside"
             )
 
@@ -182,25 +182,23 @@ class PipelineSteering(Steering):
         assert self._rows is not None
         if self._rows.embeddings == "made here":
             return
-        if self._rows.embeddings == "by hand":
-            if any(site.root != self._denoiser for site in self.sites):
-                warnings.warn(
-                    "a text encoder was called by hand in the steer() block, and all that it read there counts as "
-                    "prompts: encode negative prompts outside of the block",
-                    stacklevel=2,
-                )
-            return
         # where embeddings are given, they run for negative prompts at most
         unseen = self._rows.embeddings == "given" and self._rows.rows != "unconditional"
         texts = [site for site in self.sites if site.root != self._denoiser and site not in self._told]
-        silent = [site for site in texts if unseen or site not in self._visit.fired | self._visit.traced]
+        silent = [site for site in texts if unseen or site not in self._visit.fired]
         if silent and self._rows.embeddings == "given":
             self._told.update(silent)
-            warnings.warn(
-                f"prompt_embeds were given, so the text encoder did not read the prompt, and {_listed(silent)} did "
-                "nothing: pass prompt= instead, or encode the prompt inside the steer() block",
-                stacklevel=2,
+            told = (
+                f"prompt_embeds were given, so the text encoder did not read the prompt, and {listed(silent)} did "
+                "nothing: pass prompt= instead, or encode the prompt inside the steer() block"
             )
+            if self._rows.by_hand:  # perhaps it made them
+                told = (
+                    f"prompt_embeds were given, which {listed(silent)} changed only if the text encoder was called for "
+                    "them inside the steer() block; it takes all that is read there by hand for prompts, so encode "
+                    "negative prompts outside"
+                )
+            warnings.warn(told, stacklevel=2)
         elif silent:
             self._missed(silent[0].root, silent)
 
@@ -215,7 +213,7 @@ class PipelineSteering(Steering):
         caches = caches_of(getattr(self.pipe, root))
         if caches:
             warnings.warn(
-                f"{caches[0]} answers from an earlier step, with the steering of then, for {_listed(silent)}: disable "
+                f"{caches[0]} answers from an earlier step, with the steering of then, for {listed(silent)}: disable "
                 "it where strengths or schedules move",
                 stacklevel=2,
             )
@@ -288,7 +286,3 @@ def steer(
     settings["trace"] = PictureTrace() if trace else None
     steering = PipelineSteering(pipe, chosen, WordMasks(pipe, whose, checked) if checked else None, **settings)
     return steering.attach_to_pipeline(whose)
-
-
-def _listed(sites: Iterable[Site]) -> str:
-    return ", ".join(map(str, sites))

@@ -35,7 +35,7 @@ def reading(pipe: Any, prompt: str) -> Reading:
     In the built-in model's vocabulary every word is one token, and one that falls apart is unknown. Other vocabularies
     spell rare words in pieces that they know well.
     """
-    tokenizers = [Tokens(pipe, encoder).tokenizer for encoder in encoders_of(pipe)]
+    tokenizers = [Tokens(pipe, encoder).tokenizer for encoder in encoders_of(pipe) or (None,)]
     tokenizer = max(tokenizers, key=lambda one: one.model_max_length)
     unknown: tuple[str, ...] = ()
     if is_builtin(pipe):

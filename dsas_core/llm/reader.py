@@ -21,6 +21,7 @@ from ..hooks import Call, Describe, visit
 from ..probes import LinearProbe
 from ..probes.combine import pool
 from ..sites import Site
+from ..strangeness import Usual
 from ..unit import choose, units_of
 from .layers import device_of_input, ends_of, find_sites, positions_of, roots_of
 from .prompts import Batch, Encoded, batched
@@ -176,7 +177,8 @@ class HeldOut:
     control prompts; shares are cut to [0, 1], so that one that goes too far does not stand in for one that stays
     behind. The effect is their mean over `ENOUGH`. Drift is the mean Kullback-Leibler divergence of the next token, in
     nats, over the tokens of control prompts. Reach is how far the answers move in what the eyes see, standardised, over
-    how far they are from the target answers of the prompt file.
+    how far they are from the target answers of the prompt file; strangeness how far they are from the answers that the
+    eyes are fitted on, over how far others without steering are (`strangeness.Usual`).
 
     `tells` is False where the model answers source prompts much as it answers control prompts: nothing shows then when
     enough is done.
@@ -193,9 +195,8 @@ class HeldOut:
         def written(texts: Sequence[Encoded]) -> torch.Tensor:
             return self._read([text.ids[text.answer :] for text in texts])
 
-        fitted = methods.get("dsas", "gate").cross_fit(
-            written(fitting["source"]), written(fitting["target"]), rank=16, scaler="std"
-        )
+        before, after = written(fitting["source"]), written(fitting["target"])
+        fitted = methods.get("dsas", "gate").cross_fit(before, after, rank=16, scaler="std")
         self.eyes: LinearProbe = fitted.probe
         self.accuracy = fitted.evidence.balanced_accuracy
         self.said, wanted = self._read(reader.answers(self.sources)), written(held_out["target"])
@@ -203,6 +204,7 @@ class HeldOut:
         self.span = self.start - float(self._shown(self._read(reader.answers(self.contexts))).mean())
         self.spread = torch.cat([self.said, wanted]).std(0).clamp_min(1e-6)
         self.far = max(self._moved(wanted), 1e-6)
+        self.usual = Usual(torch.cat([before, after]), torch.cat([self.said, wanted]))
         self.expected = {False: reader.predictions(self.contexts)}
         if any(bool(p.isnan().any()) for p in self.expected[False]):
             raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
@@ -221,7 +223,7 @@ class HeldOut:
         way = ((self.start - self._shown(seen)) / self.span).clamp(0, 1)
         spent = sum(_divergence(p, q) for p, q in zip(expected, moved, strict=True))
         drift = spent / max(1, sum(map(len, expected)))
-        return Trial(float(way.mean()) / ENOUGH, drift, self._moved(seen) / self.far)
+        return Trial(float(way.mean()) / ENOUGH, drift, self._moved(seen) / self.far, self.usual.strangeness(seen))
 
     def judged(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """What `unit.choose` tells of its trials, and how far the eyes are to be trusted in it."""

@@ -321,10 +321,12 @@ def name_and_word(text: str) -> tuple[str, str]:
 def concept_and_strength(text: str) -> tuple[str, float | Auto]:
     """`FOLDER`, which means a strength of 1, or `FOLDER=STRENGTH`; a folder may have a `=` in its name."""
     folder, equals, strength = text.rpartition("=")
-    if not equals or Path(text).is_dir():
-        name, colon, rest = text.rpartition(":")
-        if colon and re.fullmatch(r"auto|[-+]?[\d.]+", rest):
-            raise argparse.ArgumentTypeError(f"found {text!r}: did you mean {name}={rest}?")
+    if Path(text).is_dir():
+        return text, 1.0
+    if not equals:
+        meant = re.fullmatch(rf"(.+?):({AUTO}(?::.*)?|[-+]?[\d.]+(?:e[-+]?\d+)?)", text)
+        if meant:
+            raise argparse.ArgumentTypeError(f"found {text!r}: did you mean {meant[1]}={meant[2]}?")
         return text, 1.0
     kind, colon, target = strength.partition(":")
     if kind != AUTO:

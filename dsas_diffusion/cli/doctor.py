@@ -174,7 +174,8 @@ def conclusions(document: dict[str, Any]) -> list[str]:
         if document.get("words"):
             words = ", ".join(document["words"])
             unseen = f"The gate does not see the concept where the picture looks at {words}, or the prompt lacks that."
-        found.append(f"No site fired: h is {near} (highest score {highest:.2f}, a site fires at {FIRED}). {unseen}")
+        score = f"highest score {highest:.2f} before its site's weight, and one fires at {FIRED}"
+        found.append(f"No site fired: h is {near} ({score}). {unseen}")
     elif fmean(site["mean_score"] for site in sites) > 1 - NEAR:
         found.append(
             f"h is near 1 on everything: the gate does not choose, and the whole {made} is steered. That is right for "

@@ -71,7 +71,7 @@ def report(document: dict[str, Any]) -> None:
     report_evidence(document)
     sizes = ", ".join(f"{name} {_size(size)}" for name, size in document["bytes"].items())
     steered, watched = len(document["steered_sites"]), len(document["watched_sites"])
-    places = f"{steered} site{'s' if steered != 1 else ''}, watching {watched} more" if watched else f"{steered} sites"
+    places = f"{steered} site{'s' if steered != 1 else ''}" + (f", watching {watched} more" if watched else "")
     print(f"\n{document['parameters']:,} parameters, steering at {places}")
     print(f"files: {sizes or 'not in a folder'}")
     print("\nprovenance")
@@ -93,11 +93,12 @@ def report_evidence(document: dict[str, Any]) -> None:
 def report_range(document: dict[str, Any]) -> None:
     """What calibration tried, and the unit and the ends that it chose."""
     evidence = document["range_evidence"]
-    columns = ("strength", "effect", "drift", "reach", "useful")
-    table(columns, [[trial[column] for column in columns] for trial in evidence["trials"]])
+    columns = ("strength", "effect", "drift", "reach", "strangeness", "useful")
+    table(columns, [[trial.get(column) for column in columns] for trial in evidence["trials"]])
     print("on held-out prompts, strength in units. Effect: of what asking in words does; drift: of control prompts")
     print(f"(limit {evidence['drift_limit']:.2g}); reach: how far results move, of how far asking in words moves them")
-    print(f"(limit {evidence['reach_limit']:.3g})\n")
+    print(f"(limit {evidence['reach_limit']:.3g}); strangeness: how far results are from all that the unsteered model")
+    print(f"makes, over how far its own are (limit {evidence['strangeness_limit']:.3g})\n")
     print(unit_in_words(document["unit"], document["unit_evidence"]))
     print(range_in_words(document["range"], document["range_evidence"]))
 

@@ -25,7 +25,7 @@ DRIFT = 0.05
 def line(strength: float, slope: float = 0.25) -> Trial:
     """The effect is 1 at UNIT, controls stay, and results move evenly and for ever, within the limit up to MOST."""
     units = strength / UNIT
-    return Trial(max(0.0, units), 0.0, slope * abs(units))
+    return Trial(max(0.0, units), 0.0, slope * abs(units), 1.0)
 
 
 def test_ends_are_found_to_a_quarter_of_a_unit() -> None:
@@ -37,7 +37,12 @@ def test_ends_are_found_to_a_quarter_of_a_unit() -> None:
     assert (found.unit, found.range) == (UNIT, (-1.25, 2.5))
 
 
-@given(low=st.floats(0, 5), high=st.floats(1, 5), by=st.sampled_from(["drift", "reach"]), seed=st.integers(0, 99))
+@given(
+    low=st.floats(0, 5),
+    high=st.floats(1, 5),
+    by=st.sampled_from(["drift", "reach", "strangeness"]),
+    seed=st.integers(0, 99),
+)
 def test_the_end_is_useful_and_a_quarter_further_out_is_not(low: float, high: float, by: str, seed: int) -> None:
     """Where usefulness ends at one place the answer is that place; `seed` adds holes, and the promise still holds."""
     holes = {seed % 7 - 3.0, seed % 5 + 1.5} if seed % 2 else set()
@@ -77,12 +82,14 @@ def test_the_end_is_useful_and_a_quarter_further_out_is_not(low: float, high: fl
         (lambda u, t: t._replace(effect=1.0 - 0.5 * LOST, reach=abs(u) / 4) if u > 1.7 else t, (-4.0, 4.0)),
         # 1 unit itself moves results farther than asking in words: that is no reason to end below it
         (lambda u, t: t._replace(reach=2 * abs(u)), (-1.0, 1.0)),
+        # nor is it that 1 unit itself is stranger than what is unsteered
+        (lambda u, t: t._replace(strangeness=1.0 + abs(u) / 4), (-1.5, 1.5)),
         # the steered model overflows
         (lambda u, t: t._replace(effect=math.nan, reach=math.inf) if abs(u) > 2 else t, (-2.0, 2.0)),
         # nothing is useful
         (lambda u, t: t._replace(drift=1.0), None),
     ],
-    ids=["plateau", "invisible", "turned", "kept", "far", "overflow", "harm"],
+    ids=["plateau", "invisible", "turned", "kept", "far", "strange", "overflow", "harm"],
 )
 def test_what_ends_a_range(change: Any, expected: tuple[float, float] | None) -> None:
     found = calibrated(CONCEPT, lambda strength: change(strength / UNIT, line(strength)), DRIFT)
@@ -92,7 +99,7 @@ def test_what_ends_a_range(change: Any, expected: tuple[float, float] | None) ->
 
 def test_the_smallest_of_equal_strengths_that_were_tried_is_the_end() -> None:
     """The plateau begins at 1 unit, which choosing the unit has tried: no trial is spent on finding it."""
-    found = calibrated(CONCEPT, lambda s: Trial(min(1.0, s / UNIT), 0.0, 1.0 - STILL * (abs(s) < UNIT)), DRIFT)
+    found = calibrated(CONCEPT, lambda s: Trial(min(1.0, s / UNIT), 0.0, 1.0 - STILL * (abs(s) < UNIT), 1.0), DRIFT)
     assert found.range is not None
     assert found.range[1] == 1.0
 

@@ -162,6 +162,7 @@ def test_rows_that_the_call_has_not_are_refused() -> None:
         model(X)
 
 
+@pytest.mark.usefixtures("fresh_graphs")
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("part", [False, True])
 def test_a_compiled_module_is_refused_with_the_remedy(in_place: bool, part: bool) -> None:

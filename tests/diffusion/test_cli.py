@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import warnings
 from pathlib import Path
@@ -137,7 +138,13 @@ def test_our_warnings_are_one_line_and_others_are_silent(
 def test_a_concept_may_have_a_strength(tmp_path: Path) -> None:
     assert concept_and_strength("folder") == ("folder", 1.0)
     assert concept_and_strength("user/name=-0.5") == ("user/name", -0.5)
-    (tmp_path / "a=b").mkdir()
+    for name in ("a=b", "a:2"):
+        (tmp_path / name).mkdir()
+    assert concept_and_strength(f"{tmp_path}/a:2") == (f"{tmp_path}/a:2", 1.0)
+    assert concept_and_strength("builtin:banana-blur") == ("builtin:banana-blur", 1.0)
+    for given, meant in (("a:1e-3", "a=1e-3"), ("b:auto", "b=auto"), ("builtin:c:auto:0.3", "builtin:c=auto:0.3")):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"did you mean {meant}\\?"):
+            concept_and_strength(given)
     assert concept_and_strength(f"{tmp_path}/a=b") == (f"{tmp_path}/a=b", 1.0)
     assert concept_and_strength(f"{tmp_path}/a=b=2") == (f"{tmp_path}/a=b", 2.0)
     assert concept_and_strength("folder=auto") == ("folder", Auto())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import pytest
 import torch
 
 from dsas_core import DSASError
+from dsas_core.sites import modules
 from dsas_diffusion import DSASAttnProcessor, Schedule, find_sites, steer
-from dsas_diffusion.families import family_of
+from dsas_diffusion.families import family_of, roots_of
 from tests.diffusion import models
 from tests.diffusion.test_every_family import concept_of, pipe_of
 from tests.helpers import (
@@ -30,6 +33,13 @@ from tests.helpers import (
 )
 
 pytestmark = pytest.mark.usefixtures("fresh_graphs")
+
+
+@contextmanager
+def no_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield
 
 
 def compile_denoiser(pipe: Any, way: str = "wrapped", counting: Counting | None = None) -> Counting:
@@ -97,18 +107,55 @@ def test_what_was_compiled_without_steering_does_not_serve_another_pipeline_unno
     concept, base = random_concept(seen_at(pipe, [site]), unit=0.5), latents(pipe, BANANA)
     counting = compile_denoiser(bare)
     assert same(latents(bare, BANANA), base)
+    both = [BANANA, DOG], (0, 1)
     with steer(pipe, {concept: 1.0}):
-        eager = latents(pipe, BANANA)
+        eager, eager_both = latents(pipe, BANANA), latents(pipe, *both)
         compile_denoiser(pipe, counting=counting)  # graphs are of one compiler
+        with no_warning():
+            assert same(latents(pipe, *both), eager_both)  # of this shape there was none
         with pytest.warns(UserWarning, match=rf"not reached.*{site.path}.*call torch.compiler.reset\(\)"):
             assert same(latents(pipe, BANANA), base)
         torch.compiler.reset()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
+        with no_warning():
             for _ in range(2):  # whoever comes first
                 assert same(latents(pipe, BANANA), eager)
                 assert same(latents(bare, BANANA), base)
     assert differ(eager, base)
+
+
+def test_a_lost_hook_is_told_of_compiled_denoisers_too(tmp_path: Path) -> None:
+    pipe = build_flow_pipe(tmp_path, shallow=True)
+    site = find_sites(pipe, "cross")[0]
+    concept, base = random_concept(seen_at(pipe, [site]), unit=0.5), latents(pipe, BANANA)
+    hooks = modules(roots_of(pipe))[site.path]._forward_hooks
+    with steer(pipe, {concept: 1.0}) as steering:
+        compile_denoiser(pipe)
+        with no_warning():
+            assert differ(latents(pipe, BANANA), base)
+        assert steering.fired == [str(site)]
+        hooks.clear()
+        with pytest.warns(UserWarning, match=rf"not reached.*{site.path}"):
+            assert same(latents(pipe, BANANA), base)
+        assert steering.fired == []
+
+
+def test_steering_comes_and_goes_where_torch_heeds_hooks(tmp_path: Path) -> None:
+    """A second pipeline with the same concept, and the same one again: each graph is of those who are there."""
+    pipes = [build_flow_pipe(tmp_path / name, shallow=True) for name in ("one", "other")]
+    concept = random_concept(seen_at(pipes[0], find_sites(pipes[0], "cross")[:1]), unit=0.5)
+    base = latents(pipes[0], BANANA)
+    with steer(pipes[0], {concept: 1.0}):
+        eager = latents(pipes[0], BANANA)
+    counting = Counting()
+    with no_warning():
+        with steer(pipes[0], {concept: 1.0}), steer(pipes[1], {concept: 1.0}):
+            for pipe in pipes:
+                compile_denoiser(pipe, counting=counting)
+                assert same(latents(pipe, BANANA), eager)
+        for pipe in pipes:
+            assert same(latents(pipe, BANANA), base)
+            with steer(pipe, {concept: 1.0}):
+                assert same(latents(pipe, BANANA), eager)
 
 
 def test_a_block_that_is_not_steered_does_not_serve_one_that_is(tmp_path: Path) -> None:
@@ -175,6 +222,7 @@ def test_attaching_to_a_compiled_denoiser_is_refused_with_the_remedy(
     pipe, concept = models.build(family, tmp_path), concept_of(family, "cross" if family == "sd" else "image")
     compile_denoiser(pipe, way)
     name = family_of(pipe).denoiser
+    torch._dynamo.config.skip_nnmodule_hook_guards = True  # as it is before anybody has steered
     with pytest.raises(DSASError, match=rf"{name} is compiled, .*attach first .* and compile then"):
         steer(pipe, {concept: 1.0}, attach=attach)
     assert Bare.of(getattr(pipe, name)).hooks == 0

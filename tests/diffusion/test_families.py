@@ -9,8 +9,11 @@ import torch
 
 from dsas_core import DSASError
 from dsas_core.sites import Site
-from dsas_diffusion import find_sites
+from dsas_diffusion import calibrate, find_sites, learn, steer
 from dsas_diffusion.families import roots_of
+from dsas_diffusion.vocabulary import reading
+from tests.diffusion.test_learn import PROMPTS
+from tests.helpers import random_concept, seen_at
 
 
 def paths(sites: list[Site]) -> list[str]:
@@ -70,3 +73,21 @@ def test_a_missing_part_is_named(ddim_pipe: Any, part: str, monkeypatch: pytest.
     monkeypatch.setattr(ddim_pipe, part, None)
     with pytest.raises(DSASError, match=f"the pipeline lacks {part}; a Stable Diffusion pipeline has unet"):
         find_sites(ddim_pipe)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae"])
+def test_what_is_not_loaded_is_no_obstacle_to_steering_but_to_drawing_from_prompts(
+    ddim_pipe: Any, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    concept = random_concept(seen_at(ddim_pipe, find_sites(ddim_pipe, "cross")))
+    monkeypatch.setattr(ddim_pipe, part, None)
+    with steer(ddim_pipe, {concept: 1.0}):
+        pass
+    for wants in (lambda: learn(ddim_pipe, PROMPTS, sites="cross"), lambda: calibrate(ddim_pipe, concept, PROMPTS)):
+        with pytest.raises(DSASError, match=f"the pipeline's {part} is not loaded, and drawing from prompts takes it"):
+            wants()
+    if part == "text_encoder":
+        with pytest.raises(DSASError, match=r"no sites of the role 'text': it has cross, self, block$"):
+            find_sites(ddim_pipe)
+        with pytest.raises(DSASError, match="no text encoder, whose tokens are asked for"):
+            reading(ddim_pipe, "a dog")

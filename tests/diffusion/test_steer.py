@@ -243,7 +243,7 @@ def test_what_a_text_encoder_reads_by_hand_counts_as_prompts(tiny_pipe: Any) -> 
     with steer(tiny_pipe, {concept: S}):
         expected = latents(tiny_pipe, BANANA, negative_prompt="a cat")
         positive = read(BANANA)
-        with pytest.warns(UserWarning, match=r"called by hand .*encode negative prompts outside"):
+        with pytest.warns(UserWarning, match=r"only if .* inside the steer\(\) block.*encode negative prompts outside"):
             made = latents(tiny_pipe, None, prompt_embeds=positive, negative_prompt_embeds=negative)
         assert differ(read("a cat"), negative)  # also behind a generation whose negative prompt it was
     assert torch.equal(made, expected)
