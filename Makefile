@@ -74,9 +74,10 @@ format: $(STAMP)  ## format, and fix what ruff can fix
 	.venv/bin/ruff format .
 
 bench: $(STAMP)  ## the figures of the README
-	.venv/bin/python benchmarks/concept.py
-	.venv/bin/python benchmarks/localise.py
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/overhead.py
+	.venv/bin/python benchmarks/concept.py --seeds 4
+	.venv/bin/python benchmarks/localise.py --seeds 2
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/overhead.py --rounds 31 --parts learning pictures calls compiled
+	OMP_NUM_THREADS=2 .venv/bin/python benchmarks/memory.py --width 64
 	.venv/bin/python benchmarks/chat.py
 	.venv/bin/python benchmarks/toxicity.py
 	.venv/bin/python benchmarks/overhead_llm.py

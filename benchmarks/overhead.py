@@ -186,18 +186,18 @@ def eager_calls(model: Model, rounds: int, device: str) -> list[dict[str, Any]]:
     return rows_of(times, compiled=False, work=work)
 
 
-def compiled_calls(make: Callable[[], Model], rounds: int, device: str) -> list[dict[str, Any]]:
+def compiled_calls(model: Model, rounds: int, device: str) -> list[dict[str, Any]]:
     """As `eager_calls`, each arm a pipeline of its own that was compiled after attaching."""
     torch._dynamo.config.recompile_limit = 4 * len(ARMS)  # each arm is another model for the same code
     with ExitStack() as kept:
         models = {}
         for name, (how, count) in ARMS.items():
-            models[name] = model = make()
-            kept.enter_context(steered(model, random_concepts(model, count), how))
-            model.denoiser.compile(fullgraph=True)
+            models[name] = own = model.twin()
+            kept.enter_context(steered(own, random_concepts(own, count), how))
+            own.denoiser.compile(fullgraph=True)
             began = time.perf_counter()
             for _ in range(3):
-                timed(model.call, device)
+                timed(own.call, device)
             print(f"{name}: compiled in {time.perf_counter() - began:.0f} s", file=sys.stderr)
         times: dict[str, list[float]] = {name: [] for name in ARMS}
         for round_ in range(rounds):
@@ -276,7 +276,7 @@ def main() -> None:
             rows = eager_calls(make(), args.rounds, args.device)
             report.setdefault("calls", {})[where] = {"rows": rows, **about}
         if "compiled" in args.parts and (name == "builtin" or args.device != "cpu"):
-            rows = compiled_calls(make, args.rounds, args.device)
+            rows = compiled_calls(make(), args.rounds, args.device)
             report.setdefault("compiled calls", {})[where] = {"rows": rows, **about}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=2) + "\n")

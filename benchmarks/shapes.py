@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 import dsas_diffusion as dsas
-from dsas_diffusion.families import denoiser_of
+from dsas_diffusion.families import denoiser_of, roots_of
 
 PROMPT = "a banana and a dog on the grass"
 #: channels of SDXL's first blocks; attention heads of FLUX.1, their width, double and single blocks
@@ -32,6 +33,12 @@ class Model:
     @property
     def denoiser(self) -> Any:
         return denoiser_of(self.pipe)
+
+    def twin(self) -> Model:
+        """Another pipeline, of modules of its own with the same weights: they lie in memory once."""
+        modules = roots_of(self.pipe).values()
+        kept = {id(tensor): tensor for one in modules for tensor in (*one.parameters(), *one.buffers())}
+        return replace(self, pipe=copy.deepcopy(self.pipe, kept))
 
     def begin(self) -> None:
         """What a generation begins with, so that rows are known."""
@@ -82,6 +89,8 @@ def flux(heads: int, side: int, device: str, dtype: torch.dtype) -> Model:
     torch.manual_seed(0)
     reading, pooled, tokens = 4096 * heads // FLUX_HEADS, 768, 512
     double, single = FLUX_BLOCKS
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # in single precision the whole would not fit beside itself
     with torch.device(device):
         transformer = FluxTransformer2DModel(
             num_layers=double,
@@ -92,7 +101,8 @@ def flux(heads: int, side: int, device: str, dtype: torch.dtype) -> Model:
             pooled_projection_dim=pooled,
             guidance_embeds=True,
         )
-    transformer = transformer.to(dtype).eval().requires_grad_(False)
+    torch.set_default_dtype(usual)
+    transformer.eval().requires_grad_(False)
     parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     pipe = FluxPipeline(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), **parts)
     like: dict[str, Any] = {"device": device, "dtype": dtype}

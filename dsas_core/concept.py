@@ -30,6 +30,9 @@ from .sites import Roots, Site
 
 __all__ = ["CARD", "CONFIG", "FILES", "TENSORS", "Concept", "Intervention", "Samples"]
 
+#: roots of language models
+_OF_TEXTS = {"model", "encoder", "decoder"}
+
 
 @dataclass(frozen=True, eq=False)
 class Intervention:
@@ -186,6 +189,13 @@ class Concept:
         """
         missing = [root for root in self.base if root not in roots]
         model = self.provenance.get("model", "another kind of model")
+        pictures = {True: "a model that draws", False: "a language model"}
+        draws = [not set(names) & _OF_TEXTS for names in (self.base, roots)]
+        if missing and draws[0] != draws[1]:
+            raise DSASError(
+                f"concept {self.name!r} is of {pictures[draws[0]]}, and this is {pictures[draws[1]]}: use it on such a "
+                f"one as it was learned on ({model})"
+            )
         if missing:
             there = ", ".join(roots)
             raise DSASError(

@@ -90,9 +90,10 @@ class PictureTrace(Trace):
         ]
         maps = [h[image] for record in records if (h := record.pictures) is not None and 0 <= image < len(h)]
         if not maps:
-            known = sorted({str(r.site) for r in self.records}) or ["nothing: call the pipeline inside steer()"]
+            known = sorted({f"{r.concept} at {r.site}" for r in self.records})
+            told = ", ".join(known) or "nothing: call the pipeline inside steer()"
             raise DSASError(
-                f"no heat for {concept!r}, picture {image}: recorded are {', '.join(known)}; text sites have no patches"
+                f"no heat for {concept!r}, picture {image}: recorded are {told}; text sites have no patches"
             )
         total = torch.zeros(height, width)
         for h in maps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,11 @@ class Reading:
     @property
     def cut_off(self) -> bool:
         return self.tokens > self.tokens_read
+
+
+def unknown_words(pipe: Any, prompts: Sequence[str]) -> tuple[str, ...]:
+    """The words of prompts that the model cannot know, each once."""
+    return reading(pipe, " ".join(dict.fromkeys(word for text in prompts for word in text.split()))).unknown_words
 
 
 def reading(pipe: Any, prompt: str) -> Reading:

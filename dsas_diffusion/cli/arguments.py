@@ -318,6 +318,14 @@ def name_and_word(text: str) -> tuple[str, str]:
     return name, word
 
 
+def concept_alone(text: str) -> str:
+    """`FOLDER`, of commands that choose strengths by themselves."""
+    folder, strength = concept_and_strength(text)
+    if folder != text:
+        raise argparse.ArgumentTypeError(f"found {text!r}: strengths are not given here; did you mean {folder}?")
+    return folder
+
+
 def concept_and_strength(text: str) -> tuple[str, float | Auto]:
     """`FOLDER`, which means a strength of 1, or `FOLDER=STRENGTH`; a folder may have a `=` in its name."""
     folder, equals, strength = text.rpartition("=")

@@ -21,6 +21,7 @@ from .arguments import (
     CONCEPT,
     add_model,
     add_settings,
+    concept_alone,
     language_model,
     natural,
     not_negative,
@@ -36,7 +37,7 @@ from .output import check_writable, free_folder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which concept, on which model and prompts, and where to."""
     add_model(parser)
-    parser.add_argument("--concept", "-c", required=True, metavar="FOLDER", help=CONCEPT)
+    parser.add_argument("--concept", "-c", required=True, type=concept_alone, metavar="FOLDER", help=CONCEPT)
     parser.add_argument("--prompts", metavar="FILE", help="a prompt file (default: what the concept was learned from)")
     parser.add_argument("--count", type=positive, metavar="N", help="source prompts of --prompts (default: as learned)")
     parser.add_argument(

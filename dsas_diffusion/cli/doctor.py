@@ -170,7 +170,10 @@ def conclusions(document: dict[str, Any]) -> list[str]:
     highest = max((site["max_score"] for site in sites), default=0.0)
     if not fired:
         near = "near 0 everywhere" if highest < NEAR else "low everywhere"
-        unseen = f"The gate does not see the concept in this prompt; --gate on of `{tool}` steers all the same."
+        unseen = (
+            "The gate does not see the concept in this prompt, which is right where it is not there; where it is, "
+            f"--gate on of `{tool}` steers all the same."
+        )
         if document.get("words"):
             words = ", ".join(document["words"])
             unseen = f"The gate does not see the concept where the picture looks at {words}, or the prompt lacks that."

@@ -32,6 +32,7 @@ from .arguments import (
     CONCEPT,
     add_model,
     add_settings,
+    concept_alone,
     language_model,
     number,
     pipeline,
@@ -54,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which concepts on which model, how much of it."""
     add_model(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--concept", "-c", action="append", metavar="FOLDER", help=f"{CONCEPT}; repeatable")
+    what.add_argument(
+        "--concept", "-c", action="append", type=concept_alone, metavar="FOLDER", help=f"{CONCEPT}; repeatable"
+    )
     what.add_argument("--grid", metavar="FILE", help="learn and measure what a YAML file lists (see benchmarks/)")
     parser.add_argument("--prompts", metavar="FILE", help="prompt file to judge by (default: the concept's own)")
     parser.add_argument("--count", type=positive, metavar="N", help=f"prompts a side (default {Plan.count})")

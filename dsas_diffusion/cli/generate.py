@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import mimetypes
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from .. import __version__, viz
 from ..families import family_of
 from ..generation import Settings, decode, latent_batches, pictures_of, seeds_for, settings_of
 from ..steer import steer
+from ..vocabulary import unknown_words
 from .arguments import (
     GATES,
     add_attaching,
@@ -71,13 +74,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     suffix = out.suffix.lower()
     if suffix in IMAGE_FORMATS:
         free_files([out, out.with_suffix(".json")], args.overwrite)
-    elif suffix in Image.registered_extensions():
+    elif suffix in Image.registered_extensions() or mimetypes.guess_type(out.name)[0] is not None:
         raise DSASError(f"{out}: pictures are written as {', '.join(IMAGE_FORMATS)}; without a suffix, into a folder")
     else:
         free_folder(out, OURS, args.overwrite)
     concepts = read_concepts(args.concept)
 
     pipe = pipeline(args, steps_bar=True)
+    unknown = unknown_words(pipe, args.prompt)
+    if unknown:
+        warnings.warn(f"the model does not know {', '.join(unknown)}, and cannot heed it", stacklevel=2)
     settings = settings_of(pipe, args.steps, args.guidance, args.size)
     columns = _drawn(pipe, args, concepts, settings)
     document = _document(pipe, args, concepts, settings)

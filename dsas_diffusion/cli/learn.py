@@ -7,6 +7,7 @@ import hashlib
 import re
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from dsas_core import llm
@@ -22,6 +23,7 @@ from dsas_core.recipe import Recipe, recipe_of
 from ..learn import Lesson
 from ..masks import masks_of
 from ..samples import illustrate, illustrated
+from ..vocabulary import unknown_words
 from . import show
 from .arguments import (
     add_generation,
@@ -159,6 +161,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     else:
         settings |= {"steps": args.steps, "guidance": args.guidance, "size": args.size, "edges": args.edges}
         pipe = pipeline(args)
+        unknown = unknown_words(pipe, [text for side in prompts.draw(args.count, args.seed).values() for text in side])
+        if unknown and not args.json:
+            print(f"hint: the model does not know {', '.join(unknown)}, and cannot heed it", flush=True)
         lesson = Lesson(pipe, prompts, masks=masks, store=args.store, **settings)
         draw = partial(illustrate, pipe, show_progress=shows_progress(args))
     if share.process > 0:  # the first goes on with what all have read
@@ -192,9 +197,15 @@ def _prompts(args: argparse.Namespace) -> tuple[PromptSet, str]:
     if args.prompts is not None:
         prompts = read(args.prompts)
         return (replace(prompts, name=args.name) if args.name else prompts), ""
-    content = draft(args.source, args.target, args.name)
+    content = draft(args.source, args.target, args.name or _name_of(Path(args.out)))
     drafted = _as_yaml(content)
     return replace(read(content), sha256=hashlib.sha256(drafted.encode()).hexdigest()), drafted
+
+
+def _name_of(folder: Path) -> str | None:
+    """The name of the folder that a concept goes to, by which people will call it; None where it is no name."""
+    name = folder.expanduser().resolve().name
+    return name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) else None
 
 
 def _as_yaml(content: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ from .arguments import (
     add_model,
     add_within,
     add_words,
+    concept_alone,
     number,
     pipeline,
     positive,
@@ -48,7 +49,7 @@ CAPTION = 80
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to draw, from which strength to which, and where to."""
     add_model(parser)
-    parser.add_argument("--concept", "-c", required=True, metavar="FOLDER", help=CONCEPT)
+    parser.add_argument("--concept", "-c", required=True, type=concept_alone, metavar="FOLDER", help=CONCEPT)
     parser.add_argument("--prompt", "-p", action="append", required=True, help="what to draw, a row each; repeatable")
     parser.add_argument(
         "--from",

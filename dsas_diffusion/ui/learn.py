@@ -13,7 +13,7 @@ from dsas_core.errors import DSASError
 from dsas_core.hints import hints
 from dsas_core.prompts import SIDES, PromptSet, draft, read
 
-from ..vocabulary import reading
+from ..vocabulary import unknown_words
 from . import look
 from .controls import number, one_line
 from .create import CreateTab
@@ -157,18 +157,19 @@ class LearnTab:
         if kind == LISTS and not (source + target + control).strip():
             return look.note(f"At least {FEWEST} prompts on each side, one to a line.")
         try:
-            if kind == PHRASES:
-                found = hints(_drafted(first, second, None).draw(int(number(count, "prompts"))))
-            else:
-                found = hints(_listed(source, target, control))
+            sides: Mapping[str, Sequence[str]] = (
+                _drafted(first, second, None).draw(int(number(count, "prompts")))
+                if kind == PHRASES
+                else _listed(source, target, control)
+            )
+            found = [*hints(sides), *self._unknown(sides)]
         except DSASError as error:
             found = [str(error)]
         return look.advice(found, FINE)
 
     def _unknown(self, sides: Mapping[str, Sequence[str]]) -> list[str]:
         """Words of the prompts that the model cannot know."""
-        text = " ".join(dict.fromkeys(word for texts in sides.values() for text in texts for word in text.split()))
-        words = reading(self.studio.pipe, text).unknown_words
+        words = unknown_words(self.studio.pipe, [text for texts in sides.values() for text in texts])
         return [look.unknown(words[:5])] if words else []
 
     def fill(self, path: str | None) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class Session:
 
     own: dict[str, Concept] = field(default_factory=dict)
     drawing: Drawing | None = None
+    looked_at: Drawing | None = None  # that of which it is shown where it was steered
     reply: Reply | None = None
 
     def concepts(self, studio: Studio) -> dict[str, Concept]:

@@ -44,7 +44,7 @@ class WhereTab:
         seen: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         for event in drawn:
             event.success(
-                friendly(self.begin), [session, self.concept], [*which, self.picture, self.told, self.map], **seen
+                friendly(self.follow), [session, self.concept], [*which, self.picture, self.told, self.map], **seen
             )
         self.concept.input(
             friendly(self.begin), [session, self.concept], [*which, self.picture, self.told, self.map], **seen
@@ -57,6 +57,13 @@ class WhereTab:
             trigger_mode="always_last",
             **seen,
         )
+
+    def follow(self, session: Session, concept: str | None) -> tuple[Any, ...]:
+        """Everything anew, where there is another picture than before."""
+        if session.drawing is session.looked_at:
+            return tuple(gr.skip() for _ in range(6))
+        session.looked_at = session.drawing
+        return self.begin(session, concept)
 
     def begin(self, session: Session, concept: str | None) -> tuple[Any, ...]:
         """Everything anew, for the last picture."""

@@ -57,7 +57,7 @@ def test_the_command_writes_what_python_finds(
     out = tmp_path / "out"
     code, text, progress = dsas("calibrate", "--model", model, "--concept", concept, "--out", out)
     assert code == 0
-    for expected in ("strength", "reach", f"unit {found.unit:g}", "range", f"saved banana-to-blurred-banana in {out}"):
+    for expected in ("strength", "reach", f"unit {found.unit:g}", "range", f"saved banana in {out}"):
         assert expected in text
     assert "trying strengths" in progress
     made = Concept.from_pretrained(out)
@@ -103,7 +103,11 @@ def test_in_place_keeps_what_lies_beside(
         ("--out out --prompts nowhere.yaml", 1, "no prompt file nowhere.yaml"),
         ("--out full", 1, "full is there and not empty: choose another folder, or pass --overwrite"),
         ("--out foreign --overwrite", 1, "foreign holds notes.txt, which this command did not write"),
-        ("--out out --model builtin:chat --prompts given.yaml", 1, "which this model lacks"),
+        (
+            "--out out --model builtin:chat --prompts given.yaml",
+            1,
+            "is of a model that draws, and this is a language model",
+        ),
         ("--out out --model builtin:emoji --prompts given.yaml", 1, "was learned on another text_encoder"),
         ("--out out --model builtin:chat --prompts given.yaml --steps 3", 2, "takes neither --steps nor --guidance"),
         ("--out out --in-place", 2, "not allowed with"),

@@ -43,7 +43,7 @@ def test_generate_fills_a_folder_reproducibly(dsas, model: str, concept: str, tm
     assert {"out": str(out), **beside} == written
     assert (beside["steps"], beside["seed"], beside["gate"], beside["combine"]) == (2, 3, "own", "sum")
     assert beside["concepts"] == [
-        {"concept": concept, "name": "banana-to-blurred-banana", "strength": 0.0, "unit": beside["concepts"][0]["unit"]}
+        {"concept": concept, "name": "banana", "strength": 0.0, "unit": beside["concepts"][0]["unit"]}
     ]
     texts, seeds = PROMPTS[1::2], seeds_for(PROMPTS[1::2], 3)
     expected = pictures_of(load.load_pipeline(model), texts, seeds, Settings(2, written["guidance"]))
@@ -62,7 +62,7 @@ def test_generate_compares(dsas, model: str, concept: str, tmp_path: Path) -> No
     assert code == 0
     assert f"wrote 1 picture to {out}" in text
     assert "denoising" in progress
-    names = {"001.png", "001-base.png", "001-where-banana-to-blurred-banana.png", "compare.png", "generate.json"}
+    names = {"001.png", "001-base.png", "001-where-banana.png", "compare.png", "generate.json"}
     assert {path.name for path in out.iterdir()} == names
     assert (out / "001.png").read_bytes() != (out / "001-base.png").read_bytes()
     code, _, _ = dsas(*arguments, "--steps", 2, "--out", out, "--overwrite", "--quiet")
@@ -99,7 +99,16 @@ def test_generate_blends_and_chooses_strengths(dsas, model: str, concept: str, t
     out = tmp_path / "out"
     code, _, err = dsas(*command, "-c", f"{concept}=auto:0.3", "--out", out, "--quiet")
     assert code == 0
-    assert "'other' and 'banana-to-blurred-banana' work against one another" in err.splitlines()[0]
+    assert "'other' and 'banana' work against one another" in err.splitlines()[0]
     written = json.loads((out / "generate.json").read_text())
     assert written["combine"] == "blend"
     assert [one["strength"] for one in written["concepts"]] == [-1.0, "auto:0.3"]
+
+
+def test_words_that_the_model_does_not_know_are_told(
+    dsas, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsas_diffusion.cli.generate.unknown_words", lambda _, prompts: tuple(prompts[0].split()[1:]))
+    out = tmp_path / "a.png"
+    code, _, err = dsas("generate", "--model", model, "-p", "a unicorn", "--steps", "1", "--out", out, "--quiet")
+    assert (code, err) == (0, "dsas: warning: the model does not know unicorn, and cannot heed it\n")

@@ -284,7 +284,7 @@ def test_people_get_a_table_and_a_bar(dsas: Run, tmp_path: Path) -> None:
         ("-p x --out {new}/a.png --concept {new}/none", 1, "no concept"),
         ("-p x --out {new}/a.png --concept {model}", 1, "no config.json"),
         ("-p x --out {new}/a.png --concept {other}", 1, "was learned on another text_encoder"),
-        ("-p x --out {new}/a.png --concept {textual}", 1, "which this model lacks"),
+        ("-p x --out {new}/a.png --concept {textual}", 1, "is of a language model, and this is a model that draws"),
         ("-p x --out {new}/a.png --model {new}/none", 1, "no model"),
         ("-p x --out {new}/a.png --device abacus", 1, "device 'abacus'"),
     ],

@@ -186,6 +186,8 @@ def test_where(page: Page) -> None:
     assert "step 2 of 2" in told_of_one
     assert not np.array_equal(np.asarray(one), np.asarray(picture))
     assert page.where.begin(session, "gone")[0]["value"] == "words"
+    assert page.where.follow(session, "words")[0]["value"] == "words"
+    assert page.where.follow(session, "patches") == (gr.skip(),) * 6, "the picture is the same: nothing is chosen anew"
 
 
 def test_a_trace_that_is_gone_is_told(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
