@@ -30,8 +30,8 @@ from .sites import Roots, Site
 
 __all__ = ["CARD", "CONFIG", "FILES", "TENSORS", "Concept", "Intervention", "Samples"]
 
-#: roots of language models
-_OF_TEXTS = {"model", "encoder", "decoder"}
+#: what models are -> their roots
+_KINDS = {"a model that draws": {"unet", "transformer"}, "a language model": {"model", "encoder", "decoder"}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,12 +189,11 @@ class Concept:
         """
         missing = [root for root in self.base if root not in roots]
         model = self.provenance.get("model", "another kind of model")
-        pictures = {True: "a model that draws", False: "a language model"}
-        draws = [not set(names) & _OF_TEXTS for names in (self.base, roots)]
-        if missing and draws[0] != draws[1]:
+        own, here = (next((kind for kind, known in _KINDS.items() if known & set(n)), "") for n in (self.base, roots))
+        if missing and own and here and own != here:
             raise DSASError(
-                f"concept {self.name!r} is of {pictures[draws[0]]}, and this is {pictures[draws[1]]}: use it on such a "
-                f"one as it was learned on ({model})"
+                f"concept {self.name!r} is of {own}, and this is {here}: use it on such a one as it was learned on "
+                f"({model})"
             )
         if missing:
             there = ", ".join(roots)

@@ -15,7 +15,7 @@ from dsas_core.progress import progress_bar
 from dsas_core.prompts import PromptSet
 from dsas_core.unit import held_back
 
-from .families import roots_of
+from .families import check_loaded, roots_of
 from .generation import latent_batches, seeds_for, settings_of
 from .held_out import HeldOut
 
@@ -55,6 +55,7 @@ def calibrate(
     Raises:
         DSASError: the concept was learned on another architecture, or tells no prompts and none are given.
     """
+    check_loaded(pipe)
     drawn, seed = prompts_of(concept, prompts, count, seed)
     concept.check(roots_of(pipe))
     fitting, held_out = held_back(drawn)

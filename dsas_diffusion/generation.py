@@ -20,7 +20,7 @@ from dsas_core.fingerprints import weights_digest
 from dsas_core.progress import pulse
 from dsas_core.provenance import versions
 
-from .families import check_loaded, roots_of
+from .families import roots_of
 from .load import is_builtin
 
 #: of denoising, where a model's own number is larger
@@ -58,9 +58,8 @@ def settings_of(
     Of others it is what the pipeline does when nobody says otherwise, though in 30 steps at most.
 
     Raises:
-        DSASError: a pipeline that draws from more than a text, or whose text encoders or VAE are not loaded.
+        DSASError: a pipeline that draws from more than a text.
     """
-    check_loaded(pipe)
     if pictured := [name for name in _PICTURED if name in inspect.signature(type(pipe).__call__).parameters]:
         raise DSASError(
             f"{type(pipe).__name__} draws from pictures, too (it takes {pictured[0]}), and here are only texts: take "

@@ -33,7 +33,7 @@ from dsas_core.sites import Site
 from dsas_core.steering import Steering
 from dsas_core.unit import TRIALS, choose, held_back, units_of
 
-from .families import family_of, roots_of
+from .families import check_loaded, family_of, roots_of
 from .generation import decode, latent_batches, made_by, seeds_for, settings_of
 from .held_out import HeldOut
 from .load import BUILTIN
@@ -141,6 +141,7 @@ class Lesson:
         store: str | Path | None = None,
         show_progress: bool = False,
     ) -> None:
+        check_loaded(pipe)
         family = family_of(pipe)
         self.pipe, self.content, self.masks, self.store = pipe, read(prompts), masks, store
         self.sites = find_sites(pipe, sites)

@@ -27,7 +27,7 @@ from dsas_core.trace import Record
 
 from .. import viz
 from ..animation import looped
-from ..families import roots_of
+from ..families import check_loaded, roots_of
 from ..generation import UNCHANGED, Settings, change, decode, latents_of, settings_of
 from ..samples import ENDS
 from ..schedule import Schedule
@@ -157,6 +157,7 @@ class Studio:
 
     def __init__(self, pipe: Any, model: str, concepts: Sequence[Concept] = ()) -> None:
         self.pipe, self.model = pipe, model
+        check_loaded(pipe)
         self.usual = settings_of(pipe)
         self._turn = threading.Lock()
         self._bases: OrderedDict[Any, tuple[Image.Image, float]] = OrderedDict()

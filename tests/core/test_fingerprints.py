@@ -160,5 +160,5 @@ def test_another_architecture_is_refused_in_words(here: nn.Module, site: Site, w
 
 
 def test_a_missing_part_is_refused_even_if_forced() -> None:
-    with pytest.raises(DSASError, match=r"steers unet, which this model lacks \(it has model\)"):
+    with pytest.raises(DSASError, match=r"is of a model that draws, and this is a language model"):
         concept(model()).check({"model": model()}, force=True)

@@ -323,7 +323,7 @@ def test_what_cannot_be_calibrated_says_why(learned: Concept, tokenizer: Words) 
     plain = {side: [text.replace("user: ", "").replace("\nassistant:", "") for text in PROMPTS[side]] for side in SIDES}
     for concept, prompts, message in (
         (replace(learned, provenance={}), None, "does not tell from which prompts"),
-        (replace(learned, base={"unet": "0"}), None, "which this model lacks"),
+        (replace(learned, base={"unet": "0"}), None, "is of a model that draws, and this is a language model"),
         (learned, {**PROMPTS, **plain}, "an assistant's turn at the end"),
         (learned, "nowhere.yaml", "no prompt file nowhere.yaml"),
     ):
