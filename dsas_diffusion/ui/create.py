@@ -44,7 +44,7 @@ class CreateTab:
                 self.compare = gr.ImageSlider(
                     label="unsteered | steered",
                     elem_id="compare",
-                    slider_position=12,
+                    slider_position=25,
                     type="pil",
                     format="png",
                     max_height=560,
