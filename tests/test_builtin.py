@@ -84,7 +84,7 @@ def judge() -> Judge:
     return Judge.load()
 
 
-@pytest.fixture(scope="module", params=["bananas", "cars"])
+@pytest.fixture(scope="module", params=["bananas", pytest.param("cars", marks=pytest.mark.slow)])
 def learned(pipe: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Learned:
     if request.param == "bananas":
         return blurred_bananas(pipe)

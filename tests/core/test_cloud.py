@@ -225,6 +225,7 @@ def test_identities_in_a_language_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fresh_graphs")
+@pytest.mark.slow
 def test_one_compiled_graph_serves_every_strength_and_bin(tmp_path: Path) -> None:
     pipe = build_flow_pipe(tmp_path, shallow=True)
     seen = seen_at(pipe, find_sites(pipe, "cross")[-2:])

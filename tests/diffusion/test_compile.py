@@ -123,6 +123,7 @@ def test_what_was_compiled_without_steering_does_not_serve_another_pipeline_unno
     assert differ(eager, base)
 
 
+@pytest.mark.slow
 def test_a_lost_hook_is_told_of_compiled_denoisers_too(tmp_path: Path) -> None:
     pipe = build_flow_pipe(tmp_path, shallow=True)
     site = find_sites(pipe, "cross")[0]
@@ -139,6 +140,7 @@ def test_a_lost_hook_is_told_of_compiled_denoisers_too(tmp_path: Path) -> None:
         assert steering.fired == []
 
 
+@pytest.mark.slow
 def test_steering_comes_and_goes_where_torch_heeds_hooks(tmp_path: Path) -> None:
     """A second pipeline with the same concept, and the same one again: each graph is of those who are there."""
     pipes = [build_flow_pipe(tmp_path / name, shallow=True) for name in ("one", "other")]

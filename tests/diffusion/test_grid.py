@@ -36,6 +36,7 @@ def test_a_grid_learns_and_measures(dsas, model: str, tmp_path: Path) -> None:
     assert dsas(*arguments)[0] == 0, "and again, from what is there"
 
 
+@pytest.mark.slow
 def test_a_grid_of_recipes_learns_by_them(dsas, tmp_path: Path) -> None:
     content = {
         "concepts": [{"prompts": str(ROOT / "prompts" / "rudeness.yaml"), "models": ["builtin:chat"]}],

@@ -277,6 +277,7 @@ def test_embeddings_made_for_several_pictures_have_the_words_of_their_prompts(ti
 
 
 @pytest.mark.usefixtures("fresh_graphs")
+@pytest.mark.slow
 def test_one_compiled_graph_serves(tmp_path: Path) -> None:
     pipe = build_ddim_pipe(tmp_path, shallow=True)
     concept, counting = concept_of(pipe, ["cross", "self"]), Counting()
