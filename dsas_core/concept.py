@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -189,11 +189,11 @@ class Concept:
         """
         missing = [root for root in self.base if root not in roots]
         model = self.provenance.get("model", "another kind of model")
-        own, here = (next((kind for kind, known in _KINDS.items() if known & set(n)), "") for n in (self.base, roots))
-        if missing and own and here and own != here:
+        own, kind = _kind(self.base), _kind(roots)
+        if missing and own and kind and own != kind:
             raise DSASError(
-                f"concept {self.name!r} is of {own}, and this is {here}: use it on such a one as it was learned on "
-                f"({model})"
+                f"concept {self.name!r} is of {own}, and this is {kind}: use it on such a one as it was learned "
+                f"on ({model})"
             )
         if missing:
             there = ", ".join(roots)
@@ -322,3 +322,8 @@ def _stored(intervention: Intervention) -> Intervention:
         clouds=tuple(cloud.map_tensors(rounded) for cloud in intervention.clouds),
         weights=tuple(float(weight) for weight in intervention.weights),
     )
+
+
+def _kind(roots: Iterable[str]) -> str:
+    """What a model is, by the names of its roots; "" where they do not tell."""
+    return next((kind for kind, known in _KINDS.items() if known & set(roots)), "")
