@@ -75,7 +75,7 @@ class PromptSet:
     sha256: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+        if not is_name(self.name):
             raise DSASError(f"prompt file: name {self.name!r} must be letters, digits, '.', '_' and '-'")
         self._check_size()
         for side in SIDES:
@@ -327,6 +327,11 @@ _PLACES = (
     "on a blue background",
     "on a yellow background",
 )
+
+
+def is_name(text: str) -> bool:
+    """Whether a concept, and what is called after it, may bear a name: letters and digits of ASCII, ".", "_", "-"."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
 
 
 def draft(source: str, target: str, name: str | None = None) -> dict[str, Any]:

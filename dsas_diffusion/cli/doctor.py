@@ -29,7 +29,7 @@ from .arguments import (
     refuse_generation,
     words_by_name,
 )
-from .output import table
+from .output import table, unknown_told
 
 #: a gate has fired when its score, before the site's weight, is at least this somewhere
 FIRED = 0.5
@@ -203,7 +203,8 @@ def conclusions(document: dict[str, Any]) -> list[str]:
     if document["effect_reached_in_learning"] is False:
         found.append("While learning, no unit did all that is wanted without changing controls: expect less.")
     if document["unknown_words"]:
-        found.append(f"The model does not know {', '.join(document['unknown_words'])}, and cannot heed it.")
+        told = unknown_told(document["unknown_words"])
+        found.append(f"{told[0].upper()}{told[1:]}.")
     if document["tokens"] > document["tokens_read"]:
         found.append(
             f"The prompt has {document['tokens']} tokens, of which the model reads {document['tokens_read']}: its end "

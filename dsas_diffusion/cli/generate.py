@@ -34,7 +34,7 @@ from .arguments import (
     read_concepts,
     words_by_name,
 )
-from .output import IMAGE_FORMATS, as_json, encoded, free_files, free_folder, write_files, write_folder
+from .output import IMAGE_FORMATS, as_json, encoded, free_files, free_folder, unknown_told, write_files, write_folder
 
 #: the settings, in a folder of pictures
 SETTINGS = "generate.json"
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pipe = pipeline(args, steps_bar=True)
     unknown = unknown_words(pipe, args.prompt)
     if unknown:
-        warnings.warn(f"the model does not know {', '.join(unknown)}, and cannot heed it", stacklevel=2)
+        warnings.warn(unknown_told(unknown), stacklevel=2)
     settings = settings_of(pipe, args.steps, args.guidance, args.size)
     columns = _drawn(pipe, args, concepts, settings)
     document = _document(pipe, args, concepts, settings)

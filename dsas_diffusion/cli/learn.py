@@ -17,7 +17,7 @@ from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
 from dsas_core.hints import hints
 from dsas_core.llm.prompts import turns
-from dsas_core.prompts import COUNT, PromptSet, draft, read
+from dsas_core.prompts import COUNT, PromptSet, draft, is_name, read
 from dsas_core.recipe import Recipe, recipe_of
 
 from ..learn import Lesson
@@ -37,7 +37,7 @@ from .arguments import (
     share_of,
     shows_progress,
 )
-from .output import free_folder
+from .output import free_folder, unknown_told
 
 #: the drafted prompt file, in the concept's folder
 PROMPTS = "prompts.yaml"
@@ -139,7 +139,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.edges is not None:
             args.usage(f"{args.model} is a language model, which has no timesteps: leave --edges out")
     prompts, drafted = _prompts(args)
-    advice = hints(prompts.draw(args.count, args.seed))
+    drawn = prompts.draw(args.count, args.seed)
+    advice = hints(drawn)
     recipe: dict[str, Any] = {"options": dict(args.option), "cloud": RANK if args.cloud else 0} | dict(args.recipe)
     checked = recipe_of({"method": args.method, "gate": args.gate, **recipe})
     masks = None if text or not (args.masks or checked.supervised) else masks_of(prompts, args.masks)
@@ -161,9 +162,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     else:
         settings |= {"steps": args.steps, "guidance": args.guidance, "size": args.size, "edges": args.edges}
         pipe = pipeline(args)
-        unknown = unknown_words(pipe, [text for side in prompts.draw(args.count, args.seed).values() for text in side])
+        unknown = unknown_words(pipe, [text for side in drawn.values() for text in side])
         if unknown and not args.json:
-            print(f"hint: the model does not know {', '.join(unknown)}, and cannot heed it", flush=True)
+            print(f"hint: {unknown_told(unknown)}", flush=True)
         lesson = Lesson(pipe, prompts, masks=masks, store=args.store, **settings)
         draw = partial(illustrate, pipe, show_progress=shows_progress(args))
     if share.process > 0:  # the first goes on with what all have read
@@ -205,7 +206,7 @@ def _prompts(args: argparse.Namespace) -> tuple[PromptSet, str]:
 def _name_of(folder: Path) -> str | None:
     """The name of the folder that a concept goes to, by which people will call it; None where it is no name."""
     name = folder.expanduser().resolve().name
-    return name if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) else None
+    return name if is_name(name) else None
 
 
 def _as_yaml(content: dict[str, Any]) -> str:

@@ -148,3 +148,8 @@ def encoded(picture: Image.Image, settings: Any, suffix: str = ".png") -> bytes:
     content = io.BytesIO()
     picture.convert("RGB").save(content, IMAGE_FORMATS[suffix], **options)
     return content.getvalue()
+
+
+def unknown_told(words: Sequence[str]) -> str:
+    """What is to be said of words that the model does not know."""
+    return f"the model does not know {', '.join(words)}, and cannot heed it"

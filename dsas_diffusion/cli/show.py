@@ -94,7 +94,7 @@ def report_range(document: dict[str, Any]) -> None:
     """What calibration tried, and the unit and the ends that it chose."""
     evidence = document["range_evidence"]
     columns = ("strength", "effect", "drift", "reach", "strangeness", "useful")
-    table(columns, [[trial.get(column) for column in columns] for trial in evidence["trials"]])
+    table(columns, [[trial[column] for column in columns] for trial in evidence["trials"]])
     print("on held-out prompts, strength in units. Effect: of what asking in words does; drift: of control prompts")
     print(f"(limit {evidence['drift_limit']:.2g}); reach: how far results move, of how far asking in words moves them")
     print(f"(limit {evidence['reach_limit']:.3g}); strangeness: how far results are from all that the unsteered model")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -52,7 +51,7 @@ def name_of(text: str) -> str:
     Raises:
         DSASError: it is empty, too long, or has other characters.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) or len(text) > MOST_NAME:
+    if not prompts.is_name(text) or len(text) > MOST_NAME:
         found = _brief(repr(text), 80)
         raise DSASError(f"name {found}: expected up to {MOST_NAME} letters, digits, '.', '_' and '-'; choose another")
     return text

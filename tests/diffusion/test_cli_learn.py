@@ -13,6 +13,7 @@ from PIL import Image
 
 from dsas_core import Concept, prompts
 from dsas_diffusion import Lesson
+from dsas_diffusion.cli import learn, parser
 from tests.diffusion.conftest import PHRASES
 from tests.helpers import assert_one_line, document_of
 
@@ -125,3 +126,11 @@ def test_hints_on_prompts_are_printed_before_the_work(dsas, model: str, tmp_path
     code, out, _ = dsas(*arguments, *small)
     assert code == 0
     assert out.startswith("hint: No hard negatives: no control shows “blurred” on something else.")
+
+
+@pytest.mark.parametrize(("folder", "name"), [("grey-cat", "grey-cat"), ("höhle", None), ("two words", None)])
+def test_a_drafted_concept_is_called_as_its_folder_where_that_is_a_name(
+    folder: str, name: str | None, tmp_path: Path
+) -> None:
+    given = parser().parse_args(["learn", "--from", "cat", "--to", "grey cat", "--out", str(tmp_path / folder)])
+    assert learn._prompts(given)[0].name == (name or "cat-to-grey-cat")
