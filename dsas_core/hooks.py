@@ -149,6 +149,7 @@ def visit(
         _refuse_compiled(name, root)
     placed = Visit(visitor)
     placed._places = {site: known[site.path] for site in sites}
+    placed._marks = {site: _Mark() for site in sites}
     try:
         for name, tell in (describe or {}).items():
             begin = _BeginHook(name, placed, tell)
@@ -156,7 +157,7 @@ def visit(
             if missed is not None:
                 placed._handles.append(known[name].register_forward_hook(_EndHook(begin, missed)))
         for site in sites:
-            module, mark = known[site.path], placed._marks.setdefault(site, _Mark())
+            module, mark = known[site.path], placed._marks[site]
             if site in by_hand:
                 placed._by_hand[site] = _SiteHook(site, placed, mark)
             elif site.side == "input":
@@ -188,13 +189,6 @@ def _roots(model: nn.Module | Roots) -> Roots:
 def is_compiled(root: nn.Module) -> bool:
     """Whether a module, or one inside it, was given to torch.compile."""
     return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in root.modules())
-
-
-def why_missed(root: nn.Module) -> str:
-    """What may have kept a call of a root from coming to its sites, and the way out."""
-    if is_compiled(root) or "_compiled_call" in vars(root):  # this by `generate` of transformers
-        return "torch goes by what it compiled without its hook: call torch.compiler.reset(), and again"
-    return "somebody removed its hook, or the model skips that block"
 
 
 def _heed_hooks() -> None:
@@ -236,11 +230,8 @@ class _Nothing:
 class _BeginHook(_Copied):
     def __init__(self, name: str, placed: Visit, describe: Describe) -> None:
         self.name, self.placed, self.describe = name, placed, describe
-
-    @property
-    def marks(self) -> dict[Site, _Mark]:
-        """Those of the sites below this root."""
-        return {site: mark for site, mark in self.placed._marks.items() if site.root == self.name}
+        #: of the sites below this root
+        self.marks = {site: mark for site, mark in placed._marks.items() if site.root == name}
 
     @_disable_dynamo  # torch.compiler.disable, which would import torch._dynamo right here: 1.5 s
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, Self, TypeVar
 
 import torch
@@ -183,11 +183,6 @@ class Steering:
 
     def __exit__(self, *_: object) -> None:
         self.detach()
-
-    def warn_of_missed(self, sites: Sequence[Site], why: str) -> None:
-        """Tell of sites that a call has not come to."""
-        told = f"attached sites were not reached, so nothing was steered there: {listed(sites)} ({why})"
-        warnings.warn(told, stacklevel=3)
 
     @property
     def fired(self) -> list[str]:
@@ -399,8 +394,3 @@ def _hold(held: dict[Key, torch.Tensor], key: Key, value: torch.Tensor) -> None:
         with torch.inference_mode(False):  # to be written in and out of inference mode
             there = held[key] = torch.empty_like(value)
     there.copy_(value)
-
-
-def listed(sites: Iterable[Site]) -> str:
-    """Sites, for a message."""
-    return ", ".join(map(str, sites))

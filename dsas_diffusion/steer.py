@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+from dsas_core import unreached
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.hooks import Call, visitors, why_missed
+from dsas_core.hooks import Call, visitors
 from dsas_core.sites import Site
-from dsas_core.steering import Schedule, Steering, listed
+from dsas_core.steering import Schedule, Steering
 from dsas_core.strengths import Strength, Strengthened, loaded
+from dsas_core.unreached import Unreached, listed
 
 from .caches import caches_of, steered_again
 from .families import family_of, roots_of
@@ -48,7 +50,7 @@ class PipelineSteering(Steering):
         if attach == "processor":
             self._by_processor = at_processors(self._roots[self._denoiser], self._denoiser, self.sites)
         self._processors: dict[str, Any] = {}  # that were there, where others steer now
-        self._told: set[Site] = set()  # which the generation has not come to, as the user knows
+        self._told = Unreached()  # in this generation
         self._rows: Rows | None = None
         #: what is to be done when the next generation begins
         self.at_start: set[Callable[[], object]] = set()
@@ -130,7 +132,7 @@ class PipelineSteering(Steering):
     def _generation_begins(self, prompts: int) -> None:
         while self.at_start:
             self.at_start.pop()()
-        self._told.clear()
+        self._told.forget()
         self._scores.clear()  # of other prompts
         if self._visit is not None:
             self._visit.forget()
@@ -154,7 +156,7 @@ class PipelineSteering(Steering):
         roots = {name: getattr(self.pipe, name) for name in self._roots if getattr(self.pipe, name, None) is not None}
         replaced = [*self._visit.replaced(roots), *(self._words.replaced(roots) if self._words is not None else ())]
         if replaced:
-            self._told.update(replaced)
+            self._told.news(replaced)
             warnings.warn(
                 f"other modules have come to {listed(replaced)} since steering began, such as LoRA's, which "
                 "go unseen: detach, and steer anew",
@@ -184,10 +186,12 @@ class PipelineSteering(Steering):
             return
         # where embeddings are given, they run for negative prompts at most
         unseen = self._rows.embeddings == "given" and self._rows.rows != "unconditional"
-        texts = [site for site in self.sites if site.root != self._denoiser and site not in self._told]
-        silent = [site for site in texts if unseen or site not in self._visit.fired]
-        if silent and self._rows.embeddings == "given":
-            self._told.update(silent)
+        fired = self._visit.fired
+        silent = [site for site in self.sites if site.root != self._denoiser and (unseen or site not in fired)]
+        if self._rows.embeddings != "given":
+            if silent:
+                self._missed(silent[0].root, silent)
+        elif silent := self._told.news(silent):
             told = (
                 f"prompt_embeds were given, so the text encoder did not read the prompt, and {listed(silent)} did "
                 "nothing: pass prompt= instead, or encode the prompt inside the steer() block"
@@ -199,16 +203,13 @@ class PipelineSteering(Steering):
                     "negative prompts outside"
                 )
             warnings.warn(told, stacklevel=2)
-        elif silent:
-            self._missed(silent[0].root, silent)
 
     def _missed(self, root: str, sites: list[Site]) -> None:
         """Tell, once a generation, which sites a call has not come to."""
         assert self._rows is not None
-        silent = [site for site in sites if site not in self._told]
-        if not silent or self._rows.skips:
+        silent = [] if self._rows.skips else self._told.news(sites)
+        if not silent:
             return
-        self._told.update(silent)
         by_hand = {site for found in self._by_processor.values() for site in found}
         caches = caches_of(getattr(self.pipe, root))
         if caches:
@@ -219,9 +220,9 @@ class PipelineSteering(Steering):
             )
         elif by_hand.issuperset(silent):
             why = 'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
-            self.warn_of_missed(silent, why)
+            unreached.warn(silent, why)
         else:
-            self.warn_of_missed(silent, why_missed(getattr(self.pipe, root)))
+            unreached.warn(silent, unreached.why(getattr(self.pipe, root)))
 
 
 def steer(

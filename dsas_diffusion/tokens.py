@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -19,22 +20,28 @@ POSITIONS = ("words", "all")
 NOTHING: Mapping[str, Any] = {}
 
 
-class Tokens:
-    """What one text encoder of a pipeline makes of texts.
-
-    Args:
-        pipe: the pipeline. encoder: which of its text encoders; None for the first.
+def tokens_of(pipe: Any) -> list[Tokens]:
+    """Of every text encoder of a pipeline, in the pipeline's order.
 
     Raises:
         DSASError: it has none.
     """
+    found = [Tokens(pipe, encoder) for encoder in encoders_of(pipe)]
+    if not found:
+        raise DSASError("the pipeline has no text encoder, whose tokens are asked for: load one")
+    return found
 
-    def __init__(self, pipe: Any, encoder: TextEncoder | None = None) -> None:
-        self.pipe = pipe
-        known = [encoder] if encoder is not None else encoders_of(pipe)
-        if not known:
-            raise DSASError("the pipeline has no text encoder, whose tokens are asked for: load one")
-        self.encoder = known[0]
+
+@dataclass(frozen=True)
+class Tokens:
+    """What one text encoder of a pipeline makes of texts.
+
+    Args:
+        pipe: the pipeline. encoder: which of its text encoders.
+    """
+
+    pipe: Any
+    encoder: TextEncoder
 
     @property
     def tokenizer(self) -> Any:

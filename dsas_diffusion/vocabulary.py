@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .families import encoders_of
 from .load import is_builtin
-from .tokens import Tokens
+from .tokens import tokens_of
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ def reading(pipe: Any, prompt: str) -> Reading:
     In the built-in model's vocabulary every word is one token, and one that falls apart is unknown. Other vocabularies
     spell rare words in pieces that they know well.
     """
-    tokenizers = [Tokens(pipe, encoder).tokenizer for encoder in encoders_of(pipe) or (None,)]
-    tokenizer = max(tokenizers, key=lambda one: one.model_max_length)
+    tokenizer = max((one.tokenizer for one in tokens_of(pipe)), key=lambda one: one.model_max_length)
     unknown: tuple[str, ...] = ()
     if is_builtin(pipe):
         words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())

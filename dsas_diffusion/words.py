@@ -27,7 +27,7 @@ from dsas_core.sites import Roots, Site
 from .families import roots_of
 from .rows import Rows
 from .sites import looking_at
-from .tokens import Tokens
+from .tokens import tokens_of
 
 #: concept name -> a word or phrase, or several of them
 Words = Mapping[str, str | Sequence[str]]
@@ -57,7 +57,7 @@ class WordMasks:
 
     def __init__(self, pipe: Any, rows: Rows, words: Mapping[str, Sequence[str]]) -> None:
         self.words = words
-        self._rows, self._prompts = rows, Tokens(pipe)
+        self._rows, self._prompts = rows, tokens_of(pipe)[0]
         self._places = {name: i for i, name in enumerate(words)}
         self._layers = looking_at(pipe)
         self._texts = {layer.keys.path for layer in self._layers} | {layer.values.path for layer in self._layers}

@@ -8,12 +8,13 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from .. import unreached
 from ..concept import Concept
 from ..errors import DSASError
-from ..hooks import why_missed
 from ..sites import Site
 from ..steering import Steering
 from ..strengths import Strength, Strengthened, loaded
+from ..unreached import Unreached
 from .layers import ends_of, positions_of, roots_of
 from .tokens import Tokens
 from .trace import TextTrace
@@ -47,13 +48,11 @@ class TextSteering(Steering):
     def attach_to_model(self, model: nn.Module) -> Self:
         roots = roots_of(model)
         self._tokens.limit, self._tokens.ends = 0 if self._watches else positions_of(model), ends_of(model)
-        told: set[Site] = set()
+        told = Unreached()
 
         def missed(root: str, sites: list[Site]) -> None:
-            silent = [site for site in sites if site not in told]
-            told.update(silent)
-            if silent:
-                self.warn_of_missed(silent, why_missed(roots[root]))
+            if silent := told.news(sites):
+                unreached.warn(silent, unreached.why(roots[root]))
 
         return self.attach(roots, {root: self._tokens.describe(root) for root in roots}, missed=missed)
 

@@ -45,13 +45,12 @@ class Lesson:
 FEW = {"steps": 6}
 #: gates in the text encoder, the default, are as sure with fewer prompts
 WORDS = {**FEW, "count": 32}
-#: the denoiser reads and moves each patch by itself: what changes stays in its place, and heat-maps show where it is
-PATCHES = {"sites": "denoiser"}
 
 CONCEPTS: Mapping[str, Lesson] = {
     # as the README learns it; by patches a dog beside the banana was washed out, too
     "banana-blur": Lesson(),
-    "fruit-to-pear": Lesson(settings={**FEW, **PATCHES, "method": "linear-act"}),
+    # what changes by patches stays in its place, and heat-maps show where it is
+    "fruit-to-pear": Lesson(settings={**FEW, "sites": "denoiser", "method": "linear-act"}),
     "dog-grey": Lesson(settings=WORDS),
     "vehicles-pixelated": Lesson(settings=WORDS),
     "red-to-blue": Lesson(settings=WORDS),

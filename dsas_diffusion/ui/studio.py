@@ -33,7 +33,7 @@ from ..samples import ENDS
 from ..schedule import Schedule
 from ..sites import site_name
 from ..steer import PipelineSteering, steer
-from ..tokens import Tokens
+from ..tokens import tokens_of
 from ..viz import PictureTrace
 from ..vocabulary import Reading, reading
 from ..wording import plain
@@ -311,9 +311,9 @@ class Studio:
     def _words(self, prompt: str, records: Sequence[Record]) -> tuple[str, ...]:
         """Words of the prompt that a gate in the first text encoder has seen, in their order.
 
-        None where the pipeline words the prompt in its own way for it, so that nobody knows which position is whose.
+        Empty where the pipeline words the prompt in its own way for it, so that nobody knows which position is whose.
         """
-        tokens = Tokens(self.pipe)
+        tokens = tokens_of(self.pipe)[0]
         read = [record.h for record in records if record.timestep is None and record.site.root == tokens.encoder.part]
         if not read or tokens.encoder.wording is not plain:
             return ()
