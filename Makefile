@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)  ## the demonstration, in the terminal
-	.venv/bin/python benchmarks/demo.py
+	.venv/bin/python -m benchmarks.demo.demo
 
 app: $(STAMP)  ## the demonstration, in a browser
 	OMP_NUM_THREADS=1 .venv/bin/python app.py
@@ -59,10 +59,10 @@ test-browser: .venv/.browser  ## drive the demo in a real browser
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/browser -m browser
 
 soak: .venv/.browser  ## 8 visitors of the demo for 3 minutes
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/soak.py
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.demo.soak
 
 screenshots: .venv/.browser  ## docs/demo-*.png
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/screenshots.py
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.demo.screenshots
 
 lint: $(STAMP)  ## ruff and mypy; changes nothing
 	.venv/bin/ruff check .
@@ -74,40 +74,40 @@ format: $(STAMP)  ## format, and fix what ruff can fix
 	.venv/bin/ruff format .
 
 bench: $(STAMP)  ## the figures of the README
-	.venv/bin/python benchmarks/concept.py --seeds 4
-	.venv/bin/python benchmarks/localise.py --seeds 2
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/overhead.py --rounds 31 --parts learning pictures calls compiled
-	OMP_NUM_THREADS=2 .venv/bin/python benchmarks/memory.py --width 64
-	.venv/bin/python benchmarks/chat.py
-	.venv/bin/python benchmarks/toxicity.py
-	.venv/bin/python benchmarks/overhead_llm.py
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/artifacts.py
+	.venv/bin/python -m benchmarks.quality.concept --seeds 4
+	.venv/bin/python -m benchmarks.quality.localise --seeds 2
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.cost.overhead --rounds 31 --parts learning pictures calls compiled
+	OMP_NUM_THREADS=2 .venv/bin/python -m benchmarks.cost.memory --width 64
+	.venv/bin/python -m benchmarks.builtin_models.language
+	.venv/bin/python -m benchmarks.quality.toxicity
+	.venv/bin/python -m benchmarks.cost.overhead_llm
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.cost.artifacts
 
 results: $(STAMP)  ## docs/results.md: every concept against every arm; stop it and go on at will
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/torchrun --nproc_per_node 2 -m dsas_diffusion.cli eval \
-		--grid benchmarks/results.yaml --out outputs/results
-	.venv/bin/python benchmarks/results.py
+		--grid benchmarks/grids/results.yaml --out outputs/results
+	.venv/bin/python -m benchmarks.reports.results_page
 
 methods: $(STAMP)  ## docs/methods.md: every map, always on and gated; stop it and go on at will
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/torchrun --nproc_per_node 2 -m dsas_diffusion.cli eval \
-		--grid benchmarks/methods.yaml --out outputs/methods
-	.venv/bin/python benchmarks/methods.py
+		--grid benchmarks/grids/methods.yaml --out outputs/methods
+	.venv/bin/python -m benchmarks.reports.methods_page
 
 learning: $(STAMP)  ## docs/learning.md: gates, ways to learn, no strength to tune; stop it and go on at will
 	for grid in gates learning auto; do OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/torchrun \
-		--nproc_per_node 2 -m dsas_diffusion.cli eval --grid benchmarks/$$grid.yaml --out outputs/$$grid || exit 1; done
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/together.py
-	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/fits.py
-	.venv/bin/python benchmarks/learning.py
+		--nproc_per_node 2 -m dsas_diffusion.cli eval --grid benchmarks/grids/$$grid.yaml --out outputs/$$grid || exit 1; done
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.quality.together
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.cost.fits
+	.venv/bin/python -m benchmarks.reports.learning_page
 
 families: $(STAMP)  ## docs/families.md: what was tested with which family of pipelines
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q --junitxml outputs/families.xml tests/diffusion/test_every_family.py \
 		tests/diffusion/test_other_pipelines.py tests/diffusion/test_processor.py tests/diffusion/test_callback.py \
 		tests/diffusion/test_living_with_others.py
-	.venv/bin/python benchmarks/families.py outputs/families.xml
+	.venv/bin/python -m benchmarks.reports.families_page outputs/families.xml
 
 concepts: $(STAMP)  ## learn the concepts that ship again
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m dsas_diffusion.builtin.concepts
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m benchmarks.builtin_models.concepts
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
 train-builtin: $(STAMP)  ## train the built-in models again

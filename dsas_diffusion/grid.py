@@ -71,7 +71,7 @@ class Grid:
 
         path = Path(path)
         if not path.is_file():
-            raise DSASError(f"no grid file {path}: write one (see benchmarks/results.yaml)")
+            raise DSASError(f"no grid file {path}: write one (see benchmarks/grids/results.yaml)")
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:

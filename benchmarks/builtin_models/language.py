@@ -1,29 +1,22 @@
 """How good the built-in language model is, before any steering, on questions and messages that training never saw.
 
-    python benchmarks/chat.py
+    python -m benchmarks.builtin_models.language
 
-Writes benchmarks/results/chat.json.
+Writes benchmarks/results/language.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core.llm.builtin import quality
 from dsas_core.llm.builtin.corpus import CALM, draw_descriptions, draw_requests, fact_questions
 from dsas_core.llm.builtin.judge import fit_judge
 from dsas_core.llm.load import load
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def judged(judge: Any, seed: int) -> dict[str, float]:
@@ -67,38 +60,14 @@ def measure(model: Any, tokenizer: Any, count: int, seed: int) -> dict[str, Any]
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured with."""
-    import transformers
-
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "machine": {
-            "processor": names[0].split(":")[1].strip() if names else platform.processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
-        "command": " ".join(["python", *sys.argv]),
-    }
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, results_of(__file__), seed=True)
     parser.add_argument("--model", default="builtin:chat")
     parser.add_argument("--count", type=int, default=500, help="messages a manner, and texts for perplexity")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "chat.json")
     args = parser.parse_args()
     model, tokenizer = load(args.model, device="cpu")
-    report = {"model": args.model, "seed": args.seed, **measure(model, tokenizer, args.count, args.seed), **machine()}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    report = {"model": args.model, "seed": args.seed, **measure(model, tokenizer, args.count, args.seed), **made_with()}
+    write(args.out, report)
     print(json.dumps(report, indent=2))
 
 

@@ -1,13 +1,12 @@
 """How good the built-in model and its judge are, before any steering, on content that training never saw.
 
-    python benchmarks/builtin.py --pictures 400
+    python -m benchmarks.builtin_models.pictures --pictures 400
 
-Writes benchmarks/results/builtin.json.
+Writes benchmarks/results/pictures.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -16,12 +15,10 @@ from typing import Any
 import numpy as np
 
 import dsas_diffusion as dsas
-from dsas_core.provenance import versions
+from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import RELATIONS, Scene, render, sample_scene
 from dsas_diffusion.generation import Settings, pictures_of, seeds_for, settings_of
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def said_exactly(scene: Scene) -> bool:
@@ -77,15 +74,13 @@ def model_quality(pipe: Any, judge: Judge, count: int, seed: int, settings: Sett
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, results_of(__file__), seed=True)
     parser.add_argument("--model", default="builtin:emoji")
     parser.add_argument("--judge", type=Path, default=None, help="folder of judge.safetensors")
     parser.add_argument("--pictures", type=int, default=400)
     parser.add_argument("--renders", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--guidance", type=float, default=None)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "builtin.json")
     args = parser.parse_args()
     pipe, judge = dsas.load_pipeline(args.model), Judge.load(args.judge)
     settings = settings_of(pipe, args.steps, args.guidance)
@@ -96,9 +91,8 @@ def main() -> None:
     began = time.monotonic()
     pictures_of(pipe, ["a banana"], [0], settings)
     report["model"]["seconds_one_picture_alone"] = time.monotonic() - began
-    report |= {"seed": args.seed, "versions": versions("diffusers", "transformers")}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    report |= {"seed": args.seed, **made_with()}
+    write(args.out, report)
     print(json.dumps(report, indent=2))
 
 

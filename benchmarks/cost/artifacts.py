@@ -1,6 +1,6 @@
 """How large concepts are on disk, and how long it takes to save and to load them, in the shapes of known models.
 
-    OMP_NUM_THREADS=1 python benchmarks/artifacts.py
+    OMP_NUM_THREADS=1 python -m benchmarks.cost.artifacts
 
 Random probes and maps of the right shapes at every cross-attention (of FLUX every attention), rounded as learning
 rounds them, with evidence of every site and bin as learning records it. Times are the best of many, as other work on
@@ -11,9 +11,6 @@ Writes benchmarks/results/artifacts.json.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -23,15 +20,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core import Concept, Intervention, Site
 from dsas_core.concept import CARD, CONFIG, TENSORS
 from dsas_core.fingerprints import portrait
 from dsas_core.layout import rounded
 from dsas_core.maps import AffineMap
 from dsas_core.probes import LinearProbe
-from dsas_core.provenance import versions
 
-ROOT = Path(__file__).resolve().parent.parent
 #: model -> the site of each width, so many of them
 MODELS = {
     "SD1.5": ("unet.up_blocks.1.attentions.0.transformer_blocks.{}.attn2", {320: 5, 640: 5, 1280: 6}),
@@ -101,9 +97,8 @@ def timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__, results_of(__file__), seed=True)
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
@@ -129,11 +124,10 @@ def main() -> None:
     document = {
         "seed": args.seed,
         "rounds": args.rounds,
-        "machine": f"{platform.machine()}, one thread",
-        "versions": versions("safetensors", "dsas-diffusion"),
         "concepts": rows,
+        **made_with("safetensors"),
     }
-    (ROOT / "benchmarks" / "results" / "artifacts.json").write_text(json.dumps(document, indent=2) + "\n")
+    write(args.out, document)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every method in closed form, and every gate, fitted on one reading of the prompts: seconds, evidence, size.
 
-    python benchmarks/fits.py
+    python -m benchmarks.cost.fits
 
 Rudeness on the built-in language model, bananas at the denoiser of the built-in picture model, 48 prompts a side. Maps
 are fitted with the DSAS gate, gates with the map of CAA. Writes benchmarks/results/fits.json.
@@ -8,9 +8,6 @@ are fitted with the DSAS gate, gates with the map of CAA. Writes benchmarks/resu
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -21,17 +18,14 @@ from typing import Any
 import torch
 
 import dsas_diffusion as dsas
+from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
 from dsas_core import Concept, llm, methods
 from dsas_core.capture import Capture
 from dsas_core.concept import TENSORS
 from dsas_core.errors import DSASError
-from dsas_core.files import as_json
 from dsas_core.learn import fit_sites
-from dsas_core.provenance import versions
 from dsas_core.recipe import Recipe
 
-ROOT = Path(__file__).resolve().parent.parent
-FIGURES = ROOT / "benchmarks" / "results" / "fits.json"
 GATES = ("dsas", "gaps", "product(dsas, gaps)", "cosine", "mlp(accept=true)", "quantile")
 
 
@@ -71,27 +65,19 @@ def measured(capture: Capture, seconds: float, base: Mapping[str, Any]) -> dict[
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    args = parser_of(__doc__, results_of(__file__)).parse_args()
     torch.set_num_threads(1)
     found = {}
     base = {"form": "token", "pooling": "mean", "top_share": 0.25}
-    lesson = llm.Lesson(*llm.load("builtin:chat"), ROOT / "prompts" / "rudeness.yaml")
+    lesson = llm.Lesson(*llm.load("builtin:chat"), PROMPTS / "rudeness.yaml")
     began = time.perf_counter()
     capture = lesson.captured(Recipe(**base))
     found["rudeness"] = measured(capture, time.perf_counter() - began, base)
-    drawn = dsas.Lesson(
-        dsas.load_pipeline("builtin:emoji"), ROOT / "prompts" / "banana-blur.yaml", sites="denoiser", steps=8
-    )
+    drawn = dsas.Lesson(dsas.load_pipeline("builtin:emoji"), PROMPTS / "banana-blur.yaml", sites="denoiser", steps=8)
     began = time.perf_counter()
     capture = drawn.captured(Recipe())
     found["banana-blur"] = measured(capture, time.perf_counter() - began, {})
-    document = {
-        "command": "python benchmarks/fits.py",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
-        "versions": versions("dsas-diffusion", "diffusers", "transformers"),
-        "tasks": found,
-    }
-    FIGURES.write_text(as_json(document) + "\n")
+    write(args.out, {"tasks": found, **made_with()})
 
 
 if __name__ == "__main__":

@@ -1,25 +1,22 @@
 """Time per position of each probe with each map, over a plain copy of the activation, in one run, by turns.
 
-    python benchmarks/kernels.py                       # CPU, one thread; or a GPU, where there is one
-    python benchmarks/kernels.py --compile             # each pair as one compiled graph
+    python -m benchmarks.cost.kernels                  # CPU, one thread; or a GPU, where there is one
+    python -m benchmarks.cost.kernels --compile             # each pair as one compiled graph
 
 Writes benchmarks/results/kernels.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core import methods
 from dsas_core.errors import DSASError
 from dsas_core.evaluate.cost import named
@@ -27,9 +24,7 @@ from dsas_core.interpolation import interpolate
 from dsas_core.maps import Map
 from dsas_core.pretrained import device_of
 from dsas_core.probes import Probe
-from dsas_core.provenance import versions
 
-OUT = Path(__file__).resolve().parent / "results" / "kernels.json"
 ROWS = 64
 GATES = ("on", "dsas", "gaps", "product(dsas, gaps)", "cosine", "mlp(accept=true)", "quantile", "cast", "fairsteer")
 
@@ -65,7 +60,7 @@ def timed(work: dict[str, Callable[[], object]], device: torch.device, rounds: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, results_of(__file__))
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--positions", type=int, default=4096)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -102,18 +97,17 @@ def main() -> None:
     for name, row in rows.items():
         print(f"{name:32} {row['nanoseconds_per_position']:9.1f} ns  {row['over_a_copy']:6.2f}")
     record = {
-        "command": "python benchmarks/kernels.py" + (" --compile" if args.compile else ""),
         "settings": {key: getattr(args, key) for key in ("width", "positions", "dtype", "rounds")},
-        "device": f"{named(device)}, {platform.machine()}, {os.cpu_count()} cores, one thread",
-        "versions": versions(),
+        "device": named(device),
         "pairs": rows,
+        **made_with(),
     }
     try:
-        report = json.loads(OUT.read_text()) if OUT.is_file() else {}
+        report = json.loads(args.out.read_text()) if args.out.is_file() else {}
     except ValueError:
-        raise DSASError(f"{OUT} is damaged: remove it") from None
+        raise DSASError(f"{args.out} is damaged: remove it") from None
     report[f"{device.type}{', compiled' if args.compile else ''}"] = record
-    OUT.write_text(json.dumps(report, indent=2) + "\n")
+    write(args.out, report)
 
 
 if __name__ == "__main__":

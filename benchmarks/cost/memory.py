@@ -1,6 +1,6 @@
 """Peak memory of learning over that of the bare generations that it makes, each in a process of its own.
 
-    OMP_NUM_THREADS=2 python benchmarks/memory.py
+    OMP_NUM_THREADS=2 python -m benchmarks.cost.memory
 
 A random UNet with the blocks of SDXL (70 cross-attention layers), narrower, is read at every one of them; what is read
 is kept in a folder (`store`). Writes benchmarks/results/memory.json.
@@ -17,14 +17,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from shapes import xl_unet
-
 import dsas_diffusion as dsas
-from dsas_core.provenance import versions
+from benchmarks.common.records import PROMPTS, ROOT, made_with, parser_of, results_of, write
+from benchmarks.cost.model_shapes import xl_unet
 from dsas_core.recipe import Recipe
 from dsas_diffusion.generation import latent_batches, seeds_for
 
-ROOT = Path(__file__).resolve().parent.parent
 COUNT, STEPS, BATCH = 12, 4, 4
 
 
@@ -42,7 +40,7 @@ def run(arm: str, width: int, seed: int) -> dict[str, float]:
     pipe = pipeline(width)
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {"sites": "cross", "count": COUNT, "steps": STEPS, "batch": BATCH, "seed": seed}
-        lesson = dsas.Lesson(pipe, ROOT / "prompts" / "banana-blur.yaml", store=Path(folder) / "read", **settings)
+        lesson = dsas.Lesson(pipe, PROMPTS / "banana-blur.yaml", store=Path(folder) / "read", **settings)
         loaded = peak()
         if arm == "learning":
             capture = lesson.captured(Recipe())
@@ -60,23 +58,31 @@ def peak() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, results_of(__file__), seed=True)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arm", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "memory.json")
     args = parser.parse_args()
     if args.arm:
         print(json.dumps(run(args.arm, args.width, args.seed)))
         return
     report: dict[str, Any] = {}
     for arm in ("generating", "learning"):
-        command = [sys.executable, __file__, "--arm", arm, "--width", str(args.width), "--seed", str(args.seed)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            __spec__.name,
+            "--arm",
+            arm,
+            "--width",
+            str(args.width),
+            "--seed",
+            str(args.seed),
+        ]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
         report[arm] = json.loads(done.stdout.splitlines()[-1])
     report["ratio"] = report["learning"]["peak"] / report["generating"]["peak"]
-    report |= {"width": args.width, "seed": args.seed, "versions": versions("diffusers", "transformers")}
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    report |= {"width": args.width, "seed": args.seed, **made_with()}
+    write(args.out, report)
     print(json.dumps(report, indent=2))
 
 

@@ -1,7 +1,7 @@
 """What steering and learning cost, as ratios within one run: steered and unsteered calls are interleaved.
 
-    OMP_NUM_THREADS=1 python benchmarks/overhead.py --rounds 15
-    python benchmarks/overhead.py --parts calls compiled --device cuda --full
+    OMP_NUM_THREADS=1 python -m benchmarks.cost.overhead --rounds 15
+    python -m benchmarks.cost.overhead --parts calls compiled --device cuda --full
 
 Processor time is compared, in one thread: with more, threads that wait for one another would be counted as work. On a
 GPU it is the time between events on its stream.
@@ -18,7 +18,6 @@ Writes benchmarks/results/overhead.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -26,25 +25,23 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import FLUX_HEADS, PROMPT, XL_WIDTH, Model, builtin, flux, xl
 
 import dsas_diffusion as dsas
+from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
+from benchmarks.cost.model_shapes import FLUX_HEADS, PROMPT, XL_WIDTH, Model, builtin, flux, xl
 from dsas_core.concept import Intervention
 from dsas_core.hooks import Call, visit
 from dsas_core.maps import AffineMap
 from dsas_core.probes import LinearProbe
 from dsas_core.prompts import COUNT, read
-from dsas_core.provenance import versions
 from dsas_core.sites import Site
 from dsas_diffusion.families import roots_of
 from dsas_diffusion.generation import latents_of, seeds_for, settings_of
 from dsas_diffusion.rows import Rows
 
-ROOT = Path(__file__).resolve().parent.parent
 #: how many concepts are steered at once
 CONCEPTS = (1, 4, 8)
 #: what is timed -> how it is attached, how many concepts
@@ -90,7 +87,7 @@ def over(times: Mapping[str, list[float]], base: str) -> dict[str, float]:
 
 def learning_over_generations(pipe: Any, seed: int) -> dict[str, float]:
     """Time of `learn` over the bare generations that it makes, as many prompts in the same batches."""
-    content, settings = read(ROOT / "prompts" / "banana-blur.yaml"), settings_of(pipe)
+    content, settings = read(PROMPTS / "banana-blur.yaml"), settings_of(pipe)
     began = time.process_time()
     concept = dsas.learn(pipe, content, seed=seed)
     learning = time.process_time() - began
@@ -244,24 +241,20 @@ def rows_of(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, results_of(__file__), seed=True)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--parts", nargs="+", default=["learning", "pictures", "calls"])
     parser.add_argument("--full", action="store_true", help="SDXL and FLUX.1 in their own size: for a GPU")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "overhead.json")
     args = parser.parse_args()
     report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    about = {"rounds": args.rounds, "seed": args.seed, "versions": versions("diffusers", "transformers")}
+    about = {"rounds": args.rounds, "seed": args.seed, **made_with()}
     pipe = dsas.load_pipeline("builtin:emoji")
     if "learning" in args.parts:
         report["learning"] = {**learning_over_generations(pipe, args.seed), **about}
     if "pictures" in args.parts:
         for name, sites in (("default", None), ("denoiser", "denoiser")):
-            concept = dsas.learn(
-                pipe, ROOT / "prompts" / "banana-blur.yaml", sites=sites, seed=args.seed, count=16, steps=4
-            )
+            concept = dsas.learn(pipe, PROMPTS / "banana-blur.yaml", sites=sites, seed=args.seed, count=16, steps=4)
             found = steered_over_unsteered(pipe, concept, args.rounds)
             report[name] = {"sites": len(concept.sites), **found, **about}
     dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
@@ -278,8 +271,7 @@ def main() -> None:
         if "compiled" in args.parts and (name == "builtin" or args.device != "cpu"):
             rows = compiled_calls(make(), args.rounds, args.device)
             report.setdefault("compiled calls", {})[where] = {"rows": rows, **about}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    write(args.out, report)
     print(json.dumps(report, indent=2))
 
 

@@ -1,6 +1,6 @@
 """What steering a language model costs: tokens a second with and without, prefill and decode, interleaved in one run.
 
-    python benchmarks/overhead_llm.py --rounds 9
+    python -m benchmarks.cost.overhead_llm --rounds 9
 
 A Llama of about 100 M parameters with random weights, a random concept at the output of every layer, strength 1. Each
 round times every arm once, the order turned round every other time: reading a prompt into the cache, then writing token
@@ -10,26 +10,20 @@ benchmarks/results/overhead_llm.json.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
-import shlex
 import statistics
-import sys
 import time
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core import llm
 from dsas_core.concept import Concept, Intervention
 from dsas_core.maps import AffineMap
 from dsas_core.probes import LinearProbe
-from dsas_core.provenance import versions
 
-ROOT = Path(__file__).resolve().parent.parent
 ARMS = ("unsteered", "steered", "control")
 
 
@@ -112,7 +106,7 @@ def ratios(model: Any, concept: Concept, batch: int, prompt: int, new: int, roun
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, results_of(__file__))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
@@ -121,7 +115,6 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "overhead_llm.json")
     args = parser.parse_args()
     torch.manual_seed(0)
     model = build(args.width, args.layers, getattr(torch, args.dtype), args.device)
@@ -129,13 +122,9 @@ def main() -> None:
     report: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "runs": [ratios(model, concept, batch, args.prompt, args.new, args.rounds) for batch in args.batches],
-        "command": shlex.join(["python", "benchmarks/overhead_llm.py", *sys.argv[1:]]),
-        "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
-        "versions": versions("transformers"),
+        **made_with(),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    write(args.out, report)
     print(json.dumps(report, indent=2))
 
 

@@ -7,29 +7,26 @@ each in a process of its own; and writes outputs/demo: comparison.png, arms/, pr
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from arms import best_mask_site, draw, summed_up, trial
-from processes import single_threaded
-
 import dsas_diffusion as dsas
+from benchmarks.common.arms import best_mask_site, draw, summed_up, trial
+from benchmarks.common.processes import single_threaded
+from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, write
 from dsas_core.prompts import read
-from dsas_core.provenance import versions
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation import settings_of
 from dsas_diffusion.metrics import Wanted
 from dsas_diffusion.viz import grid, overlay
 
-ROOT = Path(__file__).resolve().parent.parent
-PROMPTS = ROOT / "prompts" / "banana-blur.yaml"
-#: prompts a side and denoising steps while learning: less than benchmarks/concept.py takes, to be done sooner
+BANANAS = PROMPTS / "banana-blur.yaml"
+#: prompts a side and denoising steps while learning: less than benchmarks/quality/concept.py takes, to be done sooner
 COUNT, LEARNING_STEPS = 40, 8
-#: for the change at equal effect; benchmarks/concept.py has a finer grid
+#: for the change at equal effect; benchmarks/quality/concept.py has a finer grid
 STRENGTHS = (0.5, 1.0)
 HEADINGS = {"base": "no steering", "vanilla": "always on", "dsas": "DSAS", "heat": "where it sees it"}
 
@@ -37,7 +34,7 @@ HEADINGS = {"base": "no steering", "vanilla": "always on", "dsas": "DSAS", "heat
 def one(sites: str | None, prompts: dict[str, list[str]], out: Path, seed: int) -> tuple[Any, Any, Any, float]:
     """Learn at some sites, draw and judge: raw lists, pictures by arm, heat, unit."""
     pipe, judge, wanted = dsas.load_pipeline("builtin:emoji"), Judge.load(), Wanted("banana", "blurred")
-    settings, content = settings_of(pipe), read(PROMPTS)
+    settings, content = settings_of(pipe), read(BANANAS)
     base = {part: draw(pipe, texts, seed + i, settings) for i, (part, texts) in enumerate(prompts.items())}
     shown = sites is None
     concept = dsas.learn(pipe, content, sites=sites, seed=seed, count=COUNT, steps=LEARNING_STEPS, show_progress=shown)
@@ -51,21 +48,18 @@ def one(sites: str | None, prompts: dict[str, list[str]], out: Path, seed: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "demo")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = parser_of(__doc__, OUTPUTS / "demo", seed=True)
     args = parser.parse_args()
 
     began = time.monotonic()
-    content = read(PROMPTS)
+    content = read(BANANAS)
     prompts = {part: content.expanded(part) for part in ("alone", "beside", "without", "unnamed")}
     print(f"learning {content.name} …", flush=True)
     with single_threaded(2) as pool:
         jobs = [pool.submit(one, sites, prompts, args.out, args.seed) for sites in (None, "denoiser")]
         (raw, arms, heats, unit), (other, *_, other_unit) = (job.result() for job in jobs)
     report = summed_up(raw) | {"unit": unit, "denoiser": summed_up(other) | {"unit": other_unit}}
-    report |= {"seconds": round(time.monotonic() - began, 1), "seed": args.seed}
-    report |= {"versions": versions("diffusers", "transformers")}
+    report |= {"seed": args.seed, **made_with(began=began)}
     _write(args.out, prompts, arms, heats, report)
     _print(report, args.out)
 
@@ -86,7 +80,7 @@ def _write(out: Path, prompts: dict[str, list[str]], arms: Any, heats: Any, repo
                 captions.append(text)
     grid(rows, list(HEADINGS.values()), captions).save(out / "comparison.png")
     (out / "prompts.json").write_text(json.dumps(listed, indent=2) + "\n")
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    write(out / "report.json", report)
 
 
 def _print(report: dict[str, Any], out: Path) -> None:

@@ -1,21 +1,19 @@
 """How long people wait for the demo: until it serves, until the page can be used, for a first picture, for a slider.
 
     make test-browser                # once: installs Playwright and Chromium
-    .venv/bin/python benchmarks/page.py --rounds 7
+    .venv/bin/python -m benchmarks.demo.latency --rounds 7
 
 Every round has a new visitor with prompts of their own, so that no picture is kept from before: the first picture after
 a click (base and steered), then the picture after a slider was moved and Draw pressed again. Seconds by the clock as a
 browser on the same machine sees them. The server has one thread for tensors.
 
-Writes benchmarks/results/page.json.
+Writes benchmarks/results/latency.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,11 +22,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from tests.fixtures.browser import Demo, browser, serving
 
-from dsas_core.provenance import versions
-from tests.browser.demo import Demo, browser, serving
+from benchmarks.common.records import ROOT, made_with, parser_of, results_of, write
 
 IMPORTS = (
     "import gradio, transformers.models.clip.modeling_clip, dsas_diffusion.ui; from diffusers import DiffusionPipeline"
@@ -42,7 +38,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__, results_of(__file__))
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -71,10 +67,9 @@ def main() -> None:
             "serving_after_imports": round(server.ready - imports, 1),
             **told,
             "rounds": args.rounds,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": versions("gradio", "diffusers", "transformers", "playwright"),
+            **made_with("gradio", "playwright"),
         }
-    (ROOT / "benchmarks" / "results" / "page.json").write_text(json.dumps(document, indent=2) + "\n")
+    write(args.out, document)
     print(json.dumps(document, indent=2))
 
 

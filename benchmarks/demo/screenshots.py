@@ -5,19 +5,15 @@ make screenshots                 # installs Playwright and Chromium where they a
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tests.fixtures.browser import Demo, browser, serving
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks.common.records import DOCS, parser_of
 
-from tests.browser.demo import Demo, browser, serving
-
-DOCS = ROOT / "docs"
 DESKTOP = {"width": 1240, "height": 1060}
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 1000}, "device_scale_factor": 2, "is_mobile": True}
 #: milliseconds until the page stands still
@@ -25,6 +21,7 @@ SETTLED = 800
 
 
 def main() -> None:
+    parser_of(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "log") as server, browser() as chromium:
         for look, options in (("light", {"viewport": DESKTOP}), ("dark", {"viewport": DESKTOP}), ("phone", PHONE)):
             theme = "dark" if look == "dark" else "light"

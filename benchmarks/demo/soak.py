@@ -10,10 +10,7 @@ Writes benchmarks/results/soak.json; exits with 1 where anything was wrong.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -24,16 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tests.fixtures.browser import Demo, browser, serving
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
+from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core import Concept, shipped
-from dsas_core.provenance import versions
 from dsas_diffusion import load_pipeline
 from dsas_diffusion.ui.controls import shown
 from dsas_diffusion.ui.studio import Order, Studio
-from tests.browser.demo import Demo, browser, serving
 
 PROMPTS = ("a banana and a dog on the grass", "a red car on the beach", "an apple and a banana", "a dog in the snow")
 SEEDS = (1, 2)
@@ -43,10 +37,9 @@ TOLERANCE = 2
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__, results_of(__file__), seed=True)
     parser.add_argument("--visitors", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=3.0)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     choose = random.Random(args.seed)
@@ -97,10 +90,9 @@ def main() -> int:
         "mixed": mixed,
         "seconds_from_click": {"median": round(statistics.median(waits), 1), "highest": round(max(waits), 1)},
         "seed": args.seed,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": versions("gradio", "playwright"),
+        **made_with("gradio", "playwright"),
     }
-    (ROOT / "benchmarks" / "results" / "soak.json").write_text(json.dumps(document, indent=2) + "\n")
+    write(args.out, document)
     print(json.dumps(document, indent=2))
     return 1 if errors or mixed or not draws else 0
 

@@ -1,8 +1,8 @@
 """Checks that reviewers of the paper asked for, on the built-in models: each a name of its own.
 
-    python benchmarks/checks.py                                       # all of them, texts and pictures
-    python benchmarks/checks.py --model builtin:emoji noise faithful  # some, on one model
-    python benchmarks/checks.py --resume                              # those that are not recorded yet
+    python -m benchmarks.quality.checks                                       # all of them, texts and pictures
+    python -m benchmarks.quality.checks --model builtin:emoji noise faithful  # some, on one model
+    python -m benchmarks.quality.checks --resume                              # those that are not recorded yet
 
 - sweep: strengths of the map from 0 to 10, gated and not: does the effect grow, and where does the output break?
 - controls: control sets at random, of the same kind, and with look-alikes; how similar they are to the source
@@ -19,20 +19,15 @@ Writes benchmarks/results/checks.json after each check; about 5 minutes of texts
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from checks_models import BENCHES, COUNT, Bench, Sample
 from sklearn.covariance import LedoitWolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
@@ -41,14 +36,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from benchmarks.common.records import command_of, made_with, parser_of, results_of, write
+from benchmarks.quality.checks_models import BENCHES, COUNT, Bench, Sample
 from dsas_core import methods
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.files import as_json
 from dsas_core.prompts import PromptSet
-from dsas_core.provenance import versions
 
-OUT = Path(__file__).resolve().parent / "results" / "checks.json"
+OUT = results_of(__file__)
+MODULE = "benchmarks.quality.checks"
 FAITHFUL = {"form": "paper", "rank": 5, "scaler": "none", "site_weight": "none", "control_h": None, "pooling": "mean"}
 STRENGTHS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 NOISE = (0.0, 0.05, 0.1, 0.2, 0.3)
@@ -198,7 +194,7 @@ def recorded() -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"of {', '.join(CHECKS)}; all without any")
     parser.add_argument("--model", choices=tuple(BENCHES), help="both without it")
     parser.add_argument("--resume", action="store_true", help="leave out what is recorded")
@@ -214,15 +210,12 @@ def main() -> None:
             figures = CHECKS[name](bench)
             record = {
                 "figures": figures,
-                "command": f"python benchmarks/checks.py --model {model} {name}",
-                "seconds": round(time.monotonic() - began, 1),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} used",
-                "versions": versions("diffusers", "transformers", "scikit-learn", "torchmetrics"),
+                **made_with("torchmetrics", began=began, command=command_of("--model", model, name, module=MODULE)),
             }
             print(f"{model} {name} ({record['seconds']:.0f} s)", json.dumps(figures, indent=1), flush=True)
             report = recorded()
             report.setdefault(model, {})[name] = record
-            OUT.write_text(as_json(report) + "\n")
+            write(OUT, report)
 
 
 if __name__ == "__main__":

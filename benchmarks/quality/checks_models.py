@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 import dsas_diffusion as dsas
+from benchmarks.common.records import PROMPTS
 from dsas_core import llm
 from dsas_core.capture import Capture
 from dsas_core.concept import Concept
@@ -39,7 +39,6 @@ from dsas_diffusion.rows import Rows
 from dsas_diffusion.similarity import ssim
 from dsas_diffusion.sites import find_sites
 
-PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 #: source prompts that learning and `rows` draw; controls are twice as many
 COUNT = 48
 MESSAGES = 120

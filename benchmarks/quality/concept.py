@@ -1,6 +1,6 @@
 """One concept on the built-in model, several seeds: what the README's figures come from.
 
-    python benchmarks/concept.py --seeds 4
+    python -m benchmarks.quality.concept --seeds 4
 
 For each seed: learn with the default sites (the layers of the text encoder) and with denoiser sites alone (its
 cross-attention), then draw base, vanilla and DSAS on fresh prompts (none was drawn for learning or for choosing the
@@ -11,26 +11,21 @@ Writes benchmarks/results/concept.json.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arms import best_mask_site, draw, joined, summed_up, trial
-from processes import single_threaded
 
 import dsas_diffusion as dsas
+from benchmarks.common.arms import best_mask_site, draw, joined, summed_up, trial
+from benchmarks.common.processes import single_threaded
+from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
 from dsas_core.prompts import COUNT, read
-from dsas_core.provenance import versions
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import BACKGROUNDS, NAMES, RELATIONS, noun_phrase
 from dsas_diffusion.generation import settings_of
 from dsas_diffusion.metrics import Wanted
 
-ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {
     "default": {"effect": 0.9, "unchanged": 0.98, "change_ratio": -0.1, "neighbour_kept": 0.95, "control_h": -0.02},
     "denoiser": {
@@ -80,7 +75,7 @@ def one_seed(seed: int, args: argparse.Namespace) -> dict[str, tuple[float, Any]
     """Learn and judge with one seed: by sites, the unit and the raw lists."""
     pipe, judge, wanted = dsas.load_pipeline(args.model), Judge.load(), Wanted("banana", "blurred")
     settings = settings_of(pipe)
-    content = read(ROOT / "prompts" / "banana-blur.yaml")
+    content = read(PROMPTS / "banana-blur.yaml")
     drawn = content.draw(COUNT, seed)
     prompts = fresh_prompts(wanted, {prompt for side in drawn.values() for prompt in side}, seed, args.size)
     base = {part: draw(pipe, texts, 1000 * seed + i, settings) for i, (part, texts) in enumerate(prompts.items())}
@@ -95,15 +90,12 @@ def one_seed(seed: int, args: argparse.Namespace) -> dict[str, tuple[float, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, results_of(__file__), seeds=4)
     parser.add_argument("--model", default="builtin:emoji")
-    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--size", type=int, default=17, help="fresh prompts a part and seed")
     parser.add_argument("--grid", type=int, default=8, help="prompts a part and seed at each strength of the grid")
     parser.add_argument("--learning-steps", type=int, default=8, help="denoising steps while learning")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="seeds at a time, a thread each")
     parser.add_argument("--sites", nargs="*", choices=tuple(TARGETS), default=list(TARGETS))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "concept.json")
     args = parser.parse_args()
 
     began = time.monotonic()
@@ -115,28 +107,16 @@ def main() -> None:
                 raws[name].append(raw)
                 units[name].append(unit)
                 print(f"seed {seed} {name}: unit {unit:g},", _line(summed_up(raw), TARGETS[name]), flush=True)
-            _write(args, raws, units, seed + 1, time.monotonic() - began)
-    print(f"wrote {args.out}")
+            _write(args, raws, units, seed + 1, began)
 
 
-def _write(args: argparse.Namespace, raws: Any, units: Any, seeds: int, seconds: float) -> None:
+def _write(args: argparse.Namespace, raws: Any, units: Any, seeds: int, began: float) -> None:
     """Write the report of the seeds that are done."""
     report: dict[str, Any] = {}
     for name in args.sites:
         figures = summed_up(joined(raws[name])) | {"units": units[name], "targets": TARGETS[name]}
         report |= figures if name == "default" else {name: figures}
-    report |= {
-        "command": f"python benchmarks/concept.py --seeds {seeds} --size {args.size} --grid {args.grid}",
-        "seeds": seeds,
-        "seconds": round(seconds, 1),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            **versions("diffusers", "transformers"),
-        },
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    write(args.out, {**report, "seeds": seeds, **made_with(began=began)})
 
 
 def _line(figures: dict[str, Any], targets: dict[str, float]) -> str:

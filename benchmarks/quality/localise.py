@@ -1,6 +1,6 @@
 """A gate, the mask of a word, and both: where they look, what they change around the thing. On the built-in model.
 
-    python benchmarks/localise.py --seeds 2
+    python -m benchmarks.quality.localise --seeds 2
 
 For each seed: learn banana → blurred at the denoiser's cross-attention, then draw prompts that learning never drew (a
 banana beside something else; things without a banana; "a fruit …") in four arms: the concept's gate, gate × mask of
@@ -11,9 +11,6 @@ pictures. Beside that, other quantiles for the mask. Writes benchmarks/results/l
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,24 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arms import BATCH, BELOW
-from concept import fresh_prompts
 from PIL import Image
-from processes import single_threaded
 
 import dsas_diffusion as dsas
+from benchmarks.common.arms import BATCH, BELOW
+from benchmarks.common.processes import single_threaded
+from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, results_of, write
+from benchmarks.quality.concept import fresh_prompts
 from dsas_core.evaluate.fronts import at_equal_gain
 from dsas_core.evaluate.intervals import interval
 from dsas_core.evaluate.localisation import averaged, localisation
 from dsas_core.prompts import COUNT, read
-from dsas_core.provenance import versions
 from dsas_diffusion import metrics, viz, words
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation import UNCHANGED, Settings, change, latent_batches, pictures_of, seeds_for, settings_of
 from dsas_diffusion.generation import decode as decoded
 from dsas_diffusion.metrics import Wanted
 
-ROOT = Path(__file__).resolve().parent.parent
 WANTED = Wanted("banana", "blurred")
 #: arm -> gate, and whether the word's mask is laid over it
 ARMS: Mapping[str, tuple[str | None, bool]] = {
@@ -79,7 +75,7 @@ def heats(
 def one_seed(seed: int, args: argparse.Namespace) -> tuple[float, Raw, list[list[Image.Image]], list[str]]:
     """The unit, raw lists of one entry per picture, and a few pictures with their prompts."""
     pipe, judge = dsas.load_pipeline(args.model), Judge.load()
-    settings, content = settings_of(pipe), read(ROOT / "prompts" / "banana-blur.yaml")
+    settings, content = settings_of(pipe), read(PROMPTS / "banana-blur.yaml")
     used = {prompt for side in content.draw(COUNT, seed).values() for prompt in side}
     prompts = fresh_prompts(WANTED, used, seed, args.size)
     prompts = {part: prompts[part] for part in ("beside", "without", "unnamed")}
@@ -199,14 +195,11 @@ def summed_up(raw: Raw) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, results_of(__file__), seeds=2)
     parser.add_argument("--model", default="builtin:emoji")
-    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--size", type=int, default=16, help="fresh prompts a part and seed, 17 at most")
     parser.add_argument("--learning-steps", type=int, default=8, help="denoising steps while learning")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="seeds at a time, a thread each")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "localise.json")
-    parser.add_argument("--sheet", type=Path, default=ROOT / "outputs" / "localise.png", help="pictures to look at")
+    parser.add_argument("--sheet", type=Path, default=OUTPUTS / "localise.png", help="pictures to look at")
     args = parser.parse_args()
 
     began = time.monotonic()
@@ -219,20 +212,7 @@ def main() -> None:
             if seed == 0:
                 args.sheet.parent.mkdir(parents=True, exist_ok=True)
                 viz.grid(rows, names[: -len(rows)], names[-len(rows) :], cell=152).save(args.sheet)
-    report = {
-        **summed_up(raw),
-        "units": units,
-        "command": f"python benchmarks/localise.py --seeds {args.seeds} --size {args.size}",
-        "seconds": round(time.monotonic() - began, 1),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            **versions("diffusers", "transformers"),
-        },
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"wrote {args.out}")
+    write(args.out, {**summed_up(raw), "units": units, **made_with(began=began)})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Several concepts at once: how often each succeeds alone, and both together, summed up and blended.
 
-    python benchmarks/together.py --out outputs/together
+    python -m benchmarks.quality.together
 
 Pictures: bananas blurred and dogs greyed, where a prompt names both; vehicles pixelated on a background that turns from
 red to blue. Texts: an insulted help desk that is asked where somebody lives is to stay kind and to tell the trade.
@@ -10,9 +10,7 @@ Writes benchmarks/results/together.json and, for looking at, a sheet of pictures
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,20 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import dsas_diffusion as dsas
+from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, results_of, write
 from dsas_core import Concept, llm
 from dsas_core.evaluate.intervals import interval
-from dsas_core.files import as_json
 from dsas_core.llm import evaluate as texts
 from dsas_core.llm.prompts import encode, pad_token
 from dsas_core.llm.reader import Reader
 from dsas_core.prompts import PromptSet, read
-from dsas_core.provenance import versions
 from dsas_diffusion.generation import pictures_of, seeds_for, settings_of
 from dsas_diffusion.judges import judge_from
 from dsas_diffusion.viz import grid
 
-ROOT = Path(__file__).resolve().parent.parent
-FIGURES = ROOT / "benchmarks" / "results" / "together.json"
 #: a concept has succeeded where its judge says at least this
 SUCCESS = 0.5
 STEPS, COUNT, SEED = 8, 48, 0
@@ -80,7 +75,7 @@ def pairs(size: int) -> list[Pair]:
 
 def concept_of(name: str, learned: Path, learn: Callable[[PromptSet], Concept]) -> tuple[Concept, PromptSet]:
     """A concept of `make results`, learned now if it is not there, and its prompt file."""
-    prompts = read(ROOT / "prompts" / f"{name}.yaml")
+    prompts = read(PROMPTS / f"{name}.yaml")
     folder = learned / name / "concept"
     return (Concept.from_pretrained(folder) if folder.is_dir() else learn(prompts)), prompts
 
@@ -152,19 +147,19 @@ def on_texts(pair: Pair, model: Any, tokenizer: Any, learned: Path) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, results_of(__file__))
     parser.add_argument("--size", type=int, default=40, help="prompts of each pair")
-    parser.add_argument("--concepts", type=Path, default=ROOT / "outputs" / "results")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "together")
+    parser.add_argument("--concepts", type=Path, default=OUTPUTS / "results")
+    parser.add_argument("--sheets", type=Path, default=OUTPUTS / "together", help="pictures to look at")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args.sheets.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     pipe, (model, tokenizer) = dsas.load_pipeline("builtin:emoji"), llm.load("builtin:chat")
     measured: list[Mapping[str, Any]] = []
     for pair in pairs(args.size):
         pictures = pair.model == "builtin:emoji"
         figures = (
-            on_pictures(pair, pipe, args.concepts, args.out)
+            on_pictures(pair, pipe, args.concepts, args.sheets)
             if pictures
             else on_texts(pair, model, tokenizer, args.concepts)
         )
@@ -172,14 +167,7 @@ def main() -> None:
         for name, line in figures.items():
             shares = ", ".join(f"{part} {line[part]['value']:.2f}" for part in ("first", "second", "both"))
             print(f"{pair.first} + {pair.second}: {name:32} {shares}", flush=True)
-    document = {
-        "command": "python benchmarks/together.py",
-        "seconds": time.monotonic() - begun,
-        "machine": platform.processor() or platform.machine(),
-        "versions": versions("dsas-diffusion", "diffusers", "transformers"),
-        "pairs": measured,
-    }
-    FIGURES.write_text(as_json(document) + "\n")
+    write(args.out, {"pairs": measured, **made_with(began=begun)})
 
 
 if __name__ == "__main__":

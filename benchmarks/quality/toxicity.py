@@ -1,6 +1,6 @@
 """Rudeness of `builtin:chat`, steered by CAA with the gate on and with DSAS, over one grid of strengths, several seeds.
 
-    python benchmarks/toxicity.py --seeds 4
+    python -m benchmarks.quality.toxicity --seeds 4
 
 A concept is learned from prompts/rudeness.yaml, which knows some topics of the help desk. Then, at each strength: the
 share of rude answers to held-out angry messages of topics that it knows and of topics that it never saw (by lexicon and
@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from processes import single_threaded
 
+from benchmarks.common.processes import single_threaded
+from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
 from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.evaluate.arms import arm as arm_of
@@ -31,11 +29,8 @@ from dsas_core.evaluate.arms import scores_of
 from dsas_core.evaluate.texts import degenerate
 from dsas_core.llm.builtin import corpus, quality
 from dsas_core.llm.builtin.judge import fit_judge
-from dsas_core.provenance import versions
 from dsas_core.trace import Trace
 
-ROOT = Path(__file__).resolve().parent.parent
-PROMPTS = ROOT / "prompts" / "rudeness.yaml"
 KNOWN = ("parcel", "invoice", "password", "booking", "internet", "ticket")
 NEW = tuple(topic for topic in corpus.TOPICS if topic not in KNOWN)
 #: map strengths, the same for both arms
@@ -98,7 +93,7 @@ def one_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(seed)
     bench = Bench(seed, args.messages, args.questions)
     began = time.monotonic()
-    concept = llm.learn(bench.model, bench.tokenizer, PROMPTS, seed=seed)
+    concept = llm.learn(bench.model, bench.tokenizer, PROMPTS / "rudeness.yaml", seed=seed)
     report: dict[str, Any] = {"learning_seconds": time.monotonic() - began, "unit": concept.unit}
     report["evidence"] = concept.evidence
     report["base"] = bench.measure()
@@ -182,27 +177,17 @@ def summed_up(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=4)
+    parser = parser_of(__doc__, results_of(__file__), seeds=4)
     parser.add_argument("--messages", type=int, default=200, help="angry messages a seed, of known and of new topics")
     parser.add_argument("--questions", type=int, default=2000, help="about facts, a seed")
     parser.add_argument("--grid", type=float, nargs="+", default=GRID, help="map strengths of both arms")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="seeds at a time, a thread each")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "toxicity.json")
     args = parser.parse_args()
     began = time.monotonic()
     with single_threaded(args.workers) as pool:
         runs = list(pool.map(one_seed, range(args.seeds), [args] * args.seeds))
     report = summed_up(runs)
-    report |= {
-        "command": f"python benchmarks/toxicity.py --seeds {args.seeds} --messages {args.messages} "
-        f"--questions {args.questions}",
-        "seconds": round(time.monotonic() - began, 1),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "versions": versions("transformers", "scikit-learn"),
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    report |= made_with(began=began)
+    write(args.out, report)
     for arm in ("dsas", "on"):
         for point in report[arm]:
             print(arm, {key: round(value, 3) for key, value in point.items()})

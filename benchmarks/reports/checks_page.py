@@ -1,4 +1,4 @@
-"""The checks of benchmarks/checks.py as a part of docs/results.md: what was measured, and what follows from it."""
+"""The checks of benchmarks/quality/checks.py as a part of docs/results.md: what was measured, what follows from it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import combinations
 from statistics import median
 from typing import Any
 
+from benchmarks.common.records import command_of
 from dsas_core.evaluate import report
 
 #: an effect is as good as the best when it is this close
@@ -58,7 +59,7 @@ FAMILIES = {
 
 
 def checks_page(checks: Mapping[str, Mapping[str, Any]]) -> str:
-    """The part of docs/results.md, from the records of benchmarks/checks.py."""
+    """The part of docs/results.md, from the records of benchmarks/quality/checks.py."""
     lines = ["## Checks", ""]
     for model, family in FAMILIES.items():
         records = checks.get(model, {})
@@ -174,7 +175,7 @@ def _footer(model: str, records: Mapping[str, Any]) -> str:
     """How long it took, and on what."""
     return report.footer(
         {
-            "command": f"python benchmarks/checks.py --model {model}",
+            "command": command_of("--model", model, module="benchmarks.quality.checks"),
             "seconds": sum(record["seconds"] for record in records.values()),
             "machine": "; ".join(dict.fromkeys(record["machine"] for record in records.values())),
             "versions": {name: number for r in records.values() for name, number in r["versions"].items()},

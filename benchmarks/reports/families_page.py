@@ -1,7 +1,7 @@
 """docs/families.md: what was tested with which family, from a run of the tests.
 
     make families                       # runs the tests, then writes
-    python benchmarks/families.py FILE  # writes from a junit file of such a run
+    python -m benchmarks.reports.families_page FILE  # writes from a junit file of such a run
 
 Writes docs/families.md and benchmarks/results/families.json. A feature counts as tested where every test of it with
 that family passed.
@@ -9,21 +9,17 @@ that family passed.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from benchmarks.common.records import DOCS, parser_of, results_of, write
 from dsas_core.evaluate import report
 from dsas_core.provenance import versions
 
-ROOT = Path(__file__).resolve().parent.parent
-FIGURES = ROOT / "benchmarks" / "results" / "families.json"
-sys.path.insert(0, str(ROOT))
+FIGURES = results_of(__file__)
 
 #: what a user would ask for -> the tests that show it, by file and function; the first word of their parameters, or of
 #: those of a pipeline, tells the family
@@ -111,8 +107,9 @@ def page(document: Mapping[str, Any]) -> str:
 
 def described() -> dict[str, dict[str, Any]]:
     """What the table says of every family, by the name that it has in the tests."""
+    from tests.fixtures.pipelines import FAMILIES, build
+
     from dsas_diffusion.families import family_of
-    from tests.diffusion.models import FAMILIES, build
 
     found = {}
     for key in FAMILIES:
@@ -130,7 +127,7 @@ def described() -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("junit", type=Path, help="what pytest --junitxml wrote")
     args = parser.parse_args()
     families = described()
@@ -139,8 +136,8 @@ def main() -> None:
         "features": tested(outcomes(args.junit), families),
         "versions": versions("diffusers", "transformers"),
     }
-    FIGURES.write_text(json.dumps(document, indent=2) + "\n")
-    (ROOT / "docs" / "families.md").write_text(page(document))
+    write(FIGURES, document)
+    (DOCS / "families.md").write_text(page(document))
 
 
 if __name__ == "__main__":

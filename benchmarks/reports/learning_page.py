@@ -1,26 +1,23 @@
 """docs/learning.md: gates, ways to learn, no strength to tune, several concepts, as they were measured.
 
     make learning                      # measures, then writes
-    python benchmarks/learning.py      # writes again from outputs/{gates,learning,auto}
+    python -m benchmarks.reports.learning_page      # writes again from outputs/{gates,learning,auto}
 
 Writes docs/learning.md and benchmarks/results/learning.json; reads benchmarks/results/{together,fits}.json as well.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.records import DOCS, OUTPUTS, RESULTS, parser_of, results_of, write
 from dsas_core.evaluate import report
-from dsas_core.files import as_json
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-FIGURES = RESULTS / "learning.json"
+FIGURES = results_of(__file__)
 GRIDS = ("gates", "learning", "auto")
 #: of the figures of a concept, what is kept
 KEPT = ("name", "task", "method", "gate", "recipe", "model", "unit", "arms", "auto", "localisation", "evidence", "plan")
@@ -181,19 +178,19 @@ def between(value: Mapping[str, float], digits: int = 2) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reports", type=Path, default=ROOT / "outputs", help="folder of the grids' folders")
+    parser = parser_of(__doc__)
+    parser.add_argument("--reports", type=Path, default=OUTPUTS, help="folder of the grids' folders")
     reports = parser.parse_args().reports
     documents = {name: json.loads((reports / name / "report.json").read_text()) for name in GRIDS}
     pairs = json.loads((RESULTS / "together.json").read_text())
     fitted = json.loads((RESULTS / "fits.json").read_text())
-    (ROOT / "docs" / "learning.md").write_text(page(documents, pairs, fitted))
+    (DOCS / "learning.md").write_text(page(documents, pairs, fitted))
     kept = {
         name: {**document, "concepts": [{key: one.get(key) for key in KEPT} for one in document["concepts"]]}
         for name, document in documents.items()
     }
-    FIGURES.write_text(as_json(kept) + "\n")
-    print(f"wrote {ROOT / 'docs' / 'learning.md'}")
+    write(FIGURES, kept)
+    print(f"wrote {DOCS / 'learning.md'}")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,22 @@
-"""docs/methods.md: every map always on and gated, as `dsas eval --grid benchmarks/methods.yaml` measured.
+"""docs/methods.md: every map always on and gated, as `dsas eval --grid benchmarks/grids/methods.yaml` measured.
 
     make methods                       # measures, then writes
-    python benchmarks/methods.py       # writes again from outputs/methods
+    python -m benchmarks.reports.methods_page       # writes again from outputs/methods
 
 Writes docs/methods.md, docs/methods.svg and benchmarks/results/methods.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.records import DOCS, OUTPUTS, parser_of, results_of, write
 from dsas_core.evaluate import report
-from dsas_core.files import as_json
 
-ROOT = Path(__file__).resolve().parent.parent
-FIGURES = ROOT / "benchmarks" / "results" / "methods.json"
+FIGURES = results_of(__file__)
 
 #: a front below this is that of a map that does next to nothing
 NOTHING = 0.1
@@ -163,16 +161,16 @@ def _between(value: Mapping[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--report", type=Path, default=ROOT / "outputs" / "methods" / "report.json")
+    parser = parser_of(__doc__)
+    parser.add_argument("--report", type=Path, default=OUTPUTS / "methods" / "report.json")
     document = json.loads(parser.parse_args().report.read_text())
     tasks = list(dict.fromkeys(concept["task"] for concept in document["concepts"]))
-    (ROOT / "docs" / "methods.svg").write_text(plot(document["concepts"], tasks))
-    (ROOT / "docs" / "methods.md").write_text(page(document, tasks))
+    (DOCS / "methods.svg").write_text(plot(document["concepts"], tasks))
+    (DOCS / "methods.md").write_text(page(document, tasks))
     kept = ("name", "task", "method", "gate", "model", "unit", "arms", "baselines", "dose", "plan")
     concepts = [{key: concept[key] for key in kept} for concept in document["concepts"]]
-    FIGURES.write_text(as_json({**document, "concepts": concepts}) + "\n")
-    print(f"wrote {ROOT / 'docs' / 'methods.md'}")
+    write(FIGURES, {**document, "concepts": concepts})
+    print(f"wrote {DOCS / 'methods.md'}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""docs/results.md from what `dsas eval --grid benchmarks/results.yaml` measured, and the table of the README.
+"""docs/results.md from what `dsas eval --grid benchmarks/grids/results.yaml` measured, and the table of the README.
 
     make results                       # measures, then writes
-    python benchmarks/results.py       # writes again from outputs/results
+    python -m benchmarks.reports.results_page       # writes again from outputs/results
 
-Writes docs/results.md with a plot and a picture of each concept in docs/results/, benchmarks/results/eval.json, and the
-table between the marks in README.md.
+Writes docs/results.md with a plot and a picture of each concept in docs/results/, benchmarks/results/results.json, and
+the table between the marks in README.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -19,15 +18,15 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks.common.records import DOCS, OUTPUTS, RESULTS, ROOT, parser_of, results_of, write
+from benchmarks.reports.checks_page import checks_page
 from dsas_core.evaluate import ARMS, report
 from dsas_core.evaluate.arms import CONTROLS
-from dsas_core.files import as_json
 from dsas_diffusion.viz import grid
 
-ROOT = Path(__file__).resolve().parent.parent
-FIGURES = ROOT / "benchmarks" / "results" / "eval.json"
-CHECKS = ROOT / "benchmarks" / "results" / "checks.json"
-MARKS = "<!-- results: written by benchmarks/results.py -->", "<!-- end of results -->"
+FIGURES = results_of(__file__)
+CHECKS = RESULTS / "checks.json"
+MARKS = "<!-- results: written by make results -->", "<!-- end of results -->"
 #: columns of the pictures, and how many rows of each side
 COLUMNS = ("base", "asked", "dsas", "on", "constant_gate", "complement", "oracle", "dsas ×2")
 ROWS = {"source": 3, "control": 2, "unnamed": 1}
@@ -143,13 +142,11 @@ def readme_with(text: str, table: str) -> str:
 
 
 def main() -> None:
-    from checks_page import checks_page  # a neighbour that is found when this runs as a script, as it is meant to
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--report", type=Path, default=ROOT / "outputs" / "results" / "report.json")
+    parser = parser_of(__doc__)
+    parser.add_argument("--report", type=Path, default=OUTPUTS / "results" / "report.json")
     args = parser.parse_args()
     document = json.loads(args.report.read_text())
-    folder = ROOT / "docs" / "results"
+    folder = DOCS / "results"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for concept in document["concepts"]:
@@ -158,11 +155,11 @@ def main() -> None:
         if pictures is not None:
             pictures.quantize(256).save(folder / f"{concept['name']}.png", optimize=True)
     checks = checks_page(json.loads(CHECKS.read_text()))
-    (ROOT / "docs" / "results.md").write_text(f"{page(document)}\n{checks}")
-    FIGURES.write_text(as_json(compact(document)) + "\n")
+    (DOCS / "results.md").write_text(f"{page(document)}\n{checks}")
+    write(FIGURES, compact(document))
     readme = ROOT / "README.md"
     readme.write_text(readme_with(readme.read_text(), overview(compact(document))))
-    print(f"wrote {ROOT / 'docs' / 'results.md'}")
+    print(f"wrote {DOCS / 'results.md'}")
 
 
 if __name__ == "__main__":

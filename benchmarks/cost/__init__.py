@@ -1,0 +1,1 @@
+"""What steering and learning cost: time, memory, files."""
