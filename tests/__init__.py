@@ -8,4 +8,4 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for library in ("OMP", "OPENBLAS", "MKL"):  # with more, small tests mostly wait for each other
     os.environ[f"{library}_NUM_THREADS"] = "1"
 
-pytest.register_assert_rewrite("tests.helpers")
+pytest.register_assert_rewrite("tests.fixtures")

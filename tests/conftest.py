@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 
 from dsas_core.llm.builtin import judge
-from tests import helpers
+from tests.fixtures import models
 
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, max_examples=40, derandomize=True, database=None)
@@ -48,10 +48,10 @@ def fresh_graphs() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The built-in architecture in miniature."""
-    return helpers.build_flow_pipe(tmp_path_factory.mktemp("flow"))
+    return models.build_flow_pipe(tmp_path_factory.mktemp("flow"))
 
 
 @pytest.fixture(scope="session")
 def ddim_pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A Stable Diffusion with another scheduler and attention in more blocks."""
-    return helpers.build_ddim_pipe(tmp_path_factory.mktemp("ddim"))
+    return models.build_ddim_pipe(tmp_path_factory.mktemp("ddim"))

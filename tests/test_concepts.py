@@ -26,7 +26,7 @@ from dsas_diffusion.builtin import concepts
 from dsas_diffusion.cli import main
 from dsas_diffusion.generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from dsas_diffusion.judges import judge_from
-from tests.helpers import assert_one_line, document_of
+from tests.fixtures.checks import assert_one_line, document_of
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [f"builtin:{name}" for name in concepts.CONCEPTS]

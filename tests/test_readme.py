@@ -18,7 +18,8 @@ import yaml
 import dsas_diffusion as dsas
 from dsas_core.shipped import shipped
 from dsas_diffusion.cli import parser
-from tests.helpers import random_concept, seen_at
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.visitors import seen_at
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -22,9 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.fixtures.browser import Demo, browser, serving
-
 from benchmarks.common.records import ROOT, made_with, parser_of, results_of, write
+from tests.fixtures.browser import Demo, browser, serving
 
 IMPORTS = (
     "import gradio, transformers.models.clip.modeling_clip, dsas_diffusion.ui; from diffusers import DiffusionPipeline"

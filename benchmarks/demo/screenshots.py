@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tests.fixtures.browser import Demo, browser, serving
 
 from benchmarks.common.records import DOCS, parser_of
+from tests.fixtures.browser import Demo, browser, serving
 
 DESKTOP = {"width": 1240, "height": 1060}
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 1000}, "device_scale_factor": 2, "is_mobile": True}

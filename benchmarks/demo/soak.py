@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tests.fixtures.browser import Demo, browser, serving
 
 from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core import Concept, shipped
 from dsas_diffusion import load_pipeline
 from dsas_diffusion.ui.controls import shown
 from dsas_diffusion.ui.studio import Order, Studio
+from tests.fixtures.browser import Demo, browser, serving
 
 PROMPTS = ("a banana and a dog on the grass", "a red car on the beach", "an apple and a banana", "a dog in the snow")
 SEEDS = (1, 2)

@@ -26,14 +26,7 @@ from dsas_core.llm.prompts import encode, pad_token
 from dsas_core.llm.reader import Reader
 from dsas_core.prompts import PromptSet, read
 from dsas_diffusion.families import family_of, roots_of
-from dsas_diffusion.generation import (
-    UNCHANGED,
-    change,
-    latent_batches,
-    pictures_of,
-    seeds_for,
-    settings_of,
-)
+from dsas_diffusion.generation import UNCHANGED, change, latent_batches, pictures_of, seeds_for, settings_of
 from dsas_diffusion.judges import BuiltinJudge, judge_from
 from dsas_diffusion.rows import Rows
 from dsas_diffusion.similarity import ssim

@@ -107,9 +107,8 @@ def page(document: Mapping[str, Any]) -> str:
 
 def described() -> dict[str, dict[str, Any]]:
     """What the table says of every family, by the name that it has in the tests."""
-    from tests.fixtures.pipelines import FAMILIES, build
-
     from dsas_diffusion.families import family_of
+    from tests.fixtures.pipelines import FAMILIES, build
 
     found = {}
     for key in FAMILIES:

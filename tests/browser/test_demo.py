@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dsas_core
-from tests.browser.demo import Demo, Server, browser, serving
+from tests.fixtures.browser import Demo, Server, browser, serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dsas_core import Concept, DSASError, Site
 from dsas_core.calibration import LOST, MOST, MOST_TRIALS, STEP, STILL, VISIBLE, Trial, calibrated, prompts_of
 from dsas_core.unit import UNITS, held_back
-from tests.helpers import random_concept
+from tests.fixtures.concepts import random_concept
 
 CONCEPT = random_concept({Site("model"): 4})
 UNIT = UNITS[8]

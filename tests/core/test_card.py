@@ -8,7 +8,7 @@ import yaml
 
 from dsas_core import Concept, Site
 from dsas_core.card import Samples, card
-from tests.helpers import random_concept
+from tests.fixtures.concepts import random_concept
 
 EVIDENCE: dict[str, Any] = {
     "sites": [

@@ -15,12 +15,8 @@ from dsas_core.probes import (
     ConditionProbe,
     PooledConditionProbe,
 )
-from tests.core.planted import (
-    PLANTED,
-    gaussian,
-    several,
-)
-from tests.helpers import vector
+from tests.fixtures.checks import vector
+from tests.fixtures.synthetic import PLANTED, gaussian, several
 
 
 def condition(direction: torch.Tensor, threshold: float = 0.0, side: float = 1.0) -> ConditionProbe:

@@ -12,12 +12,8 @@ from dsas_core.evaluate.arms import arm
 from dsas_core.interpolation import interpolate
 from dsas_core.learn import fit_sites
 from dsas_core.maps import ProjectionMap, TurnMap
-from tests.core.planted import (
-    PLANTED,
-    captured,
-    gaussian,
-)
-from tests.helpers import vector
+from tests.fixtures.checks import vector
+from tests.fixtures.synthetic import PLANTED, captured, gaussian
 
 
 def test_golden_casteer() -> None:

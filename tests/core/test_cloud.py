@@ -18,21 +18,11 @@ from dsas_core.cloud import RANK, Cloud, fit_cloud, fit_clouds, strength_within
 from dsas_core.interpolation import interpolate
 from dsas_core.maps import AffineMap, Map
 from dsas_diffusion import find_sites, steer
-from tests.core.llm.models import IDS, close, concept_for, tiny, written
-from tests.helpers import (
-    BANANA,
-    DOG,
-    MAPS,
-    Counting,
-    Turn,
-    build_flow_pipe,
-    differ,
-    latents,
-    random_concept,
-    random_map,
-    same,
-    seen_at,
-)
+from tests.fixtures.checks import differ, same
+from tests.fixtures.concepts import MAPS, Turn, random_concept, random_map
+from tests.fixtures.language_models import IDS, close, concept_for, tiny, written
+from tests.fixtures.models import BANANA, DOG, Counting, build_flow_pipe, latents
+from tests.fixtures.visitors import seen_at
 
 SITE = Site("model.model.layers.0")
 

@@ -19,9 +19,12 @@ from dsas_core.maps import AffineMap
 from dsas_core.opposition import Opposition
 from dsas_core.probes import ConstantProbe
 from dsas_diffusion import find_sites, steer
-from tests.core.llm.models import behind_first_layer, concept_for, tiny, written
 from tests.core.test_strengths import SITE, away
-from tests.helpers import BANANA, DOG, FORMS, MAPS, Turn, differ, latents, random_concept, same, seen_at
+from tests.fixtures.checks import differ, same
+from tests.fixtures.concepts import FORMS, MAPS, Turn, random_concept
+from tests.fixtures.language_models import behind_first_layer, concept_for, tiny, written
+from tests.fixtures.models import BANANA, DOG, latents
+from tests.fixtures.visitors import seen_at
 
 
 def test_shares_golden() -> None:

@@ -21,7 +21,7 @@ from dsas_core.concept import CARD, CONFIG, TENSORS, Samples
 from dsas_core.layout import rounded
 from dsas_core.maps import AffineMap
 from dsas_core.probes import ConstantProbe, LinearProbe
-from tests.helpers import FORMS, MAPS, random_concept
+from tests.fixtures.concepts import FORMS, MAPS, random_concept
 
 SITES = {Site("unet.mid"): 4, Site("text_encoder.layers.1", side="input", tokens=(1, None)): 3}
 

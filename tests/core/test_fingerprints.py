@@ -12,7 +12,7 @@ from torch import nn
 
 from dsas_core import Concept, DSASError, Site
 from dsas_core.fingerprints import fingerprint, other_weights, portrait, weights_digest
-from tests.helpers import random_concept
+from tests.fixtures.concepts import random_concept
 
 WIDE = Site("unet.0")
 

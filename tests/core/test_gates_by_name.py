@@ -25,7 +25,7 @@ from dsas_core.probes import (
     quadratic,
 )
 from tests.core.test_methods import clouds
-from tests.helpers import vector
+from tests.fixtures.checks import vector
 
 #: gates that go by what they were shown
 LOOKING = (

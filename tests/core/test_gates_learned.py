@@ -19,10 +19,11 @@ from dsas_core.probes import (
     ProductProbe,
     QuadraticProbe,
 )
-from tests.core.llm.models import PROMPTS, tiny
-from tests.core.planted import SHOWN, SITE, WORDS, activations, captured, seen
 from tests.core.test_gates_by_name import GATES
-from tests.helpers import Bare, differ, same
+from tests.fixtures.checks import differ, same
+from tests.fixtures.language_models import PROMPTS, tiny
+from tests.fixtures.synthetic import SHOWN, SITE, WORDS, activations, captured, seen
+from tests.fixtures.visitors import Bare
 
 
 def test_a_site_where_the_mlp_is_refused_is_left_out() -> None:

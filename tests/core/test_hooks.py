@@ -15,8 +15,10 @@ from torch import nn
 from dsas_core import Call, Concept, DSASError, Site, Steering, visit
 from dsas_core.hooks import visitors
 from dsas_core.trace import Trace
-from tests.core.llm.models import tiny
-from tests.helpers import Bare, Doubler, Recorder, differ, random_concept, same
+from tests.fixtures.checks import differ, same
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.language_models import tiny
+from tests.fixtures.visitors import Bare, Doubler, Recorder
 
 # ---- placing and removing -------------------------------------------------------------------------------------------
 

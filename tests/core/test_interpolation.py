@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dsas_core.interpolation import interpolate
 from dsas_core.maps import AffineMap, Map
-from tests.helpers import MAPS, Turn, random_map, vector
+from tests.fixtures.checks import vector
+from tests.fixtures.concepts import MAPS, Turn, random_map
 
 H = 0.9922324299
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

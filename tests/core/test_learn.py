@@ -13,7 +13,7 @@ from dsas_core.gating import FORMS, calibrate
 from dsas_core.learn import fit_sites
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, ProductProbe
 from dsas_core.trace import Trace
-from tests.core.planted import CONCEPT, MOVE, POSITIONS, SHOWN, SITE, WIDTH, activations, captured
+from tests.fixtures.synthetic import CONCEPT, MOVE, POSITIONS, SHOWN, SITE, WIDTH, activations, captured
 
 
 @functools.cache

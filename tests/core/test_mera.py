@@ -17,14 +17,8 @@ from dsas_core.probes import (
     LinearProbe,
     StepProbe,
 )
-from tests.core.planted import (
-    PLANTED,
-    SITE,
-    activations,
-    captured,
-    gaussian,
-)
-from tests.helpers import vector
+from tests.fixtures.checks import vector
+from tests.fixtures.synthetic import PLANTED, SITE, activations, captured, gaussian
 
 
 def test_golden_mera() -> None:

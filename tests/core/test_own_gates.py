@@ -13,16 +13,9 @@ from dsas_core.fingerprints import fingerprint
 from dsas_core.learn import fit_sites
 from dsas_core.llm.layers import roots_of
 from dsas_core.strengths import obstacle_to_auto
-from tests.core.llm.models import IDS, PROMPTS, Words, close, tiny, written
-from tests.core.planted import (
-    SITE,
-    WORDS,
-    activations,
-    captured,
-    seen,
-    several,
-)
-from tests.helpers import differ
+from tests.fixtures.checks import differ
+from tests.fixtures.language_models import IDS, PROMPTS, Words, close, tiny, written
+from tests.fixtures.synthetic import SITE, WORDS, activations, captured, seen, several
 
 BOTH = ("cast", "mera", "fairsteer", "casteer")
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, ProductProbe, fold
 from dsas_core.probes.combine import pool
-from tests.helpers import FORMS, random_probe, vector
+from tests.fixtures.checks import vector
+from tests.fixtures.concepts import FORMS, random_probe
 
 
 def golden() -> tuple[torch.Tensor, torch.Tensor]:

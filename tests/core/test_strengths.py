@@ -20,22 +20,11 @@ from dsas_core.maps import AffineMap, Map
 from dsas_core.probes import AnyProbe, ConstantProbe, LinearProbe, PooledProbe, PrefixProbe, ProductProbe, QuantileProbe
 from dsas_core.probes.combine import pool
 from dsas_diffusion import find_sites, steer
-from tests.core.llm.models import IDS, behind_first_layer, close, concept_for, tiny, written
-from tests.helpers import (
-    BANANA,
-    DOG,
-    MAPS,
-    Counting,
-    Turn,
-    build_flow_pipe,
-    differ,
-    latents,
-    random_concept,
-    random_map,
-    same,
-    seen_at,
-    vector,
-)
+from tests.fixtures.checks import differ, same, vector
+from tests.fixtures.concepts import MAPS, Turn, random_concept, random_map
+from tests.fixtures.language_models import IDS, behind_first_layer, close, concept_for, tiny, written
+from tests.fixtures.models import BANANA, DOG, Counting, build_flow_pipe, latents
+from tests.fixtures.visitors import seen_at
 
 SITE = Site("model.model.layers.0")
 UNCAPPED = 1e6

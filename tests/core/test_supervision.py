@@ -13,7 +13,7 @@ from dsas_core import DSASError, Recipe
 from dsas_core.capture import Capture
 from dsas_core.learn import fit_sites
 from dsas_core.probes import Probe
-from tests.core.planted import POSITIONS, SHOWN, SITE, WIDTH, activations, captured
+from tests.fixtures.synthetic import POSITIONS, SHOWN, SITE, WIDTH, activations, captured
 
 #: what stands beside the concept in source prompts and nowhere else: a giveaway that is not the concept
 BESIDE = 8 * torch.nn.functional.one_hot(torch.tensor(1), WIDTH).float()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dsas_diffusion import Lesson, cli
-from tests.diffusion.vision_models import save_clip
-from tests.helpers import build_flow_pipe
+from tests.fixtures.models import build_flow_pipe
+from tests.fixtures.vision_models import save_clip
 
 PHRASES = ("--from", "banana", "--to", "blurred banana")
 

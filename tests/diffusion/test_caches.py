@@ -13,9 +13,9 @@ import torch
 
 from dsas_core import DSASError
 from dsas_diffusion import steer
-from tests.diffusion.models import build
 from tests.diffusion.test_every_family import concept_of
 from tests.diffusion.test_living_with_others import close, concepts, denoiser_of, run, turn, untold
+from tests.fixtures.pipelines import build
 
 
 def replaying_attention(pipe: Any) -> None:

@@ -15,7 +15,8 @@ from dsas_core import Concept
 from dsas_core.calibration import MOST_TRIALS
 from dsas_diffusion import calibrate, load_pipeline
 from dsas_diffusion.samples import ENDS
-from tests.helpers import Bare, assert_one_line, document_of
+from tests.fixtures.checks import assert_one_line, document_of
+from tests.fixtures.visitors import Bare
 
 Run = Callable[..., tuple[int, str, str]]
 

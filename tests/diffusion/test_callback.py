@@ -10,9 +10,9 @@ import torch
 
 from dsas_core import DSASError
 from dsas_diffusion import DSASCallback, steer
-from tests.diffusion.models import FAMILIES, latents
 from tests.diffusion.test_every_family import BANANA, ROLES, base_of, concept_of, pipe_of
 from tests.diffusion.test_other_pipelines import other
+from tests.fixtures.pipelines import FAMILIES, latents
 
 HEARD = [family for family in FAMILIES if family != "pixart"]
 

@@ -14,7 +14,7 @@ from dsas_core import Auto
 from dsas_diffusion import __version__, load
 from dsas_diffusion.cli import output
 from dsas_diffusion.cli.arguments import concept_and_strength, name_and_value
-from tests.helpers import assert_one_line, document_of
+from tests.fixtures.checks import assert_one_line, document_of
 
 
 def test_methods_env_version_and_help(dsas) -> None:

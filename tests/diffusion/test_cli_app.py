@@ -18,7 +18,8 @@ import pytest
 from dsas_core import Concept
 from dsas_diffusion import cli, ui
 from dsas_diffusion.cli import app
-from tests.helpers import assert_one_line, build_flow_pipe
+from tests.fixtures.checks import assert_one_line
+from tests.fixtures.models import build_flow_pipe
 
 Run = Callable[..., tuple[int, str, str]]
 

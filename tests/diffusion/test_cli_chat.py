@@ -12,7 +12,7 @@ import pytest
 
 from dsas_core import Concept
 from dsas_diffusion.cli import chat, main
-from tests.helpers import assert_one_line
+from tests.fixtures.checks import assert_one_line
 
 PROMPTS = Path(__file__).parents[2] / "prompts" / "rudeness.yaml"
 INSULT, CALM = "you useless clown! my washer does not start.", "hello, my washer does not start. what can i do?"

@@ -11,7 +11,7 @@ import pytest
 from dsas_core import Concept
 from dsas_diffusion import load
 from dsas_diffusion.cli import doctor
-from tests.helpers import document_of
+from tests.fixtures.checks import document_of
 
 
 def test_show(dsas, concept: str) -> None:

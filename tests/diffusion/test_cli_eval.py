@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from dsas_diffusion import drawing
-from tests.diffusion.judging import PROMPTS, random_banana
-from tests.helpers import assert_one_line, document_of
+from tests.fixtures.checks import assert_one_line, document_of
+from tests.fixtures.judges import PROMPTS, random_banana
 
 QUICK = ("--count", 2, "--seeds", 1, "--strengths", 1, "--quick", "--steps", 2)
-JUDGE = ("--judge", "tests.diffusion.judging:brightness")
-OWN = ("--masks", "tests.diffusion.judging:halves", "--features", "tests.diffusion.judging:colours")
+JUDGE = ("--judge", "tests.fixtures.judges:brightness")
+OWN = ("--masks", "tests.fixtures.judges:halves", "--features", "tests.fixtures.judges:colours")
 ARMS = ("dsas", "shuffled_gate", "constant_gate", "oracle")
 MEASURED = (*QUICK, *JUDGE, *OWN, "--arms", *ARMS)
 

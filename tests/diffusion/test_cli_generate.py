@@ -13,7 +13,7 @@ from dsas_core import Concept
 from dsas_diffusion import load
 from dsas_diffusion.cli import output
 from dsas_diffusion.generation import Settings, pictures_of, seeds_for
-from tests.helpers import document_of
+from tests.fixtures.checks import document_of
 
 PROMPTS = ("--prompt", "a banana", "--prompt", "a dog on the grass")
 

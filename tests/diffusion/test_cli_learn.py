@@ -15,7 +15,7 @@ from dsas_core import Concept, prompts
 from dsas_diffusion import Lesson
 from dsas_diffusion.cli import learn, parser
 from tests.diffusion.conftest import PHRASES
-from tests.helpers import assert_one_line, document_of
+from tests.fixtures.checks import assert_one_line, document_of
 
 
 def test_a_learned_concept_holds_its_drafted_prompts(concept: str) -> None:

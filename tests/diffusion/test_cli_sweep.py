@@ -21,7 +21,9 @@ from dsas_diffusion.cli.sweep import strengths_between
 from dsas_diffusion.generation import Settings, change, pictures_of, seeds_for
 from dsas_diffusion.load import load_pipeline
 from dsas_diffusion.steer import steer
-from tests.helpers import TINY, assert_one_line, bases, build_flow_pipe, document_of, random_concept
+from tests.fixtures.checks import assert_one_line, document_of
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.models import TINY, bases, build_flow_pipe
 
 PROMPTS = ("a banana", "a dog on the grass")
 Run = Callable[..., tuple[int, str, str]]

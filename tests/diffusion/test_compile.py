@@ -16,21 +16,12 @@ from dsas_core import DSASError
 from dsas_core.sites import modules
 from dsas_diffusion import DSASAttnProcessor, Schedule, find_sites, steer
 from dsas_diffusion.families import family_of, roots_of
-from tests.diffusion import models
 from tests.diffusion.test_every_family import concept_of, pipe_of
-from tests.helpers import (
-    BANANA,
-    DOG,
-    Bare,
-    Counting,
-    build_ddim_pipe,
-    build_flow_pipe,
-    differ,
-    latents,
-    random_concept,
-    same,
-    seen_at,
-)
+from tests.fixtures import pipelines as models
+from tests.fixtures.checks import differ, same
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.models import BANANA, DOG, Counting, build_ddim_pipe, build_flow_pipe, latents
+from tests.fixtures.visitors import Bare, seen_at
 
 pytestmark = pytest.mark.usefixtures("fresh_graphs")
 

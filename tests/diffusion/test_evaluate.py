@@ -17,8 +17,11 @@ from dsas_diffusion.drawing import Job
 from dsas_diffusion.evaluate import evaluate, identity
 from dsas_diffusion.generation import Settings
 from dsas_diffusion.sites import find_sites
-from tests.diffusion.judging import PROMPTS, Brightness, Redness, colours, halves, random_banana
-from tests.helpers import bases, differ, random_concept, seen_at
+from tests.fixtures.checks import differ
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.judges import PROMPTS, Brightness, Redness, colours, halves, random_banana
+from tests.fixtures.models import bases
+from tests.fixtures.visitors import seen_at
 
 PLAN = Plan(count=2, seeds=2, strengths=(1.0, 2.0), targets=(0.3,))
 

@@ -19,9 +19,12 @@ from dsas_diffusion.families import encoders_of, family_of, roots_of
 from dsas_diffusion.generation import decode
 from dsas_diffusion.rows import Rows
 from dsas_diffusion.sites import role_of, site_name, unread
-from tests.diffusion.models import FAMILIES, GUIDED, NEGATIVE, SIZE, STEPS, UNTOLD, WIDTH, brief, build, latents
 from tests.diffusion.test_learn import PROMPTS
-from tests.helpers import Bare, Recorder, bases, random_concept, same
+from tests.fixtures.checks import same
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.models import bases
+from tests.fixtures.pipelines import FAMILIES, GUIDED, NEGATIVE, SIZE, STEPS, UNTOLD, WIDTH, brief, build, latents
+from tests.fixtures.visitors import Bare, Recorder
 
 BANANA, DOG = "a banana", "a red dog"
 ROLES = {

@@ -13,7 +13,8 @@ from dsas_diffusion import calibrate, find_sites, learn, steer
 from dsas_diffusion.families import roots_of
 from dsas_diffusion.vocabulary import reading
 from tests.diffusion.test_learn import PROMPTS
-from tests.helpers import random_concept, seen_at
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.visitors import seen_at
 
 
 def paths(sites: list[Site]) -> list[str]:

@@ -19,9 +19,7 @@ from dsas_diffusion.similarity import (
     judge_features,
     kid,
 )
-from tests.diffusion.vision_models import (
-    noise_pictures,
-)
+from tests.fixtures.vision_models import noise_pictures
 
 
 class Columns:

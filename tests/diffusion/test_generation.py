@@ -20,7 +20,7 @@ from dsas_diffusion.generation import (
     settings_of,
 )
 from dsas_diffusion.load import BUILTIN
-from tests.helpers import differ, same
+from tests.fixtures.checks import differ, same
 
 PROMPTS = ["a banana", "a dog at night", "a cat", "a star on a table", "nothing"]
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from dsas_diffusion.grid import Grid
-from tests.diffusion.judging import PROMPTS
-from tests.helpers import assert_one_line, document_of
+from tests.fixtures.checks import assert_one_line, document_of
+from tests.fixtures.judges import PROMPTS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -27,7 +27,7 @@ from dsas_diffusion.judges import (
     judge_from,
 )
 from dsas_diffusion.vision import Clip, Unavailable
-from tests.diffusion.vision_models import SMALL, noise_pictures, save_processor
+from tests.fixtures.vision_models import SMALL, noise_pictures, save_processor
 
 FRUIT = {thing for thing, (_, category) in THINGS.items() if category == "fruit"}
 

@@ -13,7 +13,9 @@ from dsas_core.hooks import visitors
 from dsas_core.recipe import Recipe
 from dsas_core.unit import TRIALS, UNITS
 from dsas_diffusion import Concept, DSASError, Lesson, generation, learn, steer
-from tests.helpers import Bare, bases, differ, latents
+from tests.fixtures.checks import differ
+from tests.fixtures.models import bases, latents
+from tests.fixtures.visitors import Bare
 
 PROMPTS: dict[str, Any] = {
     "name": "banana-blur",

@@ -27,9 +27,11 @@ from dsas_core.sites import modules
 from dsas_diffusion import find_sites, steer
 from dsas_diffusion.families import family_of, roots_of
 from dsas_diffusion.steer import PipelineSteering
-from tests.diffusion.models import FAMILIES, build, latents
 from tests.diffusion.test_every_family import BANANA, DOG, ROLES, concept_of, pipe_of
-from tests.helpers import Bare, bases, random_concept
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.models import bases
+from tests.fixtures.pipelines import FAMILIES, build, latents
+from tests.fixtures.visitors import Bare
 
 ROLE = {family: "image" for family, roles in ROLES.items() if "image" in roles}
 #: of the embedding that a picture prompt is given as

@@ -13,7 +13,7 @@ import torch
 
 from dsas_core import DSASError
 from dsas_diffusion import load_pipeline
-from tests.helpers import latents
+from tests.fixtures.models import latents
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,12 @@ from dsas_diffusion.generation import Settings
 from dsas_diffusion.held_out import Eyes
 from dsas_diffusion.rows import Rows
 from dsas_diffusion.viz import PictureRecord
-from tests.diffusion.models import SIZE, STEPS, WIDTH, latents
 from tests.diffusion.test_every_family import BANANA, DOG, concept_of, pipe_of
 from tests.diffusion.test_learn import PROMPTS
-from tests.helpers import Recorder, bases, random_concept
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.models import bases
+from tests.fixtures.pipelines import SIZE, STEPS, WIDTH, latents
+from tests.fixtures.visitors import Recorder
 
 PICTURE = Image.new("RGB", (SIZE, SIZE), (200, 40, 90))
 MASK = Image.new("L", (SIZE, SIZE), 255)

@@ -16,8 +16,10 @@ from dsas_core.maps import AffineMap
 from dsas_core.probes import LastProbe, LinearProbe
 from dsas_diffusion import find_sites, learn, steer
 from dsas_diffusion.rows import Rows
-from tests.core.llm.models import condition_latch
-from tests.helpers import differ, latents, same, seen_at
+from tests.fixtures.checks import differ, same
+from tests.fixtures.language_models import condition_latch
+from tests.fixtures.models import latents
+from tests.fixtures.visitors import seen_at
 
 Pictured = tuple[Any, Capture, list[Site]]
 

@@ -16,9 +16,9 @@ from dsas_core.sites import modules
 from dsas_diffusion import DSASAttnProcessor, steer
 from dsas_diffusion.families import family_of, roots_of
 from dsas_diffusion.processor import attention_layers
-from tests.diffusion.models import FAMILIES, latents
 from tests.diffusion.test_every_family import BANANA, ROLES, base_of, concept_of, pipe_of
-from tests.helpers import Bare
+from tests.fixtures.pipelines import FAMILIES, latents
+from tests.fixtures.visitors import Bare
 
 #: families whose denoiser takes no processors as a whole; Qwen's did not in diffusers 0.35
 WITHOUT = ("zimage", "lumina")

@@ -11,7 +11,8 @@ import torch
 from dsas_core import Call, DSASError, visit
 from dsas_diffusion.families import roots_of
 from dsas_diffusion.rows import Rows
-from tests.helpers import STEPS, Recorder, build_flow_pipe, latents
+from tests.fixtures.models import STEPS, build_flow_pipe, latents
+from tests.fixtures.visitors import Recorder
 
 BANANA, DOG = "a banana", "a dog at night"
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import dsas_diffusion as dsas
 from dsas_core import Concept
-from tests.helpers import Bare
+from tests.fixtures.visitors import Bare
 
 
 @pytest.fixture(scope="module")

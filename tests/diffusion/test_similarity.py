@@ -20,9 +20,7 @@ from dsas_diffusion.similarity import (
     ssim,
 )
 from dsas_diffusion.vision import Unavailable
-from tests.diffusion.vision_models import (
-    noise_pictures,
-)
+from tests.fixtures.vision_models import noise_pictures
 
 
 def reference_ssim(a: np.ndarray, b: np.ndarray) -> float:

@@ -18,20 +18,10 @@ from dsas_core import Concept, DSASError, Site, visit
 from dsas_core.sites import modules
 from dsas_diffusion import Schedule, find_sites, steer
 from dsas_diffusion.families import roots_of
-from tests.helpers import (
-    BANANA,
-    DOG,
-    STEPS,
-    Bare,
-    Recorder,
-    bases,
-    build_flow_pipe,
-    differ,
-    latents,
-    random_concept,
-    same,
-    seen_at,
-)
+from tests.fixtures.checks import differ, same
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.models import BANANA, DOG, STEPS, bases, build_flow_pipe, latents
+from tests.fixtures.visitors import Bare, Recorder, seen_at
 
 S = 0.7
 MATRIX = list(itertools.product(("flow", "ddim"), ("text", "cross", "self", "block"), ("linear", "pooled", "product")))

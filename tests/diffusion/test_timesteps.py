@@ -17,10 +17,12 @@ from dsas_core.steering import Steering
 from dsas_diffusion import find_sites, learn, steer
 from dsas_diffusion.families import roots_of
 from dsas_diffusion.rows import Rows
-from tests.diffusion.models import SIZE, WIDTH, latents
 from tests.diffusion.test_every_family import BANANA, DOG, base_of, concept_of, pipe_of
 from tests.diffusion.test_learn import PROMPTS
-from tests.helpers import bases, random_concept, same
+from tests.fixtures.checks import same
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.models import bases
+from tests.fixtures.pipelines import SIZE, WIDTH, latents
 
 SITE = Site("unet.somewhere")
 

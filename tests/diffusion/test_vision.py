@@ -20,14 +20,7 @@ from dsas_diffusion.similarity import (
     transformers_features,
 )
 from dsas_diffusion.vision import Clip, Unavailable
-from tests.diffusion.vision_models import (
-    noise_pictures,
-    projected,
-    save_clip,
-    save_processor,
-    save_resnet,
-    save_vit,
-)
+from tests.fixtures.vision_models import noise_pictures, projected, save_clip, save_processor, save_resnet, save_vit
 
 PROMPTS = ["a dog on the grass", "a blurred banana", "a cat and a hat at night"]
 

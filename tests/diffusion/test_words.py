@@ -19,21 +19,10 @@ from dsas_core import Concept, DSASError, Site
 from dsas_core.trace import Record
 from dsas_diffusion import Schedule, find_sites, load_pipeline, steer
 from dsas_diffusion.sites import looking_at
-from tests.helpers import (
-    BANANA,
-    DOG,
-    STEPS,
-    Bare,
-    Counting,
-    bases,
-    build_ddim_pipe,
-    build_flow_pipe,
-    differ,
-    latents,
-    random_concept,
-    same,
-    seen_at,
-)
+from tests.fixtures.checks import differ, same
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.models import BANANA, DOG, STEPS, Counting, bases, build_ddim_pipe, build_flow_pipe, latents
+from tests.fixtures.visitors import Bare, seen_at
 
 BOTH = "a dog to the left of a banana"
 S = 0.7

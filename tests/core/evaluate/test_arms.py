@@ -14,8 +14,9 @@ from dsas_core import Concept, DSASError, Site, llm
 from dsas_core.evaluate.arms import ARMS, BANK, arm, load_scores, save_scores, scores_of
 from dsas_core.maps import AffineMap
 from dsas_core.probes import LastProbe, LatchProbe, LinearProbe, PrefixProbe, RunningProbe
-from tests.core.llm.models import IDS, concept_for, condition_latch, remembering, tiny, written
-from tests.helpers import differ, random_concept
+from tests.fixtures.checks import differ
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.language_models import IDS, concept_for, condition_latch, remembering, tiny, written
 
 MANY = IDS.repeat(1, 4)
 

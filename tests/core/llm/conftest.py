@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.core.llm.models import PROMPTS, THINGS, Words
+from tests.fixtures.language_models import PROMPTS, THINGS, Words
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dsas_core import DSASError, llm
 from dsas_core.llm.data import KINDS, LABELS, Scored, prompt_set, read_scored, words_in
 from dsas_core.prompts import CONTROLS, PromptSet, read
-from tests.core.llm.models import Words, tiny
+from tests.fixtures.language_models import Words, tiny
 
 
 def write_lines(path: Path, rows: list[Any]) -> Path:

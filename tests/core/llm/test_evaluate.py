@@ -16,7 +16,7 @@ from dsas_core.llm.prompts import encode, pad_token
 from dsas_core.llm.reader import Reader
 from dsas_core.llm.toxicity import LexiconScorer
 from dsas_core.prompts import read
-from tests.core.llm.models import PROMPTS, Words, tiny
+from tests.fixtures.language_models import PROMPTS, Words, tiny
 
 PLAN = Plan(count=4, strengths=(1.0, 30.0), targets=(0.5, 0.001))
 

@@ -28,7 +28,7 @@ from dsas_core.llm.load import BUILTIN
 from dsas_core.probes import LatchProbe
 from dsas_core.prompts import read
 from dsas_diffusion import cli
-from tests.core.llm.models import concept_for
+from tests.fixtures.language_models import concept_for
 
 CHOICES = """
 task: facts

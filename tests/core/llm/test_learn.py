@@ -19,8 +19,8 @@ from dsas_core.llm.prompts import encode
 from dsas_core.llm.reader import HeldOut
 from dsas_core.prompts import SIDES, read
 from dsas_core.unit import held_back
-from tests.core.llm.models import PROMPTS, THINGS, Words, concept_for, tiny, written
-from tests.helpers import Bare, Recorder
+from tests.fixtures.language_models import PROMPTS, THINGS, Words, concept_for, tiny, written
+from tests.fixtures.visitors import Bare, Recorder
 
 
 @pytest.fixture(scope="module")

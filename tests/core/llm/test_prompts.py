@@ -8,7 +8,7 @@ import torch
 from dsas_core import DSASError
 from dsas_core.llm.prompts import Encoded, batched, encode, marked, pad_token, turns
 from dsas_core.prompts import read
-from tests.core.llm.models import Words
+from tests.fixtures.language_models import Words
 
 CHAT = "user: where is it, you fool\nassistant: find it yourself"
 

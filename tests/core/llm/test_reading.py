@@ -11,8 +11,9 @@ import torch
 from dsas_core import Concept, DSASError, Site, llm
 from dsas_core.evaluate.arms import BLIND, arm, scores_of
 from dsas_core.probes import LatchProbe, LinearProbe, PooledProbe
-from tests.core.llm.models import IDS, close, concept_for, tiny, written
-from tests.helpers import differ, random_concept
+from tests.fixtures.checks import differ
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.language_models import IDS, close, concept_for, tiny, written
 
 
 def across(kind: type[LinearProbe | PooledProbe | LatchProbe] = LinearProbe, turned: bool = False) -> Concept:

@@ -11,8 +11,8 @@ import torch
 
 from dsas_core import DSASError, llm
 from dsas_core.probes import LastProbe, LatchProbe, LinearProbe, PrefixProbe, RunningProbe
-from tests.core.llm.models import IDS, LENGTH, close, condition_latch, remembering, tiny, written
-from tests.helpers import differ
+from tests.fixtures.checks import differ
+from tests.fixtures.language_models import IDS, LENGTH, close, condition_latch, remembering, tiny, written
 
 
 @pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe, LastProbe, condition_latch])

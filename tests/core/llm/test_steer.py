@@ -13,8 +13,20 @@ import torch
 from dsas_core import DSASError, Site, llm, visit
 from dsas_core.llm.layers import GROUPS, device_of_input, layers_of, roots_of
 from dsas_core.probes import PrefixProbe
-from tests.core.llm.models import DIFFERENT, FAMILIES, IDS, LENGTH, close, concept_for, remembering, tiny, written
-from tests.helpers import Bare, Counting, Recorder, differ
+from tests.fixtures.checks import differ
+from tests.fixtures.language_models import (
+    DIFFERENT,
+    FAMILIES,
+    IDS,
+    LENGTH,
+    close,
+    concept_for,
+    remembering,
+    tiny,
+    written,
+)
+from tests.fixtures.models import Counting
+from tests.fixtures.visitors import Bare, Recorder
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,7 @@ import torch
 from dsas_core import DSASError
 from dsas_core.llm.builtin.architecture import build_tokenizer
 from dsas_core.llm.toxicity import ClassifierScorer, FittedScorer, LexiconScorer, scorer
-from tests.core.llm.models import tiny
+from tests.fixtures.language_models import tiny
 
 TEXTS = ["you are a fool", "thank you for your message", "where is my parcel, you clown? i want my money back", "no"]
 

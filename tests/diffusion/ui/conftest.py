@@ -12,7 +12,9 @@ from dsas_core import Concept
 from dsas_diffusion import find_sites
 from dsas_diffusion.generation import Settings
 from dsas_diffusion.ui.studio import Studio
-from tests.helpers import bases, random_concept, seen_at
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.models import bases
+from tests.fixtures.visitors import seen_at
 
 SETTINGS = Settings(steps=2, guidance=3.0)
 

@@ -24,7 +24,7 @@ from dsas_diffusion.ui.session import Session, friendly
 from dsas_diffusion.ui.strip import StripTab
 from dsas_diffusion.ui.studio import Order, Studio
 from tests.diffusion.ui.conftest import studio_of
-from tests.helpers import Bare
+from tests.fixtures.visitors import Bare
 
 TOKEN = "hf_abcdefghijklmnop"
 

@@ -21,10 +21,10 @@ from dsas_diffusion.tokens import tokens_of
 from dsas_diffusion.ui import studio as studios
 from dsas_diffusion.ui.studio import Drawing, Order, Studio, ends_of, steered_sites
 from dsas_diffusion.vocabulary import reading
-from tests.diffusion.models import SIZE, STEPS
 from tests.diffusion.test_every_family import concept_of, pipe_of
 from tests.diffusion.ui.conftest import SETTINGS
-from tests.helpers import Bare
+from tests.fixtures.pipelines import SIZE, STEPS
+from tests.fixtures.visitors import Bare
 
 BANANA = "a banana and a dog"
 

@@ -20,7 +20,7 @@ from dsas_diffusion.ui.session import Session
 from dsas_diffusion.ui.studio import Studio
 from dsas_diffusion.ui.talk import MOST_CHARACTERS, Question, Reply, Talk
 from dsas_diffusion.ui.text import EXAMPLES, TextTab
-from tests.core.llm.models import concept_for
+from tests.fixtures.language_models import concept_for
 
 RUDE, CALM = "you useless clown! my washer does not start.", "hello, my washer does not start. what can i do?"
 LENGTH = 12
