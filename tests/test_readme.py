@@ -16,6 +16,7 @@ import torch
 import yaml
 
 import dsas_diffusion as dsas
+from benchmarks.reports import results_page
 from dsas_core.shipped import shipped
 from dsas_diffusion.cli import parser
 from tests.fixtures.concepts import random_concept
@@ -25,23 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.fixture(scope="module")
-def results() -> Any:
-    """benchmarks/results.py, which is a script and in no package."""
-    spec = importlib.util.spec_from_file_location("results", ROOT / "benchmarks" / "results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_table_of_results_is_the_generated_one(results: Any) -> None:
-    document = json.loads(results.FIGURES.read_text())
+def test_the_table_of_results_is_the_generated_one() -> None:
+    document = json.loads(results_page.FIGURES.read_text())
     readme = (ROOT / "README.md").read_text()
-    assert results.readme_with(readme, results.overview(document)) == readme, "run benchmarks/results.py"
-    assert results.MARKS[0] in readme
-    assert results.overview(document) in (ROOT / "docs" / "results.md").read_text()
+    assert results_page.readme_with(readme, results_page.overview(document)) == readme, (
+        "run benchmarks.reports.results_page"
+    )
+    assert results_page.MARKS[0] in readme
+    assert table in (ROOT / "docs" / "results.md").read_text()
     assert len(document["concepts"]) >= 11
 
 
@@ -51,8 +43,12 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
     linked = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
     assert linked or page.name in ("families.md", "space.md")
     assert [path for path in linked if not (page.parent / path).exists()] == []
-    scripts = re.findall(r"(benchmarks/\w+\.(?:py|yaml))", text)
-    assert [path for path in scripts if not (ROOT / path).exists()] == []
+    named = re.findall(
+        r"(?<![\w/])((?:benchmarks|prompts|dsas_core|dsas_diffusion|tests)/[\w/.-]+\.(?:py|yaml|json|md))", text
+    )
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    modules = re.findall(r"-m\s((?:benchmarks|dsas_core|dsas_diffusion)[\w.]*\w)", text)
+    assert [name for name in modules if importlib.util.find_spec(name) is None] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
