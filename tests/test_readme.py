@@ -29,9 +29,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_the_table_of_results_is_the_generated_one() -> None:
     document = json.loads(results_page.FIGURES.read_text())
     readme = (ROOT / "README.md").read_text()
-    assert results_page.readme_with(readme, results_page.overview(document)) == readme, (
-        "run benchmarks.reports.results_page"
-    )
+    table = results_page.overview(document)
+    assert results_page.readme_with(readme, table) == readme, "run benchmarks.reports.results_page"
     assert results_page.MARKS[0] in readme
     assert table in (ROOT / "docs" / "results.md").read_text()
     assert len(document["concepts"]) >= 11
