@@ -9,7 +9,7 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test test-all test-floor test-browser lint format bench soak screenshots results methods learning \
+.PHONY: help demo app test test-slow test-all test-floor test-browser lint format bench soak screenshots results methods learning \
 	families concepts train-builtin clean
 
 help:  ## this list
@@ -34,7 +34,10 @@ app: $(STAMP)  ## the demonstration, in a browser
 test: $(STAMP)  ## run the tests
 	$(PYTEST) -m "not slow and not browser"
 
-test-all: $(STAMP)  ## run them all, the slow ones too
+test-slow: $(STAMP)  ## run the slow tests, which `test` leaves out
+	$(PYTEST) -m "slow and not browser"
+
+test-all: $(STAMP)  ## run both
 	$(PYTEST) -m "not browser"
 
 # The oldest versions that pyproject.toml takes, put before the newest ones of .venv.

@@ -100,10 +100,7 @@ def test_it_draws_and_talks_elsewhere(installed: Path, tmp_path: Path) -> None:
     pictures = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "drawn").rglob("*.png"))]
     assert len(pictures) >= 2
     assert all(picture.std() > 10 for picture in pictures)
-    answers = run(
-        *("-m", "dsas_diffusion.cli", "chat", "--concept", "builtin:rudeness=1", "--compare", "--json"),
-        *("--message", MESSAGE),
-        **here,
-    )
-    found = json.loads(answers)
-    assert "washer" in json.dumps(found)
+    talking = ("--concept", "builtin:rudeness=1", "--compare", "--json", "--message", MESSAGE)
+    (answer,) = json.loads(run("-m", "dsas_diffusion.cli", "chat", *talking, **here))["answers"]
+    assert answer["base"] != answer["answer"]
+    assert "i am sorry about the washer" in answer["answer"]
