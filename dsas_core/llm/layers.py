@@ -106,8 +106,8 @@ def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> li
     """Sites of a language model.
 
     Args:
-        sites: None for the outputs of the middle third of the layers ("middle"), which benchmarks/quality/toxicity.py
-            shows best; "block" for those of every layer; "attention", "mlp" or "norm" for the outputs of these parts,
+        sites: None for the outputs of the middle third of the layers ("middle"), which benchmarks/toxicity.py shows
+            best; "block" for those of every layer; "attention", "mlp" or "norm" for the outputs of these parts,
             "heads" for each head at the input of the output projection; a regular expression on canonical paths; a
             list of module suffixes ("layers.3", "mlp.down_proj") or of groups.
 
