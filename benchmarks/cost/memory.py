@@ -66,18 +66,9 @@ def main() -> None:
         print(json.dumps(run(args.arm, args.width, args.seed)))
         return
     report: dict[str, Any] = {}
+    settings = ["--width", str(args.width), "--seed", str(args.seed)]
     for arm in ("generating", "learning"):
-        command = [
-            sys.executable,
-            "-m",
-            __spec__.name,
-            "--arm",
-            arm,
-            "--width",
-            str(args.width),
-            "--seed",
-            str(args.seed),
-        ]
+        command = [sys.executable, "-m", __spec__.name, "--arm", arm, *settings]
         done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
         report[arm] = json.loads(done.stdout.splitlines()[-1])
     report["ratio"] = report["learning"]["peak"] / report["generating"]["peak"]
