@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .corpus import draw_description, draw_requests, facts, rude
-from .desk import draw_talk
+from .corpus import draw_description, draw_requests, draw_talk, facts, rude
 
 
 def fit_judge(seed: int = 1, count: int = 6000) -> Any:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsas_core.llm.builtin import architecture, corpus, quality, tones
+from dsas_core.llm.builtin import architecture, corpus, quality
 from dsas_core.llm.builtin.architecture import ASSISTANT, BOS, EOS, PRESETS, SPECIAL, USER
 from dsas_core.llm.builtin.corpus import CALM, MANNERS, TOPICS, conversation, rude
 from dsas_core.llm.builtin.judge import fit_judge
@@ -99,7 +99,7 @@ def test_no_second_insult_brings_in_what_is_held_out() -> None:
     seen = corpus.draw_requests(1500, manners=("angry",), held_out=False)
     for request in seen:
         topic, problem, manner, _ = request.key.split("|", 3)
-        for put in tones.ATTACKS:
+        for put in MANNERS["angry"]:
             words = re.escape(put.strip("|")).replace(r"\{insult\}", r"\w+").replace(r"\{bad\}", r"\w+")
             if re.search(rf"(^| ){words.replace('a ', 'an? ')}( |$)", request.text):
                 assert not replace(request, key=f"{topic}|{problem}|{manner}|{put}").held_out, request.text
