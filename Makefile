@@ -107,7 +107,7 @@ families: $(STAMP)  ## docs/families.md: what was tested with which family of pi
 	.venv/bin/python benchmarks/families.py outputs/families.xml
 
 concepts: $(STAMP)  ## learn the concepts that ship again
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m dsas_diffusion.builtin.concepts
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m benchmarks.builtin_models.concepts
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
 train-builtin: $(STAMP)  ## train the built-in models again
