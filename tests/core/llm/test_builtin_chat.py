@@ -17,7 +17,8 @@ from dsas_core.llm.builtin import architecture, corpus, quality
 from dsas_core.llm.builtin.architecture import ASSISTANT, BOS, EOS, PRESETS, SPECIAL, USER
 from dsas_core.llm.builtin.corpus import CALM, MANNERS, TOPICS, conversation, rude
 from dsas_core.llm.builtin.judge import fit_judge
-from dsas_core.llm.builtin.training import Rows, Trainer, encode, train
+from dsas_core.llm.builtin.training import Rows, encode, train
+from dsas_core.training import Trainer
 
 SHIPPED = Path(architecture.__file__).parent / "model"
 
@@ -233,7 +234,7 @@ def test_a_small_training_is_repeatable_resumable_and_loadable(tmp_path: Path, m
 
     preset = PRESETS["tiny"]
     train(preset, tmp_path / "work", tmp_path / "whole")
-    monkeypatch.setattr("dsas_core.llm.builtin.training.CHECKPOINT_STEPS", 2)
+    monkeypatch.setattr("dsas_core.training.CHECKPOINT_STEPS", 2)
 
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt
