@@ -36,6 +36,17 @@ class Monitor:
     Raises:
         ModelMismatchError: a concept that does not fit the model.
         DSASError: the file cannot be written.
+
+    Example:
+        >>> import io
+        >>> from dsas_core import llm
+        >>> from dsas_core.llm.answer import answer, asked
+        >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> lines = io.StringIO()
+        >>> with Monitor(model, ["builtin:rudeness"], lines, tokenizer):
+        ...     text = answer(model, tokenizer, asked(tokenizer, "you fool!"), 5).text
+        >>> json.loads(lines.getvalue())["rudeness"]["max_h"] > 0.9
+        True
     """
 
     def __init__(

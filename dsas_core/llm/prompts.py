@@ -190,7 +190,16 @@ def marked(tokenizer: Any, prompt: str, phrases: Iterable[str]) -> tuple[bool, .
 
 
 def batched(prompts: Sequence[Encoded], pad: int) -> Batch:
-    """Prompts side by side, padded on the right with the token `pad`."""
+    """Prompts side by side, padded on the right.
+
+    Args:
+        prompts: of any lengths.
+        pad: the token to pad with.
+
+    Example:
+        >>> batched([Encoded((5, 6), 2), Encoded((7,), 1)], pad=0).ids.tolist()
+        [[5, 6], [7, 0]]
+    """
     longest = max(len(prompt.ids) for prompt in prompts)
     ids = torch.full((len(prompts), longest), pad)
     mask = torch.zeros(len(prompts), longest, dtype=torch.long)

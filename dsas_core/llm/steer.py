@@ -125,8 +125,12 @@ def steer(
             "target" for one without a cloud.
 
     Example:
-        >>> with steer(model, {"rudeness": 1.0}) as steering:
-        ...     out = model.generate(**inputs)
+        >>> from dsas_core import llm
+        >>> from dsas_core.llm.answer import answer, asked
+        >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> with steer(model, {"builtin:rudeness": 1.0}):
+        ...     answer(model, tokenizer, asked(tokenizer, "my parcel has not arrived, you fool!"), 7).text
+        'i am sorry about the parcel.'
     """
     chosen = loaded(concepts, roots_of(model), force=force)
     record = TextTrace(tokenizer) if trace else None

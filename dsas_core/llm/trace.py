@@ -90,6 +90,16 @@ class TextTrace(Trace):
 
         Raises:
             DSASError: no such row, nothing recorded, or several concepts and none named.
+
+        Example:
+            >>> from dsas_core import llm
+            >>> from dsas_core.llm.answer import answer, asked
+            >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+            >>> with llm.steer(model, {"builtin:rudeness": 1.0}, trace=True, tokenizer=tokenizer) as steering:
+            ...     inputs = asked(tokenizer, "my parcel has not arrived, you fool!")
+            ...     written = answer(model, tokenizer, inputs, 1)
+            >>> max(steering.trace.tokens(), key=lambda token: token.max_h).text
+            ' fool'
         """
         names = list(dict.fromkeys(record.concept for record in self.records))
         if concept is None and len(names) > 1:
