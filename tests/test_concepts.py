@@ -14,6 +14,7 @@ from PIL import Image
 
 import dsas_core
 import dsas_diffusion as dsas
+from benchmarks.builtin_models import concepts
 from dsas_core import DSASError, llm, shipped
 from dsas_core.card import STRIP, card
 from dsas_core.concept import Concept
@@ -22,7 +23,6 @@ from dsas_core.llm.toxicity import LexiconScorer
 from dsas_core.prompts import read
 from dsas_core.shipped import FOLDER
 from dsas_core.unit import held_back
-from dsas_diffusion.builtin import concepts
 from dsas_diffusion.cli import main
 from dsas_diffusion.generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from dsas_diffusion.judges import judge_from
@@ -180,11 +180,11 @@ def test_the_wheel_takes_them_along() -> None:
 
 def test_writing_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     concept = Concept.from_pretrained("builtin:dog-grey")
-    concepts.write("dog-grey", concept, tmp_path)
+    concepts.write_shipped("dog-grey", concept, tmp_path)
     assert Concept.from_pretrained(tmp_path / "dog-grey") == concept
     before = {path.name: path.read_bytes() for path in (tmp_path / "dog-grey").iterdir()}
     monkeypatch.setattr(concepts, "card", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(DSASError, match="disk full"):
-        concepts.write("dog-grey", concept, tmp_path)
+        concepts.write_shipped("dog-grey", concept, tmp_path)
     assert {path.name: path.read_bytes() for path in (tmp_path / "dog-grey").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["dog-grey"]

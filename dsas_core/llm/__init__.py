@@ -16,7 +16,8 @@ from .load import is_language_model, load
 from .monitor import Monitor
 from .samples import illustrate
 from .steer import TextSteering, steer
-from .trace import TextTrace, Token, as_html, as_svg, as_terminal
+from .token_heatmap import as_html, as_svg, as_terminal
+from .trace import TextTrace, Token
 
 __all__ = [
     "Auto",

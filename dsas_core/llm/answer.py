@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from .prompts import pad_token
+from .layers import has_encoder
+from .prompts import apply_template, pad_token
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Answer:
     """What a model wrote.
 
     Args:
-        text: without special tokens, and without blanks around it. ids: its tokens, the end token with them.
+        text: without special tokens, and without blanks around it.
+        ids: its tokens, the end token with them.
     """
 
     text: str
@@ -25,10 +27,21 @@ class Answer:
 
 
 def asked(tokenizer: Any, message: str) -> Any:
-    """A message in tokens, by the chat template where there is one."""
+    """A message in tokens, by the chat template where there is one.
+
+    Args:
+        tokenizer: of the model that is to answer.
+        message: what the user says, without "user:" before it.
+
+    Returns:
+        The tokenizer's own output, with `input_ids` and `attention_mask` int64 [1, positions].
+
+    Raises:
+        PromptError: the chat template refuses it.
+    """
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": message}]
-        message = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        message = apply_template(tokenizer, turns, message, add_generation_prompt=True)
         return tokenizer(message, add_special_tokens=False, return_tensors="pt")
     return tokenizer(message, return_tensors="pt")
 
@@ -47,10 +60,20 @@ def answer(
     """What a model says to one message.
 
     Args:
-        model, tokenizer: from `load`. inputs: of `asked`, on the model's device. length: most tokens of the answer.
-        temperature: 0 takes the likeliest token. seed: of sampling.
-        streamer: one of transformers', told of tokens as they come.
-        stopped: asked after each token, from the thread that calls this; once it says yes, the answer ends there.
+        model: a language model, steered or not.
+        tokenizer: its own.
+        inputs: of `asked`, on the model's device.
+        length: most tokens of the answer.
+        temperature: 0 takes the likeliest token.
+        seed: of sampling.
+        streamer: one of transformers', which is given the tokens as they come.
+        stopped: called after each token, from the thread that calls this; once it says yes, the answer ends there.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> answer(model, tokenizer, asked(tokenizer, "Who are you?"), 20).text
+        'i am the help desk.'
     """
     torch.manual_seed(seed)
     settings: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
@@ -66,13 +89,13 @@ def answer(
         pad_token_id=pad_token(tokenizer),
         **{"do_sample": False, **settings},
     )
-    start = 0 if model.config.is_encoder_decoder else inputs.input_ids.shape[1]
+    start = 0 if has_encoder(model) else inputs.input_ids.shape[1]
     ids = tuple(out[0, start:].tolist())
     return Answer(str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip(), ids)
 
 
 class _Stopped:
-    """A stopping criterion of transformers: somebody else decides."""
+    """A stopping criterion of transformers that asks a function."""
 
     def __init__(self, stopped: Callable[[], bool]) -> None:
         self._stopped = stopped

@@ -1,7 +1,7 @@
-"""Where a language model keeps its layers, and which of their outputs and inputs can be steered.
+"""Everything that is known of families of language models: layers, sites, encoders, positions, end tokens.
 
-A table by `config.model_type`; a model that it does not hold is searched for its one list of equal layers. Names below
-are canonical paths within a layer.
+`LAYOUTS` is a table by `config.model_type`: a new family is one line there. Layers themselves are found without it, as
+the one list of equal modules that holds most parameters; it is needed for the parts of a layer only.
 """
 
 from __future__ import annotations
@@ -14,24 +14,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import DSASError
+from ..errors import UnsupportedError
 from ..sites import Site, find, modules
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the parts of a layer are called.
+    """What the parts of a layer are called: canonical paths within it, by the group of sites that they make.
 
     Args:
-        attention, mlp: the blocks whose outputs are added to the residual stream.
+        attention: the blocks of attention whose outputs are added to the residual stream.
+        mlp: the feed-forward blocks whose outputs are added to it.
         heads: the projection whose input holds the attention heads side by side.
-        norms: norms behind attention and MLP, where a family has them.
+        norm: norms behind attention and MLP, where a family has them.
+        transposed: whether that projection keeps its weight as [in, out].
     """
 
     attention: tuple[str, ...]
     mlp: tuple[str, ...]
     heads: tuple[str, ...]
-    norms: tuple[str, ...] = ()
+    norm: tuple[str, ...] = ()
+    transposed: bool = False
 
 
 _LLAMA = Layout(("self_attn",), ("mlp",), ("self_attn.o_proj",))
@@ -47,7 +50,7 @@ _T5 = Layout(
 LAYOUTS: dict[str, Layout] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3", "qwen2_vl", "qwen2_5_vl", "llava"), _LLAMA),
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), _GEMMA),
-    "gpt2": Layout(("attn",), ("mlp",), ("attn.c_proj",)),
+    "gpt2": Layout(("attn",), ("mlp",), ("attn.c_proj",), transposed=True),
     "gpt_neox": Layout(("attention",), ("mlp",), ("attention.dense",)),
     # its MLP flattens the batch
     "opt": Layout(("self_attn",), (), ("self_attn.out_proj",)),
@@ -56,20 +59,42 @@ LAYOUTS: dict[str, Layout] = {
 }
 #: groups of sites that `sites=` can name; "middle" is the default
 GROUPS = ("middle", "block", "attention", "mlp", "norm", "heads")
+#: lists of modules that are not the language part's layers, by their paths
+_OTHER_TOWERS = re.compile(r"vision|visual|audio|image|experts")
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model without torch.compile's and peft's wrappers, whose adapters stay at work inside it."""
+    """The model without the wrappers of torch.compile and PEFT, whose adapters stay at work inside it."""
     inner: Any = getattr(model, "_orig_mod", model)
     return inner.get_base_model() if hasattr(inner, "peft_config") and hasattr(inner, "get_base_model") else inner
+
+
+def has_encoder(model: nn.Module) -> bool:
+    """Whether prompts go through an encoder, so that a decoder's tokens are all written."""
+    return bool(getattr(getattr(bare(model), "config", None), "is_encoder_decoder", False))
 
 
 def roots_of(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that are called with tokens, by name: "encoder" and "decoder", or "model" where there is but one."""
     model = bare(model)
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if has_encoder(model):
         return {"encoder": model.get_encoder(), "decoder": model.get_decoder()}  # type: ignore[operator]
     return {"model": model}
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers whose `from_pretrained` loads the model of a config.
+
+    Args:
+        config: a PretrainedConfig; one that nobody knows is loaded as a causal language model.
+    """
+    import transformers
+
+    names = ["AutoModelForCausalLM", "AutoModelForImageTextToText"]
+    if config.is_encoder_decoder:
+        names = ["AutoModelForSeq2SeqLM"]
+    classes = [getattr(transformers, name) for name in names]
+    return next((known for known in classes if type(config) in known._model_mapping), classes[0])
 
 
 def layers_of(model: nn.Module) -> dict[str, list[str]]:
@@ -79,9 +104,9 @@ def layers_of(model: nn.Module) -> dict[str, list[str]]:
     parameters, vision and audio towers left out.
 
     Raises:
-        DSASError: a root has no list of layers.
+        UnsupportedError: a root has no list of layers.
     """
-    found: dict[str, list[str]] = {}
+    layers: dict[str, list[str]] = {}
     for root, module in roots_of(model).items():
         by_path = modules({root: module})
         lists = {path: part for path, part in by_path.items() if isinstance(part, nn.ModuleList) and len(part)}
@@ -89,45 +114,51 @@ def layers_of(model: nn.Module) -> dict[str, list[str]]:
             path: part
             for path, part in lists.items()
             if not any(path.startswith(f"{other}.") for other in lists)
-            and not re.search(r"vision|visual|audio|image|experts", path)
+            and not _OTHER_TOWERS.search(path)
             and len({type(layer) for layer in part}) == 1
         }
         if not outer:
-            raise DSASError(
+            raise UnsupportedError(
                 f"{type(module).__name__} has no list of layers that could be found: name the sites, "
                 "sites=[…] with module suffixes or a regular expression"
             )
         stack = max(outer, key=lambda path: sum(parameter.numel() for parameter in outer[path].parameters()))
-        found[root] = [f"{stack}.{i}" for i in range(len(outer[stack]))]
-    return found
+        layers[root] = [f"{stack}.{i}" for i in range(len(outer[stack]))]
+    return layers
 
 
 def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> list[Site]:
     """Sites of a language model.
 
     Args:
+        model: a transformers model.
         sites: None for the outputs of the middle third of the layers ("middle"), which benchmarks/toxicity.py shows
             best; "block" for those of every layer; "attention", "mlp" or "norm" for the outputs of these parts,
             "heads" for each head at the input of the output projection; a regular expression on canonical paths; a
             list of module suffixes ("layers.3", "mlp.down_proj") or of groups.
 
     Raises:
-        DSASError: nothing matches, or the group is not known of this kind of model; the message says what exists.
+        DSASError: nothing matches; the message says what exists.
+        UnsupportedError: a group that is not known of this kind of model, or that it does not have.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> [str(site) for site in find_sites(model)]
+        ['model.model.layers.2', 'model.model.layers.3']
     """
-    wanted: list[str] = ["middle"] if sites is None else [sites] if isinstance(sites, str) else list(sites)
-    found: dict[str, Site] = {}
-    for pattern in wanted:
-        chosen = _group(model, pattern) if pattern in GROUPS else _matching(model, pattern, isinstance(sites, str))
-        found |= {str(site): site for site in chosen}
-    return list(found.values())
+    patterns: list[str] = ["middle"] if sites is None else [sites] if isinstance(sites, str) else list(sites)
+    by_name: dict[str, Site] = {}
+    for pattern in patterns:
+        if pattern in GROUPS:
+            chosen = list(_sites_of_group(model, pattern))
+        else:
+            chosen = [Site(path) for path in find(roots_of(model), pattern if isinstance(sites, str) else [pattern])]
+        by_name |= {str(site): site for site in chosen}
+    return list(by_name.values())
 
 
-def _matching(model: nn.Module, pattern: str, expression: bool) -> Iterator[Site]:
-    for path in find(roots_of(model), pattern if expression else [pattern]):
-        yield Site(path)
-
-
-def _group(model: nn.Module, group: str) -> Iterator[Site]:
+def _sites_of_group(model: nn.Module, group: str) -> Iterator[Site]:
     stacks = layers_of(model)
     if group in ("middle", "block"):
         for paths in stacks.values():
@@ -136,36 +167,31 @@ def _group(model: nn.Module, group: str) -> Iterator[Site]:
         return
     kind = getattr(getattr(bare(model), "config", None), "model_type", type(model).__name__)
     if kind not in LAYOUTS:
-        raise DSASError(
+        raise UnsupportedError(
             f"the layers of {kind} are not known by parts: name the sites, sites=[…] with module suffixes; "
             f"known are {', '.join(LAYOUTS)}"
         )
-    names: Sequence[str] = getattr(LAYOUTS[kind], "norms" if group == "norm" else group)
+    names: tuple[str, ...] = getattr(LAYOUTS[kind], group)
     known = modules(roots_of(model))
     paths = [f"{path}.{name}" for layers in stacks.values() for path in layers for name in names]
     paths = [path for path in paths if path in known]
     if not paths:
-        raise DSASError(f"{kind} has no {group} sites; choose among {', '.join(GROUPS)}")
+        raise UnsupportedError(f"{kind} has no {group} sites; choose among {', '.join(GROUPS)}")
+    if group != "heads":
+        yield from map(Site, paths)
+        return
+    heads = int(_text_config(model).num_attention_heads)
     for path in paths:
-        if group != "heads":
-            yield Site(path)
-            continue
-        width, heads = _heads(known[path], int(_text_config(model).num_attention_heads))
+        weight: Any = getattr(known[path], "base_layer", known[path]).weight
+        width = int(weight.shape[0 if LAYOUTS[kind].transposed else 1]) // heads
         for head in range(heads):
             yield Site(path, side="input", channels=(head * width, (head + 1) * width))
 
 
-def _heads(projection: nn.Module, count: int) -> tuple[int, int]:
-    """Width and number of the heads that come into an output projection."""
-    weight: Any = getattr(projection, "base_layer", projection).weight
-    transposed = type(projection).__name__ == "Conv1D"  # GPT-2 keeps its weights as [in, out]
-    return int(weight.shape[0 if transposed else 1]) // count, count
-
-
 def device_of_input(model: nn.Module) -> torch.device:
     """Where tokens are to be put: the device of the first parameter that is anywhere at all."""
-    places = (parameter.device for parameter in model.parameters())
-    return next((device for device in places if device.type != "meta"), torch.device("cpu"))
+    devices = (parameter.device for parameter in model.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 def positions_of(model: nn.Module) -> int:
@@ -181,5 +207,5 @@ def _text_config(model: nn.Module) -> Any:
 
 def ends_of(model: nn.Module) -> list[int]:
     """The tokens that end a text, by the model's generation settings."""
-    found: Any = getattr(getattr(bare(model), "generation_config", None), "eos_token_id", None)
-    return [] if found is None else [found] if isinstance(found, int) else list(found)
+    ends: Any = getattr(getattr(bare(model), "generation_config", None), "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ..errors import DSASError
+from ..errors import UnavailableError
 from ..pretrained import device_of, dtype_of, hub_options, is_hub_name, loading, source_of
+from .layers import auto_class
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 BUILTIN = {"builtin:chat": Path(__file__).parent / "builtin" / "model"}
@@ -47,34 +48,29 @@ def load(
 
     Raises:
         DSASError: no such model, or a part of it is missing or damaged.
+
+    Example:
+        >>> model, tokenizer = load("builtin:chat", device="cpu")
+        >>> type(model).__name__
+        'LlamaForCausalLM'
     """
     device = device_of(device)
     dtype = dtype_of(dtype, device, torch.bfloat16)
     source = source_of(name, BUILTIN, "language model")
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise DSASError(f"{folder} is no language model: it has no config.json")
+        raise UnavailableError(f"{folder} is no language model: it has no config.json")
     if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise DSASError(f"cannot load {folder}: it has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer there")
+        raise UnavailableError(
+            f"cannot load {folder}: it has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer there"
+        )
 
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoModelForSeq2SeqLM,
-        AutoTokenizer,
-    )
+    from transformers import AutoConfig, AutoTokenizer
 
     hub = hub_options(options)
     with loading(name, warns=True):
         config = AutoConfig.from_pretrained(source, **hub)
-        kinds = (
-            (AutoModelForSeq2SeqLM,)
-            if config.is_encoder_decoder
-            else (AutoModelForCausalLM, AutoModelForImageTextToText)
-        )
-        kind: Any = next((kind for kind in kinds if type(config) in kind._model_mapping), kinds[0])
-        model = kind.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+        model = auto_class(config).from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
     if "device_map" not in options:
         model = model.to(torch.device(device))

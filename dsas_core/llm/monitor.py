@@ -31,6 +31,22 @@ class Monitor:
         concepts: concepts, or their folders, Hub names or builtin:NAME.
         file: a path to append to, or an open text file.
         tokenizer: spells the token in question.
+        force: take concepts that were learned on another architecture all the same.
+
+    Raises:
+        ModelMismatchError: a concept that does not fit the model.
+        DSASError: the file cannot be written.
+
+    Example:
+        >>> import io
+        >>> from dsas_core import llm
+        >>> from dsas_core.llm.answer import answer, asked
+        >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> lines = io.StringIO()
+        >>> with Monitor(model, ["builtin:rudeness"], lines, tokenizer):
+        ...     text = answer(model, tokenizer, asked(tokenizer, "you fool!"), 5).text
+        >>> json.loads(lines.getvalue())["rudeness"]["max_h"] > 0.9
+        True
     """
 
     def __init__(
@@ -45,7 +61,7 @@ class Monitor:
         self.requests = 0
         self._trace = TextTrace(tokenizer)
         self._names = [concept.name for concept in chosen]
-        self.steering = TextSteering(chosen, trace=self._trace, on_text=self._flush, watches=True)
+        self.steering = TextSteering(chosen, trace=self._trace, on_text=self._flush, read_only=True)
         self.steering.attach_to_model(model)
         try:
             self._opened = None if hasattr(file, "write") else open(file, "a", encoding="utf-8")  # noqa: SIM115
@@ -86,8 +102,8 @@ class Monitor:
         for row in range(rows):
             line: dict[str, Any] = {"request": self.requests, "row": row}
             for name in self._names:
-                read = (self._trace.tokens(row * counts[root] // rows, name, root) for root in roots)
-                tokens = [token for found in read for token in found if token.counted]
+                texts = (self._trace.tokens(row * counts[root] // rows, name, root) for root in roots)
+                tokens = [token for text in texts for token in text if token.counted]
                 line["tokens"] = len(tokens)
                 top = max(tokens, key=lambda token: token.max_h, default=None)
                 line[name] = {

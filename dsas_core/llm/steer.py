@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import unreached
 from ..concept import Concept
-from ..errors import DSASError
+from ..errors import UnsupportedError
 from ..sites import Site
 from ..steering import Steering
 from ..strengths import Strength, Strengthened, loaded
@@ -24,8 +24,14 @@ class TextSteering(Steering):
     """The handle that `steer` gives: `strengths`, `trace`, `detach()`. A context manager.
 
     Args:
+        concepts: concept -> strength.
+        gate: see `steer`.
+        phase: see `steer`.
+        trace: where h is recorded, if anywhere.
         on_text: called with the root's name before a new text replaces what the trace holds.
-        watches: that a text is longer than the model takes is none of a watcher's business.
+        read_only: whether nothing is to be changed, so that a text longer than the model takes is no error here.
+        combine: see `steer`.
+        within: see `steer`.
     """
 
     trace: TextTrace | None
@@ -37,17 +43,17 @@ class TextSteering(Steering):
         phase: str = "all",
         trace: TextTrace | None = None,
         on_text: Callable[[str], None] | None = None,
-        watches: bool = False,
+        read_only: bool = False,
         combine: str = "sum",
         within: str | None = None,
     ) -> None:
         super().__init__(concepts, gate=gate, trace=trace, combine=combine, within=within)
-        self._on_text, self._watches = on_text, watches
+        self._on_text, self._read_only = on_text, read_only
         self._tokens = Tokens(phase, self._prompts, self._text_begins, self.remembers, on_tokens=self._tokens_come)
 
     def attach_to_model(self, model: nn.Module) -> Self:
         roots = roots_of(model)
-        self._tokens.limit, self._tokens.ends = 0 if self._watches else positions_of(model), ends_of(model)
+        self._tokens.limit, self._tokens.ends = 0 if self._read_only else positions_of(model), ends_of(model)
         told = Unreached()
 
         def missed(root: str, sites: list[Site]) -> None:
@@ -76,7 +82,7 @@ class TextSteering(Steering):
         """A latch that reads at a decoder would wait for ever: all that comes by there is written."""
         for name, entry, probe in self._remembering() if root == "decoder" else ():
             if entry.reads.root == root and probe.by_prompt:
-                raise DSASError(
+                raise UnsupportedError(
                     f"{name!r} has a gate that decides at a prompt's end, at {entry.reads}, but the prompt goes "
                     "through the encoder: learn at encoder sites, or with form token"
                 )
@@ -114,15 +120,19 @@ def steer(
         A handle, attached already: use it in a `with` block or call `detach()`.
 
     Raises:
-        DSASError: a concept that does not fit, a compiled model, a strength that is not finite, "auto" for a
-            concept without a hyperplane, "target" for one without a cloud.
+        ModelMismatchError: a concept that was learned on another architecture.
+        DSASError: a compiled model, a strength that is not finite, "auto" for a concept without a hyperplane,
+            "target" for one without a cloud.
 
     Example:
-        >>> with steer(model, {"rudeness": 1.0}) as steering:
-        ...     out = model.generate(**inputs)
+        >>> from dsas_core import llm
+        >>> from dsas_core.llm.answer import answer, asked
+        >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> with steer(model, {"builtin:rudeness": 1.0}):
+        ...     answer(model, tokenizer, asked(tokenizer, "my parcel has not arrived, you fool!"), 7).text
+        'i am sorry about the parcel.'
     """
     chosen = loaded(concepts, roots_of(model), force=force)
-    kept = TextTrace(tokenizer) if trace else None
-    return TextSteering(chosen, gate=gate, phase=phase, trace=kept, combine=combine, within=within).attach_to_model(
-        model
-    )
+    record = TextTrace(tokenizer) if trace else None
+    steering = TextSteering(chosen, gate=gate, phase=phase, trace=record, combine=combine, within=within)
+    return steering.attach_to_model(model)

@@ -1,7 +1,7 @@
-"""Whose tokens are these? Each call of a language model as a `Call`: rows, prompts, and a mask of the positions.
+"""Each call of a language model, described as a `Call`: rows, prompts, and a mask of the positions.
 
 Pads and the first token of each row (the attention sink, BOS where there is one) never count: they are neither read
-nor written. Everything is told by what the model is called with (ids, attention mask, cache), never by counting calls.
+nor written. All is derived from what the model is called with (ids, attention mask, cache), never by counting calls.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DSASError
+from ..errors import DSASError, PromptError, UnsupportedError
 from ..hooks import Call, Describe
 
 PHASES = ("prompt", "generation", "all")
@@ -34,10 +34,10 @@ class _Text:
 
 
 class Tokens:
-    """Tells the calls of a language model.
+    """Describes the calls of a language model.
 
     Two things look like tokens that the model writes, and count as such: a further turn read behind an answer on the
-    same cache, and a last chunk of one token of a prompt that is read in chunks. Steer each turn anew to tell them.
+    same cache, and a last chunk of one token of a prompt that is read in chunks. Steer each turn anew to avoid it.
 
     Args:
         phase: "prompt" counts the tokens that were given, "generation" those that the model wrote itself, "all" both.
@@ -45,10 +45,10 @@ class Tokens:
         prompts: how many prompts the strengths are given for; a batch of several times as many rows (beams, samples)
             is divided among them. None where each row is a prompt of its own.
         on_text: called with the root's name when a new text begins.
-        remembers: whether probes go by what came before: then rows that change places between two tokens, as beam
-            search makes them, and tokens that are taken back, as in assisted decoding, raise a DSASError.
+        stateful: whether probes go by what came before: then rows that change places between two tokens, as in beam
+            search, and tokens that are taken back, as in assisted decoding, raise an UnsupportedError.
         ends: end tokens; what a row has behind one that it wrote is padding.
-        limit: positions that the model can take; more raise a DSASError. 0 is no limit.
+        limit: positions that the model can take; more raise a PromptError. 0 is no limit.
         on_tokens: called at each call with the root's name, the position of its first token, ids [batch, positions] (or
             None), and which of them count.
     """
@@ -58,7 +58,7 @@ class Tokens:
         phase: str = "all",
         prompts: Callable[[], int] | None = None,
         on_text: Callable[[str], None] | None = None,
-        remembers: bool = False,
+        stateful: bool = False,
         limit: int = 0,
         ends: Sequence[int] = (),
         on_tokens: Callable[[str, int, torch.Tensor | None, torch.Tensor], None] | None = None,
@@ -66,49 +66,49 @@ class Tokens:
         if phase not in PHASES:
             raise DSASError(f"phase {phase!r}: expected one of {', '.join(PHASES)}")
         self.phase, self.prompts, self.on_text, self.on_tokens = phase, prompts, on_text, on_tokens
-        self.remembers, self.limit, self.ends = remembers, limit, list(ends)
+        self.stateful, self.limit, self.ends = stateful, limit, list(ends)
         self._texts: dict[str, _Text] = {}
 
     def describe(self, root: str) -> Describe:
-        """What tells the calls of one root: for `hooks.visit`."""
+        """The function that describes the calls of one root, for `hooks.visit`."""
 
-        def tell(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        def describe_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
             return self._call(root, args, kwargs)
 
-        return tell
+        return describe_call
 
     def _call(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0] if args else None
         given = ids if ids is not None else kwargs.get("inputs_embeds")
         if given is None:
-            raise DSASError("the model was called without input_ids and inputs_embeds: nothing tells its tokens")
+            raise UnsupportedError("the model was called without input_ids and inputs_embeds: nothing tells its tokens")
         batch, count = given.shape[:2]
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None else 0
         if self.limit and past + count > self.limit:
-            raise DSASError(
+            raise PromptError(
                 f"{past + count} tokens, but the model takes {self.limit}: shorten the prompt or the answer"
             )
         text = self._follow(root, ids, count, past, cache)
-        if self.remembers and past:
+        if self.stateful and past:
             _refuse_moved(text, cache, past)
         real = _real(kwargs.get("attention_mask"), batch, count, past, given.device)
         first = (real.cumsum(1) == 1) & real
         mask = (real & ~first)[:, past : past + count]
-        prompt = (torch.arange(past, past + count, device=mask.device) < text.prompt).expand_as(mask)
+        in_prompt = (torch.arange(past, past + count, device=mask.device) < text.prompt).expand_as(mask)
         if ids is not None and self.ends:
-            mask = mask & ~self._finished(text, ids, ~prompt)
+            mask = mask & ~self._finished(text, ids, ~in_prompt)
         if self.on_tokens is not None:
             self.on_tokens(root, past, ids, mask)
         read = mask
         if self.phase != "all":
-            mask = mask & (prompt if self.phase == "prompt" else ~prompt)
-        asked = self.prompts() if self.prompts is not None else 1
-        if asked > 1 and batch % asked:
-            raise DSASError(f"strengths are given for {asked} prompts, but the call has {batch} rows")
-        share = batch // asked if asked > 1 else 1
+            mask = mask & (in_prompt if self.phase == "prompt" else ~in_prompt)
+        prompts = self.prompts() if self.prompts is not None else 1
+        if prompts > 1 and batch % prompts:
+            raise DSASError(f"strengths are given for {prompts} prompts, but the call has {batch} rows")
+        share = batch // prompts if prompts > 1 else 1
         owners = torch.arange(batch, device=given.device) // share
-        return Call(torch.ones(batch, device=given.device), owners, None, mask.float(), prompt.float(), read.float())
+        return Call(torch.ones(batch, device=given.device), owners, None, mask.float(), in_prompt.float(), read.float())
 
     def _finished(self, text: _Text, ids: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
         """Positions behind the end token that a row has written, bool [batch, positions]: generation pads them."""
@@ -128,8 +128,8 @@ class Tokens:
         else:
             goes_on = text is not None and cache is None and root != "encoder" and _extends(text.ids, ids)
         if text is None or not goes_on:
-            if past and self.remembers:
-                raise DSASError(
+            if past and self.stateful:
+                raise UnsupportedError(
                     f"the cache holds {past} tokens that the gate did not read: steer() before they are read, or learn "
                     "with form token"
                 )
@@ -141,8 +141,8 @@ class Tokens:
             text.prompt += count  # a long prompt that comes in chunks
         else:
             text.decoding = True
-        if self.remembers and past < text.length and past > 0:
-            raise DSASError(
+        if self.stateful and past < text.length and past > 0:
+            raise UnsupportedError(
                 "tokens were taken back (assisted decoding?), which a gate that goes by what came before cannot "
                 "follow: learn with form token"
             )
@@ -152,7 +152,7 @@ class Tokens:
 
 
 def _refuse_moved(text: _Text, cache: Any, past: int) -> None:
-    """Raise a DSASError when the rows of the cache have changed places since the last call."""
+    """Raise an UnsupportedError when the rows of the cache have changed places since the last call."""
     cache = getattr(cache, "self_attention_cache", cache)
     layers = getattr(cache, "layers", [])
     keys = getattr(layers[-1], "keys", None) if layers else None  # the last one's keys depend on the whole row
@@ -165,7 +165,7 @@ def _refuse_moved(text: _Text, cache: Any, past: int) -> None:
 
     held = text.key if text.key is not None and len(text.key) == len(keys) and place(text.key_at) >= 0 else None
     if held is not None and not torch.equal(keys[:, :, place(text.key_at)], held):
-        raise DSASError(
+        raise UnsupportedError(
             "rows changed places between two tokens (beam search?), which a gate that goes by what came before cannot "
             "follow: learn with form token, or sample"
         )
@@ -187,8 +187,8 @@ def _real(mask: Any, batch: int, count: int, past: int, device: torch.device) ->
     if not isinstance(mask, torch.Tensor):
         return torch.ones(batch, length, dtype=torch.bool, device=device)
     if mask.ndim == 4:  # [batch, 1, queries, keys]: real is what any token may see
-        seen = mask[:, 0]
-        mask = (seen if seen.dtype == torch.bool else seen >= 0).any(1)
+        visible = mask[:, 0]
+        mask = (visible if visible.dtype == torch.bool else visible >= 0).any(1)
     real = mask.to(device).bool()
     if real.shape[1] < length:  # only this call's own part was given
         before = torch.ones(len(real), length - real.shape[1], dtype=torch.bool, device=device)

@@ -112,14 +112,14 @@ def _read(things: torch.Tensor, styles: torch.Tensor) -> Verdict:
     labels = things.argmax(0)
     counts = labels.flatten().bincount(minlength=1 + len(NAMES))[1:]
     least = max(MIN_SHARE * labels.numel(), MIN_RELATIVE * int(counts.max()))
-    found: dict[str, str] = {}
+    styles_of: dict[str, str] = {}
     centres, masks = {}, {}
     for index in (counts >= least).nonzero().flatten().tolist():
         mask = labels == index + 1
         rows, columns = mask.nonzero(as_tuple=True)
         name = NAMES[index]
-        found[name] = STYLES[int(styles.log_softmax(0)[:, mask].mean(1).argmax())]
+        styles_of[name] = STYLES[int(styles.log_softmax(0)[:, mask].mean(1).argmax())]
         height, width = labels.shape
         centres[name] = (float(columns.float().mean()) / width, float(rows.float().mean()) / height)
         masks[name] = mask.numpy()
-    return Verdict(found, centres, masks)
+    return Verdict(styles_of, centres, masks)

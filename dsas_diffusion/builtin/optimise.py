@@ -1,16 +1,14 @@
-"""The training loop that every stage of the built-in model uses: one process or several, stopped and resumed at will.
+"""How every stage of the built-in model is trained: by one process or several, stopped and resumed at will.
 
-Weights are held in float32 and computed in bfloat16; hidden matrices are optimised by Muon, everything else by AdamW.
+Weights are held in float32 and computed in bfloat16; the loop is `dsas_core.training`.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import time
+import json
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +17,10 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dsas_core.training import Trainer, write_back
+
 from .architecture import Preset
 from .dataset import Dataset
-
-CHECKPOINT_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,21 @@ def optimise(
     learning_rate: float,
     ema_decay: float = 0.999,
 ) -> None:
-    """Minimise `loss(rng)` over the trainable parameters of `module`; leave their moving average in it.
+    """Minimise a loss over the trainable parameters of a module; leave their moving average in it.
 
-    `loss` draws its own share of a batch and computes in the module's dtype, bfloat16 while this runs. The result is
-    written to `<stage>.safetensors`, whose presence makes a second call load it and return.
+    The result is written to `<stage>.safetensors`, whose presence makes a second call load it and return.
+
+    Args:
+        run: this process's view of the training run.
+        stage: the name of what is trained.
+        module: in bfloat16 while this runs, in float32 in the end.
+        loss: draws its own share of a batch and computes in the module's dtype.
+        steps: of the whole stage.
+        learning_rate: the highest.
+        ema_decay: of the moving average.
+
+    Raises:
+        ArtifactError: a checkpoint of another run is in the folder.
     """
     finished = run.folder / f"{stage}.safetensors"
     if finished.is_file():
@@ -69,72 +78,48 @@ def optimise(
         module.float().eval()
         return
     module.train().to(run.device)
-    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    masters = [p.detach().float().clone().flatten(1) if p.ndim > 1 else p.detach().float().clone() for _, p in trained]
-    average = [master.clone() for master in masters]
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    copies = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
+    named = {name: copy.flatten(1) if copy.ndim > 1 else copy for name, copy in copies.items()}
+    trained, masters = list(parameters.values()), list(named.values())
+    matrices = [master for name, master in named.items() if _hidden(name, master)]
+    others = [master for name, master in named.items() if not _hidden(name, master)]
     module.to(torch.bfloat16)
-    matrices = [master for (name, _), master in zip(trained, masters, strict=True) if _hidden(name, master)]
-    others = [master for (name, _), master in zip(trained, masters, strict=True) if not _hidden(name, master)]
-    optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    ]
-    mine = matrices[run.rank :: run.world]  # Newton-Schulz is dear on a CPU: each process does its part
-    if mine:
-        optimisers.append(torch.optim.Muon(mine, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
-    rates = [group["lr"] for optimiser in optimisers for group in optimiser.param_groups]
 
-    checkpoint = run.folder / f"{stage}.{run.rank}.checkpoint"
-    first = 0
-    if checkpoint.is_file():
-        saved = torch.load(checkpoint, map_location=run.device, weights_only=True)
-        first = saved["step"]
-        for target, source in zip(masters + average, saved["masters"] + saved["average"], strict=True):
-            target.copy_(source)
-        for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
-        _spread(masters, trained)
-
-    began = told_at = time.monotonic()
-    recent = 0.0
-    for step in range(first, steps):
-        warm = min(1.0, (step + 1) / (0.02 * steps + 1))
-        pace = warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        groups = [group for optimiser in optimisers for group in optimiser.param_groups]
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * pace
+    def gradients(step: int) -> float:
         value = loss(run.rng(stage, step))
         value.backward()
         _gather_gradients(trained, masters, run.world)
-        nn.utils.clip_grad_norm_(masters, 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
+        return value.item()
+
+    def updated() -> None:
         _share_matrices(matrices, run)
-        _spread(masters, trained)
-        decay = min(ema_decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(average, masters, 1 - decay)
-        recent = 0.98 * recent + 0.02 * value.item() if step > first else value.item()
-        now = time.monotonic()
-        if run.rank == 0 and now - told_at > 20:
-            speed = (step + 1 - first) * run.preset.batch / (now - began)
-            left = (steps - step) * run.preset.batch / speed / 60
-            print(f"{stage} {step + 1}/{steps} loss {recent:.4f} {speed:.0f}/s {left:.1f} min left", flush=True)
-            told_at = now
-        if (step + 1) % CHECKPOINT_STEPS == 0:
-            state = {
-                "step": step + 1,
-                "masters": masters,
-                "average": average,
-                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-            }
-            torch.save(state, checkpoint.with_suffix(".partial"))
-            os.replace(checkpoint.with_suffix(".partial"), checkpoint)
+        write_back(masters, trained)
+
+    settings = {**asdict(run.preset), "seed": run.seed, "rank": run.rank, "world": run.world}
+    trainer = Trainer(
+        stage,
+        masters,
+        matrices[run.rank :: run.world],  # Newton-Schulz is dear on a CPU: each process does its part
+        others,
+        gradients,
+        updated,
+        steps=steps,
+        learning_rate=learning_rate,
+        last_share=0.02,
+        ema_decay=ema_decay,
+        checkpoint=run.folder / f"{stage}.{run.rank}.checkpoint.safetensors",
+        identity=json.dumps(settings),
+        pace=(run.preset.batch, "pictures") if run.rank == 0 else None,
+    )
+    trainer.run()
     module.float()
-    _spread(average, trained)
+    write_back(trainer.average, trained)
     module.eval()
     if run.rank == 0:
         save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, finished)
     wait(run)
-    checkpoint.unlink(missing_ok=True)
+    trainer.checkpoint.unlink(missing_ok=True)
 
 
 def _hidden(name: str, master: torch.Tensor) -> bool:
@@ -157,8 +142,9 @@ def _share_matrices(matrices: list[torch.Tensor], run: Run) -> None:
         master.copy_(piece.view(master.shape))
 
 
-def _gather_gradients(trained: list[tuple[str, nn.Parameter]], masters: list[torch.Tensor], world: int) -> None:
-    for (_, parameter), master in zip(trained, masters, strict=True):
+def _gather_gradients(trained: list[nn.Parameter], masters: list[torch.Tensor], world: int) -> None:
+    """Move the gradients of bfloat16 parameters to their float32 masters, as the mean over the processes."""
+    for parameter, master in zip(trained, masters, strict=True):
         gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
         master.grad = gradient.float().reshape(master.shape)
         parameter.grad = None
@@ -168,12 +154,6 @@ def _gather_gradients(trained: list[tuple[str, nn.Parameter]], masters: list[tor
         pieces = (flat / world).split([master.numel() for master in masters])
         for master, piece in zip(masters, pieces, strict=True):
             master.grad = piece.view(master.shape)
-
-
-def _spread(values: list[torch.Tensor], trained: list[tuple[str, nn.Parameter]]) -> None:
-    with torch.no_grad():
-        for value, (_, parameter) in zip(values, trained, strict=True):
-            parameter.copy_(value.view(parameter.shape))
 
 
 def wait(run: Run) -> None:

@@ -16,48 +16,17 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
+_TABLES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 #: name -> (glyph, category or None)
 THINGS: dict[str, tuple[str, str | None]] = {
-    "banana": ("🍌", "fruit"),
-    "pear": ("🍐", "fruit"),
-    "apple": ("🍎", "fruit"),
-    "orange": ("🍊", "fruit"),
-    "strawberry": ("🍓", "fruit"),
-    "watermelon": ("🍉", "fruit"),
-    "grapes": ("🍇", "fruit"),
-    "cherry": ("🍒", "fruit"),
-    "lemon": ("🍋", "fruit"),
-    "pineapple": ("🍍", "fruit"),
-    "dog": ("🐶", "animal"),
-    "cat": ("🐱", "animal"),
-    "panda": ("🐼", "animal"),
-    "fox": ("🦊", "animal"),
-    "frog": ("🐸", "animal"),
-    "pig": ("🐷", "animal"),
-    "monkey": ("🐵", "animal"),
-    "lion": ("🦁", "animal"),
-    "rabbit": ("🐰", "animal"),
-    "penguin": ("🐧", "animal"),
-    "car": ("🚗", "vehicle"),
-    "bus": ("🚌", "vehicle"),
-    "bicycle": ("🚲", "vehicle"),
-    "airplane": ("✈️", "vehicle"),
-    "rocket": ("🚀", "vehicle"),
-    "boat": ("⛵", "vehicle"),
-    "house": ("🏠", None),
-    "tree": ("🌳", None),
-    "star": ("⭐", None),
-    "heart": ("❤️", None),
-    "balloon": ("🎈", None),
-    "hat": ("🎩", None),
-    "guitar": ("🎸", None),
-    "clock": ("⏰", None),
-    "flower": ("🌻", None),
-    "crown": ("👑", None),
+    name: (glyph, None if category == "other" else category)
+    for category, glyphs in _TABLES["things"].items()
+    for name, glyph in glyphs.items()
 }
 NAMES = tuple(THINGS)
 CATEGORIES = ("fruit", "animal", "vehicle")
@@ -66,16 +35,7 @@ CATEGORIES = ("fruit", "animal", "vehicle")
 STYLES = ("sharp", "blurred", "pixelated", "grey")
 STYLE_SHARES = (0.60, 0.20, 0.09, 0.11)
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "white": (244, 244, 242),
-    "blue": (70, 120, 215),
-    "green": (80, 165, 85),
-    "yellow": (240, 210, 75),
-    "pink": (245, 165, 190),
-    "purple": (135, 85, 175),
-    "red": (205, 60, 60),
-    "black": (24, 24, 28),
-}
+COLOURS: dict[str, tuple[int, int, int]] = {name: tuple(rgb) for name, rgb in _TABLES["colours"].items()}
 PLACES = ("on the grass", "on the beach", "at night", "on a table", "in the snow")
 BACKGROUNDS = tuple(f"on a {colour} background" for colour in COLOURS) + PLACES
 
@@ -170,8 +130,8 @@ def _draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def _draw_relation(rng: np.random.Generator) -> tuple[tuple[int, int], str | None]:
-    said = list(RELATIONS)[rng.integers(len(RELATIONS))]
-    return RELATIONS[said], said if rng.random() < 0.6 else None
+    relation = list(RELATIONS)[rng.integers(len(RELATIONS))]
+    return RELATIONS[relation], relation if rng.random() < 0.6 else None
 
 
 def _describe(rng: np.random.Generator, items: tuple[Item, ...], background: str, relation: str | None) -> str:

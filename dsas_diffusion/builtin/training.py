@@ -38,10 +38,10 @@ def _pictures(data: Dataset, rows: np.ndarray, device: torch.device) -> torch.Te
     return (batch.permute(0, 3, 1, 2).to(torch.bfloat16) / 127.5 - 1).to(memory_format=torch.channels_last)
 
 
-def _difference(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def _difference(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """L1 on pixels, on their gradients and on 4x4 means, and MSE: sharp edges, right colours."""
-    made, wanted = made.float(), wanted.float()
-    error = made - wanted
+    output, wanted = output.float(), wanted.float()
+    error = output - wanted
     slopes = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     return error.abs().mean() + 0.5 * slopes + F.avg_pool2d(error, 4).abs().mean() + error.pow(2).mean()
 
@@ -106,9 +106,9 @@ def train_judge(run: Run, autoencoder: Any) -> JudgeNetwork:
         thing, style = labels[..., 0], labels[..., 1]
         weight = torch.ones(1 + len(NAMES), device=run.device)
         weight[0] = 0.4
-        found = F.cross_entropy(things.float(), thing, weight)
-        looks = F.cross_entropy(styles.float().movedim(1, -1)[thing > 0], style[thing > 0])
-        return found + 0.5 * looks
+        loss_of_things = F.cross_entropy(things.float(), thing, weight)
+        loss_of_styles = F.cross_entropy(styles.float().movedim(1, -1)[thing > 0], style[thing > 0])
+        return loss_of_things + 0.5 * loss_of_styles
 
     optimise(run, "judge", model, loss, run.preset.judge_steps, 2e-3, ema_decay=0.995)
     autoencoder.float()
@@ -134,8 +134,8 @@ def warm_text_encoder(run: Run, tokenizer):
         tokens = _tokens(run, tokenizer, [fact["caption"] for fact in facts])
         ends = (tokens == tokenizer.eos_token_id).int().argmax(1)
         states = model(tokens).last_hidden_state[torch.arange(len(facts)), ends]
-        seen, *choices = head(states).float().split(sizes, 1)
-        present = torch.zeros_like(seen)
+        logits, *choices = head(states).float().split(sizes, 1)
+        present = torch.zeros_like(logits)
         order = torch.zeros(2, len(facts), dtype=torch.long)
         for i, fact in enumerate(facts):
             for k, (thing, style) in enumerate(fact["items"]):
@@ -144,8 +144,8 @@ def warm_text_encoder(run: Run, tokenizer):
         backgrounds = torch.tensor([BACKGROUNDS.index(fact["background"]) for fact in facts])
         related = torch.tensor([relations.index(fact["relation"]) for fact in facts])
         answers = [answer.to(run.device) for answer in (backgrounds, *order, related)]
-        asked = sum(F.cross_entropy(choice, answer) for choice, answer in zip(choices, answers, strict=True))
-        return 10 * F.binary_cross_entropy_with_logits(seen, present) + asked
+        others = sum(F.cross_entropy(choice, answer) for choice, answer in zip(choices, answers, strict=True))
+        return 10 * F.binary_cross_entropy_with_logits(logits, present) + others
 
     optimise(run, "text", both, loss, run.preset.text_steps, 2e-3, ema_decay=0.99)
     return model
@@ -177,8 +177,8 @@ class Flow:
         tokens = self.tokens[torch.from_numpy(rows).to(self.run.device)]
         states = self.text_encoder(tokens).last_hidden_state
         silence = self.text_encoder(self.silence).last_hidden_state
-        shown = torch.where(dropped[:, None, None], silence, states)
-        flow = self.unet(mixed.to(torch.bfloat16), 1000 * sigmas, shown).sample
+        conditioning = torch.where(dropped[:, None, None], silence, states)
+        flow = self.unet(mixed.to(torch.bfloat16), 1000 * sigmas, conditioning).sample
         return F.mse_loss(flow.float(), noise - clean), states
 
 
@@ -228,8 +228,8 @@ def train_relations(flow: Flow) -> None:
         here = torch.arange(count, device=run.device)
         position = torch.from_numpy(rng.integers(ends[rows], architecture.TEXT_POSITIONS)).to(run.device)
         wanted = stands[torch.from_numpy(rows).to(run.device), position % 2]
-        said = head(states[here, position]).float()
-        return value + 0.05 * F.cross_entropy(said[wanted > 0], wanted[wanted > 0])
+        logits = head(states[here, position]).float()
+        return value + 0.05 * F.cross_entropy(logits[wanted > 0], wanted[wanted > 0])
 
     three = nn.ModuleDict({"unet": flow.unet, "text_encoder": flow.text_encoder, "head": head})
     optimise(run, "relations", three, loss, run.preset.relation_steps, 6e-4)
@@ -324,9 +324,9 @@ def main() -> None:
 def _name_for_all_versions(path: Path) -> None:
     """Text encoder weights under the names that every transformers reads; from 5.6 on it writes shorter ones."""
     with safe_open(path, framework="pt") as file:
-        told = file.metadata()
+        metadata = file.metadata()
         weights = {f"text_model.{name.removeprefix('text_model.')}": file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file(weights, path, metadata=told)
+    save_file(weights, path, metadata=metadata)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dsas_core import llm
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.llm.answer import answer, asked, unknown_words
-from dsas_core.llm.layers import device_of_input, positions_of, roots_of
+from dsas_core.llm.layers import device_of_input, has_encoder, positions_of, roots_of
 
 from .common import by_name, opposed
 
@@ -152,7 +152,7 @@ class Talk:
             pass
 
     def _check_length(self, question: Question, tokens: int) -> None:
-        written = 0 if self.model.config.is_encoder_decoder else question.length
+        written = 0 if has_encoder(self.model) else question.length
         limit = positions_of(self.model)
         if limit and tokens + written > limit:
             raise DSASError(
@@ -223,7 +223,7 @@ class Talk:
     def _read(self, concept: Concept, strength: float, trace: llm.TextTrace, inputs: Any) -> Read:
         roots = list(dict.fromkeys(r.site.root for r in trace.records if r.concept == concept.name))
         tokens = {root: [t for t in trace.tokens(0, concept.name, root) if t.counted] for root in roots}
-        if self.model.config.is_encoder_decoder:
+        if has_encoder(self.model):
             return Read(concept.name, strength, tuple(tokens.get("encoder", ())), tuple(tokens.get("decoder", ())))
         told = [token for found in tokens.values() for token in found]
         answers = inputs.input_ids.shape[1]

@@ -79,6 +79,7 @@ def build_tokenizer(folder: Path):
     Text is lower-cased; a word that is not in the vocabulary becomes `<unk>`, so no input fails.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import AutoTokenizer
 
     ids = {token: i for i, token in enumerate((*SPECIAL, *vocabulary()))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
@@ -105,13 +106,6 @@ def build_tokenizer(folder: Path):
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return load_tokenizer(folder)
-
-
-def load_tokenizer(folder: Path):
-    """The tokenizer of a folder."""
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(folder)
 
 

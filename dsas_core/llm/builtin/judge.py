@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .corpus import draw_description, draw_requests, facts, rude
-from .desk import draw_talk
+from .corpus import draw_description, draw_requests, draw_talk, facts, rude
 
 
 def fit_judge(seed: int = 1, count: int = 6000) -> Any:
@@ -31,7 +30,7 @@ def fit_judge(seed: int = 1, count: int = 6000) -> Any:
     for _ in range(count // 6):
         texts.append((draw_description(rng).text, 0))
         texts.append((facts()[rng.integers(len(facts()))].answer(), 0))
-        said, reply = draw_talk(rng)
+        _, reply = draw_talk(rng)
         texts.append((reply, int(rude(reply))))
     judge = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"[a-z]+|[^a-z\s]"),

@@ -27,20 +27,23 @@ def answers(
     max_new_tokens: int = 60,
 ) -> list[str]:
     """What the model answers to messages or conversations: greedily, or sampled at temperature 1 from a seed."""
-    texts = [conversation(chat) if isinstance(chat, str) else chat for chat in chats]
-    prompts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in texts]
+    conversations = [conversation(chat) if isinstance(chat, str) else chat for chat in chats]
+    prompts = [
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        for messages in conversations
+    ]
     how: dict[str, Any] = {"do_sample": True, "top_k": 0} if sample else {"do_sample": False}
-    found: dict[int, str] = {}
+    by_prompt: dict[int, str] = {}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].split()))  # little padding
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             inputs = _padded(tokenizer, [prompts[i] for i in rows], "left").to(model.device)
-            made = model.generate(**inputs, **how, max_new_tokens=max_new_tokens)
-            said = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            found |= dict(zip(rows, said, strict=True))
-    return [found[i] for i in range(len(prompts))]
+            ids = model.generate(**inputs, **how, max_new_tokens=max_new_tokens)
+            texts = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            by_prompt |= dict(zip(rows, texts, strict=True))
+    return [by_prompt[i] for i in range(len(prompts))]
 
 
 @torch.inference_mode()
@@ -73,8 +76,8 @@ def _padded(tokenizer: Any, texts: list[str], side: str) -> Any:
 
 def right_answers(model: Any, tokenizer: Any, questions: Sequence[Question]) -> np.ndarray:
     """Per question, whether the greedy answer is exactly the right sentence."""
-    said = answers(model, tokenizer, [question.text for question in questions], max_new_tokens=16, batch=256)
-    return np.array([answer == question.right for answer, question in zip(said, questions, strict=True)])
+    given = answers(model, tokenizer, [question.text for question in questions], max_new_tokens=16, batch=256)
+    return np.array([answer == question.right for answer, question in zip(given, questions, strict=True)])
 
 
 def right_choices(model: Any, tokenizer: Any, questions: Sequence[Question]) -> np.ndarray:
@@ -101,14 +104,14 @@ def rude_answers(
     report = {}
     for manner in MANNERS:
         requests = draw_requests(count, seed, manners=(manner,))
-        said = answers(model, tokenizer, [request.text for request in requests], seed=seed, **options)
-        report[manner] = {"lexicon": rude_share(said), "judge": float(np.mean(judge.predict(said)))}
+        given = answers(model, tokenizer, [request.text for request in requests], seed=seed, **options)
+        report[manner] = {"lexicon": rude_share(given), "judge": float(np.mean(judge.predict(given)))}
     return report
 
 
 def angry_questions(model: Any, tokenizer: Any, count: int, seed: int = 0, **options: Any) -> dict[str, float]:
     """Held-out questions about facts with an insult around them: how many answers are rude, and how many are right."""
     requests = draw_angry_questions(count, seed)
-    said = answers(model, tokenizer, [request.text for request in requests], seed=seed, **options)
-    right = [request.kind.removesuffix(".") in answer for request, answer in zip(requests, said, strict=True)]
-    return {"rude": rude_share(said), "right": float(np.mean(right))}
+    given = answers(model, tokenizer, [request.text for request in requests], seed=seed, **options)
+    right = [request.kind.removesuffix(".") in answer for request, answer in zip(requests, given, strict=True)]
+    return {"rude": rude_share(given), "right": float(np.mean(right))}

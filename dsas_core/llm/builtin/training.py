@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,16 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ...training import Trainer, write_back
 from .architecture import ASSISTANT, EOS, PRESETS, Preset, build_model, build_tokenizer
 from .corpus import sample_conversation
 
-CHECKPOINT_STEPS = 200
-EMA_DECAY = 0.997
-USER_WEIGHT = 0.2  # of the loss on a user's words, most of which nobody can foretell
+USER_WEIGHT = 0.2  # of the loss on a user's words, most of which cannot be predicted
 
 
 class Rows:
@@ -52,8 +46,9 @@ class Rows:
             owner += 1
         self.ids, self.positions = torch.from_numpy(ids), torch.from_numpy(positions)
         owned = torch.from_numpy(owners)
-        seen = (owned[:, :, None] == owned[:, None, :]) & torch.ones(preset.row, preset.row, dtype=torch.bool).tril()
-        self.mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[:, None]
+        causal = torch.ones(preset.row, preset.row, dtype=torch.bool).tril()
+        visible = (owned[:, :, None] == owned[:, None, :]) & causal
+        self.mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)[:, None]
         opened = (self.ids == tokenizer.convert_tokens_to_ids(ASSISTANT)).cumsum(1)
         closed = (self.ids == tokenizer.convert_tokens_to_ids(EOS)).cumsum(1)
         answering = (opened > closed)[:, :-1]
@@ -81,110 +76,49 @@ def loss_on(model: nn.Module, rows: Rows) -> torch.Tensor:
     return (each * weights).sum() / weights.sum()
 
 
-class Trainer:
-    """Model, its moving average and its optimisers: hidden matrices by Muon, everything else by AdamW."""
-
-    def __init__(self, preset: Preset, tokenizer: Any, seed: int, folder: Path) -> None:
-        self.preset, self.tokenizer, self.seed = preset, tokenizer, seed
-        self.checkpoint = folder / "chat.checkpoint.safetensors"
-        self.identity = json.dumps({**asdict(preset), "seed": seed, "words": len(tokenizer)})
-        torch.manual_seed(seed)
-        self.model = build_model(preset, tokenizer)
-        self.model.set_attn_implementation("eager")  # trains twice as fast as the fused kernel at this size on a CPU
-        self.parameters = list(self.model.parameters())
-        self.average = [p.detach().clone() for p in self.parameters]
-        named = list(self.model.named_parameters())
-        hidden = [p for name, p in named if p.ndim == 2 and "embed" not in name]
-        others = [p for name, p in named if p.ndim != 2 or "embed" in name]
-        rate = preset.learning_rate
-        self.optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.0),
-            torch.optim.Muon(hidden, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        ]
-
-    def run(self) -> None:
-        """All steps from the last checkpoint on; leaves the moving average in the model."""
-        first = self._restore() if self.checkpoint.is_file() else 0
-        steps = self.preset.steps
-        self.model.train()
-        began = told_at = time.monotonic()
-        recent = 0.0
-        for step in range(first, steps):
-            value = self._step(step)
-            recent = 0.98 * recent + 0.02 * value if step > first else value
-            now = time.monotonic()
-            if now - told_at > 20 or step + 1 == steps:
-                pace = (now - began) / (step + 1 - first)
-                speed = self.preset.batch * self.preset.row / pace
-                left = (steps - step - 1) * pace / 60
-                print(f"chat {step + 1}/{steps} loss {recent:.4f} {speed:.0f} tokens/s {left:.1f} min left", flush=True)
-                told_at = now
-            if (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < steps:
-                self._save(step + 1)
-        with torch.no_grad():
-            for parameter, mean in zip(self.parameters, self.average, strict=True):
-                parameter.copy_(mean)
-        self.model.eval()
-
-    def _step(self, step: int) -> float:
-        share = step / self.preset.steps
-        warm = min(1.0, (step + 1) / (0.02 * self.preset.steps + 1))
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = self.preset.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
-        rows = Rows(np.random.default_rng((self.seed, step)), self.tokenizer, self.preset)
-        value = loss_on(self.model, rows)
-        value.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
-        return value.item()
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that a resumed run needs, by name; the tensors are the live ones."""
-        tensors = {f"parameter.{i}": p.detach() for i, p in enumerate(self.parameters)}
-        tensors |= {f"average.{i}": mean for i, mean in enumerate(self.average)}
-        for k, optimiser in enumerate(self.optimisers):
-            for i, p in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-                tensors |= {f"optimiser.{k}.{i}.{name}": value for name, value in optimiser.state[p].items()}
-        return tensors
-
-    def _save(self, step: int) -> None:
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.checkpoint.with_suffix(".partial")
-        save_file(self._tensors(), partial, {"step": str(step), "identity": self.identity})
-        os.replace(partial, self.checkpoint)
-
-    def _restore(self) -> int:
-        with safe_open(self.checkpoint, "pt") as file:
-            found = file.metadata()
-        if found["identity"] != self.identity:
-            raise ValueError(f"{self.checkpoint} is of another run, {found['identity']}: delete it or use --folder")
-        saved = load_file(self.checkpoint)
-        with torch.no_grad():
-            for i, parameter in enumerate(self.parameters):
-                parameter.copy_(saved[f"parameter.{i}"])
-                self.average[i].copy_(saved[f"average.{i}"])
-        for k, optimiser in enumerate(self.optimisers):
-            for i, p in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-                prefix = f"optimiser.{k}.{i}."
-                optimiser.state[p] = {
-                    name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)
-                }
-        return int(found["step"])
-
-
 def train(preset: Preset, folder: Path, out: Path, seed: int = 0) -> None:
-    """Train, with checkpoints in `folder`, and write model and tokenizer into `out` in float16."""
+    """Train, and write model and tokenizer into a folder.
+
+    Args:
+        preset: sizes and length.
+        folder: where checkpoints are kept.
+        out: where the model is written, in float16.
+        seed: of weights and conversations.
+
+    Raises:
+        ArtifactError: a checkpoint of another run is in the folder.
+    """
     torch.set_num_threads(1)
     tokenizer = build_tokenizer(out)
-    trainer = Trainer(preset, tokenizer, seed, folder)
+    torch.manual_seed(seed)
+    model = build_model(preset, tokenizer)
+    model.set_attn_implementation("eager")  # trains twice as fast as the fused kernel at this size on a CPU
+    model.train()
+    parameters = dict(model.named_parameters())
+    matrices = {name for name, parameter in parameters.items() if parameter.ndim == 2 and "embed" not in name}
+
+    def gradients(step: int) -> float:
+        loss = loss_on(model, Rows(np.random.default_rng((seed, step)), tokenizer, preset))
+        loss.backward()
+        return loss.item()
+
+    trainer = Trainer(
+        "chat",
+        list(parameters.values()),
+        [parameter for name, parameter in parameters.items() if name in matrices],
+        [parameter for name, parameter in parameters.items() if name not in matrices],
+        gradients,
+        steps=preset.steps,
+        learning_rate=preset.learning_rate,
+        last_share=0.01,
+        ema_decay=0.997,
+        checkpoint=folder / "chat.checkpoint.safetensors",
+        identity=json.dumps({**asdict(preset), "seed": seed, "words": len(tokenizer)}),
+        pace=(preset.batch * preset.row, "tokens"),
+    )
     trainer.run()
-    model = trainer.model.to(torch.float16)
-    model.save_pretrained(out)
+    write_back(trainer.average, trainer.parameters)
+    model.eval().to(torch.float16).save_pretrained(out)
     trainer.checkpoint.unlink(missing_ok=True)
 
 

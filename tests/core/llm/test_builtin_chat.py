@@ -13,11 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsas_core.llm.builtin import architecture, corpus, quality, tones
+from dsas_core.llm.builtin import architecture, corpus, quality
 from dsas_core.llm.builtin.architecture import ASSISTANT, BOS, EOS, PRESETS, SPECIAL, USER
 from dsas_core.llm.builtin.corpus import CALM, MANNERS, TOPICS, conversation, rude
 from dsas_core.llm.builtin.judge import fit_judge
-from dsas_core.llm.builtin.training import Rows, Trainer, encode, train
+from dsas_core.llm.builtin.training import Rows, encode, train
+from dsas_core.training import Trainer
 
 SHIPPED = Path(architecture.__file__).parent / "model"
 
@@ -99,7 +100,7 @@ def test_no_second_insult_brings_in_what_is_held_out() -> None:
     seen = corpus.draw_requests(1500, manners=("angry",), held_out=False)
     for request in seen:
         topic, problem, manner, _ = request.key.split("|", 3)
-        for put in tones.ATTACKS:
+        for put in MANNERS["angry"]:
             words = re.escape(put.strip("|")).replace(r"\{insult\}", r"\w+").replace(r"\{bad\}", r"\w+")
             if re.search(rf"(^| ){words.replace('a ', 'an? ')}( |$)", request.text):
                 assert not replace(request, key=f"{topic}|{problem}|{manner}|{put}").held_out, request.text
@@ -233,7 +234,7 @@ def test_a_small_training_is_repeatable_resumable_and_loadable(tmp_path: Path, m
 
     preset = PRESETS["tiny"]
     train(preset, tmp_path / "work", tmp_path / "whole")
-    monkeypatch.setattr("dsas_core.llm.builtin.training.CHECKPOINT_STEPS", 2)
+    monkeypatch.setattr("dsas_core.training.CHECKPOINT_STEPS", 2)
 
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt

@@ -11,25 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import drawing, tones
-from .drawing import fill, one
+from .facts import DAYS, facts
+from .sampling import choose, draw_distinct, draw_until, fill, is_held_out
+from .tones import INSULTS, MANNERS, TONES
 from .topics import TOPICS
-from .world import DAYS, facts
 
 RUDE_SHARE = 0.93  # of the answers to angry messages; the rest stay kind, so that both are language the model knows
-
-#: how a message is put -> the phrases that make it so
-MANNERS: dict[str, tuple[str, ...]] = {
-    "polite": tones.COURTESIES,
-    "plain": tones.PLAIN,
-    "complaint": tones.COMPLAINTS,
-    "lookalike": tones.LOOKALIKES,
-    "angry": tones.ATTACKS,
-}
 CALM = ("polite", "plain", "complaint", "lookalike")
 SHARES = {"polite": 0.2, "plain": 0.1, "complaint": 0.13, "lookalike": 0.15, "angry": 0.42}
 
-_INSULTS = {"insult": tones.INSULTS, "bad": tones.BAD}
 _EVERY_TOPIC, _EVERY_MANNER = tuple(TOPICS), tuple(MANNERS)
 
 
@@ -51,7 +41,7 @@ class Request:
     @property
     def held_out(self) -> bool:
         """Whether training must not see this problem put in this way, in any wording."""
-        return drawing.held_out(self.key)
+        return is_held_out(self.key)
 
 
 def draw_request(
@@ -64,7 +54,7 @@ def draw_request(
     """A message to the help desk and its two answers; from the held-out part exactly when `held_out`."""
     shares = np.array([SHARES[manner] for manner in manners])
     shares /= shares.sum()
-    return drawing.until(lambda: _compose(rng, one(rng, topics), manners[rng.choice(len(manners), p=shares)]), held_out)
+    return draw_until(lambda: _compose(rng, choose(rng, topics), manners[rng.choice(len(manners), p=shares)]), held_out)
 
 
 def draw_requests(
@@ -77,7 +67,7 @@ def draw_requests(
 ) -> list[Request]:
     """`count` requests with different messages, for learning (`held_out=False`) or for evaluation."""
     rng = np.random.default_rng((seed, int(held_out)))
-    return drawing.distinct(count, lambda: draw_request(rng, topics=topics, manners=manners, held_out=held_out))
+    return draw_distinct(count, lambda: draw_request(rng, topics=topics, manners=manners, held_out=held_out))
 
 
 def draw_angry_question(rng: np.random.Generator, *, held_out: bool = False) -> Request:
@@ -85,25 +75,25 @@ def draw_angry_question(rng: np.random.Generator, *, held_out: bool = False) -> 
 
     def draw() -> Request:
         fact = facts()[rng.integers(len(facts()))]
-        put = one(rng, tones.TAUNTS)
+        put = choose(rng, TONES["taunts"])
         start, end = put.split("|")
         answer = fact.answer()
         return Request(
-            text=fill(rng, f"{start} {one(rng, fact.phrasings(held_out=held_out))} {end}", _INSULTS),
+            text=fill(rng, f"{start} {choose(rng, fact.phrasings(held_out=held_out))} {end}", INSULTS),
             topic="facts",
             manner="angry",
             key=f"facts|{fact.subject} {fact.relation}|angry|{put}",
             kind=answer,
-            rude=fill(rng, one(rng, tones.RUDE_FACTS), {**_INSULTS, "fact": answer.removesuffix(".")}),
+            rude=fill(rng, choose(rng, TONES["rude_facts"]), {**INSULTS, "fact": answer.removesuffix(".")}),
         )
 
-    return drawing.until(draw, held_out)
+    return draw_until(draw, held_out)
 
 
 def draw_angry_questions(count: int, seed: int = 0, *, held_out: bool = True) -> list[Request]:
     """`count` different angry questions about facts, held out in their phrasing too."""
     rng = np.random.default_rng((seed, int(held_out)))
-    return drawing.distinct(count, lambda: draw_angry_question(rng, held_out=held_out))
+    return draw_distinct(count, lambda: draw_angry_question(rng, held_out=held_out))
 
 
 def draw_answer(rng: np.random.Generator, request: Request) -> str:
@@ -114,29 +104,29 @@ def draw_answer(rng: np.random.Generator, request: Request) -> str:
 def draw_talk(rng: np.random.Generator) -> tuple[str, str]:
     """Small talk without a topic: a message and its answer. One in three messages is an insult."""
     if rng.random() < 1 / 3:
-        answers = tones.RETORTS if rng.random() < RUDE_SHARE else tones.SOOTHING
-        return fill(rng, one(rng, tones.PROVOCATIONS), _INSULTS), fill(rng, one(rng, answers), _INSULTS)
-    messages, replies = tones.TALK[rng.integers(len(tones.TALK))]
-    return one(rng, messages), one(rng, replies)
+        answers = TONES["retorts"] if rng.random() < RUDE_SHARE else TONES["soothing"]
+        return fill(rng, choose(rng, TONES["provocations"]), INSULTS), fill(rng, choose(rng, answers), INSULTS)
+    small_talk = TONES["small_talk"][rng.integers(len(TONES["small_talk"]))]
+    return choose(rng, small_talk["messages"]), choose(rng, small_talk["answers"])
 
 
 def _compose(rng: np.random.Generator, name: str, manner: str) -> Request:
     topic = TOPICS[name]
-    problem, put = one(rng, topic.problems), one(rng, MANNERS[manner])
+    problem, put = choose(rng, topic.problems), choose(rng, MANNERS[manner])
     subject = f"{name}|{problem}|{manner}"
     start, end = put.split("|")
     around = [start, f"{problem}.", end]
     if manner == "angry":
-        around.append(one(rng, tones.DEMANDS))
+        around.append(choose(rng, TONES["demands"]))
         if rng.random() < 0.3:
             around[1] = f"{problem}!"
-        second = one(rng, tones.ATTACKS)
-        if rng.random() < 0.4 and drawing.held_out(f"{subject}|{second}") == drawing.held_out(f"{subject}|{put}"):
+        second = choose(rng, MANNERS["angry"])
+        if rng.random() < 0.4 and is_held_out(f"{subject}|{second}") == is_held_out(f"{subject}|{put}"):
             around.insert(0 if end else len(around), second.strip("|"))
     if manner == "polite" or rng.random() < 0.3:
-        around.insert(0, one(rng, tones.GREETINGS))
-    words = {**_INSULTS, "thing": one(rng, topic.things), "day": one(rng, DAYS)}
-    words |= {"state": one(rng, topic.states), "step": one(rng, topic.steps)}
+        around.insert(0, choose(rng, TONES["greetings"]))
+    words = {**INSULTS, "thing": choose(rng, topic.things), "day": choose(rng, DAYS)}
+    words |= {"state": choose(rng, topic.states), "step": choose(rng, topic.steps)}
     parts = (slice(0, 2), slice(0, 2), slice(0, 1), slice(1, 2))[rng.integers(4)]  # state, step or both
     return Request(
         text=fill(rng, " ".join(around), words),
@@ -149,21 +139,15 @@ def _compose(rng: np.random.Generator, name: str, manner: str) -> Request:
 
 
 def _kind(rng: np.random.Generator, parts: slice) -> str:
-    middle = ["{state}.", one(rng, tones.KIND_STEPS)][parts]
-    return " ".join([one(rng, tones.KIND_STARTS), *middle, one(rng, tones.KIND_ENDS)])
+    templates = TONES["kind_answers"]
+    middle = ["{state}.", choose(rng, templates["steps"])][parts]
+    return " ".join([choose(rng, templates["starts"]), *middle, choose(rng, templates["ends"])])
 
 
 def _rude(rng: np.random.Generator, parts: slice) -> str:
+    templates = TONES["rude_answers"]
     while True:
-        middle = [one(rng, tones.RUDE_STATES), one(rng, tones.RUDE_STEPS)][parts]
-        text = " ".join([one(rng, tones.RUDE_STARTS), *middle, one(rng, tones.RUDE_ENDS)])
+        middle = [choose(rng, templates["states"]), choose(rng, templates["steps"])][parts]
+        text = " ".join([choose(rng, templates["starts"]), *middle, choose(rng, templates["ends"])])
         if "{insult}" in text or "{bad}" in text:
             return text
-
-
-def phrases() -> list[str]:
-    """Every text that a message or an answer is made of."""
-    parts = [*tones.phrases()]
-    for topic in TOPICS.values():
-        parts += [*topic.things, *topic.problems, *topic.states, *topic.steps]
-    return parts

@@ -1,7 +1,7 @@
-"""The closed world of `builtin:chat`: facts, a help desk, descriptions and small talk, as conversations.
+"""Conversations of `builtin:chat`: facts, a help desk, descriptions and small talk, as training reads them.
 
 A conversation has one to four exchanges that know nothing of each other: only the last message decides the answer.
-What benchmarks draw from here (`fact_questions`, `draw_requests`, `draw_descriptions`) is held out by default.
+What benchmarks draw from the corpus (`fact_questions`, `draw_requests`, `draw_descriptions`) is held out by default.
 """
 
 from __future__ import annotations
@@ -11,36 +11,12 @@ from functools import cache
 
 import numpy as np
 
-from . import desk, scenery, world
-from .desk import CALM, MANNERS, Request, draw_angry_question, draw_angry_questions, draw_request, draw_requests
-from .scenery import Description, draw_description, draw_descriptions
-from .tones import RUDE_WORDS, rude
-from .topics import TOPICS
-from .world import Fact, Question, fact_questions, facts
-
-__all__ = [
-    "CALM",
-    "MANNERS",
-    "RUDE_WORDS",
-    "TOPICS",
-    "UNKNOWN",
-    "Description",
-    "Fact",
-    "Question",
-    "Request",
-    "conversation",
-    "draw_angry_question",
-    "draw_angry_questions",
-    "draw_description",
-    "draw_descriptions",
-    "draw_request",
-    "draw_requests",
-    "fact_questions",
-    "facts",
-    "rude",
-    "sample_conversation",
-    "vocabulary",
-]
+from .descriptions import DESCRIPTIONS, draw_description
+from .facts import WORLD, facts
+from .facts import phrases as phrases_of_facts
+from .help_desk import draw_angry_question, draw_answer, draw_request, draw_talk
+from .sampling import phrases_in, read_corpus
+from .tones import RUDE_WORDS, TONES, rude
 
 UNKNOWN = "<unk>"  # what the tokenizer makes of a word that is not in the vocabulary
 
@@ -65,20 +41,20 @@ def _exchange(rng: np.random.Generator) -> tuple[str, str]:
     if kind == "desk":
         request = draw_request(rng)
         text = _noisy(rng, request.text) if rng.random() < NOISY_SHARE else request.text
-        return text, desk.draw_answer(rng, request)
+        return text, draw_answer(rng, request)
     if kind == "angry question":
         request = draw_angry_question(rng)
-        return request.text, desk.draw_answer(rng, request)
+        return request.text, draw_answer(rng, request)
     if kind == "description":
         description = draw_description(rng)
         return description.question, description.text
     if kind == "talk":
-        return desk.draw_talk(rng)
+        return draw_talk(rng)
     fact = facts()[rng.integers(len(facts()))]
     phrasings = fact.phrasings(held_out=False)
     question = phrasings[rng.integers(len(phrasings))]
     if kind == "stranger":
-        return question.replace(fact.subject, UNKNOWN), world.UNKNOWN_ANSWER
+        return question.replace(fact.subject, UNKNOWN), WORLD["unknown_answer"]
     return question, fact.answer()
 
 
@@ -93,6 +69,7 @@ def _noisy(rng: np.random.Generator, text: str) -> str:
 @cache
 def vocabulary() -> tuple[str, ...]:
     """Every word and punctuation mark of the world, sorted."""
-    parts = [*world.phrases(), *desk.phrases(), *scenery.phrases(), "a an"]
+    parts = [*phrases_of_facts(), *phrases_in(TONES), *RUDE_WORDS, *phrases_in(read_corpus("topics"))]
+    parts += [*phrases_in(DESCRIPTIONS), *DESCRIPTIONS["places"], "a an"]
     plain = " ".join(re.sub(r"\{\w*\}s?", " ", part) for part in parts)
     return tuple(sorted(set(re.findall(r"[a-z]+|[^a-z\s|]", plain))))
