@@ -23,6 +23,7 @@ from ..animation import ANIMATIONS, looped
 from ..generation import Settings, change, decode, latent_batches, seeds_for, settings_of
 from ..samples import ENDS
 from ..steer import steer
+from .argument_types import concept_alone, number, positive
 from .arguments import (
     CONCEPT,
     GATES,
@@ -31,10 +32,7 @@ from .arguments import (
     add_model,
     add_within,
     add_words,
-    concept_alone,
-    number,
     pipeline,
-    positive,
     shows_progress,
     words_by_name,
 )

@@ -13,7 +13,7 @@ import torch
 from dsas_core import Auto
 from dsas_diffusion import __version__, load
 from dsas_diffusion.cli import output
-from dsas_diffusion.cli.arguments import concept_and_strength, name_and_value
+from dsas_diffusion.cli.argument_types import concept_and_strength, name_and_value
 from tests.helpers import assert_one_line, document_of
 
 
