@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dsas_core.concept import Concept
 from dsas_core.progress import Progress, listening
@@ -40,7 +39,7 @@ class Unwanted(Exception):  # noqa: N818  nothing went wrong
 
 
 @dataclass(frozen=True)
-class Wish:
+class LearnRequest:
     """What somebody wants to learn; all that can be wrong is found before the long work begins.
 
     Args:
@@ -99,17 +98,17 @@ class Learning:
 
     Args:
         studio: whose model is learned on: a copy where it is small, else nobody draws meanwhile.
-        wish: what to learn.
+        request: what to learn.
 
     Example:
-        >>> with Learning(studio, wish) as learning:
+        >>> with Learning(studio, request) as learning:
         ...     for standing in learning.watch():
         ...         print(standing.share)
         ...     concept = learning.concept()
     """
 
-    def __init__(self, studio: Studio, wish: Wish) -> None:
-        self.studio, self.wish = studio, wish
+    def __init__(self, studio: Studio, request: LearnRequest) -> None:
+        self.studio, self.request = studio, request
         self._unwanted = threading.Event()
         self._ended = threading.Event()
         self._began = self._looked = time.monotonic()
@@ -160,7 +159,7 @@ class Learning:
 
     def _standing(self) -> Standing:
         progress, seconds = self._progress, time.monotonic() - self._began
-        share = 1.0 if self._concept is not None else share_done(progress, self.wish.count)
+        share = 1.0 if self._concept is not None else share_done(progress, self.request.count)
         left = seconds * (1 - share) / share if share > 0.02 else None
         stage = STAGES.get(progress.label, progress.label)
         tries = progress.label == "choosing the unit"  # nobody knows how many it will take
@@ -171,44 +170,32 @@ class Learning:
 
     def _run(self) -> None:
         try:
-            with listening(self._hear):
-                self._concept = self._learned()
+            with listening(self._listen):
+                self._concept = self._learn()
         except BaseException as error:  # whoever watches is told
             self._error = error
         finally:
             self._ended.set()
 
-    def _learned(self) -> Concept:
-        wish = self.wish
+    def _learn(self) -> Concept:
+        request = self.request
         pipe, lock = self.studio.apart()
         while not lock.acquire(timeout=LOOK):  # others draw with it
-            self._hear(self._progress)
+            self._listen(self._progress)
         try:
-            self._hear(self._progress)
-            lesson = Lesson(
-                pipe, wish.prompts, sites=wish.sites, steps=wish.steps, count=wish.count, show_progress=True
-            )
-            concept = lesson.learn(wish.method, wish.gate)
+            self._listen(self._progress)
+            settings = {"sites": request.sites, "steps": request.steps, "count": request.count}
+            lesson = Lesson(pipe, request.prompts, show_progress=True, **settings)
+            concept = lesson.learn(request.method, request.gate)
             # of a model in a folder, the folder's name is told, and not where it is on this machine
             model = self.studio.model
-            told = Path(model).name if Path(model).exists() else model
-            concept = replace(concept, provenance={**concept.provenance, "model": told})
-            return illustrated(concept, lambda one: illustrate(pipe, one, show_progress=True))
+            named = Path(model).name if Path(model).exists() else model
+            concept = replace(concept, provenance={**concept.provenance, "model": named})
+            return illustrated(concept, lambda learned: illustrate(pipe, learned, show_progress=True))
         finally:
             lock.release()
 
-    def _hear(self, progress: Progress) -> None:
+    def _listen(self, progress: Progress) -> None:
         self._progress = progress
         if self.cancelled or time.monotonic() - self._looked > PATIENCE:
             raise Unwanted
-
-
-def content_of(name: str, description: str, sides: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """A prompt file of plain texts, by side; braces are letters like others."""
-    plain = {side: [text.replace("{", "{{").replace("}", "}}") for text in texts] for side, texts in sides.items()}
-    return {"name": name, "description": description, **plain}
-
-
-def lines(text: str) -> list[str]:
-    """The prompts in a text box, one to a line."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
