@@ -15,41 +15,34 @@ from dsas_core.strengths import AUTO, Auto
 from ..schedule import Schedule
 
 
+def _read(parse: Callable[[str], Any], text: str, fits: Callable[[Any], bool], expected: str) -> Any:
+    try:
+        value = parse(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
+    return value
+
+
 def natural(text: str) -> int:
     """0, 1, 2, …"""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 up, found {text!r}")
-    return value
+    return _read(int, text, lambda value: 0 <= value < 2**63, "a whole number from 0 up")
 
 
 def positive(text: str) -> int:
     """1, 2, 3, …"""
-    if not (text.isdecimal() and 1 <= int(text) < 2**31):
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, found {text!r}")
-    return int(text)
+    return _read(int, text, lambda value: text.isdecimal() and 1 <= value < 2**31, "a whole number from 1 up")
 
 
 def number(text: str) -> float:
     """A finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}")
-    return value
+    return _read(float, text, math.isfinite, "a number")
 
 
 def not_negative(text: str) -> float:
     """A finite number from 0 up."""
-    value = number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 up, found {text!r}")
-    return value
+    return _read(number, text, lambda value: value >= 0, "a number from 0 up")
 
 
 def name_and_value(text: str) -> tuple[str, Any]:

@@ -16,18 +16,8 @@ from dsas_core.trace import Record
 from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from ..steer import steer
 from ..vocabulary import reading
+from . import arguments
 from .argument_types import number
-from .arguments import (
-    CONCEPT,
-    add_generation,
-    add_model,
-    add_words,
-    language_model,
-    pipeline,
-    read_concepts,
-    refuse_generation,
-    words_by_name,
-)
 from .output import table, unknown_told
 
 #: a gate has fired when its score, before the site's weight, is at least this somewhere
@@ -41,34 +31,34 @@ LENGTH = 60
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which concept on which prompt."""
-    add_model(parser)
+    arguments.add_model(parser)
     parser.add_argument(
         "--concept",
         "-c",
         action="append",
         required=True,
         metavar="FOLDER",
-        help=f"{CONCEPT}; repeatable: the first is looked at, with the others beside it",
+        help=f"{arguments.CONCEPT}; repeatable: the first is looked at, with the others beside it",
     )
     parser.add_argument("--prompt", "-p", required=True, help="the prompt to look at")
     parser.add_argument("--strength", type=number, default=1.0, help="of the concept (default 1)")
-    add_words(parser)
-    add_generation(parser)
+    arguments.add_words(parser)
+    arguments.add_generation(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Draw or answer the prompt with and without the concept; what happened at each site, and what that means."""
-    concepts = list(read_concepts([(name, args.strength) for name in args.concept]))
+    concepts = list(arguments.read_concepts([(name, args.strength) for name in args.concept]))
     document = (_answer if llm.is_language_model(args.model) else _draw)(args, concepts)
     return {**document, "conclusions": conclusions(document)}
 
 
 def _answer(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
     """What happened in the answer to a message."""
-    refuse_generation(args)
+    arguments.refuse_generation(args)
     if args.words:
         args.usage(f"{args.model} is a language model, which draws nothing: it takes no --words")
-    model, tokenizer = language_model(args)
+    model, tokenizer = arguments.language_model(args)
     inputs = asked(tokenizer, args.prompt).to(model.device)
     with llm.steer(model, dict.fromkeys(concepts, args.strength), trace=True) as steering:
         steered = answer(model, tokenizer, inputs, LENGTH).text
@@ -88,10 +78,10 @@ def _answer(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, 
 
 def _draw(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
     """What happened in the picture of a prompt."""
-    pipe = pipeline(args, steps_bar=True)
+    pipe = arguments.pipeline(args, steps_bar=True)
     settings = settings_of(pipe, args.steps, args.guidance, args.size)
     generation = pipe, [args.prompt], seeds_for([args.prompt], args.seed), settings
-    words = words_by_name(args.words)
+    words = arguments.words_by_name(args.words)
     with steer(pipe, dict.fromkeys(concepts, args.strength), words=words, trace=True) as steering:
         steered = pictures_of(*generation)
         observed = _observed(args, concepts, steering)

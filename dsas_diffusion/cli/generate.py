@@ -22,18 +22,7 @@ from ..adapter import adapt
 from ..generation import Settings, decode, latent_batches, pictures_of, seeds_for, settings_of
 from ..steer import steer
 from ..vocabulary import unknown_words
-from .arguments import (
-    GATES,
-    add_attaching,
-    add_concepts,
-    add_generation,
-    add_model,
-    add_schedule,
-    add_words,
-    pipeline,
-    read_concepts,
-    words_by_name,
-)
+from . import arguments
 from .output import IMAGE_FORMATS, as_json, encoded, free_files, free_folder, unknown_told, write_files, write_folder
 
 #: the settings, in a folder of pictures
@@ -44,13 +33,13 @@ OURS = rf"{re.escape(SETTINGS)}|{re.escape(COMPARISON)}|\d{{3,}}(-[\w.-]+)?\.png
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to draw, how to steer it, and where to."""
-    add_model(parser)
+    arguments.add_model(parser)
     parser.add_argument("--prompt", "-p", action="append", required=True, help="what to draw; repeatable")
-    add_concepts(parser)
-    add_words(parser)
-    add_schedule(parser)
-    add_attaching(parser)
-    add_generation(parser)
+    arguments.add_concepts(parser)
+    arguments.add_words(parser)
+    arguments.add_schedule(parser)
+    arguments.add_attaching(parser)
+    arguments.add_generation(parser)
     parser.add_argument(
         "--compare", action="store_true", help="add the unsteered pictures, and maps of where the concepts were seen"
     )
@@ -78,9 +67,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise DSASError(f"{out}: pictures are written as {', '.join(IMAGE_FORMATS)}; without a suffix, into a folder")
     else:
         free_folder(out, OURS, args.overwrite)
-    concepts = read_concepts(args.concept)
+    concepts = arguments.read_concepts(args.concept)
 
-    pipe = pipeline(args, steps_bar=True)
+    pipe = arguments.pipeline(args, steps_bar=True)
     unknown = unknown_words(pipe, args.prompt)
     if unknown:
         warnings.warn(unknown_told(unknown), stacklevel=2)
@@ -115,7 +104,7 @@ def report(document: dict[str, Any]) -> None:
 def _steering(args: argparse.Namespace) -> dict[str, Any]:
     """The options on how to steer, by their names in `steer` and in the settings that are written."""
     names = ("gate", "combine", "within", "schedule", "interpolate_bins", "rows", "attach")
-    return {**{name: getattr(args, name) for name in names}, "words": words_by_name(args.words)}
+    return {**{name: getattr(args, name) for name in names}, "words": arguments.words_by_name(args.words)}
 
 
 def _draw(
@@ -129,7 +118,7 @@ def _draw(
     # a site in the text sees no patches
     denoiser = adapt(pipe).family.denoiser
     in_patches = [concept.name for concept in concepts if any(site.root == denoiser for site in concept.sites)]
-    how = {**_steering(args), "gate": GATES[args.gate], "trace": args.compare}
+    how = {**_steering(args), "gate": arguments.GATES[args.gate], "trace": args.compare}
     with steer(pipe, dict(concepts), **how) as steering:
         for latents in latent_batches(pipe, args.prompt, seeds, settings):
             pictures = decode(pipe, latents)

@@ -25,16 +25,8 @@ from ..learn import Lesson
 from ..masks import Masks, masks_of
 from ..samples import illustrate, illustrated
 from ..vocabulary import unknown_words
+from . import arguments
 from .argument_types import edges, name_and_value, positive
-from .arguments import (
-    add_generation,
-    add_model,
-    language_model,
-    pipeline,
-    refuse_generation,
-    share_of,
-    shows_progress,
-)
 from .concept_report import describe_concept, report_evidence
 from .output import free_folder, unknown_told
 
@@ -51,7 +43,7 @@ Draw = Callable[[Concept], Concept]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """From what, by which method, and where to."""
-    add_model(parser)
+    arguments.add_model(parser)
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompts", metavar="FILE", help="a prompt file (YAML, see prompts/)")
     prompts.add_argument("--from", dest="source", metavar="PHRASE", help='what to change, for example "banana"')
@@ -59,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the concept (default: what the prompt file says)")
     _add_recipe(parser)
     parser.add_argument("--count", type=positive, default=COUNT, metavar="N", help=f"source prompts (default {COUNT})")
-    add_generation(parser)
+    arguments.add_generation(parser)
     parser.add_argument(
         "--store",
         metavar="FOLDER",
@@ -138,7 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     masks = None if text or not (args.masks or checked.supervised) else masks_of(prompts, args.masks)
     _print(args, *([drafted] if drafted else []), *(f"hint: {hint}" for hint in advice))
 
-    share = share_of(args)
+    share = arguments.share_of(args)
     if share.processes > 1 and args.store is None:
         args.usage("several processes share what they read in a folder: pass --store")
     lesson, draw = _text_lesson(args, prompts) if text else _picture_lesson(args, prompts, masks)
@@ -177,7 +169,7 @@ def _check_model(args: argparse.Namespace, text: bool) -> None:
                 "another language model"
             )
         return
-    refuse_generation(args)
+    arguments.refuse_generation(args)
     for value, reason in (
         (args.source, ": it learns from --prompts, not from two phrases"),
         (args.masks, ": name spans in the prompt file, not --masks"),
@@ -190,10 +182,16 @@ def _check_model(args: argparse.Namespace, text: bool) -> None:
 
 def _text_lesson(args: argparse.Namespace, prompts: PromptSet) -> tuple[Lesson | llm.Lesson, Draw]:
     """Prompts to learn from with a language model, and what makes samples for the card."""
-    model, tokenizer = language_model(args)
+    model, tokenizer = arguments.language_model(args)
     sites = args.sites[0] if args.sites and len(args.sites) == 1 else args.sites
     lesson = llm.Lesson(
-        model, tokenizer, prompts, sites=sites, seed=args.seed, count=args.count, show_progress=shows_progress(args)
+        model,
+        tokenizer,
+        prompts,
+        sites=sites,
+        seed=args.seed,
+        count=args.count,
+        show_progress=arguments.shows_progress(args),
     )
     return lesson, partial(llm.illustrate, model, tokenizer)
 
@@ -202,14 +200,14 @@ def _picture_lesson(
     args: argparse.Namespace, prompts: PromptSet, masks: Masks | None
 ) -> tuple[Lesson | llm.Lesson, Draw]:
     """Prompts to learn from with a pipeline, and what makes samples for the card."""
-    pipe = pipeline(args)
+    pipe = arguments.pipeline(args)
     sides = prompts.draw(args.count, args.seed)
     unknown = unknown_words(pipe, [prompt for side in sides.values() for prompt in side])
     _print(args, *([f"hint: {unknown_told(unknown)}"] if unknown else []))
     names = ("sites", "seed", "count", "steps", "guidance", "size", "edges", "store")
     settings = {name: getattr(args, name) for name in names}
-    lesson = Lesson(pipe, prompts, masks=masks, show_progress=shows_progress(args), **settings)
-    return lesson, partial(illustrate, pipe, show_progress=shows_progress(args))
+    lesson = Lesson(pipe, prompts, masks=masks, show_progress=arguments.shows_progress(args), **settings)
+    return lesson, partial(illustrate, pipe, show_progress=arguments.shows_progress(args))
 
 
 def _print(args: argparse.Namespace, *lines: str) -> None:

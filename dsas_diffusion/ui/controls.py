@@ -38,11 +38,14 @@ def one_at_a_time(queue: str, show_progress_on: Any) -> dict[str, Any]:
 # ---- components -----------------------------------------------------------------------------------------------------
 
 
-def strength_slider(concept: Concept, first: bool, elem_id: str) -> gr.Slider:
-    """The slider of a concept, between its ends; the first on the page begins at one unit, the others at 0."""
-    settings = of_concept(concept)
-    start = min(1.0, settings["maximum"]) if first else 0.0
-    return gr.Slider(value=start, step=STEP, buttons=["reset"], elem_id=elem_id, **settings)
+def strength_sliders(concepts: Iterable[Concept], elem_id: str) -> list[gr.Slider]:
+    """A slider for each concept, between its ends; the first begins at one unit, the others at 0."""
+    sliders = []
+    for i, concept in enumerate(concepts):
+        settings = of_concept(concept)
+        start = 0.0 if i else min(1.0, settings["maximum"])
+        sliders.append(gr.Slider(value=start, step=STEP, buttons=["reset"], elem_id=f"{elem_id}-{i}", **settings))
+    return sliders
 
 
 def of_concept(concept: Concept) -> dict[str, Any]:
@@ -82,8 +85,9 @@ def sample_prompts(concepts: Iterable[Concept]) -> list[str]:
     return [prompt for concept in concepts if concept.samples is not None for prompt in concept.samples.prompts]
 
 
-def concept_choice(names: Sequence[str], label: str, elem_id: str, **settings: Any) -> gr.Dropdown:
+def concept_choice(concepts: Iterable[str], label: str, elem_id: str, **settings: Any) -> gr.Dropdown:
     """A dropdown of concepts, the first one chosen."""
+    names = list(concepts)
     return gr.Dropdown(names, value=next(iter(names), None), label=label, elem_id=elem_id, **settings)
 
 

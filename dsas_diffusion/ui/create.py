@@ -12,24 +12,8 @@ import gradio as gr
 from dsas_core.errors import DSASError
 
 from ..load import is_builtin
-from . import look
+from . import controls, look
 from .advanced import AdvancedSettings
-from .controls import (
-    MOST_SEED,
-    PICTURE,
-    QUICK,
-    STEP,
-    chips,
-    enlarge,
-    field,
-    number,
-    of_concept,
-    one_at_a_time,
-    sample_prompts,
-    seed_field,
-    seed_of,
-    strength_slider,
-)
 from .drawing import MOST_CHARACTERS, Order
 from .session import OWN, Session, friendly, until_failure
 from .studio import Studio, steered_sites
@@ -64,7 +48,7 @@ class CreateTab:
                     slider_position=25,
                     type="pil",
                     max_height=560,
-                    **PICTURE,
+                    **controls.PICTURE,
                 )
                 self.explain = gr.HTML(look.explained(None), elem_id="explain")
         self.inputs: set[Any] = {self.session, self.prompt, self.gate, *self.sliders}
@@ -74,16 +58,16 @@ class CreateTab:
     def _add_prompt(self) -> None:
         examples = self._examples()
         with gr.Row(equal_height=True):
-            self.prompt = field(examples, "Prompt", "what the picture should show", MOST_CHARACTERS, "prompt")
+            self.prompt = controls.field(examples, "Prompt", "what the picture should show", MOST_CHARACTERS, "prompt")
             self.draw_button = gr.Button("Draw", variant="primary", elem_id="draw", scale=1, min_width=120)
-        chips(examples, self.prompt)
+        controls.chips(examples, self.prompt)
 
     def _add_knobs(self) -> None:
         gr.Markdown("**Concepts**: 0 leaves the picture as it is, 1 is one unit, below 0 goes the other way.")
         concepts = list(self.studio.concepts.values())
-        self.sliders = [strength_slider(concept, i == 0, f"strength-{i}") for i, concept in enumerate(concepts)]
+        self.sliders = controls.strength_sliders(concepts, "strength")
         self.sliders += [
-            gr.Slider(-1, 2, 0, step=STEP, visible=False, elem_id=f"strength-{i}", buttons=["reset"])
+            gr.Slider(-1, 2, 0, step=controls.STEP, visible=False, elem_id=f"strength-{i}", buttons=["reset"])
             for i in range(len(concepts), len(concepts) + OWN)
         ]
         with gr.Row(equal_height=True):
@@ -97,13 +81,13 @@ class CreateTab:
     def _examples(self) -> list[str]:
         """Prompts that concepts were illustrated with; for the built-in model a few more."""
         own = EXAMPLES if is_builtin(self.studio.pipe) else ()
-        return list(dict.fromkeys([*own, *sample_prompts(self.studio.concepts.values())]))
+        return list(dict.fromkeys([*own, *controls.sample_prompts(self.studio.concepts.values())]))
 
     # ---- events -----------------------------------------------------------------------------------------------------
 
     def _wire(self) -> list[Any]:
         outputs = [self.session, self.compare, self.explain, self.seed.seed]
-        queue = one_at_a_time("pipe", self.compare)
+        queue = controls.one_at_a_time("pipe", self.compare)
         draw_events = [
             gr.on([self.draw_button.click, self.prompt.submit], friendly(self.draw), self.inputs, outputs, **queue),
             self.let_go.change(friendly(self.draw_live), self.inputs, outputs, trigger_mode="always_last", **queue),
@@ -111,9 +95,9 @@ class CreateTab:
         # counted in the browser: out of live mode nothing is asked of the server, and nobody waits in its queue
         count = "(live, count) => live ? count + 1 : count"
         released = [slider.release for slider in self.sliders]
-        gr.on(released, None, [self.live, self.let_go], self.let_go, js=count, **QUICK)
+        gr.on(released, None, [self.live, self.let_go], self.let_go, js=count, **controls.QUICK)
         self.seed.wire()
-        self.zero.click(None, None, self.sliders, js=f"() => {json.dumps([0] * len(self.sliders))}", **QUICK)
+        self.zero.click(None, None, self.sliders, js=f"() => {json.dumps([0] * len(self.sliders))}", **controls.QUICK)
         self.advanced.wire()
         return draw_events
 
@@ -131,7 +115,7 @@ class CreateTab:
         order = self.order(data)
         for drawing in self.studio.draw(order, session.concepts(self.studio)):
             session.drawing = drawing
-            pair = enlarge(drawing.base), enlarge(drawing.steered or drawing.base)
+            pair = controls.enlarge(drawing.base), controls.enlarge(drawing.steered or drawing.base)
             yield session, pair, look.explained(drawing), order.seed
 
     def order(self, data: Mapping[Any, Any]) -> Order:
@@ -141,7 +125,7 @@ class CreateTab:
             DSASError: a number or a schedule that makes no sense, or a concept that is forgotten.
         """
         names = list(data[self.session].concepts(self.studio))
-        strengths = [number(data[slider], "strength") for slider in self.sliders]
+        strengths = [controls.number(data[slider], "strength") for slider in self.sliders]
         if any(strengths[len(names) :]):
             raise DSASError(
                 "your own concepts are forgotten after an hour: reload the page, and learn or bring them again"
@@ -149,7 +133,7 @@ class CreateTab:
         fields = self.advanced.order_fields(data, self.studio.usual)
         return Order(
             prompt=data[self.prompt] or "",
-            seed=seed_of(data[self.seed.seed]),
+            seed=controls.seed_of(data[self.seed.seed]),
             strengths=dict(zip(names, strengths, strict=False)),
             gate=data[self.gate],
             **fields,
@@ -158,7 +142,7 @@ class CreateTab:
     def slots(self, session: Session) -> list[Any]:
         """The sliders and the list of layers, for the concepts that a visitor has now; strengths stay."""
         concepts = list(session.concepts(self.studio).values())
-        updates = [gr.update(visible=True, **of_concept(concept)) for concept in concepts[: len(self.sliders)]]
+        updates = [gr.update(visible=True, **controls.of_concept(concept)) for concept in concepts[: len(self.sliders)]]
         updates += [gr.update(visible=False, value=0)] * (len(self.sliders) - len(updates))
         return [*updates, gr.update(choices=steered_sites(concepts))]
 
@@ -168,7 +152,7 @@ class SeedControls:
 
     def __init__(self) -> None:
         with gr.Row(equal_height=True):
-            self.seed = seed_field("seed", min_width=120)
+            self.seed = controls.seed_field("seed", min_width=120)
             with gr.Column(min_width=160):
                 self.locked = gr.Checkbox(True, label="keep the seed", elem_id="locked", container=False)
                 self.dice = gr.Button("🎲 another seed", size="sm", elem_id="dice")
@@ -178,8 +162,8 @@ class SeedControls:
         return {self.seed, self.locked}
 
     def wire(self) -> None:
-        self.dice.click(lambda: secrets.randbelow(MOST_SEED), None, self.seed, **QUICK)
+        self.dice.click(lambda: secrets.randbelow(controls.MOST_SEED), None, self.seed, **controls.QUICK)
 
     def drawn(self, data: Mapping[Any, Any]) -> Mapping[Any, Any]:
         """What the components hold, with another seed where it is not kept."""
-        return data if data[self.locked] else {**data, self.seed: secrets.randbelow(MOST_SEED)}
+        return data if data[self.locked] else {**data, self.seed: secrets.randbelow(controls.MOST_SEED)}

@@ -153,11 +153,8 @@ class LearnTab:
 
     def bring(self, session: Session, paths: Sequence[str] | str | None) -> tuple[Any, ...]:
         """A concept that the visitor has."""
-        concept, studio = concept_files(paths), self.create.studio
-        session.check_room(concept.name, studio)
-        studio.check(concept)
-        studio.try_out(concept)
-        session.add(concept, studio)
+        concept = concept_files(paths)
+        session.add(concept, self.create.studio, foreign=True)
         message = f"{concept.name} is there: its slider is on the first tab, yours alone, until you reload."
         return None, look.note(message, "done"), session, *self.own.updates(session, concept.name)
 

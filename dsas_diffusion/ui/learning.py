@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,11 +111,9 @@ class Learning:
     def __init__(self, studio: Studio, request: LearnRequest) -> None:
         self.studio, self.request = studio, request
         self._unwanted = threading.Event()
-        self._ended = threading.Event()
         self._began = self._looked = time.monotonic()
         self._progress = Progress("capturing", 0, 1)
-        self._concept: Concept | None = None
-        self._error: BaseException | None = None
+        self._result: Future[Concept] = Future()
         self._thread = threading.Thread(target=self._run, name="learning", daemon=True)
 
     def __enter__(self) -> Learning:
@@ -134,7 +133,7 @@ class Learning:
 
     def join(self, seconds: float | None = None) -> bool:
         """Wait until it has ended; whether it has."""
-        return self._ended.wait(seconds)
+        return bool(wait([self._result], seconds).done)
 
     def watch(self, look: float = LOOK) -> Iterator[Standing]:
         """How far it is, every so many seconds, until it has ended."""
@@ -151,15 +150,12 @@ class Learning:
         Raises:
             Unwanted: it was ended. DSASError, or another: it failed.
         """
-        self.join()
-        if self._error is not None:
-            raise self._error
-        assert self._concept is not None
-        return self._concept
+        return self._result.result()
 
     def _standing(self) -> Standing:
         progress, seconds = self._progress, time.monotonic() - self._began
-        share = 1.0 if self._concept is not None else share_done(progress, self.request.count)
+        learned = self._result.done() and self._result.exception() is None
+        share = 1.0 if learned else share_done(progress, self.request.count)
         left = seconds * (1 - share) / share if share > 0.02 else None
         stage = STAGES.get(progress.label, progress.label)
         tries = progress.label == "choosing the unit"  # nobody knows how many it will take
@@ -171,11 +167,9 @@ class Learning:
     def _run(self) -> None:
         try:
             with listening(self._listen):
-                self._concept = self._learn()
+                self._result.set_result(self._learn())
         except BaseException as error:  # whoever watches is told
-            self._error = error
-        finally:
-            self._ended.set()
+            self._result.set_exception(error)
 
     def _learn(self) -> Concept:
         request = self.request

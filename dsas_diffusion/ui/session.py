@@ -40,14 +40,16 @@ class Session:
         """All that this visitor can use, in the order of the sliders: everybody's, then their own."""
         return {**studio.concepts, **self.own}
 
-    def add(self, concept: Concept, studio: Studio) -> None:
-        """Keep a concept of the visitor's own, in place of one of the same name.
+    def add(self, concept: Concept, studio: Studio, *, foreign: bool = False) -> None:
+        """Keep a concept of the visitor's own, in place of one of the same name; one from elsewhere is tried out.
 
         Raises:
             DSASError: it does not fit the model, bears the name of one that everybody has, or there are too many.
         """
         self.check_room(concept.name, studio)
         studio.check(concept)
+        if foreign:
+            studio.try_out(concept)
         self.own[concept.name] = concept
 
     def check_room(self, name: str, studio: Studio) -> None:

@@ -32,7 +32,7 @@ class StripTab:
         self.create, self.studio = create, create.studio
         gr.Markdown("The prompt, seed and settings of the first tab, with one concept from its low to its high end.")
         with gr.Row(equal_height=True):
-            self.concept = concept_choice(list(self.studio.concepts), "Concept", "strip-concept")
+            self.concept = concept_choice(self.studio.concepts, "Concept", "strip-concept")
             self.count = gr.Slider(3, MOST_PICTURES, 7, step=1, label="Pictures", elem_id="strip-count")
             self.button = gr.Button("Draw the strip", variant="primary", elem_id="strip-draw")
         self.message = gr.HTML("", elem_id="strip-told")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -238,9 +239,8 @@ def _newest(work: Callable[[Callable[[Reply], object], Callable[[], bool]], None
 
     A reader that is slow misses what is no longer new, never the last.
     """
-    changed, stopped, ended = threading.Condition(), threading.Event(), threading.Event()
+    changed, stopped, work_done = threading.Condition(), threading.Event(), Future[None]()
     newest: list[Reply] = []
-    errors: list[Exception] = []
 
     def publish(reply: Reply) -> None:
         with changed:
@@ -250,23 +250,22 @@ def _newest(work: Callable[[Callable[[Reply], object], Callable[[], bool]], None
     def run() -> None:
         try:
             work(publish, stopped.is_set)
+            work_done.set_result(None)
         except Exception as error:
-            errors.append(error)
+            work_done.set_exception(error)
         finally:
             with changed:
-                ended.set()
                 changed.notify()
 
     threading.Thread(target=run, name="dsas-answer", daemon=True).start()
     try:
         while True:
             with changed:
-                changed.wait_for(lambda: newest or ended.is_set())
+                changed.wait_for(lambda: newest or work_done.done())
                 reply = newest.pop() if newest else None
             if reply is None:
                 break
             yield reply
-        if errors:
-            raise errors[0]
+        work_done.result()
     finally:
         stopped.set()

@@ -7,20 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from . import look
-from .controls import (
-    QUICK,
-    STEP,
-    chips,
-    concept_choice,
-    field,
-    number,
-    one_at_a_time,
-    sample_prompts,
-    seed_field,
-    seed_of,
-    strength_slider,
-)
+from . import controls, look
 from .session import Session, friendly, until_failure
 from .talk import MOST_CHARACTERS, MOST_TEMPERATURE, Question, Reply, Talk, message_of
 
@@ -57,18 +44,17 @@ class TextTab:
     def _add_message(self) -> None:
         examples = self._examples()
         with gr.Row(equal_height=True):
-            self.message = field(examples, "Message", "what to say to the model", MOST_CHARACTERS, "text-message")
+            self.message = controls.field(
+                examples, "Message", "what to say to the model", MOST_CHARACTERS, "text-message"
+            )
             self.send = gr.Button("Send", variant="primary", elem_id="text-send", scale=1, min_width=100)
             self.stop = gr.Button("Stop", elem_id="text-stop", scale=1, min_width=100)
-        chips(examples, self.message)
+        controls.chips(examples, self.message)
 
     def _add_knobs(self) -> None:
         if self.talk.concepts:
             gr.Markdown("**Concepts**: 0 leaves the answer as it is, 1 is one unit, below 0 goes the other way.")
-        self.sliders = [
-            strength_slider(concept, i == 0, f"text-strength-{i}")
-            for i, concept in enumerate(self.talk.concepts.values())
-        ]
+        self.sliders = controls.strength_sliders(self.talk.concepts.values(), "text-strength")
         self.gate = gr.Radio(list(GATES.items()), value="dsas", label="Gate", elem_id="text-gate")
         usual = Question("…")
         with gr.Accordion("Advanced", open=False):
@@ -84,12 +70,12 @@ class TextTab:
                 0,
                 MOST_TEMPERATURE,
                 usual.temperature,
-                step=STEP,
+                step=controls.STEP,
                 label="Temperature",
                 info="0 takes the likeliest token; above it, tokens are drawn by the seed",
                 elem_id="text-temperature",
             )
-            self.seed = seed_field("text-seed")
+            self.seed = controls.seed_field("text-seed")
 
     def _add_answers(self) -> None:
         with gr.Row():
@@ -106,13 +92,13 @@ class TextTab:
                 for name, label in (("base", "Unsteered"), ("steered", "Steered"))
             )
         self.explain = gr.HTML(look.replied(None), elem_id="text-explain")
-        names = list(self.talk.concepts)
-        self.concept = concept_choice(names, "Colour tokens by h of", "text-concept", visible=len(names) > 1)
+        names, label = self.talk.concepts, "Colour tokens by h of"
+        self.concept = controls.concept_choice(names, label, "text-concept", visible=len(names) > 1)
         self.tokens = gr.HTML(look.spelled(None), elem_id="text-tokens", visible=bool(names))
 
     def _examples(self) -> list[str]:
         """What is known to be worth asking, then messages that concepts were illustrated with: held out, too."""
-        samples = map(message_of, sample_prompts(self.talk.concepts.values()))
+        samples = map(message_of, controls.sample_prompts(self.talk.concepts.values()))
         return list(dict.fromkeys([*(EXAMPLES if self.talk.name == "builtin:chat" else ()), *samples]))
 
     # ---- events -----------------------------------------------------------------------------------------------------
@@ -124,10 +110,10 @@ class TextTab:
             self.inputs,
             [self.session, self.base, self.steered, self.explain, self.tokens],
             show_progress="minimal",
-            **one_at_a_time("text", self.explain),
+            **controls.one_at_a_time("text", self.explain),
         )
-        self.stop.click(friendly(self.stopped), self.session, self.explain, cancels=writes, **QUICK)
-        self.concept.input(friendly(self.spell), [self.session, self.concept], self.tokens, **QUICK)
+        self.stop.click(friendly(self.stopped), self.session, self.explain, cancels=writes, **controls.QUICK)
+        self.concept.input(friendly(self.spell), [self.session, self.concept], self.tokens, **controls.QUICK)
 
     def write(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
         """Both answers as they grow, the base first, then their tokens."""
@@ -147,14 +133,14 @@ class TextTab:
         Raises:
             DSASError: a number that makes no sense, or as of `Question`.
         """
-        strengths = (number(data[slider], "strength") for slider in self.sliders)
+        strengths = (controls.number(data[slider], "strength") for slider in self.sliders)
         return Question(
             message=data[self.message] or "",
             strengths=dict(zip(self.talk.concepts, strengths, strict=True)),
             gate=data[self.gate],
-            length=int(number(data[self.length], "length")),
-            temperature=number(data[self.temperature], "temperature"),
-            seed=seed_of(data[self.seed]),
+            length=int(controls.number(data[self.length], "length")),
+            temperature=controls.number(data[self.temperature], "temperature"),
+            seed=controls.seed_of(data[self.seed]),
         )
 
     def spell(self, session: Session, concept: str | None) -> str:
