@@ -123,7 +123,9 @@ def _draw(
         for latents in latent_batches(pipe, args.prompt, seeds, settings):
             pictures = decode(pipe, latents)
             columns["picture"] += pictures
-            for name in in_patches if steering.trace is not None else ():
+            if steering.trace is None:
+                continue
+            for name in in_patches:
                 maps = [steering.trace.heatmap(name, picture, image=i) for i, picture in enumerate(pictures)]
                 columns.setdefault(f"where {name}", []).extend(maps)
     if args.compare:

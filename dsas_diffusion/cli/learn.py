@@ -72,22 +72,10 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     """--method, --gate, --option, --recipe, --masks, --sites, --cloud, --edges."""
     parser.add_argument("--method", default="caa", help="how to change, see `dsas methods` (default caa)")
     parser.add_argument("--gate", help="when to change, see `dsas methods` (default: the method's own, or dsas)")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        type=name_and_value,
-        metavar="NAME=VALUE",
-        help="of the method, see `dsas methods`; repeatable",
-    )
-    parser.add_argument(
-        "--recipe",
-        action="append",
-        default=[],
-        type=name_and_value,
-        metavar="NAME=VALUE",
-        help=f"how it is fitted: {', '.join(RECIPE)} (dsas_core.recipe.Recipe); repeatable",
-    )
+    values: dict[str, Any] = {"action": "append", "type": name_and_value, "metavar": "NAME=VALUE"}
+    parser.add_argument("--option", default=[], **values, help="of the method, see `dsas methods`; repeatable")
+    fields_taken = f"how it is fitted: {', '.join(RECIPE)} (dsas_core.recipe.Recipe); repeatable"
+    parser.add_argument("--recipe", default=[], **values, help=fields_taken)
     parser.add_argument(
         "--masks",
         metavar="MODULE:FUNCTION",

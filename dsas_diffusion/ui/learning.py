@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dsas_core.concept import Concept
 from dsas_core.progress import Progress, listening
@@ -178,7 +179,7 @@ class Learning:
             self._listen(self._progress)
         try:
             self._listen(self._progress)
-            settings = {"sites": request.sites, "steps": request.steps, "count": request.count}
+            settings: dict[str, Any] = {"sites": request.sites, "steps": request.steps, "count": request.count}
             lesson = Lesson(pipe, request.prompts, show_progress=True, **settings)
             concept = lesson.learn(request.method, request.gate)
             # of a model in a folder, the folder's name is told, and not where it is on this machine

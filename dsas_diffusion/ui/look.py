@@ -51,7 +51,7 @@ def explained(drawing: Drawing | None) -> str:
             f"The prompt has {check.tokens} tokens, of which the model reads the first {check.tokens_read}."
         )
     lines += [*map(_pulling, drawing.opposed), *(_item("warned", warning) for warning in warnings)]
-    return _listed(lines, f' data-at="{drawing.at}"') + f'<p class="quiet">{_timing(drawing)}</p>'
+    return _report(lines, drawing.at, _timing(drawing))
 
 
 def _picture_line(drawing: Drawing, gate: GateReading) -> str:
@@ -99,9 +99,9 @@ def _item(kind: str, content: str) -> str:
     return f'<li class="{kind}">{content}</li>'
 
 
-def _listed(items: Sequence[str], mark: str = "") -> str:
-    """A list that is read out when it changes; a mark makes the same words, told once more, a change."""
-    return f'<ul class="told" role="status"{mark}>{"".join(items)}</ul>'
+def _report(items: Sequence[str], at: float, times: str) -> str:
+    """A list that is read out when it changes; the same words once more are a change, by their time."""
+    return f'<ul class="told" role="status" data-at="{at}">{"".join(items)}</ul><p class="quiet">{times}</p>'
 
 
 def replied(reply: Reply | None) -> str:
@@ -118,7 +118,7 @@ def replied(reply: Reply | None) -> str:
     lines += map(_pulling, reply.opposed)
     if reply.unknown:
         lines.append(_item("warned", f"This model does not know {_(_quoted(reply.unknown))}, and cannot heed it."))
-    return _listed(lines, f' data-at="{reply.at}"') + f'<p class="quiet">{_speeds(reply)}</p>'
+    return _report(lines, reply.at, _speeds(reply))
 
 
 def _text_line(reply: Reply, gate: TokenReading) -> str:
@@ -244,7 +244,8 @@ def evidence(concept: Concept) -> str:
 
 def advice(hints: Sequence[str], fine: str) -> str:
     """Hints as a list, or that there is nothing to say."""
-    return _listed([_item("warned", _(hint)) for hint in hints] or [_item("untouched", _(fine))])
+    items = [_item("warned", _(hint)) for hint in hints] or [_item("untouched", _(fine))]
+    return f'<ul class="told" role="status">{"".join(items)}</ul>'
 
 
 def progress(stage: str, share: float, seconds: float, left: float | None, count: str = "") -> str:

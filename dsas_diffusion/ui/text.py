@@ -58,14 +58,9 @@ class TextTab:
         self.gate = gr.Radio(list(GATES.items()), value="dsas", label="Gate", elem_id="text-gate")
         usual = Question("…")
         with gr.Accordion("Advanced", open=False):
-            self.length = gr.Slider(
-                1,
-                self.talk.longest,
-                min(usual.length, self.talk.longest),
-                step=1,
-                label="Most tokens of the answer",
-                elem_id="text-length",
-            )
+            longest, label = self.talk.longest, "Most tokens of the answer"
+            length = min(usual.length, longest)
+            self.length = gr.Slider(1, longest, length, step=1, label=label, elem_id="text-length")
             self.temperature = gr.Slider(
                 0,
                 MOST_TEMPERATURE,
