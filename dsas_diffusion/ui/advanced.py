@@ -48,13 +48,13 @@ class AdvancedSettings:
                 info="none chosen: wherever the concept steers",
                 elem_id="sites",
             )
-            self.rows = gr.Radio(ROWS, value="conditional", label="Rows of guidance that are steered", elem_id="rows")
+            self.branch = gr.Radio(ROWS, value="conditional", label="Rows of guidance that are steered", elem_id="rows")
             self.combine = gr.Radio(COMBINE, value="sum", label="Several concepts at one place", elem_id="combine")
 
     @property
     def inputs(self) -> set[Any]:
         """The components that `order_fields` reads."""
-        return {self.steps, self.guidance, self.kind, self.first, self.last, self.rows, self.combine, self.sites}
+        return {self.steps, self.guidance, self.kind, self.first, self.last, self.branch, self.combine, self.sites}
 
     def wire(self) -> None:
         """Have the schedule drawn as it is chosen."""
@@ -72,7 +72,7 @@ class AdvancedSettings:
         kind, first, last = data[self.kind], data[self.first], data[self.last]
         return {
             "settings": replace(usual, steps=int(steps), guidance=guidance),
-            "rows": data[self.rows],
+            "branch": data[self.branch],
             "combine": data[self.combine],
             "schedule": None if kind == "constant" else schedule_of(kind, first, last),
             "sites": tuple(data[self.sites] or ()),

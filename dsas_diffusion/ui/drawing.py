@@ -30,7 +30,7 @@ class Order:
     Args:
         prompt, seed, settings: what to draw. strengths: by concept name, in units.
         gate: "dsas" is each concept's own, "on" steers everything, "off" nothing.
-        rows, combine, schedule: as of `steer`. sites: by `site_name`, where to steer; none for all.
+        branch, combine, schedule: as of `steer`. sites: by `site_name`, where to steer; none for all.
     """
 
     prompt: str
@@ -38,7 +38,7 @@ class Order:
     settings: Settings
     strengths: Mapping[str, float] = field(default_factory=dict)
     gate: str = "dsas"
-    rows: str = "conditional"
+    branch: str = "conditional"
     combine: str = "sum"
     schedule: Schedule | None = None
     sites: Sequence[str] = ()

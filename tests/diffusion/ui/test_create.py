@@ -93,11 +93,11 @@ def test_live_mode_draws_when_a_slider_is_let_go(page: Page) -> None:
 def test_everything_asked_for_is_ordered(page: Page) -> None:
     asked = page.create.order(
         page.data(
-            Session(), prompt="a dog", seed=5, gate="on", rows="both", combine="blend", kind="window", first=900,
+            Session(), prompt="a dog", seed=5, gate="on", branch="both", combine="blend", kind="window", first=900,
             last=100, sites=["up.0"], guidance=2,
         )
     )  # fmt: skip
-    assert (asked.prompt, asked.seed, asked.gate, asked.rows, asked.combine) == ("a dog", 5, "on", "both", "blend")
+    assert (asked.prompt, asked.seed, asked.gate, asked.branch, asked.combine) == ("a dog", 5, "on", "both", "blend")
     assert asked.settings.steps == 2
     assert asked.settings.guidance == 2.0
     assert asked.schedule is not None

@@ -119,7 +119,7 @@ def test_schedules_rows_and_blends_reach_the_picture(studio: Studio) -> None:
     plain = drawn(studio, order(strengths={"patches": 1.0, "words": 1.0}))
     never = drawn(studio, order(strengths={"patches": 1.0}, schedule=Schedule.constant(0.0)))
     assert same(never.steered, never.base)
-    for other in ({"rows": "both"}, {"combine": "blend"}, {"schedule": Schedule.linear(0, 1)}):
+    for other in ({"branch": "both"}, {"combine": "blend"}, {"schedule": Schedule.linear(0, 1)}):
         assert not same(drawn(studio, order(strengths={"patches": 1.0, "words": 1.0}, **other)).steered, plain.steered)
 
 
