@@ -17,6 +17,7 @@ from dsas_core.progress import progress_bar
 from dsas_core.steering import COMBINE, WITHIN
 from dsas_core.strengths import Auto, Strength
 
+from ..generation import Settings
 from ..load import load_pipeline
 from ..rows import ROWS
 from ..steer import ATTACH
@@ -145,6 +146,18 @@ def add_settings(parser: argparse.ArgumentParser, default: str = "as suits the m
     parser.add_argument("--steps", type=positive, metavar="N", help=f"denoising steps (default: {default})")
     parser.add_argument("--guidance", type=number, metavar="SCALE", help=f"guidance scale (default: {default})")
     parser.add_argument("--size", type=positive, metavar="PIXELS", help=f"of a picture's side (default: {default})")
+
+
+def generation_record(args: argparse.Namespace, pipe: Any, settings: Settings) -> dict[str, Any]:
+    """Seed, settings, device and precision of pictures, to draw the same ones again."""
+    return {
+        "seed": args.seed,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "size": settings.size,
+        "device": str(pipe.device),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+    }
 
 
 def refuse_generation(args: argparse.Namespace) -> None:

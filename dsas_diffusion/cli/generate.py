@@ -151,12 +151,7 @@ def _document(
         ],
         **_steering(args),
         "schedule": None if args.schedule is None else args.schedule.points,
-        "seed": args.seed,
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "size": settings.size,
-        "device": str(pipe.device),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
+        **arguments.generation_record(args, pipe, settings),
         "pictures": [{"prompt": prompt, "noise_seed": seed} for prompt, seed in zip(args.prompt, seeds, strict=True)],
         "versions": {"dsas": __version__, **versions("diffusers", "transformers")},
     }

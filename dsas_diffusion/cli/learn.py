@@ -74,8 +74,8 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gate", help="when to change, see `dsas methods` (default: the method's own, or dsas)")
     values: dict[str, Any] = {"action": "append", "type": name_and_value, "metavar": "NAME=VALUE"}
     parser.add_argument("--option", default=[], **values, help="of the method, see `dsas methods`; repeatable")
-    fields_taken = f"how it is fitted: {', '.join(RECIPE)} (dsas_core.recipe.Recipe); repeatable"
-    parser.add_argument("--recipe", default=[], **values, help=fields_taken)
+    recipe_help = f"how it is fitted: {', '.join(RECIPE)} (dsas_core.recipe.Recipe); repeatable"
+    parser.add_argument("--recipe", default=[], **values, help=recipe_help)
     parser.add_argument(
         "--masks",
         metavar="MODULE:FUNCTION",

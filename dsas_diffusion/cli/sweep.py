@@ -32,6 +32,7 @@ from .arguments import (
     add_model,
     add_within,
     add_words,
+    generation_record,
     pipeline,
     shows_progress,
     words_by_name,
@@ -189,12 +190,7 @@ def _document(
         "strengths": list(strengths),
         "within": args.within,
         "words": words_by_name(args.words),
-        "seed": args.seed,
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "size": settings.size,
-        "device": str(pipe.device),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
+        **generation_record(args, pipe, settings),
         "rows": [
             {
                 "prompt": row.prompt,
