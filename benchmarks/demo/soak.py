@@ -25,8 +25,9 @@ import torch
 from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core import Concept, shipped
 from dsas_diffusion import load_pipeline
-from dsas_diffusion.ui.controls import shown
-from dsas_diffusion.ui.studio import Order, Studio
+from dsas_diffusion.ui.controls import enlarge
+from dsas_diffusion.ui.drawing import Order
+from dsas_diffusion.ui.studio import Studio
 from tests.fixtures.browser import Demo, browser, serving
 
 PROMPTS = ("a banana and a dog on the grass", "a red car on the beach", "an apple and a banana", "a dog in the snow")
@@ -52,7 +53,7 @@ def main() -> int:
         order = Order(prompt, seed, studio.usual, dict(zip(names, strengths, strict=True)))
         drawing = list(studio.draw(order, studio.concepts))[-1]
         assert drawing.steered is not None
-        return tuple(np.asarray(shown(picture)) for picture in (drawing.base, drawing.steered))  # type: ignore[return-value]
+        return tuple(np.asarray(enlarge(picture)) for picture in (drawing.base, drawing.steered))  # type: ignore[return-value]
 
     draws, errors, mixed, waits = 0, [], 0, []
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "log") as server, browser() as chromium:

@@ -1,8 +1,9 @@
 """The command line: `dsas learn`, `generate`, `sweep`, `chat`, `app` and the others of `_COMMANDS`.
 
-A command is one file here and one line in `_COMMANDS`: `add_arguments(parser)`, `run(args)`, which does the work and
-returns what there is to tell as plain data, and `report(document)`, which tells it to people. `--json` prints the
-data instead. Results go to standard output, progress and errors to standard error.
+A command is one module, whose name it has, imported here and listed in `_COMMANDS`. The first line of its docstring is
+its help; `add_arguments(parser)` adds its options, `run(args)` does the work and returns the result as plain data, and
+`report(document)` prints that for people. `--json` prints the data instead. Results go to standard output, progress and
+errors to standard error.
 
 Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted.
 """
@@ -23,19 +24,7 @@ from .. import __version__
 from . import app, calibrate, chat, doctor, env, eval, generate, learn, methods, show, sweep
 from .output import as_json, one_line
 
-_COMMANDS = {
-    "learn": learn,
-    "calibrate": calibrate,
-    "generate": generate,
-    "sweep": sweep,
-    "chat": chat,
-    "show": show,
-    "eval": eval,
-    "doctor": doctor,
-    "methods": methods,
-    "app": app,
-    "env": env,
-}
+_COMMANDS = (learn, calibrate, generate, sweep, chat, show, eval, doctor, methods, app, env)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, DSASError):
             return _failed(f"error: {one_line(error)}")
-        kind = type(error).__name__
-        return _failed(f"error: {kind}: {one_line(error)} (set DSAS_DEBUG=1 for the traceback)")
+        return _failed(f"error: {type(error).__name__}: {one_line(error)} (set DSAS_DEBUG=1 for the traceback)")
     return 0
 
 
@@ -86,8 +74,9 @@ def parser() -> argparse.ArgumentParser:
     dsas = _Parser(prog="dsas", description="Concept sliders that leave alone what they are not about.")
     dsas.add_argument("--version", action="version", version=f"dsas {__version__}")
     commands = dsas.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, command in _COMMANDS.items():
+    for command in _COMMANDS:
         purpose = (command.__doc__ or "").splitlines()[0].split(": ", 1)[1]
+        name = command.__name__.rpartition(".")[2]
         own = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:])
         command.add_arguments(own)
         own.add_argument("--json", action="store_true", help="print one JSON document instead of text")

@@ -7,15 +7,15 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept import Concept
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, UnavailableError, UnsupportedError
 from dsas_core.shipped import shipped
 
-from .arguments import CONCEPT, add_model, language_model, pipeline, positive
+from .argument_types import positive
+from .arguments import CONCEPT, add_model, language_model, pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.text_model == "none" and args.text_concepts:
         args.usage("--text-concepts needs a --text-model")
     if args.text_model != "none" and not llm.is_language_model(args.text_model):
-        raise DSASError(f"{args.text_model} is no language model: name one, or pass --text-model none")
-    drawn = _concepts(args.concepts, args.model)
-    spoken = _concepts(args.text_concepts, args.text_model)
+        raise UnsupportedError(f"{args.text_model} is no language model: name one, or pass --text-model none")
+    picture_concepts = _concepts(args.concepts, args.model)
+    text_concepts = _concepts(args.text_concepts, args.text_model)
     try:
         from .. import ui
         from ..ui.studio import Studio
@@ -67,23 +67,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise DSASError("the demo needs Gradio: pip install 'dsas-diffusion[demo]'") from None
-    studio = Studio(pipeline(args), args.model, drawn)
+        raise UnavailableError("the demo needs Gradio: pip install 'dsas-diffusion[demo]'") from None
+    studio = Studio(pipeline(args), args.model, picture_concepts)
     talk = None
     if args.text_model != "none":
-        talk = Talk(*language_model(args, args.text_model), args.text_model, spoken)
+        talk = Talk(*language_model(args, args.text_model), args.text_model, text_concepts)
     page = ui.build(studio, talk, args.saves)
     try:
         try:
             _, address, public = ui.serve(page, args.host, args.port, share=args.share)
         except OSError as error:
-            at = f"{args.host or 'the usual address'}, port {args.port or '7860 or one of the next hundred'}"
+            place = f"{args.host or 'the usual address'}, port {args.port or '7860 or one of the next hundred'}"
             raise DSASError(
-                f"cannot serve at {at}: it is taken, or not ours; choose another --port or --host"
+                f"cannot serve at {place}: it is taken, or not ours; choose another --port or --host"
             ) from error
         if not args.json:
             print(f"serving at {address}{f' and {public}' if public else ''}; Ctrl-C ends it", flush=True)
-        _until_told()
+        _wait_for_signal()
     finally:
         page.close(verbose=False)
         if talk is not None:
@@ -99,20 +99,16 @@ def report(document: dict[str, Any]) -> None:
 
 def _concepts(named: Sequence[str] | None, model: str) -> list[Concept]:
     """The concepts that were named, or those that ship for the model."""
-    names = [one.name for one in shipped(model)] if named is None else named
+    names = [concept.name for concept in shipped(model)] if named is None else named
     return [Concept.from_pretrained(name) for name in names]
 
 
-def _until_told() -> None:
+def _wait_for_signal() -> None:
     """Return when the process is interrupted or told to end."""
-    told = threading.Event()
-
-    def tell(number: int, frame: FrameType | None) -> None:
-        told.set()
-
-    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    ended = threading.Event()
+    handlers = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        told.wait()
+        ended.wait()
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

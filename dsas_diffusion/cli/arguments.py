@@ -1,29 +1,27 @@
-"""Arguments that several commands share, and the pipeline that they describe."""
+"""Options that several commands share, and the model that they name."""
 
 from __future__ import annotations
 
 import argparse
-import math
-import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from dsas_core import llm
 from dsas_core.concept import Concept
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, UnavailableError
 from dsas_core.processes import Share, shared
 from dsas_core.progress import progress_bar
 from dsas_core.steering import COMBINE, WITHIN
-from dsas_core.strengths import AUTO, Auto, Strength
+from dsas_core.strengths import Auto, Strength
 
+from ..generation import Settings
 from ..load import load_pipeline
 from ..rows import ROWS
-from ..schedule import Schedule
 from ..steer import ATTACH
+from .argument_types import concept_and_strength, name_and_word, natural, number, positive, schedule
 
 GATES = {"own": None, "on": "on", "off": "off"}
 #: what a concept may be given by
@@ -150,6 +148,18 @@ def add_settings(parser: argparse.ArgumentParser, default: str = "as suits the m
     parser.add_argument("--size", type=positive, metavar="PIXELS", help=f"of a picture's side (default: {default})")
 
 
+def generation_record(args: argparse.Namespace, pipe: Any, settings: Settings) -> dict[str, Any]:
+    """Seed, settings, device and precision of pictures, to draw the same ones again."""
+    return {
+        "seed": args.seed,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "size": settings.size,
+        "device": str(pipe.device),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+    }
+
+
 def refuse_generation(args: argparse.Namespace) -> None:
     """A usage error where a language model is given what only pictures are made with."""
     if any(value is not None for value in (args.steps, args.guidance, args.size)):
@@ -191,7 +201,7 @@ def pipeline(args: argparse.Namespace, *, steps_bar: bool = False) -> Any:
     Raises:
         DSASError: no such model or device.
     """
-    pipe = _loaded(args, args.model, load_pipeline)
+    pipe = _load(args, args.model, load_pipeline)
     if steps_bar and shows_progress(args):
         pipe.set_progress_bar_config(desc="denoising", leave=False)
     return pipe
@@ -203,143 +213,20 @@ def language_model(args: argparse.Namespace, name: str | None = None) -> tuple[A
     Raises:
         DSASError: no such model or device.
     """
-    model, tokenizer = _loaded(args, name or args.model, llm.load)
+    model, tokenizer = _load(args, name or args.model, llm.load)
     return model, tokenizer
 
 
-def _loaded(args: argparse.Namespace, name: str, load: Callable[..., Any]) -> Any:
+def _load(args: argparse.Namespace, name: str, load: Callable[..., Any]) -> Any:
     try:
         torch.empty(0, device=None if args.device == "auto" else args.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise DSASError(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise UnavailableError(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}") from None
     with progress_bar(1, f"loading {name}", shows_progress(args)) as bar:
         if not shows_progress(args):
-            _silence_downloads()
-        found = load(name, device=args.device, dtype=args.dtype)
+            from huggingface_hub.utils import disable_progress_bars
+
+            disable_progress_bars()
+        model = load(name, device=args.device, dtype=args.dtype)
         bar.update()
-    return found
-
-
-def _silence_downloads() -> None:
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars()
-
-
-# ---- types of arguments ---------------------------------------------------------------------------------------------
-
-
-def natural(text: str) -> int:
-    """0, 1, 2, …"""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 up, found {text!r}")
-    return value
-
-
-def positive(text: str) -> int:
-    """1, 2, 3, …"""
-    if not (text.isdecimal() and 1 <= int(text) < 2**31):
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, found {text!r}")
-    return int(text)
-
-
-def number(text: str) -> float:
-    """A finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}")
-    return value
-
-
-def not_negative(text: str) -> float:
-    """A finite number from 0 up."""
-    value = number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 up, found {text!r}")
-    return value
-
-
-def name_and_value(text: str) -> tuple[str, Any]:
-    """`NAME=VALUE`, the value as YAML reads it: a number, true, null, or a text."""
-    import yaml
-
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, the value as in YAML, found {text!r}") from None
-
-
-def schedule(text: str) -> Schedule:
-    """`linear:0:1`, `cosine:0:1`, `window:800:200`, `constant:0.5` or `table:1000=0,500=1`."""
-    kind, _, rest = text.partition(":")
-    makers: Mapping[str, tuple[int, Callable[..., Schedule]]] = {
-        "constant": (1, Schedule.constant),
-        "linear": (2, Schedule.linear),
-        "cosine": (2, Schedule.cosine),
-        "window": (2, Schedule.between),
-    }
-    try:
-        if kind == "table":
-            points = [point.partition("=") for point in rest.split(",")]
-            return Schedule([(number(t), number(factor)) for t, _, factor in points])
-        count, make = makers[kind]
-        given = [number(part) for part in rest.split(":")]
-        if len(given) == count:
-            return make(*given)
-    except KeyError:
-        pass
-    except DSASError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    raise argparse.ArgumentTypeError(
-        f"expected constant:F, linear:FIRST:LAST, cosine:FIRST:LAST, window:START:STOP or table:T=F,…; found {text!r}"
-    )
-
-
-def edges(text: str) -> tuple[float, ...]:
-    """`500`, `300,700`, or `none`."""
-    return () if text == "none" else tuple(number(part) for part in text.split(","))
-
-
-def name_and_word(text: str) -> tuple[str, str]:
-    """`NAME=WORD`."""
-    name, equals, word = text.partition("=")
-    if not (equals and name and word.strip()):
-        raise argparse.ArgumentTypeError(f"expected NAME=WORD, found {text!r}")
-    return name, word
-
-
-def concept_alone(text: str) -> str:
-    """`FOLDER`, of commands that choose strengths by themselves."""
-    folder, strength = concept_and_strength(text)
-    if folder != text:
-        raise argparse.ArgumentTypeError(f"found {text!r}: strengths are not given here; did you mean {folder}?")
-    return folder
-
-
-def concept_and_strength(text: str) -> tuple[str, float | Auto]:
-    """`FOLDER`, which means a strength of 1, or `FOLDER=STRENGTH`; a folder may have a `=` in its name."""
-    folder, equals, strength = text.rpartition("=")
-    if Path(text).is_dir():
-        return text, 1.0
-    if not equals:
-        meant = re.fullmatch(rf"(.+?):({AUTO}(?::.*)?|[-+]?[\d.]+(?:e[-+]?\d+)?)", text)
-        if meant:
-            raise argparse.ArgumentTypeError(f"found {text!r}: did you mean {meant[1]}={meant[2]}?")
-        return text, 1.0
-    kind, colon, target = strength.partition(":")
-    if kind != AUTO:
-        return folder, number(strength)
-    try:
-        return folder, Auto(number(target)) if colon else Auto()
-    except DSASError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return model

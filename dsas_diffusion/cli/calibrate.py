@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,9 @@ from dsas_core.files import replacing_folder
 
 from ..calibrate import calibrate
 from ..samples import illustrate, illustrated
-from . import show
-from .arguments import (
-    CONCEPT,
-    add_model,
-    add_settings,
-    concept_alone,
-    language_model,
-    natural,
-    not_negative,
-    pipeline,
-    positive,
-    refuse_generation,
-    shows_progress,
-)
+from .argument_types import concept_alone, natural, not_negative, positive
+from .arguments import CONCEPT, add_model, add_settings, language_model, pipeline, refuse_generation, shows_progress
+from .concept_report import describe_concept, report_range
 from .learn import OURS, PROMPTS
 from .output import check_writable, free_folder
 
@@ -76,34 +66,38 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     else:
         folder = free_folder(args.out, OURS, args.overwrite)
     prompts_of(concept, args.prompts, args.count, args.seed)
-    text = llm.is_language_model(args.model)
-    settings: dict[str, Any] = {name: getattr(args, name) for name in ("count", "seed")}
-    settings |= {"show_progress": shows_progress(args)} | ({} if args.drift is None else {"drift": args.drift})
-    if text:
+    calibrated, draw = _calibrate(args, concept)
+    if concept.samples is not None:  # they are by strength, whose unit and ends may be others now
+        calibrated = illustrated(calibrated, draw)
+    with replacing_folder(folder) as unfinished:
+        calibrated.save_pretrained(unfinished)
+        _copy_other_files(own, unfinished, everything=args.in_place)
+    return {"out": str(own if args.in_place else args.out), **describe_concept(calibrated, folder)}
+
+
+def _calibrate(args: argparse.Namespace, concept: Concept) -> tuple[Concept, Callable[[Concept], Concept]]:
+    """The calibrated concept, and what draws samples for its card."""
+    names = ("count", "seed", "drift") if args.drift is not None else ("count", "seed")
+    settings: dict[str, Any] = {name: getattr(args, name) for name in names}
+    settings["show_progress"] = shows_progress(args)
+    if llm.is_language_model(args.model):
         refuse_generation(args)
         model, tokenizer = language_model(args)
-        found = llm.calibrate(model, tokenizer, concept, args.prompts, **settings)
         draw = partial(llm.illustrate, model, tokenizer)
-    else:
-        settings |= {"steps": args.steps, "guidance": args.guidance, "size": args.size}
-        pipe = pipeline(args)
-        found = calibrate(pipe, concept, args.prompts, **settings)
-        draw = partial(illustrate, pipe, show_progress=shows_progress(args))
-    if concept.samples is not None:  # they are by strength, whose unit and ends may be others now
-        found = illustrated(found, draw)
-    with replacing_folder(folder) as unfinished:
-        found.save_pretrained(unfinished)
-        _take_along(own, unfinished, everything=args.in_place)
-    return {"out": str(own if args.in_place else args.out), **show.described(found, folder)}
+        return llm.calibrate(model, tokenizer, concept, args.prompts, **settings), draw
+    settings |= {name: getattr(args, name) for name in ("steps", "guidance", "size")}
+    pipe = pipeline(args)
+    draw = partial(illustrate, pipe, show_progress=shows_progress(args))
+    return calibrate(pipe, concept, args.prompts, **settings), draw
 
 
 def report(document: dict[str, Any]) -> None:
     """What was tried, the unit and the ends, and where the concept is."""
-    show.report_range(document)
+    report_range(document)
     print(f"\nsaved {document['name']} in {document['out']}")
 
 
-def _take_along(own: Path, unfinished: Path, *, everything: bool) -> None:
+def _copy_other_files(own: Path, unfinished: Path, *, everything: bool) -> None:
     """What lies beside a concept's own files: its prompt file, or, where its folder is replaced, all that is there."""
     for path in sorted(own.iterdir()) if own.is_dir() else ():
         if path.name in FILES or not (everything or path.name == PROMPTS):

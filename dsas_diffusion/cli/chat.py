@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from dsas_core.errors import DSASError
 from dsas_core.llm.answer import answer, asked
 from dsas_core.strengths import Strength
 
-from .arguments import GATES, add_concepts, add_device, language_model, natural, not_negative, positive, read_concepts
+from .argument_types import natural, not_negative, positive
+from .arguments import GATES, add_concepts, add_device, language_model, read_concepts
 from .output import free_files, write_files
 
 #: suffix -> how tokens are drawn
@@ -53,19 +55,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         free_files([Path(args.heat)], args.overwrite)
     concepts = read_concepts(args.concept)
     model, tokenizer = language_model(args)
+    chat = _Chat(args, concepts, *language_model(args))
     answers: list[dict[str, Any]] = []
-    seen: list[llm.Token] = []
     with ExitStack() as stack:
         if args.monitor:
-            stack.enter_context(llm.Monitor(model, list(concepts), args.monitor, tokenizer))
+            stack.enter_context(llm.Monitor(chat.model, list(concepts), args.monitor, chat.tokenizer))
         try:
             for message in args.message if args.message is not None else _lines():
-                answers.append({"message": message, **_answer(model, tokenizer, message, concepts, args, seen)})
+                answers.append({"message": message, **chat.answer(message)})
         except KeyboardInterrupt:  # the natural way out of a conversation: what was said is kept
             print(file=sys.stderr)
     if args.heat:
-        drawn = DRAWN[Path(args.heat).suffix](seen)
-        page = drawn if args.heat.endswith(".svg") else f"<!doctype html><meta charset=utf-8><title>h</title>{drawn}"
+        heat = DRAWN[Path(args.heat).suffix](chat.tokens)
+        page = heat if args.heat.endswith(".svg") else f"<!doctype html><meta charset=utf-8><title>h</title>{heat}"
         write_files({Path(args.heat): page.encode()})
     return {"model": args.model, "answers": answers, "monitor": args.monitor}
 
@@ -90,52 +92,57 @@ def _lines() -> Any:
             yield line.strip()
 
 
-def _answer(
-    model: Any,
-    tokenizer: Any,
-    message: str,
-    concepts: dict[Concept, Strength],
-    args: argparse.Namespace,
-    seen: list[llm.Token],
-) -> dict[str, Any]:
-    """One answer, and with --compare the one without concepts, shown as they come; their tokens are added to `seen`."""
-    live = not args.json
-    inputs = asked(tokenizer, message).to(model.device)
-    found: dict[str, Any] = {}
-    if args.compare:
-        found["base"] = _shown(model, tokenizer, inputs, args, "base")
-    steers = bool(concepts) and not args.monitor
-    settings: dict[str, Any] = {"gate": GATES[args.gate], "phase": args.phase, "combine": args.combine}
-    settings["within"] = args.within
-    settings |= {"tokenizer": tokenizer, "trace": True}
-    with llm.steer(model, concepts, **settings) if steers else nullcontext() as steering:
-        found["answer"] = _shown(model, tokenizer, inputs, args, "steered" if args.compare else "")
-    if steering is None or steering.trace is None:
-        return found
-    found["concepts"] = {}
-    for concept in concepts:
-        tokens = [token for token in steering.trace.tokens(0, concept.name) if token.counted]
-        found["concepts"][concept.name] = {
-            "mean_h": sum(token.mean_h for token in tokens) / max(1, len(tokens)),
-            "max_h": max((token.max_h for token in tokens), default=0.0),
-            "tokens": [{"text": token.text, "h": token.max_h} for token in tokens],
-        }
-        seen += tokens
-        if live:
-            summary = found["concepts"][concept.name]
-            print(f"  {concept.name}: mean h {summary['mean_h']:.3f}, highest {summary['max_h']:.2f}")
+@dataclass
+class _Chat:
+    """A language model that answers, steered by concepts; `tokens` are all that gates have read so far."""
+
+    args: argparse.Namespace
+    concepts: dict[Concept, Strength]
+    model: Any
+    tokenizer: Any
+    tokens: list[llm.Token] = field(default_factory=list)
+
+    def answer(self, message: str) -> dict[str, Any]:
+        """One answer, and with --compare the one without concepts, shown as they come."""
+        args, document = self.args, dict[str, Any]()
+        inputs = asked(self.tokenizer, message).to(self.model.device)
+        if args.compare:
+            document["base"] = self._stream(inputs, "base")
+        names = ("phase", "combine", "within")
+        settings = {"gate": GATES[args.gate], "trace": True, **{name: getattr(args, name) for name in names}}
+        steers = bool(self.concepts) and not args.monitor
+        with (
+            llm.steer(self.model, self.concepts, tokenizer=self.tokenizer, **settings) if steers else nullcontext()
+        ) as steering:
+            document["answer"] = self._stream(inputs, "steered" if args.compare else "")
+        if steering is not None and steering.trace is not None:
+            document["concepts"] = {concept.name: self._read(steering.trace, concept) for concept in self.concepts}
+        return document
+
+    def _read(self, trace: llm.TextTrace, concept: Concept) -> dict[str, Any]:
+        """What one concept's gate read in the last answer, printed unless --json."""
+        tokens = [token for token in trace.tokens(0, concept.name) if token.counted]
+        self.tokens += tokens
+        mean_h = sum(token.mean_h for token in tokens) / max(1, len(tokens))
+        max_h = max((token.max_h for token in tokens), default=0.0)
+        if not self.args.json:
+            print(f"  {concept.name}: mean h {mean_h:.3f}, highest {max_h:.2f}")
             if sys.stdout.isatty():
                 print(f"  {llm.as_terminal(tokens)}")
-    return found
+        return {
+            "mean_h": mean_h,
+            "max_h": max_h,
+            "tokens": [{"text": token.text, "h": token.max_h} for token in tokens],
+        }
 
+    def _stream(self, inputs: Any, label: str) -> str:
+        """An answer, streamed to standard output unless --json."""
+        from transformers import TextStreamer
 
-def _shown(model: Any, tokenizer: Any, inputs: Any, args: argparse.Namespace, label: str) -> str:
-    """An answer, streamed to standard output unless --json."""
-    from transformers import TextStreamer
-
-    streamer = None
-    if not args.json:
-        if label:
-            print(f"{label}: ", end="", flush=True)
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    return answer(model, tokenizer, inputs, args.tokens, args.temperature, args.seed, streamer=streamer).text
+        args, streamer = self.args, None
+        if not args.json:
+            if label:
+                print(f"{label}: ", end="", flush=True)
+            streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        sampling = args.tokens, args.temperature, args.seed
+        return answer(self.model, self.tokenizer, inputs, *sampling, streamer=streamer).text

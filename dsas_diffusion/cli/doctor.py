@@ -11,24 +11,13 @@ from typing import Any
 from dsas_core import llm
 from dsas_core.concept import Concept, Intervention
 from dsas_core.llm.answer import answer, asked, unknown_words
-from dsas_core.opposition import Opposition
-from dsas_core.trace import Record, Trace
+from dsas_core.trace import Record
 
 from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from ..steer import steer
 from ..vocabulary import reading
-from .arguments import (
-    CONCEPT,
-    add_generation,
-    add_model,
-    add_words,
-    language_model,
-    number,
-    pipeline,
-    read_concepts,
-    refuse_generation,
-    words_by_name,
-)
+from . import arguments
+from .argument_types import number
 from .output import table, unknown_told
 
 #: a gate has fired when its score, before the site's weight, is at least this somewhere
@@ -42,43 +31,42 @@ LENGTH = 60
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which concept on which prompt."""
-    add_model(parser)
+    arguments.add_model(parser)
     parser.add_argument(
         "--concept",
         "-c",
         action="append",
         required=True,
         metavar="FOLDER",
-        help=f"{CONCEPT}; repeatable: the first is looked at, with the others beside it",
+        help=f"{arguments.CONCEPT}; repeatable: the first is looked at, with the others beside it",
     )
     parser.add_argument("--prompt", "-p", required=True, help="the prompt to look at")
     parser.add_argument("--strength", type=number, default=1.0, help="of the concept (default 1)")
-    add_words(parser)
-    add_generation(parser)
+    arguments.add_words(parser)
+    arguments.add_generation(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Draw or answer the prompt with and without the concept; what happened at each site, and what that means."""
-    concepts = list(read_concepts([(name, args.strength) for name in args.concept]))
-    document = _answered(args, concepts) if llm.is_language_model(args.model) else _drawn(args, concepts)
+    concepts = list(arguments.read_concepts([(name, args.strength) for name in args.concept]))
+    document = (_answer if llm.is_language_model(args.model) else _draw)(args, concepts)
     return {**document, "conclusions": conclusions(document)}
 
 
-def _answered(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
+def _answer(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
     """What happened in the answer to a message."""
-    refuse_generation(args)
+    arguments.refuse_generation(args)
     if args.words:
         args.usage(f"{args.model} is a language model, which draws nothing: it takes no --words")
-    model, tokenizer = language_model(args)
+    model, tokenizer = arguments.language_model(args)
     inputs = asked(tokenizer, args.prompt).to(model.device)
     with llm.steer(model, dict.fromkeys(concepts, args.strength), trace=True) as steering:
         steered = answer(model, tokenizer, inputs, LENGTH).text
-        reached, trace, opposition = set(steering.fired), steering.trace, steering.opposition()
+        observed = _observed(args, concepts, steering)
     base = answer(model, tokenizer, inputs, LENGTH).text
-    assert trace is not None
     tokens = inputs.input_ids.shape[1]
     return {
-        **_described(args, concepts, reached, trace, opposition),
+        **observed,
         "base": base,
         "steered": steered,
         "changed": base != steered,
@@ -88,20 +76,18 @@ def _answered(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str
     }
 
 
-def _drawn(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
+def _draw(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
     """What happened in the picture of a prompt."""
-    pipe = pipeline(args, steps_bar=True)
+    pipe = arguments.pipeline(args, steps_bar=True)
     settings = settings_of(pipe, args.steps, args.guidance, args.size)
-    drawing = pipe, [args.prompt], seeds_for([args.prompt], args.seed), settings
-    words = words_by_name(args.words)
+    generation = pipe, [args.prompt], seeds_for([args.prompt], args.seed), settings
+    words = arguments.words_by_name(args.words)
     with steer(pipe, dict.fromkeys(concepts, args.strength), words=words, trace=True) as steering:
-        steered = pictures_of(*drawing)[0]
-        reached, trace, opposition = set(steering.fired), steering.trace, steering.opposition()
-    base = pictures_of(*drawing)[0]
-    assert trace is not None
-    difference = change([base], [steered])[0]
+        steered = pictures_of(*generation)
+        observed = _observed(args, concepts, steering)
+    difference = change(pictures_of(*generation), steered)[0]
     return {
-        **_described(args, concepts, reached, trace, opposition),
+        **observed,
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,
@@ -113,26 +99,18 @@ def _drawn(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, A
     }
 
 
-def _described(
-    args: argparse.Namespace,
-    concepts: Sequence[Concept],
-    reached: set[str],
-    trace: Trace,
-    opposition: Sequence[Opposition],
-) -> dict[str, Any]:
+def _observed(args: argparse.Namespace, concepts: Sequence[Concept], steering: Any) -> dict[str, Any]:
     """What was asked for, what each site of the first concept saw and did, and how the concepts go together."""
-    concept = concepts[0]
+    concept, *others = concepts
     unit = concept.evidence.get("unit") or {}
     return {
         "concept": concept.name,
         "prompt": args.prompt,
         "strength": args.strength,
         "unit": concept.unit,
-        "sites": [
-            _site(concept, item, args.strength, str(item.site) in reached, trace) for item in concept.interventions
-        ],
-        "beside": [other.name for other in concepts[1:]],
-        "opposition": [{**asdict(line), "site": str(line.site)} for line in opposition],
+        "sites": [_site(concept, item, args.strength, steering) for item in concept.interventions],
+        "beside": [other.name for other in others],
+        "opposition": [{**asdict(pair), "site": str(pair.site)} for pair in steering.opposition()],
         "effect_reached_in_learning": unit.get("reached") if unit.get("trials") else None,
     }
 
@@ -145,7 +123,7 @@ def report(document: dict[str, Any]) -> None:
     if document["opposition"]:
         print("\nwhere shifts of two concepts go; opposed below -0.5, as their strengths are alike")
         headings = ("site", "first", "second", "cosine", "opposed")
-        table(headings, [[line[heading] for heading in headings] for line in document["opposition"]])
+        table(headings, [[pair[heading] for heading in headings] for pair in document["opposition"]])
     print(f"\nstrength {document['strength']:g}, unit {document['unit']:g}")
     if "pixel_difference" in document:
         print(f"the picture differs from the unsteered one by {document['pixel_difference']:.2f} of 255 on average\n")
@@ -157,16 +135,16 @@ def report(document: dict[str, Any]) -> None:
 
 def conclusions(document: dict[str, Any]) -> list[str]:
     """What the numbers mean, in plain language, the most likely reason first."""
-    found: list[str] = []
+    lines: list[str] = []
     sites, unchanged = document["sites"], not document["changed"]
-    made = "picture" if "pixel_difference" in document else "answer"
-    tool = "dsas generate" if made == "picture" else "dsas chat"
+    kind = "picture" if "pixel_difference" in document else "answer"
+    tool = "dsas generate" if kind == "picture" else "dsas chat"
     fired = [site for site in sites if site["fired"]]
     if document["strength"] == 0:
-        found.append("The strength is 0, so nothing can change.")
+        lines.append("The strength is 0, so nothing can change.")
     unreached = [site["site"] for site in sites if not site["reached"]]
     if unreached:
-        found.append(f"{len(unreached)} of {len(sites)} sites were never reached by the model: {', '.join(unreached)}.")
+        lines.append(f"{len(unreached)} of {len(sites)} sites were never reached by the model: {', '.join(unreached)}.")
     highest = max((site["max_score"] for site in sites), default=0.0)
     if not fired:
         near = "near 0 everywhere" if highest < NEAR else "low everywhere"
@@ -178,52 +156,51 @@ def conclusions(document: dict[str, Any]) -> list[str]:
             words = ", ".join(document["words"])
             unseen = f"The gate does not see the concept where the picture looks at {words}, or the prompt lacks that."
         score = f"highest score {highest:.2f} before its site's weight, and one fires at {FIRED}"
-        found.append(f"No site fired: h is {near} ({score}). {unseen}")
+        lines.append(f"No site fired: h is {near} ({score}). {unseen}")
     elif fmean(site["mean_score"] for site in sites) > 1 - NEAR:
-        found.append(
-            f"h is near 1 on everything: the gate does not choose, and the whole {made} is steered. That is right for "
+        lines.append(
+            f"h is near 1 on everything: the gate does not choose, and the whole {kind} is steered. That is right for "
             "the gate `on`; otherwise learn again with controls that are more like this prompt."
         )
     else:
-        found.append(f"{len(fired)} of {len(sites)} sites fired.")
+        lines.append(f"{len(fired)} of {len(sites)} sites fired.")
     heaviest = max((site["weight"] for site in sites), default=0.0)
     if heaviest < SMALL_WEIGHT:
-        found.append(
+        lines.append(
             f"The weights are small (at most {heaviest:.2f}): while learning, no site told the concept from its "
             "controls well. See `dsas show`; more prompts or other sites may help."
         )
     if unchanged and fired and document["strength"] != 0:
-        found.append(
-            f"Sites fired, yet the {made} hardly changed: there was nothing to change in it, or the dose is too small. "
+        lines.append(
+            f"Sites fired, yet the {kind} hardly changed: there was nothing to change in it, or the dose is too small. "
             "Try a larger --strength."
         )
     if not unchanged:
-        much = f", by {document['pixel_difference']:.1f} of 255 on average" if made == "picture" else ""
-        found.append(f"The {made} changed{much}.")
+        much = f", by {document['pixel_difference']:.1f} of 255 on average" if kind == "picture" else ""
+        lines.append(f"The {kind} changed{much}.")
     if document["effect_reached_in_learning"] is False:
-        found.append("While learning, no unit did all that is wanted without changing controls: expect less.")
+        lines.append("While learning, no unit did all that is wanted without changing controls: expect less.")
     if document["unknown_words"]:
-        told = unknown_told(document["unknown_words"])
-        found.append(f"{told[0].upper()}{told[1:]}.")
+        warning = unknown_told(document["unknown_words"])
+        lines.append(f"{warning[0].upper()}{warning[1:]}.")
     if document["tokens"] > document["tokens_read"]:
-        found.append(
+        lines.append(
             f"The prompt has {document['tokens']} tokens, of which the model reads {document['tokens_read']}: its end "
             "is cut off."
         )
-    return found
+    return lines
 
 
-def _site(concept: Concept, item: Intervention, strength: float, reached: bool, trace: Trace) -> dict[str, Any]:
+def _site(concept: Concept, item: Intervention, strength: float, steering: Any) -> dict[str, Any]:
     """What one site saw and did, over all steps and positions."""
-    site = str(item.site)
+    site, trace = str(item.site), steering.trace
     records = [record for record in trace.select(concept.name, site) if record.h.numel()]
     mean_h, max_h = trace.mean_h(concept.name, site), trace.highest_h(concept.name, site)
     counted = sum(_masked(r, r.h.new_ones(r.h.shape)).sum().item() for r in records)
-    change = sum(_masked(r, r.change).sum().item() for r in records) / max(1.0, counted)
     weight = max(item.weights)
     return {
         "site": site,
-        "reached": reached,
+        "reached": site in steering.fired,
         "fired": max_h >= FIRED * weight > 0,
         "mean_h": mean_h,
         "max_h": max_h,
@@ -231,7 +208,7 @@ def _site(concept: Concept, item: Intervention, strength: float, reached: bool, 
         "mean_score": mean_h / (weight or 1),
         "max_score": max_h / (weight or 1),
         "dose": 0.0 if item.watches else strength * concept.unit * mean_h,
-        "relative_change": change,
+        "relative_change": sum(_masked(r, r.change).sum().item() for r in records) / max(1.0, counted),
     }
 
 

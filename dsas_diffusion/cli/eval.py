@@ -28,15 +28,13 @@ from ..judges import CallableJudge, imported, judge_from
 from ..learn import Lesson
 from ..masks import CallableMasks, masks_from, masks_of
 from ..similarity import ssim
+from .argument_types import concept_alone, number, positive
 from .arguments import (
     CONCEPT,
     add_model,
     add_settings,
-    concept_alone,
     language_model,
-    number,
     pipeline,
-    positive,
     refuse_generation,
     share_of,
     shows_progress,

@@ -18,22 +18,11 @@ from dsas_core.provenance import versions
 from dsas_core.strengths import Auto, Strength
 
 from .. import __version__, viz
-from ..families import family_of
+from ..adapter import adapt
 from ..generation import Settings, decode, latent_batches, pictures_of, seeds_for, settings_of
 from ..steer import steer
 from ..vocabulary import unknown_words
-from .arguments import (
-    GATES,
-    add_attaching,
-    add_concepts,
-    add_generation,
-    add_model,
-    add_schedule,
-    add_words,
-    pipeline,
-    read_concepts,
-    words_by_name,
-)
+from . import arguments
 from .output import IMAGE_FORMATS, as_json, encoded, free_files, free_folder, unknown_told, write_files, write_folder
 
 #: the settings, in a folder of pictures
@@ -44,13 +33,13 @@ OURS = rf"{re.escape(SETTINGS)}|{re.escape(COMPARISON)}|\d{{3,}}(-[\w.-]+)?\.png
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to draw, how to steer it, and where to."""
-    add_model(parser)
+    arguments.add_model(parser)
     parser.add_argument("--prompt", "-p", action="append", required=True, help="what to draw; repeatable")
-    add_concepts(parser)
-    add_words(parser)
-    add_schedule(parser)
-    add_attaching(parser)
-    add_generation(parser)
+    arguments.add_concepts(parser)
+    arguments.add_words(parser)
+    arguments.add_schedule(parser)
+    arguments.add_attaching(parser)
+    arguments.add_generation(parser)
     parser.add_argument(
         "--compare", action="store_true", help="add the unsteered pictures, and maps of where the concepts were seen"
     )
@@ -78,14 +67,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise DSASError(f"{out}: pictures are written as {', '.join(IMAGE_FORMATS)}; without a suffix, into a folder")
     else:
         free_folder(out, OURS, args.overwrite)
-    concepts = read_concepts(args.concept)
+    concepts = arguments.read_concepts(args.concept)
 
-    pipe = pipeline(args, steps_bar=True)
+    pipe = arguments.pipeline(args, steps_bar=True)
     unknown = unknown_words(pipe, args.prompt)
     if unknown:
         warnings.warn(unknown_told(unknown), stacklevel=2)
     settings = settings_of(pipe, args.steps, args.guidance, args.size)
-    columns = _drawn(pipe, args, concepts, settings)
+    columns = _draw(pipe, args, concepts, settings)
     document = _document(pipe, args, concepts, settings)
     if suffix in IMAGE_FORMATS:
         single = len(args.prompt) == 1 and not args.compare
@@ -112,30 +101,33 @@ def report(document: dict[str, Any]) -> None:
     print(f"wrote {count} picture{'s' if count > 1 else ''} to {out}, settings to {settings}")
 
 
-def _drawn(
+def _steering(args: argparse.Namespace) -> dict[str, Any]:
+    """The options on how to steer, by their names in `steer` and in the settings that are written."""
+    names = ("gate", "combine", "within", "schedule", "interpolate_bins", "rows", "attach")
+    return {**{name: getattr(args, name) for name in names}, "words": arguments.words_by_name(args.words)}
+
+
+def _draw(
     pipe: Any, args: argparse.Namespace, concepts: Mapping[Concept, Strength], settings: Settings
 ) -> dict[str, list[Image.Image]]:
     """Pictures by kind: "base", "picture" (steered, where there are concepts), and a map of h for each concept."""
     seeds = seeds_for(args.prompt, args.seed)
     if not concepts:
         return {"picture": pictures_of(pipe, args.prompt, seeds, settings)}
-    columns: dict[str, list[Image.Image]] = {}
-    settled = {"gate": GATES[args.gate], "combine": args.combine, "within": args.within, "trace": args.compare}
-    settled |= {"schedule": args.schedule, "interpolate_bins": args.interpolate_bins}
-    settled |= {"rows": args.rows, "attach": args.attach}
-    settled["words"] = words_by_name(args.words)
-    with steer(pipe, dict(concepts.items()), **settled) as steering:
-        columns["picture"] = []
+    columns: dict[str, list[Image.Image]] = {"picture": []}
+    # a site in the text sees no patches
+    denoiser = adapt(pipe).family.denoiser
+    in_patches = [concept.name for concept in concepts if any(site.root == denoiser for site in concept.sites)]
+    how = {**_steering(args), "gate": arguments.GATES[args.gate], "trace": args.compare}
+    with steer(pipe, dict(concepts), **how) as steering:
         for latents in latent_batches(pipe, args.prompt, seeds, settings):
-            drawn = decode(pipe, latents)
-            columns["picture"] += drawn
+            pictures = decode(pipe, latents)
+            columns["picture"] += pictures
             if steering.trace is None:
                 continue
-            for concept in concepts:
-                if not any(site.root == family_of(pipe).denoiser for site in concept.sites):
-                    continue  # a site in the text sees no patches
-                maps = [steering.trace.heatmap(concept.name, picture, image=i) for i, picture in enumerate(drawn)]
-                columns.setdefault(f"where {concept.name}", []).extend(maps)
+            for name in in_patches:
+                maps = [steering.trace.heatmap(name, picture, image=i) for i, picture in enumerate(pictures)]
+                columns.setdefault(f"where {name}", []).extend(maps)
     if args.compare:
         columns = {"base": pictures_of(pipe, args.prompt, seeds, settings), **columns}
     return columns
@@ -150,27 +142,16 @@ def _document(
         "model": args.model,
         "concepts": [
             {
-                "concept": name,
+                "concept": given,
                 "name": concept.name,
                 "strength": str(strength) if isinstance(strength, Auto) else strength,
                 "unit": concept.unit,
             }
-            for (name, _), (concept, strength) in zip(args.concept, concepts.items(), strict=True)
+            for (given, _), (concept, strength) in zip(args.concept, concepts.items(), strict=True)
         ],
-        "gate": args.gate,
-        "combine": args.combine,
-        "within": args.within,
+        **_steering(args),
         "schedule": None if args.schedule is None else args.schedule.points,
-        "interpolate_bins": args.interpolate_bins,
-        "rows": args.rows,
-        "attach": args.attach,
-        "words": words_by_name(args.words),
-        "seed": args.seed,
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "size": settings.size,
-        "device": str(pipe.device),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
+        **arguments.generation_record(args, pipe, settings),
         "pictures": [{"prompt": prompt, "noise_seed": seed} for prompt, seed in zip(args.prompt, seeds, strict=True)],
         "versions": {"dsas": __version__, **versions("diffusers", "transformers")},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 from dsas_core import llm
 from dsas_core.cloud import RANK
-from dsas_core.concept import FILES
-from dsas_core.errors import DSASError
+from dsas_core.concept import FILES, Concept
+from dsas_core.errors import PromptError
 from dsas_core.files import replacing_folder
 from dsas_core.hints import hints
 from dsas_core.llm.prompts import turns
@@ -21,22 +22,12 @@ from dsas_core.prompts import COUNT, PromptSet, draft, is_name, read
 from dsas_core.recipe import Recipe, recipe_of
 
 from ..learn import Lesson
-from ..masks import masks_of
+from ..masks import Masks, masks_of
 from ..samples import illustrate, illustrated
 from ..vocabulary import unknown_words
-from . import show
-from .arguments import (
-    add_generation,
-    add_model,
-    edges,
-    language_model,
-    name_and_value,
-    pipeline,
-    positive,
-    refuse_generation,
-    share_of,
-    shows_progress,
-)
+from . import arguments
+from .argument_types import edges, name_and_value, positive
+from .concept_report import describe_concept, report_evidence
 from .output import free_folder, unknown_told
 
 #: the drafted prompt file, in the concept's folder
@@ -46,33 +37,45 @@ OURS = "|".join(map(re.escape, (*FILES, PROMPTS)))
 #: fields of a recipe that have no option of their own
 RECIPE = [field.name for field in fields(Recipe) if field.name not in ("method", "gate", "options", "seed")]
 
+#: gives a concept samples for its card
+Draw = Callable[[Concept], Concept]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """From what, by which method, and where to."""
-    add_model(parser)
+    arguments.add_model(parser)
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompts", metavar="FILE", help="a prompt file (YAML, see prompts/)")
     prompts.add_argument("--from", dest="source", metavar="PHRASE", help='what to change, for example "banana"')
     parser.add_argument("--to", dest="target", metavar="PHRASE", help='what into, for example "blurred banana"')
     parser.add_argument("--name", help="of the concept (default: what the prompt file says)")
+    _add_recipe(parser)
+    parser.add_argument("--count", type=positive, default=COUNT, metavar="N", help=f"source prompts (default {COUNT})")
+    arguments.add_generation(parser)
+    parser.add_argument(
+        "--store",
+        metavar="FOLDER",
+        help="keep what is read of the model there, not in memory: an interrupted run goes on, and processes that "
+        "`accelerate launch` starts share it",
+    )
+    parser.add_argument("--out", "-o", required=True, metavar="FOLDER", help="where to save the concept")
+    parser.add_argument(
+        "--no-strip",
+        action="store_true",
+        help="leave samples out of its card: a strip of pictures of a held-out source prompt and a control prompt, of "
+        "language models the answers to them",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a concept that is there")
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    """--method, --gate, --option, --recipe, --masks, --sites, --cloud, --edges."""
     parser.add_argument("--method", default="caa", help="how to change, see `dsas methods` (default caa)")
     parser.add_argument("--gate", help="when to change, see `dsas methods` (default: the method's own, or dsas)")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        type=name_and_value,
-        metavar="NAME=VALUE",
-        help="of the method, see `dsas methods`; repeatable",
-    )
-    parser.add_argument(
-        "--recipe",
-        action="append",
-        default=[],
-        type=name_and_value,
-        metavar="NAME=VALUE",
-        help=f"how it is fitted: {', '.join(RECIPE)} (dsas_core.recipe.Recipe); repeatable",
-    )
+    values: dict[str, Any] = {"action": "append", "type": name_and_value, "metavar": "NAME=VALUE"}
+    parser.add_argument("--option", default=[], **values, help="of the method, see `dsas methods`; repeatable")
+    recipe_help = f"how it is fitted: {', '.join(RECIPE)} (dsas_core.recipe.Recipe); repeatable"
+    parser.add_argument("--recipe", default=[], **values, help=recipe_help)
     parser.add_argument(
         "--masks",
         metavar="MODULE:FUNCTION",
@@ -98,22 +101,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timesteps, ascending, that separate bins with a probe and map of their own (default: 500), or none, "
         "as for models that take one step",
     )
-    parser.add_argument("--count", type=positive, default=COUNT, metavar="N", help=f"source prompts (default {COUNT})")
-    add_generation(parser)
-    parser.add_argument(
-        "--store",
-        metavar="FOLDER",
-        help="keep what is read of the model there, not in memory: an interrupted run goes on, and processes that "
-        "`accelerate launch` starts share it",
-    )
-    parser.add_argument("--out", "-o", required=True, metavar="FOLDER", help="where to save the concept")
-    parser.add_argument(
-        "--no-strip",
-        action="store_true",
-        help="leave samples out of its card: a strip of pictures of a held-out source prompt and a control prompt, of "
-        "language models the answers to them",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a concept that is there")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -123,50 +110,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # All that can be wrong is found before the long work begins.
     folder = free_folder(args.out, OURS, args.overwrite)
     text = llm.is_language_model(args.model)
-    if not text and args.prompts is not None and turns(read(args.prompts).expanded("source")[0]):
-        raise DSASError(
-            f"{args.prompts} holds conversations, but {args.model} draws pictures: pass --model builtin:chat, or "
-            "another language model"
-        )
-    if text:
-        refuse_generation(args)
-        if args.source is not None:
-            args.usage(f"{args.model} is a language model: it learns from --prompts, not from two phrases")
-        if args.masks is not None:
-            args.usage(f"{args.model} is a language model: name spans in the prompt file, not --masks")
-        if args.store is not None:
-            args.usage(f"{args.model} is a language model, what it shows stays in memory: leave --store out")
-        if args.edges is not None:
-            args.usage(f"{args.model} is a language model, which has no timesteps: leave --edges out")
+    _check_model(args, text)
     prompts, drafted = _prompts(args)
-    drawn = prompts.draw(args.count, args.seed)
-    advice = hints(drawn)
+    advice = hints(prompts.draw(args.count, args.seed))
     recipe: dict[str, Any] = {"options": dict(args.option), "cloud": RANK if args.cloud else 0} | dict(args.recipe)
     checked = recipe_of({"method": args.method, "gate": args.gate, **recipe})
     masks = None if text or not (args.masks or checked.supervised) else masks_of(prompts, args.masks)
-    if not args.json:
-        for line in (*([drafted] if drafted else []), *(f"hint: {hint}" for hint in advice)):
-            print(line, flush=True)
+    _print(args, *([drafted] if drafted else []), *(f"hint: {hint}" for hint in advice))
 
-    share = share_of(args)
+    share = arguments.share_of(args)
     if share.processes > 1 and args.store is None:
         args.usage("several processes share what they read in a folder: pass --store")
-    settings: dict[str, Any] = {name: getattr(args, name) for name in ("sites", "seed", "count")}
-    settings["show_progress"] = shows_progress(args)
-    if text:
-        if args.sites and len(args.sites) == 1:
-            settings["sites"] = args.sites[0]
-        model, tokenizer = language_model(args)
-        lesson: Lesson | llm.Lesson = llm.Lesson(model, tokenizer, prompts, **settings)
-        draw = partial(llm.illustrate, model, tokenizer)
-    else:
-        settings |= {"steps": args.steps, "guidance": args.guidance, "size": args.size, "edges": args.edges}
-        pipe = pipeline(args)
-        unknown = unknown_words(pipe, [text for side in drawn.values() for text in side])
-        if unknown and not args.json:
-            print(f"hint: {unknown_told(unknown)}", flush=True)
-        lesson = Lesson(pipe, prompts, masks=masks, store=args.store, **settings)
-        draw = partial(illustrate, pipe, show_progress=shows_progress(args))
+    lesson, draw = _text_lesson(args, prompts) if text else _picture_lesson(args, prompts, masks)
     if share.process > 0:  # the first goes on with what all have read
         lesson.captured(checked)
         share.wait()
@@ -180,17 +135,74 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if drafted:
             (unfinished / PROMPTS).write_text(drafted, encoding="utf-8")
     share.wait()
-    return {"first": True, "out": args.out, "drafted": bool(drafted), **show.described(concept, folder)}
+    return {"first": True, "out": args.out, "drafted": bool(drafted), **describe_concept(concept, folder)}
 
 
 def report(document: dict[str, Any]) -> None:
     """The evidence, and where the concept is."""
     if not document["first"]:
         return
-    show.report_evidence(document)
+    report_evidence(document)
     print(f"\nsaved {document['name']} in {document['out']}")
     if document["drafted"]:
         print(f"its prompts were drafted: edit {document['out']}/{PROMPTS} and pass it as --prompts to do better")
+
+
+def _check_model(args: argparse.Namespace, text: bool) -> None:
+    """Refuse what a model of pictures, or one of texts, does not take."""
+    if not text:
+        if args.prompts is not None and turns(read(args.prompts).expanded("source")[0]):
+            raise PromptError(
+                f"{args.prompts} holds conversations, but {args.model} draws pictures: pass --model builtin:chat, or "
+                "another language model"
+            )
+        return
+    arguments.refuse_generation(args)
+    for value, reason in (
+        (args.source, ": it learns from --prompts, not from two phrases"),
+        (args.masks, ": name spans in the prompt file, not --masks"),
+        (args.store, ", what it shows stays in memory: leave --store out"),
+        (args.edges, ", which has no timesteps: leave --edges out"),
+    ):
+        if value is not None:
+            args.usage(f"{args.model} is a language model{reason}")
+
+
+def _text_lesson(args: argparse.Namespace, prompts: PromptSet) -> tuple[Lesson | llm.Lesson, Draw]:
+    """Prompts to learn from with a language model, and what makes samples for the card."""
+    model, tokenizer = arguments.language_model(args)
+    sites = args.sites[0] if args.sites and len(args.sites) == 1 else args.sites
+    lesson = llm.Lesson(
+        model,
+        tokenizer,
+        prompts,
+        sites=sites,
+        seed=args.seed,
+        count=args.count,
+        show_progress=arguments.shows_progress(args),
+    )
+    return lesson, partial(llm.illustrate, model, tokenizer)
+
+
+def _picture_lesson(
+    args: argparse.Namespace, prompts: PromptSet, masks: Masks | None
+) -> tuple[Lesson | llm.Lesson, Draw]:
+    """Prompts to learn from with a pipeline, and what makes samples for the card."""
+    pipe = arguments.pipeline(args)
+    sides = prompts.draw(args.count, args.seed)
+    unknown = unknown_words(pipe, [prompt for side in sides.values() for prompt in side])
+    _print(args, *([f"hint: {unknown_told(unknown)}"] if unknown else []))
+    names = ("sites", "seed", "count", "steps", "guidance", "size", "edges", "store")
+    settings = {name: getattr(args, name) for name in names}
+    lesson = Lesson(pipe, prompts, masks=masks, show_progress=arguments.shows_progress(args), **settings)
+    return lesson, partial(illustrate, pipe, show_progress=arguments.shows_progress(args))
+
+
+def _print(args: argparse.Namespace, *lines: str) -> None:
+    """Print lines for people, unless --json."""
+    if not args.json:
+        for line in lines:
+            print(line, flush=True)
 
 
 def _prompts(args: argparse.Namespace) -> tuple[PromptSet, str]:

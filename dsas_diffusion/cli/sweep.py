@@ -23,6 +23,7 @@ from ..animation import ANIMATIONS, looped
 from ..generation import Settings, change, decode, latent_batches, seeds_for, settings_of
 from ..samples import ENDS
 from ..steer import steer
+from .argument_types import concept_alone, number, positive
 from .arguments import (
     CONCEPT,
     GATES,
@@ -31,10 +32,8 @@ from .arguments import (
     add_model,
     add_within,
     add_words,
-    concept_alone,
-    number,
+    generation_record,
     pipeline,
-    positive,
     shows_progress,
     words_by_name,
 )
@@ -191,12 +190,7 @@ def _document(
         "strengths": list(strengths),
         "within": args.within,
         "words": words_by_name(args.words),
-        "seed": args.seed,
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "size": settings.size,
-        "device": str(pipe.device),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
+        **generation_record(args, pipe, settings),
         "rows": [
             {
                 "prompt": row.prompt,

@@ -15,6 +15,7 @@ from .strip import StripTab
 from .studio import Studio
 from .talk import Talk
 from .text import TextTab
+from .theme import STYLE, theme
 from .where import WhereTab
 
 #: visitors that may wait; one more is asked to come back
@@ -38,7 +39,7 @@ def build(studio: Studio, talk: Talk | None = None, saves: Path | None = None) -
             with gr.Tab("Create", id="create"):
                 create = CreateTab(studio, session)
             with gr.Tab("Where it steered", id="where"):
-                WhereTab(session, create.drawn)
+                WhereTab(session, create.draw_events)
             with gr.Tab("Strip", id="strip"):
                 strip = StripTab(create)
             with gr.Tab("Learn", id="learn"):
@@ -65,8 +66,8 @@ def serve(page: gr.Blocks, host: str | None, port: int | None, *, share: bool = 
         server_port=port,
         share=share,
         prevent_thread_lock=True,
-        theme=look.theme(),
-        css_paths=look.STYLE,
+        theme=theme(),
+        css_paths=STYLE,
         footer_links=["settings"],
         max_file_size=MOST_UPLOADED,
         state_session_capacity=REMEMBERED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +17,25 @@ def by_name(concepts: Sequence[Concept], roots: Roots) -> dict[str, Concept]:
     Raises:
         DSASError: one that does not fit the model of these roots, or two of one name.
     """
-    found: dict[str, Concept] = {}
+    named: dict[str, Concept] = {}
     for concept in concepts:
-        if concept.name in found:
+        if concept.name in named:
             raise DSASError(f"two concepts are named {concept.name!r}: load one of them")
         concept.check(roots)
-        found[concept.name] = concept
-    return found
+        named[concept.name] = concept
+    return named
+
+
+def gate_of(request: Any) -> str | None:
+    """The gate that an order or a question asks for, as `steer` takes it."""
+    return None if request.gate == "dsas" else request.gate
+
+
+def keep_latest(results: OrderedDict[Any, Any], key: Any, result: Any, most: int) -> None:
+    """Keep a result by what was asked for; the oldest go."""
+    results[key] = result
+    while len(results) > most:
+        results.popitem(last=False)
 
 
 def opposed(steering: Any) -> tuple[tuple[str, str], ...]:

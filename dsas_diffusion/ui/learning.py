@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Unwanted(Exception):  # noqa: N818  nothing went wrong
 
 
 @dataclass(frozen=True)
-class Wish:
+class LearnRequest:
     """What somebody wants to learn; all that can be wrong is found before the long work begins.
 
     Args:
@@ -99,23 +100,21 @@ class Learning:
 
     Args:
         studio: whose model is learned on: a copy where it is small, else nobody draws meanwhile.
-        wish: what to learn.
+        request: what to learn.
 
     Example:
-        >>> with Learning(studio, wish) as learning:
+        >>> with Learning(studio, request) as learning:
         ...     for standing in learning.watch():
         ...         print(standing.share)
         ...     concept = learning.concept()
     """
 
-    def __init__(self, studio: Studio, wish: Wish) -> None:
-        self.studio, self.wish = studio, wish
+    def __init__(self, studio: Studio, request: LearnRequest) -> None:
+        self.studio, self.request = studio, request
         self._unwanted = threading.Event()
-        self._ended = threading.Event()
         self._began = self._looked = time.monotonic()
         self._progress = Progress("capturing", 0, 1)
-        self._concept: Concept | None = None
-        self._error: BaseException | None = None
+        self._result: Future[Concept] = Future()
         self._thread = threading.Thread(target=self._run, name="learning", daemon=True)
 
     def __enter__(self) -> Learning:
@@ -135,7 +134,7 @@ class Learning:
 
     def join(self, seconds: float | None = None) -> bool:
         """Wait until it has ended; whether it has."""
-        return self._ended.wait(seconds)
+        return bool(wait([self._result], seconds).done)
 
     def watch(self, look: float = LOOK) -> Iterator[Standing]:
         """How far it is, every so many seconds, until it has ended."""
@@ -152,15 +151,12 @@ class Learning:
         Raises:
             Unwanted: it was ended. DSASError, or another: it failed.
         """
-        self.join()
-        if self._error is not None:
-            raise self._error
-        assert self._concept is not None
-        return self._concept
+        return self._result.result()
 
     def _standing(self) -> Standing:
         progress, seconds = self._progress, time.monotonic() - self._began
-        share = 1.0 if self._concept is not None else share_done(progress, self.wish.count)
+        learned = self._result.done() and self._result.exception() is None
+        share = 1.0 if learned else share_done(progress, self.request.count)
         left = seconds * (1 - share) / share if share > 0.02 else None
         stage = STAGES.get(progress.label, progress.label)
         tries = progress.label == "choosing the unit"  # nobody knows how many it will take
@@ -171,44 +167,30 @@ class Learning:
 
     def _run(self) -> None:
         try:
-            with listening(self._hear):
-                self._concept = self._learned()
+            with listening(self._listen):
+                self._result.set_result(self._learn())
         except BaseException as error:  # whoever watches is told
-            self._error = error
-        finally:
-            self._ended.set()
+            self._result.set_exception(error)
 
-    def _learned(self) -> Concept:
-        wish = self.wish
+    def _learn(self) -> Concept:
+        request = self.request
         pipe, lock = self.studio.apart()
         while not lock.acquire(timeout=LOOK):  # others draw with it
-            self._hear(self._progress)
+            self._listen(self._progress)
         try:
-            self._hear(self._progress)
-            lesson = Lesson(
-                pipe, wish.prompts, sites=wish.sites, steps=wish.steps, count=wish.count, show_progress=True
-            )
-            concept = lesson.learn(wish.method, wish.gate)
+            self._listen(self._progress)
+            settings: dict[str, Any] = {"sites": request.sites, "steps": request.steps, "count": request.count}
+            lesson = Lesson(pipe, request.prompts, show_progress=True, **settings)
+            concept = lesson.learn(request.method, request.gate)
             # of a model in a folder, the folder's name is told, and not where it is on this machine
             model = self.studio.model
-            told = Path(model).name if Path(model).exists() else model
-            concept = replace(concept, provenance={**concept.provenance, "model": told})
-            return illustrated(concept, lambda one: illustrate(pipe, one, show_progress=True))
+            named = Path(model).name if Path(model).exists() else model
+            concept = replace(concept, provenance={**concept.provenance, "model": named})
+            return illustrated(concept, lambda learned: illustrate(pipe, learned, show_progress=True))
         finally:
             lock.release()
 
-    def _hear(self, progress: Progress) -> None:
+    def _listen(self, progress: Progress) -> None:
         self._progress = progress
         if self.cancelled or time.monotonic() - self._looked > PATIENCE:
             raise Unwanted
-
-
-def content_of(name: str, description: str, sides: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """A prompt file of plain texts, by side; braces are letters like others."""
-    plain = {side: [text.replace("{", "{{").replace("}", "}}") for text in texts] for side, texts in sides.items()}
-    return {"name": name, "description": description, **plain}
-
-
-def lines(text: str) -> list[str]:
-    """The prompts in a text box, one to a line."""
-    return [line.strip() for line in text.splitlines() if line.strip()]

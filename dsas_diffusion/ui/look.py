@@ -1,4 +1,4 @@
-"""How the demo looks: its theme, its style sheet, and the pieces of HTML that it draws.
+"""The pieces of HTML that the demo draws.
 
 Whatever comes from outside (names, prompts, tokens) is escaped here, and nowhere else is HTML made. What Gradio itself
 makes HTML of is escaped as well: messages in `session.friendly`, what stands below a slider by `unmarked`.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from itertools import takewhile
 
 from dsas_core import llm
 from dsas_core.card import unit_in_words
@@ -19,12 +18,9 @@ from dsas_core.sites import Site
 
 from ..schedule import Schedule
 from ..sites import site_name
-from .studio import Drawing, Seen
-from .talk import Read, Reply
+from .drawing import Drawing, GateReading
+from .talk import Reply, TokenReading
 
-#: fonts that every system has: nothing is fetched from elsewhere
-FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
-FIXED = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 #: what is less than this is 0.00
 SHOWN = 0.005
 #: marks -> characters that look like them
@@ -35,79 +31,56 @@ HEADING = (
     "<h1>DSAS: concept sliders</h1><p>Steer a concept, leave the rest alone. A small probe at each layer says where "
     "the concept is; only there the picture changes.</p>"
 )
-STYLE = Path(__file__).with_name("page.css")
-
-
-def theme() -> Any:
-    """Quiet, light and dark, with nothing that is fetched from elsewhere."""
-    import gradio as gr
-
-    titles = {"block_title_background_fill": "transparent", "block_title_text_color": "*body_text_color"}
-    labels = {"block_label_background_fill": "*background_fill_primary", "block_label_text_color": "*body_text_color"}
-    edges = {"checkbox_border_color": "*neutral_400", "input_border_width": "1px", "input_border_color": "*neutral_300"}
-    dim = {"checkbox_border_color_dark": "*neutral_500", "input_border_color_dark": "*neutral_600"}
-    same = {**titles, **labels}
-    dark = {f"{name}_dark": value for name, value in same.items()}
-    return gr.themes.Soft(
-        primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=FIXED
-    ).set(**same, **dark, **edges, **dim, block_title_padding="0", block_shadow="none", block_border_width="1px")
 
 
 def explained(drawing: Drawing | None) -> str:
     """What each concept's gate said, and what became of the picture; how long it took."""
     if drawing is None:
         return '<p class="quiet">Nothing is drawn before you ask: write a prompt, move a slider, press “Draw”.</p>'
-    lines = [_line(drawing, seen) for seen in drawing.seen]
-    if len(drawing.seen) > 1 and not drawing.untouched:
+    lines = [_picture_line(drawing, gate) for gate in drawing.gates]
+    if len(drawing.gates) > 1 and not drawing.untouched:
         lines.append(_item("", f"Together: {_moved(drawing)}."))
     if drawing.steered is None:
         lines = [_item("", "steering …")]
     elif not lines:
         lines = [_item("", "All sliders are at 0: both pictures are the unsteered one.")]
-    lines += map(_pulling, drawing.opposed)
-    lines += [_item("warned", told) for told in _misread(drawing)]
-    # the same words once more are told once more, and those who wait for them see that
-    told = f'<ul class="told" role="status" data-at="{drawing.at}">{"".join(lines)}</ul>'
-    return f'{told}<p class="quiet">{_timing(drawing)}</p>'
+    check = drawing.prompt_check
+    warnings = [_(unknown(check.unknown_words))] if check.unknown_words else []
+    if check.cut_off:
+        warnings.append(
+            f"The prompt has {check.tokens} tokens, of which the model reads the first {check.tokens_read}."
+        )
+    lines += [*map(_pulling, drawing.opposed), *(_item("warned", warning) for warning in warnings)]
+    return _report(lines, drawing.at, _timing(drawing))
 
 
-def _line(drawing: Drawing, seen: Seen) -> str:
-    name = f"<b>{_(seen.concept)}</b>"
-    said = f"mean gate {seen.mean_h:.2f} on this prompt, {seen.highest_h:.2f} where it is highest"
+def _picture_line(drawing: Drawing, gate: GateReading) -> str:
+    name = f"<b>{_(gate.concept)}</b>"
     if drawing.order.gate == "off":
         return _item("untouched", f"{name}: its gate is off, so nothing is steered.")
     if drawing.order.gate == "on":
         return _item("steered", f"{name}: always on, everything is steered; {_moved(drawing)}.")
+    summary = f"{name}: mean gate {gate.mean_h:.2f} on this prompt, {gate.highest_h:.2f} where it is highest"
     if drawing.untouched:
-        return _item("untouched", f"{name}: {said}: the picture is untouched{_if_moved(drawing)}.")
-    if seen.highest_h < IDLE:
-        return _item("untouched", f"{name}: {said}: it has next to nothing to do here.")
-    words = ", ".join(f"“{_(word)}”" for word in seen.words)
-    at = f" It opens at {words}." if words else ""
-    return _item("steered", f"{name}: {said}{f'; {_moved(drawing)}' if len(drawing.seen) == 1 else ''}.{at}")
-
-
-def _misread(drawing: Drawing) -> list[str]:
-    """What the model makes of the prompt otherwise than people would."""
-    read, told = drawing.reading, []
-    if read.unknown_words:
-        told.append(_(unknown(read.unknown_words)))
-    if read.cut_off:
-        told.append(f"The prompt has {read.tokens} tokens, of which the model reads the first {read.tokens_read}.")
-    return told
+        exactly = f" ({drawing.moved:.2f} of 255)" if drawing.moved else ", bit for bit"
+        return _item("untouched", f"{summary}: the picture is untouched{exactly}.")
+    if gate.highest_h < IDLE:
+        return _item("untouched", f"{summary}: it has next to nothing to do here.")
+    words = f" It opens at {_(_quoted(gate.words))}." if gate.words else ""
+    return _item("steered", f"{summary}{f'; {_moved(drawing)}' if len(drawing.gates) == 1 else ''}.{words}")
 
 
 def unknown(words: Sequence[str]) -> str:
     """What the built-in model does with words that it does not know; plain text."""
-    return f"This model does not know {', '.join(f'“{word}”' for word in words)}: it takes them for something else."
+    return f"This model does not know {_quoted(words)}: it takes them for something else."
+
+
+def _quoted(words: Sequence[str]) -> str:
+    return ", ".join(f"“{word}”" for word in words)
 
 
 def _moved(drawing: Drawing) -> str:
     return f"the picture moved by {drawing.moved:.1f} of 255"
-
-
-def _if_moved(drawing: Drawing) -> str:
-    return f" ({drawing.moved:.2f} of 255)" if drawing.moved else ", bit for bit"
 
 
 def _timing(drawing: Drawing) -> str:
@@ -126,11 +99,16 @@ def _item(kind: str, content: str) -> str:
     return f'<li class="{kind}">{content}</li>'
 
 
+def _report(items: Sequence[str], at: float, times: str) -> str:
+    """A list that is read out when it changes; the same words once more are a change, by their time."""
+    return f'<ul class="told" role="status" data-at="{at}">{"".join(items)}</ul><p class="quiet">{times}</p>'
+
+
 def replied(reply: Reply | None) -> str:
     """What each concept's gate said of a message, and what became of the answer; how fast it was written."""
     if reply is None:
         return '<p class="quiet">Nothing is written before you ask: write a message, move a slider, press “Send”.</p>'
-    lines = [_read_line(reply, read) for read in reply.read]
+    lines = [_text_line(reply, gate) for gate in reply.gates]
     if reply.steered is None:
         lines = [_item("", "writing without steering …")]
     elif not reply.whole:
@@ -139,34 +117,29 @@ def replied(reply: Reply | None) -> str:
         lines = [_item("", "There is no concept to steer with: name one with --text-concepts.")]
     lines += map(_pulling, reply.opposed)
     if reply.unknown:
-        words = ", ".join(f"“{_(word)}”" for word in reply.unknown)
-        lines.append(_item("warned", f"This model does not know {words}, and cannot heed it."))
-    told = f'<ul class="told" role="status" data-at="{reply.at}">{"".join(lines)}</ul>'
-    return f'{told}<p class="quiet">{_speeds(reply)}</p>'
+        lines.append(_item("warned", f"This model does not know {_(_quoted(reply.unknown))}, and cannot heed it."))
+    return _report(lines, reply.at, _speeds(reply))
 
 
-def _read_line(reply: Reply, read: Read) -> str:
-    name, said = f"<b>{_(read.concept)}</b>", f"mean gate {_mean(read.message):.2f} on this message"
-    if _mean(read.answer) >= SHOWN:
-        said += f", {_mean(read.answer):.2f} on the answer"
-    became = "the answer is the same, token for token" if reply.same else _parted(reply)
+def _text_line(reply: Reply, gate: TokenReading) -> str:
+    name, summary = f"<b>{_(gate.concept)}</b>", f"mean gate {_mean(gate.message):.2f} on this message"
+    if _mean(gate.answer) >= SHOWN:
+        summary += f", {_mean(gate.answer):.2f} on the answer"
+    result = "the answer is the same, token for token" if reply.same else _parting(reply)
     if reply.question.gate == "off":
         return _item("untouched", f"{name}: its gate is off, so nothing is steered.")
-    if read.strength == 0:
-        return _item("", f"{name}: at 0 it changes nothing; {said}.")
+    if gate.strength == 0:
+        return _item("", f"{name}: at 0 it changes nothing; {summary}.")
     if reply.question.gate == "on":
-        return _item("steered", f"{name}: always on, every token is steered; {became}.")
-    highest = f", {read.highest_h:.2f} where it is highest" if read.highest_h >= SHOWN else ""
-    return _item("untouched" if reply.same else "steered", f"{name}: {said}{highest}: {became}.")
+        return _item("steered", f"{name}: always on, every token is steered; {result}.")
+    highest = f", {gate.highest_h:.2f} where it is highest" if gate.highest_h >= SHOWN else ""
+    return _item("untouched" if reply.same else "steered", f"{name}: {summary}{highest}: {result}.")
 
 
-def _parted(reply: Reply) -> str:
+def _parting(reply: Reply) -> str:
     assert reply.steered is not None
-    same = 0
-    for ours, theirs in zip(reply.base.ids, reply.steered.ids, strict=False):
-        if ours != theirs:
-            break
-        same += 1
+    pairs = zip(reply.base.ids, reply.steered.ids, strict=False)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
     return f"the answer is another one from token {same + 1} on" if same else "the answer is another one"
 
 
@@ -178,31 +151,31 @@ def _speeds(reply: Reply) -> str:
     if not reply.base.ids:
         return ""
     base = f"base {reply.base.speed:.0f} tokens/s"
-    if reply.steered is None or not reply.read:
+    if reply.steered is None or not reply.gates:
         return base
     if reply.cached:  # the machine may have been busier, or less so, then: no ratio
-        return f"base {reply.base.speed:.0f} tokens/s when it was written, steered {reply.steered.speed:.0f}"
+        return f"{base} when it was written, steered {reply.steered.speed:.0f}"
     return f"{base}, steered {reply.steered.speed:.0f}: {reply.steered.speed / reply.base.speed:.2f} times the base"
 
 
-def spelled(read: Read | None) -> str:
+def spelled(gate: TokenReading | None) -> str:
     """The tokens of a message and of the steered answer, on red as deep as one concept's h."""
-    if read is None:
+    if gate is None:
         return note("The message and the answer come here, token by token, red where the gate opened.")
     # llm.as_html escapes what it is given
-    parts = {"the message": llm.as_html(list(read.message)), "the steered answer": llm.as_html(list(read.answer))}
-    told = "".join(f"<h4>{_(read.concept)} in {name}</h4>{tokens}" for name, tokens in parts.items())
-    return f'<div class="tokens">{told}</div>'
+    parts = {"the message": llm.as_html(list(gate.message)), "the steered answer": llm.as_html(list(gate.answer))}
+    content = "".join(f"<h4>{_(gate.concept)} in {name}</h4>{tokens}" for name, tokens in parts.items())
+    return f'<div class="tokens">{content}</div>'
 
 
-def steps_map(found: Mapping[Site, Mapping[float | None, float]]) -> str:
+def steps_map(mean_h: Mapping[Site, Mapping[float | None, float]]) -> str:
     """Mean h by layer and timestep, a table of coloured cells."""
-    if not found:
+    if not mean_h:
         return '<p class="quiet">No gate has read anything yet: draw a picture with a slider off 0.</p>'
-    times = list(dict.fromkeys(t for steps in found.values() for t in steps if t is not None))
+    times = list(dict.fromkeys(t for steps in mean_h.values() for t in steps if t is not None))
     head = "".join(f"<td>{t:.0f}</td>" if i % 3 == 0 else "<td></td>" for i, t in enumerate(times))
     rows = []
-    for site, steps in found.items():
+    for site, steps in mean_h.items():
         name = _(site_name(site))
         if None in steps:
             cells = _cell(steps[None], f"{name}, read once, before drawing", len(times) or 1)
@@ -229,10 +202,10 @@ def drawn_schedule(schedule: Schedule) -> str:
     high = max(1.0, *(factor for _, factor in schedule.points))
     edges = [(1000.0, schedule.points[-1][1]), *reversed(schedule.points), (0.0, schedule.points[0][1])]
     line = " ".join(f"{(1000 - t) / 1000 * 240 + 4:.1f},{56 - (f - low) / (high - low) * 48:.1f}" for t, f in edges)
-    told = ", ".join(f"{factor:g} at {t:g}" for t, factor in (edges[0], edges[-1]))
+    ends = ", ".join(f"{factor:g} at {t:g}" for t, factor in (edges[0], edges[-1]))
     return (
         f'<figure class="schedule"><svg viewBox="0 0 248 62" width="248" height="62" role="img" aria-label="strength '
-        f'over the timestep: {told}"><line x1="4" y1="56" x2="244" y2="56" stroke="currentColor" opacity=".25"/>'
+        f'over the timestep: {ends}"><line x1="4" y1="56" x2="244" y2="56" stroke="currentColor" opacity=".25"/>'
         f'<polyline points="{line}" fill="none" stroke="var(--color-accent)" stroke-width="2.5"/></svg>'
         "<figcaption>factor of the strength: noise (1000) → picture (0)</figcaption></figure>"
     )
@@ -260,20 +233,19 @@ def evidence(concept: Concept) -> str:
         for site in concept.evidence.get("sites", ())
     ]
     strip = "The pictures are of prompts kept back: one that shows it, one that must stay as it is."
-    told = unit_in_words(concept.unit, concept.evidence.get("unit")).splitlines()
+    unit = unit_in_words(concept.unit, concept.evidence.get("unit")).splitlines()
     return (
         (note(strip) if concept.samples is not None else "")
         + facts(["layer", *binned, *columns], list({str(row): row for row in rows}.values()))
         + note("Cross-validated; control h is the mean gate on what must stay as it is.")
-        + "".join(note(line) for line in told)
+        + "".join(note(line) for line in unit)
     )
 
 
 def advice(hints: Sequence[str], fine: str) -> str:
     """Hints as a list, or that there is nothing to say."""
-    if not hints:
-        return f'<ul class="told" role="status">{_item("untouched", _(fine))}</ul>'
-    return f'<ul class="told" role="status">{"".join(_item("warned", _(hint)) for hint in hints)}</ul>'
+    items = [_item("warned", _(hint)) for hint in hints] or [_item("untouched", _(fine))]
+    return f'<ul class="told" role="status">{"".join(items)}</ul>'
 
 
 def progress(stage: str, share: float, seconds: float, left: float | None, count: str = "") -> str:

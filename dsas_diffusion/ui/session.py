@@ -6,14 +6,17 @@ import functools
 import html
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 
-from .studio import Drawing, Studio
+from . import look
+from .drawing import Drawing
+from .studio import Studio
 from .talk import Reply
 
 #: sliders that are ready for concepts which a visitor learns or uploads
@@ -37,14 +40,16 @@ class Session:
         """All that this visitor can use, in the order of the sliders: everybody's, then their own."""
         return {**studio.concepts, **self.own}
 
-    def add(self, concept: Concept, studio: Studio) -> None:
-        """Keep a concept of the visitor's own, in place of one of the same name.
+    def add(self, concept: Concept, studio: Studio, *, foreign: bool = False) -> None:
+        """Keep a concept of the visitor's own, in place of one of the same name; one from elsewhere is tried out.
 
         Raises:
             DSASError: it does not fit the model, bears the name of one that everybody has, or there are too many.
         """
         self.check_room(concept.name, studio)
         studio.check(concept)
+        if foreign:
+            studio.try_out(concept)
         self.own[concept.name] = concept
 
     def check_room(self, name: str, studio: Studio) -> None:
@@ -62,39 +67,59 @@ def toast(error: DSASError) -> None:
     gr.Warning(html.escape(str(error), quote=False), duration=12, title="Not done")
 
 
+def until_failure(
+    updates: Iterable[tuple[Any, ...]], last: Callable[[str], tuple[Any, ...]], unforeseen: str
+) -> Iterator[tuple[Any, ...]]:
+    """Updates of components, and after an error one more: or the page would say for ever that work goes on.
+
+    Args:
+        last: makes the last update of a piece of HTML that tells what went wrong.
+        unforeseen: what to tell of an error that nobody has foreseen, which goes on to `friendly`.
+    """
+    try:
+        yield from updates
+    except DSASError as error:
+        toast(error)
+        yield last(look.note(str(error), "warned"))
+    except Exception:
+        yield last(look.note(unforeseen, "warned"))
+        raise
+
+
 def friendly(handler: Callable[..., Any]) -> Callable[..., Any]:
     """An event handler whose errors are messages on the page; what nobody has foreseen goes to the server's log.
 
     Gradio shows messages as HTML, and ours quote what people wrote: they are escaped.
     """
-    import gradio as gr
-
-    def told(error: Exception) -> gr.Error:
-        if isinstance(error, DSASError):
-            return gr.Error(html.escape(str(error), quote=False), duration=12, print_exception=False)
-        _log.error("%s failed", handler.__name__, exc_info=error)
-        return gr.Error(f"{type(error).__name__}; the server's log has more", duration=12, print_exception=False)
-
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
         def stepwise(*args: Any) -> Iterator[Any]:
-            try:
+            with _errors_as_messages(handler.__name__):
                 yield from handler(*args)
-            except gr.Error:
-                raise
-            except Exception as error:
-                raise told(error) from None
 
         return stepwise
 
     @functools.wraps(handler)
     def whole(*args: Any) -> Any:
-        try:
+        with _errors_as_messages(handler.__name__):
             return handler(*args)
-        except gr.Error:
-            raise
-        except Exception as error:
-            raise told(error) from None
 
     return whole
+
+
+@contextmanager
+def _errors_as_messages(name: str) -> Iterator[None]:
+    import gradio as gr
+
+    try:
+        yield
+    except gr.Error:
+        raise
+    except DSASError as error:
+        message = html.escape(str(error), quote=False)
+        raise gr.Error(message, duration=12, print_exception=False) from None
+    except Exception as error:
+        _log.error("%s failed", name, exc_info=error)
+        message = f"{type(error).__name__}; the server's log has more"
+        raise gr.Error(message, duration=12, print_exception=False) from None

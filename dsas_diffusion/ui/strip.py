@@ -12,12 +12,17 @@ import numpy as np
 from dsas_core.errors import DSASError
 
 from . import look
-from .controls import names, number, shown
+from .controls import PICTURE, concept_choice, enlarge, names, number, one_at_a_time
 from .create import CreateTab
 from .session import Session, friendly, toast
 from .studio import ends_of
 
 MOST_PICTURES = 11
+DOWNLOADS = {
+    "png": "the strip (PNG)",
+    "webp": "the animation (WebP)",
+    "gif": "the animation (GIF)",
+}
 
 
 class StripTab:
@@ -25,22 +30,14 @@ class StripTab:
 
     def __init__(self, create: CreateTab) -> None:
         self.create, self.studio = create, create.studio
-        known = list(self.studio.concepts)
         gr.Markdown("The prompt, seed and settings of the first tab, with one concept from its low to its high end.")
         with gr.Row(equal_height=True):
-            self.concept = gr.Dropdown(known, value=next(iter(known), None), label="Concept", elem_id="strip-concept")
+            self.concept = concept_choice(self.studio.concepts, "Concept", "strip-concept")
             self.count = gr.Slider(3, MOST_PICTURES, 7, step=1, label="Pictures", elem_id="strip-count")
             self.button = gr.Button("Draw the strip", variant="primary", elem_id="strip-draw")
-        self.told = gr.HTML("", elem_id="strip-told")
+        self.message = gr.HTML("", elem_id="strip-told")
         self.gallery = gr.Gallery(
-            label="strengths",
-            columns=7,
-            height=None,
-            object_fit="contain",
-            format="png",
-            interactive=False,
-            elem_id="strip-gallery",
-            buttons=["download", "fullscreen"],
+            label="strengths", columns=7, height=None, object_fit="contain", elem_id="strip-gallery", **PICTURE
         )
         with gr.Row():
             self.moving = gr.Image(
@@ -52,28 +49,26 @@ class StripTab:
                 height=320,
             )
             with gr.Column():
-                self.strip = gr.DownloadButton("Download the strip (PNG)", interactive=False, elem_id="strip-png")
-                self.webp = gr.DownloadButton("Download the animation (WebP)", interactive=False, elem_id="strip-webp")
-                self.gif = gr.DownloadButton("Download the animation (GIF)", interactive=False, elem_id="strip-gif")
+                self.downloads = [
+                    gr.DownloadButton(f"Download {what}", interactive=False, elem_id=f"strip-{kind}")
+                    for kind, what in DOWNLOADS.items()
+                ]
         self.button.click(
             friendly(self.draw),
-            {*create.asked, self.concept, self.count},
-            [self.told, self.gallery, self.moving, self.strip, self.webp, self.gif],
-            concurrency_id="pipe",
-            concurrency_limit=1,
-            api_visibility="private",
-            show_progress_on=self.gallery,
+            {*create.inputs, self.concept, self.count},
+            [self.message, self.gallery, self.moving, *self.downloads],
+            **one_at_a_time("pipe", self.gallery),
         )
 
     def draw(self, data: Mapping[Any, Any], progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
         """The strip, its animation, and both as files."""
         try:
-            return self._drawn(data, progress)
+            return self._updates(data, progress)
         except DSASError as error:
             toast(error)
             return look.note(str(error), "warned"), *(gr.skip() for _ in range(5))
 
-    def _drawn(self, data: Mapping[Any, Any], progress: Any) -> tuple[Any, ...]:
+    def _updates(self, data: Mapping[Any, Any], progress: Any) -> tuple[Any, ...]:
         session: Session = data[self.create.session]
         concepts = session.concepts(self.studio)
         if data[self.concept] not in concepts:
@@ -87,14 +82,13 @@ class StripTab:
             order, concept, strengths.tolist(), lambda done: progress((done, len(strengths)), unit="pictures")
         )
         captions = [f"{strength:+g}" if strength else "0: off" for strength in strip.strengths]
-        webp = self.studio.file(f"{concept.name}.webp", strip.animated(".webp"))
+        png = self.studio.file(f"{concept.name}-strip.png", strip.as_png())
+        webp, gif = (self.studio.file(f"{concept.name}{kind}", strip.animated(kind)) for kind in (".webp", ".gif"))
         return (
             look.note(f"{concept.name} from {low:g} to {high:g}: “{strip.prompt}”"),
-            [(shown(picture), caption) for picture, caption in zip(strip.pictures, captions, strict=True)],
+            [(enlarge(picture), caption) for picture, caption in zip(strip.pictures, captions, strict=True)],
             webp,
-            gr.update(value=self.studio.file(f"{concept.name}-strip.png", strip.as_png()), interactive=True),
-            gr.update(value=webp, interactive=True),
-            gr.update(value=self.studio.file(f"{concept.name}.gif", strip.animated(".gif")), interactive=True),
+            *(gr.update(value=file, interactive=True) for file in (png, webp, gif)),
         )
 
     def slots(self, session: Session, now: str | None) -> Any:

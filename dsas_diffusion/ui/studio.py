@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import re
 import shutil
 import tempfile
@@ -13,7 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,19 @@ import torch
 from PIL import Image
 
 from dsas_core.concept import Concept
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, ModelMismatchError
 from dsas_core.trace import Record
 
-from .. import viz
-from ..animation import looped
-from ..families import check_loaded, roots_of
-from ..generation import UNCHANGED, Settings, change, decode, latents_of, settings_of
+from ..adapter import adapt
+from ..generation import change, decode, latents_of, settings_of
 from ..samples import ENDS
-from ..schedule import Schedule
 from ..sites import site_name
 from ..steer import PipelineSteering, steer
-from ..tokens import tokens_of
 from ..viz import PictureTrace
-from ..vocabulary import Reading, reading
+from ..vocabulary import reading
 from ..wording import plain
-from .common import by_name, opposed
+from .common import by_name, gate_of, keep_latest, opposed
+from .drawing import Drawing, GateReading, Order, Strip
 
 #: base pictures that are kept, so that moving a slider costs one generation
 KEPT = 64
@@ -45,103 +41,14 @@ KEPT = 64
 TRACED = 2**30
 #: a model up to this many bytes is copied for learning, so that others can go on drawing meanwhile
 COPIED = 2**30
-#: a token or patch of which a gate says more is seen
-SEEN = 0.5
+#: where h is above, a gate is open
+OPEN = 0.5
 #: denoising steps in which a concept from elsewhere is tried
 TRIED = 4
 #: seconds in which a file is fetched: Gradio copies it as soon as it is told of
 FETCHED = 600
-#: limits of what one picture may cost
-MOST_STEPS = 100
 #: letters of a file's name
 MOST_NAME = 60
-MOST_CHARACTERS = 2000
-
-
-@dataclass(frozen=True)
-class Order:
-    """A picture that somebody asks for.
-
-    Args:
-        prompt, seed, settings: what to draw. strengths: by concept name, in units.
-        gate: "dsas" is each concept's own, "on" steers everything, "off" nothing.
-        rows, combine, schedule: as of `steer`. sites: by `site_name`, where to steer; none for all.
-    """
-
-    prompt: str
-    seed: int
-    settings: Settings
-    strengths: Mapping[str, float] = field(default_factory=dict)
-    gate: str = "dsas"
-    rows: str = "conditional"
-    combine: str = "sum"
-    schedule: Schedule | None = None
-    sites: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        if not self.prompt.strip():
-            raise DSASError("there is no prompt: write what the picture should show")
-        if len(self.prompt) > MOST_CHARACTERS:
-            raise DSASError(f"the prompt has {len(self.prompt)} characters: at most {MOST_CHARACTERS} are taken")
-        if not 1 <= self.settings.steps <= MOST_STEPS:
-            raise DSASError(f"{self.settings.steps} steps: expected 1 to {MOST_STEPS}")
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What one concept's gate said of a picture: mean and highest h where it steers, and words of the prompt it saw."""
-
-    concept: str
-    strength: float
-    mean_h: float
-    highest_h: float
-    words: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A picture without and with steering, and how its prompt is read.
-
-    `seconds` are of the steered picture, `base_seconds` of the other; `cached` says whether that was there already.
-    `moved` is the mean absolute difference of their pixels, of 255. `at` tells a drawing from one that is alike.
-    """
-
-    order: Order
-    reading: Reading
-    base: Image.Image
-    base_seconds: float
-    cached: bool
-    steered: Image.Image | None = None
-    seconds: float = 0.0
-    moved: float = 0.0
-    seen: tuple[Seen, ...] = ()
-    opposed: tuple[tuple[str, str], ...] = ()
-    at: float = field(default_factory=time.time)
-    trace: PictureTrace | None = None
-
-    @property
-    def untouched(self) -> bool:
-        return self.moved <= UNCHANGED
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Pictures from a concept's low to its high end."""
-
-    concept: str
-    prompt: str
-    strengths: tuple[float, ...]
-    pictures: tuple[Image.Image, ...]
-
-    def as_png(self) -> bytes:
-        """All side by side, labelled."""
-        content = io.BytesIO()
-        viz.strip([self.pictures], self.strengths, [self.prompt]).save(content, "PNG")
-        return content.getvalue()
-
-    def animated(self, suffix: str = ".webp") -> bytes:
-        """Forth and back in a loop."""
-        return looped(viz.animation(self.pictures, self.strengths, self.concept), suffix)
 
 
 class Studio:
@@ -156,18 +63,18 @@ class Studio:
     """
 
     def __init__(self, pipe: Any, model: str, concepts: Sequence[Concept] = ()) -> None:
-        self.pipe, self.model = pipe, model
-        check_loaded(pipe)
+        self.pipe, self.model, self.adapter = pipe, model, adapt(pipe)
+        self.adapter.check_loaded()
         self.usual = settings_of(pipe)
         self._turn = threading.Lock()
         self._bases: OrderedDict[Any, tuple[Image.Image, float]] = OrderedDict()
         self._files = tempfile.TemporaryDirectory(prefix="dsas-app-")
         self._traces: list[weakref.ref[PictureTrace]] = []  # oldest first; drawings hold them
-        self.concepts = by_name(concepts, roots_of(pipe))
+        self.concepts = by_name(concepts, self.adapter.roots)
 
     def check(self, concept: Concept) -> None:
         """Raise a DSASError where a concept does not fit the pipeline."""
-        concept.check(roots_of(self.pipe))
+        concept.check(self.adapter.roots)
 
     def try_out(self, concept: Concept) -> None:
         """Steer a picture that nobody sees: files may claim a model whose layers they do not fit.
@@ -181,7 +88,7 @@ class Studio:
                 latents = latents_of(self.pipe, [order.prompt], [order.seed], order.settings)
         except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
-            raise DSASError(f"concept {concept.name!r} does not fit this model's layers: {reason}") from None
+            raise ModelMismatchError(f"concept {concept.name!r} does not fit this model's layers: {reason}") from None
         if not bool(latents.isfinite().all()):
             raise DSASError(f"concept {concept.name!r} drives this model beyond all numbers: learn it again")
 
@@ -206,21 +113,21 @@ class Studio:
             began = time.perf_counter()
             steered = self._picture(order)
             seconds = time.perf_counter() - began
-            pulling = opposed(steering)
+            conflicts = opposed(steering)
         trace = steering.trace
         assert trace is not None
-        done = replace(
+        complete = replace(
             drawing,
             steered=steered,
             seconds=seconds,
             moved=float(change([drawing.base], [steered])[0]),
-            seen=tuple(self._seen(order, concept, strength, trace) for concept, strength in wanted.items()),
-            opposed=pulling,
+            gates=tuple(self._read(order, concept, strength, trace) for concept, strength in wanted.items()),
+            opposed=conflicts,
             trace=trace,
         )
         with self._turn:
             self._keep(trace)
-        yield done
+        yield complete
 
     def strip(
         self, order: Order, concept: Concept, strengths: Sequence[float], on_picture: Callable[[int], object] = int
@@ -235,7 +142,7 @@ class Studio:
 
     def apart(self) -> tuple[Any, threading.Lock]:
         """A pipeline to learn with, a copy where the model is small enough, and the lock to hold meanwhile."""
-        size = sum(p.numel() * p.element_size() for root in roots_of(self.pipe).values() for p in root.parameters())
+        size = sum(p.numel() * p.element_size() for root in self.adapter.roots.values() for p in root.parameters())
         if size > COPIED:
             return self.pipe, self._turn
         with self._turn:
@@ -266,19 +173,17 @@ class Studio:
         if not cached:
             began = time.perf_counter()
             picture = self._picture(order)
-            self._bases[key] = picture, time.perf_counter() - began
-            while len(self._bases) > KEPT:
-                self._bases.popitem(last=False)
+            keep_latest(self._bases, key, (picture, time.perf_counter() - began), KEPT)
         self._bases.move_to_end(key)
         picture, seconds = self._bases[key]
         return Drawing(order, reading(self.pipe, order.prompt), picture, seconds, cached)
 
     def _keep(self, trace: PictureTrace) -> None:
         """Empty the oldest traces, where visitors' drawings hold more than is kept of all."""
-        there = [*filter(None, (known() for known in self._traces)), trace]
-        self._traces = [weakref.ref(one) for one in there]
-        total = sum(map(_bytes, there))
-        for oldest in there[:-1]:
+        kept = [*filter(None, (reference() for reference in self._traces)), trace]
+        self._traces = [weakref.ref(trace) for trace in kept]
+        total = sum(map(_bytes, kept))
+        for oldest in kept[:-1]:
             if total <= TRACED:
                 break
             total -= _bytes(oldest)
@@ -290,17 +195,17 @@ class Studio:
     def _steered(self, order: Order, concepts: Mapping[Concept, float]) -> PipelineSteering:
         return steer(
             self.pipe,
-            dict(concepts.items()),
-            gate=None if order.gate == "dsas" else order.gate,
-            rows=order.rows,
+            dict(concepts),
+            gate=gate_of(order),
+            rows=order.branch,
             combine=order.combine,
             schedule=order.schedule,
             trace=True,
         )
 
-    def _seen(self, order: Order, concept: Concept, strength: float, trace: PictureTrace) -> Seen:
+    def _read(self, order: Order, concept: Concept, strength: float, trace: PictureTrace) -> GateReading:
         sites = concept.steered_sites
-        return Seen(
+        return GateReading(
             concept.name,
             strength,
             trace.mean_h(concept.name, sites=sites),
@@ -309,19 +214,19 @@ class Studio:
         )
 
     def _words(self, prompt: str, records: Sequence[Record]) -> tuple[str, ...]:
-        """Words of the prompt that a gate in the first text encoder has seen, in their order.
+        """Words of the prompt at which a gate in the first text encoder opened, in their order.
 
         Empty where the pipeline words the prompt in its own way for it, so that nobody knows which position is whose.
         """
-        tokens = tokens_of(self.pipe)[0]
-        read = [record.h for record in records if record.timestep is None and record.site.root == tokens.encoder.part]
-        if not read or tokens.encoder.wording is not plain:
+        tokens = self.adapter.tokens[0]
+        h = [record.h for record in records if record.timestep is None and record.site.root == tokens.encoder.part]
+        if not h or tokens.encoder.wording is not plain:
             return ()
-        seen = torch.stack([(h > SEEN).any(0) for h in read if h.shape[1] == read[0].shape[1]]).any(0)
-        ids, tokenizer = tokens.ids([prompt], len(seen))[0], tokens.tokenizer
+        opened = torch.stack([(each > OPEN).any(0) for each in h if each.shape[1] == h[0].shape[1]]).any(0)
+        ids, tokenizer = tokens.ids([prompt], len(opened))[0], tokens.tokenizer
         special = set(tokenizer.all_special_ids)
-        found = [str(tokenizer.decode([int(i)])).strip() for i in ids[seen] if int(i) not in special]
-        return tuple(dict.fromkeys(word for word in found if word))
+        words = [str(tokenizer.decode([int(i)])).strip() for i in ids[opened] if int(i) not in special]
+        return tuple(dict.fromkeys(word for word in words if word))
 
 
 def ends_of(concept: Concept, step: float = 0.05) -> tuple[float, float]:

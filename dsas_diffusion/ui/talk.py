@@ -6,16 +6,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept import Concept
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, PromptError
 from dsas_core.llm.answer import answer, asked, unknown_words
 from dsas_core.llm.layers import device_of_input, has_encoder, positions_of, roots_of
 
-from .common import by_name, opposed
+from .common import by_name, gate_of, keep_latest, opposed
 
 #: base answers that are kept, so that moving a slider costs one answer
 KEPT = 64
@@ -44,9 +45,9 @@ class Question:
 
     def __post_init__(self) -> None:
         if not self.message.strip():
-            raise DSASError("there is no message: write something to be answered")
+            raise PromptError("there is no message: write something to be answered")
         if len(self.message) > MOST_CHARACTERS:
-            raise DSASError(f"the message has {len(self.message)} characters: at most {MOST_CHARACTERS} are taken")
+            raise PromptError(f"the message has {len(self.message)} characters: at most {MOST_CHARACTERS} are taken")
         if not 1 <= self.length <= MOST_TOKENS:
             raise DSASError(f"an answer of {self.length} tokens: expected 1 to {MOST_TOKENS}")
         if not 0 <= self.temperature <= MOST_TEMPERATURE:
@@ -54,7 +55,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Said:
+class Answer:
     """An answer, or what is written of it so far; then it has no tokens yet."""
 
     text: str = ""
@@ -68,8 +69,8 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Read:
-    """What one concept's gate said of the message, and of the steered answer, token by token."""
+class TokenReading:
+    """What one concept's gate read of the message, and of the steered answer, token by token."""
 
     concept: str
     strength: float
@@ -83,17 +84,17 @@ class Read:
 
 @dataclass(frozen=True)
 class Reply:
-    """Answers without and with steering; `read` is there when both are whole.
+    """Answers without and with steering; `gates` are there when both are whole.
 
     `cached` says whether the base was there already. `opposed` are concepts that undo one another, `unknown` words that
     the model has no token for. `at` tells a reply from one that is alike.
     """
 
     question: Question
-    base: Said
+    base: Answer
     cached: bool = False
-    steered: Said | None = None
-    read: tuple[Read, ...] = ()
+    steered: Answer | None = None
+    gates: tuple[TokenReading, ...] = ()
     opposed: tuple[tuple[str, str], ...] = ()
     whole: bool = False
     unknown: tuple[str, ...] = ()
@@ -122,7 +123,7 @@ class Talk:
     def __init__(self, model: Any, tokenizer: Any, name: str, concepts: Sequence[Concept] = ()) -> None:
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self._turn, self._closed = threading.Lock(), threading.Event()
-        self._bases: OrderedDict[Any, Said] = OrderedDict()
+        self._bases: OrderedDict[Any, Answer] = OrderedDict()
         self.concepts = by_name(concepts, roots_of(model))
 
     @property
@@ -143,7 +144,7 @@ class Talk:
             raise DSASError(f"no concept {missing[0]!r}: there are {', '.join(self.concepts) or 'none'}")
         inputs = asked(self.tokenizer, question.message).to(device_of_input(self.model))
         self._check_length(question, inputs.input_ids.shape[1])
-        return _newest(lambda tell, stopped: self._write(question, inputs, tell, stopped))
+        return _newest(lambda publish, stopped: self._write(question, inputs, publish, stopped))
 
     def close(self) -> None:
         """End what is being written, and write nothing any more."""
@@ -155,51 +156,51 @@ class Talk:
         written = 0 if has_encoder(self.model) else question.length
         limit = positions_of(self.model)
         if limit and tokens + written > limit:
-            raise DSASError(
+            raise PromptError(
                 f"the message has {tokens} tokens and the answer up to {question.length}, but the model takes {limit} "
                 "in all: shorten one of them"
             )
 
     def _write(
-        self, question: Question, inputs: Any, tell: Callable[[Reply], object], stopped: Callable[[], bool]
+        self, question: Question, inputs: Any, publish: Callable[[Reply], object], stopped: Callable[[], bool]
     ) -> None:
-        """Write both answers and tell of them, unless it is stopped."""
+        """Write both answers and publish them as they grow, unless it is stopped."""
 
-        def ends() -> bool:
+        def ended() -> bool:
             return stopped() or self._closed.is_set()
 
         with self._turn:
-            if ends():
+            if ended():
                 return
             unknown = tuple(unknown_words(self.tokenizer, question.message))
             key = (question.message, question.length, question.temperature, question.seed)
-            reply = Reply(question, self._bases.get(key, Said()), key in self._bases, unknown=unknown)
+            reply = Reply(question, self._bases.get(key, Answer()), key in self._bases, unknown=unknown)
             if not reply.cached:
-                base = self._said(question, inputs, lambda said: tell(replace(reply, base=said)), ends)
-                if ends():
+                base = self._answer(question, inputs, lambda part: publish(replace(reply, base=part)), ended)
+                if ended():
                     return
-                self._keep(key, base)
+                keep_latest(self._bases, key, base, KEPT)
                 reply = replace(reply, base=base)
             self._bases.move_to_end(key)
             if not self.concepts:
-                tell(replace(reply, steered=reply.base, whole=True))
+                publish(replace(reply, steered=reply.base, whole=True))
                 return
-            tell(replace(reply, steered=Said()))
+            publish(replace(reply, steered=Answer()))
             concepts = {concept: question.strengths.get(name, 0.0) for name, concept in self.concepts.items()}
-            gate = None if question.gate == "dsas" else question.gate
-            with llm.steer(self.model, dict(concepts), gate=gate, trace=True, tokenizer=self.tokenizer) as steering:
-                steered = self._said(question, inputs, lambda said: tell(replace(reply, steered=said)), ends)
-                pulling = opposed(steering)
-            if ends():
+            settings: dict[str, Any] = {"gate": gate_of(question), "trace": True, "tokenizer": self.tokenizer}
+            with llm.steer(self.model, dict(concepts), **settings) as steering:
+                steered = self._answer(question, inputs, lambda part: publish(replace(reply, steered=part)), ended)
+                conflicts = opposed(steering)
+            if ended():
                 return
         assert steering.trace is not None
-        read = tuple(self._read(concept, s, steering.trace, inputs) for concept, s in concepts.items())
-        tell(replace(reply, steered=steered, read=read, opposed=pulling, whole=True))
+        gates = tuple(self._read(concept, s, steering.trace, inputs) for concept, s in concepts.items())
+        publish(replace(reply, steered=steered, gates=gates, opposed=conflicts, whole=True))
 
-    def _said(
-        self, question: Question, inputs: Any, tell: Callable[[Said], object], stopped: Callable[[], bool]
-    ) -> Said:
-        """One answer, told of as it grows."""
+    def _answer(
+        self, question: Question, inputs: Any, publish: Callable[[Answer], object], stopped: Callable[[], bool]
+    ) -> Answer:
+        """One answer, published as it grows."""
         from transformers import TextStreamer
 
         class Streamer(TextStreamer):
@@ -207,32 +208,25 @@ class Talk:
 
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 self.written += text
-                tell(Said(self.written.strip()))
+                publish(Answer(self.written.strip()))
 
         streamer = Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        length, temperature, seed = question.length, question.temperature, question.seed
+        sampling = question.length, question.temperature, question.seed
         began = time.perf_counter()
-        made = answer(self.model, self.tokenizer, inputs, length, temperature, seed, streamer=streamer, stopped=stopped)
-        return Said(made.text, made.ids, time.perf_counter() - began)
+        whole = answer(self.model, self.tokenizer, inputs, *sampling, streamer=streamer, stopped=stopped)
+        return Answer(whole.text, whole.ids, time.perf_counter() - began)
 
-    def _keep(self, key: Any, base: Said) -> None:
-        self._bases[key] = base
-        while len(self._bases) > KEPT:
-            self._bases.popitem(last=False)
-
-    def _read(self, concept: Concept, strength: float, trace: llm.TextTrace, inputs: Any) -> Read:
+    def _read(self, concept: Concept, strength: float, trace: llm.TextTrace, inputs: Any) -> TokenReading:
         roots = list(dict.fromkeys(r.site.root for r in trace.records if r.concept == concept.name))
-        tokens = {root: [t for t in trace.tokens(0, concept.name, root) if t.counted] for root in roots}
+        by_root = {root: [t for t in trace.tokens(0, concept.name, root) if t.counted] for root in roots}
         if has_encoder(self.model):
-            return Read(concept.name, strength, tuple(tokens.get("encoder", ())), tuple(tokens.get("decoder", ())))
-        told = [token for found in tokens.values() for token in found]
-        answers = inputs.input_ids.shape[1]
-        return Read(
-            concept.name,
-            strength,
-            tuple(token for token in told if token.position < answers),
-            tuple(token for token in told if token.position >= answers),
-        )
+            message, written = by_root.get("encoder", []), by_root.get("decoder", [])
+        else:
+            tokens = [token for tokens_of_root in by_root.values() for token in tokens_of_root]
+            start = inputs.input_ids.shape[1]
+            message = [token for token in tokens if token.position < start]
+            written = [token for token in tokens if token.position >= start]
+        return TokenReading(concept.name, strength, tuple(message), tuple(written))
 
 
 def message_of(prompt: str) -> str:
@@ -241,40 +235,37 @@ def message_of(prompt: str) -> str:
 
 
 def _newest(work: Callable[[Callable[[Reply], object], Callable[[], bool]], None]) -> Iterator[Reply]:
-    """What work in another thread tells of, always the newest; closing the iterator has the work stop soon.
+    """What work in another thread publishes, always the newest; closing the iterator has the work stop soon.
 
     A reader that is slow misses what is no longer new, never the last.
     """
-    changed, stopped = threading.Condition(), threading.Event()
-    told: list[Reply] = []
-    failed: list[Exception] = []
+    changed, stopped, work_done = threading.Condition(), threading.Event(), Future[None]()
+    newest: list[Reply] = []
 
-    def tell(reply: Reply) -> None:
+    def publish(reply: Reply) -> None:
         with changed:
-            told[:] = [reply]
+            newest[:] = [reply]
             changed.notify()
 
     def run() -> None:
         try:
-            work(tell, stopped.is_set)
+            work(publish, stopped.is_set)
+            work_done.set_result(None)
         except Exception as error:
-            failed.append(error)
+            work_done.set_exception(error)
         finally:
             with changed:
-                ended.set()
                 changed.notify()
 
-    ended = threading.Event()
     threading.Thread(target=run, name="dsas-answer", daemon=True).start()
     try:
         while True:
             with changed:
-                changed.wait_for(lambda: told or ended.is_set())
-                news = told.pop() if told else None
-            if news is None:
+                changed.wait_for(lambda: newest or work_done.done())
+                reply = newest.pop() if newest else None
+            if reply is None:
                 break
-            yield news
-        if failed:
-            raise failed[0]
+            yield reply
+        work_done.result()
     finally:
         stopped.set()

@@ -7,11 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from dsas_core.errors import DSASError
-
-from . import look
-from .controls import MOST_SEED, STEP, chips, field, number, seed_of, strength_slider
-from .session import Session, friendly, toast
+from . import controls, look
+from .session import Session, friendly, until_failure
 from .talk import MOST_CHARACTERS, MOST_TEMPERATURE, Question, Reply, Talk, message_of
 
 #: for builtin:chat: rude and calm, about things that learning has not seen, and two calm ones with rude words
@@ -30,54 +27,52 @@ class TextTab:
 
     def __init__(self, talk: Talk, session: gr.State) -> None:
         self.talk, self.session = talk, session
-        self._ask()
+        self._add_message()
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
-                self._knobs()
+                self._add_knobs()
             with gr.Column(scale=6, min_width=300, elem_id="text-canvas"):
-                self._show()
-        self.asked = {self.session, self.message, self.gate, self.length, self.temperature, self.seed, self.concept}
-        self.asked |= set(self.sliders)
+                self._add_answers()
         self._wire()
 
-    def _ask(self) -> None:
+    @property
+    def inputs(self) -> set[Any]:
+        """The components that `write` reads."""
+        knobs = {self.gate, self.length, self.temperature, self.seed, *self.sliders}
+        return {self.session, self.message, self.concept, *knobs}
+
+    def _add_message(self) -> None:
         examples = self._examples()
         with gr.Row(equal_height=True):
-            self.message = field(examples, "Message", "what to say to the model", MOST_CHARACTERS, "text-message")
+            self.message = controls.field(
+                examples, "Message", "what to say to the model", MOST_CHARACTERS, "text-message"
+            )
             self.send = gr.Button("Send", variant="primary", elem_id="text-send", scale=1, min_width=100)
             self.stop = gr.Button("Stop", elem_id="text-stop", scale=1, min_width=100)
-        chips(examples, self.message)
+        controls.chips(examples, self.message)
 
-    def _knobs(self) -> None:
+    def _add_knobs(self) -> None:
         if self.talk.concepts:
             gr.Markdown("**Concepts**: 0 leaves the answer as it is, 1 is one unit, below 0 goes the other way.")
-        self.sliders = [
-            strength_slider(concept, i == 0, f"text-strength-{i}")
-            for i, concept in enumerate(self.talk.concepts.values())
-        ]
+        self.sliders = controls.strength_sliders(self.talk.concepts.values(), "text-strength")
         self.gate = gr.Radio(list(GATES.items()), value="dsas", label="Gate", elem_id="text-gate")
         usual = Question("…")
         with gr.Accordion("Advanced", open=False):
-            self.length = gr.Slider(
-                1,
-                self.talk.longest,
-                min(usual.length, self.talk.longest),
-                step=1,
-                label="Most tokens of the answer",
-                elem_id="text-length",
-            )
+            longest, label = self.talk.longest, "Most tokens of the answer"
+            length = min(usual.length, longest)
+            self.length = gr.Slider(1, longest, length, step=1, label=label, elem_id="text-length")
             self.temperature = gr.Slider(
                 0,
                 MOST_TEMPERATURE,
                 usual.temperature,
-                step=STEP,
+                step=controls.STEP,
                 label="Temperature",
                 info="0 takes the likeliest token; above it, tokens are drawn by the seed",
                 elem_id="text-temperature",
             )
-            self.seed = gr.Number(7, label="Seed", precision=0, minimum=0, maximum=MOST_SEED, elem_id="text-seed")
+            self.seed = controls.seed_field("text-seed")
 
-    def _show(self) -> None:
+    def _add_answers(self) -> None:
         with gr.Row():
             self.base, self.steered = (
                 gr.Textbox(
@@ -92,54 +87,40 @@ class TextTab:
                 for name, label in (("base", "Unsteered"), ("steered", "Steered"))
             )
         self.explain = gr.HTML(look.replied(None), elem_id="text-explain")
-        known = list(self.talk.concepts)
-        self.concept = gr.Dropdown(
-            known,
-            value=next(iter(known), None),
-            label="Colour tokens by h of",
-            visible=len(known) > 1,
-            elem_id="text-concept",
-        )
-        self.tokens = gr.HTML(look.spelled(None), elem_id="text-tokens", visible=bool(known))
+        names, label = self.talk.concepts, "Colour tokens by h of"
+        self.concept = controls.concept_choice(names, label, "text-concept", visible=len(names) > 1)
+        self.tokens = gr.HTML(look.spelled(None), elem_id="text-tokens", visible=bool(names))
 
     def _examples(self) -> list[str]:
         """What is known to be worth asking, then messages that concepts were illustrated with: held out, too."""
-        samples = (concept.samples for concept in self.talk.concepts.values())
-        told = [message_of(prompt) for one in samples if one is not None for prompt in one.prompts]
-        return list(dict.fromkeys([*(EXAMPLES if self.talk.name == "builtin:chat" else ()), *told]))
+        samples = map(message_of, controls.sample_prompts(self.talk.concepts.values()))
+        return list(dict.fromkeys([*(EXAMPLES if self.talk.name == "builtin:chat" else ()), *samples]))
 
     # ---- events -----------------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
-        written = gr.on(
+        writes = gr.on(
             [self.send.click, self.message.submit],
             friendly(self.write),
-            self.asked,
+            self.inputs,
             [self.session, self.base, self.steered, self.explain, self.tokens],
-            concurrency_id="text",
-            concurrency_limit=1,
             show_progress="minimal",
-            show_progress_on=self.explain,
-            api_visibility="private",
+            **controls.one_at_a_time("text", self.explain),
         )
-        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        self.stop.click(friendly(self.stopped), self.session, self.explain, cancels=written, **quick)
-        self.concept.input(friendly(self.spell), [self.session, self.concept], self.tokens, **quick)
+        self.stop.click(friendly(self.stopped), self.session, self.explain, cancels=writes, **controls.QUICK)
+        self.concept.input(friendly(self.spell), [self.session, self.concept], self.tokens, **controls.QUICK)
 
     def write(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
         """Both answers as they grow, the base first, then their tokens."""
-        session: Session = data[self.session]
-        try:
-            for reply in self.talk.reply(self.question(data)):
-                session.reply = reply
-                steered = reply.steered.text if reply.steered is not None else ""
-                yield session, reply.base.text, steered, look.replied(reply), self.spell(session, data[self.concept])
-        except DSASError as error:
-            toast(error)
-            yield session, gr.skip(), gr.skip(), look.note(str(error), "warned"), gr.skip()
-        except Exception:  # or the page would say for ever that it writes
-            yield session, gr.skip(), gr.skip(), look.note("Writing failed.", "warned"), gr.skip()
-            raise
+        session, skip = data[self.session], gr.skip()
+        updates = self._updates(session, data)
+        yield from until_failure(updates, lambda note: (session, skip, skip, note, skip), "Writing failed.")
+
+    def _updates(self, session: Session, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
+        for reply in self.talk.reply(self.question(data)):
+            session.reply = reply
+            steered = reply.steered.text if reply.steered is not None else ""
+            yield session, reply.base.text, steered, look.replied(reply), self.spell(session, data[self.concept])
 
     def question(self, data: Mapping[Any, Any]) -> Question:
         """What the components ask for.
@@ -147,20 +128,20 @@ class TextTab:
         Raises:
             DSASError: a number that makes no sense, or as of `Question`.
         """
-        strengths = (number(data[slider], "strength") for slider in self.sliders)
+        strengths = (controls.number(data[slider], "strength") for slider in self.sliders)
         return Question(
             message=data[self.message] or "",
             strengths=dict(zip(self.talk.concepts, strengths, strict=True)),
             gate=data[self.gate],
-            length=int(number(data[self.length], "length")),
-            temperature=number(data[self.temperature], "temperature"),
-            seed=seed_of(data[self.seed]),
+            length=int(controls.number(data[self.length], "length")),
+            temperature=controls.number(data[self.temperature], "temperature"),
+            seed=controls.seed_of(data[self.seed]),
         )
 
     def spell(self, session: Session, concept: str | None) -> str:
         """The tokens of the last answer by one concept, where it is whole."""
-        read = session.reply.read if session.reply is not None else ()
-        return look.spelled(next((one for one in read if one.concept == concept), None))
+        gates = session.reply.gates if session.reply is not None else ()
+        return look.spelled(next((gate for gate in gates if gate.concept == concept), None))
 
     def stopped(self, session: Session) -> Any:
         """That it ends here, where something was being written."""

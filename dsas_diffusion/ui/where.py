@@ -12,9 +12,9 @@ from dsas_core.errors import DSASError
 
 from ..sites import site_name
 from . import look
-from .controls import names, shown
+from .controls import PICTURE, PRIVATE, enlarge, names
+from .drawing import Drawing
 from .session import Session, friendly
-from .studio import Drawing
 
 EVERYWHERE = "all layers"
 NOTHING = "Draw a picture with a slider off 0, then come back: here is where its gates opened."
@@ -22,41 +22,30 @@ GONE = "Others have drawn much since: draw the picture again to see where its ga
 
 
 class WhereTab:
-    """Components of the tab; `drawn` are the events after which there is another picture."""
+    """Components and handlers of the tab; `draw_events` are those after which there is another picture."""
 
-    def __init__(self, session: gr.State, drawn: Sequence[Any]) -> None:
+    def __init__(self, session: gr.State, draw_events: Sequence[Any]) -> None:
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
                 self.concept = gr.Dropdown([], label="Concept", elem_id="where-concept")
                 self.site = gr.Dropdown([EVERYWHERE], value=EVERYWHERE, label="Layer", elem_id="where-site")
                 self.step = gr.Slider(0, 1, 0, step=1, label="Step", info="0: the mean of all", elem_id="where-step")
-                self.told = gr.HTML(look.note(NOTHING), elem_id="where-told")
+                self.message = gr.HTML(look.note(NOTHING), elem_id="where-told")
             with gr.Column(scale=6, min_width=300):
                 self.picture = gr.Image(
-                    label="bright where h is 1, dark where it is 0",
-                    format="png",
-                    interactive=False,
-                    elem_id="where-picture",
-                    buttons=["download", "fullscreen"],
+                    label="bright where h is 1, dark where it is 0", elem_id="where-picture", **PICTURE
                 )
         self.map = gr.HTML(look.steps_map({}), elem_id="where-map")
-        which = [self.concept, self.site, self.step]
-        seen: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        for event in drawn:
-            event.success(
-                friendly(self.follow), [session, self.concept], [*which, self.picture, self.told, self.map], **seen
-            )
-        self.concept.input(
-            friendly(self.begin), [session, self.concept], [*which, self.picture, self.told, self.map], **seen
-        )
-        gr.on(
-            [self.site.input, self.step.input],
-            friendly(self.look),
-            [session, *which],
-            [self.picture, self.told],
-            trigger_mode="always_last",
-            **seen,
-        )
+        self._wire(session, draw_events)
+
+    def _wire(self, session: gr.State, draw_events: Sequence[Any]) -> None:
+        quiet = {"show_progress": "hidden", **PRIVATE}
+        which, heat = [self.concept, self.site, self.step], [self.picture, self.message]
+        for event in draw_events:
+            event.success(friendly(self.follow), [session, self.concept], [*which, *heat, self.map], **quiet)
+        self.concept.input(friendly(self.begin), [session, self.concept], [*which, *heat, self.map], **quiet)
+        changed = [self.site.input, self.step.input]
+        gr.on(changed, friendly(self.look), [session, *which], heat, trigger_mode="always_last", **quiet)
 
     def follow(self, session: Session, concept: str | None) -> tuple[Any, ...]:
         """Everything anew, where there is another picture than before."""
@@ -77,16 +66,15 @@ class WhereTab:
                 look.note(NOTHING),
                 look.steps_map({}),
             )
-        known = [seen.concept for seen in drawing.seen]
-        chosen = concept if concept in known else known[0]
-        found = drawing.trace.by_step(chosen)
+        steered = [gate.concept for gate in drawing.gates]
+        chosen = concept if concept in steered else steered[0]
         layers = [EVERYWHERE, *(site_name(site) for site in drawing.trace.patch_sites(chosen))]
         return (
-            names(known, chosen),
+            names(steered, chosen),
             gr.update(choices=list(dict.fromkeys(layers)), value=EVERYWHERE),
             gr.update(maximum=max(1, len(times(drawing, chosen))), value=0),
             *self.look(session, chosen, EVERYWHERE, 0),
-            look.steps_map(found),
+            look.steps_map(drawing.trace.by_step(chosen)),
         )
 
     def look(self, session: Session, concept: str | None, site: str, step: float) -> tuple[Image.Image | None, str]:
@@ -102,10 +90,10 @@ class WhereTab:
         try:
             picture = drawing.trace.heatmap(concept, drawing.steered, site=where, at=at)
         except DSASError:
-            told = f"{concept} reads words alone, so it has no place in the picture; the table has its layers."
-            return None, look.note(told)
+            message = f"{concept} reads words alone, so it has no place in the picture; the table has its layers."
+            return None, look.note(message)
         when = "the mean of all steps" if at is None else f"step {int(step)} of {len(steps)}, timestep {at:.0f}"
-        return shown(picture), look.note(f"{concept}, {site}, {when}: “{drawing.order.prompt}”")
+        return enlarge(picture), look.note(f"{concept}, {site}, {when}: “{drawing.order.prompt}”")
 
 
 def times(drawing: Drawing, concept: str) -> list[float]:

@@ -13,7 +13,7 @@ import torch
 from dsas_core import Auto
 from dsas_diffusion import __version__, load
 from dsas_diffusion.cli import output
-from dsas_diffusion.cli.arguments import concept_and_strength, name_and_value
+from dsas_diffusion.cli.argument_types import concept_and_strength, name_and_value
 from tests.fixtures.checks import assert_one_line, document_of
 
 
@@ -131,7 +131,7 @@ def test_our_warnings_are_one_line_and_others_are_silent(
         warnings.warn_explicit("old", FutureWarning, "x.py", 1, "sklearn")
         raise output.DSASError("stop")
 
-    monkeypatch.setattr("dsas_diffusion.cli.doctor.pipeline", warning)
+    monkeypatch.setattr("dsas_diffusion.cli.arguments.pipeline", warning)
     code, _, err = dsas("doctor", "-c", concept, "-p", "x")
     assert (code, err) == (1, "dsas: warning: sites were never reached\ndsas: error: stop\n")
 

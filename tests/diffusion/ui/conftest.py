@@ -37,10 +37,10 @@ def concepts(tiny_pipe: Any) -> list[Concept]:
 
 def studio_of(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[Studio]:
     """A studio that is closed in the end."""
-    made = Studio(tiny_pipe, "tiny", concepts)
-    made.usual = SETTINGS
-    yield made
-    made.close()
+    studio = Studio(tiny_pipe, "tiny", concepts)
+    studio.usual = SETTINGS
+    yield studio
+    studio.close()
 
 
 studio = pytest.fixture(studio_of)

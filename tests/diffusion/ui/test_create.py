@@ -17,8 +17,9 @@ from dsas_core import Concept, DSASError
 from dsas_diffusion import Schedule
 from dsas_diffusion.ui import look
 from dsas_diffusion.ui import studio as studios
-from dsas_diffusion.ui.controls import SHOWN, shown
-from dsas_diffusion.ui.create import CreateTab, schedule_of
+from dsas_diffusion.ui.advanced import schedule_of
+from dsas_diffusion.ui.controls import SHOWN, enlarge
+from dsas_diffusion.ui.create import CreateTab
 from dsas_diffusion.ui.session import OWN, Session, friendly
 from dsas_diffusion.ui.strip import StripTab
 from dsas_diffusion.ui.studio import Studio
@@ -33,17 +34,18 @@ class Page:
         with gr.Blocks() as self.blocks:
             state = gr.State(Session())
             self.create = CreateTab(studio, state)
-            self.where = WhereTab(state, self.create.drawn)
+            self.where = WhereTab(state, self.create.draw_events)
             self.strip = StripTab(self.create)
 
     def data(self, session: Session, **values: Any) -> dict[Any, Any]:
         """What components hold, those named with other values; `strengths` by number."""
         create = self.create
-        held = {part: getattr(part, "value", None) for part in {*create.asked, create.live}}
+        held = {part: getattr(part, "value", None) for part in {*create.inputs, create.live}}
         strengths = values.pop("strengths", [])
         held |= dict(zip_longest(create.sliders, strengths, fillvalue=0.0))
-        held |= {create.session: session, create.steps: 2, create.prompt: "a banana and a dog"}
-        return held | {getattr(create, name): value for name, value in values.items()}
+        named = {**vars(create.advanced), **vars(create), **vars(create.seed)}
+        held |= {create.session: session, named["steps"]: 2, create.prompt: "a banana and a dog"}
+        return held | {named[name]: value for name, value in values.items()}
 
     def draw(self, session: Session, **values: Any) -> tuple[Any, ...]:
         return list(self.create.draw(self.data(session, **values)))[-1]
@@ -91,11 +93,11 @@ def test_live_mode_draws_when_a_slider_is_let_go(page: Page) -> None:
 def test_everything_asked_for_is_ordered(page: Page) -> None:
     asked = page.create.order(
         page.data(
-            Session(), prompt="a dog", seed=5, gate="on", rows="both", combine="blend", kind="window", first=900,
+            Session(), prompt="a dog", seed=5, gate="on", branch="both", combine="blend", kind="window", first=900,
             last=100, sites=["up.0"], guidance=2,
         )
     )  # fmt: skip
-    assert (asked.prompt, asked.seed, asked.gate, asked.rows, asked.combine) == ("a dog", 5, "on", "both", "blend")
+    assert (asked.prompt, asked.seed, asked.gate, asked.branch, asked.combine) == ("a dog", 5, "on", "both", "blend")
     assert asked.settings.steps == 2
     assert asked.settings.guidance == 2.0
     assert asked.schedule is not None
@@ -138,11 +140,11 @@ def test_what_cannot_be_drawn_is_told_and_the_picture_stays(page: Page, values: 
 
 
 def test_schedules_are_drawn_and_what_is_wrong_with_them_told(page: Page) -> None:
-    first, last, line = page.create.schedule_ends("window")
+    first, last, line = page.create.advanced.schedule_ends("window")
     assert (first["value"], last["value"], first["visible"]) == (800.0, 200.0, True)
     assert "<polyline" in line
-    assert page.create.schedule_ends("constant")[0]["visible"] is False
-    assert "start &gt; stop" in page.create.schedule_drawn("window", 1, 2)
+    assert page.create.advanced.schedule_ends("constant")[0]["visible"] is False
+    assert "start &gt; stop" in page.create.advanced.schedule_drawn("window", 1, 2)
     assert schedule_of("cosine", 0, 1).points == Schedule.cosine(0, 1).points
 
 
@@ -309,6 +311,6 @@ def test_errors_are_messages(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_small_pictures_are_enlarged() -> None:
-    assert shown(Image.new("RGB", (64, 64))).size == (512, 512)
+    assert enlarge(Image.new("RGB", (64, 64))).size == (512, 512)
     large = Image.new("RGB", (768, 512))
-    assert shown(large) is large
+    assert enlarge(large) is large

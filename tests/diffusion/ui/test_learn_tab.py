@@ -15,14 +15,17 @@ import pytest
 
 from dsas_core import Concept
 from dsas_core.progress import Progress, listening, progress_bar, pulse
+from dsas_core.prompts import SIDES
 from dsas_diffusion import ui
 from dsas_diffusion.ui import learning as road
 from dsas_diffusion.ui.create import CreateTab
-from dsas_diffusion.ui.learn import LISTS, PHRASES, LearnTab
+from dsas_diffusion.ui.drawing import Order
+from dsas_diffusion.ui.learn import LearnTab
 from dsas_diffusion.ui.learning import Learning, share_done
+from dsas_diffusion.ui.prompt_form import LISTS, PHRASES
 from dsas_diffusion.ui.session import Session, friendly
 from dsas_diffusion.ui.strip import StripTab
-from dsas_diffusion.ui.studio import Order, Studio
+from dsas_diffusion.ui.studio import Studio
 from tests.diffusion.ui.conftest import studio_of
 from tests.fixtures.visitors import Bare
 
@@ -51,13 +54,11 @@ def tab(made: LearnTab, monkeypatch: pytest.MonkeyPatch) -> LearnTab:
 
 def asked(tab: LearnTab, session: Session, **changes: Any) -> dict[Any, Any]:
     """What the components hold when somebody presses Learn."""
-    source, target, control = tab.sides
-    parts = {"kind": tab.kind, "first": tab.first, "second": tab.second, "name": tab.name, "method": tab.method}
-    parts |= {"gate": tab.gate, "sites": tab.sites, "count": tab.count, "steps": tab.steps, "source": source}
-    parts |= {"target": target, "control": control}
+    parts = {**vars(tab), **vars(tab.prompts), **dict(zip(SIDES, tab.prompts.sides, strict=True))}
+    parts["sites"] = tab.sites
     usual = {"kind": PHRASES, "first": "banana", "second": "blurred banana", "name": "", "method": "caa", "gate": ""}
     usual |= {"sites": "text", "count": 8, "steps": 2, "source": None, "target": None, "control": None}
-    return {tab.session: session, **{parts[name]: value for name, value in (usual | changes).items()}}
+    return {tab.create.session: session, **{parts[name]: value for name, value in (usual | changes).items()}}
 
 
 def visitor(name: str = "somebody") -> Any:
@@ -97,13 +98,13 @@ def test_what_is_learned_is_shown_and_is_a_slider_of_this_visitor(
     assert drawing.steered is not None
     assert Bare.of(studio.pipe.unet) == bare
 
-    assert "Saved as" in tab.own.keep(session, concept.name)
-    assert tab.own.saves is not None
-    assert Concept.from_pretrained(tab.own.saves / concept.name) == concept
+    assert "Saved as" in tab.own.export.keep(session, concept.name)
+    assert tab.own.export.saves is not None
+    assert Concept.from_pretrained(tab.own.export.saves / concept.name) == concept
     with pytest.raises(gr.Error, match="is saved already"):
-        friendly(tab.own.keep)(session, concept.name)
+        friendly(tab.own.export.keep)(session, concept.name)
     with pytest.raises(gr.Error, match="choose one of your concepts"):
-        friendly(tab.own.keep)(other, concept.name)
+        friendly(tab.own.export.keep)(other, concept.name)
 
 
 @pytest.mark.parametrize("how", ["cancel", "gone", "unwatched"])
@@ -180,7 +181,7 @@ def test_a_failure_is_told_and_gives_the_buttons_back(
     def broken(_: object) -> None:
         raise RuntimeError("<b>disk on fire</b>")
 
-    monkeypatch.setattr(Learning, "_learned", broken)
+    monkeypatch.setattr(Learning, "_learn", broken)
     seen: list[Any] = []
     with pytest.raises(gr.Error, match="RuntimeError; the server's log has more"):
         seen.extend(friendly(tab.learn)(asked(tab, Session()), visitor()))
@@ -193,14 +194,16 @@ def test_a_failure_is_told_and_gives_the_buttons_back(
 
 def test_lists_are_prompts_as_they_stand(tab: LearnTab) -> None:
     texts = {side: "\n".join(f"{side} {i} {{not a placeholder}}\n" for i in range(9)) for side in ("source", "target")}
-    wish = tab.wish(asked(tab, Session(), kind=LISTS, name="mine", control="c <b>\n" * 3 + texts["source"], **texts))
-    assert wish.prompts.expanded("source")[0] == "source 0 {not a placeholder}"
-    assert len(wish.prompts.expanded("control")) == 10
+    request = tab.request(
+        asked(tab, Session(), kind=LISTS, name="mine", control="c <b>\n" * 3 + texts["source"], **texts)
+    )
+    assert request.prompts.expanded("source")[0] == "source 0 {not a placeholder}"
+    assert len(request.prompts.expanded("control")) == 10
 
 
 def test_hints_come_while_typing_and_are_text(tab: LearnTab) -> None:
     def advice(kind: str, *texts: str | None) -> str:
-        return friendly(tab.advise)(kind, *(*texts, None, None, None, None, None)[:5], 8)
+        return friendly(tab.prompts.advise)(kind, *(*texts, None, None, None, None, None)[:5], 8)
 
     assert advice(PHRASES, "banana", None) == ""
     assert "Nothing to object to" in advice(PHRASES, "banana", "blurred banana")
@@ -215,14 +218,14 @@ def test_hints_come_while_typing_and_are_text(tab: LearnTab) -> None:
 def test_a_prompt_file_fills_the_lists(tab: LearnTab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     (tmp_path / "banana-blur.yaml").write_bytes(Path("prompts/banana-blur.yaml").read_bytes())
-    source, target, control, name = tab.fill(str(tmp_path / "banana-blur.yaml"))
+    source, target, control, name = tab.prompts.fill(str(tmp_path / "banana-blur.yaml"))
     assert name == "banana-blur"
     assert [len(text.splitlines()) for text in (source, target, control)] == [48, 48, 96]
     pairs = zip(source.splitlines(), target.splitlines(), strict=True)
     assert all(a == b.replace("blurred ", "") for a, b in pairs)
     (tmp_path / "bad.yaml").write_text("a: !!python/name:os.system")
     with pytest.raises(gr.Error, match="is not YAML"):
-        friendly(tab.fill)(str(tmp_path / "bad.yaml"))
+        friendly(tab.prompts.fill)(str(tmp_path / "bad.yaml"))
 
 
 def test_a_concept_that_somebody_has_becomes_their_slider(
@@ -239,7 +242,7 @@ def test_a_concept_that_somebody_has_becomes_their_slider(
         else:
             assert "mine is there" in friendly(tab.bring)(session, both)[1]
     assert list(session.own) == ["mine"]
-    monkeypatch.setattr(tab.studio, "try_out", lambda _: 1 / 0)
+    monkeypatch.setattr(tab.create.studio, "try_out", lambda _: 1 / 0)
     other = Session()
     with pytest.raises(gr.Error):
         friendly(tab.bring)(other, [str(tmp_path / "mine" / file) for file in ("config.json", "concept.safetensors")])
@@ -266,7 +269,7 @@ def test_a_token_is_used_once_and_is_nowhere_afterwards(
     caplog.set_level(logging.DEBUG)
     monkeypatch.setattr(Concept, "push_to_hub", push)
     session = Session(own={"patches": concepts[1]})
-    told, field = friendly(tab.own.publish)(session, "patches", "user/name", f" {TOKEN} ", True)
+    told, field = friendly(tab.own.export.publish)(session, "patches", "user/name", f" {TOKEN} ", True)
     assert used == [("user/name", TOKEN, True)]
     assert field == ""
     assert ("Not pushed: 401 for Bearer … &lt;b&gt;" if raises else "Pushed: https://hub/user/name?…") in told
@@ -291,7 +294,7 @@ def test_bad_repositories_and_tokens_go_nowhere(
     tab: LearnTab, concepts: list[Concept], monkeypatch: pytest.MonkeyPatch, repository: str, token: str, expected: str
 ) -> None:
     monkeypatch.setattr(Concept, "push_to_hub", lambda *_, **__: pytest.fail("pushed"))
-    told, field = tab.own.publish(Session(own={"patches": concepts[1]}), "patches", repository, token, True)
+    told, field = tab.own.export.publish(Session(own={"patches": concepts[1]}), "patches", repository, token, True)
     assert expected in told
     assert TOKEN not in told
     assert field == ""

@@ -19,7 +19,8 @@ from dsas_diffusion import Schedule
 from dsas_diffusion.generation import Settings, pictures_of
 from dsas_diffusion.tokens import tokens_of
 from dsas_diffusion.ui import studio as studios
-from dsas_diffusion.ui.studio import Drawing, Order, Studio, ends_of, steered_sites
+from dsas_diffusion.ui.drawing import Drawing, Order
+from dsas_diffusion.ui.studio import Studio, ends_of, steered_sites
 from dsas_diffusion.vocabulary import reading
 from tests.diffusion.test_every_family import concept_of, pipe_of
 from tests.diffusion.ui.conftest import SETTINGS
@@ -89,11 +90,11 @@ def test_gates(studio: Studio, gate: str) -> None:
     drawing = drawn(studio, order(strengths={"closed": 1.0}, gate=gate))
     assert same(drawing.steered, drawing.base) == (gate != "on")
     assert gate == "on" or drawing.untouched
-    assert drawing.seen[0].mean_h == (1.0 if gate == "on" else 0.0)
+    assert drawing.gates[0].mean_h == (1.0 if gate == "on" else 0.0)
 
 
 def test_what_a_gate_saw(studio: Studio, concepts: list[Concept]) -> None:
-    words, patches = drawn(studio, order(strengths={"words": 1.0, "patches": 0.5})).seen
+    words, patches = drawn(studio, order(strengths={"words": 1.0, "patches": 0.5})).gates
     assert (words.concept, words.strength, patches.strength) == ("words", 1.0, 0.5)
     assert 0 < words.mean_h < words.highest_h <= 1
     assert set(words.words) <= {"a", "banana", "and", "dog"}
@@ -118,7 +119,7 @@ def test_schedules_rows_and_blends_reach_the_picture(studio: Studio) -> None:
     plain = drawn(studio, order(strengths={"patches": 1.0, "words": 1.0}))
     never = drawn(studio, order(strengths={"patches": 1.0}, schedule=Schedule.constant(0.0)))
     assert same(never.steered, never.base)
-    for other in ({"rows": "both"}, {"combine": "blend"}, {"schedule": Schedule.linear(0, 1)}):
+    for other in ({"branch": "both"}, {"combine": "blend"}, {"schedule": Schedule.linear(0, 1)}):
         assert not same(drawn(studio, order(strengths={"patches": 1.0, "words": 1.0}, **other)).steered, plain.steered)
 
 
@@ -233,8 +234,8 @@ def test_other_families(
     asked = Order(BANANA, 0, Settings(STEPS, studio.usual.guidance, size=SIZE), {concept.name: 4.0}, gate="on")
     drawing = list(studio.draw(asked, studio.concepts))[-1]
     assert not same(drawing.base, drawing.steered)
-    assert sorted(set(drawing.seen[0].words)) == sorted(words)
-    assert drawing.reading.tokens == 5
+    assert sorted(set(drawing.gates[0].words)) == sorted(words)
+    assert drawing.prompt_check.tokens == 5
     assert drawing.trace is not None
     assert drawing.trace.by_step(concept.name)
     studio.close()

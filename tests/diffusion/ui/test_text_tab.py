@@ -82,7 +82,7 @@ def test_both_answers_are_told_of_as_they_grow(talk: Talk) -> None:
         time.sleep(0.01)
     last = seen[-1]
     assert last.whole
-    assert not any(reply.whole or reply.read for reply in seen[:-1])
+    assert not any(reply.whole or reply.gates for reply in seen[:-1])
     assert all(last.base.text.startswith(reply.base.text) for reply in seen)
     steered = [reply.steered.text for reply in seen if reply.steered is not None]
     assert last.steered is not None
@@ -126,7 +126,7 @@ def test_what_is_not_steered_is_the_same_token_for_token(
 
 def test_gates_are_read_on_message_and_answer(talk: Talk, chat: tuple[Any, Any]) -> None:
     reply = whole(talk, strengths={"strong": 1.0})
-    strong, closed = reply.read
+    strong, closed = reply.gates
     assert reply.steered is not None
     assert "useless clown" in "".join(token.text for token in strong.message)
     assert strong.highest_h > 0.1 > closed.highest_h == 0
@@ -143,8 +143,8 @@ def test_a_model_with_an_encoder(chat: tuple[Any, Any]) -> None:
     model = T5ForConditionalGeneration(T5Config(vocab_size=1100, eos_token_id=None, **small)).eval()
     reply = whole(Talk(model, chat[1], "t5", [concept_for(model, name="strong")]), strengths={"strong": 0.0})
     assert reply.same
-    assert "useless clown" in "".join(token.text for token in reply.read[0].message)
-    assert len(reply.read[0].answer) == LENGTH - 1
+    assert "useless clown" in "".join(token.text for token in reply.gates[0].message)
+    assert len(reply.gates[0].answer) == LENGTH - 1
 
 
 def test_several_at_once_get_their_own(talk: Talk) -> None:
@@ -243,7 +243,7 @@ class Page:
             self.tab = TextTab(talk, gr.State(Session()))
 
     def data(self, session: Session, strengths: tuple[float, ...] = (), **values: Any) -> dict[Any, Any]:
-        held = {part: getattr(part, "value", None) for part in self.tab.asked}
+        held = {part: getattr(part, "value", None) for part in self.tab.inputs}
         held |= {self.tab.session: session, self.tab.length: LENGTH}
         held |= dict(zip(self.tab.sliders, strengths, strict=False))
         return held | {getattr(self.tab, name): value for name, value in values.items()}
@@ -287,7 +287,7 @@ def test_what_visitors_write_is_text(page: Page) -> None:
         assert "<script" not in html
     token = llm.Token(1, 1, "<img>", {"<script>": 1.0}, {}, True)
     reply = page.tab.talk.reply(page.tab.question(page.data(Session())))
-    read = replace(list(reply)[-1].read[0], message=(token,), concept="<script>")
+    read = replace(list(reply)[-1].gates[0], message=(token,), concept="<script>")
     assert "<script" not in look.spelled(read)
     assert "&lt;img&gt;" in look.spelled(read)
 
