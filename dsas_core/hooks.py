@@ -25,7 +25,7 @@ class Call:
     """What is known about one call of a root module. Tensors only: a compiled graph must not depend on it.
 
     Args:
-        rows: float [batch], 1 where a row is to be steered, 0 where it must stay as it is.
+        steered: float [batch], 1 where a row is to be steered, 0 where it must stay as it is.
         prompts: int64 [batch], the prompt that each row belongs to.
         timestep: float [], 0 (clean) to 1000 (noise), or None where there is no clock.
         mask: float [batch, positions], 1 for positions that count, or None for all.
@@ -37,7 +37,7 @@ class Call:
             shapes, which a graph depends on as it is.
     """
 
-    rows: torch.Tensor
+    steered: torch.Tensor
     prompts: torch.Tensor
     timestep: torch.Tensor | None = None
     mask: torch.Tensor | None = None
@@ -82,14 +82,14 @@ class Visit:
         self._by_hand: dict[Site, _SiteHook] = {}
 
     @property
-    def fired(self) -> set[Site]:
-        """Sites that have been come to since the beginning, or since `forget`."""
-        return {site for site, mark in self._marks.items() if mark.fired}
+    def visited(self) -> set[Site]:
+        """Sites that have been reached since the beginning, or since `reset`."""
+        return {site for site, mark in self._marks.items() if mark.visited}
 
-    def forget(self) -> None:
-        """Begin anew with what has been come to."""
+    def reset(self) -> None:
+        """Begin anew with what has been reached."""
         for mark in self._marks.values():
-            mark.fired = False
+            mark.visited = False
 
     def replaced(self, model: nn.Module | Roots) -> list[Site]:
         """Sites that another module has come to since: a hook goes with the old one, which may be inside the new."""
@@ -257,12 +257,13 @@ class _EndHook(_Copied):
 class _Mark:
     """Whether an activation has come by a site; compiled graphs set it, too.
 
-    Args:
-        came: in the current call of the root. fired: since the beginning, or since `Visit.forget`.
+    Attributes:
+        came: in the current call of the root.
+        visited: since the beginning, or since `Visit.reset`.
     """
 
     def __init__(self) -> None:
-        self.came = self.fired = False
+        self.came = self.visited = False
 
 
 class _SiteHook(_Copied):
@@ -273,7 +274,7 @@ class _SiteHook(_Copied):
         joint = self.placed.joint.get(self.site.root) if self.site.stream else None
         x = site_access.read(value, self.site, joint)
         changed = self.placed.visitor.visit(self.site, x)
-        self.mark.came = self.mark.fired = True
+        self.mark.came = self.mark.visited = True
         return None if changed is None else site_access.write(value, self.site, changed, joint)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeGuard
@@ -53,6 +53,8 @@ class Auto:
         return math.log(self.target / (1 - self.target))
 
 
+#: strength over the timestep: float [] in 0 … 1000 -> a factor []
+Schedule = Callable[[torch.Tensor], torch.Tensor]
 #: one number, one per prompt, or "auto" (for `Auto()`)
 Strength = float | Sequence[float] | Auto | Literal["auto"]
 #: concepts, or their folders, Hub names or builtin:NAME, each with its strength
@@ -124,10 +126,10 @@ def obstacle_to_auto(concept: Concept, gate: str | None = None) -> str | None:
     if gate == "off":
         return None
     for item in concept.interventions:
-        if item.watches or not any(item.weights):
+        if item.read_only or not any(item.weights):
             continue
-        if item.reads not in (None, item.site):
-            return f"{item.site} is gated by what {item.reads} shows, whose hyperplane is not in its own space"
+        if item.probe_site not in (None, item.site):
+            return f"{item.site} is gated by what {item.probe_site} shows, whose hyperplane is not in its own space"
         for probe, transform in zip(item.probes, item.maps, strict=True):
             if hyperplane(probe) is None:
                 return f"at {item.site}, {type(probe).__name__} has no hyperplane to move to; give it a number"

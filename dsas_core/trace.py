@@ -16,12 +16,22 @@ from .sites import Site
 class Record:
     """One concept at one site in one call.
 
-    `h` [rows, positions] is the probe's score (its mean over dimensions, where it scores each) times the site's weight;
-    `change` [rows, positions] the length of what was added, relative to the activation; `cosine` [rows, positions]
-    between the activation before and behind. Where the strength is auto, `chosen` [rows, positions] is the map strength
-    that it came to, before the site's weight and before `within` shortens it, and `against` [rows, positions] is 1
-    where the probe is above its target and the map does not lower it, so that nothing was done; None elsewhere. Only
-    rows that were to be steered are kept; `prompts` [rows] tells whose.
+    Only rows that were to be steered are kept.
+
+    Args:
+        concept: its name.
+        site: where it writes, or only reads.
+        timestep: of the call, 0 to 1000; None without a clock.
+        prompts: [rows], the prompt of each.
+        h: [rows, positions], the probe's score (its mean over dimensions, where it scores each) times the site's
+            weight.
+        change: [rows, positions], the length of what was added, relative to the activation's.
+        cosine: [rows, positions], between the activation before and after.
+        mask: [rows, positions], 1 for positions that count; None for all.
+        chosen: [rows, positions], of a strength that is auto: the map strength that was solved for, before the site's
+            weight and before `within` shortens it; else None.
+        unreachable: [rows, positions], of a strength that is auto: 1 where the probe is above its target and the map
+            does not lower it, so that nothing was done; else None.
     """
 
     concept: str
@@ -33,7 +43,7 @@ class Record:
     cosine: torch.Tensor
     mask: torch.Tensor | None
     chosen: torch.Tensor | None = None
-    against: torch.Tensor | None = None
+    unreachable: torch.Tensor | None = None
 
 
 class Trace:
@@ -56,7 +66,7 @@ class Trace:
         solved: Solved | None = None,
     ) -> Record:
         """Keep what one concept did at one site in one call, with the strength that was solved for; what was kept."""
-        kept = (call.rows > 0).cpu()  # the site may be on another device than its root
+        kept = (call.steered > 0).cpu()  # the site may be on another device than its root
         old, new = before[kept].detach().float(), after[kept].detach().float()
         change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp_min(1e-12)
         h = h.detach().float().expand(*before.shape[:-1], -1)[kept].mean(-1)
@@ -72,11 +82,11 @@ class Trace:
             mask=None if mask is None else mask.cpu()[kept],
         )
         if solved is not None:
-            chosen, against = (
+            chosen, unreachable = (
                 part.detach().float().expand(*before.shape[:-1], 1)[kept][..., 0].cpu()
                 for part in (solved.strength, solved.against)
             )
-            made = replace(made, chosen=chosen, against=against)
+            made = replace(made, chosen=chosen, unreachable=unreachable)
         self.records.append(made)
         return made
 

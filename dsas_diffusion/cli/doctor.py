@@ -10,8 +10,8 @@ from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept import Concept, Intervention
+from dsas_core.diagnostics import Conflict
 from dsas_core.llm.answer import answer, asked, unknown_words
-from dsas_core.opposition import Opposition
 from dsas_core.trace import Record, Trace
 
 from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
@@ -73,12 +73,12 @@ def _answered(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str
     inputs = asked(tokenizer, args.prompt).to(model.device)
     with llm.steer(model, dict.fromkeys(concepts, args.strength), trace=True) as steering:
         steered = answer(model, tokenizer, inputs, LENGTH).text
-        reached, trace, opposition = set(steering.fired), steering.trace, steering.opposition()
+        reached, trace, conflicts = set(steering.fired), steering.trace, steering.conflicts()
     base = answer(model, tokenizer, inputs, LENGTH).text
     assert trace is not None
     tokens = inputs.input_ids.shape[1]
     return {
-        **_described(args, concepts, reached, trace, opposition),
+        **_described(args, concepts, reached, trace, conflicts),
         "base": base,
         "steered": steered,
         "changed": base != steered,
@@ -96,12 +96,12 @@ def _drawn(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, A
     words = words_by_name(args.words)
     with steer(pipe, dict.fromkeys(concepts, args.strength), words=words, trace=True) as steering:
         steered = pictures_of(*drawing)[0]
-        reached, trace, opposition = set(steering.fired), steering.trace, steering.opposition()
+        reached, trace, conflicts = set(steering.fired), steering.trace, steering.conflicts()
     base = pictures_of(*drawing)[0]
     assert trace is not None
     difference = change([base], [steered])[0]
     return {
-        **_described(args, concepts, reached, trace, opposition),
+        **_described(args, concepts, reached, trace, conflicts),
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,
@@ -118,7 +118,7 @@ def _described(
     concepts: Sequence[Concept],
     reached: set[str],
     trace: Trace,
-    opposition: Sequence[Opposition],
+    conflicts: Sequence[Conflict],
 ) -> dict[str, Any]:
     """What was asked for, what each site of the first concept saw and did, and how the concepts go together."""
     concept = concepts[0]
@@ -132,7 +132,7 @@ def _described(
             _site(concept, item, args.strength, str(item.site) in reached, trace) for item in concept.interventions
         ],
         "beside": [other.name for other in concepts[1:]],
-        "opposition": [{**asdict(line), "site": str(line.site)} for line in opposition],
+        "opposition": [{**asdict(line), "site": str(line.site)} for line in conflicts],
         "effect_reached_in_learning": unit.get("reached") if unit.get("trials") else None,
     }
 
@@ -230,7 +230,7 @@ def _site(concept: Concept, item: Intervention, strength: float, reached: bool, 
         "weight": weight,
         "mean_score": mean_h / (weight or 1),
         "max_score": max_h / (weight or 1),
-        "dose": 0.0 if item.watches else strength * concept.unit * mean_h,
+        "dose": 0.0 if item.read_only else strength * concept.unit * mean_h,
         "relative_change": change,
     }
 

@@ -27,4 +27,4 @@ def by_name(concepts: Sequence[Concept], roots: Roots) -> dict[str, Concept]:
 
 def opposed(steering: Any) -> tuple[tuple[str, str], ...]:
     """The pairs of concepts that undo one another, by name."""
-    return tuple(sorted({(pair.first, pair.second) for pair in steering.opposition() if pair.opposed}))
+    return tuple(sorted({(pair.first, pair.second) for pair in steering.conflicts() if pair.opposed}))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dsas_core import llm
-from dsas_core.card import unit_in_words
 from dsas_core.concept import Concept
+from dsas_core.evidence import unit_in_words
 from dsas_core.sites import Site
 
 from ..schedule import Schedule

@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, Intervention, Site
-from dsas_core.card import STRIP, card
-from dsas_core.concept import CARD, CONFIG, TENSORS, Samples
+from dsas_core.card import card
+from dsas_core.concept import CARD, CONFIG, TENSORS
 from dsas_core.layout import rounded
 from dsas_core.maps import AffineMap
 from dsas_core.probes import ConstantProbe, LinearProbe
+from dsas_core.samples import STRIP, Samples
 from tests.helpers import FORMS, MAPS, random_concept
 
 SITES = {Site("unet.mid"): 4, Site("text_encoder.layers.1", side="input", tokens=(1, None)): 3}
@@ -67,7 +68,7 @@ def as_format_1(whole: Concept, folder: Path) -> Path:
     """The folder that version 0.1 wrote."""
     from safetensors.torch import save_file
 
-    interventions, content = whole._told()
+    interventions, content = whole.by_bins()
     folder.mkdir()
     save_file({name: tensor.clone() for name, tensor in content.items()}, folder / TENSORS)
     (folder / CONFIG).write_text(json.dumps({"format": 1, **whole.settings(), "interventions": interventions}))
