@@ -52,8 +52,8 @@ class CallState:
         """A root module is about to run: set strengths and targets for it, drop what was read in its last call."""
         self._calls[root] = call
         if root not in self._shared or bool(call.steered.any()):  # other roots do not ask about negative prompts
-            for key in [key for key in self._scores if key[0] == root]:
-                del self._scores[key]
+            for read in [key for key in self._scores if key[0] == root]:
+                del self._scores[read]
         for concept in self._concepts:
             key = root, concept.name
             _write(self._doses, key, self._dose(concept, call))
