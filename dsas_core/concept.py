@@ -33,10 +33,8 @@ class Concept(ConceptData):
 
     Example:
         >>> concept = Concept.from_pretrained("builtin:banana-blur")
-        >>> concept.check({}, force=True)
-        Traceback (most recent call last):
-        ...
-        dsas_core.errors.ModelMismatchError: ...
+        >>> concept.with_unit(2 * concept.unit).unit / concept.unit
+        2.0
     """
 
     def check(self, roots: Roots, *, force: bool = False) -> None:
@@ -95,7 +93,8 @@ class Concept(ConceptData):
             The folder.
 
         Raises:
-            ArtifactError: the folder is there and not empty, and `overwrite` was not given; or writing failed.
+            ArtifactError: the folder is there and not empty, and `overwrite` was not given; or it holds no concept.
+            DSASError: writing failed.
         """
         return save_concept(self, Path(folder), overwrite=overwrite)
 

@@ -37,6 +37,13 @@ class ConceptData:
         samples: what it does, to be shown; None where nobody has looked (`illustrate`).
         evidence: measured while learning: per site, and of the choice of unit.
         provenance: prompts, seeds, versions, settings.
+
+    Raises:
+        TypeError: base, learned_on, evidence or provenance hold what JSON cannot.
+
+    Example:
+        >>> ConceptData("blur", (), unit=2.0, range=(-1.0, 2.0))
+        ConceptData('blur', caa+dsas, 0 sites, unit 2, range -1 to 2)
     """
 
     name: str

@@ -14,8 +14,13 @@ TRUSTED_EYES = 0.7
 class UnseenEvidence:
     """The finished gate on prompts of a domain that learning never saw; a prompt's score is its highest h.
 
-    A prompt counts as told when its score is above 0.5, and a control position as fired. "before" is before the bias
-    was moved.
+    Args:
+        balanced_accuracy: of scores above 0.5, source against control prompts.
+        auroc: of scores, source against control prompts.
+        control_h: mean h of control positions.
+        control_h_before: the same, before the bias was moved.
+        control_fired: share of control positions with h above 0.5.
+        control_fired_before: the same, before the bias was moved.
     """
 
     balanced_accuracy: float
@@ -28,11 +33,21 @@ class UnseenEvidence:
 
 @dataclass(frozen=True)
 class SiteEvidence:
-    """Cross-validated evidence of one site and bin.
+    """Cross-validated evidence of one site and timestep bin.
 
-    `control_h` is the mean h of control positions that the probe was not fitted on, `control_fired` the share of them
-    with h above 0.5; both also before the bias was moved. `unseen` is None where no prompts of another domain were
-    captured.
+    Args:
+        site: its name.
+        bin: number of the timestep bin.
+        weight: of the site, 0 to 1.
+        balanced_accuracy: of the gate, on prompts that it was not fitted on.
+        auroc: of the gate, on prompts that it was not fitted on.
+        rank: how many principal components the gate was fitted in.
+        scaler: how activations were scaled for it.
+        control_h: mean h of control positions that the gate was not fitted on.
+        control_h_before: the same, before the bias was moved.
+        control_fired: share of these positions with h above 0.5.
+        control_fired_before: the same, before the bias was moved.
+        unseen: on prompts of another domain; None where none were captured.
     """
 
     site: str
@@ -50,7 +65,16 @@ class SiteEvidence:
 
 
 def unit_in_words(unit: float, evidence: Mapping[str, Any] | None) -> str:
-    """The unit of strength and how it was chosen, in lines."""
+    """The unit of strength and how it was chosen, in lines.
+
+    Args:
+        unit: of the concept.
+        evidence: its `evidence["unit"]`; None where there is none.
+
+    Example:
+        >>> unit_in_words(1.5, None)
+        'unit 1.5; how it was chosen was not recorded'
+    """
     if evidence and evidence.get("trials") == []:
         return (
             f"unit {unit:g}: the mean difference itself. The model answers source prompts much as it answers\n"
@@ -80,7 +104,16 @@ def unit_in_words(unit: float, evidence: Mapping[str, Any] | None) -> str:
 
 
 def range_in_words(ends: Sequence[float] | None, evidence: Mapping[str, Any] | None) -> str:
-    """The ends of the range, in a line."""
+    """The useful ends of strength, in a line.
+
+    Args:
+        ends: low and high, in units; None where there are none.
+        evidence: the concept's `evidence["range"]`; None where nobody has looked.
+
+    Example:
+        >>> range_in_words((-1.0, 2.0), None)
+        'range -1 to 2: useful strengths, in units'
+    """
     if ends is not None:
         low, high = ends
         less = "" if low < 0 else "; the other way nothing is to be seen, or it falls apart at once"

@@ -11,7 +11,7 @@ from typing import Literal, TypeGuard
 import torch
 
 from .concept import Concept
-from .errors import DSASError
+from .errors import DSASError, UnsupportedError
 from .probes.hyperplane import hyperplane
 from .sites import Roots
 
@@ -33,6 +33,10 @@ class Auto:
 
     Raises:
         DSASError: a target that is not between 0 and 1, a cap that is not above 0.
+
+    Example:
+        >>> Auto(0.2).cap, Auto(0.5).logit
+        (2.0, 0.0)
     """
 
     target: float = 0.5
@@ -66,6 +70,16 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
 
     Args:
         obstacles: concept name -> why it cannot take `Auto`, None where it can.
+
+    Raises:
+        DSASError: on setting a strength of a concept that is not attached, or one that is not finite.
+        UnsupportedError: on setting "auto" for a concept that cannot take it.
+
+    Example:
+        >>> strengths = Strengths({"blur": None})
+        >>> strengths["blur"] = [0.5, 1.0]
+        >>> strengths
+        Strengths({'blur': [0.5, 1.0]})
     """
 
     def __init__(self, obstacles: Mapping[str, str | None]) -> None:
@@ -82,7 +96,7 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
         if isinstance(value, Auto) or (isinstance(value, str) and value == AUTO):
             obstacle = self._obstacles[name]
             if obstacle is not None:
-                raise DSASError(f"concept {name!r} cannot take the strength auto: {obstacle}")
+                raise UnsupportedError(f"concept {name!r} cannot take the strength auto: {obstacle}")
             self._autos[name], self._values[name] = value if isinstance(value, Auto) else Auto(), torch.ones(1)
             return
         numbers = list(value) if isinstance(value, Sequence) else [value]
@@ -146,10 +160,15 @@ def loaded(concepts: Strengthened, roots: Roots | None = None, *, force: bool = 
     """Concepts with their strengths, those that are given by name read.
 
     Args:
-        roots: what they are to steer; None where it is not there yet. force: take one that does not fit, too.
+        concepts: concept, or its folder, Hub name or builtin:NAME -> strength.
+        roots: root modules of the model that they are to steer; None where it is not there yet.
+        force: take one that was learned on another architecture, too.
 
     Raises:
-        DSASError: none is given, one is given twice, or one cannot be read or does not fit.
+        DSASError: none is given, or one is given twice.
+        ArtifactError: one is damaged.
+        UnavailableError: one is not there.
+        ModelMismatchError: one does not fit the model.
     """
     if not isinstance(concepts, Mapping) or not concepts:
         raise DSASError(f"concepts: expected {{concept: strength}}, found {concepts!r}")

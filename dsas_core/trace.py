@@ -47,7 +47,12 @@ class Record:
 
 
 class Trace:
-    """Records of the last generation; a new one begins when its prompts come in."""
+    """Records of the last generation; a new one begins when its prompts come in.
+
+    Example:
+        >>> Trace().mean_h("banana-blur")
+        0.0
+    """
 
     def __init__(self) -> None:
         self.records: list[Record] = []
@@ -112,8 +117,11 @@ class Trace:
         """Mean h over what was read; 0 when nothing was.
 
         Args:
-            concept, site, root: as of `select`. sites: these alone, such as those that steer.
-            prompt: one of the batch.
+            concept: its name.
+            site: one site; None for all.
+            root: one root; None for all.
+            sites: these alone, such as those that steer; None for all.
+            prompt: one prompt of the batch; None for all.
         """
         total = count = 0.0
         for record in self.select(concept, site, root):
