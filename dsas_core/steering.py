@@ -205,26 +205,20 @@ class Steering:
 
     def _step(self, entry: Entry, x: torch.Tensor, mask: torch.Tensor | None) -> _Step:
         """What an intervention is to do where it writes: with the strength that was given, or solved for."""
-        dose, target = self._state.dose(entry, x.device), self._state.target(entry)
         where = None if self._localiser is None else self._localiser(entry.concept, entry.map_site, x)
+        target = self._state.target(entry)
         if target is not None and entry.plane is not None:
-            return self._solved_step(entry, x, mask, dose, target, where)
+            return self._solved_step(entry, target, x, mask, where)
         h = self._state.kept_score(entry, x) if entry.reads_elsewhere else self._state.score(entry, x, mask)
         h = h if where is None else h * where
-        return _Step(entry.concept, entry.map, dose, h, h, cloud=entry.cloud)
+        return _Step(entry.concept, entry.map, self._state.dose(entry, x.device), h, h, cloud=entry.cloud)
 
     def _solved_step(
-        self,
-        entry: Entry,
-        x: torch.Tensor,
-        mask: torch.Tensor | None,
-        dose: torch.Tensor,
-        target: torch.Tensor,
-        where: torch.Tensor | None,
+        self, entry: Entry, target: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None, where: torch.Tensor | None
     ) -> _Step:
         """As `_step`, with the smallest strength that brings the probe's logit down to the target."""
         assert entry.plane is not None
-        logit, cap = target.to(x.device).unbind()
+        dose, (logit, cap) = self._state.dose(entry, x.device), target.to(x.device).unbind()
         solved = strength_to(x, entry.map, entry.plane.probe, logit, cap, mask)
         counted = (dose * entry.weight if mask is None else dose * entry.weight * mask[..., None]) != 0
         if where is not None:
@@ -270,20 +264,15 @@ def _check_options(
 
 def _plans(concepts: Sequence[Attached]) -> dict[Site, list[_Plan]]:
     """What is to be done at each site, concept by concept: found once, not in every call."""
-    plans: dict[Site, list[_Plan]] = {}
-
-    def plan(concept: Attached, site: Site) -> _Plan:
-        there = plans.setdefault(site, [])
-        if not there or there[-1].concept is not concept:
-            there.append(_Plan(concept, [], []))
-        return there[-1]
-
+    plans: dict[Site, dict[str, _Plan]] = {}
     for concept in concepts:
         for entry in concept.entries:
+            for site in (entry.probe_site, entry.map_site):
+                plans.setdefault(site, {}).setdefault(concept.name, _Plan(concept, [], []))
             if entry.reads_elsewhere:
-                plan(concept, entry.probe_site).reading.append(entry.number)
-            plan(concept, entry.map_site).writing.append(entry.number)
-    return plans
+                plans[entry.probe_site][concept.name].reading.append(entry.number)
+            plans[entry.map_site][concept.name].writing.append(entry.number)
+    return {site: list(by_concept.values()) for site, by_concept in plans.items()}
 
 
 def _strength(x: torch.Tensor, step: _Step) -> torch.Tensor:

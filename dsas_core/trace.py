@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -74,26 +74,25 @@ class Trace:
         kept = (call.steered > 0).cpu()  # the site may be on another device than its root
         old, new = before[kept].detach().float(), after[kept].detach().float()
         change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp_min(1e-12)
-        h = h.detach().float().expand(*before.shape[:-1], -1)[kept].mean(-1)
         mask = call.counted(site, before.shape[1])
-        made = Record(
+
+        def by_position(part: torch.Tensor) -> torch.Tensor:
+            return part.detach().float().expand(*before.shape[:-1], -1)[kept].mean(-1).cpu()
+
+        record = Record(
             concept=concept,
             site=site,
             timestep=None if call.timestep is None else float(call.timestep),
             prompts=call.prompts.cpu()[kept],
-            h=h.cpu(),
+            h=by_position(h),
             change=change.cpu(),
             cosine=torch.cosine_similarity(old, new, dim=-1).cpu(),
             mask=None if mask is None else mask.cpu()[kept],
+            chosen=None if solved is None else by_position(solved.strength),
+            unreachable=None if solved is None else by_position(solved.against),
         )
-        if solved is not None:
-            chosen, unreachable = (
-                part.detach().float().expand(*before.shape[:-1], 1)[kept][..., 0].cpu()
-                for part in (solved.strength, solved.against)
-            )
-            made = replace(made, chosen=chosen, unreachable=unreachable)
-        self.records.append(made)
-        return made
+        self.records.append(record)
+        return record
 
     def select(self, concept: str, site: str | None = None, root: str | None = None) -> list[Record]:
         """Records of one concept, at one site or below one root."""
