@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from .capture import bin_of
 from .cloud import Cloud
-from .concept import Concept, Intervention
+from .concept_data import ConceptData
+from .intervention import Intervention, bin_of, middles_of
 from .maps import Map
 from .probes import ConstantProbe, Probe
 from .probes.hyperplane import Hyperplane, hyperplane
@@ -18,29 +18,37 @@ from .sites import Site
 
 
 class Entry(NamedTuple):
-    """One intervention in the current bin; `number` tells it from the others of its concept.
+    """One intervention in the current timestep bin.
 
-    `elsewhere` says that it does not read where it writes, `across` that it reads in another root: one h for each
-    prompt, whatever becomes of it. `plane` is what its strength can be solved for by; None where it has to be given.
-    `cloud` is where it must stay; None where it may go anywhere.
+    Args:
+        concept: its concept's name.
+        number: tells it from the others of its concept.
+        probe, map, weight: of the current bin.
+        probe_site: where the probe reads.
+        map_site: where the map writes.
+        reads_elsewhere: whether these are two sites.
+        reads_other_root: whether they are in two roots; then there is one h for each prompt.
+        plane: what its strength can be solved for by; None where it has to be given.
+        cloud: where it must stay; None where it may go anywhere.
     """
 
+    concept: str
     number: int
     probe: Probe
     map: Map
     weight: torch.Tensor
-    reads: Site
-    writes: Site
-    elsewhere: bool
-    across: bool
+    probe_site: Site
+    map_site: Site
+    reads_elsewhere: bool
+    reads_other_root: bool
     plane: Hyperplane | None
     cloud: Cloud | None
 
 
 class _Bound:
-    """Interventions, their tensors views of one: `live`, those of one bin."""
+    """Interventions of a concept, their tensors views of one: `live`, the parameters of one bin."""
 
-    def __init__(self, interventions: Sequence[Intervention], live: torch.Tensor) -> None:
+    def __init__(self, concept: str, interventions: Sequence[Intervention], live: torch.Tensor) -> None:
         self.live = live
         self.entries: list[Entry] = []
         start = 0
@@ -56,79 +64,91 @@ class _Bound:
         ]
         # behind all others, which lie where they would without: what is read where decides the last bit of a product
         clouds = [item.clouds[0].map_tensors(view) if item.clouds else None for item in interventions]
-        for number, intervention in enumerate(interventions):
+        for number, item in enumerate(interventions):
             probe, transform, weight = parts[number]
-            writes = intervention.site
-            reads = intervention.reads or writes
-            solvable = transform.displaces and reads == writes and not intervention.watches
-            plane = hyperplane(probe) if solvable else None
-            where = reads, writes, reads != writes, reads.root != writes.root
-            self.entries.append(Entry(number, probe, transform, weight, *where, plane, clouds[number]))
+            probe_site = item.probe_site or item.site
+            solvable = transform.displaces and probe_site == item.site and not item.read_only
+            self.entries.append(
+                Entry(
+                    concept=concept,
+                    number=number,
+                    probe=probe,
+                    map=transform,
+                    weight=weight,
+                    probe_site=probe_site,
+                    map_site=item.site,
+                    reads_elsewhere=probe_site != item.site,
+                    reads_other_root=probe_site.root != item.site.root,
+                    plane=hyperplane(probe) if solvable else None,
+                    cloud=clouds[number],
+                )
+            )
 
 
 class Attached:
-    """One concept as a visitor holds it: parameters of all bins, and a live copy of those of the current bin.
+    """One concept as a steering holds it: parameters of all bins, and a live copy of those of the current bin.
 
-    The copy lies on the device that the root is called on. A model may be spread over several: a site that comes by
-    elsewhere gets a copy there. Clouds are held only where steering is to stay within them.
+    The copy lies on the device that the root is called on. A model may be spread over several: a site on another one
+    gets a copy there.
+
+    Args:
+        concept: what is to steer.
+        gate: None for its own, "on" for h = 1 (weights 1), "off" for h = 0.
+        watch: hold interventions that only read as well.
+        within: hold the clouds that steering is to stay within.
+        interpolate: go from one bin's parameters to the next on a straight line between the bins' middles.
     """
 
     def __init__(
-        self, concept: Concept, gate: str | None, watch: bool, within: bool = False, interpolate: bool = False
+        self, concept: ConceptData, gate: str | None, watch: bool, within: bool = False, interpolate: bool = False
     ) -> None:
         self.name, self.unit, self.edges = concept.name, concept.unit, concept.edges
-        self._middles = _middles(concept.edges) if interpolate and concept.edges else None
-        chosen = [intervention for intervention in concept.interventions if watch or not intervention.watches]
+        self._middles = middles_of(concept.edges) if interpolate and concept.edges else None
+        chosen = [item for item in concept.interventions if watch or not item.read_only]
         self._interventions = [_gated(item if within else replace(item, clouds=()), gate) for item in chosen]
         bins = [_flattened(self._interventions, i) for i in range(len(concept.edges) + 1)]
-        self._banks = torch.stack(bins)  # [bins, parameters]
-        self._go_to(self._banks.device)
+        self._bins = torch.stack(bins)  # [bins, parameters]
+        self._move_to(self._bins.device)
 
-    def _go_to(self, device: torch.device) -> None:
+    def _move_to(self, device: torch.device) -> None:
         with torch.inference_mode(False):
-            self._device, self._banks = device, self._banks.to(device)
-            self._here = _Bound(self._interventions, self._banks[0].clone())
-            self._elsewhere: dict[torch.device, _Bound] = {}
+            self._device, self._bins = device, self._bins.to(device)
+            self._main = _Bound(self.name, self._interventions, self._bins[0].clone())
+            self._copies: dict[torch.device, _Bound] = {}
 
     @property
     def entries(self) -> list[Entry]:
         """Every intervention by its number, on the device of the root."""
-        return self._here.entries
+        return self._main.entries
 
     def on(self, device: torch.device) -> list[Entry]:
         """Every intervention by its number, for activations that are on a device."""
         if device == self._device:
-            return self._here.entries
-        if device not in self._elsewhere:
+            return self._main.entries
+        if device not in self._copies:
             with torch.inference_mode(False):
-                self._elsewhere[device] = _Bound(self._interventions, self._here.live.to(device))
-        return self._elsewhere[device].entries
+                self._copies[device] = _Bound(self.name, self._interventions, self._main.live.to(device))
+        return self._copies[device].entries
 
-    def turn(self, timestep: torch.Tensor | None, device: torch.device) -> None:
+    def select_bin(self, timestep: torch.Tensor | None, device: torch.device) -> None:
         """Bring in the parameters of the timestep's bin, on the device that the root is called on."""
         if device != self._device:
-            self._go_to(device)
+            self._move_to(device)
         if self.edges:
-            now = self._between(timestep, device)
-            for bound in (self._here, *self._elsewhere.values()):
-                bound.live.copy_(now)
+            parameters = self._parameters_at(timestep, device)
+            for bound in (self._main, *self._copies.values()):
+                bound.live.copy_(parameters)
 
-    def _between(self, timestep: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    def _parameters_at(self, timestep: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """The parameters of a timestep: those of its bin, or on the straight line between those of two."""
         if self._middles is None or timestep is None:
             bin_ = bin_of(timestep, self.edges).to(device)
-            return self._banks.index_select(0, bin_[None])[0]
+            return self._bins.index_select(0, bin_[None])[0]
         middles = self._middles.to(device)
         right = torch.searchsorted(middles, timestep.to(device).float().reshape(1)).clamp(1, len(middles) - 1)
         low, high = middles[right - 1], middles[right]
-        share = ((timestep.to(device) - low) / (high - low)).clamp(0, 1)
-        return torch.lerp(self._banks.index_select(0, right - 1)[0], self._banks.index_select(0, right)[0], share)
-
-
-def _middles(edges: Sequence[float]) -> torch.Tensor:
-    """The middle timestep of each bin."""
-    ends = torch.tensor([0.0, *edges, 1000.0])
-    return (ends[1:] + ends[:-1]) / 2
+        progress = ((timestep.to(device) - low) / (high - low)).clamp(0, 1)
+        return torch.lerp(self._bins.index_select(0, right - 1)[0], self._bins.index_select(0, right)[0], progress)
 
 
 def _gated(intervention: Intervention, gate: str | None) -> Intervention:
@@ -136,7 +156,7 @@ def _gated(intervention: Intervention, gate: str | None) -> Intervention:
         return intervention
     probe = ConstantProbe(1.0 if gate == "on" else 0.0)
     bins = len(intervention.probes)
-    return replace(intervention, probes=(probe,) * bins, weights=(1.0,) * bins, reads=None)
+    return replace(intervention, probes=(probe,) * bins, weights=(1.0,) * bins, probe_site=None)
 
 
 def _flattened(interventions: Sequence[Intervention], bin_: int) -> torch.Tensor:

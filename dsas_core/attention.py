@@ -1,4 +1,4 @@
-"""Where positions look: attention to some of the tokens, as a mask of the positions.
+"""Attention of positions to some of the tokens, as a mask of the positions.
 
 Fused kernels return no weights, so those that are wanted are computed again from a layer's queries and keys.
 """
@@ -12,14 +12,21 @@ from .sites import patch_grid
 
 
 def attention_to(queries: torch.Tensor, keys: torch.Tensor, tokens: torch.Tensor, scale: float) -> torch.Tensor:
-    """How much each position looks at chosen tokens: softmax(Q K^T · scale), mean over heads.
+    """How much each position attends to chosen tokens: softmax(Q K^T · scale), mean over heads.
 
     Args:
-        queries: [batch, heads, positions, width]; computed in float32. keys: [batch, heads, all tokens, width].
-        tokens: float [n, batch, all tokens], n choices, each of which weighs its tokens; one of zeros sees nothing.
+        queries: [batch, heads, positions, width]; computed in float32.
+        keys: [batch, heads, all tokens, width].
+        tokens: float [n, batch, all tokens], n choices, each with a weight for every token; zeros give zeros.
+        scale: of the layer, usually width ** -0.5.
 
     Returns:
         float32 [n, batch, positions].
+
+    Example:
+        >>> ones = torch.ones(1, 1, 4, 2)
+        >>> attention_to(ones, ones, torch.tensor([[[1.0, 0, 0, 0]]]), scale=1.0)
+        tensor([[[0.2500, 0.2500, 0.2500, 0.2500]]])
     """
     weights = (queries.float() @ keys.float().transpose(-1, -2) * scale).softmax(-1).mean(1)
     return torch.einsum("bpt,nbt->nbp", weights, tokens)
@@ -32,7 +39,12 @@ def normalised(maps: torch.Tensor, low: float, high: float) -> torch.Tensor:
     quantiles of each picture is SEGA's idea (arXiv 2301.12247). A map that is the same everywhere gives 0.
 
     Args:
-        maps: float32 [..., height, width]. low, high: shares of the positions, 0 to 1.
+        maps: float32 [..., height, width].
+        low: the lower quantile, 0 to 1.
+        high: the higher quantile, 0 to 1.
+
+    Returns:
+        float32 [..., height, width], 0 to 1.
     """
     bounds = maps.new_tensor([low, high])
     below, above = torch.quantile(maps.flatten(-2), bounds, dim=-1)[..., None, None].unbind()

@@ -11,6 +11,7 @@ import torch
 
 from .errors import DSASError
 from .hooks import Call
+from .intervention import bin_of
 from .probes.combine import pool
 from .sites import Site
 
@@ -49,13 +50,6 @@ class Rows:
             changes = (prompts.diff() != 0).nonzero().flatten() + 1
             counts += [len(row) for row in prompts.tensor_split(changes.tolist())]
         return counts
-
-
-def bin_of(timestep: torch.Tensor | None, edges: Sequence[float]) -> torch.Tensor:
-    """The bin of a timestep: how many of the ascending edges it has reached. [] int64; 0 without a clock."""
-    if timestep is None or not edges:
-        return torch.zeros((), dtype=torch.long)
-    return torch.bucketize(timestep.float(), torch.tensor(list(edges), device=timestep.device), right=True)
 
 
 class Captured(Protocol):
@@ -118,7 +112,7 @@ class Capture:
 
     def visit(self, site: Site, x: torch.Tensor) -> None:
         call, bin_ = self._calls[site.root]
-        keep = call.rows.to(x.device) > 0
+        keep = call.steered.to(x.device) > 0
         if not bool(keep.any()):
             return
         mask = call.counted(site, x.shape[1])

@@ -1,21 +1,17 @@
-"""The card of a concept: what it does, by what evidence, and its limits; all of it is told by the concept itself."""
+"""The card of a concept: what it does, on what evidence, and its limits, all from the concept itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .concept_data import ConceptData
+from .evidence import range_in_words, unit_in_words
 from .files import as_lines
 from .pretrained import is_hub_name
-from .unit import TRUSTED_EYES
+from .samples import STRIP, Samples
 
-if TYPE_CHECKING:
-    from .concept import Concept
-
-#: the strip of pictures, in a concept's folder
-STRIP = "strip.webp"
 #: a table of more rows than this is folded up
 LONG = 24
 #: roots of pictures
@@ -32,38 +28,17 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Samples:
-    """What a concept does to a source prompt and to a control prompt, neither of which it was fitted on.
-
-    Args:
-        prompts: the two. strengths: ascending, 0 among them.
-        texts: what was written, by prompt and strength; () of pictures.
-        strip: the pictures side by side, a WebP file's content; b"" of texts.
-    """
-
-    prompts: tuple[str, ...]
-    strengths: tuple[float, ...]
-    texts: tuple[tuple[str, ...], ...] = ()
-    strip: bytes = b""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All but the pictures, as plain data."""
-        texts = {"texts": [list(line) for line in self.texts]} if self.texts else {}
-        return {"prompts": list(self.prompts), "strengths": list(self.strengths), **texts}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], strip: bytes = b"") -> Samples:
-        """The inverse of `to_dict`. Raises KeyError or TypeError or ValueError on what that does not write."""
-        texts = tuple(tuple(map(str, line)) for line in data.get("texts", ()))
-        return cls(tuple(map(str, data["prompts"])), tuple(map(float, data["strengths"])), texts, strip)
-
-
-def card(concept: Concept, name: str | None = None) -> str:
+def card(concept: ConceptData, name: str | None = None) -> str:
     """The card in Markdown, for a folder and for the Hub.
 
     Args:
+        concept: what the card is about; nothing else is read.
         name: what its example takes the concept by; None for the concept's own name, as of a folder.
+
+    Example:
+        >>> text = card(ConceptData("blur", (), description="Blurs bananas."))
+        >>> text.splitlines()[:3]
+        ['---', 'library_name: dsas', 'tags: [activation-steering, dsas]']
     """
     blocks = [
         _front_matter(concept),
@@ -82,48 +57,7 @@ def card(concept: Concept, name: str | None = None) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def unit_in_words(unit: float, evidence: Mapping[str, Any] | None) -> str:
-    """The unit of strength and how it was chosen, in lines."""
-    if evidence and evidence.get("trials") == []:
-        return (
-            f"unit {unit:g}: the mean difference itself. The model answers source prompts much as it answers\n"
-            "controls, so nothing told when enough is done: look at its answers before you rely on this concept"
-        )
-    if not evidence or not evidence.get("trials"):
-        return f"unit {unit:g}; how it was chosen was not recorded"
-    trials = evidence["trials"]
-    tried = ", ".join(f"{trial['unit']:g}" for trial in trials)
-    chosen = next((trial for trial in trials if trial["unit"] == unit), None)
-    if chosen is None:
-        return f"unit {unit:g}, set by hand; {tried} were tried while learning"
-    if evidence["reached"] or (chosen["effect"] >= 1 and chosen["drift"] <= evidence["drift_limit"]):
-        why = "the smallest that does what is wanted"
-    elif chosen["drift"] <= evidence["drift_limit"]:
-        why = "the most effective within the drift limit, though it does less than is wanted"
-    else:
-        why = "the smallest, though it too changes controls more than the limit allows"
-    accuracy = evidence["eyes_accuracy"]
-    doubt = "" if accuracy >= TRUSTED_EYES else ", too poorly to trust: look at results before you rely on the unit"
-    return (
-        f"unit {unit:g}: {why} (tried {tried})\n"
-        f"effect {chosen['effect']:.2f} of what is wanted; control prompts drift by {chosen['drift']:.2g} "
-        f"(limit {evidence['drift_limit']:.2g})\n"
-        f"targets told from sources with balanced accuracy {accuracy:.2f}{doubt}"
-    )
-
-
-def range_in_words(ends: Sequence[float] | None, evidence: Mapping[str, Any] | None) -> str:
-    """The ends of the range, in a line."""
-    if ends is not None:
-        low, high = ends
-        less = "" if low < 0 else "; the other way nothing is to be seen, or it falls apart at once"
-        return f"range {low:g} to {high:g}: useful strengths, in units{less}"
-    if evidence:
-        return "no range: at no strength that was tried are results useful"
-    return "no range yet: `dsas calibrate` finds the useful ends"
-
-
-def _front_matter(concept: Concept) -> str:
+def _front_matter(concept: ConceptData) -> str:
     model = str(concept.provenance.get("model", ""))
     base = [f"base_model: {model}"] if is_hub_name(model) and not Path(model).exists() else []
     kind = ["pipeline_tag: text-to-image"] if set(concept.base) & _PICTURES else []
@@ -154,7 +88,7 @@ def _cell(text: str) -> str:
     return told
 
 
-def _example(concept: Concept, name: str) -> str:
+def _example(concept: ConceptData, name: str) -> str:
     pictures = {root for root in concept.base if root in _PICTURES or root.startswith("text_encoder")}
     lines = (
         ["import dsas_diffusion as dsas", "", f'with dsas.steer(pipe, {{"{name}": 1.0}}):']
@@ -165,7 +99,7 @@ def _example(concept: Concept, name: str) -> str:
     return "\n".join(["```python", *lines, last, "```"])
 
 
-def _evidence(concept: Concept) -> str:
+def _evidence(concept: ConceptData) -> str:
     """The table of sites."""
     sites = concept.evidence.get("sites", [])
     if not sites:
@@ -181,7 +115,7 @@ def _evidence(concept: Concept) -> str:
     return f"{table}\n\nCross-validated on prompts that the gate was not fitted on."
 
 
-def _limits(concept: Concept) -> list[str]:
+def _limits(concept: ConceptData) -> list[str]:
     """What learning and calibration tell of how far to trust it."""
     evidence = concept.evidence
     model = concept.provenance.get("model")

@@ -21,7 +21,8 @@ from .parts import Part, compute_dtype
 
 if TYPE_CHECKING:
     from .capture import Captured
-    from .concept import Concept, Intervention
+    from .concept_data import ConceptData
+    from .intervention import Intervention
 
 #: principal components of a cloud, at most, where nobody says how many
 RANK = 8
@@ -113,7 +114,7 @@ def clouded(interventions: Sequence[Intervention], capture: Captured, most: int)
 
     found = []
     for item in interventions:
-        if item.watches:
+        if item.read_only:
             found.append(item)
             continue
         bins = 1 if item.site.root in capture.timeless else len(capture.edges) + 1
@@ -158,12 +159,12 @@ def strength_within(
     return strength.fmin(up.to(strength.dtype)).fmax(down.to(strength.dtype))
 
 
-def obstacle_to_within(concept: Concept, gate: str | None = None) -> str | None:
+def obstacle_to_within(concept: ConceptData, gate: str | None = None) -> str | None:
     """Why a concept cannot be kept within its targets' cloud, with the site and the way out; None where it can."""
     if gate == "off":
         return None
     for item in concept.interventions:
-        if item.watches or not any(item.weights):
+        if item.read_only or not any(item.weights):
             continue
         curved = next((transform for transform in item.maps if not transform.displaces), None)
         if curved is not None:

@@ -17,7 +17,11 @@ from .errors import DSASError
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `folder` when the block succeeds, and disappears when it does not."""
+    """A temporary sibling that becomes `folder` when the block succeeds, and disappears when it does not.
+
+    Raises:
+        DSASError: it cannot be written; what was there is there still.
+    """
     folder = folder.absolute()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +49,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def as_json(document: Any) -> str:
-    """Strict JSON: what is not a finite number becomes null."""
+    """Strict JSON: what is not a finite number becomes null.
+
+    Example:
+        >>> as_json(float("nan"))
+        'null'
+    """
 
     def strict(value: Any) -> Any:
         if isinstance(value, Mapping):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import DSASError
+from .errors import UnavailableError
 from .sites import Roots, Site, canonical, modules
 
 #: parameters that a sample takes values of, and how many of each
@@ -30,7 +30,12 @@ _ADDED = re.compile(
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Sixteen hex digits of a module's architecture: parameter names and shapes, adapters left out."""
+    """Sixteen hex digits of a module's architecture: parameter names and shapes, adapters left out.
+
+    Example:
+        >>> fingerprint(nn.Linear(2, 3)) == fingerprint(nn.Linear(2, 3)) != fingerprint(nn.Linear(2, 4))
+        True
+    """
     shapes = sorted(f"{name}{_shape(parameter)}" for name, _, parameter in _parameters(module))
     return hashlib.sha256("\n".join([type(_bare(module)).__name__, *shapes]).encode()).hexdigest()[:16]
 
@@ -39,6 +44,10 @@ def portrait(module: nn.Module) -> dict[str, Any]:
     """A module as plain data, for messages and to be recognised: its class, how many parameters it has, and a sample.
 
     The sample is a few values of a few parameters; None for those that are quantised, or nowhere to be read.
+
+    Example:
+        >>> portrait(nn.Linear(2, 3))["parameters"]
+        9
     """
     count = sum(torch.Size(_shape(parameter)).numel() for _, _, parameter in _parameters(module))
     return {"class": type(_bare(module)).__name__, "parameters": count, "sample": _sample(module)}
@@ -61,7 +70,10 @@ def difference(root: str, module: nn.Module, widths: Mapping[Site, int], known: 
     """What a module has that the one with some sites had not, in words.
 
     Args:
-        root: its name. widths: how wide the sites in it were. known: what `portrait` told of it, or nothing.
+        root: its name.
+        module: the module.
+        widths: site -> channels, in the module that the concept was learned on.
+        known: what `portrait` recorded of that module, or nothing.
     """
     own = portrait(module)
     words = []
@@ -83,7 +95,7 @@ def weights_digest(roots: Roots) -> str:
     """Sixteen hex digits of what modules have learned: a sample of every parameter, adapters and all, at their scales.
 
     Raises:
-        DSASError: parameters that are nowhere to be read.
+        UnavailableError: parameters that are nowhere to be read.
     """
     digest = hashlib.sha256()
     for name in sorted(roots):
@@ -151,7 +163,7 @@ def _readable(module: nn.Module, path: str, parameter: nn.Parameter) -> torch.Te
     if parameter.is_meta:
         try:
             value = _offloaded(module, path)
-        except DSASError:
+        except UnavailableError:
             return None
     plain = type(parameter) is nn.Parameter and value.is_floating_point() and value.element_size() >= 2
     return value if plain and bool(value.numel()) else None
@@ -168,7 +180,7 @@ def _offloaded(root: nn.Module, path: str) -> torch.Tensor:
                 value: torch.Tensor | None = None if kept is None else kept[name]
                 if value is not None:
                     return value
-    raise DSASError(f"{path} has no values: load the model's weights first")
+    raise UnavailableError(f"{path} has no values: load the model's weights first")
 
 
 def _in_words(known: Mapping[str, Any]) -> str:

@@ -16,16 +16,16 @@ from torch import nn
 from torch._compile import _disable_dynamo
 
 from . import sites as site_access
-from .errors import DSASError
+from .errors import ModelMismatchError, UnsupportedError
 from .sites import Joint, Roots, Site
 
 
 @dataclass(frozen=True)
 class Call:
-    """What is known about one call of a root module. Tensors only: a compiled graph must not depend on it.
+    """What is known about one call of a root module. Tensors only: a compiled graph must not depend on its values.
 
     Args:
-        rows: float [batch], 1 where a row is to be steered, 0 where it must stay as it is.
+        steered: float [batch], 1 where a row is to be steered, 0 where it must stay as it is.
         prompts: int64 [batch], the prompt that each row belongs to.
         timestep: float [], 0 (clean) to 1000 (noise), or None where there is no clock.
         mask: float [batch, positions], 1 for positions that count, or None for all.
@@ -37,7 +37,7 @@ class Call:
             shapes, which a graph depends on as it is.
     """
 
-    rows: torch.Tensor
+    steered: torch.Tensor
     prompts: torch.Tensor
     timestep: torch.Tensor | None = None
     mask: torch.Tensor | None = None
@@ -46,27 +46,25 @@ class Call:
     joint: Joint | None = None
 
     def counted(self, site: Site, count: int) -> torch.Tensor | None:
-        """The mask of so many positions at a site, float [batch, count]; None where all count."""
+        """Which of the `count` positions at a site count, float [batch, count]; None where all do."""
         if site.stream == "text" and self.joint is not None:
             return self.joint.tokens(count)
         return None if self.mask is None else self.mask[:, slice(*(site.tokens or (None,)))]
 
 
 class Visitor(Protocol):
-    """Whoever looks at activations as they come by."""
+    """Whoever reads activations during a forward pass, and may change them."""
 
     def begin(self, root: str, call: Call) -> None:
         """A root module is about to run. Always eager, also when the module is compiled."""
 
     def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
-        """An activation [batch, positions, width] comes by; return what goes on, or None to leave it."""
+        """An activation [batch, positions, width] at a site; return what goes on, or None to leave it."""
 
 
-#: tells the Call of a root module from its positional and keyword arguments
+#: makes the Call of a root module from its positional and keyword arguments
 Describe = Callable[[tuple[Any, ...], dict[str, Any]], Call]
-
-
-#: told the name of a root, and the sites below it that a call of it has not come to
+#: called with the name of a root, and the sites below it that a call of it has not reached
 Missed = Callable[[str, list[Site]], object]
 
 
@@ -82,21 +80,22 @@ class Visit:
         self._by_hand: dict[Site, _SiteHook] = {}
 
     @property
-    def fired(self) -> set[Site]:
-        """Sites that have been come to since the beginning, or since `forget`."""
-        return {site for site, mark in self._marks.items() if mark.fired}
+    def visited(self) -> set[Site]:
+        """Sites that have been reached since the beginning, or since `reset`."""
+        return {site for site, mark in self._marks.items() if mark.visited}
 
-    def forget(self) -> None:
-        """Begin anew with what has been come to."""
+    def reset(self) -> None:
+        """Begin anew with what has been reached."""
         for mark in self._marks.values():
-            mark.fired = False
+            mark.visited = False
 
     def replaced(self, model: nn.Module | Roots) -> list[Site]:
-        """Sites that another module has come to since: a hook goes with the old one, which may be inside the new."""
+        """Sites whose module has been replaced since: a hook stays with the old one, which may be inside the new."""
         known = site_access.modules(_roots(model))
         return [site for site, module in self._places.items() if known.get(site.path) is not module]
 
     def detach(self) -> None:
+        """Remove every hook. Can be called again."""
         while self._handles:
             self._handles.pop().remove()
 
@@ -121,22 +120,33 @@ def visit(
     missed: Missed | None = None,
     by_hand: Collection[Site] = (),
 ) -> Visit:
-    """Let a visitor see, and change, the activations at some sites.
+    """Let a visitor read, and change, the activations at some sites.
 
     Args:
         model: a module, or root modules by name; the first part of each site's path is a root's name ("model" for
             a bare module).
-        sites: where to look.
-        visitor: who looks.
-        describe: by root name, what tells a call of that root. A root without an entry is not announced.
-        missed: told after each call of a root that was announced which sites below it were not come to, if any.
-        by_hand: sites that get no hook: somebody else brings what comes by there, see `Visit.bring`.
+        sites: where to read.
+        visitor: who reads.
+        describe: root name -> what makes the Call of a call of that root. A root without an entry is not announced.
+        missed: called after each call of a root that was announced with the sites below it that it has not reached, if
+            any.
+        by_hand: sites that get no hook: somebody else brings their activations, see `Visit.bring`.
 
     Returns:
         A Visit; use it in a `with` or call its `detach`.
 
     Raises:
-        DSASError: a site that the model lacks, or a module that is already compiled.
+        ModelMismatchError: a site that the model lacks.
+        UnsupportedError: a module that is already compiled.
+
+    Example:
+        >>> class Doubler:
+        ...     def begin(self, root, call): ...
+        ...     def visit(self, site, x): return 2 * x
+        >>> model = nn.Sequential(nn.Identity())
+        >>> with visit(model, [Site("model.0")], Doubler()):
+        ...     model(torch.ones(1, 1, 2))
+        tensor([[[2., 2.]]])
     """
     roots = _roots(model)
     known = site_access.modules(roots)
@@ -144,7 +154,9 @@ def visit(
     for site in sites:
         if site.path not in known:
             near = sorted(path for path in known if path.rsplit(".", 1)[-1] == site.path.rsplit(".", 1)[-1])
-            raise DSASError(f"no module at {site.path}; this model has {', '.join(near[:8]) or ', '.join(roots)}")
+            raise ModelMismatchError(
+                f"no module at {site.path}; this model has {', '.join(near[:8]) or ', '.join(roots)}"
+            )
     for name, root in roots.items():
         _refuse_compiled(name, root)
     placed = Visit(visitor)
@@ -173,7 +185,7 @@ def visit(
 
 
 def visitors(model: nn.Module | Roots) -> list[Visitor]:
-    """Who is visiting a model now, each once."""
+    """The visitors of a model's hooks, each once."""
     found: list[Visitor] = []
     for module in site_access.modules(_roots(model)).values():
         for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
@@ -206,7 +218,7 @@ def _refuse_compiled(name: str, root: nn.Module) -> None:
     """Where torch heeds hooks, it compiles anew for those that come later."""
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is not None and dynamo.config.skip_nnmodule_hook_guards and is_compiled(root):
-        raise DSASError(
+        raise UnsupportedError(
             f"{name} is compiled, and torch ignores hooks that come later: attach first (strength 0 does nothing) "
             "and compile then; strengths move freely afterwards"
         )
@@ -257,12 +269,13 @@ class _EndHook(_Copied):
 class _Mark:
     """Whether an activation has come by a site; compiled graphs set it, too.
 
-    Args:
-        came: in the current call of the root. fired: since the beginning, or since `Visit.forget`.
+    Attributes:
+        came: in the current call of the root.
+        visited: since the beginning, or since `Visit.reset`.
     """
 
     def __init__(self) -> None:
-        self.came = self.fired = False
+        self.came = self.visited = False
 
 
 class _SiteHook(_Copied):
@@ -273,7 +286,7 @@ class _SiteHook(_Copied):
         joint = self.placed.joint.get(self.site.root) if self.site.stream else None
         x = site_access.read(value, self.site, joint)
         changed = self.placed.visitor.visit(self.site, x)
-        self.mark.came = self.mark.fired = True
+        self.mark.came = self.mark.visited = True
         return None if changed is None else site_access.write(value, self.site, changed, joint)
 
 

@@ -1,8 +1,11 @@
-"""How a concept lies in its folder: settings, evidence and structure as JSON, its tensors as safetensors.
+"""How a concept lies in its folder, written and read: settings, evidence and structure as JSON, tensors as safetensors.
 
 Format 2 writes the probes of all timestep bins of a site as one, each tensor stacked over the bins, and once where the
 bins are equal; so do maps and clouds. A folder has a few hundred tensors then, not thousands. Tensors are float16
 where that is exact, else float32, so that nothing is lost. Format 1, which wrote every bin by itself, is read as well.
+
+A folder may come from anybody: whoever reads one, from a disk, from the Hub or from an upload, comes through `read`,
+which checks all of it before use. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -11,22 +14,23 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from .card import STRIP, Samples
+from .card import card
 from .cloud import Cloud
-from .errors import DSASError
+from .concept_data import ConceptData
+from .errors import ArtifactError
+from .files import as_lines, replacing_folder
+from .intervention import Intervention
 from .maps import Map
 from .parts import Part, unpack
 from .probes import Probe
+from .samples import STRIP, Samples
 from .sites import Site
 
-if TYPE_CHECKING:
-    from .concept import Concept
-
-AnyConcept = TypeVar("AnyConcept", bound="Concept")
+AnyConcept = TypeVar("AnyConcept", bound=ConceptData)
 
 FORMAT = 2
 READ = (1, FORMAT)
@@ -34,38 +38,84 @@ CONFIG, TENSORS, CARD = "config.json", "concept.safetensors", "README.md"
 #: all that a concept writes into its folder
 FILES = (CONFIG, TENSORS, CARD, STRIP)
 
+#: bytes that a file may have; what `learn` writes has a few MB at most
+MAX_BYTES = {CONFIG: 2**26, TENSORS: 2**32, STRIP: 2**26}
+#: bytes of the header of the safetensors, and how many tensors it may list
+MAX_HEADER, MAX_TENSORS = 2**24, 200_000
+#: lists and mappings within one another in the configuration; what `learn` writes has fewer than half of them
+MAX_DEPTH = 24
+#: types of numbers that tensors may have
+DTYPES = {"F16", "BF16", "F32", "F64"}
 
-def packed(concept: Concept) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def save_concept(concept: ConceptData, folder: Path, *, overwrite: bool = False) -> Path:
+    """Write a concept's folder, whole or not at all; see `Concept.save_pretrained`."""
+    from safetensors.torch import save
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+        raise ArtifactError(f"{folder} is there and not empty: choose another folder, or pass overwrite (--overwrite)")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise ArtifactError(
+            f"{folder} holds something else than a concept, which overwrite would lose: choose another folder"
+        )
+    try:
+        _validate(concept)
+    except ValueError as error:
+        raise ArtifactError(
+            f"concept {concept.name!r} cannot be saved, as it could not be read again: {error}"
+        ) from None
+    config, tensors = packed(concept)
+    with replacing_folder(folder) as draft:
+        (draft / TENSORS).write_bytes(save(tensors, metadata={"format": "pt", "dsas": str(FORMAT)}))
+        (draft / CONFIG).write_text(as_lines(config) + "\n")
+        (draft / CARD).write_text(card(concept), encoding="utf-8")
+        if concept.samples is not None and concept.samples.strip:
+            (draft / STRIP).write_bytes(concept.samples.strip)
+    return folder
+
+
+def packed(concept: ConceptData) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """A concept as what goes into `CONFIG` and `TENSORS`."""
     tensors: dict[str, torch.Tensor] = {}
     interventions = []
     for place, item in enumerate(concept.interventions):
         key = f"{place}.{item.site}"  # several slices of one module are several sites
-        elsewhere = {} if item.reads is None else {"reads": item.reads.to_dict()}
-        found = {"site": item.site.to_dict(), **elsewhere, "weights": list(item.weights)}
+        elsewhere = {} if item.probe_site is None else {"reads": item.probe_site.to_dict()}
+        spec = {"site": item.site.to_dict(), **elsewhere, "weights": list(item.weights)}
         for name in ("probes", "maps", "clouds"):
             if parts := getattr(item, name):
-                found[name] = _packed_bins(parts, tensors, f"{key}.{name}")
-        interventions.append(found)
+                spec[name] = _packed_bins(parts, tensors, f"{key}.{name}")
+        interventions.append(spec)
     config = {"format": FORMAT, **concept.settings(), "interventions": interventions}
     return config, {name: _narrow(tensor) for name, tensor in tensors.items()}
 
 
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
 def read(kind: type[AnyConcept], folder: Path) -> AnyConcept:
-    """The concept in a folder, as one of that class.
+    """The concept in a folder, all of it checked.
+
+    Args:
+        kind: the class of what is returned.
+        folder: where its files lie.
 
     Raises:
-        DSASError: what is there is damaged, or of another format; the message names the file.
+        ArtifactError: what is there is damaged, too large, or of another format; the message names the file.
     """
-    from .concept import Intervention
-
-    config, tensors = _read_files(folder)
+    for name in (CONFIG, TENSORS):
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{folder} is no concept: it has no {name} (write one with `dsas learn`)")
+    config, tensors = _read_config(folder / CONFIG), _read_tensors(folder / TENSORS)
     try:
         single = config.pop("format") == 1
         interventions = tuple(
             Intervention(
                 site=Site.from_dict(item["site"]),
-                reads=Site.from_dict(item["reads"]) if "reads" in item else None,
+                probe_site=Site.from_dict(item["reads"]) if "reads" in item else None,
                 **(_single_bins if single else _stacked_bins)(item, tensors),
             )
             for item in config.pop("interventions")
@@ -75,38 +125,91 @@ def read(kind: type[AnyConcept], folder: Path) -> AnyConcept:
             config["range"] = tuple(float(end) for end in config["range"])
         if config.get("samples") is not None:
             strip = folder / STRIP
-            config["samples"] = Samples.from_dict(config["samples"], strip.read_bytes() if strip.is_file() else b"")
+            config["samples"] = Samples.from_dict(config["samples"], _read_bytes(strip) if strip.is_file() else b"")
         concept = kind(interventions=interventions, edges=edges, **config)
         _validate(concept)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DSASError(f"{folder / CONFIG} is damaged: {type(error).__name__} {error}") from None
-    if any(len(item.probes) != len(edges) + 1 for item in interventions):
-        raise DSASError(f"{folder / CONFIG} is damaged: {len(edges)} edges need {len(edges) + 1} bins at each site")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+        raise ArtifactError(f"{folder / CONFIG} is damaged: {type(error).__name__} {error}") from None
+    try:
+        card(concept)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{folder / CONFIG} is damaged: its evidence and provenance are such as no card can show "
+            f"({type(error).__name__} {error}); save or download it again"
+        ) from None
     return concept
 
 
-def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+def _read_bytes(path: Path) -> bytes:
+    most = MAX_BYTES[path.name]
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ArtifactError(f"{path} is larger than {most // 2**20} MB, which no concept is: save or download it again")
+    return content
 
-    for name in (CONFIG, TENSORS):
-        if not (folder / name).is_file():
-            raise DSASError(f"{folder} is no concept: it has no {name} (write one with `dsas learn`)")
+
+def _read_config(path: Path) -> dict[str, Any]:
+    content = _read_bytes(path)
     try:
-        config = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
-        raise DSASError(f"{folder / CONFIG} is damaged: {error}") from None
-    try:
-        tensors = {name: tensor.float() for name, tensor in load((folder / TENSORS).read_bytes()).items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DSASError(f"{folder / TENSORS} is damaged or cut short: {error}; save or download it again") from None
+        config = json.loads(content.decode())
+    except UnicodeDecodeError:
+        raise ArtifactError(f"{path} is damaged: it is no text; expected JSON, as `dsas learn` writes it") from None
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged: it is not JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") not in READ:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
         formats = " and ".join(map(str, READ))
-        raise DSASError(f"{folder / CONFIG}: format {found}, this version reads formats {formats}")
+        raise ArtifactError(f"{path} is not a concept's: format {found}, this version reads formats {formats}")
+    if _depth(config) > MAX_DEPTH:
+        raise ArtifactError(f"{path} is not a concept's: more than {MAX_DEPTH} lists and mappings within one another")
+    return config
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    content = _read_bytes(path)
+    _check_header(content, path)
+    try:
+        tensors = {name: tensor.float() for name, tensor in load(content).items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged or cut short: {error}; save or download it again") from None
     if any(not bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise DSASError(f"{folder / TENSORS} holds NaN or infinite values; learn the concept again")
-    return config, tensors
+        raise ArtifactError(f"{path} holds NaN or infinite values; learn the concept again")
+    return tensors
+
+
+def _check_header(content: bytes, path: Path) -> None:
+    """Look at the header alone: a pickle, or a file that promises more than it has, goes no further."""
+    damaged = f"{path} is damaged or cut short"
+    length = int.from_bytes(content[:8], "little")
+    if not 2 <= length <= min(MAX_HEADER, len(content) - 8) or content[8:9] != b"{":
+        if content[:1] == b"\x80" or content[:4] == b"PK\x03\x04":
+            raise ArtifactError(f"{damaged}: it is a pickle, which is never read; expected safetensors of `dsas learn`")
+        raise ArtifactError(f"{damaged}: it is not safetensors; save or download it again")
+    try:
+        header = json.loads(content[8 : 8 + length])
+        dtypes = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        raise ArtifactError(f"{damaged}: it has a damaged header; save or download it again") from None
+    if len(header) > MAX_TENSORS or not dtypes <= DTYPES:
+        odd = ", ".join(sorted(map(str, dtypes - DTYPES)))[:80] or f"{len(header)} tensors"
+        raise ArtifactError(f"{path} holds {odd}: expected up to {MAX_TENSORS} tensors of floats")
+
+
+def _depth(document: Any) -> int:
+    """How many lists and mappings of a JSON document are within one another."""
+    level, depth = [document], 0
+    while level:
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+        ]
+        depth += 1
+    return depth
 
 
 # ---- bins -----------------------------------------------------------------------------------------------------------
@@ -175,12 +278,17 @@ def _narrow(tensor: torch.Tensor) -> torch.Tensor:
     return half if torch.equal(half.float(), tensor) else tensor
 
 
-def _validate(concept: Concept) -> None:
+def _validate(concept: ConceptData) -> None:
     """Raise a ValueError when a file holds what no concept can; parts have been checked by `unpack`."""
     texts = (concept.name, concept.method, concept.gate, concept.description)
     weights = [weight for item in concept.interventions for weight in item.weights]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("name, method, gate and description must be texts")
+    if not concept.name.isprintable() or not concept.name or set(concept.name) & set("/\\"):
+        raise ValueError(f"name {concept.name[:80]!r} is such as no folder may have")
+    about = (concept.base, concept.learned_on, concept.evidence, concept.provenance)
+    if not all(isinstance(content, Mapping) for content in about):
+        raise ValueError("base, learned_on, evidence and provenance must be mappings")
     if isinstance(concept.unit, str) or not all(map(math.isfinite, (concept.unit, *concept.edges, *weights))):
         raise ValueError("unit, edges and weights must be finite numbers")
     if list(concept.edges) != sorted(set(concept.edges)):
@@ -193,7 +301,16 @@ def _validate(concept: Concept) -> None:
     if not concept.interventions:
         raise ValueError("it has no interventions")
     for item in concept.interventions:
-        if not all(isinstance(probe, Probe) for probe in item.probes) or not all(isinstance(m, Map) for m in item.maps):
-            raise ValueError(f"{item.site} needs probes and maps")
-        if item.clouds and (len(item.clouds) != len(item.maps) or not all(isinstance(c, Cloud) for c in item.clouds)):
-            raise ValueError(f"{item.site} needs a cloud in every bin, or none at all")
+        _validate_intervention(item, bins=len(concept.edges) + 1)
+
+
+def _validate_intervention(item: Intervention, bins: int) -> None:
+    if not all(isinstance(probe, Probe) for probe in item.probes) or not all(isinstance(m, Map) for m in item.maps):
+        raise ValueError(f"{item.site} needs probes and maps")
+    if {len(item.probes), len(item.maps), len(item.weights)} != {bins}:
+        raise ValueError(
+            f"{bins - 1} edges need {bins} bins at each site, and {item.site} has not one probe, map and weight in "
+            "every bin"
+        )
+    if item.clouds and (len(item.clouds) != len(item.maps) or not all(isinstance(c, Cloud) for c in item.clouds)):
+        raise ValueError(f"{item.site} needs a cloud in every bin, or none at all")

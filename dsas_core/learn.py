@@ -17,10 +17,11 @@ from .capture import Captured, Shown
 from .cloud import clouded
 from .concept import Concept, Intervention
 from .errors import DSASError
+from .evidence import SiteEvidence
 from .fingerprints import fingerprint, portrait
 from .prompts import PromptSet
 from .recipe import Recipe
-from .site_fit import Fit, SiteEvidence, fit_bin, rows_at
+from .site_fit import Fit, fit_bin, rows_at
 from .sites import Roots, Site
 
 #: captures anew at one site, with what was learned before it steering
@@ -82,7 +83,7 @@ def fit_sites(
             fits[site] = [fit_bin(rows, site, bin_, own) for bin_ in here] * (len(bins) // len(here))
         done()
     interventions, evidence = _joined(fits, recipe, watched, capture.timeless)
-    if all(intervention.watches for intervention in interventions):
+    if all(intervention.read_only for intervention in interventions):
         raise _nothing_left(fits, evidence, watched)
     if recipe.cloud:
         interventions = clouded(interventions, capture, recipe.cloud)
@@ -121,7 +122,7 @@ def as_concept(
 
 def _touched(interventions: Sequence[Intervention]) -> list[Site]:
     """Every site that is read or written."""
-    return [site for item in interventions for site in (item.site, item.reads) if site is not None]
+    return [site for item in interventions for site in (item.site, item.probe_site) if site is not None]
 
 
 def _joined(
@@ -145,7 +146,7 @@ def _joined(
         if any(weights):
             probes, maps = tuple(one.probe for one in read), tuple(own.map for own in fitted)
             found = Intervention(site, probes, maps, weights, None if reads == site else reads)
-            interventions.append(found.watching() if site in watched else found)
+            interventions.append(found.as_read_only() if site in watched else found)
     return interventions, evidence
 
 

@@ -9,24 +9,38 @@ from typing import Any
 
 import torch
 
-from .errors import DSASError
+from .errors import DSASError, UnavailableError
 
 #: what the names of models and concepts that come with the package begin with
 BUILTIN = "builtin:"
 
 
 def device_of(device: str) -> str:
-    """The device that is meant: "auto" is a GPU where there is one, else the CPU."""
+    """The name of a device: "auto" is a GPU where there is one, else the CPU.
+
+    Example:
+        >>> device_of("cpu")
+        'cpu'
+    """
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def dtype_of(dtype: str | torch.dtype, device: str, half: torch.dtype) -> torch.dtype:
-    """The precision that is meant: "auto" is float32 on the CPU and `half` elsewhere.
+    """The dtype to load in: "auto" is float32 on the CPU and `half` elsewhere.
+
+    Args:
+        dtype: "auto", the name of a dtype, or a dtype.
+        device: where the model goes.
+        half: of 16 bits, what "auto" is on a GPU.
 
     Raises:
         DSASError: a name that is no dtype.
+
+    Example:
+        >>> dtype_of("auto", "cpu", torch.float16)
+        torch.float32
     """
     if dtype == "auto":
         return torch.float32 if device == "cpu" else half
@@ -42,19 +56,20 @@ def source_of(name: str | Path, builtin: Mapping[str, Path], kind: str = "model"
     """What `from_pretrained` is to be given: the folder of a built-in model, another folder, or a Hub name (user/name).
 
     Args:
+        name: what was asked for.
         builtin: folders of the built-in models by name.
         kind: what the models are called in the message.
 
     Raises:
-        DSASError: no such built-in model, no such folder, and no Hub name.
+        UnavailableError: no such built-in model, no such folder, and no Hub name.
     """
     known = ", ".join(builtin)
     if str(name).startswith(BUILTIN):
         if str(name) not in builtin:
-            raise DSASError(f"no built-in {kind} {name}; there is {known}")
+            raise UnavailableError(f"no built-in {kind} {name}; there is {known}")
         return builtin[str(name)]
     if not Path(name).is_dir() and not is_hub_name(name):
-        raise DSASError(f"no model {name}: no such folder, no Hub name (user/name), and not built in ({known})")
+        raise UnavailableError(f"no model {name}: no such folder, no Hub name (user/name), and not built in ({known})")
     return name
 
 
@@ -65,7 +80,12 @@ def name_of(model: Any, builtin: Mapping[str, Path]) -> str:
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether a name has the form of a repository on the Hub, user/name."""
+    """Whether a name has the form of a repository on the Hub, user/name.
+
+    Example:
+        >>> is_hub_name("user/banana"), is_hub_name("./banana")
+        (True, False)
+    """
     return str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
 
 
@@ -75,11 +95,13 @@ def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def loading(name: str | Path, raises: type[DSASError] = DSASError, *, warns: bool = False) -> Iterator[None]:
+def loading(name: str | Path, raises: type[DSASError] = UnavailableError, *, warns: bool = False) -> Iterator[None]:
     """Load from transformers without its progress bars; whatever it raises inside becomes one line.
 
     Args:
-        name: what is loaded, for the message. raises: the error. warns: let its warnings through.
+        name: what is loaded, for the message.
+        raises: the class of the error.
+        warns: let warnings of transformers through.
     """
     from transformers.utils import logging
 

@@ -39,18 +39,18 @@ def shipped(model: str | None = None) -> list[Shipped]:
         model: a built-in model, "builtin:emoji" or "builtin:chat", for those that are for it; None for all.
 
     Example:
-        >>> [one.name for one in shipped("builtin:chat")]
+        >>> [concept.name for concept in shipped("builtin:chat")]
         ['builtin:rudeness']
     """
-    found = [_told(folder) for folder in _folders().values()]
-    return [one for one in found if model in (None, one.model)]
+    concepts = [_describe(folder) for folder in _folders().values()]
+    return [concept for concept in concepts if model in (None, concept.model)]
 
 
 def folder_of(name: str | Path) -> Path:
     """Where a concept's name points to: the folder of a built-in concept, else the path that it is.
 
     Raises:
-        DSASError: no such built-in concept; the message lists those that there are.
+        UnavailableError: no such built-in concept; the message lists those that there are.
     """
     if not str(name).startswith(BUILTIN):
         return Path(name)
@@ -61,6 +61,6 @@ def _folders() -> dict[str, Path]:
     return {f"{BUILTIN}{file.parent.name}": file.parent for file in sorted(FOLDER.glob(f"[!.]*/{CONFIG}"))}
 
 
-def _told(folder: Path) -> Shipped:
+def _describe(folder: Path) -> Shipped:
     config = json.loads((folder / CONFIG).read_text())
     return Shipped(f"{BUILTIN}{folder.name}", config["provenance"]["model"], config["description"], folder)

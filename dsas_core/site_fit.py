@@ -9,7 +9,6 @@ map is fitted on; "unseen_source" and "unseen_control", of another domain, on wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from . import methods
 from .capture import Captured, Rows
 from .errors import DSASError
+from .evidence import SiteEvidence, UnseenEvidence
 from .gating import fit_gate
 from .layout import rounded
 from .maps import Map
@@ -35,45 +35,6 @@ UNSEEN = ("unseen_source", "unseen_control")
 KINDS = (*SIDES, "context", "moved", "cloud", *UNSEEN)
 #: a gate has fired where h is above this
 FIRED = 0.5
-
-
-@dataclass(frozen=True)
-class UnseenEvidence:
-    """The finished gate on prompts of a domain that learning never saw; a prompt's score is its highest h.
-
-    A prompt counts as told when its score is above 0.5, and a control position as fired. "before" is before the bias
-    was moved.
-    """
-
-    balanced_accuracy: float
-    auroc: float
-    control_h: float
-    control_h_before: float
-    control_fired: float
-    control_fired_before: float
-
-
-@dataclass(frozen=True)
-class SiteEvidence:
-    """Cross-validated evidence of one site and bin.
-
-    `control_h` is the mean h of control positions that the probe was not fitted on, `control_fired` the share of them
-    with h above 0.5; both also before the bias was moved. `unseen` is None where no prompts of another domain were
-    captured.
-    """
-
-    site: str
-    bin: int
-    weight: float
-    balanced_accuracy: float
-    auroc: float
-    rank: int | str
-    scaler: str
-    control_h: float
-    control_h_before: float
-    control_fired: float
-    control_fired_before: float
-    unseen: UnseenEvidence | None = None
 
 
 class Fit(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import DSASError
+from .errors import DSASError, ModelMismatchError
 
 _PASSING = {"_orig_mod", "text_model"}
 #: what positions are, where a model attends to picture and prompt at once
@@ -41,6 +41,13 @@ class Site:
         layout: "last" for [batch, positions, width], "first" for [batch, width, height, width in pixels].
         stream: "image" or "text", where a transformer attends to both at once; "" elsewhere. An activation that holds
             both, one behind the other, is cut by what the call says (`hooks.Call.joint`).
+
+    Raises:
+        DSASError: a side, layout or stream that there is not.
+
+    Example:
+        >>> str(Site("model.layers.3", side="input", tokens=(1, None)))
+        'model.layers.3:input[1:]'
     """
 
     path: str
@@ -68,6 +75,7 @@ class Site:
 
     @property
     def root(self) -> str:
+        """The name of the root module that it is in."""
         return self.path.split(".", 1)[0]
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,6 +85,7 @@ class Site:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Site:
+        """The inverse of `to_dict`. Raises DSASError on fields that a site has not."""
         unknown = set(data) - {f.name for f in fields(cls)}
         if unknown:
             raise DSASError(f"a site has no field {', '.join(sorted(unknown))}")
@@ -85,7 +94,12 @@ class Site:
 
 
 def canonical(path: str) -> str:
-    """A module path without the levels that depend on versions and wrappers."""
+    """A module path without the levels that depend on versions and wrappers.
+
+    Example:
+        >>> canonical("text_encoder.text_model.encoder.layers.0")
+        'text_encoder.encoder.layers.0'
+    """
     return ".".join(part for part in path.split(".") if part not in _PASSING)
 
 
@@ -99,10 +113,19 @@ def modules(roots: Roots) -> dict[str, nn.Module]:
 
 
 def find(roots: Roots, pattern: str | Iterable[str]) -> list[str]:
-    """Canonical paths that match: a string is a regular expression for the whole path, a list holds suffixes.
+    r"""Canonical paths of modules that match a pattern.
+
+    Args:
+        roots: the model's root modules by name.
+        pattern: a string is a regular expression for the whole path, a list holds suffixes.
 
     Raises:
-        DSASError: nothing matches; the message lists what comes nearest.
+        ModelMismatchError: nothing matches; the message lists what comes nearest.
+        DSASError: no regular expression.
+
+    Example:
+        >>> find({"model": nn.Sequential(nn.ReLU(), nn.Identity())}, r"model\.[01]")
+        ['model.0', 'model.1']
     """
     paths = list(modules(roots))
     if isinstance(pattern, str):
@@ -118,7 +141,7 @@ def find(roots: Roots, pattern: str | Iterable[str]) -> list[str]:
     if not found:
         shapes = sorted({re.sub(r"\.\d+", ".N", path) for path in paths if path.count(".") > 0})
         nearest = get_close_matches(pattern, shapes, n=NEAREST, cutoff=0.0)
-        raise DSASError(f"no site matches {pattern!r}; what comes nearest (N a number): {', '.join(nearest)}")
+        raise ModelMismatchError(f"no site matches {pattern!r}; what comes nearest (N a number): {', '.join(nearest)}")
     return found
 
 
@@ -127,7 +150,8 @@ class Joint:
     """How a picture's patches and a prompt's tokens lie in one sequence.
 
     Args:
-        image, text: how many positions of each there are, the text's with the padding that it keeps.
+        image: how many positions the picture has.
+        text: how many positions the prompt has, with the padding that it keeps.
         text_first: which comes first.
         room: how many positions the picture takes up, with padding behind it; None for as many as it has.
         lengths: int64 [batch], how many positions of each row's text are tokens, the first of them; None for all.
@@ -169,7 +193,16 @@ def read(value: Any, site: Site, joint: Joint | None = None) -> torch.Tensor:
     """The activation at a site as [batch, positions, width], from what its module takes or returns.
 
     Args:
+        value: a tensor, or a tuple, list or mapping with one.
+        site: which part of it.
         joint: how positions of both streams lie in one sequence; needed by sites with a stream.
+
+    Raises:
+        DSASError: a value of another form than the site expects.
+
+    Example:
+        >>> read((torch.zeros(2, 5, 3),), Site("model.0", tokens=(1, None))).shape
+        torch.Size([2, 4, 3])
     """
     return _flat(_tensor(value, site), site)[_part(value, site, joint)]
 
@@ -234,7 +267,12 @@ def _tensor(value: Any, site: Site) -> torch.Tensor:
 
 
 def patch_grid(positions: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of so many patches of a picture: of all grids the one nearest to its shape."""
+    """Rows and columns of a picture's patches: of all grids of so many the one nearest to its shape.
+
+    Example:
+        >>> patch_grid(24, height=512, width=768)
+        (4, 6)
+    """
     small = [row for row in range(1, math.isqrt(positions) + 1) if positions % row == 0]
     rows = [row for divisor in small for row in (divisor, positions // divisor)]
     best = min(rows, key=lambda row: abs(math.log(row * row / positions * width / height)))

@@ -1,29 +1,29 @@
-"""Steering: the visitor that applies concepts, its knobs, and how it lets go.
+"""Steering: the visitor that applies concepts, and the handle of what it is attached to.
 
-Everything that may move while a model runs (strengths, schedule, rows, timestep bin) is a tensor, written in place
-before a root module runs and only read at the sites: one compiled graph serves them all.
+Everything that may change while a model runs (strengths, schedule, rows, timestep bin) is a tensor, written in place
+before a root module runs and only read at the sites: one compiled graph serves them all. See `call_state`.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple, Self, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple, Self
 
 import torch
 
 from .attached import Attached, Entry
+from .call_state import CallState
 from .cloud import Cloud, obstacle_to_within, strength_within
 from .concept import Concept
-from .errors import DSASError
+from .diagnostics import Conflict, describe_conflicts, find_conflicts
+from .errors import DSASError, UnsupportedError
 from .hooks import Call, Describe, Missed, Visit, visit
 from .interpolation import Solved, interpolate, share, strength_to
 from .maps import Map
-from .opposition import Opposition, oppositions, warnings_of
-from .probes import RunningProbe
 from .sites import Roots, Site
-from .strengths import Auto, Strength, Strengths, obstacle_to_auto
+from .strengths import Schedule, Strength, Strengths, obstacle_to_auto
 from .trace import Trace
 
 #: what becomes of several concepts at one position: their changes add up, or share what the highest h would have made
@@ -31,30 +31,27 @@ COMBINE = ("sum", "blend")
 #: what each concept's own change may be kept within: the cloud of its target activations, or nothing
 WITHIN = (None, "target")
 
-#: strength over the timestep: float [] in 0 … 1000 -> a factor []
-Schedule = Callable[[torch.Tensor], torch.Tensor]
 #: where a concept may act: its name, a site, an activation [batch, positions, width] there -> a factor on h
 #: [batch, positions, 1], or None for everywhere
 Localiser = Callable[[str, Site, torch.Tensor], torch.Tensor | None]
-Key = TypeVar("Key", bound=tuple[object, ...])
 
 
 class _Step(NamedTuple):
-    """What one intervention is to do to an activation: h and strength; `seen` is what its probe says, for the trace."""
+    """What one intervention is to do to an activation: h and strength; `shown` is h for the trace."""
 
     concept: str
     map: Map
     strength: torch.Tensor
     h: torch.Tensor
-    seen: torch.Tensor
+    shown: torch.Tensor
     solved: Solved | None = None
     cloud: Cloud | None = None
 
 
 class _Plan(NamedTuple):
-    """What a concept is to do at a site, by number: interventions that read there for elsewhere, and that write."""
+    """What a concept does at a site: the numbers of its interventions that only read there, and that write there."""
 
-    attached: Attached
+    concept: Attached
     reading: list[int]
     writing: list[int]
 
@@ -63,7 +60,7 @@ class Steering:
     """A visitor that steers, and the handle of what it is attached to: a context manager.
 
     Args:
-        concepts: concept -> strength: a number, one per prompt, or "auto" (`Auto`).
+        concepts: concept -> strength: a number in units of the concept, one per prompt, or "auto" (`Auto`).
         gate: None for each concept's own, "on" for h = 1 (the vanilla method, site weights 1), "off" for h = 0.
         schedule: strength over the timestep for all concepts, or by concept name.
         trace: where to record h and changes, or None.
@@ -75,6 +72,16 @@ class Steering:
         localiser: multiplies h, whatever it comes from, by where a concept may act; None for everywhere.
         interpolate_bins: between the middles of two timestep bins, probes and maps go from those of the one to those of
             the other on a straight line; otherwise they change at the bins' edge.
+
+    Raises:
+        DSASError: an option that there is not, a strength that is not finite, two concepts of one name.
+        UnsupportedError: a concept that cannot do what an option asks for; the message says why.
+
+    Example:
+        >>> steering = Steering({Concept.from_pretrained("builtin:banana-blur"): 1.0})
+        >>> steering.strengths["banana-blur"] = 0.5
+        >>> steering.strengths
+        Strengths({'banana-blur': 0.5})
     """
 
     def __init__(
@@ -88,48 +95,28 @@ class Steering:
         localiser: Localiser | None = None,
         interpolate_bins: bool = False,
     ) -> None:
-        if gate not in (None, "on", "off"):
-            raise DSASError(f"gate {gate!r}: expected None (the concept's own), on or off")
-        if combine not in COMBINE:
-            raise DSASError(f"combine {combine!r}: expected {' or '.join(COMBINE)}")
-        if interpolate_bins and within:
-            raise DSASError("clouds of two timestep bins have no axes in common: leave within or interpolate_bins out")
-        if within not in WITHIN:
-            raise DSASError(f"within {within!r}: expected None, or target to stay where its activations are")
-        for concept in concepts if within else ():
-            obstacle = obstacle_to_within(concept, gate)
-            if obstacle is not None:
-                raise DSASError(f"concept {concept.name!r} cannot be kept within its targets: {obstacle}")
-        names = [concept.name for concept in concepts]
-        double = sorted({name for name in names if names.count(name) > 1})
-        if double:
-            raise DSASError(f"two concepts are named {double[0]!r}: give one another name (dataclasses.replace)")
+        _check_options(concepts, gate, combine, within, interpolate_bins)
         self.strengths = Strengths({concept.name: obstacle_to_auto(concept, gate) for concept in concepts})
         for concept, strength in concepts.items():
             self.strengths[concept.name] = strength
-        self.trace, self._localiser = trace, localiser
+        names = list(self.strengths)
         schedules = schedule if isinstance(schedule, Mapping) else {name: schedule for name in names if schedule}
         unknown = set(schedules) - set(names)
         if unknown:
             raise DSASError(f"a schedule for {', '.join(sorted(unknown))}, but attached are {', '.join(names)}")
-        self._schedules: Mapping[str, Schedule] = schedules
+        self.trace, self._localiser = trace, localiser
         self._concepts, self._blends = list(concepts), combine == "blend"
         # a blend takes its sums in one order, whatever the user's
         ordered = sorted(concepts, key=lambda concept: concept.name) if self._blends else concepts
-        held = {"watch": trace is not None, "within": within is not None, "interpolate": interpolate_bins}
-        self._attached = [Attached(concept, gate, **held) for concept in ordered]
+        options = {"watch": trace is not None, "within": within is not None, "interpolate": interpolate_bins}
+        self._attached = [Attached(concept, gate, **options) for concept in ordered]
+        self._state = CallState(self._attached, self.strengths, schedules)
         self._plans = _plans(self._attached)
         #: every site that is read or written, each once
         self.sites = list(self._plans)
-        self._calls: dict[str, Call] = {}
-        self._doses: dict[tuple[str, str], torch.Tensor] = {}
-        self._aims: dict[tuple[str, str], torch.Tensor] = {}  # of concepts with `Auto`: target logit, highest strength
-        self._counts: dict[tuple[str, int], torch.Tensor] = {}  # of positions that are above it, and stay
-        self._states: dict[tuple[str, int], torch.Tensor] = {}
-        self._scores: dict[tuple[str, str, int], torch.Tensor] = {}  # h of probes that read elsewhere than they gate
-        #: roots where a probe reads for another root: a text encoder for the denoiser
-        self._asked = {entry.reads.root for one in self._attached for entry in one.entries if entry.across}
         self._visit: Visit | None = None
+
+    # ---- attached to a model ----------------------------------------------------------------------------------------
 
     def attach(
         self,
@@ -141,7 +128,7 @@ class Steering:
     ) -> Self:
         """Go to the sites of a model; see `hooks.visit`."""
         self._visit = visit(roots, self.sites, self, describe, missed=missed, by_hand=by_hand)
-        for line in warnings_of(self.opposition()):
+        for line in describe_conflicts(self.conflicts()):
             warnings.warn(line, stacklevel=3)
         return self
 
@@ -151,7 +138,7 @@ class Steering:
             return
         self._visit.detach()
         self._visit = None
-        for name, sites in self.against().items():
+        for name, sites in self.unreachable().items():
             most = [site for site, part in sites.items() if part > 0.5]
             if most:
                 warnings.warn(
@@ -160,23 +147,6 @@ class Steering:
                     "another method, or give a number",
                     stacklevel=3,
                 )
-
-    def opposition(self) -> list[Opposition]:
-        """The angle between what every two concepts do, at each site that they share."""
-        return oppositions(self._concepts, self.strengths)
-
-    def against(self) -> dict[str, dict[str, float]]:
-        """Of concepts with the strength auto, by site: where their maps do not lower what their probes see.
-
-        The share of the positions above the target so far; sites where none was are left out.
-        """
-        found: dict[str, dict[str, float]] = {}
-        for attached in self._attached:
-            for entry in attached.entries:
-                above, against = self._counts.get((attached.name, entry.number), torch.zeros(2)).tolist()
-                if above > 0:
-                    found.setdefault(attached.name, {})[str(entry.writes)] = against / above
-        return found
 
     def __enter__(self) -> Self:
         return self
@@ -187,197 +157,122 @@ class Steering:
     @property
     def fired(self) -> list[str]:
         """Sites that have been reached so far; of a pipeline, in the last generation."""
-        return sorted(str(site) for site in self._visit.fired) if self._visit else []
+        return sorted(str(site) for site in self._visit.visited) if self._visit else []
+
+    @property
+    def stateful(self) -> bool:
+        """Whether a probe depends on earlier positions, so that the rows of a batch must not change places."""
+        return any(True for _ in self._state.stateful())
+
+    def conflicts(self) -> list[Conflict]:
+        """The cosine between what every two concepts do, at each site that they share."""
+        return find_conflicts(self._concepts, self.strengths)
+
+    def unreachable(self) -> dict[str, dict[str, float]]:
+        """Where maps do not lower what their probes see, of concepts with the strength auto.
+
+        Returns:
+            Concept name -> site -> share of the positions above the target so far; sites where none was are left out.
+        """
+        return self._state.unreachable()
+
+    # ---- the visitor ------------------------------------------------------------------------------------------------
 
     def begin(self, root: str, call: Call) -> None:
-        self._calls[root] = call
-        if root not in self._asked or bool(call.rows.any()):  # another root is not asked about negative prompts
-            for key in [key for key in self._scores if key[0] == root]:
-                del self._scores[key]  # what was read in one call gates nothing of the next
-        for attached in self._attached:
-            attached.turn(call.timestep, call.rows.device)
-            _hold(self._doses, (root, attached.name), self._dose(attached, call))
-            auto = self.strengths.auto_of(attached.name)
-            if auto is None:
-                self._aims.pop((root, attached.name), None)
-            else:
-                self._aim(root, attached, auto, call.rows.device)
+        """A root module is about to run; see `hooks.Visitor`."""
+        for concept in self._attached:
+            concept.select_bin(call.timestep, call.steered.device)
+        self._state.begin(root, call)
 
     def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
-        call = self._calls.get(site.root)
-        if call is None:
-            raise DSASError(
-                f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: call "
-                "the module that was steered, not a part of it"
-            )
-        if len(x) != len(call.rows):
-            raise DSASError(
-                f"{len(x)} rows come by at {site}, but {site.root!r} was called with {len(call.rows)}: something "
-                "between takes rows away, as FasterCache does those of the negative prompt; steer without it"
-            )
+        """The activation [batch, positions, width] as it goes on: x' = lerp(x, T(x; strength), h)."""
+        call = self._state.call_at(site, x)
         mask = call.counted(site, x.shape[1])
         mask = None if mask is None else mask.to(x.device)
         steps: list[_Step] = []
-        for attached, reading, writing in self._plans[site]:
-            entries, name = attached.on(x.device), attached.name
-            for entry in [entries[number] for number in reading]:
-                key = site.root, name, entry.number
-                if not entry.across:
-                    self._scores[key] = self._score(name, entry, x, mask)
-                elif key not in self._scores:
-                    self._scores[key] = (entry.probe.score(x, mask) * entry.weight)[call.prompts.argsort()]
-            steps += [self._step(name, entries[number], x, mask) for number in writing]
+        for concept, reading, writing in self._plans[site]:
+            entries = concept.on(x.device)
+            for number in reading:
+                self._state.keep_score(entries[number], x, mask)
+            steps += [self._step(entries[number], x, mask) for number in writing]
         if not steps:
             return None
         out = interpolate(x, [(step.map, _strength(x, step), step.h) for step in self._shared(steps)])
         if self.trace is not None:
             for step in steps:
-                self.trace.record(step.concept, site, call, step.seen, x, out, step.solved)
+                self.trace.record(step.concept, site, call, step.shown, x, out, step.solved)
         return out
 
-    def _step(self, name: str, entry: Entry, x: torch.Tensor, mask: torch.Tensor | None) -> _Step:
-        """What an intervention is to do where it writes."""
-        root = entry.writes.root
-        dose, aim = self._doses[root, name].to(x.device), self._aims.get((root, name))
-        where = None if self._localiser is None else self._localiser(name, entry.writes, x)
-        if aim is None or entry.plane is None:
-            h = self._score_of(name, entry, x) if entry.elsewhere else self._score(name, entry, x, mask)
-            h = h if where is None else h * where
-            return _Step(name, entry.map, dose, h, h, cloud=entry.cloud)
-        target, cap = aim.to(x.device).unbind()
-        solved = strength_to(x, entry.map, entry.plane.probe, target, cap, mask)
+    def _step(self, entry: Entry, x: torch.Tensor, mask: torch.Tensor | None) -> _Step:
+        """What an intervention is to do where it writes: with the strength that was given, or solved for."""
+        where = None if self._localiser is None else self._localiser(entry.concept, entry.map_site, x)
+        target = self._state.target(entry)
+        if target is not None and entry.plane is not None:
+            return self._solved_step(entry, target, x, mask, where)
+        h = self._state.kept_score(entry, x) if entry.reads_elsewhere else self._state.score(entry, x, mask)
+        h = h if where is None else h * where
+        return _Step(entry.concept, entry.map, self._state.dose(entry, x.device), h, h, cloud=entry.cloud)
+
+    def _solved_step(
+        self, entry: Entry, target: torch.Tensor, x: torch.Tensor, mask: torch.Tensor | None, where: torch.Tensor | None
+    ) -> _Step:
+        """As `_step`, with the smallest strength that brings the probe's logit down to the target."""
+        assert entry.plane is not None
+        dose, (logit, cap) = self._state.dose(entry, x.device), target.to(x.device).unbind()
+        solved = strength_to(x, entry.map, entry.plane.probe, logit, cap, mask)
         counted = (dose * entry.weight if mask is None else dose * entry.weight * mask[..., None]) != 0
         if where is not None:
             counted = counted & (where > 0)
-        counts = torch.stack([(part & counted).sum() for part in (solved.above, solved.against)])
-        held = self._counts[name, entry.number]
-        held.add_(counts.to(held))
+        self._state.count(entry, solved, counted)
         h = (solved.strength > 0) * entry.weight * entry.plane.gate(x, mask) * counted
-        seen = h if self.trace is None else self._score(name, entry, x, mask)
-        h, seen = (h, seen) if where is None else (h * where, seen * where)
-        return _Step(name, entry.map, solved.strength * dose, h, seen, solved, entry.cloud)
+        shown = h if self.trace is None else self._state.score(entry, x, mask)
+        h, shown = (h, shown) if where is None else (h * where, shown * where)
+        return _Step(entry.concept, entry.map, solved.strength * dose, h, shown, solved, entry.cloud)
 
     def _shared(self, steps: list[_Step]) -> list[_Step]:
         """Steps of several concepts with what `combine` leaves each of its h; the interventions of one go together."""
         names = dict.fromkeys(step.concept for step in steps) if self._blends else {}
         if len(names) < 2:
             return steps
-        opened = {name: [step.h * (step.strength != 0) for step in steps if step.concept == name] for name in names}
-        kept = share([functools.reduce(torch.maximum, gates) for gates in opened.values()])
+        gates = {name: [step.h * (step.strength != 0) for step in steps if step.concept == name] for name in names}
+        kept = share([functools.reduce(torch.maximum, every) for every in gates.values()])
         return [step._replace(h=step.h * kept) for step in steps]
 
-    def _score(self, name: str, entry: Entry, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """h of a probe where it reads, with its site's weight; 0 at positions that do not count."""
-        if isinstance(entry.probe, RunningProbe):
-            h = self._follow((name, entry.number), entry.probe, entry.reads.root, x) * entry.weight
-        else:
-            h = entry.probe.score(x, mask) * entry.weight
-        return h if mask is None else h * mask[..., None]
 
-    def _score_of(self, name: str, entry: Entry, x: torch.Tensor) -> torch.Tensor:
-        """h of a probe that has read elsewhere."""
-        h = self._scores.get((entry.reads.root, name, entry.number))
-        if h is None:
-            raise DSASError(
-                f"{entry.writes} is gated by what {entry.reads} shows, which the model has not come to: a probe must "
-                "read before its map writes"
-            )
-        if entry.across and h.shape[1] == 1:
-            h = h[self._calls[entry.writes.root].prompts.to(h.device)]
-        if h.shape[1] not in (1, x.shape[1]) or len(h) != len(x):
-            raise DSASError(
-                f"{entry.reads} has {h.shape[1]} positions, {entry.writes} has {x.shape[1]}: a probe that reads "
-                "elsewhere needs the same, or one h for all (form pooled or latch)"
-            )
-        if h.shape[-1] not in (1, x.shape[-1]):
-            raise DSASError(
-                f"{entry.reads} has {h.shape[-1]} dimensions, {entry.writes} has {x.shape[-1]}: a gate of each "
-                "dimension must read where its map writes"
-            )
-        return h.to(x.device)
-
-    @property
-    def remembers(self) -> bool:
-        """Whether a probe goes by what came before, so that the rows of a batch must not be moved about."""
-        return any(True for _ in self._remembering())
-
-    def _remembering(self) -> Iterator[tuple[str, Entry, RunningProbe]]:
-        """Concept, intervention and probe where that goes by what came before."""
-        for attached in self._attached:
-            for entry in attached.entries:
-                if isinstance(entry.probe, RunningProbe) and entry.probe.columns:
-                    yield attached.name, entry, entry.probe
-
-    def forget(self, root: str, rows: int, device: torch.device) -> None:
-        """A new text of so many rows begins at a root: what probes remember of the last one goes."""
-        for name, entry, probe in self._remembering():
-            if entry.reads.root != root:
-                continue
-            held = self._states.get((name, entry.number))
-            if held is not None and len(held) == rows and held.device == device:
-                held.zero_()
-            else:
-                with torch.inference_mode(False):  # to be written in and out of inference mode
-                    self._states[name, entry.number] = torch.zeros(rows, probe.columns, device=device)
-
-    def _follow(self, key: tuple[str, int], probe: RunningProbe, root: str, x: torch.Tensor) -> torch.Tensor:
-        """What a remembering probe says, its state moved on."""
-        call, state = self._calls[root], self._states.get(key)
-        if call.prompt is None or (state is None and probe.columns):
-            raise DSASError(
-                f"{key[0]!r} has a gate of kind {probe.kind}, which goes by a text that is written, and {root!r} is "
-                "given no such: learn with another form"
-            )
-        read = call.mask if call.read is None else call.read
-        mask, prompt = (None if part is None else part.to(x.device) for part in (read, call.prompt))
-        if state is None:
-            return probe.follow(x, mask, prompt, x.new_zeros(len(x), 0))[0]
-        h, after = probe.follow(x, mask, prompt, state.to(x.device))
-        state.copy_(after.detach())
-        return h
-
-    def _dose(self, attached: Attached, call: Call) -> torch.Tensor:
-        """Map strength of each row, float32 [batch, 1, 1]."""
-        strengths = self.strengths.values_of(attached.name).to(call.rows.device)
-        if len(strengths) > 1:
-            if int(call.prompts.max()) >= len(strengths):
-                raise DSASError(
-                    f"strength of {attached.name!r} is given for {len(strengths)} prompts, but the call has "
-                    f"{int(call.prompts.max()) + 1}"
-                )
-            strengths = strengths[call.prompts]
-        unit = 1.0 if self.strengths.auto_of(attached.name) else attached.unit  # 1: all the way to the target
-        dose = strengths * unit * call.rows
-        schedule = self._schedules.get(attached.name)
-        if schedule is not None and call.timestep is not None:
-            dose = dose * schedule(call.timestep.float()).to(dose)
-        return dose[:, None, None]
-
-    def _aim(self, root: str, attached: Attached, auto: Auto, device: torch.device) -> None:
-        """Where a concept that chooses its strength is to go, and what counts how often it cannot."""
-        aim = torch.tensor([auto.logit, auto.cap * abs(attached.unit)], device=device)
-        _hold(self._aims, (root, attached.name), aim)
-        for entry in attached.entries:
-            if (attached.name, entry.number) not in self._counts:
-                _hold(self._counts, (attached.name, entry.number), torch.zeros(2, device=device))
+def _check_options(
+    concepts: Mapping[Concept, Strength], gate: str | None, combine: str, within: str | None, interpolate_bins: bool
+) -> None:
+    if gate not in (None, "on", "off"):
+        raise DSASError(f"gate {gate!r}: expected None (the concept's own), on or off")
+    if combine not in COMBINE:
+        raise DSASError(f"combine {combine!r}: expected {' or '.join(COMBINE)}")
+    if interpolate_bins and within:
+        raise UnsupportedError(
+            "clouds of two timestep bins have no axes in common: leave within or interpolate_bins out"
+        )
+    if within not in WITHIN:
+        raise DSASError(f"within {within!r}: expected None, or target to stay where its activations are")
+    for concept in concepts if within else ():
+        obstacle = obstacle_to_within(concept, gate)
+        if obstacle is not None:
+            raise UnsupportedError(f"concept {concept.name!r} cannot be kept within its targets: {obstacle}")
+    names = [concept.name for concept in concepts]
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise DSASError(f"two concepts are named {double[0]!r}: give one another name (dataclasses.replace)")
 
 
-def _plans(every: Sequence[Attached]) -> dict[Site, list[_Plan]]:
-    """What is to be done at each site, concept by concept: told once, and not looked for at every call."""
-    plans: dict[Site, list[_Plan]] = {}
-
-    def plan(attached: Attached, site: Site) -> _Plan:
-        there = plans.setdefault(site, [])
-        if not there or there[-1].attached is not attached:
-            there.append(_Plan(attached, [], []))
-        return there[-1]
-
-    for attached in every:
-        for entry in attached.entries:
-            if entry.elsewhere:
-                plan(attached, entry.reads).reading.append(entry.number)
-            plan(attached, entry.writes).writing.append(entry.number)
-    return plans
+def _plans(concepts: Sequence[Attached]) -> dict[Site, list[_Plan]]:
+    """What is to be done at each site, concept by concept: found once, not in every call."""
+    plans: dict[Site, dict[str, _Plan]] = {}
+    for concept in concepts:
+        for entry in concept.entries:
+            for site in (entry.probe_site, entry.map_site):
+                plans.setdefault(site, {}).setdefault(concept.name, _Plan(concept, [], []))
+            if entry.reads_elsewhere:
+                plans[entry.probe_site][concept.name].reading.append(entry.number)
+            plans[entry.map_site][concept.name].writing.append(entry.number)
+    return {site: list(by_concept.values()) for site, by_concept in plans.items()}
 
 
 def _strength(x: torch.Tensor, step: _Step) -> torch.Tensor:
@@ -385,12 +280,3 @@ def _strength(x: torch.Tensor, step: _Step) -> torch.Tensor:
     if step.cloud is None:
         return step.strength
     return strength_within(x, step.map, step.strength, step.h, step.cloud)
-
-
-def _hold(held: dict[Key, torch.Tensor], key: Key, value: torch.Tensor) -> None:
-    """Write a value in place where there is one of its shape already: a compiled graph goes on reading it."""
-    there = held.get(key)
-    if there is None or there.shape != value.shape or there.device != value.device:
-        with torch.inference_mode(False):  # to be written in and out of inference mode
-            there = held[key] = torch.empty_like(value)
-    there.copy_(value)

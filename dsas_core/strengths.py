@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeGuard
@@ -11,7 +11,7 @@ from typing import Literal, TypeGuard
 import torch
 
 from .concept import Concept
-from .errors import DSASError
+from .errors import DSASError, UnsupportedError
 from .probes.hyperplane import hyperplane
 from .sites import Roots
 
@@ -33,6 +33,10 @@ class Auto:
 
     Raises:
         DSASError: a target that is not between 0 and 1, a cap that is not above 0.
+
+    Example:
+        >>> Auto(0.2).cap, Auto(0.5).logit
+        (2.0, 0.0)
     """
 
     target: float = 0.5
@@ -53,6 +57,8 @@ class Auto:
         return math.log(self.target / (1 - self.target))
 
 
+#: strength over the timestep: float [] in 0 … 1000 -> a factor []
+Schedule = Callable[[torch.Tensor], torch.Tensor]
 #: one number, one per prompt, or "auto" (for `Auto()`)
 Strength = float | Sequence[float] | Auto | Literal["auto"]
 #: concepts, or their folders, Hub names or builtin:NAME, each with its strength
@@ -64,6 +70,16 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
 
     Args:
         obstacles: concept name -> why it cannot take `Auto`, None where it can.
+
+    Raises:
+        DSASError: on setting a strength of a concept that is not attached, or one that is not finite.
+        UnsupportedError: on setting "auto" for a concept that cannot take it.
+
+    Example:
+        >>> strengths = Strengths({"blur": None})
+        >>> strengths["blur"] = [0.5, 1.0]
+        >>> strengths
+        Strengths({'blur': [0.5, 1.0]})
     """
 
     def __init__(self, obstacles: Mapping[str, str | None]) -> None:
@@ -80,7 +96,7 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
         if isinstance(value, Auto) or (isinstance(value, str) and value == AUTO):
             obstacle = self._obstacles[name]
             if obstacle is not None:
-                raise DSASError(f"concept {name!r} cannot take the strength auto: {obstacle}")
+                raise UnsupportedError(f"concept {name!r} cannot take the strength auto: {obstacle}")
             self._autos[name], self._values[name] = value if isinstance(value, Auto) else Auto(), torch.ones(1)
             return
         numbers = list(value) if isinstance(value, Sequence) else [value]
@@ -124,10 +140,10 @@ def obstacle_to_auto(concept: Concept, gate: str | None = None) -> str | None:
     if gate == "off":
         return None
     for item in concept.interventions:
-        if item.watches or not any(item.weights):
+        if item.read_only or not any(item.weights):
             continue
-        if item.reads not in (None, item.site):
-            return f"{item.site} is gated by what {item.reads} shows, whose hyperplane is not in its own space"
+        if item.probe_site not in (None, item.site):
+            return f"{item.site} is gated by what {item.probe_site} shows, whose hyperplane is not in its own space"
         for probe, transform in zip(item.probes, item.maps, strict=True):
             if hyperplane(probe) is None:
                 return f"at {item.site}, {type(probe).__name__} has no hyperplane to move to; give it a number"
@@ -144,10 +160,15 @@ def loaded(concepts: Strengthened, roots: Roots | None = None, *, force: bool = 
     """Concepts with their strengths, those that are given by name read.
 
     Args:
-        roots: what they are to steer; None where it is not there yet. force: take one that does not fit, too.
+        concepts: concept, or its folder, Hub name or builtin:NAME -> strength.
+        roots: root modules of the model that they are to steer; None where it is not there yet.
+        force: take one that was learned on another architecture, too.
 
     Raises:
-        DSASError: none is given, one is given twice, or one cannot be read or does not fit.
+        DSASError: none is given, or one is given twice.
+        ArtifactError: one is damaged.
+        UnavailableError: one is not there.
+        ModelMismatchError: one does not fit the model.
     """
     if not isinstance(concepts, Mapping) or not concepts:
         raise DSASError(f"concepts: expected {{concept: strength}}, found {concepts!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -16,12 +16,22 @@ from .sites import Site
 class Record:
     """One concept at one site in one call.
 
-    `h` [rows, positions] is the probe's score (its mean over dimensions, where it scores each) times the site's weight;
-    `change` [rows, positions] the length of what was added, relative to the activation; `cosine` [rows, positions]
-    between the activation before and behind. Where the strength is auto, `chosen` [rows, positions] is the map strength
-    that it came to, before the site's weight and before `within` shortens it, and `against` [rows, positions] is 1
-    where the probe is above its target and the map does not lower it, so that nothing was done; None elsewhere. Only
-    rows that were to be steered are kept; `prompts` [rows] tells whose.
+    Only rows that were to be steered are kept.
+
+    Args:
+        concept: its name.
+        site: where it writes, or only reads.
+        timestep: of the call, 0 to 1000; None without a clock.
+        prompts: [rows], the prompt of each.
+        h: [rows, positions], the probe's score (its mean over dimensions, where it scores each) times the site's
+            weight.
+        change: [rows, positions], the length of what was added, relative to the activation's.
+        cosine: [rows, positions], between the activation before and after.
+        mask: [rows, positions], 1 for positions that count; None for all.
+        chosen: [rows, positions], of a strength that is auto: the map strength that was solved for, before the site's
+            weight and before `within` shortens it; else None.
+        unreachable: [rows, positions], of a strength that is auto: 1 where the probe is above its target and the map
+            does not lower it, so that nothing was done; else None.
     """
 
     concept: str
@@ -33,11 +43,16 @@ class Record:
     cosine: torch.Tensor
     mask: torch.Tensor | None
     chosen: torch.Tensor | None = None
-    against: torch.Tensor | None = None
+    unreachable: torch.Tensor | None = None
 
 
 class Trace:
-    """Records of the last generation; a new one begins when its prompts come in."""
+    """Records of the last generation; a new one begins when its prompts come in.
+
+    Example:
+        >>> Trace().mean_h("banana-blur")
+        0.0
+    """
 
     def __init__(self) -> None:
         self.records: list[Record] = []
@@ -56,29 +71,28 @@ class Trace:
         solved: Solved | None = None,
     ) -> Record:
         """Keep what one concept did at one site in one call, with the strength that was solved for; what was kept."""
-        kept = (call.rows > 0).cpu()  # the site may be on another device than its root
+        kept = (call.steered > 0).cpu()  # the site may be on another device than its root
         old, new = before[kept].detach().float(), after[kept].detach().float()
         change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp_min(1e-12)
-        h = h.detach().float().expand(*before.shape[:-1], -1)[kept].mean(-1)
         mask = call.counted(site, before.shape[1])
-        made = Record(
+
+        def by_position(part: torch.Tensor) -> torch.Tensor:
+            return part.detach().float().expand(*before.shape[:-1], -1)[kept].mean(-1).cpu()
+
+        record = Record(
             concept=concept,
             site=site,
             timestep=None if call.timestep is None else float(call.timestep),
             prompts=call.prompts.cpu()[kept],
-            h=h.cpu(),
+            h=by_position(h),
             change=change.cpu(),
             cosine=torch.cosine_similarity(old, new, dim=-1).cpu(),
             mask=None if mask is None else mask.cpu()[kept],
+            chosen=None if solved is None else by_position(solved.strength),
+            unreachable=None if solved is None else by_position(solved.against),
         )
-        if solved is not None:
-            chosen, against = (
-                part.detach().float().expand(*before.shape[:-1], 1)[kept][..., 0].cpu()
-                for part in (solved.strength, solved.against)
-            )
-            made = replace(made, chosen=chosen, against=against)
-        self.records.append(made)
-        return made
+        self.records.append(record)
+        return record
 
     def select(self, concept: str, site: str | None = None, root: str | None = None) -> list[Record]:
         """Records of one concept, at one site or below one root."""
@@ -102,8 +116,11 @@ class Trace:
         """Mean h over what was read; 0 when nothing was.
 
         Args:
-            concept, site, root: as of `select`. sites: these alone, such as those that steer.
-            prompt: one of the batch.
+            concept: its name.
+            site: one site; None for all.
+            root: one root; None for all.
+            sites: these alone, such as those that steer; None for all.
+            prompt: one prompt of the batch; None for all.
         """
         total = count = 0.0
         for record in self.select(concept, site, root):

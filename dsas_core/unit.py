@@ -15,8 +15,6 @@ Text = TypeVar("Text")
 UNITS = tuple(float(f"{0.25 * 1.2**k:.2g}") for k in range(21))
 #: how far, in places of UNITS, a search goes on around the best unit when none did enough
 STEPS = (4, 2, 1)
-#: cross-validated balanced accuracy from which the word of a model's own eyes on effects is taken
-TRUSTED_EYES = 0.7
 #: of methods whose strength of 1 is their own
 GIVEN = (1.0,)
 #: how many are tried at most

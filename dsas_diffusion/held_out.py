@@ -16,11 +16,11 @@ import torch
 from dsas_core import methods
 from dsas_core.calibration import Trial
 from dsas_core.concept import Concept
+from dsas_core.evidence import TRUSTED_EYES
 from dsas_core.hooks import Call, visit
 from dsas_core.probes import LinearProbe
 from dsas_core.sites import Site
 from dsas_core.strangeness import Usual
-from dsas_core.unit import TRUSTED_EYES
 
 from .families import bounds_of, denoiser_of, family_of, roots_of
 from .generation import UNCHANGED, Settings, change, decode, latents_of, noise_like, packed, seeds_for
@@ -213,7 +213,7 @@ class _Seen:
         self._rows = torch.zeros(0)
 
     def begin(self, root: str, call: Call) -> None:
-        self._rows = call.rows > 0
+        self._rows = call.steered > 0
 
     def visit(self, site: Site, x: torch.Tensor) -> None:
         own = x[self._rows.to(x.device)]

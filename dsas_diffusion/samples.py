@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from dsas_core.calibration import prompts_of
-from dsas_core.card import Samples
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.progress import progress_bar
+from dsas_core.samples import Samples
 from dsas_core.unit import held_back
 
 from . import viz

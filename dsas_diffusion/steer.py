@@ -6,14 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from dsas_core import unreached
 from dsas_core.concept import Concept
+from dsas_core.diagnostics import UnreachedSites, explain_unreached, list_sites, warn_unreached
 from dsas_core.errors import DSASError
 from dsas_core.hooks import Call, visitors
 from dsas_core.sites import Site
-from dsas_core.steering import Schedule, Steering
-from dsas_core.strengths import Strength, Strengthened, loaded
-from dsas_core.unreached import Unreached, listed
+from dsas_core.steering import Steering
+from dsas_core.strengths import Schedule, Strength, Strengthened, loaded
 
 from .caches import caches_of, steered_again
 from .families import family_of, roots_of
@@ -50,7 +49,7 @@ class PipelineSteering(Steering):
         if attach == "processor":
             self._by_processor = at_processors(self._roots[self._denoiser], self._denoiser, self.sites)
         self._processors: dict[str, Any] = {}  # that were there, where others steer now
-        self._told = Unreached()  # in this generation
+        self._unreached = UnreachedSites()  # in this generation
         self._rows: Rows | None = None
         #: what is to be done when the next generation begins
         self.at_start: set[Callable[[], object]] = set()
@@ -132,10 +131,10 @@ class PipelineSteering(Steering):
     def _generation_begins(self, prompts: int) -> None:
         while self.at_start:
             self.at_start.pop()()
-        self._told.forget()
-        self._scores.clear()  # of other prompts
+        self._unreached.reset()
+        self._state.clear_scores()  # of other prompts
         if self._visit is not None:
-            self._visit.forget()
+            self._visit.reset()
         if self.trace is not None:
             self.trace.clear()
         if self._words is not None:
@@ -144,7 +143,7 @@ class PipelineSteering(Steering):
         behind = [] if self._rows is None else unread(self.pipe, self.sites, self._rows.clip_skip)
         if behind:
             warnings.warn(
-                f"the denoiser reads the tokens of an earlier layer than {listed(behind)}, which only "
+                f"the denoiser reads the tokens of an earlier layer than {list_sites(behind)}, which only "
                 "change what is pooled, if anything: steer earlier layers, or ask for a smaller clip_skip",
                 stacklevel=2,
             )
@@ -156,9 +155,9 @@ class PipelineSteering(Steering):
         roots = {name: getattr(self.pipe, name) for name in self._roots if getattr(self.pipe, name, None) is not None}
         replaced = [*self._visit.replaced(roots), *(self._words.replaced(roots) if self._words is not None else ())]
         if replaced:
-            self._told.news(replaced)
+            self._unreached.new_among(replaced)
             warnings.warn(
-                f"other modules have come to {listed(replaced)} since steering began, such as LoRA's, which "
+                f"other modules have come to {list_sites(replaced)} since steering began, such as LoRA's, which "
                 "go unseen: detach, and steer anew",
                 stacklevel=2,
             )
@@ -166,7 +165,7 @@ class PipelineSteering(Steering):
         if again:
             raise DSASError(
                 f"{caches_of(roots[self._denoiser])[0]} leaves out blocks and adds what they changed in an earlier "
-                f"step, and {listed(again)} would be steered once more on top: disable the cache, or steer the "
+                f"step, and {list_sites(again)} would be steered once more on top: disable the cache, or steer the "
                 "attention inside"
             )
 
@@ -186,43 +185,43 @@ class PipelineSteering(Steering):
             return
         # where embeddings are given, they run for negative prompts at most
         unseen = self._rows.embeddings == "given" and self._rows.rows != "unconditional"
-        fired = self._visit.fired
+        fired = self._visit.visited
         silent = [site for site in self.sites if site.root != self._denoiser and (unseen or site not in fired)]
         if self._rows.embeddings != "given":
             if silent:
                 self._missed(silent[0].root, silent)
-        elif silent := self._told.news(silent):
+        elif silent := self._unreached.new_among(silent):
             told = (
-                f"prompt_embeds were given, so the text encoder did not read the prompt, and {listed(silent)} did "
+                f"prompt_embeds were given, so the text encoder did not read the prompt, and {list_sites(silent)} did "
                 "nothing: pass prompt= instead, or encode the prompt inside the steer() block"
             )
             if self._rows.by_hand:  # perhaps it made them
                 told = (
-                    f"prompt_embeds were given, which {listed(silent)} changed only if the text encoder was called for "
-                    "them inside the steer() block; it takes all that is read there by hand for prompts, so encode "
-                    "negative prompts outside"
+                    f"prompt_embeds were given, which {list_sites(silent)} changed only if the text encoder was called "
+                    "for them inside the steer() block; it takes all that is read there by hand for prompts, so "
+                    "encode negative prompts outside"
                 )
             warnings.warn(told, stacklevel=2)
 
     def _missed(self, root: str, sites: list[Site]) -> None:
         """Tell, once a generation, which sites a call has not come to."""
         assert self._rows is not None
-        silent = [] if self._rows.skips else self._told.news(sites)
+        silent = [] if self._rows.skips else self._unreached.new_among(sites)
         if not silent:
             return
         by_hand = {site for found in self._by_processor.values() for site in found}
         caches = caches_of(getattr(self.pipe, root))
         if caches:
             warnings.warn(
-                f"{caches[0]} answers from an earlier step, with the steering of then, for {listed(silent)}: disable "
-                "it where strengths or schedules move",
+                f"{caches[0]} answers from an earlier step, with the steering of then, for {list_sites(silent)}: "
+                "disable it where strengths or schedules move",
                 stacklevel=2,
             )
         elif by_hand.issuperset(silent):
             why = 'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
-            unreached.warn(silent, why)
+            warn_unreached(silent, why)
         else:
-            unreached.warn(silent, unreached.why(getattr(self.pipe, root)))
+            warn_unreached(silent, explain_unreached(getattr(self.pipe, root)))
 
 
 def steer(

@@ -128,17 +128,17 @@ class WordMasks:
 
     def begin(self, root: str, call: Call) -> None:
         self._check_keys()
-        device, grid = call.rows.device, (*self._chosen.shape[:2], *self._rows.latents)
+        device, grid = call.steered.device, (*self._chosen.shape[:2], *self._rows.latents)
         with torch.inference_mode(False):  # to be written in and out of inference mode
             if self._mask.shape != grid or self._mask.device != device:
-                self._tokens, self._pictures = self._chosen.to(device), call.rows.nonzero().flatten()
+                self._tokens, self._pictures = self._chosen.to(device), call.steered.nonzero().flatten()
                 self._seen = torch.zeros(len(self._layers), *grid, device=device)
                 self._mask, self._known = (
                     torch.zeros(grid, device=device),
                     torch.zeros(len(self._layers), device=device),
                 )
         self._tokens.copy_(self._chosen)
-        self._pictures.copy_(call.rows.nonzero().flatten())
+        self._pictures.copy_(call.steered.nonzero().flatten())
         if not self._running:
             self._mask.zero_()
             self._known.zero_()

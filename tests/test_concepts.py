@@ -16,11 +16,12 @@ import dsas_core
 import dsas_diffusion as dsas
 from benchmarks.builtin_models import concepts
 from dsas_core import DSASError, llm, shipped
-from dsas_core.card import STRIP, card
+from dsas_core.card import card
 from dsas_core.concept import Concept
 from dsas_core.layout import CARD, FILES
 from dsas_core.llm.toxicity import LexiconScorer
 from dsas_core.prompts import read
+from dsas_core.samples import STRIP
 from dsas_core.shipped import FOLDER
 from dsas_core.unit import held_back
 from dsas_diffusion.cli import main

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..capture import bin_of
 from ..concept import Concept, Intervention
 from ..errors import DSASError
+from ..intervention import bin_of
 from ..maps import AffineMap, Map, ProjectionMap, TurnMap
 from ..probes import ComplementProbe, ConstantProbe, Probe, RunningProbe
 from ..sites import patch_grid
@@ -85,7 +85,7 @@ def scores_of(trace: Trace, concept: Concept) -> Scores:
         raise DSASError(f"{concept.name!r} has two interventions at {double}: their scores cannot be told apart")
     found: dict[tuple[int, int], list[torch.Tensor]] = {}
     for number, item in enumerate(concept.interventions):
-        if item.watches:
+        if item.read_only:
             continue
         for record in trace.select(concept.name, str(item.site)):
             timestep = None if record.timestep is None else torch.tensor(record.timestep)
@@ -190,13 +190,13 @@ def _changed(
     """
     items: list[Intervention] = []
     for number, item in enumerate(concept.interventions):
-        if item.watches:
+        if item.read_only:
             continue
         pairs = zip(item.probes, item.maps, strict=True)
         parts = [change(number, bin_, probe, map_) for bin_, (probe, map_) in enumerate(pairs)]
         probes, maps = zip(*parts, strict=True)
-        where = item.reads if reads else None
-        items.append(replace(item, probes=tuple(probes), maps=tuple(maps), reads=where))
+        where = item.probe_site if reads else None
+        items.append(replace(item, probes=tuple(probes), maps=tuple(maps), probe_site=where))
     return replace(concept, interventions=tuple(items))
 
 

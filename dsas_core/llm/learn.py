@@ -20,6 +20,7 @@ from torch import nn
 from ..capture import Capture, Shown
 from ..concept import Concept
 from ..errors import DSASError
+from ..evidence import SiteEvidence
 from ..hooks import visit
 from ..learn import as_concept, fit_sites
 from ..pretrained import name_of
@@ -27,7 +28,7 @@ from ..progress import progress_bar
 from ..prompts import COUNT, SIDES, PromptSet, read
 from ..provenance import versions
 from ..recipe import Recipe, recipe_of
-from ..site_fit import UNSEEN, SiteEvidence
+from ..site_fit import UNSEEN
 from ..sites import Site
 from ..unit import TRIALS, held_back, units_of
 from .layers import bare, find_sites, positions_of, roots_of

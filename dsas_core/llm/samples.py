@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from ..calibration import prompts_of
-from ..card import Samples
 from ..concept import Concept
 from ..errors import DSASError
+from ..samples import Samples
 from ..unit import held_back
 from .layers import positions_of, roots_of
 from .prompts import encode, pad_token, turns

@@ -8,13 +8,12 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from .. import unreached
 from ..concept import Concept
+from ..diagnostics import UnreachedSites, explain_unreached, warn_unreached
 from ..errors import UnsupportedError
 from ..sites import Site
 from ..steering import Steering
 from ..strengths import Strength, Strengthened, loaded
-from ..unreached import Unreached
 from .layers import ends_of, positions_of, roots_of
 from .tokens import Tokens
 from .trace import TextTrace
@@ -49,16 +48,16 @@ class TextSteering(Steering):
     ) -> None:
         super().__init__(concepts, gate=gate, trace=trace, combine=combine, within=within)
         self._on_text, self._read_only = on_text, read_only
-        self._tokens = Tokens(phase, self._prompts, self._text_begins, self.remembers, on_tokens=self._tokens_come)
+        self._tokens = Tokens(phase, self._prompts, self._text_begins, self.stateful, on_tokens=self._tokens_come)
 
     def attach_to_model(self, model: nn.Module) -> Self:
         roots = roots_of(model)
         self._tokens.limit, self._tokens.ends = 0 if self._read_only else positions_of(model), ends_of(model)
-        told = Unreached()
+        unreached = UnreachedSites()
 
         def missed(root: str, sites: list[Site]) -> None:
-            if silent := told.news(sites):
-                unreached.warn(silent, unreached.why(roots[root]))
+            if new := unreached.new_among(sites):
+                warn_unreached(new, explain_unreached(roots[root]))
 
         return self.attach(roots, {root: self._tokens.describe(root) for root in roots}, missed=missed)
 
@@ -74,17 +73,17 @@ class TextSteering(Steering):
     def _tokens_come(self, root: str, start: int, ids: torch.Tensor | None, mask: torch.Tensor) -> None:
         if start == 0:
             self._refuse_without_prompt(root)
-            self.forget(root, len(mask), mask.device)
+            self._state.reset(root, len(mask), mask.device)
         if self.trace is not None:
             self.trace.note_tokens(root, start, ids, mask)
 
     def _refuse_without_prompt(self, root: str) -> None:
         """A latch that reads at a decoder would wait for ever: all that comes by there is written."""
-        for name, entry, probe in self._remembering() if root == "decoder" else ():
-            if entry.reads.root == root and probe.by_prompt:
+        for entry, probe in self._state.stateful() if root == "decoder" else ():
+            if entry.probe_site.root == root and probe.by_prompt:
                 raise UnsupportedError(
-                    f"{name!r} has a gate that decides at a prompt's end, at {entry.reads}, but the prompt goes "
-                    "through the encoder: learn at encoder sites, or with form token"
+                    f"{entry.concept!r} has a gate that decides at a prompt's end, at {entry.probe_site}, but the "
+                    "prompt goes through the encoder: learn at encoder sites, or with form token"
                 )
 
 

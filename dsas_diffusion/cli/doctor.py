@@ -110,7 +110,7 @@ def _observed(args: argparse.Namespace, concepts: Sequence[Concept], steering: A
         "unit": concept.unit,
         "sites": [_site(concept, item, args.strength, steering) for item in concept.interventions],
         "beside": [other.name for other in others],
-        "opposition": [{**asdict(pair), "site": str(pair.site)} for pair in steering.opposition()],
+        "opposition": [{**asdict(pair), "site": str(pair.site)} for pair in steering.conflicts()],
         "effect_reached_in_learning": unit.get("reached") if unit.get("trials") else None,
     }
 
@@ -207,7 +207,7 @@ def _site(concept: Concept, item: Intervention, strength: float, steering: Any) 
         "weight": weight,
         "mean_score": mean_h / (weight or 1),
         "max_score": max_h / (weight or 1),
-        "dose": 0.0 if item.watches else strength * concept.unit * mean_h,
+        "dose": 0.0 if item.read_only else strength * concept.unit * mean_h,
         "relative_change": sum(_masked(r, r.change).sum().item() for r in records) / max(1.0, counted),
     }
 

@@ -40,4 +40,4 @@ def keep_latest(results: OrderedDict[Any, Any], key: Any, result: Any, most: int
 
 def opposed(steering: Any) -> tuple[tuple[str, str], ...]:
     """The pairs of concepts that undo one another, by name."""
-    return tuple(sorted({(pair.first, pair.second) for pair in steering.opposition() if pair.opposed}))
+    return tuple(sorted({(pair.first, pair.second) for pair in steering.conflicts() if pair.opposed}))

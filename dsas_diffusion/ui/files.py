@@ -21,9 +21,8 @@ from typing import Any
 import yaml
 
 from dsas_core import prompts
-from dsas_core.card import card
 from dsas_core.concept import CONFIG, TENSORS, Concept
-from dsas_core.errors import DSASError
+from dsas_core.errors import ArtifactError, DSASError, PromptError
 from dsas_core.prompts import PromptSet
 
 #: suffix of a prompt file -> what it is
@@ -31,9 +30,7 @@ PROMPT_FILES = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}
 #: bytes of a prompt file, and of each file of a concept
 MOST_PROMPTS = 256 * 2**10
 MOST_BYTES = {CONFIG: 4 * 2**20, TENSORS: 64 * 2**20}
-#: bytes of the header of a safetensors file, and how many tensors it may list
-MOST_HEADER, MOST_TENSORS = 2**20, 20_000
-#: lists and mappings within one another: a prompt file has two, a concept's configuration fewer than this
+#: lists and mappings within one another: a prompt file has two
 DEEPEST = 24
 #: texts, lists and mappings in a prompt file
 MOST_NODES = 10_000
@@ -41,8 +38,6 @@ MOST_NODES = 10_000
 MOST_NAME = 64
 #: letters of a message that quotes what was found
 MOST_TOLD = 400
-#: kinds of numbers in a concept's tensors
-_NUMBERS = {"F16", "BF16", "F32", "F64"}
 
 
 def name_of(text: str) -> str:
@@ -66,13 +61,13 @@ def prompt_file(path: str | None) -> PromptSet:
     Who judges is left out: it may name models, and learning asks no judge.
 
     Raises:
-        DSASError: another kind of file, too large, no prompt file, or one that would expand without end.
+        PromptError: another kind of file, too large, no prompt file, or one that would expand without end.
     """
     name, content = _uploaded(path, dict.fromkeys(PROMPT_FILES, MOST_PROMPTS), "a prompt file (.yaml, .yml or .json)")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise DSASError(f"{name} is no text: expected a prompt file in UTF-8") from None
+        raise PromptError(f"{name} is no text: expected a prompt file in UTF-8") from None
     kind = PROMPT_FILES[Path(name).suffix.lower()]
     document = _yaml(text, name) if kind == "YAML" else _json(text, name)
     if isinstance(document, Mapping):
@@ -80,7 +75,7 @@ def prompt_file(path: str | None) -> PromptSet:
     try:
         found = prompts.read(document if isinstance(document, Mapping) else {})
     except DSASError as error:
-        raise DSASError(_brief(f"{name}: {error}")) from None
+        raise PromptError(_brief(f"{name}: {error}")) from None
     name_of(found.name)
     return found
 
@@ -94,13 +89,13 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise DSASError("it has aliases (*name), which prompt files do without: write the texts out")
+            raise PromptError("it has aliases (*name), which prompt files do without: write the texts out")
         self._depth += 1
         if self._depth > DEEPEST:
-            raise DSASError(f"more than {DEEPEST} lists are within one another: expected a prompt file")
+            raise PromptError(f"more than {DEEPEST} lists are within one another: expected a prompt file")
         self._nodes += 1
         if self._nodes > MOST_NODES:
-            raise DSASError(f"it has more than {MOST_NODES:,} texts: use placeholders, or leave some out")
+            raise PromptError(f"it has more than {MOST_NODES:,} texts: use placeholders, or leave some out")
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -114,19 +109,19 @@ def _yaml(text: str, name: str) -> Any:
         finally:
             loader.dispose()
     except DSASError as error:
-        raise DSASError(f"{name}: {error}") from None
+        raise PromptError(f"{name}: {error}") from None
     except yaml.YAMLError as error:
         reason = _brief(str(error).replace('"<unicode string>", ', ""))
-        raise DSASError(f"{name} is not YAML: {reason}; texts with braces or colons belong in quotes") from None
+        raise PromptError(f"{name} is not YAML: {reason}; texts with braces or colons belong in quotes") from None
     except (ValueError, RecursionError) as error:  # such as a date that there is not
-        raise DSASError(f"{name} is not a prompt file: {_brief(str(error))}") from None
+        raise PromptError(f"{name} is not a prompt file: {_brief(str(error))}") from None
 
 
 def _json(text: str, name: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DSASError(f"{name} is not JSON: {_brief(str(error))}") from None
+        raise PromptError(f"{name} is not JSON: {_brief(str(error))}") from None
 
 
 # ---- concepts -------------------------------------------------------------------------------------------------------
@@ -136,7 +131,8 @@ def concept_files(paths: Sequence[str] | str | None) -> Concept:
     """The concept in the two files of its folder, `config.json` and `concept.safetensors`.
 
     Raises:
-        DSASError: others, too large, damaged, pickled, or a name that no folder may have.
+        ArtifactError: others, too large, damaged, pickled, or of a model that is not told.
+        DSASError: a name that no folder may have.
     """
     found = dict(
         _uploaded(path, MOST_BYTES, f"{CONFIG} and {TENSORS}")
@@ -145,59 +141,19 @@ def concept_files(paths: Sequence[str] | str | None) -> Concept:
     missing = [name for name in (CONFIG, TENSORS) if name not in found]
     if missing:
         have = f"only {', '.join(found)}" if found else "nothing"
-        raise DSASError(f"{have} came: choose both files of the concept's folder, {CONFIG} and {TENSORS}")
-    try:
-        config = _json(found[CONFIG].decode(), CONFIG)
-    except UnicodeDecodeError:
-        raise DSASError(f"{CONFIG} is no text: expected JSON, as `dsas learn` writes it") from None
-    if not isinstance(config, Mapping) or _depth(config) > DEEPEST:
-        raise DSASError(f"{CONFIG} is not a concept's: expected what `dsas learn` writes")
-    _check_safetensors(found[TENSORS])
+        raise ArtifactError(f"{have} came: choose both files of the concept's folder, {CONFIG} and {TENSORS}")
     with tempfile.TemporaryDirectory(prefix="dsas-upload-") as folder:
         for name, content in found.items():
             (Path(folder) / name).write_bytes(content)
         try:
             concept = Concept.from_pretrained(folder)
-        except (DSASError, OverflowError, RuntimeError) as error:
-            raise DSASError(_brief(str(error).replace(f"{folder}{os.sep}", "").replace(folder, "it"))) from None
+        except DSASError as error:
+            raise ArtifactError(_brief(str(error).replace(f"{folder}{os.sep}", "").replace(folder, "it"))) from None
     name_of(concept.name)
-    _check_told(concept)
-    return replace(concept, samples=None)  # their picture was not among the files
-
-
-def _check_told(concept: Concept) -> None:
-    """Refuse what a concept's parts let pass, and a model or a card would not."""
-    told = (concept.base, concept.learned_on, concept.evidence, concept.provenance)
-    if not all(isinstance(one, Mapping) for one in told):
-        raise DSASError(f"{CONFIG} is damaged: base, evidence and provenance must be mappings; download it again")
     strangers = {item.site.root for item in concept.interventions} - set(concept.base)
-    if strangers:
-        raise DSASError(f"{CONFIG} does not tell on which {min(strangers)} it was learned: learn the concept again")
-    for item in concept.interventions:
-        if len({len(item.probes), len(item.maps), len(item.weights), len(concept.edges) + 1}) > 1:
-            raise DSASError(f"{item.site} has not one probe, map and weight in every bin: learn the concept again")
-    try:
-        card(concept)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise DSASError(f"{CONFIG} tells what no card can show ({_brief(str(error), 80)}): download it again") from None
-
-
-def _check_safetensors(content: bytes) -> None:
-    """Look at the header alone: a pickle, or a file that promises more than it has, goes no further."""
-    length = int.from_bytes(content[:8], "little")
-    if content[:1] == b"\x80" or content[:4] == b"PK\x03\x04":
-        raise DSASError(f"{TENSORS} is a pickle, which is never read: expected safetensors, as `dsas learn` writes it")
-    if not 2 <= length <= min(MOST_HEADER, len(content) - 8) or content[8:9] != b"{":
-        raise DSASError(f"{TENSORS} is not safetensors, or cut short: save or download it again")
-    try:
-        header = json.loads(content[8 : 8 + length])
-        told = [entry for name, entry in header.items() if name != "__metadata__"]
-        kinds = {entry["dtype"] for entry in told}
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-        raise DSASError(f"{TENSORS} has a damaged header: save or download it again") from None
-    if len(told) > MOST_TENSORS or not kinds <= _NUMBERS:
-        odd = ", ".join(sorted(map(str, kinds - _NUMBERS))) or f"{len(told)} tensors"
-        raise DSASError(f"{TENSORS} holds {_brief(odd, 80)}: expected up to {MOST_TENSORS} tensors of floats")
+    if strangers:  # which `Concept.check` would let pass
+        raise ArtifactError(f"{CONFIG} does not tell on which {min(strangers)} it was learned: learn the concept again")
+    return replace(concept, samples=None)  # their picture was not among the files
 
 
 def zipped(concept: Concept) -> bytes:
@@ -224,7 +180,7 @@ def saved(concept: Concept, folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         there.mkdir()  # whoever makes it owns the name: two visitors cannot have it both
     except FileExistsError:
-        raise DSASError(f"a concept {concept.name!r} is saved already: give yours another name") from None
+        raise ArtifactError(f"a concept {concept.name!r} is saved already: give yours another name") from None
     except OSError as error:
         raise DSASError(f"{concept.name} cannot be saved: {error.strerror}") from None
     try:
@@ -270,19 +226,6 @@ def _uploaded(path: str | None, most: Mapping[str, int], expected: str) -> tuple
     if len(content) > limit:
         raise DSASError(f"{_brief(name, 80)} is larger than {_size(limit)}: choose a smaller one")
     return name, content
-
-
-def _depth(value: Any) -> int:
-    """How many lists and mappings of a JSON document are within one another."""
-    level, depth = [value], 0
-    while level:
-        level = [
-            item
-            for one in level
-            for item in (one.values() if isinstance(one, Mapping) else one if isinstance(one, list) else ())
-        ]
-        depth += 1
-    return depth
 
 
 def _size(count: int) -> str:

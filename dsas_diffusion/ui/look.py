@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 from dsas_core import llm
-from dsas_core.card import unit_in_words
 from dsas_core.concept import Concept
+from dsas_core.evidence import unit_in_words
 from dsas_core.sites import Site
 
 from ..schedule import Schedule

@@ -248,5 +248,5 @@ def _only(concept: Concept, sites: Sequence[str]) -> Concept:
     """A concept that steers at some sites alone and watches the others."""
     if not sites:
         return concept
-    kept = (item if site_name(item.site) in sites else item.watching() for item in concept.interventions)
+    kept = (item if site_name(item.site) in sites else item.as_read_only() for item in concept.interventions)
     return replace(concept, interventions=tuple(kept))

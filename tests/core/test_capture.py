@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dsas_core import Call, DSASError, Site
-from dsas_core.capture import Capture, bin_of
+from dsas_core.capture import Capture
+from dsas_core.intervention import bin_of
 
 HERE, THERE = Site("unet.here"), Site("unet.there")
 

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from dsas_core import Concept, Site
-from dsas_core.card import Samples, card
+from dsas_core.card import card
+from dsas_core.samples import Samples
 from tests.fixtures.concepts import random_concept
 
 EVIDENCE: dict[str, Any] = {

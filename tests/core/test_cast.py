@@ -101,7 +101,7 @@ def test_a_condition_of_all_positions_is_that_of_their_mean() -> None:
 def test_a_condition_is_read_where_it_tells_best_and_gates_what_comes_behind() -> None:
     capture = several({"a.0": 0.0, "a.1": 0.5, "a.2": 30.0, "a.3": 60.0, "a.4": 90.0, "b.0": 60.0, "b.1": 60.0})
     interventions, evidence = fit_sites(capture, Recipe(method="cast", site_weight="threshold"))
-    reads = {item.site.path: (item.reads or item.site).path for item in interventions}
+    reads = {item.site.path: (item.probe_site or item.site).path for item in interventions}
     assert reads == {"a.2": "a.2", "a.3": "a.2", "a.4": "a.2", "b.0": "b.0", "b.1": "b.0"}, (
         "of the first half, the best"
     )
@@ -121,6 +121,6 @@ def test_where_no_condition_tells_nothing_is_steered() -> None:
 def test_in_a_combination_each_site_asks_for_itself() -> None:
     capture = several({"a.0": 60.0, "a.1": 60.0})
     interventions, _ = fit_sites(capture, Recipe(gate="all(dsas, cast)", form="token"))
-    assert [item.reads for item in interventions] == [None, None]
+    assert [item.probe_site for item in interventions] == [None, None]
     parts = {tuple(part.kind for part in probe.parts) for item in interventions for probe in item.probes}  # type: ignore[attr-defined]
     assert parts == {("linear", "pooled-condition")}

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsas_core import Auto, Concept, DSASError, Intervention, Site, Steering, llm
+from dsas_core.diagnostics import Conflict
 from dsas_core.interpolation import share
 from dsas_core.maps import AffineMap
-from dsas_core.opposition import Opposition
 from dsas_core.probes import ConstantProbe
 from dsas_diffusion import find_sites, steer
 from tests.core.test_strengths import SITE, away
@@ -183,8 +183,8 @@ def test_opposed_concepts_are_told_of(shift: tuple[float, ...], strengths: Any, 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         with llm.steer(model, {first: strengths[0], second: strengths[1]}) as steering:
-            table = steering.opposition()
-    assert table == [Opposition("left", "right", SITE, pytest.approx(cosine), opposed)]
+            table = steering.conflicts()
+    assert table == [Conflict("left", "right", SITE, pytest.approx(cosine), opposed)]
     lines = [str(one.message) for one in told if "against one another" in str(one.message)]
     assert len(lines) == opposed
     for line in lines:
@@ -195,12 +195,12 @@ def test_opposed_concepts_are_told_of(shift: tuple[float, ...], strengths: Any, 
 
 def test_only_shared_sites_and_shifts_count() -> None:
     first, second = shifting("a", 1), shifting("b", -1, site="model.model.layers.1")
-    assert Steering({first: 1.0, second: 1.0}).opposition() == []
+    assert Steering({first: 1.0, second: 1.0}).conflicts() == []
     turning = Concept("c", (Intervention(SITE, (ConstantProbe(),), (Turn(torch.tensor(1.0)),), (1.0,)),))
-    assert Steering({first: 1.0, turning: 1.0}).opposition() == []
+    assert Steering({first: 1.0, turning: 1.0}).conflicts() == []
     item = shifting("d", -1).interventions[0]
     bins = replace(item, probes=item.probes * 2, maps=(*item.maps, AffineMap(item.maps[0].shift * -3)), weights=(1, 1))  # type: ignore[attr-defined]
-    (line,) = Steering({first: 1.0, Concept("d", (bins,), edges=(500.0,)): 1.0}).opposition()
+    (line,) = Steering({first: 1.0, Concept("d", (bins,), edges=(500.0,)): 1.0}).conflicts()
     assert line.cosine == pytest.approx(1), "the mean over timestep bins"
 
 
@@ -208,6 +208,6 @@ def test_only_shared_sites_and_shifts_count() -> None:
 @pytest.mark.parametrize("kind", MAPS)
 def test_every_kind_of_shift_is_seen(form: str, kind: str) -> None:
     pair = [random_concept({SITE: 8}, form=form, kind=kind, name=name, seed=3) for name in "ab"]
-    (line,) = Steering({pair[0]: 1.0, pair[1]: -1.0}).opposition()
+    (line,) = Steering({pair[0]: 1.0, pair[1]: -1.0}).conflicts()
     assert line.cosine == pytest.approx(1)
     assert line.opposed

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from dsas_core import Concept, DSASError, Intervention, Site
-from dsas_core.card import STRIP, card
-from dsas_core.concept import CARD, CONFIG, TENSORS, Samples
+from dsas_core import Concept, DSASError, Intervention, Site, layout
+from dsas_core.card import card
+from dsas_core.concept import CARD, CONFIG, TENSORS
+from dsas_core.errors import ArtifactError
 from dsas_core.layout import rounded
 from dsas_core.maps import AffineMap
 from dsas_core.probes import ConstantProbe, LinearProbe
+from dsas_core.samples import STRIP, Samples
 from tests.fixtures.concepts import FORMS, MAPS, random_concept
 
 SITES = {Site("unet.mid"): 4, Site("text_encoder.layers.1", side="input", tokens=(1, None)): 3}
@@ -67,7 +69,7 @@ def as_format_1(whole: Concept, folder: Path) -> Path:
     """The folder that version 0.1 wrote."""
     from safetensors.torch import save_file
 
-    interventions, content = whole._told()
+    interventions, content = whole.by_bins()
     folder.mkdir()
     save_file({name: tensor.clone() for name, tensor in content.items()}, folder / TENSORS)
     (folder / CONFIG).write_text(json.dumps({"format": 1, **whole.settings(), "interventions": interventions}))
@@ -272,14 +274,37 @@ def first(config: dict[str, Any]) -> dict[str, Any]:
         (edited(lambda config: first(config).update(weights=[1.0, float("inf")])), "config.json is damaged"),
         (tensors(lambda content: content.popitem()), "config.json is damaged: KeyError"),
         (tensors(lambda content: next(iter(content.values())).fill_(float("nan"))), "holds NaN or infinite values"),
+        (tensors(lambda content: content.update(extra=torch.zeros(2, dtype=torch.int64))), "holds I64: expected"),
+        (lambda folder: (folder / TENSORS).write_bytes(b"\x80\x04}q\x00." + b"\0" * 60), "it is a pickle"),
+        (lambda folder: (folder / CONFIG).write_text("[" * 100_000), "config.json is damaged: it is not JSON"),
+        (edited(lambda config: config.update(evidence=json.loads("[" * 40 + "]" * 40))), "more than 24 lists"),
+        (edited(lambda config: config.update(base=None)), "must be mappings"),
+        (edited(lambda config: config.update(evidence={"sites": [1]})), "no card can show"),
+        (edited(lambda config: config.update(name="../x")), "name '../x' is such as no folder may have"),
+        (edited(lambda config: first(config).update(maps=[])), "in every bin"),
     ],
 )
 def test_what_is_damaged_says_so(saved: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(saved)
-    with pytest.raises(DSASError, match=message) as error:
+    with pytest.raises(ArtifactError, match=message) as error:
         Concept.from_pretrained(saved)
     assert str(saved) in str(error.value) or "site" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    for broken in (concept(name="a/b"), concept(unit=float("inf")), replace(concept(), edges=())):
+        with pytest.raises(ArtifactError, match="cannot be saved, as it could not be read again"):
+            broken.save_pretrained(tmp_path / "it")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_read_up_to_a_size(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (CONFIG, TENSORS):
+        with monkeypatch.context() as patch:
+            patch.setitem(layout.MAX_BYTES, name, 10)
+            with pytest.raises(ArtifactError, match=f"{name} is larger than 0 MB"):
+                Concept.from_pretrained(saved)
 
 
 def test_a_folder_that_is_not_empty_is_kept(saved: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_visitor_sees_what_comes_by() -> None:
         out = model(X)
     assert torch.equal(recorder.seen[BEFORE][0], model[0](X))
     assert torch.equal(recorder.seen[MIDDLE][0], model[1](model[0](X)))
-    assert placed.fired == {MIDDLE, BEFORE}
+    assert placed.visited == {MIDDLE, BEFORE}
     assert torch.equal(out, model(X))
 
 
@@ -248,7 +248,7 @@ def test_a_model_may_be_spread_over_devices(form: str) -> None:
     with visit(model, sites, steering, {"model": with_clock}) as placed:
         for _ in range(2):
             assert model(input_ids=torch.randn(2, 3, WIDTH)).device.type == "meta"
-        assert placed.fired == set(sites)
+        assert placed.visited == set(sites)
 
 
 def test_a_part_that_is_called_past_its_root_says_so(tiny_llama: nn.Module) -> None:

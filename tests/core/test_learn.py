@@ -156,13 +156,13 @@ def test_watched_sites_only_read_and_do_not_make_a_concept_alone() -> None:
     capture, more = captured(), captured(site=watched)
     capture.rows |= more.rows
     interventions, _ = fit_sites(capture, Recipe(form="pooled"), watched=[watched])
-    assert {item.site: item.watches for item in interventions} == {SITE: False, watched: True}
+    assert {item.site: item.read_only for item in interventions} == {SITE: False, watched: True}
     with pytest.raises(DSASError, match="no site tells source from control"):
         fit_sites(more, Recipe(form="pooled"), watched=[watched])
 
 
 def test_a_concept_that_only_watches_steers_nothing() -> None:
-    concept = Concept("watcher", tuple(item.watching() for item in fit_sites(captured(), Recipe(form="pooled"))[0]))
+    concept = Concept("watcher", tuple(item.as_read_only() for item in fit_sites(captured(), Recipe(form="pooled"))[0]))
     assert Steering({concept: 1.0}).sites == []
     assert Steering({concept: 1.0}, trace=Trace()).sites == [SITE]
 

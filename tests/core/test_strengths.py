@@ -156,11 +156,11 @@ def test_in_a_model_the_probe_ends_at_the_target(form: str, target: float) -> No
     assert torch.equal(seen[1][:, 1:][~above], seen[0][:, 1:][~above])
     assert torch.equal(seen[1][:, 0], seen[0][:, 0])
     assert record.chosen is not None
-    assert record.against is not None
+    assert record.unreachable is not None
     assert torch.equal(record.chosen[:, 1:] > 0, above)
-    assert not record.against.any()
+    assert not record.unreachable.any()
     assert torch.allclose(record.h[:, 1:], item.probes[0].score(seen[0])[:, 1:, 0], atol=1e-6), "h is the probe's"
-    assert steering.against() == {"random": {str(SITE): 0.0}}
+    assert steering.unreachable() == {"random": {str(SITE): 0.0}}
 
 
 def test_weight_other_factors_and_schedule_take_their_share_of_the_way() -> None:
@@ -271,7 +271,7 @@ def test_maps_that_do_not_help_are_told_of() -> None:
     ):
         assert torch.equal(written(model), base)
     assert len([one for one in told if "auto" in str(one.message)]) == 1
-    assert steering.against() == {"random": {str(SITE): 1.0}}
+    assert steering.unreachable() == {"random": {str(SITE): 1.0}}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         steering.detach()
@@ -334,7 +334,7 @@ def test_who_looks_elsewhere_or_nowhere_cannot_either() -> None:
     concept = random_concept({Site("unet.mid"): 4})
     with pytest.raises(DSASError, match="the gate 'on' looks at nothing"):
         Steering({concept: "auto"}, gate="on")
-    item = replace(concept.interventions[0], reads=Site("unet.down"))
+    item = replace(concept.interventions[0], probe_site=Site("unet.down"))
     with pytest.raises(DSASError, match=r"unet.mid is gated by what unet.down shows"):
         Steering({replace(concept, interventions=(item,)): "auto"})
     unused = replace(concept.interventions[0], probes=(ConstantProbe(),), weights=(0.0,))

@@ -24,7 +24,7 @@ def test_show(dsas, concept: str) -> None:
     assert shown["parameters"] == sum(tensor.numel() for part in parts for tensor in part.tensors()) > 0
     code, text, _ = dsas("show", concept)
     assert code == 0
-    places = {steers: [str(item.site) for item in saved.interventions if item.watches != steers] for steers in (1, 0)}
+    places = {steers: [str(item.site) for item in saved.interventions if item.read_only != steers] for steers in (1, 0)}
     assert (shown["steered_sites"], shown["watched_sites"]) == (places[1], places[0])
     assert f"steering at {len(places[1])} sites, watching {len(places[0])} more" in text
     for expected in (
@@ -53,8 +53,8 @@ def test_doctor(dsas, model: str, concept: str) -> None:
     for site, item in zip(found["sites"], interventions, strict=True):
         assert site["reached"]
         assert 0 <= site["mean_h"] <= site["max_h"] <= site["weight"] + 1e-6
-        assert site["dose"] == pytest.approx(0 if item.watches else found["unit"] * site["mean_h"])
-        assert (site["relative_change"] > 0) == (site["mean_h"] > 0 and not item.watches)
+        assert site["dose"] == pytest.approx(0 if item.read_only else found["unit"] * site["mean_h"])
+        assert (site["relative_change"] > 0) == (site["mean_h"] > 0 and not item.read_only)
     assert found["conclusions"]
     code, text, _ = dsas(*arguments, "--strength", 0)
     assert code == 0

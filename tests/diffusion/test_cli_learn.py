@@ -61,7 +61,7 @@ def test_learn_prints_the_draft_the_evidence_and_progress(dsas, model: str, tmp_
         assert expected in text
     for expected in ("loading", "capturing", "fitting", "choosing the unit"):
         assert expected in progress
-    steered = [item.site.root for item in Concept.from_pretrained(out).interventions if not item.watches]
+    steered = [item.site.root for item in Concept.from_pretrained(out).interventions if not item.read_only]
     assert set(steered) == {"text_encoder"}
 
 

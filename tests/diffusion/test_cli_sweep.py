@@ -46,7 +46,7 @@ def concept(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
         {Site(f"text_encoder.encoder.layers.{i}"): TINY.text_width for i in range(2)}, unit=2.0, base=bases(pipe)
     )
     watching = random_concept({Site("unet.mid_block.attentions.0.transformer_blocks.0.attn2"): 32}, weight=0.5)
-    parts = (*made.interventions, watching.interventions[0].watching())
+    parts = (*made.interventions, watching.interventions[0].as_read_only())
     return str(replace(made, interventions=parts).save_pretrained(folder))
 
 

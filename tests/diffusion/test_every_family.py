@@ -147,21 +147,21 @@ def test_rows_of_guidance(family: str, rows: str) -> None:
     calls = seen_in(family, [], [BANANA, DOG], seeds=(1, 2), rows=rows).calls
     told = {"conditional": lambda on: on, "unconditional": lambda on: 1 - on, "both": lambda on: 1}[rows]
     expected = [([told(on) for on in line], whose) for line, whose in CALLS[family] * STEPS]
-    found = [(call.rows.tolist(), call.prompts.tolist()) for root, call in calls if root == family_of(pipe).denoiser]
+    found = [(call.steered.tolist(), call.prompts.tolist()) for root, call in calls if root == family_of(pipe).denoiser]
     assert found == expected
-    texts = [call.rows.tolist() for root, call in calls if root == "text_encoder"]
+    texts = [call.steered.tolist() for root, call in calls if root == "text_encoder"]
     assert texts == [[told(1)] * 2, [told(0)] * 2][: 1 if family == "flux2" else 2]
     for root in roots_of(pipe):  # every text encoder is told the same
         if root != family_of(pipe).denoiser:
-            assert [call.rows.tolist() for name, call in calls if name == root] == texts
+            assert [call.steered.tolist() for name, call in calls if name == root] == texts
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in UNTOLD])
 def test_negative_prompts_that_are_those_of_the_prompts(family: str) -> None:
     calls = seen_in(family, [], [BANANA, DOG], seeds=(1, 2), negative_prompt=[BANANA, DOG]).calls
-    found = [(call.rows.tolist(), call.prompts.tolist()) for root, call in calls if root == "text_encoder"]
+    found = [(call.steered.tolist(), call.prompts.tolist()) for root, call in calls if root == "text_encoder"]
     assert found == [([1, 1], [0, 1]), ([0, 0], [0, 1])]
-    found = [(call.rows.tolist(), call.prompts.tolist()) for root, call in calls if root in ("unet", "transformer")]
+    found = [(call.steered.tolist(), call.prompts.tolist()) for root, call in calls if root in ("unet", "transformer")]
     assert found == CALLS[family] * STEPS
 
 
@@ -170,7 +170,7 @@ def test_without_guidance_every_row_has_a_prompt(family: str) -> None:
     off = {GUIDED.get(family, "guidance_scale"): 0.0 if family == "zimage" else 1.0, "num_images_per_prompt": 2}
     calls = seen_in(family, [], [BANANA, DOG], seeds=(1, 2, 3, 4), **off).calls
     denoiser = [call for root, call in calls if root == family_of(pipe_of(family)).denoiser]
-    assert [call.rows.tolist() for call in denoiser] == [[1] * 4] * STEPS
+    assert [call.steered.tolist() for call in denoiser] == [[1] * 4] * STEPS
     assert [call.prompts.tolist() for call in denoiser] == [[0, 0, 1, 1]] * STEPS
 
 
@@ -181,7 +181,7 @@ def test_negative_prompts_are_known_when_they_are_cleaned(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(pipe_of("pixart"), "_text_preprocessing", clean)
     calls = seen_in("pixart", [], clean_caption=True).calls
-    assert [call.rows.tolist() for root, call in calls if root == "text_encoder"] == [[1], [0]]
+    assert [call.steered.tolist() for root, call in calls if root == "text_encoder"] == [[1], [0]]
 
 
 @pytest.mark.parametrize(("family", "negative"), [("flux", NEGATIVE), ("klein", "")])
@@ -192,7 +192,7 @@ def test_what_was_a_negative_prompt_may_be_a_prompt_afterwards(family: str, nega
         recorder.calls.clear()
         pipe.encode_prompt(negative)
         assert told.texts == [negative]
-    assert {root: call.rows.tolist() for root, call in recorder.calls if root == "text_encoder"} == {
+    assert {root: call.steered.tolist() for root, call in recorder.calls if root == "text_encoder"} == {
         "text_encoder": [1]
     }
 
@@ -247,7 +247,7 @@ def test_embeddings_that_are_ready_made(family: str, inside: bool) -> None:
             pipe(height=SIZE, width=SIZE, num_inference_steps=1, **options)
             assert told.embeddings in (("", "made here") if inside else ("given",))
     calls = [call for root, call in recorder.calls if root == family_of(pipe).denoiser]
-    assert [(call.rows.tolist(), call.prompts.tolist()) for call in calls] == CALLS[family] * 2
+    assert [(call.steered.tolist(), call.prompts.tolist()) for call in calls] == CALLS[family] * 2
 
 
 @pytest.mark.parametrize(

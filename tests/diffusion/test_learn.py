@@ -132,7 +132,7 @@ def test_a_bin_that_no_step_comes_to_is_told_after_the_first_batch(
 @pytest.mark.usefixtures("one_unit")
 def test_a_concept_of_text_sites_watches_the_denoiser_for_the_heat_map(tiny_pipe: Any) -> None:
     concept = learn(tiny_pipe, PROMPTS, sites="text", **QUICK)
-    watching = {item.site.root: item.watches for item in concept.interventions}
+    watching = {item.site.root: item.read_only for item in concept.interventions}
     assert watching == {"text_encoder": False, "unet": True}
     with steer(tiny_pipe, {concept: 1.0}) as steering:
         assert {site.root for site in steering.sites} == {"text_encoder"}
@@ -146,7 +146,7 @@ def test_causal_learning_reads_what_the_sites_before_leave(sites: Any, ddim_pipe
     settings = {"sites": sites, **QUICK, "gate": "on"}
     clean, causal = (learn(ddim_pipe, PROMPTS, **settings, recipe={"mode": mode}) for mode in ("clean", "causal"))
     assert clean.sites == causal.sites
-    steering = [[item for item in concept.interventions if not item.watches] for concept in (clean, causal)]
+    steering = [[item for item in concept.interventions if not item.read_only] for concept in (clean, causal)]
     assert len(steering[0]) > 1
     shifts = [[item.maps[0].tensors()[0] for item in found] for found in steering]
     same = [bool((a == b).all()) for a, b in zip(*shifts, strict=True)]

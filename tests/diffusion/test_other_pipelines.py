@@ -99,7 +99,7 @@ def test_rows(kind: str, family: str, options: dict[str, Any], rows: list[list[i
     if kind.startswith("Flux"):
         options = {**options, "negative_prompt": None}
     calls = calls_of(other(kind, family), BANANA, **options)
-    assert [call.rows.tolist() for call in calls] == rows
+    assert [call.steered.tolist() for call in calls] == rows
     assert all(set(call.prompts.tolist()) == {0} for call in calls)
 
 
@@ -137,8 +137,8 @@ def test_pipelines_without_one_of_their_text_encoders(
     with Rows(pipe) as told, visit(roots_of(pipe), sites, recorder, told.describe()):
         run(pipe, [BANANA, DOG], height=SIZE, width=SIZE, **options)
     for root in roots:
-        assert [call.rows.tolist() for name, call in recorder.calls if name == root] == [[1, 1], [0, 0]]
-    denoiser = [call.rows.tolist() for name, call in recorder.calls if name == family_of(pipe).denoiser]
+        assert [call.steered.tolist() for name, call in recorder.calls if name == root] == [[1, 1], [0, 0]]
+    denoiser = [call.steered.tolist() for name, call in recorder.calls if name == family_of(pipe).denoiser]
     assert denoiser == [[0, 0, 1, 1]] * STEPS
     concept = random_concept({site: seen[0] for site, seen in recorder.seen.items()}, base=bases(pipe), kind="additive")
     base = run(pipe, BANANA, height=SIZE, width=SIZE, **options)
@@ -195,7 +195,7 @@ def test_guidance_that_ends_midway_leaves_the_prompts() -> None:
     cut = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
     options = {"callback_on_step_end": cut, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
     calls = calls_of(pipe_of("sd"), BANANA, num_inference_steps=4, height=SIZE, width=SIZE, **options)
-    rows = [call.rows.tolist() for call in calls]
+    rows = [call.steered.tolist() for call in calls]
     assert rows[0] == [0, 1]
     assert rows[-1] == [1]
     assert {len(line) for line in rows} == {1, 2}
@@ -205,7 +205,7 @@ def test_skipped_layers_are_asked_for_in_a_call_of_their_own() -> None:
     pipe, concept = pipe_of("sd3"), concept_of("sd3", "image")
     skipping = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
     options = {"height": SIZE, "width": SIZE, "max_sequence_length": 12, "num_inference_steps": 3, **skipping}
-    rows = [call.rows.tolist() for call in calls_of(pipe, BANANA, **options)]
+    rows = [call.steered.tolist() for call in calls_of(pipe, BANANA, **options)]
     assert rows.count([1]) >= 1
     assert [row for row in rows if row != [1]] == [[0, 1]] * 3
     base = run(pipe, BANANA, **options)
@@ -219,7 +219,7 @@ def test_two_prompts_of_two_pictures_with_perturbed_attention() -> None:
     pipe = other("StableDiffusionPAGPipeline", "sd")
     options = {"pag_scale": 2.0, "num_images_per_prompt": 2, "height": SIZE, "width": SIZE}
     first, *_ = calls_of(pipe, [BANANA, DOG], **options)
-    assert first.rows.tolist() == [0] * 4 + [1] * 8
+    assert first.steered.tolist() == [0] * 4 + [1] * 8
     assert first.prompts.tolist() == [0, 0, 1, 1] * 3
 
 

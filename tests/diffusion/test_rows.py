@@ -74,9 +74,9 @@ def test_rows_and_their_prompts(
     tiny_pipe: Any, prompts: Any, options: dict[str, Any], text: Any, denoiser: list[int], owners: list[int]
 ) -> None:
     calls = calls_of(tiny_pipe, prompts, **options)
-    assert [call.rows.tolist() for call in calls["text_encoder"]] == text
+    assert [call.steered.tolist() for call in calls["text_encoder"]] == text
     assert [call.prompts.tolist() for call in calls["text_encoder"]] == [list(range(len(rows))) for rows in text]
-    assert [call.rows.tolist() for call in calls["unet"]] == [denoiser] * STEPS
+    assert [call.steered.tolist() for call in calls["unet"]] == [denoiser] * STEPS
     assert [call.prompts.tolist() for call in calls["unet"]] == [owners] * STEPS
     assert all(call.mask is None for call in calls["unet"])
 
@@ -106,14 +106,14 @@ def test_a_negative_prompt_of_learned_tokens_is_recognised(tmp_path: Path) -> No
     pipe = build_flow_pipe(tmp_path)
     pipe.load_textual_inversion({"<bad>": torch.randn(3, 32)}, token="<bad>")
     calls = calls_of(pipe, BANANA, negative_prompt="<bad> dog")
-    assert [call.rows.tolist() for call in calls["text_encoder"]] == [[1], [0]]
+    assert [call.steered.tolist() for call in calls["text_encoder"]] == [[1], [0]]
 
 
 def test_ready_made_embeddings_tell_their_number(tiny_pipe: Any) -> None:
     positive, negative = tiny_pipe.encode_prompt([BANANA, DOG], "cpu", 1, True)
     calls = calls_of(tiny_pipe, None, seeds=(1, 2), prompt_embeds=positive, negative_prompt_embeds=negative)
     assert calls["text_encoder"] == []
-    assert [call.rows.tolist() for call in calls["unet"]] == [[0, 0, 1, 1]] * STEPS
+    assert [call.steered.tolist() for call in calls["unet"]] == [[0, 0, 1, 1]] * STEPS
 
 
 def test_where_embeddings_come_from_is_known(tiny_pipe: Any) -> None:

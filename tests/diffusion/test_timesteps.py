@@ -35,7 +35,7 @@ def test_between_the_middles_of_two_bins_parameters_are_between_theirs(edges: tu
     middles = [(low + high) / 2 for low, high in pairwise(ends)]
 
     def at(timestep: float, attached: Attached = attached) -> torch.Tensor:
-        attached.turn(torch.tensor(timestep), torch.device("cpu"))
+        attached.select_bin(torch.tensor(timestep), torch.device("cpu"))
         (entry,) = attached.on(torch.device("cpu"))
         return torch.cat([t.flatten() for t in (*entry.probe.tensors(), *entry.map.tensors(), entry.weight)])
 
@@ -122,7 +122,7 @@ def test_a_gate_in_the_text_opens_maps_in_the_denoiser_by_prompt(family: str, ro
 def means(family: str, concept: Concept, prompts: list[str]) -> list[torch.Tensor]:
     """The mean over counted positions of each prompt, where a concept reads."""
     pipe, found = pipe_of(family), []
-    site = concept.interventions[0].reads
+    site = concept.interventions[0].probe_site
     assert site is not None
 
     class Mean:
@@ -132,7 +132,7 @@ def means(family: str, concept: Concept, prompts: list[str]) -> list[torch.Tenso
         def visit(self, site: Site, x: torch.Tensor) -> None:
             call = self.calls[site.root]
             assert call.mask is not None
-            if call.rows.any():
+            if call.steered.any():
                 found.extend((x * call.mask[..., None]).sum(1) / call.mask.sum(1, keepdim=True))
 
     with Rows(pipe) as rows, visit(roots_of(pipe), [site], Mean(), rows.describe()):
@@ -161,7 +161,7 @@ def test_learning_to_read_the_prompt() -> None:
     recipe = {"reads": "prompt", "form": "pooled"}
     concept = learn(pipe, PROMPTS, sites=["text", "denoiser"], count=8, steps=2, size=SIZE, recipe=recipe)
     assert {item.site.root for item in concept.interventions} == {"unet"}
-    (reads,) = {item.reads for item in concept.interventions}
+    (reads,) = {item.probe_site for item in concept.interventions}
     assert reads is not None
     assert reads.root == "text_encoder"
     assert set(concept.base) == {"unet", "text_encoder"}

@@ -168,6 +168,6 @@ def test_mistakes_are_told(concept: Concept) -> None:
         arm(concept, "constant_gate")
     with pytest.raises(DSASError, match="the trace holds nothing of 'other'"):
         scores_of(traced(concept), random_concept({concept.sites[0]: 32}, name="other"))
-    shared = replace(concept, interventions=(*concept.interventions, concept.interventions[0].watching()))
+    shared = replace(concept, interventions=(*concept.interventions, concept.interventions[0].as_read_only()))
     with pytest.raises(DSASError, match=r"two interventions at .*: their scores cannot be told apart"):
         scores_of(traced(shared), shared)

@@ -22,7 +22,7 @@ def across(kind: type[LinearProbe | PooledProbe | LatchProbe] = LinearProbe, tur
     first, second = concept.interventions[:: -1 if turned else 1]
     probe = first.probes[0]
     assert isinstance(probe, LinearProbe)
-    item = replace(second, probes=(probe if kind is LinearProbe else kind(probe),), reads=first.site)
+    item = replace(second, probes=(probe if kind is LinearProbe else kind(probe),), probe_site=first.site)
     return replace(concept, interventions=(item,))
 
 
@@ -42,7 +42,7 @@ def test_the_gate_is_what_the_first_layer_shows(kind: type[LinearProbe | PooledP
         (record,) = steering.trace.records
         assert record.site == item.site
         assert torch.allclose(record.h, h[..., 0].expand(IDS.shape), atol=1e-6)
-        assert set(steering.sites) == {item.site, item.reads}
+        assert set(steering.sites) == {item.site, item.probe_site}
 
 
 @pytest.mark.parametrize("kind", [LinearProbe, LatchProbe])
@@ -61,10 +61,10 @@ def test_identities(kind: type[LinearProbe | LatchProbe], tmp_path: Path) -> Non
     assert torch.equal(written(model), base)
     loaded = Concept.from_pretrained(concept.save_pretrained(tmp_path / "concept"))
     assert loaded == concept
-    assert loaded.interventions[0].reads == concept.interventions[0].reads
+    assert loaded.interventions[0].probe_site == concept.interventions[0].probe_site
     with llm.steer(model, {loaded: 3.0}):
         assert torch.equal(written(model), steered)
-    own = replace(concept, interventions=(replace(concept.interventions[0], reads=None),))
+    own = replace(concept, interventions=(replace(concept.interventions[0], probe_site=None),))
     assert own != concept
     assert own.digest != concept.digest
     for gate in ("on", "off"):
@@ -107,7 +107,7 @@ def test_arms_read_where_the_concept_does(name: str) -> None:
         model(IDS)
         assert steering.trace is not None
         other, gate = arm(concept, name, scores_of(steering.trace, concept))
-    assert other.interventions[0].reads == (None if name in BLIND else concept.interventions[0].reads)
+    assert other.interventions[0].probe_site == (None if name in BLIND else concept.interventions[0].probe_site)
     base = written(model)
     with llm.steer(model, {other: 3.0}, gate=gate):
         assert differ(written(model), base)
@@ -127,8 +127,8 @@ def test_a_probe_must_come_first() -> None:
 def test_positions_must_agree_unless_one_h_is_for_all() -> None:
     model, concept = tiny("llama"), across()
     item = concept.interventions[0]
-    assert item.reads is not None
-    some = replace(item, reads=replace(item.reads, tokens=(1, None)))
+    assert item.probe_site is not None
+    some = replace(item, probe_site=replace(item.probe_site, tokens=(1, None)))
     with (
         llm.steer(model, {replace(concept, interventions=(some,)): 1.0}),
         pytest.raises(DSASError, match=r"has 6 positions, .* has 7: a probe that reads elsewhere needs the same"),
@@ -139,5 +139,5 @@ def test_positions_must_agree_unless_one_h_is_for_all() -> None:
 def test_in_another_root_one_reads_for_all_positions_alone() -> None:
     item, pooled = (random_concept({Site("unet.mid"): 4}, form=form).interventions[0] for form in ("linear", "pooled"))
     with pytest.raises(DSASError, match=r"a probe at text_encoder.layer cannot gate unet.mid, which does not have its"):
-        replace(item, reads=Site("text_encoder.layer"))
-    assert replace(pooled, reads=Site("text_encoder.layer")).reads == Site("text_encoder.layer")
+        replace(item, probe_site=Site("text_encoder.layer"))
+    assert replace(pooled, probe_site=Site("text_encoder.layer")).probe_site == Site("text_encoder.layer")

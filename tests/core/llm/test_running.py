@@ -108,7 +108,7 @@ def test_what_was_given_before_the_prompts_last_token_is_left_alone(
 def test_a_gate_that_reads_the_last_token_remembers_nothing_and_follows_beams() -> None:
     model = tiny("llama")
     with llm.steer(model, {remembering(model, LastProbe): 1.0}) as steering:
-        assert not steering.remembers
+        assert not steering.stateful
         written(model, max_new_tokens=12, num_beams=4)
 
 

@@ -26,7 +26,7 @@ def concepts(tiny_pipe: Any) -> list[Concept]:
     seen = seen_at(tiny_pipe, [*words, *patches])
     base = bases(tiny_pipe)
     by_words = random_concept(seen, name="words", base=base)
-    kept = tuple(item if item.site in words else item.watching() for item in by_words.interventions)
+    kept = tuple(item if item.site in words else item.as_read_only() for item in by_words.interventions)
     in_patches = {site: seen[site] for site in patches}
     return [
         replace(by_words, interventions=kept, description="<i>words</i>"),

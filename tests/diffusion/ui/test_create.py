@@ -206,7 +206,7 @@ def test_a_trace_that_is_gone_is_told(page: Page, monkeypatch: pytest.MonkeyPatc
 
 
 def test_words_have_no_place_in_the_picture(page: Page, studio: Studio, concepts: list[Concept]) -> None:
-    text = tuple(item for item in concepts[0].interventions if not item.watches)
+    text = tuple(item for item in concepts[0].interventions if not item.read_only)
     session = Session()
     session.add(replace(concepts[0], name="text", interventions=text), studio)
     page.draw(session, strengths=[0, 0, 0, 1.0])

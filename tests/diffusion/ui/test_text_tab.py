@@ -13,8 +13,8 @@ import gradio as gr
 import pytest
 
 from dsas_core import Concept, DSASError, llm
-from dsas_core.card import Samples
 from dsas_core.llm.answer import answer, asked
+from dsas_core.samples import Samples
 from dsas_diffusion.ui import build, look
 from dsas_diffusion.ui.session import Session
 from dsas_diffusion.ui.studio import Studio

@@ -1,14 +1,18 @@
-"""Concepts that work against one another: the angle between where their maps go, at the sites that they share."""
+"""What may be wrong with a steering, told to the user: concepts in conflict, and sites that a call did not reach."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from .concept import Concept, Intervention
+from .concept_data import ConceptData
+from .hooks import is_compiled
+from .intervention import Intervention
 from .maps import AffineMap, Map, TurnMap
 from .sites import Site
 from .strengths import Strengths
@@ -17,11 +21,17 @@ from .strengths import Strengths
 OPPOSED = 0.5
 
 
+# ---- concepts in conflict -------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Opposition:
+class Conflict:
     """Two concepts at a site that both write.
 
     Args:
+        first: name of the one.
+        second: name of the other.
+        site: where.
         cosine: between their maps' shifts at strength 1, means over timestep bins. Of a map that scales too, the shift
             is what an activation of 0 would be moved by.
         opposed: whether, with the strengths that they have now, the cosine between what they do is below -0.5: opposite
@@ -36,7 +46,7 @@ class Opposition:
     opposed: bool
 
 
-def oppositions(concepts: Sequence[Concept], strengths: Strengths) -> list[Opposition]:
+def find_conflicts(concepts: Sequence[ConceptData], strengths: Strengths) -> list[Conflict]:
     """Every two of several concepts at every site that they share; maps without a shift are left out."""
     shifts = {concept.name: _shifts(concept) for concept in concepts}
     found = []
@@ -46,25 +56,25 @@ def oppositions(concepts: Sequence[Concept], strengths: Strengths) -> list[Oppos
             if site in shifts[second]:
                 cosine = torch.cosine_similarity(shifts[first][site], shifts[second][site], dim=0)
                 opposed = bool((signs * cosine < -OPPOSED).any())
-                found.append(Opposition(first, second, site, float(cosine), opposed))
+                found.append(Conflict(first, second, site, float(cosine), opposed))
     return found
 
 
-def warnings_of(table: Sequence[Opposition]) -> list[str]:
+def describe_conflicts(conflicts: Sequence[Conflict]) -> list[str]:
     """One line for each two concepts that are opposed anywhere."""
-    pairs: dict[tuple[str, str], list[Opposition]] = {}
-    for line in table:
-        pairs.setdefault((line.first, line.second), []).append(line)
-    found = []
-    for (first, second), lines in pairs.items():
-        opposed = [line for line in lines if line.opposed]
+    pairs: dict[tuple[str, str], list[Conflict]] = {}
+    for conflict in conflicts:
+        pairs.setdefault((conflict.first, conflict.second), []).append(conflict)
+    lines = []
+    for (first, second), shared in pairs.items():
+        opposed = [conflict for conflict in shared if conflict.opposed]
         if opposed:
-            worst = max(opposed, key=lambda line: abs(line.cosine))
-            found.append(
+            worst = max(opposed, key=lambda conflict: abs(conflict.cosine))
+            lines.append(
                 f"{first!r} and {second!r} work against one another, with these strengths, at {len(opposed)} of "
-                f"{len(lines)} shared sites: their shifts have a cosine of {worst.cosine:.2f} at {worst.site}"
+                f"{len(shared)} shared sites: their shifts have a cosine of {worst.cosine:.2f} at {worst.site}"
             )
-    return found
+    return lines
 
 
 def _signs(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -73,7 +83,7 @@ def _signs(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.sign(first[:prompts]) * torch.sign(second[:prompts])
 
 
-def _shifts(concept: Concept) -> Mapping[Site, torch.Tensor]:
+def _shifts(concept: ConceptData) -> Mapping[Site, torch.Tensor]:
     """Site -> the mean over timestep bins, and over interventions, of what maps add, [width]."""
     found: dict[Site, list[torch.Tensor]] = {}
     for item in concept.interventions:
@@ -92,3 +102,41 @@ def _shift(transform: Map) -> torch.Tensor | None:
         return transform.shift
     inner = getattr(transform, "inner", None)
     return _shift(inner) if isinstance(inner, Map) else None
+
+
+# ---- sites that a call did not reach --------------------------------------------------------------------------------
+
+
+class UnreachedSites:
+    """Sites that the user has been warned of already."""
+
+    def __init__(self) -> None:
+        self._reported: set[Site] = set()
+
+    def new_among(self, sites: Iterable[Site]) -> list[Site]:
+        """Those of some sites that were not reported yet; from now on they are."""
+        new = [site for site in sites if site not in self._reported]
+        self._reported.update(new)
+        return new
+
+    def reset(self) -> None:
+        """Report all again."""
+        self._reported.clear()
+
+
+def warn_unreached(sites: Iterable[Site], why: str) -> None:
+    """Warn of sites that a call did not reach."""
+    message = f"attached sites were not reached, so nothing was steered there: {list_sites(sites)} ({why})"
+    warnings.warn(message, stacklevel=3)
+
+
+def explain_unreached(root: nn.Module) -> str:
+    """What may have kept a call of a root from reaching its sites, and the way out."""
+    if is_compiled(root) or "_compiled_call" in vars(root):  # this by `generate` of transformers
+        return "torch goes by what it compiled without its hook: call torch.compiler.reset(), and again"
+    return "somebody removed its hook, or the model skips that block"
+
+
+def list_sites(sites: Iterable[Site]) -> str:
+    """Sites, for a message."""
+    return ", ".join(map(str, sites))
