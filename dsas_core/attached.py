@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 
 from .capture import bin_of
-from .cloud import Cloud
 from .concept import Concept, Intervention
 from .maps import Map
+from .maps.envelope import Cloud
 from .probes import ConstantProbe, Probe
 from .probes.hyperplane import Hyperplane, hyperplane
 from .sites import Site
@@ -60,7 +60,7 @@ class _Bound:
             probe, transform, weight = parts[number]
             writes = intervention.site
             reads = intervention.reads or writes
-            solvable = transform.displaces and reads == writes and not intervention.watches
+            solvable = transform.linear_in_strength and reads == writes and not intervention.watches
             plane = hyperplane(probe) if solvable else None
             where = reads, writes, reads != writes, reads.root != writes.root
             self.entries.append(Entry(number, probe, transform, weight, *where, plane, clouds[number]))

@@ -18,13 +18,13 @@ from typing import Any, Self
 import torch
 
 from .card import STRIP, Samples, card
-from .cloud import Cloud
 from .errors import DSASError
 from .files import as_lines, replacing_folder
 from .fingerprints import difference, fingerprint, other_weights
 from .layout import CARD, CONFIG, FILES, FORMAT, TENSORS, packed, read
 from .maps import IdentityMap, Map
-from .probes import PooledConditionProbe, PooledProbe, Probe, RunningProbe
+from .maps.envelope import Cloud
+from .probes import Probe, RunningProbe
 from .shipped import folder_of
 from .sites import Roots, Site
 
@@ -52,7 +52,7 @@ class Intervention:
 
     def __post_init__(self) -> None:
         across = self.reads is not None and self.reads.root != self.site.root
-        if across and not all(isinstance(probe, PooledProbe | PooledConditionProbe) for probe in self.probes):
+        if across and not all(probe.one_score_per_row for probe in self.probes):
             raise DSASError(
                 f"a probe at {self.reads} cannot gate {self.site}, which does not have its positions: read in "
                 f"{self.site.root!r}, or have one h for a whole prompt (form pooled)"

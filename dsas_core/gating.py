@@ -105,7 +105,7 @@ def fit_gate(gate: Gate, source: Rows, met: Sequence[Rows], recipe: Recipe) -> G
     texts = [row for each in met for row in each.gathered("positions").split(each.sampled)]
 
     def control_h(shift: float) -> torch.Tensor:
-        probe = fitted.probe.lowered(shift)
+        probe = fitted.probe.with_lower_bias(shift)
         return torch.cat([probe.score(text[None])[0].expand(len(text), -1) for text in texts])
 
     return Gated(_at(fitted.probe, control_h, gate.settled), fitted.evidence, scores, refused=refused)
@@ -179,7 +179,7 @@ def _at(
 
     def at(target: float | None) -> tuple[Probe, torch.Tensor]:
         shift = calibrate(control_h, None if settled else target)
-        return probe.lowered(shift), control_h(shift)
+        return probe.with_lower_bias(shift), control_h(shift)
 
     return at
 

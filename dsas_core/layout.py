@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from .card import STRIP, Samples
-from .cloud import Cloud
 from .errors import DSASError
 from .maps import Map
+from .maps.envelope import Cloud
 from .parts import Part, unpack
 from .probes import Probe
 from .sites import Site

@@ -20,7 +20,7 @@ from .errors import DSASError
 from .gating import fit_gate
 from .layout import rounded
 from .maps import Map
-from .probes import ConstantProbe, LastProbe, PooledConditionProbe, PooledProbe, Probe, ProductProbe, RunningProbe
+from .probes import LastProbe, Probe
 from .prompts import SIDES
 from .recipe import Recipe
 from .sites import Site
@@ -147,11 +147,11 @@ def _unseen(rows: Mapping[str, Rows], probe: Probe, before: Probe) -> UnseenEvid
         return None
     from sklearn.metrics import roc_auc_score
 
-    shown, kept = ([_scores(probe, row) for row in _by_row(rows[kind])] for kind in UNSEEN)
+    shown, kept = ([probe.score_sample(*row) for row in _by_row(rows[kind])] for kind in UNSEEN)
     source, control = (torch.stack([h.max() for h in side]) for side in (shown, kept))
     labels = torch.cat([torch.ones(len(source)), torch.zeros(len(control))])
     told = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
-    after, first = torch.cat(kept), torch.cat([_scores(before, row) for row in _by_row(rows["unseen_control"])])
+    after, first = torch.cat(kept), torch.cat([before.score_sample(*row) for row in _by_row(rows["unseen_control"])])
     return UnseenEvidence(
         balanced_accuracy=sum(told) / 2,
         auroc=float(roc_auc_score(labels.numpy(), torch.cat([source, control]).numpy())),
@@ -168,14 +168,6 @@ def _by_row(rows: Rows) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(rows.gathered("pooled"), positions, strict=True))
 
 
-def _scores(probe: Probe, row: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """h of a row's positions [k], or [1] of its mean for a probe that reads means."""
-    pooled, positions = row
-    if isinstance(probe, RunningProbe | PooledProbe | PooledConditionProbe):
-        return probe.inner.score(pooled[None])[:, 0]
-    return probe.score(positions[None])[0].mean(-1).expand(len(positions))
-
-
 def _map_rows(source: Rows, target: Rows, probe: Probe, pooling: str) -> tuple[torch.Tensor, torch.Tensor]:
     """What the map is fitted on, [rows, width] of each side: means over positions, or means weighted by the gate.
 
@@ -183,13 +175,11 @@ def _map_rows(source: Rows, target: Rows, probe: Probe, pooling: str) -> tuple[t
     positions at random. There plain means tell the change, all of which is at the share of the positions that the gate
     picks in the source; so their difference is divided by that share.
     """
-    if pooling == "mean" or isinstance(probe, RunningProbe | ConstantProbe):
+    locator = None if pooling == "mean" else probe.locator
+    if locator is None:
         return source.gathered("pooled"), target.gathered("pooled")
-    read = probe
-    while isinstance(read, ProductProbe):
-        read = read.factors[0]
-    weighted, highest, share = _weighted(source, read)
-    others, still, _ = _weighted(target, read)
+    weighted, highest, share = _weighted(source, locator)
+    others, still, _ = _weighted(target, locator)
     if still >= STILL_SHOWN * highest:
         return weighted, others
     plain, changed = source.gathered("pooled"), target.gathered("pooled")

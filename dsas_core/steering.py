@@ -14,16 +14,18 @@ from typing import NamedTuple, Self, TypeVar
 import torch
 
 from .attached import Attached, Entry
-from .cloud import Cloud, obstacle_to_within, strength_within
 from .concept import Concept
 from .errors import DSASError
 from .hooks import Call, Describe, Missed, Visit, visit
-from .interpolation import Solved, interpolate, share, strength_to
+from .interpolation import interpolate, share
 from .maps import Map
+from .maps.envelope import Cloud
 from .opposition import Opposition, oppositions, warnings_of
 from .probes import RunningProbe
+from .requirements import obstacle_to_auto, obstacle_to_within
 from .sites import Roots, Site
-from .strengths import Auto, Strength, Strengths, obstacle_to_auto
+from .solve import Solved, strength_to, strength_within
+from .strengths import Auto, Strength, Strengths
 from .trace import Trace
 
 #: what becomes of several concepts at one position: their changes add up, or share what the highest h would have made
@@ -70,7 +72,7 @@ class Steering:
         combine: "sum" adds up what several concepts change at a position; "blend" first takes their h down to a total
             of the highest among them (`interpolation.share`), in whatever order they are given.
         within: "target" takes as much of each strength, at each position, as keeps the activation among those of the
-            concept's targets (`cloud.strength_within`); None takes all of it. Of several concepts each is kept in its
+            concept's targets (`solve.strength_within`); None takes all of it. Of several concepts each is kept in its
             own targets' cloud, whatever the others do.
         localiser: multiplies h, whatever it comes from, by where a concept may act; None for everywhere.
         interpolate_bins: between the middles of two timestep bins, probes and maps go from those of the one to those of
@@ -249,7 +251,7 @@ class Steering:
         counted = (dose * entry.weight if mask is None else dose * entry.weight * mask[..., None]) != 0
         if where is not None:
             counted = counted & (where > 0)
-        counts = torch.stack([(part & counted).sum() for part in (solved.above, solved.against)])
+        counts = torch.stack([(part & counted).sum() for part in (solved.above, solved.unreachable)])
         held = self._counts[name, entry.number]
         held.add_(counts.to(held))
         h = (solved.strength > 0) * entry.weight * entry.plane.gate(x, mask) * counted
@@ -305,7 +307,7 @@ class Steering:
         """Concept, intervention and probe where that goes by what came before."""
         for attached in self._attached:
             for entry in attached.entries:
-                if isinstance(entry.probe, RunningProbe) and entry.probe.columns:
+                if isinstance(entry.probe, RunningProbe) and entry.probe.state_size:
                     yield attached.name, entry, entry.probe
 
     def forget(self, root: str, rows: int, device: torch.device) -> None:
@@ -318,12 +320,12 @@ class Steering:
                 held.zero_()
             else:
                 with torch.inference_mode(False):  # to be written in and out of inference mode
-                    self._states[name, entry.number] = torch.zeros(rows, probe.columns, device=device)
+                    self._states[name, entry.number] = torch.zeros(rows, probe.state_size, device=device)
 
     def _follow(self, key: tuple[str, int], probe: RunningProbe, root: str, x: torch.Tensor) -> torch.Tensor:
         """What a remembering probe says, its state moved on."""
         call, state = self._calls[root], self._states.get(key)
-        if call.prompt is None or (state is None and probe.columns):
+        if call.prompt is None or (state is None and probe.state_size):
             raise DSASError(
                 f"{key[0]!r} has a gate of kind {probe.kind}, which goes by a text that is written, and {root!r} is "
                 "given no such: learn with another form"
@@ -331,8 +333,8 @@ class Steering:
         read = call.mask if call.read is None else call.read
         mask, prompt = (None if part is None else part.to(x.device) for part in (read, call.prompt))
         if state is None:
-            return probe.follow(x, mask, prompt, x.new_zeros(len(x), 0))[0]
-        h, after = probe.follow(x, mask, prompt, state.to(x.device))
+            return probe.step(x, mask, prompt, x.new_zeros(len(x), 0))[0]
+        h, after = probe.step(x, mask, prompt, state.to(x.device))
         state.copy_(after.detach())
         return h
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from .hooks import Call
-from .interpolation import Solved
 from .sites import Site
+from .solve import Solved
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Trace:
         if solved is not None:
             chosen, against = (
                 part.detach().float().expand(*before.shape[:-1], 1)[kept][..., 0].cpu()
-                for part in (solved.strength, solved.against)
+                for part in (solved.strength, solved.unreachable)
             )
             made = replace(made, chosen=chosen, against=against)
         self.records.append(made)

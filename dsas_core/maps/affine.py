@@ -18,9 +18,13 @@ class AffineMap(Map, kind="affine"):
     Args:
         shift: [width].
         slope: [width], or None for 1 everywhere (CAA and other additive methods).
+
+    Example:
+        >>> AffineMap(shift=torch.tensor([1.0, 0.0]), slope=torch.tensor([1.0, 3.0])).apply(torch.ones(1, 2), 0.5)
+        tensor([[1.5000, 2.0000]])
     """
 
-    displaces: ClassVar[bool] = True
+    linear_in_strength: ClassVar[bool] = True
 
     shift: torch.Tensor
     slope: torch.Tensor | None = None

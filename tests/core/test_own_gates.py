@@ -12,7 +12,7 @@ from dsas_core import Call, Concept, DSASError, Recipe, Steering, llm, methods
 from dsas_core.fingerprints import fingerprint
 from dsas_core.learn import fit_sites
 from dsas_core.llm.layers import roots_of
-from dsas_core.strengths import obstacle_to_auto
+from dsas_core.requirements import obstacle_to_auto
 from tests.core.llm.models import IDS, PROMPTS, Words, close, tiny, written
 from tests.core.planted import (
     SITE,
