@@ -16,8 +16,7 @@ import torch
 
 from . import methods
 from .capture import Captured, Rows
-from .errors import DSASError
-from .gating import fit_gate
+from .errors import DSASError, UnsupportedError
 from .layout import rounded
 from .maps import Map
 from .probes import LastProbe, Probe
@@ -99,39 +98,39 @@ def fit_bin(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> Fit:
             f"nothing was captured at {site} in timestep bin {bin_} for {', '.join(missing)}: "
             "use more steps or fewer bins"
         )
-    for kind, found in rows.items():
-        if not bool(found.gathered("pooled").isfinite().all()):
-            raise DSASError(
+    for kind, captured in rows.items():
+        if not bool(captured.gathered("pooled").isfinite().all()):
+            raise UnsupportedError(
                 f"{site}: activations of {kind} prompts are NaN or infinite: load the model in float32 or bfloat16, or "
                 "leave the site out"
             )
     source, moved = rows["source"], rows.get("moved", rows["source"])
-    met = [rows[kind] for kind in ("control", "context") if kind in rows]
-    gate = recipe.worn
-    gated = fit_gate(gate, source, met, recipe)
-    (probe, after), (loose, before) = gated.at(recipe.control_h), gated.at(None)
-    method, refused = methods.mapping(recipe.method), gated.refused
-    if method.of_gate:
+    controls = [rows[kind] for kind in ("control", "context") if kind in rows]
+    gate = recipe.resolved_gate
+    fitted = gate.fit_on(source, controls, recipe)
+    (probe, after), (unmoved, before) = fitted.at(recipe.control_h), fitted.at(None)
+    method, refused = methods.mapping(recipe.method), fitted.refused
+    if method.traits.from_gate:
         own = methods.gate(methods.own_gate(recipe.method, recipe.options))
-        judged = gated if gate == own else fit_gate(own, source, met, recipe)
-        transform, refused = method.of(judged.at(None)[0]), refused or judged.refused
+        own_fit = fitted if gate == own else own.fit_on(source, controls, recipe)
+        transform, refused = method.from_probe(own_fit.at(None)[0]), refused or own_fit.refused
     else:
         transform = method.fit(*_map_rows(moved, rows["target"], probe, recipe.pooling), **recipe.options)
         transform = transform.map_tensors(rounded)  # not one of the gate, whose plane has to stay the gate's
-    told = gated.evidence
+    judged = fitted.evidence
     evidence = SiteEvidence(
         site=str(site),
         bin=bin_,
-        weight=0.0 if gated.refused else gate.weight(told, recipe.site_weight),
-        balanced_accuracy=told.balanced_accuracy,
-        auroc=told.auroc,
-        rank=told.rank,
-        scaler=told.scaler,
+        weight=0.0 if fitted.refused else gate.weight(judged, recipe.site_weight),
+        balanced_accuracy=judged.balanced_accuracy,
+        auroc=judged.auroc,
+        rank=judged.rank,
+        scaler=judged.scaler,
         control_h=float(after.mean()),
         control_h_before=float(before.mean()),
         control_fired=_fired(after),
         control_fired_before=_fired(before),
-        unseen=_unseen(rows, probe, loose),
+        unseen=_unseen(rows, probe, unmoved),
     )
     return Fit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, refused)
 

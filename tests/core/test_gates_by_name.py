@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsas_core import DSASError, Recipe, methods
-from dsas_core.methods._gate import RefusedError, evidence_of
+from dsas_core.methods._cross_validation import evidence_of
+from dsas_core.methods._gate import RefusedError
 from dsas_core.methods.gaps import auroc
 from dsas_core.probes import (
     AnyProbe,
