@@ -122,7 +122,9 @@ class Shards(Mapping[Key, Rows]):
     def __getitem__(self, key: Key) -> Rows:
         if self._loaded[0] != key:
             site, bin_, kind = key
-            rows = _joined([_rows_in(path, f"{self.sites.index(site)}.{bin_}") for path in self._keys[key]])
+            rows = Rows()
+            for path in self._keys[key]:
+                _read_into(rows, path, f"{self.sites.index(site)}.{bin_}")
             if kind in self._shown:
                 label(rows, self._shown[kind])
             self._loaded = key, rows
@@ -141,27 +143,17 @@ class Shards(Mapping[Key, Rows]):
         return self.folder / f"{kind}-{offset:06d}.safetensors"
 
 
-def _rows_in(path: Path, start: str) -> Rows:
-    """What one file has of a site and bin, call by call."""
+def _read_into(rows: Rows, path: Path, start: str) -> None:
+    """Add what one file has of a site and bin, call by call."""
     from safetensors import safe_open
 
-    rows = Rows()
     with safe_open(path, framework="pt") as file:
         there = set(file.keys())
-        rows.count = int(file.get_tensor(f"{start}.count"))
+        rows.count = max(rows.count, int(file.get_tensor(f"{start}.count")))
         for name in _FIELDS:
             if f"{start}.{name}" in there:
                 calls = file.get_tensor(f"{start}.{name}.calls").tolist()
                 getattr(rows, name).extend(file.get_tensor(f"{start}.{name}").split(calls))
-    return rows
-
-
-def _joined(parts: Sequence[Rows]) -> Rows:
-    rows = Rows(count=max(part.count for part in parts))
-    for part in parts:
-        for name in _FIELDS:
-            getattr(rows, name).extend(getattr(part, name))
-    return rows
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -24,7 +23,7 @@ class AffineMap(Map, kind="affine"):
         tensor([[1.5000, 2.0000]])
     """
 
-    linear_in_strength: ClassVar[bool] = True
+    linear_in_strength = True
 
     shift: torch.Tensor
     slope: torch.Tensor | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -19,7 +18,7 @@ class IdentityMap(Map, kind="identity"):
         tensor([[1., 1.]])
     """
 
-    linear_in_strength: ClassVar[bool] = True
+    linear_in_strength = True
 
     def displacement(self, x: torch.Tensor) -> torch.Tensor:
         return x.new_zeros(())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,7 @@ class ProjectionMap(Map, kind="projection"):
                 [1., 1.]])
     """
 
-    linear_in_strength: ClassVar[bool] = True
+    linear_in_strength = True
 
     direction: torch.Tensor
     offset: torch.Tensor

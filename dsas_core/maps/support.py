@@ -6,7 +6,6 @@ Both are what Linear-AcT and its kin need beside an affine map (arXiv 2410.23054
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -29,7 +28,7 @@ class SupportMap(Map, kind="support"):
         tensor([2., 5.])
     """
 
-    linear_in_strength: ClassVar[bool] = True
+    linear_in_strength = True
 
     inner: AffineMap
     low: torch.Tensor
@@ -56,7 +55,7 @@ class MeanShiftMap(Map, kind="mean-shift"):
         tensor([3., 5.])
     """
 
-    linear_in_strength: ClassVar[bool] = True
+    linear_in_strength = True
 
     inner: AffineMap | SupportMap
 

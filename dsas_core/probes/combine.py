@@ -14,7 +14,32 @@ from .linear import LinearProbe
 
 
 @dataclass(frozen=True, eq=False)
-class PooledProbe(Probe, kind="pooled"):
+class OnMeanProbe(Probe):
+    """Base of the probes with one h for all positions of a row: another probe's of their mean.
+
+    Args:
+        inner: the probe of means.
+    """
+
+    one_score_per_row = True
+
+    inner: Probe
+
+    def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return self.inner.logit(pool(x, mask))
+
+    def link(self, z: torch.Tensor) -> torch.Tensor:
+        return self.inner.link(z)
+
+    def score_sample(self, mean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.inner.score(mean[None])[:, 0]
+
+    def with_lower_bias(self, shift: float) -> Self:
+        return replace(self, inner=self.inner.with_lower_bias(shift))
+
+
+@dataclass(frozen=True, eq=False)
+class PooledProbe(OnMeanProbe, kind="pooled"):
     """One h for all positions of a row: a linear probe of their mean, as it was fitted on pooled activations.
 
     Args:
@@ -26,18 +51,7 @@ class PooledProbe(Probe, kind="pooled"):
         tensor([[0.5000]])
     """
 
-    one_score_per_row: ClassVar[bool] = True
-
     inner: LinearProbe
-
-    def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.inner.logit(pool(x, mask))
-
-    def score_sample(self, mean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return self.inner.score(mean[None])[:, 0]
-
-    def with_lower_bias(self, shift: float) -> Self:
-        return replace(self, inner=self.inner.with_lower_bias(shift))
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +70,7 @@ class ProductProbe(Probe, kind="product"):
     factors: tuple[Probe, ...]
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return _reduced(torch.mul, self.factors, x, mask)
+        return reduce(torch.mul, [factor.score(x, mask) for factor in self.factors])
 
     def with_lower_bias(self, shift: float) -> Self:
         return replace(self, factors=(self.factors[0].with_lower_bias(shift), *self.factors[1:]))
@@ -86,8 +100,23 @@ class ComplementProbe(Probe, kind="complement"):
 
 
 @dataclass(frozen=True, eq=False)
-class AnyProbe(Probe, kind="any"):
-    """h = the highest of the parts' h (OR). A lower bias is that of every part.
+class _PartsProbe(Probe):
+    """Base of the probes that take one of their parts' h at each position. A lower bias is that of every part."""
+
+    choose: ClassVar[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
+
+    parts: tuple[Probe, ...]
+
+    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return reduce(type(self).choose, [part.score(x, mask) for part in self.parts])
+
+    def with_lower_bias(self, shift: float) -> Self:
+        return replace(self, parts=tuple(part.with_lower_bias(shift) for part in self.parts))
+
+
+@dataclass(frozen=True, eq=False)
+class AnyProbe(_PartsProbe, kind="any"):
+    """h = the highest of the parts' h (OR).
 
     Args:
         parts: probes of one activation.
@@ -98,18 +127,12 @@ class AnyProbe(Probe, kind="any"):
         tensor([[0.5000]])
     """
 
-    parts: tuple[Probe, ...]
-
-    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return _reduced(torch.maximum, self.parts, x, mask)
-
-    def with_lower_bias(self, shift: float) -> Self:
-        return replace(self, parts=tuple(part.with_lower_bias(shift) for part in self.parts))
+    choose = torch.maximum
 
 
 @dataclass(frozen=True, eq=False)
-class AllProbe(Probe, kind="all"):
-    """h = the lowest of the parts' h (AND). A lower bias is that of every part.
+class AllProbe(_PartsProbe, kind="all"):
+    """h = the lowest of the parts' h (AND).
 
     Args:
         parts: probes of one activation.
@@ -120,22 +143,7 @@ class AllProbe(Probe, kind="all"):
         tensor([[0.2000]])
     """
 
-    parts: tuple[Probe, ...]
-
-    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return _reduced(torch.minimum, self.parts, x, mask)
-
-    def with_lower_bias(self, shift: float) -> Self:
-        return replace(self, parts=tuple(part.with_lower_bias(shift) for part in self.parts))
-
-
-def _reduced(
-    combine: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    probes: tuple[Probe, ...],
-    x: torch.Tensor,
-    mask: torch.Tensor | None,
-) -> torch.Tensor:
-    return reduce(combine, [probe.score(x, mask) for probe in probes])
+    choose = torch.minimum
 
 
 def pool(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

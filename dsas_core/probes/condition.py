@@ -7,14 +7,14 @@ or over the prompt of a text that is written on (`ConditionLatch`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 
 from ..parts import compute_dtype
 from . import Probe
-from .combine import pool
+from .combine import OnMeanProbe
 from .running import RunningProbe, writing
 
 
@@ -56,7 +56,7 @@ class ConditionProbe(Probe, kind="condition"):
 
 
 @dataclass(frozen=True, eq=False)
-class PooledConditionProbe(Probe, kind="pooled-condition"):
+class PooledConditionProbe(OnMeanProbe, kind="pooled-condition"):
     """One decision for all positions of a row: the condition of their mean.
 
     Args:
@@ -68,21 +68,7 @@ class PooledConditionProbe(Probe, kind="pooled-condition"):
         tensor([[1.]])
     """
 
-    one_score_per_row: ClassVar[bool] = True
-
     inner: ConditionProbe
-
-    def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.inner.logit(pool(x, mask))
-
-    def link(self, z: torch.Tensor) -> torch.Tensor:
-        return self.inner.link(z)
-
-    def score_sample(self, mean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return self.inner.score(mean[None])[:, 0]
-
-    def with_lower_bias(self, shift: float) -> Self:
-        return replace(self, inner=self.inner.with_lower_bias(shift))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +86,7 @@ class ConditionLatch(RunningProbe, kind="condition-latch"):
         tensor([0., 1.])
     """
 
-    by_prompt: ClassVar[bool] = True
+    by_prompt = True
 
     inner: ConditionProbe
 

@@ -131,7 +131,7 @@ class LatchProbe(_MeanProbe, kind="latch"):
         tensor([0.0000, 0.5000])
     """
 
-    by_prompt: ClassVar[bool] = True
+    by_prompt = True
 
     def _step(
         self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
@@ -157,7 +157,7 @@ class LastProbe(RunningProbe, kind="last"):
         tensor([0.0000, 0.1192])
     """
 
-    by_prompt: ClassVar[bool] = True
+    by_prompt = True
 
     @property
     def state_size(self) -> int:
