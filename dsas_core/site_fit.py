@@ -2,8 +2,8 @@
 
 A capture may hold rows of more kinds than source, target and control: "context", positions of control prompts that the
 gate will meet, though nothing is pooled over them; "moved", rows of source prompts for the map alone, where the gate
-reads other positions than the map moves; "cloud", of target prompts for the clouds alone, where more is moved than the
-map is fitted on; "unseen_source" and "unseen_control", of another domain, on which the finished gate is tested.
+reads other positions than the map moves; "cloud", of target prompts for their ellipse alone, where more is moved than
+the map is fitted on; "unseen_source" and "unseen_control", of another domain, on which the finished gate is tested.
 """
 
 from __future__ import annotations
@@ -40,8 +40,13 @@ FIRED = 0.5
 class UnseenEvidence:
     """The finished gate on prompts of a domain that learning never saw; a prompt's score is its highest h.
 
-    A prompt counts as told when its score is above 0.5, and a control position as fired. "before" is before the bias
-    was moved.
+    Args:
+        balanced_accuracy: a prompt counts as source when its score is above 0.5.
+        auroc: of the scores.
+        control_h: mean h of control positions.
+        control_h_before: before the threshold was placed.
+        control_fired: the share of control positions with h above 0.5.
+        control_fired_before: before the threshold was placed.
     """
 
     balanced_accuracy: float
@@ -56,9 +61,19 @@ class UnseenEvidence:
 class SiteEvidence:
     """Cross-validated evidence of one site and bin.
 
-    `control_h` is the mean h of control positions that the probe was not fitted on, `control_fired` the share of them
-    with h above 0.5; both also before the bias was moved. `unseen` is None where no prompts of another domain were
-    captured.
+    Args:
+        site: its name.
+        bin: of the timestep.
+        weight: how far the gate is trusted here, in [0, 1].
+        balanced_accuracy: of held-out prompts.
+        auroc: of held-out prompts.
+        rank: what was chosen for the gate's regression.
+        scaler: what was chosen for the gate's regression.
+        control_h: mean h of control positions that the probe was not fitted on.
+        control_h_before: before the threshold was placed.
+        control_fired: the share of these with h above 0.5.
+        control_fired_before: before the threshold was placed.
+        unseen: on prompts of another domain; None where none were captured.
     """
 
     site: str
@@ -76,7 +91,14 @@ class SiteEvidence:
 
 
 class Fit(NamedTuple):
-    """What was fitted at one site in one bin; `refused` is why it must not steer there, or ""."""
+    """What was fitted at one site in one bin.
+
+    Args:
+        probe: when to steer.
+        map: how.
+        evidence: on held-out prompts.
+        refused: why it must not steer there, or "".
+    """
 
     probe: Probe
     map: Map
@@ -90,7 +112,18 @@ def rows_at(capture: Captured, site: Site, bin_: int) -> dict[str, Rows]:
 
 
 def fit_bin(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> Fit:
-    """One site and bin; it is refused where the gate is, or that of which the map is made."""
+    """Fit one site in one timestep bin; it is refused where the gate is, or the gate that the map is made from.
+
+    Args:
+        capture: rows of source, target and control prompts, and perhaps of other `KINDS`.
+        site: where.
+        bin_: of the timestep.
+        recipe: how.
+
+    Raises:
+        DSASError: nothing was captured there.
+        UnsupportedError: activations are not finite.
+    """
     rows = rows_at(capture, site, bin_)
     missing = [kind for kind in SIDES if kind not in rows]
     if missing:
@@ -126,18 +159,19 @@ def fit_bin(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> Fit:
         auroc=judged.auroc,
         rank=judged.rank,
         scaler=judged.scaler,
-        control_h=float(after.mean()),
-        control_h_before=float(before.mean()),
-        control_fired=_fired(after),
-        control_fired_before=_fired(before),
         unseen=_unseen(rows, probe, unmoved),
+        **_doses(after, before),
     )
     return Fit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, refused)
 
 
-def _fired(h: torch.Tensor) -> float:
-    """The share of positions, of h [n, 1 or width], that have fired."""
-    return float((h.mean(-1) > FIRED).float().mean())
+def _doses(after: torch.Tensor, before: torch.Tensor) -> dict[str, float]:
+    """Mean h, and the share that fires, of h [n, 1 or width] after and before the threshold was placed."""
+    return {
+        f"control_{name}{when}": float(value.mean())
+        for when, h in (("", after), ("_before", before))
+        for name, value in (("h", h), ("fired", (h.mean(-1) > FIRED).float()))
+    }
 
 
 def _unseen(rows: Mapping[str, Rows], probe: Probe, before: Probe) -> UnseenEvidence | None:
@@ -146,18 +180,18 @@ def _unseen(rows: Mapping[str, Rows], probe: Probe, before: Probe) -> UnseenEvid
         return None
     from sklearn.metrics import roc_auc_score
 
-    shown, kept = ([probe.score_sample(*row) for row in _by_row(rows[kind])] for kind in UNSEEN)
-    source, control = (torch.stack([h.max() for h in side]) for side in (shown, kept))
+    source_h, control_h = ([probe.score_sample(*row) for row in _by_row(rows[kind])] for kind in UNSEEN)
+    source, control = (torch.stack([h.max() for h in side]) for side in (source_h, control_h))
     labels = torch.cat([torch.ones(len(source)), torch.zeros(len(control))])
-    told = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
-    after, first = torch.cat(kept), torch.cat([before.score_sample(*row) for row in _by_row(rows["unseen_control"])])
+    hits = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
+    after, first = (
+        torch.cat(control_h),
+        torch.cat([before.score_sample(*row) for row in _by_row(rows["unseen_control"])]),
+    )
     return UnseenEvidence(
-        balanced_accuracy=sum(told) / 2,
+        balanced_accuracy=sum(hits) / 2,
         auroc=float(roc_auc_score(labels.numpy(), torch.cat([source, control]).numpy())),
-        control_h=float(after.mean()),
-        control_h_before=float(first.mean()),
-        control_fired=float((after > FIRED).float().mean()),
-        control_fired_before=float((first > FIRED).float().mean()),
+        **_doses(torch.cat(control_h)[:, None], torch.cat(unmoved_h)[:, None]),
     )
 
 
@@ -178,9 +212,9 @@ def _map_rows(source: Rows, target: Rows, probe: Probe, pooling: str) -> tuple[t
     if locator is None:
         return source.gathered("pooled"), target.gathered("pooled")
     weighted, highest, share = _weighted(source, locator)
-    others, still, _ = _weighted(target, locator)
-    if still >= STILL_SHOWN * highest:
-        return weighted, others
+    target_weighted, target_highest, _ = _weighted(target, locator)
+    if target_highest >= STILL_SHOWN * highest:
+        return weighted, target_weighted
     plain, changed = source.gathered("pooled"), target.gathered("pooled")
     centre, share = plain.mean(0), max(share, SMALLEST_SHARE)
     return centre + (plain - centre) / share, centre + (changed - centre) / share
@@ -197,5 +231,5 @@ def _weighted(rows: Rows, read: Probe) -> tuple[torch.Tensor, float, float]:
         weighted = (scores * positions).sum(0) / scores.sum().clamp_min(1e-6)
         means.append(weighted if bool((scores > 0).any()) else plain)
         h.append(scores)
-    highest, share = (float(torch.stack([reduce(one) for one in h]).mean()) for reduce in (torch.max, torch.mean))
+    highest, share = (float(torch.stack([reduce(row) for row in h]).mean()) for reduce in (torch.max, torch.mean))
     return torch.stack(means), highest, share

@@ -136,13 +136,14 @@ class DSAS(Gate):
         if form == "paper":
             logits = linear.logit(torch.cat([rows.gathered("positions") for rows in controls]))[:, 0]
             return GateFit(placing(linear, lowered_h(logits)), pooled.evidence, scores)
-        found, owners = self._fit_positions(linear, source, controls, settings)
-        token, logits = found.probe, found.control_logits[: sum(len(rows.gathered("positions")) for rows in controls)]
+        single, owners = self._fit_positions(linear, source, controls, settings)
+        token, count = single.probe, sum(len(rows.gathered("positions")) for rows in controls)
+        logits = single.control_logits[:count]
         if form in ("token", "last"):
             at = placing(token, lowered_h(logits))
             if not settings.supervised:
                 return GateFit(at, pooled.evidence, scores)
-            scores = found.scores(owners, len(control.gathered("position_prompts")))
+            scores = single.scores(owners, len(control.gathered("position_prompts")))
             return GateFit(at, evidence_of(*scores), scores)
         counts = torch.tensor(control.sampled)
         factor = pooled.control_logits.sigmoid().to(logits).repeat_interleave(counts)
