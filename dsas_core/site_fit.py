@@ -184,10 +184,7 @@ def _unseen(rows: Mapping[str, Rows], probe: Probe, before: Probe) -> UnseenEvid
     source, control = (torch.stack([h.max() for h in side]) for side in (source_h, control_h))
     labels = torch.cat([torch.ones(len(source)), torch.zeros(len(control))])
     hits = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
-    after, first = (
-        torch.cat(control_h),
-        torch.cat([before.score_sample(*row) for row in _by_row(rows["unseen_control"])]),
-    )
+    unmoved_h = [before.score_sample(*row) for row in _by_row(rows["unseen_control"])]
     return UnseenEvidence(
         balanced_accuracy=sum(hits) / 2,
         auroc=float(roc_auc_score(labels.numpy(), torch.cat([source, control]).numpy())),
