@@ -162,17 +162,7 @@ class Gate:
 
     def obstacle_to(self, settings: GateSettings) -> str | None:
         """Why the gate cannot be learned by a recipe: what follows its name in the error; None where it can."""
-        if settings.supervised and not self.reads_positions(settings.form):
-            return (
-                f"(form {settings.form!r}) is fitted on means over positions, so that marked positions cannot tell it "
-                "anything: choose dsas in form token or product, gaps or mlp"
-            )
-        if settings.mode == "causal" and self.traits.per_prompt:
-            return (
-                "is asked at one site for all behind it, which is known when all have learned: choose mode clean, or "
-                "another gate"
-            )
-        return None
+        return self.traits.obstacle_to(settings, self.reads_positions(settings.form))
 
     def weight(self, evidence: Evidence, rule: str) -> float:
         """The site's weight, see `Evidence.weight` and `GateTraits`."""

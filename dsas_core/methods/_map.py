@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..errors import DSASError, PromptError
+from ..errors import DSASError
 from ..maps import Map
 from ._rows import checked
 from ._traits import MapTraits
@@ -79,17 +79,9 @@ class MapMethod:
                 option that there is not, or a value that it does not take.
         """
         chosen = with_defaults(self, options)
-        rows = {"source": checked("source", source), "target": checked("target", target, source.shape[-1])}
-        name, traits = type(self).__name__, self.traits
-        for side, given in rows.items():
-            if len(given) < traits.min_rows:
-                raise DSASError(f"{side}: {name} needs at least {traits.min_rows} rows, found {len(given)}")
-        if traits.paired and len(source) != len(target):
-            raise PromptError(
-                f"{name} is fitted on pairs, so it needs as many target rows as source rows, found {len(target)} and "
-                f"{len(source)}: write the prompts as pairs, or choose a method without pairs (caa)"
-            )
-        return self._fit(*rows.values(), **chosen).map_tensors(lambda tensor: tensor.to(source.dtype))
+        rows = checked("source", source), checked("target", target, source.shape[-1])
+        self.traits.check_rows(type(self).__name__, *rows)
+        return self._fit(*rows, **chosen).map_tensors(lambda tensor: tensor.to(source.dtype))
 
     def _fit(self, *rows: Any, **options: Any) -> Map:
         """The map of checked float64 rows of source and target."""

@@ -1,14 +1,19 @@
 """The traits of gates and of map methods: what `learn` and `steer` have to know of one beside its formula.
 
-A gate or map method declares its own, `traits = GateTraits(...)`; nobody asks which class it is. A new kind of
-behaviour is a method of `Gate` or `MapMethod` that the new class overrides. What others must decide by is a field
-here, with what they do by it.
+A gate or map method declares its own, `traits = GateTraits(...)`; nobody asks which class it is. A behaviour that no
+other method has is a method of `Gate` or `MapMethod` that the new class overrides, in its own file. What others decide
+by is a field here, with the decision where it is about fitting or refusing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
+
+from ..errors import DSASError, PromptError
+from ._gate_fit import GateSettings
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,25 @@ class GateTraits:
     fixed_threshold: bool = False
     allows_state: bool = True
 
+    def obstacle_to(self, settings: GateSettings, reads_positions: bool) -> str | None:
+        """Why the gate cannot be learned by a recipe: what follows its name; None where it can.
+
+        Args:
+            settings: of the recipe.
+            reads_positions: whether, in the recipe's form, the gate is fitted on single positions.
+        """
+        if settings.supervised and not reads_positions:
+            return (
+                f"(form {settings.form!r}) is fitted on means over positions, so that marked positions cannot tell it "
+                "anything: choose dsas in form token or product, gaps or mlp"
+            )
+        if settings.mode == "causal" and self.per_prompt:
+            return (
+                "is asked at one site for all behind it, which is known when all have learned: choose mode clean, or "
+                "another gate"
+            )
+        return None
+
     def obstacle_to_texts(self, form: str) -> str | None:
         """Why the gate cannot read texts as they are written, in a form: what follows its name; None where it can."""
         if not self.uses_other_positions or (self.per_prompt and form == "latch"):
@@ -77,3 +101,20 @@ class MapTraits:
     from_gate: bool = False
     max_sites: int | None = None
     has_unit: bool = True
+
+    def check_rows(self, name: str, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Raise a DSASError unless a map can be fitted on so many rows.
+
+        Args:
+            name: of the method, for errors.
+            source: [n, width].
+            target: [m, width].
+        """
+        for side, rows in (("source", source), ("target", target)):
+            if len(rows) < self.min_rows:
+                raise DSASError(f"{side}: {name} needs at least {self.min_rows} rows, found {len(rows)}")
+        if self.paired and len(source) != len(target):
+            raise PromptError(
+                f"{name} is fitted on pairs, so it needs as many target rows as source rows, found {len(target)} and "
+                f"{len(source)}: write the prompts as pairs, or choose a method without pairs (caa)"
+            )
