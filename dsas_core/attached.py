@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from .cloud import Cloud
 from .concept_data import ConceptData
 from .intervention import Intervention, bin_of, middles_of
 from .maps import Map
+from .maps.envelope import Cloud
 from .probes import ConstantProbe, Probe
 from .probes.hyperplane import Hyperplane, hyperplane
 from .sites import Site
@@ -67,7 +67,7 @@ class _Bound:
         for number, item in enumerate(interventions):
             probe, transform, weight = parts[number]
             probe_site = item.probe_site or item.site
-            solvable = transform.displaces and probe_site == item.site and not item.read_only
+            solvable = transform.linear_in_strength and probe_site == item.site and not item.read_only
             self.entries.append(
                 Entry(
                     concept=concept,

@@ -157,7 +157,7 @@ class CallState:
 
     def count(self, entry: Entry, solved: Solved, counted: torch.Tensor) -> None:
         """Count positions above the target, and those that the map cannot bring down."""
-        counts = torch.stack([(part & counted).sum() for part in (solved.above, solved.against)])
+        counts = torch.stack([(part & counted).sum() for part in (solved.above, solved.unreachable)])
         total = self._counts[entry.concept, entry.number]
         total.add_(counts.to(total))
 
@@ -177,7 +177,7 @@ class CallState:
         """Interventions whose probes depend on earlier positions, with these probes."""
         for concept in self._concepts:
             for entry in concept.entries:
-                if isinstance(entry.probe, RunningProbe) and entry.probe.columns:
+                if isinstance(entry.probe, RunningProbe) and entry.probe.state_size:
                     yield entry, entry.probe
 
     def reset(self, root: str, batch: int, device: torch.device) -> None:
@@ -190,13 +190,13 @@ class CallState:
                 memory.zero_()
             else:
                 with torch.inference_mode(False):  # to be written in and out of inference mode
-                    self._memories[entry.concept, entry.number] = torch.zeros(batch, probe.columns, device=device)
+                    self._memories[entry.concept, entry.number] = torch.zeros(batch, probe.state_size, device=device)
 
     def _step(self, entry: Entry, probe: RunningProbe, x: torch.Tensor) -> torch.Tensor:
         """h of a stateful probe, its memory moved on."""
         root = entry.probe_site.root
         call, memory = self._calls[root], self._memories.get((entry.concept, entry.number))
-        if call.prompt is None or (memory is None and probe.columns):
+        if call.prompt is None or (memory is None and probe.state_size):
             raise UnsupportedError(
                 f"{entry.concept!r} has a gate of kind {probe.kind}, which goes by a text that is written, and "
                 f"{root!r} is given no such: learn with another form"
@@ -204,8 +204,8 @@ class CallState:
         read = call.mask if call.read is None else call.read
         mask, prompt = (None if part is None else part.to(x.device) for part in (read, call.prompt))
         if memory is None:
-            return probe.follow(x, mask, prompt, x.new_zeros(len(x), 0))[0]
-        h, after = probe.follow(x, mask, prompt, memory.to(x.device))
+            return probe.step(x, mask, prompt, x.new_zeros(len(x), 0))[0]
+        h, after = probe.step(x, mask, prompt, memory.to(x.device))
         memory.copy_(after.detach())
         return h
 

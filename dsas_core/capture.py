@@ -1,4 +1,4 @@
-"""Capture: the visitor that keeps what fitting needs: pooled rows, and sampled position rows, per site and bin."""
+"""Capture: the visitor that keeps what fitting needs, means over positions and sampled positions, per site and bin."""
 
 from __future__ import annotations
 
@@ -23,11 +23,20 @@ Shown = Callable[[int, int], Sequence[bool]]
 
 @dataclass
 class Rows:
-    """Activations of one site, one timestep bin and one kind of prompt, float32.
+    """Activations of one site, one timestep bin and one kind of prompt, float32; of each call a tensor.
 
-    `pooled` [n, width] with the prompt of each row in `prompts` [n]; `positions` [m, width] with `position_prompts` [m]
-    and `places` [m] (the index of the position in its picture or text). `labels`, bool [m], are there when somebody
-    told which positions show the concept (`Capture.mark`). `count` is how many positions the longest row has.
+    Args:
+        pooled: means over positions, [n, width].
+        prompts: the prompt of each mean, [n].
+        positions: sampled positions, [m, width].
+        position_prompts: the prompt of each, [m].
+        places: the index of each in its picture or text, [m].
+        labels: whether each shows the concept, bool [m]; none unless `Capture.mark` was called.
+        count: how many positions the longest row has.
+
+    Example:
+        >>> Rows(pooled=[torch.ones(2, 3), torch.zeros(1, 3)]).gathered("pooled").shape
+        torch.Size([3, 3])
     """
 
     pooled: list[torch.Tensor] = field(default_factory=list)
@@ -53,7 +62,7 @@ class Rows:
 
 
 class Captured(Protocol):
-    """What fitting asks of captured rows, wherever they are."""
+    """What fitting asks of captured rows, in memory (`Capture`) or in a folder (`Shards`)."""
 
     edges: tuple[float, ...]
     timeless: set[str]
@@ -61,19 +70,30 @@ class Captured(Protocol):
     @property
     def rows(self) -> Mapping[Key, Rows]: ...
 
-    def mark(self, kind: str, told: Shown) -> None: ...
+    def mark(self, kind: str, shown: Shown) -> None: ...
 
 
 class Capture:
-    """Keep the activations of steered rows (the conditional half) while prompts walk through the model.
-
-    Args:
-        edges: ascending timesteps that separate the bins.
-        positions_per_row: how many positions to sample from each row of each call; 0 keeps pooled rows only.
-        seed: for the sampling.
+    """Keep the activations of steered rows (the conditional half) while prompts go through the model.
 
     Call `start(kind)` before the prompts of each kind, and move `offset` to the index of a batch's first prompt, or
     call `at` with it. `rows` maps (site, bin, kind) to Rows.
+
+    Args:
+        edges: ascending timesteps that separate the bins.
+        positions_per_row: how many positions to sample from each row of each call; 0 keeps means only.
+        seed: for the sampling.
+
+    Raises:
+        DSASError: edges that do not ascend.
+
+    Example:
+        >>> capture, site = Capture(positions_per_row=2), Site("unet.mid")
+        >>> capture.start("source")
+        >>> capture.begin("unet", Call(torch.ones(1), torch.arange(1)))
+        >>> capture.visit(site, torch.tensor([[[1.0], [3.0]]]))  # one row of two positions
+        >>> capture.rows[site, 0, "source"].gathered("pooled")
+        tensor([[2.]])
     """
 
     def __init__(self, edges: Sequence[float] = (), positions_per_row: int = 32, seed: int = 0) -> None:
@@ -99,11 +119,11 @@ class Capture:
         self.offset = offset
         self._random.manual_seed(self.seed * 1_000_003 + offset)
 
-    def mark(self, kind: str, told: Shown) -> None:
+    def mark(self, kind: str, shown: Shown) -> None:
         """Label the sampled positions of a kind."""
-        for (_, _, found), rows in self.rows.items():
-            if found == kind:
-                label(rows, told)
+        for (_, _, own), rows in self.rows.items():
+            if own == kind:
+                label(rows, shown)
 
     def begin(self, root: str, call: Call) -> None:
         if call.timestep is None:
@@ -140,9 +160,14 @@ class Capture:
         rows.places.append(places[real])
 
 
-def label(rows: Rows, told: Shown) -> None:
-    """Label the sampled positions of rows by what was told of their prompts."""
-    shows = {prompt: told(prompt, rows.count) for prompt in rows.gathered("prompts").unique().tolist()}
+def label(rows: Rows, shown: Shown) -> None:
+    """Label the sampled positions of rows.
+
+    Args:
+        rows: whose `labels` are set.
+        shown: which positions of a prompt show the concept.
+    """
+    shows = {prompt: shown(prompt, rows.count) for prompt in rows.gathered("prompts").unique().tolist()}
     sampled = zip(rows.position_prompts, rows.places, strict=True)
     rows.labels = [
         torch.tensor([bool(shows[a][b]) for a, b in zip(*map(torch.Tensor.tolist, pair), strict=True)])

@@ -3,22 +3,18 @@
 Exact at both ends: h = 0 or strength 0 give x itself, bit for bit; h = 1 gives the map alone. A map that publishes its
 displacement, T(x; s) = x + s * D(x), takes the one-pass form x + (h * s) * D(x). Nobody else interpolates.
 
-Beside it, where its strength comes from when nobody gives one (`strength_to`), and what several gates that are open at
-one position leave each other (`share`).
+Beside it, what several gates that are open at one position leave each other (`share`). Where a strength comes from when
+nobody gives one is in `solve`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from .maps import Map
 from .parts import compute_dtype
-from .probes import LinearProbe, PooledProbe
-from .probes.combine import pool
 
 
 def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float, torch.Tensor]]) -> torch.Tensor:
@@ -31,68 +27,24 @@ def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float
 
     Returns:
         The steered activation, shape and dtype of x.
+
+    Example:
+        >>> from dsas_core.maps import AffineMap
+        >>> x, h = torch.zeros(2, 2), torch.tensor([[0.5], [0.0]])
+        >>> interpolate(x, [(AffineMap(torch.tensor([1.0, 0.0])), 2.0, h)])
+        tensor([[1., 0.],
+                [0., 0.]])
     """
     wide = x.to(compute_dtype(x))
     out = wide
     for transform, strength, h in steps:
-        if transform.displaces:
+        if transform.linear_in_strength:
             add = torch.addcmul if out is wide else torch.Tensor.addcmul_  # in place takes half the time
             out = add(out, h * strength, transform.displacement(wide))
         else:
             moved = torch.lerp(wide, transform.apply(wide, strength), h.expand_as(wide))
             out = moved if out is wide else out + (moved - wide)
     return out.to(x.dtype)
-
-
-class Solved(NamedTuple):
-    """What `strength_to` finds at each position, [..., positions or 1, 1].
-
-    Args:
-        strength: 0 where nothing is to be done or nothing helps; float32 at least.
-        above: bool, whether the logit is above the target.
-        against: bool, whether it is, and the map does not lower it.
-    """
-
-    strength: torch.Tensor
-    above: torch.Tensor
-    against: torch.Tensor
-
-
-def strength_to(
-    x: torch.Tensor,
-    transform: Map,
-    probe: LinearProbe | PooledProbe,
-    target: torch.Tensor | float,
-    cap: torch.Tensor | float,
-    mask: torch.Tensor | None = None,
-) -> Solved:
-    """The smallest strength at which a probe's logit is no more than a target.
-
-    With z = w . x + b and T(x; s) = x + s * D(x),
-
-        s*(x) = min((target - z) / (w . D(x)), cap)   where z > target and w . D(x) < 0;   0 elsewhere.
-
-    With D = -w that is MERA (arXiv 2510.13290), here for any map that is linear in its strength.
-
-    Args:
-        x: activations [..., positions, width].
-        transform: a map with `displaces`.
-        probe: one s* for each position, or pooled, one for all: that which moves their mean to the target.
-        target: the logit. cap: the highest strength.
-        mask: [..., positions], 1 for positions that count in the mean.
-    """
-    wide = x.to(compute_dtype(x))
-    moved = transform.displacement(wide)
-    linear = probe.inner if isinstance(probe, PooledProbe) else probe
-    if isinstance(probe, PooledProbe):
-        wide, moved = pool(wide, mask), pool(moved.expand_as(wide), mask)
-    weight = linear.weight.to(wide.dtype)
-    z = F.linear(wide, weight[None], linear.bias.to(wide.dtype)[None])  # not cut off, as the probe's own logit is
-    slope = F.linear(moved.expand(*moved.shape[:-1], len(weight)), weight[None])
-    above, lowers = z > target, slope < 0
-    strength = (target - z) / torch.where(lowers, slope, -1)
-    strength = torch.where(above & lowers, strength.clamp(max=cap), 0)
-    return Solved(strength, above, above & ~lowers)
 
 
 def share(gates: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -102,6 +54,10 @@ def share(gates: Sequence[torch.Tensor]) -> torch.Tensor:
 
     Args:
         gates: h of each, broadcastable to one another.
+
+    Example:
+        >>> share([torch.tensor([0.5, 1.0]), torch.tensor([0.0, 1.0])])
+        tensor([1.0000, 0.5000])
     """
     every = torch.broadcast_tensors(*gates)
     total, highest = every[0], every[0]

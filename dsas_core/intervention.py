@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .cloud import Cloud
 from .errors import UnsupportedError
 from .maps import IdentityMap, Map
-from .probes import PooledConditionProbe, PooledProbe, Probe, RunningProbe
+from .maps.envelope import Cloud
+from .probes import Probe, RunningProbe
 from .sites import Site
 
 
@@ -47,7 +47,7 @@ class Intervention:
 
     def __post_init__(self) -> None:
         across = self.probe_site is not None and self.probe_site.root != self.site.root
-        if across and not all(isinstance(probe, PooledProbe | PooledConditionProbe) for probe in self.probes):
+        if across and not all(probe.one_score_per_row for probe in self.probes):
             raise UnsupportedError(
                 f"a probe at {self.probe_site} cannot gate {self.site}, which does not have its positions: read in "
                 f"{self.site.root!r}, or have one h for a whole prompt (form pooled)"

@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 import torch
 
 from .card import card
-from .cloud import Cloud
 from .concept_data import ConceptData
 from .errors import ArtifactError
 from .files import as_lines, replacing_folder
 from .intervention import Intervention
 from .maps import Map
+from .maps.envelope import Cloud
 from .parts import Part, unpack
 from .probes import Probe
 from .samples import STRIP, Samples

@@ -130,7 +130,7 @@ def _joined(
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
     """What was fitted at each site as interventions, of those with a weight, and the evidence of all."""
     steered = {site: fits[site] for site in fits if site not in watched}
-    readers: Mapping[Site, Site | None] = _readers(steered) if recipe.worn.once else {}
+    readers: Mapping[Site, Site | None] = _readers(steered) if recipe.resolved_gate.traits.per_prompt else {}
     if recipe.reads == "prompt":
         readers = _prompt_reader(steered, timeless)
     interventions: list[Intervention] = []

@@ -1,8 +1,7 @@
-"""Parts: small frozen dataclasses of tensors. Every probe and every map is one.
+"""Frozen dataclasses of tensors. Every probe and every map is one.
 
-A part is data: its tensor fields are its parameters, its part fields (or tuples of parts) its children, the rest plain
-settings. That is all that saving, stacking over timestep bins, moving and comparing need to know, so they are written
-here once.
+The tensor fields of one are its parameters, its part fields (or tuples of parts) its children, the rest plain settings.
+That is all that saving, stacking over timestep bins, moving and comparing need to know, so they are written here once.
 """
 
 from __future__ import annotations
@@ -19,7 +18,18 @@ _KINDS: dict[str, type[Part]] = {}
 
 
 class Part:
-    """Base of probes and maps; `kind` names the subclass in files."""
+    """Base of probes and maps: a frozen dataclass of tensors, parts, tuples of parts, and plain settings.
+
+    A subclass is registered by its `kind`, which names it in files.
+
+    Example:
+        >>> from dsas_core.probes import LinearProbe
+        >>> probe = LinearProbe(torch.ones(2), torch.tensor(3.0))
+        >>> probe.map_tensors(torch.zeros_like).tensors()
+        [tensor([0., 0.]), tensor(0.)]
+        >>> probe.pack({}, "it")
+        {'kind': 'linear', 'weight': {'tensor': 'it.weight'}, 'bias': {'tensor': 'it.bias'}}
+    """
 
     kind: ClassVar[str]
 
@@ -31,14 +41,14 @@ class Part:
 
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor in the part and its children, in a fixed order."""
-        found: list[torch.Tensor] = []
+        collected: list[torch.Tensor] = []
 
-        def kept(tensor: torch.Tensor) -> torch.Tensor:
-            found.append(tensor)
+        def collect(tensor: torch.Tensor) -> torch.Tensor:
+            collected.append(tensor)
             return tensor
 
-        self.map_tensors(kept)
-        return found
+        self.map_tensors(collect)
+        return collected
 
     def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """The same part with every tensor replaced by `change(tensor)`."""
@@ -72,7 +82,24 @@ class Part:
 
 
 def unpack(spec: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The inverse of `Part.pack`. Raises KeyError, TypeError or ValueError on anything that `pack` does not write."""
+    """The inverse of `Part.pack`.
+
+    Args:
+        spec: what `pack` returned, perhaps read from JSON.
+        tensors: by name.
+
+    Raises:
+        KeyError: a tensor or kind that there is not.
+        TypeError: fields that the kind does not have.
+        ValueError: anything else that `pack` does not write.
+
+    Example:
+        >>> from dsas_core.maps import AffineMap
+        >>> tensors = {}
+        >>> spec = AffineMap(torch.ones(2)).pack(tensors, "it")
+        >>> unpack(spec, tensors).shift
+        tensor([1., 1.])
+    """
     if isinstance(spec, dict) and set(spec) == {"tensor"}:
         return tensors[spec["tensor"]]
     if isinstance(spec, dict) and "kind" in spec:
@@ -95,7 +122,7 @@ def _resolved(kind: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
-#: kept, as to resolve hints takes longer than all else that is done with a part
+#: cached, as to resolve hints takes longer than all else that is done with a part
 _hints: Callable[[Any], dict[str, Any]] = cache(_resolved)
 
 
@@ -109,10 +136,21 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype that gates and maps compute in: the input's own, and float32 at least."""
+    """The dtype that gates and maps compute in: the input's own, and float32 at least.
+
+    Example:
+        >>> compute_dtype(torch.zeros(1, dtype=torch.bfloat16))
+        torch.float32
+    """
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`tensor.to(dtype)`, for where it is asked at every visit: with nothing to do, that takes as long as a product."""
+    """`tensor.to(dtype)` for the hot path: with nothing to do, that takes as long as a product.
+
+    Example:
+        >>> tensor = torch.zeros(1)
+        >>> cast(tensor, torch.float32) is tensor
+        True
+    """
     return tensor if tensor.dtype == dtype else tensor.to(dtype)

@@ -1,8 +1,8 @@
 """Captured rows in a folder, a file for each batch of prompts.
 
-What memory cannot hold lies there, and comes back a site at a time; a run that was interrupted goes on behind the last
-batch; and several processes share the batches among them. Rows are put together in the order of kinds and prompts,
-whoever wrote them and when.
+It holds what memory cannot, and gives it back a site at a time. A run that was interrupted goes on after the last
+batch, and several processes can share the batches. Rows are put together in the order of kinds and prompts, whoever
+wrote them and when.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .capture import Capture, Key, Rows, Shown, label
-from .errors import DSASError
+from .errors import ArtifactError, DSASError
 from .sites import Site
 
 ABOUT = "about.json"
@@ -34,7 +34,14 @@ class Shards(Mapping[Key, Rows]):
         edges: timesteps that separate the bins.
 
     Raises:
-        DSASError: the folder holds what was read otherwise, or something else.
+        ArtifactError: the folder holds what was captured otherwise, or something else.
+        DSASError: it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> shards = Shards(tempfile.mkdtemp() + "/rows", about={"model": "tiny"}, sites=[Site("unet.mid")])
+        >>> shards.has("source", offset=0), len(shards)
+        (False, 0)
     """
 
     def __init__(
@@ -45,22 +52,22 @@ class Shards(Mapping[Key, Rows]):
         self._shown: dict[str, Shown] = {}
         self._keys: dict[Key, list[Path]] = {}
         self._loaded: tuple[Key | None, Rows] = (None, Rows())
-        told = json.loads(json.dumps({**about, "sites": list(map(str, sites)), "edges": list(edges)}))
+        wanted = json.loads(json.dumps({**about, "sites": list(map(str, sites)), "edges": list(edges)}))
         known = self.folder / ABOUT
         if known.is_file():
-            found = _read(known)
-            other = [key for key in told if found.get(key) != told[key]]
+            there = _read(known)
+            other = [key for key in wanted if there.get(key) != wanted[key]]
             if other:
-                raise DSASError(
+                raise ArtifactError(
                     f"{self.folder} holds what was read otherwise ({', '.join(other)}): choose another folder, or "
                     "delete it"
                 )
         elif self.folder.is_dir() and any(not path.match(_draft(known, "*").name) for path in self.folder.iterdir()):
-            raise DSASError(f"{self.folder} is there and holds something else: choose another folder")
+            raise ArtifactError(f"{self.folder} is there and holds something else: choose another folder")
         else:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _replace(known, json.dumps(told, indent=2).encode())
+                _replace(known, json.dumps(wanted, indent=2).encode())
             except OSError as error:
                 raise DSASError(f"cannot write into {self.folder}: {error.strerror}; choose another folder") from None
 
@@ -69,11 +76,18 @@ class Shards(Mapping[Key, Rows]):
         return self
 
     def has(self, kind: str, offset: int) -> bool:
-        """Whether a batch has been read, its first prompt being the so-manieth of its kind."""
+        """Whether a batch has been captured, `offset` being the index of its first prompt in its kind."""
         return self._path(kind, offset).is_file()
 
     def write(self, kind: str, offset: int, capture: Capture, more: Mapping[str, torch.Tensor]) -> None:
-        """Keep what one batch showed, and what came of it; whole or not at all. The capture is empty afterwards."""
+        """Keep the rows of one batch, whole or not at all. The capture is empty afterwards.
+
+        Args:
+            kind: of prompts.
+            offset: the index of the batch's first prompt in its kind.
+            capture: what the batch left.
+            more: results of the batch to keep beside, by name.
+        """
         from safetensors.torch import save
 
         tensors = {f"more.{name}": tensor.cpu().contiguous() for name, tensor in more.items()}
@@ -87,8 +101,8 @@ class Shards(Mapping[Key, Rows]):
                     tensors[f"{start}.{name}"] = torch.cat(parts)
                     tensors[f"{start}.{name}.calls"] = torch.tensor([len(part) for part in parts])
             tensors[f"{start}.count"] = torch.tensor(rows.count)
-        told = {"timeless": json.dumps(sorted(capture.timeless)), "order": json.dumps(order)}
-        _replace(self._path(kind, offset), save(tensors, metadata=told))
+        metadata = {"timeless": json.dumps(sorted(capture.timeless)), "order": json.dumps(order)}
+        _replace(self._path(kind, offset), save(tensors, metadata=metadata))
 
     def read(self, kinds: Sequence[str]) -> None:
         """Look through what is there, in the order of kinds, and of prompts within each."""
@@ -98,14 +112,14 @@ class Shards(Mapping[Key, Rows]):
         for kind in kinds:
             for path in sorted(self.folder.glob(f"{kind}-*.safetensors")):
                 with safe_open(path, framework="pt") as file:
-                    told = file.metadata()
-                self.timeless |= set(json.loads(told["timeless"]))
-                for name in json.loads(told["order"]):  # that in which the model came by
+                    metadata = file.metadata()
+                self.timeless |= set(json.loads(metadata["timeless"]))
+                for name in json.loads(metadata["order"]):  # in which the model visited them
                     number, bin_ = map(int, name.split("."))
                     self._keys.setdefault((self.sites[number], bin_, kind), []).append(path)
 
     def more(self, kind: str, name: str) -> torch.Tensor:
-        """What came of all batches of a kind."""
+        """The results of that name of all batches of a kind, in one tensor."""
         from safetensors import safe_open
 
         parts = []
@@ -114,15 +128,17 @@ class Shards(Mapping[Key, Rows]):
                 parts.append(file.get_tensor(f"more.{name}"))
         return torch.cat(parts)
 
-    def mark(self, kind: str, told: Shown) -> None:
+    def mark(self, kind: str, shown: Shown) -> None:
         """Label the sampled positions of a kind, as `Capture.mark`."""
-        self._shown[kind] = told
+        self._shown[kind] = shown
         self._loaded = (None, Rows())
 
     def __getitem__(self, key: Key) -> Rows:
         if self._loaded[0] != key:
             site, bin_, kind = key
-            rows = _joined([_rows_in(path, f"{self.sites.index(site)}.{bin_}") for path in self._keys[key]])
+            rows = Rows()
+            for path in self._keys[key]:
+                _read_into(rows, path, f"{self.sites.index(site)}.{bin_}")
             if kind in self._shown:
                 label(rows, self._shown[kind])
             self._loaded = key, rows
@@ -141,36 +157,26 @@ class Shards(Mapping[Key, Rows]):
         return self.folder / f"{kind}-{offset:06d}.safetensors"
 
 
-def _rows_in(path: Path, start: str) -> Rows:
-    """What one file has of a site and bin, call by call."""
+def _read_into(rows: Rows, path: Path, start: str) -> None:
+    """Add what one file has of a site and bin, call by call."""
     from safetensors import safe_open
 
-    rows = Rows()
     with safe_open(path, framework="pt") as file:
         there = set(file.keys())
-        rows.count = int(file.get_tensor(f"{start}.count"))
+        rows.count = max(rows.count, int(file.get_tensor(f"{start}.count")))
         for name in _FIELDS:
             if f"{start}.{name}" in there:
                 calls = file.get_tensor(f"{start}.{name}.calls").tolist()
                 getattr(rows, name).extend(file.get_tensor(f"{start}.{name}").split(calls))
-    return rows
-
-
-def _joined(parts: Sequence[Rows]) -> Rows:
-    rows = Rows(count=max(part.count for part in parts))
-    for part in parts:
-        for name in _FIELDS:
-            getattr(rows, name).extend(getattr(part, name))
-    return rows
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a folder tells about itself; nothing where it is not ours."""
+    """What a folder says of itself; nothing where it is not ours."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        found = {}
-    return found if isinstance(found, dict) else {}
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _draft(path: Path, writer: str) -> Path:

@@ -2,8 +2,8 @@
 
 A capture may hold rows of more kinds than source, target and control: "context", positions of control prompts that the
 gate will meet, though nothing is pooled over them; "moved", rows of source prompts for the map alone, where the gate
-reads other positions than the map moves; "cloud", of target prompts for the clouds alone, where more is moved than the
-map is fitted on; "unseen_source" and "unseen_control", of another domain, on which the finished gate is tested.
+reads other positions than the map moves; "cloud", of target prompts for their ellipse alone, where more is moved than
+the map is fitted on; "unseen_source" and "unseen_control", of another domain, on which the finished gate is tested.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import torch
 
 from . import methods
 from .capture import Captured, Rows
-from .errors import DSASError
+from .errors import DSASError, UnsupportedError
 from .evidence import SiteEvidence, UnseenEvidence
-from .gating import fit_gate
 from .layout import rounded
 from .maps import Map
-from .probes import ConstantProbe, LastProbe, PooledConditionProbe, PooledProbe, Probe, ProductProbe, RunningProbe
+from .probes import LastProbe, Probe
 from .prompts import SIDES
 from .recipe import Recipe
 from .sites import Site
@@ -38,7 +37,14 @@ FIRED = 0.5
 
 
 class Fit(NamedTuple):
-    """What was fitted at one site in one bin; `refused` is why it must not steer there, or ""."""
+    """What was fitted at one site in one bin.
+
+    Args:
+        probe: when to steer.
+        map: how.
+        evidence: on held-out prompts.
+        refused: why it must not steer there, or "".
+    """
 
     probe: Probe
     map: Map
@@ -52,7 +58,18 @@ def rows_at(capture: Captured, site: Site, bin_: int) -> dict[str, Rows]:
 
 
 def fit_bin(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> Fit:
-    """One site and bin; it is refused where the gate is, or that of which the map is made."""
+    """Fit one site in one timestep bin; it is refused where the gate is, or the gate that the map is made from.
+
+    Args:
+        capture: rows of source, target and control prompts, and perhaps of other `KINDS`.
+        site: where.
+        bin_: of the timestep.
+        recipe: how.
+
+    Raises:
+        DSASError: nothing was captured there.
+        UnsupportedError: activations are not finite.
+    """
     rows = rows_at(capture, site, bin_)
     missing = [kind for kind in SIDES if kind not in rows]
     if missing:
@@ -60,46 +77,47 @@ def fit_bin(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> Fit:
             f"nothing was captured at {site} in timestep bin {bin_} for {', '.join(missing)}: "
             "use more steps or fewer bins"
         )
-    for kind, found in rows.items():
-        if not bool(found.gathered("pooled").isfinite().all()):
-            raise DSASError(
+    for kind, captured in rows.items():
+        if not bool(captured.gathered("pooled").isfinite().all()):
+            raise UnsupportedError(
                 f"{site}: activations of {kind} prompts are NaN or infinite: load the model in float32 or bfloat16, or "
                 "leave the site out"
             )
     source, moved = rows["source"], rows.get("moved", rows["source"])
-    met = [rows[kind] for kind in ("control", "context") if kind in rows]
-    gate = recipe.worn
-    gated = fit_gate(gate, source, met, recipe)
-    (probe, after), (loose, before) = gated.at(recipe.control_h), gated.at(None)
-    method, refused = methods.mapping(recipe.method), gated.refused
-    if method.of_gate:
+    controls = [rows[kind] for kind in ("control", "context") if kind in rows]
+    gate = recipe.resolved_gate
+    fitted = gate.fit_on(source, controls, recipe)
+    (probe, after), (unmoved, before) = fitted.at(recipe.control_h), fitted.at(None)
+    method, refused = methods.mapping(recipe.method), fitted.refused
+    if method.traits.from_gate:
         own = methods.gate(methods.own_gate(recipe.method, recipe.options))
-        judged = gated if gate == own else fit_gate(own, source, met, recipe)
-        transform, refused = method.of(judged.at(None)[0]), refused or judged.refused
+        own_fit = fitted if gate == own else own.fit_on(source, controls, recipe)
+        transform, refused = method.from_probe(own_fit.at(None)[0]), refused or own_fit.refused
     else:
         transform = method.fit(*_map_rows(moved, rows["target"], probe, recipe.pooling), **recipe.options)
         transform = transform.map_tensors(rounded)  # not one of the gate, whose plane has to stay the gate's
-    told = gated.evidence
+    judged = fitted.evidence
     evidence = SiteEvidence(
         site=str(site),
         bin=bin_,
-        weight=0.0 if gated.refused else gate.weight(told, recipe.site_weight),
-        balanced_accuracy=told.balanced_accuracy,
-        auroc=told.auroc,
-        rank=told.rank,
-        scaler=told.scaler,
-        control_h=float(after.mean()),
-        control_h_before=float(before.mean()),
-        control_fired=_fired(after),
-        control_fired_before=_fired(before),
-        unseen=_unseen(rows, probe, loose),
+        weight=0.0 if fitted.refused else gate.weight(judged, recipe.site_weight),
+        balanced_accuracy=judged.balanced_accuracy,
+        auroc=judged.auroc,
+        rank=judged.rank,
+        scaler=judged.scaler,
+        unseen=_unseen(rows, probe, unmoved),
+        **_doses(after, before),
     )
     return Fit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, refused)
 
 
-def _fired(h: torch.Tensor) -> float:
-    """The share of positions, of h [n, 1 or width], that have fired."""
-    return float((h.mean(-1) > FIRED).float().mean())
+def _doses(after: torch.Tensor, before: torch.Tensor) -> dict[str, float]:
+    """Mean h, and the share that fires, of h [n, 1 or width] after and before the threshold was placed."""
+    return {
+        f"control_{name}{when}": float(value.mean())
+        for when, h in (("", after), ("_before", before))
+        for name, value in (("h", h), ("fired", (h.mean(-1) > FIRED).float()))
+    }
 
 
 def _unseen(rows: Mapping[str, Rows], probe: Probe, before: Probe) -> UnseenEvidence | None:
@@ -108,18 +126,15 @@ def _unseen(rows: Mapping[str, Rows], probe: Probe, before: Probe) -> UnseenEvid
         return None
     from sklearn.metrics import roc_auc_score
 
-    shown, kept = ([_scores(probe, row) for row in _by_row(rows[kind])] for kind in UNSEEN)
-    source, control = (torch.stack([h.max() for h in side]) for side in (shown, kept))
+    source_h, control_h = ([probe.score_sample(*row) for row in _by_row(rows[kind])] for kind in UNSEEN)
+    source, control = (torch.stack([h.max() for h in side]) for side in (source_h, control_h))
     labels = torch.cat([torch.ones(len(source)), torch.zeros(len(control))])
-    told = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
-    after, first = torch.cat(kept), torch.cat([_scores(before, row) for row in _by_row(rows["unseen_control"])])
+    hits = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
+    unmoved_h = [before.score_sample(*row) for row in _by_row(rows["unseen_control"])]
     return UnseenEvidence(
-        balanced_accuracy=sum(told) / 2,
+        balanced_accuracy=sum(hits) / 2,
         auroc=float(roc_auc_score(labels.numpy(), torch.cat([source, control]).numpy())),
-        control_h=float(after.mean()),
-        control_h_before=float(first.mean()),
-        control_fired=float((after > FIRED).float().mean()),
-        control_fired_before=float((first > FIRED).float().mean()),
+        **_doses(torch.cat(control_h)[:, None], torch.cat(unmoved_h)[:, None]),
     )
 
 
@@ -129,14 +144,6 @@ def _by_row(rows: Rows) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(rows.gathered("pooled"), positions, strict=True))
 
 
-def _scores(probe: Probe, row: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """h of a row's positions [k], or [1] of its mean for a probe that reads means."""
-    pooled, positions = row
-    if isinstance(probe, RunningProbe | PooledProbe | PooledConditionProbe):
-        return probe.inner.score(pooled[None])[:, 0]
-    return probe.score(positions[None])[0].mean(-1).expand(len(positions))
-
-
 def _map_rows(source: Rows, target: Rows, probe: Probe, pooling: str) -> tuple[torch.Tensor, torch.Tensor]:
     """What the map is fitted on, [rows, width] of each side: means over positions, or means weighted by the gate.
 
@@ -144,15 +151,13 @@ def _map_rows(source: Rows, target: Rows, probe: Probe, pooling: str) -> tuple[t
     positions at random. There plain means tell the change, all of which is at the share of the positions that the gate
     picks in the source; so their difference is divided by that share.
     """
-    if pooling == "mean" or isinstance(probe, RunningProbe | ConstantProbe):
+    locator = None if pooling == "mean" else probe.locator
+    if locator is None:
         return source.gathered("pooled"), target.gathered("pooled")
-    read = probe
-    while isinstance(read, ProductProbe):
-        read = read.factors[0]
-    weighted, highest, share = _weighted(source, read)
-    others, still, _ = _weighted(target, read)
-    if still >= STILL_SHOWN * highest:
-        return weighted, others
+    weighted, highest, share = _weighted(source, locator)
+    target_weighted, target_highest, _ = _weighted(target, locator)
+    if target_highest >= STILL_SHOWN * highest:
+        return weighted, target_weighted
     plain, changed = source.gathered("pooled"), target.gathered("pooled")
     centre, share = plain.mean(0), max(share, SMALLEST_SHARE)
     return centre + (plain - centre) / share, centre + (changed - centre) / share
@@ -169,5 +174,5 @@ def _weighted(rows: Rows, read: Probe) -> tuple[torch.Tensor, float, float]:
         weighted = (scores * positions).sum(0) / scores.sum().clamp_min(1e-6)
         means.append(weighted if bool((scores > 0).any()) else plain)
         h.append(scores)
-    highest, share = (float(torch.stack([reduce(one) for one in h]).mean()) for reduce in (torch.max, torch.mean))
+    highest, share = (float(torch.stack([reduce(row) for row in h]).mean()) for reduce in (torch.max, torch.mean))
     return torch.stack(means), highest, share

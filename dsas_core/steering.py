@@ -15,15 +15,17 @@ import torch
 
 from .attached import Attached, Entry
 from .call_state import CallState
-from .cloud import Cloud, obstacle_to_within, strength_within
 from .concept import Concept
 from .diagnostics import Conflict, describe_conflicts, find_conflicts
 from .errors import DSASError, UnsupportedError
 from .hooks import Call, Describe, Missed, Visit, visit
-from .interpolation import Solved, interpolate, share, strength_to
+from .interpolation import interpolate, share
 from .maps import Map
+from .maps.envelope import Cloud
+from .requirements import obstacle_to_auto, obstacle_to_within
 from .sites import Roots, Site
-from .strengths import Schedule, Strength, Strengths, obstacle_to_auto
+from .solve import Solved, strength_to, strength_within
+from .strengths import Schedule, Strength, Strengths
 from .trace import Trace
 
 #: what becomes of several concepts at one position: their changes add up, or share what the highest h would have made
@@ -67,7 +69,7 @@ class Steering:
         combine: "sum" adds up what several concepts change at a position; "blend" first takes their h down to a total
             of the highest among them (`interpolation.share`), in whatever order they are given.
         within: "target" takes as much of each strength, at each position, as keeps the activation among those of the
-            concept's targets (`cloud.strength_within`); None takes all of it. Of several concepts each is kept in its
+            concept's targets (`solve.strength_within`); None takes all of it. Of several concepts each is kept in its
             own targets' cloud, whatever the others do.
         localiser: multiplies h, whatever it comes from, by where a concept may act; None for everywhere.
         interpolate_bins: between the middles of two timestep bins, probes and maps go from those of the one to those of

@@ -12,7 +12,6 @@ import torch
 
 from .concept import Concept
 from .errors import DSASError, UnsupportedError
-from .probes.hyperplane import hyperplane
 from .sites import Roots
 
 AUTO = "auto"
@@ -22,7 +21,7 @@ AUTO = "auto"
 class Auto:
     """No strength to tune: at each position, as much as brings the probe's probability down to `target`.
 
-    Solved for in closed form (`interpolation.strength_to`), by concepts whose probe has a hyperplane and whose map is
+    Solved for in closed form (`solve.strength_to`), by concepts whose probe has a hyperplane and whose map is
     linear in its strength. It steers away from the concept only: where the probability is lower, nothing changes.
 
     Args:
@@ -128,28 +127,6 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
     def auto_of(self, name: str) -> Auto | None:
         """How a concept chooses its strength; None where it was given."""
         return self._autos.get(name)
-
-
-def obstacle_to_auto(concept: Concept, gate: str | None = None) -> str | None:
-    """Why a concept cannot choose its strength by itself, with the site; None where it can.
-
-    Sites that only watch, or that count for nothing, do not matter; and what is off may have any strength.
-    """
-    if gate == "on":
-        return "the gate 'on' looks at nothing, so it has no hyperplane to move to; leave the concept its own"
-    if gate == "off":
-        return None
-    for item in concept.interventions:
-        if item.read_only or not any(item.weights):
-            continue
-        if item.probe_site not in (None, item.site):
-            return f"{item.site} is gated by what {item.probe_site} shows, whose hyperplane is not in its own space"
-        for probe, transform in zip(item.probes, item.maps, strict=True):
-            if hyperplane(probe) is None:
-                return f"at {item.site}, {type(probe).__name__} has no hyperplane to move to; give it a number"
-            if not transform.displaces:
-                return f"at {item.site}, {type(transform).__name__} is not linear in its strength; give it a number"
-    return None
 
 
 def _is_number(value: object) -> TypeGuard[float]:

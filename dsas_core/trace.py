@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from .hooks import Call
-from .interpolation import Solved
 from .sites import Site
+from .solve import Solved
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Trace:
             cosine=torch.cosine_similarity(old, new, dim=-1).cpu(),
             mask=None if mask is None else mask.cpu()[kept],
             chosen=None if solved is None else by_position(solved.strength),
-            unreachable=None if solved is None else by_position(solved.against),
+            unreachable=None if solved is None else by_position(solved.unreachable),
         )
         self.records.append(record)
         return record

@@ -23,7 +23,7 @@ TRIALS = len(UNITS).bit_length() + 2 * len(STEPS)
 
 def units_of(method: str) -> Sequence[float]:
     """The units to choose among for concepts of a map method."""
-    return UNITS if methods.mapping(method).scaled else GIVEN
+    return UNITS if methods.mapping(method).traits.has_unit else GIVEN
 
 
 def held_back(sides: Mapping[str, Sequence[Text]]) -> tuple[dict[str, Sequence[Text]], dict[str, Sequence[Text]]]:

@@ -19,7 +19,8 @@ from dsas_core.evaluate import Cell, Plan, Point, Run, cost, runs, summed_up
 from dsas_core.evaluate.arms import doses
 from dsas_core.evaluate.localisation import averaged, localisation
 from dsas_core.prompts import PromptSet
-from dsas_core.strengths import Auto, obstacle_to_auto
+from dsas_core.requirements import obstacle_to_auto
+from dsas_core.strengths import Auto
 
 from . import similarity
 from .drawing import Drawings, Job

@@ -19,7 +19,6 @@ import torch
 from dsas_core.capture import Capture, Captured
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.gating import WRITTEN
 from dsas_core.hooks import visit
 from dsas_core.learn import as_concept, fit_sites
 from dsas_core.pretrained import name_of
@@ -27,7 +26,7 @@ from dsas_core.processes import shared
 from dsas_core.progress import progress_bar
 from dsas_core.prompts import COUNT, PromptSet, read
 from dsas_core.provenance import versions
-from dsas_core.recipe import Recipe, recipe_of
+from dsas_core.recipe import WRITTEN, Recipe, recipe_of
 from dsas_core.shards import Shards
 from dsas_core.sites import Site
 from dsas_core.steering import Steering

@@ -16,7 +16,7 @@ from ..concept import Concept, Intervention
 from ..errors import DSASError
 from ..intervention import bin_of
 from ..maps import AffineMap, Map, ProjectionMap, TurnMap
-from ..probes import ComplementProbe, ConstantProbe, Probe, RunningProbe
+from ..probes import ConstantProbe, Probe
 from ..sites import patch_grid
 from ..trace import Trace
 
@@ -159,7 +159,7 @@ def arm(
         random = torch.Generator().manual_seed(seed)
         return _changed(concept, lambda number, bin_, probe, map_: (probe, _turned(map_, random))), None
     if name == "complement":
-        return _changed(concept, lambda number, bin_, probe, map_: (_complement(probe), map_)), None
+        return _changed(concept, lambda number, bin_, probe, map_: (probe.complement(), map_)), None
     if name == "oracle":
         roots = [item.site.root for item in concept.interventions]
         known = {root: OracleProbe(shape.float()) for root, shape in (there or {}).items()}
@@ -206,11 +206,6 @@ def _of_size(h: torch.Tensor, size: int) -> torch.Tensor:
     Every k-th one, or the first ones again, would not do: scores come by place, and k may be the width of a picture.
     """
     return h.sort().values[(2 * torch.arange(size) + 1) * len(h) // (2 * size)]
-
-
-def _complement(probe: Probe) -> Probe:
-    """The gate turned round. One that remembers must stay one, or steering would not keep its state."""
-    return probe.turned() if isinstance(probe, RunningProbe) else ComplementProbe(probe)
 
 
 def _turned(map_: Map, random: torch.Generator) -> Map:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ..concept import Concept
 from ..errors import DSASError
 from ..prompts import PromptSet, read
-from ..strengths import Auto, obstacle_to_auto
+from ..requirements import obstacle_to_auto
+from ..strengths import Auto
 from .arms import ARMS
 
 #: strengths, in units of the concept, at which every arm is measured
@@ -49,7 +50,7 @@ class Plan:
         object.__setattr__(self, "targets", tuple(Auto(target).target for target in self.targets))
 
     def autos(self, concept: Concept) -> list[Auto]:
-        """The targets as strengths, for a concept that can take them (`strengths.obstacle_to_auto`)."""
+        """The targets as strengths, for a concept that can take them (`requirements.obstacle_to_auto`)."""
         return [] if obstacle_to_auto(concept) else [Auto(target) for target in self.targets]
 
     def prompts(self, concept: Concept, prompts: PromptSet) -> dict[str, list[str]]:

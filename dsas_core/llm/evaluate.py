@@ -28,7 +28,8 @@ from ..fingerprints import weights_digest
 from ..pretrained import name_of
 from ..prompts import PromptSet
 from ..provenance import versions
-from ..strengths import Auto, obstacle_to_auto
+from ..requirements import obstacle_to_auto
+from ..strengths import Auto
 from .layers import bare, positions_of, roots_of
 from .load import BUILTIN
 from .prompts import Encoded, encode, pad_token

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..capture import Capture, Shown
 from ..concept import Concept
-from ..errors import DSASError
+from ..errors import DSASError, UnsupportedError
 from ..evidence import SiteEvidence
 from ..hooks import visit
 from ..learn import as_concept, fit_sites
@@ -168,7 +168,7 @@ class Lesson:
             interventions, evidence = fit_sites(capture, chosen, bar.update, recapture=behind, shown=shown)
         lengths = ([len(text.ids) for text in self.texts[side]] for side in ("source", "control"))
         told_by_length = _auroc(*lengths)
-        _warn(evidence if chosen.worn.looks else [], told_by_length)
+        _warn(evidence if chosen.resolved_gate.traits.reads_activations else [], told_by_length)
         roots, inner = roots_of(self.model), bare(self.model)
         concept = as_concept(
             interventions,
@@ -273,16 +273,12 @@ def _recipe(given: Mapping[str, Any] | None, method: str, gate: str | None, seed
     """
     chosen = recipe_of(given, form="token", pooling="mean", top_share=0.25, method=method, gate=gate, seed=seed)
     if "form" not in (given or {}):
-        chosen = replace(chosen, form=chosen.worn.text_form)
+        chosen = replace(chosen, form=chosen.resolved_gate.traits.text_form)
     if chosen.form not in FORMS:
         raise DSASError(f"gate form {chosen.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}")
-    if chosen.worn.whole and not (chosen.worn.once and chosen.form == "latch"):
-        way_out = "choose form latch" if chosen.worn.once else "choose another"
-        raise DSASError(
-            f"gate {chosen.gate!r} goes by all positions at once, and tokens are written one by one: {way_out}"
-        )
-    if chosen.options.get("spatial") == "mean shift":
-        raise DSASError("option spatial=mean shift goes by all positions at once: leave it elementwise for texts")
+    obstacle = chosen.obstacle_to_texts()
+    if obstacle is not None:
+        raise UnsupportedError(obstacle)
     return chosen
 
 

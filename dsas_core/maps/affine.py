@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -18,9 +17,13 @@ class AffineMap(Map, kind="affine"):
     Args:
         shift: [width].
         slope: [width], or None for 1 everywhere (CAA and other additive methods).
+
+    Example:
+        >>> AffineMap(shift=torch.tensor([1.0, 0.0]), slope=torch.tensor([1.0, 3.0])).apply(torch.ones(1, 2), 0.5)
+        tensor([[1.5000, 2.0000]])
     """
 
-    displaces: ClassVar[bool] = True
+    linear_in_strength = True
 
     shift: torch.Tensor
     slope: torch.Tensor | None = None

@@ -1,9 +1,8 @@
-"""The map that changes nothing: its site is watched, so that the trace can show where the concept is."""
+"""The map that changes nothing: its site is only read, so that the trace can show where the concept is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -12,9 +11,14 @@ from . import Map
 
 @dataclass(frozen=True, eq=False)
 class IdentityMap(Map, kind="identity"):
-    """T(x; s) = x."""
+    """T(x; s) = x.
 
-    displaces: ClassVar[bool] = True
+    Example:
+        >>> IdentityMap().apply(torch.ones(1, 2), 5.0)
+        tensor([[1., 1.]])
+    """
+
+    linear_in_strength = True
 
     def displacement(self, x: torch.Tensor) -> torch.Tensor:
         return x.new_zeros(())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +20,16 @@ class ProjectionMap(Map, kind="projection"):
     Args:
         direction: u, [width], of length 1, or zeros: nothing moves.
         offset: [].
+        factor: 1 to go to the plane at strength 1, 2 to be reflected in it.
+
+    Example:
+        >>> plane = ProjectionMap(direction=torch.tensor([1.0, 0.0]), offset=torch.tensor(-2.0))
+        >>> plane.apply(torch.tensor([[5.0, 1.0], [1.0, 1.0]]), 1.0)
+        tensor([[2., 1.],
+                [1., 1.]])
     """
 
-    displaces: ClassVar[bool] = True
+    linear_in_strength = True
 
     direction: torch.Tensor
     offset: torch.Tensor
@@ -41,6 +47,10 @@ class TurnMap(Map, kind="turn"):
 
     Args:
         shift: v, [width].
+
+    Example:
+        >>> TurnMap(torch.tensor([0.0, 3.0])).apply(torch.tensor([[3.0, 0.0]]), 1.0)
+        tensor([[2.1213, 2.1213]])
     """
 
     shift: torch.Tensor

@@ -6,7 +6,6 @@ Both are what Linear-AcT and its kin need beside an affine map (arXiv 2410.23054
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -19,10 +18,17 @@ class SupportMap(Map, kind="support"):
     """The inner map where low < x < high, strictly and dimension by dimension; x itself elsewhere.
 
     Args:
-        low, high: [width].
+        inner: the map that acts there.
+        low: [width].
+        high: [width].
+
+    Example:
+        >>> inside = SupportMap(AffineMap(torch.tensor([1.0])), low=torch.tensor([0.0]), high=torch.tensor([2.0]))
+        >>> inside.apply(torch.tensor([[1.0], [5.0]]), 1.0)[:, 0]
+        tensor([2., 5.])
     """
 
-    displaces: ClassVar[bool] = True
+    linear_in_strength = True
 
     inner: AffineMap
     low: torch.Tensor
@@ -39,9 +45,17 @@ class MeanShiftMap(Map, kind="mean-shift"):
 
     All positions of the call count, padding too, and a text that is written token by token has only its newest: this
     is for pictures.
+
+    Args:
+        inner: the map of the mean.
+
+    Example:
+        >>> double = AffineMap(shift=torch.zeros(1), slope=torch.tensor([2.0]))
+        >>> MeanShiftMap(double).apply(torch.tensor([[1.0], [3.0]]), 1.0)[:, 0]  # both by the mean, 2
+        tensor([3., 5.])
     """
 
-    displaces: ClassVar[bool] = True
+    linear_in_strength = True
 
     inner: AffineMap | SupportMap
 

@@ -7,9 +7,21 @@ import torch
 
 
 def plane(negative: torch.Tensor, positive: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight [width] and bias [] of the logit of `positive`, from rows [n, width] and [m, width]. float64.
+    """The hyperplane of a logistic regression.
 
     The penalised solution lies in the span of the rows, so with fewer rows than dimensions it is sought there.
+
+    Args:
+        negative: [n, width], float64.
+        positive: [m, width], float64.
+
+    Returns:
+        Weight [width] and bias [] of the logit of `positive`.
+
+    Example:
+        >>> weight, bias = plane(torch.tensor([[0.0], [1.0]]).double(), torch.tensor([[3.0], [4.0]]).double())
+        >>> round(float(-bias / weight), 4)  # half-way between
+        2.0
     """
     from sklearn.linear_model import LogisticRegression
 

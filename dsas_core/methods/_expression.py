@@ -17,7 +17,11 @@ _TOKEN = re.compile(r"\s*([\w.+-]+|[(),=])")
 
 
 def parsed(text: str, named: Callable[[str], Any]) -> Any:
-    """The gate that a text describes; `named` finds the gate of a name, or raises a DSASError.
+    """The gate that a text describes.
+
+    Args:
+        text: of the form above.
+        named: finds the gate of a name, or raises a DSASError.
 
     Raises:
         DSASError: the text is not of the form above, or a gate does not take what it is given.

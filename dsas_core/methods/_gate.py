@@ -1,7 +1,7 @@
-"""What every gate has: `fit`, cross-validated evidence, and a threshold that can be placed on controls.
+"""What every gate has: how it is fitted, cross-validated evidence, and a threshold that can be placed on controls.
 
-A gate is a subclass of `Gate` with a `line` and `_fit`; the rest follows from fitting it again on folds of prompts.
-One that has something better overrides `cross_fit`.
+A gate is a subclass of `Gate` with `traits` and `_fit`; the rest follows from fitting it again on folds of prompts. One
+that has something better overrides the method in question.
 """
 
 from __future__ import annotations
@@ -10,56 +10,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 
 from ..errors import DSASError
 from ..probes import Probe
-from ..probes.linear import LOGIT_LIMIT
+from ._cross_validation import Evidence, Groups, by_prompt, evidence_of, folded, logit_of
+from ._gate_fit import GateFit, GateRows, GateSettings, placing, position_rows
 from ._rows import checked
-
-FOLDS = 5
-#: a threshold is chosen at most this often for the evidence of one gate
-THRESHOLDS = 50
+from ._traits import GateTraits
 
 Fit = TypeVar("Fit", bound=Probe)
-#: the prompt of each source and of each control row
-Groups = tuple[Sequence[int], Sequence[int]]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """How well a gate tells source from control on prompts that it was not fitted on.
-
-    `lower` is the balanced accuracy minus one standard error of its binomial estimate over prompts; `rank` and
-    `scaler` are what was chosen, 0 and "none" where there was nothing to choose.
-    """
-
-    balanced_accuracy: float
-    auroc: float
-    lower: float
-    rank: int | str
-    scaler: str
-    source_prompts: int
-    control_prompts: int
-
-    def weight(self, rule: str = "soft", threshold: float = 0.75) -> float:
-        """The site's weight: "soft" clip(2 lower - 1, 0, 1), "threshold" 1 from `threshold` up, "none" 1."""
-        if rule == "soft":
-            return float(np.clip(2 * self.lower - 1, 0, 1))
-        if rule == "threshold":
-            return float(self.balanced_accuracy >= threshold)
-        if rule == "none":
-            return 1.0
-        raise DSASError(f"site weight {rule!r}: expected soft, threshold or none")
 
 
 @dataclass(frozen=True)
 class Fitted(Generic[Fit]):
-    """A gate, its evidence, and what probes say of rows whose prompts they had not seen.
+    """A fitted gate, its evidence, and what probes say of rows whose prompts they had not seen.
 
-    `source_logits` [n] and `control_logits` [m] are logits of h, of its mean over dimensions where it differs by
-    dimension. `control_h(shift)` is h of the control rows, [m, 1] or [m, width], with `shift` taken off the evidence.
+    Args:
+        probe: fitted on all rows.
+        evidence: of the held-out rows.
+        source_logits: [n], logits of h, of its mean over dimensions where it differs by dimension.
+        control_logits: [m], likewise.
+        control_h: h of the control rows by the shift that is taken off the logit, [m, 1] or [m, width].
     """
 
     probe: Fit
@@ -67,6 +39,11 @@ class Fitted(Generic[Fit]):
     source_logits: torch.Tensor
     control_logits: torch.Tensor
     control_h: Callable[[float], torch.Tensor]
+
+    def scores(self, groups: Groups, controls: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean h of each source prompt, and of each prompt of the first `controls` control rows (None: of all)."""
+        control = by_prompt(self.control_logits[:controls].sigmoid(), groups[1][:controls])
+        return by_prompt(self.source_logits.sigmoid(), groups[0]), control
 
 
 class RefusedError(DSASError):
@@ -80,26 +57,22 @@ class RefusedError(DSASError):
 class Gate:
     """Base of every gate. Settings are the fields of its dataclass, and can be given by name: "quantile(q=0.95)".
 
-    `rows` tells what `learn` fits it on, "positions" (every one a row) or "pooled" (means over positions); it is read
-    at positions in either case. `looks` is False for gates that are the same everywhere: their site weight is 1.
-    `whole` is True where h also depends on the row's other positions in the call, which a text does not have yet.
-    `once` is True for one decision per row, by its mean, at the site that tells best: `learn` lets it gate that site
-    and those behind it. `text_form` is the form in which `learn` has the gate read texts, unless the recipe says.
-    `settled` is True for gates of published methods that place their threshold themselves and know no partial trust:
-    `Recipe.control_h` does not move it, and the site weight "soft" is 1 where balanced accuracy is above chance by
-    three standard errors, else 0.
+    Attributes:
+        traits: what `learn` has to know of it.
     """
 
-    line: str = ""
-    rows: str = "positions"
-    looks: bool = True
-    whole: bool = False
-    once: bool = False
-    text_form: str = "token"
-    settled: bool = False
+    traits: GateTraits
 
     def fit(self, source: torch.Tensor, control: torch.Tensor) -> Probe:
-        """Fit on rows [n, width] of source (h = 1) and control (h = 0); float64 inside, the source's dtype out."""
+        """Fit on rows; float64 inside, the source's dtype out.
+
+        Args:
+            source: [n, width], where h is to be 1.
+            control: [m, width], where h is to be 0.
+
+        Raises:
+            DSASError: rows that are not finite, or not of one width.
+        """
         positive, negative = checked("source", source), checked("control", control, source.shape[-1])
         return _stored(self._fit(positive, negative), source.dtype)
 
@@ -107,25 +80,25 @@ class Gate:
         """The probe of checked float64 rows."""
         raise NotImplementedError
 
-    def reading(self, probe: Any, form: str) -> Probe:
-        """A fitted probe as it reads in a form of `gating`."""
-        found: Probe = probe
-        return found
-
     def cross_fit(
         self, source: torch.Tensor, control: torch.Tensor, *, groups: Groups | None = None, seed: int = 0
     ) -> Fitted[Any]:
         """As `fit`, with evidence from fitting again without a fifth of the prompts, five times.
 
         Args:
+            source: [n, width], where h is to be 1.
+            control: [m, width], where h is to be 0.
             groups: the prompt of each source and each control row, so that a prompt's rows share a fold; by default
                 every row is its own.
             seed: of the folds.
+
+        Raises:
+            PromptError: fewer prompts of a side than folds.
         """
         positive, negative = checked("source", source), checked("control", control, source.shape[-1])
         rows, labels, prompts, folds = folded(positive, negative, groups, seed)
         held_out = torch.zeros(len(rows), dtype=torch.float64)
-        parts: list[tuple[Probe, torch.Tensor, torch.Tensor]] = []  # probe, places in control, its evidence there
+        parts: list[tuple[Probe, torch.Tensor, torch.Tensor]] = []  # probe, places in control, its logits there
         for train, test in folds:
             probe = self._fit(rows[train[labels[train] == 1]], rows[train[labels[train] == 0]])
             z = probe.logit(rows[test])
@@ -134,8 +107,8 @@ class Gate:
             parts.append((probe, torch.from_numpy(test[kept] - len(positive)), z[torch.from_numpy(kept)]))
 
         def control_h(shift: float) -> torch.Tensor:
-            said = torch.cat([probe.link(z - shift) for probe, _, z in parts])
-            return torch.empty_like(said).index_copy_(0, torch.cat([places for _, places, _ in parts]), said)
+            h = torch.cat([probe.link(z - shift) for probe, _, z in parts])
+            return torch.empty_like(h).index_copy_(0, torch.cat([places for _, places, _ in parts]), h)
 
         logits = held_out[: len(positive)], held_out[len(positive) :]
         means = [
@@ -144,99 +117,73 @@ class Gate:
         probe = _stored(self._fit(positive, negative), source.dtype)
         return Fitted(probe, evidence_of(*means), *logits, control_h)
 
+    def fit_on(self, source: GateRows, controls: Sequence[GateRows], settings: GateSettings) -> GateFit:
+        """Fit on captured rows of one site and timestep bin.
+
+        Args:
+            source: rows of source prompts.
+            controls: what the gate meets in control prompts: their rows, and perhaps their context.
+            settings: of the recipe.
+        """
+        control, traits, refused = controls[0], self.traits, ""
+        pooled = traits.fitted_on == "pooled"
+        owner = "prompts" if pooled else "position_prompts"
+        if pooled:
+            rows = source.gathered("pooled"), control.gathered("pooled")
+            groups: Groups = source.gathered(owner).tolist(), control.gathered(owner).tolist()
+        else:
+            rows, groups = position_rows(source, controls, settings)
+        try:
+            fitted = self.cross_fit(*rows, groups=groups, seed=settings.seed)
+        except RefusedError as error:
+            fitted, refused = error.fitted, str(error)
+        # evidence is of control prompts alone, not of what else the gate meets
+        scores = fitted.scores(groups, len(control.gathered(owner)))
+        evidence = fitted.evidence if pooled and not traits.per_prompt else evidence_of(*scores)
+        per_row = traits.per_prompt or not traits.reads_activations
+        if per_row:
+            control_h = fitted.control_h
+        elif pooled:
+            control_h = _read_at_positions(fitted.probe, controls)
+        else:
+            count = sum(len(each.gathered("positions")) for each in controls)
+            control_h = lambda shift: fitted.control_h(shift)[:count]  # noqa: E731
+        at = placing(self.in_form(fitted.probe, settings.form), control_h, traits.fixed_threshold)
+        return GateFit(at, evidence, scores, per_row, refused)
+
+    def in_form(self, probe: Any, form: str) -> Probe:
+        """A fitted probe as it is read in a form (`Recipe.form`)."""
+        read: Probe = probe
+        return read
+
+    def reads_positions(self, form: str) -> bool:
+        """Whether the gate, in a form, is fitted on single positions, so that marked positions tell it something."""
+        return self.traits.fitted_on == "positions"
+
+    def obstacle_to(self, settings: GateSettings) -> str | None:
+        """Why the gate cannot be learned by a recipe: what follows its name in the error; None where it can."""
+        return self.traits.obstacle_to(settings, self.reads_positions(settings.form))
+
     def weight(self, evidence: Evidence, rule: str) -> float:
-        """The site's weight, see `Evidence.weight`; 1 for a gate that does not look."""
-        if not self.looks:
+        """The site's weight, see `Evidence.weight` and `GateTraits`."""
+        if not self.traits.reads_activations:
             return 1.0
-        if self.settled and rule == "soft":
+        if self.traits.fixed_threshold and rule == "soft":
             error = evidence.balanced_accuracy - evidence.lower
             return float(evidence.balanced_accuracy - 3 * error > 0.5)
         return evidence.weight(rule)
 
 
-def folded(
-    source: torch.Tensor, control: torch.Tensor, groups: Groups | None, seed: int
-) -> tuple[torch.Tensor, np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """Rows of both sides, their labels (1 for source), their prompts, and folds that keep a prompt's rows together.
+def _read_at_positions(probe: Probe, controls: Sequence[GateRows]) -> Callable[[float], torch.Tensor]:
+    """h of control positions of a probe that was fitted on means, by how far it is lowered."""
+    rows = [row for each in controls for row in each.gathered("positions").split(each.sampled)]
 
-    Raises:
-        DSASError: fewer prompts than folds.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold
+    def control_h(shift: float) -> torch.Tensor:
+        lowered = probe.with_lower_bias(shift)
+        return torch.cat([lowered.score(row[None])[0].expand(len(row), -1) for row in rows])
 
-    rows = torch.cat([source, control])
-    labels = np.repeat([1, 0], [len(source), len(control)])
-    if groups is None:
-        prompts = np.arange(len(rows))
-    else:
-        prompts = np.concatenate([np.asarray(groups[0]), np.asarray(groups[1]) + 1 + max(groups[0])])
-    sizes = [len(np.unique(prompts[labels == label])) for label in (1, 0)]
-    if min(sizes) < FOLDS:
-        raise DSASError(
-            f"a gate needs at least {FOLDS} prompts a side to cross-validate, found {sizes[0]} and {sizes[1]}"
-        )
-    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    return rows, labels, prompts, list(splitter.split(rows, labels, prompts))
-
-
-def judged(
-    scores: np.ndarray, hits: np.ndarray, labels: np.ndarray, sizes: Sequence[int], rank: int | str, scaler: str
-) -> Evidence:
-    """The evidence of held-out scores, and of whether each was told; `sizes` are the prompts of source and control."""
-    from sklearn.metrics import roc_auc_score
-
-    rates = [hits[labels == label].mean() for label in (1, 0)]
-    accuracy = float(np.mean(rates))
-    variance = sum(rate * (1 - rate) / size for rate, size in zip(rates, sizes, strict=True)) / 4
-    floor = 0.25 / (2 * sum(sizes)) ** 2  # a perfect score on few prompts is still uncertain
-    return Evidence(
-        balanced_accuracy=accuracy,
-        auroc=float(roc_auc_score(labels, scores)),
-        lower=accuracy - float(np.sqrt(max(variance, floor))),
-        rank=rank,
-        scaler=scaler,
-        source_prompts=sizes[0],
-        control_prompts=sizes[1],
-    )
-
-
-def evidence_of(source: torch.Tensor, control: torch.Tensor) -> Evidence:
-    """The evidence of held-out scores of prompts, [n] and [m]: their mean h, the dose that each would be given.
-
-    A gate that is no classifier has no threshold in dose; each prompt is told by the one that divides the others best.
-    """
-    scores = torch.cat([source, control]).double().numpy()
-    labels = np.repeat([1, 0], [len(source), len(control)])
-    left_out = np.concatenate([np.arange(len(source)), np.arange(len(control))]) % THRESHOLDS
-    hits = np.zeros(len(scores), bool)
-    for part in np.unique(left_out):
-        here = left_out == part
-        hits[here] = (scores[here] > _threshold(scores[~here], labels[~here])) == (labels[here] == 1)
-    return judged(scores, hits, labels, (len(source), len(control)), 0, "none")
-
-
-def by_prompt(values: torch.Tensor, prompts: Any) -> torch.Tensor:
-    """The mean of values [n] of each prompt's rows, in the order of the prompts' numbers."""
-    _, places = np.unique(np.asarray(prompts), return_inverse=True)
-    where = torch.from_numpy(places)
-    sums = torch.zeros(int(where.max()) + 1, dtype=torch.float64).index_add_(0, where, values.double())
-    return sums / torch.bincount(where)
-
-
-def logit_of(h: torch.Tensor) -> torch.Tensor:
-    """The logit of h [n, 1 or width], of its mean over dimensions: [n]."""
-    return h.mean(-1).double().logit().clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+    return control_h
 
 
 def _stored(probe: Probe, dtype: torch.dtype) -> Probe:
     return probe.map_tensors(lambda tensor: tensor.to(dtype))
-
-
-def _threshold(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The score above which to say source, of the best balanced accuracy; between two scores, or infinite."""
-    order = np.argsort(scores)
-    ordered, shown = scores[order], labels[order] == 1
-    below = np.cumsum(~shown) / max(1, (~shown).sum()) - np.cumsum(shown) / max(1, shown.sum())
-    below[:-1][ordered[:-1] == ordered[1:]] = -np.inf  # no threshold goes between equal scores
-    best = int(below.argmax())
-    return float(ordered[best : best + 2].mean()) if below[best] > 0 and best + 1 < len(ordered) else np.inf

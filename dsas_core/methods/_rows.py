@@ -8,7 +8,16 @@ from ..errors import DSASError
 
 
 def checked(name: str, rows: torch.Tensor, width: int | None = None) -> torch.Tensor:
-    """Rows as float64 [n, width], or a DSASError that says what is wrong with them."""
+    """Rows as float64.
+
+    Args:
+        name: of the side, for errors.
+        rows: [n, width], of any floating dtype.
+        width: what they must have; None for any.
+
+    Raises:
+        DSASError: rows of another shape or dtype, or that are not finite.
+    """
     if rows.ndim != 2 or not len(rows) or not rows.is_floating_point():
         raise DSASError(f"{name}: expected floating rows [n, width], found {rows.dtype} {tuple(rows.shape)}")
     if width is not None and rows.shape[1] != width:

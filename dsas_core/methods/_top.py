@@ -20,9 +20,15 @@ TOP = Option(0.05, "a number from 1 up, or a share above 0 and up to 1.0", _fits
 
 
 def top_mask(score: torch.Tensor, top: int | float) -> torch.Tensor:
-    """1 at the highest scores [width], 0 elsewhere; of equals, the first. float64.
+    """1 at the highest scores, 0 elsewhere; of equal scores, the first.
 
-    `top` is a number of dimensions (one more than there are takes all), or, as a float, a share (at least one).
+    Args:
+        score: [width].
+        top: a number of dimensions (more than there are takes all), or, as a float, a share of them (at least one).
+
+    Example:
+        >>> top_mask(torch.tensor([1.0, 3.0, 2.0]), top=2)
+        tensor([0., 1., 1.])
     """
     count = top if isinstance(top, int) else max(1, round(top * len(score)))
     chosen = score.sort(descending=True, stable=True).indices[:count]

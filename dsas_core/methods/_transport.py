@@ -12,6 +12,9 @@ code. A strength of 1 is the whole way, and beyond 1 or below 0 is extrapolated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from ..maps import AffineMap, Map, MeanShiftMap, SupportMap
@@ -22,15 +25,31 @@ SMALLEST_STD = 1e-4
 
 
 def varying(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Which dimensions vary enough on both sides, bool [width]."""
+    """Which dimensions vary enough on both sides.
+
+    Args:
+        source: [n, width].
+        target: [m, width].
+
+    Returns:
+        bool [width].
+
+    Example:
+        >>> varying(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 5.0]]))
+        tensor([ True, False])
+    """
     return (source.std(0) > SMALLEST_STD) & (target.std(0) > SMALLEST_STD)
 
 
 class Transport(MapMethod):
-    """Base of the three: `_affine` is the map, the options say where it acts."""
+    """Base of the three: `_affine` is the map, the options `support` and `spatial` say where it acts."""
 
     options = {"support": one_of(None, "observed"), "spatial": one_of("elementwise", "mean shift")}
-    least = 2
+
+    def obstacle_to_texts(self, options: Mapping[str, Any]) -> str | None:
+        if options.get("spatial") != "mean shift":
+            return None
+        return "option spatial=mean shift goes by all positions at once: leave it elementwise for texts"
 
     def _affine(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
         raise NotImplementedError

@@ -15,13 +15,19 @@ import torch
 
 from ..maps import AffineMap
 from ._map import MapMethod
+from ._traits import MapTraits
 
 
 class AurA(MapMethod):
-    """Damping of expert dimensions."""
+    """Damping of expert dimensions. No options.
 
-    line = "damp the dimensions that tell source from target activations (arXiv 2407.12824)"
-    signed = False
+    Example:
+        >>> source, target = torch.tensor([[3.0, 1.0], [4.0, 2.0]]), torch.tensor([[1.0, 1.0], [2.0, 2.0]])
+        >>> AurA().fit(source, target).slope  # the first dimension tells the sides apart, the second does not
+        tensor([0., 1.])
+    """
+
+    traits = MapTraits("damp the dimensions that tell source from target activations (arXiv 2407.12824)")
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
         slope = 1 - 2 * (auroc(source, target) - 0.5).clamp_min(0)
@@ -29,7 +35,19 @@ class AurA(MapMethod):
 
 
 def auroc(higher: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
-    """By dimension, the chance that a row of `higher` [n, width] is above one of `lower` [m, width]: [width]."""
+    """By dimension, the chance that a row of one sample is above a row of another, ties half.
+
+    Args:
+        higher: [n, width].
+        lower: [m, width].
+
+    Returns:
+        [width], float64.
+
+    Example:
+        >>> auroc(torch.tensor([[2.0], [4.0]]), torch.tensor([[1.0], [3.0]]))
+        tensor([0.7500], dtype=torch.float64)
+    """
     ordered, values = lower.T.contiguous().sort(1).values, higher.T.contiguous()
     below, up_to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
     return (below + up_to).double().mean(1) / (2 * len(lower))

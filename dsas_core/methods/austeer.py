@@ -16,14 +16,23 @@ import torch
 from ..maps import AffineMap
 from ._map import MapMethod
 from ._top import TOP, top_mask
+from ._traits import MapTraits
 
 
 class AUSteer(MapMethod):
-    """Scaling of the dimensions that change consistently."""
+    """Scaling of the dimensions that change consistently. Option `top`: how many, or which share of them.
 
-    line = "scale the dimensions that change alike from source to target in every pair (arXiv 2602.04428)"
+    Example:
+        >>> source, target = torch.ones(2, 3), torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 3.0]])
+        >>> AUSteer().fit(source, target, top=1).slope
+        tensor([2., 1., 1.])
+    """
+
+    traits = MapTraits(
+        "scale the dimensions that change alike from source to target in every pair (arXiv 2602.04428)",
+        paired=True,
+    )
     options = {"top": TOP}
-    pairs = True
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, top: int | float) -> AffineMap:
         change = target - source

@@ -13,12 +13,21 @@ import torch
 
 from ..maps import AffineMap
 from ._map import MapMethod, one_of
+from ._traits import MapTraits
 
 
 class CAA(MapMethod):
-    """Contrastive activation addition."""
+    """Contrastive activation addition. Option `normalise`, see above.
 
-    line = "add the mean difference of target and source activations (arXiv 2312.06681)"
+    Example:
+        >>> source, target = torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [3.0, 4.0]])
+        >>> CAA().fit(source, target).shift
+        tensor([3., 4.])
+        >>> CAA().fit(source, target, normalise="unit").shift
+        tensor([0.6000, 0.8000])
+    """
+
+    traits = MapTraits("add the mean difference of target and source activations (arXiv 2312.06681)")
     options = {"normalise": one_of("none", "unit", "mean norm")}
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, normalise: str) -> AffineMap:
@@ -30,6 +39,11 @@ class CAA(MapMethod):
 
 
 def unit(vector: torch.Tensor) -> torch.Tensor:
-    """The vector [width] at length 1; a vector of zeros stays what it is."""
+    """A vector [width] at length 1; a vector of zeros stays what it is.
+
+    Example:
+        >>> unit(torch.tensor([3.0, 4.0]))
+        tensor([0.6000, 0.8000])
+    """
     length: torch.Tensor = vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
     return vector / length

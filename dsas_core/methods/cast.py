@@ -31,16 +31,24 @@ from ..maps import AffineMap
 from ..probes import ConditionLatch, ConditionProbe, PooledConditionProbe, Probe
 from ._gate import Gate
 from ._map import MapMethod, one_of
+from ._traits import GateTraits, MapTraits
 
 
 class CAST(MapMethod):
-    """The behaviour vector."""
+    """The behaviour vector. Option `length`, see above.
 
-    line = "add the first component of source against target, where the prompt meets a condition (arXiv 2409.05907)"
+    Example:
+        >>> source, target = torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.tensor([[8.0, 0.0], [8.0, 1.0]])
+        >>> CAST().fit(source, target).shift.round()
+        tensor([8., 0.])
+    """
 
+    traits = MapTraits(
+        "add the first component of source against target, where the prompt meets a condition (arXiv 2409.05907)"
+    )
     options = {"length": one_of("apart", "unit")}
 
-    def own_gate(self, **options: Any) -> str:
+    def default_gate(self, **options: Any) -> str:
         return "cast"
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, length: str) -> AffineMap:
@@ -52,16 +60,25 @@ class CAST(MapMethod):
 
 
 class Condition(Gate):
-    """The condition, of one decision per row."""
+    """The condition, of one decision per row.
 
-    line = "one decision per prompt: cosine to its projection on a first component, against a threshold"
-    rows = "pooled"
-    whole = True
-    once = True
-    text_form = "latch"
-    settled = True
+    Example:
+        >>> source, control = torch.tensor([[4.0, 1.0], [5.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+        >>> probe = Condition().fit(source, control)
+        >>> [probe.score(rows)[:, 0].tolist() for rows in (source, control)]
+        [[1.0, 1.0], [0.0, 0.0]]
+    """
 
-    def reading(self, probe: ConditionProbe, form: str) -> Probe:
+    traits = GateTraits(
+        "one decision per prompt: cosine to its projection on a first component, against a threshold",
+        fitted_on="pooled",
+        uses_other_positions=True,
+        per_prompt=True,
+        text_form="latch",
+        fixed_threshold=True,
+    )
+
+    def in_form(self, probe: ConditionProbe, form: str) -> Probe:
         return ConditionLatch(probe) if form == "latch" else PooledConditionProbe(probe)
 
     def _fit(self, source: torch.Tensor, control: torch.Tensor) -> ConditionProbe:
@@ -72,26 +89,47 @@ class Condition(Gate):
 
 
 def first_component(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """First principal component [width] of all pairs of rows [n, width] and [m, width], each centred on its middle."""
-    apart = (first.mean(0) - second.mean(0))[None]
+    """First principal component of all pairs of rows, each pair centred on its middle.
+
+    Args:
+        first: [n, width].
+        second: [m, width].
+
+    Returns:
+        [width], of length 1, of either sign.
+
+    Example:
+        >>> first_component(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])).abs()
+        tensor([1., 0.])
+    """
+    difference = (first.mean(0) - second.mean(0))[None]
     within = [(rows - rows.mean(0)) / len(rows) ** 0.5 for rows in (first, second)]
-    vectors: torch.Tensor = torch.linalg.svd(torch.cat([*within, apart]), full_matrices=False).Vh
+    vectors: torch.Tensor = torch.linalg.svd(torch.cat([*within, difference]), full_matrices=False).Vh
     return vectors[0]
 
 
-def best_threshold(shown: torch.Tensor, kept: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The threshold [] and the side [] (1 above, -1 below) of the highest F1, `shown` [n] against `kept` [m].
+def best_threshold(source: torch.Tensor, control: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The threshold of the highest F1, in the middle between two values; of equals, where the room is widest.
 
-    In the middle between two values; where several are as good, between the two that are furthest apart.
+    Args:
+        source: values that are to be on its side, [n].
+        control: values that are not, [m].
+
+    Returns:
+        The threshold [], and the side []: 1 above, -1 below.
+
+    Example:
+        >>> best_threshold(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 1.0]))
+        (tensor(2.), tensor(1., dtype=torch.float64))
     """
-    values, order = torch.cat([shown, kept]).sort()
-    hits = (order < len(shown)).double()
+    values, order = torch.cat([source, control]).sort()
+    hits = (order < len(source)).double()
     below, room = hits.cumsum(0)[:-1], values.diff()
     count = torch.arange(1, len(values), dtype=torch.float64)
-    found = []
-    for side, true, fired in ((1.0, len(shown) - below, len(values) - count), (-1.0, below, count)):
-        f1 = torch.where(room > 0, 2 * true / (fired + len(shown)), 0.0)
+    candidates = []
+    for side, true, fired in ((1.0, len(source) - below, len(values) - count), (-1.0, below, count)):
+        f1 = torch.where(room > 0, 2 * true / (fired + len(source)), 0.0)
         place = int(torch.where(f1 >= f1.max() - 1e-12, room, -1.0).argmax())
-        found.append((float(f1[place]), float(room[place]), (values[place] + values[place + 1]) / 2, side))
-    _, _, threshold, side = max(found, key=lambda one: one[:2])
+        candidates.append((float(f1[place]), float(room[place]), (values[place] + values[place + 1]) / 2, side))
+    _, _, threshold, side = max(candidates, key=lambda candidate: candidate[:2])
     return threshold, torch.tensor(side, dtype=torch.float64)

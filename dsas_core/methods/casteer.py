@@ -11,7 +11,7 @@ makes more of the concept where it is, which the paper does not do; of "add" it 
 
 The gate is h = max(u . x, 0) / |x| with u = unit(mean(source) - mean(control)), for other maps: at threshold 0, which
 `cosine` places on controls. CASteer itself does not scale by it: in "erase" and "reflect" the clip at 0 is the gate
-already, and "add" has none. So where no gate is chosen, this map wears "on", and is CASteer exactly.
+already, and "add" has none. So where no gate is chosen, this map has "on", and is CASteer exactly.
 
 Traps: activations have a large mean in common, and its product with u may be of either sign for everything; α is in
 units of the model's activations; one direction per bin, where the paper has one per step.
@@ -27,20 +27,26 @@ from ..maps import Map, ProjectionMap, TurnMap
 from ..probes import CosineProbe
 from ._gate import Gate
 from ._map import MapMethod, Option, one_of
+from ._traits import GateTraits, MapTraits
 from .caa import unit
 
 
 class CASteer(MapMethod):
-    """Erasure by projection, and addition at constant length."""
+    """Erasure by projection, and addition at constant length. Options `mode` and `alpha`, see above.
 
-    line = "take away what points from target to source, or add what points back (arXiv 2503.09630)"
+    Example:
+        >>> source, target = torch.tensor([[2.0, 1.0], [4.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+        >>> CASteer().fit(source, target).apply(torch.tensor([[5.0, 1.0]]), 1.0)
+        tensor([[0., 1.]])
+    """
+
+    traits = MapTraits("take away what points from target to source, or add what points back (arXiv 2503.09630)")
     options = {
         "mode": one_of("erase", "reflect", "add"),
         "alpha": Option(10.0, "a number above 0", lambda value: type(value) in (int, float) and value > 0),
     }
-    signed = False
 
-    def own_gate(self, **options: Any) -> str:
+    def default_gate(self, **options: Any) -> str:
         return "on"
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, mode: str, alpha: float) -> Map:
@@ -52,10 +58,18 @@ class CASteer(MapMethod):
 
 
 class Projection(Gate):
-    """The part of a position that points to the source, of its length."""
+    """The part of a position that points to the source, of its length.
 
-    line = "cosine to the mean difference where that is above 0: how much of a position is the concept"
-    settled = True
+    Example:
+        >>> probe = Projection().fit(torch.tensor([[2.0, 1.0], [4.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+        >>> probe.score(torch.tensor([[3.0, 4.0], [-3.0, 4.0]]))[:, 0]
+        tensor([0.6000, 0.0000])
+    """
+
+    traits = GateTraits(
+        "cosine to the mean difference where that is above 0: how much of a position is the concept",
+        fixed_threshold=True,
+    )
 
     def _fit(self, source: torch.Tensor, control: torch.Tensor) -> CosineProbe:
         direction = unit(source.mean(0) - control.mean(0))

@@ -16,13 +16,26 @@ import torch
 from ..errors import DSASError
 from ..probes import CosineProbe
 from ._gate import Gate
+from ._traits import GateTraits
 
 
 @dataclass(frozen=True)
 class Cosine(Gate):
-    """Cosine to the mean difference, above `threshold`; None for the mean of control positions."""
+    """Cosine to the mean difference, above a threshold.
 
-    line = "cosine to the mean difference, above a threshold: the null model of gates"
+    Args:
+        threshold: in [-1, 1); None for the mean cosine of control positions.
+
+    Raises:
+        DSASError: another threshold.
+
+    Example:
+        >>> probe = Cosine(0.5).fit(torch.tensor([[2.0, 1.0], [4.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+        >>> probe.score(torch.tensor([[3.0, 4.0], [5.0, 0.0]]))[:, 0]
+        tensor([0.1000, 0.5000])
+    """
+
+    traits = GateTraits("cosine to the mean difference, above a threshold: the null model of gates")
 
     threshold: float | None = None
 
@@ -31,8 +44,7 @@ class Cosine(Gate):
             raise DSASError(f"gate cosine: threshold {self.threshold}: expected a number in [-1, 1)")
 
     def _fit(self, source: torch.Tensor, control: torch.Tensor) -> CosineProbe:
-        apart = source.mean(0) - control.mean(0)
-        direction = torch.nn.functional.normalize(apart, dim=0, eps=1e-300)
+        direction = torch.nn.functional.normalize(source.mean(0) - control.mean(0), dim=0, eps=1e-300)
         probe = CosineProbe(direction, torch.zeros((), dtype=torch.float64))
-        usual = float(probe.logit(control).mean()) if self.threshold is None else self.threshold
-        return CosineProbe(direction, torch.tensor(usual, dtype=torch.float64))
+        threshold = float(probe.logit(control).mean()) if self.threshold is None else self.threshold
+        return CosineProbe(direction, torch.tensor(threshold, dtype=torch.float64))

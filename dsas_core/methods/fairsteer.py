@@ -24,15 +24,23 @@ from ..probes import LinearProbe, StepProbe
 from ._classifier import plane
 from ._gate import Gate
 from ._map import MapMethod
+from ._traits import GateTraits, MapTraits
 
 
 class FairSteer(MapMethod):
-    """The mean difference, at one site."""
+    """The mean difference, at one site. No options.
 
-    line = "add the mean difference at the one site that tells best, where a classifier fires (arXiv 2504.14492)"
-    keep = 1
+    Example:
+        >>> FairSteer().fit(torch.zeros(2, 2), torch.ones(2, 2)).shift
+        tensor([1., 1.])
+    """
 
-    def own_gate(self, **options: Any) -> str:
+    traits = MapTraits(
+        "add the mean difference at the one site that tells best, where a classifier fires (arXiv 2504.14492)",
+        max_sites=1,
+    )
+
+    def default_gate(self, **options: Any) -> str:
         return "fairsteer"
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
@@ -40,12 +48,20 @@ class FairSteer(MapMethod):
 
 
 class Hard(Gate):
-    """The classifier's word: 1 or 0."""
+    """The classifier's decision: 1 or 0.
 
-    line = "1 where logistic regression says source, else 0; of texts the last token"
-    rows = "pooled"
-    text_form = "last"
-    settled = True
+    Example:
+        >>> probe = Hard().fit(torch.tensor([[4.0], [5.0]]), torch.tensor([[0.0], [1.0]]))
+        >>> probe.score(torch.tensor([[4.5], [0.5]]))[:, 0]
+        tensor([1., 0.])
+    """
+
+    traits = GateTraits(
+        "1 where logistic regression says source, else 0; of texts the last token",
+        fitted_on="pooled",
+        text_form="last",
+        fixed_threshold=True,
+    )
 
     def _fit(self, source: torch.Tensor, control: torch.Tensor) -> StepProbe:
         return StepProbe(LinearProbe(*plane(control, source)), torch.zeros((), dtype=torch.float64))

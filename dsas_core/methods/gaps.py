@@ -27,13 +27,29 @@ import torch
 from ..errors import DSASError
 from ..probes import QuadraticProbe, quadratic
 from ._gate import Gate
+from ._traits import GateTraits
 
 
 @dataclass(frozen=True)
 class GAPS(Gate):
-    """Gated per-dimension steering. `threshold` in [0, 0.5) is of |AUROC - 1/2|."""
+    """Gated per-dimension steering.
 
-    line = "per dimension: separates by AUROC, and is likelier source than control (arXiv 2609.01878)"
+    Args:
+        threshold: of |AUROC - 1/2|, in [0, 0.5).
+        soft: h is the posterior itself, not a step.
+
+    Raises:
+        DSASError: another threshold.
+
+    Example:
+        >>> source = torch.tensor([[3.0, 0.0], [4.0, 1.0], [5.0, 2.0]])
+        >>> control = torch.tensor([[-1.0, 0.0], [0.0, 1.0], [1.0, 2.0]])
+        >>> GAPS().fit(source, control).score(torch.tensor([[4.0, 2.0], [0.0, 2.0]]))
+        tensor([[1., 0.],
+                [0., 0.]])
+    """
+
+    traits = GateTraits("per dimension: separates by AUROC, and is likelier source than control (arXiv 2609.01878)")
 
     threshold: float = 0.1
     soft: bool = False
@@ -51,7 +67,19 @@ class GAPS(Gate):
 
 
 def auroc(source: torch.Tensor, control: torch.Tensor) -> torch.Tensor:
-    """How often a source value is above a control value, ties half, in each dimension: [width], of rows [n, width]."""
+    """How often a source value is above a control value, ties half, in each dimension.
+
+    Args:
+        source: [n, width].
+        control: [m, width].
+
+    Returns:
+        [width], float64.
+
+    Example:
+        >>> auroc(torch.tensor([[2.0], [4.0]]), torch.tensor([[1.0], [3.0]]))
+        tensor([0.7500], dtype=torch.float64)
+    """
     from scipy.stats import rankdata
 
     ranks = torch.from_numpy(rankdata(torch.cat([source, control]).numpy(), axis=0))

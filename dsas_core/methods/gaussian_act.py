@@ -9,14 +9,20 @@ from __future__ import annotations
 import torch
 
 from ..maps import AffineMap
+from ._traits import MapTraits
 from ._transport import Transport, varying
 
 
 class GaussianAcT(Transport):
-    """Optimal transport between Gaussians."""
+    """Optimal transport between Gaussians. Options `support` and `spatial`, see `_transport`.
 
-    line = "move mean and spread of each dimension to the target's (arXiv 2410.23054)"
-    signed = False
+    Example:
+        >>> source, target = torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0], [9.0]])
+        >>> GaussianAcT().fit(source, target).apply(source, 1.0)[:, 0]
+        tensor([5., 9.])
+    """
+
+    traits = MapTraits("move mean and spread of each dimension to the target's (arXiv 2410.23054)", min_rows=2)
 
     def _affine(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
         moves = varying(source, target)

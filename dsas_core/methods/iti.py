@@ -16,17 +16,25 @@ import torch
 from ..maps import AffineMap
 from ._classifier import plane
 from ._map import MapMethod, one_of
+from ._traits import MapTraits
 from .caa import unit
 
 
 class ITI(MapMethod):
-    """Inference-time intervention, at one head."""
+    """Inference-time intervention, at one head. Option `direction`, see above.
 
-    line = "add the direction from source to target, as long as activations spread along it (arXiv 2306.03341)"
+    Example:
+        >>> source, target = torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.tensor([[4.0, 0.0], [4.0, 1.0]])
+        >>> ITI().fit(source, target).shift  # projections 0, 0, 4, 4: a deviation of 2
+        tensor([2., 0.])
+    """
+
+    traits = MapTraits(
+        "add the direction from source to target, as long as activations spread along it (arXiv 2306.03341)",
+        min_rows=2,
+    )
     options = {"direction": one_of("mass mean", "classifier")}
-    least = 2
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, direction: str) -> AffineMap:
-        found = plane(source, target)[0] if direction == "classifier" else target.mean(0) - source.mean(0)
-        theta = unit(found)
+        theta = unit(plane(source, target)[0] if direction == "classifier" else target.mean(0) - source.mean(0))
         return AffineMap((torch.cat([source, target]) @ theta).std(unbiased=False) * theta)

@@ -14,13 +14,22 @@ import torch
 from ..maps import AffineMap
 from ._classifier import plane
 from ._map import MapMethod
+from ._traits import MapTraits
 
 
 class ITIc(MapMethod):
-    """Inference-time intervention with the classifier's own normal."""
+    """Inference-time intervention with the classifier's own normal. No options.
 
-    line = "add the normal of a classifier of source against target activations (arXiv 2410.23054)"
-    least = 2
+    Example:
+        >>> source, target = torch.tensor([[0.0, 0.0], [0.0, 1.0]]), torch.tensor([[4.0, 0.0], [4.0, 1.0]])
+        >>> (ITIc().fit(source, target).shift > 0.5).tolist()
+        [True, False]
+    """
+
+    traits = MapTraits(
+        "add the normal of a classifier of source against target activations (arXiv 2410.23054)",
+        min_rows=2,
+    )
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
         return AffineMap(plane(source, target)[0])

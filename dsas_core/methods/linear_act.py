@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..maps import AffineMap
+from ._traits import MapTraits
 from ._transport import Transport
 
 #: a source variance of at most this is rounding, and no spread
@@ -22,10 +23,15 @@ NO_SPREAD = 1e-16
 
 
 class LinearAcT(Transport):
-    """Optimal transport by a line."""
+    """Optimal transport by a line. Options `support` and `spatial`, see `_transport`.
 
-    line = "move each dimension's distribution to the target's by a line (arXiv 2410.23054)"
-    signed = False
+    Example:
+        >>> source, target = torch.tensor([[0.0], [2.0]]), torch.tensor([[9.0], [5.0]])
+        >>> LinearAcT().fit(source, target).apply(source, 1.0)[:, 0]
+        tensor([5., 9.])
+    """
+
+    traits = MapTraits("move each dimension's distribution to the target's by a line (arXiv 2410.23054)", min_rows=2)
 
     def _affine(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
         mean, goal = source.mean(0), target.mean(0)

@@ -9,13 +9,20 @@ from __future__ import annotations
 import torch
 
 from ..maps import AffineMap
+from ._traits import MapTraits
 from ._transport import Transport, varying
 
 
 class MeanAcT(Transport):
-    """Transport of means."""
+    """Transport of means. Options `support` and `spatial`, see `_transport`.
 
-    line = "move the mean of each dimension to the target's (arXiv 2410.23054)"
+    Example:
+        >>> source, target = torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0], [9.0]])
+        >>> MeanAcT().fit(source, target).shift
+        tensor([6.])
+    """
+
+    traits = MapTraits("move the mean of each dimension to the target's (arXiv 2410.23054)", min_rows=2)
 
     def _affine(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
         return AffineMap((target.mean(0) - source.mean(0)) * varying(source, target))

@@ -6,7 +6,7 @@
 that it adds to the ratio. The paper's error is 1 - p(correct), and its probe a regression on the error's logit, without
 intercept. Here the error is the unwanted concept: the probe is a logistic regression (raw rows, ridge penalty 1) of
 source against control rows, and exp(z) the concept's odds. So the map is made of the gate's probe: `learn` fits it on
-control rows also where another gate is worn, and `fit` takes them as the target.
+control rows also where another gate is in use, and `fit` takes them as the target.
 
 There is no strength to choose: 1 is the method, and the unit. s scales it; a negative one makes errors worse where
 there are some. `alpha` None is calibrated: of 0.1, 0.2 … 0.9 that with the largest gain on held-out prompts, the share
@@ -15,7 +15,7 @@ site is left out, unless half the gain (what balanced accuracy has on chance) ex
 tries, sqrt(log(2 * 9 / 0.05) (1/n + 1/m) / 8) for n and m prompts: about 0.25 for 24 a side. A given α is not tested.
 
 The gate is h = 1 where z > logit α, where the map moves anyway: with its own gate MERA is the map alone. With another
-one, that decides; `strength="auto"` goes to the plane of the gate that is worn.
+one, that decides; `strength="auto"` goes to the plane of the gate in use.
 
 Traps: w tells source from control, which need not be the way from one to the other. The probe is fitted on means and
 read at positions, and α is held to rows, not positions: see the evidence for how often control positions fire.
@@ -33,9 +33,11 @@ from ..errors import DSASError
 from ..maps import ProjectionMap
 from ..probes import LinearProbe, StepProbe
 from ._classifier import plane
-from ._gate import FOLDS, Evidence, Fitted, Gate, Groups, RefusedError, by_prompt, folded
+from ._cross_validation import FOLDS, Evidence, Groups, by_prompt, folded
+from ._gate import Fitted, Gate, RefusedError
 from ._map import MapMethod, Option
 from ._rows import checked
+from ._traits import GateTraits, MapTraits
 
 #: what α is chosen from, and how sure the gain must be
 ALPHAS = tuple(place / 10 for place in range(1, 10))
@@ -47,36 +49,56 @@ def _is_alpha(value: object) -> bool:
 
 
 class MERA(MapMethod):
-    """The smallest shift to the plane where the probability is α."""
+    """The smallest shift to the plane where the probability is α. Option `alpha`; None calibrates it.
 
-    line = "the smallest shift that makes the concept as unlikely as a calibrated probability (arXiv 2510.13290)"
+    Example:
+        >>> source, control = torch.tensor([[3.0], [4.0], [5.0], [4.0], [4.0]]), torch.zeros(5, 1)
+        >>> transform = MERA().fit(source, control, alpha=0.5)
+        >>> [bool(transform.apply(x, 1.0) == x) for x in (torch.tensor([[4.0]]), torch.tensor([[0.0]]))]
+        [False, True]
+    """
+
+    traits = MapTraits(
+        "the smallest shift that makes the concept as unlikely as a calibrated probability (arXiv 2510.13290)",
+        min_rows=FOLDS,
+        from_gate=True,
+        has_unit=False,
+    )
     options = {"alpha": Option(None, "null or a number between 0 and 1", _is_alpha)}
-    least = FOLDS
-    signed = False
-    of_gate = True
-    scaled = False
 
-    def own_gate(self, **options: Any) -> str:
+    def default_gate(self, **options: Any) -> str:
         alpha = options.get("alpha")
         return "mera" if alpha is None else f"mera(alpha={alpha!r})"
 
-    def of(self, probe: StepProbe) -> ProjectionMap:
+    def from_probe(self, probe: StepProbe) -> ProjectionMap:
         return projection(probe.inner, probe.threshold)
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, alpha: float | None) -> ProjectionMap:
         try:
-            return self.of(Calibrated(alpha).fit(source, target))
+            return self.from_probe(Calibrated(alpha).fit(source, target))
         except RefusedError:
             return ProjectionMap(torch.zeros_like(source[0]), torch.zeros((), dtype=source.dtype))
 
 
 @dataclass(frozen=True)
 class Calibrated(Gate):
-    """Above the plane where the probability is `alpha`; None to calibrate it, or to abstain."""
+    """Above the plane where the probability is `alpha`.
 
-    line = "where a linear probe's probability is above a calibrated one"
-    rows = "pooled"
-    settled = True
+    Args:
+        alpha: in (0, 1); None to calibrate it, or to abstain.
+
+    Raises:
+        DSASError: another alpha.
+
+    Example:
+        >>> source, control = torch.tensor([[3.0], [4.0], [5.0], [4.0], [4.0]]), torch.zeros(5, 1)
+        >>> Calibrated(0.5).fit(source, control).score(torch.tensor([[4.0], [0.0]]))[:, 0]
+        tensor([1., 0.])
+    """
+
+    traits = GateTraits(
+        "where a linear probe's probability is above a calibrated one", fitted_on="pooled", fixed_threshold=True
+    )
 
     alpha: float | None = None
 
@@ -90,9 +112,9 @@ class Calibrated(Gate):
         Raises:
             RefusedError: no α gains anything, and none was given.
         """
-        found: Any = self.cross_fit(source, control).probe if self.alpha is None else super().fit(source, control)
-        assert isinstance(found, StepProbe)
-        return found
+        probe: Any = self.cross_fit(source, control).probe if self.alpha is None else super().fit(source, control)
+        assert isinstance(probe, StepProbe)
+        return probe
 
     def cross_fit(
         self, source: torch.Tensor, control: torch.Tensor, *, groups: Groups | None = None, seed: int = 0
@@ -131,17 +153,40 @@ class Calibrated(Gate):
 
 
 def projection(probe: LinearProbe, threshold: torch.Tensor) -> ProjectionMap:
-    """The shortest way to the plane where a probe's logit is `threshold` []."""
+    """The shortest way to the plane where a probe's logit is a threshold.
+
+    Args:
+        probe: of width `width`.
+        threshold: [].
+
+    Example:
+        >>> plane = projection(LinearProbe(torch.tensor([0.0, 2.0]), torch.tensor(0.0)), torch.tensor(4.0))
+        >>> plane.apply(torch.tensor([[1.0, 9.0]]), 1.0)
+        tensor([[1., 2.]])
+    """
     length = probe.weight.norm().clamp_min(torch.finfo(probe.weight.dtype).tiny)
     return ProjectionMap(probe.weight / length, (probe.bias - threshold) / length)
 
 
 def calibrated(source: tuple[torch.Tensor, Any], control: tuple[torch.Tensor, Any]) -> tuple[float, float, float]:
-    """α, its gain, and what half of the gain has to exceed, of held-out logits [n] and the prompt of each."""
+    """α by its gain on held-out rows.
+
+    Args:
+        source: logits [n], and the prompt of each.
+        control: logits [m], and the prompt of each.
+
+    Returns:
+        α, its gain, and what half of the gain has to exceed.
+
+    Example:
+        >>> alpha, gain, bound = calibrated((torch.tensor([3.0, 4.0]), [0, 1]), (torch.tensor([-3.0, -4.0]), [0, 1]))
+        >>> alpha, gain
+        (0.1, 1.0)
+    """
     shares = []
     for z, prompts in (source, control):
         above = [(z > math.log(alpha / (1 - alpha))).double() for alpha in ALPHAS]
-        shares.append(torch.stack([by_prompt(one, prompts) for one in above]))  # [alphas, prompts]
+        shares.append(torch.stack([by_prompt(fires, prompts) for fires in above]))  # [alphas, prompts]
     gains = shares[0].mean(1) - shares[1].mean(1)
     best = int(gains.argmax())
     tries = math.log(2 * len(ALPHAS) / DOUBT)

@@ -19,7 +19,9 @@ import torch
 
 from ..errors import DSASError
 from ..probes import MLPProbe, Probe
-from ._gate import Fitted, Gate, Groups, RefusedError
+from ._cross_validation import Groups
+from ._gate import Fitted, Gate, RefusedError
+from ._traits import GateTraits
 from .dsas import DSAS, principal
 
 #: of the network's fit, which stops early rather than late
@@ -30,9 +32,25 @@ STANDARD_ERRORS = 2
 
 @dataclass(frozen=True)
 class MLP(Gate):
-    """A network with one hidden layer, refused where a linear gate does as well."""
+    """A network with one hidden layer, refused where a linear gate does as well.
 
-    line = "a small neural network, where it beats the linear gate on held-out prompts; refused elsewhere"
+    Args:
+        rank: principal components that it reads.
+        hidden: units of the hidden layer.
+        alpha: L2 penalty.
+        accept: take it also where the linear gate does as well.
+
+    Raises:
+        DSASError: a rank or hidden below 1, or alpha below 0.
+
+    Example:
+        >>> source, control = torch.tensor([[3.0], [4.0], [5.0]]), torch.tensor([[0.0], [1.0], [-1.0]])
+        >>> probe = MLP(alpha=0.1, accept=True).fit(source, control)
+        >>> (probe.score(torch.tensor([[4.0], [0.0]]))[:, 0] > 0.5).tolist()
+        [True, False]
+    """
+
+    traits = GateTraits("a small neural network, where it beats the linear gate on held-out prompts; refused elsewhere")
 
     rank: int = 32
     hidden: int = 16
@@ -61,10 +79,10 @@ class MLP(Gate):
         if self.accept:
             return fitted
         linear = DSAS().cross_fit(source, control, groups=groups, seed=seed)
-        found, simple, error = _compared(fitted, linear, groups, seed)
-        if found - simple <= STANDARD_ERRORS * error:
+        own, simple, error = _compared(fitted, linear, groups, seed)
+        if own - simple <= STANDARD_ERRORS * error:
             raise RefusedError(
-                f"gate mlp: its AUROC on held-out prompts, {found:.3f}, does not beat the linear gate's {simple:.3f} "
+                f"gate mlp: its AUROC on held-out prompts, {own:.3f}, does not beat the linear gate's {simple:.3f} "
                 f"by {STANDARD_ERRORS} standard errors of {error:.3f}: use dsas, or mlp(accept=true) to compare",
                 fitted,
             )
@@ -90,11 +108,11 @@ class MLP(Gate):
         return MLPProbe(*(torch.tensor(array, dtype=torch.float64) for array in arrays))
 
 
-def _compared(found: Fitted[Any], linear: Fitted[Any], groups: Groups | None, seed: int) -> tuple[float, float, float]:
+def _compared(own: Fitted[Any], linear: Fitted[Any], groups: Groups | None, seed: int) -> tuple[float, float, float]:
     """AUROC of both gates on held-out rows, and the standard error of the difference over prompts."""
     from scipy.stats import rankdata
 
-    sides = [[fit.source_logits.numpy(), fit.control_logits.numpy()] for fit in (found, linear)]
+    sides = [[fit.source_logits.numpy(), fit.control_logits.numpy()] for fit in (own, linear)]
     owners = [np.asarray(ids) for ids in groups] if groups else [np.arange(len(side)) for side in sides[0]]
 
     def auroc(pair: list[np.ndarray], rows: list[np.ndarray]) -> float:

@@ -15,17 +15,34 @@ import torch
 
 from ..errors import DSASError
 from ..probes import QuantileProbe
-from ._gate import Fitted, Gate, Groups
+from ._cross_validation import Groups
+from ._gate import Fitted, Gate
+from ._traits import GateTraits
 from .dsas import DSAS
 
 
 @dataclass(frozen=True)
 class Quantile(Gate):
-    """The positions above the quantile `q` of the linear logit."""
+    """The positions above a quantile of the linear logit.
 
-    line = "the tenth of each picture's positions that a linear gate scores highest (after SEGA)"
-    rows = "pooled"
-    whole = True
+    Args:
+        q: in (0, 1).
+
+    Raises:
+        DSASError: another q.
+
+    Example:
+        >>> rows = torch.linspace(0, 1, 10)[:, None]
+        >>> probe = Quantile(q=0.5).fit(rows + 2, rows)
+        >>> probe.score(torch.tensor([[1.0], [2.0], [3.0]]))[:, 0]  # of any picture the upper half
+        tensor([0., 1., 1.])
+    """
+
+    traits = GateTraits(
+        "the tenth of each picture's positions that a linear gate scores highest (after SEGA)",
+        fitted_on="pooled",
+        uses_other_positions=True,
+    )
 
     q: float = 0.9
 

@@ -17,12 +17,18 @@ import torch
 from ..maps import AffineMap
 from ._map import MapMethod
 from ._top import TOP, top_mask
+from ._traits import MapTraits
 
 
 class SADI(MapMethod):
-    """Scaling of the dimensions that differ most."""
+    """Scaling of the dimensions that differ most. Option `top`: how many, or which share of them.
 
-    line = "amplify the dimensions whose mean grows most from source to target (arXiv 2410.12299)"
+    Example:
+        >>> SADI().fit(torch.zeros(2, 3), torch.tensor([[1.0, 5.0, -9.0], [1.0, 5.0, -9.0]]), top=1).slope
+        tensor([1., 2., 1.])
+    """
+
+    traits = MapTraits("amplify the dimensions whose mean grows most from source to target (arXiv 2410.12299)")
     options = {"top": TOP}
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, top: int | float) -> AffineMap:

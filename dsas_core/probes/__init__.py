@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 
@@ -10,20 +10,37 @@ from ..parts import Part
 
 
 class Probe(Part):
-    """Base of every probe. Pure tensor code on [..., positions, width]; see `running` for those that remember."""
+    """Base of every probe: pure tensor code on activations [..., positions, width].
+
+    A subclass defines `logit`, and `link` unless that is the sigmoid; or `score` alone, where there is no logit. All
+    else has a default, which a probe of another nature overrides. Probes with state are `RunningProbe`s.
+
+    Attributes:
+        one_score_per_row: whether h is the same at all positions of a row, so that the probe can gate a site that has
+            other positions than the site it reads.
+
+    Example:
+        >>> probe = LinearProbe(weight=torch.tensor([1.0, 0.0]), bias=torch.tensor(-2.0))
+        >>> probe.score(torch.tensor([[2.0, 5.0], [9.0, 5.0]]))  # two positions of width 2
+        tensor([[0.5000],
+                [0.9991]])
+    """
+
+    one_score_per_row: ClassVar[bool] = False
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The evidence before the link; same shape as `score`."""
+        """The logit of h, of the same shape as `score`."""
         return self.score(x, mask).logit()
 
     def link(self, z: torch.Tensor) -> torch.Tensor:
-        """h of the evidence."""
+        """h of a logit."""
         return z.sigmoid()
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """How much each position of x [..., positions, width] shows the concept.
+        """How much each position shows the concept.
 
         Args:
+            x: activations [..., positions, width], of any floating dtype.
             mask: [..., positions], 1 for positions that count; None counts all. Only probes that pool look at it.
 
         Returns:
@@ -32,8 +49,29 @@ class Probe(Part):
         """
         return self.link(self.logit(x, mask))
 
-    def lowered(self, shift: float) -> Self:
-        """The probe with `shift` taken off its evidence, `link(logit(x) - shift)`; itself where it has no threshold."""
+    def score_sample(self, mean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """h of one row, of which a capture kept the mean and some positions.
+
+        Args:
+            mean: [width], over all positions of the row.
+            positions: [k, width].
+
+        Returns:
+            [k], the mean over dimensions; [1] of a probe that reads means.
+        """
+        return self.score(positions[None])[0].mean(-1).expand(len(positions))
+
+    def with_lower_bias(self, shift: float) -> Self:
+        """The probe with `shift` taken off its logit, `link(logit(x) - shift)`; itself where it has no threshold."""
+        return self
+
+    def complement(self) -> Probe:
+        """The probe of everything but the concept, 1 - h."""
+        return ComplementProbe(self)
+
+    @property
+    def locator(self) -> Probe | None:
+        """The probe whose h tells at which positions of a row the concept is; None where h does not tell positions."""
         return self
 
 

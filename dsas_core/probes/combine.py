@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from functools import reduce
+from typing import ClassVar, Self
 
 import torch
 
@@ -12,37 +14,84 @@ from .linear import LinearProbe
 
 
 @dataclass(frozen=True, eq=False)
-class PooledProbe(Probe, kind="pooled"):
-    """One h for all positions: a linear probe of their masked mean, as it was fitted on pooled activations."""
+class OnMeanProbe(Probe):
+    """Base of the probes with one h for all positions of a row: another probe's of their mean.
 
-    inner: LinearProbe
+    Args:
+        inner: the probe of means.
+    """
+
+    one_score_per_row = True
+
+    inner: Probe
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return self.inner.logit(pool(x, mask))
 
-    def lowered(self, shift: float) -> Self:
-        return replace(self, inner=self.inner.lowered(shift))
+    def link(self, z: torch.Tensor) -> torch.Tensor:
+        return self.inner.link(z)
+
+    def score_sample(self, mean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.inner.score(mean[None])[:, 0]
+
+    def with_lower_bias(self, shift: float) -> Self:
+        return replace(self, inner=self.inner.with_lower_bias(shift))
+
+
+@dataclass(frozen=True, eq=False)
+class PooledProbe(OnMeanProbe, kind="pooled"):
+    """One h for all positions of a row: a linear probe of their mean, as it was fitted on pooled activations.
+
+    Args:
+        inner: the probe of means.
+
+    Example:
+        >>> probe = PooledProbe(LinearProbe(torch.tensor([1.0]), torch.tensor(0.0)))
+        >>> probe.score(torch.tensor([[-1.0], [1.0], [5.0]]), mask=torch.tensor([1, 1, 0]))
+        tensor([[0.5000]])
+    """
+
+    inner: LinearProbe
 
 
 @dataclass(frozen=True, eq=False)
 class ProductProbe(Probe, kind="product"):
-    """h = the product of the factors: all must agree. Its threshold is that of the first."""
+    """h = the product of the factors' h: all must agree. Its threshold is that of the first factor.
+
+    Args:
+        factors: probes of one activation.
+
+    Example:
+        >>> from dsas_core.probes import ConstantProbe
+        >>> ProductProbe((ConstantProbe(0.5), ConstantProbe(0.5))).score(torch.zeros(1, 3))
+        tensor([[0.2500]])
+    """
 
     factors: tuple[Probe, ...]
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        h = self.factors[0].score(x, mask)
-        for factor in self.factors[1:]:
-            h = h * factor.score(x, mask)
-        return h
+        return reduce(torch.mul, [factor.score(x, mask) for factor in self.factors])
 
-    def lowered(self, shift: float) -> Self:
-        return replace(self, factors=(self.factors[0].lowered(shift), *self.factors[1:]))
+    def with_lower_bias(self, shift: float) -> Self:
+        return replace(self, factors=(self.factors[0].with_lower_bias(shift), *self.factors[1:]))
+
+    @property
+    def locator(self) -> Probe:
+        return self.factors[0].locator or self.factors[0]
 
 
 @dataclass(frozen=True, eq=False)
 class ComplementProbe(Probe, kind="complement"):
-    """h = 1 - the inner probe's h: everything but the concept. It has no threshold of its own to move."""
+    """h = 1 - the inner probe's h: everything but the concept. It has no threshold of its own to move.
+
+    Args:
+        inner: the probe of the concept.
+
+    Example:
+        >>> from dsas_core.probes import ConstantProbe
+        >>> ConstantProbe(0.25).complement().score(torch.zeros(1, 3))
+        tensor([[0.7500]])
+    """
 
     inner: Probe
 
@@ -51,39 +100,66 @@ class ComplementProbe(Probe, kind="complement"):
 
 
 @dataclass(frozen=True, eq=False)
-class AnyProbe(Probe, kind="any"):
-    """h = the highest of the parts' (OR). Lowering it lowers every part."""
+class _PartsProbe(Probe):
+    """Base of the probes that take one of their parts' h at each position. A lower bias is that of every part."""
+
+    choose: ClassVar[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
 
     parts: tuple[Probe, ...]
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        h = self.parts[0].score(x, mask)
-        for part in self.parts[1:]:
-            h = torch.maximum(h, part.score(x, mask))
-        return h
+        return reduce(type(self).choose, [part.score(x, mask) for part in self.parts])
 
-    def lowered(self, shift: float) -> Self:
-        return replace(self, parts=tuple(part.lowered(shift) for part in self.parts))
+    def with_lower_bias(self, shift: float) -> Self:
+        return replace(self, parts=tuple(part.with_lower_bias(shift) for part in self.parts))
 
 
 @dataclass(frozen=True, eq=False)
-class AllProbe(Probe, kind="all"):
-    """h = the lowest of the parts' (AND). Lowering it lowers every part."""
+class AnyProbe(_PartsProbe, kind="any"):
+    """h = the highest of the parts' h (OR).
 
-    parts: tuple[Probe, ...]
+    Args:
+        parts: probes of one activation.
 
-    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        h = self.parts[0].score(x, mask)
-        for part in self.parts[1:]:
-            h = torch.minimum(h, part.score(x, mask))
-        return h
+    Example:
+        >>> from dsas_core.probes import ConstantProbe
+        >>> AnyProbe((ConstantProbe(0.2), ConstantProbe(0.5))).score(torch.zeros(1, 3))
+        tensor([[0.5000]])
+    """
 
-    def lowered(self, shift: float) -> Self:
-        return replace(self, parts=tuple(part.lowered(shift) for part in self.parts))
+    choose = torch.maximum
+
+
+@dataclass(frozen=True, eq=False)
+class AllProbe(_PartsProbe, kind="all"):
+    """h = the lowest of the parts' h (AND).
+
+    Args:
+        parts: probes of one activation.
+
+    Example:
+        >>> from dsas_core.probes import ConstantProbe
+        >>> AllProbe((ConstantProbe(0.2), ConstantProbe(0.5))).score(torch.zeros(1, 3))
+        tensor([[0.2000]])
+    """
+
+    choose = torch.minimum
 
 
 def pool(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean of x [..., positions, width] over the positions that `mask` [..., positions] counts: [..., 1, width]."""
+    """Mean over positions.
+
+    Args:
+        x: [..., positions, width].
+        mask: [..., positions], 1 for positions that count; None counts all.
+
+    Returns:
+        [..., 1, width], float32 at least. Zeros where no position counts.
+
+    Example:
+        >>> pool(torch.tensor([[1.0], [3.0], [9.0]]), mask=torch.tensor([1, 1, 0]))
+        tensor([[2.]])
+    """
     x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if mask is None:
         return x.mean(-2, keepdim=True)

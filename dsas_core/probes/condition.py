@@ -7,14 +7,14 @@ or over the prompt of a text that is written on (`ConditionLatch`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 
 from ..parts import compute_dtype
 from . import Probe
-from .combine import pool
+from .combine import OnMeanProbe
 from .running import RunningProbe, writing
 
 
@@ -24,7 +24,13 @@ class ConditionProbe(Probe, kind="condition"):
 
     Args:
         direction: c, [width], of any length; c and -c are the same condition.
-        threshold: []. side: [], 1 to fire above the threshold, -1 below.
+        threshold: [], a cosine.
+        side: [], 1 to fire above the threshold, -1 below.
+
+    Example:
+        >>> probe = ConditionProbe(torch.tensor([1.0, 0.0]), torch.tensor(0.5), torch.tensor(1.0))
+        >>> probe.score(torch.tensor([[3.0, 1.0], [1.0, 3.0]]))[:, 0]
+        tensor([1., 0.])
     """
 
     direction: torch.Tensor
@@ -32,58 +38,66 @@ class ConditionProbe(Probe, kind="condition"):
     side: torch.Tensor
 
     def similarity(self, x: torch.Tensor) -> torch.Tensor:
-        """The cosine between x [..., width] and tanh of its projection on c, [..., 1]; of zeros it is 0."""
+        """The cosine between x [..., width] and tanh of its projection on c: [..., 1], 0 where x is zeros."""
         dtype = compute_dtype(x)
         x, unit = x.to(dtype), F.normalize(self.direction.to(dtype), dim=0, eps=1e-12)
         projected = (F.linear(x, unit[None]) * unit).tanh()
         return (F.normalize(x, dim=-1, eps=1e-12) * F.normalize(projected, dim=-1, eps=1e-12)).sum(-1, keepdim=True)
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        found = self.similarity(x)
-        return self.side.to(found.dtype) * (found - self.threshold.to(found.dtype))
+        cosine = self.similarity(x)
+        return self.side.to(cosine.dtype) * (cosine - self.threshold.to(cosine.dtype))
 
     def link(self, z: torch.Tensor) -> torch.Tensor:
         return (z > 0).to(z.dtype)
 
-    def lowered(self, shift: float) -> Self:
+    def with_lower_bias(self, shift: float) -> Self:
         return replace(self, threshold=self.threshold + self.side * shift)
 
 
 @dataclass(frozen=True, eq=False)
-class PooledConditionProbe(Probe, kind="pooled-condition"):
-    """One decision for all positions: the condition of their masked mean."""
+class PooledConditionProbe(OnMeanProbe, kind="pooled-condition"):
+    """One decision for all positions of a row: the condition of their mean.
+
+    Args:
+        inner: the condition.
+
+    Example:
+        >>> inner = ConditionProbe(torch.tensor([1.0, 0.0]), torch.tensor(0.5), torch.tensor(1.0))
+        >>> PooledConditionProbe(inner).score(torch.tensor([[3.0, 1.0], [0.0, 1.0]]))
+        tensor([[1.]])
+    """
 
     inner: ConditionProbe
-
-    def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.inner.logit(pool(x, mask))
-
-    def link(self, z: torch.Tensor) -> torch.Tensor:
-        return self.inner.link(z)
-
-    def lowered(self, shift: float) -> Self:
-        return replace(self, inner=self.inner.lowered(shift))
 
 
 @dataclass(frozen=True, eq=False)
 class ConditionLatch(RunningProbe, kind="condition-latch"):
     """One decision per row, of the mean over its prompt: h from the prompt's last token on, 0 before.
 
-    Its state is the sum over the prompt so far, the number of positions in it, and the decision.
+    Its state is the sum over the prompt so far, the number of positions in it, and the decision: [batch, width + 2].
+
+    Args:
+        inner: the condition.
+
+    Example:
+        >>> inner = ConditionProbe(torch.tensor([1.0, 0.0]), torch.tensor(0.5), torch.tensor(1.0))
+        >>> ConditionLatch(inner).score(torch.tensor([[[3.0, 1.0], [0.0, 1.0]]]))[0, :, 0]  # one row, two positions
+        tensor([0., 1.])
     """
 
-    by_prompt: ClassVar[bool] = True
+    by_prompt = True
 
     inner: ConditionProbe
 
-    def turned(self) -> Self:
+    def complement(self) -> Self:
         return replace(self, inner=replace(self.inner, side=-self.inner.side))
 
     @property
-    def columns(self) -> int:
+    def state_size(self) -> int:
         return len(self.inner.direction) + 2
 
-    def _follow(
+    def _step(
         self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         given = mask * prompt

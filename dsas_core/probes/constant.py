@@ -1,4 +1,4 @@
-"""The probe that does not look: h = value everywhere. 1 is the vanilla method, 0 the base model."""
+"""The probe that reads nothing: h = value everywhere. 1 is the vanilla method, 0 the base model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,22 @@ from . import Probe
 
 @dataclass(frozen=True, eq=False)
 class ConstantProbe(Probe, kind="constant"):
-    """h = `value` at every position."""
+    """h = `value` at every position.
+
+    Args:
+        value: h, in [0, 1].
+
+    Example:
+        >>> ConstantProbe(1.0).score(torch.zeros(2, 8))
+        tensor([[1.],
+                [1.]])
+    """
 
     value: float = 1.0
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return torch.full((*x.shape[:-1], 1), self.value, dtype=compute_dtype(x), device=x.device)
+
+    @property
+    def locator(self) -> None:
+        return None

@@ -13,11 +13,16 @@ from . import Probe
 
 @dataclass(frozen=True, eq=False)
 class CosineProbe(Probe, kind="cosine"):
-    """h = max(0, direction . x / |x| - threshold).
+    """h = max(0, direction . x / |x| - threshold), at each position.
 
     Args:
         direction: [width], of length 1.
-        threshold: [].
+        threshold: [], a cosine.
+
+    Example:
+        >>> probe = CosineProbe(torch.tensor([1.0, 0.0]), torch.tensor(0.5))
+        >>> probe.score(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))[:, 0]
+        tensor([0.5000, 0.0000])
     """
 
     direction: torch.Tensor
@@ -31,5 +36,5 @@ class CosineProbe(Probe, kind="cosine"):
     def link(self, z: torch.Tensor) -> torch.Tensor:
         return z.clamp(0, 1)
 
-    def lowered(self, shift: float) -> Self:
+    def with_lower_bias(self, shift: float) -> Self:
         return replace(self, threshold=self.threshold + shift)

@@ -13,7 +13,12 @@ from .step import StepProbe
 
 
 class Hyperplane(NamedTuple):
-    """A linear probe, of single positions or pooled, and the factors that gate what is done about it."""
+    """A linear probe, of single positions or pooled, and the factors that gate what is done about it.
+
+    Args:
+        probe: what the decision is made by.
+        others: the factors beside it.
+    """
 
     probe: LinearProbe | PooledProbe
     others: tuple[Probe, ...] = ()
@@ -32,6 +37,14 @@ def hyperplane(probe: Probe) -> Hyperplane | None:
     A step's is that of its linear probe, and the step stays: nothing is done where h is 0. A product's is that of its
     first factor of single positions, of its first pooled one where there is none: that factor tells where the concept
     is, the others whether it counts.
+
+    Example:
+        >>> from dsas_core.probes import ConstantProbe
+        >>> linear = LinearProbe(torch.tensor([1.0]), torch.tensor(0.0))
+        >>> hyperplane(ProductProbe((ConstantProbe(), linear))).probe is linear
+        True
+        >>> hyperplane(ConstantProbe()) is None
+        True
     """
     if isinstance(probe, LinearProbe | PooledProbe):
         return Hyperplane(probe)

@@ -31,11 +31,20 @@ def fold(
     """Fold standardise -> project -> linear into one weight and bias, exactly.
 
     Args:
-        mean, scale, pca_mean: [width]; scale must not be 0.
-        components: [rank, width]. coef: [rank]. intercept: a number.
+        mean: [width], what is taken off first.
+        scale: [width], what is divided by; must not be 0.
+        pca_mean: [width], what the projection takes off.
+        components: [rank, width], what is projected on.
+        coef: [rank], of the regression.
+        intercept: of the regression.
 
     Returns:
         weight [width] and bias [], in the dtype of the inputs (fit in float64).
+
+    Example:
+        >>> one, zero = torch.ones(2), torch.zeros(2)
+        >>> fold(one, 2 * one, zero, torch.eye(2), torch.tensor([4.0, 6.0]), 1.0)
+        (tensor([2., 3.]), tensor(-4.))
     """
     projected = components.T @ coef
     return projected / scale, intercept - projected @ (mean / scale + pca_mean)
@@ -46,7 +55,15 @@ class LinearProbe(Probe, kind="linear"):
     """h = sigmoid(weight . x + bias) at each position.
 
     Args:
-        weight: [width]. bias: [].
+        weight: [width].
+        bias: [].
+
+    Example:
+        >>> probe = LinearProbe(weight=torch.tensor([1.0, 0.0]), bias=torch.tensor(-2.0))
+        >>> probe.logit(torch.tensor([[2.0, 5.0], [9.0, 5.0]]))[:, 0]
+        tensor([0., 7.])
+        >>> probe.with_lower_bias(7.0).score(torch.tensor([[9.0, 5.0]]))
+        tensor([[0.5000]])
     """
 
     weight: torch.Tensor
@@ -57,5 +74,5 @@ class LinearProbe(Probe, kind="linear"):
         z = cast(x, dtype) @ cast(self.weight, dtype) + cast(self.bias, dtype)
         return z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[..., None]
 
-    def lowered(self, shift: float) -> Self:
+    def with_lower_bias(self, shift: float) -> Self:
         return replace(self, bias=self.bias - shift)

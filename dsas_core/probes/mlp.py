@@ -17,7 +17,15 @@ class MLPProbe(Probe, kind="mlp"):
     """h = sigmoid(outer . relu(inner x + inner_bias) + bias) at each position.
 
     Args:
-        inner: [hidden, width]. inner_bias, outer: [hidden]. bias: [].
+        inner: W, [hidden, width].
+        inner_bias: c, [hidden].
+        outer: v, [hidden].
+        bias: b, [].
+
+    Example:
+        >>> probe = MLPProbe(torch.tensor([[1.0], [-1.0]]), torch.zeros(2), torch.ones(2), torch.tensor(-3.0))
+        >>> probe.logit(torch.tensor([[-3.0], [1.0]]))[:, 0]  # |x| - 3
+        tensor([ 0., -2.])
     """
 
     inner: torch.Tensor
@@ -31,5 +39,5 @@ class MLPProbe(Probe, kind="mlp"):
         z = torch.nn.functional.linear(hidden, self.outer.to(dtype)[None], self.bias.to(dtype)[None])
         return z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
 
-    def lowered(self, shift: float) -> Self:
+    def with_lower_bias(self, shift: float) -> Self:
         return replace(self, bias=self.bias - shift)

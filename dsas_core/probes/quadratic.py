@@ -23,10 +23,22 @@ from .linear import LOGIT_LIMIT
 def quadratic(
     source_mean: torch.Tensor, source_std: torch.Tensor, control_mean: torch.Tensor, control_std: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A, B and C [width] of the formula above, from means and standard deviations [width] (which must not be 0)."""
-    apart = source_mean - control_mean
+    """A, B and C [width] of the formula above.
+
+    Args:
+        source_mean: m1, [width].
+        source_std: s1, [width], not 0.
+        control_mean: m0, [width].
+        control_std: s0, [width], not 0.
+
+    Example:
+        >>> one = torch.ones(1)
+        >>> quadratic(one, one, 0 * one, one)
+        (tensor([0.]), tensor([1.]), tensor([-0.5000]))
+    """
+    difference = source_mean - control_mean
     curve = (control_std**-2 - source_std**-2) / 2
-    return curve, apart / source_std**2, (control_std / source_std).log() - (apart / source_std) ** 2 / 2
+    return curve, difference / source_std**2, (control_std / source_std).log() - (difference / source_std) ** 2 / 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +49,19 @@ class QuadraticProbe(Probe, kind="quadratic"):
     mean than any control: h is 0 there, and in every dimension that is left out.
 
     Args:
-        curve, slope, offset: A, B and C of the formula above, [width].
+        curve: A of the formula above, [width].
+        slope: B, [width].
+        offset: C, [width].
         center: the controls' mean m0, [width].
         side: sign of m1 - m0, or 0 for a dimension that is left out, [width].
         soft: h is the posterior itself, on that side.
+
+    Example:
+        >>> means = torch.tensor([1.0]), torch.tensor([0.0])  # source, control
+        >>> one = torch.ones(1)
+        >>> probe = QuadraticProbe(*quadratic(means[0], one, means[1], one), center=means[1], side=one)
+        >>> probe.score(torch.tensor([[0.4], [0.6]]))[:, 0]
+        tensor([0., 1.])
     """
 
     curve: torch.Tensor
@@ -59,5 +80,5 @@ class QuadraticProbe(Probe, kind="quadratic"):
     def link(self, z: torch.Tensor) -> torch.Tensor:
         return z.sigmoid() if self.soft else (z > 0).to(z.dtype)
 
-    def lowered(self, shift: float) -> Self:
+    def with_lower_bias(self, shift: float) -> Self:
         return replace(self, offset=self.offset - shift)

@@ -14,6 +14,16 @@ class QuantileProbe(Probe, kind="quantile"):
     """h = 1 where the inner probe's logit is at or above its own quantile `q` over the positions that count, else 0.
 
     A row of one position is above its own quantile: not for tokens that are written one by one.
+
+    Args:
+        inner: what positions are ordered by.
+        q: in (0, 1).
+
+    Example:
+        >>> from dsas_core.probes import LinearProbe
+        >>> probe = QuantileProbe(LinearProbe(torch.tensor([1.0]), torch.tensor(0.0)), q=0.5)
+        >>> probe.score(torch.tensor([[1.0], [2.0], [3.0]]))[:, 0]
+        tensor([0., 1., 1.])
     """
 
     inner: Probe

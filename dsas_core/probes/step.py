@@ -16,7 +16,13 @@ class StepProbe(Probe, kind="step"):
     """h = 1 where inner.logit(x) > threshold, at each position; on the threshold it is 0.
 
     Args:
+        inner: the linear probe.
         threshold: [], a logit.
+
+    Example:
+        >>> probe = StepProbe(LinearProbe(torch.tensor([1.0]), torch.tensor(0.0)), torch.tensor(2.0))
+        >>> probe.score(torch.tensor([[2.0], [2.5]]))[:, 0]
+        tensor([0., 1.])
     """
 
     inner: LinearProbe
@@ -29,5 +35,5 @@ class StepProbe(Probe, kind="step"):
     def link(self, z: torch.Tensor) -> torch.Tensor:
         return (z > 0).to(z.dtype)
 
-    def lowered(self, shift: float) -> Self:
+    def with_lower_bias(self, shift: float) -> Self:
         return replace(self, threshold=self.threshold + shift)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dsas_core import llm
-from dsas_core.cloud import RANK
 from dsas_core.concept import FILES, Concept
 from dsas_core.errors import PromptError
 from dsas_core.files import replacing_folder
 from dsas_core.hints import hints
 from dsas_core.llm.prompts import turns
+from dsas_core.maps.envelope import RANK
 from dsas_core.prompts import COUNT, PromptSet, draft, is_name, read
 from dsas_core.recipe import Recipe, recipe_of
 

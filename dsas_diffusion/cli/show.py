@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 from dsas_core.concept import Concept
-from dsas_core.evidence import range_in_words, unit_in_words
 from dsas_core.shipped import folder_of, shipped
 
 from .arguments import CONCEPT

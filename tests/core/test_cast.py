@@ -88,8 +88,8 @@ def test_a_condition_of_all_positions_is_that_of_their_mean() -> None:
     assert torch.equal(h, expected)
     latch = ConditionLatch(inner.map_tensors(torch.Tensor.float))
     prompt = torch.tensor([[1.0] * 5, [1.0] * 4 + [0.0]])
-    first, state = latch.follow(x[:, :2].float(), mask[:, :2], prompt[:, :2], torch.zeros(2, latch.columns))
-    rest, _ = latch.follow(x[:, 2:].float(), mask[:, 2:], prompt[:, 2:], state)
+    first, state = latch.step(x[:, :2].float(), mask[:, :2], prompt[:, :2], torch.zeros(2, latch.state_size))
+    rest, _ = latch.step(x[:, 2:].float(), mask[:, 2:], prompt[:, 2:], state)
     decided = torch.stack([inner.score(x[0, :3].mean(0)), inner.score(x[1, :4].mean(0))]).float()
     assert torch.equal(rest[0, :, 0], torch.tensor([1.0, 0, 0]) * decided[0]), "from the prompt's last token on"
     assert torch.equal(rest[1, :, 0], torch.tensor([0.0, 1, 1]) * decided[1])

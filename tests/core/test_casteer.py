@@ -79,4 +79,4 @@ def test_fairsteer_is_the_word_of_logistic_regression() -> None:
     assert set(probe.score(x).unique().tolist()) == {0, 1}
     clear = abs(logits) > 1e-3
     assert ((probe.score(x)[:, 0].numpy() > 0) == (logits > 0))[clear].all()
-    assert torch.equal(probe.lowered(1.0).score(x), probe.link(probe.logit(x) - 1))
+    assert torch.equal(probe.with_lower_bias(1.0).score(x), probe.link(probe.logit(x) - 1))

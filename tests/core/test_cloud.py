@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsas_core import Auto, Concept, DSASError, Intervention, Recipe, Site, llm, visit
-from dsas_core.cloud import RANK, Cloud, fit_cloud, fit_clouds, strength_within
+from dsas_core.cloud import fit_cloud, fit_clouds
 from dsas_core.interpolation import interpolate
 from dsas_core.maps import AffineMap, Map
+from dsas_core.maps.envelope import RANK, Cloud
+from dsas_core.solve import strength_within
 from dsas_diffusion import find_sites, steer
 from tests.fixtures.checks import differ, same
 from tests.fixtures.concepts import MAPS, Turn, random_concept, random_map

@@ -86,7 +86,7 @@ def test_folders_of_format_1_are_read(form: str, kind: str, tmp_path: Path) -> N
 
 def test_a_digest_goes_by_what_is_stored_not_how(tmp_path: Path) -> None:
     probe = LinearProbe(torch.tensor([1 / 3, -2.0]), torch.tensor(0.1))
-    probes, maps = (probe, probe.lowered(1.0)), (AffineMap(torch.tensor([0.5, 1e-3])),) * 2
+    probes, maps = (probe, probe.with_lower_bias(1.0)), (AffineMap(torch.tensor([0.5, 1e-3])),) * 2
     whole = Concept("it", (Intervention(Site("unet.mid"), probes, maps, (1.0, 0.25)),), edges=(500.0,), unit=0.75)
     assert whole.digest == "efcc8e29032bc915", "evaluations that were kept are known by it"
     assert Concept.from_pretrained(as_format_1(whole, tmp_path / "old")).digest == whole.digest

@@ -33,15 +33,15 @@ def rows(shift: float, count: int = 24) -> torch.Tensor:
 @functools.cache
 def fitted_map(name: str) -> Map:
     method = methods.mapping(name)
-    if method.of_gate:
-        return method.of(methods.gate(methods.own_gate(name)).fit(rows(3.0), rows(0.0)))
+    if method.traits.from_gate:
+        return method.from_probe(methods.gate(methods.own_gate(name)).fit(rows(3.0), rows(0.0)))
     return method.fit(rows(3.0), rows(-1.0))
 
 
 @functools.cache
 def fitted_gate(name: str) -> Probe:
     gate = methods.gate(name)
-    return gate.reading(gate.fit(rows(3.0), rows(0.0)), "token") if gate.once else gate.fit(rows(3.0), rows(0.0))
+    return gate.in_form(gate.fit(rows(3.0), rows(0.0)), "token")
 
 
 def steered(

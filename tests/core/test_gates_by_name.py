@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsas_core import DSASError, Recipe, methods
-from dsas_core.methods._gate import RefusedError, evidence_of
+from dsas_core.methods._cross_validation import evidence_of
+from dsas_core.methods._gate import RefusedError
 from dsas_core.methods.gaps import auroc
 from dsas_core.probes import (
     AnyProbe,
@@ -135,7 +136,7 @@ def test_the_cosine_gate_is_the_cosine_above_its_threshold() -> None:
     probe = CosineProbe(vector(0.6, 0.8), vector(0.25)[0])
     x = torch.stack([vector(3, 4), vector(4, -3), vector(1, 0), vector(0, 0), vector(-3, -4)])
     assert probe.score(x)[:, 0].tolist() == pytest.approx([0.75, 0, 0.35, 0, 0], abs=1e-12)
-    assert probe.lowered(0.1).score(x)[:, 0].tolist() == pytest.approx([0.65, 0, 0.25, 0, 0], abs=1e-12)
+    assert probe.with_lower_bias(0.1).score(x)[:, 0].tolist() == pytest.approx([0.65, 0, 0.25, 0, 0], abs=1e-12)
 
 
 def test_the_direction_of_the_cosine_gate_is_that_of_the_means() -> None:
@@ -238,13 +239,13 @@ def test_combinations_are_products_and_the_logic_of_sets() -> None:
 def test_a_product_is_lowered_at_its_first_factor_and_a_complement_is_not() -> None:
     first, second = (LinearProbe(torch.randn(4), torch.tensor(0.5)) for _ in range(2))
     x = torch.randn(3, 5, 4)
-    lower = first.lowered(2.0).score(x)
+    lower = first.with_lower_bias(2.0).score(x)
     torch.testing.assert_close(lower, (first.logit(x) - 2).sigmoid())
-    torch.testing.assert_close(ProductProbe((first, second)).lowered(2.0).score(x), lower * second.score(x))
-    both = torch.maximum(lower, second.lowered(2.0).score(x))
-    torch.testing.assert_close(AnyProbe((first, second)).lowered(2.0).score(x), both)
+    torch.testing.assert_close(ProductProbe((first, second)).with_lower_bias(2.0).score(x), lower * second.score(x))
+    both = torch.maximum(lower, second.with_lower_bias(2.0).score(x))
+    torch.testing.assert_close(AnyProbe((first, second)).with_lower_bias(2.0).score(x), both)
     for probe in (ComplementProbe(first), ConstantProbe(0.5), QuantileProbe(first)):
-        assert probe.lowered(2.0) is probe
+        assert probe.with_lower_bias(2.0) is probe
 
 
 @pytest.mark.parametrize(

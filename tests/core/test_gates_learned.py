@@ -10,7 +10,6 @@ import torch
 from dsas_core import Concept, DSASError, Intervention, Recipe, llm, methods
 from dsas_core.evaluate.arms import arm, scores_of
 from dsas_core.fingerprints import fingerprint
-from dsas_core.gating import fit_gate
 from dsas_core.learn import fit_sites
 from dsas_core.llm.layers import roots_of
 from dsas_core.maps import AffineMap
@@ -59,24 +58,24 @@ def test_gates_without_a_threshold_go_on_firing_on_controls(name: str) -> None:
 def test_a_part_of_a_combination_is_what_it_is_alone() -> None:
     capture = captured()
     kinds = [capture.rows[SITE, 0, kind] for kind in ("source", "control")]
-    loose = fit_gate(methods.gate("gaps"), kinds[0], kinds[1:], Recipe()).at(None)[0]
+    loose = methods.gate("gaps").fit_on(kinds[0], kinds[1:], Recipe()).at(None)[0]
     for form in ("paper", "token", "product", "pooled"):
         recipe = Recipe(form=form)
-        alone, alone_h = fit_gate(methods.gate("dsas"), kinds[0], kinds[1:], recipe).at(0.01)
-        both, both_h = fit_gate(methods.gate("product(dsas, gaps)"), kinds[0], kinds[1:], recipe).at(0.01)
+        alone, alone_h = methods.gate("dsas").fit_on(kinds[0], kinds[1:], recipe).at(0.01)
+        both, both_h = methods.gate("product(dsas, gaps)").fit_on(kinds[0], kinds[1:], recipe).at(0.01)
         assert isinstance(both, ProductProbe)
         for part, expected in zip(both.factors, (alone, loose), strict=True):
             assert part.kind == expected.kind
             assert all(torch.equal(a, b) for a, b in zip(part.tensors(), expected.tensors(), strict=True))
         assert float(both_h.mean()) <= float(alone_h.mean()) <= 0.01
-        turned = fit_gate(methods.gate("complement(dsas)"), kinds[0], kinds[1:], recipe).at(0.01)[1]
+        turned = methods.gate("complement(dsas)").fit_on(kinds[0], kinds[1:], recipe).at(0.01)[1]
         torch.testing.assert_close(turned.mean(), 1 - alone_h.mean())
 
 
 def test_calibration_is_by_positions_that_the_gate_had_not_seen() -> None:
     capture = captured(strength=0.0, count=12)
     kinds = [capture.rows[SITE, 0, kind] for kind in ("source", "control")]
-    gated = fit_gate(methods.gate("mlp(accept=true, alpha=0.1)"), kinds[0], kinds[1:], Recipe())
+    gated = methods.gate("mlp(accept=true, alpha=0.1)").fit_on(kinds[0], kinds[1:], Recipe())
     positions = kinds[1].gathered("positions")
     probe, held_out = gated.at(None)
     assert held_out.shape == (len(positions), 1)

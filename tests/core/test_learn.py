@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from dsas_core import Call, Concept, DSASError, Recipe, Site, Steering
-from dsas_core.gating import FORMS, calibrate
 from dsas_core.learn import fit_sites
+from dsas_core.methods._gate_fit import place_threshold
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, ProductProbe
+from dsas_core.recipe import FORMS
 from dsas_core.trace import Trace
 from tests.fixtures.synthetic import CONCEPT, MOVE, POSITIONS, SHOWN, SITE, WIDTH, activations, captured
 
@@ -128,7 +129,7 @@ def test_bad_recipes(fields: dict[str, Any], message: str) -> None:
 
 def test_calibration_lowers_the_logits_just_enough() -> None:
     logits, factor = torch.randn(500) * 4, torch.rand(500)
-    shift = calibrate(lambda shift: (factor * (logits - shift).sigmoid())[:, None], 0.01)
+    shift = place_threshold(lambda shift: (factor * (logits - shift).sigmoid())[:, None], 0.01)
     assert shift > 0
     assert float((factor * (logits - shift).sigmoid()).mean()) == pytest.approx(0.01, abs=1e-6)
 
@@ -136,13 +137,13 @@ def test_calibration_lowers_the_logits_just_enough() -> None:
 @pytest.mark.parametrize("target", [None, 0.9])
 def test_calibration_leaves_alone_what_is_low_enough(target: float | None) -> None:
     logits = torch.randn(50, 1)
-    assert calibrate(lambda shift: (logits - shift).sigmoid(), target) == 0
+    assert place_threshold(lambda shift: (logits - shift).sigmoid(), target) == 0
 
 
 def test_calibration_leaves_alone_what_it_cannot_lower() -> None:
-    assert calibrate(lambda shift: torch.full((9, 1), 0.1), 0.01) == 0
+    assert place_threshold(lambda shift: torch.full((9, 1), 0.1), 0.01) == 0
     far = torch.tensor([[500.0], [-500.0]])
-    assert 499 < calibrate(lambda shift: (far - shift > 0).double(), 0.01) < 501
+    assert 499 < place_threshold(lambda shift: (far - shift > 0).double(), 0.01) < 501
 
 
 def test_evidence_tells_what_calibration_did() -> None:

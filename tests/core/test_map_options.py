@@ -34,20 +34,22 @@ def test_bad_rows(name: str, first: torch.Tensor, second: torch.Tensor, message:
         fit(name, first, second)
 
 
-@pytest.mark.parametrize("name", [name for name in MAPS if methods.get(name, "map").least > 1])
+@pytest.mark.parametrize("name", [name for name in MAPS if methods.get(name, "map").traits.min_rows > 1])
 def test_too_few_rows(name: str) -> None:
-    with pytest.raises(DSASError, match=rf"target: \w+ needs at least {methods.get(name, 'map').least} rows, found 1"):
+    with pytest.raises(
+        DSASError, match=rf"target: \w+ needs at least {methods.get(name, 'map').traits.min_rows} rows, found 1"
+    ):
         fit(name, GOOD, GOOD[:1])
 
 
 def test_only_what_needs_pairs_refuses_unequal_counts() -> None:
     for name in MAPS:
-        if methods.get(name, "map").pairs:
+        if methods.get(name, "map").traits.paired:
             with pytest.raises(DSASError, match=r"pairs, so it needs .* found 5 and 6: write the prompts as pairs"):
                 fit(name, GOOD, GOOD[:5])
         else:
             assert isinstance(fit(name, GOOD, GOOD[:5] + 1), Map)
-    assert [name for name in MAPS if methods.get(name, "map").pairs] == ["austeer"]
+    assert [name for name in MAPS if methods.get(name, "map").traits.paired] == ["austeer"]
 
 
 @pytest.mark.parametrize(

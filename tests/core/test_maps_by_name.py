@@ -165,8 +165,8 @@ def test_identities(name: str, options: dict[str, Any]) -> None:
     moved, back = fitted.apply(x, 0.7), fitted.apply(x, -0.7)
     assert moved.shape == x.shape
     assert float((moved - back).abs().max()) > 1e-2
-    assert fitted.displaces == (options.get("mode") != "add")
-    if fitted.displaces:
+    assert fitted.linear_in_strength == (options.get("mode") != "add")
+    if fitted.linear_in_strength:
         torch.testing.assert_close(fitted.apply(x, 1.4) - x, 2 * (moved - x))
     on = interpolate(x, [(fitted, 0.7, torch.ones(2, 5, 1, dtype=x.dtype))])
     torch.testing.assert_close(on, moved)

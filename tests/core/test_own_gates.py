@@ -12,7 +12,7 @@ from dsas_core import Call, Concept, DSASError, Recipe, Steering, llm, methods
 from dsas_core.fingerprints import fingerprint
 from dsas_core.learn import fit_sites
 from dsas_core.llm.layers import roots_of
-from dsas_core.strengths import obstacle_to_auto
+from dsas_core.requirements import obstacle_to_auto
 from tests.fixtures.checks import differ
 from tests.fixtures.language_models import IDS, PROMPTS, Words, close, tiny, written
 from tests.fixtures.synthetic import SITE, WORDS, activations, captured, seen, several
@@ -130,7 +130,7 @@ def test_texts(name: str, gate: str | None, tmp_path: Path) -> None:
     """Learned from what a tiny model makes of texts, as every method must be."""
     model = tiny("llama")
     worn = methods.gate(gate or methods.own_gate(name))
-    recipe = Recipe(method=name, gate=gate, form=worn.text_form, pooling="mean", site_weight="none")
+    recipe = Recipe(method=name, gate=gate, form=worn.traits.text_form, pooling="mean", site_weight="none")
     interventions, _ = fit_sites(seen()[0], recipe)
     base = {root: fingerprint(module) for root, module in roots_of(model).items()}
     concept = Concept("low", tuple(interventions), method=name, gate=str(recipe.gate), base=base, unit=2.0)

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsas_core import Auto, Concept, DSASError, Intervention, Site, Steering, llm, visit
-from dsas_core.interpolation import interpolate, strength_to
+from dsas_core.interpolation import interpolate
 from dsas_core.maps import AffineMap, Map
 from dsas_core.probes import AnyProbe, ConstantProbe, LinearProbe, PooledProbe, PrefixProbe, ProductProbe, QuantileProbe
 from dsas_core.probes.combine import pool
+from dsas_core.solve import strength_to
 from dsas_diffusion import find_sites, steer
 from tests.fixtures.checks import differ, same, vector
 from tests.fixtures.concepts import MAPS, Turn, random_concept, random_map
@@ -93,7 +94,7 @@ def test_the_logit_is_the_targets_where_it_was_above(
     tolerance = 1e-9 * (1 + solved.strength)
     assert ((after - logit).abs() < tolerance)[reached].all()
     assert torch.equal(solved.above, before > logit)
-    assert torch.equal(solved.against, solved.above & (solved.strength == 0))
+    assert torch.equal(solved.unreachable, solved.above & (solved.strength == 0))
     still = (solved.strength == 0).expand_as(h)[..., 0]
     assert torch.equal(moved[still], x[still]), "at or below the target nothing changes, bit for bit"
 

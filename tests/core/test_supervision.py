@@ -63,12 +63,12 @@ def test_controls_stay_within_their_budget(form: str) -> None:
 
 def test_a_prompts_positions_share_a_fold() -> None:
     """Marked and unmarked positions of a prompt are held out together, or evidence would be of known prompts."""
-    from dsas_core import gating
-    from dsas_core.methods._gate import folded
+    from dsas_core.methods._cross_validation import folded
+    from dsas_core.methods._gate_fit import position_rows
 
     capture = tempting()
     source, control = (capture.rows[SITE, 0, kind] for kind in ("source", "control"))
-    rows, groups = gating._positions(source, [control], Recipe(form="token", supervision="positions"))
+    rows, groups = position_rows(source, [control], Recipe(form="token", supervision="positions"))
     _, labels, prompts, folds = folded(*(part.double() for part in rows), groups, 0)
     marked, unmarked = set(prompts[labels == 1]), set(prompts[len(labels) - int((~source.gathered("labels")).sum()) :])
     assert marked & unmarked

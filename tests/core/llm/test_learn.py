@@ -354,7 +354,8 @@ def test_drift_is_seen_where_the_gate_is_open(form: str, tokenizer: Words) -> No
     model = tiny("llama")
     concept = llm.learn(model, tokenizer, PROMPTS, count=32, recipe={"form": form, "control_h": None})
     opened = [
-        replace(item, probes=tuple(probe.lowered(-1e3) for probe in item.probes)) for item in concept.interventions
+        replace(item, probes=tuple(probe.with_lower_bias(-1e3) for probe in item.probes))
+        for item in concept.interventions
     ]
     lesson = llm.Lesson(model, tokenizer, PROMPTS, count=32)
     trial = HeldOut(lesson.reader, lesson.fitting, lesson.held_out)

@@ -41,12 +41,12 @@ def test_a_latch_decides_at_the_end_of_the_prompt() -> None:
     x, inner = torch.randn(2, 6, 8), LinearProbe(torch.randn(8), torch.tensor(0.3))
     mask, prompt = torch.ones(2, 6), torch.tensor([[1.0] * 4 + [0.0] * 2] * 2)
     mask[0, 3] = 0  # a shorter prompt, padded
-    h, state = LatchProbe(inner).follow(x, mask, prompt, torch.zeros(2, 3))
+    h, state = LatchProbe(inner).step(x, mask, prompt, torch.zeros(2, 3))
     decisions = torch.stack([inner.score(x[0, :3].mean(0)), inner.score(x[1, :4].mean(0))])
     expected = torch.zeros(2, 6, 1)
     expected[0, [2, 4, 5]], expected[1, 3:] = decisions[0], decisions[1]
     torch.testing.assert_close(h, expected)
-    after, _ = LatchProbe(inner).follow(x[:, :1], torch.ones(2, 1), torch.zeros(2, 1), state)
+    after, _ = LatchProbe(inner).step(x[:, :1], torch.ones(2, 1), torch.zeros(2, 1), state)
     torch.testing.assert_close(after[:, 0], decisions)
 
 
