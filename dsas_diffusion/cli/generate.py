@@ -122,7 +122,7 @@ def _drawn(
     columns: dict[str, list[Image.Image]] = {}
     settled = {"gate": GATES[args.gate], "combine": args.combine, "within": args.within, "trace": args.compare}
     settled |= {"schedule": args.schedule, "interpolate_bins": args.interpolate_bins}
-    settled |= {"rows": args.rows, "attach": args.attach}
+    settled |= {"branch": args.rows, "attach": args.attach}
     settled["words"] = words_by_name(args.words)
     with steer(pipe, dict(concepts.items()), **settled) as steering:
         columns["picture"] = []

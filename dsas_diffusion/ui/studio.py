@@ -292,7 +292,7 @@ class Studio:
             self.pipe,
             dict(concepts.items()),
             gate=None if order.gate == "dsas" else order.gate,
-            rows=order.rows,
+            branch=order.rows,
             combine=order.combine,
             schedule=order.schedule,
             trace=True,

@@ -17,7 +17,7 @@ from torch import nn
 from dsas_core import Concept, DSASError, Site, visit
 from dsas_core.sites import modules
 from dsas_diffusion import Schedule, find_sites, steer
-from dsas_diffusion.families import roots_of
+from dsas_diffusion.adapter import adapt
 from tests.helpers import (
     BANANA,
     DOG,
@@ -93,7 +93,7 @@ def vanilla(pipe: Any, concept: Concept, strength: float) -> Iterator[None]:
         pipe.unet.register_forward_pre_hook(look_at_clock),
         pipe.text_encoder.register_forward_pre_hook(look_at_text, with_kwargs=True),
     ]
-    known = modules(roots_of(pipe))
+    known = modules(adapt(pipe).roots)
     handles += [known[item.site.path].register_forward_hook(moved(item)) for item in concept.interventions]
     try:
         yield
@@ -150,8 +150,8 @@ def test_unconditional_rows_are_untouched_within_a_call(case: Case) -> None:
     recorder = Recorder()
     with visit({"unet": case.pipe.unet}, [DENOISER], recorder):
         case.latents([BANANA, DOG], seeds=(1, 2), num_inference_steps=1)
-        for rows in ("conditional", "both"):
-            with steer(case.pipe, {case.concept: S}, rows=rows):
+        for branch in ("conditional", "both"):
+            with steer(case.pipe, {case.concept: S}, branch=branch):
                 case.latents([BANANA, DOG], seeds=(1, 2), num_inference_steps=1)
     base, conditional, both = recorder.seen[DENOISER]
     assert torch.equal(conditional[:2], base[:2])
@@ -412,7 +412,7 @@ def test_a_concept_from_another_architecture_is_refused_unless_forced(tiny_pipe:
         (float("nan"), {}, "strength of 'random': expected a finite number"),
         ([1.0, float("inf")], {}, "strength of 'random': expected a finite number"),
         (1.0, {"gate": "sometimes"}, "gate 'sometimes'"),
-        (1.0, {"rows": "some"}, "rows 'some'"),
+        (1.0, {"branch": "some"}, "branch 'some'"),
         (1.0, {"schedule": {"other": Schedule([(0, 1.0)])}}, "a schedule for other, but attached are random"),
     ],
 )
@@ -453,9 +453,9 @@ def test_what_is_no_known_pipeline(pipe: Any, message: str) -> None:
 # ---- the trace ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", ["conditional", "both"])
-def test_the_trace_draws_where_each_picture_was_steered(tiny_pipe: Any, rows: str) -> None:
-    with steer(tiny_pipe, {concept_of(tiny_pipe): S}, trace=True, rows=rows) as steering:
+@pytest.mark.parametrize("branch", ["conditional", "both"])
+def test_the_trace_draws_where_each_picture_was_steered(tiny_pipe: Any, branch: str) -> None:
+    with steer(tiny_pipe, {concept_of(tiny_pipe): S}, trace=True, branch=branch) as steering:
         pictures = latents(tiny_pipe, [BANANA, DOG], seeds=(1, 2), output_type="pil")
         trace = steering.trace
         assert trace is not None
