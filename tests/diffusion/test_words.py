@@ -18,6 +18,7 @@ import dsas_diffusion.words as words_of_prompts
 from dsas_core import Concept, DSASError, Site
 from dsas_core.trace import Record
 from dsas_diffusion import Schedule, find_sites, load_pipeline, steer
+from dsas_diffusion.adapter import adapt
 from dsas_diffusion.cross_attention import cross_attention_layers
 from tests.helpers import (
     BANANA,
