@@ -14,10 +14,12 @@ from typing import Any
 from torch import nn
 
 from dsas_core.errors import UnavailableError, UnsupportedError
+from dsas_core.pretrained import name_of
 from dsas_core.sites import Site
 
 from .families import FAMILIES, TEXT_LAYERS
 from .family import Family, TextEncoder, class_name, uncompiled
+from .load import BUILTIN
 from .sites import match_sites, role_of, unused_layers
 from .tokens import Tokens
 
@@ -42,6 +44,16 @@ class PipelineAdapter:
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.family: Family = _find_family(pipe)
+
+    @property
+    def name(self) -> str:
+        """What it was loaded by: a built-in one's name, else its `name_or_path`."""
+        return name_of(self.pipe, BUILTIN)
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether it comes with the package."""
+        return self.name in BUILTIN
 
     @property
     def roots(self) -> dict[str, nn.Module]:

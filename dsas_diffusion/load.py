@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from dsas_core.errors import DSASError
-from dsas_core.pretrained import device_of, dtype_of, name_of, source_of
+from dsas_core.errors import UnavailableError
+from dsas_core.pretrained import device_of, dtype_of, name_of, reason_of, source_of
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 BUILTIN = {"builtin:emoji": Path(__file__).parent / "builtin" / "model"}
 
 
 def is_builtin(pipe: Any) -> bool:
-    """Whether a pipeline is one that comes with the package."""
-    return name_of(pipe, BUILTIN) in BUILTIN
+    """Until every caller asks an adapter: see `PipelineAdapter.is_builtin`."""
+    return name_of(getattr(pipe, "pipe", pipe), BUILTIN) in BUILTIN
 
 
 def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "auto", **options: Any) -> Any:
@@ -33,7 +33,8 @@ def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.
         options: further arguments of `DiffusionPipeline.from_pretrained` (revision, token, …).
 
     Raises:
-        DSASError: no such model, or a part of it is missing or damaged.
+        DSASError: no such model, device or number format.
+        UnavailableError: a model or a part of it that is missing or damaged.
     """
     from diffusers import DiffusionPipeline
 
@@ -41,33 +42,34 @@ def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.
     dtype = dtype_of(dtype, device, torch.float16)
     source = source_of(name, BUILTIN)
     folder = Path(source)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise DSASError(f"{folder} is no pipeline: it has no model_index.json")
     if folder.is_dir():
         _check_parts(folder)
     try:
         with _quiet_libraries():
             pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True, **options)
     except Exception as error:  # diffusers, transformers and the Hub raise a dozen kinds here
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DSASError(f"cannot load {name}: {reason}") from error
+        raise UnavailableError(f"cannot load {name}: {reason_of(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     with _quiet_libraries():
         return pipe.to(device)
 
 
 def _check_parts(folder: Path) -> None:
-    """Raise a DSASError when a part that the folder's index names is not there; some libraries make do without."""
+    """Raise an UnavailableError when a part that the folder's index names is not there; some libraries go without."""
+    if not (folder / "model_index.json").is_file():
+        raise UnavailableError(f"{folder} is no pipeline: it has no model_index.json")
     try:
         index = json.loads((folder / "model_index.json").read_text())
         parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
     except (ValueError, AttributeError, OSError) as error:
-        raise DSASError(f"cannot load {folder}: model_index.json is damaged: {error}") from None
+        raise UnavailableError(f"cannot load {folder}: model_index.json is damaged: {error}") from None
     for name in parts:
         if not (folder / name).is_dir() or not any((folder / name).iterdir()):
-            raise DSASError(f"cannot load {folder}: its {name} is missing; download or save the pipeline again")
+            raise UnavailableError(f"cannot load {folder}: its {name} is missing; download or save the pipeline again")
         if "tokenizer" in name and not any((folder / name / file).is_file() for file in TOKENIZER_FILES):
-            raise DSASError(f"cannot load {folder}: {name} has none of {', '.join(TOKENIZER_FILES)}; download it again")
+            raise UnavailableError(
+                f"cannot load {folder}: {name} has none of {', '.join(TOKENIZER_FILES)}; download it again"
+            )
 
 
 @contextmanager

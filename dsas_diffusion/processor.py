@@ -31,6 +31,18 @@ class Steers(Protocol):
     def bring(self, site: Site, value: Any) -> Any: ...
 
 
+def _of_inner(name: str) -> Any:
+    """An attribute of a processor that is kept by the processor inside it."""
+
+    def get(self: DSASAttnProcessor) -> Any:
+        return getattr(self.inner, name)
+
+    def put(self: DSASAttnProcessor, value: Any) -> None:
+        setattr(self.inner, name, value)
+
+    return property(get, put)
+
+
 class DSASAttnProcessor:
     """Another attention processor, with what it makes steered on the way out.
 
@@ -71,21 +83,8 @@ class DSASAttnProcessor:
 
     # what diffusers sets on processors is for the one that computes attention
 
-    @property
-    def _attention_backend(self) -> Any:
-        return self.inner._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.inner._attention_backend = backend
-
-    @property
-    def _parallel_config(self) -> Any:
-        return self.inner._parallel_config
-
-    @_parallel_config.setter
-    def _parallel_config(self, config: Any) -> None:
-        self.inner._parallel_config = config
+    _attention_backend = _of_inner("_attention_backend")
+    _parallel_config = _of_inner("_parallel_config")
 
     # a copy of the model, or a pickle, is not steered, as it is with hooks
 

@@ -11,7 +11,6 @@ from typing import Any
 from dsas_core.errors import DSASError, UnsupportedError
 
 from .adapter import PipelineAdapter, adapt
-from .load import is_builtin
 
 #: of denoising, where a model's own number is larger
 MAX_STEPS = 30
@@ -57,7 +56,7 @@ def settings_of(
             f"{type(adapter.pipe).__name__} draws from pictures, too (it takes {pictured[0]}), and here are only "
             "texts: take diffusers' AutoPipelineForText2Image.from_pipe(pipe), which has the same parts"
         )
-    if is_builtin(adapter.pipe):
+    if adapter.is_builtin:
         usual = Settings(12, 3.0)
     else:
         own = adapter.call_parameters

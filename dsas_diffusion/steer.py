@@ -9,14 +9,14 @@ from typing import Any, Self
 
 from dsas_core import unreached
 from dsas_core.concept import Concept
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.hooks import Call, visitors
 from dsas_core.sites import Site
 from dsas_core.steering import Schedule, Steering
 from dsas_core.strengths import Strength, Strengthened, loaded
 from dsas_core.unreached import Unreached, listed
 
-from .adapter import PipelineAdapter, adapt
+from .adapter import adapt
 from .batch_layout import BatchLayout
 from .caches import caches_of, steered_again
 from .generation_watcher import GenerationRequest
@@ -44,7 +44,7 @@ class PipelineSteering(Steering):
         super().__init__(concepts, localiser=words, **settings)
         if attach not in ATTACH:
             raise DSASError(f"attach {attach!r}: expected {' or '.join(ATTACH)}")
-        self.adapter: PipelineAdapter = layout.adapter
+        self.adapter = layout.adapter
         self._layout, self._words = layout, words
         self._denoiser = self.adapter.family.denoiser
         self._roots = self.adapter.roots
@@ -95,10 +95,10 @@ class PipelineSteering(Steering):
             inner: the processor that computes attention where there is steering; None for those of the model.
 
         Raises:
-            DSASError: this steering goes by hooks, and would steer twice.
+            UnsupportedError: this steering goes by hooks, and would steer twice.
         """
         if self._processors is None or not self._processors.sites:
-            raise DSASError(
+            raise UnsupportedError(
                 'no attention layer of the denoiser is steered by a processor: steer with attach="processor", and a '
                 'concept that was learned with sites="denoiser" (text encoders are steered by hooks)'
             )
@@ -150,7 +150,7 @@ class PipelineSteering(Steering):
             )
         again = steered_again(roots, [site for site in self.sites if site not in replaced])
         if again:
-            raise DSASError(
+            raise UnsupportedError(
                 f"{caches_of(roots[self._denoiser])[0]} leaves out blocks and adds what they changed in an earlier "
                 f"step, and {listed(again)} would be steered once more on top: disable the cache, or steer the "
                 "attention inside"
@@ -270,7 +270,7 @@ def steer(
     chosen = loaded(concepts, adapter.roots, force=force)
     positions = {str(concept.provenance.get("positions", "all")) for concept in chosen}
     if len(positions) > 1:
-        raise DSASError("concepts that read words and concepts that read padding too cannot be steered together")
+        raise UnsupportedError("concepts that read words and concepts that read padding too cannot be steered together")
     layout = BatchLayout(adapter, branch, positions.pop())
     checked = words_of(words or {}, chosen, adapter.family.denoiser)
     steering = PipelineSteering(

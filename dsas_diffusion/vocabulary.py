@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from .adapter import adapt
-from .load import is_builtin
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def reading(pipe: Any, prompt: str) -> Reading:
     adapter = adapt(pipe)
     tokenizer = max((one.tokenizer for one in adapter.tokens), key=lambda one: one.model_max_length)
     unknown: tuple[str, ...] = ()
-    if is_builtin(adapter.pipe):
+    if adapter.is_builtin:
         words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())
         unknown = tuple(word for word in words if len(tokenizer.tokenize(word)) > 1)
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()

@@ -110,7 +110,7 @@ class WordMasks:
     def _check_keys(self) -> None:
         """Queries whose keys never came would leave the concept without a place to act, unnoticed."""
         if self._queries:
-            raise DSASError(
+            raise UnsupportedError(
                 "the cross-attention does not show its keys, so nobody knows where it looks: call "
                 "unfuse_qkv_projections(), or set another attention processor"
             )
@@ -186,12 +186,14 @@ def words_of(words: Words, concepts: Iterable[Concept], root: str) -> dict[str, 
             raise DSASError(f"words of {name!r}: expected a word of the prompt, or a list of them; found {given!r}")
         sites = [site for site in known[name].steered_sites if site.root == root]
         if not sites:
-            raise DSASError(
+            raise UnsupportedError(
                 f"words of {name!r}: it steers the text alone, which has no patches to choose from; learn it with "
                 'sites="denoiser"'
             )
         sliced = [str(site) for site in sites if site.tokens is not None]
         if sliced:
-            raise DSASError(f"words of {name!r}: {sliced[0]} has but some of the patches, which words cannot mask")
+            raise UnsupportedError(
+                f"words of {name!r}: {sliced[0]} has but some of the patches, which words cannot mask"
+            )
         found[name] = listed
     return found
