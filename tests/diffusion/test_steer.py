@@ -423,6 +423,15 @@ def test_bad_requests(tiny_pipe: Any, strength: Any, settings: dict[str, Any], m
     assert "encode_prompt" not in vars(tiny_pipe)
 
 
+def test_the_former_name_of_branch_is_still_taken(tiny_pipe: Any) -> None:
+    concept, pictures = concept_of(tiny_pipe), []
+    with steer(tiny_pipe, {concept: S}, branch="both"):
+        pictures.append(latents(tiny_pipe))
+    with pytest.warns(DeprecationWarning, match="branch="), steer(tiny_pipe, {concept: S}, rows="both"):
+        pictures.append(latents(tiny_pipe))
+    assert same(*pictures)
+
+
 def test_no_concept_and_two_of_one_name(tiny_pipe: Any) -> None:
     with pytest.raises(DSASError, match=r"expected \{concept: strength\}, found"):
         steer(tiny_pipe, {})
