@@ -19,8 +19,7 @@ import dsas_diffusion as dsas
 from dsas_core.provenance import versions
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import RELATIONS, Scene, render, sample_scene
-from dsas_diffusion.generation import pictures_of, seeds_for
-from dsas_diffusion.settings import Settings, settings_of
+from dsas_diffusion.generation import Settings, pictures_of, seeds_for, settings_of
 
 ROOT = Path(__file__).resolve().parent.parent
 

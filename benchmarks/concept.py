@@ -27,8 +27,8 @@ from dsas_core.prompts import COUNT, read
 from dsas_core.provenance import versions
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import BACKGROUNDS, NAMES, RELATIONS, noun_phrase
+from dsas_diffusion.generation import settings_of
 from dsas_diffusion.metrics import Wanted
-from dsas_diffusion.settings import settings_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {

@@ -21,8 +21,8 @@ import dsas_diffusion as dsas
 from dsas_core.prompts import read
 from dsas_core.provenance import versions
 from dsas_diffusion.builtin.judge import Judge
+from dsas_diffusion.generation import settings_of
 from dsas_diffusion.metrics import Wanted
-from dsas_diffusion.settings import settings_of
 from dsas_diffusion.viz import grid, overlay
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -111,14 +111,14 @@ def page(document: Mapping[str, Any]) -> str:
 
 def described() -> dict[str, dict[str, Any]]:
     """What the table says of every family, by the name that it has in the tests."""
-    from dsas_diffusion.adapter import adapt
+    from dsas_diffusion.families import family_of
     from tests.diffusion.models import FAMILIES, build
 
     found = {}
     for key in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
             pipe = build(key, Path(folder))
-        family = adapt(pipe).family
+        family = family_of(pipe)
         found[key] = {
             "name": family.name,
             "class": type(getattr(pipe, family.denoiser)).__name__,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import dsas_diffusion as dsas
-from dsas_diffusion.adapter import adapt
+from dsas_diffusion.families import denoiser_of, roots_of
 
 PROMPT = "a banana and a dog on the grass"
 #: channels of SDXL's first blocks; attention heads of FLUX.1, their width, double and single blocks
@@ -32,11 +32,11 @@ class Model:
 
     @property
     def denoiser(self) -> Any:
-        return adapt(self.pipe).denoiser
+        return denoiser_of(self.pipe)
 
     def twin(self) -> Model:
         """Another pipeline, of modules of its own with the same weights: they lie in memory once."""
-        modules = adapt(self.pipe).roots.values()
+        modules = roots_of(self.pipe).values()
         kept = {id(tensor): tensor for one in modules for tensor in (*one.parameters(), *one.buffers())}
         return replace(self, pipe=copy.deepcopy(self.pipe, kept))
 

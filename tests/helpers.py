@@ -16,8 +16,8 @@ from dsas_core.fingerprints import fingerprint
 from dsas_core.maps import AffineMap, Map, MeanShiftMap, SupportMap
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, Probe, ProductProbe
 from dsas_core.sites import canonical
-from dsas_diffusion.adapter import adapt
 from dsas_diffusion.builtin import architecture
+from dsas_diffusion.families import roots_of
 
 TINY = replace(
     architecture.PRESETS["cpu"],
@@ -231,7 +231,7 @@ def random_concept(
 
 def bases(pipe: Any) -> dict[str, str]:
     """Fingerprints of what can be steered."""
-    return {name: fingerprint(root) for name, root in adapt(pipe).roots.items()}
+    return {name: fingerprint(root) for name, root in roots_of(pipe).items()}
 
 
 def document_of(result: tuple[int, str, str]) -> Any:

@@ -24,10 +24,8 @@ from dsas_core.shipped import FOLDER
 from dsas_core.unit import held_back
 from dsas_diffusion.builtin import concepts
 from dsas_diffusion.cli import main
-from dsas_diffusion.compare import UNCHANGED, change
-from dsas_diffusion.generation import pictures_of, seeds_for
+from dsas_diffusion.generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from dsas_diffusion.judges import judge_from
-from dsas_diffusion.settings import settings_of
 from tests.helpers import assert_one_line, document_of
 
 ROOT = Path(__file__).resolve().parent.parent

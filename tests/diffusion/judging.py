@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dsas_core import Concept
-from dsas_diffusion.adapter import find_sites
+from dsas_diffusion.sites import find_sites
 from tests.helpers import bases, random_concept, seen_at
 
 PROMPTS: dict[str, Any] = {

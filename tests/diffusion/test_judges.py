@@ -16,7 +16,7 @@ from dsas_core import DSASError
 from dsas_diffusion import judges
 from dsas_diffusion.builtin.judge import Judge, Verdict
 from dsas_diffusion.builtin.scenes import CATEGORIES, COLOURS, STYLES, THINGS
-from dsas_diffusion.generation import pictures_of, seeds_for
+from dsas_diffusion.generation import pictures_of, seeds_for, settings_of
 from dsas_diffusion.judges import (
     BuiltinJudge,
     CallableJudge,
@@ -26,7 +26,6 @@ from dsas_diffusion.judges import (
     Wish,
     judge_from,
 )
-from dsas_diffusion.settings import settings_of
 from dsas_diffusion.vision import Clip, Unavailable
 from tests.diffusion.vision_models import SMALL, noise_pictures, save_processor
 

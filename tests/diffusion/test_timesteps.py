@@ -15,8 +15,8 @@ from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe
 from dsas_core.recipe import Recipe
 from dsas_core.steering import Steering
 from dsas_diffusion import find_sites, learn, steer
-from dsas_diffusion.adapter import adapt
-from dsas_diffusion.batch_layout import BatchLayout
+from dsas_diffusion.families import roots_of
+from dsas_diffusion.rows import Rows
 from tests.diffusion.models import SIZE, WIDTH, latents
 from tests.diffusion.test_every_family import BANANA, DOG, base_of, concept_of, pipe_of
 from tests.diffusion.test_learn import PROMPTS
@@ -133,7 +133,7 @@ def means(family: str, concept: Concept, prompts: list[str]) -> list[torch.Tenso
             if call.rows.any():
                 found.extend((x * call.mask[..., None]).sum(1) / call.mask.sum(1, keepdim=True))
 
-    with BatchLayout(pipe) as layout, visit(adapt(pipe).roots, [site], Mean(), layout.describe()):
+    with Rows(pipe) as rows, visit(roots_of(pipe), [site], Mean(), rows.describe()):
         latents(pipe, family, prompts, (1, 2))
     return found
 

@@ -10,7 +10,7 @@ import pytest
 
 from dsas_core import Concept
 from dsas_diffusion import find_sites
-from dsas_diffusion.settings import Settings
+from dsas_diffusion.generation import Settings
 from dsas_diffusion.ui.studio import Studio
 from tests.helpers import bases, random_concept, seen_at
 
