@@ -68,7 +68,7 @@ class Tokens:
         positions: str,
         given: Mapping[str, Any] = NOTHING,
     ) -> torch.Tensor:
-        """Positions of texts that count, float [texts, positions]: see `rows.Rows`.
+        """Positions of texts that count, float [texts, positions]: see `batch_layout.BatchLayout`.
 
         Args:
             ids: token ids, int64 [texts, positions]. attended: the attention mask, of the same shape, if any.

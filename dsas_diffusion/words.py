@@ -56,14 +56,12 @@ class WordMasks:
     def __init__(self, layout: BatchLayout, words: Mapping[str, Sequence[str]]) -> None:
         self.words = words
         self._layout, self._prompts = layout, layout.adapter.tokens[0]
-        self._places = {name: i for i, name in enumerate(words)}
         self._layers = cross_attention_layers(layout.adapter)
         self._texts = {layer.keys.path for layer in self._layers} | {layer.values.path for layer in self._layers}
         self._by_site = {site: i for i, layer in enumerate(self._layers) for site in (layer.queries, layer.keys)}
         self._root = layout.adapter.family.denoiser
         self._visit: Visit | None = None
         self._chosen = torch.zeros(0)  # [concepts, pictures, tokens], as the prompts say
-        self._running = False
         self._queries: dict[int, torch.Tensor] = {}
         # What follows is written in place while the model runs, so that one compiled graph serves.
         self._tokens = torch.zeros(0)  # [concepts, pictures, tokens]
@@ -94,18 +92,20 @@ class WordMasks:
             raise UnsupportedError("prompt_embeds were given, in which words cannot be found: pass prompt= instead")
         ids = self._prompts.ids(texts, given=request.encode_arguments).tolist()
         chosen = torch.zeros(len(self.words), len(ids), len(ids[0]))
-        for name, words in self.words.items():
+        for places, (name, words) in zip(chosen, self.words.items(), strict=True):
             spelled = [self._prompts.spelled(word, request.encode_arguments) for word in words]
-            for row, line in zip(chosen[self._places[name]], ids, strict=True):
+            for row, line in zip(places, ids, strict=True):
                 row[self._found(spelled, line)] = 1
-            if not chosen[self._places[name]].any():
-                said = ", ".join(map(repr, words))
-                told = f"no prompt has the word {said}, so {name!r} leaves the denoiser as it is"
-                warnings.warn(told, stacklevel=2)
+            if not places.any():
+                missing = ", ".join(map(repr, words))
+                message = f"no prompt has the word {missing}, so {name!r} leaves the denoiser as it is"
+                warnings.warn(message, stacklevel=2)
         counts = chosen.sum(-1, keepdim=True).clamp_min(1)
         self._chosen = (chosen / counts).repeat_interleave(request.images_per_prompt, 1)
-        self._running = False
         self._queries.clear()
+        if len(self._known):  # of the last generation
+            for state in (self._mask, self._known, self._seen):
+                state.zero_()
 
     def _check_keys(self) -> None:
         """Queries whose keys never came would leave the concept without a place to act, unnoticed."""
@@ -132,17 +132,10 @@ class WordMasks:
             if self._mask.shape != grid or self._mask.device != device:
                 self._tokens, self._pictures = self._chosen.to(device), call.rows.nonzero().flatten()
                 self._seen = torch.zeros(len(self._layers), *grid, device=device)
-                self._mask, self._known = (
-                    torch.zeros(grid, device=device),
-                    torch.zeros(len(self._layers), device=device),
-                )
+                self._known = torch.zeros(len(self._layers), device=device)
+                self._mask = torch.zeros(grid, device=device)
         self._tokens.copy_(self._chosen)
         self._pictures.copy_(call.rows.nonzero().flatten())
-        if not self._running:
-            self._mask.zero_()
-            self._known.zero_()
-            self._seen.zero_()
-        self._running = True
 
     def visit(self, site: Site, x: torch.Tensor) -> None:
         number = self._by_site[site]
@@ -160,9 +153,9 @@ class WordMasks:
 
     def __call__(self, concept: str, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         """M of a concept at a site, float32 [batch, patches, 1]; None where there are no patches, or no words."""
-        place = self._places.get(concept)
-        if place is None or site.root != self._root or site.path in self._texts:
+        if concept not in self.words or site.root != self._root or site.path in self._texts:
             return None
+        place = list(self.words).index(concept)
         mask = on_patches(self._mask[place : place + 1], x.shape[1])[0]
         return mask.repeat(len(x) // len(mask), 1)[..., None].to(x.device)
 
