@@ -179,17 +179,15 @@ class GenerationWatcher:
     def _note(self, arguments: Mapping[str, Any]) -> None:
         """A generation says what it is asked for: keep it."""
         self._encoded, self._noted = bool(self._checked), True
-        encoders = self.adapter.family.encoders
-        embeds = arguments.get("prompt_embeds")
-        negative_texts, ambiguous = None, frozenset[str]()
-        together = self.adapter.family.negative_encoding == "together"
-        if together and arguments.get("do_classifier_free_guidance", True):
-            negative_texts = {encoder.part: _negative_texts(arguments, encoder) for encoder in encoders}
-            if embeds is None:
-                ambiguous = frozenset(each.part for each in encoders if _is_ambiguous(arguments, each))
+        family, embeds = self.adapter.family, arguments.get("prompt_embeds")
         texts: list[str] | None = _listed(arguments.get("prompt"))
-        embeddings = ""
+        prompts, embeddings, ambiguous = len(texts), "", frozenset[str]()
+        negative_texts: dict[str, list[str]] | None = None
+        if family.negative_encoding == "together" and arguments.get("do_classifier_free_guidance", True):
+            negative_texts = {encoder.part: _negative_texts(arguments, encoder) for encoder in family.encoders}
+            ambiguous = frozenset(encoder.part for encoder in family.encoders if _is_ambiguous(arguments, encoder))
         if embeds is not None:
+            prompts, ambiguous = len(embeds), frozenset()
             texts, embeddings = self._recognise(embeds)
         elif not self.adapter.text_encoders:
             raise UnavailableError(
@@ -197,7 +195,7 @@ class GenerationWatcher:
             )
         self._begin(
             GenerationRequest(
-                prompts=len(texts or ()) if embeds is None else len(embeds),
+                prompts=prompts,
                 texts=texts,
                 images_per_prompt=int(arguments.get("num_images_per_prompt") or 1),
                 clip_skip=int(arguments.get("clip_skip") or 0),
