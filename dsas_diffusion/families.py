@@ -39,6 +39,17 @@ _CROSSING: Mapping[str, tuple[Group, ...]] = {
     "text": (_TEXT,),
 }
 
+
+def _one_stream(attention: str) -> Mapping[str, tuple[Group, ...]]:
+    """Roles of a transformer whose layers see picture and prompt as one sequence, by what they call their attention."""
+    return {
+        "image": (Group(rf"transformer\.layers\.\d+\.{attention}", stream="image"),),
+        "prompt": (Group(rf"transformer\.layers\.\d+\.{attention}", stream="text"),),
+        "block": (Group(r"transformer\.layers\.\d+", stream="image"),),
+        "text": (_TEXT,),
+    }
+
+
 _SD = Family(
     name="Stable Diffusion",
     denoiser="unet",
@@ -129,12 +140,7 @@ _Z_IMAGE = replace(
     _SD3,
     name="Z-Image",
     encoders=(TextEncoder(unused_layers=1, wording=wording.thinking),),
-    groups={
-        "image": (Group(r"transformer\.layers\.\d+\.attention", stream="image"),),
-        "prompt": (Group(r"transformer\.layers\.\d+\.attention", stream="text"),),
-        "block": (Group(r"transformer\.layers\.\d+", stream="image"),),
-        "text": (_TEXT,),
-    },
+    groups=_one_stream("attention"),
     timestep_range=(0.0, 1.0),
     guidance="cond, uncond",
     sequence="image, text",
@@ -144,12 +150,7 @@ _LUMINA2 = replace(
     _SD3,
     name="Lumina 2",
     encoders=(TextEncoder(unused_layers=1, wording=wording.assisted),),
-    groups={
-        "image": (Group(r"transformer\.layers\.\d+\.attn", stream="image"),),
-        "prompt": (Group(r"transformer\.layers\.\d+\.attn", stream="text"),),
-        "block": (Group(r"transformer\.layers\.\d+", stream="image"),),
-        "text": (_TEXT,),
-    },
+    groups=_one_stream("attn"),
     timestep_range=(0.0, 1.0),
     guidance="two calls",
     negative_index=2,

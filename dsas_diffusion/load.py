@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +79,15 @@ def _quiet_libraries() -> Iterator[None]:
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as of_transformers
 
-    before = [
-        (library, library.get_verbosity(), library.is_progress_bar_enabled())
-        for library in (of_diffusers, of_transformers)
-    ]
     downloads = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
-    for library, _, _ in before:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    downloads()  # transformers switches those along with its own
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch_dtype, which older diffusers want, is now dtype
-            yield
-    finally:
-        for library, verbosity, bars in before:
-            library.set_verbosity(verbosity)
-            if bars:
-                library.enable_progress_bar()
+    with warnings.catch_warnings(), ExitStack() as undo:
+        undo.callback(downloads)  # transformers switches those along with its own
+        for library in (of_diffusers, of_transformers):
+            undo.callback(library.set_verbosity, library.get_verbosity())
+            if library.is_progress_bar_enabled():
+                undo.callback(library.enable_progress_bar)
+            library.set_verbosity_error()
+            library.disable_progress_bar()
         downloads()
+        warnings.simplefilter("ignore", FutureWarning)  # torch_dtype, which older diffusers want, is now dtype
+        yield

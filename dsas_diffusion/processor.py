@@ -121,7 +121,7 @@ class SteeredProcessors:
 
     Args:
         denoiser: the model. root: its name in the paths of sites.
-        sites: those that are outputs of attention layers are steered here, others are left to hooks.
+        sites: those that are outputs of attention layers are steered here, others are left to hooks; none for none.
         steering: who steers them.
 
     Raises:
@@ -129,7 +129,7 @@ class SteeredProcessors:
     """
 
     def __init__(self, denoiser: Any, root: str, sites: Sequence[Site], steering: Steers) -> None:
-        if not hasattr(denoiser, "set_attn_processor"):
+        if sites and not hasattr(denoiser, "set_attn_processor"):
             raise UnsupportedError(f'{type(denoiser).__name__} has no set_attn_processor: steer with attach="hooks"')
         self._denoiser, self._steering = denoiser, steering
         self._before: dict[str, Any] = {}  # what was there, where others steer now

@@ -48,9 +48,8 @@ class PipelineSteering(Steering):
         self._layout, self._words = layout, words
         self._denoiser = self.adapter.family.denoiser
         self._roots = self.adapter.roots
-        self._processors: SteeredProcessors | None = None
-        if attach == "processor":
-            self._processors = SteeredProcessors(self._roots[self._denoiser], self._denoiser, self.sites, self)
+        by_processor = self.sites if attach == "processor" else []
+        self._processors = SteeredProcessors(self._roots[self._denoiser], self._denoiser, by_processor, self)
         self._told = Unreached()  # in this generation
         #: undoes what is done to the pipeline beside hooks
         self._undo = ExitStack()
@@ -67,11 +66,10 @@ class PipelineSteering(Steering):
             if self._words is not None:
                 self._undo.callback(self._words.detach)
                 self._words.attach()
-            by_hand = [] if self._processors is None else self._processors.sites
+            by_hand = self._processors.sites
             self.attach(self._roots, self._layout.describe(), missed=self._missed, by_hand=by_hand)
-            if self._processors is not None:
-                self._undo.callback(self._processors.restore)
-                self._processors.replace()
+            self._undo.callback(self._processors.restore)
+            self._processors.replace()
         except BaseException:
             self.detach()
             raise
@@ -97,7 +95,7 @@ class PipelineSteering(Steering):
         Raises:
             UnsupportedError: this steering goes by hooks, and would steer twice.
         """
-        if self._processors is None or not self._processors.sites:
+        if not self._processors.sites:
             raise UnsupportedError(
                 'no attention layer of the denoiser is steered by a processor: steer with attach="processor", and a '
                 'concept that was learned with sites="denoiser" (text encoders are steered by hooks)'
@@ -195,7 +193,6 @@ class PipelineSteering(Steering):
         if not silent:
             return
         module = getattr(self.adapter.pipe, root)
-        by_hand = set() if self._processors is None else set(self._processors.sites)
         caches = caches_of(module)
         if caches:
             warnings.warn(
@@ -203,7 +200,7 @@ class PipelineSteering(Steering):
                 "it where strengths or schedules move",
                 stacklevel=2,
             )
-        elif by_hand.issuperset(silent):
+        elif set(silent).issubset(self._processors.sites):
             why = 'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
             unreached.warn(silent, why)
         else:

@@ -426,9 +426,9 @@ def test_bad_requests(tiny_pipe: Any, strength: Any, settings: dict[str, Any], m
 def test_the_former_name_of_branch_is_still_taken(tiny_pipe: Any) -> None:
     concept, pictures = concept_of(tiny_pipe), []
     with steer(tiny_pipe, {concept: S}, branch="both"):
-        pictures.append(latents(tiny_pipe))
+        pictures.append(latents(tiny_pipe, BANANA))
     with pytest.warns(DeprecationWarning, match="branch="), steer(tiny_pipe, {concept: S}, rows="both"):
-        pictures.append(latents(tiny_pipe))
+        pictures.append(latents(tiny_pipe, BANANA))
     assert same(*pictures)
 
 
