@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 from dsas_core import Auto, Concept, DSASError, shipped
 
+from .adapter import find_sites
 from .calibrate import calibrate
 from .learn import Lesson, learn
 from .load import load_pipeline
 from .processor import DSASAttnProcessor
 from .samples import illustrate
 from .schedule import Schedule
-from .sites import find_sites
 from .steer import steer
 
 if TYPE_CHECKING:

@@ -11,13 +11,12 @@ Example:
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers.callbacks import PipelineCallback
 
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.strengths import Strength
 
 from .steer import PipelineSteering
@@ -51,11 +50,10 @@ class DSASCallback(PipelineCallback):  # type: ignore[misc]
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
-        pipe = steering.pipe
-        if "callback_on_step_end" not in inspect.signature(type(pipe).__call__).parameters:
-            raise DSASError(
-                f"{type(pipe).__name__} calls nobody after its steps, so a callback would be ignored: let the strength "
-                "go by the timestep, steer(…, schedule=Schedule(…))"
+        if "callback_on_step_end" not in steering.adapter.call_parameters:
+            raise UnsupportedError(
+                f"{type(steering.adapter.pipe).__name__} calls nobody after its steps, so a callback would be ignored: "
+                "let the strength go by the timestep, steer(…, schedule=Schedule(…))"
             )
         self.steering, self.progress = steering, progress
         self.strengths = dict(strengths or {})
@@ -74,7 +72,7 @@ class DSASCallback(PipelineCallback):  # type: ignore[misc]
         self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """After a step: the strengths of the next, or, after the last, those of the first."""
-        if pipeline is not self.steering.pipe:
+        if pipeline is not self.steering.adapter.pipe:
             raise DSASError("this callback is of a steering of another pipeline: make one of each")
         done, count = step_index + 1, int(pipeline.num_timesteps)
         if done < count:

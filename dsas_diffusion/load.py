@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dsas_core.errors import DSASError
-from dsas_core.pretrained import device_of, dtype_of, name_of, source_of
+from dsas_core.errors import UnavailableError
+from dsas_core.pretrained import device_of, dtype_of, name_of, reason_of, source_of
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 BUILTIN = {"builtin:emoji": Path(__file__).parent / "builtin" / "model"}
 
 
 def is_builtin(pipe: Any) -> bool:
-    """Whether a pipeline is one that comes with the package."""
-    return name_of(pipe, BUILTIN) in BUILTIN
+    """Until every caller asks an adapter: see `PipelineAdapter.is_builtin`."""
+    return name_of(getattr(pipe, "pipe", pipe), BUILTIN) in BUILTIN
 
 
 def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "auto", **options: Any) -> Any:
@@ -33,7 +33,8 @@ def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.
         options: further arguments of `DiffusionPipeline.from_pretrained` (revision, token, …).
 
     Raises:
-        DSASError: no such model, or a part of it is missing or damaged.
+        DSASError: no such model, device or number format.
+        UnavailableError: a model or a part of it that is missing or damaged.
     """
     from diffusers import DiffusionPipeline
 
@@ -41,33 +42,34 @@ def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.
     dtype = dtype_of(dtype, device, torch.float16)
     source = source_of(name, BUILTIN)
     folder = Path(source)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise DSASError(f"{folder} is no pipeline: it has no model_index.json")
     if folder.is_dir():
         _check_parts(folder)
     try:
         with _quiet_libraries():
             pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype, use_safetensors=True, **options)
     except Exception as error:  # diffusers, transformers and the Hub raise a dozen kinds here
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DSASError(f"cannot load {name}: {reason}") from error
+        raise UnavailableError(f"cannot load {name}: {reason_of(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     with _quiet_libraries():
         return pipe.to(device)
 
 
 def _check_parts(folder: Path) -> None:
-    """Raise a DSASError when a part that the folder's index names is not there; some libraries make do without."""
+    """Raise an UnavailableError when a part that the folder's index names is not there; some libraries go without."""
+    if not (folder / "model_index.json").is_file():
+        raise UnavailableError(f"{folder} is no pipeline: it has no model_index.json")
     try:
         index = json.loads((folder / "model_index.json").read_text())
         parts = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
     except (ValueError, AttributeError, OSError) as error:
-        raise DSASError(f"cannot load {folder}: model_index.json is damaged: {error}") from None
+        raise UnavailableError(f"cannot load {folder}: model_index.json is damaged: {error}") from None
     for name in parts:
         if not (folder / name).is_dir() or not any((folder / name).iterdir()):
-            raise DSASError(f"cannot load {folder}: its {name} is missing; download or save the pipeline again")
+            raise UnavailableError(f"cannot load {folder}: its {name} is missing; download or save the pipeline again")
         if "tokenizer" in name and not any((folder / name / file).is_file() for file in TOKENIZER_FILES):
-            raise DSASError(f"cannot load {folder}: {name} has none of {', '.join(TOKENIZER_FILES)}; download it again")
+            raise UnavailableError(
+                f"cannot load {folder}: {name} has none of {', '.join(TOKENIZER_FILES)}; download it again"
+            )
 
 
 @contextmanager
@@ -77,22 +79,15 @@ def _quiet_libraries() -> Iterator[None]:
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as of_transformers
 
-    before = [
-        (library, library.get_verbosity(), library.is_progress_bar_enabled())
-        for library in (of_diffusers, of_transformers)
-    ]
     downloads = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
-    for library, _, _ in before:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    downloads()  # transformers switches those along with its own
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch_dtype, which older diffusers want, is now dtype
-            yield
-    finally:
-        for library, verbosity, bars in before:
-            library.set_verbosity(verbosity)
-            if bars:
-                library.enable_progress_bar()
+    with warnings.catch_warnings(), ExitStack() as undo:
+        undo.callback(downloads)  # transformers switches those along with its own
+        for library in (of_diffusers, of_transformers):
+            undo.callback(library.set_verbosity, library.get_verbosity())
+            if library.is_progress_bar_enabled():
+                undo.callback(library.enable_progress_bar)
+            library.set_verbosity_error()
+            library.disable_progress_bar()
         downloads()
+        warnings.simplefilter("ignore", FutureWarning)  # torch_dtype, which older diffusers want, is now dtype
+        yield

@@ -15,13 +15,13 @@ Example:
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol
 
 from torch import nn
 
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.sites import Site, canonical
 
 
@@ -29,6 +29,18 @@ class Steers(Protocol):
     """Who is given what comes by at a site, and gives back what goes on."""
 
     def bring(self, site: Site, value: Any) -> Any: ...
+
+
+def _of_inner(name: str) -> Any:
+    """An attribute of a processor that is kept by the processor inside it."""
+
+    def get(self: DSASAttnProcessor) -> Any:
+        return getattr(self.inner, name)
+
+    def put(self: DSASAttnProcessor, value: Any) -> None:
+        setattr(self.inner, name, value)
+
+    return property(get, put)
 
 
 class DSASAttnProcessor:
@@ -50,7 +62,7 @@ class DSASAttnProcessor:
 
     def __init__(self, inner: Any, attention: nn.Module, sites: Sequence[Site], steering: Steers) -> None:
         if isinstance(inner, nn.Module):
-            raise DSASError(
+            raise UnsupportedError(
                 f"{type(inner).__name__} has weights of its own, as IP-Adapters do, which diffusers must find where "
                 'they are: steer with attach="hooks", which leaves processors alone'
             )
@@ -71,21 +83,8 @@ class DSASAttnProcessor:
 
     # what diffusers sets on processors is for the one that computes attention
 
-    @property
-    def _attention_backend(self) -> Any:
-        return self.inner._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.inner._attention_backend = backend
-
-    @property
-    def _parallel_config(self) -> Any:
-        return self.inner._parallel_config
-
-    @_parallel_config.setter
-    def _parallel_config(self, config: Any) -> None:
-        self.inner._parallel_config = config
+    _attention_backend = _of_inner("_attention_backend")
+    _parallel_config = _of_inner("_parallel_config")
 
     # a copy of the model, or a pickle, is not steered, as it is with hooks
 
@@ -117,39 +116,63 @@ def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
     return {f"{path}.processor": layer for path, layer in denoiser.named_modules() if hasattr(layer, "set_processor")}
 
 
-def at_processors(denoiser: nn.Module, root: str, sites: Sequence[Site]) -> dict[str, list[Site]]:
-    """Of the sites, those that are outputs of attention layers, by the key of their processor.
-
-    Raises:
-        DSASError: a denoiser that takes no processors as a whole, as Lumina's and Z-Image's.
-    """
-    if not hasattr(denoiser, "set_attn_processor"):
-        raise DSASError(f'{type(denoiser).__name__} has no set_attn_processor: steer with attach="hooks"')
-    found: dict[str, list[Site]] = {}
-    for key in attention_layers(denoiser):
-        path = canonical(f"{root}.{key.removesuffix('.processor')}")
-        here = [site for site in sites if site.path == path and site.side == "output"]
-        if here:
-            found[key] = here
-    return found
-
-
-def around(
-    denoiser: nn.Module, sites: Mapping[str, Sequence[Site]], steering: Steers, inner: Any = None
-) -> dict[str, Any]:
-    """Processors for `set_attn_processor`, one for each layer; those at sites steer, the others are as they are.
+class SteeredProcessors:
+    """The attention processors of a denoiser that steer what their layers make.
 
     Args:
-        sites: by the key of a processor. steering: who steers them.
-        inner: what computes attention at the sites; None for what is there.
+        denoiser: the model. root: its name in the paths of sites.
+        sites: those that are outputs of attention layers are steered here, others are left to hooks; none for none.
+        steering: who steers them.
+
+    Raises:
+        UnsupportedError: a denoiser that takes no processors as a whole, as Lumina's and Z-Image's.
     """
-    layers = attention_layers(denoiser)
-    there = {key: _unwrapped(layer) for key, layer in layers.items()}
-    steered = {
-        key: DSASAttnProcessor(there[key] if inner is None else inner, layers[key], here, steering)
-        for key, here in sites.items()
-    }
-    return {**there, **steered}
+
+    def __init__(self, denoiser: Any, root: str, sites: Sequence[Site], steering: Steers) -> None:
+        if sites and not hasattr(denoiser, "set_attn_processor"):
+            raise UnsupportedError(f'{type(denoiser).__name__} has no set_attn_processor: steer with attach="hooks"')
+        self._denoiser, self._steering = denoiser, steering
+        self._before: dict[str, Any] = {}  # what was there, where others steer now
+        self._sites: dict[str, list[Site]] = {}  # by the key of their processor
+        for key in attention_layers(denoiser):
+            path = canonical(f"{root}.{key.removesuffix('.processor')}")
+            here = [site for site in sites if site.path == path and site.side == "output"]
+            if here:
+                self._sites[key] = here
+
+    @property
+    def sites(self) -> list[Site]:
+        """Those that are steered here."""
+        return [site for here in self._sites.values() for site in here]
+
+    def make(self, inner: Any = None) -> dict[str, Any]:
+        """Processors for `set_attn_processor`, one for each layer; those at sites steer, the others are as they are.
+
+        Args:
+            inner: what computes attention at the sites; None for what is there.
+        """
+        layers = attention_layers(self._denoiser)
+        there = {key: _unwrapped(layer) for key, layer in layers.items()}
+        steered = {
+            key: DSASAttnProcessor(there[key] if inner is None else inner, layers[key], here, self._steering)
+            for key, here in self._sites.items()
+        }
+        return {**there, **steered}
+
+    def replace(self) -> None:
+        """Have the denoiser go through steered processors; without sites it is left alone."""
+        if self._sites:
+            made, before = self.make(), self._denoiser.attn_processors
+            self._denoiser.set_attn_processor(made)
+            self._before = {key: before[key] for key in self._sites}
+
+    def restore(self) -> None:
+        """Put back what was there, but where somebody else has set another since."""
+        if self._before:
+            now = self._denoiser.attn_processors
+            ours = [key for key in self._before if isinstance(now.get(key), DSASAttnProcessor)]
+            self._denoiser.set_attn_processor({**now, **{key: self._before[key] for key in ours}})
+            self._before = {}
 
 
 def _unwrapped(layer: nn.Module) -> Any:

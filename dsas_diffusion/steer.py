@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, Self
 
 from dsas_core.concept import Concept
 from dsas_core.diagnostics import UnreachedSites, explain_unreached, list_sites, warn_unreached
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.hooks import Call, visitors
 from dsas_core.sites import Site
 from dsas_core.steering import Steering
 from dsas_core.strengths import Schedule, Strength, Strengthened, loaded
 
+from .adapter import adapt
+from .batch_layout import BatchLayout
 from .caches import caches_of, steered_again
-from .families import family_of, roots_of
-from .processor import DSASAttnProcessor, around, at_processors
-from .rows import Rows
-from .sites import unread
-from .viz import PictureTrace
+from .generation_watcher import GenerationRequest
+from .picture_trace import PictureTrace
+from .processor import SteeredProcessors
 from .words import WordMasks, Words, words_of
 
 #: how a steering gets at what attention layers of the denoiser make; at all else, there are hooks
@@ -33,7 +34,7 @@ class PipelineSteering(Steering):
 
     def __init__(
         self,
-        pipe: Any,
+        layout: BatchLayout,
         concepts: Mapping[Concept, Strength],
         words: WordMasks | None = None,
         attach: str = "hooks",
@@ -42,31 +43,32 @@ class PipelineSteering(Steering):
         super().__init__(concepts, localiser=words, **settings)
         if attach not in ATTACH:
             raise DSASError(f"attach {attach!r}: expected {' or '.join(ATTACH)}")
-        self.pipe, self._words = pipe, words
-        self._denoiser = family_of(pipe).denoiser
-        self._roots = roots_of(pipe)
-        self._by_processor: dict[str, list[Site]] = {}
-        if attach == "processor":
-            self._by_processor = at_processors(self._roots[self._denoiser], self._denoiser, self.sites)
-        self._processors: dict[str, Any] = {}  # that were there, where others steer now
+        self.adapter = layout.adapter
+        self._layout, self._words = layout, words
+        self._denoiser = self.adapter.family.denoiser
+        self._roots = self.adapter.roots
+        by_processor = self.sites if attach == "processor" else []
+        self._processors = SteeredProcessors(self._roots[self._denoiser], self._denoiser, by_processor, self)
         self._unreached = UnreachedSites()  # in this generation
-        self._rows: Rows | None = None
+        #: undoes what is done to the pipeline beside hooks
+        self._undo = ExitStack()
         #: what is to be done when the next generation begins
         self.at_start: set[Callable[[], object]] = set()
 
-    def attach_to_pipeline(self, rows: Rows) -> Self:
-        rows.on_prompts = self._generation_begins
-        rows.__enter__()
-        self._rows = rows
+    def attach_to_pipeline(self) -> Self:
+        """Watch the pipeline and go to the sites of its modules."""
+        self._layout.on_generation = self._generation_begins
+        self._undo.enter_context(self._layout)
         try:
             if any(isinstance(visitor, PipelineSteering) for visitor in visitors(self._roots)):
                 raise DSASError("another pipeline of the same parts is being steered: detach that steering first")
             if self._words is not None:
-                self._words.attach(self.pipe)
-            by_hand = [site for sites in self._by_processor.values() for site in sites]
-            self.attach(self._roots, rows.describe(), missed=self._missed, by_hand=by_hand)
-            if self._by_processor:
-                self._set_processors()
+                self._undo.callback(self._words.detach)
+                self._words.attach()
+            by_hand = self._processors.sites
+            self.attach(self._roots, self._layout.describe(), missed=self._missed, by_hand=by_hand)
+            self._undo.callback(self._processors.restore)
+            self._processors.replace()
         except BaseException:
             self.detach()
             raise
@@ -77,12 +79,7 @@ class PipelineSteering(Steering):
         try:
             super().detach()
         finally:  # it may warn, and warnings may be errors
-            self._restore_processors()
-            if self._words is not None:
-                self._words.detach()
-            if self._rows is not None:
-                self._rows.__exit__()
-            self._rows = None
+            self._undo.close()
 
     def bring(self, site: Site, value: Any) -> Any:
         """What an attention layer makes, steered; None of it once this is detached."""
@@ -95,40 +92,26 @@ class PipelineSteering(Steering):
             inner: the processor that computes attention where there is steering; None for those of the model.
 
         Raises:
-            DSASError: this steering goes by hooks, and would steer twice.
+            UnsupportedError: this steering goes by hooks, and would steer twice.
         """
-        if not self._by_processor:
-            raise DSASError(
+        if not self._processors.sites:
+            raise UnsupportedError(
                 'no attention layer of the denoiser is steered by a processor: steer with attach="processor", and a '
                 'concept that was learned with sites="denoiser" (text encoders are steered by hooks)'
             )
-        return around(self._roots[self._denoiser], self._by_processor, self, inner)
-
-    def _set_processors(self) -> None:
-        denoiser: Any = self._roots[self._denoiser]
-        made, before = self.attn_processors(), denoiser.attn_processors
-        denoiser.set_attn_processor(made)
-        self._processors = {key: before[key] for key in self._by_processor}
-
-    def _restore_processors(self) -> None:
-        """Put back what was there, but where somebody else has set another since."""
-        if self._processors:
-            denoiser: Any = self._roots[self._denoiser]
-            now = denoiser.attn_processors
-            ours = [key for key in self._processors if isinstance(now.get(key), DSASAttnProcessor)]
-            denoiser.set_attn_processor({**now, **{key: self._processors[key] for key in ours}})
-            self._processors = {}
+        return self._processors.make(inner)
 
     def begin(self, root: str, call: Call) -> None:
         if root == self._denoiser:
             self._check_strengths()
             self._check_texts()
-            if self.trace is not None and self._rows is not None:
-                self.trace.pictures = self._rows.prompts * self._rows.images_per_prompt
-                self.trace.block, self.trace.patches = self._rows.shown, self._rows.patches
+            if self.trace is not None:
+                request = self._layout.request
+                self.trace.pictures, self.trace.patches = request.pictures, request.patches
+                self.trace.block = self._layout.shown
         super().begin(root, call)
 
-    def _generation_begins(self, prompts: int) -> None:
+    def _generation_begins(self, request: GenerationRequest) -> None:
         while self.at_start:
             self.at_start.pop()()
         self._unreached.reset()
@@ -138,12 +121,12 @@ class PipelineSteering(Steering):
         if self.trace is not None:
             self.trace.clear()
         if self._words is not None:
-            self._words.start()
+            self._words.start(request)
         self._check_parts()
-        behind = [] if self._rows is None else unread(self.pipe, self.sites, self._rows.clip_skip)
-        if behind:
+        unused = self.adapter.unused_layers(self.sites, request.clip_skip)
+        if unused:
             warnings.warn(
-                f"the denoiser reads the tokens of an earlier layer than {list_sites(behind)}, which only "
+                f"the denoiser reads the tokens of an earlier layer than {list_sites(unused)}, which only "
                 "change what is pooled, if anything: steer earlier layers, or ask for a smaller clip_skip",
                 stacklevel=2,
             )
@@ -152,7 +135,8 @@ class PipelineSteering(Steering):
         """What has become of the pipeline's modules since they were attached to."""
         if self._visit is None:
             return
-        roots = {name: getattr(self.pipe, name) for name in self._roots if getattr(self.pipe, name, None) is not None}
+        pipe = self.adapter.pipe
+        roots = {name: getattr(pipe, name) for name in self._roots if getattr(pipe, name, None) is not None}
         replaced = [*self._visit.replaced(roots), *(self._words.replaced(roots) if self._words is not None else ())]
         if replaced:
             self._unreached.new_among(replaced)
@@ -163,7 +147,7 @@ class PipelineSteering(Steering):
             )
         again = steered_again(roots, [site for site in self.sites if site not in replaced])
         if again:
-            raise DSASError(
+            raise UnsupportedError(
                 f"{caches_of(roots[self._denoiser])[0]} leaves out blocks and adds what they changed in an earlier "
                 f"step, and {list_sites(again)} would be steered once more on top: disable the cache, or steer the "
                 "attention inside"
@@ -171,23 +155,22 @@ class PipelineSteering(Steering):
 
     def _check_strengths(self) -> None:
         """One for each prompt is one for each of those that there are."""
-        assert self._rows is not None
         for name in self.strengths:
-            given, prompts = len(self.strengths.values_of(name)), self._rows.prompts
+            given, prompts = len(self.strengths.values_of(name)), self._layout.request.prompts
             if given not in (1, prompts):
                 raise DSASError(f"strength of {name!r} is given for {given} prompts, but the call has {prompts}")
 
     def _check_texts(self) -> None:
         """The text encoders must have run before the denoiser does."""
         assert self._visit is not None
-        assert self._rows is not None
-        if self._rows.embeddings == "made here":
+        embeddings = self._layout.request.embeddings
+        if embeddings == "made here":
             return
         # where embeddings are given, they run for negative prompts at most
-        unseen = self._rows.embeddings == "given" and self._rows.rows != "unconditional"
-        fired = self._visit.visited
-        silent = [site for site in self.sites if site.root != self._denoiser and (unseen or site not in fired)]
-        if self._rows.embeddings != "given":
+        unseen = embeddings == "given" and self._layout.branch != "unconditional"
+        visited = self._visit.visited
+        silent = [site for site in self.sites if site.root != self._denoiser and (unseen or site not in visited)]
+        if embeddings != "given":
             if silent:
                 self._missed(silent[0].root, silent)
         elif silent := self._unreached.new_among(silent):
@@ -195,7 +178,7 @@ class PipelineSteering(Steering):
                 f"prompt_embeds were given, so the text encoder did not read the prompt, and {list_sites(silent)} did "
                 "nothing: pass prompt= instead, or encode the prompt inside the steer() block"
             )
-            if self._rows.by_hand:  # perhaps it made them
+            if self._layout.by_hand:  # perhaps it made them
                 told = (
                     f"prompt_embeds were given, which {list_sites(silent)} changed only if the text encoder was called "
                     "for them inside the steer() block; it takes all that is read there by hand for prompts, so "
@@ -205,23 +188,22 @@ class PipelineSteering(Steering):
 
     def _missed(self, root: str, sites: list[Site]) -> None:
         """Tell, once a generation, which sites a call has not come to."""
-        assert self._rows is not None
-        silent = [] if self._rows.skips else self._unreached.new_among(sites)
+        silent = [] if self._layout.skips else self._unreached.new_among(sites)
         if not silent:
             return
-        by_hand = {site for found in self._by_processor.values() for site in found}
-        caches = caches_of(getattr(self.pipe, root))
+        module = getattr(self.adapter.pipe, root)
+        caches = caches_of(module)
         if caches:
             warnings.warn(
                 f"{caches[0]} answers from an earlier step, with the steering of then, for {list_sites(silent)}: "
                 "disable it where strengths or schedules move",
                 stacklevel=2,
             )
-        elif by_hand.issuperset(silent):
+        elif set(silent).issubset(self._processors.sites):
             why = 'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
             warn_unreached(silent, why)
         else:
-            warn_unreached(silent, explain_unreached(getattr(self.pipe, root)))
+            warn_unreached(silent, explain_unreached(module))
 
 
 def steer(
@@ -229,7 +211,7 @@ def steer(
     concepts: Strengthened,
     *,
     gate: str | None = None,
-    rows: str = "conditional",
+    branch: str = "conditional",
     schedule: Schedule | Mapping[str, Schedule] | None = None,
     combine: str = "sum",
     within: str | None = None,
@@ -238,17 +220,18 @@ def steer(
     attach: str = "hooks",
     trace: bool = False,
     force: bool = False,
+    rows: str | None = None,
 ) -> PipelineSteering:
     """Steer a pipeline.
 
     Args:
-        pipe: a diffusers text-to-image pipeline of a known family.
+        pipe: a diffusers text-to-image pipeline of a known family, or its `PipelineAdapter`.
         concepts: concept, or its folder, Hub name or builtin:NAME -> strength; 1 is one unit, 0 is off and exact,
             negative goes the other way. A list gives one strength per prompt of a batch. "auto", or `Auto(target)`,
             steers each position just as far as its probe's probability is above the target.
         gate: None for each concept's own, "on" to steer everything (the vanilla method), "off" for nothing.
-        rows: of classifier-free guidance, "conditional" steers the prompt's rows, "unconditional" those of the negative
-            prompt, "both" all.
+        branch: of classifier-free guidance, "conditional" steers the prompt's rows, "unconditional" those of the
+            negative prompt, "both" all.
         schedule: strength over the timestep (`dsas_diffusion.Schedule`), for all concepts or by name.
         combine: "sum" adds up what several concepts change, "blend" keeps the total of their h within the highest.
         within: "target" takes as much of a strength, at each position, as keeps it among those of the concept's target
@@ -262,6 +245,7 @@ def steer(
             `dsas_diffusion.processor`.
         trace: record h; `trace.heatmap(name, image)` draws it.
         force: use a concept that was learned on another architecture all the same.
+        rows: the former name of `branch`; deprecated.
 
     Returns:
         A handle, attached already: use it in a `with` block or call `detach()`.
@@ -275,14 +259,26 @@ def steer(
         >>> with steer(pipe, {"banana-blur": 1.0}) as steering:
         ...     image = pipe("a banana and a dog").images[0]
     """
-    chosen = loaded(concepts, roots_of(pipe), force=force)
+    if rows is not None:
+        warnings.warn("steer(rows=…) is called branch= now", DeprecationWarning, stacklevel=2)
+        branch = rows
+    adapter = adapt(pipe)
+    chosen = loaded(concepts, adapter.roots, force=force)
     positions = {str(concept.provenance.get("positions", "all")) for concept in chosen}
     if len(positions) > 1:
-        raise DSASError("concepts that read words and concepts that read padding too cannot be steered together")
-    whose = Rows(pipe, rows, positions.pop())
-    checked = words_of(words or {}, chosen, whose.family.denoiser)
-    settings: dict[str, Any] = {"gate": gate, "schedule": schedule, "combine": combine, "within": within}
-    settings |= {"attach": attach, "interpolate_bins": interpolate_bins}
-    settings["trace"] = PictureTrace() if trace else None
-    steering = PipelineSteering(pipe, chosen, WordMasks(pipe, whose, checked) if checked else None, **settings)
-    return steering.attach_to_pipeline(whose)
+        raise UnsupportedError("concepts that read words and concepts that read padding too cannot be steered together")
+    layout = BatchLayout(adapter, branch, positions.pop())
+    checked = words_of(words or {}, chosen, adapter.family.denoiser)
+    steering = PipelineSteering(
+        layout,
+        chosen,
+        WordMasks(layout, checked) if checked else None,
+        attach,
+        gate=gate,
+        schedule=schedule,
+        combine=combine,
+        within=within,
+        interpolate_bins=interpolate_bins,
+        trace=PictureTrace() if trace else None,
+    )
+    return steering.attach_to_pipeline()

@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 
-from dsas_core.errors import DSASError
-
-from .families import encoders_of
 from .family import TextEncoder
 from .wording import plain
 
@@ -21,15 +18,10 @@ NOTHING: Mapping[str, Any] = {}
 
 
 def tokens_of(pipe: Any) -> list[Tokens]:
-    """Of every text encoder of a pipeline, in the pipeline's order.
+    """Until every caller asks an adapter: see `PipelineAdapter.tokens`."""
+    from .adapter import adapt
 
-    Raises:
-        DSASError: it has none.
-    """
-    found = [Tokens(pipe, encoder) for encoder in encoders_of(pipe)]
-    if not found:
-        raise DSASError("the pipeline has no text encoder, whose tokens are asked for: load one")
-    return found
+    return adapt(pipe).tokens
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ class Tokens:
         positions: str,
         given: Mapping[str, Any] = NOTHING,
     ) -> torch.Tensor:
-        """Positions of texts that count, float [texts, positions]: see `rows.Rows`.
+        """Positions of texts that count, float [texts, positions]: see `batch_layout.BatchLayout`.
 
         Args:
             ids: token ids, int64 [texts, positions]. attended: the attention mask, of the same shape, if any.

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .load import is_builtin
-from .tokens import tokens_of
+from .adapter import adapt
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,15 @@ def unknown_words(pipe: Any, prompts: Sequence[str]) -> tuple[str, ...]:
 
 
 def reading(pipe: Any, prompt: str) -> Reading:
-    """How a prompt is read.
+    """How a pipeline, or one that has an adapter already, reads a prompt.
 
     In the built-in model's vocabulary every word is one token, and one that falls apart is unknown. Other vocabularies
     spell rare words in pieces that they know well.
     """
-    tokenizer = max((one.tokenizer for one in tokens_of(pipe)), key=lambda one: one.model_max_length)
+    adapter = adapt(pipe)
+    tokenizer = max((one.tokenizer for one in adapter.tokens), key=lambda one: one.model_max_length)
     unknown: tuple[str, ...] = ()
-    if is_builtin(pipe):
+    if adapter.is_builtin:
         words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())
         unknown = tuple(word for word in words if len(tokenizer.tokenize(word)) > 1)
     room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()

@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 
 from dsas_core.attention import attention_to, normalised, on_grid, on_patches
 from dsas_core.concept import Concept
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.hooks import Call, Visit, visit
 from dsas_core.sites import Roots, Site
 
-from .families import roots_of
-from .rows import Rows
-from .sites import looking_at
-from .tokens import tokens_of
+from .batch_layout import BatchLayout
+from .cross_attention import cross_attention_layers
+from .generation_watcher import GenerationRequest
 
 #: concept name -> a word or phrase, or several of them
 Words = Mapping[str, str | Sequence[str]]
@@ -48,24 +46,22 @@ class WordMasks:
     they are steered too, have the mask of their picture.
 
     Args:
-        pipe: the pipeline. rows: who knows its prompts.
+        layout: who knows the pipeline and its prompts.
         words: of concepts that steer patches of the picture; of others h is left as it is.
 
     Raises:
         DSASError: no cross-attention; and while the model runs, one whose keys cannot be seen.
     """
 
-    def __init__(self, pipe: Any, rows: Rows, words: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, layout: BatchLayout, words: Mapping[str, Sequence[str]]) -> None:
         self.words = words
-        self._rows, self._prompts = rows, tokens_of(pipe)[0]
-        self._places = {name: i for i, name in enumerate(words)}
-        self._layers = looking_at(pipe)
+        self._layout, self._prompts = layout, layout.adapter.tokens[0]
+        self._layers = cross_attention_layers(layout.adapter)
         self._texts = {layer.keys.path for layer in self._layers} | {layer.values.path for layer in self._layers}
         self._by_site = {site: i for i, layer in enumerate(self._layers) for site in (layer.queries, layer.keys)}
-        self._root = rows.family.denoiser
+        self._root = layout.adapter.family.denoiser
         self._visit: Visit | None = None
         self._chosen = torch.zeros(0)  # [concepts, pictures, tokens], as the prompts say
-        self._running = False
         self._queries: dict[int, torch.Tensor] = {}
         # What follows is written in place while the model runs, so that one compiled graph serves.
         self._tokens = torch.zeros(0)  # [concepts, pictures, tokens]
@@ -74,9 +70,10 @@ class WordMasks:
         self._known = torch.zeros(0)  # [layers]: 1 where it has shown anything
         self._mask = torch.zeros(0)  # [concepts, pictures, height, width]
 
-    def attach(self, pipe: Any) -> None:
-        """Go to the layers of a pipeline."""
-        self._visit = visit(roots_of(pipe), self._by_site, self, {self._root: self._rows.of_prompts})
+    def attach(self) -> None:
+        """Go to the layers of the pipeline."""
+        roots = self._layout.adapter.roots
+        self._visit = visit(roots, self._by_site, self, {self._root: self._layout.of_prompts})
 
     def replaced(self, roots: Roots) -> list[Site]:
         """Sites that another module has come to since, see `hooks.Visit.replaced`."""
@@ -88,30 +85,32 @@ class WordMasks:
             self._visit.detach()
             self._visit = None
 
-    def start(self) -> None:
+    def start(self, request: GenerationRequest) -> None:
         """A generation begins: find the words in its prompts."""
-        texts = self._rows.texts
+        texts = request.texts
         if texts is None:
-            raise DSASError("prompt_embeds were given, in which words cannot be found: pass prompt= instead")
-        ids = self._prompts.ids(texts, given=self._rows.given).tolist()
+            raise UnsupportedError("prompt_embeds were given, in which words cannot be found: pass prompt= instead")
+        ids = self._prompts.ids(texts, given=request.encode_arguments).tolist()
         chosen = torch.zeros(len(self.words), len(ids), len(ids[0]))
-        for name, words in self.words.items():
-            spelled = [self._prompts.spelled(word, self._rows.given) for word in words]
-            for row, line in zip(chosen[self._places[name]], ids, strict=True):
+        for places, (name, words) in zip(chosen, self.words.items(), strict=True):
+            spelled = [self._prompts.spelled(word, request.encode_arguments) for word in words]
+            for row, line in zip(places, ids, strict=True):
                 row[self._found(spelled, line)] = 1
-            if not chosen[self._places[name]].any():
-                said = ", ".join(map(repr, words))
-                told = f"no prompt has the word {said}, so {name!r} leaves the denoiser as it is"
-                warnings.warn(told, stacklevel=2)
+            if not places.any():
+                missing = ", ".join(map(repr, words))
+                message = f"no prompt has the word {missing}, so {name!r} leaves the denoiser as it is"
+                warnings.warn(message, stacklevel=2)
         counts = chosen.sum(-1, keepdim=True).clamp_min(1)
-        self._chosen = (chosen / counts).repeat_interleave(self._rows.images_per_prompt, 1)
-        self._running = False
+        self._chosen = (chosen / counts).repeat_interleave(request.images_per_prompt, 1)
         self._queries.clear()
+        if len(self._known):  # of the last generation
+            for state in (self._mask, self._known, self._seen):
+                state.zero_()
 
     def _check_keys(self) -> None:
         """Queries whose keys never came would leave the concept without a place to act, unnoticed."""
         if self._queries:
-            raise DSASError(
+            raise UnsupportedError(
                 "the cross-attention does not show its keys, so nobody knows where it looks: call "
                 "unfuse_qkv_projections(), or set another attention processor"
             )
@@ -128,22 +127,15 @@ class WordMasks:
 
     def begin(self, root: str, call: Call) -> None:
         self._check_keys()
-        device, grid = call.steered.device, (*self._chosen.shape[:2], *self._rows.latents)
+        device, grid = call.steered.device, (*self._chosen.shape[:2], *self._layout.latents)
         with torch.inference_mode(False):  # to be written in and out of inference mode
             if self._mask.shape != grid or self._mask.device != device:
                 self._tokens, self._pictures = self._chosen.to(device), call.steered.nonzero().flatten()
                 self._seen = torch.zeros(len(self._layers), *grid, device=device)
-                self._mask, self._known = (
-                    torch.zeros(grid, device=device),
-                    torch.zeros(len(self._layers), device=device),
-                )
+                self._known = torch.zeros(len(self._layers), device=device)
+                self._mask = torch.zeros(grid, device=device)
         self._tokens.copy_(self._chosen)
         self._pictures.copy_(call.steered.nonzero().flatten())
-        if not self._running:
-            self._mask.zero_()
-            self._known.zero_()
-            self._seen.zero_()
-        self._running = True
 
     def visit(self, site: Site, x: torch.Tensor) -> None:
         number = self._by_site[site]
@@ -161,9 +153,9 @@ class WordMasks:
 
     def __call__(self, concept: str, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         """M of a concept at a site, float32 [batch, patches, 1]; None where there are no patches, or no words."""
-        place = self._places.get(concept)
-        if place is None or site.root != self._root or site.path in self._texts:
+        if concept not in self.words or site.root != self._root or site.path in self._texts:
             return None
+        place = list(self.words).index(concept)
         mask = on_patches(self._mask[place : place + 1], x.shape[1])[0]
         return mask.repeat(len(x) // len(mask), 1)[..., None].to(x.device)
 
@@ -187,12 +179,14 @@ def words_of(words: Words, concepts: Iterable[Concept], root: str) -> dict[str, 
             raise DSASError(f"words of {name!r}: expected a word of the prompt, or a list of them; found {given!r}")
         sites = [site for site in known[name].steered_sites if site.root == root]
         if not sites:
-            raise DSASError(
+            raise UnsupportedError(
                 f"words of {name!r}: it steers the text alone, which has no patches to choose from; learn it with "
                 'sites="denoiser"'
             )
         sliced = [str(site) for site in sites if site.tokens is not None]
         if sliced:
-            raise DSASError(f"words of {name!r}: {sliced[0]} has but some of the patches, which words cannot mask")
+            raise UnsupportedError(
+                f"words of {name!r}: {sliced[0]} has but some of the patches, which words cannot mask"
+            )
         found[name] = listed
     return found

@@ -119,6 +119,7 @@ def _draw(
     denoiser = adapt(pipe).family.denoiser
     in_patches = [concept.name for concept in concepts if any(site.root == denoiser for site in concept.sites)]
     how = {**_steering(args), "gate": arguments.GATES[args.gate], "trace": args.compare}
+    how["branch"] = how.pop("rows")
     with steer(pipe, dict(concepts), **how) as steering:
         for latents in latent_batches(pipe, args.prompt, seeds, settings):
             pictures = decode(pipe, latents)

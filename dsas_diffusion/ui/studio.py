@@ -197,7 +197,7 @@ class Studio:
             self.pipe,
             dict(concepts),
             gate=gate_of(order),
-            rows=order.branch,
+            branch=order.branch,
             combine=order.combine,
             schedule=order.schedule,
             trace=True,

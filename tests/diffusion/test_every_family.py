@@ -18,7 +18,7 @@ from dsas_diffusion import find_sites, learn, steer
 from dsas_diffusion.families import encoders_of, family_of, roots_of
 from dsas_diffusion.generation import decode
 from dsas_diffusion.rows import Rows
-from dsas_diffusion.sites import role_of, site_name, unread
+from dsas_diffusion.sites import role_of, site_name, unused_layers
 from tests.diffusion.test_learn import PROMPTS
 from tests.fixtures.checks import same
 from tests.fixtures.concepts import random_concept
@@ -191,7 +191,7 @@ def test_what_was_a_negative_prompt_may_be_a_prompt_afterwards(family: str, nega
         latents(pipe, family, BANANA, num_inference_steps=1)
         recorder.calls.clear()
         pipe.encode_prompt(negative)
-        assert told.texts == [negative]
+        assert told.request.texts == [negative]
     assert {root: call.steered.tolist() for root, call in recorder.calls if root == "text_encoder"} == {
         "text_encoder": [1]
     }
@@ -245,7 +245,7 @@ def test_embeddings_that_are_ready_made(family: str, inside: bool) -> None:
         for _ in range(2):
             options = {GUIDED.get(family, "guidance_scale"): 3.0, "output_type": "latent", **given}
             pipe(height=SIZE, width=SIZE, num_inference_steps=1, **options)
-            assert told.embeddings in (("", "made here") if inside else ("given",))
+            assert told.request.embeddings in (("", "made here") if inside else ("given",))
     calls = [call for root, call in recorder.calls if root == family_of(pipe).denoiser]
     assert [(call.steered.tolist(), call.prompts.tolist()) for call in calls] == CALLS[family] * 2
 
@@ -421,7 +421,7 @@ def test_clip_skip_of_stable_diffusion_leaves_out_the_last_layers() -> None:
     """Not through the pipeline: with the transformers of today, diffusers' own clip_skip fails there (issue 13833)."""
     pipe = pipe_of("sd")
     sites = find_sites(pipe, "text")
-    assert [unread(pipe, sites, skip) for skip in (0, 1, 2)] == [[], sites[1:], sites]
+    assert [unused_layers(family_of(pipe), roots_of(pipe), sites, skip) for skip in (0, 1, 2)] == [[], sites[1:], sites]
 
 
 def test_the_role_of_the_text_leaves_layers_out_that_nobody_reads() -> None:
@@ -457,7 +457,7 @@ def test_sites_by_the_names_that_people_use(family: str, pattern: str, paths: li
     assert [site.path for site in sites] == paths
     name = pattern.rpartition(":")[2]
     assert all(f"{site_name(site)}.".startswith(f"{name}.") for site in sites)
-    assert {role_of(pipe, site) for site in sites} <= set(family_of(pipe).groups)
+    assert {role_of(family_of(pipe), site) for site in sites} <= set(family_of(pipe).groups)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -49,15 +49,6 @@ def test_latents_become_pictures(tiny_pipe: Any) -> None:
     assert [p.tobytes() for p in decode(tiny_pipe, made, batch=1)] == [p.tobytes() for p in pictures]
 
 
-class Unknown:
-    """A pipeline with settings of its own."""
-
-    def __init__(self, name: str) -> None:
-        self.name_or_path = name
-
-    def __call__(self, prompt: str, num_inference_steps: int = 50, guidance_scale: float = 7.5) -> None: ...
-
-
 @pytest.mark.parametrize(
     ("name", "asked", "expected"),
     [
@@ -67,8 +58,11 @@ class Unknown:
         ("somebody/model", {"guidance": 1.0, "size": 512}, Settings(30, 1.0, size=512)),
     ],
 )
-def test_settings_suit_the_model_unless_asked_otherwise(name: str, asked: dict[str, Any], expected: Settings) -> None:
-    assert settings_of(Unknown(name), **asked) == expected
+def test_settings_suit_the_model_unless_asked_otherwise(
+    name: str, asked: dict[str, Any], expected: Settings, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tiny_pipe), "name_or_path", name)
+    assert settings_of(tiny_pipe, **asked) == expected
     assert Path(BUILTIN["builtin:emoji"]).name == "model"
 
 

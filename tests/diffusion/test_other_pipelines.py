@@ -233,11 +233,11 @@ SHOWN = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "rows", "block"), SHOWN)
-def test_heat_is_of_the_rows_that_have_the_prompts(kind: str, rows: str, block: int) -> None:
+@pytest.mark.parametrize(("kind", "branch", "block"), SHOWN)
+def test_heat_is_of_the_rows_that_have_the_prompts(kind: str, branch: str, block: int) -> None:
     pipe, concept = other(kind, "sd"), concept_of("sd", "cross")
     options = sized(kind, {"pag_scale": 2.0} if "PAG" in kind else {"image": PICTURE})
-    with steer(pipe, {concept: 1.0}, rows=rows, trace=True, force=True) as steering:
+    with steer(pipe, {concept: 1.0}, branch=branch, trace=True, force=True) as steering:
         run(pipe, [BANANA, DOG], **options)
         assert steering.trace is not None
         records = [record for record in steering.trace.records if isinstance(record, PictureRecord)]

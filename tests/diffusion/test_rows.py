@@ -66,8 +66,8 @@ def calls_of(pipe: Any, *prompts: Any, settings: dict[str, Any] | None = None, *
             [0, 1] * 2,
         ),
         ("", {}, [[1], [0]], [0, 1], [0, 0]),
-        (BANANA, {"settings": {"rows": "both"}}, [[1], [1]], [1, 1], [0, 0]),
-        ([BANANA, DOG], {"settings": {"rows": "both"}, "seeds": (1, 2)}, [[1, 1], [1, 1]], [1] * 4, [0, 1, 0, 1]),
+        (BANANA, {"settings": {"branch": "both"}}, [[1], [1]], [1, 1], [0, 0]),
+        ([BANANA, DOG], {"settings": {"branch": "both"}, "seeds": (1, 2)}, [[1, 1], [1, 1]], [1] * 4, [0, 1, 0, 1]),
     ],
 )
 def test_rows_and_their_prompts(
@@ -122,20 +122,20 @@ def test_where_embeddings_come_from_is_known(tiny_pipe: Any) -> None:
         seen = []
         first, _ = tiny_pipe.encode_prompt(BANANA, "cpu", 1, False)
         second, _ = tiny_pipe.encode_prompt(DOG, "cpu", 1, False)
-        seen.append(rows.embeddings)
+        seen.append(rows.request.embeddings)
         for given in (before, first, second, first.clone()):
             tiny_pipe.encode_prompt(None, "cpu", 1, False, prompt_embeds=given)
-            seen.append(rows.embeddings)
+            seen.append(rows.request.embeddings)
     assert seen == ["", "given", "made here", "made here", "given"]
 
 
 def test_a_new_generation_is_announced_with_its_prompts(tiny_pipe: Any) -> None:
-    told: list[int] = []
-    with Rows(tiny_pipe, on_prompts=told.append):
+    told: list[Any] = []
+    with Rows(tiny_pipe, on_generation=told.append):
         latents(tiny_pipe, BANANA)
         latents(tiny_pipe, [BANANA, DOG], seeds=(1, 2))
     latents(tiny_pipe, BANANA)
-    assert told == [1, 2]
+    assert [request.prompts for request in told] == [1, 2]
 
 
 def test_it_is_undone_on_exit_also_after_an_error(tiny_pipe: Any) -> None:
@@ -155,7 +155,7 @@ def test_two_at_once_are_refused(tiny_pipe: Any) -> None:
     assert "encode_prompt" not in vars(tiny_pipe)
 
 
-@pytest.mark.parametrize("settings", [{"rows": "some"}, {"positions": "most"}])
+@pytest.mark.parametrize("settings", [{"branch": "some"}, {"positions": "most"}])
 def test_bad_settings(tiny_pipe: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(DSASError, match="expected"):
         Rows(tiny_pipe, **settings)

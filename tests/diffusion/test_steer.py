@@ -140,8 +140,8 @@ def test_unconditional_rows_are_untouched_within_a_call(case: Case) -> None:
     recorder = Recorder()
     with visit({"unet": case.pipe.unet}, [DENOISER], recorder):
         case.latents([BANANA, DOG], seeds=(1, 2), num_inference_steps=1)
-        for rows in ("conditional", "both"):
-            with steer(case.pipe, {case.concept: S}, rows=rows):
+        for branch in ("conditional", "both"):
+            with steer(case.pipe, {case.concept: S}, branch=branch):
                 case.latents([BANANA, DOG], seeds=(1, 2), num_inference_steps=1)
     base, conditional, both = recorder.seen[DENOISER]
     assert torch.equal(conditional[:2], base[:2])
@@ -402,7 +402,7 @@ def test_a_concept_from_another_architecture_is_refused_unless_forced(tiny_pipe:
         (float("nan"), {}, "strength of 'random': expected a finite number"),
         ([1.0, float("inf")], {}, "strength of 'random': expected a finite number"),
         (1.0, {"gate": "sometimes"}, "gate 'sometimes'"),
-        (1.0, {"rows": "some"}, "rows 'some'"),
+        (1.0, {"branch": "some"}, "branch 'some'"),
         (1.0, {"schedule": {"other": Schedule([(0, 1.0)])}}, "a schedule for other, but attached are random"),
     ],
 )
@@ -411,6 +411,15 @@ def test_bad_requests(tiny_pipe: Any, strength: Any, settings: dict[str, Any], m
         steer(tiny_pipe, {concept_of(tiny_pipe): strength}, **settings)
     assert Bare.of(tiny_pipe.unet).hooks == 0
     assert "encode_prompt" not in vars(tiny_pipe)
+
+
+def test_the_former_name_of_branch_is_still_taken(tiny_pipe: Any) -> None:
+    concept, pictures = concept_of(tiny_pipe), []
+    with steer(tiny_pipe, {concept: S}, branch="both"):
+        pictures.append(latents(tiny_pipe, BANANA))
+    with pytest.warns(DeprecationWarning, match="branch="), steer(tiny_pipe, {concept: S}, rows="both"):
+        pictures.append(latents(tiny_pipe, BANANA))
+    assert same(*pictures)
 
 
 def test_no_concept_and_two_of_one_name(tiny_pipe: Any) -> None:
@@ -443,9 +452,9 @@ def test_what_is_no_known_pipeline(pipe: Any, message: str) -> None:
 # ---- the trace ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", ["conditional", "both"])
-def test_the_trace_draws_where_each_picture_was_steered(tiny_pipe: Any, rows: str) -> None:
-    with steer(tiny_pipe, {concept_of(tiny_pipe): S}, trace=True, rows=rows) as steering:
+@pytest.mark.parametrize("branch", ["conditional", "both"])
+def test_the_trace_draws_where_each_picture_was_steered(tiny_pipe: Any, branch: str) -> None:
+    with steer(tiny_pipe, {concept_of(tiny_pipe): S}, trace=True, branch=branch) as steering:
         pictures = latents(tiny_pipe, [BANANA, DOG], seeds=(1, 2), output_type="pil")
         trace = steering.trace
         assert trace is not None

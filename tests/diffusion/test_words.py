@@ -18,7 +18,8 @@ import dsas_diffusion.words as words_of_prompts
 from dsas_core import Concept, DSASError, Site
 from dsas_core.trace import Record
 from dsas_diffusion import Schedule, find_sites, load_pipeline, steer
-from dsas_diffusion.sites import looking_at
+from dsas_diffusion.adapter import adapt
+from dsas_diffusion.cross_attention import cross_attention_layers
 from tests.fixtures.checks import differ, same
 from tests.fixtures.concepts import random_concept
 from tests.fixtures.models import BANANA, DOG, STEPS, Counting, bases, build_ddim_pipe, build_flow_pipe, latents
@@ -40,7 +41,7 @@ def concept_of(pipe: Any, sites: Any = "cross", **fields: Any) -> Concept:
 
 def masks(pipe: Any, prompts: Any, seeds: Sequence[int] = (0,), word: Any = "banana", **options: Any) -> list[Record]:
     """h of a concept whose own gate is 1, so M, at every site and step."""
-    settings = {"sites": "cross", "strength": S, "rows": "conditional", **options.pop("settings", {})}
+    settings = {"sites": "cross", "strength": S, "branch": "conditional", **options.pop("settings", {})}
     concept = concept_of(pipe, settings.pop("sites"))
     strength = settings.pop("strength")
     with steer(pipe, {concept: strength}, gate="on", words={"random": word}, trace=True, **settings) as steering:
@@ -80,7 +81,7 @@ def test_attention_is_that_of_an_eager_kernel(pipe: Any, monkeypatch: pytest.Mon
     kept: list[torch.Tensor] = []
     original = pipe.unet.attn_processors
     layers = {f"unet.{name.removesuffix('.processor')}" for name in original}
-    looking = {layer.path for layer in looking_at(pipe)}
+    looking = {layer.path for layer in cross_attention_layers(adapt(pipe))}
     assert looking < layers
     eager = {
         name: EagerProcessor(kept) if f"unet.{name.removesuffix('.processor')}" in looking else processor
@@ -111,16 +112,16 @@ def test_the_mask_is_in_the_unit_interval_and_differs_within_a_picture(pipe: Any
 
 
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
-@pytest.mark.parametrize("rows", ["conditional", "both"])
-def test_a_prompt_has_its_mask_alone_and_in_a_batch(pipe: Any, rows: str, guidance: float) -> None:
-    settings = {"settings": {"rows": rows}, "guidance_scale": guidance}
+@pytest.mark.parametrize("branch", ["conditional", "both"])
+def test_a_prompt_has_its_mask_alone_and_in_a_batch(pipe: Any, branch: str, guidance: float) -> None:
+    settings = {"settings": {"branch": branch}, "guidance_scale": guidance}
     prompts, seeds = [BANANA, DOG, BOTH], (1, 2, 3)
     together = masks(pipe, prompts, seeds, **settings)
     for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         for record, own in zip(together, masks(pipe, prompt, (seed,), **settings), strict=True):
             assert torch.allclose(record.h[i::3], own.h, atol=1e-3)
             assert bool(own.h.any()) == (prompt != DOG)
-            if rows == "both" and guidance > 1:
+            if branch == "both" and guidance > 1:
                 assert torch.equal(own.h[0], own.h[1])
 
 
@@ -191,7 +192,7 @@ def test_it_multiplies_the_gate(pipe: Any) -> None:
         assert same(product, h * mask)
 
 
-@pytest.mark.parametrize("settings", [{}, {"gate": "on"}, {"rows": "both"}, {"schedule": Schedule.between(900, 100)}])
+@pytest.mark.parametrize("settings", [{}, {"gate": "on"}, {"branch": "both"}, {"schedule": Schedule.between(900, 100)}])
 def test_what_is_exact(pipe: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     concept, bare = concept_of(pipe, ["cross", "text"]), [Bare.of(pipe.unet), Bare.of(pipe.text_encoder)]
     base = latents(pipe, BOTH)
@@ -213,8 +214,8 @@ def test_what_is_exact(pipe: Any, settings: dict[str, Any], monkeypatch: pytest.
 def test_a_prompt_without_the_word_stays_as_it_is(pipe: Any) -> None:
     prompts, seeds = [BANANA, DOG], (1, 2)
     base = latents(pipe, prompts, seeds)
-    for rows in ("conditional", "both"):
-        with steer(pipe, {concept_of(pipe): S}, gate="on", rows=rows, words={"random": "banana"}):
+    for branch in ("conditional", "both"):
+        with steer(pipe, {concept_of(pipe): S}, gate="on", branch=branch, words={"random": "banana"}):
             made = latents(pipe, prompts, seeds)
         assert torch.equal(made[1], base[1])
         assert differ(made[0], base[0])
@@ -316,7 +317,7 @@ def test_a_site_of_some_patches_is_refused(tiny_pipe: Any) -> None:
 
 
 def test_words_in_the_denoiser_are_no_patches(tiny_pipe: Any) -> None:
-    keys = looking_at(tiny_pipe)[0].keys
+    keys = cross_attention_layers(adapt(tiny_pipe))[0].keys
     concept = random_concept(seen_at(tiny_pipe, [keys, Site("unet.conv_in", layout="first")]), base=bases(tiny_pipe))
     with steer(tiny_pipe, {concept: S}, gate="on", words={"random": "banana"}, trace=True) as steering:
         latents(tiny_pipe, BANANA)
@@ -339,7 +340,7 @@ def test_attention_that_cannot_be_seen(tmp_path: Path) -> None:
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "mid_block_type": None}
     pipe.unet = UNet2DConditionModel(8, 4, 4, **blocks, block_out_channels=(16, 32), norm_num_groups=8)
     with pytest.raises(DSASError, match="unet has no cross-attention"):
-        looking_at(pipe)
+        cross_attention_layers(adapt(pipe))
 
 
 # ---- on the command line --------------------------------------------------------------------------------------------

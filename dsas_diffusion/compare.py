@@ -1,0 +1,17 @@
+"""How much pictures differ from one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+#: a picture is unchanged up to this mean absolute difference, of 255
+UNCHANGED = 2.0
+
+
+def change(base: Sequence[Image.Image], made: Sequence[Image.Image]) -> np.ndarray:
+    """Mean absolute pixel difference of each pair of pictures, of 255, float [n]."""
+    pairs = zip(base, made, strict=True)
+    return np.array([np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).mean() for a, b in pairs])
