@@ -2,7 +2,7 @@
 
 Pictures are PIL images of one size. `ssim`, `lpips`, `latent_change` and `identical` compare pairs; `fid` and `kid`
 compare sets, in a space of features; `clip_score` compares pictures with prompts. What another library or other
-weights must do raises `Unavailable` where they are not to be had, so that who evaluates can go on without it.
+weights must do raises `UnavailableError` where they are not to be had, so that who evaluates can go on without it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, UnavailableError
 from dsas_core.pretrained import reason_of
 
 from .builtin.judge import Judge
-from .vision import BATCH, Clip, Unavailable, array_of, chunks, embedding, load_pretrained
+from .vision import BATCH, Clip, array_of, chunks, embedding, load_pretrained
 
 #: side of the window that SSIM compares, in pixels
 WINDOW = 11
@@ -43,7 +43,7 @@ def ssim(base: Sequence[Image.Image], made: Sequence[Image.Image]) -> np.ndarray
 
     Raises:
         DSASError: no pairs of one size, or pictures smaller than the window.
-        Unavailable: torchmetrics is not installed.
+        UnavailableError: torchmetrics is not installed.
     """
     before, after = pair_of(base, made)
     if len(before) and min(before.shape[1:3]) < WINDOW:
@@ -69,7 +69,7 @@ def lpips(base: Sequence[Image.Image], made: Sequence[Image.Image], net: str = "
 
     Raises:
         DSASError: no such network, or no pairs of one size.
-        Unavailable: torchmetrics or torchvision is not installed, or the network's weights cannot be downloaded.
+        UnavailableError: torchmetrics or torchvision is not installed, or the network's weights cannot be downloaded.
     """
     if net not in NETS:
         raise DSASError(f"LPIPS net {net!r}: expected one of {', '.join(NETS)}")
@@ -82,9 +82,9 @@ def lpips(base: Sequence[Image.Image], made: Sequence[Image.Image], net: str = "
     try:
         metric = LearnedPerceptualImagePatchSimilarity(net_type=net)  # type: ignore[arg-type]
     except ModuleNotFoundError as error:
-        raise Unavailable("LPIPS needs torchvision, which is not installed: pip install torchvision") from error
+        raise UnavailableError("LPIPS needs torchvision, which is not installed: pip install torchvision") from error
     except Exception as error:  # a download that fails raises a dozen kinds
-        raise Unavailable(f"LPIPS: no weights of {net}: {reason_of(error)}") from error
+        raise UnavailableError(f"LPIPS: no weights of {net}: {reason_of(error)}") from error
     with torch.inference_mode():
         pairs = zip(_batches(before, 1), _batches(after, 1), strict=True)
         return _joined([metric(a / 127.5 - 1, b / 127.5 - 1).reshape(1) for a, b in pairs])
@@ -221,12 +221,12 @@ def transformers_features(name: str | Path, *, device: str = "auto", **options: 
         options: further arguments of `from_pretrained` (revision, token, …).
 
     Raises:
-        Unavailable: no such model, or no image model.
+        UnavailableError: no such model, or no image model.
     """
     model, processor, missing = load_pretrained(name, "AutoModel", "AutoImageProcessor", device, **options)
     pooled = not any("pooler" in key for key in missing)  # a pooler that was never trained says nothing
     if lacking := [key for key in missing if "pooler" not in key]:
-        raise Unavailable(f"{name} is no image model: it lacks {lacking[0]}, which would be random")
+        raise UnavailableError(f"{name} is no image model: it lacks {lacking[0]}, which would be random")
 
     @torch.inference_mode()
     def features(pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -261,7 +261,7 @@ def clip_score(pictures: Sequence[Image.Image], prompts: Sequence[str], model: s
 
     Raises:
         DSASError: not as many prompts as pictures.
-        Unavailable: no such model, or no CLIP.
+        UnavailableError: no such model, or no CLIP.
     """
     if len(pictures) != len(prompts):
         raise DSASError(f"{len(pictures)} pictures, but {len(prompts)} prompts: expected one each")
@@ -301,5 +301,5 @@ def _size(array: np.ndarray) -> str:
     return f"{array.shape[2]} x {array.shape[1]}"
 
 
-def _not_installed(metric: str, error: ImportError) -> Unavailable:
-    return Unavailable(f"{metric} needs torchmetrics: pip install 'dsas-diffusion[eval]' ({reason_of(error)})")
+def _not_installed(metric: str, error: ImportError) -> UnavailableError:
+    return UnavailableError(f"{metric} needs torchmetrics: pip install 'dsas-diffusion[eval]' ({reason_of(error)})")

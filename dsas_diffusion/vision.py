@@ -1,6 +1,6 @@
 """Models of transformers that look at pictures: loading them, and CLIP.
 
-What cannot be had here raises `Unavailable`, so that who evaluates can go on without it.
+What cannot be had here raises `UnavailableError`, so that who evaluates can go on without it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, UnavailableError
 from dsas_core.pretrained import device_of, hub_options, loading
 
 #: pictures that a network sees at a time
 BATCH = 32
-
-
-class Unavailable(DSASError):  # noqa: N818, a state of the machine and no fault
-    """A metric, or the model that it needs, is not to be had here; the line says why."""
 
 
 class Clip:
@@ -36,18 +32,20 @@ class Clip:
     Texts longer than the model takes are cut at the end.
 
     Raises:
-        Unavailable: no such model, or no CLIP.
+        UnavailableError: no such model, or no CLIP.
     """
 
     def __init__(self, name: str | Path, *, device: str = "auto", **options: Any) -> None:
         self.name = str(name)
         self.model, self.processor, missing = load_pretrained(name, "AutoModel", "AutoProcessor", device, **options)
         if not all(hasattr(self.model, f"get_{side}_features") for side in ("image", "text")):
-            raise Unavailable(f"{name} is no CLIP: {type(self.model).__name__} has no features of pictures and texts")
+            raise UnavailableError(
+                f"{name} is no CLIP: {type(self.model).__name__} has no features of pictures and texts"
+            )
         if not all(hasattr(self.processor, part) for part in ("image_processor", "tokenizer")):
-            raise Unavailable(f"{name} is no CLIP: it lacks its image processor or its tokenizer")
+            raise UnavailableError(f"{name} is no CLIP: it lacks its image processor or its tokenizer")
         if missing:
-            raise Unavailable(f"{name} is no CLIP: it lacks {missing[0]}, which would be random")
+            raise UnavailableError(f"{name} is no CLIP: it lacks {missing[0]}, which would be random")
 
     @torch.inference_mode()
     def of_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -86,20 +84,20 @@ def load_pretrained(
         options: further arguments of `from_pretrained` (revision, token, …).
 
     Raises:
-        Unavailable: no such model, or it cannot be loaded.
+        UnavailableError: no such model, or it cannot be loaded.
     """
     folder = Path(name)
     if not str(name):
-        raise Unavailable("no model is named")
+        raise UnavailableError("no model is named")
     if not folder.is_dir() and (str(name).count("/") > 1 or str(name).startswith((".", "/", "~"))):
-        raise Unavailable(f"no model {name}: no such folder, and no Hub name (user/name)")
+        raise UnavailableError(f"no model {name}: no such folder, and no Hub name (user/name)")
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise Unavailable(f"{folder} is no model: it has no config.json")
+        raise UnavailableError(f"{folder} is no model: it has no config.json")
 
     import transformers
 
     settings = {"dtype": torch.float32, "use_safetensors": True, **options}
-    with loading(name, Unavailable):  # what is missing is told by whoever asked
+    with loading(name, UnavailableError):  # what is missing is told by whoever asked
         loader = getattr(transformers, model_class)
         model, report = loader.from_pretrained(name, output_loading_info=True, **settings)
         processor = getattr(transformers, processor_class).from_pretrained(name, **hub_options(options))

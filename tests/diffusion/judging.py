@@ -38,7 +38,7 @@ class Brightness:
 
     name = "brightness"
 
-    def shown(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+    def target_scores(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         return np.array([np.asarray(picture).mean() / 255 for picture in pictures])
 
     def masks(self, pictures: Sequence[Image.Image]) -> list[np.ndarray | None]:
@@ -53,13 +53,13 @@ class Redness(Brightness):
     name = "redness"
     masks = None  # type: ignore[assignment]
 
-    def shown(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+    def target_scores(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         return np.array([np.asarray(picture)[..., 0].mean() / 255 for picture in pictures])
 
 
 def brightness(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
     """For --judge."""
-    return Brightness().shown(pictures, prompts)
+    return Brightness().target_scores(pictures, prompts)
 
 
 def halves(pictures: Sequence[Image.Image]) -> list[Any]:
