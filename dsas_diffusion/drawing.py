@@ -19,7 +19,7 @@ from PIL import Image
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.evaluate import Cell, Done, Run, arm, cost
-from dsas_core.evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
+from dsas_core.evaluate.arms import BLIND, SCORES, Scores, load_scores, save_scores, scores_of
 from dsas_core.fingerprints import weights_digest
 from dsas_core.strengths import Auto
 
@@ -82,22 +82,21 @@ class Drawings:
         self._oracle_masks: np.ndarray | None = None
         self._results: dict[Job, Done] = {}
 
-    def tell_oracle(self, masks: Sequence[np.ndarray | None]) -> None:
-        """Tell the oracle where the thing is in each unsteered source picture; None where it is not shown."""
+    def tell_oracle(self, masks: Sequence[np.ndarray | None]) -> bool:
+        """Tell the oracle where the thing is in each unsteered source picture; None where it is not shown.
+
+        Whether it can make use of that: else it knows only which prompts show the concept.
+        """
         empty = next((np.zeros_like(mask) for mask in masks if mask is not None), None)
         if self.steers_patches and empty is not None:
             self._oracle_masks = np.stack([empty if mask is None else mask for mask in masks])
+        return self._oracle_masks is not None
 
     def complete(self, jobs: Sequence[Job], label: str) -> None:
         """Draw what is missing of some jobs."""
         missing = [job for job in dict.fromkeys(map(self._stand_in, jobs)) if job not in self._results]
         results = self.store.complete([self._cell(job) for job in missing], label)
         self._results |= dict(zip(missing, results, strict=True))
-
-    @property
-    def oracle_sees(self) -> bool:
-        """Whether the oracle was told patches, not only which prompts show the concept."""
-        return self._oracle_masks is not None
 
     def __contains__(self, job: Job) -> bool:
         return self._stand_in(job) in self._results
@@ -106,10 +105,6 @@ class Drawings:
         """The prompt of each picture: each once per seed; other settings than usual are tried with one seed."""
         texts = self.prompts["target" if job.arm == "asked" else job.side]
         return texts * (1 if job.settings else self.seeds)
-
-    def labels(self, side: str) -> list[tuple[int, str]]:
-        """Seed and prompt of each picture."""
-        return [(seed, text) for seed in range(self.seeds) for text in self.prompts[side]]
 
     def pictures(self, job: Job) -> list[Image.Image]:
         """What was drawn."""
@@ -131,7 +126,7 @@ class Drawings:
 
     def mean_h(self, side: str) -> float:
         """What DSAS at strength 1 lets through of the map: mean h over sites, bins and positions, with site weights."""
-        scores = load_scores(self._of(Job("dsas", side, 1.0)).folder / "scores.safetensors")
+        scores = load_scores(self._of(Job("dsas", side, 1.0)).folder / SCORES)
         items = self.concept.interventions
         return float(np.mean([float(h.mean()) * items[i].weights[bin_] for (i, bin_), h in scores.items()]))
 
@@ -192,14 +187,14 @@ class Drawings:
         if heatmaps:
             np.save(folder / "heat.npy", np.stack(heatmaps).astype(np.float16))
         if scores:
-            save_scores(scores, folder / "scores.safetensors")
+            save_scores(scores, folder / SCORES)
         return {"pictures": len(latents)}
 
     def _steered(self, job: Job, part: slice, traced: bool) -> AbstractContextManager[Any]:
         """Steering for some of a job's pictures."""
         if job.arm in BASELINES:
             return nullcontext()
-        scores = load_scores(self._results[_DSAS].folder / "scores.safetensors") if job.arm in BLIND else None
+        scores = load_scores(self._results[_DSAS].folder / SCORES) if job.arm in BLIND else None
         there = {}
         if job.arm == "oracle" and self._oracle_masks is not None:
             masks = torch.from_numpy(self._oracle_masks[part]).float()

@@ -8,7 +8,6 @@ arms (`dsas_core.evaluate.arms`). Pictures are kept by content (`dsas_diffusion.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -20,7 +19,6 @@ from PIL import Image
 from dsas_core.concept import Concept
 from dsas_core.errors import UnavailableError
 from dsas_core.evaluate import Evaluation, Plan, Run, runs
-from dsas_core.evaluate.intervals import Label
 from dsas_core.evaluate.localisation import averaged, localisation
 from dsas_core.prompts import PromptSet
 from dsas_core.strengths import Auto
@@ -108,7 +106,8 @@ class PictureEvaluation(Evaluation):
         features: similarity.Features | str | None,
         masks: Masks | None,
     ) -> None:
-        super().__init__(concept, prompts, judge, store, plan)
+        super().__init__(concept, prompts, judge, store, plan, partial(steer, adapter.pipe), plan.seeds)
+        self.unsteered_arms = ("base", "asked") if self.rewritten else ("base",)
         self.adapter = adapter
         negative = next(iter(prompts.sample("negative", 1)), None)
         self.drawings = Drawings(adapter, concept, self.prompts, negative, store, settings, plan.seeds)
@@ -122,31 +121,15 @@ class PictureEvaluation(Evaluation):
         if (own := self._try("FID and KID", load)) is not None:
             self.networks[""] = own
 
-    @property
-    def asks_in_words(self) -> bool:
-        return bool(self.prompts["target"])
-
-    @property
-    def oracle_sees(self) -> str:
-        return "patches" if self.drawings.oracle_sees else "prompts"
-
-    @property
-    def unsteered_arms(self) -> tuple[str, ...]:
-        return ("base", "asked") if self.asks_in_words else ("base",)
-
-    def labels(self, side: str) -> list[Label]:
-        return self.drawings.labels(side)
-
     def run_arms(self) -> None:
         sides = [side for side in self.sides if self.prompts[side]]
         first = [Job("base", side) for side in sides] + [Job("dsas", side, 1.0) for side in sides]
-        first += [Job("dsas", "source")]
-        first += [Job("asked", "source")] if self.asks_in_words else []
+        first += [Job("dsas", "source"), *([Job("asked", "source")] if self.rewritten else [])]
         first += [Job("negative", side) for side in ("source", "control") if self.drawings.negative]
         self.drawings.complete(first, "drawing base and DSAS")
         masks = self._masks_of("source") if "oracle" in self.plan.arms else None
-        if masks is not None:
-            self.drawings.tell_oracle(masks)
+        if masks is not None and self.drawings.tell_oracle(masks):
+            self.oracle_sees = "patches"
         grid = [Job(arm, side, strength) for arm, strength in self.grid for side in ("source", "control")]
         grid += [Job("on", "unnamed", 1.0)] if self.prompts["unnamed"] and "on" in self.plan.arms else []
         self.drawings.complete(grid, "drawing the arms")
@@ -169,8 +152,8 @@ class PictureEvaluation(Evaluation):
             more |= self._distances(control)
         return changes.clip(0, 1), more
 
-    def mean_h(self) -> dict[str, float]:
-        return {side: self.drawings.mean_h(side) for side in ("source", "control")}
+    def mean_h(self, side: str) -> float:
+        return self.drawings.mean_h(side)
 
     def baselines(self) -> dict[str, dict[str, float]]:
         baselines = super().baselines()
@@ -192,7 +175,7 @@ class PictureEvaluation(Evaluation):
             "unnamed": self._unnamed(),
             "robustness": [self._robustness(settings) for settings in self._other_settings()],
         }
-        if not self.asks_in_words:
+        if not self.rewritten:
             self.skip("asking in words: source and target templates do not go in pairs")
         if self.drawings.negative is None:
             self.skip("a negative prompt: the prompt file's evaluation names none (negative: [...])")
@@ -217,9 +200,6 @@ class PictureEvaluation(Evaluation):
         about = {**self.drawings.model_key, "prompt": prompt, "settings": asdict(settings)}
         denoiser: Any = self.adapter.denoiser
         return lambda: list(latent_batches(pipe, prompt, [0], settings)), about, denoiser.device
-
-    def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
-        return steer(self.adapter.pipe, {self.concept: 1.0}, gate=gate)
 
     # ---- what a picture shows, and how far it is from another -------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """A judge of pictures from plain data, such as a prompt file holds under `judge`.
 
-Functions of one's own are judges too (`callable_judge`), but no file can name them.
+Functions of one's own are judges too (`CallableJudge`), but no file can name them.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from dsas_core.pretrained import device_of, hub_options, loading
 from dsas_core.prompts import PromptSet
 
 from .builtin_judge import BuiltinJudge
-from .callable_judge import import_function
 from .judges import judge_from
 from .model_judges import LISTED
+from .picture_judge import import_function
 from .vision import BATCH, chunks
 
 #: pictures -> bool [height, width] of each, or None where it shows none of it

@@ -36,6 +36,8 @@ class Evaluation(ABC):
         judge: scores outputs; of several, figures are the first one's, and the others' mean scores stand beside.
         store: keeps what was run.
         plan: how much is measured.
+        steer: the model's `steer`, which takes strengths by concept.
+        seeds: how often every prompt is run.
 
     Raises:
         DSASError: no prompts for an arm.
@@ -45,12 +47,27 @@ class Evaluation(ABC):
     outputs: ClassVar[str]
     #: sides whose prompts are run
     sides: ClassVar[tuple[str, ...]] = ("source", "control")
+    #: what the oracle is told: "patches", or which "prompts" show the concept
+    oracle_sees = "prompts"
+    #: arms without steering that stand beside the others in tables of judges and wordings
+    unsteered_arms: tuple[str, ...] = ("base",)
 
-    def __init__(self, concept: Concept, prompts: PromptSet, judge: Any, store: Run, plan: Plan) -> None:
+    def __init__(
+        self,
+        concept: Concept,
+        prompts: PromptSet,
+        judge: Any,
+        store: Run,
+        plan: Plan,
+        steer: Callable[..., AbstractContextManager[Any]],
+        seeds: int = 1,
+    ) -> None:
         judges = list(judge) if isinstance(judge, Sequence) else [judge]
         self.judge, self.other_judges = judges[0], judges[1:]
-        self.concept, self.store, self.plan = concept, store, plan
+        self.concept, self.store, self.plan, self.steer, self.seeds = concept, store, plan, steer, seeds
         self.prompts = plan.prompts(concept, prompts)
+        #: source prompts that ask in words for what steering does, the arm "asked"
+        self.rewritten = self.prompts["target"]
         self.templates = prompts.wordings("source")
         self.skipped: list[str] = []
         self.autos = plan.autos(concept)
@@ -59,16 +76,6 @@ class Evaluation(ABC):
         self._scores: dict[tuple[str, float | Auto], np.ndarray] = {}
 
     # ---- what a domain knows ----------------------------------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def asks_in_words(self) -> bool:
-        """Whether there are rewritten prompts, the arm "asked"."""
-
-    @property
-    @abstractmethod
-    def oracle_sees(self) -> str:
-        """What the oracle is told: "patches", or which "prompts" show the concept."""
 
     @abstractmethod
     def run_arms(self) -> None:
@@ -83,8 +90,8 @@ class Evaluation(ABC):
         """How much each control output changed, float [n] in [0, 1], and further figures of the arm."""
 
     @abstractmethod
-    def mean_h(self) -> dict[str, float]:
-        """Mean h of DSAS at strength 1, by side."""
+    def mean_h(self, side: str) -> float:
+        """Mean h of DSAS at strength 1."""
 
     @abstractmethod
     def baseline_figures(self, arm: str) -> dict[str, float]:
@@ -102,26 +109,13 @@ class Evaluation(ABC):
     def timed_work(self) -> tuple[Callable[[], object], Mapping[str, Any], torch.device]:
         """What time and memory are measured on: a run of the model, plain data that tells it apart, the device."""
 
-    @abstractmethod
-    def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
-        """The model steered with the concept at strength 1."""
-
-    def labels(self, side: str) -> list[Label]:
-        """Seed and prompt of each output of a side."""
-        return [(0, text) for text in self.prompts[side]]
-
-    @property
-    def unsteered_arms(self) -> tuple[str, ...]:
-        """Arms without steering that stand beside the others in tables of judges and wordings."""
-        return ("base",)
-
     # ---- the common road --------------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
         """Run what is missing, judge everything: plain data."""
         self.run_arms()
         arms = {arm: [self._point(arm, strength) for strength in self.plan.strengths] for arm in self.plan.arms}
-        asked = self.scores("asked").tolist() if self.asks_in_words else None
+        asked = self.scores("asked").tolist() if self.rewritten else None
         figures = summed_up(
             arms,
             self.scores("base").tolist(),
@@ -133,7 +127,7 @@ class Evaluation(ABC):
         return {
             "prompts": self.prompts,
             **figures,
-            "dose": doses(self.mean_h(), self.plan.arms),
+            "dose": doses({side: self.mean_h(side) for side in ("source", "control")}, self.plan.arms),
             "oracle": self.oracle_sees,
             "baselines": self.baselines(),
             "judges": [self._judged_by(judge) for judge in self.other_judges],
@@ -160,6 +154,10 @@ class Evaluation(ABC):
             self._scores[arm, strength] = self.judge_outputs(self.judge, arm, strength)
         return self._scores[arm, strength]
 
+    def labels(self, side: str) -> list[Label]:
+        """Seed and prompt of each output of a side."""
+        return [(seed, text) for seed in range(self.seeds) for text in self.prompts[side]]
+
     def skip(self, reason: str) -> None:
         """Note once what could not be measured, and why."""
         if reason not in self.skipped:
@@ -167,7 +165,7 @@ class Evaluation(ABC):
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """What no steering, and asking in words, achieve."""
-        names = {"no steering": "base"} | ({"asked in words": "asked"} if self.asks_in_words else {})
+        names = {"no steering": "base"} | ({"asked in words": "asked"} if self.rewritten else {})
         return {
             name: {"shown": float(self.scores(arm).mean()), **self.baseline_figures(arm)} for name, arm in names.items()
         }
@@ -197,4 +195,4 @@ class Evaluation(ABC):
         """Time and memory of steered against unsteered runs."""
         work, about, device = self.timed_work()
         key = {"kind": "timing", **about, "concept": self.concept.digest, "device": cost.named(device)}
-        return Cell(key, lambda folder: cost.compared(work, self.steered, device))
+        return Cell(key, lambda folder: cost.compared(work, lambda: self.steer({self.concept: 1.0}), device))

@@ -15,7 +15,7 @@ import torch
 
 from ..concept import Concept
 from ..evaluate import Cell, Done, Run, arm, cost
-from ..evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
+from ..evaluate.arms import BLIND, SCORES, Scores, load_scores, save_scores, scores_of
 from ..fingerprints import weights_digest
 from ..pretrained import name_of
 from ..provenance import versions
@@ -73,8 +73,10 @@ class AnswerStore:
 
     def complete(self, jobs: Sequence[ArmAt], label: str) -> None:
         """Answer what is missing of some arms; "asked" answers the rewritten prompts."""
-        cells = [self._rewritten_cell() if job[0] == "asked" else self._cell(*job) for job in jobs]
-        self._results |= dict(zip(jobs, self.store.complete(cells, label), strict=True))
+        run = dict.fromkeys(("on" if name == "oracle" else name, strength) for name, strength in jobs)
+        missing = [job for job in run if job not in self._results]
+        results = self.store.complete([self._cell(*job) for job in missing], label)
+        self._results |= dict(zip(missing, results, strict=True))
 
     def values(self, name: str, strength: float | Auto = 0.0) -> Mapping[str, Any]:
         """What an arm gave; the oracle steers the prompts that show the concept and no others."""
@@ -83,6 +85,10 @@ class AnswerStore:
         return self._results[name, strength].values
 
     def _cell(self, name: str, strength: float | Auto) -> Cell:
+        if name == "asked":
+            tokens = [text.ids for text in self.rewritten]
+            key = {"kind": "asked", **self.model_key, "tokens": tokens}
+            return Cell(key, lambda folder: {"source": self._answers(self.rewritten)})
         key = {
             "kind": "answers",
             **self.model_key,
@@ -94,14 +100,11 @@ class AnswerStore:
         }
         return Cell(key, lambda folder: self._measure(name, strength, folder))
 
-    def _rewritten_cell(self) -> Cell:
-        key = {"kind": "asked", **self.model_key, "tokens": [text.ids for text in self.rewritten]}
-        return Cell(key, lambda folder: {"source": self._answers(self.rewritten)})
-
     def _measure(self, name: str, strength: float | Auto, folder: Path) -> dict[str, Any]:
         attached: Any = nullcontext()
         if name != "base":
-            concept, gate = arm(self.concept, name, self._gate_scores() if name in BLIND else None)
+            scores = load_scores(self._results["dsas", 1.0].folder / SCORES) if name in BLIND else None
+            concept, gate = arm(self.concept, name, scores)
             attached = steer(self.model, {concept: strength}, gate=gate)
         with attached:
             values: dict[str, Any] = {side: self._answers(texts) for side, texts in self.encoded.items()}
@@ -123,11 +126,8 @@ class AnswerStore:
                     self.reader.answers(part)
                     mean_h[side] += steering.trace.mean_h(self.concept.name) * len(part) / len(texts)
                     batches += [scores_of(steering.trace, self.concept)] if side == "source" else []
-        save_scores(batches, folder / "scores.safetensors")
+        save_scores(batches, folder / SCORES)
         return mean_h
-
-    def _gate_scores(self) -> Scores:
-        return load_scores(self._results["dsas", 1.0].folder / "scores.safetensors")
 
     def _answers(self, texts: Sequence[Encoded]) -> list[str]:
         answers = self.reader.answers(texts)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,26 +94,16 @@ class TextEvaluation(Evaluation):
         tasks: Sequence[str],
         limit: int | None,
     ) -> None:
-        super().__init__(concept, prompts, judge, store, plan)
+        super().__init__(concept, prompts, judge, store, plan, partial(steer, model))
         # pairs of learning differ in their answers; only prompts that are made for it ask in other words
-        rewritten = self.prompts["target"] if "unseen_target" in prompts.evaluation else []
-        self.answers = AnswerStore(model, tokenizer, concept, self.prompts, rewritten, store)
+        self.rewritten = self.rewritten if "unseen_target" in prompts.evaluation else []
+        self.answers = AnswerStore(model, tokenizer, concept, self.prompts, self.rewritten, store)
         self.tasks, self.limit = tasks, limit
 
-    @property
-    def asks_in_words(self) -> bool:
-        return bool(self.answers.rewritten)
-
-    @property
-    def oracle_sees(self) -> str:
-        return "prompts"
-
     def run_arms(self) -> None:
-        first: list[ArmAt] = [("base", 0.0), ("dsas", 1.0)]
-        self.answers.complete(first, "answering")
-        grid = dict.fromkeys(("on" if arm == "oracle" else arm, strength) for arm, strength in self.grid)
-        self.answers.complete([job for job in grid if job not in first], "answering in all arms")
-        if self.asks_in_words:
+        self.answers.complete([("base", 0.0), ("dsas", 1.0)], "answering")
+        self.answers.complete(self.grid, "answering in all arms")
+        if self.rewritten:
             self.answers.complete([("asked", 0.0)], "answering rewritten prompts")
 
     def judge_outputs(self, judge: TextJudge, arm: str, strength: float | Auto) -> np.ndarray:
@@ -132,16 +123,15 @@ class TextEvaluation(Evaluation):
             more["knowledge_lost"] = 100 * float(np.mean(base["facts"]) - np.mean(steered["facts"]))
         return changed, more
 
-    def mean_h(self) -> dict[str, float]:
-        mean_h: dict[str, float] = self.answers.values("dsas", 1.0)["h"]
-        return mean_h
+    def mean_h(self, side: str) -> float:
+        return float(self.answers.values("dsas", 1.0)["h"][side])
 
     def baseline_figures(self, arm: str) -> dict[str, float]:
         cost = {"cost": 0.0} if arm == "base" else {}
         return {**cost, "degenerate": _share_broken(self.answers.values(arm)["source"])}
 
     def further_figures(self) -> dict[str, Any]:
-        if not self.asks_in_words:
+        if not self.rewritten:
             self.skip("asking in words: the prompt file's evaluation has no unseen_target; effects are of all")
         if self.answers.values("base")["facts"] is None and not self.tasks:
             self.skip("knowledge: name tasks of lm-evaluation-harness (--tasks)")
@@ -162,9 +152,6 @@ class TextEvaluation(Evaluation):
         about = {**self.answers.model_key, "tokens": batch.ids.tolist()}
         return lambda: reader.run(batch), about, reader.device
 
-    def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
-        return steer(self.answers.model, {self.concept: 1.0}, gate=gate)
-
     def _task_results(self) -> list[dict[str, Any]]:
         """What lm-evaluation-harness says without steering, with DSAS and always on, at strength 1."""
         if not self.tasks:
@@ -174,8 +161,8 @@ class TextEvaluation(Evaluation):
             return []
         arms: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             "base": nullcontext,
-            "dsas": self.steered,
-            "on": lambda: self.steered(gate="on"),
+            "dsas": lambda: self.steer({self.concept: 1.0}),
+            "on": lambda: self.steer({self.concept: 1.0}, gate="on"),
         }
         results = self.store.complete([self._task_cell(arm, attached) for arm, attached in arms.items()], "tasks")
         return [{"arm": arm, **result.values} for arm, result in zip(arms, results, strict=True)]

@@ -25,10 +25,10 @@ from dsas_core.prompts import read
 from dsas_core.provenance import versions
 
 from .. import evaluate as pictures
-from ..callable_judge import CallableJudge, import_function
 from ..grid import Entry, Grid
 from ..judges import judge_from
 from ..masks import CallableMasks, masks_from
+from ..picture_judge import CallableJudge, import_function
 from ..similarity import ssim
 from .arguments import (
     CONCEPT,
@@ -205,12 +205,8 @@ def _measure(
 ) -> dict[str, Any]:
     """One concept with its figures."""
     entry = kit.entry
-    domain: Any = pictures
-    model: tuple[Any, ...]
-    if llm.is_language_model(entry.model):
-        domain, model = texts, models.language_model(entry.model)
-    else:
-        model = (models.pipeline(entry.model),)
+    model = models.load(entry.model)
+    domain: Any = texts if llm.is_language_model(entry.model) else pictures
     identity = domain.identity(model[0], concept, entry.prompts)
     store = Run(out / entry.name / "run", identity, **vars(share), show_progress=show_progress)
     figures = domain.evaluate(*model, concept, entry.prompts, kit.judges, store, entry.plan, **kit.options)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,10 @@ def learn_grid(
     Raises:
         DSASError: none can be learned.
     """
-    lessons = _Lessons(models, {**grid.learn, "show_progress": show_progress})
-    for i, entry in enumerate(sorted(grid.entries, key=lambda entry: str(lessons.key_of(entry)))):
-        folder = out / entry.name / "concept"
-        if i % share.processes != share.process or _is_learned(folder, entry, grid):
-            continue
-        if show_progress:
-            print(f"learning {entry.name}", file=sys.stderr, flush=True)
-        refused = folder.parent / REFUSED
-        refused.unlink(missing_ok=True)
-        lesson = lessons.of(entry)
-        try:
-            concept = lesson.learn(entry.method, entry.gate, recipe=entry.recipe)
-        except DSASError as error:  # what a method or a gate says of this concept; the others may do
-            refused.parent.mkdir(parents=True, exist_ok=True)
-            refused.write_text(str(error), encoding="utf-8")
-        else:
-            concept.save_pretrained(folder, overwrite=True)
+    mine = sorted(grid.entries, key=lambda entry: str(_lesson_key(entry)))[share.process :: share.processes]
+    missing = [entry for entry in mine if not _is_learned(out / entry.name / "concept", entry, grid)]
+    for key, entries in groupby(missing, _lesson_key):
+        _learn_together(list(entries), key[-1], models, {**grid.learn, "show_progress": show_progress}, out)
     share.wait()
     return _read_learned({entry.name: out / entry.name for entry in grid.entries})
 
@@ -81,30 +69,35 @@ def _is_learned(folder: Path, entry: Entry, grid: Grid) -> bool:
     return True
 
 
-class _Lessons:
-    """Lessons of a grid: concepts of the same prompts at the same sites are fitted on one reading of them."""
+def _lesson_key(entry: Entry) -> tuple[Any, ...]:
+    """What entries have in common that are learned on one reading of the prompts; last, whether pictures are masked."""
+    masked = not llm.is_language_model(entry.model) and entry.recipe.get("supervision") == "positions"
+    return entry.model, str(entry.prompts.to_dict()), str(entry.sites), masked
 
-    def __init__(self, models: Models, settings: Mapping[str, Any]) -> None:
-        self._models, self._settings = models, settings
-        self._key: tuple[Any, ...] = ()
-        self._lesson: Any = None
 
-    def key_of(self, entry: Entry) -> tuple[Any, ...]:
-        """What entries of one lesson have in common; last, whether pictures are masked."""
-        masked = not llm.is_language_model(entry.model) and entry.recipe.get("supervision") == "positions"
-        return entry.model, str(entry.prompts.to_dict()), str(entry.sites), masked
+def _learn_together(
+    entries: Sequence[Entry], masked: bool, models: Models, settings: Mapping[str, Any], out: Path
+) -> None:
+    """Learn concepts of one model, the same prompts and sites, and keep each, or why it cannot be learned."""
+    lesson: Any = None
+    for entry in entries:
+        if settings["show_progress"]:
+            print(f"learning {entry.name}", file=sys.stderr, flush=True)
+        refused = out / entry.name / REFUSED
+        refused.unlink(missing_ok=True)
+        lesson = lesson or _lesson(entry, masked, models, settings)
+        try:
+            concept = lesson.learn(entry.method, entry.gate, recipe=entry.recipe)
+        except DSASError as error:  # what a method or a gate says of this concept; the others may do
+            refused.parent.mkdir(parents=True, exist_ok=True)
+            refused.write_text(str(error), encoding="utf-8")
+        else:
+            concept.save_pretrained(out / entry.name / "concept", overwrite=True)
 
-    def of(self, entry: Entry) -> Any:
-        """The lesson of an entry; the last one is kept, as those of large models fill the memory."""
-        key = self.key_of(entry)
-        if key != self._key:
-            self._key, self._lesson = (), None
-            settings = {**self._settings, "sites": entry.sites}
-            if llm.is_language_model(entry.model):
-                settings = {key: value for key, value in settings.items() if key not in ("steps", "size")}
-                self._lesson = llm.Lesson(*self._models.language_model(entry.model), entry.prompts, **settings)
-            else:
-                masks = masks_of(entry.prompts) if key[-1] else None
-                self._lesson = Lesson(self._models.pipeline(entry.model), entry.prompts, masks=masks, **settings)
-            self._key = key
-        return self._lesson
+
+def _lesson(entry: Entry, masked: bool, models: Models, settings: Mapping[str, Any]) -> Any:
+    if llm.is_language_model(entry.model):
+        settings = {key: value for key, value in settings.items() if key not in ("steps", "size")}
+        return llm.Lesson(*models.load(entry.model), entry.prompts, sites=entry.sites, **settings)
+    masks = masks_of(entry.prompts) if masked else None
+    return Lesson(*models.load(entry.model), entry.prompts, masks=masks, sites=entry.sites, **settings)
