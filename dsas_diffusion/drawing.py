@@ -48,6 +48,7 @@ class Job:
     settings: Settings | None = None
 
 
+@dataclass(eq=False)
 class Drawings:
     """The pictures of one concept under evaluation.
 
@@ -59,18 +60,16 @@ class Drawings:
         settings: how they are made. seeds: noise seeds that every prompt is drawn with.
     """
 
-    def __init__(
-        self,
-        adapter: PipelineAdapter,
-        concept: Concept,
-        prompts: Mapping[str, list[str]],
-        negative: str | None,
-        store: Run,
-        settings: Settings,
-        seeds: int,
-    ) -> None:
-        self.adapter, self.concept, self.prompts, self.negative = adapter, concept, prompts, negative
-        self.store, self.settings, self.seeds = store, settings, seeds
+    adapter: PipelineAdapter
+    concept: Concept
+    prompts: Mapping[str, list[str]]
+    negative: str | None
+    store: Run
+    settings: Settings
+    seeds: int
+
+    def __post_init__(self) -> None:
+        adapter = self.adapter
         #: what all pictures depend on, beside concept, prompts and settings
         self.model_key = {
             **made_by(adapter.pipe),
@@ -78,7 +77,7 @@ class Drawings:
             "precision": cost.precision(adapter.denoiser),
         }
         #: whether steering reads and changes patches, which an oracle's masks can speak of
-        self.steers_patches = any(site.root == adapter.family.denoiser for site in concept.steered_sites)
+        self.steers_patches = any(site.root == adapter.family.denoiser for site in self.concept.steered_sites)
         self._oracle_masks: np.ndarray | None = None
         self._results: dict[Job, Done] = {}
 

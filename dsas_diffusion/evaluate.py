@@ -8,7 +8,8 @@ arms (`dsas_core.evaluate.arms`). Pictures are kept by content (`dsas_diffusion.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -79,46 +80,43 @@ def evaluate(
     Raises:
         DSASError: no prompts for an arm.
     """
-    adapter = adapt(pipe)
-    settings = settings_of(adapter.pipe, steps, guidance, size)
+    settings = settings_of(pipe, steps, guidance, size)
     return PictureEvaluation(
-        adapter, concept, prompts, judge, run, plan or Plan(), settings, clip=clip, features=features, masks=masks
+        concept, prompts, judge, run, plan or Plan(), adapt(pipe), settings, clip, features, masks
     ).report()
 
 
+@dataclass(eq=False)
 class PictureEvaluation(Evaluation):
     """The evaluation of a concept on a pipeline; arguments as in `evaluate`."""
 
+    adapter: PipelineAdapter
+    settings: Settings
+    clip: str | None
+    features: similarity.Features | str | None
+    masks: Masks | None
     outputs = "pictures"
     sides = ("source", "control", "unnamed")
 
-    def __init__(
-        self,
-        adapter: PipelineAdapter,
-        concept: Concept,
-        prompts: PromptSet,
-        judge: PictureJudge | Sequence[PictureJudge],
-        store: Run,
-        plan: Plan,
-        settings: Settings,
-        *,
-        clip: str | None,
-        features: similarity.Features | str | None,
-        masks: Masks | None,
-    ) -> None:
-        super().__init__(concept, prompts, judge, store, plan, partial(steer, adapter.pipe), plan.seeds)
-        self.unsteered_arms = ("base", "asked") if self.rewritten else ("base",)
-        self.adapter = adapter
-        negative = next(iter(prompts.sample("negative", 1)), None)
-        self.drawings = Drawings(adapter, concept, self.prompts, negative, store, settings, plan.seeds)
-        self.masks: Masks | None = masks or getattr(self.judge, "masks", None)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.seeds = self.plan.seeds
+        self.unsteered_arms += ["asked"] if self.rewritten else []
+        negative = next(iter(self.prompt_set.sample("negative", 1)), None)
+        self.drawings = Drawings(
+            self.adapter, self.concept, self.prompts, negative, self.store, self.settings, self.seeds
+        )
+        self.masks = self.masks or getattr(self.judge, "masks", None)
         self._masks_by_side: dict[str, list[np.ndarray | None]] = {}
         self._unavailable: set[str] = set()
-        self.clip = self._try("CLIP score", lambda: Clip(clip)) if clip else None
+        name, own = self.clip, self.features
+        self._clip_model = self._try("CLIP score", lambda: Clip(name)) if name else None
         network = getattr(self.judge, "judge", None)
+        #: functions that sets of pictures are compared with, by the suffix of their figures
         self.networks = {} if network is None else {"_judge": similarity.judge_features(network)}
-        load = partial(similarity.transformers_features, features) if isinstance(features, str) else lambda: features
-        if (own := self._try("FID and KID", load)) is not None:
+        if isinstance(own, str):
+            own = self._try("FID and KID", partial(similarity.transformers_features, own))
+        if own is not None:
             self.networks[""] = own
 
     def run_arms(self) -> None:
@@ -196,10 +194,13 @@ class PictureEvaluation(Evaluation):
 
     def timed_work(self) -> tuple[Callable[[], object], Mapping[str, Any], torch.device]:
         """One picture."""
-        pipe, settings, prompt = self.adapter.pipe, self.drawings.settings, self.prompts["source"][:1]
+        pipe, settings, prompt = self.adapter.pipe, self.settings, self.prompts["source"][:1]
         about = {**self.drawings.model_key, "prompt": prompt, "settings": asdict(settings)}
         denoiser: Any = self.adapter.denoiser
         return lambda: list(latent_batches(pipe, prompt, [0], settings)), about, denoiser.device
+
+    def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
+        return steer(self.adapter.pipe, {self.concept: 1.0}, gate=gate)
 
     # ---- what a picture shows, and how far it is from another -------------------------------------------------------
 
@@ -274,9 +275,9 @@ class PictureEvaluation(Evaluation):
 
     def _clip_score(self, job: Job) -> dict[str, float]:
         """How well pictures fit their prompts, where a CLIP is named."""
-        if self.clip is None:
+        if self._clip_model is None:
             return {}
-        scores = similarity.clip_score(self.drawings.pictures(job), self.drawings.prompts_of(job), self.clip)
+        scores = similarity.clip_score(self.drawings.pictures(job), self.drawings.prompts_of(job), self._clip_model)
         return {"clip_score": float(scores.mean())}
 
     # ---- where, and under which settings ----------------------------------------------------------------------------
@@ -317,7 +318,7 @@ class PictureEvaluation(Evaluation):
         """Fewer and more steps, less and more guidance, and other schedulers than the concept was learned with."""
         if not self.plan.robustness:
             return []
-        usual = self.drawings.settings
+        usual = self.settings
         others = [
             replace(usual, steps=max(1, 2 * usual.steps // 3)),
             replace(usual, steps=2 * usual.steps),

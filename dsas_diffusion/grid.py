@@ -96,28 +96,31 @@ def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[Entry
     prompts = read(given if given.is_file() else path.parent / given)
     sites: Sequence[str | None] = _listed(concept, "sites", path) if concept.get("sites") else [None]
     models = _listed(concept if concept.get("models") else content, "models", path)
-    how, when = content.get("methods") or ["caa"], content.get("gates") or [None]
-    for name, role in [*((name, "map") for name in how), *((name, "gate") for name in when if name is not None)]:
-        methods.get(name, role)
+    map_methods, gates = content.get("methods") or ["caa"], content.get("gates") or [None]
+    for name in map_methods:
+        methods.get(name, "map")
+    for name in gates:
+        if name is not None:
+            methods.get(name, "gate")
     recipes = content.get("recipes") or {"": {}}
     if not isinstance(recipes, Mapping) or not all(isinstance(recipe, Mapping) for recipe in recipes.values()):
         raise DSASError(f"{path}: recipes map a name of yours to fields of a recipe, found {recipes!r}")
-    own = {
+    default_gates = {
         (method, recipe): str(recipe_of(chosen, method=method).gate)
-        for method, (recipe, chosen) in itertools.product(how, recipes.items())
+        for method, (recipe, chosen) in itertools.product(map_methods, recipes.items())
     }
-    worn = dict.fromkeys(  # the own gate of many methods is that of others
-        (method, own[method, recipe] if gate is None else gate, recipe)
-        for method, gate, recipe in itertools.product(how, when, recipes)
+    combinations = dict.fromkeys(  # the own gate of many methods is that of others
+        (method, default_gates[method, recipe] if gate is None else gate, recipe)
+        for method, gate, recipe in itertools.product(map_methods, gates, recipes)
     )
-    found = []
-    for model, (method, gate, recipe), where in itertools.product(models, worn, sites):
+    entries = []
+    for model, (method, gate, recipe), site in itertools.product(models, combinations, sites):
         parts = [str(concept.get("name") or prompts.name)]
-        varied = ((where, sites), (method, how), (gate, when), (recipe, recipes), (model, models))
+        varied = ((site, sites), (method, map_methods), (gate, gates), (recipe, recipes), (model, models))
         parts += [part for part, options in varied if len(options) > 1 and part]
         name = re.sub(r"[^\w.]+", "-", "-".join(parts)).strip("-")  # a gate may be "product(dsas, gaps)"
-        found.append(Entry(name, model, prompts, method, gate, recipes[recipe], where, plan))
-    return found
+        entries.append(Entry(name, model, prompts, method, gate, recipes[recipe], site, plan))
+    return entries
 
 
 def _planned(content: Mapping[str, Any], concept: Mapping[str, Any], path: Path) -> Plan:

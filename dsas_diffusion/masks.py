@@ -131,7 +131,7 @@ class CallableMasks:
         if array.shape != picture.size[::-1]:
             size = f"{picture.height} x {picture.width}"
             raise DSASError(f"{self.name}: a mask of shape {list(array.shape)} for a picture of {size}")
-        strange = array[(array != 0) & (array != array.max())]
-        if len(strange):
-            raise DSASError(f"{self.name}: a mask holds {strange[0]:g}: expected 0 and one other number; threshold it")
+        wrong = array[(array != 0) & (array != array.max())]
+        if len(wrong):
+            raise DSASError(f"{self.name}: a mask holds {wrong[0]:g}: expected 0 and one other number; threshold it")
         return array > 0 if array.any() else None

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from dsas_core.errors import DSASError, UnavailableError
+from dsas_core.pretrained import load_pretrained
 
 from .picture_judge import CheckedJudge
-from .vision import Clip, chunks, load_pretrained
+from .vision import Clip, chunks
 
 #: labels that an error lists
 LISTED = 20

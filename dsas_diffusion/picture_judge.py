@@ -97,7 +97,7 @@ def _check_scores(given: Any, count: int, name: str) -> np.ndarray:
         raise DSASError(f"{name}: expected numbers in [0, 1], found {type(given).__name__}") from error
     if scores.shape != (count,):
         raise DSASError(f"{name}: expected {count} numbers, one per picture, found shape {list(scores.shape)}")
-    strange = scores[~((scores >= 0) & (scores <= 1))]
-    if len(strange):
-        raise DSASError(f"{name}: expected numbers in [0, 1], found {strange[0]:g}")
+    wrong = scores[~((scores >= 0) & (scores <= 1))]
+    if len(wrong):
+        raise DSASError(f"{name}: expected numbers in [0, 1], found {wrong[0]:g}")
     return scores

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,52 +28,47 @@ from .summary import Point, summed_up
 SAMPLES = 4
 
 
+@dataclass(eq=False)
 class Evaluation(ABC):
     """One concept under evaluation.
 
     Args:
         concept: what is measured.
-        prompts: the prompt file; see `PromptSet.fresh` for what is drawn from it.
+        prompt_set: the prompt file; see `PromptSet.fresh` for what is drawn from it.
         judge: scores outputs; of several, figures are the first one's, and the others' mean scores stand beside.
         store: keeps what was run.
         plan: how much is measured.
-        steer: the model's `steer`, which takes strengths by concept.
-        seeds: how often every prompt is run.
 
     Raises:
         DSASError: no prompts for an arm.
     """
 
+    concept: Concept
+    prompt_set: PromptSet
+    judge: Any
+    store: Run
+    plan: Plan
     #: what the model makes, as reports call it
     outputs: ClassVar[str]
     #: sides whose prompts are run
     sides: ClassVar[tuple[str, ...]] = ("source", "control")
-    #: what the oracle is told: "patches", or which "prompts" show the concept
-    oracle_sees = "prompts"
-    #: arms without steering that stand beside the others in tables of judges and wordings
-    unsteered_arms: tuple[str, ...] = ("base",)
 
-    def __init__(
-        self,
-        concept: Concept,
-        prompts: PromptSet,
-        judge: Any,
-        store: Run,
-        plan: Plan,
-        steer: Callable[..., AbstractContextManager[Any]],
-        seeds: int = 1,
-    ) -> None:
-        judges = list(judge) if isinstance(judge, Sequence) else [judge]
+    def __post_init__(self) -> None:
+        judges = list(self.judge) if isinstance(self.judge, Sequence) else [self.judge]
         self.judge, self.other_judges = judges[0], judges[1:]
-        self.concept, self.store, self.plan, self.steer, self.seeds = concept, store, plan, steer, seeds
-        self.prompts = plan.prompts(concept, prompts)
+        self.prompts = self.plan.prompts(self.concept, self.prompt_set)
         #: source prompts that ask in words for what steering does, the arm "asked"
         self.rewritten = self.prompts["target"]
-        self.templates = prompts.wordings("source")
+        #: arms without steering that stand beside the others in tables of judges and wordings
+        self.unsteered_arms = ["base"]
+        #: how often every prompt is run
+        self.seeds = 1
+        #: what the oracle is told: "patches", or which "prompts" show the concept
+        self.oracle_sees = "prompts"
         self.skipped: list[str] = []
-        self.autos = plan.autos(concept)
-        if plan.targets and not self.autos:
-            self.skip(f"strength auto: {obstacle_to_auto(concept)}")
+        self.autos = self.plan.autos(self.concept)
+        if self.plan.targets and not self.autos:
+            self.skip(f"strength auto: {obstacle_to_auto(self.concept)}")
         self._scores: dict[tuple[str, float | Auto], np.ndarray] = {}
 
     # ---- what a domain knows ----------------------------------------------------------------------------------------
@@ -108,6 +104,10 @@ class Evaluation(ABC):
     @abstractmethod
     def timed_work(self) -> tuple[Callable[[], object], Mapping[str, Any], torch.device]:
         """What time and memory are measured on: a run of the model, plain data that tells it apart, the device."""
+
+    @abstractmethod
+    def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
+        """The model steered with the concept at strength 1."""
 
     # ---- the common road --------------------------------------------------------------------------------------------
 
@@ -184,7 +184,8 @@ class Evaluation(ABC):
     def _wordings(self) -> list[dict[str, Any]]:
         """Scores by the template that source prompts come from."""
         scores = {arm: self.scores(arm) for arm in self.unsteered_arms} | {"dsas": self.scores("dsas", 1.0)}
-        templates = np.array([self.templates[text] for _, text in self.labels("source")])
+        template_of = self.prompt_set.wordings("source")
+        templates = np.array([template_of[text] for _, text in self.labels("source")])
         return [
             {"wording": " / ".join(str(template).split("\n")), self.outputs: int((templates == template).sum())}
             | {arm: float(values[templates == template].mean()) for arm, values in scores.items()}
@@ -195,4 +196,4 @@ class Evaluation(ABC):
         """Time and memory of steered against unsteered runs."""
         work, about, device = self.timed_work()
         key = {"kind": "timing", **about, "concept": self.concept.digest, "device": cost.named(device)}
-        return Cell(key, lambda folder: cost.compared(work, lambda: self.steer({self.concept: 1.0}), device))
+        return Cell(key, lambda folder: cost.compared(work, self.steered, device))

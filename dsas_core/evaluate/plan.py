@@ -42,8 +42,8 @@ class Plan:
             raise DSASError(f"arms {', '.join(self.arms)}: expected dsas, and others of {', '.join(ARMS)}")
         ascending = list(self.strengths) == sorted(set(self.strengths)) and min(self.strengths, default=0) > 0
         if not ascending or 1.0 not in self.strengths:
-            shown = ", ".join(f"{strength:g}" for strength in self.strengths)
-            raise DSASError(f"strengths {shown}: expected ascending numbers above 0, 1 among them")
+            listed = ", ".join(f"{strength:g}" for strength in self.strengths)
+            raise DSASError(f"strengths {listed}: expected ascending numbers above 0, 1 among them")
         if self.count < 2 or self.seeds < 1:
             raise DSASError(f"{self.count} prompts, {self.seeds} seeds: expected at least 2 prompts and 1 seed")
         object.__setattr__(self, "targets", tuple(Auto(target).target for target in self.targets))
@@ -60,11 +60,11 @@ class Plan:
         """
         seed, learned = (int(concept.provenance.get(key, 0)) for key in ("seed", "count"))
         used = read(concept.provenance.get("prompts", prompts)).draw(learned, seed).values() if learned else ()
-        found = prompts.fresh(self.count, seed, [text for side in used for text in side])
+        chosen = prompts.fresh(self.count, seed, [text for side in used for text in side])
         for side in ("source", "control"):
-            if not found[side]:
+            if not chosen[side]:
                 raise DSASError(
                     f"prompt file {prompts.name!r} has no {side} prompts that learning did not use: add templates, "
                     f"placeholder values, or unseen_{side} to its evaluation"
                 )
-        return found
+        return chosen

@@ -141,10 +141,10 @@ def _check(folder: Path, identity: Mapping[str, Any]) -> None:
             raise DSASError(f"{folder} holds something else than a run: choose another folder")
         return
     try:
-        there = json.loads(path.read_text())
+        stored = json.loads(path.read_text())
     except ValueError:
         raise DSASError(f"{path} is damaged: choose another folder") from None
-    wanted = json.loads(json.dumps(identity))
-    other = sorted(key for key in {*wanted, *there} if wanted.get(key) != there.get(key))
+    expected = json.loads(json.dumps(identity))
+    other = sorted(key for key in {*expected, *stored} if expected.get(key) != stored.get(key))
     if other:
         raise DSASError(f"{folder} holds another run (another {', another '.join(other)}): choose another folder")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ PACKAGES = ("dsas-diffusion", "transformers")
 ArmAt = tuple[str, float | Auto]
 
 
+@dataclass(eq=False)
 class AnswerStore:
     """The answers of one concept under evaluation.
 
@@ -46,22 +48,19 @@ class AnswerStore:
         store: where answers are kept.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        concept: Concept,
-        prompts: Mapping[str, Sequence[str]],
-        rewritten: Sequence[str],
-        store: Run,
-    ) -> None:
-        self.model, self.tokenizer, self.concept, self.store = model, tokenizer, concept, store
-        limit = positions_of(model)
-        self.prompts = {side: list(prompts[side]) for side in ("source", "control")}
+    model: Any
+    tokenizer: Any
+    concept: Concept
+    prompts: Mapping[str, list[str]]
+    rewritten: Sequence[str]
+    store: Run
+
+    def __post_init__(self) -> None:
+        model, tokenizer, limit = self.model, self.tokenizer, positions_of(self.model)
         self.encoded = {
-            side: [encode(tokenizer, text, limit) for text in texts] for side, texts in self.prompts.items()
+            side: [encode(tokenizer, text, limit) for text in self.prompts[side]] for side in ("source", "control")
         }
-        self.rewritten = [encode(tokenizer, text, limit) for text in rewritten]
+        self.encoded_rewritten = [encode(tokenizer, text, limit) for text in self.rewritten]
         self.reader = Reader(model, pad_token(tokenizer), BATCH)
         #: what everything that is measured depends on
         self.model_key = {
@@ -86,16 +85,16 @@ class AnswerStore:
 
     def _cell(self, name: str, strength: float | Auto) -> Cell:
         if name == "asked":
-            tokens = [text.ids for text in self.rewritten]
+            tokens = [text.ids for text in self.encoded_rewritten]
             key = {"kind": "asked", **self.model_key, "tokens": tokens}
-            return Cell(key, lambda folder: {"source": self._answers(self.rewritten)})
+            return Cell(key, lambda folder: {"source": self._answers(self.encoded_rewritten)})
         key = {
             "kind": "answers",
             **self.model_key,
             "concept": None if name == "base" else self.concept.digest,
             "arm": name,
             "strength": str(strength) if isinstance(strength, Auto) else strength,
-            "prompts": self.prompts,
+            "prompts": {side: self.prompts[side] for side in self.encoded},
             "tokens": {side: [text.ids for text in texts] for side, texts in self.encoded.items()},
         }
         return Cell(key, lambda folder: self._measure(name, strength, folder))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,31 +74,24 @@ def evaluate(
         raise UnsupportedError(
             "a model with an encoder cannot be evaluated yet: take one that answers prompts by itself"
         )
-    return TextEvaluation(model, tokenizer, concept, prompts, judge, run, plan or Plan(), tasks, limit).report()
+    return TextEvaluation(concept, prompts, judge, run, plan or Plan(), model, tokenizer, tasks, limit).report()
 
 
+@dataclass(eq=False)
 class TextEvaluation(Evaluation):
     """The evaluation of a concept on a language model; arguments as in `evaluate`."""
 
+    model: Any
+    tokenizer: Any
+    tasks: Sequence[str]
+    limit: int | None
     outputs = "answers"
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        concept: Concept,
-        prompts: PromptSet,
-        judge: TextJudge | Sequence[TextJudge],
-        store: Run,
-        plan: Plan,
-        tasks: Sequence[str],
-        limit: int | None,
-    ) -> None:
-        super().__init__(concept, prompts, judge, store, plan, partial(steer, model))
-        # pairs of learning differ in their answers; only prompts that are made for it ask in other words
-        self.rewritten = self.rewritten if "unseen_target" in prompts.evaluation else []
-        self.answers = AnswerStore(model, tokenizer, concept, self.prompts, self.rewritten, store)
-        self.tasks, self.limit = tasks, limit
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "unseen_target" not in self.prompt_set.evaluation:
+            self.rewritten = []  # pairs of learning differ in their answers, and do not ask for the same in other words
+        self.answers = AnswerStore(self.model, self.tokenizer, self.concept, self.prompts, self.rewritten, self.store)
 
     def run_arms(self) -> None:
         self.answers.complete([("base", 0.0), ("dsas", 1.0)], "answering")
@@ -152,6 +145,9 @@ class TextEvaluation(Evaluation):
         about = {**self.answers.model_key, "tokens": batch.ids.tolist()}
         return lambda: reader.run(batch), about, reader.device
 
+    def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
+        return steer(self.model, {self.concept: 1.0}, gate=gate)
+
     def _task_results(self) -> list[dict[str, Any]]:
         """What lm-evaluation-harness says without steering, with DSAS and always on, at strength 1."""
         if not self.tasks:
@@ -161,8 +157,8 @@ class TextEvaluation(Evaluation):
             return []
         arms: dict[str, Callable[[], AbstractContextManager[Any]]] = {
             "base": nullcontext,
-            "dsas": lambda: self.steer({self.concept: 1.0}),
-            "on": lambda: self.steer({self.concept: 1.0}, gate="on"),
+            "dsas": self.steered,
+            "on": lambda: self.steered("on"),
         }
         results = self.store.complete([self._task_cell(arm, attached) for arm, attached in arms.items()], "tasks")
         return [{"arm": arm, **result.values} for arm, result in zip(arms, results, strict=True)]
@@ -172,7 +168,7 @@ class TextEvaluation(Evaluation):
 
         def make(folder: Path) -> dict[str, float]:
             with attached():
-                return harness.measured(self.answers.model, self.answers.tokenizer, self.tasks, self.limit)
+                return harness.measured(self.model, self.tokenizer, self.tasks, self.limit)
 
         key = {
             "kind": "tasks",

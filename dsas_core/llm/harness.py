@@ -110,7 +110,7 @@ def measured(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None
     from lm_eval import simple_evaluate
 
     manager, names = _tasks(tasks)
-    found: Any = simple_evaluate(
+    results: Any = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8),
         tasks=list(names),
         task_manager=manager,
@@ -121,7 +121,7 @@ def measured(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None
     )
     return {
         f"{task}, {metric.removesuffix(',none')}": float(value)
-        for task, line in found["results"].items()
+        for task, line in results["results"].items()
         for metric, value in line.items()
         if isinstance(value, int | float) and "stderr" not in metric and "sample" not in metric
     }
@@ -156,10 +156,10 @@ def _name_of(file: Path) -> str:
         content = Loader(file.read_text()).get_single_data()
     except yaml.YAMLError as error:
         raise DSASError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    found = content.get("group") or content.get("task") if isinstance(content, dict) else None
-    if not isinstance(found, str):
+    name = content.get("group") or content.get("task") if isinstance(content, dict) else None
+    if not isinstance(name, str):
         raise DSASError(f"{file} names no task: expected task: or group: and a name")
-    return found
+    return name
 
 
 def _strengths(concept: str | None, strength: float | str) -> dict[str, float]:
