@@ -29,7 +29,7 @@ from processes import single_threaded
 import dsas_diffusion as dsas
 from dsas_core.evaluate.fronts import at_equal_gain
 from dsas_core.evaluate.intervals import interval
-from dsas_core.evaluate.localisation import averaged, localisation
+from dsas_core.evaluate.localisation import average, localisation
 from dsas_core.prompts import COUNT, read
 from dsas_core.provenance import versions
 from dsas_diffusion import metrics, viz, words
@@ -179,7 +179,7 @@ def summed_up(raw: Raw) -> dict[str, Any]:
                 "mean_change": float(moved.mean()),
             },
             "unnamed_shown": float(np.mean(raw[f"{arm} unnamed"])) if raw[f"{arm} unnamed"] else None,
-            "where": asdict(averaged(raw[f"{arm} where"])),
+            "where": asdict(average(raw[f"{arm} where"])),
             "by_strength": [
                 {"strength": s, "leakage": cost, "effect": gain}
                 for s, (cost, gain) in zip(STRENGTHS, line(arm), strict=True)
@@ -189,7 +189,7 @@ def summed_up(raw: Raw) -> dict[str, Any]:
     masks = [
         {
             "quantiles": [low, high],
-            **asdict(averaged(raw[f"mask {low:g}–{high:g}"])),
+            **asdict(average(raw[f"mask {low:g}–{high:g}"])),
             "inside": float(np.mean(raw[f"inside {low:g}–{high:g}"])),
         }
         for low, high in QUANTILES

@@ -20,7 +20,7 @@ from PIL import Image
 from dsas_core.concept import Concept
 from dsas_core.errors import UnavailableError
 from dsas_core.evaluate import Evaluation, Plan, Run, runs
-from dsas_core.evaluate.localisation import averaged, localisation
+from dsas_core.evaluate.localisation import average, localisation
 from dsas_core.prompts import PromptSet
 from dsas_core.strengths import Auto
 
@@ -293,7 +293,7 @@ class PictureEvaluation(Evaluation):
             for heat, mask in zip(heatmaps, masks, strict=True)
             if mask is not None and mask.any() and not mask.all()
         ]
-        return {**asdict(averaged(results)), "pictures": len(results)} if results else None
+        return {**asdict(average(results)), "pictures": len(results)} if results else None
 
     def _unnamed(self) -> dict[str, float] | None:
         """Pictures that show the concept although no prompt names it: how many, and the share that was treated."""

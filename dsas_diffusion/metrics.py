@@ -64,15 +64,15 @@ def change_outside(
     changes = []
     for before, after, mask in zip(base, steered, masks, strict=True):
         if mask is not None:
-            grown = _grown(mask, before.width // 10)
+            grown = _grow(mask, before.width // 10)
             difference = np.abs(np.asarray(before, np.float32) - np.asarray(after, np.float32)).mean(-1)
             if not grown.all():
                 changes.append(float(difference[~grown].mean()))
     return changes
 
 
-def _grown(mask: np.ndarray, margin: int) -> np.ndarray:
+def _grow(mask: np.ndarray, margin: int) -> np.ndarray:
     """A mask grown by `reach` pixels to every side, corners too."""
-    shape = torch.from_numpy(mask).float()[None, None]
-    rows = F.max_pool2d(shape, (2 * margin + 1, 1), 1, (margin, 0))
+    pixels = torch.from_numpy(mask).float()[None, None]
+    rows = F.max_pool2d(pixels, (2 * margin + 1, 1), 1, (margin, 0))
     return F.max_pool2d(rows, (1, 2 * margin + 1), 1, (0, margin))[0, 0].numpy() > 0

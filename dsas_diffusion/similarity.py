@@ -58,7 +58,7 @@ def ssim(base: Sequence[Image.Image], steered: Sequence[Image.Image]) -> np.ndar
         values = structural_similarity_index_measure(a, b, data_range=255.0, reduction="none")
         assert isinstance(values, torch.Tensor)  # two of them come only where contrast is asked for
         scores.append(values.reshape(-1))
-    return _joined(scores)
+    return _join(scores)
 
 
 def lpips(base: Sequence[Image.Image], steered: Sequence[Image.Image], net: str = "alex") -> np.ndarray:
@@ -87,7 +87,7 @@ def lpips(base: Sequence[Image.Image], steered: Sequence[Image.Image], net: str 
         raise UnavailableError(f"LPIPS: no weights of {net}: {reason_of(error)}") from error
     with torch.inference_mode():
         pairs = zip(_batches(before, 1), _batches(after, 1), strict=True)
-        return _joined([metric(a / 127.5 - 1, b / 127.5 - 1).reshape(1) for a, b in pairs])
+        return _join([metric(a / 127.5 - 1, b / 127.5 - 1).reshape(1) for a, b in pairs])
 
 
 def identical(base: Sequence[Image.Image], steered: Sequence[Image.Image]) -> np.ndarray:
@@ -123,7 +123,7 @@ def fid(base: Sequence[Image.Image], steered: Sequence[Image.Image], features: F
     Raises:
         DSASError: fewer than 2 pictures in a set, or features that are not finite numbers [n, d].
     """
-    x, y = _described(base, steered, features)
+    x, y = _features_of(base, steered, features)
     gap = float(((x.mean(0) - y.mean(0)) ** 2).sum())
     a, b = _root(x), _root(y)
     # with Σ₁ = aᵀa and Σ₂ = bᵀb the trace of the root is the sum of the singular values of a bᵀ: nothing to clip
@@ -150,7 +150,7 @@ def kid(
         DSASError: fewer than 2 pictures in a set, a subset of fewer than 2 or of more than there are, or features that
             are not finite numbers [n, d].
     """
-    x, y = _described(base, steered, features)
+    x, y = _features_of(base, steered, features)
     most = min(len(x), len(y))
     size = min(SUBSET, most) if subset is None else subset
     if not 2 <= size <= most:
@@ -161,7 +161,7 @@ def kid(
     return float(np.mean([_mmd(x[first], y[second]) for first, second in drawn]))
 
 
-def _described(
+def _features_of(
     base: Sequence[Image.Image], steered: Sequence[Image.Image], features: Features
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of both sets, float64 [n, d]."""
@@ -207,7 +207,7 @@ def judge_features(judge: Judge | None = None) -> Features:
             for stage in network.down:
                 x = stage(x)
             batches.append(x.mean((2, 3)))
-        return _joined(batches)
+        return _join(batches)
 
     return features
 
@@ -242,7 +242,7 @@ def transformers_features(name: str | Path, *, device: str = "auto", **options: 
                 continue
             hidden = outputs.last_hidden_state  # [n, positions, d], or [n, d, height, width] from a convolution
             batches.append(hidden.mean(1) if hidden.ndim == 3 else hidden.flatten(2).mean(-1))
-        return _joined(batches)
+        return _join(batches)
 
     return features
 
@@ -293,7 +293,7 @@ def _batches(array: np.ndarray, batch: int = BATCH) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(array[start : start + batch]).permute(0, 3, 1, 2).float()
 
 
-def _joined(batches: Sequence[torch.Tensor]) -> np.ndarray:
+def _join(batches: Sequence[torch.Tensor]) -> np.ndarray:
     return torch.cat(list(batches)).double().cpu().numpy() if batches else np.zeros(0)
 
 

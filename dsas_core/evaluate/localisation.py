@@ -43,7 +43,7 @@ def localisation(heat: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> 
     )
 
 
-def averaged(results: Sequence[Localisation]) -> Localisation:
+def average(results: Sequence[Localisation]) -> Localisation:
     """The mean of each figure.
 
     Raises:

@@ -292,7 +292,7 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [html.escape(row["prompt"])]
         for label in labels:
             if "pictures" in row:
-                cells.append(_embedded(row["pictures"].get(label), f"{label}: {row['prompt']}"))
+                cells.append(_embed(row["pictures"].get(label), f"{label}: {row['prompt']}"))
             else:
                 cells.append(html.escape(row["answers"].get(label, "")))
         lines.append(cells)
@@ -314,7 +314,7 @@ def heading(label: str) -> str:
     return known.get(name, name) + times + strength
 
 
-def _embedded(path: str | None, text: str) -> str:
+def _embed(path: str | None, text: str) -> str:
     if path is None:
         return ""
     content = base64.b64encode(Path(path).read_bytes()).decode()

@@ -168,7 +168,7 @@ class TextEvaluation(Evaluation):
 
         def make(folder: Path) -> dict[str, float]:
             with attached():
-                return harness.measured(self.model, self.tokenizer, self.tasks, self.limit)
+                return harness.run_tasks(self.model, self.tokenizer, self.tasks, self.limit)
 
         key = {
             "kind": "tasks",

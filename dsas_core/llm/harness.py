@@ -95,7 +95,7 @@ class SteeredLM(HFLM):
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
 
-def measured(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None = None) -> dict[str, float]:
+def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None = None) -> dict[str, float]:
     """What a loaded model reaches in tasks, as it is: whoever calls may be steering it.
 
     Args:

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         learned, refused = learn_grid(grid, models, out, share, shows_progress(args))
         chosen = [(kit, learned[kit.entry.name]) for kit in kits if kit.entry.name in learned]
     else:
-        plan = _planned(args, Plan())
+        plan = _plan_of(args, Plan())
         concepts = [Concept.from_pretrained(name) for name in args.concept]
         title = ", ".join(concept.name for concept in concepts)
         chosen = [(_kit(_entry(concept, plan, args), args), concept) for concept in concepts]
@@ -139,7 +139,7 @@ def report(document: dict[str, Any]) -> None:
     print(f"\n{document['seconds']:.0f} s; read {document['files'][-1]}")
 
 
-def _planned(args: argparse.Namespace, plan: Plan) -> Plan:
+def _plan_of(args: argparse.Namespace, plan: Plan) -> Plan:
     """The plan, with what the command line says otherwise."""
     given = {key: getattr(args, key) for key in ("count", "seeds") if getattr(args, key) is not None}
     given |= {key: tuple(getattr(args, key)) for key in ("strengths", "targets", "arms") if getattr(args, key)}
@@ -156,7 +156,7 @@ def _entry(concept: Concept, plan: Plan, args: argparse.Namespace) -> Entry:
     return Entry(concept.name, args.model, read(prompts), concept.method, concept.gate, {}, None, plan)
 
 
-def _checked(entry: Entry, args: argparse.Namespace) -> Entry:
+def _check(entry: Entry, args: argparse.Namespace) -> Entry:
     """The entry with its plan settled; what the command line asks of it in vain is told before the long work."""
     if llm.is_language_model(entry.model):
         refuse_generation(with_model(args, entry.model))
@@ -169,7 +169,7 @@ def _checked(entry: Entry, args: argparse.Namespace) -> Entry:
             f"prompt file {entry.prompts.name!r} names no judge: add one, such as judge: {{builtin: {{things: [dog], "
             "style: grey}}, or pass --judge MODULE:FUNCTION"
         )
-    return replace(entry, plan=_planned(args, entry.plan))
+    return replace(entry, plan=_plan_of(args, entry.plan))
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class _Kit:
 
 
 def _kit(entry: Entry, args: argparse.Namespace) -> _Kit:
-    entry = _checked(entry, args)
+    entry = _check(entry, args)
     if llm.is_language_model(entry.model):
         if args.tasks:
             from dsas_core.llm.harness import check_tasks
