@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..concept import Concept
-from ..errors import DSASError
+from ..errors import DSASError, PromptError
 from ..prompts import PromptSet, read
 from ..strengths import Auto, obstacle_to_auto
 from .arms import ARMS
@@ -56,14 +56,14 @@ class Plan:
         """What to judge by (`PromptSet.fresh`), without the prompts that the concept was learned from.
 
         Raises:
-            DSASError: nothing is left for a side.
+            PromptError: nothing is left for a side.
         """
         seed, learned = (int(concept.provenance.get(key, 0)) for key in ("seed", "count"))
         used = read(concept.provenance.get("prompts", prompts)).draw(learned, seed).values() if learned else ()
         chosen = prompts.fresh(self.count, seed, [text for side in used for text in side])
         for side in ("source", "control"):
             if not chosen[side]:
-                raise DSASError(
+                raise PromptError(
                     f"prompt file {prompts.name!r} has no {side} prompts that learning did not use: add templates, "
                     f"placeholder values, or unseen_{side} to its evaluation"
                 )

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DSASError
+from ..errors import DSASError, UnavailableError, UnsupportedError
 from ..pretrained import device_of, source_of
 from ..strengths import loaded
 from .load import BUILTIN
@@ -36,7 +36,7 @@ try:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 except ImportError as error:
-    raise DSASError(
+    raise UnavailableError(
         f"lm-evaluation-harness cannot be imported ({error}): pip install 'dsas-diffusion[lm-eval]'"
     ) from None
 
@@ -81,14 +81,14 @@ class SteeredLM(HFLM):
         try:
             super().__init__(pretrained=pretrained, device=device or device_of("auto"), **options)
         except OSError as error:
-            raise DSASError(f"cannot load {pretrained}: {' '.join(str(error).split())[:300]}") from error
+            raise UnavailableError(f"cannot load {pretrained}: {' '.join(str(error).split())[:300]}") from error
         self.steering = steer(self.model, concepts, gate=gate, phase=phase, force=force)
         latched = gate is None and any(item.by_prompt for item in concepts)
         self._needs = f"phase={phase}" if phase != "all" else "a gate of form latch or last" if latched else None
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         if self._needs is not None and self.backend == "causal":
-            raise DSASError(
+            raise UnsupportedError(
                 f"{self._needs} goes by where the prompt ends, which nothing tells where a task scores given answers: "
                 "take phase=all and another gate, or tasks that generate"
             )

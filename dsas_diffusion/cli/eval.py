@@ -15,7 +15,7 @@ from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept import Concept
-from dsas_core.errors import DSASError
+from dsas_core.errors import PromptError
 from dsas_core.evaluate import ARMS, Plan, Run
 from dsas_core.evaluate import report as reports
 from dsas_core.llm import evaluate as texts
@@ -152,7 +152,7 @@ def _entry(concept: Concept, plan: Plan, args: argparse.Namespace) -> Entry:
     """What to measure a saved concept on."""
     prompts: str | Mapping[str, Any] | None = args.prompts or concept.provenance.get("prompts")
     if prompts is None:
-        raise DSASError(f"concept {concept.name!r} does not tell its prompts: pass --prompts")
+        raise PromptError(f"concept {concept.name!r} does not tell its prompts: pass --prompts")
     return Entry(concept.name, args.model, read(prompts), concept.method, concept.gate, {}, None, plan)
 
 
@@ -165,7 +165,7 @@ def _check(entry: Entry, args: argparse.Namespace) -> Entry:
     elif asked := next((name for name in TEXTS if getattr(args, name)), None):
         args.usage(f"--{asked} is about language models: leave it out")
     if not entry.prompts.judges and not args.judge:
-        raise DSASError(
+        raise PromptError(
             f"prompt file {entry.prompts.name!r} names no judge: add one, such as judge: {{builtin: {{things: [dog], "
             "style: grey}}, or pass --judge MODULE:FUNCTION"
         )
