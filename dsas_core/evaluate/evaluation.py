@@ -19,7 +19,6 @@ from ..prompts import PromptSet
 from ..strengths import Auto, obstacle_to_auto
 from . import cost
 from .arms import doses
-from .intervals import Label
 from .plan import Plan
 from .runs import Cell, Run
 from .summary import Point, summed_up
@@ -154,7 +153,7 @@ class Evaluation(ABC):
             self._scores[arm, strength] = self.judge_outputs(self.judge, arm, strength)
         return self._scores[arm, strength]
 
-    def labels(self, side: str) -> list[Label]:
+    def labels(self, side: str) -> list[tuple[int, str]]:
         """Seed and prompt of each output of a side."""
         return [(seed, text) for seed in range(self.seeds) for text in self.prompts[side]]
 

@@ -199,8 +199,8 @@ def _arms(concept: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
         area = _between(concept["arms"][name]["hypervolume"])
         rows.append([ARMS[name], effect, cost, *(point.get(key) for key in columns), area])
     for name, line in rivals.items():
-        effect, cost = effect_of(concept, line["shown"]), line.get("cost")
-        rows.append([name, effect, cost, *(line.get(key) for key in columns), None])
+        effect_of_rival = effect_of(concept, line["shown"])
+        rows.append([name, effect_of_rival, line.get("cost"), *(line.get(key) for key in columns), None])
     return "Arms", ["at strength 1", "effect", "cost", *(FIGURES[key] for key in columns), "hypervolume"], rows
 
 

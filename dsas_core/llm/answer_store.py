@@ -84,9 +84,9 @@ class AnswerStore:
         return self._results[name, strength].values
 
     def _cell(self, name: str, strength: float | Auto) -> Cell:
+        key: dict[str, Any]
         if name == "asked":
-            tokens = [text.ids for text in self.encoded_rewritten]
-            key = {"kind": "asked", **self.model_key, "tokens": tokens}
+            key = {"kind": "asked", **self.model_key, "tokens": [text.ids for text in self.encoded_rewritten]}
             return Cell(key, lambda folder: {"source": self._answers(self.encoded_rewritten)})
         key = {
             "kind": "answers",

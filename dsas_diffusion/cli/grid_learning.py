@@ -97,7 +97,9 @@ def _learn_together(
 
 def _lesson(entry: Entry, masked: bool, models: Models, settings: Mapping[str, Any]) -> Any:
     if llm.is_language_model(entry.model):
+        model, tokenizer = models.load(entry.model)
         settings = {key: value for key, value in settings.items() if key not in ("steps", "size")}
-        return llm.Lesson(*models.load(entry.model), entry.prompts, sites=entry.sites, **settings)
+        return llm.Lesson(model, tokenizer, entry.prompts, sites=entry.sites, **settings)
+    (pipe,) = models.load(entry.model)
     masks = masks_of(entry.prompts) if masked else None
-    return Lesson(*models.load(entry.model), entry.prompts, masks=masks, sites=entry.sites, **settings)
+    return Lesson(pipe, entry.prompts, masks=masks, sites=entry.sites, **settings)
