@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,15 @@ from .arguments import (
     add_model,
     add_settings,
     concept_alone,
+    language_model,
     number,
+    pipeline,
     positive,
     refuse_generation,
     share_of,
     shows_progress,
 )
-from .grid_learning import learn_grid
-from .models import Models, with_model
+from .grid_learning import LoadModel, learn_grid
 from .output import table
 
 #: options that only pictures know
@@ -94,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, write the reports; where they are, and the figures."""
     began = time.monotonic()
-    share, out, models = share_of(args), Path(args.out), Models(args)
+    share, out, load = share_of(args), Path(args.out), _loader(args)
     refused: dict[str, str] = {}
     if args.grid:
         if args.prompts:
@@ -102,7 +104,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         grid = Grid.read(args.grid)
         title = grid.title
         kits = [_kit(entry, args) for entry in grid.entries]
-        learned, refused = learn_grid(grid, models, out, share, shows_progress(args))
+        learned, refused = learn_grid(grid, load, out, share, shows_progress(args))
         chosen = [(kit, learned[kit.entry.name]) for kit in kits if kit.entry.name in learned]
     else:
         plan = _plan_of(args, Plan())
@@ -111,7 +113,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         chosen = [(_kit(_entry(concept, plan, args), args), concept) for concept in concepts]
     document = {
         "title": title,
-        "concepts": [_measure(kit, concept, models, out, share, shows_progress(args)) for kit, concept in chosen],
+        "concepts": [_measure(kit, concept, load, out, share, shows_progress(args)) for kit, concept in chosen],
         "refused": refused,
         "command": shlex.join(["dsas", *sys.argv[1:]]),
         "processes": share.processes,
@@ -139,6 +141,24 @@ def report(document: dict[str, Any]) -> None:
     print(f"\n{document['seconds']:.0f} s; read {document['files'][-1]}")
 
 
+def _loader(args: argparse.Namespace) -> LoadModel:
+    """What loads models as the command line says, each once."""
+
+    @cache
+    def load(name: str) -> tuple[Any, ...]:
+        if llm.is_language_model(name):
+            return language_model(args, name)
+        pipe = pipeline(_with_model(args, name))
+        pipe.set_progress_bar_config(disable=True)
+        return (pipe,)
+
+    return load
+
+
+def _with_model(args: argparse.Namespace, name: str) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(args), "model": name})
+
+
 def _plan_of(args: argparse.Namespace, plan: Plan) -> Plan:
     """The plan, with what the command line says otherwise."""
     given = {key: getattr(args, key) for key in ("count", "seeds") if getattr(args, key) is not None}
@@ -159,7 +179,7 @@ def _entry(concept: Concept, plan: Plan, args: argparse.Namespace) -> Entry:
 def _check(entry: Entry, args: argparse.Namespace) -> Entry:
     """The entry with its plan settled; what the command line asks of it in vain is told before the long work."""
     if llm.is_language_model(entry.model):
-        refuse_generation(with_model(args, entry.model))
+        refuse_generation(_with_model(args, entry.model))
         if asked := next((name for name in PICTURES if getattr(args, name)), None):
             args.usage(f"--{asked} is about pictures: what judges a language model stands in its prompt file")
     elif asked := next((name for name in TEXTS if getattr(args, name)), None):
@@ -201,11 +221,11 @@ def _kit(entry: Entry, args: argparse.Namespace) -> _Kit:
 
 
 def _measure(
-    kit: _Kit, concept: Concept, models: Models, out: Path, share: Share, show_progress: bool
+    kit: _Kit, concept: Concept, load: LoadModel, out: Path, share: Share, show_progress: bool
 ) -> dict[str, Any]:
     """One concept with its figures."""
     entry = kit.entry
-    model = models.load(entry.model)
+    model = load(entry.model)
     domain: Any = texts if llm.is_language_model(entry.model) else pictures
     identity = domain.identity(model[0], concept, entry.prompts)
     store = Run(out / entry.name / "run", identity, **vars(share), show_progress=show_progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from dsas_core.processes import Share
 from ..grid import Entry, Grid
 from ..learn import Lesson
 from ..masks import masks_of
-from .models import Models
 
 #: in the folder of a concept that cannot be learned: why
 REFUSED = "refused.txt"
 
+#: a model's name -> what learning and evaluating take first: a pipeline, or a language model and its tokenizer
+LoadModel = Callable[[str], tuple[Any, ...]]
+
 
 def learn_grid(
-    grid: Grid, models: Models, out: Path, share: Share, show_progress: bool
+    grid: Grid, load: LoadModel, out: Path, share: Share, show_progress: bool
 ) -> tuple[dict[str, Concept], dict[str, str]]:
     """The concepts of a grid, learned where they are not there yet, each by one process; why others cannot be.
 
@@ -33,7 +35,7 @@ def learn_grid(
     mine = sorted(grid.entries, key=lambda entry: str(_lesson_key(entry)))[share.process :: share.processes]
     missing = [entry for entry in mine if not _is_learned(out / entry.name / "concept", entry, grid)]
     for key, entries in groupby(missing, _lesson_key):
-        _learn_together(list(entries), key[-1], models, {**grid.learn, "show_progress": show_progress}, out)
+        _learn_together(list(entries), key[-1], load, {**grid.learn, "show_progress": show_progress}, out)
     share.wait()
     return _read_learned({entry.name: out / entry.name for entry in grid.entries})
 
@@ -76,7 +78,7 @@ def _lesson_key(entry: Entry) -> tuple[Any, ...]:
 
 
 def _learn_together(
-    entries: Sequence[Entry], masked: bool, models: Models, settings: Mapping[str, Any], out: Path
+    entries: Sequence[Entry], masked: bool, load: LoadModel, settings: Mapping[str, Any], out: Path
 ) -> None:
     """Learn concepts of one model, the same prompts and sites, and keep each, or why it cannot be learned."""
     lesson: Any = None
@@ -85,7 +87,7 @@ def _learn_together(
             print(f"learning {entry.name}", file=sys.stderr, flush=True)
         refused = out / entry.name / REFUSED
         refused.unlink(missing_ok=True)
-        lesson = lesson or _lesson(entry, masked, models, settings)
+        lesson = lesson or _lesson(entry, masked, load, settings)
         try:
             concept = lesson.learn(entry.method, entry.gate, recipe=entry.recipe)
         except DSASError as error:  # what a method or a gate says of this concept; the others may do
@@ -95,11 +97,11 @@ def _learn_together(
             concept.save_pretrained(out / entry.name / "concept", overwrite=True)
 
 
-def _lesson(entry: Entry, masked: bool, models: Models, settings: Mapping[str, Any]) -> Any:
+def _lesson(entry: Entry, masked: bool, load: LoadModel, settings: Mapping[str, Any]) -> Any:
     if llm.is_language_model(entry.model):
-        model, tokenizer = models.load(entry.model)
+        model, tokenizer = load(entry.model)
         settings = {key: value for key, value in settings.items() if key not in ("steps", "size")}
         return llm.Lesson(model, tokenizer, entry.prompts, sites=entry.sites, **settings)
-    (pipe,) = models.load(entry.model)
+    (pipe,) = load(entry.model)
     masks = masks_of(entry.prompts) if masked else None
     return Lesson(pipe, entry.prompts, masks=masks, sites=entry.sites, **settings)
