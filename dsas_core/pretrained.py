@@ -119,6 +119,39 @@ def loading(name: str | Path, raises: type[DSASError] = UnavailableError, *, war
             logging.enable_progress_bar()
 
 
+def load_pretrained(
+    name: str | Path, model_class: str, processor_class: str, device: str, kind: str = "model", **options: Any
+) -> tuple[Any, Any, list[str]]:
+    """A model of transformers in float32 with its processor, and the names of the weights that it lacks.
+
+    Args:
+        name: a folder or Hub name; weights are read from safetensors only.
+        model_class, processor_class: of transformers, such as "AutoModel" and "AutoImageProcessor".
+        device: as in `device_of`.
+        kind: what the model is called in messages.
+        options: further arguments of `from_pretrained` (revision, token, …).
+
+    Raises:
+        UnavailableError: no such model, or it cannot be loaded.
+    """
+    folder = Path(name)
+    if not str(name):
+        raise UnavailableError(f"no {kind} is named")
+    if not folder.is_dir() and (str(name).count("/") > 1 or str(name).startswith((".", "/", "~"))):
+        raise UnavailableError(f"no {kind} {name}: no such folder, and no Hub name (user/name)")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UnavailableError(f"{folder} is no {kind}: it has no config.json")
+
+    import transformers
+
+    settings = {"dtype": torch.float32, "use_safetensors": True, **options}
+    with loading(name, UnavailableError):  # what is missing is told by whoever asked
+        loader = getattr(transformers, model_class)
+        model, report = loader.from_pretrained(name, output_loading_info=True, **settings)
+        processor = getattr(transformers, processor_class).from_pretrained(name, **hub_options(options))
+    return model.eval().to(torch.device(device_of(device))), processor, sorted(report["missing_keys"])
+
+
 def reason_of(error: Exception) -> str:
     """What an error of another library says, in one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -19,11 +19,11 @@ from PIL import Image
 from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.evaluate import Cell, Done, Run, arm, cost
-from dsas_core.evaluate.arms import BLIND, Scores, load_scores, save_scores, scores_of
+from dsas_core.evaluate.arms import BLIND, SCORES, Scores, load_scores, save_scores, scores_of
 from dsas_core.fingerprints import weights_digest
 from dsas_core.strengths import Auto
 
-from .families import family_of
+from .adapter import PipelineAdapter
 from .generation import Settings, decode, latent_batches, made_by, seeds_for, size_of
 from .steer import steer
 from .viz import PictureTrace
@@ -48,64 +48,62 @@ class Job:
     settings: Settings | None = None
 
 
+@dataclass(eq=False)
 class Drawings:
     """The pictures of one concept under evaluation.
 
     Args:
-        pipe, concept: what is steered, and by what.
+        adapter, concept: what is steered, and by what.
         prompts: by side, "target" holding what asks in words for what steering does to "source".
         negative: the negative prompt of that baseline.
-        run: where pictures are kept.
+        store: where pictures are kept.
         settings: how they are made. seeds: noise seeds that every prompt is drawn with.
     """
 
-    def __init__(
-        self,
-        pipe: Any,
-        concept: Concept,
-        prompts: Mapping[str, list[str]],
-        negative: str | None,
-        run: Run,
-        settings: Settings,
-        seeds: int,
-    ) -> None:
-        self.pipe, self.concept, self.prompts, self.negative = pipe, concept, prompts, negative
-        self.run, self.settings, self.seeds = run, settings, seeds
-        self.about = _about(pipe)
-        denoiser = family_of(pipe).denoiser
-        #: whether steering reads and changes patches, which an oracle's masks can speak of
-        self.steers_patches = any(site.root == denoiser for site in concept.steered_sites)
-        self._there: np.ndarray | None = None
-        self._done: dict[Job, Done] = {}
+    adapter: PipelineAdapter
+    concept: Concept
+    prompts: Mapping[str, list[str]]
+    negative: str | None
+    store: Run
+    settings: Settings
+    seeds: int
 
-    def tell(self, masks: Sequence[np.ndarray | None]) -> None:
-        """Tell the oracle where the thing is in each unsteered source picture; None where it is not shown."""
+    def __post_init__(self) -> None:
+        adapter = self.adapter
+        #: what all pictures depend on, beside concept, prompts and settings
+        self.model_key = {
+            **made_by(adapter.pipe),
+            "decoder": weights_digest({"vae": adapter.pipe.vae}),
+            "precision": cost.precision(adapter.denoiser),
+        }
+        #: whether steering reads and changes patches, which an oracle's masks can speak of
+        self.steers_patches = any(site.root == adapter.family.denoiser for site in self.concept.steered_sites)
+        self._oracle_masks: np.ndarray | None = None
+        self._results: dict[Job, Done] = {}
+
+    def tell_oracle(self, masks: Sequence[np.ndarray | None]) -> bool:
+        """Tell the oracle where the thing is in each unsteered source picture; None where it is not shown.
+
+        Whether it can make use of that: else it knows only which prompts show the concept.
+        """
         empty = next((np.zeros_like(mask) for mask in masks if mask is not None), None)
         if self.steers_patches and empty is not None:
-            self._there = np.stack([empty if mask is None else mask for mask in masks])
+            self._oracle_masks = np.stack([empty if mask is None else mask for mask in masks])
+        return self._oracle_masks is not None
 
     def complete(self, jobs: Sequence[Job], label: str) -> None:
         """Draw what is missing of some jobs."""
-        wanted = list(dict.fromkeys(self._stand_in(job) for job in jobs if self._stand_in(job) not in self._done))
-        found = self.run.complete([self._cell(job) for job in wanted], label)
-        self._done |= dict(zip(wanted, found, strict=True))
-
-    @property
-    def oracle_sees(self) -> bool:
-        """Whether the oracle was told patches, not only which prompts show the concept."""
-        return self._there is not None
+        missing = [job for job in dict.fromkeys(map(self._stand_in, jobs)) if job not in self._results]
+        results = self.store.complete([self._cell(job) for job in missing], label)
+        self._results |= dict(zip(missing, results, strict=True))
 
     def __contains__(self, job: Job) -> bool:
-        return self._stand_in(job) in self._done
+        return self._stand_in(job) in self._results
 
     def prompts_of(self, job: Job) -> list[str]:
         """The prompt of each picture: each once per seed; other settings than usual are tried with one seed."""
         texts = self.prompts["target" if job.arm == "asked" else job.side]
         return texts * (1 if job.settings else self.seeds)
-
-    def labels(self, side: str) -> list[tuple[int, str]]:
-        """Seed and prompt of each picture."""
-        return [(seed, text) for seed in range(self.seeds) for text in self.prompts[side]]
 
     def pictures(self, job: Job) -> list[Image.Image]:
         """What was drawn."""
@@ -127,16 +125,16 @@ class Drawings:
 
     def mean_h(self, side: str) -> float:
         """What DSAS at strength 1 lets through of the map: mean h over sites, bins and positions, with site weights."""
-        scores = load_scores(self._of(Job("dsas", side, 1.0)).folder / "scores.safetensors")
+        scores = load_scores(self._of(Job("dsas", side, 1.0)).folder / SCORES)
         items = self.concept.interventions
         return float(np.mean([float(h.mean()) * items[i].weights[bin_] for (i, bin_), h in scores.items()]))
 
     def _of(self, job: Job) -> Done:
-        return self._done[self._stand_in(job)]
+        return self._results[self._stand_in(job)]
 
     def _stand_in(self, job: Job) -> Job:
         """The job that gives the same pictures: the oracle steers where the thing is told, nothing without it."""
-        if job.arm != "oracle" or (self._there is not None and job.side == "source"):
+        if job.arm != "oracle" or (self._oracle_masks is not None and job.side == "source"):
             return job
         return Job("on", job.side, job.strength) if job.side == "source" else Job("base", job.side)
 
@@ -147,7 +145,7 @@ class Drawings:
     def _cell(self, job: Job) -> Cell:
         key = {
             "kind": "pictures",
-            **self.about,
+            **self.model_key,
             "concept": None if job.arm in BASELINES else self.concept.digest,
             "arm": job.arm,
             "strength": str(job.strength) if isinstance(job.strength, Auto) else job.strength,
@@ -159,71 +157,61 @@ class Drawings:
         if job.arm in BLIND:
             key["scores"] = self._cell(_DSAS).digest
         if job.arm == "oracle":
-            assert self._there is not None
-            key["there"] = hashlib.sha256(self._there.tobytes()).hexdigest()[:20]
+            assert self._oracle_masks is not None
+            key["there"] = hashlib.sha256(self._oracle_masks.tobytes()).hexdigest()[:20]
         return Cell(key, lambda folder: self._draw(job, folder))
 
     def _draw(self, job: Job, folder: Path) -> dict[str, Any]:
         """Draw and keep pictures and latents; of DSAS at 0 also heat, at 1 what the gates said."""
-        prompts, noise = self.prompts_of(job), self._noise(job)
+        pipe, prompts, noise = self.adapter.pipe, self.prompts_of(job), self._noise(job)
         negative = self.negative if job.arm == "negative" else None
-        looks, speaks = job == Job("dsas", job.side), job == Job("dsas", job.side, 1.0)
-        latents: list[torch.Tensor] = []
-        heats: list[np.ndarray] = []
-        banks: list[Scores] = []
+        keeps_heat, keeps_scores = job == Job("dsas", job.side), job == Job("dsas", job.side, 1.0)
+        batches: list[torch.Tensor] = []
+        heatmaps: list[np.ndarray] = []
+        scores: list[Scores] = []
         for start in range(0, len(prompts), BATCH):
             part = slice(start, start + BATCH)
-            with self._attached(job, part, looks or speaks) as steering:
+            with self._steered(job, part, keeps_heat or keeps_scores) as steering:
                 settings = job.settings or self.settings
-                (made,) = latent_batches(self.pipe, prompts[part], noise[part], settings, BATCH, negative)
-                latents.append(made.float().cpu())
-                if looks:
-                    heats += self._heats(steering.trace, made)
-                if speaks:
-                    banks.append(scores_of(steering.trace, self.concept))
-        codes = torch.cat(latents)
-        for i, picture in enumerate(decode(self.pipe, codes.to(self.pipe.vae.device))):
+                (batch,) = latent_batches(pipe, prompts[part], noise[part], settings, BATCH, negative)
+                batches.append(batch.float().cpu())
+                if keeps_heat:
+                    heatmaps += self._heatmaps(steering.trace, batch)
+                if keeps_scores:
+                    scores.append(scores_of(steering.trace, self.concept))
+        latents = torch.cat(batches)
+        for i, picture in enumerate(decode(pipe, latents.to(pipe.vae.device))):
             picture.convert("RGB").save(folder / f"{i:03d}.png")
-        np.save(folder / "latents.npy", codes.numpy())
-        if heats:
-            np.save(folder / "heat.npy", np.stack(heats).astype(np.float16))
-        if banks:
-            save_scores(banks, folder / "scores.safetensors")
-        return {"pictures": len(codes)}
+        np.save(folder / "latents.npy", latents.numpy())
+        if heatmaps:
+            np.save(folder / "heat.npy", np.stack(heatmaps).astype(np.float16))
+        if scores:
+            save_scores(scores, folder / SCORES)
+        return {"pictures": len(latents)}
 
-    def _attached(self, job: Job, part: slice, traced: bool) -> AbstractContextManager[Any]:
+    def _steered(self, job: Job, part: slice, traced: bool) -> AbstractContextManager[Any]:
         """Steering for some of a job's pictures."""
         if job.arm in BASELINES:
             return nullcontext()
-        scores = load_scores(self._done[_DSAS].folder / "scores.safetensors") if job.arm in BLIND else None
+        scores = load_scores(self._results[_DSAS].folder / SCORES) if job.arm in BLIND else None
         there = {}
-        if job.arm == "oracle" and self._there is not None:
-            shapes = torch.from_numpy(self._there[part]).float()
-            smaller = torch.nn.functional.adaptive_avg_pool2d(shapes[:, None], self._latent_size())[:, 0]
-            there = {family_of(self.pipe).denoiser: smaller}
+        if job.arm == "oracle" and self._oracle_masks is not None:
+            masks = torch.from_numpy(self._oracle_masks[part]).float()
+            # patches are not smaller than latents, so masks need not be larger
+            height, width = (side // self.adapter.pipe.vae_scale_factor for side in masks.shape[-2:])
+            smaller = torch.nn.functional.adaptive_avg_pool2d(masks[:, None], (height, width))[:, 0]
+            there = {self.adapter.family.denoiser: smaller}
         concept, gate = arm(self.concept, job.arm, scores, there=there)
-        return steer(self.pipe, {concept: job.strength}, gate=gate, trace=traced)
+        return steer(self.adapter.pipe, {concept: job.strength}, gate=gate, trace=traced)
 
-    def _latent_size(self) -> tuple[int, int]:
-        """Patches are not smaller than this, so masks need not be larger."""
-        assert self._there is not None
-        height, width = self._there.shape[-2:]
-        return height // self.pipe.vae_scale_factor, width // self.pipe.vae_scale_factor
-
-    def _heats(self, trace: PictureTrace, made: torch.Tensor) -> list[np.ndarray]:
+    def _heatmaps(self, trace: PictureTrace, latents: torch.Tensor) -> list[np.ndarray]:
         """Where the denoiser's gates saw the concept in each picture; [] where none read patches in these steps."""
-        height, width = size_of(self.pipe, made)
+        height, width = size_of(self.adapter.pipe, latents)
         try:
-            return [trace.heat(self.concept.name, (width, height), image=i, below=BELOW) for i in range(len(made))]
+            return [trace.heat(self.concept.name, (width, height), image=i, below=BELOW) for i in range(len(latents))]
         except DSASError:
             return []
 
 
 #: whose gates the blind arms repeat
 _DSAS = Job("dsas", "source", 1.0)
-
-
-def _about(pipe: Any) -> dict[str, Any]:
-    """What pictures depend on beside concept, prompts and settings."""
-    precision = cost.precision(getattr(pipe, family_of(pipe).denoiser))
-    return {**made_by(pipe), "decoder": weights_digest({"vae": pipe.vae}), "precision": precision}

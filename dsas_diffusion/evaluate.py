@@ -8,39 +8,39 @@ arms (`dsas_core.evaluate.arms`). Pictures are kept by content (`dsas_diffusion.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
 from dsas_core.concept import Concept
-from dsas_core.evaluate import Cell, Plan, Point, Run, cost, runs, summed_up
-from dsas_core.evaluate.arms import doses
-from dsas_core.evaluate.localisation import averaged, localisation
+from dsas_core.errors import UnavailableError
+from dsas_core.evaluate import Evaluation, Plan, Run, runs
+from dsas_core.evaluate.localisation import average, localisation
 from dsas_core.prompts import PromptSet
-from dsas_core.requirements import obstacle_to_auto
 from dsas_core.strengths import Auto
 
 from . import similarity
+from .adapter import PipelineAdapter, adapt
 from .drawing import Drawings, Job
-from .families import family_of, roots_of
 from .generation import UNCHANGED, Settings, change, latent_batches, other_schedulers, settings_of
-from .judges import PictureJudge
 from .masks import Masks
 from .metrics import change_outside
+from .picture_judge import PictureJudge
 from .steer import steer
-from .vision import Clip, Unavailable
+from .vision import Clip
 
-#: pictures that a report shows of each side
-SHOWN = 4
 #: control pictures from which on KID says something
-ENOUGH = 50
+MIN_KID_PICTURES = 50
 
 
 def identity(pipe: Any, concept: Concept, prompts: PromptSet) -> dict[str, Any]:
     """What a run is about: with another model, concept or prompt file it is another run."""
-    return runs.identity(roots_of(pipe), concept, prompts)
+    return runs.identity(adapt(pipe).roots, concept, prompts)
 
 
 def evaluate(
@@ -80,301 +80,258 @@ def evaluate(
     Raises:
         DSASError: no prompts for an arm.
     """
-    plan = plan or Plan()
-    chosen = plan.prompts(concept, prompts)
-    negative = next(iter(prompts.sample("negative", 1)), None)
-    drawn = Drawings(pipe, concept, chosen, negative, run, settings_of(pipe, steps, guidance, size), plan.seeds)
-    judges = list(judge) if isinstance(judge, Sequence) else [judge]
-    return _Evaluation(drawn, plan, judges, clip, features, masks).report(prompts.wordings("source"))
+    settings = settings_of(pipe, steps, guidance, size)
+    return PictureEvaluation(
+        concept, prompts, judge, run, plan or Plan(), adapt(pipe), settings, clip, features, masks
+    ).report()
 
 
-class _Evaluation:
-    """One concept under measurement."""
+@dataclass(eq=False)
+class PictureEvaluation(Evaluation):
+    """The evaluation of a concept on a pipeline; arguments as in `evaluate`."""
 
-    def __init__(
-        self,
-        drawn: Drawings,
-        plan: Plan,
-        judges: Sequence[PictureJudge],
-        clip: str | None,
-        features: similarity.Features | str | None,
-        masks: Masks | None,
-    ) -> None:
-        self.drawn, self.plan, self.judge, self.others = drawn, plan, judges[0], judges[1:]
-        self.prompts, self.settings = drawn.prompts, drawn.settings
-        self.masks: Masks | None = masks or getattr(self.judge, "masks", None)
-        self.skipped: list[str] = []
-        self.autos = plan.autos(drawn.concept)
-        if plan.targets and not self.autos:
-            self._skip(f"strength auto: {obstacle_to_auto(drawn.concept)}")
-        self._seen: dict[str, list[np.ndarray | None]] = {}
-        self._lacking: set[str] = set()
-        self.clip = self._had("CLIP score", lambda: Clip(clip)) if clip else None
+    adapter: PipelineAdapter
+    settings: Settings
+    clip: str | None
+    features: similarity.Features | str | None
+    masks: Masks | None
+    outputs = "pictures"
+    sides = ("source", "control", "unnamed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.seeds = self.plan.seeds
+        self.unsteered_arms += ["asked"] if self.rewritten else []
+        negative = next(iter(self.prompt_set.sample("negative", 1)), None)
+        self.drawings = Drawings(
+            self.adapter, self.concept, self.prompts, negative, self.store, self.settings, self.seeds
+        )
+        self.masks = self.masks or getattr(self.judge, "masks", None)
+        self._masks_by_side: dict[str, list[np.ndarray | None]] = {}
+        self._unavailable: set[str] = set()
+        name, own = self.clip, self.features
+        self._clip_model = self._try("CLIP score", lambda: Clip(name)) if name else None
         network = getattr(self.judge, "judge", None)
+        #: functions that sets of pictures are compared with, by the suffix of their figures
         self.networks = {} if network is None else {"_judge": similarity.judge_features(network)}
-        loads = partial(similarity.transformers_features, features) if isinstance(features, str) else lambda: features
-        if (loaded := self._had("FID and KID", loads)) is not None:
-            self.networks[""] = loaded
+        if isinstance(own, str):
+            own = self._try("FID and KID", partial(similarity.transformers_features, own))
+        if own is not None:
+            self.networks[""] = own
 
-    def report(self, templates: Mapping[str, str]) -> dict[str, Any]:
-        """Draw what is missing, judge everything; `templates` are those that source prompts come from."""
-        others = self._draw()
-        figures = self._figures()
-        figures["baselines"] = self._baselines()
-        figures["dose"] = self._dose()
-        figures["oracle"] = "patches" if self.drawn.oracle_sees else "prompts"
-        figures["judges"] = [self._as_seen_by(judge) for judge in self.others]
-        figures["localisation"] = self._localisation()
-        figures["unnamed"] = self._unnamed()
-        figures["wordings"] = self._wordings(templates)
-        figures["robustness"] = [self._robustness(setting) for setting in others]
-        figures["cost"] = self.drawn.run.complete([self._timing()], "timing")[0].values
-        figures["samples"] = self._samples()
-        if not self.prompts["target"]:
-            self._skip("asking in words: source and target templates do not go in pairs")
-        if self.drawn.negative is None:
-            self._skip("a negative prompt: the prompt file's evaluation names none (negative: [...])")
-        return {"prompts": self.prompts, **figures, "skipped": self.skipped}
-
-    def _draw(self) -> list[Settings]:
-        """Draw every arm; the other settings that were tried."""
-        sides = [side for side in ("source", "control", "unnamed") if self.prompts[side]]
+    def run_arms(self) -> None:
+        sides = [side for side in self.sides if self.prompts[side]]
         first = [Job("base", side) for side in sides] + [Job("dsas", side, 1.0) for side in sides]
-        first += [Job("dsas", "source")]
-        first += [Job("asked", "source")] if self.prompts["target"] else []
-        first += [Job("negative", side) for side in ("source", "control") if self.drawn.negative]
-        self.drawn.complete(first, "drawing base and DSAS")
-        masks = self._masks("source") if "oracle" in self.plan.arms else None
-        if masks is not None:
-            self.drawn.tell(masks)
-        grid = [
-            Job(name, side, strength)
-            for name in self.plan.arms
-            for strength in self.plan.strengths
+        first += [Job("dsas", "source"), *([Job("asked", "source")] if self.rewritten else [])]
+        first += [Job("negative", side) for side in ("source", "control") if self.drawings.negative]
+        self.drawings.complete(first, "drawing base and DSAS")
+        masks = self._masks_of("source") if "oracle" in self.plan.arms else None
+        if masks is not None and self.drawings.tell_oracle(masks):
+            self.oracle_sees = "patches"
+        grid = [Job(arm, side, strength) for arm, strength in self.grid for side in ("source", "control")]
+        grid += [Job("on", "unnamed", 1.0)] if self.prompts["unnamed"] and "on" in self.plan.arms else []
+        self.drawings.complete(grid, "drawing the arms")
+        jobs = [
+            Job(arm, side, strength, settings)
+            for arm, strength in (("base", 0.0), ("dsas", 1.0))
+            for settings in self._other_settings()
             for side in ("source", "control")
         ]
-        grid += [Job("dsas", side, auto) for auto in self.autos for side in ("source", "control")]
-        grid += [Job("on", "unnamed", 1.0)] if self.prompts["unnamed"] and "on" in self.plan.arms else []
-        self.drawn.complete(grid, "drawing the arms")
-        others = self._other_settings() if self.plan.robustness else []
-        jobs = [Job("base", side, 0.0, setting) for setting in others for side in ("source", "control")]
-        jobs += [Job("dsas", side, 1.0, setting) for setting in others for side in ("source", "control")]
-        self.drawn.complete(jobs, "drawing other settings")
-        return others
+        self.drawings.complete(jobs, "drawing other settings")
 
-    def _shown(self, job: Job, judge: PictureJudge | None = None) -> np.ndarray:
-        prompts = self.drawn.prompts_of(Job("base", job.side, settings=job.settings))
-        return (judge or self.judge).shown(self.drawn.pictures(job), prompts)
+    def judge_outputs(self, judge: PictureJudge, arm: str, strength: float | Auto) -> np.ndarray:
+        return self._judge_job(judge, Job(arm, "source", strength))
 
-    def _masks(self, side: str) -> list[np.ndarray | None] | None:
+    def preservation(self, arm: str, strength: float | Auto) -> tuple[np.ndarray, dict[str, float]]:
+        control = Job(arm, "control", strength)
+        changes, more = self._changes(control)
+        more |= self._change_around(Job(arm, "source", strength))
+        if strength == 1.0:
+            more |= self._distances(control)
+        return changes.clip(0, 1), more
+
+    def mean_h(self, side: str) -> float:
+        return self.drawings.mean_h(side)
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        baselines = super().baselines()
+        if self.drawings.negative is not None:
+            source, control = Job("negative", "source"), Job("negative", "control")
+            changes, more = self._changes(control)
+            more |= self._change_around(source) | self._clip_score(control)
+            shown = float(self.scores("negative").mean())
+            figures = {"shown": shown, "cost": float(changes.mean()), **more}
+            baselines[f"negative prompt “{self.drawings.negative}”"] = figures
+        return baselines
+
+    def baseline_figures(self, arm: str) -> dict[str, float]:
+        return self._clip_score(Job(arm, "control")) if arm == "base" else self._change_around(Job(arm, "source"))
+
+    def further_figures(self) -> dict[str, Any]:
+        figures = {
+            "localisation": self._localisation(),
+            "unnamed": self._unnamed(),
+            "robustness": [self._robustness(settings) for settings in self._other_settings()],
+        }
+        if not self.rewritten:
+            self.skip("asking in words: source and target templates do not go in pairs")
+        if self.drawings.negative is None:
+            self.skip("a negative prompt: the prompt file's evaluation names none (negative: [...])")
+        return figures
+
+    def sample(self, side: str, number: int) -> dict[str, str]:
+        strongest = self.plan.strengths[-1]
+        jobs = [Job("base", side), *([Job("asked", side)] if side == "source" else [])]
+        jobs += [Job(arm, side, 1.0) for arm in self.plan.arms if (arm, side) != ("oracle", "unnamed")]
+        jobs += [Job("dsas", side, strongest)]
+        return {
+            f"{job.arm} ×{strongest:g}" if job.strength == strongest != 1.0 else job.arm: str(
+                self.drawings.file(job, number)
+            )
+            for job in jobs
+            if job in self.drawings
+        }
+
+    def timed_work(self) -> tuple[Callable[[], object], Mapping[str, Any], torch.device]:
+        """One picture."""
+        pipe, settings, prompt = self.adapter.pipe, self.settings, self.prompts["source"][:1]
+        about = {**self.drawings.model_key, "prompt": prompt, "settings": asdict(settings)}
+        denoiser: Any = self.adapter.denoiser
+        return lambda: list(latent_batches(pipe, prompt, [0], settings)), about, denoiser.device
+
+    def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
+        return steer(self.adapter.pipe, {self.concept: 1.0}, gate=gate)
+
+    # ---- what a picture shows, and how far it is from another -------------------------------------------------------
+
+    def _judge_job(self, judge: PictureJudge, job: Job) -> np.ndarray:
+        prompts = self.drawings.prompts_of(Job("base", job.side, settings=job.settings))
+        return judge.target_scores(self.drawings.pictures(job), prompts)
+
+    def _pair(self, job: Job) -> tuple[list[Image.Image], list[Image.Image]]:
+        """Pictures of the same prompts and noise without steering, and of a job."""
+        return self.drawings.pictures(Job("base", job.side, settings=job.settings)), self.drawings.pictures(job)
+
+    def _masks_of(self, side: str) -> list[np.ndarray | None] | None:
         """Where each unsteered picture of a side shows the thing; None where nobody knows masks."""
-        if self.masks is not None and side not in self._seen:
-            self._seen[side] = self.masks(self.drawn.pictures(Job("base", side)))
-        return self._seen.get(side)
+        if self.masks is not None and side not in self._masks_by_side:
+            self._masks_by_side[side] = self.masks(self.drawings.pictures(Job("base", side)))
+        return self._masks_by_side.get(side)
 
-    def _had(self, what: str, get: Callable[[], Any]) -> Any:
-        """What may not be to be had: then None, and it is told; nobody tries a second time."""
-        if what in self._lacking:
+    def _try(self, what: str, get: Callable[[], Any]) -> Any:
+        """What `get` gives, or None where it is unavailable: that is noted, and not tried a second time."""
+        if what in self._unavailable:
             return None
         try:
             return get()
-        except Unavailable as error:
-            self._lacking.add(what)
-            self._skip(f"{what}: {error}")
+        except UnavailableError as error:
+            self._unavailable.add(what)
+            self.skip(f"{what}: {error}")
             return None
 
-    def _skip(self, reason: str) -> None:
-        if reason not in self.skipped:
-            self.skipped.append(reason)
-
-    # ---- arms -----------------------------------------------------------------------------------------------------
-
-    def _figures(self) -> dict[str, Any]:
-        arms = {name: [self._point(name, strength) for strength in self.plan.strengths] for name in self.plan.arms}
-        asked = self._shown(Job("asked", "source")).tolist() if self.prompts["target"] else None
-        base = self._shown(Job("base", "source")).tolist()
-        free = [self._point("dsas", auto) for auto in self.autos]
-        return summed_up(arms, base, asked, self.drawn.labels("source"), self.drawn.labels("control"), free=free)
-
-    def _point(self, name: str, strength: float | Auto) -> Point:
-        source, control = Job(name, "source", strength), Job(name, "control", strength)
-        moved, more = self._preserved(control)
-        more |= self._around(source)
-        if strength == 1.0:
-            more |= self._distances(control)
-        number = strength.target if isinstance(strength, Auto) else strength
-        return Point(number, self._shown(source).tolist(), moved.clip(0, 1).tolist(), more)
-
-    def _preserved(self, job: Job) -> tuple[np.ndarray, dict[str, float]]:
-        """1 - SSIM of each control picture, and what else tells how much it changed."""
-        base_job = Job("base", job.side, settings=job.settings)
-        base, made = self.drawn.pictures(base_job), self.drawn.pictures(job)
-        moved = change(base, made)
-        codes = similarity.latent_change(self.drawn.latents(base_job), self.drawn.latents(job))
-        more = {
-            "unchanged": float((moved <= UNCHANGED).mean()),
-            "identical": float(similarity.identical(base, made).mean()),
-            "pixel_change": float(moved.mean()),
-            "latent_change": float(codes.mean()),
+    def _changes(self, job: Job) -> tuple[np.ndarray, dict[str, float]]:
+        """1 - SSIM of each picture of a job with the unsteered one, and what else tells how much it changed."""
+        base, steered = self._pair(job)
+        pixels = change(base, steered)
+        base_latents = self.drawings.latents(Job("base", job.side, settings=job.settings))
+        figures = {
+            "unchanged": float((pixels <= UNCHANGED).mean()),
+            "identical": float(similarity.identical(base, steered).mean()),
+            "pixel_change": float(pixels.mean()),
+            "latent_change": float(similarity.latent_change(base_latents, self.drawings.latents(job)).mean()),
         }
-        return 1 - similarity.ssim(base, made), more
+        return 1 - similarity.ssim(base, steered), figures
 
-    def _around(self, job: Job) -> dict[str, float]:
+    def _change_around(self, job: Job) -> dict[str, float]:
         """Mean change of 255 around the thing, and the share of things beside it that look as before.
 
         Of pictures that show the thing, where masks are known; neighbours where the judge knows things by name.
         """
-        shapes = self._masks(job.side)
-        if shapes is None:
+        masks = self._masks_of(job.side)
+        if masks is None:
             return {}
-        base, made = self.drawn.pictures(Job("base", job.side)), self.drawn.pictures(job)
-        found = {"change_outside_the_thing": change_outside(base, made, shapes)}
-        kept = getattr(self.judge, "neighbours_kept", None)
-        if kept is not None:
-            found["neighbours_kept"] = kept(base, made, shapes)
-        return {name: float(np.mean(values)) for name, values in found.items() if values}
+        base, steered = self._pair(job)
+        by_picture = {"change_outside_the_thing": change_outside(base, steered, masks)}
+        neighbours_kept = getattr(self.judge, "neighbours_kept", None)
+        if neighbours_kept is not None:
+            by_picture["neighbours_kept"] = neighbours_kept(base, steered, masks)
+        return {name: float(np.mean(values)) for name, values in by_picture.items() if values}
 
     def _distances(self, job: Job) -> dict[str, float]:
         """Distances between the sets of steered and unsteered control pictures, and fit to prompts."""
-        base, made = self.drawn.pictures(Job("base", job.side)), self.drawn.pictures(job)
-        found = self._clip_score(job)
-        moved = self._had("perceptual distance", lambda: similarity.lpips(base, made))
-        if moved is not None:
-            found["lpips"] = float(moved.mean())
+        base, steered = self._pair(job)
+        figures = self._clip_score(job)
+        lpips = self._try("perceptual distance", lambda: similarity.lpips(base, steered))
+        if lpips is not None:
+            figures["lpips"] = float(lpips.mean())
         for suffix, features in self.networks.items() if len(base) > 1 else ():
-            found[f"frechet{suffix}"] = similarity.fid(base, made, features)
-            if len(base) < ENOUGH:
-                self._skip(f"KID: of {len(base)} control pictures it is noise, {ENOUGH} are needed (--count, --seeds)")
+            figures[f"frechet{suffix}"] = similarity.fid(base, steered, features)
+            if len(base) < MIN_KID_PICTURES:
+                needed = f"{MIN_KID_PICTURES} are needed (--count, --seeds)"
+                self.skip(f"KID: of {len(base)} control pictures it is noise, {needed}")
             else:
-                found[f"kid{suffix}"] = similarity.kid(base, made, features)
-        return found
+                figures[f"kid{suffix}"] = similarity.kid(base, steered, features)
+        return figures
 
     def _clip_score(self, job: Job) -> dict[str, float]:
         """How well pictures fit their prompts, where a CLIP is named."""
-        if self.clip is None:
+        if self._clip_model is None:
             return {}
-        return {
-            "clip_score": float(
-                similarity.clip_score(self.drawn.pictures(job), self.drawn.prompts_of(job), self.clip).mean()
-            )
-        }
+        scores = similarity.clip_score(self.drawings.pictures(job), self.drawings.prompts_of(job), self._clip_model)
+        return {"clip_score": float(scores.mean())}
 
-    def _baselines(self) -> dict[str, Any]:
-        """What nothing, asking in words, and a negative prompt do: the rivals that need no steering."""
-        shown = float(self._shown(Job("base", "source")).mean())
-        found: dict[str, Any] = {"no steering": {"shown": shown, **self._clip_score(Job("base", "control"))}}
-        if self.prompts["target"]:
-            job = Job("asked", "source")
-            found["asked in words"] = {"shown": float(self._shown(job).mean()), **self._around(job)}
-        if self.drawn.negative is not None:
-            job = Job("negative", "source")
-            moved, more = self._preserved(Job("negative", "control"))
-            told = {"shown": float(self._shown(job).mean()), "cost": float(moved.mean())}
-            more |= self._around(job) | self._clip_score(Job("negative", "control"))
-            found[f"negative prompt “{self.drawn.negative}”"] = {**told, **more}
-        return found
-
-    def _dose(self) -> dict[str, dict[str, float]]:
-        """How much of the map each arm lets through, by side."""
-        return doses({side: self.drawn.mean_h(side) for side in ("source", "control")}, self.plan.arms)
-
-    def _as_seen_by(self, judge: PictureJudge) -> dict[str, Any]:
-        """What another judge says of every arm at strength 1."""
-        jobs = {"base": Job("base", "source"), "asked": Job("asked", "source")}
-        jobs |= {name: Job(name, "source", 1.0) for name in self.plan.arms}
-        shown = {name: float(self._shown(job, judge).mean()) for name, job in jobs.items() if job in self.drawn}
-        return {"judge": judge.name, **shown}
-
-    # ---- where, under which settings, at what cost ------------------------------------------------------------------
+    # ---- where, and under which settings ----------------------------------------------------------------------------
 
     def _localisation(self) -> dict[str, float] | None:
         """Heat of the denoiser's gates in unsteered pictures against masks of these."""
-        masks, heat = self._masks("source"), self.drawn.heat("source")
-        if masks is None or heat is None:
-            self._skip("localisation: it needs gates that read patches in late steps, and masks (masks: …)")
+        masks, heatmaps = self._masks_of("source"), self.drawings.heat("source")
+        if masks is None or heatmaps is None:
+            self.skip("localisation: it needs gates that read patches in late steps, and masks (masks: …)")
             return None
-        pairs = zip(heat, masks, strict=True)
-        there = [(heat, mask) for heat, mask in pairs if mask is not None and mask.any() and not mask.all()]
-        found = [localisation(heat, mask) for heat, mask in there]
-        return {**asdict(averaged(found)), "pictures": len(found)} if found else None
+        results = [
+            localisation(heat, mask)
+            for heat, mask in zip(heatmaps, masks, strict=True)
+            if mask is not None and mask.any() and not mask.all()
+        ]
+        return {**asdict(average(results)), "pictures": len(results)} if results else None
 
     def _unnamed(self) -> dict[str, float] | None:
         """Pictures that show the concept although no prompt names it: how many, and the share that was treated."""
-        masks = self._masks("unnamed") if self.prompts["unnamed"] else None
+        if not self.prompts["unnamed"]:
+            return None
+        masks = self._masks_of("unnamed")
         if masks is None:
-            if self.prompts["unnamed"]:
-                self._skip("the concept where no prompt names it: it needs masks (masks: …)")
+            self.skip("the concept where no prompt names it: it needs masks (masks: …)")
             return None
-        there = np.array([mask is not None for mask in masks]) & (self._shown(Job("base", "unnamed")) < 0.5)
-        if not there.any():
-            self._skip("the concept where no prompt names it: no such picture showed it")
+        untreated = self._judge_job(self.judge, Job("base", "unnamed")) < 0.5
+        present = np.array([mask is not None for mask in masks]) & untreated
+        if not present.any():
+            self.skip("the concept where no prompt names it: no such picture showed it")
             return None
-        found: dict[str, float] = {"pictures": int(there.sum())}
-        for name in ("dsas", "on"):
-            job = Job(name, "unnamed", 1.0)
-            if job in self.drawn:
-                found[name] = float(self._shown(job)[there].mean())
-        return found
-
-    def _wordings(self, templates: Mapping[str, str]) -> list[dict[str, Any]]:
-        """What is shown, by the template that source prompts come from: paraphrases and pairings apart."""
-        jobs = {"base": Job("base", "source"), "asked": Job("asked", "source"), "dsas": Job("dsas", "source", 1.0)}
-        shown = {name: self._shown(job) for name, job in jobs.items() if job in self.drawn}
-        told = np.array([templates[text] for _, text in self.drawn.labels("source")])
-        return [
-            {"wording": str(wording), "pictures": int((told == wording).sum())}
-            | {name: float(values[told == wording].mean()) for name, values in shown.items()}
-            for wording in dict.fromkeys(told)
-        ]
+        figures: dict[str, float] = {"pictures": int(present.sum())}
+        for job in (Job("dsas", "unnamed", 1.0), Job("on", "unnamed", 1.0)):
+            if job in self.drawings:
+                figures[job.arm] = float(self._judge_job(self.judge, job)[present].mean())
+        return figures
 
     def _other_settings(self) -> list[Settings]:
         """Fewer and more steps, less and more guidance, and other schedulers than the concept was learned with."""
-        steps, guidance = self.settings.steps, self.settings.guidance
-        tried = [
-            replace(self.settings, steps=max(1, 2 * steps // 3)),
-            replace(self.settings, steps=2 * steps),
-            replace(self.settings, guidance=round(guidance * 2 / 3, 2)),
-            replace(self.settings, guidance=round(guidance * 5 / 3, 2)),
-            *(replace(self.settings, scheduler=name) for name in other_schedulers(self.drawn.pipe)),
+        if not self.plan.robustness:
+            return []
+        usual = self.settings
+        others = [
+            replace(usual, steps=max(1, 2 * usual.steps // 3)),
+            replace(usual, steps=2 * usual.steps),
+            replace(usual, guidance=round(usual.guidance * 2 / 3, 2)),
+            replace(usual, guidance=round(usual.guidance * 5 / 3, 2)),
+            *(replace(usual, scheduler=name) for name in other_schedulers(self.adapter.pipe)),
         ]
-        return [settings for settings in tried if settings != self.settings]
+        return [settings for settings in others if settings != usual]
 
-    def _robustness(self, setting: Settings) -> dict[str, Any]:
-        base, source = (self._shown(Job(*job, setting)) for job in (("base", "source", 0.0), ("dsas", "source", 1.0)))
-        control = self._preserved(Job("dsas", "control", 1.0, setting))[1]
-        told = {**asdict(setting), "scheduler": setting.scheduler or type(self.drawn.pipe.scheduler).__name__}
-        return {**told, "base": float(base.mean()), "shown": float(source.mean()), **control}
-
-    def _timing(self) -> Cell:
-        """Time and memory of one picture."""
-        pipe, prompt = self.drawn.pipe, self.prompts["source"][:1]
-        device = getattr(pipe, family_of(pipe).denoiser).device
-
-        def make(folder: object) -> dict[str, Any]:
-            return cost.compared(
-                lambda: list(latent_batches(pipe, prompt, [0], self.settings)),
-                lambda: steer(pipe, {self.drawn.concept: 1.0}),
-                device,
-            )
-
-        key = {"kind": "timing", **self.drawn.about, "concept": self.drawn.concept.digest, "prompt": prompt}
-        return Cell({**key, "settings": asdict(self.settings), "device": cost.named(device)}, make)
-
-    def _samples(self) -> list[dict[str, Any]]:
-        """Pictures to look at: a few prompts of each side in the arms at the unit, and DSAS at the strongest."""
-        strongest = self.plan.strengths[-1]
-        rows = []
-        for side in ("source", "control", "unnamed"):
-            for i, prompt in enumerate(self.prompts[side][:SHOWN]):
-                files = {}
-                for job in (
-                    Job("base", side),
-                    *([Job("asked", "source")] if side == "source" else []),
-                    *(Job(name, side, 1.0) for name in self.plan.arms if (name, side) != ("oracle", "unnamed")),
-                    Job("dsas", side, strongest),
-                ):
-                    if job in self.drawn:
-                        label = f"{job.arm} ×{strongest:g}" if job.strength == strongest != 1.0 else job.arm
-                        files[label] = str(self.drawn.file(job, i))
-                rows.append({"side": side, "prompt": prompt, "pictures": files})
-        return rows
+    def _robustness(self, settings: Settings) -> dict[str, Any]:
+        """DSAS at strength 1 under other settings."""
+        jobs = {"base": Job("base", "source", 0.0, settings), "shown": Job("dsas", "source", 1.0, settings)}
+        means = {name: float(self._judge_job(self.judge, job).mean()) for name, job in jobs.items()}
+        changes = self._changes(Job("dsas", "control", 1.0, settings))[1]
+        scheduler = settings.scheduler or type(self.adapter.pipe.scheduler).__name__
+        return {**asdict(settings), "scheduler": scheduler, **means, **changes}

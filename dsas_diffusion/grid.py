@@ -76,10 +76,10 @@ class Grid:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise DSASError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        _known(content, _KEYS, str(path))
+        _check_keys(content, _KEYS, str(path))
         learn = content.get("learn") or {}
-        _known(learn, _LEARN, f"{path}, learn")
-        concepts = _listed(content, "concepts", path)
+        _check_keys(learn, _LEARN, f"{path}, learn")
+        concepts = _list_of(content, "concepts", path)
         entries = [entry for concept in concepts for entry in _entries(concept, content, path)]
         names = [entry.name for entry in entries]
         double = next((name for name in names if names.count(name) > 1), None)
@@ -90,42 +90,45 @@ class Grid:
 
 def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[Entry]:
     """Every combination of one concept of the grid."""
-    _known(concept, _CONCEPT, f"{path}, concepts")
-    plan = _planned(content, concept, path)
+    _check_keys(concept, _CONCEPT, f"{path}, concepts")
+    plan = _plan_of(content, concept, path)
     given = Path(str(concept.get("prompts")))
     prompts = read(given if given.is_file() else path.parent / given)
-    sites: Sequence[str | None] = _listed(concept, "sites", path) if concept.get("sites") else [None]
-    models = _listed(concept if concept.get("models") else content, "models", path)
-    how, when = content.get("methods") or ["caa"], content.get("gates") or [None]
-    for name, role in [*((name, "map") for name in how), *((name, "gate") for name in when if name is not None)]:
-        methods.get(name, role)
+    sites: Sequence[str | None] = _list_of(concept, "sites", path) if concept.get("sites") else [None]
+    models = _list_of(concept if concept.get("models") else content, "models", path)
+    map_methods, gates = content.get("methods") or ["caa"], content.get("gates") or [None]
+    for name in map_methods:
+        methods.get(name, "map")
+    for name in gates:
+        if name is not None:
+            methods.get(name, "gate")
     recipes = content.get("recipes") or {"": {}}
     if not isinstance(recipes, Mapping) or not all(isinstance(recipe, Mapping) for recipe in recipes.values()):
         raise DSASError(f"{path}: recipes map a name of yours to fields of a recipe, found {recipes!r}")
-    own = {
+    default_gates = {
         (method, recipe): str(recipe_of(chosen, method=method).gate)
-        for method, (recipe, chosen) in itertools.product(how, recipes.items())
+        for method, (recipe, chosen) in itertools.product(map_methods, recipes.items())
     }
-    worn = dict.fromkeys(  # the own gate of many methods is that of others
-        (method, own[method, recipe] if gate is None else gate, recipe)
-        for method, gate, recipe in itertools.product(how, when, recipes)
+    combinations = dict.fromkeys(  # the own gate of many methods is that of others
+        (method, default_gates[method, recipe] if gate is None else gate, recipe)
+        for method, gate, recipe in itertools.product(map_methods, gates, recipes)
     )
-    found = []
-    for model, (method, gate, recipe), where in itertools.product(models, worn, sites):
+    entries = []
+    for model, (method, gate, recipe), site in itertools.product(models, combinations, sites):
         parts = [str(concept.get("name") or prompts.name)]
-        varied = ((where, sites), (method, how), (gate, when), (recipe, recipes), (model, models))
+        varied = ((site, sites), (method, map_methods), (gate, gates), (recipe, recipes), (model, models))
         parts += [part for part, options in varied if len(options) > 1 and part]
         name = re.sub(r"[^\w.]+", "-", "-".join(parts)).strip("-")  # a gate may be "product(dsas, gaps)"
-        found.append(Entry(name, model, prompts, method, gate, recipes[recipe], where, plan))
-    return found
+        entries.append(Entry(name, model, prompts, method, gate, recipes[recipe], site, plan))
+    return entries
 
 
-def _planned(content: Mapping[str, Any], concept: Mapping[str, Any], path: Path) -> Plan:
+def _plan_of(content: Mapping[str, Any], concept: Mapping[str, Any], path: Path) -> Plan:
     """What the grid says for all concepts, and one concept otherwise."""
     settings: dict[str, Any] = {}
     for part, where in ((content, "measure"), (concept, "concepts, measure")):
         measure = part.get("measure") or {}
-        _known(measure, [field.name for field in fields(Plan)], f"{path}, {where}")
+        _check_keys(measure, [field.name for field in fields(Plan)], f"{path}, {where}")
         settings |= {key: tuple(value) if isinstance(value, list) else value for key, value in measure.items()}
     try:
         return Plan(**settings)
@@ -133,14 +136,14 @@ def _planned(content: Mapping[str, Any], concept: Mapping[str, Any], path: Path)
         raise DSASError(f"{path}, measure: {error}") from None
 
 
-def _listed(content: Mapping[str, Any], key: str, path: Path) -> list[Any]:
+def _list_of(content: Mapping[str, Any], key: str, path: Path) -> list[Any]:
     value = content.get(key)
     if not isinstance(value, list) or not value:
         raise DSASError(f"{path}: {key} must be a list that is not empty, found {value!r}")
     return value
 
 
-def _known(content: Any, keys: Sequence[str], where: str) -> None:
+def _check_keys(content: Any, keys: Sequence[str], where: str) -> None:
     if not isinstance(content, Mapping) or set(content) - set(keys):
         found = ", ".join(map(str, content)) if isinstance(content, Mapping) else repr(content)
         raise DSASError(f"{where}: expected a mapping with {', '.join(keys)}; found {found}")

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, UnavailableError
 from dsas_core.pretrained import device_of, hub_options, loading
 from dsas_core.prompts import PromptSet
 
-from .judges import LISTED, BuiltinJudge, imported, judge_from
-from .vision import BATCH, Unavailable, chunks
+from .builtin_judge import BuiltinJudge
+from .judges import judge_from
+from .model_judges import LISTED
+from .picture_judge import import_function
+from .vision import BATCH, chunks
 
 #: pictures -> bool [height, width] of each, or None where it shows none of it
 Masks = Callable[[Sequence[Image.Image]], list[np.ndarray | None]]
@@ -37,7 +40,7 @@ def masks_from(spec: Mapping[str, Any], *, device: str = "auto") -> Masks:
         device: of the model; "auto" takes a GPU when there is one.
 
     Raises:
-        DSASError: other data, or labels that the model does not know; Unavailable: no such model.
+        DSASError: other data, or labels that the model does not know; UnavailableError: no such model.
     """
     given = spec.get("segmentation") if isinstance(spec, Mapping) and len(spec) == 1 else None
     if not isinstance(given, Mapping) or set(given) != {"model", "labels"}:
@@ -68,7 +71,7 @@ class SegmentationMasks:
         options: further arguments of `from_pretrained` (revision, token, …).
 
     Raises:
-        DSASError: a label that the model does not know; Unavailable: no such model.
+        DSASError: a label that the model does not know; UnavailableError: no such model.
     """
 
     def __init__(self, model: str | Path, labels: Sequence[str], *, device: str = "auto", **options: Any) -> None:
@@ -77,7 +80,7 @@ class SegmentationMasks:
         if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):
             raise DSASError(f"masks: labels are to be a list of names, found {labels!r}")
         settings = {"device": device_of(device), **hub_options(options)}
-        with loading(model, Unavailable):
+        with loading(model, UnavailableError):
             self._pipeline = pipeline("image-segmentation", model=str(model), **settings)
         self.name = f"segmentation {model}"
         known = [str(name).lower() for name in (self._pipeline.model.config.id2label or {}).values()]
@@ -87,12 +90,12 @@ class SegmentationMasks:
             raise DSASError(f"{model} has no label {unknown[0]!r}; it has {', '.join(known[:LISTED])}{more}")
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[np.ndarray | None]:
-        found = [segments for chunk in chunks(pictures) for segments in self._pipeline(chunk, batch_size=BATCH)]
-        return [self._joined(segments) for segments in found]
+        by_picture = [segments for chunk in chunks(pictures) for segments in self._pipeline(chunk, batch_size=BATCH)]
+        return [self._join(segments) for segments in by_picture]
 
-    def _joined(self, segments: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-        shapes = [np.asarray(one["mask"]) > 0 for one in segments if one["label"].lower() in self._labels]
-        joined = np.logical_or.reduce(shapes) if shapes else None
+    def _join(self, segments: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+        masks = [np.asarray(segment["mask"]) > 0 for segment in segments if segment["label"].lower() in self._labels]
+        joined = np.logical_or.reduce(masks) if masks else None
         return joined if joined is not None and joined.any() else None
 
 
@@ -107,20 +110,19 @@ class CallableMasks:
     """
 
     def __init__(self, function: str | Callable[[Sequence[Image.Image]], Any]) -> None:
-        self.function = imported(function, "masks") if isinstance(function, str) else function
+        self.function = import_function(function, "masks") if isinstance(function, str) else function
         self.name = f"callable {function if isinstance(function, str) else getattr(function, '__qualname__', '')}"
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[np.ndarray | None]:
-        found = self.function(list(pictures))
-        if not isinstance(found, Sequence | np.ndarray) or len(found) != len(pictures):
-            many = f"{len(found)} masks" if hasattr(found, "__len__") else type(found).__name__
+        masks = self.function(list(pictures))
+        if not isinstance(masks, Sequence | np.ndarray) or len(masks) != len(pictures):
+            many = f"{len(masks)} masks" if hasattr(masks, "__len__") else type(masks).__name__
             raise DSASError(f"{self.name}: {many} for {len(pictures)} pictures: expected a list, one mask or None each")
         return [
-            None if mask is None else self._checked(mask, picture)
-            for mask, picture in zip(found, pictures, strict=True)
+            None if mask is None else self._check(mask, picture) for mask, picture in zip(masks, pictures, strict=True)
         ]
 
-    def _checked(self, mask: Any, picture: Image.Image) -> np.ndarray | None:
+    def _check(self, mask: Any, picture: Image.Image) -> np.ndarray | None:
         """A mask as bool [height, width]; None where it is empty."""
         try:
             array = np.asarray(mask, dtype=np.float64)
@@ -129,7 +131,7 @@ class CallableMasks:
         if array.shape != picture.size[::-1]:
             size = f"{picture.height} x {picture.width}"
             raise DSASError(f"{self.name}: a mask of shape {list(array.shape)} for a picture of {size}")
-        strange = array[(array != 0) & (array != array.max())]
-        if len(strange):
-            raise DSASError(f"{self.name}: a mask holds {strange[0]:g}: expected 0 and one other number; threshold it")
+        wrong = array[(array != 0) & (array != array.max())]
+        if len(wrong):
+            raise DSASError(f"{self.name}: a mask holds {wrong[0]:g}: expected 0 and one other number; threshold it")
         return array > 0 if array.any() else None

@@ -55,24 +55,24 @@ def masks(judge: Judge, pictures: Sequence[Image.Image], thing: str) -> list[np.
 
 
 def change_outside(
-    base: Sequence[Image.Image], made: Sequence[Image.Image], shapes: Sequence[np.ndarray | None]
+    base: Sequence[Image.Image], steered: Sequence[Image.Image], masks: Sequence[np.ndarray | None]
 ) -> list[float]:
     """Mean absolute pixel difference, of 255, outside a thing's mask, for each picture that has one.
 
     The mask is grown by a tenth of the picture's width: a softer edge of the thing is not a change of its surroundings.
     """
-    found = []
-    for before, after, mask in zip(base, made, shapes, strict=True):
+    changes = []
+    for before, after, mask in zip(base, steered, masks, strict=True):
         if mask is not None:
-            grown = _grown(mask, before.width // 10)
+            grown = _grow(mask, before.width // 10)
             difference = np.abs(np.asarray(before, np.float32) - np.asarray(after, np.float32)).mean(-1)
             if not grown.all():
-                found.append(float(difference[~grown].mean()))
-    return found
+                changes.append(float(difference[~grown].mean()))
+    return changes
 
 
-def _grown(mask: np.ndarray, reach: int) -> np.ndarray:
+def _grow(mask: np.ndarray, margin: int) -> np.ndarray:
     """A mask grown by `reach` pixels to every side, corners too."""
-    shape = torch.from_numpy(mask).float()[None, None]
-    rows = F.max_pool2d(shape, (2 * reach + 1, 1), 1, (reach, 0))
-    return F.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))[0, 0].numpy() > 0
+    pixels = torch.from_numpy(mask).float()[None, None]
+    rows = F.max_pool2d(pixels, (2 * margin + 1, 1), 1, (margin, 0))
+    return F.max_pool2d(rows, (1, 2 * margin + 1), 1, (0, margin))[0, 0].numpy() > 0

@@ -2,7 +2,7 @@
 
 Pictures are PIL images of one size. `ssim`, `lpips`, `latent_change` and `identical` compare pairs; `fid` and `kid`
 compare sets, in a space of features; `clip_score` compares pictures with prompts. What another library or other
-weights must do raises `Unavailable` where they are not to be had, so that who evaluates can go on without it.
+weights must do raises `UnavailableError` where they are not to be had, so that who evaluates can go on without it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dsas_core.errors import DSASError
-from dsas_core.pretrained import reason_of
+from dsas_core.errors import DSASError, UnavailableError
+from dsas_core.pretrained import load_pretrained, reason_of
 
 from .builtin.judge import Judge
-from .vision import BATCH, Clip, Unavailable, array_of, chunks, embedding, load_pretrained
+from .vision import BATCH, Clip, array_of, chunks, embedding
 
 #: side of the window that SSIM compares, in pixels
 WINDOW = 11
@@ -36,16 +36,16 @@ Features = Callable[[Sequence[Image.Image]], np.ndarray]
 # ---- pairs ------------------------------------------------------------------------------------------------------
 
 
-def ssim(base: Sequence[Image.Image], made: Sequence[Image.Image]) -> np.ndarray:
+def ssim(base: Sequence[Image.Image], steered: Sequence[Image.Image]) -> np.ndarray:
     """Structural similarity of each pair (Wang et al. 2004, as torchmetrics has it), float [n], 1 for equal pictures.
 
     A Gaussian window with sigma 1.5, pictures mirrored at their edges, mean over colours; values are out of 255.
 
     Raises:
         DSASError: no pairs of one size, or pictures smaller than the window.
-        Unavailable: torchmetrics is not installed.
+        UnavailableError: torchmetrics is not installed.
     """
-    before, after = pair_of(base, made)
+    before, after = pair_of(base, steered)
     if len(before) and min(before.shape[1:3]) < WINDOW:
         raise DSASError(f"SSIM needs pictures of {WINDOW} x {WINDOW} pixels or more, found {_size(before)}")
     try:
@@ -53,15 +53,15 @@ def ssim(base: Sequence[Image.Image], made: Sequence[Image.Image]) -> np.ndarray
     except ImportError as error:
         raise _not_installed("SSIM", error) from error
 
-    found = []
+    scores = []
     for a, b in zip(_batches(before), _batches(after), strict=True):
-        scores = structural_similarity_index_measure(a, b, data_range=255.0, reduction="none")
-        assert isinstance(scores, torch.Tensor)  # two of them come only where contrast is asked for
-        found.append(scores.reshape(-1))
-    return _joined(found)
+        values = structural_similarity_index_measure(a, b, data_range=255.0, reduction="none")
+        assert isinstance(values, torch.Tensor)  # two of them come only where contrast is asked for
+        scores.append(values.reshape(-1))
+    return _join(scores)
 
 
-def lpips(base: Sequence[Image.Image], made: Sequence[Image.Image], net: str = "alex") -> np.ndarray:
+def lpips(base: Sequence[Image.Image], steered: Sequence[Image.Image], net: str = "alex") -> np.ndarray:
     """Learned perceptual distance of each pair (Zhang et al. 2018, torchmetrics), float [n], 0 for equal pictures.
 
     Args:
@@ -69,11 +69,11 @@ def lpips(base: Sequence[Image.Image], made: Sequence[Image.Image], net: str = "
 
     Raises:
         DSASError: no such network, or no pairs of one size.
-        Unavailable: torchmetrics or torchvision is not installed, or the network's weights cannot be downloaded.
+        UnavailableError: torchmetrics or torchvision is not installed, or the network's weights cannot be downloaded.
     """
     if net not in NETS:
         raise DSASError(f"LPIPS net {net!r}: expected one of {', '.join(NETS)}")
-    before, after = pair_of(base, made)
+    before, after = pair_of(base, steered)
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
     except ImportError as error:
@@ -82,31 +82,31 @@ def lpips(base: Sequence[Image.Image], made: Sequence[Image.Image], net: str = "
     try:
         metric = LearnedPerceptualImagePatchSimilarity(net_type=net)  # type: ignore[arg-type]
     except ModuleNotFoundError as error:
-        raise Unavailable("LPIPS needs torchvision, which is not installed: pip install torchvision") from error
+        raise UnavailableError("LPIPS needs torchvision, which is not installed: pip install torchvision") from error
     except Exception as error:  # a download that fails raises a dozen kinds
-        raise Unavailable(f"LPIPS: no weights of {net}: {reason_of(error)}") from error
+        raise UnavailableError(f"LPIPS: no weights of {net}: {reason_of(error)}") from error
     with torch.inference_mode():
         pairs = zip(_batches(before, 1), _batches(after, 1), strict=True)
-        return _joined([metric(a / 127.5 - 1, b / 127.5 - 1).reshape(1) for a, b in pairs])
+        return _join([metric(a / 127.5 - 1, b / 127.5 - 1).reshape(1) for a, b in pairs])
 
 
-def identical(base: Sequence[Image.Image], made: Sequence[Image.Image]) -> np.ndarray:
+def identical(base: Sequence[Image.Image], steered: Sequence[Image.Image]) -> np.ndarray:
     """Whether the pictures of each pair are equal bit for bit, bool [n]."""
-    pair_of(base, made)
-    pairs = zip(base, made, strict=True)
+    pair_of(base, steered)
+    pairs = zip(base, steered, strict=True)
     return np.array([a.mode == b.mode and a.tobytes() == b.tobytes() for a, b in pairs], dtype=bool)
 
 
-def latent_change(base: torch.Tensor, made: torch.Tensor) -> np.ndarray:
-    """Relative L2 change ‖made − base‖ / ‖base‖ of each item of latents [n, channels, height, width], float [n].
+def latent_change(base: torch.Tensor, steered: torch.Tensor) -> np.ndarray:
+    """Relative L2 change ‖steered − base‖ / ‖base‖ of each item of latents [n, channels, height, width], float [n].
 
     Raises:
         DSASError: tensors of different shapes, or without items.
     """
-    if base.shape != made.shape or base.ndim < 2:
-        found = f"{list(base.shape)} and {list(made.shape)}"
+    if base.shape != steered.shape or base.ndim < 2:
+        found = f"{list(base.shape)} and {list(steered.shape)}"
         raise DSASError(f"latents are to have one shape [n, channels, height, width], found {found}")
-    before, after = (x.detach().cpu().double().flatten(1) for x in (base, made))
+    before, after = (x.detach().cpu().double().flatten(1) for x in (base, steered))
     change, size = (after - before).norm(dim=1), before.norm(dim=1)
     return torch.where(change == 0, 0.0, change / size).numpy()
 
@@ -114,7 +114,7 @@ def latent_change(base: torch.Tensor, made: torch.Tensor) -> np.ndarray:
 # ---- sets -------------------------------------------------------------------------------------------------------
 
 
-def fid(base: Sequence[Image.Image], made: Sequence[Image.Image], features: Features) -> float:
+def fid(base: Sequence[Image.Image], steered: Sequence[Image.Image], features: Features) -> float:
     """Fréchet distance of two sets of pictures in a space of features (Heusel et al. 2017), from 0 up.
 
     `‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁^½ Σ₂ Σ₁^½)^½)`, in float64. It falls with the number of pictures and depends on
@@ -123,7 +123,7 @@ def fid(base: Sequence[Image.Image], made: Sequence[Image.Image], features: Feat
     Raises:
         DSASError: fewer than 2 pictures in a set, or features that are not finite numbers [n, d].
     """
-    x, y = _described(base, made, features)
+    x, y = _features_of(base, steered, features)
     gap = float(((x.mean(0) - y.mean(0)) ** 2).sum())
     a, b = _root(x), _root(y)
     # with Σ₁ = aᵀa and Σ₂ = bᵀb the trace of the root is the sum of the singular values of a bᵀ: nothing to clip
@@ -133,7 +133,7 @@ def fid(base: Sequence[Image.Image], made: Sequence[Image.Image], features: Feat
 
 def kid(
     base: Sequence[Image.Image],
-    made: Sequence[Image.Image],
+    steered: Sequence[Image.Image],
     features: Features,
     subset: int | None = None,
     seed: int = 0,
@@ -150,7 +150,7 @@ def kid(
         DSASError: fewer than 2 pictures in a set, a subset of fewer than 2 or of more than there are, or features that
             are not finite numbers [n, d].
     """
-    x, y = _described(base, made, features)
+    x, y = _features_of(base, steered, features)
     most = min(len(x), len(y))
     size = min(SUBSET, most) if subset is None else subset
     if not 2 <= size <= most:
@@ -161,12 +161,12 @@ def kid(
     return float(np.mean([_mmd(x[first], y[second]) for first, second in drawn]))
 
 
-def _described(
-    base: Sequence[Image.Image], made: Sequence[Image.Image], features: Features
+def _features_of(
+    base: Sequence[Image.Image], steered: Sequence[Image.Image], features: Features
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of both sets, float64 [n, d]."""
-    found = []
-    for pictures in (base, made):
+    both = []
+    for pictures in (base, steered):
         if len(pictures) < 2:
             raise DSASError(f"sets of pictures are compared from 2 pictures each on, found {len(pictures)}")
         values = np.asarray(features(pictures), dtype=np.float64)
@@ -174,8 +174,8 @@ def _described(
             raise DSASError(
                 f"features of {len(pictures)} pictures: expected finite numbers [n, d], found {list(values.shape)}"
             )
-        found.append(values)
-    return found[0], found[1]
+        both.append(values)
+    return both[0], both[1]
 
 
 def _root(x: np.ndarray) -> np.ndarray:
@@ -201,13 +201,13 @@ def judge_features(judge: Judge | None = None) -> Features:
 
     @torch.inference_mode()
     def features(pictures: Sequence[Image.Image]) -> np.ndarray:
-        found = []
+        batches = []
         for x in _batches(array_of(pictures)):
             x = F.pixel_unshuffle(x / 127.5 - 1, 2)
             for stage in network.down:
                 x = stage(x)
-            found.append(x.mean((2, 3)))
-        return _joined(found)
+            batches.append(x.mean((2, 3)))
+        return _join(batches)
 
     return features
 
@@ -221,28 +221,28 @@ def transformers_features(name: str | Path, *, device: str = "auto", **options: 
         options: further arguments of `from_pretrained` (revision, token, …).
 
     Raises:
-        Unavailable: no such model, or no image model.
+        UnavailableError: no such model, or no image model.
     """
     model, processor, missing = load_pretrained(name, "AutoModel", "AutoImageProcessor", device, **options)
     pooled = not any("pooler" in key for key in missing)  # a pooler that was never trained says nothing
     if lacking := [key for key in missing if "pooler" not in key]:
-        raise Unavailable(f"{name} is no image model: it lacks {lacking[0]}, which would be random")
+        raise UnavailableError(f"{name} is no image model: it lacks {lacking[0]}, which would be random")
 
     @torch.inference_mode()
     def features(pictures: Sequence[Image.Image]) -> np.ndarray:
-        found = []
+        batches = []
         for chunk in chunks(pictures):
             pixels = processor(images=chunk, return_tensors="pt")["pixel_values"].to(model.device)
             if hasattr(model, "get_image_features"):  # pictures are one half of what it reads
-                found.append(embedding(model.get_image_features(pixel_values=pixels)))
+                batches.append(embedding(model.get_image_features(pixel_values=pixels)))
                 continue
-            made = model(pixel_values=pixels)
-            if pooled and getattr(made, "pooler_output", None) is not None:
-                found.append(made.pooler_output.flatten(1))
+            outputs = model(pixel_values=pixels)
+            if pooled and getattr(outputs, "pooler_output", None) is not None:
+                batches.append(outputs.pooler_output.flatten(1))
                 continue
-            hidden = made.last_hidden_state  # [n, positions, d], or [n, d, height, width] from a convolution
-            found.append(hidden.mean(1) if hidden.ndim == 3 else hidden.flatten(2).mean(-1))
-        return _joined(found)
+            hidden = outputs.last_hidden_state  # [n, positions, d], or [n, d, height, width] from a convolution
+            batches.append(hidden.mean(1) if hidden.ndim == 3 else hidden.flatten(2).mean(-1))
+        return _join(batches)
 
     return features
 
@@ -261,7 +261,7 @@ def clip_score(pictures: Sequence[Image.Image], prompts: Sequence[str], model: s
 
     Raises:
         DSASError: not as many prompts as pictures.
-        Unavailable: no such model, or no CLIP.
+        UnavailableError: no such model, or no CLIP.
     """
     if len(pictures) != len(prompts):
         raise DSASError(f"{len(pictures)} pictures, but {len(prompts)} prompts: expected one each")
@@ -275,15 +275,15 @@ def clip_score(pictures: Sequence[Image.Image], prompts: Sequence[str], model: s
 # ---- what all of them need --------------------------------------------------------------------------------------
 
 
-def pair_of(base: Sequence[Image.Image], made: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+def pair_of(base: Sequence[Image.Image], steered: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
     """Pictures before and after as uint8 [n, height, width, 3] each.
 
     Raises:
         DSASError: not as many of one as of the other, or not of one size.
     """
-    if len(base) != len(made):
-        raise DSASError(f"{len(base)} pictures before, but {len(made)} after: expected pairs")
-    both = array_of([*base, *made])
+    if len(base) != len(steered):
+        raise DSASError(f"{len(base)} pictures before, but {len(steered)} after: expected pairs")
+    both = array_of([*base, *steered])
     return both[: len(base)], both[len(base) :]
 
 
@@ -293,13 +293,13 @@ def _batches(array: np.ndarray, batch: int = BATCH) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(array[start : start + batch]).permute(0, 3, 1, 2).float()
 
 
-def _joined(found: Sequence[torch.Tensor]) -> np.ndarray:
-    return torch.cat(list(found)).double().cpu().numpy() if found else np.zeros(0)
+def _join(batches: Sequence[torch.Tensor]) -> np.ndarray:
+    return torch.cat(list(batches)).double().cpu().numpy() if batches else np.zeros(0)
 
 
 def _size(array: np.ndarray) -> str:
     return f"{array.shape[2]} x {array.shape[1]}"
 
 
-def _not_installed(metric: str, error: ImportError) -> Unavailable:
-    return Unavailable(f"{metric} needs torchmetrics: pip install 'dsas-diffusion[eval]' ({reason_of(error)})")
+def _not_installed(metric: str, error: ImportError) -> UnavailableError:
+    return UnavailableError(f"{metric} needs torchmetrics: pip install 'dsas-diffusion[eval]' ({reason_of(error)})")

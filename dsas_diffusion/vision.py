@@ -1,6 +1,6 @@
 """Models of transformers that look at pictures: loading them, and CLIP.
 
-What cannot be had here raises `Unavailable`, so that who evaluates can go on without it.
+What cannot be had here raises `UnavailableError`, so that who evaluates can go on without it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dsas_core.errors import DSASError
-from dsas_core.pretrained import device_of, hub_options, loading
+from dsas_core.errors import DSASError, UnavailableError
+from dsas_core.pretrained import load_pretrained
 
 #: pictures that a network sees at a time
 BATCH = 32
-
-
-class Unavailable(DSASError):  # noqa: N818, a state of the machine and no fault
-    """A metric, or the model that it needs, is not to be had here; the line says why."""
 
 
 class Clip:
@@ -36,74 +32,45 @@ class Clip:
     Texts longer than the model takes are cut at the end.
 
     Raises:
-        Unavailable: no such model, or no CLIP.
+        UnavailableError: no such model, or no CLIP.
     """
 
     def __init__(self, name: str | Path, *, device: str = "auto", **options: Any) -> None:
         self.name = str(name)
         self.model, self.processor, missing = load_pretrained(name, "AutoModel", "AutoProcessor", device, **options)
         if not all(hasattr(self.model, f"get_{side}_features") for side in ("image", "text")):
-            raise Unavailable(f"{name} is no CLIP: {type(self.model).__name__} has no features of pictures and texts")
+            raise UnavailableError(
+                f"{name} is no CLIP: {type(self.model).__name__} has no features of pictures and texts"
+            )
         if not all(hasattr(self.processor, part) for part in ("image_processor", "tokenizer")):
-            raise Unavailable(f"{name} is no CLIP: it lacks its image processor or its tokenizer")
+            raise UnavailableError(f"{name} is no CLIP: it lacks its image processor or its tokenizer")
         if missing:
-            raise Unavailable(f"{name} is no CLIP: it lacks {missing[0]}, which would be random")
+            raise UnavailableError(f"{name} is no CLIP: it lacks {missing[0]}, which would be random")
 
     @torch.inference_mode()
     def of_pictures(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Unit vectors [n, d] of pictures."""
-        found = []
+        batches = []
         for chunk in chunks(pictures):
             inputs = self.processor.image_processor(images=chunk, return_tensors="pt").to(self.model.device)
-            found.append(embedding(self.model.get_image_features(pixel_values=inputs["pixel_values"])))
-        return F.normalize(torch.cat(found).float(), dim=-1).cpu()
+            batches.append(embedding(self.model.get_image_features(pixel_values=inputs["pixel_values"])))
+        return F.normalize(torch.cat(batches).float(), dim=-1).cpu()
 
     @torch.inference_mode()
     def of_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Unit vectors [n, d] of texts."""
         positions = getattr(getattr(self.model.config, "text_config", None), "max_position_embeddings", None)
-        told = int(self.processor.tokenizer.model_max_length)
+        stated = int(self.processor.tokenizer.model_max_length)
         inputs = self.processor.tokenizer(
             list(texts),
             # SigLIP has only seen texts that were filled up
             padding="max_length" if "siglip" in str(self.model.config.model_type) else True,
             truncation=True,
-            max_length=min(told, positions or told),
+            max_length=min(stated, positions or stated),
             return_tensors="pt",
         )
         known = {key: inputs[key].to(self.model.device) for key in ("input_ids", "attention_mask") if key in inputs}
         return F.normalize(embedding(self.model.get_text_features(**known)).float(), dim=-1).cpu()
-
-
-def load_pretrained(
-    name: str | Path, model_class: str, processor_class: str, device: str = "auto", **options: Any
-) -> tuple[Any, Any, list[str]]:
-    """A model of transformers in float32 with its processor, and the names of the weights that it lacks.
-
-    Args:
-        name: a folder or Hub name; weights are read from safetensors only.
-        model_class, processor_class: of transformers, such as "AutoModel" and "AutoImageProcessor".
-        options: further arguments of `from_pretrained` (revision, token, …).
-
-    Raises:
-        Unavailable: no such model, or it cannot be loaded.
-    """
-    folder = Path(name)
-    if not str(name):
-        raise Unavailable("no model is named")
-    if not folder.is_dir() and (str(name).count("/") > 1 or str(name).startswith((".", "/", "~"))):
-        raise Unavailable(f"no model {name}: no such folder, and no Hub name (user/name)")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise Unavailable(f"{folder} is no model: it has no config.json")
-
-    import transformers
-
-    settings = {"dtype": torch.float32, "use_safetensors": True, **options}
-    with loading(name, Unavailable):  # what is missing is told by whoever asked
-        loader = getattr(transformers, model_class)
-        model, report = loader.from_pretrained(name, output_loading_info=True, **settings)
-        processor = getattr(transformers, processor_class).from_pretrained(name, **hub_options(options))
-    return model.eval().to(torch.device(device_of(device))), processor, sorted(report["missing_keys"])
 
 
 def array_of(pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -112,9 +79,9 @@ def array_of(pictures: Sequence[Image.Image]) -> np.ndarray:
     Raises:
         DSASError: pictures of several sizes, or no pictures at all but something else.
     """
-    strange = [picture for picture in pictures if not isinstance(picture, Image.Image)]
-    if strange:
-        raise DSASError(f"pictures: expected PIL images, found {type(strange[0]).__name__}")
+    wrong = [picture for picture in pictures if not isinstance(picture, Image.Image)]
+    if wrong:
+        raise DSASError(f"pictures: expected PIL images, found {type(wrong[0]).__name__}")
     sizes = sorted({picture.size for picture in pictures})
     if len(sizes) > 1:
         found = ", ".join(f"{width} x {height}" for width, height in sizes[:3])
@@ -124,9 +91,9 @@ def array_of(pictures: Sequence[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
 
 
-def embedding(made: Any) -> torch.Tensor:
+def embedding(outputs: Any) -> torch.Tensor:
     """The vectors [n, d] themselves: transformers 5 puts them into an output object, 4 gives them bare."""
-    return made if isinstance(made, torch.Tensor) else made.pooler_output
+    return outputs if isinstance(outputs, torch.Tensor) else outputs.pooler_output
 
 
 def chunks(pictures: Sequence[Image.Image]) -> Iterator[list[Image.Image]]:

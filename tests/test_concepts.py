@@ -116,7 +116,7 @@ def test_pictures_change_where_they_show_it(name: str, pipe: Any) -> None:
         with dsas.steer(pipe, {name: 1.0}):
             made = pictures_of(pipe, prompts, seeds_for(prompts, 3), settings)
     judge = judge_from(read(concept.provenance["prompts"]).judges[0], device="cpu")
-    assert judge.shown([base[0], made[0]], [prompts[0]] * 2).tolist() == [0, 1]
+    assert judge.target_scores([base[0], made[0]], [prompts[0]] * 2).tolist() == [0, 1]
     assert change(base[:1], made[:1])[0] > UNCHANGED
     assert change(base[1:], made[1:])[0] < UNCHANGED / 2
 

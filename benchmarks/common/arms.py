@@ -15,7 +15,7 @@ from PIL import Image
 
 import dsas_diffusion as dsas
 from dsas_core.evaluate.fronts import at_equal_gain
-from dsas_core.evaluate.localisation import Localisation, averaged, localisation
+from dsas_core.evaluate.localisation import Localisation, average, localisation
 from dsas_diffusion import metrics
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation import UNCHANGED, Settings, change, pictures_of, seeds_for
@@ -93,7 +93,7 @@ def _located(heats: Sequence[np.ndarray], shapes: Sequence[np.ndarray | None]) -
 def _fit(heats: Sequence[np.ndarray], shapes: Sequence[np.ndarray | None]) -> float:
     """Mean of AUROC and IoU; 0 without a mask."""
     found = _located(heats, shapes)
-    return (averaged(found).auroc + averaged(found).iou) / 2 if found else 0.0
+    return (average(found).auroc + average(found).iou) / 2 if found else 0.0
 
 
 def trial(

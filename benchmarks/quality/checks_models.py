@@ -25,9 +25,10 @@ from dsas_core.llm.layers import roots_of as layers_of
 from dsas_core.llm.prompts import encode, pad_token
 from dsas_core.llm.reader import Reader
 from dsas_core.prompts import PromptSet, read
+from dsas_diffusion.builtin_judge import BuiltinJudge
 from dsas_diffusion.families import family_of, roots_of
 from dsas_diffusion.generation import UNCHANGED, change, latent_batches, pictures_of, seeds_for, settings_of
-from dsas_diffusion.judges import BuiltinJudge, judge_from
+from dsas_diffusion.judges import judge_from
 from dsas_diffusion.rows import Rows
 from dsas_diffusion.similarity import ssim
 from dsas_diffusion.sites import find_sites
@@ -285,7 +286,7 @@ class Studio(Bench):
 
     def _judged(self, pictures: Sequence[Image.Image]) -> Figures:
         """Shares of pictures with a blurred banana, and of those without any."""
-        shown = self.judge.shown(pictures, [""] * len(pictures))  # the judge looks at the pictures alone
+        shown = self.judge.target_scores(pictures, [""] * len(pictures))  # the judge looks at the pictures alone
         lost = [mask is None for mask in self.judge.masks(pictures)]
         return {"blurred": float(shown.mean()), "lost": float(np.mean(lost))}
 

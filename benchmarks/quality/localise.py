@@ -27,7 +27,7 @@ from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, re
 from benchmarks.quality.concept import fresh_prompts
 from dsas_core.evaluate.fronts import at_equal_gain
 from dsas_core.evaluate.intervals import interval
-from dsas_core.evaluate.localisation import averaged, localisation
+from dsas_core.evaluate.localisation import average, localisation
 from dsas_core.prompts import COUNT, read
 from dsas_diffusion import metrics, viz, words
 from dsas_diffusion.builtin.judge import Judge
@@ -175,7 +175,7 @@ def summed_up(raw: Raw) -> dict[str, Any]:
                 "mean_change": float(moved.mean()),
             },
             "unnamed_shown": float(np.mean(raw[f"{arm} unnamed"])) if raw[f"{arm} unnamed"] else None,
-            "where": asdict(averaged(raw[f"{arm} where"])),
+            "where": asdict(average(raw[f"{arm} where"])),
             "by_strength": [
                 {"strength": s, "leakage": cost, "effect": gain}
                 for s, (cost, gain) in zip(STRENGTHS, line(arm), strict=True)
@@ -185,7 +185,7 @@ def summed_up(raw: Raw) -> dict[str, Any]:
     masks = [
         {
             "quantiles": [low, high],
-            **asdict(averaged(raw[f"mask {low:g}–{high:g}"])),
+            **asdict(average(raw[f"mask {low:g}–{high:g}"])),
             "inside": float(np.mean(raw[f"inside {low:g}–{high:g}"])),
         }
         for low, high in QUANTILES

@@ -22,7 +22,7 @@ import dsas_diffusion as dsas
 from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, results_of, write
 from dsas_core import Concept, llm
 from dsas_core.evaluate.intervals import interval
-from dsas_core.llm import evaluate as texts
+from dsas_core.llm.judges import judge_from as text_judge_from
 from dsas_core.llm.prompts import encode, pad_token
 from dsas_core.llm.reader import Reader
 from dsas_core.prompts import PromptSet, read
@@ -119,7 +119,7 @@ def on_pictures(pair: Pair, pipe: Any, learned: Path, out: Path) -> dict[str, An
         else:
             with dsas.steer(pipe, concepts, combine=combine):
                 columns[name] = pictures_of(*drawing)
-        figures[name] = told([judge.shown(columns[name], pair.prompts) for judge in judges])
+        figures[name] = told([judge.target_scores(columns[name], pair.prompts) for judge in judges])
     rows = [[made[i] for made in columns.values()] for i in range(SHOWN)]
     grid(rows, list(columns), list(pair.prompts[:SHOWN])).save(out / f"{pair.first}-{pair.second}.png")
     return figures
@@ -132,7 +132,7 @@ def on_texts(pair: Pair, model: Any, tokenizer: Any, learned: Path) -> dict[str,
         for name in (pair.first, pair.second)
     ]
     # by words: the classifier of rude answers never saw an insult behind a fact
-    judges = [texts.judge_from(prompts.judges[-1]) for _, prompts in found]
+    judges = [text_judge_from(prompts.judges[-1]) for _, prompts in found]
     reader, encoded = Reader(model, pad_token(tokenizer), 16), [encode(tokenizer, text) for text in pair.prompts]
     figures = {}
     for name, (concepts, combine) in arms(*(concept for concept, _ in found)).items():
@@ -142,7 +142,7 @@ def on_texts(pair: Pair, model: Any, tokenizer: Any, learned: Path) -> dict[str,
             with llm.steer(model, concepts, combine=combine):
                 said = reader.answers(encoded)
         answers = [str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in said]
-        figures[name] = told([np.asarray(judge.shown(answers)) for judge in judges]) | {"samples": answers[:6]}
+        figures[name] = told([np.asarray(judge.target_scores(answers)) for judge in judges]) | {"samples": answers[:6]}
     return figures
 
 

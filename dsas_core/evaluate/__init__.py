@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from .arms import ARMS, arm
+from .evaluation import Evaluation
 from .plan import Plan
 from .runs import Cell, Done, Run
 from .summary import Point, summed_up
 
-__all__ = ["ARMS", "Cell", "Done", "Plan", "Point", "Run", "arm", "summed_up"]
+__all__ = ["ARMS", "Cell", "Done", "Evaluation", "Plan", "Point", "Run", "arm", "summed_up"]

@@ -34,6 +34,8 @@ ARMS: Mapping[str, str] = {
 CONTROLS = ("random_direction", "shuffled_gate", "constant_gate", "complement")
 #: arms whose gates need to know what the real ones said
 BLIND = ("shuffled_gate", "constant_gate")
+#: the file that keeps what gates said
+SCORES = "scores.safetensors"
 #: scores that are kept of each gate
 BANK = 8192
 

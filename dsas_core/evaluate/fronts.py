@@ -22,11 +22,11 @@ class Equal:
 def front(points: Points) -> list[int]:
     """Indices of the points that no other one beats, by ascending cost; of equal points the first."""
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
-    found: list[int] = []
+    indices: list[int] = []
     for i in order:
-        if not found or points[i][1] > points[found[-1]][1]:
-            found.append(i)
-    return found
+        if not indices or points[i][1] > points[indices[-1]][1]:
+            indices.append(i)
+    return indices
 
 
 def hypervolume(points: Points, reference: tuple[float, float] = (1.0, 0.0)) -> float:
@@ -35,8 +35,8 @@ def hypervolume(points: Points, reference: tuple[float, float] = (1.0, 0.0)) -> 
     Points that cost more than the reference, or gain less, add nothing.
     """
     limit, floor = reference
-    kept = [point for point in points if point[0] < limit and point[1] > floor]
-    best = [kept[i] for i in front(kept)]
+    inside = [point for point in points if point[0] < limit and point[1] > floor]
+    best = [inside[i] for i in front(inside)]
     ends = [*(cost for cost, _ in best), limit][1:]
     return float(sum((end - cost) * (gain - floor) for (cost, gain), end in zip(best, ends, strict=True)))
 

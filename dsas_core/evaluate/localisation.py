@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -43,13 +43,12 @@ def localisation(heat: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> 
     )
 
 
-def averaged(found: Sequence[Localisation]) -> Localisation:
+def average(results: Sequence[Localisation]) -> Localisation:
     """The mean of each figure.
 
     Raises:
         DSASError: there is none.
     """
-    if not found:
+    if not results:
         raise DSASError("no picture with a mask: there is nothing to average")
-    means = {field.name: float(np.mean([getattr(one, field.name) for one in found])) for field in fields(Localisation)}
-    return Localisation(**means)
+    return Localisation(*(float(np.mean(values)) for values in zip(*map(astuple, results), strict=True)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..concept import Concept
-from ..errors import DSASError
+from ..errors import DSASError, PromptError
 from ..prompts import PromptSet, read
 from ..requirements import obstacle_to_auto
 from ..strengths import Auto
@@ -43,8 +43,8 @@ class Plan:
             raise DSASError(f"arms {', '.join(self.arms)}: expected dsas, and others of {', '.join(ARMS)}")
         ascending = list(self.strengths) == sorted(set(self.strengths)) and min(self.strengths, default=0) > 0
         if not ascending or 1.0 not in self.strengths:
-            shown = ", ".join(f"{strength:g}" for strength in self.strengths)
-            raise DSASError(f"strengths {shown}: expected ascending numbers above 0, 1 among them")
+            listed = ", ".join(f"{strength:g}" for strength in self.strengths)
+            raise DSASError(f"strengths {listed}: expected ascending numbers above 0, 1 among them")
         if self.count < 2 or self.seeds < 1:
             raise DSASError(f"{self.count} prompts, {self.seeds} seeds: expected at least 2 prompts and 1 seed")
         object.__setattr__(self, "targets", tuple(Auto(target).target for target in self.targets))
@@ -57,15 +57,15 @@ class Plan:
         """What to judge by (`PromptSet.fresh`), without the prompts that the concept was learned from.
 
         Raises:
-            DSASError: nothing is left for a side.
+            PromptError: nothing is left for a side.
         """
         seed, learned = (int(concept.provenance.get(key, 0)) for key in ("seed", "count"))
         used = read(concept.provenance.get("prompts", prompts)).draw(learned, seed).values() if learned else ()
-        found = prompts.fresh(self.count, seed, [text for side in used for text in side])
+        chosen = prompts.fresh(self.count, seed, [text for side in used for text in side])
         for side in ("source", "control"):
-            if not found[side]:
-                raise DSASError(
+            if not chosen[side]:
+                raise PromptError(
                     f"prompt file {prompts.name!r} has no {side} prompts that learning did not use: add templates, "
                     f"placeholder values, or unseen_{side} to its evaluation"
                 )
-        return found
+        return chosen

@@ -106,10 +106,8 @@ def as_html(document: Mapping[str, Any], plots: Sequence[str]) -> str:
         body += [f"<p>{html.escape(line)}</p>" for line in plain_words(concept)]
         body.append(f"<figure>{drawn}</figure>")
         for title, headings, rows in tables(concept):
-            head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-            lines = ["".join(f"<td>{html.escape(_cell(value))}</td>" for value in row) for row in rows]
-            inner = "".join(f"<tr>{line}</tr>" for line in lines)
-            body.append(f"<h3>{html.escape(title)}</h3><table><tr>{head}</tr>{inner}</table>")
+            cells = [[html.escape(_cell(value)) for value in row] for row in rows]
+            body.append(f"<h3>{html.escape(title)}</h3><table>{_html_rows(headings, cells)}</table>")
         body.append(_samples(concept.get("samples", [])))
         body += [f"<p class=note>Not measured: {html.escape(reason)}.</p>" for reason in concept["skipped"]]
     body += [f"<p>{html.escape(line)}</p>" for line in refusals(document)]
@@ -138,57 +136,55 @@ figure { margin: 1rem 0; background: white; } figure svg { max-width: 100%; heig
 
 def tables(concept: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[Any]]]]:
     """Title, headings and rows of each table of one concept."""
-    found = [_arms(concept)]
-    equal = concept.get("at_equal_effect") or {}
-    if equal:
+    sections = [_arms(concept)]
+    if equal := concept.get("at_equal_effect"):
         rows = []
-        for arm, line in equal.items():  # an arm that hardly has an effect cannot be compared at one
+        for arm, line in equal.items():
             if arm == "oracle":  # whose cost is 0 because it was told
                 continue
-            told = [line[key] for key in ("gain", "cost", "other_cost", "ratio")] if line["gain"] > 0.1 else [None] * 4
-            if not line["other_cost"]:
-                told[3] = None
-            rows.append([ARMS[arm], *told])
+            figures: list[Any] = [None] * 4  # an arm that hardly has an effect cannot be compared at one
+            if line["gain"] > 0.1:
+                ratio = line["ratio"] if line["other_cost"] else None
+                figures = [line["gain"], line["cost"], line["other_cost"], ratio]
+            rows.append([ARMS[arm], *figures])
         headings = ["DSAS beside", "effect", "cost of DSAS", "cost of the other", "ratio"]
-        found.append(("At equal effect", headings, rows))
+        sections.append(("At equal effect", headings, rows))
     if lines := concept.get("auto"):
         rows = [[line["target"], *(_between(line[key]) for key in ("effect", "cost", "over"))] for line in lines]
         headings = ["target probability", "effect", "cost", "effect above the swept front at that cost"]
-        found.append(("No strength to tune (auto)", headings, rows))
+        sections.append(("No strength to tune (auto)", headings, rows))
     if concept.get("dose"):
         rows = [[ARMS[arm], *line.values()] for arm, line in concept["dose"].items()]
-        found.append(("Dose at strength 1: mean h over sites and positions", ["", "source", "control"], rows))
-    for key, title in (("localisation", "Where the denoiser's gates see it"), ("unnamed", "Where no prompt names it")):
-        if concept.get(key):
-            found.append((title, _spaced(concept[key]), [list(concept[key].values())]))
+        sections.append(("Dose at strength 1: mean h over sites and positions", ["", "source", "control"], rows))
     for key, title in (
+        ("localisation", "Where the denoiser's gates see it"),
+        ("unnamed", "Where no prompt names it"),
         ("wordings", "By wording, DSAS at strength 1"),
         ("robustness", "Under other settings, DSAS at strength 1"),
         ("judges", "As other judges see it, at strength 1"),
         ("tasks", "Tasks of lm-evaluation-harness, at strength 1"),
     ):
-        if lines := concept.get(key):
-            found.append((title, _spaced(lines[0]), [[_named(value) for value in line.values()] for line in lines]))
+        if concept.get(key):
+            sections.append(_plain_table(title, concept[key]))
     if lines := (concept.get("evidence") or {}).get("sites"):
         ranked = sorted(lines, key=lambda line: -line["weight"])
-        every = list(
-            dict.fromkeys(tuple(line.get(key) for key in EVIDENCE) for line in ranked)
-        )  # bins may share a gate
-        best = [list(line) for line in every[:SITES]]
-        found.append((f"Gates as learned, the {len(best)} best of {len(every)}", list(EVIDENCE.values()), best))
+        # bins may share a gate
+        gates = list(dict.fromkeys(tuple(line.get(key) for key in EVIDENCE) for line in ranked))
+        best = [list(line) for line in gates[:SITES]]
+        sections.append((f"Gates as learned, the {len(best)} best of {len(gates)}", list(EVIDENCE.values()), best))
     if concept.get("cost"):
-        found.append(("Cost", _spaced(concept["cost"]), [list(concept["cost"].values())]))
-    return found
+        sections.append(_plain_table("Cost", concept["cost"]))
+    return sections
 
 
-def _spaced(line: Mapping[str, Any]) -> list[str]:
-    """Headings from the names of fields."""
-    return [FIGURES.get(key, heading(key).replace("_", " ")) for key in line]
-
-
-def _named(value: object) -> object:
-    """What a reader calls an arm; anything else as it is."""
-    return heading(value) if isinstance(value, str) else value
+def _plain_table(
+    title: str, lines: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+) -> tuple[str, list[str], list[list[Any]]]:
+    """A table of one line or several, with headings from the names of fields, and arms by their names."""
+    lines = [lines] if isinstance(lines, Mapping) else lines
+    headings = [FIGURES.get(key, heading(key).replace("_", " ")) for key in lines[0]]
+    rows = [[heading(value) if isinstance(value, str) else value for value in line.values()] for line in lines]
+    return title, headings, rows
 
 
 def _arms(concept: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
@@ -199,21 +195,20 @@ def _arms(concept: Mapping[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     columns = [key for key in FIGURES if any(line.get(key) is not None for line in every)]
     rows: list[list[Any]] = []
     for name, point in units.items():
+        effect, cost = _between(point["effect"]), _between(point["cost"])
         area = _between(concept["arms"][name]["hypervolume"])
-        more = [point.get(key) for key in columns]
-        rows.append([ARMS[name], _between(point["effect"]), _between(point["cost"]), *more, area])
+        rows.append([ARMS[name], effect, cost, *(point.get(key) for key in columns), area])
     for name, line in rivals.items():
-        rows.append(
-            [name, effect_of(concept, line["shown"]), line.get("cost"), *(line.get(key) for key in columns), None]
-        )
+        effect_of_rival = effect_of(concept, line["shown"])
+        rows.append([name, effect_of_rival, line.get("cost"), *(line.get(key) for key in columns), None])
     return "Arms", ["at strength 1", "effect", "cost", *(FIGURES[key] for key in columns), "hypervolume"], rows
 
 
-def effect_of(concept: Mapping[str, Any], shown: float) -> float:
+def effect_of(concept: Mapping[str, Any], score: float) -> float:
     """The effect of what shows so much of what is wanted (`dsas_core.evaluate.summary`)."""
-    gained = shown - concept["base"]
+    gain = score - concept["base"]
     asked = 1.0 if concept["asked"] is None else concept["asked"]
-    return float(gained / (asked - concept["base"])) if concept["relative"] else float(gained)
+    return float(gain / (asked - concept["base"])) if concept["relative"] else float(gain)
 
 
 def _at_unit(arm: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -250,8 +245,8 @@ def plain_words(concept: Mapping[str, Any]) -> list[str]:
         value = areas[best]["value"]
         lines.append(f"A control arm cannot be told from it: {ARMS[best]} ({value:.3f}).")
     if "oracle" in areas:
-        told = "where the concept is" if concept.get("oracle") == "patches" else "which prompts show the concept"
-        lines.append(f"A gate that is told {told}, and says 1 there, reaches {areas['oracle']['value']:.3f}.")
+        knows = "where the concept is" if concept.get("oracle") == "patches" else "which prompts show the concept"
+        lines.append(f"A gate that is told {knows}, and says 1 there, reaches {areas['oracle']['value']:.3f}.")
     return lines
 
 
@@ -292,17 +287,24 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     labels = list(dict.fromkeys(label for row in rows for label in row.get("pictures", row.get("answers", {}))))
-    head = "".join(f"<th>{html.escape(heading(label))}</th>" for label in ("prompt", *labels))
     lines = []
     for row in rows:
         cells = [html.escape(row["prompt"])]
         for label in labels:
             if "pictures" in row:
-                cells.append(_embedded(row["pictures"].get(label), f"{label}: {row['prompt']}"))
+                cells.append(_embed(row["pictures"].get(label), f"{label}: {row['prompt']}"))
             else:
                 cells.append(html.escape(row["answers"].get(label, "")))
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<h3>Samples</h3><table class=samples><tr>{head}</tr>{''.join(lines)}</table>"
+        lines.append(cells)
+    headings = ["prompt", *map(heading, labels)]
+    return f"<h3>Samples</h3><table class=samples>{_html_rows(headings, lines)}</table>"
+
+
+def _html_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The rows of a table from headings, which are escaped here, and cells in HTML."""
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+    lines = [head, *("".join(f"<td>{cell}</td>" for cell in row) for row in rows)]
+    return "".join(f"<tr>{line}</tr>" for line in lines)
 
 
 def heading(label: str) -> str:
@@ -312,7 +314,7 @@ def heading(label: str) -> str:
     return known.get(name, name) + times + strength
 
 
-def _embedded(path: str | None, text: str) -> str:
+def _embed(path: str | None, text: str) -> str:
     if path is None:
         return ""
     content = base64.b64encode(Path(path).read_bytes()).decode()

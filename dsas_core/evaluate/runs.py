@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..concept import Concept
-from ..errors import DSASError
+from ..errors import ArtifactError, DSASError
 from ..files import replacing_folder
 from ..fingerprints import weights_digest
 from ..progress import progress_bar
@@ -126,7 +126,7 @@ class Run:
         try:
             return Done(json.loads(path.read_text()), path.parent)
         except (OSError, ValueError) as error:
-            raise DSASError(f"{path} cannot be read ({error}): remove {path.parent} and run again") from None
+            raise ArtifactError(f"{path} cannot be read ({error}): remove {path.parent} and run again") from None
 
 
 def _check(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -141,10 +141,10 @@ def _check(folder: Path, identity: Mapping[str, Any]) -> None:
             raise DSASError(f"{folder} holds something else than a run: choose another folder")
         return
     try:
-        there = json.loads(path.read_text())
+        stored = json.loads(path.read_text())
     except ValueError:
-        raise DSASError(f"{path} is damaged: choose another folder") from None
-    wanted = json.loads(json.dumps(identity))
-    other = sorted(key for key in {*wanted, *there} if wanted.get(key) != there.get(key))
+        raise ArtifactError(f"{path} is damaged: choose another folder") from None
+    expected = json.loads(json.dumps(identity))
+    other = sorted(key for key in {*expected, *stored} if expected.get(key) != stored.get(key))
     if other:
         raise DSASError(f"{folder} holds another run (another {', another '.join(other)}): choose another folder")

@@ -1,10 +1,10 @@
 """From measurements to figures: points with intervals, hypervolumes, and arms compared at equal effect.
 
-An arm at a strength gives, for each prompt that shows the concept, how much its output shows what is wanted (`shown`,
-in [0, 1]), and for each control prompt how much its output changed (`cost`, in [0, 1]). Its effect is relative to what
-asking in words achieves:
+An arm at a strength gives, for each prompt that shows the concept, how much its output shows what is wanted (its
+target score, in [0, 1]), and for each control prompt how much its output changed (`cost`, in [0, 1]). Its effect is
+relative to what asking in words achieves:
 
-    effect = (mean shown - mean shown without steering) / (mean shown when asked - mean shown without steering)
+    effect = (mean score - mean score without steering) / (mean score when asked - mean score without steering)
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ class Point:
 
     Args:
         strength: in units of the concept; of points that choose it themselves the target probability.
-        shown: in [0, 1], by source prompt. cost: in [0, 1], by control prompt.
+        target_scores: in [0, 1], by source prompt.
+        cost: in [0, 1], by control prompt.
         more: further figures, reported as they are.
     """
 
     strength: float
-    shown: Sequence[float]
+    target_scores: Sequence[float]
     cost: Sequence[float]
     more: Mapping[str, float] = field(default_factory=dict)
 
@@ -75,16 +76,16 @@ def summed_up(
         raise DSASError(
             f"{len(base)} source and {len(control_labels)} control prompts to judge by: each side needs one"
         )
-    wanted = np.ones(len(base)) if asked is None else np.asarray(asked, float)
-    plain = np.asarray(base, float)
-    relative = float(wanted.mean() - plain.mean()) > ASKED
-    sources = len(plain)
+    asked_scores = np.ones(len(base)) if asked is None else np.asarray(asked, float)
+    base_scores = np.asarray(base, float)
+    relative = float(asked_scores.mean() - base_scores.mean()) > ASKED
+    sources = len(base_scores)
     labels = [*source_labels, *control_labels]
 
     def effect(point: Point, at: np.ndarray) -> float:
         source = at[at < sources] if (at < sources).any() else np.arange(sources)  # a resample may have none of a side
-        gained = float(np.asarray(point.shown, float)[source].mean() - plain[source].mean())
-        asked_for = float(wanted[source].mean() - plain[source].mean())
+        gained = float(np.asarray(point.target_scores, float)[source].mean() - base_scores[source].mean())
+        asked_for = float(asked_scores[source].mean() - base_scores[source].mean())
         return gained / max(asked_for, ASKED) if relative else gained
 
     def cost(point: Point, at: np.ndarray) -> float:
@@ -97,27 +98,26 @@ def summed_up(
     def between(statistic: Callable[[Any, np.ndarray], float], of: Any) -> dict[str, float]:
         return asdict(interval(partial(statistic, of), labels, rounds=rounds, seed=seed))
 
-    figures: dict[str, Any] = {"base": float(plain.mean()), "asked": None if asked is None else float(wanted.mean())}
-    figures |= {"relative": relative, "arms": {}, "at_equal_effect": {}}
+    def effect_and_cost(point: Point) -> dict[str, dict[str, float]]:
+        return {"effect": between(effect, point), "cost": between(cost, point)}
+
+    figures: dict[str, Any] = {
+        "base": float(base_scores.mean()),
+        "asked": None if asked is None else float(asked_scores.mean()),
+        "relative": relative,
+        "arms": {},
+        "at_equal_effect": {},
+    }
     for arm, points in arms.items():
-        told = [
-            {"strength": point.strength, "effect": between(effect, point), "cost": between(cost, point), **point.more}
-            for point in points
-        ]
-        figures["arms"][arm] = {"points": told, "hypervolume": between(area, points)}
+        lines = [{"strength": point.strength, **effect_and_cost(point), **point.more} for point in points]
+        figures["arms"][arm] = {"points": lines, "hypervolume": between(area, points)}
     swept = arms.get("dsas", ())
 
     def over(point: Point, at: np.ndarray) -> float:
         return effect(point, at) - gain_at([(cost(each, at), effect(each, at)) for each in swept], cost(point, at))
 
     figures["auto"] = [
-        {
-            "target": point.strength,
-            "effect": between(effect, point),
-            "cost": between(cost, point),
-            "over": between(over, point),
-        }
-        for point in free
+        {"target": point.strength, **effect_and_cost(point), "over": between(over, point)} for point in free
     ]
     everything = np.arange(len(labels))
     curves = {

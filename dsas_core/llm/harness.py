@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DSASError
+from ..errors import DSASError, UnavailableError, UnsupportedError
 from ..pretrained import device_of, source_of
 from ..strengths import loaded
 from .load import BUILTIN
@@ -36,7 +36,7 @@ try:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 except ImportError as error:
-    raise DSASError(
+    raise UnavailableError(
         f"lm-evaluation-harness cannot be imported ({error}): pip install 'dsas-diffusion[lm-eval]'"
     ) from None
 
@@ -81,21 +81,21 @@ class SteeredLM(HFLM):
         try:
             super().__init__(pretrained=pretrained, device=device or device_of("auto"), **options)
         except OSError as error:
-            raise DSASError(f"cannot load {pretrained}: {' '.join(str(error).split())[:300]}") from error
+            raise UnavailableError(f"cannot load {pretrained}: {' '.join(str(error).split())[:300]}") from error
         self.steering = steer(self.model, concepts, gate=gate, phase=phase, force=force)
         latched = gate is None and any(item.by_prompt for item in concepts)
         self._needs = f"phase={phase}" if phase != "all" else "a gate of form latch or last" if latched else None
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         if self._needs is not None and self.backend == "causal":
-            raise DSASError(
+            raise UnsupportedError(
                 f"{self._needs} goes by where the prompt ends, which nothing tells where a task scores given answers: "
                 "take phase=all and another gate, or tasks that generate"
             )
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
 
-def measured(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None = None) -> dict[str, float]:
+def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None = None) -> dict[str, float]:
     """What a loaded model reaches in tasks, as it is: whoever calls may be steering it.
 
     Args:
@@ -110,7 +110,7 @@ def measured(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None
     from lm_eval import simple_evaluate
 
     manager, names = _tasks(tasks)
-    found: Any = simple_evaluate(
+    results: Any = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8),
         tasks=list(names),
         task_manager=manager,
@@ -121,7 +121,7 @@ def measured(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None
     )
     return {
         f"{task}, {metric.removesuffix(',none')}": float(value)
-        for task, line in found["results"].items()
+        for task, line in results["results"].items()
         for metric, value in line.items()
         if isinstance(value, int | float) and "stderr" not in metric and "sample" not in metric
     }
@@ -156,10 +156,10 @@ def _name_of(file: Path) -> str:
         content = Loader(file.read_text()).get_single_data()
     except yaml.YAMLError as error:
         raise DSASError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    found = content.get("group") or content.get("task") if isinstance(content, dict) else None
-    if not isinstance(found, str):
+    name = content.get("group") or content.get("task") if isinstance(content, dict) else None
+    if not isinstance(name, str):
         raise DSASError(f"{file} names no task: expected task: or group: and a name")
-    return found
+    return name
 
 
 def _strengths(concept: str | None, strength: float | str) -> dict[str, float]:

@@ -13,8 +13,8 @@ from typing import Any, Protocol, Self
 
 import torch
 
-from ..errors import DSASError
-from ..pretrained import device_of, hub_options, loading
+from ..errors import DSASError, UnavailableError
+from ..pretrained import load_pretrained
 from ..prompts import MINIMUM
 from .layers import positions_of
 
@@ -102,11 +102,9 @@ class FittedScorer:
         texts = _checked(texts)
         if len(texts) != len(labels):
             raise DSASError(f"{len(texts)} texts, but {len(labels)} labels: expected one each")
-        strange = sorted({repr(label) for label in labels if label not in (0, 1)})
-        if strange:
-            raise DSASError(
-                f"labels are 0 and 1, found {', '.join(strange[:5])}: compare scores with a threshold first"
-            )
+        wrong = sorted({repr(label) for label in labels if label not in (0, 1)})
+        if wrong:
+            raise DSASError(f"labels are 0 and 1, found {', '.join(wrong[:5])}: compare scores with a threshold first")
         fewest = min((sum(int(label) == kind for label in labels), kind) for kind in (0, 1))
         if fewest[0] < MINIMUM:
             raise DSASError(f"{fewest[0]} texts have the label {fewest[1]}, at least {MINIMUM} are needed")
@@ -152,8 +150,11 @@ class ClassifierScorer:
             raise DSASError(f"function {function!r}: expected one of {', '.join(FUNCTIONS)}")
         if batch < 1:
             raise DSASError(f"batch {batch}: expected 1 or more")
-        self.model, self.tokenizer = _load_classifier(model, options)
-        self.model.to(torch.device(device_of(device)))
+        self.model, self.tokenizer, missing = load_pretrained(
+            model, "AutoModelForSequenceClassification", "AutoTokenizer", device, "text classifier", **options
+        )
+        if missing:
+            raise UnavailableError(f"{model} is no text classifier: it lacks {missing[0]}, which would be random")
         config = self.model.config
         self.labels = {int(number): str(name) for number, name in config.id2label.items()}
         self.label = _chosen(self.labels, label, str(model))
@@ -197,30 +198,11 @@ class ClassifierScorer:
 
 
 def _checked(texts: Any, what: str = "texts") -> list[str]:
-    found = [] if isinstance(texts, str) else list(texts)
-    strange = [texts] if isinstance(texts, str) else [item for item in found if not isinstance(item, str)]
-    if strange:
-        raise DSASError(f"{what}: expected a list of texts, found {strange[0]!r}")
-    return found
-
-
-def _load_classifier(name: str | Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    folder = Path(name)
-    if not folder.is_dir() and (str(name).count("/") > 1 or str(name).startswith((".", "/", "~"))):
-        raise DSASError(f"no text classifier {name}: no such folder, and no Hub name")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise DSASError(f"{folder} is no text classifier: it has no config.json")
-
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    settings = {"dtype": torch.float32, "use_safetensors": True, **options}
-    with loading(name):  # that a head is missing is said below, in one line
-        model, report = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **settings)
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub_options(options))
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise DSASError(f"{name} is no text classifier: it lacks {missing[0]}, which would be random")
-    return model.eval(), tokenizer
+    checked = [] if isinstance(texts, str) else list(texts)
+    wrong = [texts] if isinstance(texts, str) else [item for item in checked if not isinstance(item, str)]
+    if wrong:
+        raise DSASError(f"{what}: expected a list of texts, found {wrong[0]!r}")
+    return checked
 
 
 def _chosen(labels: dict[int, str], wanted: str | int | None, model: str) -> int:
@@ -234,10 +216,10 @@ def _chosen(labels: dict[int, str], wanted: str | int | None, model: str) -> int
             raise DSASError(f"{model} has no label {wanted!r}; it has {known}")
         return numbers[_plain(str(wanted))]
     for names in TOXIC:
-        found = [name for name in names if name in numbers]
-        if len(found) == 1:
-            return numbers[found[0]]
-        if found:
+        matching = [name for name in names if name in numbers]
+        if len(matching) == 1:
+            return numbers[matching[0]]
+        if matching:
             break
     if len(labels) == 1:
         return next(iter(labels))
@@ -253,5 +235,5 @@ def _plain(name: str) -> str:
 def _limit(model: Any, tokenizer: Any) -> int:
     """Tokens that the classifier takes: some tokenizers do not say, and RoBERTa's first two positions hold none."""
     positions = positions_of(model) or LIMIT + 2
-    told = int(tokenizer.model_max_length)
-    return min(told, positions) if told < 10**6 else max(1, positions - 2)
+    stated = int(tokenizer.model_max_length)
+    return min(stated, positions) if stated < 10**6 else max(1, positions - 2)

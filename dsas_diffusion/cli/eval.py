@@ -8,25 +8,28 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept import Concept
-from dsas_core.errors import DSASError
+from dsas_core.errors import PromptError
 from dsas_core.evaluate import ARMS, Plan, Run
 from dsas_core.evaluate import report as reports
 from dsas_core.llm import evaluate as texts
+from dsas_core.llm.judges import judge_from as text_judge_from
+from dsas_core.processes import Share
 from dsas_core.prompts import read
 from dsas_core.provenance import versions
 
 from .. import evaluate as pictures
 from ..grid import Entry, Grid
-from ..judges import CallableJudge, imported, judge_from
-from ..learn import Lesson
-from ..masks import CallableMasks, masks_from, masks_of
+from ..judges import judge_from
+from ..masks import CallableMasks, masks_from
+from ..picture_judge import CallableJudge, import_function
 from ..similarity import ssim
 from .argument_types import concept_alone, number, positive
 from .arguments import (
@@ -39,10 +42,9 @@ from .arguments import (
     share_of,
     shows_progress,
 )
+from .grid_learning import LoadModel, learn_grid
 from .output import table
 
-#: in the folder of a concept that cannot be learned: why
-REFUSED = "refused.txt"
 #: options that only pictures know
 PICTURES = ("judge", "clip", "features", "masks")
 #: options that only language models know
@@ -92,48 +94,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, write the reports; where they are, and the figures."""
     began = time.monotonic()
-    share = share_of(args)
-    process, processes, wait = share.process, share.processes, share.wait
-    out = Path(args.out)
-    models = _Models(args)
+    share, out, load = share_of(args), Path(args.out), _loader(args)
+    refused: dict[str, str] = {}
     if args.grid:
         if args.prompts:
             args.usage("--grid names its prompt files itself: leave --prompts out")
         grid = Grid.read(args.grid)
         title = grid.title
-        chosen = [_checked(entry, args) for entry in grid.entries]
-        kits = [_kit(entry, args) for entry in chosen]
-        learned, refused = _learned(grid, models, out, process, processes, wait, args)
-        kits = [kit for entry, kit in zip(chosen, kits, strict=True) if entry.name in learned]
-        chosen = [entry for entry in chosen if entry.name in learned]
-        concepts = [learned[entry.name] for entry in chosen]
+        kits = [_kit(entry, args) for entry in grid.entries]
+        learned, refused = learn_grid(grid, load, out, share, shows_progress(args))
+        chosen = [(kit, learned[kit.entry.name]) for kit in kits if kit.entry.name in learned]
     else:
-        refused = {}
-        plan = _planned(args, Plan())
+        plan = _plan_of(args, Plan())
         concepts = [Concept.from_pretrained(name) for name in args.concept]
         title = ", ".join(concept.name for concept in concepts)
-        chosen = [_checked(_entry(concept, plan, args), args) for concept in concepts]
-        kits = [_kit(entry, args) for entry in chosen]
-    found = []
-    sharing = {"process": process, "processes": processes, "wait": wait, "show_progress": shows_progress(args)}
-    for entry, concept, kit in zip(chosen, concepts, kits, strict=True):
-        figures = _measured(entry, concept, kit, models, out, sharing)
-        about: dict[str, Any] = {"name": entry.name, "task": entry.prompts.name, "recipe": dict(entry.recipe)}
-        about |= {"method": concept.method, "gate": concept.gate}
-        found.append({**about, "model": entry.model, "plan": asdict(entry.plan), **figures})
+        chosen = [(_kit(_entry(concept, plan, args), args), concept) for concept in concepts]
     document = {
         "title": title,
-        "concepts": found,
+        "concepts": [_measure(kit, concept, load, out, share, shows_progress(args)) for kit, concept in chosen],
         "refused": refused,
         "command": shlex.join(["dsas", *sys.argv[1:]]),
-        "processes": processes,
+        "processes": share.processes,
         "seconds": round(time.monotonic() - began, 1),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": versions("diffusers", "transformers", "torchmetrics"),
     }
-    written = reports.write(out, document) if process == 0 else []
-    wait()
-    return {**document, "files": [str(path) for path in written], "first": process == 0}
+    written = reports.write(out, document) if share.process == 0 else []
+    share.wait()
+    return {**document, "files": [str(path) for path in written], "first": share.process == 0}
 
 
 def report(document: dict[str, Any]) -> None:
@@ -151,31 +139,25 @@ def report(document: dict[str, Any]) -> None:
     print(f"\n{document['seconds']:.0f} s; read {document['files'][-1]}")
 
 
-class _Models:
-    """Pipelines and language models by name, loaded when they are first asked for."""
+def _loader(args: argparse.Namespace) -> LoadModel:
+    """What loads models as the command line says, each once."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._args = args
-        self._pipelines: dict[str, Any] = {}
-        self._texts: dict[str, tuple[Any, Any]] = {}
+    @cache
+    def load(name: str) -> tuple[Any, ...]:
+        if llm.is_language_model(name):
+            return language_model(args, name)
+        pipe = pipeline(_with_model(args, name))
+        pipe.set_progress_bar_config(disable=True)
+        return (pipe,)
 
-    def pipeline(self, name: str) -> Any:
-        if name not in self._pipelines:
-            self._pipelines[name] = pipeline(_of_model(self._args, name))
-            self._pipelines[name].set_progress_bar_config(disable=True)
-        return self._pipelines[name]
-
-    def text(self, name: str) -> tuple[Any, Any]:
-        if name not in self._texts:
-            self._texts[name] = language_model(_of_model(self._args, name))
-        return self._texts[name]
+    return load
 
 
-def _of_model(args: argparse.Namespace, name: str) -> argparse.Namespace:
+def _with_model(args: argparse.Namespace, name: str) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(args), "model": name})
 
 
-def _planned(args: argparse.Namespace, plan: Plan) -> Plan:
+def _plan_of(args: argparse.Namespace, plan: Plan) -> Plan:
     """The plan, with what the command line says otherwise."""
     given = {key: getattr(args, key) for key in ("count", "seeds") if getattr(args, key) is not None}
     given |= {key: tuple(getattr(args, key)) for key in ("strengths", "targets", "arms") if getattr(args, key)}
@@ -188,159 +170,64 @@ def _entry(concept: Concept, plan: Plan, args: argparse.Namespace) -> Entry:
     """What to measure a saved concept on."""
     prompts: str | Mapping[str, Any] | None = args.prompts or concept.provenance.get("prompts")
     if prompts is None:
-        raise DSASError(f"concept {concept.name!r} does not tell its prompts: pass --prompts")
+        raise PromptError(f"concept {concept.name!r} does not tell its prompts: pass --prompts")
     return Entry(concept.name, args.model, read(prompts), concept.method, concept.gate, {}, None, plan)
 
 
-def _checked(entry: Entry, args: argparse.Namespace) -> Entry:
+def _check(entry: Entry, args: argparse.Namespace) -> Entry:
     """The entry with its plan settled; what the command line asks of it in vain is told before the long work."""
     if llm.is_language_model(entry.model):
-        refuse_generation(_of_model(args, entry.model))
+        refuse_generation(_with_model(args, entry.model))
         if asked := next((name for name in PICTURES if getattr(args, name)), None):
             args.usage(f"--{asked} is about pictures: what judges a language model stands in its prompt file")
     elif asked := next((name for name in TEXTS if getattr(args, name)), None):
         args.usage(f"--{asked} is about language models: leave it out")
     if not entry.prompts.judges and not args.judge:
-        raise DSASError(
+        raise PromptError(
             f"prompt file {entry.prompts.name!r} names no judge: add one, such as judge: {{builtin: {{things: [dog], "
             "style: grey}}, or pass --judge MODULE:FUNCTION"
         )
-    return replace(entry, plan=_planned(args, entry.plan))
+    return replace(entry, plan=_plan_of(args, entry.plan))
 
 
 @dataclass(frozen=True)
 class _Kit:
-    """What an entry is judged with: made before the long work, so that what cannot be had is told at once."""
+    """An entry and what it is judged with: made before the long work, so that what cannot be had is told at once."""
 
+    entry: Entry
     judges: Sequence[Any]
     options: Mapping[str, Any]
 
 
 def _kit(entry: Entry, args: argparse.Namespace) -> _Kit:
+    entry = _check(entry, args)
     if llm.is_language_model(entry.model):
         if args.tasks:
             from dsas_core.llm.harness import check_tasks
 
             check_tasks(args.tasks)
-        text_judges = [texts.judge_from(spec) for spec in entry.prompts.judges]
-        return _Kit(text_judges, {"tasks": args.tasks or (), "limit": args.limit})
+        text_judges = [text_judge_from(spec) for spec in entry.prompts.judges]
+        return _Kit(entry, text_judges, {"tasks": args.tasks or (), "limit": args.limit})
     ssim([], [])  # raises where torchmetrics is missing
     judges = [CallableJudge(args.judge)] if args.judge else [judge_from(spec) for spec in entry.prompts.judges]
-    told: dict[str, Any] = {key: getattr(args, key) for key in ("steps", "guidance", "size", "clip")}
+    options: dict[str, Any] = {key: getattr(args, key) for key in ("steps", "guidance", "size", "clip")}
     if args.masks or entry.prompts.masks:
-        told["masks"] = CallableMasks(args.masks) if args.masks else masks_from(entry.prompts.masks)
+        options["masks"] = CallableMasks(args.masks) if args.masks else masks_from(entry.prompts.masks)
     if args.features:
-        told["features"] = imported(args.features, "features") if ":" in args.features else args.features
-    return _Kit(judges, told)
+        options["features"] = import_function(args.features, "features") if ":" in args.features else args.features
+    return _Kit(entry, judges, options)
 
 
-def _learned(
-    grid: Grid,
-    models: _Models,
-    out: Path,
-    process: int,
-    processes: int,
-    wait: Callable[[], object],
-    args: argparse.Namespace,
-) -> tuple[dict[str, Concept], dict[str, str]]:
-    """The concepts of a grid, learned where they are not there yet, each by one process; why others cannot be.
-
-    Raises:
-        DSASError: none can be learned.
-    """
-    lessons = _Lessons(models, {**grid.learn, "show_progress": shows_progress(args)})
-    for i, entry in enumerate(sorted(grid.entries, key=lambda entry: str(lessons.key_of(entry)))):
-        folder = out / entry.name / "concept"
-        if i % processes != process or _stands(folder, entry, grid):
-            continue
-        if shows_progress(args):
-            print(f"learning {entry.name}", file=sys.stderr, flush=True)
-        (folder.parent / REFUSED).unlink(missing_ok=True)
-        lesson = lessons.of(entry)
-        try:
-            concept = lesson.learn(entry.method, entry.gate, recipe=entry.recipe)
-        except DSASError as error:  # what a method or a gate says of this concept; the others may do
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            (folder.parent / REFUSED).write_text(str(error), encoding="utf-8")
-        else:
-            concept.save_pretrained(folder, overwrite=True)
-    wait()
-    folders = {entry.name: out / entry.name for entry in grid.entries}
-    refused = {
-        name: (folder / REFUSED).read_text(encoding="utf-8")
-        for name, folder in folders.items()
-        if (folder / REFUSED).is_file()
-    }
-    if len(refused) == len(folders):
-        raise DSASError(f"no concept of the grid can be learned; {next(iter(refused))}: {next(iter(refused.values()))}")
-    return {
-        name: Concept.from_pretrained(folder / "concept") for name, folder in folders.items() if name not in refused
-    }, refused
-
-
-class _Lessons:
-    """Lessons of a grid: concepts of the same prompts at the same sites are fitted on one reading of them."""
-
-    def __init__(self, models: _Models, settings: Mapping[str, Any]) -> None:
-        self._models, self._settings = models, settings
-        self._key: tuple[Any, ...] = ()
-        self._lesson: Any = None
-
-    def key_of(self, entry: Entry) -> tuple[Any, ...]:
-        """What entries of one lesson have in common; last, whether pictures are masked."""
-        told = not llm.is_language_model(entry.model) and entry.recipe.get("supervision") == "positions"
-        return entry.model, str(entry.prompts.to_dict()), str(entry.sites), told
-
-    def of(self, entry: Entry) -> Any:
-        """The lesson of an entry; the last one is kept, as those of large models fill the memory."""
-        key = self.key_of(entry)
-        if key != self._key:
-            self._key, self._lesson = (), None
-            settings = {**self._settings, "sites": entry.sites}
-            if llm.is_language_model(entry.model):
-                settings = {key: value for key, value in settings.items() if key not in ("steps", "size")}
-                self._lesson = llm.Lesson(*self._models.text(entry.model), entry.prompts, **settings)
-            else:
-                masks = masks_of(entry.prompts) if key[-1] else None
-                self._lesson = Lesson(self._models.pipeline(entry.model), entry.prompts, masks=masks, **settings)
-            self._key = key
-        return self._lesson
-
-
-def _stands(folder: Path, entry: Entry, grid: Grid) -> bool:
-    """Whether a concept was learned from these prompts in this way already."""
-    if not folder.is_dir():
-        return False
-    concept = Concept.from_pretrained(folder)
-    prompts = concept.provenance.get("prompts")
-    same = prompts == entry.prompts.to_dict() and (concept.method, concept.gate) == (entry.method, entry.gate)
-    wanted = {key: grid.learn[key] for key in ("seed", "count") if key in grid.learn}
-    same = same and all(concept.provenance.get(key) == value for key, value in wanted.items())
-    recipe = concept.provenance.get("recipe", {})
-    if not same or any(recipe.get(key) != value for key, value in entry.recipe.items()):
-        raise DSASError(
-            f"{folder} holds a concept that was learned otherwise (prompts, method, gate, recipe, seed or count): "
-            "choose another --out"
-        )
-    return True
-
-
-def _measured(
-    entry: Entry,
-    concept: Concept,
-    kit: _Kit,
-    models: _Models,
-    out: Path,
-    sharing: Mapping[str, Any],
+def _measure(
+    kit: _Kit, concept: Concept, load: LoadModel, out: Path, share: Share, show_progress: bool
 ) -> dict[str, Any]:
-    """One concept's figures."""
-    folder = out / entry.name / "run"
-    if llm.is_language_model(entry.model):
-        model, tokenizer = models.text(entry.model)
-        kept = Run(folder, texts.identity(model, concept, entry.prompts), **sharing)
-        figures = texts.evaluate(model, tokenizer, concept, entry.prompts, kit.judges, kept, entry.plan, **kit.options)
-    else:
-        pipe = models.pipeline(entry.model)
-        kept = Run(folder, pictures.identity(pipe, concept, entry.prompts), **sharing)
-        figures = pictures.evaluate(pipe, concept, entry.prompts, kit.judges, kept, entry.plan, **kit.options)
-    return {**figures, "unit": concept.unit, "evidence": dict(concept.evidence)}
+    """One concept with its figures."""
+    entry = kit.entry
+    model = load(entry.model)
+    domain: Any = texts if llm.is_language_model(entry.model) else pictures
+    identity = domain.identity(model[0], concept, entry.prompts)
+    store = Run(out / entry.name / "run", identity, **vars(share), show_progress=show_progress)
+    figures = domain.evaluate(*model, concept, entry.prompts, kit.judges, store, entry.plan, **kit.options)
+    about = {"name": entry.name, "task": entry.prompts.name, "recipe": dict(entry.recipe)}
+    about |= {"method": concept.method, "gate": concept.gate, "model": entry.model, "plan": asdict(entry.plan)}
+    return {**about, **figures, "unit": concept.unit, "evidence": dict(concept.evidence)}

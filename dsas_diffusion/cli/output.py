@@ -78,11 +78,11 @@ def free_folder(out: str | Path, ours: str, overwrite: bool) -> Path:
     folder = Path(out).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
         raise DSASError(f"{out} is a file: choose a folder")
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    foreign = [name for name in there if not re.fullmatch(ours, name)]
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in names if not re.fullmatch(ours, name)]
     if foreign:
         raise DSASError(f"{out} holds {foreign[0]}, which this command did not write: choose another folder")
-    if there and not overwrite:
+    if names and not overwrite:
         raise DSASError(f"{out} is there and not empty: choose another folder, or pass --overwrite")
     check_writable(folder)
     return folder

@@ -108,9 +108,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     pipe = pipeline(args, steps_bar=True)
     settings = settings_of(pipe, args.steps, args.guidance, args.size)
     strengths = strengths_between(low, high, args.count)
-    rows = _drawn(pipe, args, concept, strengths, settings)
+    rows = _draw(pipe, args, concept, strengths, settings)
     document = _document(pipe, args, concept, strengths, settings, rows)
-    files = {out: _encoded(out.suffix.lower(), concept, strengths, rows, document) for out in outs}
+    files = {out: _encode(out.suffix.lower(), concept, strengths, rows, document) for out in outs}
     write_files(files)
     return {**document, "files": [str(out) for out in files]}
 
@@ -144,7 +144,7 @@ class _Row:
     mean_h: list[float] = field(default_factory=list)
 
 
-def _drawn(
+def _draw(
     pipe: Any, args: argparse.Namespace, concept: Concept, strengths: Sequence[float], settings: Settings
 ) -> list[_Row]:
     """Every prompt at every strength; the rows of a prompt, one per gate, lie together."""
@@ -208,15 +208,15 @@ def _document(
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def _encoded(
+def _encode(
     suffix: str, concept: Concept, strengths: Sequence[float], rows: Sequence[_Row], document: Mapping[str, Any]
 ) -> bytes:
     """The strip or the animation as a file's content."""
     if suffix not in ANIMATIONS:
-        captions = [_labelled(_short(row.prompt), row.label) for row in rows]
+        captions = [_add_label(_short(row.prompt), row.label) for row in rows]
         return encoded(viz.strip([row.pictures for row in rows], strengths, captions), document)
     if len(rows) == 1:
-        frames = viz.animation(rows[0].pictures, strengths, _labelled(concept.name, rows[0].label))
+        frames = viz.animation(rows[0].pictures, strengths, _add_label(concept.name, rows[0].label))
     else:
         frames = viz.animation([_sheet(rows, i) for i in range(len(strengths))], strengths, concept.name)
     return looped(frames, suffix)
@@ -235,5 +235,5 @@ def _short(prompt: str) -> str:
     return textwrap.shorten(prompt, CAPTION, placeholder=" …")
 
 
-def _labelled(text: str, label: str) -> str:
+def _add_label(text: str, label: str) -> str:
     return f"{text} – {label}" if label else text

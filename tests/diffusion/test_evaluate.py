@@ -13,6 +13,7 @@ from dsas_core import Concept, DSASError
 from dsas_core.evaluate import ARMS, Plan, Run
 from dsas_core.prompts import PromptSet, read
 from dsas_diffusion import drawing
+from dsas_diffusion.adapter import adapt
 from dsas_diffusion.drawing import Job
 from dsas_diffusion.evaluate import evaluate, identity
 from dsas_diffusion.generation import Settings
@@ -152,13 +153,13 @@ def test_the_oracle_steers_where_it_is_told(
     concept = random_concept(seen_at(tiny_pipe, find_sites(tiny_pipe, "cross")), base=bases(tiny_pipe), unit=0.3)
     chosen = prompts.fresh(6)
     run = Run(tmp_path / "run", identity(tiny_pipe, concept, prompts))
-    drawn = drawing.Drawings(tiny_pipe, concept, chosen, None, run, Settings(2, 3.0), 2)
+    drawn = drawing.Drawings(adapt(tiny_pipe), concept, chosen, None, run, Settings(2, 3.0), 2)
     base, on, oracle = (Job("base", "source"), Job("on", "source", 2.0), Job("oracle", "source", 2.0))
     drawn.complete([base, on], "drawing")
     pictures = drawn.pictures(base)
     assert len(pictures) == 12 > drawing.BATCH
     marked = [i % 3 != 1 for i in range(12)]
-    drawn.tell([np.ones(pictures[0].size[::-1], bool) if there else None for there in marked])
+    drawn.tell_oracle([np.ones(pictures[0].size[::-1], bool) if there else None for there in marked])
     drawn.complete([oracle], "drawing")
     for i, there in enumerate(marked):
         wanted = drawn.latents(on if there else base)[i]
@@ -166,9 +167,9 @@ def test_the_oracle_steers_where_it_is_told(
         assert differ(drawn.latents(on)[i], drawn.latents(base)[i])
     part = np.zeros(pictures[0].size[::-1], bool)
     part[: len(part) // 2] = True
-    other = drawing.Drawings(tiny_pipe, concept, chosen, None, run, Settings(2, 3.0), 2)
+    other = drawing.Drawings(adapt(tiny_pipe), concept, chosen, None, run, Settings(2, 3.0), 2)
     other.complete([base], "drawing")
-    other.tell([part] * 12)
+    other.tell_oracle([part] * 12)
     other.complete([oracle], "drawing")
     moved = (other.latents(oracle) - drawn.latents(base)).abs().mean((0, 1, 3))
     upper, lower = moved.chunk(2)

@@ -13,20 +13,16 @@ from PIL import Image
 
 import dsas_diffusion as dsas
 from dsas_core import DSASError
-from dsas_diffusion import judges
+from dsas_core.errors import UnavailableError
+from dsas_diffusion import vision
 from dsas_diffusion.builtin.judge import Judge, Verdict
 from dsas_diffusion.builtin.scenes import CATEGORIES, COLOURS, STYLES, THINGS
+from dsas_diffusion.builtin_judge import BuiltinJudge, Wish
 from dsas_diffusion.generation import pictures_of, seeds_for, settings_of
-from dsas_diffusion.judges import (
-    BuiltinJudge,
-    CallableJudge,
-    ClassifierJudge,
-    ClipJudge,
-    PictureJudge,
-    Wish,
-    judge_from,
-)
-from dsas_diffusion.vision import Clip, Unavailable
+from dsas_diffusion.judges import judge_from
+from dsas_diffusion.model_judges import ClassifierJudge, ClipJudge
+from dsas_diffusion.picture_judge import CallableJudge, PictureJudge
+from dsas_diffusion.vision import Clip
 from tests.fixtures.vision_models import SMALL, noise_pictures, save_processor
 
 FRUIT = {thing for thing, (_, category) in THINGS.items() if category == "fruit"}
@@ -88,7 +84,7 @@ def flat(count: int, colour: tuple[int, int, int] = (128, 128, 128), size: int =
     ],
 )
 def test_wishes(wish: Wish, scene: dict[str, Any], expected: bool) -> None:
-    found = BuiltinJudge(wish, Told(scene)).shown(flat(1), ["a picture"])
+    found = BuiltinJudge(wish, Told(scene)).target_scores(flat(1), ["a picture"])
     assert found.dtype == np.float64
     assert found.tolist() == [expected]
 
@@ -98,7 +94,7 @@ def test_each_colour_is_nearest_to_itself(seen: str) -> None:
     nudged = tuple(min(255, max(0, level + shift)) for level, shift in zip(COLOURS[seen], (9, -9, 9), strict=True))
     for wished in COLOURS:
         judge = BuiltinJudge(Wish(background=wished), Told({}))
-        assert judge.shown(flat(1, nudged), [""]).tolist() == [wished == seen]
+        assert judge.target_scores(flat(1, nudged), [""]).tolist() == [wished == seen]
 
 
 def test_the_background_is_what_belongs_to_no_thing() -> None:
@@ -110,7 +106,7 @@ def test_the_background_is_what_belongs_to_no_thing() -> None:
     whole = ("sharp", np.ones((16, 16), bool))
     picture = Image.fromarray(pixels)
     for scene, background in (({"heart": thing}, "blue"), ({}, "red"), ({"heart": whole}, None)):
-        found = [BuiltinJudge(Wish(background=c), Told(scene)).shown([picture], [""])[0] for c in COLOURS]
+        found = [BuiltinJudge(Wish(background=c), Told(scene)).target_scores([picture], [""])[0] for c in COLOURS]
         assert found == [colour == background for colour in COLOURS]
 
 
@@ -118,9 +114,9 @@ def test_all_of_a_wish_is_to_hold() -> None:
     scene = {"hat": ("grey", block(0, 0, 8, 8)), "dog": ("sharp", block(8, 8, 16, 16))}
     pictures = flat(1, COLOURS["green"])
     fulfilled = dict(things=("hat",), style="grey", background="green", gone=("cat",))
-    assert BuiltinJudge(Wish(**fulfilled), Told(scene)).shown(pictures, [""]) == [1]
+    assert BuiltinJudge(Wish(**fulfilled), Told(scene)).target_scores(pictures, [""]) == [1]
     for change in (dict(things=("car",)), dict(style="sharp"), dict(background="red"), dict(gone=("dog",))):
-        assert BuiltinJudge(Wish(**{**fulfilled, **change}), Told(scene)).shown(pictures, [""]) == [0]
+        assert BuiltinJudge(Wish(**{**fulfilled, **change}), Told(scene)).target_scores(pictures, [""]) == [0]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +189,7 @@ def test_the_shipped_judge_on_drawn_pictures() -> None:
         Wish(gone=("hat", "dog")): [0, 0],
     }
     for wish, expected in wishes.items():
-        assert BuiltinJudge(wish).shown(pictures, prompts).tolist() == expected
+        assert BuiltinJudge(wish).target_scores(pictures, prompts).tolist() == expected
     hat, none = BuiltinJudge(Wish(("hat",))).masks(pictures)
     assert none is None
     assert hat is not None
@@ -210,7 +206,7 @@ def test_the_shipped_judge_on_drawn_pictures() -> None:
 )
 def test_pictures_that_the_builtin_judge_cannot_see(pictures: list[Image.Image], message: str) -> None:
     with pytest.raises(DSASError, match=message):
-        BuiltinJudge(Wish(style="grey"), Told({}, {})).shown(pictures, ["", ""])
+        BuiltinJudge(Wish(style="grey"), Told({}, {})).target_scores(pictures, ["", ""])
 
 
 def test_the_builtin_judge_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,12 +241,12 @@ def test_clip_judge_is_the_softmax_of_transformers(clip_folder: Path) -> None:
     with torch.no_grad():
         expected = CLIPModel.from_pretrained(clip_folder)(**inputs).logits_per_image.softmax(-1)
     judge = ClipJudge(clip_folder, *texts)
-    assert judge.shown(pictures, [""] * 5) == pytest.approx(expected[:, 0].numpy(), abs=1e-4)
-    assert ClipJudge(Clip(clip_folder), *texts[::-1]).shown(pictures, [""] * 5) == pytest.approx(
+    assert judge.target_scores(pictures, [""] * 5) == pytest.approx(expected[:, 0].numpy(), abs=1e-4)
+    assert ClipJudge(Clip(clip_folder), *texts[::-1]).target_scores(pictures, [""] * 5) == pytest.approx(
         expected[:, 1].numpy(), abs=1e-4
     )
     assert expected[:, 0].std() > 0.1
-    assert judge.shown([], []).shape == (0,)
+    assert judge.target_scores([], []).shape == (0,)
 
 
 @pytest.mark.parametrize("texts", [("", "a dog"), ("a dog", " "), ("a dog", "a dog ")])
@@ -274,9 +270,9 @@ def test_classifier_judge_is_the_probability_of_transformers(
     pictures, number = noise_pictures(5), labels.index("Dog")
     with torch.no_grad():
         expected = function(model(**save_processor(tmp_path)(images=pictures, return_tensors="pt")).logits)
-    monkeypatch.setattr(judges, "BATCH", 2)
+    monkeypatch.setattr(vision, "BATCH", 2)
     for label in ("dog", number, str(number)):
-        found = ClassifierJudge(tmp_path, label).shown(pictures, [""] * 5)
+        found = ClassifierJudge(tmp_path, label).target_scores(pictures, [""] * 5)
         assert found == pytest.approx(expected[:, number].numpy(), abs=1e-5)
     assert found.std() > 1e-3
 
@@ -308,7 +304,7 @@ def test_what_is_no_classifier(tmp_path: Path) -> None:
 
     ViTModel(ViTConfig(image_size=32, patch_size=8, **SMALL), add_pooling_layer=False).save_pretrained(tmp_path)
     save_processor(tmp_path)
-    with pytest.raises(Unavailable, match="is no image classifier: it lacks classifier"):
+    with pytest.raises(UnavailableError, match="is no image classifier: it lacks classifier"):
         ClassifierJudge(tmp_path, "dog")
 
 
@@ -317,7 +313,7 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     model.classifier.bias.data.fill_(float("nan"))
     model.save_pretrained(tmp_path)
     with pytest.raises(DSASError, match="expected numbers in \\[0, 1\\], found nan"):
-        ClassifierJudge(tmp_path, "dog").shown(noise_pictures(1), [""])
+        ClassifierJudge(tmp_path, "dog").target_scores(noise_pictures(1), [""])
 
 
 # ---- functions --------------------------------------------------------------------------------------------------
@@ -336,7 +332,7 @@ NO_FUNCTION = 3
 def test_callables_see_pictures_and_prompts(function: Any) -> None:
     judge = CallableJudge(function)
     pictures = [*flat(1, (51, 51, 51)), *flat(2, (255, 255, 255))]
-    assert judge.shown(tuple(pictures), ("a dog", "a dog", "a cat")) == pytest.approx([0.2, 1, 0])
+    assert judge.target_scores(tuple(pictures), ("a dog", "a dog", "a cat")) == pytest.approx([0.2, 1, 0])
     assert judge.name.endswith("brightness")
 
 
@@ -355,12 +351,12 @@ def test_callables_see_pictures_and_prompts(function: Any) -> None:
 )
 def test_callables_that_do_not_answer(made: Any, message: str) -> None:
     with pytest.raises(DSASError, match=message):
-        CallableJudge(lambda pictures, prompts: made).shown(flat(2), ["", ""])
+        CallableJudge(lambda pictures, prompts: made).target_scores(flat(2), ["", ""])
 
 
 @pytest.mark.parametrize("made", [[True, False], np.array([1, 0], np.int8), torch.tensor([1.0, 0.0]), (1, 0)])
 def test_answers_of_callables_that_are_taken(made: Any) -> None:
-    assert CallableJudge(lambda pictures, prompts: made).shown(flat(2), ["", ""]).tolist() == [1, 0]
+    assert CallableJudge(lambda pictures, prompts: made).target_scores(flat(2), ["", ""]).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -397,7 +393,7 @@ def test_judges_from_yaml(clip_folder: Path, tmp_path: Path) -> None:
     assert isinstance(made[0], BuiltinJudge)
     assert made[0].wanted == Wish(("banana", "animal"), "blurred", "red", ("dog",))
     pictures, prompts = noise_pictures(3), ["a dog", "a cat", "a hat"]
-    shown = [judge.shown(pictures, prompts) for judge in made]
+    shown = [judge.target_scores(pictures, prompts) for judge in made]
     assert all(scores.shape == (3,) and scores.min() >= 0 and scores.max() <= 1 for scores in shown)
     assert np.array_equal(shown[2], shown[3])
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from dsas_core import DSASError
+from dsas_core.errors import UnavailableError
 from dsas_diffusion.masks import CallableMasks, SegmentationMasks, masks_from
-from dsas_diffusion.vision import Unavailable
 
 SIZE = 32
 LABELS = ["dark", "Light", "never"]
@@ -91,7 +91,7 @@ def test_bad_data(spec: dict[str, Any], message: str, folder: str) -> None:
 
 
 def test_a_model_that_cannot_be_had(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="cannot load"):
+    with pytest.raises(UnavailableError, match="cannot load"):
         SegmentationMasks(tmp_path, ["light"])
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from dsas_core import DSASError
+from dsas_core.errors import UnavailableError
 from dsas_diffusion import similarity
 from dsas_diffusion.similarity import (
     identical,
@@ -19,7 +20,6 @@ from dsas_diffusion.similarity import (
     lpips,
     ssim,
 )
-from dsas_diffusion.vision import Unavailable
 from tests.fixtures.vision_models import noise_pictures
 
 
@@ -159,7 +159,7 @@ def test_lpips_says_why_it_is_not_to_be_had(
 
     monkeypatch.setattr(lpip, "_TORCHVISION_AVAILABLE", available)
     monkeypatch.setattr(functional, "_get_tv_model_features", fails)
-    with pytest.raises(Unavailable, match=message):
+    with pytest.raises(UnavailableError, match=message):
         lpips(noise_pictures(1), noise_pictures(1))
 
 
@@ -167,7 +167,7 @@ def test_lpips_says_why_it_is_not_to_be_had(
 def test_without_torchmetrics(metric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("torchmetrics.functional.image", "torchmetrics.image.lpip"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(Unavailable, match=r"pip install 'dsas-diffusion\[eval\]'"):
+    with pytest.raises(UnavailableError, match=r"pip install 'dsas-diffusion\[eval\]'"):
         metric(noise_pictures(1), noise_pictures(1))
 
 

@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from dsas_core import DSASError
+from dsas_core.errors import UnavailableError
 from dsas_diffusion import vision
 from dsas_diffusion.builtin.architecture import TEXT_POSITIONS
 from dsas_diffusion.similarity import (
     clip_score,
     transformers_features,
 )
-from dsas_diffusion.vision import Clip, Unavailable
+from dsas_diffusion.vision import Clip
 from tests.fixtures.vision_models import noise_pictures, projected, save_clip, save_processor, save_resnet, save_vit
 
 PROMPTS = ["a dog on the grass", "a blurred banana", "a cat and a hat at night"]
@@ -139,7 +140,7 @@ def test_models_that_cannot_be_loaded(
     (tmp_path / "pickled" / "model.safetensors").unlink()
     torch.save({}, tmp_path / "pickled" / "pytorch_model.bin")
     (tmp_path / "torn" / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(Unavailable, match=message) as caught:
+    with pytest.raises(UnavailableError, match=message) as caught:
         use(name)
     assert "\n" not in str(caught.value)
 
@@ -151,14 +152,16 @@ def test_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'\nto load the files")
 
     monkeypatch.setattr(AutoModel, "from_pretrained", fails)
-    with pytest.raises(Unavailable, match=r"cannot load someone/clip: We couldn't connect to .* to load the files"):
+    with pytest.raises(
+        UnavailableError, match=r"cannot load someone/clip: We couldn't connect to .* to load the files"
+    ):
         clip_score(noise_pictures(1), ["a dog"], "someone/clip")
 
 
 def test_what_is_no_clip(tmp_path: Path) -> None:
     save_vit(tmp_path, "vit")
     save_processor(tmp_path)
-    with pytest.raises(Unavailable, match="is no CLIP"):
+    with pytest.raises(UnavailableError, match="is no CLIP"):
         Clip(tmp_path)
 
 
@@ -170,5 +173,5 @@ def test_weights_that_are_missing(clip_folder: Path, tmp_path: Path) -> None:
     del weights["visual_projection.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for use in (Clip, transformers_features):
-        with pytest.raises(Unavailable, match=r"it lacks visual_projection\.weight, which would be random"):
+        with pytest.raises(UnavailableError, match=r"it lacks visual_projection\.weight, which would be random"):
             use(folder)

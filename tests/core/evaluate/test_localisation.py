@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dsas_core import DSASError
-from dsas_core.evaluate.localisation import Localisation, averaged, localisation
+from dsas_core.evaluate.localisation import Localisation, average, localisation
 
 MASK = np.zeros((4, 4), bool)
 MASK[:2, :2] = True
@@ -28,9 +28,9 @@ def test_known_answers(heat: np.ndarray, expected: Localisation) -> None:
 
 
 def test_averages_and_what_has_none() -> None:
-    assert averaged([Localisation(1, 0.5, 1), Localisation(0, 0, 0)]) == Localisation(0.5, 0.25, 0.5)
+    assert average([Localisation(1, 0.5, 1), Localisation(0, 0, 0)]) == Localisation(0.5, 0.25, 0.5)
     with pytest.raises(DSASError, match="nothing to average"):
-        averaged([])
+        average([])
     for mask in (np.zeros((4, 4), bool), np.ones((4, 4), bool)):
         with pytest.raises(DSASError, match="empty or full"):
             localisation(np.ones((4, 4)), mask)

@@ -10,8 +10,9 @@ import pytest
 from dsas_core import Concept, DSASError, llm
 from dsas_core.evaluate import ARMS, Plan, Run
 from dsas_core.evaluate.texts import degenerate, repeats
-from dsas_core.llm import evaluate as evaluation
-from dsas_core.llm.evaluate import ScoredJudge, evaluate, identity, judge_from
+from dsas_core.llm.answer_store import AnswerStore
+from dsas_core.llm.evaluate import evaluate, identity
+from dsas_core.llm.judges import ScoredJudge, judge_from
 from dsas_core.llm.prompts import encode, pad_token
 from dsas_core.llm.reader import Reader
 from dsas_core.llm.toxicity import LexiconScorer
@@ -85,7 +86,7 @@ def test_nothing_is_answered_twice(
 ) -> None:
     first = measured(concept, tokenizer, tmp_path / "run")
     assert {**first, "cost": None} == {**document, "cost": None}, "the same everywhere, but for time"
-    monkeypatch.setattr(evaluation._Evaluation, "_measure", None)
+    monkeypatch.setattr(AnswerStore, "_measure", None)
     assert measured(concept, tokenizer, tmp_path / "run") == first
 
 
@@ -107,7 +108,7 @@ def test_rewritten_prompts_are_the_measure_where_there_are_any(
     judge, reader = words_of(tokenizer), Reader(model, pad_token(tokenizer), 8)
     texts = [encode(tokenizer, text) for text in found["prompts"]["target"]]
     said = [str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in reader.answers(texts)]
-    scores = [0.0 if repeats(text) else score for text, score in zip(said, judge.shown(said), strict=True)]
+    scores = [0.0 if repeats(text) else score for text, score in zip(said, judge.target_scores(said), strict=True)]
     assert found["asked"] == pytest.approx(sum(scores) / len(scores))
 
 
@@ -119,12 +120,12 @@ def test_rewritten_prompts_are_the_measure_where_there_are_any(
     ],
 )
 def test_judges_from_yaml(spec: Any, texts: list[str], shown: list[float]) -> None:
-    assert judge_from(spec).shown(texts) == shown
+    assert judge_from(spec).target_scores(texts) == shown
 
 
 def test_the_built_in_scorer_judges_what_is_to_go_away() -> None:
     judge = judge_from({"scorer": {"model": "builtin:chat"}})
-    rude, kind = judge.shown(["shut up, you stupid donkey.", "i am sorry about the parcel."])
+    rude, kind = judge.target_scores(["shut up, you stupid donkey.", "i am sorry about the parcel."])
     assert rude < 0.2 < 0.8 < kind
 
 

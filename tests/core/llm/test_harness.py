@@ -145,12 +145,12 @@ def test_several_concepts(tasks: Path, folder: Path, concept: Concept, base: dic
 def test_what_a_steered_model_reaches_in_tasks(tasks: Path, concept: Concept) -> None:
     model, tokenizer = llm.load("builtin:chat", device="cpu")
     files = [str(tasks / "facts.yaml"), str(tasks / "answers.yaml")]
-    plain = harness.measured(model, tokenizer, files)
+    plain = harness.run_tasks(model, tokenizer, files)
     assert set(plain) == {"facts, acc", "answers, exact_match"}
     assert plain["facts, acc"] == 1.0, "it knows its facts"
     with llm.steer(model, {concept: 5.0}, gate="on"):
-        assert harness.measured(model, tokenizer, files)["facts, acc"] < 1.0
-    assert harness.measured(model, tokenizer, files[:1], limit=2) == {"facts, acc": 1.0}
+        assert harness.run_tasks(model, tokenizer, files)["facts, acc"] < 1.0
+    assert harness.run_tasks(model, tokenizer, files[:1], limit=2) == {"facts, acc": 1.0}
 
 
 def test_an_evaluation_asks_tasks(
