@@ -13,9 +13,10 @@ from dsas_core.calibration import prompts_of
 from dsas_core.concept import FILES, Concept
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
+from dsas_core.illustrate import illustrated
 
 from ..calibrate import calibrate
-from ..samples import illustrate, illustrated
+from ..samples import illustrate
 from . import show
 from .arguments import (
     CONCEPT,

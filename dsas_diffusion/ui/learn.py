@@ -9,9 +9,10 @@ from typing import Any
 import gradio as gr
 
 from dsas_core import methods
+from dsas_core.draft import draft
 from dsas_core.errors import DSASError
 from dsas_core.hints import hints
-from dsas_core.prompts import SIDES, PromptSet, draft, read
+from dsas_core.prompts import SIDES, PromptSet, read
 
 from ..vocabulary import unknown_words
 from . import look
