@@ -41,6 +41,10 @@ VISIBLE = 0.1
 MOST_TRIALS = TRIALS + 2 * math.ceil(math.log2(MOST / STEP + 1))
 
 
+#: what the evidence calls the fields of a trial
+KEYS = ("effect", "drift", "reach", "strangeness")
+
+
 class Trial(NamedTuple):
     """What a strength does on held-out prompts.
 
@@ -133,14 +137,7 @@ def calibrated(
         "reach_limit": max_displacement,
         "strangeness_limit": max_novelty,
         "trials": [
-            {
-                "strength": strength / unit,
-                "effect": trials[strength].effect,
-                "drift": trials[strength].drift,
-                "reach": trials[strength].displacement,
-                "strangeness": trials[strength].novelty,
-                "useful": useful(strength),
-            }
+            {"strength": strength / unit, **dict(zip(KEYS, trials[strength], strict=True)), "useful": useful(strength)}
             for strength in sorted(trials)
         ],
     }

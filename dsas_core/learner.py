@@ -110,11 +110,8 @@ class Learner(ABC, Generic[Text]):
         """Which positions of source prompts show the concept."""
 
     @cached_property
-    def _trial(self) -> HeldOutTrial:
-        return self._held_out_trial()
-
     @abstractmethod
-    def _held_out_trial(self) -> HeldOutTrial:
+    def _trial(self) -> HeldOutTrial:
         """What tries strengths on the held-out prompts."""
 
     def _more_evidence(self, recipe: Recipe, evidence: Sequence[SiteEvidence]) -> dict[str, Any]:

@@ -46,20 +46,9 @@ def learn(
     *,
     method: str = "caa",
     gate: str | None = None,
-    sites: str | Sequence[str] | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    count: int = COUNT,
-    edges: Sequence[float] | None = None,
-    positions: str = "all",
-    guidance: float | None = None,
-    size: int | None = None,
     drift: float = 0.05,
-    batch: int = 8,
-    masks: Masks | None = None,
-    store: str | Path | None = None,
     recipe: Mapping[str, Any] | None = None,
-    show_progress: bool = False,
+    **settings: Any,
 ) -> Concept:
     """Learn a concept.
 
@@ -67,21 +56,10 @@ def learn(
         pipe: a diffusers text-to-image pipeline of a known family.
         prompts: a prompt file (dsas_core/prompts.py), or its content.
         method, gate: names in `dsas_core.methods`. Without a gate it is the method's own, or `dsas`.
-        sites: see `dsas_diffusion.find_sites`; None for the family's default.
-        steps, guidance, size: of the generations, size in pixels of a side; None for what suits the model.
-        seed: of noise, prompt choice and cross-validation.
-        count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
-        edges: ascending timesteps that separate bins with their own probe and map; None for the family's, () for one.
-        positions: text tokens that are read and steered, see `dsas_diffusion.rows.Rows`.
         drift: share of control prompts whose picture may change while the unit is chosen.
-        batch: prompts per generation.
-        masks: for supervision by positions, which they ask for: pictures of source prompts -> where each shows the
-            thing (`dsas_diffusion.masks`); None for the segmentation model of the prompt file. Causal learning goes by
-            the masks of the unsteered pictures, too.
-        store: a folder for what is read of the model, a file for each batch of prompts, where memory would not hold it:
-            of every site, some 32 positions of each picture and step. Learning that was interrupted goes on from
-            there, and processes that `accelerate launch` has started share the batches. None keeps it in memory.
         recipe: further fields of `dsas_core.recipe.Recipe` (form, rank, site_weight, …).
+        settings: further arguments of `Lesson`: sites, steps, guidance, size, seed, count, edges, positions, batch,
+            masks, store, show_progress.
 
     Returns:
         The concept, its unit chosen and its evidence in it; not saved yet.
@@ -90,30 +68,31 @@ def learn(
         DSASError: bad prompts, names or sites; a bin that no step comes to; no site tells source from control; masks
             that are missing, or empty.
     """
-    lesson = Lesson(
-        pipe,
-        prompts,
-        sites=sites,
-        steps=steps,
-        seed=seed,
-        count=count,
-        edges=edges,
-        positions=positions,
-        guidance=guidance,
-        size=size,
-        batch=batch,
-        masks=masks,
-        store=store,
-        show_progress=show_progress,
-    )
-    return lesson.learn(method, gate, drift=drift, recipe=recipe)
+    return Lesson(pipe, prompts, **settings).learn(method, gate, drift=drift, recipe=recipe)
 
 
 class PictureLearner(Learner[str]):
     """The prompts of a concept, drawn and read once; any number of concepts are fitted on what was captured.
 
+    Nothing is drawn before the first concept is asked for.
+
     Args:
-        pipe, prompts, and all others: as of `learn`. Nothing is drawn before the first concept is asked for.
+        pipe: a diffusers text-to-image pipeline of a known family.
+        prompts: a prompt file (dsas_core/prompts.py), or its content.
+        sites: see `dsas_diffusion.find_sites`; None for the family's default.
+        steps, guidance, size: of the generations, size in pixels of a side; None for what suits the model.
+        seed: of noise, prompt choice and cross-validation.
+        count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
+        edges: ascending timesteps that separate bins with their own probe and map; None for the family's, () for one.
+        positions: text tokens that are read and steered, see `dsas_diffusion.rows.Rows`.
+        batch: prompts per generation.
+        masks: for supervision by positions, which they ask for: pictures of source prompts -> where each shows the
+            thing (`dsas_diffusion.masks`); None for the segmentation model of the prompt file. Causal learning goes by
+            the masks of the unsteered pictures, too.
+        store: a folder for what is read of the model, a file for each batch of prompts, where memory would not hold it:
+            of every site, some 32 positions of each picture and step. Learning that was interrupted goes on from
+            there, and processes that `accelerate launch` has started share the batches. None keeps it in memory.
+        show_progress: whether to show bars.
 
     Example:
         >>> lesson = Lesson(pipe, "prompts/banana-blur.yaml")
@@ -187,7 +166,8 @@ class PictureLearner(Learner[str]):
         masks = masks_for(self.masks, self.content, self.text_sites)
         return patch_labels(masks(decode(self.adapter.pipe, self._unsteered[1]["source"])))
 
-    def _held_out_trial(self) -> PictureTrial:
+    @cached_property
+    def _trial(self) -> PictureTrial:
         return PictureTrial(self.adapter, self._unsteered[1], self.held_out, self.settings, self.seed, self.batch)
 
     @property

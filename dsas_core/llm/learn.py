@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,34 +47,22 @@ def learn(
     *,
     method: str = "caa",
     gate: str | None = None,
-    sites: str | Sequence[str] | None = None,
-    pooling: str | None = None,
     seed: int = 0,
-    count: int = COUNT,
     drift: float = 0.01,
-    batch: int = 16,
     recipe: Mapping[str, Any] | None = None,
-    show_progress: bool = False,
+    **settings: Any,
 ) -> Concept:
     """Learn a concept.
 
     Args:
         model: a transformers language model. tokenizer: its own.
         prompts: a prompt file (dsas_core/prompts.py), or its content; conversations as in dsas_core/llm/prompts.py.
-            With parts `unseen_source` and `unseen_control` in its evaluation, the evidence tells how the gates do on
-            these.
         method, gate: names in `dsas_core.methods`; gates also combined, "product(dsas, gaps)". Without a gate it is the
             method's own, or `dsas`.
-        sites: see `dsas_core.llm.layers.find_sites`; None for the outputs of the middle third of the layers.
-        pooling: what is read of source and target prompts: "answer", "prompt", "last" or "all" tokens; None for
-            answers where prompts have them. The gate of form "prefix" is fitted on all tokens, that of form "latch" on
-            the prompt, and that of form "last" on the states that write the answer, as they read. Of control prompts
-            every token that a gate will meet takes part in placing its threshold.
         seed: of prompt choice and cross-validation.
-        count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
         drift: mean Kullback-Leibler divergence per control token, in nats, that the unit may cost.
-        batch: prompts per forward pass.
         recipe: further fields of `dsas_core.recipe.Recipe` (form, rank, site_weight, …).
+        settings: further arguments of `Lesson`: sites, pooling, count, batch, show_progress.
 
     Returns:
         The concept, its unit chosen and its evidence in it; not saved yet. Without conversations in the prompt file
@@ -83,27 +72,29 @@ def learn(
         DSASError: bad prompts, names or sites; no site tells source from control.
     """
     chosen = _recipe(recipe, method, gate, seed)  # what cannot be is said before anything is encoded
-    lesson = Lesson(
-        model,
-        tokenizer,
-        prompts,
-        sites=sites,
-        pooling=pooling,
-        seed=seed,
-        count=count,
-        batch=batch,
-        show_progress=show_progress,
-    )
-    return lesson.fit(chosen, drift)
+    return Lesson(model, tokenizer, prompts, seed=seed, **settings).fit(chosen, drift)
 
 
 class TextLearner(Learner[Encoded]):
     """The prompts of a concept, read once; any number of concepts are fitted on what was captured.
 
-    What has to be read depends on the gate's form, so that it may be read anew for another form.
+    What has to be read depends on the gate's form, so that it may be read anew for another form. Nothing is read before
+    the first concept is asked for.
 
     Args:
-        model, tokenizer, prompts, and all others: as of `learn`. Nothing is read before the first concept is asked for.
+        model: a transformers language model. tokenizer: its own.
+        prompts: a prompt file (dsas_core/prompts.py), or its content; conversations as in dsas_core/llm/prompts.py.
+            With parts `unseen_source` and `unseen_control` in its evaluation, the evidence tells how the gates do on
+            these.
+        sites: see `dsas_core.llm.layers.find_sites`; None for the outputs of the middle third of the layers.
+        pooling: what is read of source and target prompts: "answer", "prompt", "last" or "all" tokens; None for
+            answers where prompts have them. The gate of form "prefix" is fitted on all tokens, that of form "latch" on
+            the prompt, and that of form "last" on the states that write the answer, as they read. Of control prompts
+            every token that a gate will meet takes part in placing its threshold.
+        seed: of prompt choice and cross-validation.
+        count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
+        batch: prompts per forward pass.
+        show_progress: whether to show bars.
 
     Example:
         >>> lesson = Lesson(model, tokenizer, "prompts/rudeness.yaml")
@@ -185,7 +176,8 @@ class TextLearner(Learner[Encoded]):
         labels = [(*marks_of[recipe.lead :], *(False,) * recipe.lead) for marks_of in marks]
         return lambda prompt, _: labels[prompt]
 
-    def _held_out_trial(self) -> TextTrial:
+    @cached_property
+    def _trial(self) -> TextTrial:
         return TextTrial(self.reader, self.fitting, self.held_out)
 
     def _more_evidence(self, recipe: Recipe, evidence: Sequence[SiteEvidence]) -> dict[str, Any]:
