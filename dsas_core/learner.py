@@ -33,6 +33,8 @@ class Learner(ABC, Generic[Text]):
         content: the prompt file.
         prompts: those that were drawn from it, by side, as the domain runs them.
         sites: where to fit.
+        model_name: what the provenance calls the model.
+        settings: settings of the domain's own that the provenance keeps, as plain data.
         heatmap_sites: sites that are only read, for the trace.
         edges: ascending timesteps that separate bins.
         count, seed: as the prompts were drawn.
@@ -50,6 +52,8 @@ class Learner(ABC, Generic[Text]):
         prompts: Mapping[str, Sequence[Text]],
         sites: list[Site],
         *,
+        model_name: str,
+        settings: Mapping[str, Any],
         heatmap_sites: Sequence[Site] = (),
         edges: Sequence[float] = (),
         count: int,
@@ -57,6 +61,7 @@ class Learner(ABC, Generic[Text]):
         show_progress: bool,
     ) -> None:
         self.content, self.sites, self.heatmap_sites, self.edges = content, sites, list(heatmap_sites), tuple(edges)
+        self.model_name, self.own_settings = model_name, settings
         self.count, self.seed, self.show_progress = count, seed, show_progress
         self.fitting, self.held_out = held_back(prompts)
 
@@ -83,10 +88,10 @@ class Learner(ABC, Generic[Text]):
             self.content,
             self._roots,
             self.edges,
-            model=self._model_name,
+            model=self.model_name,
             count=self.count,
             prompts_used={side: len(prompts) for side, prompts in self.fitting.items()},
-            **self._provenance,
+            **self.own_settings,
             seed=self.seed,
             versions=versions(*self.LIBRARIES),
         )
@@ -122,12 +127,3 @@ class Learner(ABC, Generic[Text]):
     @abstractmethod
     def _roots(self) -> Roots:
         """The modules that can be steered, by name."""
-
-    @property
-    @abstractmethod
-    def _model_name(self) -> str: ...
-
-    @property
-    @abstractmethod
-    def _provenance(self) -> dict[str, Any]:
-        """Settings of the domain's own that the concept keeps."""

@@ -132,6 +132,8 @@ class PictureLearner(Learner[str]):
             content,
             content.draw(count, seed),
             steered,
+            model_name=name_of(self.adapter.pipe, BUILTIN),
+            settings={"settings": asdict(self.settings), "positions": positions},
             heatmap_sites=heatmap_sites,
             edges=family.edges if edges is None else edges,
             count=count,
@@ -174,14 +176,6 @@ class PictureLearner(Learner[str]):
     def _roots(self) -> Roots:
         return self.adapter.roots
 
-    @property
-    def _model_name(self) -> str:
-        return name_of(self.adapter.pipe, BUILTIN)
-
-    @property
-    def _provenance(self) -> dict[str, Any]:
-        return {"settings": asdict(self.settings), "positions": self.positions}
-
     @cached_property
     def _unsteered(self) -> tuple[Captured, dict[str, torch.Tensor]]:
         """What every site shows of the unsteered model, and the finished latents of each side."""
@@ -206,7 +200,7 @@ class PictureLearner(Learner[str]):
         return {
             **made_by(self.adapter.pipe),
             "prompts": self.fitting,
-            **self._provenance,
+            **self.own_settings,
             "seed": self.seed,
             "batch": self.batch,
         }

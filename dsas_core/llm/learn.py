@@ -127,7 +127,16 @@ class TextLearner(Learner[Encoded]):
                 f"pooling {self.pooling!r}: expected one of {', '.join(POOLINGS)}; answer needs an assistant's turn at "
                 "the end of each source and target prompt"
             )
-        super().__init__(content, texts, readable, count=count, seed=seed, show_progress=show_progress)
+        super().__init__(
+            content,
+            texts,
+            readable,
+            model_name=name_of(bare(model), BUILTIN),
+            settings={"pooling": self.pooling},
+            count=count,
+            seed=seed,
+            show_progress=show_progress,
+        )
         self.tries_units = answered and "encoder" not in self._roots
         self.sources = drawn["source"][: len(self.fitting["source"])]
         self.unseen = {kind: encode_all(model, tokenizer, content.sample(kind, count, seed)) for kind in UNSEEN}
@@ -189,14 +198,6 @@ class TextLearner(Learner[Encoded]):
     @property
     def _roots(self) -> Roots:
         return roots_of(self.model)
-
-    @property
-    def _model_name(self) -> str:
-        return name_of(bare(self.model), BUILTIN)
-
-    @property
-    def _provenance(self) -> dict[str, Any]:
-        return {"pooling": self.pooling}
 
     def _readings(self, recipe: Recipe) -> tuple[tuple[str, str], ...]:
         """Kinds of rows, and which tokens of theirs are read."""
