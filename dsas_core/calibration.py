@@ -1,8 +1,8 @@
 """Calibration: what a strength of 1 is, and between which ends a slider is of use.
 
 The family-free part. Who calls it makes the trials: it steers with a strength, on prompts that nothing was fitted on,
-and tells the effect, the drift of control prompts, the reach: how far results move, of the way that asking in words
-moves them; and their strangeness: how far they are from all that the unsteered model makes. Drift alone would let a
+and measures the effect, the drift of control prompts, the displacement: how far results move, over how far asking in
+words moves them; and their novelty: how far they are from all that the unsteered model makes. Drift alone would let a
 good gate's slider go on for ever, as controls stay whatever happens elsewhere; and what has fallen apart may have moved
 no farther than what is as it should be.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .concept import Concept
-from .errors import DSASError
-from .prompts import COUNT, PromptSet, read
-from .unit import TRIALS, choose, held_back, units_of
+from .errors import PromptError
+from .prompts import COUNT, PromptSet, held_back, read
+from .unit import TRIALS, choose, units_of
 
 #: the ends are multiples of this part of a unit
 STEP = 0.25
@@ -33,12 +33,16 @@ FAR = 1.2
 STRANGE = 1.1
 #: of the effect at 1 unit, what a higher strength may lose
 LOST = 0.1
-#: a slider ends where neither effect nor reach would still change by more than this
+#: a slider ends where neither effect nor displacement would still change by more than this
 STILL = 0.05
-#: less reach than this nobody sees
+#: less displacement than this nobody sees
 VISIBLE = 0.1
 #: how many strengths are tried at most
 MOST_TRIALS = TRIALS + 2 * math.ceil(math.log2(MOST / STEP + 1))
+
+
+#: what the evidence calls the fields of a trial
+KEYS = ("effect", "drift", "reach", "strangeness")
 
 
 class Trial(NamedTuple):
@@ -46,30 +50,30 @@ class Trial(NamedTuple):
 
     Args:
         effect: on sources; 1 is all that is wanted. drift: of controls, in the family's measure.
-        reach: how far sources move, over how far asking in words moves them.
-        strangeness: how far sources are from what the unsteered model makes, over how far its own are.
+        displacement: how far sources move, over how far asking in words moves them.
+        novelty: how far sources are from what the unsteered model makes, over how far its own are.
     """
 
     effect: float
     drift: float
-    reach: float
-    strangeness: float
+    displacement: float
+    novelty: float
 
 
 def prompts_of(
     concept: Concept,
-    prompts: str | Path | Mapping[str, Any] | PromptSet | None,
-    count: int | None,
-    seed: int | None,
+    prompts: str | Path | Mapping[str, Any] | PromptSet | None = None,
+    count: int | None = None,
+    seed: int | None = None,
 ) -> tuple[dict[str, list[str]], int]:
     """The prompts of each side that a concept was learned from, drawn as learning drew them, and the seed.
 
-    So the quarter that `unit.held_back` keeps is the one that nothing was fitted on. Other prompts are drawn by `count`
-    and `seed`, which default to those of learning, without those that the concept was fitted on; the concept's own are
-    drawn by its own whatever these are.
+    So the quarter that `prompts.held_back` keeps is the one that nothing was fitted on. Other prompts are drawn by
+    `count` and `seed`, which default to those of learning, without those that the concept was fitted on; the concept's
+    own are drawn by its own whatever these are.
 
     Raises:
-        DSASError: the concept has no prompts with it, and none are given.
+        PromptError: the concept has no prompts with it, and none are given.
     """
     own: Mapping[str, Any] = concept.provenance
     tells = all(isinstance(own.get(name), int) for name in ("count", "seed"))
@@ -81,7 +85,7 @@ def prompts_of(
         used = [text for texts in held_back(drawn)[0].values() for text in texts]
         return given.draw(learned_count if count is None else count, chosen, used), chosen
     if not drawn:
-        raise DSASError(
+        raise PromptError(
             f"concept {concept.name!r} does not tell from which prompts it was learned: give a prompt file (--prompts)"
         )
     return drawn, chosen
@@ -94,7 +98,7 @@ def calibrated(
 
     The unit is what `unit.choose` finds. An end is a multiple of a quarter of a unit, at most 4, found by bisection:
     the strength is useful there and not a quarter further out. Useful means that the drift is within the limit; that
-    reach and strangeness are at most `FAR` and `STRANGE` (times those of 1 unit, where they are above 1); and, above
+    displacement and novelty are at most `FAR` and `STRANGE` (times those of 1 unit, where they are above 1); and, above
     1 unit, that no more than `LOST` of the effect there is gone. Where results are the same (`STILL`) at a smaller
     strength that was tried, that is the end; where nothing is to be seen, 0 is.
 
@@ -110,35 +114,36 @@ def calibrated(
 
     def tried(strength: float) -> Trial:
         if strength not in trials:
-            found = attempt(strength)
-            if not math.isfinite(sum(found)):  # the steered model overflowed
-                found = Trial(0.0, *[sys.float_info.max] * 3)
-            trials[strength] = found
+            trial = attempt(strength)
+            if not math.isfinite(sum(trial)):  # the steered model overflowed
+                trial = Trial(0.0, *[sys.float_info.max] * 3)
+            trials[strength] = trial
             done()
         return trials[strength]
 
     unit, summary = choose(lambda strength: tried(strength)[:2], drift, units=units_of(concept.method))
-    far, strange = FAR * max(1.0, tried(unit).reach), STRANGE * max(1.0, tried(unit).strangeness)
-    least = min(1.0, tried(unit).effect) - LOST
+    max_displacement = FAR * max(1.0, tried(unit).displacement)
+    max_novelty = STRANGE * max(1.0, tried(unit).novelty)
+    min_effect = min(1.0, tried(unit).effect) - LOST
 
     def useful(strength: float) -> bool:
         trial = tried(strength)
-        holds = trial.drift <= drift and trial.reach <= far and trial.strangeness <= strange
-        return holds and (strength <= unit or trial.effect >= least)
+        within = trial.drift <= drift and trial.displacement <= max_displacement and trial.novelty <= max_novelty
+        return within and (strength <= unit or trial.effect >= min_effect)
 
     low, high = (_end(sign * unit, tried, useful, list(trials)) for sign in (-1, 1))
-    ends = {
+    range_evidence = {
         "drift_limit": drift,
-        "reach_limit": far,
-        "strangeness_limit": strange,
+        "reach_limit": max_displacement,
+        "strangeness_limit": max_novelty,
         "trials": [
-            {"strength": strength / unit, **trials[strength]._asdict(), "useful": useful(strength)}
+            {"strength": strength / unit, **dict(zip(KEYS, trials[strength], strict=True)), "useful": useful(strength)}
             for strength in sorted(trials)
         ],
     }
-    evidence: Mapping[str, Any] = {**concept.evidence, "unit": summary, "range": ends}
-    found = (low, high) if low < high else None
-    return replace(concept, unit=unit, range=found, evidence=evidence, samples=None)
+    evidence: Mapping[str, Any] = {**concept.evidence, "unit": summary, "range": range_evidence}
+    ends = (low, high) if low < high else None
+    return replace(concept, unit=unit, range=ends, evidence=evidence, samples=None)
 
 
 def _end(unit: float, tried: Callable[[float], Trial], useful: Callable[[float], bool], known: list[float]) -> float:
@@ -150,13 +155,13 @@ def _end(unit: float, tried: Callable[[float], Trial], useful: Callable[[float],
         middle = (inside + outside) // 2
         places.append(middle)
         inside, outside = (middle, outside) if useful(middle * STEP * unit) else (inside, middle)
-    if inside == 0 or tried(inside * STEP * unit).reach < VISIBLE:
+    if inside == 0 or tried(inside * STEP * unit).displacement < VISIBLE:
         return 0.0
     end = tried(inside * STEP * unit)
 
     def same(place: int) -> bool:
         trial = tried(place * STEP * unit)
-        return max(abs(trial.effect - end.effect), abs(trial.reach - end.reach)) <= STILL
+        return max(abs(trial.effect - end.effect), abs(trial.displacement - end.displacement)) <= STILL
 
     first = min(place for place in (*places, inside) if place <= inside and same(place))
     return math.copysign(first * STEP, unit)

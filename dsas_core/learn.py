@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from . import methods
-from .capture import Captured, Shown
+from .capture import Captured
 from .cloud import clouded
 from .concept import Concept, Intervention
 from .errors import DSASError
@@ -32,18 +32,16 @@ def fit_sites(
     capture: Captured,
     recipe: Recipe,
     done: Callable[[], object] = lambda: None,
-    watched: Collection[Site] = (),
+    heatmap_sites: Collection[Site] = (),
     recapture: Recapture | None = None,
-    shown: Shown | None = None,
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
     """Fit an intervention at every captured site.
 
     Args:
         capture: rows of kinds "source", "target", "control", and perhaps of the others, see `site_fit`.
         done: called after each site, for a progress bar.
-        watched: sites that are only to be read, for the trace.
+        heatmap_sites: sites that are only to be read, for the trace.
         recapture: what a causal recipe asks for the activations of each site behind the first that steers.
-        shown: which positions of source prompts show the concept, for supervision by positions.
 
     Returns:
         Interventions whose weight is above 0 in some bin, and the evidence of all sites, or of those to `keep`.
@@ -56,35 +54,28 @@ def fit_sites(
     causal = recipe.mode == "causal"
     if causal and recapture is None:
         raise DSASError("causal learning reads each site anew: pass recapture to fit_sites, or choose mode clean")
-
-    def marked(rows: Captured) -> Captured:
-        if shown is not None:
-            rows.mark("source", shown)
-        return rows
-
-    marked(capture)
     sites = list(dict.fromkeys(site for site, _, _ in capture.rows))
     if recipe.keep is not None:
-        kept = _best(capture, [site for site in sites if site not in watched], recipe)
-        for _ in range(len(sites) - len(kept) - len(watched)):
+        kept = _best_sites(capture, [site for site in sites if site not in heatmap_sites], recipe)
+        for _ in range(len(sites) - len(kept) - len(heatmap_sites)):
             done()
-        sites = [site for site in sites if site in watched or site in kept]
+        sites = [site for site in sites if site in heatmap_sites or site in kept]
     bins = range(len(capture.edges) + 1)
     fits: dict[Site, list[Fit]] = {}
-    simple = replace(recipe, rank="lda", scaler="std")
+    heatmap_recipe = replace(recipe, rank="lda", scaler="std")
     for site in sites:
-        own = simple if site in watched else recipe  # what only draws a heat-map is not worth a search
+        own = heatmap_recipe if site in heatmap_sites else recipe  # what only draws a heat-map is not worth a search
         here = range(1) if site.root in capture.timeless else bins
         rows = capture
-        if recapture is not None and causal and site not in watched:
-            learned, _ = _joined(fits, recipe, watched, capture.timeless)
-            rows = marked(recapture(site, Concept("learning", tuple(learned), capture.edges))) if learned else capture
+        if recapture is not None and causal and site not in heatmap_sites:
+            learned, _ = _joined(fits, recipe, heatmap_sites, capture.timeless)
+            rows = recapture(site, Concept("learning", tuple(learned), capture.edges)) if learned else capture
         with threadpool_limits(1):  # many small problems: threads would mostly wait for one another
             fits[site] = [fit_bin(rows, site, bin_, own) for bin_ in here] * (len(bins) // len(here))
         done()
-    interventions, evidence = _joined(fits, recipe, watched, capture.timeless)
+    interventions, evidence = _joined(fits, recipe, heatmap_sites, capture.timeless)
     if all(intervention.read_only for intervention in interventions):
-        raise _nothing_left(fits, evidence, watched)
+        raise _nothing_left(fits, evidence, heatmap_sites)
     if recipe.cloud:
         interventions = clouded(interventions, capture, recipe.cloud)
     return interventions, evidence
@@ -115,7 +106,7 @@ def as_concept(
         gate=str(recipe.gate),
         base={root: fingerprint(module) for root, module in steered.items()},
         learned_on={root: portrait(module) for root, module in steered.items()},
-        evidence={"sites": [asdict(found) for found in evidence]},
+        evidence={"sites": [asdict(item) for item in evidence]},
         provenance={"prompts": content.to_dict(), **file, "recipe": asdict(recipe), **provenance},
     )
 
@@ -126,10 +117,10 @@ def _touched(interventions: Sequence[Intervention]) -> list[Site]:
 
 
 def _joined(
-    fits: Mapping[Site, Sequence[Fit]], recipe: Recipe, watched: Collection[Site], timeless: Collection[str]
+    fits: Mapping[Site, Sequence[Fit]], recipe: Recipe, heatmap_sites: Collection[Site], timeless: Collection[str]
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
     """What was fitted at each site as interventions, of those with a weight, and the evidence of all."""
-    steered = {site: fits[site] for site in fits if site not in watched}
+    steered = {site: fits[site] for site in fits if site not in heatmap_sites}
     readers: Mapping[Site, Site | None] = _readers(steered) if recipe.resolved_gate.traits.per_prompt else {}
     if recipe.reads == "prompt":
         readers = _prompt_reader(steered, timeless)
@@ -138,28 +129,28 @@ def _joined(
     for site, fitted in fits.items():
         reads = readers.get(site, site)
         read = fitted if reads is None else fits[reads]
-        left_out = [reads is None or (bool(own.refused) and site not in watched) for own in fitted]
-        weights = tuple(0.0 if out else one.evidence.weight for out, one in zip(left_out, read, strict=True))
+        left_out = [reads is None or (bool(own.refused) and site not in heatmap_sites) for own in fitted]
+        weights = tuple(0.0 if out else fit.evidence.weight for out, fit in zip(left_out, read, strict=True))
         evidence += [
-            replace(one.evidence, site=str(site), weight=weight) for one, weight in zip(read, weights, strict=True)
+            replace(fit.evidence, site=str(site), weight=weight) for fit, weight in zip(read, weights, strict=True)
         ]
         if any(weights):
-            probes, maps = tuple(one.probe for one in read), tuple(own.map for own in fitted)
+            probes, maps = tuple(fit.probe for fit in read), tuple(own.map for own in fitted)
             found = Intervention(site, probes, maps, weights, None if reads == site else reads)
-            interventions.append(found.as_read_only() if site in watched else found)
+            interventions.append(found.as_read_only() if site in heatmap_sites else found)
     return interventions, evidence
 
 
 def _nothing_left(
-    fits: Mapping[Site, Sequence[Fit]], evidence: Sequence[SiteEvidence], watched: Collection[Site]
+    fits: Mapping[Site, Sequence[Fit]], evidence: Sequence[SiteEvidence], heatmap_sites: Collection[Site]
 ) -> DSASError:
     """Why no site steers."""
-    steered = {str(site): fitted for site, fitted in fits.items() if site not in watched}
-    refused = {site: one.refused for site, fitted in steered.items() for one in fitted if one.refused}
+    steered = {str(site): fitted for site, fitted in fits.items() if site not in heatmap_sites}
+    refused = {site: fit.refused for site, fitted in steered.items() for fit in fitted if fit.refused}
     if refused:
         reason = ": ".join(list(refused.items())[-1])
         return DSASError(f"no site is left to steer: at {len(refused)} the gate was refused, as at {reason}")
-    best = max((found.balanced_accuracy for found in evidence if found.site in steered), default=0.0)
+    best = max((item.balanced_accuracy for item in evidence if item.site in steered), default=0.0)
     return DSASError(
         f"no site tells source from control prompts (best cross-validated balanced accuracy {best:.2f}): add prompts, "
         "make controls differ from sources only in the concept, or choose other sites"
@@ -176,7 +167,7 @@ def _readers(fits: Mapping[Site, Sequence[Fit]]) -> dict[Site, Site | None]:
     readers: dict[Site, Site | None] = {}
     for root in dict.fromkeys(site.root for site in fits):
         here = [site for site in fits if site.root == root]
-        best = max(here[: (len(here) + 1) // 2], key=lambda site: _told(fits[site]))
+        best = max(here[: (len(here) + 1) // 2], key=lambda site: _separation(fits[site]))
         place = here.index(best)
         readers |= dict.fromkeys(here[:place], None) | dict.fromkeys(here[place:], best)
     return readers
@@ -190,35 +181,35 @@ def _prompt_reader(fits: Mapping[Site, Sequence[Fit]], timeless: Collection[str]
             'reads "prompt" needs sites that read, in a text encoder, and sites that write, in the denoiser: choose '
             'both, as sites=["text", "denoiser"]'
         )
-    best = max(texts, key=lambda site: _told(fits[site]))
+    best = max(texts, key=lambda site: _separation(fits[site]))
     return {site: None if site in texts else best for site in fits}
 
 
-def _told(fitted: Sequence[Fit]) -> tuple[float, float]:
+def _separation(fitted: Sequence[Fit]) -> tuple[float, float]:
     """How well a site tells source from control: balanced accuracy over its bins, then AUROC."""
-    found = [one.evidence for one in fitted]
-    return sum(one.balanced_accuracy for one in found), sum(one.auroc for one in found)
+    evidence = [fit.evidence for fit in fitted]
+    return sum(item.balanced_accuracy for item in evidence), sum(item.auroc for item in evidence)
 
 
-def _best(capture: Captured, sites: list[Site], recipe: Recipe) -> list[Site]:
+def _best_sites(capture: Captured, sites: list[Site], recipe: Recipe) -> list[Site]:
     """The `keep` sites that tell source from target best: cross-validated balanced accuracy, its mean over bins."""
     from threadpoolctl import threadpool_limits
 
-    judge = methods.get("dsas", "gate")
+    gate = methods.get("dsas", "gate")
 
-    def told(site: Site) -> tuple[float, float]:
+    def separation(site: Site) -> tuple[float, float]:
         """Balanced accuracy, and AUROC for sites that are equal in it."""
-        found = []
+        evidence = []
         for bin_ in range(len(capture.edges) + 1):
             rows = rows_at(capture, site, bin_)
             if "source" in rows and "target" in rows:
                 sides = rows.get("moved", rows["source"]), rows["target"]
                 groups = tuple(side.gathered("prompts").tolist() for side in sides)
                 pooled = (side.gathered("pooled") for side in sides)
-                fitted = judge.cross_fit(*pooled, rank="lda", scaler="std", groups=groups, seed=recipe.seed)
-                found.append(fitted.evidence)
-        count = max(1, len(found))
-        return sum(one.balanced_accuracy for one in found) / count, sum(one.auroc for one in found) / count
+                fitted = gate.cross_fit(*pooled, rank="lda", scaler="std", groups=groups, seed=recipe.seed)
+                evidence.append(fitted.evidence)
+        count = max(1, len(evidence))
+        return sum(item.balanced_accuracy for item in evidence) / count, sum(item.auroc for item in evidence) / count
 
     with threadpool_limits(1):
-        return sorted(sites, key=told, reverse=True)[: recipe.keep]
+        return sorted(sites, key=separation, reverse=True)[: recipe.keep]

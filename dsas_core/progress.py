@@ -28,7 +28,7 @@ class _Ear:
         self.listener = listener
         self.last: Progress | None = None
 
-    def hear(self, progress: Progress) -> None:
+    def notify(self, progress: Progress) -> None:
         self.last = progress
         self.listener(progress)
 
@@ -72,11 +72,11 @@ class _Told:
 
     def __init__(self, progress: Progress, ear: _Ear) -> None:
         self._progress, self._ear = progress, ear
-        ear.hear(progress)
+        ear.notify(progress)
 
     def update(self, n: int = 1) -> None:
         self._progress = replace(self._progress, done=self._progress.done + n)
-        self._ear.hear(self._progress)
+        self._ear.notify(self._progress)
 
     def __enter__(self) -> _Told:
         return self

@@ -1,4 +1,4 @@
-"""How strange results are: how far from all that the unsteered model makes, in some features of theirs."""
+"""Novelty of results: how far from all that the unsteered model makes they are, in some features of theirs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Usual:
         self._known = known / self._scale
         self._distance = max(self._from_nearest(own), 1e-6)
 
-    def strangeness(self, features: torch.Tensor) -> float:
+    def novelty(self, features: torch.Tensor) -> float:
         """The mean distance of results from the nearest, over that of the unsteered model's own."""
         return self._from_nearest(features) / self._distance
 

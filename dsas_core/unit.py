@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from . import methods
-
-Text = TypeVar("Text")
 
 #: map strengths that may become the unit, a fifth apart
 UNITS = tuple(float(f"{0.25 * 1.2**k:.2g}") for k in range(21))
@@ -24,13 +22,6 @@ TRIALS = len(UNITS).bit_length() + 2 * len(STEPS)
 def units_of(method: str) -> Sequence[float]:
     """The units to choose among for concepts of a map method."""
     return UNITS if methods.mapping(method).traits.has_unit else GIVEN
-
-
-def held_back(sides: Mapping[str, Sequence[Text]]) -> tuple[dict[str, Sequence[Text]], dict[str, Sequence[Text]]]:
-    """The prompts of each side to fit on, and the quarter that is kept for choosing the unit."""
-    cut = {side: max(5, round(0.75 * len(texts))) for side, texts in sides.items()}
-    fitting = {side: texts[: cut[side]] for side, texts in sides.items()}
-    return fitting, {side: texts[cut[side] :] for side, texts in sides.items()}
 
 
 def choose(

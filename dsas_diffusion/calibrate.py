@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 
-from dsas_core.calibration import MOST_TRIALS, calibrated, prompts_of
+from dsas_core.calibration import prompts_of
 from dsas_core.concept import Concept
 from dsas_core.progress import progress_bar
-from dsas_core.prompts import PromptSet
-from dsas_core.unit import held_back
+from dsas_core.prompts import PromptSet, held_back
 
-from .families import check_loaded, roots_of
+from .adapter import adapt
 from .generation import latent_batches, seeds_for, settings_of
-from .held_out import HeldOut
+from .held_out import PictureTrial
 
 
 def calibrate(
@@ -36,8 +35,8 @@ def calibrate(
 ) -> Concept:
     """Find a concept's unit of strength and the useful ends of its signed range anew; see `calibration.calibrated`.
 
-    Both are found on the quarter of the prompts that nothing was fitted on; `held_out.HeldOut` tells how strengths do.
-    The other source and target prompts are drawn again, for the model's eyes to learn the difference by.
+    Both are found on the quarter of the prompts that nothing was fitted on; `PictureTrial` tells how strengths do. The
+    other source and target prompts are drawn again, for its classifier to be fitted on.
 
     Args:
         pipe: the pipeline that the concept was learned on, or one that is like it.
@@ -55,24 +54,21 @@ def calibrate(
     Raises:
         DSASError: the concept was learned on another architecture, or tells no prompts and none are given.
     """
-    check_loaded(pipe)
+    adapter = adapt(pipe)
+    adapter.check_loaded()
     drawn, seed = prompts_of(concept, prompts, count, seed)
-    concept.check(roots_of(pipe))
+    concept.check(adapter.roots)
     fitting, held_out = held_back(drawn)
     learned = concept.provenance.get("settings") or {}
-    settings = settings_of(
-        pipe, steps or learned.get("steps"), learned.get("guidance") if guidance is None else guidance
-    )
-    settings = replace(settings, scheduler=learned.get("scheduler"), size=size or learned.get("size"))
+    guidance = learned.get("guidance") if guidance is None else guidance
+    settings = settings_of(adapter.pipe, steps or learned.get("steps"), guidance, size or learned.get("size"))
+    settings = replace(settings, scheduler=learned.get("scheduler"))
     latents = {}
     with progress_bar(sum(len(fitting[side]) for side in ("source", "target")), "drawing", show_progress) as bar:
         for side in ("source", "target"):
-            made = []
-            for some in latent_batches(pipe, fitting[side], seeds_for(fitting[side], seed), settings, batch):
-                made.append(some)
-                bar.update(len(some))
-            latents[side] = torch.cat(made)
-    trial = HeldOut(pipe, latents, held_out, settings, seed, batch)
-    with progress_bar(MOST_TRIALS, "trying strengths", show_progress) as bar:
-        found = calibrated(concept, lambda strength: trial(concept, strength), drift, bar.update)
-    return replace(found, evidence={**found.evidence, "unit": trial.judged(found.evidence["unit"])})
+            parts = []
+            for part in latent_batches(adapter.pipe, fitting[side], seeds_for(fitting[side], seed), settings, batch):
+                parts.append(part)
+                bar.update(len(part))
+            latents[side] = torch.cat(parts)
+    return PictureTrial(adapter, latents, held_out, settings, seed, batch).calibrate(concept, drift, show_progress)

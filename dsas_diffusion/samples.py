@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from dsas_core.calibration import prompts_of
 from dsas_core.concept import Concept
-from dsas_core.errors import DSASError
+from dsas_core.illustrate import sample_prompts
 from dsas_core.progress import progress_bar
 from dsas_core.samples import Samples
-from dsas_core.unit import held_back
 
 from . import viz
 from .generation import Settings, pictures_of, seeds_for, settings_of
@@ -39,9 +35,7 @@ def illustrate(pipe: Any, concept: Concept, *, show_progress: bool = False) -> C
     Raises:
         DSASError: the concept tells no prompts, or does not fit the pipeline.
     """
-    drawn, seed = prompts_of(concept, None, None, None)
-    _, held_out = held_back(drawn)
-    prompts = [held_out[side][0] for side in ("source", "control")]
+    prompts, seed = sample_prompts(concept)
     learned = concept.provenance.get("settings")
     settings = Settings(**learned) if learned else settings_of(pipe)
     low, high = concept.range or ENDS
@@ -55,12 +49,3 @@ def illustrate(pipe: Any, concept: Concept, *, show_progress: bool = False) -> C
     strip, content = viz.strip(list(zip(*columns, strict=True)), strengths, prompts), io.BytesIO()
     strip.save(content, "WEBP", quality=85)
     return replace(concept, samples=Samples(tuple(prompts), tuple(strengths), strip=content.getvalue()))
-
-
-def illustrated(concept: Concept, draw: Callable[[Concept], Concept]) -> Concept:
-    """The concept with samples for its card; without, and with a warning, where that fails: it took long to learn."""
-    try:
-        return draw(concept)
-    except DSASError as error:
-        warnings.warn(f"its card has no samples: {error}", stacklevel=1)
-        return replace(concept, samples=None)

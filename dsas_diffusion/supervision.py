@@ -9,23 +9,24 @@ import torch
 import torch.nn.functional as F
 
 from dsas_core.capture import Shown
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.prompts import PromptSet
 from dsas_core.sites import Site, patch_grid
 
 from .masks import Masks, masks_from
 
 
-def masks_for(masks: Masks | None, content: PromptSet, words: Sequence[Site]) -> Masks:
-    """Who tells where pictures show the thing.
+def masks_for(masks: Masks | None, content: PromptSet, text_sites: Sequence[Site]) -> Masks:
+    """What tells where pictures show the thing: what the user gave, else the segmentation model of the prompt file.
 
     Raises:
-        DSASError: nobody; or sites of a text encoder, where there are no patches.
+        UnsupportedError: sites of a text encoder, where there are no patches.
+        DSASError: neither was given.
     """
-    if words:
-        raise DSASError(
-            f"masks mark patches of pictures, and {words[0]} reads words: learn at the denoiser (sites='denoiser'), or "
-            "leave supervision to prompts"
+    if text_sites:
+        raise UnsupportedError(
+            f"masks mark patches of pictures, and {text_sites[0]} reads words: learn at the denoiser "
+            "(sites='denoiser'), or leave supervision to prompts"
         )
     if masks is None and not content.masks:
         raise DSASError(
@@ -35,12 +36,12 @@ def masks_for(masks: Masks | None, content: PromptSet, words: Sequence[Site]) ->
     return masks_from(content.masks) if masks is None else masks
 
 
-def shown_by(masks: Sequence[np.ndarray | None]) -> Shown:
-    """Patches that a mask, bool [height, width], covers at least half of."""
+def patch_labels(masks: Sequence[np.ndarray | None]) -> Shown:
+    """Labels of patches: those that a mask, bool [height, width], covers at least half of."""
     if all(mask is None for mask in masks):
         raise DSASError(f"masks mark nothing in any of {len(masks)} pictures of source prompts: look at both")
 
-    def shown(picture: int, count: int) -> Sequence[bool]:
+    def labels(picture: int, count: int) -> Sequence[bool]:
         mask = masks[picture]
         if mask is None:
             return [False] * count
@@ -48,4 +49,4 @@ def shown_by(masks: Sequence[np.ndarray | None]) -> Shown:
         grid = patch_grid(count, *mask.shape)
         return (F.adaptive_avg_pool2d(covered, grid) >= 0.5).flatten().tolist()
 
-    return shown
+    return labels

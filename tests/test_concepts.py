@@ -20,10 +20,9 @@ from dsas_core.card import card
 from dsas_core.concept import Concept
 from dsas_core.layout import CARD, FILES
 from dsas_core.llm.toxicity import LexiconScorer
-from dsas_core.prompts import read
+from dsas_core.prompts import held_back, read
 from dsas_core.samples import STRIP
 from dsas_core.shipped import FOLDER
-from dsas_core.unit import held_back
 from dsas_diffusion.cli import main
 from dsas_diffusion.generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
 from dsas_diffusion.judges import judge_from

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..calibration import MOST_TRIALS, calibrated, prompts_of
+from ..calibration import prompts_of
 from ..concept import Concept
-from ..errors import DSASError
-from ..progress import progress_bar
-from ..prompts import PromptSet
-from ..unit import held_back
-from .layers import positions_of, roots_of
-from .prompts import encode, pad_token
-from .reader import HeldOut, Reader
+from ..errors import UnsupportedError
+from ..prompts import PromptSet, held_back
+from .held_out_trial import TextTrial
+from .layers import roots_of
+from .prompts import pad_token
+from .reader import Reader, encode_all, have_answers
 
 
 def calibrate(
@@ -34,7 +32,7 @@ def calibrate(
 ) -> Concept:
     """Find a concept's unit of strength and the useful ends of its signed range anew; see `calibration.calibrated`.
 
-    Both are found on the quarter of the prompts that nothing was fitted on; `reader.HeldOut` tells how strengths do.
+    Both are found on the quarter of the prompts that nothing was fitted on; `TextTrial` tells how strengths do.
 
     Args:
         model: the transformers language model that the concept was learned on, or one that is like it. tokenizer: its
@@ -56,20 +54,15 @@ def calibrate(
     drawn, _ = prompts_of(concept, prompts, count, seed)
     roots = roots_of(model)
     concept.check(roots)
-    limit = positions_of(model)
-    texts = {side: [encode(tokenizer, prompt, limit) for prompt in found] for side, found in drawn.items()}
-    answered = all(text.answer < len(text.ids) for side in ("source", "target") for text in texts[side])
-    if "encoder" in roots or not answered:
-        raise DSASError(
+    texts = {side: encode_all(model, tokenizer, found) for side, found in drawn.items()}
+    if "encoder" in roots or not have_answers(texts):
+        raise UnsupportedError(
             "calibration goes by what a model answers: it needs a decoder-only model, and an assistant's turn at the "
             "end of each source and target prompt"
         )
-    fitting, held_out = held_back(texts)
-    trial = HeldOut(Reader(model, pad_token(tokenizer), batch), fitting, held_out)
+    trial = TextTrial(Reader(model, pad_token(tokenizer), batch), *held_back(texts))
     if not trial.tells:
-        raise DSASError(
+        raise UnsupportedError(
             "the model answers source prompts much as it answers control prompts, so nothing tells what a strength does"
         )
-    with progress_bar(MOST_TRIALS, "trying strengths", show_progress) as bar:
-        found = calibrated(concept, lambda strength: trial(concept, strength), drift, bar.update)
-    return replace(found, evidence={**found.evidence, "unit": trial.judged(found.evidence["unit"])})
+    return trial.calibrate(concept, drift, show_progress)

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DSASError
+from ..errors import DSASError, PromptError
 from ..prompts import CONTROLS, MINIMUM, PromptSet
 from .prompts import turns
 
@@ -74,26 +74,26 @@ def read_scored(path: str | Path, kind: str | None = None) -> list[Scored]:
     if kind is not None and kind not in KINDS:
         raise DSASError(f"kind {kind!r}: expected one of {', '.join(KINDS)}, or None to tell it from the columns")
     if not path.is_file():
-        raise DSASError(f"no file {path}: download the data set and give the path of its CSV or JSONL file")
+        raise PromptError(f"no file {path}: download the data set and give the path of its CSV or JSONL file")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             begins = next((line.lstrip()[:1] for line in file if line.strip()), "")
             file.seek(0)
             if begins == "[":
-                raise DSASError(f"{path} is a JSON list: expected JSONL, one object a line")
+                raise PromptError(f"{path} is a JSON list: expected JSONL, one object a line")
             rows = _json_rows(file, path) if begins == "{" else _csv_rows(file, path)
-            found: list[Scored] = []
+            scored: list[Scored] = []
             for number, row in rows:
-                kind = kind or _told(row, path)
+                kind = kind or _kind_of(row, path)
                 try:
-                    found += [item for item in KINDS[kind](row) if item.text]
+                    scored += [item for item in KINDS[kind](row) if item.text]
                 except (KeyError, TypeError, ValueError) as error:
-                    raise DSASError(f"{path}, line {number}: no row of {kind}: {_reason(error)}") from None
+                    raise PromptError(f"{path}, line {number}: no row of {kind}: {_reason(error)}") from None
     except (UnicodeDecodeError, OSError) as error:
-        raise DSASError(f"cannot read {path}: {error}; expected CSV or JSONL in UTF-8") from None
-    if not found:
-        raise DSASError(f"{path} holds no scored text")
-    return found
+        raise PromptError(f"cannot read {path}: {error}; expected CSV or JSONL in UTF-8") from None
+    if not scored:
+        raise PromptError(f"{path} holds no scored text")
+    return scored
 
 
 def _json_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[int, Row]]:
@@ -103,9 +103,9 @@ def _json_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[int, Row]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DSASError(f"{path}, line {number} is no JSON: {error}") from None
+            raise PromptError(f"{path}, line {number} is no JSON: {error}") from None
         if not isinstance(row, dict):
-            raise DSASError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
+            raise PromptError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
         yield number, row
 
 
@@ -117,13 +117,13 @@ def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[int, Row]]:
             extra: Any = row.pop(None, ())  # type: ignore[call-overload]
             found = sum(value is not None for value in row.values()) + len(extra)
             if found != fields:
-                raise DSASError(f"{path}, line {reader.line_num}: expected {fields} fields, found {found}")
+                raise PromptError(f"{path}, line {reader.line_num}: expected {fields} fields, found {found}")
             yield reader.line_num, row
     except csv.Error as error:
-        raise DSASError(f"{path}, line {reader.line_num + 1} is no CSV: {error}") from None
+        raise PromptError(f"{path}, line {reader.line_num + 1} is no CSV: {error}") from None
 
 
-def _told(row: Row, path: Path) -> str:
+def _kind_of(row: Row, path: Path) -> str:
     """The kind of data set that has such columns."""
     if isinstance(row.get("prompt"), dict):
         return "realtoxicityprompts"
@@ -133,7 +133,7 @@ def _told(row: Row, path: Path) -> str:
         return "toxigen"
     if "text" in row and any(name in row for name in PLAIN_SCORES):
         return "plain"
-    raise DSASError(
+    raise PromptError(
         f"{path} has the columns {', '.join(map(str, row)) or '(none)'}: expected prompt and continuation "
         "(RealToxicityPrompts), comment_text and toxic (Jigsaw), text and toxicity_human, or generation and "
         f"prompt_label (ToxiGen), or text and one of {', '.join(PLAIN_SCORES)}; rename them"
@@ -256,18 +256,18 @@ def prompt_set(
         raise DSASError(f"count {count}: at least {MINIMUM} sources are needed")
     usable = _usable(scored)
     if not usable:
-        raise DSASError(f"prompt set {name!r}: there is no text to choose from; expected {MINIMUM} or more")
+        raise PromptError(f"prompt set {name!r}: there is no text to choose from; expected {MINIMUM} or more")
     sources = [item for item in usable if item.score >= threshold]
     calm = [item for item in usable if item.score <= low]
     if not sources:
         highest = max(item.score for item in usable)
-        raise DSASError(
+        raise PromptError(
             f"prompt set {name!r}: none of {len(usable)} texts scores {threshold:g} or more, the highest {highest:g}: "
             "lower threshold, or add texts"
         )
     if not calm:
         lowest = min(item.score for item in usable)
-        raise DSASError(
+        raise PromptError(
             f"prompt set {name!r}: none of {len(usable)} texts scores {low:g} or less, the lowest {lowest:g}: raise "
             "low, or add texts"
         )
@@ -286,7 +286,7 @@ def prompt_set(
             for side, text in zip(wanted, found, strict=True):
                 sides[side].append(text)
     if len(chosen) < MINIMUM:
-        raise DSASError(
+        raise PromptError(
             f"prompt set {name!r}: {len(chosen)} of {len(sources)} sources up to {longest} long find a control"
             f"{' and a target' if target is None else ''} of their length among {len(pool)}, at least {MINIMUM} are "
             "needed: add texts, or move threshold, low or longest"

@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from ..calibration import prompts_of
 from ..concept import Concept
-from ..errors import DSASError
+from ..errors import UnsupportedError
+from ..illustrate import sample_prompts
 from ..samples import Samples
-from ..unit import held_back
-from .layers import positions_of, roots_of
-from .prompts import encode, pad_token, turns
-from .reader import Reader
+from .layers import roots_of
+from .prompts import pad_token, turns
+from .reader import Reader, encode_all
 from .steer import steer
 
 STRENGTHS = (0.0, 1.0)
@@ -35,24 +34,22 @@ def illustrate(model: nn.Module, tokenizer: Any, concept: Concept) -> Concept:
         DSASError: the concept tells no prompts, or does not fit the model; a model with an encoder.
     """
     if "encoder" in roots_of(model):
-        raise DSASError("samples are what a model writes behind a prompt: it needs a decoder-only model")
-    drawn, _ = prompts_of(concept, None, None, None)
-    _, held_out = held_back(drawn)
-    prompts, limit = [held_out[side][0] for side in ("source", "control")], positions_of(model)
-    encoded = [encode(tokenizer, prompt, limit) for prompt in prompts]
+        raise UnsupportedError("samples are what a model writes behind a prompt: it needs a decoder-only model")
+    prompts, _ = sample_prompts(concept)
+    texts = encode_all(model, tokenizer, prompts)
     reader = Reader(model, pad_token(tokenizer), len(prompts))
     columns = []
     for strength in STRENGTHS:
         with steer(model, {concept: strength}):
-            said = reader.answers(encoded)
-        columns.append([str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in said])
-    texts = tuple(zip(*columns, strict=True))
-    return replace(concept, samples=Samples(tuple(map(_asked, prompts)), STRENGTHS, texts))
+            answers = reader.answers(texts)
+        columns.append([str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in answers])
+    samples = Samples(tuple(map(_question, prompts)), STRENGTHS, tuple(zip(*columns, strict=True)))
+    return replace(concept, samples=samples)
 
 
-def _asked(prompt: str) -> str:
+def _question(prompt: str) -> str:
     """A prompt without the answer that stands in it."""
-    said = turns(prompt)
-    if not said or said[-1]["role"] != "assistant":
+    conversation = turns(prompt)
+    if not conversation or conversation[-1]["role"] != "assistant":
         return prompt
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in said[:-1])
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in conversation[:-1])

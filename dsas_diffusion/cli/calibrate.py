@@ -14,9 +14,10 @@ from dsas_core.calibration import prompts_of
 from dsas_core.concept import FILES, Concept
 from dsas_core.errors import DSASError
 from dsas_core.files import replacing_folder
+from dsas_core.illustrate import illustrated
 
 from ..calibrate import calibrate
-from ..samples import illustrate, illustrated
+from ..samples import illustrate
 from .argument_types import concept_alone, natural, not_negative, positive
 from .arguments import CONCEPT, add_model, add_settings, language_model, pipeline, refuse_generation, shows_progress
 from .concept_report import describe_concept, report_range

@@ -13,17 +13,19 @@ from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept import FILES, Concept
+from dsas_core.draft import draft, is_name
 from dsas_core.errors import PromptError
 from dsas_core.files import replacing_folder
 from dsas_core.hints import hints
+from dsas_core.illustrate import illustrated
 from dsas_core.llm.prompts import turns
 from dsas_core.maps.envelope import RANK
-from dsas_core.prompts import COUNT, PromptSet, draft, is_name, read
+from dsas_core.prompts import COUNT, PromptSet, read
 from dsas_core.recipe import Recipe, recipe_of
 
 from ..learn import Lesson
 from ..masks import Masks, masks_of
-from ..samples import illustrate, illustrated
+from ..samples import illustrate
 from ..vocabulary import unknown_words
 from . import arguments
 from .argument_types import edges, name_and_value, positive

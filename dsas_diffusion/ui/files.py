@@ -22,6 +22,7 @@ import yaml
 
 from dsas_core import prompts
 from dsas_core.concept import CONFIG, TENSORS, Concept
+from dsas_core.draft import is_name
 from dsas_core.errors import ArtifactError, DSASError, PromptError
 from dsas_core.prompts import PromptSet
 
@@ -46,7 +47,7 @@ def name_of(text: str) -> str:
     Raises:
         DSASError: it is empty, too long, or has other characters.
     """
-    if not prompts.is_name(text) or len(text) > MOST_NAME:
+    if not is_name(text) or len(text) > MOST_NAME:
         found = _brief(repr(text), 80)
         raise DSASError(f"name {found}: expected up to {MOST_NAME} letters, digits, '.', '_' and '-'; choose another")
     return text

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from dsas_core.concept import Concept
+from dsas_core.illustrate import illustrated
 from dsas_core.progress import Progress, listening
 from dsas_core.prompts import PromptSet
 from dsas_core.recipe import recipe_of
 
 from ..learn import Lesson
-from ..samples import illustrate, illustrated
+from ..samples import illustrate
 from .studio import Studio
 
 #: seconds between two looks

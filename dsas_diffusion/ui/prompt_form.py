@@ -9,7 +9,8 @@ import gradio as gr
 
 from dsas_core.errors import DSASError, PromptError
 from dsas_core.hints import hints
-from dsas_core.prompts import SIDES, PromptSet, draft, read
+from dsas_core.draft import draft
+from dsas_core.prompts import SIDES, PromptSet, read
 
 from ..vocabulary import unknown_words
 from . import look

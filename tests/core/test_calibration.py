@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from dsas_core import Concept, DSASError, Site
 from dsas_core.calibration import LOST, MOST, MOST_TRIALS, STEP, STILL, VISIBLE, Trial, calibrated, prompts_of
-from dsas_core.unit import UNITS, held_back
+from dsas_core.prompts import held_back
+from dsas_core.unit import UNITS
 from tests.fixtures.concepts import random_concept
 
 CONCEPT = random_concept({Site("model"): 4})
@@ -40,7 +41,7 @@ def test_ends_are_found_to_a_quarter_of_a_unit() -> None:
 @given(
     low=st.floats(0, 5),
     high=st.floats(1, 5),
-    by=st.sampled_from(["drift", "reach", "strangeness"]),
+    by=st.sampled_from(["drift", "displacement", "novelty"]),
     seed=st.integers(0, 99),
 )
 def test_the_end_is_useful_and_a_quarter_further_out_is_not(low: float, high: float, by: str, seed: int) -> None:
@@ -74,18 +75,18 @@ def test_the_end_is_useful_and_a_quarter_further_out_is_not(low: float, high: fl
     ("change", "expected"),
     [
         # beyond 1.4 units results go on as they were
-        (lambda u, t: t._replace(effect=min(t.effect, 1.4), reach=min(t.reach, 0.35)), (-2.0, 2.0)),
+        (lambda u, t: t._replace(effect=min(t.effect, 1.4), displacement=min(t.displacement, 0.35)), (-2.0, 2.0)),
         # a negative strength does nothing that is to be seen
-        (lambda u, t: t._replace(reach=0.9 * VISIBLE) if u < 0 else t, (0.0, 4.0)),
+        (lambda u, t: t._replace(displacement=0.9 * VISIBLE) if u < 0 else t, (0.0, 4.0)),
         # turned too far, a dog is no cat
         (lambda u, t: t._replace(effect=1.0 - 1.01 * LOST) if u > 1.7 else t, (-4.0, 1.5)),
-        (lambda u, t: t._replace(effect=1.0 - 0.5 * LOST, reach=abs(u) / 4) if u > 1.7 else t, (-4.0, 4.0)),
+        (lambda u, t: t._replace(effect=1.0 - 0.5 * LOST, displacement=abs(u) / 4) if u > 1.7 else t, (-4.0, 4.0)),
         # 1 unit itself moves results farther than asking in words: that is no reason to end below it
-        (lambda u, t: t._replace(reach=2 * abs(u)), (-1.0, 1.0)),
+        (lambda u, t: t._replace(displacement=2 * abs(u)), (-1.0, 1.0)),
         # nor is it that 1 unit itself is stranger than what is unsteered
-        (lambda u, t: t._replace(strangeness=1.0 + abs(u) / 4), (-1.5, 1.5)),
+        (lambda u, t: t._replace(novelty=1.0 + abs(u) / 4), (-1.5, 1.5)),
         # the steered model overflows
-        (lambda u, t: t._replace(effect=math.nan, reach=math.inf) if abs(u) > 2 else t, (-2.0, 2.0)),
+        (lambda u, t: t._replace(effect=math.nan, displacement=math.inf) if abs(u) > 2 else t, (-2.0, 2.0)),
         # nothing is useful
         (lambda u, t: t._replace(drift=1.0), None),
     ],

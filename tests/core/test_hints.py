@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dsas_core.draft import draft
 from dsas_core.hints import hints
-from dsas_core.prompts import draft, read
+from dsas_core.prompts import read
 
 PLACES = ("grass", "table", "beach", "snow", "road", "hill", "roof", "boat")
 GOOD = {

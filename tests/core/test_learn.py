@@ -156,10 +156,10 @@ def test_watched_sites_only_read_and_do_not_make_a_concept_alone() -> None:
     watched = Site("unet.other")
     capture, more = captured(), captured(site=watched)
     capture.rows |= more.rows
-    interventions, _ = fit_sites(capture, Recipe(form="pooled"), watched=[watched])
+    interventions, _ = fit_sites(capture, Recipe(form="pooled"), heatmap_sites=[watched])
     assert {item.site: item.read_only for item in interventions} == {SITE: False, watched: True}
     with pytest.raises(DSASError, match="no site tells source from control"):
-        fit_sites(more, Recipe(form="pooled"), watched=[watched])
+        fit_sites(more, Recipe(form="pooled"), heatmap_sites=[watched])
 
 
 def test_a_concept_that_only_watches_steers_nothing() -> None:

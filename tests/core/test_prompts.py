@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsas_core import DSASError
-from dsas_core.prompts import CONTROLS, MINIMUM, PromptSet, draft, read
+from dsas_core.draft import draft
+from dsas_core.prompts import CONTROLS, MINIMUM, PromptSet, read
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsas_diffusion import Lesson, cli
+from dsas_diffusion import cli
 from tests.fixtures.models import build_flow_pipe
 from tests.fixtures.vision_models import save_clip
 
@@ -35,7 +35,7 @@ def concept(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def one_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning tries a single unit: for tests of what has nothing to do with how it is chosen."""
-    monkeypatch.setitem(Lesson.learn.__globals__, "units_of", lambda _: (1.0,))
+    monkeypatch.setattr("dsas_core.held_out_trial.units_of", lambda _: (1.0,))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dsas_core import Concept, prompts
+from dsas_core.draft import draft
 from dsas_diffusion import Lesson
 from dsas_diffusion.cli import learn, parser
 from tests.diffusion.conftest import PHRASES
@@ -119,7 +120,7 @@ def test_a_full_disk_leaves_the_earlier_concept(
 
 
 def test_hints_on_prompts_are_printed_before_the_work(dsas, model: str, tmp_path: Path, one_unit: None) -> None:
-    content = {**prompts.draft("banana", "blurred banana"), "control": ["a {other} {place}"]}
+    content = {**draft("banana", "blurred banana"), "control": ["a {other} {place}"]}
     (tmp_path / "prompts.yaml").write_text(json.dumps(content))
     arguments = ("learn", "--model", model, "--prompts", tmp_path / "prompts.yaml", "--out", tmp_path / "c")
     small = ("--steps", 2, "--count", 8, "--sites", "text", "--gate", "on", "--no-strip", "--quiet")

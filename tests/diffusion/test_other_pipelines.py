@@ -11,9 +11,10 @@ from PIL import Image
 
 from dsas_core import Call, DSASError, visit
 from dsas_diffusion import Lesson, find_sites, steer
+from dsas_diffusion.adapter import adapt
+from dsas_diffusion.denoiser_features import DenoiserFeatures
 from dsas_diffusion.families import family_of, roots_of
 from dsas_diffusion.generation import Settings
-from dsas_diffusion.held_out import Eyes
 from dsas_diffusion.rows import Rows
 from dsas_diffusion.viz import PictureRecord
 from tests.diffusion.test_every_family import BANANA, DOG, concept_of, pipe_of
@@ -278,11 +279,11 @@ def test_pipelines_that_draw_from_pictures_are_told_where_to_learn(kind: str) ->
         Lesson(other(kind, "sd"), PROMPTS)
 
 
-def test_eyes_see_what_has_a_prompt_where_attention_is_perturbed() -> None:
+def test_the_denoiser_sees_what_has_a_prompt_where_attention_is_perturbed() -> None:
     """The same as of the pipeline without: its rows beside them are left out."""
     pipes = [pipe_of("sd"), other("StableDiffusionPAGPipeline", "sd")]
     made = torch.randn(10, 4, SIZE // 2, SIZE // 2)
-    seen = [Eyes(pipe, made[:5], made[5:], Settings(1, 0.0, size=SIZE)).features(made) for pipe in pipes]
+    seen = [DenoiserFeatures(adapt(pipe), Settings(1, 0.0, size=SIZE))(made) for pipe in pipes]
     assert torch.allclose(*seen, atol=1e-5)
 
 

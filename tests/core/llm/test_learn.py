@@ -15,10 +15,9 @@ import torch
 from dsas_core import Concept, DSASError, llm, visit
 from dsas_core.capture import Capture
 from dsas_core.hooks import visitors
+from dsas_core.llm.held_out_trial import TextTrial
 from dsas_core.llm.prompts import encode
-from dsas_core.llm.reader import HeldOut
-from dsas_core.prompts import SIDES, read
-from dsas_core.unit import held_back
+from dsas_core.prompts import SIDES, held_back, read
 from tests.fixtures.language_models import PROMPTS, THINGS, Words, concept_for, tiny, written
 from tests.fixtures.visitors import Bare, Recorder
 
@@ -299,7 +298,7 @@ def test_calibration_finds_unit_and_ends_on_the_same_quarter(
 ) -> None:
     with pytest.raises(DSASError, match="answers source prompts much as it answers control prompts"):
         llm.calibrate(tiny("llama"), tokenizer, learned)
-    monkeypatch.setattr("dsas_core.llm.reader.TELLING", -math.inf)  # a random model answers as it will
+    monkeypatch.setattr("dsas_core.llm.held_out_trial.TELLING", -math.inf)  # a random model answers as it will
     learned = llm.learn(tiny("llama"), tokenizer, PROMPTS, count=32)
     model, bare = tiny("llama"), Bare.of(tiny("llama"))
     given = replace(learned, unit=123.0)
@@ -358,7 +357,7 @@ def test_drift_is_seen_where_the_gate_is_open(form: str, tokenizer: Words) -> No
         for item in concept.interventions
     ]
     lesson = llm.Lesson(model, tokenizer, PROMPTS, count=32)
-    trial = HeldOut(lesson.reader, lesson.fitting, lesson.held_out)
+    trial = TextTrial(lesson.reader, lesson.fitting, lesson.held_out)
     assert trial(replace(concept, interventions=tuple(opened)), 30.0).drift > 0.01
     assert trial(concept, 0.0).drift == pytest.approx(0, abs=1e-6)
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from dsas_core import Concept, DSASError
-from dsas_core.prompts import SIDES, draft, read
+from dsas_core.draft import draft
+from dsas_core.prompts import SIDES, read
 from dsas_diffusion.ui import files
 from dsas_diffusion.ui.studio import Studio
 
