@@ -14,7 +14,7 @@ import torch
 from .attached import Attached, Entry
 from .errors import DSASError, UnsupportedError
 from .hooks import Call
-from .interpolation import Solved
+from .solve import Solved
 from .probes import RunningProbe
 from .sites import Site
 from .strengths import Schedule, Strengths

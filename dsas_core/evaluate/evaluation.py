@@ -16,7 +16,8 @@ import torch
 
 from ..concept import Concept
 from ..prompts import PromptSet
-from ..strengths import Auto, obstacle_to_auto
+from ..requirements import obstacle_to_auto
+from ..strengths import Auto
 from . import cost
 from .arms import doses
 from .plan import Plan
