@@ -180,8 +180,9 @@ class GenerationWatcher:
         """A generation says what it is asked for: keep it."""
         self._encoded, self._noted = bool(self._checked), True
         family, embeds = self.adapter.family, arguments.get("prompt_embeds")
-        texts: list[str] | None = _listed(arguments.get("prompt"))
-        prompts, embeddings, ambiguous = len(texts), "", frozenset[str]()
+        listed = _listed(arguments.get("prompt"))
+        texts: list[str] | None = listed
+        prompts, embeddings, ambiguous = len(listed), "", frozenset[str]()
         negative_texts: dict[str, list[str]] | None = None
         if family.negative_encoding == "together" and arguments.get("do_classifier_free_guidance", True):
             negative_texts = {encoder.part: _negative_texts(arguments, encoder) for encoder in family.encoders}
