@@ -34,29 +34,29 @@ def hints(prompts: Mapping[str, Sequence[str]]) -> list[str]:
         prompts: by side, "source", "target" and "control": texts without placeholders.
     """
     sides = {side: [" ".join(text.split()) for text in prompts.get(side, ()) if text.strip()] for side in SIDES}
-    told = [*_counts(sides), *_doubles(sides), *_lengths(sides)]
+    tips = [*_counts(sides), *_doubles(sides), *_lengths(sides)]
     if all(sides.values()):
-        told += _hard_negatives(sides)
-    return told
+        tips += _hard_negatives(sides)
+    return tips
 
 
 def _counts(sides: Mapping[str, Sequence[str]]) -> list[str]:
-    told = []
+    tips = []
     for side, texts in sides.items():
-        found = len(set(texts))
-        if found < MINIMUM:
-            told.append(f"Too few: {side} has {_many(found)}, {MINIMUM - found} more needed.")
+        count = len(set(texts))
+        if count < MINIMUM:
+            tips.append(f"Too few: {side} has {_many(count)}, {MINIMUM - count} more needed.")
     source, target = len(set(sides["source"])), len(set(sides["target"]))
     if min(source, target) and max(source, target) > UNEQUAL * min(source, target):
-        told.append(
+        tips.append(
             f"One-sided: {_many(source)} of source, {_many(target)} of target. With as many of both, line by line "
             "about the same scene, only what is to change differs."
         )
-    return told
+    return tips
 
 
 def _doubles(sides: Mapping[str, Sequence[str]]) -> list[str]:
-    told = []
+    tips = []
     lowered = {side: {text.lower(): text for text in texts} for side, texts in sides.items()}
     if lowered["source"] and lowered["source"].keys() == lowered["target"].keys():
         return ["Source and target are the same prompts: there is nothing to learn."]
@@ -65,12 +65,12 @@ def _doubles(sides: Mapping[str, Sequence[str]]) -> list[str]:
         both = [text for key, text in lowered[first].items() if key in lowered[second]]
         if both:
             more = f" and {len(both) - 1} more are" if len(both) > 1 else " is"
-            told.append(f"“{both[0]}”{more} on both sides, {first} and {second}: leave it on one.")
+            tips.append(f"“{both[0]}”{more} on both sides, {first} and {second}: leave it on one.")
     for side, texts in sides.items():
         repeated = len(texts) - len(lowered[side])
         if repeated:
-            told.append(f"{side.capitalize()} says the same twice ({repeated} of {_many(len(texts))}): it counts once.")
-    return told
+            tips.append(f"{side.capitalize()} says the same twice ({repeated} of {_many(len(texts))}): it counts once.")
+    return tips
 
 
 def _lengths(sides: Mapping[str, Sequence[str]]) -> list[str]:
@@ -85,9 +85,9 @@ def _hard_negatives(sides: Mapping[str, Sequence[str]]) -> list[str]:
     """Controls must look like sources, but for the thing; and show what targets add, but on something else."""
     words = {side: [_words(text) for text in texts] for side, texts in sides.items()}
     known = {side: set().union(*found) for side, found in words.items()}
-    told = []
+    tips = []
     if known["source"] and not known["source"] & known["control"]:
-        told.append(
+        tips.append(
             f"No hard negatives: no control shares a word with a source. Add some like “{sides['source'][0]}” "
             "without the thing, so that the gate learns the thing and not its surroundings."
         )
@@ -96,11 +96,11 @@ def _hard_negatives(sides: Mapping[str, Sequence[str]]) -> list[str]:
     replaced = sum(bool(found - known["target"]) for found in words["source"]) > ADDED * len(words["source"])
     if added and not replaced and not known["control"] & set(added):
         shown = " ".join(word for word in _in_order(sides["target"][0]) if word in added) or added[0]
-        told.append(
+        tips.append(
             f"No hard negatives: no control shows “{shown}” on something else. Add some that do, so that the gate "
             "learns the thing and not the change."
         )
-    return told
+    return tips
 
 
 def _in_order(text: str) -> list[str]:
