@@ -18,6 +18,14 @@ def obstacle_to_auto(concept: Concept, gate: str | None = None) -> str | None:
 
     Returns:
         The reason with its site; None where the concept can.
+
+    Example:
+        >>> import torch
+        >>> from dsas_core import Site, maps, probes
+        >>> moved = maps.AffineMap(torch.ones(2))
+        >>> always = Intervention(Site("unet.mid"), (probes.ConstantProbe(),), (moved,), (1.0,))
+        >>> obstacle_to_auto(Concept("it", (always,)))
+        'at unet.mid, ConstantProbe has no hyperplane to move to; give it a number'
     """
     if gate == "on":
         return "the gate 'on' looks at nothing, so it has no hyperplane to move to; leave the concept its own"
@@ -41,6 +49,13 @@ def obstacle_to_within(concept: Concept, gate: str | None = None) -> str | None:
 
     Returns:
         The reason with its site and the way out; None where the concept can.
+
+    Example:
+        >>> import torch
+        >>> from dsas_core import Site, maps, probes
+        >>> turned = Intervention(Site("unet.mid"), (probes.ConstantProbe(),), (maps.TurnMap(torch.ones(2)),), (1.0,))
+        >>> obstacle_to_within(Concept("it", (turned,)))
+        'at unet.mid, TurnMap is not linear in its strength, so no root tells how far'
     """
     for item in _steering(concept) if gate != "off" else ():
         curved = next((transform for transform in item.maps if not transform.linear_in_strength), None)

@@ -25,6 +25,11 @@ def parsed(text: str, named: Callable[[str], Any]) -> Any:
 
     Raises:
         DSASError: the text is not of the form above, or a gate does not take what it is given.
+
+    Example:
+        >>> from dsas_core import methods
+        >>> parsed("gaps(soft=true)", methods.gate)
+        GAPS(threshold=0.1, soft=True)
     """
     tokens, end = [], 0
     while found := _TOKEN.match(text, end):

@@ -50,4 +50,4 @@ def auroc(higher: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
     """
     ordered, values = lower.T.contiguous().sort(1).values, higher.T.contiguous()
     below, up_to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
-    return (below + up_to).double().mean(1) / (2 * len(lower))
+    return (below + up_to).sum(1).double() / (2 * len(higher) * len(lower))

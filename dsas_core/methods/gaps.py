@@ -28,6 +28,7 @@ from ..errors import DSASError
 from ..probes import QuadraticProbe, quadratic
 from ._gate import Gate
 from ._traits import GateTraits
+from .aura import auroc
 
 
 @dataclass(frozen=True)
@@ -64,24 +65,3 @@ class GAPS(Gate):
         s1, s0 = torch.maximum(s1, floor), torch.maximum(s0, floor)
         kept = (auroc(source, control) - 0.5).abs() >= self.threshold
         return QuadraticProbe(*quadratic(m1, s1, m0, s0), m0, (m1 - m0).sign() * kept, self.soft)
-
-
-def auroc(source: torch.Tensor, control: torch.Tensor) -> torch.Tensor:
-    """How often a source value is above a control value, ties half, in each dimension.
-
-    Args:
-        source: [n, width].
-        control: [m, width].
-
-    Returns:
-        [width], float64.
-
-    Example:
-        >>> auroc(torch.tensor([[2.0], [4.0]]), torch.tensor([[1.0], [3.0]]))
-        tensor([0.7500], dtype=torch.float64)
-    """
-    from scipy.stats import rankdata
-
-    ranks = torch.from_numpy(rankdata(torch.cat([source, control]).numpy(), axis=0))
-    count = len(source)
-    return (ranks[:count].sum(0) - count * (count + 1) / 2) / (count * len(control))
