@@ -13,7 +13,7 @@ from dsas_diffusion.generation import latents_of
 from dsas_diffusion.load import BUILTIN
 from dsas_diffusion.settings import Settings, settings_of
 from dsas_diffusion.steer import steer
-from tests.helpers import same
+from tests.fixtures.checks import same
 
 
 def test_an_adapter_is_made_once(tiny_pipe: Any) -> None:

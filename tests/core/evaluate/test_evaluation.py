@@ -14,7 +14,7 @@ from dsas_core.evaluate import Evaluation, Plan, Run
 from dsas_core.prompts import read
 from dsas_core.sites import Site
 from dsas_core.strengths import Auto
-from tests.helpers import random_concept
+from tests.fixtures.concepts import random_concept
 
 PROMPTS = {
     "name": "banana",
