@@ -14,9 +14,9 @@ import torch
 from .attached import Attached, Entry
 from .errors import DSASError, UnsupportedError
 from .hooks import Call
-from .solve import Solved
 from .probes import RunningProbe
 from .sites import Site
+from .solve import Solved
 from .strengths import Schedule, Strengths
 
 Key = TypeVar("Key", bound=tuple[object, ...])

@@ -192,7 +192,9 @@ class TextLearner(Learner[Encoded]):
 
     def _more_evidence(self, recipe: Recipe, evidence: Sequence[SiteEvidence]) -> dict[str, Any]:
         """How well length alone tells source from control, after warnings of what makes a gate weak."""
-        for weakness in _weaknesses(evidence if recipe.resolved_gate.traits.reads_activations else [], self.length_auroc):
+        for weakness in _weaknesses(
+            evidence if recipe.resolved_gate.traits.reads_activations else [], self.length_auroc
+        ):
             warnings.warn(weakness, stacklevel=4)
         return {"length_auroc": self.length_auroc}
 

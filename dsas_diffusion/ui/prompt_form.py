@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
+from dsas_core.draft import draft
 from dsas_core.errors import DSASError, PromptError
 from dsas_core.hints import hints
-from dsas_core.draft import draft
 from dsas_core.prompts import SIDES, PromptSet, read
 
 from ..vocabulary import unknown_words
