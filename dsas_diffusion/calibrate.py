@@ -15,8 +15,9 @@ from dsas_core.progress import progress_bar
 from dsas_core.prompts import PromptSet, held_back
 
 from .adapter import adapt
-from .generation import latent_batches, seeds_for, settings_of
+from .generation import latent_batches, seeds_for
 from .held_out import PictureTrial
+from .settings import settings_of
 
 
 def calibrate(

@@ -13,8 +13,9 @@ from dsas_core.hooks import Call, visit
 from dsas_core.sites import Site
 
 from .adapter import PipelineAdapter
-from .generation import Settings, latents_of, noise_like, packed
-from .rows import SAMPLE, TIMESTEP, Rows
+from .batch_layout import SAMPLE, TIMESTEP, BatchLayout
+from .generation import latents_of, noise_like, packed
+from .settings import Settings
 
 EYES_TIMESTEP = 250.0
 
@@ -30,7 +31,7 @@ class DenoiserFeatures:
 
     def __init__(self, adapter: PipelineAdapter, settings: Settings) -> None:
         self.adapter, self.settings = adapter, settings
-        self.sites = adapter.find_sites(adapter.family.eyes)
+        self.sites = adapter.find_sites(adapter.family.classifier_sites)
         self._calls: dict[int, RecordedCall] = {}
 
     @torch.no_grad()
@@ -78,7 +79,7 @@ class RecordedCall:
         self.adapter = adapter
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
-        self._rows = Rows(adapter.pipe)
+        self._rows = BatchLayout(adapter.pipe)
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -24,9 +24,10 @@ from dsas_core.fingerprints import weights_digest
 from dsas_core.strengths import Auto
 
 from .adapter import PipelineAdapter
-from .generation import Settings, decode, latent_batches, made_by, seeds_for, size_of
+from .generation import decode, latent_batches, made_by, seeds_for, size_of
+from .picture_trace import PictureTrace
+from .settings import Settings
 from .steer import steer
-from .viz import PictureTrace
 
 #: heat is kept of the steps from this timestep on: before, there is no picture to see
 BELOW = 500.0

@@ -26,11 +26,13 @@ from dsas_core.strengths import Auto
 
 from . import similarity
 from .adapter import PipelineAdapter, adapt
+from .compare import UNCHANGED, change
 from .drawing import Drawings, Job
-from .generation import UNCHANGED, Settings, change, latent_batches, other_schedulers, settings_of
+from .generation import latent_batches
 from .masks import Masks
 from .metrics import change_outside
 from .picture_judge import PictureJudge
+from .settings import Settings, other_schedulers, settings_of
 from .steer import steer
 from .vision import Clip
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from . import wording
 from .family import Family, Group, TextEncoder
@@ -169,36 +168,3 @@ FAMILIES: Mapping[str, tuple[Family, ...]] = {
     "ZImageTransformer2DModel": (_Z_IMAGE,),
     "Lumina2Transformer2DModel": (_LUMINA2,),
 }
-
-
-# Until every caller asks an adapter: what this file gave before there was one.
-
-
-def family_of(pipe: Any) -> Family:
-    return _adapt(pipe).family
-
-
-def check_loaded(pipe: Any) -> None:
-    _adapt(pipe).check_loaded()
-
-
-def encoders_of(pipe: Any) -> list[TextEncoder]:
-    return _adapt(pipe).text_encoders
-
-
-def roots_of(pipe: Any) -> Any:
-    return _adapt(pipe).roots
-
-
-def denoiser_of(pipe: Any) -> Any:
-    return _adapt(pipe).denoiser
-
-
-def bounds_of(pipe: Any) -> tuple[float, float]:
-    return _adapt(pipe).timestep_range
-
-
-def _adapt(pipe: Any) -> Any:
-    from .adapter import adapt
-
-    return adapt(pipe)

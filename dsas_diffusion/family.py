@@ -114,16 +114,6 @@ class Family:
     sequence: str = "text, image"
     sequence_multiple: int = 1
 
-    @property
-    def eyes(self) -> str:
-        """Until every caller knows the new name."""
-        return self.classifier_sites
-
-    @property
-    def watched(self) -> tuple[str, ...]:
-        """Until every caller knows the new name."""
-        return self.heatmap_sites
-
 
 def uncompiled(part: Any) -> Any:
     """A part of a pipeline without the wrapper of torch.compile."""

@@ -19,10 +19,7 @@ from dsas_core.progress import pulse
 from dsas_core.provenance import versions
 
 from .adapter import PipelineAdapter, adapt
-
-# Until every caller knows where they are: `Settings` and the rest of `settings`, and `compare`.
-from .compare import UNCHANGED, change  # noqa: F401
-from .settings import Settings, guidance_argument, other_schedulers, settings_of, use_scheduler  # noqa: F401
+from .settings import Settings, guidance_argument, use_scheduler
 
 
 def made_by(pipe: Any) -> dict[str, Any]:

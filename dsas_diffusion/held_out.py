@@ -12,8 +12,10 @@ from dsas_core.evidence import TRUSTED_EYES
 from dsas_core.held_out_trial import HeldOutTrial, OutcomeClassifier
 
 from .adapter import PipelineAdapter
+from .compare import UNCHANGED, change
 from .denoiser_features import DenoiserFeatures
-from .generation import UNCHANGED, Settings, change, decode, latents_of, seeds_for
+from .generation import decode, latents_of, seeds_for
+from .settings import Settings
 from .steer import steer
 
 

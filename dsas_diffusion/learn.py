@@ -31,11 +31,12 @@ from dsas_core.sites import Roots, Site
 from dsas_core.steering import Steering
 
 from .adapter import adapt
-from .generation import decode, latent_batches, made_by, seeds_for, settings_of
+from .batch_layout import BatchLayout
+from .generation import decode, latent_batches, made_by, seeds_for
 from .held_out import PictureTrial
 from .load import BUILTIN
 from .masks import Masks
-from .rows import Rows
+from .settings import settings_of
 from .supervision import masks_for, patch_labels
 
 
@@ -124,7 +125,7 @@ class PictureLearner(Learner[str]):
         steered = self.adapter.find_sites(sites)
         self.text_sites = [site for site in steered if site.root != family.denoiser]
         #: where only text encoders steer, the denoiser is read for the heat-map
-        heatmap_sites = self.adapter.find_sites(family.watched) if self.text_sites == steered else []
+        heatmap_sites = self.adapter.find_sites(family.heatmap_sites) if self.text_sites == steered else []
         self.settings = settings_of(self.adapter.pipe, steps, guidance, size)
         self.positions, self.batch, self.masks, self.store = positions, batch, masks, store
         super().__init__(
@@ -240,7 +241,7 @@ class PictureLearner(Learner[str]):
         latents: dict[str, list[torch.Tensor]] = {}
         batches = self._batches() if batches is None else batches
         with (
-            Rows(pipe, positions=self.positions) as rows,
+            BatchLayout(pipe, positions=self.positions) as rows,
             visit(roots, sites, capture, rows.describe()),
             progress_bar(len(batches), label, self.show_progress and bool(label)) as bar,
         ):

@@ -12,15 +12,10 @@ from typing import Any
 import torch
 
 from dsas_core.errors import UnavailableError
-from dsas_core.pretrained import device_of, dtype_of, name_of, reason_of, source_of
+from dsas_core.pretrained import device_of, dtype_of, reason_of, source_of
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 BUILTIN = {"builtin:emoji": Path(__file__).parent / "builtin" / "model"}
-
-
-def is_builtin(pipe: Any) -> bool:
-    """Until every caller asks an adapter: see `PipelineAdapter.is_builtin`."""
-    return name_of(getattr(pipe, "pipe", pipe), BUILTIN) in BUILTIN
 
 
 def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "auto", **options: Any) -> Any:

@@ -12,7 +12,8 @@ from dsas_core.progress import progress_bar
 from dsas_core.samples import Samples
 
 from . import viz
-from .generation import Settings, pictures_of, seeds_for, settings_of
+from .generation import pictures_of, seeds_for
+from .settings import Settings, settings_of
 from .steer import steer
 
 #: strengths of a concept that nobody has calibrated

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -32,13 +31,6 @@ def match_sites(family: Family, roots: Mapping[str, nn.Module], sites: str | Seq
     """Sites below the roots of a pipeline of a family; `dsas_diffusion.find_sites` tells how they are named."""
     wanted = list(family.default) if sites is None else [sites] if isinstance(sites, str) else list(sites)
     return list(dict.fromkeys(site for pattern in wanted for site in _matching(family, roots, pattern)))
-
-
-def find_sites(pipe: Any, sites: str | Sequence[str] | None = None) -> list[Site]:
-    """Until every caller asks an adapter: see `adapter.find_sites`."""
-    from .adapter import adapt
-
-    return adapt(pipe).find_sites(sites)
 
 
 def site_name(site: Site | str) -> str:

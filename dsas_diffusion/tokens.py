@@ -17,13 +17,6 @@ POSITIONS = ("words", "all")
 NOTHING: Mapping[str, Any] = {}
 
 
-def tokens_of(pipe: Any) -> list[Tokens]:
-    """Until every caller asks an adapter: see `PipelineAdapter.tokens`."""
-    from .adapter import adapt
-
-    return adapt(pipe).tokens
-
-
 @dataclass(frozen=True)
 class Tokens:
     """What one text encoder of a pipeline makes of texts.

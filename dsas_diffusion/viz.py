@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -129,15 +128,6 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
         else:
             lines[-1] = longer
     return lines
-
-
-def __getattr__(name: str) -> Any:
-    """Until every caller knows where they are: the classes of `picture_trace`, which reads this file."""
-    from . import picture_trace
-
-    if name in ("PictureRecord", "PictureTrace"):
-        return getattr(picture_trace, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

@@ -21,9 +21,11 @@ from dsas_diffusion import metrics
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import NAMES, STYLES, vocabulary
 from dsas_diffusion.cli import main
-from dsas_diffusion.generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
+from dsas_diffusion.compare import UNCHANGED, change
+from dsas_diffusion.generation import pictures_of, seeds_for
 from dsas_diffusion.load import BUILTIN
 from dsas_diffusion.metrics import Wanted
+from dsas_diffusion.settings import settings_of
 
 pytestmark = pytest.mark.timeout(300)  # two concepts are learned in earnest
 

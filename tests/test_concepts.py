@@ -24,8 +24,10 @@ from dsas_core.prompts import held_back, read
 from dsas_core.samples import STRIP
 from dsas_core.shipped import FOLDER
 from dsas_diffusion.cli import main
-from dsas_diffusion.generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
+from dsas_diffusion.compare import UNCHANGED, change
+from dsas_diffusion.generation import pictures_of, seeds_for
 from dsas_diffusion.judges import judge_from
+from dsas_diffusion.settings import settings_of
 from tests.fixtures.checks import assert_one_line, document_of
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,8 +18,10 @@ from dsas_core.evaluate.fronts import at_equal_gain
 from dsas_core.evaluate.localisation import Localisation, average, localisation
 from dsas_diffusion import metrics
 from dsas_diffusion.builtin.judge import Judge
-from dsas_diffusion.generation import UNCHANGED, Settings, change, pictures_of, seeds_for
+from dsas_diffusion.compare import UNCHANGED, change
+from dsas_diffusion.generation import pictures_of, seeds_for
 from dsas_diffusion.metrics import Wanted
+from dsas_diffusion.settings import Settings
 
 #: strengths that DSAS and vanilla share for the change at equal effect; the report's own strength is 1
 GRID = (0.5, 1.0, 1.5)

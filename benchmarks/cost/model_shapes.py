@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import dsas_diffusion as dsas
-from dsas_diffusion.families import denoiser_of, roots_of
+from dsas_diffusion.adapter import adapt
 
 PROMPT = "a banana and a dog on the grass"
 #: channels of SDXL's first blocks; attention heads of FLUX.1, their width, double and single blocks
@@ -32,11 +32,11 @@ class Model:
 
     @property
     def denoiser(self) -> Any:
-        return denoiser_of(self.pipe)
+        return adapt(self.pipe).denoiser
 
     def twin(self) -> Model:
         """Another pipeline, of modules of its own with the same weights: they lie in memory once."""
-        modules = roots_of(self.pipe).values()
+        modules = adapt(self.pipe).roots.values()
         kept = {id(tensor): tensor for one in modules for tensor in (*one.parameters(), *one.buffers())}
         return replace(self, pipe=copy.deepcopy(self.pipe, kept))
 

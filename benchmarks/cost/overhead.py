@@ -38,9 +38,10 @@ from dsas_core.maps import AffineMap
 from dsas_core.probes import LinearProbe
 from dsas_core.prompts import COUNT, read
 from dsas_core.sites import Site
-from dsas_diffusion.families import roots_of
-from dsas_diffusion.generation import latents_of, seeds_for, settings_of
-from dsas_diffusion.rows import Rows
+from dsas_diffusion.adapter import adapt
+from dsas_diffusion.batch_layout import BatchLayout
+from dsas_diffusion.generation import latents_of, seeds_for
+from dsas_diffusion.settings import settings_of
 
 #: how many concepts are steered at once
 CONCEPTS = (1, 4, 8)
@@ -111,7 +112,11 @@ def random_concepts(model: Model, count: int) -> list[dsas.Concept]:
     """Concepts with a random direction and a random probe at every default site of the denoiser."""
     sites = dsas.find_sites(model.pipe, "denoiser")
     widths = _Widths()
-    with torch.no_grad(), Rows(model.pipe) as told, visit(roots_of(model.pipe), sites, widths, told.describe()):
+    with (
+        torch.no_grad(),
+        BatchLayout(model.pipe) as told,
+        visit(adapt(model.pipe).roots, sites, widths, told.describe()),
+    ):
         model.begin()
         model.call()
     random = torch.Generator().manual_seed(0)

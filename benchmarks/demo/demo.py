@@ -19,8 +19,8 @@ from benchmarks.common.processes import single_threaded
 from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, write
 from dsas_core.prompts import read
 from dsas_diffusion.builtin.judge import Judge
-from dsas_diffusion.generation import settings_of
 from dsas_diffusion.metrics import Wanted
+from dsas_diffusion.settings import settings_of
 from dsas_diffusion.viz import grid, overlay
 
 BANANAS = PROMPTS / "banana-blur.yaml"

@@ -25,13 +25,14 @@ from dsas_core.llm.layers import roots_of as layers_of
 from dsas_core.llm.prompts import encode, pad_token
 from dsas_core.llm.reader import Reader
 from dsas_core.prompts import PromptSet, read
+from dsas_diffusion.adapter import adapt, find_sites
+from dsas_diffusion.batch_layout import BatchLayout
 from dsas_diffusion.builtin_judge import BuiltinJudge
-from dsas_diffusion.families import family_of, roots_of
-from dsas_diffusion.generation import UNCHANGED, change, latent_batches, pictures_of, seeds_for, settings_of
+from dsas_diffusion.compare import UNCHANGED, change
+from dsas_diffusion.generation import latent_batches, pictures_of, seeds_for
 from dsas_diffusion.judges import judge_from
-from dsas_diffusion.rows import Rows
+from dsas_diffusion.settings import settings_of
 from dsas_diffusion.similarity import ssim
-from dsas_diffusion.sites import find_sites
 
 #: source prompts that learning and `rows` draw; controls are twice as many
 COUNT = 48
@@ -272,11 +273,11 @@ class Studio(Bench):
         }
 
     def _capture(self, side: str, texts: tuple[str, ...]) -> Capture:
-        capture = Capture(family_of(self.pipe).edges, positions_per_row=0)
+        capture = Capture(adapt(self.pipe).family.edges, positions_per_row=0)
         capture.start(side)
-        with Rows(self.pipe) as rows:
+        with BatchLayout(self.pipe) as rows:
             sites = find_sites(self.pipe, "denoiser")
-            with visit(roots_of(self.pipe), sites, capture, rows.describe()):
+            with visit(adapt(self.pipe).roots, sites, capture, rows.describe()):
                 for made in latent_batches(self.pipe, texts, seeds_for(texts, 0), self.settings, BATCH):
                     capture.offset += len(made)
         return capture

@@ -23,8 +23,8 @@ from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of,
 from dsas_core.prompts import COUNT, read
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import BACKGROUNDS, NAMES, RELATIONS, noun_phrase
-from dsas_diffusion.generation import settings_of
 from dsas_diffusion.metrics import Wanted
+from dsas_diffusion.settings import settings_of
 
 TARGETS = {
     "default": {"effect": 0.9, "unchanged": 0.98, "change_ratio": -0.1, "neighbour_kept": 0.95, "control_h": -0.02},

@@ -31,9 +31,11 @@ from dsas_core.evaluate.localisation import average, localisation
 from dsas_core.prompts import COUNT, read
 from dsas_diffusion import metrics, viz, words
 from dsas_diffusion.builtin.judge import Judge
-from dsas_diffusion.generation import UNCHANGED, Settings, change, latent_batches, pictures_of, seeds_for, settings_of
+from dsas_diffusion.compare import UNCHANGED, change
 from dsas_diffusion.generation import decode as decoded
+from dsas_diffusion.generation import latent_batches, pictures_of, seeds_for
 from dsas_diffusion.metrics import Wanted
+from dsas_diffusion.settings import Settings, settings_of
 
 WANTED = Wanted("banana", "blurred")
 #: arm -> gate, and whether the word's mask is laid over it

@@ -26,8 +26,9 @@ from dsas_core.llm.judges import judge_from as text_judge_from
 from dsas_core.llm.prompts import encode, pad_token
 from dsas_core.llm.reader import Reader
 from dsas_core.prompts import PromptSet, read
-from dsas_diffusion.generation import pictures_of, seeds_for, settings_of
+from dsas_diffusion.generation import pictures_of, seeds_for
 from dsas_diffusion.judges import judge_from
+from dsas_diffusion.settings import settings_of
 from dsas_diffusion.viz import grid
 
 #: a concept has succeeded where its judge says at least this

@@ -107,14 +107,14 @@ def page(document: Mapping[str, Any]) -> str:
 
 def described() -> dict[str, dict[str, Any]]:
     """What the table says of every family, by the name that it has in the tests."""
-    from dsas_diffusion.families import family_of
+    from dsas_diffusion.adapter import adapt
     from tests.fixtures.pipelines import FAMILIES, build
 
     found = {}
     for key in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
             pipe = build(key, Path(folder))
-        family = family_of(pipe)
+        family = adapt(pipe).family
         found[key] = {
             "name": family.name,
             "class": type(getattr(pipe, family.denoiser)).__name__,

@@ -17,9 +17,9 @@ from dsas_core.progress import progress_bar
 from dsas_core.steering import COMBINE, WITHIN
 from dsas_core.strengths import Auto, Strength
 
-from ..generation import Settings
+from ..batch_layout import BRANCHES
 from ..load import load_pipeline
-from ..rows import ROWS
+from ..settings import Settings
 from ..steer import ATTACH
 from .argument_types import concept_and_strength, name_and_word, natural, number, positive, schedule
 
@@ -98,7 +98,7 @@ def add_attaching(parser: argparse.ArgumentParser) -> None:
     """--rows, --attach."""
     parser.add_argument(
         "--rows",
-        choices=ROWS,
+        choices=BRANCHES,
         default="conditional",
         help="of classifier-free guidance: the prompt's rows (default), those of the negative prompt, or both",
     )

@@ -13,7 +13,9 @@ from dsas_core.concept import Concept, Intervention
 from dsas_core.llm.answer import answer, asked, unknown_words
 from dsas_core.trace import Record
 
-from ..generation import UNCHANGED, change, pictures_of, seeds_for, settings_of
+from ..compare import UNCHANGED, change
+from ..generation import pictures_of, seeds_for
+from ..settings import settings_of
 from ..steer import steer
 from ..vocabulary import reading
 from . import arguments

@@ -19,7 +19,8 @@ from dsas_core.strengths import Auto, Strength
 
 from .. import __version__, viz
 from ..adapter import adapt
-from ..generation import Settings, decode, latent_batches, pictures_of, seeds_for, settings_of
+from ..generation import decode, latent_batches, pictures_of, seeds_for
+from ..settings import Settings, settings_of
 from ..steer import steer
 from ..vocabulary import unknown_words
 from . import arguments

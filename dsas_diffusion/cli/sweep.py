@@ -20,8 +20,10 @@ from dsas_core.provenance import versions
 
 from .. import __version__, viz
 from ..animation import ANIMATIONS, looped
-from ..generation import Settings, change, decode, latent_batches, seeds_for, settings_of
+from ..compare import change
+from ..generation import decode, latent_batches, seeds_for
 from ..samples import ENDS
+from ..settings import Settings, settings_of
 from ..steer import steer
 from .argument_types import concept_alone, number, positive
 from .arguments import (

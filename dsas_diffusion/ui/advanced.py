@@ -12,9 +12,9 @@ from dsas_core.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.steering import COMBINE
 
-from ..generation import Settings
-from ..rows import ROWS
+from ..batch_layout import BRANCHES
 from ..schedule import Schedule
+from ..settings import Settings
 from . import look
 from .controls import QUICK, number
 from .drawing import MOST_STEPS
@@ -48,7 +48,9 @@ class AdvancedSettings:
                 info="none chosen: wherever the concept steers",
                 elem_id="sites",
             )
-            self.branch = gr.Radio(ROWS, value="conditional", label="Rows of guidance that are steered", elem_id="rows")
+            self.branch = gr.Radio(
+                BRANCHES, value="conditional", label="Rows of guidance that are steered", elem_id="rows"
+            )
             self.combine = gr.Radio(COMBINE, value="sum", label="Several concepts at one place", elem_id="combine")
 
     @property

@@ -11,7 +11,7 @@ import gradio as gr
 
 from dsas_core.errors import DSASError
 
-from ..load import is_builtin
+from ..adapter import adapt
 from . import controls, look
 from .advanced import AdvancedSettings
 from .drawing import MOST_CHARACTERS, Order
@@ -80,7 +80,7 @@ class CreateTab:
 
     def _examples(self) -> list[str]:
         """Prompts that concepts were illustrated with; for the built-in model a few more."""
-        own = EXAMPLES if is_builtin(self.studio.pipe) else ()
+        own = EXAMPLES if adapt(self.studio.pipe).is_builtin else ()
         return list(dict.fromkeys([*own, *controls.sample_prompts(self.studio.concepts.values())]))
 
     # ---- events -----------------------------------------------------------------------------------------------------

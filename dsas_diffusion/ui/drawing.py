@@ -13,9 +13,10 @@ from dsas_core.errors import DSASError, PromptError
 
 from .. import viz
 from ..animation import looped
-from ..generation import UNCHANGED, Settings
+from ..compare import UNCHANGED
+from ..picture_trace import PictureTrace
 from ..schedule import Schedule
-from ..viz import PictureTrace
+from ..settings import Settings
 from ..vocabulary import Reading
 
 #: limits of what one picture may cost

@@ -25,11 +25,13 @@ from dsas_core.errors import DSASError, ModelMismatchError
 from dsas_core.trace import Record
 
 from ..adapter import adapt
-from ..generation import change, decode, latents_of, settings_of
+from ..compare import change
+from ..generation import decode, latents_of
+from ..picture_trace import PictureTrace
 from ..samples import ENDS
+from ..settings import settings_of
 from ..sites import site_name
 from ..steer import PipelineSteering, steer
-from ..viz import PictureTrace
 from ..vocabulary import reading
 from ..wording import plain
 from .common import by_name, gate_of, keep_latest, opposed

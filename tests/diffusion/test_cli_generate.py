@@ -12,7 +12,8 @@ from PIL import Image
 from dsas_core import Concept
 from dsas_diffusion import load
 from dsas_diffusion.cli import output
-from dsas_diffusion.generation import Settings, pictures_of, seeds_for
+from dsas_diffusion.generation import pictures_of, seeds_for
+from dsas_diffusion.settings import Settings
 from tests.fixtures.checks import document_of
 
 PROMPTS = ("--prompt", "a banana", "--prompt", "a dog on the grass")

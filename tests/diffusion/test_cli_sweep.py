@@ -18,8 +18,10 @@ from dsas_diffusion import cli, viz
 from dsas_diffusion.animation import DURATION
 from dsas_diffusion.cli import sweep
 from dsas_diffusion.cli.sweep import strengths_between
-from dsas_diffusion.generation import Settings, change, pictures_of, seeds_for
+from dsas_diffusion.compare import change
+from dsas_diffusion.generation import pictures_of, seeds_for
 from dsas_diffusion.load import load_pipeline
+from dsas_diffusion.settings import Settings
 from dsas_diffusion.steer import steer
 from tests.fixtures.checks import assert_one_line, document_of
 from tests.fixtures.concepts import random_concept

@@ -15,7 +15,7 @@ import torch
 from dsas_core import DSASError
 from dsas_core.sites import modules
 from dsas_diffusion import DSASAttnProcessor, Schedule, find_sites, steer
-from dsas_diffusion.families import family_of, roots_of
+from dsas_diffusion.adapter import adapt
 from tests.diffusion.test_every_family import concept_of, pipe_of
 from tests.fixtures import pipelines as models
 from tests.fixtures.checks import differ, same
@@ -34,7 +34,7 @@ def no_warning() -> Iterator[None]:
 
 
 def compile_denoiser(pipe: Any, way: str = "wrapped", counting: Counting | None = None) -> Counting:
-    counting, name = counting or Counting(), family_of(pipe).denoiser
+    counting, name = counting or Counting(), adapt(pipe).family.denoiser
     denoiser = getattr(pipe, name)
     if way == "wrapped":
         setattr(pipe, name, torch.compile(denoiser, backend=counting, fullgraph=True))
@@ -119,7 +119,7 @@ def test_a_lost_hook_is_told_of_compiled_denoisers_too(tmp_path: Path) -> None:
     pipe = build_flow_pipe(tmp_path, shallow=True)
     site = find_sites(pipe, "cross")[0]
     concept, base = random_concept(seen_at(pipe, [site]), unit=0.5), latents(pipe, BANANA)
-    hooks = modules(roots_of(pipe))[site.path]._forward_hooks
+    hooks = modules(adapt(pipe).roots)[site.path]._forward_hooks
     with steer(pipe, {concept: 1.0}) as steering:
         compile_denoiser(pipe)
         with no_warning():
@@ -214,7 +214,7 @@ def test_attaching_to_a_compiled_denoiser_is_refused_with_the_remedy(
 ) -> None:
     pipe, concept = models.build(family, tmp_path), concept_of(family, "cross" if family == "sd" else "image")
     compile_denoiser(pipe, way)
-    name = family_of(pipe).denoiser
+    name = adapt(pipe).family.denoiser
     torch._dynamo.config.skip_nnmodule_hook_guards = True  # as it is before anybody has steered
     with pytest.raises(DSASError, match=rf"{name} is compiled, .*attach first .* and compile then"):
         steer(pipe, {concept: 1.0}, attach=attach)

@@ -13,11 +13,10 @@ from dsas_core import Concept, DSASError
 from dsas_core.evaluate import ARMS, Plan, Run
 from dsas_core.prompts import PromptSet, read
 from dsas_diffusion import drawing
-from dsas_diffusion.adapter import adapt
+from dsas_diffusion.adapter import adapt, find_sites
 from dsas_diffusion.drawing import Job
 from dsas_diffusion.evaluate import evaluate, identity
-from dsas_diffusion.generation import Settings
-from dsas_diffusion.sites import find_sites
+from dsas_diffusion.settings import Settings
 from tests.fixtures.checks import differ
 from tests.fixtures.concepts import random_concept
 from tests.fixtures.judges import PROMPTS, Brightness, Redness, colours, halves, random_banana

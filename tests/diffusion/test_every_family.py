@@ -15,9 +15,9 @@ import torch
 
 from dsas_core import Concept, DSASError, Site, visit
 from dsas_diffusion import find_sites, learn, steer
-from dsas_diffusion.families import encoders_of, family_of, roots_of
+from dsas_diffusion.adapter import adapt
+from dsas_diffusion.batch_layout import BatchLayout
 from dsas_diffusion.generation import decode
-from dsas_diffusion.rows import Rows
 from dsas_diffusion.sites import role_of, site_name, unused_layers
 from tests.diffusion.test_learn import PROMPTS
 from tests.fixtures.checks import same
@@ -69,7 +69,7 @@ def seen_in(
 ) -> Recorder:
     """What comes by at sites of a pipeline, and the calls that it comes in."""
     pipe, recorder = pipe_of(family), Recorder()
-    with Rows(pipe, rows) as told, visit(roots_of(pipe), sites, recorder, told.describe()):
+    with BatchLayout(pipe, rows) as told, visit(adapt(pipe).roots, sites, recorder, told.describe()):
         latents(pipe, family, prompts, **options)
     return recorder
 
@@ -87,14 +87,14 @@ def concept_of(family: str, role: str) -> Concept:
 @pytest.mark.parametrize(("family", "role"), EVERY)
 def test_off_and_detached_are_bit_exact(family: str, role: str) -> None:
     pipe, concept = pipe_of(family), concept_of(family, role)
-    bare = [Bare.of(root) for root in roots_of(pipe).values()]
+    bare = [Bare.of(root) for root in adapt(pipe).roots.values()]
     with steer(pipe, {concept: 1.0}) as steering:
         steered = latents(pipe, family, BANANA)
         assert set(steering.fired) == {str(site) for site in steering.sites}
         steering.strengths[concept.name] = 0.0
         assert torch.equal(latents(pipe, family, BANANA), base_of(family))
     assert float((steered - base_of(family)).abs().max()) > 1e-3 * float(base_of(family).std())
-    assert [Bare.of(root) for root in roots_of(pipe).values()] == bare
+    assert [Bare.of(root) for root in adapt(pipe).roots.values()] == bare
     assert torch.equal(latents(pipe, family, BANANA), base_of(family))
 
 
@@ -117,7 +117,7 @@ def test_strengths_of_a_batch_are_those_of_single_pictures(family: str, role: st
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_clock_shows_the_timestep(family: str) -> None:
     pipe = pipe_of(family)
-    calls = [call for root, call in seen_in(family, []).calls if root == family_of(pipe).denoiser]
+    calls = [call for root, call in seen_in(family, []).calls if root == adapt(pipe).family.denoiser]
     shown = [float(call.timestep) for call in calls if call.timestep is not None]
     expected = [float(t) for t in pipe.scheduler.timesteps]
     assert len(set(expected)) == STEPS
@@ -147,12 +147,14 @@ def test_rows_of_guidance(family: str, rows: str) -> None:
     calls = seen_in(family, [], [BANANA, DOG], seeds=(1, 2), rows=rows).calls
     told = {"conditional": lambda on: on, "unconditional": lambda on: 1 - on, "both": lambda on: 1}[rows]
     expected = [([told(on) for on in line], whose) for line, whose in CALLS[family] * STEPS]
-    found = [(call.steered.tolist(), call.prompts.tolist()) for root, call in calls if root == family_of(pipe).denoiser]
+    found = [
+        (call.steered.tolist(), call.prompts.tolist()) for root, call in calls if root == adapt(pipe).family.denoiser
+    ]
     assert found == expected
     texts = [call.steered.tolist() for root, call in calls if root == "text_encoder"]
     assert texts == [[told(1)] * 2, [told(0)] * 2][: 1 if family == "flux2" else 2]
-    for root in roots_of(pipe):  # every text encoder is told the same
-        if root != family_of(pipe).denoiser:
+    for root in adapt(pipe).roots:  # every text encoder is told the same
+        if root != adapt(pipe).family.denoiser:
             assert [call.steered.tolist() for name, call in calls if name == root] == texts
 
 
@@ -169,7 +171,7 @@ def test_negative_prompts_that_are_those_of_the_prompts(family: str) -> None:
 def test_without_guidance_every_row_has_a_prompt(family: str) -> None:
     off = {GUIDED.get(family, "guidance_scale"): 0.0 if family == "zimage" else 1.0, "num_images_per_prompt": 2}
     calls = seen_in(family, [], [BANANA, DOG], seeds=(1, 2, 3, 4), **off).calls
-    denoiser = [call for root, call in calls if root == family_of(pipe_of(family)).denoiser]
+    denoiser = [call for root, call in calls if root == adapt(pipe_of(family)).family.denoiser]
     assert [call.steered.tolist() for call in denoiser] == [[1] * 4] * STEPS
     assert [call.prompts.tolist() for call in denoiser] == [[0, 0, 1, 1]] * STEPS
 
@@ -187,7 +189,7 @@ def test_negative_prompts_are_known_when_they_are_cleaned(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("family", "negative"), [("flux", NEGATIVE), ("klein", "")])
 def test_what_was_a_negative_prompt_may_be_a_prompt_afterwards(family: str, negative: str) -> None:
     pipe, recorder = pipe_of(family), Recorder()
-    with Rows(pipe) as told, visit(roots_of(pipe), [], recorder, told.describe()):
+    with BatchLayout(pipe) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
         latents(pipe, family, BANANA, num_inference_steps=1)
         recorder.calls.clear()
         pipe.encode_prompt(negative)
@@ -240,13 +242,13 @@ def test_embeddings_that_are_ready_made(family: str, inside: bool) -> None:
     """Each generation tells its rows anew, and whether the text encoder has been steered."""
     pipe, recorder = pipe_of(family), Recorder()
     given = {} if inside else ready_made(family)
-    with Rows(pipe) as told, visit(roots_of(pipe), [], recorder, told.describe()):
+    with BatchLayout(pipe) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
         given = ready_made(family) if inside else given
         for _ in range(2):
             options = {GUIDED.get(family, "guidance_scale"): 3.0, "output_type": "latent", **given}
             pipe(height=SIZE, width=SIZE, num_inference_steps=1, **options)
             assert told.request.embeddings in (("", "made here") if inside else ("given",))
-    calls = [call for root, call in recorder.calls if root == family_of(pipe).denoiser]
+    calls = [call for root, call in recorder.calls if root == adapt(pipe).family.denoiser]
     assert [(call.steered.tolist(), call.prompts.tolist()) for call in calls] == CALLS[family] * 2
 
 
@@ -258,9 +260,9 @@ def test_embeddings_are_enough_where_no_text_encoder_is_loaded(family: str) -> N
     whole, given, concept = (
         pipe_of(family),
         ready_made(family),
-        concept_of(family, family_of(pipe_of(family)).denoiser_default[0]),
+        concept_of(family, adapt(pipe_of(family)).family.denoiser_default[0]),
     )
-    parts = [part for encoder in encoders_of(whole) for part in (encoder.part, encoder.tokenizer)]
+    parts = [part for encoder in adapt(whole).text_encoders for part in (encoder.part, encoder.tokenizer)]
     bare = type(whole)(**{**whole.components, **dict.fromkeys(parts)})
     bare.set_progress_bar_config(disable=True)
     options = {"height": SIZE, "width": SIZE, "num_inference_steps": 1, "output_type": "latent"}
@@ -298,7 +300,7 @@ def first_step(family: str) -> list[tuple[list[torch.Tensor], list[torch.Tensor]
         given = args[2] if len(args) > 2 and isinstance(args[2], list) else list(kwargs["encoder_hidden_states"])
         found.append(([one.clone() for one in given], [one.clone() for one in output[0]]))
 
-    handle = getattr(pipe, family_of(pipe).denoiser).register_forward_hook(note, with_kwargs=True)
+    handle = getattr(pipe, adapt(pipe).family.denoiser).register_forward_hook(note, with_kwargs=True)
     try:
         latents(pipe, family, [BANANA, DOG], (1, 2), num_inference_steps=1)
     finally:
@@ -311,7 +313,7 @@ def test_streams_are_cut_where_the_prompt_ends(family: str) -> None:
     """Patches and tokens together are all that a joint sequence holds, and each knows its own."""
     pipe = pipe_of(family)
     recorder = seen_in(family, [*find_sites(pipe, "image"), *find_sites(pipe, "prompt")])
-    joints = [call.joint for root, call in recorder.calls if root == family_of(pipe).denoiser]
+    joints = [call.joint for root, call in recorder.calls if root == adapt(pipe).family.denoiser]
     for site, found in recorder.seen.items():
         assert [x.shape[1] for x in found] == [getattr(joint, site.stream) for joint in joints]
     assert [Site.from_dict(site.to_dict()) for site in recorder.seen] == list(recorder.seen)
@@ -378,7 +380,7 @@ def test_instructions_in_front_of_a_prompt_do_not_count(family: str, positions: 
 
     recorder = Recorder()
     handle = pipe.text_encoder.register_forward_pre_hook(keep, with_kwargs=True)
-    with Rows(pipe, positions=positions) as told, visit(roots_of(pipe), [], recorder, told.describe()):
+    with BatchLayout(pipe, positions=positions) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
         latents(pipe, family, BANANA)
     handle.remove()
     calls = [call for root, call in recorder.calls if root == "text_encoder"]
@@ -421,7 +423,11 @@ def test_clip_skip_of_stable_diffusion_leaves_out_the_last_layers() -> None:
     """Not through the pipeline: with the transformers of today, diffusers' own clip_skip fails there (issue 13833)."""
     pipe = pipe_of("sd")
     sites = find_sites(pipe, "text")
-    assert [unused_layers(family_of(pipe), roots_of(pipe), sites, skip) for skip in (0, 1, 2)] == [[], sites[1:], sites]
+    assert [unused_layers(adapt(pipe).family, adapt(pipe).roots, sites, skip) for skip in (0, 1, 2)] == [
+        [],
+        sites[1:],
+        sites,
+    ]
 
 
 def test_the_role_of_the_text_leaves_layers_out_that_nobody_reads() -> None:
@@ -457,7 +463,7 @@ def test_sites_by_the_names_that_people_use(family: str, pattern: str, paths: li
     assert [site.path for site in sites] == paths
     name = pattern.rpartition(":")[2]
     assert all(f"{site_name(site)}.".startswith(f"{name}.") for site in sites)
-    assert {role_of(family_of(pipe), site) for site in sites} <= set(family_of(pipe).groups)
+    assert {role_of(adapt(pipe).family, site) for site in sites} <= set(adapt(pipe).family.groups)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -499,6 +505,6 @@ def test_learning(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("sd", "sdxl")])
 def test_words_of_other_tokens_than_those_of_clip_are_refused(family: str) -> None:
     pipe, concept = pipe_of(family), concept_of(family, ROLES[family][1])
-    with pytest.raises(DSASError, match=f"words are known of .* not of {re.escape(family_of(pipe).name)}"):
+    with pytest.raises(DSASError, match=f"words are known of .* not of {re.escape(adapt(pipe).family.name)}"):
         steer(pipe, {concept: 1.0}, words={concept.name: "banana"})
     assert "encode_prompt" not in vars(pipe)

@@ -10,7 +10,7 @@ import torch
 from dsas_core import DSASError
 from dsas_core.sites import Site
 from dsas_diffusion import calibrate, find_sites, learn, steer
-from dsas_diffusion.families import roots_of
+from dsas_diffusion.adapter import adapt
 from dsas_diffusion.vocabulary import reading
 from tests.diffusion.test_learn import PROMPTS
 from tests.fixtures.concepts import random_concept
@@ -66,7 +66,7 @@ def test_a_compiled_pipeline_has_the_same_sites(ddim_pipe: Any, monkeypatch: pyt
     before = find_sites(ddim_pipe)
     monkeypatch.setattr(ddim_pipe, "unet", torch.compile(ddim_pipe.unet, backend="eager"))
     assert find_sites(ddim_pipe) == before
-    assert set(roots_of(ddim_pipe)) == {"unet", "text_encoder"}
+    assert set(adapt(ddim_pipe).roots) == {"unet", "text_encoder"}
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "scheduler"])

@@ -9,17 +9,9 @@ import pytest
 import torch
 
 from dsas_core import DSASError
-from dsas_diffusion.generation import (
-    Settings,
-    decode,
-    latents_of,
-    noise_like,
-    other_schedulers,
-    pictures_of,
-    seeds_for,
-    settings_of,
-)
+from dsas_diffusion.generation import decode, latents_of, noise_like, pictures_of, seeds_for
 from dsas_diffusion.load import BUILTIN
+from dsas_diffusion.settings import Settings, other_schedulers, settings_of
 from tests.fixtures.checks import differ, same
 
 PROMPTS = ["a banana", "a dog at night", "a cat", "a star on a table", "nothing"]

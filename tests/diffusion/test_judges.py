@@ -18,10 +18,11 @@ from dsas_diffusion import vision
 from dsas_diffusion.builtin.judge import Judge, Verdict
 from dsas_diffusion.builtin.scenes import CATEGORIES, COLOURS, STYLES, THINGS
 from dsas_diffusion.builtin_judge import BuiltinJudge, Wish
-from dsas_diffusion.generation import pictures_of, seeds_for, settings_of
+from dsas_diffusion.generation import pictures_of, seeds_for
 from dsas_diffusion.judges import judge_from
 from dsas_diffusion.model_judges import ClassifierJudge, ClipJudge
 from dsas_diffusion.picture_judge import CallableJudge, PictureJudge
+from dsas_diffusion.settings import settings_of
 from dsas_diffusion.vision import Clip
 from tests.fixtures.vision_models import SMALL, noise_pictures, save_processor
 

@@ -25,7 +25,7 @@ import torch
 from dsas_core import Concept, DSASError
 from dsas_core.sites import modules
 from dsas_diffusion import find_sites, steer
-from dsas_diffusion.families import family_of, roots_of
+from dsas_diffusion.adapter import adapt
 from dsas_diffusion.steer import PipelineSteering
 from tests.diffusion.test_every_family import BANANA, DOG, ROLES, concept_of, pipe_of
 from tests.fixtures.concepts import random_concept
@@ -69,7 +69,7 @@ def close(a: torch.Tensor, b: torch.Tensor, part: float) -> bool:
 
 
 def denoiser_of(pipe: Any) -> Any:
-    return getattr(pipe, family_of(pipe).denoiser)
+    return getattr(pipe, adapt(pipe).family.denoiser)
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def lora(pipe: Any, scale: float | None = None, fuse: bool = False) -> Undo:
 
     torch.manual_seed(0)
     weights = {}
-    for name, root in roots_of(pipe).items():
+    for name, root in adapt(pipe).roots.items():
         text = name.startswith("text")
         if text and "CLIP" not in type(root).__name__:
             continue
@@ -192,7 +192,7 @@ def in_groups(kind: str) -> Callable[[Any], None]:
         if torch.accelerator.current_accelerator() is None and not hasattr(group_offloading, "TorchDeviceBackend"):
             pytest.skip("this diffusers groups nothing where there is no accelerator")
         cpu, blocks = torch.device("cpu"), {"num_blocks_per_group": 1} if kind == "block_level" else {}
-        for root in roots_of(pipe).values():
+        for root in adapt(pipe).roots.values():
             apply_group_offloading(root, onload_device=cpu, offload_device=cpu, offload_type=kind, **blocks)
 
     return offload
@@ -459,7 +459,7 @@ def breaking(pipe: Any, where: str, at: int, error: type[BaseException]) -> Iter
         if next(runs) == at:
             raise error
 
-    handle = modules(roots_of(pipe))[where].register_forward_hook(hook)
+    handle = modules(adapt(pipe).roots)[where].register_forward_hook(hook)
     try:
         with pytest.raises(error):
             yield
@@ -483,7 +483,7 @@ def test_a_call_that_breaks_off(
 ) -> None:
     pipe = build(family, tmp_path)
     run(pipe, family)  # diffusers leaves attributes of its own
-    bare = [Bare.of(root) for root in roots_of(pipe).values()]
+    bare = [Bare.of(root) for root in adapt(pipe).roots.values()]
     own = dict(denoiser_of(pipe).attn_processors)
     steering = steered(pipe, family, 1.0, attach)
     with breaking(pipe, where, at, error):
@@ -492,7 +492,7 @@ def test_a_call_that_breaks_off(
     with breaking(pipe, where, at, error), steering:
         run(pipe, family)
     assert torch.equal(run(pipe, family), picture(family)), "and so is the pipeline without steering"
-    assert [Bare.of(root) for root in roots_of(pipe).values()] == bare
+    assert [Bare.of(root) for root in adapt(pipe).roots.values()] == bare
     assert denoiser_of(pipe).attn_processors == own
     assert "encode_prompt" not in vars(pipe)
 

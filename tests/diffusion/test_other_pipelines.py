@@ -12,11 +12,10 @@ from PIL import Image
 from dsas_core import Call, DSASError, visit
 from dsas_diffusion import Lesson, find_sites, steer
 from dsas_diffusion.adapter import adapt
+from dsas_diffusion.batch_layout import BatchLayout
 from dsas_diffusion.denoiser_features import DenoiserFeatures
-from dsas_diffusion.families import family_of, roots_of
-from dsas_diffusion.generation import Settings
-from dsas_diffusion.rows import Rows
-from dsas_diffusion.viz import PictureRecord
+from dsas_diffusion.picture_trace import PictureRecord
+from dsas_diffusion.settings import Settings
 from tests.diffusion.test_every_family import BANANA, DOG, concept_of, pipe_of
 from tests.diffusion.test_learn import PROMPTS
 from tests.fixtures.concepts import random_concept
@@ -59,9 +58,9 @@ def run(pipe: Any, prompts: Any, **options: Any) -> Any:
 
 def calls_of(pipe: Any, prompts: Any, rows: str = "conditional", **options: Any) -> list[Call]:
     recorder = Recorder()
-    with Rows(pipe, rows) as told, visit(roots_of(pipe), [], recorder, told.describe()):
+    with BatchLayout(pipe, rows) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
         run(pipe, prompts, **options)
-    return [call for root, call in recorder.calls if root == family_of(pipe).denoiser]
+    return [call for root, call in recorder.calls if root == adapt(pipe).family.denoiser]
 
 
 #: pipeline, family, what it is asked for, and the rows of each call of the denoiser with one prompt
@@ -135,11 +134,11 @@ def test_pipelines_without_one_of_their_text_encoders(
     sites = find_sites(pipe, "text")
     assert {site.root for site in sites} == roots
     recorder = Recorder()
-    with Rows(pipe) as told, visit(roots_of(pipe), sites, recorder, told.describe()):
+    with BatchLayout(pipe) as told, visit(adapt(pipe).roots, sites, recorder, told.describe()):
         run(pipe, [BANANA, DOG], height=SIZE, width=SIZE, **options)
     for root in roots:
         assert [call.steered.tolist() for name, call in recorder.calls if name == root] == [[1, 1], [0, 0]]
-    denoiser = [call.steered.tolist() for name, call in recorder.calls if name == family_of(pipe).denoiser]
+    denoiser = [call.steered.tolist() for name, call in recorder.calls if name == adapt(pipe).family.denoiser]
     assert denoiser == [[0, 0, 1, 1]] * STEPS
     concept = random_concept({site: seen[0] for site, seen in recorder.seen.items()}, base=bases(pipe), kind="additive")
     base = run(pipe, BANANA, height=SIZE, width=SIZE, **options)
@@ -156,7 +155,7 @@ def test_attention_of_the_picture_to_itself_has_a_role_of_its_own() -> None:
     assert (site.path, site.stream, site.index) == ("transformer.transformer_blocks.0.attn2", "", 0)
     assert site not in find_sites(pipe, "denoiser")
     recorder = Recorder()
-    with Rows(pipe) as told, visit(roots_of(pipe), [site], recorder, told.describe()):
+    with BatchLayout(pipe) as told, visit(adapt(pipe).roots, [site], recorder, told.describe()):
         run(pipe, BANANA, height=SIZE, width=SIZE, max_sequence_length=12)
     joint = next(call.joint for root, call in recorder.calls if root == site.root)
     assert joint is not None
@@ -307,7 +306,7 @@ def test_from_pipe_shares_what_is_steered() -> None:
 
 def test_a_batch_that_fits_no_rule_is_refused() -> None:
     pipe = other("StableDiffusionPAGPipeline", "sd")
-    with Rows(pipe) as rows, visit(roots_of(pipe), [], Recorder(), rows.describe()):
+    with BatchLayout(pipe) as rows, visit(adapt(pipe).roots, [], Recorder(), rows.describe()):
         pipe.encode_prompt(BANANA, "cpu", 1, True)
         with pytest.raises(DSASError, match="StableDiffusionPAGPipeline got 5 rows: expected"):
             pipe.unet(torch.randn(5, 4, 8, 8), torch.tensor(500), torch.randn(5, 24, 32))

@@ -14,7 +14,7 @@ import torch
 from dsas_core import DSASError
 from dsas_core.sites import modules
 from dsas_diffusion import DSASAttnProcessor, steer
-from dsas_diffusion.families import family_of, roots_of
+from dsas_diffusion.adapter import adapt
 from dsas_diffusion.processor import attention_layers
 from tests.diffusion.test_every_family import BANANA, ROLES, base_of, concept_of, pipe_of
 from tests.fixtures.pipelines import FAMILIES, latents
@@ -32,7 +32,7 @@ BY_PROCESSOR = [
 
 def denoiser_of(family: str) -> Any:
     pipe = pipe_of(family)
-    return getattr(pipe, family_of(pipe).denoiser)
+    return getattr(pipe, adapt(pipe).family.denoiser)
 
 
 @pytest.mark.parametrize(("family", "role"), BY_PROCESSOR)
@@ -41,7 +41,7 @@ def test_it_gives_the_same_picture_as_the_hook(family: str, role: str) -> None:
     if family == "qwen" and not hasattr(denoiser, "set_attn_processor"):
         pytest.skip("this diffusers has no set_attn_processor of Qwen-Image")
     before = denoiser.attn_processors
-    bare = [Bare.of(root) for root in roots_of(pipe).values()]
+    bare = [Bare.of(root) for root in adapt(pipe).roots.values()]
     with steer(pipe, {concept: 1.0}):
         hooked = latents(pipe, family, BANANA)
     with steer(pipe, {concept: 1.0}, attach="processor") as steering, warnings.catch_warnings():
@@ -54,7 +54,7 @@ def test_it_gives_the_same_picture_as_the_hook(family: str, role: str) -> None:
         assert torch.equal(latents(pipe, family, BANANA), base_of(family))
     assert not torch.equal(hooked, base_of(family))
     assert denoiser.attn_processors == before
-    assert [Bare.of(root) for root in roots_of(pipe).values()] == bare
+    assert [Bare.of(root) for root in adapt(pipe).roots.values()] == bare
 
 
 def test_a_denoiser_that_takes_no_processors_is_told() -> None:
@@ -167,7 +167,7 @@ def test_a_lost_hook_is_told_in_the_same_call_with_its_site(family: str, role: s
     pipe, concept = pipe_of(family), concept_of(family, role)
     with steer(pipe, {concept: 1.0}) as steering:
         site = steering.sites[1]
-        modules(roots_of(pipe))[site.path]._forward_hooks.clear()
+        modules(adapt(pipe).roots)[site.path]._forward_hooks.clear()
         with pytest.warns(UserWarning, match="not reached") as told:
             latents(pipe, family, BANANA, num_inference_steps=1)
         (message,) = [str(one.message) for one in told if "not reached" in str(one.message)]

@@ -17,7 +17,7 @@ from torch import nn
 from dsas_core import Concept, DSASError, Site, visit
 from dsas_core.sites import modules
 from dsas_diffusion import Schedule, find_sites, steer
-from dsas_diffusion.families import roots_of
+from dsas_diffusion.adapter import adapt
 from tests.fixtures.checks import differ, same
 from tests.fixtures.concepts import random_concept
 from tests.fixtures.models import BANANA, DOG, STEPS, bases, build_flow_pipe, latents
@@ -83,7 +83,7 @@ def vanilla(pipe: Any, concept: Concept, strength: float) -> Iterator[None]:
         pipe.unet.register_forward_pre_hook(look_at_clock),
         pipe.text_encoder.register_forward_pre_hook(look_at_text, with_kwargs=True),
     ]
-    known = modules(roots_of(pipe))
+    known = modules(adapt(pipe).roots)
     handles += [known[item.site.path].register_forward_hook(moved(item)) for item in concept.interventions]
     try:
         yield

@@ -15,8 +15,8 @@ from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe
 from dsas_core.recipe import Recipe
 from dsas_core.steering import Steering
 from dsas_diffusion import find_sites, learn, steer
-from dsas_diffusion.families import roots_of
-from dsas_diffusion.rows import Rows
+from dsas_diffusion.adapter import adapt
+from dsas_diffusion.batch_layout import BatchLayout
 from tests.diffusion.test_every_family import BANANA, DOG, base_of, concept_of, pipe_of
 from tests.diffusion.test_learn import PROMPTS
 from tests.fixtures.checks import same
@@ -135,7 +135,7 @@ def means(family: str, concept: Concept, prompts: list[str]) -> list[torch.Tenso
             if call.steered.any():
                 found.extend((x * call.mask[..., None]).sum(1) / call.mask.sum(1, keepdim=True))
 
-    with Rows(pipe) as rows, visit(roots_of(pipe), [site], Mean(), rows.describe()):
+    with BatchLayout(pipe) as rows, visit(adapt(pipe).roots, [site], Mean(), rows.describe()):
         latents(pipe, family, prompts, (1, 2))
     return found
 

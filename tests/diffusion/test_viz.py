@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from dsas_core import Call, DSASError, Site
-from dsas_diffusion.viz import PictureTrace, animation, grid, overlay, strength_label, strip
+from dsas_diffusion.picture_trace import PictureTrace
+from dsas_diffusion.viz import animation, grid, overlay, strength_label, strip
 
 SITE, OTHER = Site("unet.one"), Site("unet.two")
 

@@ -10,7 +10,7 @@ import pytest
 
 from dsas_core import Concept
 from dsas_diffusion import find_sites
-from dsas_diffusion.generation import Settings
+from dsas_diffusion.settings import Settings
 from dsas_diffusion.ui.studio import Studio
 from tests.fixtures.concepts import random_concept
 from tests.fixtures.models import bases

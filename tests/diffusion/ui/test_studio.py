@@ -16,8 +16,9 @@ from PIL import Image
 
 from dsas_core import Concept, DSASError
 from dsas_diffusion import Schedule
-from dsas_diffusion.generation import Settings, pictures_of
-from dsas_diffusion.tokens import tokens_of
+from dsas_diffusion.adapter import adapt
+from dsas_diffusion.generation import pictures_of
+from dsas_diffusion.settings import Settings
 from dsas_diffusion.ui import studio as studios
 from dsas_diffusion.ui.drawing import Drawing, Order
 from dsas_diffusion.ui.studio import Studio, ends_of, steered_sites
@@ -229,7 +230,7 @@ def test_other_families(
 ) -> None:
     pipe, concept = pipe_of(family), concept_of(family, role)
     if longest is not None:
-        monkeypatch.setattr(tokens_of(pipe)[0].tokenizer, "model_max_length", longest)
+        monkeypatch.setattr(adapt(pipe).tokens[0].tokenizer, "model_max_length", longest)
     studio = Studio(pipe, family, [concept])
     asked = Order(BANANA, 0, Settings(STEPS, studio.usual.guidance, size=SIZE), {concept.name: 4.0}, gate="on")
     drawing = list(studio.draw(asked, studio.concepts))[-1]
