@@ -104,9 +104,9 @@ learning: $(STAMP)  ## docs/learning.md: gates, ways to learn, no strength to tu
 	.venv/bin/python -m benchmarks.reports.learning_page
 
 families: $(STAMP)  ## docs/families.md: what was tested with which family of pipelines
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q --junitxml outputs/families.xml tests/diffusion/test_every_family.py \
-		tests/diffusion/test_other_pipelines.py tests/diffusion/test_processor.py tests/diffusion/test_callback.py \
-		tests/diffusion/test_living_with_others.py
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q --junitxml outputs/families.xml tests/diffusion/steering/test_identities_by_family.py \
+		tests/diffusion/pipelines/test_other_pipelines.py tests/diffusion/steering/test_processor.py tests/diffusion/steering/test_callback.py \
+		tests/diffusion/steering/test_compatibility.py
 	.venv/bin/python -m benchmarks.reports.families_page outputs/families.xml
 
 concepts: $(STAMP)  ## learn the concepts that ship again

@@ -1,14 +1,18 @@
 """dsas_core: probes that say when, maps that say how, and the engine that applies them to any torch model."""
 
-from . import interpolation, maps, methods, probes, prompts, sites
-from .concept import Concept, Intervention
+from . import maps, methods, probes
+from .concept.builtin import Shipped, shipped
+from .concept.concept import Concept
+from .concept.intervention import Intervention
 from .errors import DSASError
-from .hooks import Call, visit
-from .recipe import Recipe
-from .shipped import Shipped, shipped
-from .sites import Site
-from .steering import Steering
-from .strengths import Auto
+from .learning.prompts import prompt_set as prompts
+from .learning.recipe import Recipe
+from .model import sites
+from .model.hooks import Call, visit
+from .model.sites import Site
+from .steering import interpolation
+from .steering.steering import Steering
+from .steering.strengths import Auto
 
 __all__ = [
     "Auto",

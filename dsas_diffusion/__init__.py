@@ -4,17 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 from dsas_core import Auto, Concept, DSASError, shipped
 
-from .adapter import find_sites
-from .calibrate import calibrate
-from .learn import Lesson, learn
-from .load import load_pipeline
-from .processor import DSASAttnProcessor
-from .samples import illustrate
-from .schedule import Schedule
-from .steer import steer
+from .learning.calibrate import calibrate
+from .learning.illustrate import illustrate
+from .learning.learn import Lesson, learn
+from .pipelines.adapter import find_sites
+from .pipelines.load import load_pipeline
+from .steering.processor import DSASAttnProcessor
+from .steering.schedule import Schedule
+from .steering.steer import steer
 
 if TYPE_CHECKING:
-    from .callback import DSASCallback
+    from .steering.callback import DSASCallback
 
 __all__ = [
     "Auto",
@@ -37,7 +37,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "DSASCallback":  # a class of diffusers', which takes seconds to import
-        from .callback import DSASCallback
+        from .steering.callback import DSASCallback
 
         return DSASCallback
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

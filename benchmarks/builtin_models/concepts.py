@@ -14,12 +14,12 @@ from typing import Any
 
 import dsas_diffusion as dsas
 from dsas_core import llm
-from dsas_core.card import card
-from dsas_core.concept import Concept
-from dsas_core.files import replacing_folder
-from dsas_core.layout import CARD
-from dsas_core.pretrained import BUILTIN
-from dsas_core.shipped import FOLDER, shipped
+from dsas_core.concept.builtin import FOLDER, shipped
+from dsas_core.concept.card import card
+from dsas_core.concept.concept import Concept
+from dsas_core.concept.format import CARD
+from dsas_core.model.loading import BUILTIN
+from dsas_core.utils.files import replacing_folder
 
 ROOT = Path(__file__).parents[2]
 #: prompt files, by the names of their concepts

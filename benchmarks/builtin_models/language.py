@@ -16,7 +16,7 @@ from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core.llm.builtin import quality
 from dsas_core.llm.builtin.corpus import CALM, draw_descriptions, draw_requests, fact_questions
 from dsas_core.llm.builtin.judge import fit_judge
-from dsas_core.llm.load import load
+from dsas_core.llm.model.load import load
 
 
 def judged(judge: Any, seed: int) -> dict[str, float]:

@@ -18,8 +18,8 @@ import dsas_diffusion as dsas
 from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import RELATIONS, Scene, render, sample_scene
-from dsas_diffusion.generation import pictures_of, seeds_for
-from dsas_diffusion.settings import Settings, settings_of
+from dsas_diffusion.generation.pictures import pictures_of, seeds_for
+from dsas_diffusion.generation.settings import Settings, settings_of
 
 
 def said_exactly(scene: Scene) -> bool:

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from dsas_core.files import as_json
-from dsas_core.provenance import versions
+from dsas_core.utils.files import as_json
+from dsas_core.utils.versions import versions
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -22,10 +22,10 @@ import torch
 
 from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core import Concept, Intervention, Site
-from dsas_core.concept import CARD, CONFIG, TENSORS
-from dsas_core.fingerprints import portrait
-from dsas_core.layout import rounded
+from dsas_core.concept.concept import CARD, CONFIG, TENSORS
+from dsas_core.concept.format import rounded
 from dsas_core.maps import AffineMap
+from dsas_core.model.fingerprints import portrait
 from dsas_core.probes import LinearProbe
 
 #: model -> the site of each width, so many of them

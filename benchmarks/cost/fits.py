@@ -20,11 +20,11 @@ import torch
 import dsas_diffusion as dsas
 from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
 from dsas_core import Concept, llm, methods
-from dsas_core.capture import Capture
-from dsas_core.concept import TENSORS
+from dsas_core.concept.concept import TENSORS
 from dsas_core.errors import DSASError
-from dsas_core.learn import fit_sites
-from dsas_core.recipe import Recipe
+from dsas_core.learning.capture import Capture
+from dsas_core.learning.fit import fit_sites
+from dsas_core.learning.recipe import Recipe
 
 GATES = ("dsas", "gaps", "product(dsas, gaps)", "cosine", "mlp(accept=true)", "quantile")
 

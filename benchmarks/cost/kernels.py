@@ -19,11 +19,11 @@ import torch
 from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core import methods
 from dsas_core.errors import DSASError
-from dsas_core.evaluate.cost import named
-from dsas_core.interpolation import interpolate
+from dsas_core.evaluation.cost import device_name
 from dsas_core.maps import Map
-from dsas_core.pretrained import device_of
+from dsas_core.model.loading import device_of
 from dsas_core.probes import Probe
+from dsas_core.steering.interpolation import interpolate
 
 ROWS = 64
 GATES = ("on", "dsas", "gaps", "product(dsas, gaps)", "cosine", "mlp(accept=true)", "quantile", "cast", "fairsteer")
@@ -98,7 +98,7 @@ def main() -> None:
         print(f"{name:32} {row['nanoseconds_per_position']:9.1f} ns  {row['over_a_copy']:6.2f}")
     record = {
         "settings": {key: getattr(args, key) for key in ("width", "positions", "dtype", "rounds")},
-        "device": named(device),
+        "device": device_name(device),
         "pairs": rows,
         **made_with(),
     }

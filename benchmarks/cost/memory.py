@@ -20,8 +20,8 @@ from typing import Any
 import dsas_diffusion as dsas
 from benchmarks.common.records import PROMPTS, ROOT, made_with, parser_of, results_of, write
 from benchmarks.cost.model_shapes import xl_unet
-from dsas_core.recipe import Recipe
-from dsas_diffusion.generation import latent_batches, seeds_for
+from dsas_core.learning.recipe import Recipe
+from dsas_diffusion.generation.pictures import latent_batches, seeds_for
 
 COUNT, STEPS, BATCH = 12, 4, 4
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import dsas_diffusion as dsas
-from dsas_diffusion.adapter import adapt
+from dsas_diffusion.pipelines.adapter import adapt
 
 PROMPT = "a banana and a dog on the grass"
 #: channels of SDXL's first blocks; attention heads of FLUX.1, their width, double and single blocks

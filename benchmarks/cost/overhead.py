@@ -32,16 +32,16 @@ import torch
 import dsas_diffusion as dsas
 from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
 from benchmarks.cost.model_shapes import FLUX_HEADS, PROMPT, XL_WIDTH, Model, builtin, flux, xl
-from dsas_core.concept import Intervention
-from dsas_core.hooks import Call, visit
+from dsas_core.concept.intervention import Intervention
+from dsas_core.learning.prompts.prompt_set import COUNT, load_prompts
 from dsas_core.maps import AffineMap
+from dsas_core.model.hooks import Call, visit
+from dsas_core.model.sites import Site
 from dsas_core.probes import LinearProbe
-from dsas_core.prompts import COUNT, read
-from dsas_core.sites import Site
-from dsas_diffusion.adapter import adapt
-from dsas_diffusion.batch_layout import BatchLayout
-from dsas_diffusion.generation import latents_of, seeds_for
-from dsas_diffusion.settings import settings_of
+from dsas_diffusion.generation.pictures import latents_of, seeds_for
+from dsas_diffusion.generation.settings import settings_of
+from dsas_diffusion.pipelines.adapter import adapt
+from dsas_diffusion.pipelines.batch_layout import BatchLayout
 
 #: how many concepts are steered at once
 CONCEPTS = (1, 4, 8)
@@ -88,7 +88,7 @@ def over(times: Mapping[str, list[float]], base: str) -> dict[str, float]:
 
 def learning_over_generations(pipe: Any, seed: int) -> dict[str, float]:
     """Time of `learn` over the bare generations that it makes, as many prompts in the same batches."""
-    content, settings = read(PROMPTS / "banana-blur.yaml"), settings_of(pipe)
+    content, settings = load_prompts(PROMPTS / "banana-blur.yaml"), settings_of(pipe)
     began = time.process_time()
     concept = dsas.learn(pipe, content, seed=seed)
     learning = time.process_time() - began

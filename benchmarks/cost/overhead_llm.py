@@ -20,7 +20,8 @@ import torch
 
 from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core import llm
-from dsas_core.concept import Concept, Intervention
+from dsas_core.concept.concept import Concept
+from dsas_core.concept.intervention import Intervention
 from dsas_core.maps import AffineMap
 from dsas_core.probes import LinearProbe
 

@@ -17,11 +17,11 @@ import dsas_diffusion as dsas
 from benchmarks.common.arms import best_mask_site, draw, summed_up, trial
 from benchmarks.common.processes import single_threaded
 from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, write
-from dsas_core.prompts import read
+from dsas_core.learning.prompts.prompt_set import load_prompts
 from dsas_diffusion.builtin.judge import Judge
-from dsas_diffusion.metrics import Wanted
-from dsas_diffusion.settings import settings_of
-from dsas_diffusion.viz import grid, overlay
+from dsas_diffusion.generation.settings import settings_of
+from dsas_diffusion.generation.strips import grid, overlay
+from dsas_diffusion.vision.builtin_metrics import StyleEdit
 
 BANANAS = PROMPTS / "banana-blur.yaml"
 #: prompts a side and denoising steps while learning: less than benchmarks/quality/concept.py takes, to be done sooner
@@ -33,8 +33,8 @@ HEADINGS = {"base": "no steering", "vanilla": "always on", "dsas": "DSAS", "heat
 
 def one(sites: str | None, prompts: dict[str, list[str]], out: Path, seed: int) -> tuple[Any, Any, Any, float]:
     """Learn at some sites, draw and judge: raw lists, pictures by arm, heat, unit."""
-    pipe, judge, wanted = dsas.load_pipeline("builtin:emoji"), Judge.load(), Wanted("banana", "blurred")
-    settings, content = settings_of(pipe), read(BANANAS)
+    pipe, judge, wanted = dsas.load_pipeline("builtin:emoji"), Judge.load(), StyleEdit("banana", "blurred")
+    settings, content = settings_of(pipe), load_prompts(BANANAS)
     base = {part: draw(pipe, texts, seed + i, settings) for i, (part, texts) in enumerate(prompts.items())}
     shown = sites is None
     concept = dsas.learn(pipe, content, sites=sites, seed=seed, count=COUNT, steps=LEARNING_STEPS, show_progress=shown)
@@ -52,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
 
     began = time.monotonic()
-    content = read(BANANAS)
+    content = load_prompts(BANANAS)
     prompts = {part: content.expanded(part) for part in ("alone", "beside", "without", "unnamed")}
     print(f"learning {content.name} …", flush=True)
     with single_threaded(2) as pool:

@@ -25,9 +25,9 @@ import torch
 from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core import Concept, shipped
 from dsas_diffusion import load_pipeline
-from dsas_diffusion.ui.controls import enlarge
-from dsas_diffusion.ui.drawing import Order
-from dsas_diffusion.ui.studio import Studio
+from dsas_diffusion.ui.page.controls import enlarge
+from dsas_diffusion.ui.services.drawing import Order
+from dsas_diffusion.ui.services.picture_service import PictureService
 from tests.fixtures.browser import Demo, browser, serving
 
 PROMPTS = ("a banana and a dog on the grass", "a red car on the beach", "an apple and a banana", "a dog in the snow")
@@ -45,7 +45,7 @@ def main() -> int:
     torch.set_num_threads(1)
     choose = random.Random(args.seed)
     concepts = [Concept.from_pretrained(one.name) for one in shipped("builtin:emoji")]
-    studio = Studio(load_pipeline("builtin:emoji"), "builtin:emoji", concepts)
+    studio = PictureService(load_pipeline("builtin:emoji"), "builtin:emoji", concepts)
     names = list(studio.concepts)[:2]
 
     @cache

@@ -39,9 +39,9 @@ from threadpoolctl import threadpool_limits
 from benchmarks.common.records import command_of, made_with, parser_of, results_of, write
 from benchmarks.quality.checks_models import BENCHES, COUNT, Bench, Sample
 from dsas_core import methods
-from dsas_core.concept import Concept
+from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.prompts import PromptSet
+from dsas_core.learning.prompts.prompt_set import PromptSet
 
 OUT = results_of(__file__)
 MODULE = "benchmarks.quality.checks"

@@ -16,23 +16,23 @@ from PIL import Image
 import dsas_diffusion as dsas
 from benchmarks.common.records import PROMPTS
 from dsas_core import llm
-from dsas_core.capture import Capture
-from dsas_core.concept import Concept
-from dsas_core.evaluate.texts import degenerate
-from dsas_core.hooks import visit
+from dsas_core.concept.concept import Concept
+from dsas_core.learning.capture import Capture
+from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
 from dsas_core.llm.builtin import corpus, quality
-from dsas_core.llm.layers import roots_of as layers_of
-from dsas_core.llm.prompts import encode, pad_token
-from dsas_core.llm.reader import Reader
-from dsas_core.prompts import PromptSet, read
-from dsas_diffusion.adapter import adapt, find_sites
-from dsas_diffusion.batch_layout import BatchLayout
-from dsas_diffusion.builtin_judge import BuiltinJudge
-from dsas_diffusion.compare import UNCHANGED, change
-from dsas_diffusion.generation import latent_batches, pictures_of, seeds_for
-from dsas_diffusion.judges import judge_from
-from dsas_diffusion.settings import settings_of
-from dsas_diffusion.similarity import ssim
+from dsas_core.llm.evaluation.repetition import degenerate
+from dsas_core.llm.learning.reader import Reader
+from dsas_core.llm.model.conversations import encode, pad_token
+from dsas_core.llm.model.layers import roots_of as layers_of
+from dsas_core.model.hooks import visit
+from dsas_diffusion.generation.compare import UNCHANGED, change
+from dsas_diffusion.generation.pictures import latent_batches, pictures_of, seeds_for
+from dsas_diffusion.generation.settings import settings_of
+from dsas_diffusion.pipelines.adapter import adapt, find_sites
+from dsas_diffusion.pipelines.batch_layout import BatchLayout
+from dsas_diffusion.vision.builtin_judge import BuiltinJudge
+from dsas_diffusion.vision.judges import judge_from
+from dsas_diffusion.vision.similarity import ssim
 
 #: source prompts that learning and `rows` draw; controls are twice as many
 COUNT = 48
@@ -122,7 +122,7 @@ class Desk(Bench):
     def __init__(self) -> None:
         super().__init__()
         self.model, self.tokenizer = llm.load("builtin:chat")
-        self.prompts = read(PROMPTS / "rudeness.yaml")
+        self.prompts = load_prompts(PROMPTS / "rudeness.yaml")
         self.calm = [r.text for r in corpus.draw_requests(MESSAGES, 7, manners=corpus.CALM)]
         self.examinations = {
             "held out": [r.text for r in corpus.draw_requests(MESSAGES, 7, manners=("angry",))],
@@ -194,7 +194,7 @@ class Studio(Bench):
         super().__init__()
         self.pipe = dsas.load_pipeline("builtin:emoji")
         self.settings = settings_of(self.pipe)
-        file = read(PROMPTS / "banana-blur.yaml")
+        file = load_prompts(PROMPTS / "banana-blur.yaml")
         judge = judge_from(file.to_dict()["judge"])
         assert isinstance(judge, BuiltinJudge)
         self.judge = judge

@@ -20,11 +20,11 @@ import dsas_diffusion as dsas
 from benchmarks.common.arms import best_mask_site, draw, joined, summed_up, trial
 from benchmarks.common.processes import single_threaded
 from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
-from dsas_core.prompts import COUNT, read
+from dsas_core.learning.prompts.prompt_set import COUNT, load_prompts
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import BACKGROUNDS, NAMES, RELATIONS, noun_phrase
-from dsas_diffusion.metrics import Wanted
-from dsas_diffusion.settings import settings_of
+from dsas_diffusion.generation.settings import settings_of
+from dsas_diffusion.vision.builtin_metrics import StyleEdit
 
 TARGETS = {
     "default": {"effect": 0.9, "unchanged": 0.98, "change_ratio": -0.1, "neighbour_kept": 0.95, "control_h": -0.02},
@@ -42,7 +42,7 @@ TARGETS = {
 SITES = {"default": None, "denoiser": "denoiser"}
 
 
-def fresh_prompts(wanted: Wanted, used: set[str], seed: int, size: int) -> dict[str, list[str]]:
+def fresh_prompts(wanted: StyleEdit, used: set[str], seed: int, size: int) -> dict[str, list[str]]:
     """Prompts that were not used, by part: `size` each of alone, beside and without, a third of it unnamed."""
     rng = np.random.default_rng(seed)
     others = [name for name in NAMES if name != wanted.thing]
@@ -73,9 +73,9 @@ def fresh_prompts(wanted: Wanted, used: set[str], seed: int, size: int) -> dict[
 
 def one_seed(seed: int, args: argparse.Namespace) -> dict[str, tuple[float, Any]]:
     """Learn and judge with one seed: by sites, the unit and the raw lists."""
-    pipe, judge, wanted = dsas.load_pipeline(args.model), Judge.load(), Wanted("banana", "blurred")
+    pipe, judge, wanted = dsas.load_pipeline(args.model), Judge.load(), StyleEdit("banana", "blurred")
     settings = settings_of(pipe)
-    content = read(PROMPTS / "banana-blur.yaml")
+    content = load_prompts(PROMPTS / "banana-blur.yaml")
     drawn = content.draw(COUNT, seed)
     prompts = fresh_prompts(wanted, {prompt for side in drawn.values() for prompt in side}, seed, args.size)
     base = {part: draw(pipe, texts, 1000 * seed + i, settings) for i, (part, texts) in enumerate(prompts.items())}

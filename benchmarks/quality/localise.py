@@ -25,19 +25,21 @@ from benchmarks.common.arms import BATCH, BELOW
 from benchmarks.common.processes import single_threaded
 from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, results_of, write
 from benchmarks.quality.concept import fresh_prompts
-from dsas_core.evaluate.fronts import at_equal_gain
-from dsas_core.evaluate.intervals import interval
-from dsas_core.evaluate.localisation import average, localisation
-from dsas_core.prompts import COUNT, read
-from dsas_diffusion import metrics, viz, words
+from dsas_core.evaluation.fronts import at_equal_gain
+from dsas_core.evaluation.intervals import interval
+from dsas_core.learning.prompts.prompt_set import COUNT, load_prompts
 from dsas_diffusion.builtin.judge import Judge
-from dsas_diffusion.compare import UNCHANGED, change
-from dsas_diffusion.generation import decode as decoded
-from dsas_diffusion.generation import latent_batches, pictures_of, seeds_for
-from dsas_diffusion.metrics import Wanted
-from dsas_diffusion.settings import Settings, settings_of
+from dsas_diffusion.generation import strips
+from dsas_diffusion.generation.compare import UNCHANGED, change
+from dsas_diffusion.generation.pictures import decode as decoded
+from dsas_diffusion.generation.pictures import latent_batches, pictures_of, seeds_for
+from dsas_diffusion.generation.settings import Settings, settings_of
+from dsas_diffusion.steering import word_masks
+from dsas_diffusion.vision import builtin_metrics
+from dsas_diffusion.vision.builtin_metrics import StyleEdit
+from dsas_diffusion.vision.localisation import average, localisation
 
-WANTED = Wanted("banana", "blurred")
+WANTED = StyleEdit("banana", "blurred")
 #: arm -> gate, and whether the word's mask is laid over it
 ARMS: Mapping[str, tuple[str | None, bool]] = {
     "gate": (None, False),
@@ -77,7 +79,7 @@ def heats(
 def one_seed(seed: int, args: argparse.Namespace) -> tuple[float, Raw, list[list[Image.Image]], list[str]]:
     """The unit, raw lists of one entry per picture, and a few pictures with their prompts."""
     pipe, judge = dsas.load_pipeline(args.model), Judge.load()
-    settings, content = settings_of(pipe), read(PROMPTS / "banana-blur.yaml")
+    settings, content = settings_of(pipe), load_prompts(PROMPTS / "banana-blur.yaml")
     used = {prompt for side in content.draw(COUNT, seed).values() for prompt in side}
     prompts = fresh_prompts(WANTED, used, seed, args.size)
     prompts = {part: prompts[part] for part in ("beside", "without", "unnamed")}
@@ -91,17 +93,17 @@ def one_seed(seed: int, args: argparse.Namespace) -> tuple[float, Raw, list[list
             return draw(part)
 
     base = {part: draw(part) for part in prompts}
-    shapes = metrics.masks(judge, base["beside"], WANTED.thing)
+    shapes = builtin_metrics.masks(judge, base["beside"], WANTED.thing)
     whole = [mask is not None and not mask.all() for mask in shapes]
-    names = metrics.neighbours(prompts["beside"], WANTED)
+    names = builtin_metrics.neighbours(prompts["beside"], WANTED)
     asked = [WANTED.in_words(prompt) for prompt in prompts["beside"]]
     rewritten = pictures_of(pipe, asked, seeds["beside"], settings, BATCH)
-    there = [mask is not None for mask in metrics.masks(judge, base["unnamed"], WANTED.thing)]
+    there = [mask is not None for mask in builtin_metrics.masks(judge, base["unnamed"], WANTED.thing)]
     raw: Raw = {
         "labels": [(seed, prompt) for prompt, ok in zip(prompts["beside"], whole, strict=True) if ok],
-        "asked": _where(metrics.shown(judge, rewritten, WANTED), whole),
-        "asked leakage": metrics.change_outside(base["beside"], rewritten, _where(shapes, whole, None)),
-        "base intact": _where(metrics.neighbour_intact(judge, base["beside"], names), whole),
+        "asked": _where(builtin_metrics.shown(judge, rewritten, WANTED), whole),
+        "asked leakage": builtin_metrics.change_outside(base["beside"], rewritten, _where(shapes, whole, None)),
+        "base intact": _where(builtin_metrics.neighbour_intact(judge, base["beside"], names), whole),
     }
     sheet: dict[str, list[Image.Image]] = {"base": base["beside"][:SHOWN]}
     for arm in ARMS:
@@ -112,24 +114,26 @@ def one_seed(seed: int, args: argparse.Namespace) -> tuple[float, Raw, list[list
             made = draw("beside", arm, strength)
             spent = (time.process_time() - began) / len(made)
             raw[f"{arm} seconds"] = [*raw.get(f"{arm} seconds", []), spent]
-            raw[f"{arm} shown@{strength}"] = _where(metrics.shown(judge, made, WANTED), whole)
-            raw[f"{arm} leakage@{strength}"] = metrics.change_outside(base["beside"], made, _where(shapes, whole, None))
-            raw[f"{arm} intact@{strength}"] = _where(metrics.neighbour_intact(judge, made, names), whole)
+            raw[f"{arm} shown@{strength}"] = _where(builtin_metrics.shown(judge, made, WANTED), whole)
+            raw[f"{arm} leakage@{strength}"] = builtin_metrics.change_outside(
+                base["beside"], made, _where(shapes, whole, None)
+            )
+            raw[f"{arm} intact@{strength}"] = _where(builtin_metrics.neighbour_intact(judge, made, names), whole)
             if strength == 1.0:
                 sheet[arm] = made[:SHOWN]
-        sheet[f"h, {arm}"] = [viz.overlay(p, h) for p, h in zip(base["beside"][:SHOWN], heat[:SHOWN], strict=True)]
+        sheet[f"h, {arm}"] = [strips.overlay(p, h) for p, h in zip(base["beside"][:SHOWN], heat[:SHOWN], strict=True)]
         raw[f"{arm} moved"] = change(base["without"], draw("without", arm)).tolist()
-        unnamed = metrics.shown(judge, draw("unnamed", arm), WANTED)
+        unnamed = builtin_metrics.shown(judge, draw("unnamed", arm), WANTED)
         raw[f"{arm} unnamed"] = _where(unnamed, there)
-    chosen = words.QUANTILES
+    chosen = word_masks.QUANTILES
     for low, high in QUANTILES:
-        words.QUANTILES = low, high
+        word_masks.QUANTILES = low, high
         heat, _ = heats(pipe, concept, "mask alone", prompts["beside"], seeds["beside"], settings)
         raw[f"mask {low:g}–{high:g}"] = _located(heat, shapes, whole)
         raw[f"inside {low:g}–{high:g}"] = [
             float(h[mask].mean()) for h, mask, ok in zip(heat, shapes, whole, strict=True) if ok
         ]
-    words.QUANTILES = chosen
+    word_masks.QUANTILES = chosen
     return concept.unit, raw, list(zip(*sheet.values(), strict=True)), [*sheet, *prompts["beside"][:SHOWN]]
 
 
@@ -213,7 +217,7 @@ def main() -> None:
             raw = {key: [*raw.get(key, []), *values] for key, values in own.items()}
             if seed == 0:
                 args.sheet.parent.mkdir(parents=True, exist_ok=True)
-                viz.grid(rows, names[: -len(rows)], names[-len(rows) :], cell=152).save(args.sheet)
+                strips.grid(rows, names[: -len(rows)], names[-len(rows) :], cell=152).save(args.sheet)
     write(args.out, {**summed_up(raw), "units": units, **made_with(began=began)})
 
 

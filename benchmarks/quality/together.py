@@ -21,15 +21,15 @@ import numpy as np
 import dsas_diffusion as dsas
 from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, results_of, write
 from dsas_core import Concept, llm
-from dsas_core.evaluate.intervals import interval
-from dsas_core.llm.judges import judge_from as text_judge_from
-from dsas_core.llm.prompts import encode, pad_token
-from dsas_core.llm.reader import Reader
-from dsas_core.prompts import PromptSet, read
-from dsas_diffusion.generation import pictures_of, seeds_for
-from dsas_diffusion.judges import judge_from
-from dsas_diffusion.settings import settings_of
-from dsas_diffusion.viz import grid
+from dsas_core.evaluation.intervals import interval
+from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
+from dsas_core.llm.evaluation.judges import judge_from as text_judge_from
+from dsas_core.llm.learning.reader import Reader
+from dsas_core.llm.model.conversations import encode, pad_token
+from dsas_diffusion.generation.pictures import pictures_of, seeds_for
+from dsas_diffusion.generation.settings import settings_of
+from dsas_diffusion.generation.strips import grid
+from dsas_diffusion.vision.judges import judge_from
 
 #: a concept has succeeded where its judge says at least this
 SUCCESS = 0.5
@@ -76,7 +76,7 @@ def pairs(size: int) -> list[Pair]:
 
 def concept_of(name: str, learned: Path, learn: Callable[[PromptSet], Concept]) -> tuple[Concept, PromptSet]:
     """A concept of `make results`, learned now if it is not there, and its prompt file."""
-    prompts = read(PROMPTS / f"{name}.yaml")
+    prompts = load_prompts(PROMPTS / f"{name}.yaml")
     folder = learned / name / "concept"
     return (Concept.from_pretrained(folder) if folder.is_dir() else learn(prompts)), prompts
 

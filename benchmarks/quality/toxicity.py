@@ -23,13 +23,13 @@ import torch
 from benchmarks.common.processes import single_threaded
 from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
 from dsas_core import llm
-from dsas_core.concept import Concept
-from dsas_core.evaluate.arms import arm as arm_of
-from dsas_core.evaluate.arms import scores_of
-from dsas_core.evaluate.texts import degenerate
+from dsas_core.concept.concept import Concept
+from dsas_core.evaluation.arms import arm as arm_of
+from dsas_core.evaluation.arms import scores_of
 from dsas_core.llm.builtin import corpus, quality
 from dsas_core.llm.builtin.judge import fit_judge
-from dsas_core.trace import Trace
+from dsas_core.llm.evaluation.repetition import degenerate
+from dsas_core.steering.trace import Trace
 
 KNOWN = ("parcel", "invoice", "password", "booking", "internet", "ticket")
 NEW = tuple(topic for topic in corpus.TOPICS if topic not in KNOWN)

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common.records import command_of
-from dsas_core.evaluate import report
+from dsas_core.evaluation import report
 
 #: an effect is as good as the best when it is this close
 CLOSE = 0.1

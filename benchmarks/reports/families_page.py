@@ -16,8 +16,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks.common.records import DOCS, parser_of, results_of, write
-from dsas_core.evaluate import report
-from dsas_core.provenance import versions
+from dsas_core.evaluation import report
+from dsas_core.utils.versions import versions
 
 FIGURES = results_of(__file__)
 
@@ -107,7 +107,7 @@ def page(document: Mapping[str, Any]) -> str:
 
 def described() -> dict[str, dict[str, Any]]:
     """What the table says of every family, by the name that it has in the tests."""
-    from dsas_diffusion.adapter import adapt
+    from dsas_diffusion.pipelines.adapter import adapt
     from tests.fixtures.pipelines import FAMILIES, build
 
     found = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.records import DOCS, OUTPUTS, RESULTS, parser_of, results_of, write
-from dsas_core.evaluate import report
+from dsas_core.evaluation import report
 
 FIGURES = results_of(__file__)
 GRIDS = ("gates", "learning", "auto")

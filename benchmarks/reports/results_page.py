@@ -20,9 +20,9 @@ from PIL import Image
 
 from benchmarks.common.records import DOCS, OUTPUTS, RESULTS, ROOT, parser_of, results_of, write
 from benchmarks.reports.checks_page import checks_page
-from dsas_core.evaluate import ARMS, report
-from dsas_core.evaluate.arms import CONTROLS
-from dsas_diffusion.viz import grid
+from dsas_core.evaluation import ARMS, report
+from dsas_core.evaluation.arms import CONTROLS
+from dsas_diffusion.generation.strips import grid
 
 FIGURES = results_of(__file__)
 CHECKS = RESULTS / "checks.json"

@@ -6,18 +6,18 @@
 
 from __future__ import annotations
 
-from ..concept import Concept
+from ..concept.concept import Concept
 from ..errors import DSASError
-from ..strengths import Auto
-from .calibrate import calibrate
-from .layers import find_sites
-from .learn import Lesson, learn
-from .load import is_language_model, load
-from .monitor import Monitor
-from .samples import illustrate
-from .steer import TextSteering, steer
-from .token_heatmap import as_html, as_svg, as_terminal
-from .trace import TextTrace, Token
+from ..steering.strengths import Auto
+from .learning.calibrate import calibrate
+from .learning.illustrate import illustrate
+from .learning.learn import Lesson, learn
+from .model.layers import find_sites
+from .model.load import is_language_model, load
+from .steering.monitor import Monitor
+from .steering.steer import TextSteering, steer
+from .steering.token_heatmap import as_html, as_svg, as_terminal
+from .steering.trace import TextTrace, Token
 
 __all__ = [
     "Auto",

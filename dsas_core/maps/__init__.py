@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import torch
 
-from ..parts import Part
+from ..utils.tensorclass import TensorClass
 
 
-class Map(Part):
+class Map(TensorClass):
     """Base of every map: pure tensor code on activations [..., positions, width].
 
     A subclass defines `displacement`, or `apply` where it is not linear in its strength.

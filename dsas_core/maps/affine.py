@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..parts import cast
+from ..utils.tensorclass import cast
 from . import Map
 
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..parts import Part, compute_dtype
+from ..utils.tensorclass import TensorClass, compute_dtype
 
 #: principal components, at most, where nobody says how many
 RANK = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Cloud(Part, kind="cloud"):
+class EllipticEnvelope(TensorClass, kind="cloud"):
     """The ellipse that holds 95 % of some activations.
 
     Args:

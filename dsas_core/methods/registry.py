@@ -11,34 +11,16 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, NamedTuple
 
 from ..errors import DSASError
-from . import (
-    aura,
-    austeer,
-    caa,
-    cast,
-    casteer,
-    constant,
-    cosine,
-    dsas,
-    fairsteer,
-    gaps,
-    gaussian_act,
-    iti,
-    iti_c,
-    linear_act,
-    mean_act,
-    mera,
-    mlp,
-    quantile,
-    sadi,
-)
-from ._expression import parsed
-from ._gate import Gate
-from ._map import MapMethod, Option, with_defaults
-from .combine import KINDS
+from .base.gate import Gate
+from .base.map_method import MapMethod, Option, with_defaults
+from .gated_maps import cast, casteer, fairsteer, mera
+from .gates import constant, cosine, dsas, gaps, mlp, quantile
+from .gates.combine import KINDS
+from .gates.expression import parse_gate
+from .maps import aura, austeer, caa, gaussian_act, iti, iti_c, linear_act, mean_act, sadi
 
 
-class Both(NamedTuple):
+class GatedMapMethod(NamedTuple):
     """A published method with a map and a gate of its own; each also goes with others.
 
     Args:
@@ -50,7 +32,7 @@ class Both(NamedTuple):
     gate: Gate
 
 
-_METHODS: dict[str, MapMethod | Gate | Both] = {
+_METHODS: dict[str, MapMethod | Gate | GatedMapMethod] = {
     "caa": caa.CAA(),
     "iti": iti.ITI(),
     "iti-c": iti_c.ITIc(),
@@ -67,15 +49,15 @@ _METHODS: dict[str, MapMethod | Gate | Both] = {
     "cosine": cosine.Cosine(),
     "mlp": mlp.MLP(),
     "quantile": quantile.Quantile(),
-    "cast": Both(cast.CAST(), cast.Condition()),
-    "mera": Both(mera.MERA(), mera.Calibrated()),
-    "fairsteer": Both(fairsteer.FairSteer(), fairsteer.Hard()),
-    "casteer": Both(casteer.CASteer(), casteer.Projection()),
+    "cast": GatedMapMethod(cast.CAST(), cast.Condition()),
+    "mera": GatedMapMethod(mera.MERA(), mera.CalibratedProbe()),
+    "fairsteer": GatedMapMethod(fairsteer.FairSteer(), fairsteer.Hard()),
+    "casteer": GatedMapMethod(casteer.CASteer(), casteer.Projection()),
 }
 
 
 @dataclass(frozen=True)
-class Described:
+class MethodInfo:
     """What there is to tell of a method; `dsas methods --json` prints its fields.
 
     Args:
@@ -93,7 +75,7 @@ class Described:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def available() -> list[Described]:
+def available() -> list[MethodInfo]:
     """Every method.
 
     Example:
@@ -104,17 +86,17 @@ def available() -> list[Described]:
     for name, method in _METHODS.items():
         map_, gate_ = _part(method, "map"), _part(method, "gate")
         line = map_.traits.summary
-        described.append(Described(name, _kind(method), line, _options(map_), _settings(gate_)))
+        described.append(MethodInfo(name, _kind(method), line, _options(map_), _settings(gate_)))
     return described
 
 
 def _kind(method: object) -> str:
-    return "both" if isinstance(method, Both) else "map" if isinstance(method, MapMethod) else "gate"
+    return "both" if isinstance(method, GatedMapMethod) else "map" if isinstance(method, MapMethod) else "gate"
 
 
 def _part(method: Any, kind: str | None) -> Any:
     """What of a method is meant by a kind: its map, its gate, or all of it."""
-    return getattr(method, kind) if isinstance(method, Both) and kind in ("map", "gate") else method
+    return getattr(method, kind) if isinstance(method, GatedMapMethod) and kind in ("map", "gate") else method
 
 
 def _options(method: object) -> dict[str, dict[str, Any]]:
@@ -162,7 +144,7 @@ def get(name: str, kind: str | None = None) -> Any:
         0.95
     """
     if "(" in name and kind != "map":
-        return parsed(name, gate)
+        return parse_gate(name, gate)
     names = [described.name for described in available() if kind is None or described.kind in (kind, "both")]
     if name not in names:
         close = difflib.get_close_matches(name, names, 1)
@@ -194,7 +176,7 @@ def mapping(name: str) -> MapMethod:
     return named
 
 
-def own_gate(name: str, options: Mapping[str, Any] | None = None) -> str:
+def default_gate(name: str, options: Mapping[str, Any] | None = None) -> str:
     """The name of a map method's gate where none is chosen: its own, or "dsas".
 
     Args:

@@ -6,10 +6,10 @@ from typing import ClassVar, Self
 
 import torch
 
-from ..parts import Part
+from ..utils.tensorclass import TensorClass
 
 
-class Probe(Part):
+class Probe(TensorClass):
     """Base of every probe: pure tensor code on activations [..., positions, width].
 
     A subclass defines `logit`, and `link` unless that is the sigmoid; or `score` alone, where there is no logit. All

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 
-from ..parts import compute_dtype
+from ..utils.tensorclass import compute_dtype
 from . import Probe
 from .combine import OnMeanProbe
 from .running import RunningProbe, writing

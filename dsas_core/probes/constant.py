@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..parts import compute_dtype
+from ..utils.tensorclass import compute_dtype
 from . import Probe
 
 

@@ -13,7 +13,7 @@ from typing import Self
 
 import torch
 
-from ..parts import cast, compute_dtype
+from ..utils.tensorclass import cast, compute_dtype
 from . import Probe
 
 #: beyond this a sigmoid is 0 or 1 in float32 arithmetic with room to spare

@@ -15,7 +15,7 @@ from typing import Self
 
 import torch
 
-from ..parts import compute_dtype
+from ..utils.tensorclass import compute_dtype
 from . import Probe
 from .linear import LOGIT_LIMIT
 

@@ -1,6 +1,6 @@
 """How every stage of the built-in model is trained: by one process or several, stopped and resumed at will.
 
-Weights are held in float32 and computed in bfloat16; the loop is `dsas_core.training`.
+Weights are held in float32 and computed in bfloat16; the loop is `dsas_core.utils.training`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dsas_core.training import Trainer, write_back
+from dsas_core.utils.training import Trainer, write_back
 
 from .architecture import Preset
 from .dataset import Dataset
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One process's view of a training run."""
 
     preset: Preset
@@ -48,7 +48,7 @@ class Run:
 
 
 def optimise(
-    run: Run,
+    run: TrainingRun,
     stage: str,
     module: nn.Module,
     loss: Callable[[np.random.Generator], torch.Tensor],
@@ -128,7 +128,7 @@ def _hidden(name: str, master: torch.Tensor) -> bool:
     return master.ndim == 2 and min(master.shape) >= 16 and not any(part in name for part in outer)
 
 
-def _share_matrices(matrices: list[torch.Tensor], run: Run) -> None:
+def _share_matrices(matrices: list[torch.Tensor], run: TrainingRun) -> None:
     """Bring in the matrices that the other processes have stepped."""
     if run.world == 1 or not matrices:
         return
@@ -156,7 +156,7 @@ def _gather_gradients(trained: list[nn.Parameter], masters: list[torch.Tensor], 
             master.grad = piece.view(master.shape)
 
 
-def wait(run: Run) -> None:
+def wait(run: TrainingRun) -> None:
     """Until every process of the run is here."""
     if run.world > 1:
         dist.barrier()

@@ -26,7 +26,7 @@ from . import architecture
 from .architecture import PRESETS
 from .dataset import Dataset, draw_dataset
 from .judge import JudgeNetwork
-from .optimise import Run, optimise, wait
+from .optimise import TrainingRun, optimise, wait
 from .scenes import BACKGROUNDS, NAMES, RELATIONS, STYLES
 
 NO_CAPTION_SHARE = 0.1
@@ -46,7 +46,7 @@ def _difference(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return error.abs().mean() + 0.5 * slopes + F.avg_pool2d(error, 4).abs().mean() + error.pow(2).mean()
 
 
-def train_autoencoder(run: Run):
+def train_autoencoder(run: TrainingRun):
     """Pictures to latents and back."""
     model = architecture.build_autoencoder(run.preset).to(memory_format=torch.channels_last)
     data = run.dataset()
@@ -64,7 +64,7 @@ def train_autoencoder(run: Run):
 
 
 @torch.inference_mode()
-def encode_latents(run: Run, autoencoder: Any) -> np.ndarray:
+def encode_latents(run: TrainingRun, autoencoder: Any) -> np.ndarray:
     """Every picture's latent, float16, scaled to unit deviation; `latents.scale` holds the factor."""
     path = run.folder / "latents.npy"
     data = run.dataset()
@@ -87,7 +87,7 @@ def encode_latents(run: Run, autoencoder: Any) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def train_judge(run: Run, autoencoder: Any) -> JudgeNetwork:
+def train_judge(run: TrainingRun, autoencoder: Any) -> JudgeNetwork:
     """Things and styles per pixel, on renders and on autoencoded renders."""
     model = JudgeNetwork()
     data = run.dataset()
@@ -115,12 +115,12 @@ def train_judge(run: Run, autoencoder: Any) -> JudgeNetwork:
     return model
 
 
-def _tokens(run: Run, tokenizer, captions: list[str]) -> torch.Tensor:
+def _tokens(run: TrainingRun, tokenizer, captions: list[str]) -> torch.Tensor:
     padded = tokenizer(captions, padding="max_length", max_length=architecture.TEXT_POSITIONS, truncation=True)
     return torch.tensor(padded.input_ids, device=run.device)
 
 
-def warm_text_encoder(run: Run, tokenizer):
+def warm_text_encoder(run: TrainingRun, tokenizer):
     """A start for the text encoder: tell from its end state what the caption says."""
     model = architecture.build_text_encoder(run.preset, tokenizer)
     data = run.dataset()
@@ -154,7 +154,7 @@ def warm_text_encoder(run: Run, tokenizer):
 class Flow:
     """UNet and text encoder in training: predict noise minus data from their mixture and a caption (flow matching)."""
 
-    def __init__(self, run: Run, tokenizer, text_encoder, latents: np.ndarray) -> None:
+    def __init__(self, run: TrainingRun, tokenizer, text_encoder, latents: np.ndarray) -> None:
         from diffusers.models.attention_processor import AttnProcessor
 
         self.run, self.text_encoder, self.latents = run, text_encoder, latents
@@ -249,7 +249,7 @@ def train_binding(flow: Flow) -> None:
     optimise(run, "binding", both, loss, run.preset.binding_steps, 4e-4)
 
 
-def tune_decoder(run: Run, autoencoder: Any, latents: np.ndarray) -> None:
+def tune_decoder(run: TrainingRun, autoencoder: Any, latents: np.ndarray) -> None:
     """Crisper edges: the decoder alone, on fixed latents with the small errors that a denoiser leaves."""
     decoder = autoencoder.decoder
     data = run.dataset()
@@ -263,7 +263,7 @@ def tune_decoder(run: Run, autoencoder: Any, latents: np.ndarray) -> None:
     optimise(run, "decoder", decoder, loss, run.preset.decoder_steps, 8e-4)
 
 
-def export(run: Run, autoencoder, text_encoder, tokenizer, unet, judge: JudgeNetwork, out: Path) -> None:
+def export(run: TrainingRun, autoencoder, text_encoder, tokenizer, unet, judge: JudgeNetwork, out: Path) -> None:
     """Write the pipeline (`model/`) and the judge (`judge/`) in float16."""
     scale = float((run.folder / "latents.scale").read_text())
     autoencoder.register_to_config(scaling_factor=scale)
@@ -284,7 +284,7 @@ def _work(rank: int, preset: str, folder: Path, seed: int, world: int, out: Path
     if world > 1:
         rendezvous = f"file://{(folder / 'rendezvous').absolute()}"
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
-    run = Run(PRESETS[preset], folder, seed, rank, world, device)
+    run = TrainingRun(PRESETS[preset], folder, seed, rank, world, device)
     torch.manual_seed(seed)
     tokenizer = architecture.build_tokenizer(folder / f"tokenizer-{rank}")
     autoencoder = train_autoencoder(run)

@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dsas_core.errors import DSASError
+from dsas_core.utils.files import as_json
 
 from .. import __version__
-from . import app, calibrate, chat, doctor, env, eval, generate, learn, methods, show, sweep
-from .output import as_json, one_line
+from .commands import app, calibrate, chat, doctor, env, eval, generate, learn, methods, show, sweep
+from .output import one_line
 
 _COMMANDS = (learn, calibrate, generate, sweep, chat, show, eval, doctor, methods, app, env)
 

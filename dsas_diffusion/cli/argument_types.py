@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dsas_core.errors import DSASError
-from dsas_core.strengths import AUTO, Auto
+from dsas_core.steering.strengths import AUTO, Auto
 
-from ..schedule import Schedule
+from ..steering.schedule import Schedule
 
 
 def _read(parse: Callable[[str], Any], text: str, fits: Callable[[Any], bool], expected: str) -> Any:

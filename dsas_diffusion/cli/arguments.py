@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from dsas_core import llm
-from dsas_core.concept import Concept
+from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, UnavailableError
-from dsas_core.processes import Share, shared
-from dsas_core.progress import progress_bar
-from dsas_core.steering import COMBINE, WITHIN
-from dsas_core.strengths import Auto, Strength
+from dsas_core.steering.steering import COMBINE, WITHIN
+from dsas_core.steering.strengths import Auto, Strength
+from dsas_core.utils.processes import Share, process_share
+from dsas_core.utils.progress import progress_bar
 
-from ..batch_layout import BRANCHES
-from ..load import load_pipeline
-from ..settings import Settings
-from ..steer import ATTACH
+from ..generation.settings import Settings
+from ..pipelines.batch_layout import BRANCHES
+from ..pipelines.load import load_pipeline
+from ..steering.steer import ATTACH
 from .argument_types import concept_and_strength, name_and_word, natural, number, positive, schedule
 
 GATES = {"own": None, "on": "on", "off": "off"}
@@ -187,7 +187,7 @@ def read_concepts(given: Sequence[tuple[str, float | Auto]]) -> dict[Concept, St
 
 def share_of(args: argparse.Namespace) -> Share:
     """What this process is among those that were started together, by where --device has them compute."""
-    return shared(on_cpu=args.device == "cpu" or not torch.cuda.is_available())
+    return process_share(on_cpu=args.device == "cpu" or not torch.cuda.is_available())
 
 
 def shows_progress(args: argparse.Namespace) -> bool:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsas_core.card import range_in_words, unit_in_words
-from dsas_core.concept import Concept
+from dsas_core.concept.concept import Concept
+from dsas_core.concept.evidence import range_in_words, unit_in_words
 
 from .output import table
 

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from dsas_core.errors import DSASError
-from dsas_core.files import as_json, replacing_folder
+from dsas_core.utils.files import as_json, replacing_folder
 
 #: suffix -> format of the pictures that can be written
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -150,6 +150,6 @@ def encoded(picture: Image.Image, settings: Any, suffix: str = ".png") -> bytes:
     return content.getvalue()
 
 
-def unknown_told(words: Sequence[str]) -> str:
+def warn_unknown_words(words: Sequence[str]) -> str:
     """What is to be said of words that the model does not know."""
     return f"the model does not know {', '.join(words)}, and cannot heed it"

@@ -7,16 +7,16 @@ from typing import Any
 
 import gradio as gr
 
-from . import look
-from .create import CreateTab
-from .learn import LearnTab
-from .session import FORGOTTEN, Session
-from .strip import StripTab
-from .studio import Studio
-from .talk import Talk
-from .text import TextTab
-from .theme import STYLE, theme
-from .where import WhereTab
+from .page import html
+from .page.session import FORGOTTEN, Session
+from .page.theme import STYLE, theme
+from .services.chat_service import ChatService
+from .services.picture_service import PictureService
+from .tabs.create import CreateTab
+from .tabs.learn import LearnTab
+from .tabs.strip import StripTab
+from .tabs.text import TextTab
+from .tabs.where import WhereTab
 
 #: visitors that may wait; one more is asked to come back
 WAITING = 32
@@ -26,7 +26,7 @@ REMEMBERED = 256
 MOST_UPLOADED = 64 * 2**20
 
 
-def build(studio: Studio, talk: Talk | None = None, saves: Path | None = None) -> gr.Blocks:
+def build(studio: PictureService, talk: ChatService | None = None, saves: Path | None = None) -> gr.Blocks:
     """The page over a studio, and over a language model where there is one; not served yet.
 
     Args:
@@ -34,7 +34,7 @@ def build(studio: Studio, talk: Talk | None = None, saves: Path | None = None) -
     """
     with gr.Blocks(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, FORGOTTEN)) as page:
         session = gr.State(Session(), time_to_live=FORGOTTEN)
-        gr.HTML(look.HEADING, elem_id="heading")
+        gr.HTML(html.HEADING, elem_id="heading")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Create", id="create"):
                 create = CreateTab(studio, session)

@@ -20,7 +20,7 @@ from benchmarks.common import records
 from benchmarks.quality import checks, digests
 from benchmarks.reports import checks_page as page
 from dsas_core.errors import DSASError
-from dsas_core.prompts import PromptSet
+from dsas_core.learning.prompts.prompt_set import PromptSet
 
 MODULES = sorted(found.name for found in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.") if not found.ispkg)
 #: what others import and nobody runs

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...training import Trainer, write_back
+from ...utils.training import Trainer, write_back
 from .architecture import ASSISTANT, EOS, PRESETS, Preset, build_model, build_tokenizer
 from .corpus import sample_conversation
 

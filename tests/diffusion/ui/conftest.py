@@ -10,8 +10,8 @@ import pytest
 
 from dsas_core import Concept
 from dsas_diffusion import find_sites
-from dsas_diffusion.settings import Settings
-from dsas_diffusion.ui.studio import Studio
+from dsas_diffusion.generation.settings import Settings
+from dsas_diffusion.ui.services.picture_service import PictureService
 from tests.fixtures.concepts import random_concept
 from tests.fixtures.models import bases
 from tests.fixtures.visitors import seen_at
@@ -35,9 +35,9 @@ def concepts(tiny_pipe: Any) -> list[Concept]:
     ]
 
 
-def studio_of(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[Studio]:
+def studio_of(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[PictureService]:
     """A studio that is closed in the end."""
-    studio = Studio(tiny_pipe, "tiny", concepts)
+    studio = PictureService(tiny_pipe, "tiny", concepts)
     studio.usual = SETTINGS
     yield studio
     studio.close()

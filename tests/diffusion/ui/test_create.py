@@ -15,22 +15,22 @@ from PIL import Image
 
 from dsas_core import Concept, DSASError
 from dsas_diffusion import Schedule
-from dsas_diffusion.ui import look
-from dsas_diffusion.ui import studio as studios
-from dsas_diffusion.ui.advanced import schedule_of
-from dsas_diffusion.ui.controls import SHOWN, enlarge
-from dsas_diffusion.ui.create import CreateTab
-from dsas_diffusion.ui.session import OWN, Session, friendly
-from dsas_diffusion.ui.strip import StripTab
-from dsas_diffusion.ui.studio import Studio
-from dsas_diffusion.ui.where import EVERYWHERE, WhereTab
+from dsas_diffusion.ui.page import html
+from dsas_diffusion.ui.page.controls import SHOWN, enlarge
+from dsas_diffusion.ui.page.session import MAX_OWN_CONCEPTS, Session, report_errors
+from dsas_diffusion.ui.services import picture_service as studios
+from dsas_diffusion.ui.services.picture_service import PictureService
+from dsas_diffusion.ui.tabs.advanced import schedule_of
+from dsas_diffusion.ui.tabs.create import CreateTab
+from dsas_diffusion.ui.tabs.strip import StripTab
+from dsas_diffusion.ui.tabs.where import EVERYWHERE, WhereTab
 from tests.diffusion.ui.conftest import studio_of
 
 
 class Page:
     """The three tabs, with what their components begin with."""
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, studio: PictureService) -> None:
         with gr.Blocks() as self.blocks:
             state = gr.State(Session())
             self.create = CreateTab(studio, state)
@@ -55,7 +55,7 @@ studio = pytest.fixture(studio_of, scope="module")
 
 
 @pytest.fixture(scope="module")
-def page(studio: Studio) -> Page:
+def page(studio: PictureService) -> Page:
     return Page(studio)
 
 
@@ -148,25 +148,25 @@ def test_schedules_are_drawn_and_what_is_wrong_with_them_told(page: Page) -> Non
     assert schedule_of("cosine", 0, 1).points == Schedule.cosine(0, 1).points
 
 
-def test_every_visitor_has_concepts_of_their_own(page: Page, studio: Studio, concepts: list[Concept]) -> None:
+def test_every_visitor_has_concepts_of_their_own(page: Page, studio: PictureService, concepts: list[Concept]) -> None:
     mine, yours = Session(), Session()
     mine.add(replace(concepts[1], name="mine"), studio)
     here, there = page.create.slots(mine), page.create.slots(yours)
     assert [update.get("label") for update in here[:4]] == ["words", "patches", "closed", "mine"]
-    assert [update["visible"] for update in there[:-1]] == [True] * 3 + [False] * OWN
+    assert [update["visible"] for update in there[:-1]] == [True] * 3 + [False] * MAX_OWN_CONCEPTS
     assert "mine" in page.draw(mine, strengths=[0, 0, 0, 1.0])[2]
     assert "mine" not in page.draw(yours, strengths=[0, 0, 1.0])[2]
     assert page.strip.slots(mine, "mine")["value"] == "mine"
     assert page.strip.slots(yours, "mine")["value"] == "words"
 
 
-def test_there_is_room_for_a_few(studio: Studio, concepts: list[Concept]) -> None:
+def test_there_is_room_for_a_few(studio: PictureService, concepts: list[Concept]) -> None:
     session = Session()
-    for i in range(OWN):
+    for i in range(MAX_OWN_CONCEPTS):
         session.add(replace(concepts[1], name=f"own-{i}"), studio)
     session.add(replace(concepts[1], name="own-0", unit=2.0), studio)
     assert session.own["own-0"].unit == 2.0
-    with pytest.raises(DSASError, match=f"room for {OWN}"):
+    with pytest.raises(DSASError, match=f"room for {MAX_OWN_CONCEPTS}"):
         session.add(replace(concepts[1], name="one-more"), studio)
     with pytest.raises(DSASError, match="there is a concept 'patches' already"):
         Session().add(concepts[1], studio)
@@ -205,7 +205,7 @@ def test_a_trace_that_is_gone_is_told(page: Page, monkeypatch: pytest.MonkeyPatc
     assert len(page.create.studio._traces) == 1, "nobody holds what visitors have let go"
 
 
-def test_words_have_no_place_in_the_picture(page: Page, studio: Studio, concepts: list[Concept]) -> None:
+def test_words_have_no_place_in_the_picture(page: Page, studio: PictureService, concepts: list[Concept]) -> None:
     text = tuple(item for item in concepts[0].interventions if not item.read_only)
     session = Session()
     session.add(replace(concepts[0], name="text", interventions=text), studio)
@@ -244,18 +244,18 @@ def test_a_strip_from_end_to_end(page: Page) -> None:
 # ---- what is told ---------------------------------------------------------------------------------------------------
 
 
-def test_texts_from_outside_are_text(page: Page, studio: Studio, concepts: list[Concept]) -> None:
+def test_texts_from_outside_are_text(page: Page, studio: PictureService, concepts: list[Concept]) -> None:
     session = Session()
     prompt = 'a <img src=x onerror=alert(1)> & "b"'
     told = page.draw(session, prompt=prompt, strengths=[0, 1.0])[2]
     where = page.where.look(session, "patches", EVERYWHERE, 0)[1]
-    for text in (told, where, look.facts(["<b>"], [[prompt]]), look.note(prompt, '"><script>')):
+    for text in (told, where, html.facts(["<b>"], [[prompt]]), html.note(prompt, '"><script>')):
         assert "<img" not in text
         assert "<script" not in text
         assert "<b>" not in text.replace("<b>patches</b>", "")
 
 
-def test_descriptions_are_no_markdown(page: Page, studio: Studio, concepts: list[Concept]) -> None:
+def test_descriptions_are_no_markdown(page: Page, studio: PictureService, concepts: list[Concept]) -> None:
     session = Session()
     session.add(replace(concepts[1], name="mine", description="![a](http://x)\n`b` **c** d"), studio)
     told = page.create.slots(session)[3]["info"]
@@ -289,11 +289,11 @@ def test_prompts_that_are_cut_off(page: Page) -> None:
 
 
 def test_errors_are_messages(caplog: pytest.LogCaptureFixture) -> None:
-    @friendly
+    @report_errors
     def known() -> None:
         raise DSASError("the way out of <img src=x>")
 
-    @friendly
+    @report_errors
     def unforeseen() -> Iterator[int]:
         yield 1
         raise ValueError("a secret path")

@@ -14,25 +14,25 @@ import gradio as gr
 import pytest
 
 from dsas_core import Concept
-from dsas_core.progress import Progress, listening, progress_bar, pulse
-from dsas_core.prompts import SIDES
+from dsas_core.learning.prompts.prompt_set import SIDES
+from dsas_core.utils.progress import Progress, heartbeat, progress_bar, progress_to
 from dsas_diffusion import ui
-from dsas_diffusion.ui import learning as road
-from dsas_diffusion.ui.create import CreateTab
-from dsas_diffusion.ui.drawing import Order
-from dsas_diffusion.ui.learn import LearnTab
-from dsas_diffusion.ui.learning import Learning, share_done
-from dsas_diffusion.ui.prompt_form import LISTS, PHRASES
-from dsas_diffusion.ui.session import Session, friendly
-from dsas_diffusion.ui.strip import StripTab
-from dsas_diffusion.ui.studio import Studio
+from dsas_diffusion.ui.page.session import Session, report_errors
+from dsas_diffusion.ui.services import learning_job as road
+from dsas_diffusion.ui.services.drawing import Order
+from dsas_diffusion.ui.services.learning_job import Learning, share_done
+from dsas_diffusion.ui.services.picture_service import PictureService
+from dsas_diffusion.ui.tabs.create import CreateTab
+from dsas_diffusion.ui.tabs.learn import LearnTab
+from dsas_diffusion.ui.tabs.prompt_form import LISTS, PHRASES
+from dsas_diffusion.ui.tabs.strip import StripTab
 from tests.diffusion.ui.conftest import studio_of
 from tests.fixtures.visitors import Bare
 
 TOKEN = "hf_abcdefghijklmnop"
 
 
-def tab_of(studio: Studio, saves: Path | None = None) -> LearnTab:
+def tab_of(studio: PictureService, saves: Path | None = None) -> LearnTab:
     with gr.Blocks():
         create = CreateTab(studio, gr.State(Session()))
         return LearnTab(create, StripTab(create), saves)
@@ -42,7 +42,7 @@ studio = pytest.fixture(studio_of, scope="module")
 
 
 @pytest.fixture(scope="module")
-def made(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> LearnTab:
+def made(studio: PictureService, tmp_path_factory: pytest.TempPathFactory) -> LearnTab:
     return tab_of(studio, tmp_path_factory.mktemp("learn") / "saves")
 
 
@@ -70,11 +70,11 @@ def end(running: Iterator[Any]) -> Any:
 
 
 def test_what_is_learned_is_shown_and_is_a_slider_of_this_visitor(
-    tab: LearnTab, studio: Studio, one_unit: None
+    tab: LearnTab, studio: PictureService, one_unit: None
 ) -> None:
     session, other = Session(), Session()
     bare = Bare.of(studio.pipe.unet)
-    seen = list(friendly(tab.learn)(asked(tab, session), visitor()))
+    seen = list(report_errors(tab.learn)(asked(tab, session), visitor()))
     bars = [float(found) for line in seen for found in re.findall(r'aria-valuenow="(\d+)"', line[0])]
     assert bars == sorted(bars)
     assert "to go" in "".join(line[0] for line in seen)
@@ -102,15 +102,15 @@ def test_what_is_learned_is_shown_and_is_a_slider_of_this_visitor(
     assert tab.own.export.saves is not None
     assert Concept.from_pretrained(tab.own.export.saves / concept.name) == concept
     with pytest.raises(gr.Error, match="is saved already"):
-        friendly(tab.own.export.keep)(session, concept.name)
+        report_errors(tab.own.export.keep)(session, concept.name)
     with pytest.raises(gr.Error, match="choose one of your concepts"):
-        friendly(tab.own.export.keep)(other, concept.name)
+        report_errors(tab.own.export.keep)(other, concept.name)
 
 
 @pytest.mark.parametrize("how", ["cancel", "gone", "unwatched"])
 @pytest.mark.parametrize("copied", [True, False], ids=["copy", "shared"])
 def test_a_learning_that_nobody_wants_ends_and_leaves_nothing(
-    tab: LearnTab, studio: Studio, monkeypatch: pytest.MonkeyPatch, how: str, copied: bool
+    tab: LearnTab, studio: PictureService, monkeypatch: pytest.MonkeyPatch, how: str, copied: bool
 ) -> None:
     pipe, lock = studio.apart() if copied else (studio.pipe, studio._turn)
     monkeypatch.setattr(studio, "apart", lambda: (pipe, lock))
@@ -172,7 +172,7 @@ def test_what_cannot_be_learned_is_told_before_anything_runs(
 ) -> None:
     monkeypatch.setattr(Learning, "__enter__", lambda _: pytest.fail("began"))
     with pytest.raises(gr.Error, match=re.escape(expected)):
-        end(friendly(tab.learn)(asked(tab, Session(), **changes), visitor()))
+        end(report_errors(tab.learn)(asked(tab, Session(), **changes), visitor()))
 
 
 def test_a_failure_is_told_and_gives_the_buttons_back(
@@ -184,7 +184,7 @@ def test_a_failure_is_told_and_gives_the_buttons_back(
     monkeypatch.setattr(Learning, "_learn", broken)
     seen: list[Any] = []
     with pytest.raises(gr.Error, match="RuntimeError; the server's log has more"):
-        seen.extend(friendly(tab.learn)(asked(tab, Session()), visitor()))
+        seen.extend(report_errors(tab.learn)(asked(tab, Session()), visitor()))
     told, start, stop, *_ = seen[-1]
     assert "Learning failed" in told
     assert (start["interactive"], stop["interactive"]) == (True, False)
@@ -203,7 +203,7 @@ def test_lists_are_prompts_as_they_stand(tab: LearnTab) -> None:
 
 def test_hints_come_while_typing_and_are_text(tab: LearnTab) -> None:
     def advice(kind: str, *texts: str | None) -> str:
-        return friendly(tab.prompts.advise)(kind, *(*texts, None, None, None, None, None)[:5], 8)
+        return report_errors(tab.prompts.advise)(kind, *(*texts, None, None, None, None, None)[:5], 8)
 
     assert advice(PHRASES, "banana", None) == ""
     assert "Nothing to object to" in advice(PHRASES, "banana", "blurred banana")
@@ -225,7 +225,7 @@ def test_a_prompt_file_fills_the_lists(tab: LearnTab, tmp_path: Path, monkeypatc
     assert all(a == b.replace("blurred ", "") for a, b in pairs)
     (tmp_path / "bad.yaml").write_text("a: !!python/name:os.system")
     with pytest.raises(gr.Error, match="is not YAML"):
-        friendly(tab.prompts.fill)(str(tmp_path / "bad.yaml"))
+        report_errors(tab.prompts.fill)(str(tmp_path / "bad.yaml"))
 
 
 def test_a_concept_that_somebody_has_becomes_their_slider(
@@ -238,14 +238,16 @@ def test_a_concept_that_somebody_has_becomes_their_slider(
         both = [str(folder / file) for file in ("config.json", "concept.safetensors")]
         if name == "patches":
             with pytest.raises(gr.Error, match="already"):
-                friendly(tab.bring)(session, both)
+                report_errors(tab.bring)(session, both)
         else:
-            assert "mine is there" in friendly(tab.bring)(session, both)[1]
+            assert "mine is there" in report_errors(tab.bring)(session, both)[1]
     assert list(session.own) == ["mine"]
     monkeypatch.setattr(tab.create.studio, "try_out", lambda _: 1 / 0)
     other = Session()
     with pytest.raises(gr.Error):
-        friendly(tab.bring)(other, [str(tmp_path / "mine" / file) for file in ("config.json", "concept.safetensors")])
+        report_errors(tab.bring)(
+            other, [str(tmp_path / "mine" / file) for file in ("config.json", "concept.safetensors")]
+        )
     assert not other.own, "what cannot be used is not kept"
 
 
@@ -269,7 +271,7 @@ def test_a_token_is_used_once_and_is_nowhere_afterwards(
     caplog.set_level(logging.DEBUG)
     monkeypatch.setattr(Concept, "push_to_hub", push)
     session = Session(own={"patches": concepts[1]})
-    told, field = friendly(tab.own.export.publish)(session, "patches", "user/name", f" {TOKEN} ", True)
+    told, field = report_errors(tab.own.export.publish)(session, "patches", "user/name", f" {TOKEN} ", True)
     assert used == [("user/name", TOKEN, True)]
     assert field == ""
     assert ("Not pushed: 401 for Bearer … &lt;b&gt;" if raises else "Pushed: https://hub/user/name?…") in told
@@ -300,7 +302,7 @@ def test_bad_repositories_and_tokens_go_nowhere(
     assert field == ""
 
 
-def test_without_a_folder_nothing_can_be_saved(studio: Studio) -> None:
+def test_without_a_folder_nothing_can_be_saved(studio: PictureService) -> None:
     ids = [block.elem_id for block in ui.build(studio).blocks.values()]
     assert "learn-start" in ids
     assert "learn-save" not in ids
@@ -317,11 +319,11 @@ def test_shares_rise_from_nothing_to_all() -> None:
 
 def test_a_pulse_tells_the_listener_again() -> None:
     heard: list[Progress] = []
-    pulse()
-    with listening(heard.append):
-        pulse()
+    heartbeat()
+    with progress_to(heard.append):
+        heartbeat()
         with progress_bar(2, "work") as bar:
-            pulse()
+            heartbeat()
             bar.update()
-    pulse()
+    heartbeat()
     assert [one.done for one in heard] == [0, 0, 1]

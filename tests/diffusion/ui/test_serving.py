@@ -13,14 +13,14 @@ import pytest
 
 from dsas_core import Concept
 from dsas_diffusion import ui
-from dsas_diffusion.ui import studio as studios
-from dsas_diffusion.ui.studio import Studio
+from dsas_diffusion.ui.services import picture_service as studios
+from dsas_diffusion.ui.services.picture_service import PictureService
 
 
 @pytest.fixture(scope="module")
 def served(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[gr.Blocks]:
     """The page, at work."""
-    studio = Studio(tiny_pipe, "tiny", concepts)
+    studio = PictureService(tiny_pipe, "tiny", concepts)
     page = ui.build(studio)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ui, "MOST_UPLOADED", 1000)

@@ -13,13 +13,14 @@ import gradio as gr
 import pytest
 
 from dsas_core import Concept, DSASError, llm
-from dsas_core.llm.answer import answer, asked
-from dsas_core.samples import Samples
-from dsas_diffusion.ui import build, look
-from dsas_diffusion.ui.session import Session
-from dsas_diffusion.ui.studio import Studio
-from dsas_diffusion.ui.talk import MOST_CHARACTERS, Question, Reply, Talk
-from dsas_diffusion.ui.text import EXAMPLES, TextTab
+from dsas_core.concept.samples import Samples
+from dsas_core.llm.steering.answer import answer, asked
+from dsas_diffusion.ui import build
+from dsas_diffusion.ui.page import html
+from dsas_diffusion.ui.page.session import Session
+from dsas_diffusion.ui.services.chat_service import MOST_CHARACTERS, ChatService, Question, Reply
+from dsas_diffusion.ui.services.picture_service import PictureService
+from dsas_diffusion.ui.tabs.text import EXAMPLES, TextTab
 from tests.fixtures.language_models import concept_for
 
 RUDE, CALM = "you useless clown! my washer does not start.", "hello, my washer does not start. what can i do?"
@@ -41,8 +42,8 @@ def spoken(chat: tuple[Any, Any]) -> list[Concept]:
 
 
 @pytest.fixture
-def talk(chat: tuple[Any, Any], spoken: list[Concept]) -> Iterator[Talk]:
-    made = Talk(*chat, "builtin:chat", spoken)
+def talk(chat: tuple[Any, Any], spoken: list[Concept]) -> Iterator[ChatService]:
+    made = ChatService(*chat, "builtin:chat", spoken)
     yield made
     made.close()
     assert hooks(chat[0]) == 0
@@ -60,7 +61,7 @@ def hooks(model: Any) -> int:
     return sum(len(module._forward_hooks) for module in model.modules())
 
 
-def whole(talk: Talk, message: str = RUDE, **more: Any) -> Reply:
+def whole(talk: ChatService, message: str = RUDE, **more: Any) -> Reply:
     return list(talk.reply(Question(message, **{"length": LENGTH, **more})))[-1]
 
 
@@ -75,7 +76,7 @@ def soon(holds: Callable[[], bool]) -> bool:
 # ---- without the page ---------------------------------------------------------------------------------------------
 
 
-def test_both_answers_are_told_of_as_they_grow(talk: Talk) -> None:
+def test_both_answers_are_told_of_as_they_grow(talk: ChatService) -> None:
     seen: list[Reply] = []
     for reply in talk.reply(Question(RUDE, {"strong": 1.0}, length=LENGTH)):
         seen.append(reply)
@@ -93,7 +94,7 @@ def test_both_answers_are_told_of_as_they_grow(talk: Talk) -> None:
     assert min(last.base.speed, last.steered.speed) > 0
 
 
-def test_the_base_is_what_the_model_says_and_is_kept(talk: Talk, chat: tuple[Any, Any]) -> None:
+def test_the_base_is_what_the_model_says_and_is_kept(talk: ChatService, chat: tuple[Any, Any]) -> None:
     first, again = whole(talk, strengths={"strong": 1.0}), whole(talk, strengths={"strong": 0.5})
     model, tokenizer = chat
     assert first.base.text == answer(model, tokenizer, asked(tokenizer, RUDE), LENGTH).text
@@ -116,7 +117,7 @@ def test_the_base_is_what_the_model_says_and_is_kept(talk: Talk, chat: tuple[Any
     ids=["steered", "always on", "strength 0", "gate off", "gate closed"],
 )
 def test_what_is_not_steered_is_the_same_token_for_token(
-    asks: dict[str, Any], same: bool, temperature: float, talk: Talk
+    asks: dict[str, Any], same: bool, temperature: float, talk: ChatService
 ) -> None:
     reply = whole(talk, temperature=temperature, **asks)
     assert reply.same is same
@@ -124,7 +125,7 @@ def test_what_is_not_steered_is_the_same_token_for_token(
     assert (reply.steered.ids == reply.base.ids) is same
 
 
-def test_gates_are_read_on_message_and_answer(talk: Talk, chat: tuple[Any, Any]) -> None:
+def test_gates_are_read_on_message_and_answer(talk: ChatService, chat: tuple[Any, Any]) -> None:
     reply = whole(talk, strengths={"strong": 1.0})
     strong, closed = reply.gates
     assert reply.steered is not None
@@ -141,13 +142,13 @@ def test_a_model_with_an_encoder(chat: tuple[Any, Any]) -> None:
 
     small: Any = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 3}
     model = T5ForConditionalGeneration(T5Config(vocab_size=1100, eos_token_id=None, **small)).eval()
-    reply = whole(Talk(model, chat[1], "t5", [concept_for(model, name="strong")]), strengths={"strong": 0.0})
+    reply = whole(ChatService(model, chat[1], "t5", [concept_for(model, name="strong")]), strengths={"strong": 0.0})
     assert reply.same
     assert "useless clown" in "".join(token.text for token in reply.gates[0].message)
     assert len(reply.gates[0].answer) == LENGTH - 1
 
 
-def test_several_at_once_get_their_own(talk: Talk) -> None:
+def test_several_at_once_get_their_own(talk: ChatService) -> None:
     asks = [(message, strength) for message in (RUDE, CALM) for strength in (0.0, 1.0)]
     alone = {ask: whole(talk, ask[0], strengths={"strong": ask[1]}) for ask in asks}
     talk._bases.clear()
@@ -170,7 +171,7 @@ def test_several_at_once_get_their_own(talk: Talk) -> None:
 
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("steered", [False, True], ids=["in the base", "in the steered"])
-def test_who_goes_away_frees_the_model(steered: bool, talk: Talk, chat: tuple[Any, Any]) -> None:
+def test_who_goes_away_frees_the_model(steered: bool, talk: ChatService, chat: tuple[Any, Any]) -> None:
     replies = talk.reply(Question(RUDE, {"strong": 1.0}, length=LENGTH))
     next(reply for reply in replies if (reply.steered is not None) is steered)
     assert talk._turn.locked()
@@ -183,7 +184,7 @@ def test_who_goes_away_frees_the_model(steered: bool, talk: Talk, chat: tuple[An
 
 
 @pytest.mark.usefixtures("slow")
-def test_closing_ends_what_is_being_written(talk: Talk) -> None:
+def test_closing_ends_what_is_being_written(talk: ChatService) -> None:
     replies = talk.reply(Question(RUDE, {"strong": 1.0}, length=LENGTH))
     next(replies)
     talk.close()
@@ -191,8 +192,8 @@ def test_closing_ends_what_is_being_written(talk: Talk) -> None:
     assert list(talk.reply(Question(CALM))) == []
 
 
-def test_what_goes_wrong_in_the_thread_comes_out(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsas_diffusion.ui.talk.answer", lambda *_, **__: 1 / 0)
+def test_what_goes_wrong_in_the_thread_comes_out(talk: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsas_diffusion.ui.services.chat_service.answer", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         whole(talk)
     assert not talk._turn.locked()
@@ -213,22 +214,22 @@ def test_what_goes_wrong_in_the_thread_comes_out(talk: Talk, monkeypatch: pytest
         ({"strengths": {"kind": 1.0}}, "no concept 'kind': there are strong"),
     ],
 )
-def test_what_cannot_be_answered(asks: dict[str, Any], told: str, talk: Talk) -> None:
+def test_what_cannot_be_answered(asks: dict[str, Any], told: str, talk: ChatService) -> None:
     with pytest.raises(DSASError, match=told):
         whole(talk, **asks)
 
 
 def test_concepts_that_do_not_fit(chat: tuple[Any, Any], spoken: list[Concept]) -> None:
     with pytest.raises(DSASError, match="two concepts are named"):
-        Talk(*chat, "builtin:chat", [spoken[0], spoken[0]])
+        ChatService(*chat, "builtin:chat", [spoken[0], spoken[0]])
 
 
 def test_concepts_that_undo_one_another(chat: tuple[Any, Any], spoken: list[Concept]) -> None:
-    made = Talk(*chat, "builtin:chat", [spoken[0], replace(spoken[0], name="twin")])
+    made = ChatService(*chat, "builtin:chat", [spoken[0], replace(spoken[0], name="twin")])
     with pytest.warns(UserWarning, match="against one another"):
         reply = whole(made, strengths={"strong": 1.0, "twin": -1.0})
     assert reply.opposed == (("strong", "twin"),)
-    assert "<b>strong</b> and <b>twin</b> pull against one another" in look.replied(reply)
+    assert "<b>strong</b> and <b>twin</b> pull against one another" in html.replied(reply)
     assert whole(made, strengths={"strong": 1.0, "twin": 1.0}).opposed == ()
 
 
@@ -238,7 +239,7 @@ def test_concepts_that_undo_one_another(chat: tuple[Any, Any], spoken: list[Conc
 class Page:
     """The tab, with what its components begin with."""
 
-    def __init__(self, talk: Talk) -> None:
+    def __init__(self, talk: ChatService) -> None:
         with gr.Blocks():
             self.tab = TextTab(talk, gr.State(Session()))
 
@@ -253,7 +254,7 @@ class Page:
 
 
 @pytest.fixture
-def page(talk: Talk) -> Page:
+def page(talk: ChatService) -> Page:
     return Page(talk)
 
 
@@ -288,8 +289,8 @@ def test_what_visitors_write_is_text(page: Page) -> None:
     token = llm.Token(1, 1, "<img>", {"<script>": 1.0}, {}, True)
     reply = page.tab.talk.reply(page.tab.question(page.data(Session())))
     read = replace(list(reply)[-1].gates[0], message=(token,), concept="<script>")
-    assert "<script" not in look.spelled(read)
-    assert "&lt;img&gt;" in look.spelled(read)
+    assert "<script" not in html.spelled(read)
+    assert "&lt;img&gt;" in html.spelled(read)
 
 
 def test_tokens_are_those_of_the_chosen_concept(page: Page) -> None:
@@ -335,14 +336,14 @@ def test_examples_and_sliders_come_from_the_concepts(page: Page, chat: tuple[Any
     assert (first.minimum, first.maximum, first.value) == pytest.approx((-0.95, 1.45, 1.0))
     assert second.value == 0
     assert page.tab.length.maximum == 256, "what the model takes"
-    bare = Page(Talk(*chat, "elsewhere"))
+    bare = Page(ChatService(*chat, "elsewhere"))
     assert bare.tab._examples() == []
     _, base, steered, told, _ = bare.write(Session(), message=CALM)
     assert base == steered
     assert "no concept to steer with" in told
 
 
-def test_the_page_has_the_tab_where_there_is_a_language_model(studio: Studio, talk: Talk) -> None:
+def test_the_page_has_the_tab_where_there_is_a_language_model(studio: PictureService, talk: ChatService) -> None:
     def tabs(page: gr.Blocks) -> list[Any]:
         return [block.label for block in page.blocks.values() if isinstance(block, gr.Tab)]
 

@@ -5,17 +5,8 @@ from __future__ import annotations
 from .conversations import UNKNOWN, conversation, sample_conversation, vocabulary
 from .descriptions import Description, draw_description, draw_descriptions
 from .facts import Fact, Question, fact_questions, facts
-from .help_desk import (
-    CALM,
-    MANNERS,
-    Request,
-    draw_angry_question,
-    draw_angry_questions,
-    draw_request,
-    draw_requests,
-    draw_talk,
-)
-from .tones import RUDE_WORDS, rude
+from .help_desk import CALM, Request, draw_angry_question, draw_angry_questions, draw_request, draw_requests, draw_talk
+from .tones import MANNERS, RUDE_WORDS, rude
 from .topics import TOPICS
 
 __all__ = [

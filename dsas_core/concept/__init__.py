@@ -1,0 +1,1 @@
+"""The artifact: what was learned, its evidence, and how it is written, read and shared."""

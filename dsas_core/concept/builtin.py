@@ -1,0 +1,66 @@
+"""Concepts that come with the package, for its built-in models: `builtin:NAME` wherever a concept is asked for.
+
+`python -m dsas_diffusion.builtin.concepts` (`make concepts`) learns them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..model.loading import BUILTIN, source_of
+from .format import CONFIG
+
+FOLDER = Path(__file__).parents[1] / "concepts"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A concept that comes with the package.
+
+    Args:
+        name: what `Concept.from_pretrained` and `steer` take: "builtin:banana-blur".
+        model: the built-in model that it was learned on: "builtin:emoji".
+        description: what it does, in a sentence.
+        folder: where it lies.
+    """
+
+    name: str
+    model: str
+    description: str
+    folder: Path
+
+
+def shipped(model: str | None = None) -> list[Shipped]:
+    """The concepts that come with the package, by name.
+
+    Args:
+        model: a built-in model, "builtin:emoji" or "builtin:chat", for those that are for it; None for all.
+
+    Example:
+        >>> [concept.name for concept in shipped("builtin:chat")]
+        ['builtin:rudeness']
+    """
+    concepts = [_describe(folder) for folder in _folders().values()]
+    return [concept for concept in concepts if model in (None, concept.model)]
+
+
+def folder_of(name: str | Path) -> Path:
+    """Where a concept's name points to: the folder of a built-in concept, else the path that it is.
+
+    Raises:
+        UnavailableError: no such built-in concept; the message lists those that there are.
+    """
+    if not str(name).startswith(BUILTIN):
+        return Path(name)
+    return Path(source_of(name, _folders(), "concept"))
+
+
+def _folders() -> dict[str, Path]:
+    return {f"{BUILTIN}{file.parent.name}": file.parent for file in sorted(FOLDER.glob(f"[!.]*/{CONFIG}"))}
+
+
+def _describe(folder: Path) -> Shipped:
+    config = json.loads((folder / CONFIG).read_text())
+    return Shipped(f"{BUILTIN}{folder.name}", config["provenance"]["model"], config["description"], folder)

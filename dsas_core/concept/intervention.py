@@ -1,0 +1,113 @@
+"""What a concept does at one site: where its probe reads, where its map writes, and their weights, per timestep bin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..errors import UnsupportedError
+from ..maps import IdentityMap, Map
+from ..maps.envelope import EllipticEnvelope
+from ..model.sites import Site
+from ..probes import Probe, RunningProbe
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """One site of a concept: probe (when), map (how) and weight (how far the probe is trusted), per timestep bin.
+
+    Args:
+        site: where the map writes.
+        probes: one per timestep bin.
+        maps: one per timestep bin.
+        weights: one per timestep bin, 0 to 1; h is multiplied by it.
+        probe_site: where the probe reads, if not at `site`: a site that the model reaches earlier, of the same root
+            and positions; where the probe has one h for all positions, also one in another root (a text encoder).
+        clouds: of target activations at `site`, one per timestep bin, or none.
+
+    Raises:
+        UnsupportedError: a probe in another root that scores every position by itself.
+
+    Example:
+        >>> from dsas_core.maps import AffineMap
+        >>> from dsas_core.probes import ConstantProbe
+        >>> item = Intervention(Site("unet.mid_block"), (ConstantProbe(1.0),), (AffineMap(torch.ones(4)),), (1.0,))
+        >>> item.read_only, item.as_read_only().read_only
+        (False, True)
+    """
+
+    site: Site
+    probes: tuple[Probe, ...]
+    maps: tuple[Map, ...]
+    weights: tuple[float, ...]
+    probe_site: Site | None = None
+    clouds: tuple[EllipticEnvelope, ...] = ()
+
+    def __post_init__(self) -> None:
+        across = self.probe_site is not None and self.probe_site.root != self.site.root
+        if across and not all(probe.one_score_per_row for probe in self.probes):
+            raise UnsupportedError(
+                f"a probe at {self.probe_site} cannot gate {self.site}, which does not have its positions: read in "
+                f"{self.site.root!r}, or have one h for a whole prompt (form pooled)"
+            )
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it changes nothing: steering attaches it only where there is a trace to write to."""
+        return all(isinstance(transform, IdentityMap) for transform in self.maps)
+
+    @property
+    def by_prompt(self) -> bool:
+        """Whether a probe depends on where a prompt ends (`RunningProbe.by_prompt`)."""
+        return any(isinstance(probe, RunningProbe) and probe.by_prompt for probe in self.probes)
+
+    @property
+    def width(self) -> int | None:
+        """Channels of the activation that it changes or reads; None where no tensor of it tells."""
+        tensors = (tensor for part in (self.maps[0], self.probes[0]) for tensor in part.tensors() if tensor.ndim)
+        return next((tensor.shape[-1] for tensor in tensors), None)
+
+    def as_read_only(self) -> Intervention:
+        """The same probes, with maps that change nothing."""
+        return replace(self, maps=(IdentityMap(),) * len(self.maps))
+
+    def to_storage(self) -> Intervention:
+        """The same in storage precision: every tensor float32, on the CPU, without a gradient."""
+
+        def to_float32(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.detach().to("cpu", torch.float32)
+
+        return replace(
+            self,
+            probes=tuple(probe.map_tensors(to_float32) for probe in self.probes),
+            maps=tuple(transform.map_tensors(to_float32) for transform in self.maps),
+            clouds=tuple(cloud.map_tensors(to_float32) for cloud in self.clouds),
+            weights=tuple(float(weight) for weight in self.weights),
+        )
+
+
+def bin_of(timestep: torch.Tensor | None, edges: Sequence[float]) -> torch.Tensor:
+    """The timestep bin of a call: how many of the ascending edges its timestep has reached.
+
+    Args:
+        timestep: [], 0 (clean) to 1000 (noise); None for models without a clock.
+        edges: ascending timesteps that separate the bins.
+
+    Returns:
+        int64 []; 0 without a timestep or without edges.
+
+    Example:
+        >>> int(bin_of(torch.tensor(600.0), (250.0, 750.0)))
+        1
+    """
+    if timestep is None or not edges:
+        return torch.zeros((), dtype=torch.long)
+    return torch.bucketize(timestep.float(), torch.tensor(list(edges), device=timestep.device), right=True)
+
+
+def middles_of(edges: Sequence[float]) -> torch.Tensor:
+    """The middle timestep of each bin, float32 [bins]."""
+    ends = torch.tensor([0.0, *edges, 1000.0])
+    return (ends[1:] + ends[:-1]) / 2

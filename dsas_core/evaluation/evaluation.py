@@ -1,0 +1,199 @@
+"""What every evaluation does, whether a model makes pictures or texts: run the arms, judge them, sum up, report.
+
+A subclass says how prompts run in an arm and how outputs are judged.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ..concept.concept import Concept
+from ..learning.prompts.prompt_set import PromptSet
+from ..steering.requirements import obstacle_to_auto
+from ..steering.strengths import Auto
+from . import cost
+from .arms import doses
+from .plan import Plan
+from .run_store import Cell, RunStore
+from .summary import Point, summarise
+
+#: outputs that a report shows of each side
+SAMPLES = 4
+
+
+@dataclass(eq=False)
+class Evaluation(ABC):
+    """One concept under evaluation.
+
+    Args:
+        concept: what is measured.
+        prompt_set: the prompt file; see `PromptSet.fresh` for what is drawn from it.
+        judge: scores outputs; of several, figures are the first one's, and the others' mean scores stand beside.
+        store: keeps what was run.
+        plan: how much is measured.
+
+    Raises:
+        DSASError: no prompts for an arm.
+    """
+
+    concept: Concept
+    prompt_set: PromptSet
+    judge: Any
+    store: RunStore
+    plan: Plan
+    #: what the model makes, as reports call it
+    outputs: ClassVar[str]
+    #: sides whose prompts are run
+    sides: ClassVar[tuple[str, ...]] = ("source", "control")
+
+    def __post_init__(self) -> None:
+        judges = list(self.judge) if isinstance(self.judge, Sequence) else [self.judge]
+        self.judge, self.other_judges = judges[0], judges[1:]
+        self.prompts = self.plan.prompts(self.concept, self.prompt_set)
+        #: source prompts that ask in words for what steering does, the arm "asked"
+        self.rewritten = self.prompts["target"]
+        #: arms without steering that stand beside the others in tables of judges and wordings
+        self.unsteered_arms = ["base"]
+        #: how often every prompt is run
+        self.seeds = 1
+        #: what the oracle is told: "patches", or which "prompts" show the concept
+        self.oracle_sees = "prompts"
+        self.skipped: list[str] = []
+        self.autos = self.plan.autos(self.concept)
+        if self.plan.targets and not self.autos:
+            self.skip(f"strength auto: {obstacle_to_auto(self.concept)}")
+        self._scores: dict[tuple[str, float | Auto], np.ndarray] = {}
+
+    # ---- what a domain knows ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def run_arms(self) -> None:
+        """Run every prompt in every arm of `grid`, and in the arms without steering: "base", "asked"."""
+
+    @abstractmethod
+    def judge_outputs(self, judge: Any, arm: str, strength: float | Auto) -> np.ndarray:
+        """How much each output of an arm for source prompts shows what is wanted, float [n] in [0, 1]."""
+
+    @abstractmethod
+    def preservation(self, arm: str, strength: float | Auto) -> tuple[np.ndarray, dict[str, float]]:
+        """How much each control output changed, float [n] in [0, 1], and further figures of the arm."""
+
+    @abstractmethod
+    def mean_h(self, side: str) -> float:
+        """Mean h of DSAS at strength 1."""
+
+    @abstractmethod
+    def baseline_figures(self, arm: str) -> dict[str, float]:
+        """Further figures of "base" or "asked"."""
+
+    @abstractmethod
+    def further_figures(self) -> dict[str, Any]:
+        """What only this domain measures."""
+
+    @abstractmethod
+    def sample(self, side: str, number: int) -> dict[str, str]:
+        """What some arms make of a prompt, by the arm's label."""
+
+    @abstractmethod
+    def timed_work(self) -> tuple[Callable[[], object], Mapping[str, Any], torch.device]:
+        """What time and memory are measured on: a run of the model, plain data that tells it apart, the device."""
+
+    @abstractmethod
+    def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
+        """The model steered with the concept at strength 1."""
+
+    # ---- the common road --------------------------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Any]:
+        """Run what is missing, judge everything: plain data."""
+        self.run_arms()
+        arms = {arm: [self._point(arm, strength) for strength in self.plan.strengths] for arm in self.plan.arms}
+        asked = self.scores("asked").tolist() if self.rewritten else None
+        figures = summarise(
+            arms,
+            self.scores("base").tolist(),
+            asked,
+            self.labels("source"),
+            self.labels("control"),
+            free=[self._point("dsas", auto) for auto in self.autos],
+        )
+        return {
+            "prompts": self.prompts,
+            **figures,
+            "dose": doses({side: self.mean_h(side) for side in ("source", "control")}, self.plan.arms),
+            "oracle": self.oracle_sees,
+            "baselines": self.baselines(),
+            "judges": [self._judged_by(judge) for judge in self.other_judges],
+            "wordings": self._wordings(),
+            **self.further_figures(),
+            "cost": self.store.complete([self._timing()], "timing")[0].values,
+            "samples": [
+                {"side": side, "prompt": prompt, self.outputs: self.sample(side, number)}
+                for side in self.sides
+                for number, prompt in enumerate(self.prompts[side][:SAMPLES])
+            ],
+            "skipped": self.skipped,
+        }
+
+    @property
+    def grid(self) -> list[tuple[str, float | Auto]]:
+        """Every arm at every strength, and DSAS that chooses its own."""
+        swept = [(arm, strength) for arm in self.plan.arms for strength in self.plan.strengths]
+        return [*swept, *(("dsas", auto) for auto in self.autos)]
+
+    def scores(self, arm: str, strength: float | Auto = 0.0) -> np.ndarray:
+        """What the first judge says of an arm's outputs for source prompts, float [n]."""
+        if (arm, strength) not in self._scores:
+            self._scores[arm, strength] = self.judge_outputs(self.judge, arm, strength)
+        return self._scores[arm, strength]
+
+    def labels(self, side: str) -> list[tuple[int, str]]:
+        """Seed and prompt of each output of a side."""
+        return [(seed, text) for seed in range(self.seeds) for text in self.prompts[side]]
+
+    def skip(self, reason: str) -> None:
+        """Note once what could not be measured, and why."""
+        if reason not in self.skipped:
+            self.skipped.append(reason)
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """What no steering, and asking in words, achieve."""
+        names = {"no steering": "base"} | ({"asked in words": "asked"} if self.rewritten else {})
+        return {
+            name: {"shown": float(self.scores(arm).mean()), **self.baseline_figures(arm)} for name, arm in names.items()
+        }
+
+    def _point(self, arm: str, strength: float | Auto) -> Point:
+        cost_of_controls, more = self.preservation(arm, strength)
+        number = strength.target if isinstance(strength, Auto) else strength
+        return Point(number, self.scores(arm, strength).tolist(), cost_of_controls.tolist(), more)
+
+    def _judged_by(self, judge: Any) -> dict[str, Any]:
+        """Another judge's mean score of every arm at strength 1."""
+        jobs = [(arm, 0.0) for arm in self.unsteered_arms] + [(arm, 1.0) for arm in self.plan.arms]
+        means = {arm: float(self.judge_outputs(judge, arm, strength).mean()) for arm, strength in jobs}
+        return {"judge": judge.name, **means}
+
+    def _wordings(self) -> list[dict[str, Any]]:
+        """Scores by the template that source prompts come from."""
+        scores = {arm: self.scores(arm) for arm in self.unsteered_arms} | {"dsas": self.scores("dsas", 1.0)}
+        template_of = self.prompt_set.wordings("source")
+        templates = np.array([template_of[text] for _, text in self.labels("source")])
+        return [
+            {"wording": " / ".join(str(template).split("\n")), self.outputs: int((templates == template).sum())}
+            | {arm: float(values[templates == template].mean()) for arm, values in scores.items()}
+            for template in dict.fromkeys(templates)
+        ]
+
+    def _timing(self) -> Cell:
+        """Time and memory of steered against unsteered runs."""
+        work, about, device = self.timed_work()
+        key = {"kind": "timing", **about, "concept": self.concept.digest, "device": cost.device_name(device)}
+        return Cell(key, lambda folder: cost.compare_cost(work, self.steered, device))

@@ -1,0 +1,71 @@
+"""How much an evaluation measures: prompts, seeds, strengths, arms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..concept.concept import Concept
+from ..errors import DSASError, PromptError
+from ..learning.prompts.prompt_set import PromptSet, load_prompts
+from ..steering.requirements import obstacle_to_auto
+from ..steering.strengths import Auto
+from .arms import ARMS
+
+#: strengths, in units of the concept, at which every arm is measured
+STRENGTHS = (0.5, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Args:
+        count: prompts a side. seeds: each draws every prompt, where what is drawn is random.
+        strengths: the grid that all arms share, in units of the concept, ascending; 1 must be among them.
+        arms: names in `ARMS`; "dsas" must be among them.
+        robustness: also under other settings than the concept was learned with.
+        targets: probabilities; DSAS that chooses its strength by each (`Auto`) is measured beside the grid.
+
+    Raises:
+        DSASError: an unknown arm, a grid that does not ascend from above 0 or lacks 1, too few prompts or seeds, a
+            target that is no probability.
+    """
+
+    count: int = 12
+    seeds: int = 2
+    strengths: tuple[float, ...] = STRENGTHS
+    arms: tuple[str, ...] = tuple(ARMS)
+    robustness: bool = True
+    targets: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if set(self.arms) - set(ARMS) or "dsas" not in self.arms:
+            raise DSASError(f"arms {', '.join(self.arms)}: expected dsas, and others of {', '.join(ARMS)}")
+        ascending = list(self.strengths) == sorted(set(self.strengths)) and min(self.strengths, default=0) > 0
+        if not ascending or 1.0 not in self.strengths:
+            listed = ", ".join(f"{strength:g}" for strength in self.strengths)
+            raise DSASError(f"strengths {listed}: expected ascending numbers above 0, 1 among them")
+        if self.count < 2 or self.seeds < 1:
+            raise DSASError(f"{self.count} prompts, {self.seeds} seeds: expected at least 2 prompts and 1 seed")
+        object.__setattr__(self, "targets", tuple(Auto(target).target for target in self.targets))
+
+    def autos(self, concept: Concept) -> list[Auto]:
+        """The targets as strengths, for a concept that can take them (`requirements.obstacle_to_auto`)."""
+        return [] if obstacle_to_auto(concept) else [Auto(target) for target in self.targets]
+
+    def prompts(self, concept: Concept, prompts: PromptSet) -> dict[str, list[str]]:
+        """What to judge by (`PromptSet.fresh`), without the prompts that the concept was learned from.
+
+        Raises:
+            PromptError: nothing is left for a side.
+        """
+        seed, learned = (int(concept.provenance.get(key, 0)) for key in ("seed", "count"))
+        used = load_prompts(concept.provenance.get("prompts", prompts)).draw(learned, seed).values() if learned else ()
+        chosen = prompts.fresh(self.count, seed, [text for side in used for text in side])
+        for side in ("source", "control"):
+            if not chosen[side]:
+                raise PromptError(
+                    f"prompt file {prompts.name!r} has no {side} prompts that learning did not use: add templates, "
+                    f"placeholder values, or unseen_{side} to its evaluation"
+                )
+        return chosen

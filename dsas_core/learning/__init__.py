@@ -1,0 +1,1 @@
+"""From prompts to a concept: capture, fit, choose the unit."""

@@ -1,0 +1,1 @@
+"""The unit of strength and the useful range of a concept."""

@@ -1,0 +1,175 @@
+"""Capture: the visitor that keeps what fitting needs, means over positions and sampled positions, per site and bin."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from ..concept.intervention import bin_of
+from ..errors import DSASError
+from ..model.hooks import Call
+from ..model.sites import Site
+from ..probes.combine import pool
+
+#: site, timestep bin, kind of prompt
+Key = tuple[Site, int, str]
+#: the index of a prompt, and how many positions the longest row of a site has -> which positions show the concept
+Shown = Callable[[int, int], Sequence[bool]]
+
+
+@dataclass
+class Activations:
+    """Activations of one site, one timestep bin and one kind of prompt, float32; of each call a tensor.
+
+    Args:
+        pooled: means over positions, [n, width].
+        prompts: the prompt of each mean, [n].
+        positions: sampled positions, [m, width].
+        position_prompts: the prompt of each, [m].
+        places: the index of each in its picture or text, [m].
+        labels: whether each shows the concept, bool [m]; none unless `Capture.mark` was called.
+        count: how many positions the longest row has.
+
+    Example:
+        >>> Rows(pooled=[torch.ones(2, 3), torch.zeros(1, 3)]).gathered("pooled").shape
+        torch.Size([3, 3])
+    """
+
+    pooled: list[torch.Tensor] = field(default_factory=list)
+    prompts: list[torch.Tensor] = field(default_factory=list)
+    positions: list[torch.Tensor] = field(default_factory=list)
+    position_prompts: list[torch.Tensor] = field(default_factory=list)
+    places: list[torch.Tensor] = field(default_factory=list)
+    labels: list[torch.Tensor] = field(default_factory=list)
+    count: int = 0
+
+    def gathered(self, name: str) -> torch.Tensor:
+        """All rows of one field in one tensor."""
+        return torch.cat(getattr(self, name))
+
+    @property
+    def sampled(self) -> list[int]:
+        """How many positions were sampled from each row of each call, in the order of `pooled`."""
+        counts = []
+        for prompts in self.position_prompts:
+            changes = (prompts.diff() != 0).nonzero().flatten() + 1
+            counts += [len(row) for row in prompts.tensor_split(changes.tolist())]
+        return counts
+
+
+class Captured(Protocol):
+    """What fitting asks of captured rows, in memory (`Capture`) or in a folder (`Shards`)."""
+
+    edges: tuple[float, ...]
+    timeless: set[str]
+
+    @property
+    def rows(self) -> Mapping[Key, Activations]: ...
+
+    def mark(self, kind: str, shown: Shown) -> None: ...
+
+
+class Capture:
+    """Keep the activations of steered rows (the conditional half) while prompts go through the model.
+
+    Call `start(kind)` before the prompts of each kind, and move `offset` to the index of a batch's first prompt, or
+    call `at` with it. `rows` maps (site, bin, kind) to Rows.
+
+    Args:
+        edges: ascending timesteps that separate the bins.
+        positions_per_row: how many positions to sample from each row of each call; 0 keeps means only.
+        seed: for the sampling.
+
+    Raises:
+        DSASError: edges that do not ascend.
+
+    Example:
+        >>> capture, site = Capture(positions_per_row=2), Site("unet.mid")
+        >>> capture.start("source")
+        >>> capture.begin("unet", Call(torch.ones(1), torch.arange(1)))
+        >>> capture.visit(site, torch.tensor([[[1.0], [3.0]]]))  # one row of two positions
+        >>> capture.rows[site, 0, "source"].gathered("pooled")
+        tensor([[2.]])
+    """
+
+    def __init__(self, edges: Sequence[float] = (), positions_per_row: int = 32, seed: int = 0) -> None:
+        self.edges = tuple(edges)
+        if list(edges) != sorted(set(edges)):
+            raise DSASError(f"timestep edges {self.edges}: expected ascending numbers, each once")
+        self.seed = seed
+        self.positions_per_row = positions_per_row
+        self.kind = ""
+        self.offset = 0
+        self.timeless: set[str] = set()  # roots that run without a clock have one bin
+        self.rows: dict[Key, Activations] = defaultdict(Activations)
+        self._random = torch.Generator()
+        self._calls: dict[str, tuple[Call, int]] = {}
+
+    def start(self, kind: str) -> None:
+        """Prompts of one kind follow, from the first. The same places are sampled for every kind."""
+        self.kind, self.offset = kind, 0
+        self._random.manual_seed(self.seed)
+
+    def at(self, offset: int) -> None:
+        """A batch follows, from this prompt of its kind on; places are sampled whatever was before."""
+        self.offset = offset
+        self._random.manual_seed(self.seed * 1_000_003 + offset)
+
+    def mark(self, kind: str, shown: Shown) -> None:
+        """Label the sampled positions of a kind."""
+        for (_, _, own), rows in self.rows.items():
+            if own == kind:
+                label(rows, shown)
+
+    def begin(self, root: str, call: Call) -> None:
+        if call.timestep is None:
+            self.timeless.add(root)
+        self._calls[root] = call, int(bin_of(call.timestep, self.edges))
+
+    def visit(self, site: Site, x: torch.Tensor) -> None:
+        call, bin_ = self._calls[site.root]
+        keep = call.steered.to(x.device) > 0
+        if not bool(keep.any()):
+            return
+        mask = call.counted(site, x.shape[1])
+        mask = None if mask is None else mask.to(x.device)[keep]
+        x = x.detach()[keep].float()
+        prompts = (call.prompts.to(x.device)[keep] + self.offset).cpu()
+        rows = self.rows[site, bin_, self.kind]
+        rows.pooled.append(pool(x, mask)[:, 0].cpu())
+        rows.prompts.append(prompts)
+        if self.positions_per_row:
+            self._sample(rows, x, mask, prompts)
+
+    def _sample(self, rows: Activations, x: torch.Tensor, mask: torch.Tensor | None, prompts: torch.Tensor) -> None:
+        batch, count, _ = x.shape
+        rows.count = max(rows.count, count)
+        order = torch.rand((batch, count), generator=self._random)
+        if mask is not None:
+            order = order.masked_fill(mask.cpu() == 0, -1)
+        chosen = order.topk(min(self.positions_per_row, count), dim=1)
+        real = chosen.values >= 0
+        places = chosen.indices.sort(1).values if bool(real.all()) else chosen.indices
+        taken = x.gather(1, places.to(x.device)[..., None].expand(-1, -1, x.shape[-1])).cpu()
+        rows.positions.append(taken[real])
+        rows.position_prompts.append(prompts[:, None].expand_as(places)[real])
+        rows.places.append(places[real])
+
+
+def label(rows: Activations, shown: Shown) -> None:
+    """Label the sampled positions of rows.
+
+    Args:
+        rows: whose `labels` are set.
+        shown: which positions of a prompt show the concept.
+    """
+    shows = {prompt: shown(prompt, rows.count) for prompt in rows.gathered("prompts").unique().tolist()}
+    sampled = zip(rows.position_prompts, rows.places, strict=True)
+    rows.labels = [
+        torch.tensor([bool(shows[a][b]) for a, b in zip(*map(torch.Tensor.tolist, pair), strict=True)])
+        for pair in sampled
+    ]

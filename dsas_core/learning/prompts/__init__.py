@@ -1,0 +1,1 @@
+"""Prompt files: reading, templates, drafts and hints."""

@@ -1,0 +1,68 @@
+"""Templates of prompts: texts with placeholders in braces, and every text that they stand for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...errors import PromptError
+
+#: what a prompt counts beside its own characters, where the size of an expansion is estimated
+EACH = 64
+
+
+def placeholder_names(template: str) -> set[str]:
+    """The placeholders of a template.
+
+    Raises:
+        PromptError: braces that are no placeholder.
+    """
+    try:
+        fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
+        raise PromptError(f"template {template!r}: {error}") from None
+    if any(form or conversion for _, _, form, conversion in fields):
+        raise PromptError(f"template {template!r}: a placeholder is a name in braces, without ':' and '!'")
+    return {str(name) for _, name, _, _ in fields}
+
+
+def expansion_size(template: str, placeholders: Mapping[str, Sequence[str]]) -> tuple[int, int]:
+    """How many prompts a template gives, and their characters; at most, and without writing them."""
+    count = math.prod(len(placeholders[name]) for name in placeholder_names(template))
+    used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    return count, count * (EACH + len(template) + sum(max(map(len, placeholders[name])) for name in used))
+
+
+def expand(template: str, placeholders: Mapping[str, Sequence[str]], names: Sequence[str] | None = None) -> list[str]:
+    """A text for each choice of values of the template's placeholders, or of all those named."""
+    names = sorted(placeholder_names(template)) if names is None else names
+    return [
+        _fix_articles(_tidy(template.format(**dict(zip(names, values, strict=True)))))
+        for values in itertools.product(*(placeholders[name] for name in names))
+        if len(set(values)) == len(values)  # no "a dog and a dog"
+    ]
+
+
+def _tidy(text: str) -> str:
+    """One space between words; the lines of a conversation stay lines."""
+    return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
+
+
+def _fix_articles(text: str) -> str:
+    """`a apple` -> `an apple`: placeholders don't know their neighbours."""
+    return re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", text)
+
+
+def draw_evenly(pools: Sequence[Sequence[Any]], count: int, seed: int | tuple[int, int]) -> list[Any]:
+    """Up to `count` different items, the same number from each pool as long as it lasts, shuffled."""
+    rng = np.random.default_rng(seed)
+    mixed = [[pool[i] for i in rng.permutation(len(pool))] for pool in pools]
+    rounds = itertools.chain.from_iterable(itertools.zip_longest(*mixed))
+    chosen = list(dict.fromkeys(item for item in rounds if item is not None))[:count]
+    return [chosen[i] for i in rng.permutation(len(chosen))]

@@ -1,0 +1,180 @@
+"""One site in one timestep bin: fit its map and its gate, and say on what evidence.
+
+A capture may hold rows of more kinds than source, target and control: "context", positions of control prompts that the
+gate will meet, though nothing is pooled over them; "moved", rows of source prompts for the map alone, where the gate
+reads other positions than the map moves; "cloud", of target prompts for their ellipse alone, where more is moved than
+the map is fitted on; "unseen_source" and "unseen_control", of another domain, on which the finished gate is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from .. import methods
+from ..concept.evidence import SiteEvidence, UnseenEvidence
+from ..concept.format import rounded
+from ..errors import DSASError, UnsupportedError
+from ..maps import Map
+from ..model.sites import Site
+from ..probes import LastProbe, Probe
+from .capture import Activations, Captured
+from .prompts.prompt_set import SIDES
+from .recipe import Recipe
+
+#: the target shows what the gate looks for where its highest h is at least this much of the source's
+STILL_SHOWN = 0.5
+#: of the positions of a source prompt, the fewest that a concept is taken to be at
+SMALLEST_SHARE = 0.02
+#: kinds of rows of another domain
+UNSEEN = ("unseen_source", "unseen_control")
+#: every kind of rows that a capture may hold
+KINDS = (*SIDES, "context", "moved", "cloud", *UNSEEN)
+#: a gate has fired where h is above this
+FIRED = 0.5
+
+
+class SiteFit(NamedTuple):
+    """What was fitted at one site in one bin.
+
+    Args:
+        probe: when to steer.
+        map: how.
+        evidence: on held-out prompts.
+        refused: why it must not steer there, or "".
+    """
+
+    probe: Probe
+    map: Map
+    evidence: SiteEvidence
+    refused: str
+
+
+def rows_at(capture: Captured, site: Site, bin_: int) -> dict[str, Activations]:
+    """What was captured at a site in a bin, by kind."""
+    return {kind: capture.rows[site, bin_, kind] for kind in KINDS if (site, bin_, kind) in capture.rows}
+
+
+def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> SiteFit:
+    """Fit one site in one timestep bin; it is refused where the gate is, or the gate that the map is made from.
+
+    Args:
+        capture: rows of source, target and control prompts, and perhaps of other `KINDS`.
+        site: where.
+        bin_: of the timestep.
+        recipe: how.
+
+    Raises:
+        DSASError: nothing was captured there.
+        UnsupportedError: activations are not finite.
+    """
+    rows = rows_at(capture, site, bin_)
+    missing = [kind for kind in SIDES if kind not in rows]
+    if missing:
+        raise DSASError(
+            f"nothing was captured at {site} in timestep bin {bin_} for {', '.join(missing)}: "
+            "use more steps or fewer bins"
+        )
+    for kind, captured in rows.items():
+        if not bool(captured.gathered("pooled").isfinite().all()):
+            raise UnsupportedError(
+                f"{site}: activations of {kind} prompts are NaN or infinite: load the model in float32 or bfloat16, or "
+                "leave the site out"
+            )
+    source, moved = rows["source"], rows.get("moved", rows["source"])
+    controls = [rows[kind] for kind in ("control", "context") if kind in rows]
+    gate = recipe.resolved_gate
+    fitted = gate.fit_on(source, controls, recipe)
+    (probe, after), (unmoved, before) = fitted.at(recipe.control_h), fitted.at(None)
+    method, refused = methods.mapping(recipe.method), fitted.refused
+    if method.traits.from_gate:
+        own = methods.gate(methods.default_gate(recipe.method, recipe.options))
+        own_fit = fitted if gate == own else own.fit_on(source, controls, recipe)
+        transform, refused = method.from_probe(own_fit.at(None)[0]), refused or own_fit.refused
+    else:
+        transform = method.fit(*_map_rows(moved, rows["target"], probe, recipe.pooling), **recipe.options)
+        transform = transform.map_tensors(rounded)  # not one of the gate, whose plane has to stay the gate's
+    judged = fitted.evidence
+    evidence = SiteEvidence(
+        site=str(site),
+        bin=bin_,
+        weight=0.0 if fitted.refused else gate.weight(judged, recipe.site_weight),
+        balanced_accuracy=judged.balanced_accuracy,
+        auroc=judged.auroc,
+        rank=judged.rank,
+        scaler=judged.scaler,
+        unseen=_unseen(rows, probe, unmoved),
+        **_doses(after, before),
+    )
+    return SiteFit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, refused)
+
+
+def _doses(after: torch.Tensor, before: torch.Tensor) -> dict[str, float]:
+    """Mean h, and the share that fires, of h [n, 1 or width] after and before the threshold was placed."""
+    return {
+        f"control_{name}{when}": float(value.mean())
+        for when, h in (("", after), ("_before", before))
+        for name, value in (("h", h), ("fired", (h.mean(-1) > FIRED).float()))
+    }
+
+
+def _unseen(rows: Mapping[str, Activations], probe: Probe, before: Probe) -> UnseenEvidence | None:
+    """A finished gate, and the same before it was lowered, on prompts of another domain; None without any."""
+    if any(kind not in rows for kind in UNSEEN):
+        return None
+    from sklearn.metrics import roc_auc_score
+
+    source_h, control_h = ([probe.score_sample(*row) for row in _by_row(rows[kind])] for kind in UNSEEN)
+    source, control = (torch.stack([h.max() for h in side]) for side in (source_h, control_h))
+    labels = torch.cat([torch.ones(len(source)), torch.zeros(len(control))])
+    hits = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
+    unmoved_h = [before.score_sample(*row) for row in _by_row(rows["unseen_control"])]
+    return UnseenEvidence(
+        balanced_accuracy=sum(hits) / 2,
+        auroc=float(roc_auc_score(labels.numpy(), torch.cat([source, control]).numpy())),
+        **_doses(torch.cat(control_h)[:, None], torch.cat(unmoved_h)[:, None]),
+    )
+
+
+def _by_row(rows: Activations) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The mean [width] of each row, and its sampled positions [k, width]."""
+    positions = rows.gathered("positions").split(rows.sampled)
+    return list(zip(rows.gathered("pooled"), positions, strict=True))
+
+
+def _map_rows(
+    source: Activations, target: Activations, probe: Probe, pooling: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the map is fitted on, [rows, width] of each side: means over positions, or means weighted by the gate.
+
+    Where the target no longer shows what the gate looks for (a cat in the dog's place), its weights would pick
+    positions at random. There plain means tell the change, all of which is at the share of the positions that the gate
+    picks in the source; so their difference is divided by that share.
+    """
+    locator = None if pooling == "mean" else probe.locator
+    if locator is None:
+        return source.gathered("pooled"), target.gathered("pooled")
+    weighted, highest, share = _weighted(source, locator)
+    target_weighted, target_highest, _ = _weighted(target, locator)
+    if target_highest >= STILL_SHOWN * highest:
+        return weighted, target_weighted
+    plain, changed = source.gathered("pooled"), target.gathered("pooled")
+    centre, share = plain.mean(0), max(share, SMALLEST_SHARE)
+    return centre + (plain - centre) / share, centre + (changed - centre) / share
+
+
+def _weighted(rows: Activations, read: Probe) -> tuple[torch.Tensor, float, float]:
+    """Means over positions weighted by a gate, [rows, width]; the rows' mean highest h, and their mean h.
+
+    A row at none of whose positions the gate fires counts by its plain mean.
+    """
+    means, h = [], []
+    for plain, positions in _by_row(rows):
+        scores = read.score(positions).mean(-1, keepdim=True).expand(len(positions), 1)
+        weighted = (scores * positions).sum(0) / scores.sum().clamp_min(1e-6)
+        means.append(weighted if bool((scores > 0).any()) else plain)
+        h.append(scores)
+    highest, share = (float(torch.stack([reduce(row) for row in h]).mean()) for reduce in (torch.max, torch.mean))
+    return torch.stack(means), highest, share

@@ -1,0 +1,156 @@
+"""What a language model answers in each arm of an evaluation, and what else it is measured by, kept by content.
+
+Answers are judged elsewhere (`dsas_core.llm.evaluation.evaluate`); here they are only made, and found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...concept.concept import Concept
+from ...evaluation import Cell, Done, RunStore, arm, cost
+from ...evaluation.arms import BLIND, SCORES, Scores, load_scores, save_scores, scores_of
+from ...model.fingerprints import weights_digest
+from ...model.loading import name_of
+from ...steering.strengths import Auto
+from ...utils.versions import versions
+from ..learning.reader import Reader
+from ..model.conversations import Encoded, encode, pad_token
+from ..model.layers import bare, positions_of, roots_of
+from ..model.load import BUILTIN
+from ..steering.steer import steer
+
+BATCH = 64
+#: questions about facts that the built-in model is asked in each arm
+QUESTIONS = 300
+#: what answers depend on
+PACKAGES = ("dsas-diffusion", "transformers")
+
+#: an arm and its strength
+ArmAt = tuple[str, float | Auto]
+
+
+@dataclass(eq=False)
+class AnswerStore:
+    """The answers of one concept under evaluation.
+
+    Args:
+        model, tokenizer, concept: what is steered, and by what.
+        prompts: by side, "source" and "control".
+        rewritten: source prompts that ask in words for what steering does.
+        store: where answers are kept.
+    """
+
+    model: Any
+    tokenizer: Any
+    concept: Concept
+    prompts: Mapping[str, list[str]]
+    rewritten: Sequence[str]
+    store: RunStore
+
+    def __post_init__(self) -> None:
+        model, tokenizer, limit = self.model, self.tokenizer, positions_of(self.model)
+        self.encoded = {
+            side: [encode(tokenizer, text, limit) for text in self.prompts[side]] for side in ("source", "control")
+        }
+        self.encoded_rewritten = [encode(tokenizer, text, limit) for text in self.rewritten]
+        self.reader = Reader(model, pad_token(tokenizer), BATCH)
+        #: what everything that is measured depends on
+        self.model_key = {
+            "model": weights_digest(roots_of(model)),
+            "precision": cost.precision(model),
+            "versions": versions(*PACKAGES),
+        }
+        self._results: dict[ArmAt, Done] = {}
+
+    def complete(self, jobs: Sequence[ArmAt], label: str) -> None:
+        """Answer what is missing of some arms; "asked" answers the rewritten prompts."""
+        run = dict.fromkeys(("on" if name == "oracle" else name, strength) for name, strength in jobs)
+        missing = [job for job in run if job not in self._results]
+        results = self.store.complete([self._cell(*job) for job in missing], label)
+        self._results |= dict(zip(missing, results, strict=True))
+
+    def values(self, name: str, strength: float | Auto = 0.0) -> Mapping[str, Any]:
+        """What an arm gave; the oracle steers the prompts that show the concept and no others."""
+        if name == "oracle":
+            return {**self.values("base"), "source": self.values("on", strength)["source"]}
+        return self._results[name, strength].values
+
+    def _cell(self, name: str, strength: float | Auto) -> Cell:
+        key: dict[str, Any]
+        if name == "asked":
+            key = {"kind": "asked", **self.model_key, "tokens": [text.ids for text in self.encoded_rewritten]}
+            return Cell(key, lambda folder: {"source": self._answers(self.encoded_rewritten)})
+        key = {
+            "kind": "answers",
+            **self.model_key,
+            "concept": None if name == "base" else self.concept.digest,
+            "arm": name,
+            "strength": str(strength) if isinstance(strength, Auto) else strength,
+            "prompts": {side: self.prompts[side] for side in self.encoded},
+            "tokens": {side: [text.ids for text in texts] for side, texts in self.encoded.items()},
+        }
+        return Cell(key, lambda folder: self._measure(name, strength, folder))
+
+    def _measure(self, name: str, strength: float | Auto, folder: Path) -> dict[str, Any]:
+        attached: Any = nullcontext()
+        if name != "base":
+            scores = load_scores(self._results["dsas", 1.0].folder / SCORES) if name in BLIND else None
+            concept, gate = arm(self.concept, name, scores)
+            attached = steer(self.model, {concept: strength}, gate=gate)
+        with attached:
+            values: dict[str, Any] = {side: self._answers(texts) for side, texts in self.encoded.items()}
+            values["losses"] = self._losses()
+            values["facts"] = self._facts()
+        if (name, strength) == ("dsas", 1.0):
+            values["h"] = self._trace_gates(folder)
+        return values
+
+    def _trace_gates(self, folder: Path) -> dict[str, float]:
+        """Mean h of DSAS at strength 1 by side; what its gates say of source prompts is kept, for the blind arms."""
+        batches: list[Scores] = []
+        mean_h = dict.fromkeys(self.encoded, 0.0)
+        with steer(self.model, {self.concept: 1.0}, trace=True) as steering:
+            assert steering.trace is not None
+            for side, texts in self.encoded.items():
+                for start in range(0, len(texts), BATCH):
+                    part = texts[start : start + BATCH]
+                    self.reader.answers(part)
+                    mean_h[side] += steering.trace.mean_h(self.concept.name) * len(part) / len(texts)
+                    batches += [scores_of(steering.trace, self.concept)] if side == "source" else []
+        save_scores(batches, folder / SCORES)
+        return mean_h
+
+    def _answers(self, texts: Sequence[Encoded]) -> list[str]:
+        answers = self.reader.answers(texts)
+        return [str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in answers]
+
+    @torch.no_grad()
+    def _losses(self) -> list[float]:
+        """Negative log-likelihood per token of each control prompt's given answer, of all its tokens without one."""
+        losses = []
+        for piece in self.reader.batches(self.encoded["control"]):
+            logits = self.reader.run(piece).float().cpu()[:, :-1]
+            by_token = torch.nn.functional.cross_entropy(logits.transpose(1, 2), piece.ids[:, 1:], reduction="none")
+            for row, (start, end) in enumerate(piece.answers):
+                begin = start - 1 if start < end else 0
+                losses.append(float(by_token[row, begin : end - 1].mean()))
+        return losses
+
+    def _facts(self) -> list[bool] | None:
+        """Which facts the built-in model still knows; None of other models."""
+        if name_of(bare(self.model), BUILTIN) not in BUILTIN:
+            return None
+        from ..builtin import corpus, quality
+
+        questions = corpus.fact_questions()
+        chosen = np.random.default_rng(0).permutation(len(questions))[:QUESTIONS]
+        right = quality.right_answers(self.model, self.tokenizer, [questions[i] for i in sorted(chosen)])
+        return [bool(answer) for answer in right]

@@ -1,0 +1,186 @@
+"""Evaluating a concept on a language model: behaviour, preservation, fluency, knowledge, arm by arm.
+
+Source prompts that learning never used are answered greedily in every arm, and a judge scores the answers, of which
+those that only repeat themselves count as nothing. Control prompts tell what else changed: how many are answered
+otherwise, the perplexity of their given answers, and, of the built-in model, how many facts are lost. Answers are kept
+by content (`dsas_core.llm.evaluation.answer_store`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...concept.concept import Concept
+from ...errors import UnsupportedError
+from ...evaluation import Cell, Evaluation, Plan, RunStore, run_store
+from ...learning.prompts.prompt_set import PromptSet
+from ...steering.strengths import Auto
+from ...utils.versions import versions
+from ..model.layers import roots_of
+from ..steering.steer import steer
+from .answer_store import AnswerStore, ArmAt
+from .judges import TextJudge
+from .repetition import repeats
+
+#: control prompts that time and memory are measured on
+TIMED = 8
+
+
+def identity(model: Any, concept: Concept, prompts: PromptSet) -> dict[str, Any]:
+    """What a run is about: with another model, concept or prompt file it is another run."""
+    return run_store.identity(roots_of(model), concept, prompts)
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    concept: Concept,
+    prompts: PromptSet,
+    judge: TextJudge | Sequence[TextJudge],
+    run: RunStore,
+    plan: Plan | None = None,
+    *,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Measure a concept.
+
+    Args:
+        model, tokenizer: those that it was learned with; a causal model.
+        prompts: the prompt file; see `PromptSet.fresh` for what is drawn from it.
+        judge: scores answers; of several, figures are the first one's, and what the others say of each arm is told
+            beside.
+        run: where answers are kept; of `identity(model, concept, prompts)`.
+        plan: how much is measured. Answers are greedy, so seeds do not matter.
+        tasks, limit: of lm-evaluation-harness, by name or YAML file, for what the model still knows, without steering,
+            with DSAS and always on; `limit` questions of each.
+
+    Returns:
+        Plain data: `summed_up`'s figures with `baselines`, `judges`, `wordings`, `tasks`, `cost`, `samples` (answers by
+        arm) and `skipped` (what could not be measured, and why).
+
+    Raises:
+        DSASError: no prompts for an arm, a model with an encoder, or a task that lm-evaluation-harness does not know.
+    """
+    if "encoder" in roots_of(model):
+        raise UnsupportedError(
+            "a model with an encoder cannot be evaluated yet: take one that answers prompts by itself"
+        )
+    return TextEvaluation(concept, prompts, judge, run, plan or Plan(), model, tokenizer, tasks, limit).report()
+
+
+@dataclass(eq=False)
+class TextEvaluation(Evaluation):
+    """The evaluation of a concept on a language model; arguments as in `evaluate`."""
+
+    model: Any
+    tokenizer: Any
+    tasks: Sequence[str]
+    limit: int | None
+    outputs = "answers"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "unseen_target" not in self.prompt_set.evaluation:
+            self.rewritten = []  # pairs of learning differ in their answers, and do not ask for the same in other words
+        self.answers = AnswerStore(self.model, self.tokenizer, self.concept, self.prompts, self.rewritten, self.store)
+
+    def run_arms(self) -> None:
+        self.answers.complete([("base", 0.0), ("dsas", 1.0)], "answering")
+        self.answers.complete(self.grid, "answering in all arms")
+        if self.rewritten:
+            self.answers.complete([("asked", 0.0)], "answering rewritten prompts")
+
+    def judge_outputs(self, judge: TextJudge, arm: str, strength: float | Auto) -> np.ndarray:
+        """The judge's scores; an answer that is broken shows nothing that is wanted."""
+        answers = self.answers.values(arm, strength)["source"]
+        scores = zip(answers, judge.target_scores(answers), strict=True)
+        return np.array([0.0 if repeats(answer) else score for answer, score in scores])
+
+    def preservation(self, arm: str, strength: float | Auto) -> tuple[np.ndarray, dict[str, float]]:
+        base, steered = self.answers.values("base"), self.answers.values(arm, strength)
+        changed = np.array([float(a != b) for a, b in zip(base["control"], steered["control"], strict=True)])
+        more = {"unchanged": 1 - float(np.mean(changed)), "degenerate": _share_broken(steered["source"])}
+        if not self.concept.by_prompt:
+            ratio = float(np.mean(steered["losses"]) - np.mean(base["losses"]))
+            more["perplexity_ratio"] = math.exp(min(50.0, ratio))
+        if base["facts"] is not None:
+            more["knowledge_lost"] = 100 * float(np.mean(base["facts"]) - np.mean(steered["facts"]))
+        return changed, more
+
+    def mean_h(self, side: str) -> float:
+        return float(self.answers.values("dsas", 1.0)["h"][side])
+
+    def baseline_figures(self, arm: str) -> dict[str, float]:
+        cost = {"cost": 0.0} if arm == "base" else {}
+        return {**cost, "degenerate": _share_broken(self.answers.values(arm)["source"])}
+
+    def further_figures(self) -> dict[str, Any]:
+        if not self.rewritten:
+            self.skip("asking in words: the prompt file's evaluation has no unseen_target; effects are of all")
+        if self.answers.values("base")["facts"] is None and not self.tasks:
+            self.skip("knowledge: name tasks of lm-evaluation-harness (--tasks)")
+        if self.concept.by_prompt:
+            self.skip("perplexity: of given answers nothing tells the gate where the prompt ends")
+        return {"tasks": self._task_results()}
+
+    def sample(self, side: str, number: int) -> dict[str, str]:
+        strongest = self.plan.strengths[-1]
+        jobs: dict[str, ArmAt] = {"base": ("base", 0.0), **{arm: (arm, 1.0) for arm in self.plan.arms}}
+        jobs |= {f"{arm} ×{strongest:g}": (arm, strongest) for arm in ("dsas", "on") if arm in self.plan.arms}
+        return {label: self.answers.values(*job)[side][number] for label, job in jobs.items()}
+
+    def timed_work(self) -> tuple[Callable[[], object], Mapping[str, Any], torch.device]:
+        """Reading a few control prompts with their answers: as many tokens, steered or not."""
+        reader = self.answers.reader
+        (batch,) = reader.batches(self.answers.encoded["control"][:TIMED])
+        about = {**self.answers.model_key, "tokens": batch.ids.tolist()}
+        return lambda: reader.run(batch), about, reader.device
+
+    def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
+        return steer(self.model, {self.concept: 1.0}, gate=gate)
+
+    def _task_results(self) -> list[dict[str, Any]]:
+        """What lm-evaluation-harness says without steering, with DSAS and always on, at strength 1."""
+        if not self.tasks:
+            return []
+        if self.concept.by_prompt:
+            self.skip("tasks: nothing tells the gate where a prompt ends (dsas_core.llm.evaluation.lm_eval_harness)")
+            return []
+        arms: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+            "base": nullcontext,
+            "dsas": self.steered,
+            "on": lambda: self.steered("on"),
+        }
+        results = self.store.complete([self._task_cell(arm, attached) for arm, attached in arms.items()], "tasks")
+        return [{"arm": arm, **result.values} for arm, result in zip(arms, results, strict=True)]
+
+    def _task_cell(self, arm: str, attached: Callable[[], AbstractContextManager[Any]]) -> Cell:
+        from . import lm_eval_harness
+
+        def make(folder: Path) -> dict[str, float]:
+            with attached():
+                return lm_eval_harness.run_tasks(self.model, self.tokenizer, self.tasks, self.limit)
+
+        key = {
+            "kind": "tasks",
+            **self.answers.model_key,
+            "concept": None if arm == "base" else self.concept.digest,
+            "arm": arm,
+            "tasks": [[task, Path(task).read_text() if Path(task).is_file() else None] for task in self.tasks],
+            "limit": self.limit,
+            "by": versions("lm_eval", "datasets"),
+        }
+        return Cell(key, make)
+
+
+def _share_broken(answers: Sequence[str]) -> float:
+    return float(np.mean([repeats(text) for text in answers]))

@@ -1,0 +1,68 @@
+"""`calibrate(model, tokenizer, concept)`: what a strength of 1 is, and between which ends a slider is of use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...concept.concept import Concept
+from ...errors import UnsupportedError
+from ...learning.calibration.slider_range import prompts_of
+from ...learning.prompts.prompt_set import PromptSet, split_held_out
+from ..model.conversations import pad_token
+from ..model.layers import roots_of
+from .held_out_trial import TextTrial
+from .reader import Reader, encode_all, have_answers
+
+
+def calibrate(
+    model: nn.Module,
+    tokenizer: Any,
+    concept: Concept,
+    prompts: str | Path | Mapping[str, Any] | PromptSet | None = None,
+    *,
+    count: int | None = None,
+    seed: int | None = None,
+    drift: float = 0.01,
+    batch: int = 16,
+    show_progress: bool = False,
+) -> Concept:
+    """Find a concept's unit of strength and the useful ends of its signed range anew; see `calibration.calibrated`.
+
+    Both are found on the quarter of the prompts that nothing was fitted on; `TextTrial` tells how strengths do.
+
+    Args:
+        model: the transformers language model that the concept was learned on, or one that is like it. tokenizer: its
+            own.
+        concept: the concept; it is not changed.
+        prompts: a prompt file with conversations, or its content; None for the prompts that the concept was learned
+            from.
+        count, seed: source and target prompts, and their choice, where `prompts` are given; None for those of learning.
+        drift: mean Kullback-Leibler divergence per control token, in nats, that a strength may cost.
+        batch: prompts per forward pass.
+
+    Returns:
+        The concept with unit, range and evidence of all trials, without samples; not saved yet.
+
+    Raises:
+        DSASError: the concept was learned on another architecture, or tells no prompts and none are given; prompts
+            without answers; a model that answers source prompts much as it answers control prompts.
+    """
+    drawn, _ = prompts_of(concept, prompts, count, seed)
+    roots = roots_of(model)
+    concept.check(roots)
+    texts = {side: encode_all(model, tokenizer, found) for side, found in drawn.items()}
+    if "encoder" in roots or not have_answers(texts):
+        raise UnsupportedError(
+            "calibration goes by what a model answers: it needs a decoder-only model, and an assistant's turn at the "
+            "end of each source and target prompt"
+        )
+    trial = TextTrial(Reader(model, pad_token(tokenizer), batch), *split_held_out(texts))
+    if not trial.tells:
+        raise UnsupportedError(
+            "the model answers source prompts much as it answers control prompts, so nothing tells what a strength does"
+        )
+    return trial.calibrate(concept, drift, show_progress)

@@ -1,0 +1,211 @@
+"""Everything that is known of families of language models: layers, sites, encoders, positions, end tokens.
+
+`LAYOUTS` is a table by `config.model_type`: a new family is one line there. Layers themselves are found without it, as
+the one list of equal modules that holds most parameters; it is needed for the parts of a layer only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import UnsupportedError
+from ...model.sites import Site, find, modules
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """What the parts of a layer are called: canonical paths within it, by the group of sites that they make.
+
+    Args:
+        attention: the blocks of attention whose outputs are added to the residual stream.
+        mlp: the feed-forward blocks whose outputs are added to it.
+        heads: the projection whose input holds the attention heads side by side.
+        norm: norms behind attention and MLP, where a family has them.
+        transposed: whether that projection keeps its weight as [in, out].
+    """
+
+    attention: tuple[str, ...]
+    mlp: tuple[str, ...]
+    heads: tuple[str, ...]
+    norm: tuple[str, ...] = ()
+    transposed: bool = False
+
+
+_LLAMA = LayerNames(("self_attn",), ("mlp",), ("self_attn.o_proj",))
+_GEMMA = LayerNames(
+    ("self_attn",), ("mlp",), ("self_attn.o_proj",), ("post_attention_layernorm", "post_feedforward_layernorm")
+)
+_T5 = LayerNames(
+    ("layer.0.SelfAttention", "layer.1.EncDecAttention"),
+    ("layer.1.DenseReluDense", "layer.2.DenseReluDense"),
+    ("layer.0.SelfAttention.o",),
+)
+#: model_type -> layout
+LAYER_NAMES: dict[str, LayerNames] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3", "qwen2_vl", "qwen2_5_vl", "llava"), _LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), _GEMMA),
+    "gpt2": LayerNames(("attn",), ("mlp",), ("attn.c_proj",), transposed=True),
+    "gpt_neox": LayerNames(("attention",), ("mlp",), ("attention.dense",)),
+    # its MLP flattens the batch
+    "opt": LayerNames(("self_attn",), (), ("self_attn.out_proj",)),
+    "falcon": LayerNames(("self_attention",), ("mlp",), ("self_attention.dense",)),
+    **dict.fromkeys(("t5", "mt5"), _T5),
+}
+#: groups of sites that `sites=` can name; "middle" is the default
+SITE_GROUPS = ("middle", "block", "attention", "mlp", "norm", "heads")
+#: lists of modules that are not the language part's layers, by their paths
+_OTHER_TOWERS = re.compile(r"vision|visual|audio|image|experts")
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model without the wrappers of torch.compile and PEFT, whose adapters stay at work inside it."""
+    inner: Any = getattr(model, "_orig_mod", model)
+    return inner.get_base_model() if hasattr(inner, "peft_config") and hasattr(inner, "get_base_model") else inner
+
+
+def has_encoder(model: nn.Module) -> bool:
+    """Whether prompts go through an encoder, so that a decoder's tokens are all written."""
+    return bool(getattr(getattr(bare(model), "config", None), "is_encoder_decoder", False))
+
+
+def roots_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that are called with tokens, by name: "encoder" and "decoder", or "model" where there is but one."""
+    model = bare(model)
+    if has_encoder(model):
+        return {"encoder": model.get_encoder(), "decoder": model.get_decoder()}  # type: ignore[operator]
+    return {"model": model}
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers whose `from_pretrained` loads the model of a config.
+
+    Args:
+        config: a PretrainedConfig; one that nobody knows is loaded as a causal language model.
+    """
+    import transformers
+
+    names = ["AutoModelForCausalLM", "AutoModelForImageTextToText"]
+    if config.is_encoder_decoder:
+        names = ["AutoModelForSeq2SeqLM"]
+    classes = [getattr(transformers, name) for name in names]
+    return next((known for known in classes if type(config) in known._model_mapping), classes[0])
+
+
+def layers_of(model: nn.Module) -> dict[str, list[str]]:
+    """Canonical paths of the layers of each root, in order.
+
+    The language part's list of layers: of all module lists that are no part of another, the one that holds most
+    parameters, vision and audio towers left out.
+
+    Raises:
+        UnsupportedError: a root has no list of layers.
+    """
+    layers: dict[str, list[str]] = {}
+    for root, module in roots_of(model).items():
+        by_path = modules({root: module})
+        lists = {path: part for path, part in by_path.items() if isinstance(part, nn.ModuleList) and len(part)}
+        outer = {
+            path: part
+            for path, part in lists.items()
+            if not any(path.startswith(f"{other}.") for other in lists)
+            and not _OTHER_TOWERS.search(path)
+            and len({type(layer) for layer in part}) == 1
+        }
+        if not outer:
+            raise UnsupportedError(
+                f"{type(module).__name__} has no list of layers that could be found: name the sites, "
+                "sites=[…] with module suffixes or a regular expression"
+            )
+        stack = max(outer, key=lambda path: sum(parameter.numel() for parameter in outer[path].parameters()))
+        layers[root] = [f"{stack}.{i}" for i in range(len(outer[stack]))]
+    return layers
+
+
+def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> list[Site]:
+    """Sites of a language model.
+
+    Args:
+        model: a transformers model.
+        sites: None for the outputs of the middle third of the layers ("middle"), which benchmarks/toxicity.py shows
+            best; "block" for those of every layer; "attention", "mlp" or "norm" for the outputs of these parts,
+            "heads" for each head at the input of the output projection; a regular expression on canonical paths; a
+            list of module suffixes ("layers.3", "mlp.down_proj") or of groups.
+
+    Raises:
+        DSASError: nothing matches; the message says what exists.
+        UnsupportedError: a group that is not known of this kind of model, or that it does not have.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> [str(site) for site in find_sites(model)]
+        ['model.model.layers.2', 'model.model.layers.3']
+    """
+    patterns: list[str] = ["middle"] if sites is None else [sites] if isinstance(sites, str) else list(sites)
+    by_name: dict[str, Site] = {}
+    for pattern in patterns:
+        if pattern in SITE_GROUPS:
+            chosen = list(_sites_of_group(model, pattern))
+        else:
+            chosen = [Site(path) for path in find(roots_of(model), pattern if isinstance(sites, str) else [pattern])]
+        by_name |= {str(site): site for site in chosen}
+    return list(by_name.values())
+
+
+def _sites_of_group(model: nn.Module, group: str) -> Iterator[Site]:
+    stacks = layers_of(model)
+    if group in ("middle", "block"):
+        for paths in stacks.values():
+            third = len(paths) // 3
+            yield from map(Site, paths if group == "block" else paths[third : len(paths) - third])
+        return
+    kind = getattr(getattr(bare(model), "config", None), "model_type", type(model).__name__)
+    if kind not in LAYER_NAMES:
+        raise UnsupportedError(
+            f"the layers of {kind} are not known by parts: name the sites, sites=[…] with module suffixes; "
+            f"known are {', '.join(LAYER_NAMES)}"
+        )
+    names: tuple[str, ...] = getattr(LAYER_NAMES[kind], group)
+    known = modules(roots_of(model))
+    paths = [f"{path}.{name}" for layers in stacks.values() for path in layers for name in names]
+    paths = [path for path in paths if path in known]
+    if not paths:
+        raise UnsupportedError(f"{kind} has no {group} sites; choose among {', '.join(SITE_GROUPS)}")
+    if group != "heads":
+        yield from map(Site, paths)
+        return
+    heads = int(_text_config(model).num_attention_heads)
+    for path in paths:
+        weight: Any = getattr(known[path], "base_layer", known[path]).weight
+        width = int(weight.shape[0 if LAYER_NAMES[kind].transposed else 1]) // heads
+        for head in range(heads):
+            yield Site(path, side="input", channels=(head * width, (head + 1) * width))
+
+
+def device_of_input(model: nn.Module) -> torch.device:
+    """Where tokens are to be put: the device of the first parameter that is anywhere at all."""
+    devices = (parameter.device for parameter in model.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
+
+
+def positions_of(model: nn.Module) -> int:
+    """How many tokens the model can take; 0 when its config does not say."""
+    return int(getattr(_text_config(model), "max_position_embeddings", 0) or 0)
+
+
+def _text_config(model: nn.Module) -> Any:
+    """The config of the language part."""
+    config: Any = bare(model).config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def ends_of(model: nn.Module) -> list[int]:
+    """The tokens that end a text, by the model's generation settings."""
+    ends: Any = getattr(getattr(bare(model), "generation_config", None), "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

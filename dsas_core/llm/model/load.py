@@ -1,0 +1,77 @@
+"""Getting a language model and its tokenizer: the built-in one, a folder, or a Hub name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import UnavailableError
+from ...model.loading import device_of, dtype_of, hub_options, is_hub_name, loading, source_of
+from .layers import auto_class
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+BUILTIN = {"builtin:chat": Path(__file__).parents[1] / "builtin" / "model"}
+
+
+def is_language_model(name: str | Path) -> bool:
+    """Whether a name is that of a language model, not of a diffusers pipeline: built in, in a folder, or on the Hub."""
+    folder = Path(name)
+    if str(name) in BUILTIN:
+        return True
+    if folder.is_dir():
+        return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+    if not is_hub_name(name):
+        return False
+    from huggingface_hub import file_exists
+
+    try:
+        return file_exists(str(name), "config.json") and not file_exists(str(name), "model_index.json")
+    except Exception:  # no network, no such repository: whoever loads it says so
+        return False
+
+
+def load(
+    name: str | Path, *, device: str = "auto", dtype: str | torch.dtype = "auto", **options: Any
+) -> tuple[Any, Any]:
+    """Load a language model and its tokenizer.
+
+    Args:
+        name: "builtin:chat", a folder, or a Hub name (user/name).
+        device: "auto" takes a GPU when there is one; ignored where `options` hold a device_map.
+        dtype: "auto" is bfloat16 on a GPU and float32 elsewhere; or "float32", "float16", "bfloat16".
+        options: further arguments of `from_pretrained` (revision, token, device_map, …).
+
+    Returns:
+        (model, tokenizer), the model in evaluation mode.
+
+    Raises:
+        DSASError: no such model, or a part of it is missing or damaged.
+
+    Example:
+        >>> model, tokenizer = load("builtin:chat", device="cpu")
+        >>> type(model).__name__
+        'LlamaForCausalLM'
+    """
+    device = device_of(device)
+    dtype = dtype_of(dtype, device, torch.bfloat16)
+    source = source_of(name, BUILTIN, "language model")
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UnavailableError(f"{folder} is no language model: it has no config.json")
+    if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise UnavailableError(
+            f"cannot load {folder}: it has none of {', '.join(TOKENIZER_FILES)}; save the tokenizer there"
+        )
+
+    from transformers import AutoConfig, AutoTokenizer
+
+    hub = hub_options(options)
+    with loading(name, warns=True):
+        config = AutoConfig.from_pretrained(source, **hub)
+        model = auto_class(config).from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+    if "device_map" not in options:
+        model = model.to(torch.device(device))
+    return model.eval(), tokenizer

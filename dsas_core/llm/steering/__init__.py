@@ -1,0 +1,1 @@
+"""Steering a language model, and the trace by token."""

@@ -1,0 +1,113 @@
+"""`answer(model, tokenizer, asked(tokenizer, message), length)`: what a language model says to a message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..model.conversations import apply_template, pad_token
+from ..model.layers import has_encoder
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote.
+
+    Args:
+        text: without special tokens, and without blanks around it.
+        ids: its tokens, the end token with them.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+
+
+def asked(tokenizer: Any, message: str) -> Any:
+    """A message in tokens, by the chat template where there is one.
+
+    Args:
+        tokenizer: of the model that is to answer.
+        message: what the user says, without "user:" before it.
+
+    Returns:
+        The tokenizer's own output, with `input_ids` and `attention_mask` int64 [1, positions].
+
+    Raises:
+        PromptError: the chat template refuses it.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "user", "content": message}]
+        message = apply_template(tokenizer, turns, message, add_generation_prompt=True)
+        return tokenizer(message, add_special_tokens=False, return_tensors="pt")
+    return tokenizer(message, return_tensors="pt")
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    inputs: Any,
+    length: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    *,
+    streamer: Any = None,
+    stopped: Callable[[], bool] | None = None,
+) -> Answer:
+    """What a model says to one message.
+
+    Args:
+        model: a language model, steered or not.
+        tokenizer: its own.
+        inputs: of `asked`, on the model's device.
+        length: most tokens of the answer.
+        temperature: 0 takes the likeliest token.
+        seed: of sampling.
+        streamer: one of transformers', which is given the tokens as they come.
+        stopped: called after each token, from the thread that calls this; once it says yes, the answer ends there.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> answer(model, tokenizer, asked(tokenizer, "Who are you?"), 20).text
+        'i am the help desk.'
+    """
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+    if stopped is not None:
+        from transformers import StoppingCriteriaList
+
+        settings["stopping_criteria"] = StoppingCriteriaList([_Stopped(stopped)])
+    out = model.generate(
+        input_ids=inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        max_new_tokens=length,
+        streamer=streamer,
+        pad_token_id=pad_token(tokenizer),
+        **{"do_sample": False, **settings},
+    )
+    start = 0 if has_encoder(model) else inputs.input_ids.shape[1]
+    ids = tuple(out[0, start:].tolist())
+    return Answer(str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip(), ids)
+
+
+class _Stopped:
+    """A stopping criterion of transformers that asks a function."""
+
+    def __init__(self, stopped: Callable[[], bool]) -> None:
+        self._stopped = stopped
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor, **more: Any) -> torch.Tensor:
+        return torch.full((len(ids),), self._stopped(), device=ids.device)
+
+
+def unknown_words(tokenizer: Any, message: str) -> list[str]:
+    """Words for which the tokenizer has only its mark for unknown ones."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    words = dict.fromkeys(re.findall(r"[^\W\d_]+", message))
+    return [
+        word for word in words if unknown is not None and unknown in tokenizer(word, add_special_tokens=False).input_ids
+    ]

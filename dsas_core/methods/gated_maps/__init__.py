@@ -1,0 +1,1 @@
+"""Methods that bring a map and a gate of their own."""

@@ -1,0 +1,1 @@
+"""Gates, one file each: when an activation is moved."""

@@ -1,0 +1,1 @@
+"""Map methods, one file each: how an activation is moved."""

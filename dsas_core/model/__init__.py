@@ -1,0 +1,1 @@
+"""What a model is to us: sites, the one way to hook them, fingerprints, names and devices."""

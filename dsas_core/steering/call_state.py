@@ -1,0 +1,221 @@
+"""What steering knows during one call of a model: strengths and targets, and what probes have read so far.
+
+All of it is tensors. Strengths and targets are written in place before a root module runs (`CallState.begin`) and only
+read at its sites: a compiled graph goes on reading them. The states of stateful probes move on at their sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+
+from ..errors import DSASError, UnsupportedError
+from ..model.hooks import Call
+from ..model.sites import Site
+from ..probes import RunningProbe
+from .binding import BoundConcept, BoundIntervention
+from .solve import SolvedStrength
+from .strengths import Schedule, Strengths
+
+Key = TypeVar("Key", bound=tuple[object, ...])
+
+
+class CallState:
+    """The state that a steering keeps while a model runs: one object for each `Steering`, so no globals.
+
+    Args:
+        concepts: what is attached.
+        strengths: the user's knobs.
+        schedules: concept name -> strength over the timestep.
+    """
+
+    def __init__(
+        self, concepts: Sequence[BoundConcept], strengths: Strengths, schedules: Mapping[str, Schedule]
+    ) -> None:
+        self._concepts, self._strengths, self._schedules = concepts, strengths, schedules
+        #: roots where a probe reads for another root: a text encoder for the denoiser
+        self._shared = {e.probe_site.root for concept in concepts for e in concept.entries if e.reads_other_root}
+        # by root
+        self._calls: dict[str, Call] = {}
+        # by root and concept: the map strength of each row; and where it is `Auto`, target logit and highest strength
+        self._doses: dict[tuple[str, str], torch.Tensor] = {}
+        self._targets: dict[tuple[str, str], torch.Tensor] = {}
+        # by concept and intervention: positions above the target, and those that the map cannot bring down; memories
+        self._counts: dict[tuple[str, int], torch.Tensor] = {}
+        self._memories: dict[tuple[str, int], torch.Tensor] = {}
+        # by root, concept and intervention: h of probes that read elsewhere than their maps write
+        self._scores: dict[tuple[str, str, int], torch.Tensor] = {}
+
+    # ---- before the call --------------------------------------------------------------------------------------------
+
+    def begin(self, root: str, call: Call) -> None:
+        """A root module is about to run: set strengths and targets for it, drop what was read in its last call."""
+        self._calls[root] = call
+        if root not in self._shared or bool(call.steered.any()):  # other roots do not ask about negative prompts
+            for read in [key for key in self._scores if key[0] == root]:
+                del self._scores[read]
+        for concept in self._concepts:
+            key = root, concept.name
+            _write(self._doses, key, self._dose(concept, call))
+            auto = self._strengths.auto_of(concept.name)
+            if auto is None:
+                self._targets.pop(key, None)
+                continue
+            device = call.steered.device
+            target = torch.tensor([auto.logit, auto.cap * abs(concept.unit)], device=device)
+            _write(self._targets, key, target)
+            for entry in concept.entries:
+                if (concept.name, entry.number) not in self._counts:
+                    _write(self._counts, (concept.name, entry.number), torch.zeros(2, device=device))
+
+    def _dose(self, concept: BoundConcept, call: Call) -> torch.Tensor:
+        """Map strength of each row, float32 [batch, 1, 1]; for `Auto` the part of what is solved for."""
+        strengths = self._strengths.values_of(concept.name).to(call.steered.device)
+        if len(strengths) > 1:
+            if int(call.prompts.max()) >= len(strengths):
+                raise DSASError(
+                    f"strength of {concept.name!r} is given for {len(strengths)} prompts, but the call has "
+                    f"{int(call.prompts.max()) + 1}"
+                )
+            strengths = strengths[call.prompts]
+        unit = 1.0 if self._strengths.auto_of(concept.name) else concept.unit  # 1: all the way to the target
+        dose = strengths * unit * call.steered
+        schedule = self._schedules.get(concept.name)
+        if schedule is not None and call.timestep is not None:
+            dose = dose * schedule(call.timestep.float()).to(dose)
+        return dose[:, None, None]
+
+    # ---- at a site --------------------------------------------------------------------------------------------------
+
+    def call_at(self, site: Site, x: torch.Tensor) -> Call:
+        """The call that an activation [batch, positions, width] belongs to."""
+        call = self._calls.get(site.root)
+        if call is None:
+            raise DSASError(
+                f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: call "
+                "the module that was steered, not a part of it"
+            )
+        if len(x) != len(call.steered):
+            raise UnsupportedError(
+                f"{len(x)} rows come by at {site}, but {site.root!r} was called with {len(call.steered)}: something "
+                "between takes rows away, as FasterCache does those of the negative prompt; steer without it"
+            )
+        return call
+
+    def dose(self, entry: BoundIntervention, device: torch.device) -> torch.Tensor:
+        """Map strength of each row where an intervention writes, [batch, 1, 1]."""
+        return self._doses[entry.map_site.root, entry.concept].to(device)
+
+    def target(self, entry: BoundIntervention) -> torch.Tensor | None:
+        """Target logit and highest strength [2] of a strength that is to be solved for; None where it was given."""
+        return self._targets.get((entry.map_site.root, entry.concept))
+
+    def score(self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """h of a probe where it reads, with its site's weight; 0 at positions that do not count."""
+        if isinstance(entry.probe, RunningProbe):
+            h = self._step(entry, entry.probe, x) * entry.weight
+        else:
+            h = entry.probe.score(x, mask) * entry.weight
+        return h if mask is None else h * mask[..., None]
+
+    def keep_score(self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Keep h of a probe for where its map writes; for another root, one h for each prompt."""
+        root = entry.probe_site.root
+        key = root, entry.concept, entry.number
+        if not entry.reads_other_root:
+            self._scores[key] = self.score(entry, x, mask)
+        elif key not in self._scores:
+            self._scores[key] = (entry.probe.score(x, mask) * entry.weight)[self._calls[root].prompts.argsort()]
+
+    def kept_score(self, entry: BoundIntervention, x: torch.Tensor) -> torch.Tensor:
+        """h of a probe that has read elsewhere, for an activation where its map writes."""
+        h = self._scores.get((entry.probe_site.root, entry.concept, entry.number))
+        if h is None:
+            raise DSASError(
+                f"{entry.map_site} is gated by what {entry.probe_site} shows, which the model has not come to: a "
+                "probe must read before its map writes"
+            )
+        if entry.reads_other_root and h.shape[1] == 1:
+            h = h[self._calls[entry.map_site.root].prompts.to(h.device)]
+        if h.shape[1] not in (1, x.shape[1]) or len(h) != len(x):
+            raise UnsupportedError(
+                f"{entry.probe_site} has {h.shape[1]} positions, {entry.map_site} has {x.shape[1]}: a probe that "
+                "reads elsewhere needs the same, or one h for all (form pooled or latch)"
+            )
+        if h.shape[-1] not in (1, x.shape[-1]):
+            raise UnsupportedError(
+                f"{entry.probe_site} has {h.shape[-1]} dimensions, {entry.map_site} has {x.shape[-1]}: a gate of "
+                "each dimension must read where its map writes"
+            )
+        return h.to(x.device)
+
+    def clear_scores(self) -> None:
+        """Other prompts follow: what was read of the last ones gates nothing more."""
+        self._scores.clear()
+
+    # ---- strengths that are solved for ------------------------------------------------------------------------------
+
+    def count(self, entry: BoundIntervention, solved: SolvedStrength, counted: torch.Tensor) -> None:
+        """Count positions above the target, and those that the map cannot bring down."""
+        counts = torch.stack([(part & counted).sum() for part in (solved.above, solved.unreachable)])
+        total = self._counts[entry.concept, entry.number]
+        total.add_(counts.to(total))
+
+    def unreachable(self) -> dict[str, dict[str, float]]:
+        """See `Steering.unreachable`."""
+        shares: dict[str, dict[str, float]] = {}
+        for concept in self._concepts:
+            for entry in concept.entries:
+                above, unreachable = self._counts.get((concept.name, entry.number), torch.zeros(2)).tolist()
+                if above > 0:
+                    shares.setdefault(concept.name, {})[str(entry.map_site)] = unreachable / above
+        return shares
+
+    # ---- stateful probes --------------------------------------------------------------------------------------------
+
+    def stateful(self) -> Iterator[tuple[BoundIntervention, RunningProbe]]:
+        """Interventions whose probes depend on earlier positions, with these probes."""
+        for concept in self._concepts:
+            for entry in concept.entries:
+                if isinstance(entry.probe, RunningProbe) and entry.probe.state_size:
+                    yield entry, entry.probe
+
+    def reset(self, root: str, batch: int, device: torch.device) -> None:
+        """A new text begins at a root: what its stateful probes remember of the last one goes."""
+        for entry, probe in self.stateful():
+            if entry.probe_site.root != root:
+                continue
+            memory = self._memories.get((entry.concept, entry.number))
+            if memory is not None and len(memory) == batch and memory.device == device:
+                memory.zero_()
+            else:
+                with torch.inference_mode(False):  # to be written in and out of inference mode
+                    self._memories[entry.concept, entry.number] = torch.zeros(batch, probe.state_size, device=device)
+
+    def _step(self, entry: BoundIntervention, probe: RunningProbe, x: torch.Tensor) -> torch.Tensor:
+        """h of a stateful probe, its memory moved on."""
+        root = entry.probe_site.root
+        call, memory = self._calls[root], self._memories.get((entry.concept, entry.number))
+        if call.prompt is None or (memory is None and probe.state_size):
+            raise UnsupportedError(
+                f"{entry.concept!r} has a gate of kind {probe.kind}, which goes by a text that is written, and "
+                f"{root!r} is given no such: learn with another form"
+            )
+        read = call.mask if call.read is None else call.read
+        mask, prompt = (None if part is None else part.to(x.device) for part in (read, call.prompt))
+        if memory is None:
+            return probe.step(x, mask, prompt, x.new_zeros(len(x), 0))[0]
+        h, after = probe.step(x, mask, prompt, memory.to(x.device))
+        memory.copy_(after.detach())
+        return h
+
+
+def _write(values: dict[Key, torch.Tensor], key: Key, value: torch.Tensor) -> None:
+    """Write a value in place where there is one of its shape already: a compiled graph goes on reading it."""
+    held = values.get(key)
+    if held is None or held.shape != value.shape or held.device != value.device:
+        with torch.inference_mode(False):  # to be written in and out of inference mode
+            held = values[key] = torch.empty_like(value)
+    held.copy_(value)

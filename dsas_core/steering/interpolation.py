@@ -1,0 +1,66 @@
+"""The one equation: x' = lerp(x, T(x; strength), h)  (DSAS, arXiv 2512.03661, equation 3.4).
+
+Exact at both ends: h = 0 or strength 0 give x itself, bit for bit; h = 1 gives the map alone. A map that publishes its
+displacement, T(x; s) = x + s * D(x), takes the one-pass form x + (h * s) * D(x). Nobody else interpolates.
+
+Beside it, what several gates that are open at one position leave each other (`share`). Where a strength comes from when
+nobody gives one is in `solve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ..maps import Map
+from ..utils.tensorclass import compute_dtype
+
+
+def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float, torch.Tensor]]) -> torch.Tensor:
+    """Apply gated maps to one activation.
+
+    Args:
+        x: activations [..., positions, width], any floating dtype; computed in float32 at least.
+        steps: (map, strength, h) triples; strength and h broadcast against x. Several maps all read the incoming x,
+            and their changes add up.
+
+    Returns:
+        The steered activation, shape and dtype of x.
+
+    Example:
+        >>> from dsas_core.maps import AffineMap
+        >>> x, h = torch.zeros(2, 2), torch.tensor([[0.5], [0.0]])
+        >>> interpolate(x, [(AffineMap(torch.tensor([1.0, 0.0])), 2.0, h)])
+        tensor([[1., 0.],
+                [0., 0.]])
+    """
+    wide = x.to(compute_dtype(x))
+    out = wide
+    for transform, strength, h in steps:
+        if transform.linear_in_strength:
+            add = torch.addcmul if out is wide else torch.Tensor.addcmul_  # in place takes half the time
+            out = add(out, h * strength, transform.displacement(wide))
+        else:
+            moved = torch.lerp(wide, transform.apply(wide, strength), h.expand_as(wide))
+            out = moved if out is wide else out + (moved - wide)
+    return out.to(x.dtype)
+
+
+def normalise_gates(gates: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The part of its h that each of several gates keeps, so that the total is the highest of them: at most 1.
+
+    max h / sum h at each position, and 1 exactly where no more than one gate is open: one alone is as it was.
+
+    Args:
+        gates: h of each, broadcastable to one another.
+
+    Example:
+        >>> share([torch.tensor([0.5, 1.0]), torch.tensor([0.0, 1.0])])
+        tensor([1.0000, 0.5000])
+    """
+    every = torch.broadcast_tensors(*gates)
+    total, highest = every[0], every[0]
+    for h in every[1:]:
+        total, highest = total + h, torch.maximum(highest, h)
+    return torch.where(total > highest, highest / total, 1.0)

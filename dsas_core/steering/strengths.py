@@ -1,0 +1,163 @@
+"""How strongly to steer: the user's knobs by concept, numbers or `Auto`, which leaves the choice to probe and map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeGuard
+
+import torch
+
+from ..concept.concept import Concept
+from ..errors import DSASError, UnsupportedError
+from ..model.sites import Roots
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Auto:
+    """No strength to tune: at each position, as much as brings the probe's probability down to `target`.
+
+    Solved for in closed form (`solve.strength_to`), by concepts whose probe has a hyperplane and whose map is
+    linear in its strength. It steers away from the concept only: where the probability is lower, nothing changes.
+
+    Args:
+        target: a probability, the one knob; 1/2 is the probe's own border. What a model does may have its border
+            elsewhere: lower it (0.001) where too little changes.
+        cap: the highest strength, in units of the concept. The unit is the smallest strength that did all that was
+            wanted while learning, and 2 of them are the most that `dsas eval` measures.
+
+    Raises:
+        DSASError: a target that is not between 0 and 1, a cap that is not above 0.
+
+    Example:
+        >>> Auto(0.2).cap, Auto(0.5).logit
+        (2.0, 0.0)
+    """
+
+    target: float = 0.5
+    cap: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.target) and 0 < self.target < 1):
+            raise DSASError(f"strength auto: the target is a probability between 0 and 1, found {self.target!r}")
+        if not (_is_number(self.cap) and 0 < self.cap < math.inf):
+            raise DSASError(f"strength auto: the cap is a finite number of units above 0, found {self.cap!r}")
+
+    def __str__(self) -> str:
+        return f"{AUTO}:{self.target:g}"
+
+    @property
+    def logit(self) -> float:
+        """The target as the probe's evidence."""
+        return math.log(self.target / (1 - self.target))
+
+
+#: strength over the timestep: float [] in 0 … 1000 -> a factor []
+Schedule = Callable[[torch.Tensor], torch.Tensor]
+#: one number, one per prompt, or "auto" (for `Auto()`)
+Strength = float | Sequence[float] | Auto | Literal["auto"]
+#: concepts, or their folders, Hub names or builtin:NAME, each with its strength
+Strengthened = Mapping[Concept, Strength] | Mapping[str, Strength] | Mapping[Concept | str | Path, Strength]
+
+
+class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
+    """The user's knobs by concept name: a number, one number per prompt, or `Auto`. Set them at any time.
+
+    Args:
+        obstacles: concept name -> why it cannot take `Auto`, None where it can.
+
+    Raises:
+        DSASError: on setting a strength of a concept that is not attached, or one that is not finite.
+        UnsupportedError: on setting "auto" for a concept that cannot take it.
+
+    Example:
+        >>> strengths = Strengths({"blur": None})
+        >>> strengths["blur"] = [0.5, 1.0]
+        >>> strengths
+        Strengths({'blur': [0.5, 1.0]})
+    """
+
+    def __init__(self, obstacles: Mapping[str, str | None]) -> None:
+        self._obstacles = obstacles
+        self._values = {name: torch.zeros(1) for name in obstacles}
+        self._autos: dict[str, Auto] = {}
+
+    def __getitem__(self, name: str) -> float | list[float] | Auto:
+        values = self.values_of(name).tolist()
+        return self._autos.get(name, values[0] if len(values) == 1 else values)
+
+    def __setitem__(self, name: str, value: Strength) -> None:
+        self.values_of(name)
+        if isinstance(value, Auto) or (isinstance(value, str) and value == AUTO):
+            obstacle = self._obstacles[name]
+            if obstacle is not None:
+                raise UnsupportedError(f"concept {name!r} cannot take the strength auto: {obstacle}")
+            self._autos[name], self._values[name] = value if isinstance(value, Auto) else Auto(), torch.ones(1)
+            return
+        numbers = list(value) if isinstance(value, Sequence) else [value]
+        if not numbers or not all(_is_number(number) and math.isfinite(number) for number in numbers):
+            raise DSASError(
+                f"strength of {name!r}: expected a finite number, or one per prompt, or {AUTO!r}; found {value!r}"
+            )
+        self._values[name] = torch.tensor(numbers, dtype=torch.float32)
+        self._autos.pop(name, None)
+
+    def __delitem__(self, name: str) -> None:
+        raise DSASError("a strength cannot be removed; set it to 0")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({dict(self)})"
+
+    def values_of(self, name: str) -> torch.Tensor:
+        """float32 [1] or [prompts]; 1 for `Auto`."""
+        if name not in self._values:
+            raise DSASError(f"no concept {name!r} is attached; there is {', '.join(self._values)}")
+        return self._values[name]
+
+    def auto_of(self, name: str) -> Auto | None:
+        """How a concept chooses its strength; None where it was given."""
+        return self._autos.get(name)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float)
+
+
+def load_concepts(
+    concepts: Strengthened, roots: Roots | None = None, *, force: bool = False
+) -> dict[Concept, Strength]:
+    """Concepts with their strengths, those that are given by name read.
+
+    Args:
+        concepts: concept, or its folder, Hub name or builtin:NAME -> strength.
+        roots: root modules of the model that they are to steer; None where it is not there yet.
+        force: take one that was learned on another architecture, too.
+
+    Raises:
+        DSASError: none is given, or one is given twice.
+        ArtifactError: one is damaged.
+        UnavailableError: one is not there.
+        ModelMismatchError: one does not fit the model.
+    """
+    if not isinstance(concepts, Mapping) or not concepts:
+        raise DSASError(f"concepts: expected {{concept: strength}}, found {concepts!r}")
+    read = {
+        given if isinstance(given, Concept) else Concept.from_pretrained(given): strength
+        for given, strength in concepts.items()
+    }
+    if len(read) < len(concepts):
+        raise DSASError("one concept is given twice: give it one strength")
+    if roots is not None:
+        for concept in read:
+            concept.check(roots, force=force)
+    return read

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of steering: tensor dataclasses, files, progress, processes, versions."""

@@ -1,0 +1,1 @@
+"""Generating pictures and laying them out."""

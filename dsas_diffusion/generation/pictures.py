@@ -1,0 +1,161 @@
+"""Making pictures reproducibly: every prompt has a seed of its own, so a picture does not depend on its batch.
+
+All functions take a pipeline, or its adapter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dsas_core.model.fingerprints import weights_digest
+from dsas_core.utils.progress import heartbeat
+from dsas_core.utils.versions import versions
+
+from ..pipelines.adapter import PipelineAdapter, adapt
+from .settings import Settings, guidance_argument, use_scheduler
+
+
+def made_by(pipe: Any) -> dict[str, Any]:
+    """What latents depend on beside prompts and settings, as plain data."""
+    adapter = adapt(pipe)
+    scheduler = adapter.pipe.scheduler
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    content = repr((type(scheduler).__name__, sorted(config.items(), key=str)))
+    return {
+        "model": weights_digest(adapter.roots),
+        "scheduler": hashlib.sha256(content.encode()).hexdigest()[:20],
+        "versions": versions("dsas-diffusion", "diffusers", "transformers"),
+    }
+
+
+def noise_like(latents: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+    """Noise of the shape of latents [n, …], each from its own seed, drawn on the CPU."""
+    shape = (1, *latents.shape[1:])
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.cat(noise).to(latents)
+
+
+def seeds_for(prompts: Sequence[str], seed: int) -> list[int]:
+    """One seed per prompt, from its place and the run's seed: the same place gives the same noise on every side."""
+    return [zlib.crc32(f"{seed}/{i}".encode()) for i in range(len(prompts))]
+
+
+@torch.no_grad()
+def latents_of(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
+) -> torch.Tensor:
+    """Denoised latents [n, channels, height, width] of each prompt; of FLUX and Qwen packed, [n, patches, width]."""
+    return torch.cat(list(latent_batches(pipe, prompts, seeds, settings, batch)))
+
+
+@torch.no_grad()
+def latent_batches(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    batch: int = 8,
+    negative: str | None = None,
+) -> Iterator[torch.Tensor]:
+    """As `latents_of`, batch by batch; with a negative prompt where one is given."""
+    adapter = adapt(pipe)
+    scale = guidance_argument(adapter)
+    more: dict[str, Any] = {scale: settings.guidance}
+    if settings.size is not None:
+        more.update(height=settings.size, width=settings.size)
+    if scale == "true_cfg_scale" and settings.guidance > 1 and negative is None:
+        negative = " "  # without one it would not be guided
+    if settings.size is not None and "use_resolution_binning" in adapter.call_parameters:
+        more["use_resolution_binning"] = False  # it would draw at another size, and make that of it afterwards
+    for start in range(0, len(prompts), batch):
+        heartbeat()
+        texts = list(prompts[start : start + batch])
+        if negative is not None:
+            more["negative_prompt"] = [negative] * len(texts)
+        with use_scheduler(adapter, settings.scheduler):
+            made = adapter.pipe(
+                prompt=texts,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]],
+                num_inference_steps=settings.steps,
+                output_type="latent",
+                **more,
+            )
+        yield made.images
+
+
+def size_of(pipe: Any, latents: torch.Tensor) -> tuple[int, int]:
+    """Height and width of the pictures that latents become; packed ones are of squares."""
+    scale: int = adapt(pipe).pipe.vae_scale_factor
+    if latents.ndim == 3:
+        side = 2 * math.isqrt(latents.shape[1]) * scale
+        return side, side
+    height, width = latents.shape[-2:]
+    return height * scale, width * scale
+
+
+@torch.no_grad()
+def decode(pipe: Any, latents: torch.Tensor, batch: int = 32) -> list[Image.Image]:
+    """Latents to PIL images."""
+    adapter = adapt(pipe)
+    vae = adapter.pipe.vae
+    own = vae.dtype
+    overflows = own == torch.float16 and bool(vae.config.get("force_upcast"))  # as SDXL's own does in float16
+    if overflows:
+        vae.to(torch.float32)
+    pictures: list[Image.Image] = []
+    try:
+        for chunk in latents.split(batch):
+            made = vae.decode(_codes(adapter, chunk.to(vae.dtype)), return_dict=False)[0]
+            made = made[:, :, 0] if made.ndim == 5 else made
+            pictures += adapter.pipe.image_processor.postprocess(made, output_type="pil")
+    finally:
+        if overflows:
+            vae.to(own)
+    return pictures
+
+
+def _codes(adapter: PipelineAdapter, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as the VAE takes them: unpacked, and not standardised."""
+    pipe, vae, config = adapter.pipe, adapter.pipe.vae, adapter.pipe.vae.config
+    if hasattr(pipe, "_unpatchify_latents"):
+        if latents.ndim == 4:  # FLUX.2 [klein] has done it
+            return latents
+        side = math.isqrt(latents.shape[1])
+        mean, deviation = _patch_scale(vae)
+        return pipe._unpatchify_latents(latents.transpose(1, 2).unflatten(2, (side, side)) * deviation + mean)
+    if latents.ndim == 3:
+        latents = pipe._unpack_latents(latents, *size_of(adapter, latents), pipe.vae_scale_factor)
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        shape = (-1, *(1,) * (latents.ndim - 2))
+        mean, deviation = (latents.new_tensor(config[name]).view(shape) for name in ("latents_mean", "latents_std"))
+        return latents * deviation / config.get("scaling_factor", 1.0) + mean
+    return latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+
+
+def pack_latents(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as the denoiser takes them, where the pipeline gives them as the VAE does: FLUX.2 [klein]."""
+    pipe = adapt(pipe).pipe
+    if latents.ndim == 3 or not hasattr(pipe, "_patchify_latents"):
+        return latents
+    mean, deviation = _patch_scale(pipe.vae)
+    return pipe._pack_latents((pipe._patchify_latents(latents) - mean) / deviation)
+
+
+def _patch_scale(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the patches of FLUX.2's latents."""
+    variance = vae.bn.running_var + vae.config.batch_norm_eps
+    return vae.bn.running_mean[:, None, None], variance.sqrt()[:, None, None]
+
+
+def pictures_of(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
+) -> list[Image.Image]:
+    """A picture of each prompt."""
+    return decode(pipe, latents_of(pipe, prompts, seeds, settings, batch))

@@ -1,0 +1,68 @@
+"""What a strength does to pictures, measured on held-out prompts by what the unsteered denoiser sees in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dsas_core.concept.concept import Concept
+from dsas_core.concept.evidence import MIN_CLASSIFIER_ACCURACY
+from dsas_core.learning.held_out_trial import HeldOutTrial, OutcomeClassifier
+
+from ..generation.compare import UNCHANGED, change
+from ..generation.pictures import decode, latents_of, seeds_for
+from ..generation.settings import Settings
+from ..pipelines.adapter import PipelineAdapter
+from ..steering.steer import steer
+from .denoiser_features import DenoiserFeatures
+
+
+class PictureTrial(HeldOutTrial):
+    """Tries strengths on held-out prompts, see `HeldOutTrial`.
+
+    What is wanted, and the reference, are the pictures that asking in words gives: those of target prompts. An effect
+    of 1 is their mean progress. Drift is the share of control pictures that change.
+
+    Args:
+        latents: of the "source" and "target" pictures that the classifier is fitted on. held_out: prompts of each side.
+        seed: the run's; these pictures get others from it.
+    """
+
+    SPAN = "asked_in_words"
+
+    def __init__(
+        self,
+        adapter: PipelineAdapter,
+        latents: Mapping[str, torch.Tensor],
+        held_out: Mapping[str, Sequence[str]],
+        settings: Settings,
+        seed: int,
+        batch: int,
+    ) -> None:
+        self.pipe, self.settings, self.batch = adapter.pipe, settings, batch
+        self.features = DenoiserFeatures(adapter, settings)
+        classifier = OutcomeClassifier(self.features(latents["target"]), self.features(latents["source"]))
+        unsteered, seeds = {}, {}
+        for i, (side, texts) in enumerate(held_out.items()):
+            seeds[side] = seeds_for(texts, seed + 1 + (i == 2))
+            unsteered[side] = latents_of(self.pipe, texts, seeds[side], settings, batch)
+        self.texts = [*held_out["source"], *held_out["control"]]
+        self.seeds = [*seeds["source"], *seeds["control"]]
+        self.controls = decode(self.pipe, unsteered["control"])
+        source, target = (self.features(unsteered[side]) for side in ("source", "target"))
+        super().__init__(classifier, source, target, target)
+        self.span = max(self.span, 1e-6)
+        self.full_progress = max(self.progress(target), 1e-6)
+
+    def measure(self, concept: Concept, strength: float) -> tuple[torch.Tensor, float]:
+        with steer(self.pipe, {concept: strength}):
+            latents = latents_of(self.pipe, self.texts, self.seeds, self.settings, self.batch)
+        controls = decode(self.pipe, latents[len(self.source) :])
+        changed = change(self.controls, controls) > UNCHANGED
+        return self.features(latents[: len(self.source)]), float(changed.mean())
+
+    def unit_evidence(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        reached = summary["reached"] and self.classifier.accuracy >= MIN_CLASSIFIER_ACCURACY
+        return {**super().unit_evidence(summary), "reached": reached}

@@ -1,0 +1,1 @@
+"""What a diffusers pipeline is to us: its family, parts, tokens, sites, and the rows of its batches."""

@@ -1,0 +1,187 @@
+"""What steering, learning and evaluation know of a diffusers pipeline: one object, handed on in place of the pipeline.
+
+A pipeline's family is told by the class of its denoiser, and where several families share one, by the parts that the
+pipeline has. An unknown family raises; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from dsas_core.errors import UnavailableError, UnsupportedError
+from dsas_core.model.loading import name_of
+from dsas_core.model.sites import Site
+
+from .families.spec import Family, TextEncoder, class_name, uncompiled
+from .families.table import FAMILIES, TEXT_LAYERS
+from .load import BUILTIN
+from .prompt_tokens import PromptTokens
+from .sites import match_sites, role_of, unused_layers
+
+
+class PipelineAdapter:
+    """A diffusers pipeline of a known family, with what is known of it.
+
+    Parts are looked up when they are asked for, as they may be compiled, offloaded or replaced in between.
+
+    Args:
+        pipe: a diffusers text-to-image pipeline.
+
+    Raises:
+        UnsupportedError: a pipeline without a denoiser or text encoder that the tables know.
+        UnavailableError: a pipeline that lacks a part that its family has.
+
+    Attributes:
+        pipe: the pipeline itself, to run it.
+        family: its entry in the table of families.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.family: Family = _find_family(pipe)
+
+    @property
+    def name(self) -> str:
+        """What it was loaded by: a built-in one's name, else its `name_or_path`."""
+        return name_of(self.pipe, BUILTIN)
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether it comes with the package."""
+        return self.name in BUILTIN
+
+    @property
+    def roots(self) -> dict[str, nn.Module]:
+        """The modules that can be steered, by name: the denoiser and the text encoders that are loaded."""
+        names = [self.family.denoiser, *(encoder.part for encoder in self.text_encoders)]
+        return {name: getattr(self.pipe, name) for name in names}
+
+    @property
+    def text_encoders(self) -> list[TextEncoder]:
+        """The text encoders that are loaded; some pipelines run without the largest, or on given embeddings."""
+        return [encoder for encoder in self.family.encoders if getattr(self.pipe, encoder.part, None) is not None]
+
+    @property
+    def tokens(self) -> list[PromptTokens]:
+        """What each loaded text encoder makes of a prompt, in the pipeline's order.
+
+        Raises:
+            UnavailableError: no text encoder is loaded.
+        """
+        found = [PromptTokens(self.pipe, encoder) for encoder in self.text_encoders]
+        if not found:
+            raise UnavailableError("the pipeline has no text encoder, whose tokens are asked for: load one")
+        return found
+
+    @property
+    def denoiser(self) -> Any:
+        """The UNet or transformer, without the wrapper of torch.compile."""
+        return uncompiled(getattr(self.pipe, self.family.denoiser))
+
+    @property
+    def timestep_range(self) -> tuple[float, float]:
+        """The denoiser's timestep at pure noise and at the clean picture."""
+        scale = float(self.denoiser.config.get("timestep_scale", 1.0))
+        noisy, clean = self.family.timestep_range
+        return noisy * scale, clean * scale
+
+    @cached_property
+    def call_parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters that the pipeline's `__call__` takes, by name."""
+        return inspect.signature(type(self.pipe).__call__).parameters
+
+    def check_loaded(self) -> None:
+        """Raise an UnavailableError where a part that drawing from prompts needs is not loaded."""
+        missing = [] if self.text_encoders else [self.family.encoders[0].part]
+        missing += [] if getattr(self.pipe, "vae", None) is not None else ["vae"]
+        if missing:
+            raise UnavailableError(
+                f"the pipeline's {' and '.join(missing)} is not loaded, and drawing from prompts takes it: load it"
+            )
+
+    def find_sites(self, sites: str | Sequence[str] | None = None) -> list[Site]:
+        """Sites by role, name or path; see `dsas_diffusion.find_sites`."""
+        return match_sites(self.family, self.roots, sites)
+
+    def role_of(self, site: Site) -> str:
+        """The role that a site has in the family, or "" for one that was named by its path."""
+        return role_of(self.family, site)
+
+    def unused_layers(self, sites: Iterable[Site], clip_skip: int = 0) -> list[Site]:
+        """Of some sites, those in text encoders behind the layer whose hidden states the denoiser reads."""
+        return unused_layers(self.family, self.roots, sites, clip_skip)
+
+
+def adapt(pipe: Any) -> PipelineAdapter:
+    """The adapter of a pipeline; one that is an adapter already is given back."""
+    return pipe if isinstance(pipe, PipelineAdapter) else PipelineAdapter(pipe)
+
+
+def find_sites(pipe: Any, sites: str | Sequence[str] | None = None) -> list[Site]:
+    """Sites of a pipeline.
+
+    Args:
+        pipe: a diffusers text-to-image pipeline of a known family.
+        sites: None for the family's default roles, or one of these, or a list of them: a role ("cross", "text"),
+            "denoiser" for all of the denoiser's default roles; a name as `site_name` gives it, or how it begins
+            ("up.0.1"), among the default roles of denoiser and text encoders, or of the role before a colon
+            ("self:up.0.1"); a regular expression on canonical paths.
+
+    Raises:
+        DSASError: a pattern that matches nothing; the message lists the roles, and what comes nearest.
+    """
+    return adapt(pipe).find_sites(sites)
+
+
+def _find_family(pipe: Any) -> Family:
+    parts = [getattr(pipe, name, None) for name in ("unet", "transformer")]
+    denoiser = next((part for part in parts if part is not None), None)
+    if denoiser is None:
+        raise UnsupportedError(
+            f"{type(pipe).__name__} has neither unet nor transformer: expected a text-to-image pipeline"
+        )
+    kind = class_name(denoiser)
+    if kind not in FAMILIES:
+        raise UnsupportedError(
+            f"{kind} is not a family that is known; known are {', '.join(FAMILIES)}: describe another with an entry in "
+            "dsas_diffusion.pipelines.families.table.FAMILIES"
+        )
+    candidates = FAMILIES[kind]
+    family = next((one for one in candidates if _has_parts_of(pipe, one)), candidates[-1])
+    _check_parts(pipe, family)
+    return family
+
+
+def _has_parts_of(pipe: Any, family: Family) -> bool:
+    """Whether a pipeline has every text encoder of a family among its parts, loaded or not."""
+    return all(
+        hasattr(pipe, encoder.part) and encoder.kind in ("", class_name(getattr(pipe, encoder.part)))
+        for encoder in family.encoders
+    )
+
+
+def _check_parts(pipe: Any, family: Family) -> None:
+    """Raise where a pipeline lacks a part that its family has, or has a text encoder of an unknown class."""
+    wanted = [family.denoiser, "scheduler", "vae"]
+    missing = [part for part in wanted[:2] if getattr(pipe, part, None) is None]
+    missing += [part for part in ("vae", family.encoders[0].part) if not hasattr(pipe, part)]
+    encoders = [encoder for encoder in family.encoders if getattr(pipe, encoder.part, None) is not None]
+    missing += [encoder.tokenizer for encoder in encoders if getattr(pipe, encoder.tokenizer, None) is None]
+    missing += [one.part for one in family.encoders if one.kind and one not in encoders]  # by which families are told
+    if missing:
+        wanted += [part for encoder in family.encoders for part in (encoder.part, encoder.tokenizer)]
+        raise UnavailableError(
+            f"the pipeline lacks {', '.join(missing)}; a {family.name} pipeline has {', '.join(wanted)}"
+        )
+    for encoder in encoders:
+        kind = class_name(getattr(pipe, encoder.part))
+        if kind not in TEXT_LAYERS:
+            raise UnsupportedError(
+                f"{type(pipe).__name__} has a {kind} for a text encoder; {family.name} is known with "
+                f"{', '.join(TEXT_LAYERS)}: describe its layers in dsas_diffusion.pipelines.families.table.TEXT_LAYERS"
+            )

@@ -1,0 +1,70 @@
+"""Attention of positions to some of the tokens, as a mask of the positions.
+
+Fused kernels return no weights, so those that are wanted are computed again from a layer's queries and keys.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from dsas_core.model.sites import patch_grid
+
+
+def attention_to(queries: torch.Tensor, keys: torch.Tensor, tokens: torch.Tensor, scale: float) -> torch.Tensor:
+    """How much each position attends to chosen tokens: softmax(Q K^T · scale), mean over heads.
+
+    Args:
+        queries: [batch, heads, positions, width]; computed in float32.
+        keys: [batch, heads, all tokens, width].
+        tokens: float [n, batch, all tokens], n choices, each with a weight for every token; zeros give zeros.
+        scale: of the layer, usually width ** -0.5.
+
+    Returns:
+        float32 [n, batch, positions].
+
+    Example:
+        >>> ones = torch.ones(1, 1, 4, 2)
+        >>> attention_to(ones, ones, torch.tensor([[[1.0, 0, 0, 0]]]), scale=1.0)
+        tensor([[[0.2500, 0.2500, 0.2500, 0.2500]]])
+    """
+    weights = (queries.float() @ keys.float().transpose(-1, -2) * scale).softmax(-1).mean(1)
+    return torch.einsum("bpt,nbt->nbp", weights, tokens)
+
+
+def normalise_attention(maps: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Each map by two of its own quantiles: 0 up to the lower, 1 from the higher on, linear between them.
+
+    What attention is worth differs from word to word and from step to step, so no fixed threshold suits all; to take
+    quantiles of each picture is SEGA's idea (arXiv 2301.12247). A map that is the same everywhere gives 0.
+
+    Args:
+        maps: float32 [..., height, width].
+        low: the lower quantile, 0 to 1.
+        high: the higher quantile, 0 to 1.
+
+    Returns:
+        float32 [..., height, width], 0 to 1.
+    """
+    bounds = maps.new_tensor([low, high])
+    below, above = torch.quantile(maps.flatten(-2), bounds, dim=-1)[..., None, None].unbind()
+    return ((maps - below) / (above - below).clamp_min(1e-6)).clamp(0, 1)
+
+
+def on_grid(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Maps of a picture's patches [n, batch, positions] on a grid of its shape, [n, batch, height, width]."""
+    return resample(maps.unflatten(-1, patch_grid(maps.shape[-1], height, width)), height, width)
+
+
+def on_patches(maps: torch.Tensor, positions: int) -> torch.Tensor:
+    """Maps [..., height, width] on so many patches of the picture, [..., positions]: the way back from `on_grid`."""
+    return resample(maps, *patch_grid(positions, *maps.shape[-2:])).flatten(-2)
+
+
+def resample(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Maps [n, batch, height, width] in another size: means over what falls together, else linear between centres."""
+    if maps.shape[-2:] == (height, width):
+        return maps
+    if height <= maps.shape[-2] and width <= maps.shape[-1]:
+        return F.adaptive_avg_pool2d(maps, (height, width))
+    return F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)

@@ -1,0 +1,284 @@
+"""`steer(pipe, {concept: strength})`: concepts at work in a pipeline, until the block ends."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, Self
+
+from dsas_core.concept.concept import Concept
+from dsas_core.errors import DSASError, UnsupportedError
+from dsas_core.model.hooks import Call, visitors
+from dsas_core.model.sites import Site
+from dsas_core.steering.diagnostics import UnreachedSites, explain_unreached, list_sites, warn_unreached
+from dsas_core.steering.steering import Steering
+from dsas_core.steering.strengths import Schedule, Strength, Strengthened, load_concepts
+
+from ..pipelines.adapter import adapt
+from ..pipelines.batch_layout import BatchLayout
+from ..pipelines.caches import caches_of, steered_again
+from ..pipelines.generation_watcher import GenerationRequest
+from .processor import SteeredProcessors
+from .trace import PictureTrace
+from .word_masks import WordMasks, Words, check_words
+
+#: how a steering gets at what attention layers of the denoiser make; at all else, there are hooks
+ATTACH = ("hooks", "processor")
+
+
+class PipelineSteering(Steering):
+    """The handle that `steer` gives: `strengths`, `trace`, `detach()`. A context manager."""
+
+    trace: PictureTrace | None
+
+    def __init__(
+        self,
+        layout: BatchLayout,
+        concepts: Mapping[Concept, Strength],
+        words: WordMasks | None = None,
+        attach: str = "hooks",
+        **settings: Any,
+    ) -> None:
+        super().__init__(concepts, localiser=words, **settings)
+        if attach not in ATTACH:
+            raise DSASError(f"attach {attach!r}: expected {' or '.join(ATTACH)}")
+        self.adapter = layout.adapter
+        self._layout, self._words = layout, words
+        self._denoiser = self.adapter.family.denoiser
+        self._roots = self.adapter.roots
+        by_processor = self.sites if attach == "processor" else []
+        self._processors = SteeredProcessors(self._roots[self._denoiser], self._denoiser, by_processor, self)
+        self._unreached = UnreachedSites()  # in this generation
+        #: undoes what is done to the pipeline beside hooks
+        self._undo = ExitStack()
+        #: what is to be done when the next generation begins
+        self.at_start: set[Callable[[], object]] = set()
+
+    def attach_to_pipeline(self) -> Self:
+        """Watch the pipeline and go to the sites of its modules."""
+        self._layout.on_generation = self._generation_begins
+        self._undo.enter_context(self._layout)
+        try:
+            if any(isinstance(visitor, PipelineSteering) for visitor in visitors(self._roots)):
+                raise DSASError("another pipeline of the same parts is being steered: detach that steering first")
+            if self._words is not None:
+                self._undo.callback(self._words.detach)
+                self._words.attach()
+            by_hand = self._processors.sites
+            self.attach(self._roots, self._layout.describe(), missed=self._missed, by_hand=by_hand)
+            self._undo.callback(self._processors.restore)
+            self._processors.replace()
+        except BaseException:
+            self.detach()
+            raise
+        return self
+
+    def detach(self) -> None:
+        """Take every hook away; the pipeline is what it was. Can be called again."""
+        try:
+            super().detach()
+        finally:  # it may warn, and warnings may be errors
+            self._undo.close()
+
+    def bring(self, site: Site, value: Any) -> Any:
+        """What an attention layer makes, steered; None of it once this is detached."""
+        return value if self._visit is None else self._visit.bring(site, value)
+
+    def attn_processors(self, inner: Any = None) -> dict[str, Any]:
+        """Processors for the denoiser's `set_attn_processor`, a dict that has one for every layer.
+
+        Args:
+            inner: the processor that computes attention where there is steering; None for those of the model.
+
+        Raises:
+            UnsupportedError: this steering goes by hooks, and would steer twice.
+        """
+        if not self._processors.sites:
+            raise UnsupportedError(
+                'no attention layer of the denoiser is steered by a processor: steer with attach="processor", and a '
+                'concept that was learned with sites="denoiser" (text encoders are steered by hooks)'
+            )
+        return self._processors.make(inner)
+
+    def begin(self, root: str, call: Call) -> None:
+        if root == self._denoiser:
+            self._check_strengths()
+            self._check_texts()
+            if self.trace is not None:
+                request = self._layout.request
+                self.trace.pictures, self.trace.patches = request.pictures, request.patches
+                self.trace.block = self._layout.shown
+        super().begin(root, call)
+
+    def _generation_begins(self, request: GenerationRequest) -> None:
+        while self.at_start:
+            self.at_start.pop()()
+        self._unreached.reset()
+        self._state.clear_scores()  # of other prompts
+        if self._visit is not None:
+            self._visit.reset()
+        if self.trace is not None:
+            self.trace.clear()
+        if self._words is not None:
+            self._words.start(request)
+        self._check_parts()
+        unused = self.adapter.unused_layers(self.sites, request.clip_skip)
+        if unused:
+            warnings.warn(
+                f"the denoiser reads the tokens of an earlier layer than {list_sites(unused)}, which only "
+                "change what is pooled, if anything: steer earlier layers, or ask for a smaller clip_skip",
+                stacklevel=2,
+            )
+
+    def _check_parts(self) -> None:
+        """What has become of the pipeline's modules since they were attached to."""
+        if self._visit is None:
+            return
+        pipe = self.adapter.pipe
+        roots = {name: getattr(pipe, name) for name in self._roots if getattr(pipe, name, None) is not None}
+        replaced = [*self._visit.replaced(roots), *(self._words.replaced(roots) if self._words is not None else ())]
+        if replaced:
+            self._unreached.new_among(replaced)
+            warnings.warn(
+                f"other modules have come to {list_sites(replaced)} since steering began, such as LoRA's, which "
+                "go unseen: detach, and steer anew",
+                stacklevel=2,
+            )
+        again = steered_again(roots, [site for site in self.sites if site not in replaced])
+        if again:
+            raise UnsupportedError(
+                f"{caches_of(roots[self._denoiser])[0]} leaves out blocks and adds what they changed in an earlier "
+                f"step, and {list_sites(again)} would be steered once more on top: disable the cache, or steer the "
+                "attention inside"
+            )
+
+    def _check_strengths(self) -> None:
+        """One for each prompt is one for each of those that there are."""
+        for name in self.strengths:
+            given, prompts = len(self.strengths.values_of(name)), self._layout.request.prompts
+            if given not in (1, prompts):
+                raise DSASError(f"strength of {name!r} is given for {given} prompts, but the call has {prompts}")
+
+    def _check_texts(self) -> None:
+        """The text encoders must have run before the denoiser does."""
+        assert self._visit is not None
+        embeddings = self._layout.request.embeddings
+        if embeddings == "made here":
+            return
+        # where embeddings are given, they run for negative prompts at most
+        unseen = embeddings == "given" and self._layout.branch != "unconditional"
+        visited = self._visit.visited
+        silent = [site for site in self.sites if site.root != self._denoiser and (unseen or site not in visited)]
+        if embeddings != "given":
+            if silent:
+                self._missed(silent[0].root, silent)
+        elif silent := self._unreached.new_among(silent):
+            told = (
+                f"prompt_embeds were given, so the text encoder did not read the prompt, and {list_sites(silent)} did "
+                "nothing: pass prompt= instead, or encode the prompt inside the steer() block"
+            )
+            if self._layout.by_hand:  # perhaps it made them
+                told = (
+                    f"prompt_embeds were given, which {list_sites(silent)} changed only if the text encoder was called "
+                    "for them inside the steer() block; it takes all that is read there by hand for prompts, so "
+                    "encode negative prompts outside"
+                )
+            warnings.warn(told, stacklevel=2)
+
+    def _missed(self, root: str, sites: list[Site]) -> None:
+        """Tell, once a generation, which sites a call has not come to."""
+        silent = [] if self._layout.skips else self._unreached.new_among(sites)
+        if not silent:
+            return
+        module = getattr(self.adapter.pipe, root)
+        caches = caches_of(module)
+        if caches:
+            warnings.warn(
+                f"{caches[0]} answers from an earlier step, with the steering of then, for {list_sites(silent)}: "
+                "disable it where strengths or schedules move",
+                stacklevel=2,
+            )
+        elif set(silent).issubset(self._processors.sites):
+            why = 'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
+            warn_unreached(silent, why)
+        else:
+            warn_unreached(silent, explain_unreached(module))
+
+
+def steer(
+    pipe: Any,
+    concepts: Strengthened,
+    *,
+    gate: str | None = None,
+    branch: str = "conditional",
+    schedule: Schedule | Mapping[str, Schedule] | None = None,
+    combine: str = "sum",
+    within: str | None = None,
+    words: Words | None = None,
+    interpolate_bins: bool = False,
+    attach: str = "hooks",
+    trace: bool = False,
+    force: bool = False,
+    rows: str | None = None,
+) -> PipelineSteering:
+    """Steer a pipeline.
+
+    Args:
+        pipe: a diffusers text-to-image pipeline of a known family, or its `PipelineAdapter`.
+        concepts: concept, or its folder, Hub name or builtin:NAME -> strength; 1 is one unit, 0 is off and exact,
+            negative goes the other way. A list gives one strength per prompt of a batch. "auto", or `Auto(target)`,
+            steers each position just as far as its probe's probability is above the target.
+        gate: None for each concept's own, "on" to steer everything (the vanilla method), "off" for nothing.
+        branch: of classifier-free guidance, "conditional" steers the prompt's rows, "unconditional" those of the
+            negative prompt, "both" all.
+        schedule: strength over the timestep (`dsas_diffusion.Schedule`), for all concepts or by name.
+        combine: "sum" adds up what several concepts change, "blend" keeps the total of their h within the highest.
+        within: "target" takes as much of a strength, at each position, as keeps it among those of the concept's target
+            pictures; for concepts learned with recipe={"cloud": 8}.
+        words: concept name -> a word of the prompt, or several: h is multiplied by where the picture looks at them,
+            see `dsas_diffusion.steering.word_masks`. For concepts that steer the denoiser; in a prompt without the word they do
+            nothing.
+        interpolate_bins: whether probes and maps of several timestep bins go over into one another on a straight line,
+            or change at the bins' edges.
+        attach: "hooks", or "processor" to steer what attention layers of the denoiser make in their processors, see
+            `dsas_diffusion.steering.processor`.
+        trace: record h; `trace.heatmap(name, image)` draws it.
+        force: use a concept that was learned on another architecture all the same.
+        rows: the former name of `branch`; deprecated.
+
+    Returns:
+        A handle, attached already: use it in a `with` block or call `detach()`.
+
+    Raises:
+        DSASError: unknown family, a concept that does not fit, a compiled denoiser, a strength that is not finite,
+            "auto" for a concept without a hyperplane, "target" for one without a cloud,
+            words for one that steers the text alone.
+
+    Example:
+        >>> with steer(pipe, {"banana-blur": 1.0}) as steering:
+        ...     image = pipe("a banana and a dog").images[0]
+    """
+    if rows is not None:
+        warnings.warn("steer(rows=…) is called branch= now", DeprecationWarning, stacklevel=2)
+        branch = rows
+    adapter = adapt(pipe)
+    chosen = load_concepts(concepts, adapter.roots, force=force)
+    positions = {str(concept.provenance.get("positions", "all")) for concept in chosen}
+    if len(positions) > 1:
+        raise UnsupportedError("concepts that read words and concepts that read padding too cannot be steered together")
+    layout = BatchLayout(adapter, branch, positions.pop())
+    checked = check_words(words or {}, chosen, adapter.family.denoiser)
+    steering = PipelineSteering(
+        layout,
+        chosen,
+        WordMasks(layout, checked) if checked else None,
+        attach,
+        gate=gate,
+        schedule=schedule,
+        combine=combine,
+        within=within,
+        interpolate_bins=interpolate_bins,
+        trace=PictureTrace() if trace else None,
+    )
+    return steering.attach_to_pipeline()

@@ -1,0 +1,192 @@
+"""Where the denoiser looks when it reads a word, as a mask of picture patches that a concept's gate is multiplied by.
+
+    A(p) = mean over heads, over the word's tokens and over layers of softmax(Q Kᵀ / √d)
+    M(p) = clip((A(p) - q₅₀) / (q₉₅ - q₅₀), 0, 1),    h(p) <- h(p) · M(p)
+
+q₅₀ and q₉₅ are quantiles of A in the same picture (`dsas_diffusion.steering.attention_maps.normalise_attention`; `benchmarks.quality.localise` has
+others). Attention is computed again from what each cross-attention layer's own `to_q` and `to_k` give, beside whatever
+kernel the model runs; every layer stands with the last that it showed: layers that come before a site with this step,
+those that come after it with the step before. Where none has been passed yet, before the first layer of the first step,
+M is 0: nobody knows where the word is, so nothing is changed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from dsas_core.concept.concept import Concept
+from dsas_core.errors import DSASError, UnsupportedError
+from dsas_core.model.hooks import Call, Visit, visit
+from dsas_core.model.sites import Roots, Site
+from dsas_diffusion.steering.attention_maps import attention_to, normalise_attention, on_grid, on_patches
+
+from ..pipelines.batch_layout import BatchLayout
+from ..pipelines.generation_watcher import GenerationRequest
+from .cross_attention import cross_attention_layers
+
+#: concept name -> a word or phrase, or several of them
+Words = Mapping[str, str | Sequence[str]]
+#: shares of the patches between whose attention M rises from 0 to 1: IoU with a banana's mask 0.64, of min–max 0.53,
+#: of the highest fifth 0.49 (benchmarks/results/localise.json); half of a picture is taken to be something else
+QUANTILES = (0.5, 0.95)
+#: how CLIP marks a token that ends a word
+END_OF_WORD = "</w>"
+
+
+class WordMasks:
+    """Masks of picture patches by words of the prompt: a visitor of the denoiser, and the localiser of a steering.
+
+    A word is found in a prompt token by token, as often as it is there: letter case does not matter to CLIP, "bananas"
+    is another word than "banana", and what the text encoder cuts off is not there. In a prompt without any of a
+    concept's words M is 0 and the concept leaves the denoiser as it is, bit for bit, also where the picture shows the
+    thing under another name ("a fruit"); a warning tells when no prompt has one. Rows of the negative prompt, where
+    they are steered too, have the mask of their picture.
+
+    Args:
+        layout: who knows the pipeline and its prompts.
+        words: of concepts that steer patches of the picture; of others h is left as it is.
+
+    Raises:
+        DSASError: no cross-attention; and while the model runs, one whose keys cannot be seen.
+    """
+
+    def __init__(self, layout: BatchLayout, words: Mapping[str, Sequence[str]]) -> None:
+        self.words = words
+        self._layout, self._prompts = layout, layout.adapter.tokens[0]
+        self._layers = cross_attention_layers(layout.adapter)
+        self._texts = {layer.keys.path for layer in self._layers} | {layer.values.path for layer in self._layers}
+        self._by_site = {site: i for i, layer in enumerate(self._layers) for site in (layer.queries, layer.keys)}
+        self._root = layout.adapter.family.denoiser
+        self._visit: Visit | None = None
+        self._chosen = torch.zeros(0)  # [concepts, pictures, tokens], as the prompts say
+        self._queries: dict[int, torch.Tensor] = {}
+        # What follows is written in place while the model runs, so that one compiled graph serves.
+        self._tokens = torch.zeros(0)  # [concepts, pictures, tokens]
+        self._pictures = torch.zeros(0)  # int64 [pictures]: the row of each that has the prompt
+        self._seen = torch.zeros(0)  # [layers, concepts, pictures, height, width]: what each layer showed last
+        self._known = torch.zeros(0)  # [layers]: 1 where it has shown anything
+        self._mask = torch.zeros(0)  # [concepts, pictures, height, width]
+
+    def attach(self) -> None:
+        """Go to the layers of the pipeline."""
+        roots = self._layout.adapter.roots
+        self._visit = visit(roots, self._by_site, self, {self._root: self._layout.of_prompts})
+
+    def replaced(self, roots: Roots) -> list[Site]:
+        """Sites that another module has come to since, see `hooks.Visit.replaced`."""
+        return [] if self._visit is None else self._visit.replaced(roots)
+
+    def detach(self) -> None:
+        """Take every hook away. Can be called again."""
+        if self._visit is not None:
+            self._visit.detach()
+            self._visit = None
+
+    def start(self, request: GenerationRequest) -> None:
+        """A generation begins: find the words in its prompts."""
+        texts = request.texts
+        if texts is None:
+            raise UnsupportedError("prompt_embeds were given, in which words cannot be found: pass prompt= instead")
+        ids = self._prompts.ids(texts, given=request.encode_arguments).tolist()
+        chosen = torch.zeros(len(self.words), len(ids), len(ids[0]))
+        for places, (name, words) in zip(chosen, self.words.items(), strict=True):
+            spelled = [self._prompts.spelled(word, request.encode_arguments) for word in words]
+            for row, line in zip(places, ids, strict=True):
+                row[self._found(spelled, line)] = 1
+            if not places.any():
+                missing = ", ".join(map(repr, words))
+                message = f"no prompt has the word {missing}, so {name!r} leaves the denoiser as it is"
+                warnings.warn(message, stacklevel=2)
+        counts = chosen.sum(-1, keepdim=True).clamp_min(1)
+        self._chosen = (chosen / counts).repeat_interleave(request.images_per_prompt, 1)
+        self._queries.clear()
+        if len(self._known):  # of the last generation
+            for state in (self._mask, self._known, self._seen):
+                state.zero_()
+
+    def _check_keys(self) -> None:
+        """Queries whose keys never came would leave the concept without a place to act, unnoticed."""
+        if self._queries:
+            raise UnsupportedError(
+                "the cross-attention does not show its keys, so nobody knows where it looks: call "
+                "unfuse_qkv_projections(), or set another attention processor"
+            )
+
+    def _found(self, spelled: Sequence[list[int]], ids: list[int]) -> list[int]:
+        """Positions in a prompt of the tokens of words, where whole words begin and end."""
+        tokenizer = self._prompts.tokenizer
+        tokens = tokenizer.convert_ids_to_tokens(ids)
+        whole = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+        begins = [
+            i for i in range(1, len(ids)) if ids[i - 1] in whole or tokens[i - 1].endswith(END_OF_WORD)
+        ]  # the first token is that of the beginning
+        return [i + k for word in spelled for i in begins if ids[i : i + len(word)] == word for k in range(len(word))]
+
+    def begin(self, root: str, call: Call) -> None:
+        self._check_keys()
+        device, grid = call.steered.device, (*self._chosen.shape[:2], *self._layout.latents)
+        with torch.inference_mode(False):  # to be written in and out of inference mode
+            if self._mask.shape != grid or self._mask.device != device:
+                self._tokens, self._pictures = self._chosen.to(device), call.steered.nonzero().flatten()
+                self._seen = torch.zeros(len(self._layers), *grid, device=device)
+                self._known = torch.zeros(len(self._layers), device=device)
+                self._mask = torch.zeros(grid, device=device)
+        self._tokens.copy_(self._chosen)
+        self._pictures.copy_(call.steered.nonzero().flatten())
+
+    def visit(self, site: Site, x: torch.Tensor) -> None:
+        number = self._by_site[site]
+        layer, own = self._layers[number], x.index_select(0, self._pictures.to(x.device))
+        if site == layer.queries:
+            self._check_keys()
+            self._queries[number] = own
+            return
+        queries = layer.by_head(self._queries.pop(number), "q")
+        found = attention_to(queries, layer.by_head(own, "k"), self._tokens.to(x.device), layer.scale)
+        self._seen[number].copy_(on_grid(found, *self._mask.shape[-2:]))
+        self._known[number].fill_(1)
+        mean = (self._seen.sum(0) / self._known.sum()).to(self._mask)
+        self._mask.copy_(normalise_attention(mean, *QUANTILES))
+
+    def __call__(self, concept: str, site: Site, x: torch.Tensor) -> torch.Tensor | None:
+        """M of a concept at a site, float32 [batch, patches, 1]; None where there are no patches, or no words."""
+        if concept not in self.words or site.root != self._root or site.path in self._texts:
+            return None
+        place = list(self.words).index(concept)
+        mask = on_patches(self._mask[place : place + 1], x.shape[1])[0]
+        return mask.repeat(len(x) // len(mask), 1)[..., None].to(x.device)
+
+
+def check_words(words: Words, concepts: Iterable[Concept], root: str) -> dict[str, tuple[str, ...]]:
+    """Words by concept name, checked.
+
+    Args:
+        concepts: those that are steered. root: the denoiser's name.
+
+    Raises:
+        DSASError: a name that no concept has, no word, or a concept that steers no patches of the picture.
+    """
+    known = {concept.name: concept for concept in concepts}
+    found = {}
+    for name, given in words.items():
+        if name not in known:
+            raise DSASError(f"words for {name!r}, but steered are {', '.join(known)}")
+        listed = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
+        if not listed or not all(isinstance(word, str) and word.strip() for word in listed):
+            raise DSASError(f"words of {name!r}: expected a word of the prompt, or a list of them; found {given!r}")
+        sites = [site for site in known[name].steered_sites if site.root == root]
+        if not sites:
+            raise UnsupportedError(
+                f"words of {name!r}: it steers the text alone, which has no patches to choose from; learn it with "
+                'sites="denoiser"'
+            )
+        sliced = [str(site) for site in sites if site.tokens is not None]
+        if sliced:
+            raise UnsupportedError(
+                f"words of {name!r}: {sliced[0]} has but some of the patches, which words cannot mask"
+            )
+        found[name] = listed
+    return found

@@ -1,0 +1,173 @@
+"""The tab that draws: a prompt, a slider for each concept, the picture without and with them."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gradio as gr
+
+from dsas_core.errors import DSASError
+
+from ...pipelines.adapter import adapt
+from ..page import controls, html
+from ..page.session import MAX_OWN_CONCEPTS, Session, report_errors, until_failure
+from ..services.drawing import MOST_CHARACTERS, Order
+from ..services.picture_service import PictureService, steered_sites
+from .advanced import AdvancedSettings
+
+EXAMPLES = (
+    "a banana and a dog on the grass",
+    "a red car and a banana on the beach",
+    "an apple and a lemon on a table",
+    "a dog in the snow",
+)
+GATES = {"DSAS: where the concept is": "dsas", "always on: everywhere": "on", "off": "off"}
+
+
+class CreateTab:
+    """Components and handlers of the tab.
+
+    Attributes:
+        inputs: the components that `order` reads.
+        draw_events: the events after which there is another drawing.
+    """
+
+    def __init__(self, studio: PictureService, session: gr.State) -> None:
+        self.studio, self.session = studio, session
+        self._add_prompt()
+        with gr.Row():
+            with gr.Column(scale=5, min_width=300):
+                self._add_knobs()
+            with gr.Column(scale=6, min_width=300, elem_id="canvas"):
+                self.compare = gr.ImageSlider(
+                    label="unsteered | steered",
+                    elem_id="compare",
+                    slider_position=25,
+                    type="pil",
+                    max_height=560,
+                    **controls.PICTURE,
+                )
+                self.explain = gr.HTML(html.explained(None), elem_id="explain")
+        self.inputs: set[Any] = {self.session, self.prompt, self.gate, *self.sliders}
+        self.inputs |= self.seed.inputs | self.advanced.inputs
+        self.draw_events = self._wire()
+
+    def _add_prompt(self) -> None:
+        examples = self._examples()
+        with gr.Row(equal_height=True):
+            self.prompt = controls.field(examples, "Prompt", "what the picture should show", MOST_CHARACTERS, "prompt")
+            self.draw_button = gr.Button("Draw", variant="primary", elem_id="draw", scale=1, min_width=120)
+        controls.chips(examples, self.prompt)
+
+    def _add_knobs(self) -> None:
+        gr.Markdown("**Concepts**: 0 leaves the picture as it is, 1 is one unit, below 0 goes the other way.")
+        concepts = list(self.studio.concepts.values())
+        self.sliders = controls.strength_sliders(concepts, "strength")
+        self.sliders += [
+            gr.Slider(-1, 2, 0, step=controls.STEP, visible=False, elem_id=f"strength-{i}", buttons=["reset"])
+            for i in range(len(concepts), len(concepts) + MAX_OWN_CONCEPTS)
+        ]
+        with gr.Row(equal_height=True):
+            self.live = gr.Checkbox(False, label="draw when a slider is let go", elem_id="live", min_width=200)
+            self.let_go = gr.Number(0, label="how often one was let go", visible="hidden", elem_id="let-go")
+            self.zero = gr.Button("All to 0", size="sm", elem_id="zero", min_width=90)
+        self.gate = gr.Radio(list(GATES.items()), value="dsas", label="Gate", elem_id="gate")
+        self.seed = SeedControls()
+        self.advanced = AdvancedSettings(self.studio.usual, concepts)
+
+    def _examples(self) -> list[str]:
+        """Prompts that concepts were illustrated with; for the built-in model a few more."""
+        own = EXAMPLES if adapt(self.studio.pipe).is_builtin else ()
+        return list(dict.fromkeys([*own, *controls.sample_prompts(self.studio.concepts.values())]))
+
+    # ---- events -----------------------------------------------------------------------------------------------------
+
+    def _wire(self) -> list[Any]:
+        outputs = [self.session, self.compare, self.explain, self.seed.seed]
+        queue = controls.one_at_a_time("pipe", self.compare)
+        draw_events = [
+            gr.on(
+                [self.draw_button.click, self.prompt.submit], report_errors(self.draw), self.inputs, outputs, **queue
+            ),
+            self.let_go.change(
+                report_errors(self.draw_live), self.inputs, outputs, trigger_mode="always_last", **queue
+            ),
+        ]
+        # counted in the browser: out of live mode nothing is asked of the server, and nobody waits in its queue
+        count = "(live, count) => live ? count + 1 : count"
+        released = [slider.release for slider in self.sliders]
+        gr.on(released, None, [self.live, self.let_go], self.let_go, js=count, **controls.QUICK)
+        self.seed.wire()
+        self.zero.click(None, None, self.sliders, js=f"() => {json.dumps([0] * len(self.sliders))}", **controls.QUICK)
+        self.advanced.wire()
+        return draw_events
+
+    def draw(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
+        """Both pictures, the base first; with another seed, where that is not kept."""
+        yield from self.draw_live(self.seed.drawn(data))
+
+    def draw_live(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
+        """Both pictures, the base first, with the seed as it stands: what is seen is what the slider did."""
+        session: Session = data[self.session]
+        updates = self._updates(session, data)
+        yield from until_failure(updates, lambda note: (session, gr.skip(), note, gr.skip()), "Drawing failed.")
+
+    def _updates(self, session: Session, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
+        order = self.order(data)
+        for drawing in self.studio.draw(order, session.concepts(self.studio)):
+            session.drawing = drawing
+            pair = controls.enlarge(drawing.base), controls.enlarge(drawing.steered or drawing.base)
+            yield session, pair, html.explained(drawing), order.seed
+
+    def order(self, data: Mapping[Any, Any]) -> Order:
+        """What the components ask for.
+
+        Raises:
+            DSASError: a number or a schedule that makes no sense, or a concept that is forgotten.
+        """
+        names = list(data[self.session].concepts(self.studio))
+        strengths = [controls.number(data[slider], "strength") for slider in self.sliders]
+        if any(strengths[len(names) :]):
+            raise DSASError(
+                "your own concepts are forgotten after an hour: reload the page, and learn or bring them again"
+            )
+        fields = self.advanced.order_fields(data, self.studio.usual)
+        return Order(
+            prompt=data[self.prompt] or "",
+            seed=controls.seed_of(data[self.seed.seed]),
+            strengths=dict(zip(names, strengths, strict=False)),
+            gate=data[self.gate],
+            **fields,
+        )
+
+    def slots(self, session: Session) -> list[Any]:
+        """The sliders and the list of layers, for the concepts that a visitor has now; strengths stay."""
+        concepts = list(session.concepts(self.studio).values())
+        updates = [gr.update(visible=True, **controls.of_concept(concept)) for concept in concepts[: len(self.sliders)]]
+        updates += [gr.update(visible=False, value=0)] * (len(self.sliders) - len(updates))
+        return [*updates, gr.update(choices=steered_sites(concepts))]
+
+
+class SeedControls:
+    """The seed, whether it is kept from one picture to the next, and a button that draws another."""
+
+    def __init__(self) -> None:
+        with gr.Row(equal_height=True):
+            self.seed = controls.seed_field("seed", min_width=120)
+            with gr.Column(min_width=160):
+                self.locked = gr.Checkbox(True, label="keep the seed", elem_id="locked", container=False)
+                self.dice = gr.Button("🎲 another seed", size="sm", elem_id="dice")
+
+    @property
+    def inputs(self) -> set[Any]:
+        return {self.seed, self.locked}
+
+    def wire(self) -> None:
+        self.dice.click(lambda: secrets.randbelow(controls.MOST_SEED), None, self.seed, **controls.QUICK)
+
+    def drawn(self, data: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        """What the components hold, with another seed where it is not kept."""
+        return data if data[self.locked] else {**data, self.seed: secrets.randbelow(controls.MOST_SEED)}

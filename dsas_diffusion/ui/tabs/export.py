@@ -1,0 +1,97 @@
+"""A visitor's concepts, taken away: downloaded as a zip file, saved where the page runs, pushed to the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from dsas_core.concept.concept import Concept
+from dsas_core.errors import DSASError, UnsupportedError
+
+from ..page import html
+from ..page.controls import PRIVATE, one_line
+from ..page.session import Session, report_errors
+from ..services.picture_service import PictureService
+from ..services.uploads import saved, zipped
+
+
+class Export:
+    """Components and handlers, made within the page's layout.
+
+    Args:
+        studio: makes files to download. saves: the folder in which visitors may save, if any.
+        choice: gives the visitor's concept of a name.
+    """
+
+    def __init__(
+        self, studio: PictureService, saves: Path | None, choice: Callable[[Session, str | None], Concept]
+    ) -> None:
+        self.studio, self.saves, self.choice = studio, saves, choice
+        with gr.Row():
+            self.zip = gr.DownloadButton("Download (zip)", interactive=False, size="sm", elem_id="learn-zip")
+            if self.saves is not None:
+                self.save = gr.Button("Save where this runs", size="sm", elem_id="learn-save")
+        with gr.Accordion("Push to the Hugging Face Hub", open=False):
+            self.repository = one_line("Repository (user/name)", "", "learn-repository", 200)
+            self.token = gr.Textbox(
+                label="Token that may write there",
+                info="used once and forgotten: it is neither kept nor logged",
+                type="password",
+                max_length=200,
+                elem_id="learn-token",
+            )
+            self.private = gr.Checkbox(True, label="Private, if it is new", elem_id="learn-private")
+            self.push = gr.Button("Push", size="sm", elem_id="learn-push")
+        self.message = gr.HTML("", elem_id="learn-taken")
+
+    def wire(self, session: gr.State, which: gr.Dropdown) -> None:
+        """Have the buttons act on the concept that `which` names."""
+        if self.saves is not None:
+            self.save.click(report_errors(self.keep), [session, which], self.message, **PRIVATE)
+        publishing = [session, which, self.repository, self.token, self.private]
+        self.push.click(report_errors(self.publish), publishing, [self.message, self.token], **PRIVATE)
+
+    def download(self, concept: Concept) -> Any:
+        """The concept's zip file, for `zip`."""
+        return gr.update(value=self.studio.file(f"{concept.name}.zip", zipped(concept)), interactive=True)
+
+    def keep(self, session: Session, name: str | None) -> str:
+        """Save a concept where the server was told to."""
+        concept = self.choice(session, name)
+        if self.saves is None:
+            raise UnsupportedError("nothing can be saved here: download the concept")
+        return html.note(f"Saved as {saved(concept, self.saves)}.", "done")
+
+    def publish(
+        self, session: Session, name: str | None, repository: str, token: str, private: bool
+    ) -> tuple[str, str]:
+        """Push a concept to the Hub; what became of it, and an empty field in the token's place, always."""
+        token = (token or "").strip()
+        try:
+            address = _push(self.choice(session, name), (repository or "").strip(), token, private)
+        except Exception as error:  # the Hub's libraries raise many kinds, and may quote what they were given
+            reason = " ".join(_without(str(error) or type(error).__name__, token).split())[:300]
+            return html.note(f"Not pushed: {reason}", "warned"), ""
+        return html.note(f"Pushed: {_without(address, token)}", "done"), ""
+
+
+def _push(concept: Concept, repository: str, token: str, private: bool) -> str:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        repository = ""
+    if repository.count("/") != 1:
+        raise DSASError("expected a repository as user/name, of letters, digits, '.', '_' and '-'")
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise DSASError("expected a token that may write to the repository: make one at huggingface.co, settings")
+    return concept.push_to_hub(repository, token=token, private=bool(private))
+
+
+def _without(text: str, secret: str) -> str:
+    """A text in which a secret is not to be read."""
+    return text.replace(secret, "…") if secret else text

@@ -1,0 +1,1 @@
+"""Judges, segmentation and measures of pictures."""

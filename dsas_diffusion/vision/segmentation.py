@@ -1,0 +1,137 @@
+"""Where pictures show a thing, as told by a segmentation model or a function, for who evaluates.
+
+`masks_from` makes a `Masks` from plain data, such as a prompt file holds under `masks`. The built-in judge tells masks
+by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dsas_core.errors import DSASError, UnavailableError
+from dsas_core.learning.prompts.prompt_set import PromptSet
+from dsas_core.model.loading import device_of, hub_options, loading
+
+from .builtin_judge import BuiltinJudge
+from .image_models import BATCH, chunks
+from .judges import judge_from
+from .model_judges import LISTED
+from .picture_judge import import_function
+
+#: pictures -> bool [height, width] of each, or None where it shows none of it
+Masks = Callable[[Sequence[Image.Image]], list[np.ndarray | None]]
+
+
+def masks_from(spec: Mapping[str, Any], *, device: str = "auto") -> Masks:
+    """What tells masks, from plain data, as a YAML file holds it.
+
+    ```yaml
+    {segmentation: {model: user/name, labels: [banana]}}
+    ```
+
+    A function of yours is a `CallableMasks`; a file, which may come from anybody, cannot name code to run.
+
+    Args:
+        device: of the model; "auto" takes a GPU when there is one.
+
+    Raises:
+        DSASError: other data, or labels that the model does not know; UnavailableError: no such model.
+    """
+    given = spec.get("segmentation") if isinstance(spec, Mapping) and len(spec) == 1 else None
+    if not isinstance(given, Mapping) or set(given) != {"model", "labels"}:
+        raise DSASError(f"masks {spec!r}: expected segmentation: {{model: …, labels: […]}}")
+    return SegmentationMasks(given["model"], given["labels"], device=device)
+
+
+def segmenter_for(prompts: PromptSet, function: str | None = None) -> Masks | None:
+    """Who tells where pictures show the thing of a prompt file, or None where nobody does.
+
+    A function of one's own, "package.module:function", else the file's `masks`, else its built-in judge.
+    """
+    if function is not None:
+        return CallableMasks(function)
+    if prompts.masks:
+        return masks_from(prompts.masks)
+    judges = [judge_from(spec) for spec in prompts.judges]
+    return next((judge.masks for judge in judges if isinstance(judge, BuiltinJudge)), None)
+
+
+class SegmentationMasks:
+    """What a segmentation model of transformers marks with any of some labels.
+
+    Args:
+        model: a folder or Hub name; any that transformers' "image-segmentation" pipeline takes.
+        labels: their names, letter case ignored.
+        device: "auto" takes a GPU when there is one.
+        options: further arguments of `from_pretrained` (revision, token, …).
+
+    Raises:
+        DSASError: a label that the model does not know; UnavailableError: no such model.
+    """
+
+    def __init__(self, model: str | Path, labels: Sequence[str], *, device: str = "auto", **options: Any) -> None:
+        from transformers import pipeline
+
+        if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):
+            raise DSASError(f"masks: labels are to be a list of names, found {labels!r}")
+        settings = {"device": device_of(device), **hub_options(options)}
+        with loading(model, UnavailableError):
+            self._pipeline = pipeline("image-segmentation", model=str(model), **settings)
+        self.name = f"segmentation {model}"
+        known = [str(name).lower() for name in (self._pipeline.model.config.id2label or {}).values()]
+        self._labels = {label.strip().lower() for label in labels}
+        if unknown := sorted(self._labels - set(known)):
+            more = ", …" if len(known) > LISTED else ""
+            raise DSASError(f"{model} has no label {unknown[0]!r}; it has {', '.join(known[:LISTED])}{more}")
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[np.ndarray | None]:
+        by_picture = [segments for chunk in chunks(pictures) for segments in self._pipeline(chunk, batch_size=BATCH)]
+        return [self._join(segments) for segments in by_picture]
+
+    def _join(self, segments: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+        masks = [np.asarray(segment["mask"]) > 0 for segment in segments if segment["label"].lower() in self._labels]
+        joined = np.logical_or.reduce(masks) if masks else None
+        return joined if joined is not None and joined.any() else None
+
+
+class CallableMasks:
+    """What a function of one's own marks: pictures -> a mask [height, width] of each, or None.
+
+    Args:
+        function: itself, or "package.module:function", which is imported. What it raises comes through as it is.
+
+    Raises:
+        DSASError: no such function.
+    """
+
+    def __init__(self, function: str | Callable[[Sequence[Image.Image]], Any]) -> None:
+        self.function = import_function(function, "masks") if isinstance(function, str) else function
+        self.name = f"callable {function if isinstance(function, str) else getattr(function, '__qualname__', '')}"
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[np.ndarray | None]:
+        masks = self.function(list(pictures))
+        if not isinstance(masks, Sequence | np.ndarray) or len(masks) != len(pictures):
+            many = f"{len(masks)} masks" if hasattr(masks, "__len__") else type(masks).__name__
+            raise DSASError(f"{self.name}: {many} for {len(pictures)} pictures: expected a list, one mask or None each")
+        return [
+            None if mask is None else self._check(mask, picture) for mask, picture in zip(masks, pictures, strict=True)
+        ]
+
+    def _check(self, mask: Any, picture: Image.Image) -> np.ndarray | None:
+        """A mask as bool [height, width]; None where it is empty."""
+        try:
+            array = np.asarray(mask, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise DSASError(f"{self.name}: expected masks of numbers, found {type(mask).__name__}") from None
+        if array.shape != picture.size[::-1]:
+            size = f"{picture.height} x {picture.width}"
+            raise DSASError(f"{self.name}: a mask of shape {list(array.shape)} for a picture of {size}")
+        wrong = array[(array != 0) & (array != array.max())]
+        if len(wrong):
+            raise DSASError(f"{self.name}: a mask holds {wrong[0]:g}: expected 0 and one other number; threshold it")
+        return array > 0 if array.any() else None

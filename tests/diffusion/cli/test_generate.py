@@ -1,0 +1,117 @@
+"""`dsas generate` on a tiny random pipeline: pictures, grids and the settings beside them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dsas_core import Concept
+from dsas_diffusion.cli import output
+from dsas_diffusion.generation.pictures import pictures_of, seeds_for
+from dsas_diffusion.generation.settings import Settings
+from dsas_diffusion.pipelines import load
+from tests.fixtures.checks import document_of
+
+PROMPTS = ("--prompt", "a banana", "--prompt", "a dog on the grass")
+
+
+def test_generate_fills_a_folder_reproducibly(dsas, model: str, concept: str, tmp_path: Path) -> None:
+    out = tmp_path / "pictures"
+    given = f"{concept}=0"
+    written = document_of(
+        dsas(
+            "generate",
+            "--model",
+            model,
+            *PROMPTS,
+            "--concept",
+            given,
+            "--steps",
+            2,
+            "--seed",
+            3,
+            "--out",
+            out,
+            "--json",
+        )
+    )
+    assert {path.name for path in out.iterdir()} == {"001.png", "002.png", "generate.json"}
+    beside = json.loads((out / "generate.json").read_text())
+    assert {"out": str(out), **beside} == written
+    assert (beside["steps"], beside["seed"], beside["gate"], beside["combine"]) == (2, 3, "own", "sum")
+    assert beside["concepts"] == [
+        {"concept": concept, "name": "banana", "strength": 0.0, "unit": beside["concepts"][0]["unit"]}
+    ]
+    texts, seeds = PROMPTS[1::2], seeds_for(PROMPTS[1::2], 3)
+    expected = pictures_of(load.load_pipeline(model), texts, seeds, Settings(2, written["guidance"]))
+    for i, picture in enumerate(expected):
+        with Image.open(out / f"00{i + 1}.png") as read:
+            assert read.tobytes() == picture.tobytes()  # a strength of 0 is the base model
+            note = json.loads(read.text["dsas"])  # type: ignore[attr-defined]
+        assert note["pictures"] == [beside["pictures"][i]]
+        assert note["pictures"][0]["noise_seed"] == seeds[i]
+
+
+def test_generate_compares(dsas, model: str, concept: str, tmp_path: Path) -> None:
+    out = tmp_path / "pictures"
+    arguments = ("generate", "--model", model, "--prompt", "a banana", "--concept", f"{concept}=8", "--gate", "on")
+    code, text, progress = dsas(*arguments, "--steps", 2, "--compare", "--out", out)
+    assert code == 0
+    assert f"wrote 1 picture to {out}" in text
+    assert "denoising" in progress
+    names = {"001.png", "001-base.png", "001-where-banana.png", "compare.png", "generate.json"}
+    assert {path.name for path in out.iterdir()} == names
+    assert (out / "001.png").read_bytes() != (out / "001-base.png").read_bytes()
+    code, _, _ = dsas(*arguments, "--steps", 2, "--out", out, "--overwrite", "--quiet")
+    assert code == 0
+    assert {path.name for path in out.iterdir()} == {"001.png", "generate.json"}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_generate_writes_one_file(dsas, model: str, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / "new" / f"grid{suffix}"
+    assert dsas("generate", "--model", model, *PROMPTS, "--steps", 1, "--out", out, "--quiet")[0] == 0
+    assert {path.name for path in out.parent.iterdir()} == {out.name, "grid.json"}
+    settings = json.loads(out.with_suffix(".json").read_text())
+    with Image.open(out) as grid:
+        assert grid.width > 160
+        assert grid.height > 2 * 160
+        assert suffix != ".png" or json.loads(grid.info["dsas"]) == settings
+    single = tmp_path / f"single{suffix}"
+    assert dsas("generate", "--model", model, "--prompt", "", "--steps", 1, "--out", single, "--quiet")[0] == 0
+    with Image.open(single) as picture:
+        assert picture.size == (32, 32)
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()  # stands in the way
+    with pytest.raises(output.DSASError, match="cannot write"):
+        output.write_files({tmp_path / "b" / "x" / "a": b"1", tmp_path / ("n" * 300): b"2"})
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_generate_blends_and_chooses_strengths(dsas, model: str, concept: str, tmp_path: Path) -> None:
+    other = replace(Concept.from_pretrained(concept), name="other").save_pretrained(tmp_path / "other")
+    command = ("generate", "--model", model, "-p", "a banana", "--steps", 2, "--combine", "blend", "-c", f"{other}=-1")
+    out = tmp_path / "out"
+    code, _, err = dsas(*command, "-c", f"{concept}=auto:0.3", "--out", out, "--quiet")
+    assert code == 0
+    assert "'other' and 'banana' work against one another" in err.splitlines()[0]
+    written = json.loads((out / "generate.json").read_text())
+    assert written["combine"] == "blend"
+    assert [one["strength"] for one in written["concepts"]] == [-1.0, "auto:0.3"]
+
+
+def test_words_that_the_model_does_not_know_are_told(
+    dsas, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "dsas_diffusion.cli.commands.generate.unknown_words", lambda _, prompts: tuple(prompts[0].split()[1:])
+    )
+    out = tmp_path / "a.png"
+    code, _, err = dsas("generate", "--model", model, "-p", "a unicorn", "--steps", "1", "--out", out, "--quiet")
+    assert (code, err) == (0, "dsas: warning: the model does not know unicorn, and cannot heed it\n")

@@ -1,0 +1,139 @@
+"""`dsas learn` on a tiny random pipeline: what it writes and says, and what stays when it stops."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dsas_core import Concept
+from dsas_core.learning.prompts import prompt_set as prompts
+from dsas_core.learning.prompts.draft import draft
+from dsas_diffusion import Lesson
+from dsas_diffusion.cli import parser
+from dsas_diffusion.cli.commands import learn
+from tests.diffusion.conftest import PHRASES
+from tests.fixtures.checks import assert_one_line, document_of
+
+
+def test_a_learned_concept_holds_its_drafted_prompts(concept: str) -> None:
+    written = {path.name for path in Path(concept).iterdir()}
+    assert written == {"config.json", "concept.safetensors", "README.md", "strip.webp", "prompts.yaml"}
+    drafted = prompts.load_prompts(Path(concept) / "prompts.yaml")
+    told = Concept.from_pretrained(concept).provenance
+    assert told["prompts"] == drafted.to_dict()
+    assert told["prompts_sha256"] == hashlib.sha256((Path(concept) / "prompts.yaml").read_bytes()).hexdigest()
+    assert told["command"].startswith("dsas learn --model ")
+
+
+def test_the_card_shows_a_strip(concept: str) -> None:
+    samples = Concept.from_pretrained(concept).samples
+    assert samples is not None
+    assert samples.strengths == (-1.0, 0.0, 1.0, 2.0)
+    assert "banana" in samples.prompts[0]
+    assert "banana" not in samples.prompts[1]
+    strip = Image.open(Path(concept) / "strip.webp")
+    assert strip.format == "WEBP"
+    assert strip.width > 4 * 160
+    assert "(strip.webp)" in (Path(concept) / "README.md").read_text()
+
+
+def test_what_cannot_be_shown_is_saved_all_the_same(
+    dsas, concept: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = replace(Concept.from_pretrained(concept), provenance={})
+    monkeypatch.setattr(Lesson, "learn", lambda *_, **__: learned)
+    code, _, err = dsas("learn", "--model", model, *PHRASES, "--out", tmp_path / "c", "--quiet")
+    assert code == 0
+    assert_one_line(err, "warning: its card has no samples: concept", "does not tell from which prompts")
+    assert Concept.from_pretrained(tmp_path / "c").samples is None
+    assert not (tmp_path / "c" / "strip.webp").exists()
+
+
+def test_learn_prints_the_draft_the_evidence_and_progress(dsas, model: str, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    arguments = ("learn", "--model", model, *PHRASES, "--out", out, "--steps", 2, "--count", 12, "--sites", "text")
+    code, text, progress = dsas(*arguments)
+    assert code == 0
+    for expected in ("- a {other} and a banana {place}", "balanced accuracy", "unit ", "drift", f"in {out}"):
+        assert expected in text
+    for expected in ("loading", "capturing", "fitting", "choosing the unit"):
+        assert expected in progress
+    steered = [item.site.root for item in Concept.from_pretrained(out).interventions if not item.read_only]
+    assert set(steered) == {"text_encoder"}
+
+
+def test_learn_from_a_file_as_json_over_an_earlier_concept(dsas, model: str, concept: str, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+    file = Path(concept) / "prompts.yaml"
+    arguments = ("--prompts", file, "--out", out, "--name", "other", "--steps", 2, "--count", 12, "--gate", "on")
+    arguments += ("--option", "normalise=mean norm", "--no-strip")
+    learned = document_of(dsas("learn", "--model", model, *arguments, "--overwrite", "--json"))
+    assert Concept.from_pretrained(out).provenance["recipe"]["options"] == {"normalise": "mean norm"}
+    assert (learned["name"], learned["gate"], learned["drafted"]) == ("other", "on", False)
+    assert {path.name for path in out.iterdir()} == {"config.json", "concept.safetensors", "README.md"}
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RuntimeError("out of\nmemory"), 1, "RuntimeError: out of memory (set DSAS_DEBUG=1"),
+    ],
+)
+def test_nothing_is_written_when_learning_stops(
+    dsas, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, code: int, message: str
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(Lesson, "learn", stopped)
+    result = dsas("learn", "--model", model, *PHRASES, "--out", tmp_path / "c", "--quiet")
+    assert result[0] == code
+    assert_one_line(result[2], message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_earlier_concept(
+    dsas, concept: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, write = Concept.from_pretrained(concept), Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        write(path, content[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    learned.save_pretrained(tmp_path / "c")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()}
+    monkeypatch.setattr(Lesson, "learn", lambda *_, **__: learned)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = dsas("learn", "--model", model, *PHRASES, "--out", tmp_path / "c", "--overwrite", "--quiet")
+    assert code == 1
+    assert_one_line(err, "No space left on device")
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()} == before
+
+
+def test_hints_on_prompts_are_printed_before_the_work(dsas, model: str, tmp_path: Path, one_unit: None) -> None:
+    content = {**draft("banana", "blurred banana"), "control": ["a {other} {place}"]}
+    (tmp_path / "prompts.yaml").write_text(json.dumps(content))
+    arguments = ("learn", "--model", model, "--prompts", tmp_path / "prompts.yaml", "--out", tmp_path / "c")
+    small = ("--steps", 2, "--count", 8, "--sites", "text", "--gate", "on", "--no-strip", "--quiet")
+    code, out, _ = dsas(*arguments, *small)
+    assert code == 0
+    assert out.startswith("hint: No hard negatives: no control shows “blurred” on something else.")
+
+
+@pytest.mark.parametrize(("folder", "name"), [("grey-cat", "grey-cat"), ("höhle", None), ("two words", None)])
+def test_a_drafted_concept_is_called_as_its_folder_where_that_is_a_name(
+    folder: str, name: str | None, tmp_path: Path
+) -> None:
+    given = parser().parse_args(["learn", "--from", "cat", "--to", "grey cat", "--out", str(tmp_path / folder)])
+    assert learn._prompts(given)[0].name == (name or "cat-to-grey-cat")

@@ -1,0 +1,179 @@
+"""Evaluating concepts on tiny random pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dsas_core import Concept, DSASError
+from dsas_core.evaluation import ARMS, Plan, RunStore
+from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
+from dsas_diffusion.evaluation import picture_store
+from dsas_diffusion.evaluation.evaluate import evaluate, identity
+from dsas_diffusion.evaluation.picture_store import PictureJob
+from dsas_diffusion.generation.settings import Settings
+from dsas_diffusion.pipelines.adapter import adapt, find_sites
+from tests.fixtures.checks import differ
+from tests.fixtures.concepts import random_concept
+from tests.fixtures.judges import PROMPTS, Brightness, Redness, colours, halves, random_banana
+from tests.fixtures.models import bases
+from tests.fixtures.visitors import seen_at
+
+PLAN = Plan(count=2, seeds=2, strengths=(1.0, 2.0), targets=(0.3,))
+
+
+@pytest.fixture(scope="module")
+def prompts() -> PromptSet:
+    return load_prompts(PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def concept(tiny_pipe: Any) -> Concept:
+    return random_banana(tiny_pipe)
+
+
+def measured(pipe: Any, concept: Concept, prompts: PromptSet, folder: Path, **settings: Any) -> dict[str, Any]:
+    run, judges = RunStore(folder, identity(pipe, concept, prompts)), settings.pop("judges", Brightness())
+    return evaluate(pipe, concept, prompts, judges, run, settings.pop("plan", PLAN), steps=2, **settings)
+
+
+@pytest.fixture(scope="module")
+def document(
+    tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    return measured(tiny_pipe, concept, prompts, tmp_path_factory.mktemp("run") / "run")
+
+
+def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
+    assert list(document["arms"]) == list(ARMS)
+    for name, arm in document["arms"].items():
+        assert [point["strength"] for point in arm["points"]] == [1.0, 2.0]
+        if name == "oracle":
+            assert all(point["cost"]["value"] == point["pixel_change"] == 0 for point in arm["points"])
+        else:
+            assert all(0 < point["cost"]["value"] <= 1 and point["pixel_change"] > 0 for point in arm["points"])
+    on, oracle = (document["arms"][name]["points"][1] for name in ("on", "oracle"))
+    assert oracle["effect"] != on["effect"], "it steers patches of the left half only"
+    assert set(document["baselines"]) == {"no steering", "asked in words", "negative prompt “a banana”"}
+    (free,) = document["auto"]
+    assert free["target"] == 0.3
+    assert 0 < free["cost"]["value"] <= 1
+    assert free["effect"] not in [point["effect"] for point in document["arms"]["dsas"]["points"]]
+    assert (document["oracle"], document["dose"]["on"]) == ("patches", {"source": 1.0, "control": 1.0})
+    assert 0 < document["dose"]["dsas"]["source"] < 1
+    assert document["localisation"]["pictures"] == 4
+    assert set(document["unnamed"]) == {"pictures", "dsas", "on"}
+    settings = [(line["steps"], line["guidance"], line["scheduler"][:4]) for line in document["robustness"]]
+    assert settings == [
+        (1, 7.5, "DPMS"),
+        (4, 7.5, "DPMS"),
+        (2, 5.0, "DPMS"),
+        (2, 12.5, "DPMS"),
+        (2, 7.5, "UniP"),
+        (2, 7.5, "DEIS"),
+    ]
+    assert [(line["wording"], line["pictures"]) for line in document["wordings"]] == [
+        ("a banana and a {other} {place}", 2),
+        ("a banana {place}", 2),
+    ]
+    assert set(document["wordings"][0]) == {"wording", "pictures", "base", "asked", "dsas"}
+    assert document["cost"]["time_ratio"] > 0
+    assert any("LPIPS needs torchvision" in reason for reason in document["skipped"])
+    assert {row["side"] for row in document["samples"]} == {"source", "control", "unnamed"}
+    assert all(Path(path).is_file() for row in document["samples"] for path in row["pictures"].values())
+
+
+def test_prompts_are_not_those_of_learning(tiny_pipe: Any, prompts: PromptSet) -> None:
+    told = {"seed": 3, "count": 8}
+    concept = random_concept({find_sites(tiny_pipe, "text")[0]: 8}, provenance=told)
+    used = {text for side in prompts.draw(8, 3).values() for text in side}
+    judged = Plan(count=4).prompts(concept, prompts)
+    assert not used & {text for side in ("source", "control") for text in judged[side]}
+    with pytest.raises(DSASError, match="has no source prompts that learning did not use: add templates"):
+        Plan(count=4).prompts(random_concept({find_sites(tiny_pipe, "text")[0]: 8}, provenance={"count": 60}), prompts)
+
+
+def test_nothing_is_drawn_twice(
+    tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(count=2, seeds=1, strengths=(1.0,), arms=("dsas", "on"), robustness=False)
+    first = measured(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan)
+    with monkeypatch.context() as patched:
+        patched.setattr(picture_store, "latent_batches", None)
+        assert measured(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan) == first
+    other = concept.with_unit(0.3)
+    with pytest.raises(DSASError, match="holds another run"):
+        measured(tiny_pipe, other, prompts, tmp_path / "run", plan=plan)
+
+
+def test_a_unit_of_nothing_changes_nothing(
+    tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path: Path
+) -> None:
+    plan = Plan(count=2, seeds=1, strengths=(1.0,), arms=("dsas", "on"), robustness=False)
+    found = measured(tiny_pipe, concept.with_unit(0.0), prompts, tmp_path / "run", plan=plan)
+    for arm in found["arms"].values():
+        point = arm["points"][0]
+        assert (point["cost"]["value"], point["identical"], point["unchanged"]) == (0, 1, 1)
+        assert (point["pixel_change"], point["latent_change"], point["change_outside_the_thing"]) == (0, 0, 0)
+
+
+def test_several_judges_ones_own_masks_and_features(
+    tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path: Path, document: dict[str, Any]
+) -> None:
+    plan = Plan(count=2, seeds=2, strengths=(1.0, 2.0), arms=("dsas", "on", "oracle"), robustness=False)
+    judges = [Brightness(), Redness()]
+    own = {"masks": halves, "features": colours}
+    found = measured(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan, judges=judges, **own)
+    assert found["arms"]["dsas"]["points"][0]["effect"] == document["arms"]["dsas"]["points"][0]["effect"]
+    (other,) = found["judges"]
+    assert set(other) == {"judge", "base", "asked", "dsas", "on", "oracle"}
+    assert (other["judge"], other["base"] != other["dsas"]) == ("redness", True)
+    assert found["localisation"]["pictures"] == 2, "one of two has a mask"
+    at_unit = found["arms"]["on"]["points"][0]
+    assert at_unit["frechet"] > 0
+    assert "kid" not in at_unit
+    assert any("KID: of 4 control pictures it is noise" in reason for reason in found["skipped"])
+    none = measured(tiny_pipe, concept, prompts, tmp_path / "other", plan=plan, judges=Redness())
+    assert none["localisation"] is None
+    assert any("masks" in reason for reason in none["skipped"])
+    on, oracle = none["arms"]["on"]["points"][0], none["arms"]["oracle"]["points"][0]
+    assert (oracle["effect"], oracle["cost"]["value"]) == (on["effect"], 0), "it knows which prompts, not where"
+    assert none["oracle"] == "prompts"
+
+
+def test_the_oracle_steers_where_it_is_told(
+    tiny_pipe: Any, prompts: PromptSet, tmp_path: Path, document: dict[str, Any]
+) -> None:
+    """In two batches: pictures marked all over as with the gate always on, those that are not marked not at all."""
+    concept = random_concept(seen_at(tiny_pipe, find_sites(tiny_pipe, "cross")), base=bases(tiny_pipe), unit=0.3)
+    chosen = prompts.fresh(6)
+    run = RunStore(tmp_path / "run", identity(tiny_pipe, concept, prompts))
+    drawn = picture_store.PictureStore(adapt(tiny_pipe), concept, chosen, None, run, Settings(2, 3.0), 2)
+    base, on, oracle = (
+        PictureJob("base", "source"),
+        PictureJob("on", "source", 2.0),
+        PictureJob("oracle", "source", 2.0),
+    )
+    drawn.complete([base, on], "drawing")
+    pictures = drawn.pictures(base)
+    assert len(pictures) == 12 > picture_store.BATCH
+    marked = [i % 3 != 1 for i in range(12)]
+    drawn.tell_oracle([np.ones(pictures[0].size[::-1], bool) if there else None for there in marked])
+    drawn.complete([oracle], "drawing")
+    for i, there in enumerate(marked):
+        wanted = drawn.latents(on if there else base)[i]
+        assert torch.equal(drawn.latents(oracle)[i], wanted)
+        assert differ(drawn.latents(on)[i], drawn.latents(base)[i])
+    part = np.zeros(pictures[0].size[::-1], bool)
+    part[: len(part) // 2] = True
+    other = picture_store.PictureStore(adapt(tiny_pipe), concept, chosen, None, run, Settings(2, 3.0), 2)
+    other.complete([base], "drawing")
+    other.tell_oracle([part] * 12)
+    other.complete([oracle], "drawing")
+    moved = (other.latents(oracle) - drawn.latents(base)).abs().mean((0, 1, 3))
+    upper, lower = moved.chunk(2)
+    assert upper.mean() > lower.mean(), "the upper half was marked"

@@ -1,0 +1,296 @@
+"""What the demo draws, without the page."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dsas_core import Concept, DSASError
+from dsas_diffusion import Schedule
+from dsas_diffusion.generation.pictures import pictures_of
+from dsas_diffusion.generation.settings import Settings
+from dsas_diffusion.pipelines.adapter import adapt
+from dsas_diffusion.pipelines.prompt_check import reading
+from dsas_diffusion.ui.services import picture_service as studios
+from dsas_diffusion.ui.services.drawing import Drawing, Order
+from dsas_diffusion.ui.services.picture_service import PictureService, ends_of, steered_sites
+from tests.diffusion.steering.test_identities_by_family import concept_of, pipe_of
+from tests.diffusion.ui.conftest import SETTINGS
+from tests.fixtures.pipelines import SIZE, STEPS
+from tests.fixtures.visitors import Bare
+
+BANANA = "a banana and a dog"
+
+
+def order(seed: int = 0, prompt: str = BANANA, **fields: Any) -> Order:
+    return Order(prompt, seed, SETTINGS, **fields)
+
+
+def drawn(studio: PictureService, asked: Order) -> Drawing:
+    """The last that comes, with both pictures."""
+    return list(studio.draw(asked, studio.concepts))[-1]
+
+
+def same(a: Image.Image | None, b: Image.Image | None) -> bool:
+    assert a is not None
+    assert b is not None
+    return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_the_base_comes_first_and_is_what_the_pipeline_draws(studio: PictureService, tiny_pipe: Any) -> None:
+    first, both = studio.draw(order(3, strengths={"patches": 1.0}), studio.concepts)
+    assert first.steered is None
+    assert same(first.base, pictures_of(tiny_pipe, [BANANA], [3], SETTINGS)[0])
+    assert same(both.base, first.base)
+    assert not same(both.steered, both.base)
+    assert both.moved > 0
+    assert Bare.of(tiny_pipe.unet).hooks == 0
+
+
+def test_a_slider_costs_one_picture(studio: PictureService, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    draw = studios.latents_of
+    monkeypatch.setattr(studios, "latents_of", lambda *args: made.append(args[1][0]) or draw(*args))
+    first, again = (drawn(studio, order(strengths={"patches": strength})) for strength in (0.5, 1.0))
+    assert len(made) == 3
+    assert (first.cached, again.cached) == (False, True)
+    for other in (order(1), order(prompt="a dog"), replace(order(), settings=replace(SETTINGS, steps=3))):
+        assert not drawn(studio, other).cached
+    assert not same(first.steered, again.steered)
+
+
+def test_few_base_pictures_are_kept(studio: PictureService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studios, "KEPT", 2)
+    assert [drawn(studio, order(seed)).cached for seed in (0, 1, 0, 2, 0, 1)] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_all_at_zero_is_the_base(studio: PictureService) -> None:
+    drawing = drawn(studio, order(strengths={"patches": 0.0, "words": 0.0}))
+    assert same(drawing.steered, drawing.base)
+    assert drawing.trace is None
+
+
+@pytest.mark.parametrize("gate", ["dsas", "on", "off"])
+def test_gates(studio: PictureService, gate: str) -> None:
+    drawing = drawn(studio, order(strengths={"closed": 1.0}, gate=gate))
+    assert same(drawing.steered, drawing.base) == (gate != "on")
+    assert gate == "on" or drawing.untouched
+    assert drawing.gates[0].mean_h == (1.0 if gate == "on" else 0.0)
+
+
+def test_what_a_gate_saw(studio: PictureService, concepts: list[Concept]) -> None:
+    words, patches = drawn(studio, order(strengths={"words": 1.0, "patches": 0.5})).gates
+    assert (words.concept, words.strength, patches.strength) == ("words", 1.0, 0.5)
+    assert 0 < words.mean_h < words.highest_h <= 1
+    assert set(words.words) <= {"a", "banana", "and", "dog"}
+    assert words.words
+    assert patches.words == (), "patches are no words"
+
+
+def test_layers_that_are_chosen_steer_alone(studio: PictureService, concepts: list[Concept]) -> None:
+    names = steered_sites([concepts[1]])
+    assert len(names) > 1
+    one = drawn(studio, order(strengths={"patches": 1.0}, sites=names[:1]))
+    every = drawn(studio, order(strengths={"patches": 1.0}, sites=names))
+    assert same(every.steered, drawn(studio, order(strengths={"patches": 1.0})).steered)
+    assert not same(one.steered, every.steered)
+    assert one.trace is not None
+    moved = {str(r.site): float(r.change.max()) for r in one.trace.select("patches")}
+    assert [change > 0 for change in moved.values()].count(True) == 1
+    assert len(moved) == len(names), "the others are watched"
+
+
+def test_schedules_rows_and_blends_reach_the_picture(studio: PictureService) -> None:
+    plain = drawn(studio, order(strengths={"patches": 1.0, "words": 1.0}))
+    never = drawn(studio, order(strengths={"patches": 1.0}, schedule=Schedule.constant(0.0)))
+    assert same(never.steered, never.base)
+    for other in ({"branch": "both"}, {"combine": "blend"}, {"schedule": Schedule.linear(0, 1)}):
+        assert not same(drawn(studio, order(strengths={"patches": 1.0, "words": 1.0}, **other)).steered, plain.steered)
+
+
+def test_concepts_that_pull_against_one_another(studio: PictureService, concepts: list[Concept]) -> None:
+    twin = replace(concepts[1], name="twin")
+    asked = order(strengths={"patches": 1.0, "twin": -1.0})
+    assert list(studio.draw(asked, {**studio.concepts, "twin": twin}))[-1].opposed == (("patches", "twin"),)
+    assert drawn(studio, order(strengths={"patches": 1.0, "words": 1.0})).opposed == ()
+
+
+def test_a_strip(studio: PictureService, concepts: list[Concept]) -> None:
+    told: list[int] = []
+    strip = studio.strip(order(), concepts[1], [-1.0, 0.0, 1.0], told.append)
+    assert told == [1, 2, 3]
+    assert same(strip.pictures[1], drawn(studio, order()).base)
+    assert same(strip.pictures[2], drawn(studio, order(strengths={"patches": 1.0})).steered)
+    with Image.open(io.BytesIO(strip.animated(".gif"))) as moving:
+        assert moving.n_frames == 4
+    assert Image.open(io.BytesIO(strip.as_png())).width > 3 * 160
+
+
+def test_two_at_once_get_their_own(studio: PictureService) -> None:
+    alone = {seed: drawn(studio, order(seed, strengths={"patches": 1.0})).steered for seed in range(4)}
+    together: dict[int, Image.Image | None] = {}
+
+    def visit(seed: int) -> None:
+        together[seed] = drawn(studio, order(seed, strengths={"patches": 1.0})).steered
+
+    visitors = [threading.Thread(target=visit, args=(seed,)) for seed in range(4)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    assert all(same(together[seed], alone[seed]) for seed in range(4))
+
+
+def test_who_goes_away_in_the_middle_keeps_nobody_waiting(studio: PictureService, tiny_pipe: Any) -> None:
+    abandoned = studio.draw(order(9, strengths={"patches": 1.0}), studio.concepts)
+    next(abandoned)
+    assert drawn(studio, order(10)).base is not None
+    assert Bare.of(tiny_pipe.unet).hooks == 0
+
+
+def test_an_error_leaves_the_studio_as_it_was(studio: PictureService, tiny_pipe: Any) -> None:
+    with pytest.raises(DSASError, match="strength"):
+        drawn(studio, order(strengths={"patches": float("nan")}))
+    assert Bare.of(tiny_pipe.unet).hooks == 0
+    assert drawn(studio, order(strengths={"patches": 1.0})).steered is not None
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_who_learns_does_so_apart(
+    studio: PictureService, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    monkeypatch.setattr(studios, "COPIED", 2**30 if copied else 0)
+    pipe, lock = studio.apart()
+    assert (pipe is not tiny_pipe) == copied
+    assert (pipe.unet is not tiny_pipe.unet) == copied
+    with lock:
+        began = threading.Thread(target=drawn, args=(studio, order(11)), daemon=True)
+        began.start()
+        began.join(20 if copied else 0.3)
+        assert began.is_alive() != copied
+    began.join(20)
+    assert not began.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": " \n"}, "there is no prompt"),
+        ({"prompt": "x" * 2001}, "2001 characters"),
+        ({"settings": replace(SETTINGS, steps=0)}, "0 steps: expected 1 to 100"),
+        ({"settings": replace(SETTINGS, steps=101)}, "101 steps"),
+    ],
+)
+def test_orders_that_make_no_sense(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(DSASError, match=message):
+        replace(order(), **fields)
+
+
+def test_concepts_that_cannot_be_used(tiny_pipe: Any, concepts: list[Concept]) -> None:
+    with pytest.raises(DSASError, match="two concepts are named 'patches'"):
+        PictureService(tiny_pipe, "tiny", [concepts[1], concepts[1]])
+    foreign = replace(concepts[1], base={"unet": "0" * 16})
+    with pytest.raises(DSASError, match="'patches' was learned on another unet"):
+        PictureService(tiny_pipe, "tiny", [foreign])
+
+
+def test_ends_of_sliders_lie_on_their_steps_and_have_room_for_zero(concepts: list[Concept]) -> None:
+    assert ends_of(concepts[1]) == pytest.approx((-0.95, 1.45))
+    assert ends_of(concepts[0]) == (-1.0, 2.0)
+    assert ends_of(replace(concepts[0], range=(0.2, 1.0))) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("family", "role", "words", "longest"),
+    [
+        ("sd3", "text", ["a", "banana", "and", "dog"], None),
+        ("pixart", "text", ["a", "banana", "and", "dog"], 10**30),  # as Gemma's tokenizer says
+        ("zimage", "text", [], None),  # there is a template around the prompt
+        ("flux", "image", [], None),
+    ],
+)
+def test_other_families(
+    family: str, role: str, words: list[str], longest: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, concept = pipe_of(family), concept_of(family, role)
+    if longest is not None:
+        monkeypatch.setattr(adapt(pipe).tokens[0].tokenizer, "model_max_length", longest)
+    studio = PictureService(pipe, family, [concept])
+    asked = Order(BANANA, 0, Settings(STEPS, studio.usual.guidance, size=SIZE), {concept.name: 4.0}, gate="on")
+    drawing = list(studio.draw(asked, studio.concepts))[-1]
+    assert not same(drawing.base, drawing.steered)
+    assert sorted(set(drawing.gates[0].words)) == sorted(words)
+    assert drawing.prompt_check.tokens == 5
+    assert drawing.trace is not None
+    assert drawing.trace.by_step(concept.name)
+    studio.close()
+
+
+def test_the_longest_tokenizer_says_what_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = pipe_of("flux")
+    monkeypatch.setattr(pipe.tokenizer_2, "model_max_length", 512)
+    assert not reading(pipe, "a dog and " * 30).cut_off, "CLIP reads less, but T5 all of it"
+    monkeypatch.undo()
+    assert reading(pipe, "a dog and " * 30).cut_off
+
+
+def test_files_go_with_the_studio(tiny_pipe: Any) -> None:
+    studio = PictureService(tiny_pipe, "tiny")
+    one, other = (Path(studio.file("a.png", content)) for content in (b"one", b"other"))
+    assert (one.read_bytes(), other.read_bytes(), one.name) == (b"one", b"other", "a.png")
+    later = time.time() + studios.FETCHED + 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studios.time, "time", lambda: later)
+        odd = Path(studio.file("../a b/\0<c>" * 40 + ".zip", b"odd"))
+    assert not one.exists(), "has been fetched long since"
+    assert not other.parent.exists()
+    assert odd.read_bytes() == b"odd"
+    assert odd.parents[1] == Path(studio._files.name)
+    assert odd.suffix == ".zip"
+    studio.close()
+    assert not odd.exists()
+
+
+def test_a_concept_from_elsewhere_is_tried_on_every_layer(studio: PictureService, concepts: list[Concept]) -> None:
+    def narrow(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[..., :8].clone() if tensor.ndim else tensor
+
+    items = tuple(
+        replace(
+            item,
+            maps=tuple(one.map_tensors(narrow) for one in item.maps),
+            probes=tuple(one.map_tensors(narrow) for one in item.probes),
+        )
+        for item in concepts[1].interventions
+    )
+    for interventions, told in (
+        (items, "does not fit this model's layers: .*size"),
+        (
+            [replace(concepts[1].interventions[0], site=replace(items[0].site, path="unet.none"))],
+            "no module at unet.none",
+        ),
+    ):
+        bad = replace(concepts[1], interventions=tuple(interventions))
+        studio.check(bad)
+        with pytest.raises(DSASError, match=told):
+            studio.try_out(bad)
+    with pytest.raises(DSASError, match="beyond all numbers"):
+        studio.try_out(replace(concepts[1], unit=1e30))
+    studio.try_out(concepts[1])
+    assert Bare.of(studio.pipe.unet).hooks == 0
