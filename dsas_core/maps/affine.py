@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..utils.tensorclass import cast
-from . import Map
+from .base import Map
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import Map
+from .base import Map
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from . import Map
+from .base import Map
 
 
 @dataclass(frozen=True, eq=False)

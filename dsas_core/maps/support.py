@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from . import Map
 from .affine import AffineMap
+from .base import Map
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,90 +1,16 @@
 """Probes: WHEN an activation is moved. `score(x) -> h` in [0, 1], broadcastable to x."""
 
-from __future__ import annotations
-
-from typing import ClassVar, Self
-
-import torch
-
-from ..utils.tensorclass import TensorClass
-
-
-class Probe(TensorClass):
-    """Base of every probe: pure tensor code on activations [..., positions, width].
-
-    A subclass defines `logit`, and `link` unless that is the sigmoid; or `score` alone, where there is no logit. All
-    else has a default, which a probe of another nature overrides. Probes with state are `RunningProbe`s.
-
-    Attributes:
-        one_score_per_row: whether h is the same at all positions of a row, so that the probe can gate a site that has
-            other positions than the site it reads.
-
-    Example:
-        >>> probe = LinearProbe(weight=torch.tensor([1.0, 0.0]), bias=torch.tensor(-2.0))
-        >>> probe.score(torch.tensor([[2.0, 5.0], [9.0, 5.0]]))  # two positions of width 2
-        tensor([[0.5000],
-                [0.9991]])
-    """
-
-    one_score_per_row: ClassVar[bool] = False
-
-    def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The logit of h, of the same shape as `score`."""
-        return self.score(x, mask).logit()
-
-    def link(self, z: torch.Tensor) -> torch.Tensor:
-        """h of a logit."""
-        return z.sigmoid()
-
-    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """How much each position shows the concept.
-
-        Args:
-            x: activations [..., positions, width], of any floating dtype.
-            mask: [..., positions], 1 for positions that count; None counts all. Only probes that pool look at it.
-
-        Returns:
-            h in [0, 1], [..., positions, 1] or [..., positions, width] (each dimension by itself), or broadcastable to
-            one of them; float32 at least.
-        """
-        return self.link(self.logit(x, mask))
-
-    def score_sample(self, mean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """h of one row, of which a capture kept the mean and some positions.
-
-        Args:
-            mean: [width], over all positions of the row.
-            positions: [k, width].
-
-        Returns:
-            [k], the mean over dimensions; [1] of a probe that reads means.
-        """
-        return self.score(positions[None])[0].mean(-1).expand(len(positions))
-
-    def with_lower_bias(self, shift: float) -> Self:
-        """The probe with `shift` taken off its logit, `link(logit(x) - shift)`; itself where it has no threshold."""
-        return self
-
-    def complement(self) -> Probe:
-        """The probe of everything but the concept, 1 - h."""
-        return ComplementProbe(self)
-
-    @property
-    def locator(self) -> Probe | None:
-        """The probe whose h tells at which positions of a row the concept is; None where h does not tell positions."""
-        return self
-
-
-from .combine import AllProbe, AnyProbe, ComplementProbe, PooledProbe, ProductProbe  # noqa: E402
-from .condition import ConditionLatch, ConditionProbe, PooledConditionProbe  # noqa: E402
-from .constant import ConstantProbe  # noqa: E402
-from .cosine import CosineProbe  # noqa: E402
-from .linear import LinearProbe, fold  # noqa: E402
-from .mlp import MLPProbe  # noqa: E402
-from .quadratic import QuadraticProbe, quadratic  # noqa: E402
-from .quantile import QuantileProbe  # noqa: E402
-from .running import LastProbe, LatchProbe, PrefixProbe, RunningProbe  # noqa: E402
-from .step import StepProbe  # noqa: E402
+from .base import ComplementProbe, Probe
+from .combine import AllProbe, AnyProbe, PooledProbe, ProductProbe
+from .condition import ConditionLatch, ConditionProbe, PooledConditionProbe
+from .constant import ConstantProbe
+from .cosine import CosineProbe
+from .linear import LinearProbe, fold
+from .mlp import MLPProbe
+from .quadratic import QuadraticProbe, quadratic
+from .quantile import QuantileProbe
+from .running import LastProbe, LatchProbe, PrefixProbe, RunningProbe
+from .step import StepProbe
 
 __all__ = [
     "AllProbe",

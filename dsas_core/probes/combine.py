@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 
 import torch
 
-from . import Probe
+from .base import Probe
 from .linear import LinearProbe
 
 
@@ -78,25 +78,6 @@ class ProductProbe(Probe, kind="product"):
     @property
     def locator(self) -> Probe:
         return self.factors[0].locator or self.factors[0]
-
-
-@dataclass(frozen=True, eq=False)
-class ComplementProbe(Probe, kind="complement"):
-    """h = 1 - the inner probe's h: everything but the concept. It has no threshold of its own to move.
-
-    Args:
-        inner: the probe of the concept.
-
-    Example:
-        >>> from dsas_core.probes import ConstantProbe
-        >>> ConstantProbe(0.25).complement().score(torch.zeros(1, 3))
-        tensor([[0.7500]])
-    """
-
-    inner: Probe
-
-    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return 1 - self.inner.score(x, mask)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..utils.tensorclass import compute_dtype
-from . import Probe
+from .base import Probe
 from .combine import OnMeanProbe
 from .running import RunningProbe, writing
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..utils.tensorclass import compute_dtype
-from . import Probe
+from .base import Probe
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 from ..utils.tensorclass import compute_dtype
-from . import Probe
+from .base import Probe
 
 
 @dataclass(frozen=True, eq=False)

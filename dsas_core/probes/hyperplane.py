@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import Probe
+from .base import Probe
 from .combine import PooledProbe, ProductProbe
 from .linear import LinearProbe
 from .step import StepProbe

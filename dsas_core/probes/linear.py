@@ -14,7 +14,7 @@ from typing import Self
 import torch
 
 from ..utils.tensorclass import cast, compute_dtype
-from . import Probe
+from .base import Probe
 
 #: beyond this a sigmoid is 0 or 1 in float32 arithmetic with room to spare
 LOGIT_LIMIT = 30.0

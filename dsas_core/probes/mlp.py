@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 from ..utils.tensorclass import compute_dtype
-from . import Probe
+from .base import Probe
 from .linear import LOGIT_LIMIT
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import Probe
+from .base import Probe
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,7 @@ from typing import ClassVar, Self
 
 import torch
 
-from . import Probe
-from .combine import ComplementProbe
+from .base import ComplementProbe, Probe
 from .linear import LOGIT_LIMIT, LinearProbe
 
 

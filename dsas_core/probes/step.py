@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from . import Probe
+from .base import Probe
 from .linear import LinearProbe
 
 

@@ -2,7 +2,8 @@
 
 Prompts that learning never used are drawn in every arm from the same noise: without steering; rewritten, asking in
 words; with a negative prompt; and, on one grid of strengths, with DSAS, with the gate always on, and with the control
-arms (`dsas_core.evaluation.arms`). Pictures are kept by content (`dsas_diffusion.evaluation.picture_store`) and judged afterwards.
+arms (`dsas_core.evaluation.arms`). Pictures are kept by content (`dsas_diffusion.evaluation.picture_store`) and judged
+afterwards.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ class PictureLearner(Learner[str]):
         positions: text tokens that are read and steered, see `dsas_diffusion.rows.Rows`.
         batch: prompts per generation.
         masks: for supervision by positions, which they ask for: pictures of source prompts -> where each shows the
-            thing (`dsas_diffusion.vision.segmentation`); None for the segmentation model of the prompt file. Causal learning goes by
-            the masks of the unsteered pictures, too.
+            thing (`dsas_diffusion.vision.segmentation`); None for the segmentation model of the prompt file. Causal
+            learning goes by the masks of the unsteered pictures, too.
         store: a folder for what is read of the model, a file for each batch of prompts, where memory would not hold it:
             of every site, some 32 positions of each picture and step. Learning that was interrupted goes on from
             there, and processes that `accelerate launch` has started share the batches. None keeps it in memory.

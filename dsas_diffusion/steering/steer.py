@@ -237,8 +237,8 @@ def steer(
         within: "target" takes as much of a strength, at each position, as keeps it among those of the concept's target
             pictures; for concepts learned with recipe={"cloud": 8}.
         words: concept name -> a word of the prompt, or several: h is multiplied by where the picture looks at them,
-            see `dsas_diffusion.steering.word_masks`. For concepts that steer the denoiser; in a prompt without the word they do
-            nothing.
+            see `dsas_diffusion.steering.word_masks`. For concepts that steer the denoiser; in a prompt without the word
+            they do nothing.
         interpolate_bins: whether probes and maps of several timestep bins go over into one another on a straight line,
             or change at the bins' edges.
         attach: "hooks", or "processor" to steer what attention layers of the denoiser make in their processors, see

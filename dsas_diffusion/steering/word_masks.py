@@ -3,11 +3,11 @@
     A(p) = mean over heads, over the word's tokens and over layers of softmax(Q Kᵀ / √d)
     M(p) = clip((A(p) - q₅₀) / (q₉₅ - q₅₀), 0, 1),    h(p) <- h(p) · M(p)
 
-q₅₀ and q₉₅ are quantiles of A in the same picture (`dsas_diffusion.steering.attention_maps.normalise_attention`; `benchmarks.quality.localise` has
-others). Attention is computed again from what each cross-attention layer's own `to_q` and `to_k` give, beside whatever
-kernel the model runs; every layer stands with the last that it showed: layers that come before a site with this step,
-those that come after it with the step before. Where none has been passed yet, before the first layer of the first step,
-M is 0: nobody knows where the word is, so nothing is changed.
+q₅₀ and q₉₅ are quantiles of A in the same picture (`dsas_diffusion.steering.attention_maps.normalise_attention`;
+`benchmarks.quality.localise` has others). Attention is computed again from what each cross-attention layer's own `to_q`
+and `to_k` give, beside whatever kernel the model runs; every layer stands with the last that it showed: layers that
+come before a site with this step, those that come after it with the step before. Where none has been passed yet, before
+the first layer of the first step, M is 0: nobody knows where the word is, so nothing is changed.
 """
 
 from __future__ import annotations

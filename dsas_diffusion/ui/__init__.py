@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from .page import html
+from .page import markup
 from .page.session import FORGOTTEN, Session
 from .page.theme import STYLE, theme
 from .services.chat_service import ChatService
@@ -34,7 +34,7 @@ def build(studio: PictureService, talk: ChatService | None = None, saves: Path |
     """
     with gr.Blocks(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, FORGOTTEN)) as page:
         session = gr.State(Session(), time_to_live=FORGOTTEN)
-        gr.HTML(html.HEADING, elem_id="heading")
+        gr.HTML(markup.HEADING, elem_id="heading")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Create", id="create"):
                 create = CreateTab(studio, session)

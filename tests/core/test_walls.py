@@ -134,9 +134,7 @@ def test_the_core_knows_no_diffusion_and_nobody_unpickles() -> None:
     ]
     assert knowing == []
     unpickling = [
-        name
-        for name, path in FILES.items()
-        if re.search(r"\bpickle\.|torch\.load\(|yaml\.load\(", path.read_text())
+        name for name, path in FILES.items() if re.search(r"\bpickle\.|torch\.load\(|yaml\.load\(", path.read_text())
     ]
     assert [name for name in unpickling if ".builtin." not in name] == [], "training reads its own checkpoints"
 
@@ -177,7 +175,9 @@ def attributes(node: ast.ClassDef) -> set[str]:
         for target in [part]
         if isinstance(part.value, ast.Name) and part.value.id == "self"
     }
-    fields = {part.target.id for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)}
+    fields = {
+        part.target.id for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+    }
     return found | fields
 
 

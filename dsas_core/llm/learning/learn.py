@@ -1,8 +1,8 @@
 """`learn(model, tokenizer, prompts)`: a concept from a few dozen texts or conversations.
 
 Every prompt is read once while its activations are captured; maps and gates are fitted as everywhere
-(`dsas_core.learning.fit`); then the unit of strength is chosen on other prompts of the same file, by what the steered model
-answers, as it reads it itself when it is not steered, and by how far its predictions move on control prompts.
+(`dsas_core.learning.fit`); then the unit of strength is chosen on other prompts of the same file, by what the steered
+model answers, as it reads it itself when it is not steered, and by how far its predictions move on control prompts.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def learn(
 
     Args:
         model: a transformers language model. tokenizer: its own.
-        prompts: a prompt file (dsas_core/learning/prompts/prompt_set.py), or its content; conversations as in dsas_core/llm/model/conversations.py.
+        prompts: a prompt file (dsas_core/learning/prompts/prompt_set.py), or its content; conversations as in
+            dsas_core/llm/model/conversations.py.
         method, gate: names in `dsas_core.methods`; gates also combined, "product(dsas, gaps)". Without a gate it is the
             method's own, or `dsas`.
         seed: of prompt choice and cross-validation.
@@ -84,7 +85,8 @@ class TextLearner(Learner[Encoded]):
 
     Args:
         model: a transformers language model. tokenizer: its own.
-        prompts: a prompt file (dsas_core/learning/prompts/prompt_set.py), or its content; conversations as in dsas_core/llm/model/conversations.py.
+        prompts: a prompt file (dsas_core/learning/prompts/prompt_set.py), or its content; conversations as in
+            dsas_core/llm/model/conversations.py.
             With parts `unseen_source` and `unseen_control` in its evaluation, the evidence tells how the gates do on
             these.
         sites: see `dsas_core.llm.model.layers.find_sites`; None for the outputs of the middle third of the layers.

@@ -19,7 +19,7 @@ from .cross_validation import Evidence, PromptIds, by_prompt, evidence_of, logit
 from .gate_fit import GateFit, GateRows, GateSettings, placing, position_rows
 from .traits import GateTraits
 
-ProbeT = TypeVar("Fit", bound=Probe)
+ProbeT = TypeVar("ProbeT", bound=Probe)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ the standard deviation of the projections of source and target rows together on 
 released. The paper's α (15) is the strength.
 
 A head is a site of its own, a slice of the channels that enter the output projection (`--sites heads`). The paper
-moves the 48 that tell best: `keep` of `dsas_core.learning.recipe.Recipe`. Trap: at other sites it is CAA with another length.
+moves the 48 that tell best: `keep` of `dsas_core.learning.recipe.Recipe`. Trap: at other sites it is CAA with another
+length.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
 
 from ..services.picture_service import ends_of
-from . import html
+from . import markup
 
 #: of a slider
 STEP = 0.05
@@ -51,7 +51,7 @@ def strength_sliders(concepts: Iterable[Concept], elem_id: str) -> list[gr.Slide
 def of_concept(concept: Concept) -> dict[str, Any]:
     """Ends, label and description of a concept's slider."""
     low, high = ends_of(concept, STEP)
-    return {"minimum": low, "maximum": high, "label": concept.name, "info": html.unmarked(concept.description)}
+    return {"minimum": low, "maximum": high, "label": concept.name, "info": markup.unmarked(concept.description)}
 
 
 def seed_field(elem_id: str, **layout: Any) -> gr.Number:

@@ -17,7 +17,7 @@ from dsas_core.errors import DSASError
 from ..services.chat_service import Reply
 from ..services.drawing import Drawing
 from ..services.picture_service import PictureService
-from . import html
+from . import markup
 
 #: sliders that are ready for concepts which a visitor learns or uploads
 MAX_OWN_CONCEPTS = 6
@@ -80,9 +80,9 @@ def until_failure(
         yield from updates
     except DSASError as error:
         warn(error)
-        yield last(html.note(str(error), "warned"))
+        yield last(markup.note(str(error), "warned"))
     except Exception:
-        yield last(html.note(unforeseen, "warned"))
+        yield last(markup.note(unforeseen, "warned"))
         raise
 
 

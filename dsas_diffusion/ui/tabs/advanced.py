@@ -15,7 +15,7 @@ from dsas_core.steering.steering import COMBINE
 from ...generation.settings import Settings
 from ...pipelines.batch_layout import BRANCHES
 from ...steering.schedule import Schedule
-from ..page import html
+from ..page import markup
 from ..page.controls import QUICK, number
 from ..services.drawing import MOST_STEPS
 from ..services.picture_service import steered_sites
@@ -40,7 +40,7 @@ class AdvancedSettings:
             with gr.Row():
                 self.first = gr.Number(1.0, label="factor at noise", visible=False, elem_id="schedule-first")
                 self.last = gr.Number(1.0, label="factor at the end", visible=False, elem_id="schedule-last")
-            self.schedule = gr.HTML(html.drawn_schedule(Schedule.constant(1.0)), elem_id="schedule")
+            self.schedule = gr.HTML(markup.drawn_schedule(Schedule.constant(1.0)), elem_id="schedule")
             self.sites = gr.Dropdown(
                 steered_sites(concepts),
                 multiselect=True,
@@ -83,19 +83,19 @@ class AdvancedSettings:
     def schedule_ends(self, kind: str) -> tuple[Any, ...]:
         """The two numbers that a kind of schedule takes, named and with what they begin at."""
         if kind == "constant":
-            return gr.update(visible=False), gr.update(visible=False), html.drawn_schedule(Schedule.constant(1.0))
+            return gr.update(visible=False), gr.update(visible=False), markup.drawn_schedule(Schedule.constant(1.0))
         window = kind == "window"
         first, last = (800.0, 200.0) if window else (0.0, 1.0)
         names = ("from timestep", "to timestep") if window else ("factor at noise", "factor at the end")
         ends = [gr.update(visible=True, value=v, label=n) for v, n in zip((first, last), names, strict=True)]
-        return *ends, html.drawn_schedule(schedule_of(kind, first, last))
+        return *ends, markup.drawn_schedule(schedule_of(kind, first, last))
 
     def schedule_drawn(self, kind: str, first: float | None, last: float | None) -> str:
         """The schedule as a line, or what is wrong with it."""
         try:
-            return html.drawn_schedule(schedule_of(kind, first, last))
+            return markup.drawn_schedule(schedule_of(kind, first, last))
         except DSASError as error:
-            return html.note(str(error), "warned")
+            return markup.note(str(error), "warned")
 
 
 def schedule_of(kind: str, first: float | None, last: float | None) -> Schedule:

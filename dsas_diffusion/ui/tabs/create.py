@@ -12,7 +12,7 @@ import gradio as gr
 from dsas_core.errors import DSASError
 
 from ...pipelines.adapter import adapt
-from ..page import controls, html
+from ..page import controls, markup
 from ..page.session import MAX_OWN_CONCEPTS, Session, report_errors, until_failure
 from ..services.drawing import MOST_CHARACTERS, Order
 from ..services.picture_service import PictureService, steered_sites
@@ -50,7 +50,7 @@ class CreateTab:
                     max_height=560,
                     **controls.PICTURE,
                 )
-                self.explain = gr.HTML(html.explained(None), elem_id="explain")
+                self.explain = gr.HTML(markup.explained(None), elem_id="explain")
         self.inputs: set[Any] = {self.session, self.prompt, self.gate, *self.sliders}
         self.inputs |= self.seed.inputs | self.advanced.inputs
         self.draw_events = self._wire()
@@ -120,7 +120,7 @@ class CreateTab:
         for drawing in self.studio.draw(order, session.concepts(self.studio)):
             session.drawing = drawing
             pair = controls.enlarge(drawing.base), controls.enlarge(drawing.steered or drawing.base)
-            yield session, pair, html.explained(drawing), order.seed
+            yield session, pair, markup.explained(drawing), order.seed
 
     def order(self, data: Mapping[Any, Any]) -> Order:
         """What the components ask for.

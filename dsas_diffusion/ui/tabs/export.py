@@ -11,7 +11,7 @@ import gradio as gr
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, UnsupportedError
 
-from ..page import html
+from ..page import markup
 from ..page.controls import PRIVATE, one_line
 from ..page.session import Session, report_errors
 from ..services.picture_service import PictureService
@@ -63,7 +63,7 @@ class Export:
         concept = self.choice(session, name)
         if self.saves is None:
             raise UnsupportedError("nothing can be saved here: download the concept")
-        return html.note(f"Saved as {saved(concept, self.saves)}.", "done")
+        return markup.note(f"Saved as {saved(concept, self.saves)}.", "done")
 
     def publish(
         self, session: Session, name: str | None, repository: str, token: str, private: bool
@@ -74,8 +74,8 @@ class Export:
             address = _push(self.choice(session, name), (repository or "").strip(), token, private)
         except Exception as error:  # the Hub's libraries raise many kinds, and may quote what they were given
             reason = " ".join(_without(str(error) or type(error).__name__, token).split())[:300]
-            return html.note(f"Not pushed: {reason}", "warned"), ""
-        return html.note(f"Pushed: {_without(address, token)}", "done"), ""
+            return markup.note(f"Not pushed: {reason}", "warned"), ""
+        return markup.note(f"Pushed: {_without(address, token)}", "done"), ""
 
 
 def _push(concept: Concept, repository: str, token: str, private: bool) -> str:

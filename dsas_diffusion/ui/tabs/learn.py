@@ -11,7 +11,7 @@ import gradio as gr
 from dsas_core import methods
 from dsas_core.errors import DSASError
 
-from ..page import html
+from ..page import markup
 from ..page.controls import PRIVATE, QUICK, number, one_at_a_time
 from ..page.session import Session, report_errors
 from ..services.drawing import MOST_STEPS
@@ -48,7 +48,7 @@ class LearnTab:
                 self._add_settings()
                 self._add_upload()
             with gr.Column(scale=6, min_width=300):
-                self.progress = gr.HTML(html.note(NOTHING), elem_id="learn-progress")
+                self.progress = gr.HTML(markup.note(NOTHING), elem_id="learn-progress")
                 self.own = MyConceptsTab(create.studio, create.session, saves)
         self._wire(create.session)
 
@@ -130,17 +130,17 @@ class LearnTab:
                 self._running[visitor] = learning
                 for now in learning.watch():
                     stage = "stopping" if learning.cancelled else now.stage
-                    yield html.progress(stage, now.share, now.seconds, now.left, now.count), *busy, *rest
+                    yield markup.progress(stage, now.share, now.seconds, now.left, now.count), *busy, *rest
                 concept = learning.concept()
             session.add(concept, self.create.studio)
             message = f"Learned {concept.name} in {now.seconds:.0f} s: its slider is on the first tab, yours alone. "
             message += "It goes when you reload the page: download it to keep it."
-            yield html.note(message, "done"), *free, session, *self.own.updates(session, concept.name)
+            yield markup.note(message, "done"), *free, session, *self.own.updates(session, concept.name)
         except Unwanted:
-            yield html.note("Cancelled: nothing was learned."), *free, *rest
+            yield markup.note("Cancelled: nothing was learned."), *free, *rest
         except Exception as error:
             message = str(error) if isinstance(error, DSASError) else "Learning failed."
-            yield html.note(message, "warned"), *free, *rest
+            yield markup.note(message, "warned"), *free, *rest
             raise
         finally:
             self._running.pop(visitor, None)
@@ -156,7 +156,7 @@ class LearnTab:
         concept = concept_files(paths)
         session.add(concept, self.create.studio, foreign=True)
         message = f"{concept.name} is there: its slider is on the first tab, yours alone, until you reload."
-        return None, html.note(message, "done"), session, *self.own.updates(session, concept.name)
+        return None, markup.note(message, "done"), session, *self.own.updates(session, concept.name)
 
     def slots(self, session: Session, strip: str | None) -> list[Any]:
         """Sliders, layers and the strip's choices, for the concepts that there are now."""

@@ -12,7 +12,7 @@ from PIL import Image
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
 
-from ..page import html
+from ..page import markup
 from ..page.controls import PICTURE, PRIVATE, names
 from ..page.session import Session, report_errors
 from ..services.picture_service import PictureService
@@ -49,7 +49,7 @@ class MyConceptsTab:
         strip = concept.samples.strip if concept.samples is not None else b""
         return (
             gr.update(value=Image.open(io.BytesIO(strip)) if strip else None, visible=bool(strip)),
-            html.evidence(concept),
+            markup.evidence(concept),
             names(list(session.own), name),
             gr.update(visible=True),
             self.export.download(concept),

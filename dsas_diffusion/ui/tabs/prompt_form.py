@@ -13,7 +13,7 @@ from dsas_core.learning.prompts.hints import hints
 from dsas_core.learning.prompts.prompt_set import SIDES, PromptSet, load_prompts
 
 from ...pipelines.prompt_check import unknown_words
-from ..page import html
+from ..page import markup
 from ..page.controls import PRIVATE, QUICK, number, one_line
 from ..page.session import report_errors
 from ..services.drawing import MOST_CHARACTERS
@@ -81,17 +81,17 @@ class PromptForm:
         if kind == PHRASES and not (first.strip() and second.strip()):
             return ""
         if kind == LISTS and not "".join(lists).strip():
-            return html.note(f"At least {FEWEST} prompts on each side, one to a line.")
+            return markup.note(f"At least {FEWEST} prompts on each side, one to a line.")
         try:
             if kind == PHRASES:
                 sides: Mapping[str, Sequence[str]] = _draft(first, second, None).draw(int(number(count, "prompts")))
             else:
                 sides = _split(lists)
             unknown = unknown_words(self.studio.pipe, [text for texts in sides.values() for text in texts])
-            advice = [*hints(sides), *([html.unknown(unknown[:5])] if unknown else [])]
+            advice = [*hints(sides), *([markup.unknown(unknown[:5])] if unknown else [])]
         except DSASError as error:
             advice = [str(error)]
-        return html.advice(advice, FINE)
+        return markup.advice(advice, FINE)
 
     def fill(self, path: str | None) -> tuple[str, ...]:
         """The lists, and the name, from a prompt file: as many prompts as may be learned from."""

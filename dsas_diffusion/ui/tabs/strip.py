@@ -11,7 +11,7 @@ import numpy as np
 
 from dsas_core.errors import DSASError
 
-from ..page import html
+from ..page import markup
 from ..page.controls import PICTURE, concept_choice, enlarge, names, number, one_at_a_time
 from ..page.session import Session, report_errors, warn
 from ..services.picture_service import ends_of
@@ -66,7 +66,7 @@ class StripTab:
             return self._updates(data, progress)
         except DSASError as error:
             warn(error)
-            return html.note(str(error), "warned"), *(gr.skip() for _ in range(5))
+            return markup.note(str(error), "warned"), *(gr.skip() for _ in range(5))
 
     def _updates(self, data: Mapping[Any, Any], progress: Any) -> tuple[Any, ...]:
         session: Session = data[self.create.session]
@@ -85,7 +85,7 @@ class StripTab:
         png = self.studio.file(f"{concept.name}-strip.png", strip.as_png())
         webp, gif = (self.studio.file(f"{concept.name}{kind}", strip.animated(kind)) for kind in (".webp", ".gif"))
         return (
-            html.note(f"{concept.name} from {low:g} to {high:g}: “{strip.prompt}”"),
+            markup.note(f"{concept.name} from {low:g} to {high:g}: “{strip.prompt}”"),
             [(enlarge(picture), caption) for picture, caption in zip(strip.pictures, captions, strict=True)],
             webp,
             *(gr.update(value=file, interactive=True) for file in (png, webp, gif)),

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..page import controls, html
+from ..page import controls, markup
 from ..page.session import Session, report_errors, until_failure
 from ..services.chat_service import MOST_CHARACTERS, MOST_TEMPERATURE, ChatService, Question, Reply, message_of
 
@@ -86,10 +86,10 @@ class TextTab:
                 )
                 for name, label in (("base", "Unsteered"), ("steered", "Steered"))
             )
-        self.explain = gr.HTML(html.replied(None), elem_id="text-explain")
+        self.explain = gr.HTML(markup.replied(None), elem_id="text-explain")
         names, label = self.talk.concepts, "Colour tokens by h of"
         self.concept = controls.concept_choice(names, label, "text-concept", visible=len(names) > 1)
-        self.tokens = gr.HTML(html.spelled(None), elem_id="text-tokens", visible=bool(names))
+        self.tokens = gr.HTML(markup.spelled(None), elem_id="text-tokens", visible=bool(names))
 
     def _examples(self) -> list[str]:
         """What is known to be worth asking, then messages that concepts were illustrated with: held out, too."""
@@ -120,7 +120,7 @@ class TextTab:
         for reply in self.talk.reply(self.question(data)):
             session.reply = reply
             steered = reply.steered.text if reply.steered is not None else ""
-            yield session, reply.base.text, steered, html.replied(reply), self.spell(session, data[self.concept])
+            yield session, reply.base.text, steered, markup.replied(reply), self.spell(session, data[self.concept])
 
     def question(self, data: Mapping[Any, Any]) -> Question:
         """What the components ask for.
@@ -141,11 +141,11 @@ class TextTab:
     def spell(self, session: Session, concept: str | None) -> str:
         """The tokens of the last answer by one concept, where it is whole."""
         gates = session.reply.gates if session.reply is not None else ()
-        return html.spelled(next((gate for gate in gates if gate.concept == concept), None))
+        return markup.spelled(next((gate for gate in gates if gate.concept == concept), None))
 
     def stopped(self, session: Session) -> Any:
         """That it ends here, where something was being written."""
         reply: Reply | None = session.reply
         if reply is None or reply.whole:
             return gr.skip()
-        return html.note("Stopped. What was written until then stays.")
+        return markup.note("Stopped. What was written until then stays.")

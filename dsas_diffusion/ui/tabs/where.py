@@ -11,7 +11,7 @@ from PIL import Image
 from dsas_core.errors import DSASError
 
 from ...pipelines.sites import site_name
-from ..page import html
+from ..page import markup
 from ..page.controls import PICTURE, PRIVATE, enlarge, names
 from ..page.session import Session, report_errors
 from ..services.drawing import Drawing
@@ -30,12 +30,12 @@ class WhereTab:
                 self.concept = gr.Dropdown([], label="Concept", elem_id="where-concept")
                 self.site = gr.Dropdown([EVERYWHERE], value=EVERYWHERE, label="Layer", elem_id="where-site")
                 self.step = gr.Slider(0, 1, 0, step=1, label="Step", info="0: the mean of all", elem_id="where-step")
-                self.message = gr.HTML(html.note(NOTHING), elem_id="where-told")
+                self.message = gr.HTML(markup.note(NOTHING), elem_id="where-told")
             with gr.Column(scale=6, min_width=300):
                 self.picture = gr.Image(
                     label="bright where h is 1, dark where it is 0", elem_id="where-picture", **PICTURE
                 )
-        self.map = gr.HTML(html.steps_map({}), elem_id="where-map")
+        self.map = gr.HTML(markup.steps_map({}), elem_id="where-map")
         self._wire(session, draw_events)
 
     def _wire(self, session: gr.State, draw_events: Sequence[Any]) -> None:
@@ -63,8 +63,8 @@ class WhereTab:
                 gr.update(choices=[EVERYWHERE], value=EVERYWHERE),
                 gr.update(maximum=1, value=0),
                 None,
-                html.note(NOTHING),
-                html.steps_map({}),
+                markup.note(NOTHING),
+                markup.steps_map({}),
             )
         steered = [gate.concept for gate in drawing.gates]
         chosen = concept if concept in steered else steered[0]
@@ -74,16 +74,16 @@ class WhereTab:
             gr.update(choices=list(dict.fromkeys(layers)), value=EVERYWHERE),
             gr.update(maximum=max(1, len(times(drawing, chosen))), value=0),
             *self.look(session, chosen, EVERYWHERE, 0),
-            html.steps_map(drawing.trace.by_step(chosen)),
+            markup.steps_map(drawing.trace.by_step(chosen)),
         )
 
     def look(self, session: Session, concept: str | None, site: str, step: float) -> tuple[Image.Image | None, str]:
         """The heat of one concept, at one layer or all, at one step or all; and what it is of."""
         drawing = session.drawing
         if drawing is None or drawing.trace is None or concept is None or drawing.steered is None:
-            return None, html.note(NOTHING)
+            return None, markup.note(NOTHING)
         if not drawing.trace.records:
-            return None, html.note(GONE)
+            return None, markup.note(GONE)
         steps = times(drawing, concept)
         at = None if step < 1 or not steps else steps[min(int(step), len(steps)) - 1]
         where = next((str(s) for s in drawing.trace.patch_sites(concept) if site_name(s) == site), None)
@@ -91,9 +91,9 @@ class WhereTab:
             picture = drawing.trace.heatmap(concept, drawing.steered, site=where, at=at)
         except DSASError:
             message = f"{concept} reads words alone, so it has no place in the picture; the table has its layers."
-            return None, html.note(message)
+            return None, markup.note(message)
         when = "the mean of all steps" if at is None else f"step {int(step)} of {len(steps)}, timestep {at:.0f}"
-        return enlarge(picture), html.note(f"{concept}, {site}, {when}: “{drawing.order.prompt}”")
+        return enlarge(picture), markup.note(f"{concept}, {site}, {when}: “{drawing.order.prompt}”")
 
 
 def times(drawing: Drawing, concept: str) -> list[float]:

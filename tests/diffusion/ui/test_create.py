@@ -15,7 +15,7 @@ from PIL import Image
 
 from dsas_core import Concept, DSASError
 from dsas_diffusion import Schedule
-from dsas_diffusion.ui.page import html
+from dsas_diffusion.ui.page import markup
 from dsas_diffusion.ui.page.controls import SHOWN, enlarge
 from dsas_diffusion.ui.page.session import MAX_OWN_CONCEPTS, Session, report_errors
 from dsas_diffusion.ui.services import picture_service as studios
@@ -249,7 +249,7 @@ def test_texts_from_outside_are_text(page: Page, studio: PictureService, concept
     prompt = 'a <img src=x onerror=alert(1)> & "b"'
     told = page.draw(session, prompt=prompt, strengths=[0, 1.0])[2]
     where = page.where.look(session, "patches", EVERYWHERE, 0)[1]
-    for text in (told, where, html.facts(["<b>"], [[prompt]]), html.note(prompt, '"><script>')):
+    for text in (told, where, markup.facts(["<b>"], [[prompt]]), markup.note(prompt, '"><script>')):
         assert "<img" not in text
         assert "<script" not in text
         assert "<b>" not in text.replace("<b>patches</b>", "")

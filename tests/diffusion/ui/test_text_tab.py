@@ -16,7 +16,7 @@ from dsas_core import Concept, DSASError, llm
 from dsas_core.concept.samples import Samples
 from dsas_core.llm.steering.answer import answer, asked
 from dsas_diffusion.ui import build
-from dsas_diffusion.ui.page import html
+from dsas_diffusion.ui.page import markup
 from dsas_diffusion.ui.page.session import Session
 from dsas_diffusion.ui.services.chat_service import MOST_CHARACTERS, ChatService, Question, Reply
 from dsas_diffusion.ui.services.picture_service import PictureService
@@ -229,7 +229,7 @@ def test_concepts_that_undo_one_another(chat: tuple[Any, Any], spoken: list[Conc
     with pytest.warns(UserWarning, match="against one another"):
         reply = whole(made, strengths={"strong": 1.0, "twin": -1.0})
     assert reply.opposed == (("strong", "twin"),)
-    assert "<b>strong</b> and <b>twin</b> pull against one another" in html.replied(reply)
+    assert "<b>strong</b> and <b>twin</b> pull against one another" in markup.replied(reply)
     assert whole(made, strengths={"strong": 1.0, "twin": 1.0}).opposed == ()
 
 
@@ -289,8 +289,8 @@ def test_what_visitors_write_is_text(page: Page) -> None:
     token = llm.Token(1, 1, "<img>", {"<script>": 1.0}, {}, True)
     reply = page.tab.talk.reply(page.tab.question(page.data(Session())))
     read = replace(list(reply)[-1].gates[0], message=(token,), concept="<script>")
-    assert "<script" not in html.spelled(read)
-    assert "&lt;img&gt;" in html.spelled(read)
+    assert "<script" not in markup.spelled(read)
+    assert "&lt;img&gt;" in markup.spelled(read)
 
 
 def test_tokens_are_those_of_the_chosen_concept(page: Page) -> None:
