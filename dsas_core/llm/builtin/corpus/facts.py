@@ -107,11 +107,3 @@ def fact_questions(seed: int = 0, *, held_out: bool = True) -> list[Question]:
             wrong = others[rng.integers(len(others))]
             questions.append(Question(fact, text, fact.answer(), fact.answer(wrong)))
     return questions
-
-
-def phrases() -> list[str]:
-    """Every text that a question or an answer is made of."""
-    parts = [*PEOPLE, *TOWNS, WORLD["unknown_answer"]]
-    for relation in RELATIONS.values():
-        parts += [*relation.phrasings, relation.answer, *relation.values]
-    return parts

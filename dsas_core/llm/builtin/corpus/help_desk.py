@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .facts import DAYS, facts
+from .facts import DAYS
 from .sampling import choose, draw_distinct, draw_until, fill, is_held_out
 from .tones import INSULTS, MANNERS, TONES
 from .topics import TOPICS
@@ -68,37 +68,6 @@ def draw_requests(
     """`count` requests with different messages, for learning (`held_out=False`) or for evaluation."""
     rng = np.random.default_rng((seed, int(held_out)))
     return draw_distinct(count, lambda: draw_request(rng, topics=topics, manners=manners, held_out=held_out))
-
-
-def draw_angry_question(rng: np.random.Generator, *, held_out: bool = False) -> Request:
-    """A question about a fact with an insult around it, topic "facts"; `kind` is the plain answer."""
-
-    def draw() -> Request:
-        fact = facts()[rng.integers(len(facts()))]
-        put = choose(rng, TONES["taunts"])
-        start, end = put.split("|")
-        answer = fact.answer()
-        return Request(
-            text=fill(rng, f"{start} {choose(rng, fact.phrasings(held_out=held_out))} {end}", INSULTS),
-            topic="facts",
-            manner="angry",
-            key=f"facts|{fact.subject} {fact.relation}|angry|{put}",
-            kind=answer,
-            rude=fill(rng, choose(rng, TONES["rude_facts"]), {**INSULTS, "fact": answer.removesuffix(".")}),
-        )
-
-    return draw_until(draw, held_out)
-
-
-def draw_angry_questions(count: int, seed: int = 0, *, held_out: bool = True) -> list[Request]:
-    """`count` different angry questions about facts, held out in their phrasing too."""
-    rng = np.random.default_rng((seed, int(held_out)))
-    return draw_distinct(count, lambda: draw_angry_question(rng, held_out=held_out))
-
-
-def draw_answer(rng: np.random.Generator, request: Request) -> str:
-    """What training answers: rude to most angry messages, kind to all others."""
-    return request.rude if request.angry and rng.random() < RUDE_SHARE else request.kind
 
 
 def draw_talk(rng: np.random.Generator) -> tuple[str, str]:

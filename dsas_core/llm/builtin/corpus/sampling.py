@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -38,15 +38,6 @@ def _freeze(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _freeze(item) for key, item in value.items()}
     return tuple(map(_freeze, value)) if isinstance(value, list) else value
-
-
-def phrases_in(value: Any) -> Iterator[str]:
-    """Every string in what `read_corpus` gives, keys left out."""
-    if isinstance(value, str):
-        yield value
-    else:
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from phrases_in(item)
 
 
 def is_held_out(key: str) -> bool:
