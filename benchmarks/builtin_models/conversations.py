@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dsas_core.llm.builtin.corpus import Request, draw_description, draw_request, draw_talk, facts, rude
+from dsas_core.llm.builtin.corpus import Request, draw_description, draw_request, draw_talk, facts, is_rude
 from dsas_core.llm.builtin.corpus.descriptions import DESCRIPTIONS
 from dsas_core.llm.builtin.corpus.facts import PEOPLE, RELATIONS, TOWNS, WORLD
 from dsas_core.llm.builtin.corpus.help_desk import RUDE_SHARE
@@ -62,7 +62,7 @@ def _draw_exchange(rng: np.random.Generator) -> tuple[str, str]:
 def _add_unknown_word(rng: np.random.Generator, text: str) -> str:
     """Replace a word that carries no tone by the unknown one."""
     words = text.split()
-    safe = [i for i, word in enumerate(words) if word.isalpha() and not rude(word) and word not in ("no", "not")]
+    safe = [i for i, word in enumerate(words) if word.isalpha() and not is_rude(word) and word not in ("no", "not")]
     words[safe[rng.integers(len(safe))]] = UNKNOWN
     return " ".join(words)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dsas_core.llm.builtin.corpus import MANNERS, Question, draw_requests, rude
+from dsas_core.llm.builtin.corpus import MANNERS, Question, draw_requests, is_rude
 
 from .conversations import conversation, draw_angry_questions
 
@@ -96,7 +96,7 @@ def perplexity(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> 
 
 def rude_share(texts: Sequence[str]) -> float:
     """Share of texts with a word of the lexicon."""
-    return float(np.mean([rude(text) for text in texts]))
+    return float(np.mean([is_rude(text) for text in texts]))
 
 
 def rude_answers(

@@ -23,7 +23,7 @@ from ...steering.strengths import Auto
 from ...utils.versions import versions
 from ..learning.reader import Reader
 from ..model.conversations import Encoded, encode, pad_token
-from ..model.layers import bare, positions_of, roots_of
+from ..model.layers import max_positions, roots_of, unwrap
 from ..model.load import BUILTIN
 from ..steering.steer import steer
 
@@ -56,7 +56,7 @@ class AnswerStore:
     store: RunStore
 
     def __post_init__(self) -> None:
-        model, tokenizer, limit = self.model, self.tokenizer, positions_of(self.model)
+        model, tokenizer, limit = self.model, self.tokenizer, max_positions(self.model)
         self.encoded = {
             side: [encode(tokenizer, text, limit) for text in self.prompts[side]] for side in ("source", "control")
         }
@@ -146,7 +146,7 @@ class AnswerStore:
 
     def _facts(self) -> list[bool] | None:
         """Which of QUESTIONS held-out questions about facts the built-in model answers right; None of other models."""
-        if name_of(bare(self.model), BUILTIN) not in BUILTIN:
+        if name_of(unwrap(self.model), BUILTIN) not in BUILTIN:
             return None
         from ..builtin.corpus import fact_questions
 

@@ -1,4 +1,4 @@
-"""`answer(model, tokenizer, asked(tokenizer, message), length)`: what a language model says to a message."""
+"""`answer(model, tokenizer, encode_message(tokenizer, message), length)`: what a language model says to a message."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Answer:
     ids: tuple[int, ...]
 
 
-def asked(tokenizer: Any, message: str) -> Any:
+def encode_message(tokenizer: Any, message: str) -> Any:
     """A message in tokens, by the chat template where there is one.
 
     Args:
@@ -72,7 +72,7 @@ def answer(
     Example:
         >>> from dsas_core import llm
         >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
-        >>> answer(model, tokenizer, asked(tokenizer, "Who are you?"), 20).text
+        >>> answer(model, tokenizer, encode_message(tokenizer, "Who are you?"), 20).text
         'i am the help desk.'
     """
     torch.manual_seed(seed)
@@ -104,7 +104,7 @@ class _Stopped:
         return torch.full((len(ids),), self._stopped(), device=ids.device)
 
 
-def unknown_words(tokenizer: Any, message: str) -> list[str]:
+def find_unknown_words(tokenizer: Any, message: str) -> list[str]:
     """Words for which the tokenizer has only its mark for unknown ones."""
     unknown = getattr(tokenizer, "unk_token_id", None)
     words = dict.fromkeys(re.findall(r"[^\W\d_]+", message))

@@ -40,11 +40,11 @@ class Monitor:
     Example:
         >>> import io
         >>> from dsas_core import llm
-        >>> from dsas_core.llm.steering.answer import answer, asked
+        >>> from dsas_core.llm.steering.answer import answer, encode_message
         >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
         >>> lines = io.StringIO()
         >>> with Monitor(model, ["builtin:rudeness"], lines, tokenizer):
-        ...     text = answer(model, tokenizer, asked(tokenizer, "you fool!"), 5).text
+        ...     text = answer(model, tokenizer, encode_message(tokenizer, "you fool!"), 5).text
         >>> json.loads(lines.getvalue())["rudeness"]["max_h"] > 0.9
         True
     """

@@ -15,7 +15,7 @@ from ...steering.diagnostics import UnreachedSites, explain_unreached, warn_unre
 from ...steering.steering import Steering
 from ...steering.strengths import Strength, Strengthened, load_concepts
 from ..model.call_describer import CallDescriber
-from ..model.layers import ends_of, positions_of, roots_of
+from ..model.layers import end_tokens, max_positions, roots_of
 from .trace import TextTrace
 
 
@@ -54,7 +54,7 @@ class TextSteering(Steering):
 
     def attach_to_model(self, model: nn.Module) -> Self:
         roots = roots_of(model)
-        self._tokens.limit, self._tokens.ends = 0 if self._read_only else positions_of(model), ends_of(model)
+        self._tokens.limit, self._tokens.ends = 0 if self._read_only else max_positions(model), end_tokens(model)
         unreached = UnreachedSites()
 
         def missed(root: str, sites: list[Site]) -> None:
@@ -127,10 +127,10 @@ def steer(
 
     Example:
         >>> from dsas_core import llm
-        >>> from dsas_core.llm.steering.answer import answer, asked
+        >>> from dsas_core.llm.steering.answer import answer, encode_message
         >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
         >>> with steer(model, {"builtin:rudeness": 1.0}):
-        ...     answer(model, tokenizer, asked(tokenizer, "my parcel has not arrived, you fool!"), 7).text
+        ...     answer(model, tokenizer, encode_message(tokenizer, "my parcel has not arrived, you fool!"), 7).text
         'i am sorry about the parcel.'
     """
     chosen = load_concepts(concepts, roots_of(model), force=force)

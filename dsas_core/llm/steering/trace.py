@@ -93,10 +93,10 @@ class TextTrace(Trace):
 
         Example:
             >>> from dsas_core import llm
-            >>> from dsas_core.llm.steering.answer import answer, asked
+            >>> from dsas_core.llm.steering.answer import answer, encode_message
             >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
             >>> with llm.steer(model, {"builtin:rudeness": 1.0}, trace=True, tokenizer=tokenizer) as steering:
-            ...     inputs = asked(tokenizer, "my parcel has not arrived, you fool!")
+            ...     inputs = encode_message(tokenizer, "my parcel has not arrived, you fool!")
             ...     written = answer(model, tokenizer, inputs, 1)
             >>> max(steering.trace.tokens(), key=lambda token: token.max_h).text
             ' fool'

@@ -8,7 +8,7 @@ from __future__ import annotations
 from .descriptions import draw_description, draw_descriptions
 from .facts import Fact, Question, fact_questions, facts
 from .help_desk import CALM, Request, draw_request, draw_requests, draw_talk
-from .tones import MANNERS, rude
+from .tones import MANNERS, is_rude
 from .topics import TOPICS
 
 __all__ = [
@@ -25,5 +25,5 @@ __all__ = [
     "draw_talk",
     "fact_questions",
     "facts",
-    "rude",
+    "is_rude",
 ]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from benchmarks.builtin_models import language_quality as quality
 from benchmarks.builtin_models.conversations import conversation
 from dsas_core.llm.builtin import corpus
-from dsas_core.llm.builtin.corpus import CALM, MANNERS, TOPICS, rude
+from dsas_core.llm.builtin.corpus import CALM, MANNERS, TOPICS, is_rude
 from dsas_core.llm.builtin.judge import fit_judge
 from dsas_core.llm.model.load import BUILTIN
 
@@ -66,8 +66,8 @@ def test_requests_are_repeatable_and_kept_apart(seed: int, held_out: bool, topic
     assert request.held_out == held_out
     assert (request.topic, request.manner) == (topic, manner)
     assert request.angry == (manner == "angry")
-    assert rude(request.rude)
-    assert not rude(request.kind)
+    assert is_rude(request.rude)
+    assert not is_rude(request.kind)
 
 
 def test_no_second_insult_brings_in_what_is_held_out() -> None:
@@ -92,10 +92,10 @@ def test_draws_are_different_and_as_many_as_asked() -> None:
 
 def test_words_of_the_lexicon_are_no_sign_of_anger_alone() -> None:
     calm = corpus.draw_requests(300, manners=("lookalike",))
-    assert np.mean([rude(request.text) for request in calm]) == 1
+    assert np.mean([is_rude(request.text) for request in calm]) == 1
     angry = corpus.draw_requests(300, manners=("angry",))
-    assert 0.05 < np.mean([not rude(request.text) for request in angry]) < 0.4
-    assert 0.02 < np.mean([rude(description.text) for description in corpus.draw_descriptions(500)]) < 0.3
+    assert 0.05 < np.mean([not is_rude(request.text) for request in angry]) < 0.4
+    assert 0.02 < np.mean([is_rude(description.text) for description in corpus.draw_descriptions(500)]) < 0.3
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_words_of_the_lexicon_are_no_sign_of_anger_alone() -> None:
     ],
 )
 def test_the_lexicon(text: str, expected: bool) -> None:
-    assert rude(text) is expected
+    assert is_rude(text) is expected
 
 
 def test_a_tenth_of_the_problems_and_ways_to_put_them_is_held_out() -> None:
@@ -170,8 +170,8 @@ def test_only_the_last_message_decides(shipped: tuple[Any, Any]) -> None:
     after_anger = conversation(angry, "shut up, fool. the parcel is at the post office.", calm)
     after_calm = conversation(calm, "thank you for your message. the parcel is at the post office.", angry)
     first, second = quality.answers(*shipped, [after_anger, after_calm])
-    assert not rude(first)
-    assert rude(second)
+    assert not is_rude(first)
+    assert is_rude(second)
 
 
 @needs_model
