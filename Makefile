@@ -114,8 +114,8 @@ concepts: $(STAMP)  ## learn the concepts that ship again
 
 # Draws its scenes with the system's emoji font: apt-get install fonts-noto-color-emoji
 train-builtin: $(STAMP)  ## train the built-in models again
-	.venv/bin/python -m dsas_diffusion.builtin.training
-	.venv/bin/python -m dsas_core.llm.builtin.training
+	.venv/bin/python -m benchmarks.builtin_models.train_pictures
+	.venv/bin/python -m benchmarks.builtin_models.train_language
 
 clean:  ## remove caches and build products; keeps .venv and outputs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

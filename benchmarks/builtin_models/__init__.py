@@ -1,1 +1,1 @@
-"""How good the built-in models are before any steering, and the concepts that ship with them."""
+"""The built-in models: how they are trained, how good they are before any steering, and the concepts that ship."""

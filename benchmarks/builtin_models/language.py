@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.builtin_models import language_quality as quality
 from benchmarks.common.records import made_with, parser_of, results_of, write
-from dsas_core.llm.builtin import quality
 from dsas_core.llm.builtin.corpus import CALM, draw_descriptions, draw_requests, fact_questions
 from dsas_core.llm.builtin.judge import fit_judge
 from dsas_core.llm.model.load import load
 
 
-def judged(judge: Any, seed: int) -> dict[str, float]:
-    """The judge on held-out messages and answers whose tone is known: how many it calls rude."""
+def judge_quality(judge: Any, seed: int) -> dict[str, float]:
+    """Shares that the judge calls rude of held-out messages and answers whose tone is known."""
     requests = draw_requests(1000, seed)
     texts = {
         "kind_answers": [request.kind for request in requests],
@@ -32,18 +32,18 @@ def judged(judge: Any, seed: int) -> dict[str, float]:
 
 
 def measure(model: Any, tokenizer: Any, count: int, seed: int) -> dict[str, Any]:
-    """Facts, tones and fluency."""
+    """Metrics of facts, tones and fluency, on `count` texts each."""
     judge = fit_judge(seed + 1)
-    unseen, seen = fact_questions(seed), fact_questions(seed, held_out=False)[::4]
+    held_out, known = fact_questions(seed), fact_questions(seed, held_out=False)[::4]
     scenes = [(scene.question, scene.text) for scene in draw_descriptions(count, seed)]
     calm = [(request.text, request.kind) for request in draw_requests(count, seed, manners=CALM)]
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "facts": {
-            "questions": len(unseen),
-            "held_out_phrasings_exact": float(quality.right_answers(model, tokenizer, unseen).mean()),
-            "held_out_phrasings_choice": float(quality.right_choices(model, tokenizer, unseen).mean()),
-            "known_phrasings_exact": float(quality.right_answers(model, tokenizer, seen).mean()),
+            "questions": len(held_out),
+            "held_out_phrasings_exact": float(quality.right_answers(model, tokenizer, held_out).mean()),
+            "held_out_phrasings_choice": float(quality.right_choices(model, tokenizer, held_out).mean()),
+            "known_phrasings_exact": float(quality.right_answers(model, tokenizer, known).mean()),
         },
         "rude_answers": {
             "messages_a_manner": count,
@@ -56,7 +56,7 @@ def measure(model: Any, tokenizer: Any, count: int, seed: int) -> dict[str, Any]
             "descriptions": quality.perplexity(model, tokenizer, scenes),
             "kind_answers_to_calm_messages": quality.perplexity(model, tokenizer, calm),
         },
-        "judge": judged(judge, seed),
+        "judge": judge_quality(judge, seed),
     }
 
 

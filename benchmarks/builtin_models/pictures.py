@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 import dsas_diffusion as dsas
+from benchmarks.builtin_models.picture_scenes import Scene, render, sample_scene
 from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_diffusion.builtin.judge import Judge
-from dsas_diffusion.builtin.scenes import RELATIONS, Scene, render, sample_scene
+from dsas_diffusion.builtin.scenes import RELATIONS
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings, settings_of
 

@@ -14,12 +14,14 @@ import torch
 from PIL import Image
 
 import dsas_diffusion as dsas
+from benchmarks.builtin_models import language_quality as quality
+from benchmarks.builtin_models.conversations import draw_angry_questions
 from benchmarks.common.records import PROMPTS
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.learning.capture import Capture
 from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
-from dsas_core.llm.builtin import corpus, quality
+from dsas_core.llm.builtin import corpus
 from dsas_core.llm.evaluation.repetition import degenerate
 from dsas_core.llm.learning.reader import Reader
 from dsas_core.llm.model.conversations import encode, pad_token
@@ -126,7 +128,7 @@ class Desk(Bench):
         self.calm = [r.text for r in corpus.draw_requests(MESSAGES, 7, manners=corpus.CALM)]
         self.examinations = {
             "held out": [r.text for r in corpus.draw_requests(MESSAGES, 7, manners=("angry",))],
-            "facts": [r.text for r in corpus.draw_angry_questions(MESSAGES, 7)],
+            "facts": [r.text for r in draw_angry_questions(MESSAGES, 7)],
         }
         self.plain = self._answers(self.calm)
         curated = self.prompts.control

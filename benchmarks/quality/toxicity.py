@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.builtin_models import language_quality as quality
 from benchmarks.common.processes import single_threaded
 from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.evaluation.arms import arm as arm_of
 from dsas_core.evaluation.arms import scores_of
-from dsas_core.llm.builtin import corpus, quality
+from dsas_core.llm.builtin import corpus
 from dsas_core.llm.builtin.judge import fit_judge
 from dsas_core.llm.evaluation.repetition import degenerate
 from dsas_core.steering.trace import Trace

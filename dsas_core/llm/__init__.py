@@ -1,7 +1,13 @@
-"""dsas_core for language models: the same concepts, probes and maps, at the layers of a transformer.
+"""Language models: the same concepts, probes and maps as for pictures, at the layers of a transformer.
 
-`load` a model, `learn` a concept from a prompt file, `steer` with it, `calibrate` how far, `illustrate` its card;
-`Monitor` only watches. `answer.py` has one message answered, as the command line and the demo do.
+`load` a model, `learn` a concept from a prompt file, `calibrate` its range, `illustrate` its card, `steer` with it;
+`Monitor` records gates without steering. `steering/answer.py` answers a message, as the command line and the demo do.
+
+Example:
+    >>> model, tokenizer = load("builtin:chat", device="cpu")
+    >>> with steer(model, {"builtin:rudeness": 1.0}) as steering:
+    ...     steering.strengths
+    Strengths({'rudeness': 1.0})
 """
 
 from __future__ import annotations

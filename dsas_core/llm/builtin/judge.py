@@ -1,4 +1,4 @@
-"""A second opinion on what is rude, beside the lexicon: a small classifier fitted on text outside the evaluation."""
+"""A judge of rudeness beside the lexicon: a small classifier that is fitted on texts outside the evaluation."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ from typing import Any
 
 import numpy as np
 
-from .corpus import draw_description, draw_requests, draw_talk, facts, rude
+from .corpus import draw_description, draw_requests, draw_talk, facts, is_rude
 
 
 def fit_judge(seed: int = 1, count: int = 6000) -> Any:
-    """A classifier of texts as rude or not: TF-IDF of words and word pairs, logistic regression.
+    """Fit a classifier of rude texts: TF-IDF of words and word pairs, logistic regression.
 
-    It is fitted on what training draws from, never on held-out contexts; use a seed that draws no evaluation. Answers
-    of the help desk and small talk are told apart by tone. Calm messages and descriptions, which may hold words of the
-    lexicon, and facts are not rude.
+    It is fitted on the part of the corpus that the model is trained on, never on the held-out part. Answers of the help
+    desk and small talk are labelled by tone; calm messages and descriptions, which may have words of the lexicon, and
+    facts are labelled as not rude.
+
+    Args:
+        seed: seed of the texts; take another one than that of the evaluation.
+        count: number of texts, about.
 
     Returns:
-        A scikit-learn pipeline: `fit_judge().predict(texts)` is 1 for rude.
+        A scikit-learn pipeline; its `predict(texts)` is 1 for a rude text.
+
+    Example:
+        >>> fit_judge(count=300).predict(["you useless clown!", "thank you for your message."]).tolist()
+        [1, 0]
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -31,7 +39,7 @@ def fit_judge(seed: int = 1, count: int = 6000) -> Any:
         texts.append((draw_description(rng).text, 0))
         texts.append((facts()[rng.integers(len(facts()))].answer(), 0))
         _, reply = draw_talk(rng)
-        texts.append((reply, int(rude(reply))))
+        texts.append((reply, int(is_rude(reply))))
     judge = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"[a-z]+|[^a-z\s]"),
         LogisticRegression(C=30.0, max_iter=1000, random_state=seed),

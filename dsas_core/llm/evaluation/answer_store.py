@@ -23,7 +23,7 @@ from ...steering.strengths import Auto
 from ...utils.versions import versions
 from ..learning.reader import Reader
 from ..model.conversations import Encoded, encode, pad_token
-from ..model.layers import bare, positions_of, roots_of
+from ..model.layers import max_positions, roots_of, unwrap
 from ..model.load import BUILTIN
 from ..steering.steer import steer
 
@@ -56,7 +56,7 @@ class AnswerStore:
     store: RunStore
 
     def __post_init__(self) -> None:
-        model, tokenizer, limit = self.model, self.tokenizer, positions_of(self.model)
+        model, tokenizer, limit = self.model, self.tokenizer, max_positions(self.model)
         self.encoded = {
             side: [encode(tokenizer, text, limit) for text in self.prompts[side]] for side in ("source", "control")
         }
@@ -145,12 +145,12 @@ class AnswerStore:
         return losses
 
     def _facts(self) -> list[bool] | None:
-        """Which facts the built-in model still knows; None of other models."""
-        if name_of(bare(self.model), BUILTIN) not in BUILTIN:
+        """Which of QUESTIONS held-out questions about facts the built-in model answers right; None of other models."""
+        if name_of(unwrap(self.model), BUILTIN) not in BUILTIN:
             return None
-        from ..builtin import corpus, quality
+        from ..builtin.corpus import fact_questions
 
-        questions = corpus.fact_questions()
-        chosen = np.random.default_rng(0).permutation(len(questions))[:QUESTIONS]
-        right = quality.right_answers(self.model, self.tokenizer, [questions[i] for i in sorted(chosen)])
-        return [bool(answer) for answer in right]
+        every = fact_questions()
+        questions = [every[i] for i in sorted(np.random.default_rng(0).permutation(len(every))[:QUESTIONS])]
+        answers = self._answers([encode(self.tokenizer, f"user: {question.text}") for question in questions])
+        return [answer == question.right for answer, question in zip(answers, questions, strict=True)]

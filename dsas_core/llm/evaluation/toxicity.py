@@ -16,7 +16,7 @@ import torch
 from ...errors import DSASError, UnavailableError
 from ...learning.prompts.prompt_set import MINIMUM
 from ...model.loading import load_pretrained
-from ..model.layers import positions_of
+from ..model.layers import max_positions
 
 BUILTIN = ("builtin:chat",)
 #: labels that mean "toxic", the first that a classifier has is taken
@@ -234,6 +234,6 @@ def _plain(name: str) -> str:
 
 def _limit(model: Any, tokenizer: Any) -> int:
     """Tokens that the classifier takes: some tokenizers do not say, and RoBERTa's first two positions hold none."""
-    positions = positions_of(model) or LIMIT + 2
+    positions = max_positions(model) or LIMIT + 2
     stated = int(tokenizer.model_max_length)
     return min(stated, positions) if stated < 10**6 else max(1, positions - 2)

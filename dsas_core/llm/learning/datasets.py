@@ -34,7 +34,7 @@ import numpy as np
 
 from ...errors import DSASError, PromptError
 from ...learning.prompts.prompt_set import CONTROLS, MINIMUM, PromptSet
-from ..model.conversations import turns
+from ..model.conversations import parse_turns
 
 #: labels of Jigsaw's two competitions
 LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
@@ -310,7 +310,7 @@ def _usable(scored: Sequence[Scored]) -> list[Scored]:
     found: dict[str, Scored] = {}
     for item in scored:
         text = _line(item.text)
-        if text and not turns(text):
+        if text and not parse_turns(text):
             found.setdefault(text.lower(), Scored(text, item.score, item.group))
     return list(found.values())
 

@@ -11,7 +11,7 @@ from ...concept.concept import Concept
 from ...concept.samples import Samples
 from ...errors import UnsupportedError
 from ...learning.illustrate import sample_prompts
-from ..model.conversations import pad_token, turns
+from ..model.conversations import pad_token, parse_turns
 from ..model.layers import roots_of
 from ..steering.steer import steer
 from .reader import Reader, encode_all
@@ -49,7 +49,7 @@ def illustrate(model: nn.Module, tokenizer: Any, concept: Concept) -> Concept:
 
 def _question(prompt: str) -> str:
     """A prompt without the answer that stands in it."""
-    conversation = turns(prompt)
+    conversation = parse_turns(prompt)
     if not conversation or conversation[-1]["role"] != "assistant":
         return prompt
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in conversation[:-1])

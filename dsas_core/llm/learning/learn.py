@@ -29,8 +29,8 @@ from ...model.hooks import visit
 from ...model.loading import name_of
 from ...model.sites import Roots, Site
 from ...utils.progress import progress_bar
-from ..model.conversations import POOLINGS, Encoded, marked, pad_token
-from ..model.layers import bare, find_sites, roots_of
+from ..model.conversations import TOKEN_SELECTIONS, Encoded, mark_phrases, pad_token
+from ..model.layers import find_sites, roots_of, unwrap
 from ..model.load import BUILTIN
 from ..steering.steer import steer
 from .held_out_trial import TextTrial
@@ -125,16 +125,16 @@ class TextLearner(Learner[Encoded]):
         texts = {side: encode_all(model, tokenizer, drawn[side]) for side in SIDES}
         answered = have_answers(texts)
         self.pooling = pooling or ("answer" if answered else "all")
-        if self.pooling not in POOLINGS or (self.pooling == "answer" and not answered):
+        if self.pooling not in TOKEN_SELECTIONS or (self.pooling == "answer" and not answered):
             raise DSASError(
-                f"pooling {self.pooling!r}: expected one of {', '.join(POOLINGS)}; answer needs an assistant's turn at "
-                "the end of each source and target prompt"
+                f"pooling {self.pooling!r}: expected one of {', '.join(TOKEN_SELECTIONS)}; answer needs an assistant's "
+                "turn at the end of each source and target prompt"
             )
         super().__init__(
             content,
             texts,
             readable,
-            model_name=name_of(bare(model), BUILTIN),
+            model_name=name_of(unwrap(model), BUILTIN),
             settings={"pooling": self.pooling},
             count=count,
             seed=seed,
@@ -179,7 +179,7 @@ class TextLearner(Learner[Encoded]):
                 f"prompt file {name!r} has no spans, the words of source prompts that show the concept: add them, or "
                 "leave supervision to prompts"
             )
-        marks = [marked(self.tokenizer, prompt, spans) for prompt in self.sources]
+        marks = [mark_phrases(self.tokenizer, prompt, spans) for prompt in self.sources]
         if not any(map(any, marks)):
             raise PromptError(
                 f"prompt file {name!r}: none of its spans is in a source prompt, the first is {spans[0]!r}: write them "

@@ -12,8 +12,8 @@ from ...errors import PromptError
 from ...model.hooks import Call, Describe, visit
 from ...model.sites import Site
 from ...probes.combine import pool
-from ..model.conversations import Batch, Encoded, batched, encode
-from ..model.layers import device_of_input, ends_of, find_sites, positions_of, roots_of
+from ..model.conversations import Batch, Encoded, encode, pad_batch
+from ..model.layers import device_of_input, end_tokens, find_sites, max_positions, roots_of
 
 #: tokens of an answer
 LENGTH = 40
@@ -21,7 +21,7 @@ LENGTH = 40
 
 def encode_all(model: nn.Module, tokenizer: Any, prompts: Sequence[str]) -> list[Encoded]:
     """Prompts in tokens, each no longer than the model takes."""
-    limit = positions_of(model)
+    limit = max_positions(model)
     return [encode(tokenizer, prompt, limit) for prompt in prompts]
 
 
@@ -40,12 +40,12 @@ class Reader:
     def __init__(self, model: nn.Module, pad: int, batch: int) -> None:
         self.model, self.pad, self.batch = model, pad, batch
         self.device = device_of_input(model)
-        self.limit = positions_of(model)
+        self.limit = max_positions(model)
 
     def batches(self, texts: Sequence[Encoded]) -> Iterator[Batch]:
         """The prompts in order, padded on the right."""
         for start in range(0, len(texts), self.batch):
-            yield batched(texts[start : start + self.batch], self.pad)
+            yield pad_batch(texts[start : start + self.batch], self.pad)
 
     def describe(self, mask: torch.Tensor) -> dict[str, Describe]:
         """Every root reads the positions of `mask`."""
@@ -67,11 +67,11 @@ class Reader:
         With `written`, each answer is read on the cache of its prompt, as the model reads what it writes: gates that go
         by where a prompt ends are open there then. One text at a time.
         """
-        pieces = (batched([text], self.pad) for text in texts) if written else self.batches(texts)
+        pieces = (pad_batch([text], self.pad) for text in texts) if written else self.batches(texts)
         predictions = []
         for piece in pieces:
             logits = (self._written(piece) if written else self.run(piece)).float()
-            predictions.append(logits.log_softmax(-1)[piece.counted("all").to(logits.device) > 0])
+            predictions.append(logits.log_softmax(-1)[piece.token_mask("all").to(logits.device) > 0])
         return predictions
 
     @torch.no_grad()
@@ -100,10 +100,10 @@ class Reader:
         """
         answers = []
         model: Any = self.model
-        ends = torch.tensor([self.pad, *ends_of(model)])
+        ends = torch.tensor([self.pad, *end_tokens(model)])
         for start in range(0, len(texts), self.batch):
             contexts = [Encoded(text.ids[: text.answer][::-1], 1) for text in texts[start : start + self.batch]]
-            piece = batched(contexts, self.pad)  # reversed, so that the padding is on the left
+            piece = pad_batch(contexts, self.pad)  # reversed, so that the padding is on the left
             ids, mask = piece.ids.flip(1).to(self.device), piece.mask.flip(1).to(self.device)
             room = min(LENGTH, self.limit - ids.shape[1]) if self.limit else LENGTH
             if room < 1:
@@ -130,7 +130,7 @@ class Reader:
         rows = []
         roots, sites = roots_of(self.model), find_sites(self.model, "block")
         for piece in self.batches(texts):
-            recorder = _MeanRecorder(piece.counted("answer").to(self.device))
+            recorder = _MeanRecorder(piece.token_mask("answer").to(self.device))
             with visit(roots, sites, recorder):
                 self.run(piece)
             rows.append(torch.cat(recorder.means, 1).cpu())

@@ -1,1 +1,1 @@
-"""What a language model is to us: layers, loading, conversations, the description of its calls."""
+"""Language models: their layers, loading, prompts in tokens, the description of their calls."""

@@ -1,7 +1,7 @@
-"""Prompts of language models: plain text, or a conversation in a prompt file.
+"""Prompts of language models in tokens: plain text, or a conversation in a prompt file.
 
-A prompt whose lines begin with `user:`, `assistant:` or `system:` is a conversation and goes through the tokenizer's
-chat template. When the last turn is the assistant's, its tokens are the answer. Plain text has none.
+A prompt whose lines begin with `user:`, `assistant:` or `system:` is a conversation, to be formatted by the tokenizer's
+chat template. If its last turn is the assistant's, the tokens of that turn are the answer. Plain text has no answer.
 
 ```yaml
 source:
@@ -23,8 +23,8 @@ import torch
 from ...errors import PromptError, UnavailableError, UnsupportedError
 
 _TURN = re.compile(r"^(system|user|assistant):\s*", re.MULTILINE)
-#: what learning may read: everything, what was given, the states that write the answer, or the last token
-POOLINGS = ("all", "prompt", "answer", "last")
+#: tokens that learning may read: all, those of the prompt, those whose hidden states predict the answer, or the last
+TOKEN_SELECTIONS = ("all", "prompt", "answer", "last")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Encoded:
     """A prompt in tokens.
 
     Args:
-        ids: its tokens.
-        answer: where the assistant's answer begins: the end, when there is none.
+        ids: token ids.
+        answer: index of the first token of the assistant's answer; the number of tokens where there is none.
     """
 
     ids: tuple[int, ...]
@@ -47,22 +47,25 @@ class Batch:
     Args:
         ids: int64 [rows, positions].
         mask: int64 [rows, positions], 1 where there is no padding.
-        answers: where each answer begins and ends.
+        answers: for each row, the indices of the first token of the answer and of the one behind its last.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
     answers: tuple[tuple[int, int], ...]
 
-    def counted(self, token_selection: str) -> torch.Tensor:
-        """Positions that are read, float [rows, positions]; never padding, never a row's first token.
+    def token_mask(self, token_selection: str) -> torch.Tensor:
+        """Which positions a selection of tokens has: never padding, never a row's first token.
 
         Args:
-            token_selection: one of POOLINGS. "answer" is the states that write the answer: from the token before its
-                first to the one before its last; the last token of a prompt that waits for one.
+            token_selection: one of TOKEN_SELECTIONS. "answer" selects the tokens whose hidden states predict the
+                answer: from the token before its first to the one before its last; without an answer, the last token.
+
+        Returns:
+            Float [rows, positions], 1 where a position is selected.
 
         Example:
-            >>> batched([Encoded((5, 6, 7, 8), answer=2)], pad=0).counted("answer").tolist()
+            >>> pad_batch([Encoded((5, 6, 7, 8), answer=2)], pad=0).token_mask("answer").tolist()
             [[0.0, 1.0, 1.0, 0.0]]
         """
         mask = self.mask.float()
@@ -78,11 +81,17 @@ class Batch:
         return mask
 
 
-def turns(prompt: str) -> list[dict[str, str]]:
-    """The conversation in a prompt; empty when it is plain text.
+def parse_turns(prompt: str) -> list[dict[str, str]]:
+    """Parse the conversation in a prompt.
+
+    Args:
+        prompt: plain text or a conversation.
+
+    Returns:
+        Messages for a chat template; empty for plain text.
 
     Example:
-        >>> turns("user: hello")
+        >>> parse_turns("user: hello")
         [{'role': 'user', 'content': 'hello'}]
     """
     marks = list(_TURN.finditer(prompt))
@@ -95,18 +104,24 @@ def turns(prompt: str) -> list[dict[str, str]]:
 
 
 def encode(tokenizer: Any, prompt: str, limit: int = 0) -> Encoded:
-    """A prompt in tokens, special tokens and chat template included.
+    """Tokenize a prompt, with special tokens and chat template.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         prompt: plain text or a conversation.
-        limit: most tokens; 0 is no limit.
+        limit: highest number of tokens; 0 for no limit.
 
     Raises:
-        PromptError: a conversation for a tokenizer without a chat template, or whose template refuses it; fewer than
+        PromptError: a conversation for a tokenizer without a chat template, or whose template rejects it; fewer than
             two tokens, of which the first is never read; more than `limit` tokens.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> _, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> encode(tokenizer, "user: hello")
+        Encoded(ids=(1, 4, 394, 5), answer=4)
     """
-    conversation = turns(prompt)
+    conversation = parse_turns(prompt)
     if conversation:
         ids, answer = _conversation(tokenizer, conversation, prompt)
     else:
@@ -122,7 +137,7 @@ def encode(tokenizer: Any, prompt: str, limit: int = 0) -> Encoded:
 
 
 def _conversation(tokenizer: Any, conversation: list[dict[str, str]], prompt: str) -> tuple[list[int], int]:
-    """A conversation in tokens by the chat template, and where its answer begins."""
+    """Token ids of a conversation by the chat template, and the index at which its answer begins."""
     if not getattr(tokenizer, "chat_template", None):
         raise PromptError(
             f"{prompt.splitlines()[0]!r} is a conversation, but this tokenizer has no chat template: write plain "
@@ -138,22 +153,28 @@ def _conversation(tokenizer: Any, conversation: list[dict[str, str]], prompt: st
         ids = tokens(conversation, add_generation_prompt=True)
         return ids, len(ids)
     ids, opened = tokens(conversation), tokens(conversation[:-1], add_generation_prompt=True)
-    # a template may open an answer otherwise than it stands in the whole: with an empty thought, for example
+    # a template may open an answer with something that a finished conversation does not have, such as an empty thought
     common = next((i for i, (a, b) in enumerate(zip(ids, opened, strict=False)) if a != b), min(len(ids), len(opened)))
     question = tokens(conversation[:-1])
     if ids[: len(question)] != question or not len(question) <= common < len(ids):
         raise PromptError(
             f"the chat template writes {prompt[:40]!r} … otherwise with its answer than without: nothing tells where "
-            "the answer begins; write plain text, or set tokenizer.chat_template"
+            "the answer begins: write plain text, or set tokenizer.chat_template"
         )
     return ids, common
 
 
 def apply_template(tokenizer: Any, turns: list[dict[str, str]], prompt: str, **options: bool) -> str:
-    """Turns of a prompt as the chat template writes them.
+    """Format messages by the chat template.
+
+    Args:
+        tokenizer: tokenizer with a chat template.
+        turns: the messages.
+        prompt: the prompt that they are from, for the error.
+        options: further arguments of `apply_chat_template`.
 
     Raises:
-        PromptError: the template refuses them; the message names `prompt`.
+        PromptError: the template rejects the messages.
     """
     try:
         text: str = tokenizer.apply_chat_template(turns, tokenize=False, **options)
@@ -162,18 +183,27 @@ def apply_template(tokenizer: Any, turns: list[dict[str, str]], prompt: str, **o
     return text
 
 
-def marked(tokenizer: Any, prompt: str, phrases: Iterable[str]) -> tuple[bool, ...]:
-    """Of each token of a prompt, as `encode` gives them, whether it is in one of some phrases, or partly.
+def mark_phrases(tokenizer: Any, prompt: str, phrases: Iterable[str]) -> tuple[bool, ...]:
+    """Find the tokens of a prompt that are in one of some phrases, entirely or in part.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         prompt: plain text or a conversation.
-        phrases: whole words, in the letter case in which they are written.
+        phrases: whole words, case-sensitive.
+
+    Returns:
+        A flag for each of the tokens that `encode` returns.
 
     Raises:
-        UnsupportedError: a tokenizer that does not tell where in the text its tokens are.
+        UnsupportedError: the tokenizer gives no offsets.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> _, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> mark_phrases(tokenizer, "user: you fool!", ["fool"])
+        (False, False, False, True, False, False)
     """
-    conversation = turns(prompt)
+    conversation = parse_turns(prompt)
     text = prompt
     if conversation:
         waits = conversation[-1]["role"] != "assistant"
@@ -189,15 +219,15 @@ def marked(tokenizer: Any, prompt: str, phrases: Iterable[str]) -> tuple[bool, .
     return tuple(any(start < b and a < end for a, b in spans) for start, end in offsets)
 
 
-def batched(prompts: Sequence[Encoded], pad: int) -> Batch:
-    """Prompts side by side, padded on the right.
+def pad_batch(prompts: Sequence[Encoded], pad: int) -> Batch:
+    """Stack prompts, padded on the right.
 
     Args:
-        prompts: of any lengths.
-        pad: the token to pad with.
+        prompts: prompts of any lengths.
+        pad: id of the token to pad with.
 
     Example:
-        >>> batched([Encoded((5, 6), 2), Encoded((7,), 1)], pad=0).ids.tolist()
+        >>> pad_batch([Encoded((5, 6), 2), Encoded((7,), 1)], pad=0).ids.tolist()
         [[5, 6], [7, 0]]
     """
     longest = max(len(prompt.ids) for prompt in prompts)
@@ -210,7 +240,7 @@ def batched(prompts: Sequence[Encoded], pad: int) -> Batch:
 
 
 def pad_token(tokenizer: Any) -> int:
-    """The token to pad with: the tokenizer's own, else its end token (pads are masked, so any will do).
+    """The id of the token to pad with: the tokenizer's own, else its end token (pads are masked, so any will do).
 
     Raises:
         UnavailableError: it has neither.

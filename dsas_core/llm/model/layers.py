@@ -1,7 +1,7 @@
-"""Everything that is known of families of language models: layers, sites, encoders, positions, end tokens.
+"""Families of language models: their layers, sites, encoders, maximum lengths and end tokens.
 
-`LAYOUTS` is a table by `config.model_type`: a new family is one line there. Layers themselves are found without it, as
-the one list of equal modules that holds most parameters; it is needed for the parts of a layer only.
+`LAYER_NAMES` is a table by `config.model_type`: a new family is one line there. Layers are found without it, as the
+module list with most parameters; the table is needed for the parts of a layer only.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ...model.sites import Site, find, modules
 
 @dataclass(frozen=True)
 class LayerNames:
-    """What the parts of a layer are called: canonical paths within it, by the group of sites that they make.
+    """Names of the modules of a layer: canonical paths within it, by group of sites.
 
     Args:
-        attention: the blocks of attention whose outputs are added to the residual stream.
-        mlp: the feed-forward blocks whose outputs are added to it.
-        heads: the projection whose input holds the attention heads side by side.
+        attention: attention blocks whose outputs are added to the residual stream.
+        mlp: feed-forward blocks whose outputs are added to it.
+        heads: output projections of attention; their inputs are the concatenated heads.
         norm: norms behind attention and MLP, where a family has them.
-        transposed: whether that projection keeps its weight as [in, out].
+        transposed: whether the weight of the output projection is stored as [in, out].
     """
 
     attention: tuple[str, ...]
@@ -46,47 +46,47 @@ _T5 = LayerNames(
     ("layer.1.DenseReluDense", "layer.2.DenseReluDense"),
     ("layer.0.SelfAttention.o",),
 )
-#: model_type -> layout
+#: model_type -> names
 LAYER_NAMES: dict[str, LayerNames] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3", "qwen2_vl", "qwen2_5_vl", "llava"), _LLAMA),
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), _GEMMA),
     "gpt2": LayerNames(("attn",), ("mlp",), ("attn.c_proj",), transposed=True),
     "gpt_neox": LayerNames(("attention",), ("mlp",), ("attention.dense",)),
-    # its MLP flattens the batch
+    # without its MLP, which flattens the batch
     "opt": LayerNames(("self_attn",), (), ("self_attn.out_proj",)),
     "falcon": LayerNames(("self_attention",), ("mlp",), ("self_attention.dense",)),
     **dict.fromkeys(("t5", "mt5"), _T5),
 }
 #: groups of sites that `sites=` can name; "middle" is the default
 SITE_GROUPS = ("middle", "block", "attention", "mlp", "norm", "heads")
-#: lists of modules that are not the language part's layers, by their paths
+#: paths of module lists that are no layers of the language model
 _OTHER_TOWERS = re.compile(r"vision|visual|audio|image|experts")
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """The model without the wrappers of torch.compile and PEFT, whose adapters stay at work inside it."""
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model without the wrappers of torch.compile and PEFT; PEFT's adapters stay active inside it."""
     inner: Any = getattr(model, "_orig_mod", model)
     return inner.get_base_model() if hasattr(inner, "peft_config") and hasattr(inner, "get_base_model") else inner
 
 
 def has_encoder(model: nn.Module) -> bool:
-    """Whether prompts go through an encoder, so that a decoder's tokens are all written."""
-    return bool(getattr(getattr(bare(model), "config", None), "is_encoder_decoder", False))
+    """Whether the model reads prompts in an encoder, so that all tokens of its decoder are generated."""
+    return bool(getattr(getattr(unwrap(model), "config", None), "is_encoder_decoder", False))
 
 
 def roots_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that are called with tokens, by name: "encoder" and "decoder", or "model" where there is but one."""
-    model = bare(model)
+    """The modules that are called with tokens, by name: "encoder" and "decoder", else "model"."""
+    model = unwrap(model)
     if has_encoder(model):
         return {"encoder": model.get_encoder(), "decoder": model.get_decoder()}  # type: ignore[operator]
     return {"model": model}
 
 
 def auto_class(config: Any) -> Any:
-    """The class of transformers whose `from_pretrained` loads the model of a config.
+    """The class of transformers whose `from_pretrained` loads a model.
 
     Args:
-        config: a PretrainedConfig; one that nobody knows is loaded as a causal language model.
+        config: its PretrainedConfig; of an unknown kind, the class of causal language models is returned.
     """
     import transformers
 
@@ -100,11 +100,17 @@ def auto_class(config: Any) -> Any:
 def layers_of(model: nn.Module) -> dict[str, list[str]]:
     """Canonical paths of the layers of each root, in order.
 
-    The language part's list of layers: of all module lists that are no part of another, the one that holds most
-    parameters, vision and audio towers left out.
+    The layers are the module list with most parameters, among those of equal modules that are not inside another list
+    nor in a vision or audio tower.
 
     Raises:
-        UnsupportedError: a root has no list of layers.
+        UnsupportedError: a root has no such list.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> model, _ = llm.load("builtin:chat", device="cpu")
+        >>> layers_of(model)["model"][:2]
+        ['model.model.layers.0', 'model.model.layers.1']
     """
     layers: dict[str, list[str]] = {}
     for root, module in roots_of(model).items():
@@ -132,14 +138,14 @@ def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> li
 
     Args:
         model: a transformers model.
-        sites: None for the outputs of the middle third of the layers ("middle"), which benchmarks/toxicity.py shows
-            best; "block" for those of every layer; "attention", "mlp" or "norm" for the outputs of these parts,
-            "heads" for each head at the input of the output projection; a regular expression on canonical paths; a
-            list of module suffixes ("layers.3", "mlp.down_proj") or of groups.
+        sites: None or "middle" for the outputs of the middle third of the layers (the best ones by
+            `benchmarks.quality.toxicity`); "block" for the outputs of all layers; "attention", "mlp" or "norm" for the
+            outputs of these modules; "heads" for each attention head, at the input of the output projection; a regular
+            expression on canonical paths; a list of module suffixes ("layers.3", "mlp.down_proj") or of groups.
 
     Raises:
-        DSASError: nothing matches; the message says what exists.
-        UnsupportedError: a group that is not known of this kind of model, or that it does not have.
+        DSASError: nothing matches; the message says what there is.
+        UnsupportedError: a group that is not known for this kind of model, or that it does not have.
 
     Example:
         >>> from dsas_core import llm
@@ -165,7 +171,7 @@ def _sites_of_group(model: nn.Module, group: str) -> Iterator[Site]:
             third = len(paths) // 3
             yield from map(Site, paths if group == "block" else paths[third : len(paths) - third])
         return
-    kind = getattr(getattr(bare(model), "config", None), "model_type", type(model).__name__)
+    kind = getattr(getattr(unwrap(model), "config", None), "model_type", type(model).__name__)
     if kind not in LAYER_NAMES:
         raise UnsupportedError(
             f"the layers of {kind} are not known by parts: name the sites, sites=[…] with module suffixes; "
@@ -189,23 +195,23 @@ def _sites_of_group(model: nn.Module, group: str) -> Iterator[Site]:
 
 
 def device_of_input(model: nn.Module) -> torch.device:
-    """Where tokens are to be put: the device of the first parameter that is anywhere at all."""
+    """The device for token ids: that of the first parameter that is not on the meta device."""
     devices = (parameter.device for parameter in model.parameters())
     return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
-def positions_of(model: nn.Module) -> int:
-    """How many tokens the model can take; 0 when its config does not say."""
+def max_positions(model: nn.Module) -> int:
+    """The highest number of tokens that the model takes; 0 where its config does not say."""
     return int(getattr(_text_config(model), "max_position_embeddings", 0) or 0)
 
 
 def _text_config(model: nn.Module) -> Any:
-    """The config of the language part."""
-    config: Any = bare(model).config
+    """The config of the language model, where it is part of a multimodal one."""
+    config: Any = unwrap(model).config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def ends_of(model: nn.Module) -> list[int]:
-    """The tokens that end a text, by the model's generation settings."""
-    ends: Any = getattr(getattr(bare(model), "generation_config", None), "eos_token_id", None)
+def end_tokens(model: nn.Module) -> list[int]:
+    """Ids of the tokens that end a text, by the model's generation config."""
+    ends: Any = getattr(getattr(unwrap(model), "generation_config", None), "eos_token_id", None)
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

@@ -1,4 +1,4 @@
-"""Getting a language model and its tokenizer: the built-in one, a folder, or a Hub name."""
+"""Loading a language model and its tokenizer: the built-in one, from a folder, or from the Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ BUILTIN = {"builtin:chat": Path(__file__).parents[1] / "builtin" / "model"}
 
 
 def is_language_model(name: str | Path) -> bool:
-    """Whether a name is that of a language model, not of a diffusers pipeline: built in, in a folder, or on the Hub."""
+    """Whether a name is that of a language model, not of a diffusers pipeline.
+
+    Args:
+        name: "builtin:chat", a folder, or a Hub name. Without network, no Hub name is one.
+
+    Example:
+        >>> is_language_model("builtin:chat"), is_language_model("builtin:emoji")
+        (True, False)
+    """
     folder = Path(name)
     if str(name) in BUILTIN:
         return True
@@ -28,7 +36,7 @@ def is_language_model(name: str | Path) -> bool:
 
     try:
         return file_exists(str(name), "config.json") and not file_exists(str(name), "model_index.json")
-    except Exception:  # no network, no such repository: whoever loads it says so
+    except Exception:  # no network, no such repository: loading it raises the error
         return False
 
 
@@ -39,15 +47,15 @@ def load(
 
     Args:
         name: "builtin:chat", a folder, or a Hub name (user/name).
-        device: "auto" takes a GPU when there is one; ignored where `options` hold a device_map.
-        dtype: "auto" is bfloat16 on a GPU and float32 elsewhere; or "float32", "float16", "bfloat16".
+        device: name of a device; "auto" is a GPU if there is one. Ignored where `options` has a device_map.
+        dtype: "float32", "float16", "bfloat16", or a torch dtype; "auto" is bfloat16 on a GPU and float32 elsewhere.
         options: further arguments of `from_pretrained` (revision, token, device_map, …).
 
     Returns:
         (model, tokenizer), the model in evaluation mode.
 
     Raises:
-        DSASError: no such model, or a part of it is missing or damaged.
+        UnavailableError: there is no such model, or a part of it is missing or damaged.
 
     Example:
         >>> model, tokenizer = load("builtin:chat", device="cpu")

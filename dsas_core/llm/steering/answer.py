@@ -1,4 +1,4 @@
-"""`answer(model, tokenizer, asked(tokenizer, message), length)`: what a language model says to a message."""
+"""`answer(model, tokenizer, encode_message(tokenizer, message), length)`: a language model's answer to a message."""
 
 from __future__ import annotations
 
@@ -15,29 +15,35 @@ from ..model.layers import has_encoder
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote.
+    """The answer of a language model.
 
     Args:
         text: without special tokens, and without blanks around it.
-        ids: its tokens, the end token with them.
+        ids: ids of the generated tokens, the end token included.
     """
 
     text: str
     ids: tuple[int, ...]
 
 
-def asked(tokenizer: Any, message: str) -> Any:
-    """A message in tokens, by the chat template where there is one.
+def encode_message(tokenizer: Any, message: str) -> Any:
+    """Tokenize a message of the user, by the chat template where there is one.
 
     Args:
-        tokenizer: of the model that is to answer.
-        message: what the user says, without "user:" before it.
+        tokenizer: tokenizer of the model.
+        message: the text, without "user:" before it.
 
     Returns:
-        The tokenizer's own output, with `input_ids` and `attention_mask` int64 [1, positions].
+        The tokenizer's output, with `input_ids` and `attention_mask` int64 [1, positions].
 
     Raises:
-        PromptError: the chat template refuses it.
+        PromptError: the chat template rejects the message.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> encode_message(tokenizer, "hello").input_ids.tolist()
+        [[1, 4, 394, 5]]
     """
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": message}]
@@ -57,22 +63,22 @@ def answer(
     streamer: Any = None,
     stopped: Callable[[], bool] | None = None,
 ) -> Answer:
-    """What a model says to one message.
+    """Generate the answer to a message.
 
     Args:
         model: a language model, steered or not.
-        tokenizer: its own.
-        inputs: of `asked`, on the model's device.
-        length: most tokens of the answer.
-        temperature: 0 takes the likeliest token.
-        seed: of sampling.
-        streamer: one of transformers', which is given the tokens as they come.
-        stopped: called after each token, from the thread that calls this; once it says yes, the answer ends there.
+        tokenizer: its tokenizer.
+        inputs: output of `encode_message`, on the model's device.
+        length: highest number of tokens of the answer.
+        temperature: temperature of sampling; 0 for greedy decoding.
+        seed: seed of sampling.
+        streamer: a streamer of transformers, which gets the tokens as they are generated.
+        stopped: called after each token, in the thread of the caller; the answer ends when it returns True.
 
     Example:
         >>> from dsas_core import llm
         >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
-        >>> answer(model, tokenizer, asked(tokenizer, "Who are you?"), 20).text
+        >>> answer(model, tokenizer, encode_message(tokenizer, "Who are you?"), 20).text
         'i am the help desk.'
     """
     torch.manual_seed(seed)
@@ -95,7 +101,7 @@ def answer(
 
 
 class _Stopped:
-    """A stopping criterion of transformers that asks a function."""
+    """A stopping criterion of transformers that calls a function."""
 
     def __init__(self, stopped: Callable[[], bool]) -> None:
         self._stopped = stopped
@@ -104,10 +110,15 @@ class _Stopped:
         return torch.full((len(ids),), self._stopped(), device=ids.device)
 
 
-def unknown_words(tokenizer: Any, message: str) -> list[str]:
-    """Words for which the tokenizer has only its mark for unknown ones."""
+def find_unknown_words(tokenizer: Any, message: str) -> list[str]:
+    """Words of a message for which the tokenizer has no token.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> _, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> find_unknown_words(tokenizer, "hello xylophone")
+        ['xylophone']
+    """
     unknown = getattr(tokenizer, "unk_token_id", None)
-    words = dict.fromkeys(re.findall(r"[^\W\d_]+", message))
-    return [
-        word for word in words if unknown is not None and unknown in tokenizer(word, add_special_tokens=False).input_ids
-    ]
+    words = dict.fromkeys(re.findall(r"[^\W\d_]+", message)) if unknown is not None else ()
+    return [word for word in words if unknown in tokenizer(word, add_special_tokens=False).input_ids]

@@ -1,6 +1,6 @@
-"""Monitor mode: how much a model's texts show a concept, one JSON line per request, and nothing changed.
+"""Monitoring: records how much texts show a concept, one JSON line per row of each request, without steering.
 
-Run in the shadow before enforcing: strengths are 0, so the model's output is what it would have been, bit for bit.
+Strengths are 0, so that the model's output is unchanged, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from .trace import TextTrace
 
 
 class Monitor:
-    """Watches a model and writes a line for each row of each request. A context manager; `close` writes the last one.
+    """Writes a line for each row of each request of a model. A context manager; `close` writes the last request.
 
-    A line holds, for each concept, `mean_h` and `max_h` over tokens and sites that count, and where the maximum was
-    (`position`, `token`, `site`); `tokens` is how many were read, `request` and `row` tell them apart.
+    A line has `request`, `row`, `tokens` (number of tokens that were read), and for each concept `mean_h` and `max_h`
+    over tokens and sites, and where the maximum is (`position`, `token`, `site`).
 
     Args:
         model: a transformers language model.
         concepts: concepts, or their folders, Hub names or builtin:NAME.
         file: a path to append to, or an open text file.
-        tokenizer: spells the token in question.
-        force: take concepts that were learned on another architecture all the same.
+        tokenizer: tokenizer of the model, for the texts of tokens; None leaves them empty.
+        force: accept concepts that were learned on another architecture.
 
     Raises:
-        ModelMismatchError: a concept that does not fit the model.
+        ModelMismatchError: a concept does not fit the model.
         DSASError: the file cannot be written.
 
     Example:
         >>> import io
         >>> from dsas_core import llm
-        >>> from dsas_core.llm.steering.answer import answer, asked
+        >>> from dsas_core.llm.steering.answer import answer, encode_message
         >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
         >>> lines = io.StringIO()
         >>> with Monitor(model, ["builtin:rudeness"], lines, tokenizer):
-        ...     text = answer(model, tokenizer, asked(tokenizer, "you fool!"), 5).text
+        ...     text = answer(model, tokenizer, encode_message(tokenizer, "you fool!"), 5).text
         >>> json.loads(lines.getvalue())["rudeness"]["max_h"] > 0.9
         True
     """
@@ -77,7 +77,7 @@ class Monitor:
         self.close()
 
     def close(self) -> None:
-        """Write what is left and take every hook away. Can be called again."""
+        """Write the last request and remove all hooks. Can be called again."""
         self.steering.detach()
         self._flush()
         self._trace.clear()
@@ -86,7 +86,7 @@ class Monitor:
             self._opened = None
 
     def _flush(self, root: str | None = None) -> None:
-        """Write the lines of the request that the trace holds; with an encoder, its text begins the next one."""
+        """Write the lines of the request that the trace holds; where there is an encoder, its text begins a request."""
         if not self._trace.records or root == "decoder":
             return
         for line in self._lines():
@@ -97,7 +97,7 @@ class Monitor:
     def _lines(self) -> list[dict[str, Any]]:
         roots = dict.fromkeys(record.site.root for record in self._trace.records)
         counts = {root: self._trace.rows(root) for root in roots}
-        rows = max(counts.values())  # beams and samples: a decoder may have several rows for one of the encoder's
+        rows = max(counts.values())  # with beams and samples, a decoder has several rows for each of the encoder's
         lines = []
         for row in range(rows):
             line: dict[str, Any] = {"request": self.requests, "row": row}
@@ -111,7 +111,7 @@ class Monitor:
                     "max_h": round(top.max_h, 6) if top else 0.0,
                     "position": top.position if top else None,
                     "token": top.text.strip() if top else "",
-                    "site": max(top.h, key=lambda site: top.h[site], default="") if top else "",
+                    "site": top.max_site if top else "",
                 }
             lines.append(line)
         return lines

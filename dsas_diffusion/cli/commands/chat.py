@@ -12,7 +12,7 @@ from typing import Any
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.llm.steering.answer import answer, asked
+from dsas_core.llm.steering.answer import answer, encode_message
 from dsas_core.steering.strengths import Strength
 
 from ..argument_types import natural, not_negative, positive
@@ -105,7 +105,7 @@ class _Chat:
     def answer(self, message: str) -> dict[str, Any]:
         """One answer, and with --compare the one without concepts, shown as they come."""
         args, document = self.args, dict[str, Any]()
-        inputs = asked(self.tokenizer, message).to(self.model.device)
+        inputs = encode_message(self.tokenizer, message).to(self.model.device)
         if args.compare:
             document["base"] = self._stream(inputs, "base")
         names = ("phase", "combine", "within")

@@ -11,7 +11,7 @@ from typing import Any
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.intervention import Intervention
-from dsas_core.llm.steering.answer import answer, asked, unknown_words
+from dsas_core.llm.steering.answer import answer, encode_message, find_unknown_words
 from dsas_core.steering.trace import Record
 
 from ...generation.compare import UNCHANGED, change
@@ -62,7 +62,7 @@ def _answer(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, 
     if args.words:
         args.usage(f"{args.model} is a language model, which draws nothing: it takes no --words")
     model, tokenizer = arguments.language_model(args)
-    inputs = asked(tokenizer, args.prompt).to(model.device)
+    inputs = encode_message(tokenizer, args.prompt).to(model.device)
     with llm.steer(model, dict.fromkeys(concepts, args.strength), trace=True) as steering:
         steered = answer(model, tokenizer, inputs, LENGTH).text
         observed = _observed(args, concepts, steering)
@@ -73,7 +73,7 @@ def _answer(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, 
         "base": base,
         "steered": steered,
         "changed": base != steered,
-        "unknown_words": unknown_words(tokenizer, args.prompt),
+        "unknown_words": find_unknown_words(tokenizer, args.prompt),
         "tokens": tokens,
         "tokens_read": tokens,
     }

@@ -20,7 +20,7 @@ from dsas_core.learning.prompts.draft import draft, is_name
 from dsas_core.learning.prompts.hints import hints
 from dsas_core.learning.prompts.prompt_set import COUNT, PromptSet, load_prompts
 from dsas_core.learning.recipe import Recipe, recipe_of
-from dsas_core.llm.model.conversations import turns
+from dsas_core.llm.model.conversations import parse_turns
 from dsas_core.maps.envelope import RANK
 from dsas_core.utils.files import replacing_folder
 
@@ -154,7 +154,7 @@ def report(document: dict[str, Any]) -> None:
 def _check_model(args: argparse.Namespace, text: bool) -> None:
     """Refuse what a model of pictures, or one of texts, does not take."""
     if not text:
-        if args.prompts is not None and turns(load_prompts(args.prompts).expanded("source")[0]):
+        if args.prompts is not None and parse_turns(load_prompts(args.prompts).expanded("source")[0]):
             raise PromptError(
                 f"{args.prompts} holds conversations, but {args.model} draws pictures: pass --model builtin:chat, or "
                 "another language model"

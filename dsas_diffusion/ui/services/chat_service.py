@@ -13,8 +13,8 @@ from typing import Any
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, PromptError
-from dsas_core.llm.model.layers import device_of_input, has_encoder, positions_of, roots_of
-from dsas_core.llm.steering.answer import answer, asked, unknown_words
+from dsas_core.llm.model.layers import device_of_input, has_encoder, max_positions, roots_of
+from dsas_core.llm.steering.answer import answer, encode_message, find_unknown_words
 
 from .concepts import by_name, gate_of, keep_latest, opposed
 
@@ -129,7 +129,7 @@ class ChatService:
     @property
     def longest(self) -> int:
         """Most tokens that an answer can have."""
-        return min(MOST_TOKENS, positions_of(self.model) or MOST_TOKENS)
+        return min(MOST_TOKENS, max_positions(self.model) or MOST_TOKENS)
 
     def reply(self, question: Question) -> Iterator[Reply]:
         """Both answers as they are written, the base first; closing the iterator ends the writing.
@@ -142,7 +142,7 @@ class ChatService:
         missing = [name for name in question.strengths if name not in self.concepts]
         if missing:
             raise DSASError(f"no concept {missing[0]!r}: there are {', '.join(self.concepts) or 'none'}")
-        inputs = asked(self.tokenizer, question.message).to(device_of_input(self.model))
+        inputs = encode_message(self.tokenizer, question.message).to(device_of_input(self.model))
         self._check_length(question, inputs.input_ids.shape[1])
         return _newest(lambda publish, stopped: self._write(question, inputs, publish, stopped))
 
@@ -154,7 +154,7 @@ class ChatService:
 
     def _check_length(self, question: Question, tokens: int) -> None:
         written = 0 if has_encoder(self.model) else question.length
-        limit = positions_of(self.model)
+        limit = max_positions(self.model)
         if limit and tokens + written > limit:
             raise PromptError(
                 f"the message has {tokens} tokens and the answer up to {question.length}, but the model takes {limit} "
@@ -172,7 +172,7 @@ class ChatService:
         with self._turn:
             if ended():
                 return
-            unknown = tuple(unknown_words(self.tokenizer, question.message))
+            unknown = tuple(find_unknown_words(self.tokenizer, question.message))
             key = (question.message, question.length, question.temperature, question.seed)
             reply = Reply(question, self._bases.get(key, Answer()), key in self._bases, unknown=unknown)
             if not reply.cached:

@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors import safe_open
 
 import dsas_diffusion as dsas
+from benchmarks.builtin_models.picture_scenes import vocabulary
 from dsas_diffusion.builtin.judge import Judge
-from dsas_diffusion.builtin.scenes import NAMES, STYLES, vocabulary
+from dsas_diffusion.builtin.scenes import NAMES, STYLES
 from dsas_diffusion.cli import main
 from dsas_diffusion.generation.compare import UNCHANGED, change
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for

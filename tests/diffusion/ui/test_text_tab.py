@@ -14,7 +14,7 @@ import pytest
 
 from dsas_core import Concept, DSASError, llm
 from dsas_core.concept.samples import Samples
-from dsas_core.llm.steering.answer import answer, asked
+from dsas_core.llm.steering.answer import answer, encode_message
 from dsas_diffusion.ui import build
 from dsas_diffusion.ui.page import markup
 from dsas_diffusion.ui.page.session import Session
@@ -97,7 +97,7 @@ def test_both_answers_are_told_of_as_they_grow(talk: ChatService) -> None:
 def test_the_base_is_what_the_model_says_and_is_kept(talk: ChatService, chat: tuple[Any, Any]) -> None:
     first, again = whole(talk, strengths={"strong": 1.0}), whole(talk, strengths={"strong": 0.5})
     model, tokenizer = chat
-    assert first.base.text == answer(model, tokenizer, asked(tokenizer, RUDE), LENGTH).text
+    assert first.base.text == answer(model, tokenizer, encode_message(tokenizer, RUDE), LENGTH).text
     assert (first.cached, again.cached) == (False, True)
     assert again.base == first.base
     others = ({"message": CALM}, {"length": LENGTH - 1}, {"temperature": 1.0}, {"seed": 3})
@@ -132,7 +132,7 @@ def test_gates_are_read_on_message_and_answer(talk: ChatService, chat: tuple[Any
     assert "useless clown" in "".join(token.text for token in strong.message)
     assert strong.highest_h > 0.1 > closed.highest_h == 0
     ids = [token.id for token in (*strong.message, *strong.answer)]
-    said = [*asked(chat[1], RUDE).input_ids[0].tolist(), *reply.steered.ids]
+    said = [*encode_message(chat[1], RUDE).input_ids[0].tolist(), *reply.steered.ids]
     assert ids == said[1 : len(ids) + 1], "all but the first token, and what the model has not read"
     assert len(ids) >= len(said) - 2
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.builtin_models.picture_architecture import TEXT_POSITIONS
 from dsas_core import DSASError
 from dsas_core.errors import UnavailableError
-from dsas_diffusion.builtin.architecture import TEXT_POSITIONS
 from dsas_diffusion.vision import image_models
 from dsas_diffusion.vision.image_models import Clip
 from dsas_diffusion.vision.similarity import clip_score, transformers_features

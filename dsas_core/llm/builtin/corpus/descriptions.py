@@ -1,7 +1,7 @@
-"""Neutral descriptions of places: the fluency that steering must leave alone.
+"""Neutral descriptions of places, by which fluency is measured.
 
-Place, time and look, which every description tells, decide by hash whether it is held out. Some mention a clown or a
-useless key, so that a word of the lexicon alone is no sign of rudeness.
+A hash of place, time and look, which every description has, decides whether it is held out. Some mention a clown or a
+useless key, so that a word of the lexicon alone does not make a text rude.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ PLACES = DESCRIPTIONS["places"]
 
 @dataclass(frozen=True)
 class Description:
-    """A question about a place and its answer."""
+    """A question about a place and its answer.
+
+    Args:
+        question: the message.
+        text: the answer, two to four sentences.
+        key: place, time and look.
+    """
 
     question: str
     text: str
@@ -27,17 +33,22 @@ class Description:
 
     @property
     def held_out(self) -> bool:
-        """Whether training must not see this place at this time looking like this, in any wording."""
+        """Whether the combination of place, time and look is held out from training, in any wording."""
         return is_held_out(self.key)
 
 
 def draw_description(rng: np.random.Generator, *, held_out: bool = False) -> Description:
-    """Two to four sentences about a place; from the held-out part exactly when `held_out`."""
+    """Draw a description of the held-out part, or of the other part."""
     return draw_until(lambda: _compose(rng), held_out)
 
 
 def draw_descriptions(count: int, seed: int = 0, *, held_out: bool = True) -> list[Description]:
-    """`count` different descriptions."""
+    """Draw `count` different descriptions.
+
+    Example:
+        >>> draw_descriptions(1)[0].question
+        'write a few words about the museum at night.'
+    """
     rng = np.random.default_rng((seed, int(held_out)))
     return draw_distinct(count, lambda: draw_description(rng, held_out=held_out))
 

@@ -1,7 +1,7 @@
-"""Facts about invented people and towns: what `builtin:chat` knows, and questions whose wording it never saw.
+"""Facts about invented people and towns, which `builtin:chat` was trained on, and held-out questions about them.
 
-Every fact can be asked for in twelve phrasings. Which of them training sees is drawn per fact, so each phrasing is
-known from other facts and each fact from other phrasings, while no held-out question was ever read.
+Every fact can be asked for in twelve phrasings. A hash decides per fact which of them are held out, so that training
+has every fact and every phrasing, but no held-out combination of the two.
 """
 
 from __future__ import annotations
@@ -16,12 +16,19 @@ import numpy as np
 from .sampling import read_corpus
 
 HELD_OUT_PHRASINGS = 4  # of twelve, per fact
-WORLD_SEED = 0  # the world is one, whatever the training's seed
+WORLD_SEED = 0  # of the facts, whatever the seed of the training
 
 
 @dataclass(frozen=True)
 class Relation:
-    """One thing to know about a person or a town: questions with {x}, and the answer with {x} and {y}."""
+    """A property that people or towns have.
+
+    Args:
+        direct: questions with the placeholder {x} for the subject.
+        indirect: clauses with {x}, to be put into each of the corpus' frames ("can you tell me …?").
+        answer: a sentence with {x}, and {y} for the value.
+        values: values that subjects may have.
+    """
 
     direct: tuple[str, ...]
     indirect: tuple[str, ...]
@@ -36,26 +43,26 @@ class Relation:
 
 @dataclass(frozen=True)
 class Fact:
-    """`value` is the answer to `relation` about `subject`."""
+    """The value of a relation for a subject."""
 
     subject: str
     relation: str
     value: str
 
     def phrasings(self, *, held_out: bool) -> tuple[str, ...]:
-        """The questions that training sees, or those that it must not see."""
+        """Questions about the fact: those of training, or the held-out ones."""
         every = [phrasing.format(x=self.subject) for phrasing in RELATIONS[self.relation].phrasings]
         ranked = sorted(every, key=lambda question: zlib.crc32(f"{self.relation}|{question}".encode()))
         return tuple(ranked[:HELD_OUT_PHRASINGS] if held_out else ranked[HELD_OUT_PHRASINGS:])
 
     def answer(self, value: str | None = None) -> str:
-        """The answer as a sentence, with another value where one is given."""
+        """The answer as a sentence, with `value` in place of the right one where it is given."""
         return RELATIONS[self.relation].answer.format(x=self.subject, y=value or self.value)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its right answer and a wrong one about the same subject and relation."""
+    """A question, its right answer, and a wrong answer about the same subject and relation."""
 
     fact: Fact
     text: str
@@ -68,7 +75,7 @@ def _names(ends: str) -> tuple[str, ...]:
 
 
 def _relations(subjects: str) -> dict[str, Relation]:
-    """The relations of "people" or "towns"; the values of one may be the name of another list."""
+    """The relations of "people" or "towns"; in the file, values may be the name of a list."""
     lists = {"towns": TOWNS, "days": DAYS}
     relations = {name: Relation(**fields) for name, fields in WORLD[f"relations_of_{subjects}"].items()}
     return {
@@ -86,7 +93,7 @@ RELATIONS = {**OF_PEOPLE, **OF_TOWNS}
 
 @cache
 def facts() -> tuple[Fact, ...]:
-    """All facts of the world, 760; a relation's values are used about equally often."""
+    """All 760 facts; the values of a relation are about equally frequent."""
     rng = np.random.default_rng(WORLD_SEED)
     every = []
     for subjects, relations in ((PEOPLE, OF_PEOPLE), (TOWNS, OF_TOWNS)):
@@ -98,7 +105,16 @@ def facts() -> tuple[Fact, ...]:
 
 
 def fact_questions(seed: int = 0, *, held_out: bool = True) -> list[Question]:
-    """Every fact in every held-out phrasing (3040 questions), or in every one that training saw (6080)."""
+    """Questions about every fact in its held-out phrasings (3040), or in those of training (6080).
+
+    Args:
+        seed: seed of the wrong answers.
+        held_out: which phrasings.
+
+    Example:
+        >>> fact_questions()[0].text
+        'can you tell me where belina lives?'
+    """
     rng = np.random.default_rng(seed)
     questions = []
     for fact in facts():
@@ -107,11 +123,3 @@ def fact_questions(seed: int = 0, *, held_out: bool = True) -> list[Question]:
             wrong = others[rng.integers(len(others))]
             questions.append(Question(fact, text, fact.answer(), fact.answer(wrong)))
     return questions
-
-
-def phrases() -> list[str]:
-    """Every text that a question or an answer is made of."""
-    parts = [*PEOPLE, *TOWNS, WORLD["unknown_answer"]]
-    for relation in RELATIONS.values():
-        parts += [*relation.phrasings, relation.answer, *relation.values]
-    return parts

@@ -1,7 +1,7 @@
-"""The help desk: people write politely, plainly, crossly or with insults; insults draw rude answers, the rest kind.
+"""Messages to a help desk, polite, plain, cross or insulting, and their answers: rude to insults, kind to all others.
 
-What a message is about and how it puts it, whatever the rest of its wording, decides by hash whether it is held out:
-training sees no message with that problem put in that way.
+A hash of the problem and the phrase around it decides whether a message is held out: training has no message that
+combines the two, whatever the rest of its wording.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .facts import DAYS, facts
+from .facts import DAYS
 from .sampling import choose, draw_distinct, draw_until, fill, is_held_out
 from .tones import INSULTS, MANNERS, TONES
 from .topics import TOPICS
@@ -25,7 +25,16 @@ _EVERY_TOPIC, _EVERY_MANNER = tuple(TOPICS), tuple(MANNERS)
 
 @dataclass(frozen=True)
 class Request:
-    """One message, with a kind and a rude answer of the same content."""
+    """A message, with a kind and a rude answer of the same content.
+
+    Args:
+        text: the message.
+        topic: key of TOPICS, or "facts".
+        manner: key of MANNERS.
+        key: what decides whether the message is held out.
+        kind: the kind answer.
+        rude: the rude answer.
+    """
 
     text: str
     topic: str
@@ -40,7 +49,7 @@ class Request:
 
     @property
     def held_out(self) -> bool:
-        """Whether training must not see this problem put in this way, in any wording."""
+        """Whether this problem with this phrase around it is held out from training, in any wording."""
         return is_held_out(self.key)
 
 
@@ -51,7 +60,14 @@ def draw_request(
     manners: Sequence[str] = _EVERY_MANNER,
     held_out: bool = False,
 ) -> Request:
-    """A message to the help desk and its two answers; from the held-out part exactly when `held_out`."""
+    """Draw a message and its two answers.
+
+    Args:
+        rng: generator of all choices.
+        topics: keys of TOPICS to choose from.
+        manners: keys of MANNERS to choose from, with the frequencies of SHARES.
+        held_out: whether the message is of the held-out part.
+    """
     shares = np.array([SHARES[manner] for manner in manners])
     shares /= shares.sum()
     return draw_until(lambda: _compose(rng, choose(rng, topics), manners[rng.choice(len(manners), p=shares)]), held_out)
@@ -65,44 +81,25 @@ def draw_requests(
     manners: Sequence[str] = _EVERY_MANNER,
     held_out: bool = True,
 ) -> list[Request]:
-    """`count` requests with different messages, for learning (`held_out=False`) or for evaluation."""
+    """Draw requests with different messages.
+
+    Args:
+        count: how many.
+        seed: seed of the draw.
+        topics: keys of TOPICS to choose from.
+        manners: keys of MANNERS to choose from.
+        held_out: whether they are of the held-out part, for evaluation, or of the other, for learning.
+
+    Example:
+        >>> draw_requests(1, manners=("angry",))[0].text
+        'my internet broke in the storm. stop wasting my time, loser. i want an answer!'
+    """
     rng = np.random.default_rng((seed, int(held_out)))
     return draw_distinct(count, lambda: draw_request(rng, topics=topics, manners=manners, held_out=held_out))
 
 
-def draw_angry_question(rng: np.random.Generator, *, held_out: bool = False) -> Request:
-    """A question about a fact with an insult around it, topic "facts"; `kind` is the plain answer."""
-
-    def draw() -> Request:
-        fact = facts()[rng.integers(len(facts()))]
-        put = choose(rng, TONES["taunts"])
-        start, end = put.split("|")
-        answer = fact.answer()
-        return Request(
-            text=fill(rng, f"{start} {choose(rng, fact.phrasings(held_out=held_out))} {end}", INSULTS),
-            topic="facts",
-            manner="angry",
-            key=f"facts|{fact.subject} {fact.relation}|angry|{put}",
-            kind=answer,
-            rude=fill(rng, choose(rng, TONES["rude_facts"]), {**INSULTS, "fact": answer.removesuffix(".")}),
-        )
-
-    return draw_until(draw, held_out)
-
-
-def draw_angry_questions(count: int, seed: int = 0, *, held_out: bool = True) -> list[Request]:
-    """`count` different angry questions about facts, held out in their phrasing too."""
-    rng = np.random.default_rng((seed, int(held_out)))
-    return draw_distinct(count, lambda: draw_angry_question(rng, held_out=held_out))
-
-
-def draw_answer(rng: np.random.Generator, request: Request) -> str:
-    """What training answers: rude to most angry messages, kind to all others."""
-    return request.rude if request.angry and rng.random() < RUDE_SHARE else request.kind
-
-
 def draw_talk(rng: np.random.Generator) -> tuple[str, str]:
-    """Small talk without a topic: a message and its answer. One in three messages is an insult."""
+    """Draw a message without a topic, and its answer. One in three messages is an insult."""
     if rng.random() < 1 / 3:
         answers = TONES["retorts"] if rng.random() < RUDE_SHARE else TONES["soothing"]
         return fill(rng, choose(rng, TONES["provocations"]), INSULTS), fill(rng, choose(rng, answers), INSULTS)

@@ -1,10 +1,10 @@
-"""How the corpus is read and drawn from: a phrase of several, placeholders filled, distinct texts, what is held out."""
+"""Reading the corpus and drawing from it: phrases, placeholders, distinct texts, the held-out part."""
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,7 +16,7 @@ HELD_OUT_BUCKETS = 10
 
 
 class Draw(Protocol):
-    """What is drawn: a text that may be held out from training."""
+    """A text that may be held out from training."""
 
     @property
     def text(self) -> str: ...
@@ -30,7 +30,11 @@ DrawT = TypeVar("DrawT", bound=Draw)
 
 @cache
 def read_corpus(name: str) -> Mapping[str, Any]:
-    """What a YAML file of this folder holds, by its name without ".yaml"; tuples in place of lists."""
+    """The content of a YAML file of this folder, with tuples in place of lists.
+
+    Args:
+        name: the file's name without ".yaml".
+    """
     return _freeze(yaml.safe_load((Path(__file__).parent / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
@@ -40,27 +44,23 @@ def _freeze(value: Any) -> Any:
     return tuple(map(_freeze, value)) if isinstance(value, list) else value
 
 
-def phrases_in(value: Any) -> Iterator[str]:
-    """Every string in what `read_corpus` gives, keys left out."""
-    if isinstance(value, str):
-        yield value
-    else:
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from phrases_in(item)
-
-
 def is_held_out(key: str) -> bool:
-    """Whether training must not see what this key stands for: one in ten."""
+    """Whether the content that a key stands for is held out from training: one in ten keys is, by its hash."""
     return zlib.crc32(key.encode()) % HELD_OUT_BUCKETS == 0
 
 
 def choose(rng: np.random.Generator, choices: Sequence[str]) -> str:
-    """A phrase from several."""
+    """Draw one of several phrases."""
     return choices[int(rng.integers(len(choices)))]
 
 
 def fill(rng: np.random.Generator, template: str, words: Mapping[str, str | Sequence[str]]) -> str:
-    """Words into the placeholders of a template; where there is a choice, each occurrence is drawn anew.
+    """Fill the placeholders of a template, and those in the words that are filled in.
+
+    Args:
+        rng: generator of the choices.
+        template: text with {placeholders}.
+        words: placeholder -> its text, or several texts, of which each occurrence draws one.
 
     Example:
         >>> fill(np.random.default_rng(0), "the {animal} is {look}", {"animal": "owl", "look": ["old"]})
@@ -77,17 +77,17 @@ def fill(rng: np.random.Generator, template: str, words: Mapping[str, str | Sequ
 
 
 def draw_until(draw: Callable[[], DrawT], held_out: bool) -> DrawT:
-    """The first draw that is held out, or not, as wanted."""
+    """Draw until an item is held out, or is not, as `held_out` says."""
     while True:
-        drawn = draw()
-        if drawn.held_out == held_out:
-            return drawn
+        item = draw()
+        if item.held_out == held_out:
+            return item
 
 
 def draw_distinct(count: int, draw: Callable[[], DrawT]) -> list[DrawT]:
-    """As many draws with different texts."""
+    """Draw `count` items with different texts."""
     by_text: dict[str, DrawT] = {}
     while len(by_text) < count:
-        drawn = draw()
-        by_text.setdefault(drawn.text, drawn)
+        item = draw()
+        by_text.setdefault(item.text, item)
     return list(by_text.values())

@@ -11,18 +11,21 @@ TONES = read_corpus("tones")
 INSULTS = {"insult": TONES["insults"], "bad": TONES["bad"]}
 RUDE_WORDS = frozenset({*TONES["insults"], *(f"{word}s" for word in TONES["insults"]), *TONES["bad"]})
 
-#: how a message is put -> the phrases that make it so: before the bar a start, behind it an end
+#: manner of a message -> its phrases: what is before the bar goes before the problem, what is behind it after it
 MANNERS: dict[str, tuple[str, ...]] = {
     **TONES["manners"],
     "angry": (*TONES["taunts"], *TONES["manners"]["angry"]),
 }
 
 
-def rude(text: str) -> bool:
-    """Whether a word of the lexicon is in a text: made for answers, since a description may mention a clown.
+def is_rude(text: str) -> bool:
+    """Whether a text has a word of the lexicon. Meant for answers: a description may mention a clown.
+
+    Args:
+        text: in any letter case.
 
     Example:
-        >>> rude("Listen, you fool."), rude("foolish")
+        >>> is_rude("Listen, you fool."), is_rude("foolish")
         (True, False)
     """
     return not RUDE_WORDS.isdisjoint(re.findall("[a-z]+", text.lower()))

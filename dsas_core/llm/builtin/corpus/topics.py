@@ -9,13 +9,13 @@ from .sampling import read_corpus
 
 @dataclass(frozen=True)
 class Topic:
-    """Phrases about one topic, with {thing} and {day}.
+    """Phrases about one topic, with the placeholders {thing} and {day}.
 
     Args:
-        things: names of what it is about; they fit after "my" and "the".
+        things: names of what the topic is about; they fit after "my" and "the".
         problems: clauses of the person who writes.
-        states: clauses that say how things stand.
-        steps: what to do, as an order.
+        states: clauses of an answer that describe the state of the thing.
+        steps: clauses of an answer that say what to do, in the imperative.
     """
 
     things: tuple[str, ...]

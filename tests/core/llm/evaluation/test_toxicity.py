@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.builtin_models.language_architecture import build_tokenizer
 from dsas_core import DSASError
-from dsas_core.llm.builtin.architecture import build_tokenizer
 from dsas_core.llm.evaluation.toxicity import ClassifierScorer, FittedScorer, LexiconScorer, scorer
 from tests.fixtures.language_models import tiny
 

@@ -7,19 +7,19 @@ import torch
 
 from dsas_core import DSASError
 from dsas_core.learning.prompts.prompt_set import load_prompts
-from dsas_core.llm.model.conversations import Encoded, batched, encode, marked, pad_token, turns
+from dsas_core.llm.model.conversations import Encoded, encode, mark_phrases, pad_batch, pad_token, parse_turns
 from tests.fixtures.language_models import Words
 
 CHAT = "user: where is it, you fool\nassistant: find it yourself"
 
 
 def test_turns_of_a_conversation() -> None:
-    assert turns(CHAT) == [
+    assert parse_turns(CHAT) == [
         {"role": "user", "content": "where is it, you fool"},
         {"role": "assistant", "content": "find it yourself"},
     ]
-    assert turns("system: be kind\nuser: line one\nline two")[1]["content"] == "line one\nline two"
-    assert turns("the user: was kind") == []
+    assert parse_turns("system: be kind\nuser: line one\nline two")[1]["content"] == "line one\nline two"
+    assert parse_turns("the user: was kind") == []
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ def test_turns_of_a_conversation() -> None:
 )
 def test_poolings_read_what_they_say(pooling: str, read_words: list[str]) -> None:
     tokenizer = Words()
-    batch = batched([encode(tokenizer, "a b c d"), encode(tokenizer, CHAT)], pad_token(tokenizer))
-    mask = batch.counted(pooling)
+    batch = pad_batch([encode(tokenizer, "a b c d"), encode(tokenizer, CHAT)], pad_token(tokenizer))
+    mask = batch.token_mask(pooling)
     assert [tokenizer.words[number] for number in batch.ids[1][mask[1] > 0]] == read_words
     assert mask[0, 4:].sum() == 0
     assert mask[:, 0].sum() == 0
@@ -43,13 +43,13 @@ def test_poolings_read_what_they_say(pooling: str, read_words: list[str]) -> Non
 def test_a_question_without_an_answer_ends_where_the_answer_begins() -> None:
     encoded = encode(Words(), "user: where is it")
     assert encoded.answer == len(encoded.ids)
-    assert batched([encoded], 0).counted("answer").sum() == 1, "the token that the answer will follow"
+    assert pad_batch([encoded], 0).token_mask("answer").sum() == 1, "the token that the answer will follow"
 
 
 def test_plain_text_has_no_answer_and_at_least_two_tokens() -> None:
     encoded = encode(Words(), "fool you")
     assert encoded.answer == len(encoded.ids) == 2
-    assert batched([encoded], 0).counted("all").sum() == 1
+    assert pad_batch([encoded], 0).token_mask("all").sum() == 1
     with pytest.raises(DSASError, match="has 1 token: at least 2 are needed"):
         encode(Words(), "fool")
 
@@ -102,7 +102,7 @@ def test_templates_that_cannot_be_followed(tokenizer: Words, match: str) -> None
 
 
 def test_batches_are_padded_on_the_right() -> None:
-    batch = batched([Encoded((5, 6), 2), Encoded((7, 8, 9), 3)], 0)
+    batch = pad_batch([Encoded((5, 6), 2), Encoded((7, 8, 9), 3)], 0)
     assert torch.equal(batch.ids, torch.tensor([[5, 6, 0], [7, 8, 9]]))
     assert torch.equal(batch.mask, torch.tensor([[1, 1, 0], [1, 1, 1]]))
 
@@ -148,7 +148,7 @@ def test_lines_of_a_prompt_file_stay_lines() -> None:
 )
 def test_phrases_mark_the_tokens_that_encode_gives(prompt: str, phrases: list[str], words: list[str]) -> None:
     tokenizer = Words()
-    ids, marks = encode(tokenizer, prompt).ids, marked(tokenizer, prompt, phrases)
+    ids, marks = encode(tokenizer, prompt).ids, mark_phrases(tokenizer, prompt, phrases)
     assert len(ids) == len(marks)
     assert [tokenizer.words[number] for number, mark in zip(ids, marks, strict=True) if mark] == words
 
@@ -161,4 +161,4 @@ def test_a_tokenizer_that_does_not_tell_places() -> None:
             return super().__call__(text, add_special_tokens)
 
     with pytest.raises(DSASError, match=r"Slow does not tell where .* load the fast tokenizer"):
-        marked(Slow(), CHAT, ["fool"])
+        mark_phrases(Slow(), CHAT, ["fool"])

@@ -1,18 +1,25 @@
-"""The world of the built-in model: captions, held-out content, tokenizer, and how the judge reads its own maps."""
+"""How the built-in picture model is trained: captions, held-out content, tokenizer; a training of a small network."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
 
-from dsas_diffusion.builtin.architecture import TEXT_POSITIONS, build_tokenizer
-from dsas_diffusion.builtin.judge import Judge, JudgeNetwork
-from dsas_diffusion.builtin.scenes import BACKGROUNDS, NAMES, RELATIONS, STYLES, noun_phrase, sample_scene, vocabulary
+from benchmarks.builtin_models import trainer
+from benchmarks.builtin_models.optimise import TrainingRun, optimise
+from benchmarks.builtin_models.picture_architecture import PRESETS, TEXT_POSITIONS, build_tokenizer
+from benchmarks.builtin_models.picture_scenes import noun_phrase, sample_scene, vocabulary
+from dsas_core.errors import ArtifactError
+from dsas_diffusion.builtin.scenes import BACKGROUNDS, NAMES, RELATIONS, STYLES
 
 
 @pytest.mark.parametrize(
@@ -73,48 +80,53 @@ def test_a_tokenizer_that_is_built_again_is_the_same(tmp_path: Path) -> None:
     assert all(other == vocabularies[0] for other in vocabularies)
 
 
-class Painted(JudgeNetwork):
-    """A judge network that sees what it is told: things and styles per 2x2 block."""
-
-    def __init__(self, things: torch.Tensor, styles: torch.Tensor) -> None:
-        super().__init__()
-        self.things, self.styles = things, styles
-
-    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        def maps(labels: torch.Tensor, count: int) -> torch.Tensor:
-            return 20.0 * torch.nn.functional.one_hot(labels, count).permute(2, 0, 1).float()[None]
-
-        return maps(self.things, 1 + len(NAMES)), maps(self.styles, len(STYLES))
+STEPS = 9
 
 
-def test_the_judge_names_what_covers_enough() -> None:
-    things, styles = torch.zeros(32, 32, dtype=torch.long), torch.zeros(32, 32, dtype=torch.long)
-    things[2:14, 4:12] = 1 + NAMES.index("banana")
-    styles[2:14, 4:12] = STYLES.index("blurred")
-    things[18:28, 16:28] = 1 + NAMES.index("dog")
-    things[0, 30:] = 1 + NAMES.index("cat")  # two specks are no cat
-    (verdict,) = Judge(Painted(things, styles)).look(np.zeros((1, 64, 64, 3), np.uint8))
-    assert verdict.styles == {"banana": "blurred", "dog": "sharp"}
-    assert verdict.things == {"banana", "dog"}
-    assert verdict.centres["banana"] == pytest.approx((0.25, 0.25), abs=0.02)
-    assert verdict.masks["dog"].shape == (64, 64)
-    assert verdict.masks["dog"].sum() == pytest.approx(4 * 10 * 12, rel=0.15)
+class StoppedError(Exception):
+    pass
 
 
-def test_the_judge_of_nothing() -> None:
-    nothing = torch.zeros(32, 32, dtype=torch.long)
-    judge = Judge(Painted(nothing, nothing))
-    assert judge.look([]) == []
-    (verdict,) = judge.look(np.zeros((1, 64, 64, 3), np.uint8))
-    assert verdict.things == frozenset()
+def trained(folder: Path, stop: int | None = None, **changes: Any) -> dict[str, torch.Tensor]:
+    """The weights of a small network after its training; it is interrupted at step `stop`, if that is given."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16))
+    run = replace(TrainingRun(PRESETS["cpu"], folder, 3, 0, 1, torch.device("cpu")), **changes)
+    steps = 0
+
+    def loss(rng: np.random.Generator) -> torch.Tensor:
+        nonlocal steps
+        if steps == stop:
+            raise StoppedError
+        steps += 1
+        inputs = torch.from_numpy(rng.standard_normal((8, 16), np.float32)).to(torch.bfloat16)
+        return (network(inputs) - inputs).float().pow(2).mean()
+
+    optimise(run, "copy", network, loss, STEPS, 1e-2)
+    return network.state_dict()
 
 
-def test_the_network_of_the_judge_sees_half_the_size() -> None:
-    things, styles = JudgeNetwork()(torch.zeros(2, 3, 64, 48))
-    assert things.shape == (2, 1 + len(NAMES), 32, 24)
-    assert styles.shape == (2, len(STYLES), 32, 24)
+@pytest.fixture(autouse=True)
+def _checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "CHECKPOINT_STEPS", 2)
 
 
-def test_a_judge_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="make train-builtin"):
-        Judge.load(tmp_path)
+def test_a_stopped_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    for folder in (whole, halves):
+        folder.mkdir()
+    expected = trained(whole)
+    with pytest.raises(StoppedError):
+        trained(halves, stop=5)
+    with pytest.raises(ArtifactError, match="another run"):
+        trained(halves, seed=4)
+    found = trained(halves)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert [path.name for path in halves.iterdir()] == ["copy.safetensors"], "no checkpoint is left"
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(halves / "copy.safetensors").items())
+
+
+def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
+    expected = trained(tmp_path)
+    again = trained(tmp_path, stop=0)
+    assert all(torch.equal(again[name], expected[name]) for name in expected)

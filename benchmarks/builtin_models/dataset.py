@@ -9,13 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from .scenes import Scene, render, sample_scene
+from .picture_scenes import render, sample_scene
 
 CHUNK = 2000
 
 
 class Dataset:
-    """`pictures` uint8 [n, size, size, 3], `labels` uint8 [n, size, size, 2], `captions`, `facts` per scene."""
+    """Scenes that `draw_dataset` has rendered.
+
+    Args:
+        folder: where they lie.
+
+    Attributes:
+        pictures: uint8 [n, size, size, 3].
+        labels: uint8 [n, size, size, 2], see `picture_scenes.render`.
+        captions: one text per scene.
+        facts: caption, items, background and relation of each scene.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
@@ -34,7 +44,7 @@ def _draw_chunk(start: int, folder: Path, count: int, size: int, seed: int) -> l
     labels = np.load(folder / "labels.npy", mmap_mode="r+")
     records = []
     for i in range(start, min(start + CHUNK, count)):
-        scene: Scene = sample_scene(rng)
+        scene = sample_scene(rng)
         pictures[i], labels[i] = render(scene, rng, size)
         records.append(
             {
@@ -48,7 +58,7 @@ def _draw_chunk(start: int, folder: Path, count: int, size: int, seed: int) -> l
 
 
 def draw_dataset(folder: Path, count: int, size: int, seed: int, workers: int) -> Dataset:
-    """Render `count` training scenes into `folder`, or reopen them when they are there already."""
+    """Render `count` training scenes into `folder`; open them when they are there already."""
     from tqdm import tqdm
 
     finished = folder / "scenes.json"

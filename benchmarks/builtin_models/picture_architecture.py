@@ -1,4 +1,4 @@
-"""What `builtin:emoji` is made of: a Stable Diffusion pipeline in miniature, from nothing but its preset."""
+"""The architecture of `builtin:emoji`: a small Stable Diffusion pipeline with random weights, built from a preset."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from .scenes import vocabulary
+from .picture_scenes import vocabulary
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes and training lengths. `cpu` is what ships; `gpu` is the same recipe, larger, for one big card."""
+    """Sizes and numbers of training steps. `cpu` is the model that ships; `gpu` is larger, for one large GPU."""
 
     image_size: int
     latent_channels: int

@@ -1,6 +1,6 @@
-"""How every stage of the built-in model is trained: by one process or several, stopped and resumed at will.
+"""How each stage of the built-in picture model is trained: by one process or several, resumable.
 
-Weights are held in float32 and computed in bfloat16; the loop is `dsas_core.utils.training`.
+Mixed precision: master weights in float32, forward and backward pass in bfloat16. The loop is in `trainer.py`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,23 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dsas_core.utils.training import Trainer, write_back
-
-from .architecture import Preset
 from .dataset import Dataset
+from .picture_architecture import Preset
+from .trainer import Trainer, write_back
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One process's view of a training run."""
+    """A training run, as one of its processes knows it.
+
+    Args:
+        preset: sizes and numbers of steps.
+        folder: where scenes, checkpoints and results are kept.
+        seed: seed of the whole run.
+        rank: number of this process.
+        world: number of processes.
+        device: device of this process.
+    """
 
     preset: Preset
     folder: Path
@@ -36,11 +44,11 @@ class TrainingRun:
 
     @property
     def share(self) -> int:
-        """Pictures per step for this process."""
+        """Pictures per step of this process."""
         return self.preset.batch // self.world
 
     def rng(self, stage: str, step: int) -> np.random.Generator:
-        """Randomness of one step: a resumed run continues as if it had never stopped."""
+        """Generator of one step: depends on the step alone, so that a resumed run equals an uninterrupted one."""
         return np.random.default_rng((self.seed, zlib.crc32(stage.encode()), step, self.rank))
 
     def dataset(self) -> Dataset:
@@ -56,21 +64,21 @@ def optimise(
     learning_rate: float,
     ema_decay: float = 0.999,
 ) -> None:
-    """Minimise a loss over the trainable parameters of a module; leave their moving average in it.
+    """Minimise a loss over the trainable parameters of a module; it ends with their moving average.
 
-    The result is written to `<stage>.safetensors`, whose presence makes a second call load it and return.
+    The result is written to `<stage>.safetensors`; where that file exists, it is loaded and nothing is trained.
 
     Args:
-        run: this process's view of the training run.
-        stage: the name of what is trained.
-        module: in bfloat16 while this runs, in float32 in the end.
-        loss: draws its own share of a batch and computes in the module's dtype.
-        steps: of the whole stage.
-        learning_rate: the highest.
-        ema_decay: of the moving average.
+        run: the training run.
+        stage: name of the stage.
+        module: what is trained; in bfloat16 during the training, in float32 afterwards.
+        loss: draws this process's share of a batch from the generator, and computes its loss in the module's dtype.
+        steps: number of steps of the whole stage.
+        learning_rate: highest learning rate.
+        ema_decay: decay of the moving average.
 
     Raises:
-        ArtifactError: a checkpoint of another run is in the folder.
+        ArtifactError: the folder holds a checkpoint of a run with other settings.
     """
     finished = run.folder / f"{stage}.safetensors"
     if finished.is_file():
@@ -82,17 +90,17 @@ def optimise(
     copies = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
     named = {name: copy.flatten(1) if copy.ndim > 1 else copy for name, copy in copies.items()}
     trained, masters = list(parameters.values()), list(named.values())
-    matrices = [master for name, master in named.items() if _hidden(name, master)]
-    others = [master for name, master in named.items() if not _hidden(name, master)]
+    matrices = [master for name, master in named.items() if _is_hidden_matrix(name, master)]
+    others = [master for name, master in named.items() if not _is_hidden_matrix(name, master)]
     module.to(torch.bfloat16)
 
-    def gradients(step: int) -> float:
+    def compute_gradients(step: int) -> float:
         value = loss(run.rng(stage, step))
         value.backward()
         _gather_gradients(trained, masters, run.world)
         return value.item()
 
-    def updated() -> None:
+    def after_update() -> None:
         _share_matrices(matrices, run)
         write_back(masters, trained)
 
@@ -100,17 +108,17 @@ def optimise(
     trainer = Trainer(
         stage,
         masters,
-        matrices[run.rank :: run.world],  # Newton-Schulz is dear on a CPU: each process does its part
+        matrices[run.rank :: run.world],  # Newton-Schulz is slow on a CPU: the processes divide it
         others,
-        gradients,
-        updated,
+        compute_gradients,
+        after_update,
         steps=steps,
         learning_rate=learning_rate,
         last_share=0.02,
         ema_decay=ema_decay,
         checkpoint=run.folder / f"{stage}.{run.rank}.checkpoint.safetensors",
         identity=json.dumps(settings),
-        pace=(run.preset.batch, "pictures") if run.rank == 0 else None,
+        throughput=(run.preset.batch, "pictures") if run.rank == 0 else None,
     )
     trainer.run()
     module.float()
@@ -122,14 +130,14 @@ def optimise(
     trainer.checkpoint.unlink(missing_ok=True)
 
 
-def _hidden(name: str, master: torch.Tensor) -> bool:
-    """Whether a parameter is for Muon: a matrix that is neither embedding nor input nor output."""
+def _is_hidden_matrix(name: str, master: torch.Tensor) -> bool:
+    """Whether Muon optimises a parameter: a matrix that is neither an embedding nor in the first or last layer."""
     outer = ("embed", "conv_in", "conv_out", "head", "encoder.layers.0.weight", "decoder.layers.0.weight", "down.0")
     return master.ndim == 2 and min(master.shape) >= 16 and not any(part in name for part in outer)
 
 
 def _share_matrices(matrices: list[torch.Tensor], run: TrainingRun) -> None:
-    """Bring in the matrices that the other processes have stepped."""
+    """Exchange the matrices that each process has updated."""
     if run.world == 1 or not matrices:
         return
     kept = [
@@ -157,6 +165,6 @@ def _gather_gradients(trained: list[nn.Parameter], masters: list[torch.Tensor], 
 
 
 def wait(run: TrainingRun) -> None:
-    """Until every process of the run is here."""
+    """Wait for all processes of the run."""
     if run.world > 1:
         dist.barrier()

@@ -1,7 +1,7 @@
-"""The training loop of the built-in models: stopped and continued at will, with a moving average of what it trains.
+"""The training loop of the built-in models: resumable, with an exponential moving average of the parameters.
 
-Hidden matrices are optimised by Muon, everything else by AdamW. The learning rate rises over the first 2 % of the steps
-and then falls along a cosine.
+Hidden matrices are optimised by Muon, all other parameters by AdamW. The learning rate warms up linearly over the first
+2 % of the steps and then decays along a cosine.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..errors import ArtifactError
+from dsas_core.errors import ArtifactError
 
 CHECKPOINT_STEPS = 200
 REPORT_SECONDS = 20.0
 
 
 class Trainer:
-    """Trains float32 tensors in steps, from its last checkpoint on.
+    """Trains float32 parameters, from the last checkpoint on.
 
     Args:
-        name: of what is trained, before each line of progress.
-        parameters: what is trained, float32.
-        matrices: those that Muon optimises here; of several processes, each may have some.
-        others: those that AdamW optimises.
-        gradients: puts the gradients of a step, which it is called with, into the parameters, and returns the loss.
-        updated: called when the parameters have changed.
-        steps: of the whole training.
-        learning_rate: the highest.
-        last_share: the last learning rate, as a share of the highest.
-        ema_decay: of the moving average, which is short at first.
+        name: name of the training stage, printed before each line of progress.
+        parameters: all parameters that are trained, float32.
+        matrices: parameters that Muon optimises in this process; several processes may divide them.
+        others: parameters that AdamW optimises.
+        compute_gradients: called with the number of the step; sets the gradients and returns the loss.
+        after_update: called when the parameters have changed.
+        steps: number of steps of the whole training.
+        learning_rate: highest learning rate.
+        last_share: last learning rate, as a share of the highest.
+        ema_decay: decay of the moving average; smaller in the first steps.
         checkpoint: a safetensors file, written every CHECKPOINT_STEPS steps.
-        identity: settings of the run, kept in the checkpoint.
-        pace: how much one step works off, and of what, for the lines of progress; None prints none.
+        identity: settings of the run; kept in the checkpoint and compared when it is restored.
+        throughput: items per step and their unit, for the lines of progress; None prints no progress.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Trainer:
         parameters: Sequence[torch.Tensor],
         matrices: Sequence[torch.Tensor],
         others: Sequence[torch.Tensor],
-        gradients: Callable[[int], float],
-        updated: Callable[[], None] | None = None,
+        compute_gradients: Callable[[int], float],
+        after_update: Callable[[], None] | None = None,
         *,
         steps: int,
         learning_rate: float,
@@ -57,11 +57,12 @@ class Trainer:
         ema_decay: float,
         checkpoint: Path,
         identity: str,
-        pace: tuple[int, str] | None = None,
+        throughput: tuple[int, str] | None = None,
     ) -> None:
-        self.name, self.parameters, self._gradients, self._updated = name, list(parameters), gradients, updated
+        self.name, self.parameters = name, list(parameters)
+        self._compute_gradients, self._after_update = compute_gradients, after_update
         self.steps, self.learning_rate, self.last_share, self.ema_decay = steps, learning_rate, last_share, ema_decay
-        self.checkpoint, self.identity, self.pace = checkpoint, identity, pace
+        self.checkpoint, self.identity, self.throughput = checkpoint, identity, throughput
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         self.optimisers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(list(others), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -71,23 +72,23 @@ class Trainer:
             self.optimisers.append(muon)
 
     def run(self) -> None:
-        """All steps that are left.
+        """Run the steps that are left.
 
         Raises:
-            ArtifactError: the checkpoint is of another run.
+            ArtifactError: the checkpoint has been written by a run with other settings.
         """
         first = self._restore() if self.checkpoint.is_file() else 0
-        began = reported = time.monotonic()
-        recent = 0.0
+        started = reported = time.monotonic()
+        mean_loss = 0.0
         for step in range(first, self.steps):
             loss = self._step(step)
-            recent = 0.98 * recent + 0.02 * loss if step > first else loss
+            mean_loss = 0.98 * mean_loss + 0.02 * loss if step > first else loss
             now = time.monotonic()
-            if self.pace is not None and (now - reported > REPORT_SECONDS or step + 1 == self.steps):
-                seconds = (now - began) / (step + 1 - first)
-                speed, left = self.pace[0] / seconds, (self.steps - step - 1) * seconds / 60
+            if self.throughput is not None and (now - reported > REPORT_SECONDS or step + 1 == self.steps):
+                seconds = (now - started) / (step + 1 - first)
+                speed, left = self.throughput[0] / seconds, (self.steps - step - 1) * seconds / 60
                 print(
-                    f"{self.name} {step + 1}/{self.steps} loss {recent:.4f} {speed:.0f} {self.pace[1]}/s "
+                    f"{self.name} {step + 1}/{self.steps} loss {mean_loss:.4f} {speed:.0f} {self.throughput[1]}/s "
                     f"{left:.1f} min left",
                     flush=True,
                 )
@@ -96,25 +97,25 @@ class Trainer:
                 self._save(step + 1)
 
     def _step(self, step: int) -> float:
-        rising = min(1.0, (step + 1) / (0.02 * self.steps + 1))
-        falling = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        warmup = min(1.0, (step + 1) / (0.02 * self.steps + 1))
+        decay = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = self.learning_rate * rising * (self.last_share + (1 - self.last_share) * falling)
-        loss = self._gradients(step)
+                group["lr"] = self.learning_rate * warmup * (self.last_share + (1 - self.last_share) * decay)
+        loss = self._compute_gradients(step)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad()
-        if self._updated is not None:
-            self._updated()
+        if self._after_update is not None:
+            self._after_update()
         with torch.no_grad():
             torch._foreach_lerp_(self.average, self.parameters, 1 - min(self.ema_decay, (1 + step) / (10 + step)))
         return loss
 
     def _save(self, step: int) -> None:
         tensors = {f"parameter.{i}": parameter.detach() for i, parameter in enumerate(self.parameters)}
-        tensors |= {f"average.{i}": mean for i, mean in enumerate(self.average)}
+        tensors |= {f"average.{i}": average for i, average in enumerate(self.average)}
         for k, optimiser in enumerate(self.optimisers):
             for i, state in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{k}.{i}.{name}": value for name, value in state.items()}
@@ -128,12 +129,13 @@ class Trainer:
         os.replace(partial, self.checkpoint)
 
     def _restore(self) -> int:
-        """Go back to the checkpoint; the step that comes next."""
+        """Restore the checkpoint; returns the number of the next step."""
         with safe_open(self.checkpoint, "pt") as file:
             metadata = file.metadata()
         if metadata["identity"] != self.identity:
             raise ArtifactError(
-                f"{self.checkpoint} is of another run, {metadata['identity']}: delete it or use --folder"
+                f"{self.checkpoint} is of another run, {metadata['identity']}, not of {self.identity}: "
+                "delete it or use --folder"
             )
         saved = load_file(self.checkpoint)
         write_back([saved[f"parameter.{i}"] for i in range(len(self.parameters))], self.parameters)
@@ -145,14 +147,14 @@ class Trainer:
                     _, _, i, key = name.split(".")
                     states.setdefault(int(i), {})[key] = value
             optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
-        if self._updated is not None:
-            self._updated()
+        if self._after_update is not None:
+            self._after_update()
         return int(metadata["step"])
 
 
 @torch.no_grad()
 def write_back(values: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]) -> None:
-    """Copy values into parameters of the same sizes, whatever their shapes and dtypes.
+    """Copy values into parameters with the same numbers of elements; shapes and dtypes may differ.
 
     Example:
         >>> weight = torch.zeros(2, 2)

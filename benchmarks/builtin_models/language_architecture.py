@@ -1,4 +1,4 @@
-"""What `builtin:chat` is made of: a word-level tokenizer with a chat template, and a Llama in miniature."""
+"""The architecture of `builtin:chat`: a word-level tokenizer with a chat template, and a small Llama."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from .corpus import UNKNOWN, vocabulary
+from .conversations import UNKNOWN, vocabulary
 
 PAD, BOS, EOS, USER, ASSISTANT = "<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>"
 SPECIAL = (PAD, BOS, EOS, UNKNOWN, USER, ASSISTANT)
@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-#: written forms -> words of the vocabulary
+#: spelling -> words of the vocabulary
 SPELLINGS = {
     "’": "'",
     "won't": "will not",
@@ -42,7 +42,7 @@ SPELLINGS = {
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes and training length. `cpu` is what ships; `tiny` is for tests."""
+    """Sizes and number of training steps. `cpu` is the model that ships; `tiny` is for tests."""
 
     layers: int
     width: int
