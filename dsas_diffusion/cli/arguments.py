@@ -16,7 +16,7 @@ from dsas_core.steering.strengths import Auto, Strength
 from dsas_core.utils.processes import Share, process_share
 from dsas_core.utils.progress import progress_bar
 
-from ..generation.settings import Settings
+from ..generation.settings import Settings, settings_of
 from ..pipelines.load import load_pipeline
 
 #: options that only pictures are drawn with; fields of Settings as well
@@ -107,21 +107,29 @@ def open_model(args: argparse.Namespace, name: str | None = None) -> tuple[Any, 
     return open_language_model(args, name) if is_text else (open_pipeline(args, name),)
 
 
-def open_pipeline(args: argparse.Namespace, name: str | None = None, *, steps_bar: bool = False) -> Any:
-    """Load the pipeline of --model, or of another name, by --device and --dtype.
+def open_for_drawing(args: argparse.Namespace) -> tuple[Any, Settings]:
+    """Load the pipeline of --model, with a progress bar over denoising steps unless --quiet or --json.
 
-    Args:
-        args: the arguments of a command.
-        name: of the model; by default --model.
-        steps_bar: show a progress bar over denoising steps, unless --quiet or --json.
+    Returns:
+        The pipeline, and the settings of its pictures by --steps, --guidance and --size.
+
+    Raises:
+        DSASError: no such model or device.
+        UnsupportedError: a pipeline that draws from more than a text.
+    """
+    pipe = open_pipeline(args)
+    if shows_progress(args):
+        pipe.set_progress_bar_config(desc="denoising", leave=False)
+    return pipe, settings_of(pipe, **values_of(args, *SETTINGS))
+
+
+def open_pipeline(args: argparse.Namespace, name: str | None = None) -> Any:
+    """Load the pipeline of --model, or of another name, by --device and --dtype.
 
     Raises:
         DSASError: no such model or device.
     """
-    pipe = _load(args, name, load_pipeline)
-    if steps_bar and shows_progress(args):
-        pipe.set_progress_bar_config(desc="denoising", leave=False)
-    return pipe
+    return _load(args, name, load_pipeline)
 
 
 def open_language_model(args: argparse.Namespace, name: str | None = None) -> tuple[Any, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import yaml
 
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
@@ -16,7 +19,6 @@ from dsas_core.steering.trace import Record
 
 from ...generation.compare import UNCHANGED, change
 from ...generation.pictures import pictures_of, seeds_for
-from ...generation.settings import settings_of
 from ...pipelines.prompt_check import reading
 from ...steering.steer import steer
 from .. import arguments
@@ -29,6 +31,8 @@ NEAR = 0.05
 #: weights below this hardly steer
 SMALL_WEIGHT = 0.2
 ANSWER_TOKENS = 60
+#: name -> text
+CONCLUSIONS: Mapping[str, str] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -67,8 +71,7 @@ def _answer(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, 
 
 def _draw(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
     """Steer the picture of a prompt."""
-    pipe = arguments.open_pipeline(args, steps_bar=True)
-    settings = settings_of(pipe, args.steps, args.guidance, args.size)
+    pipe, settings = arguments.open_for_drawing(args)
     generation = pipe, [args.prompt], seeds_for([args.prompt], args.seed), settings
     words = arguments.words_by_concept(args.words)
     with steer(pipe, dict.fromkeys(concepts, args.strength), words=words, trace=True) as steering:
@@ -120,67 +123,50 @@ def report(document: dict[str, Any]) -> None:
 
 
 def conclusions(document: dict[str, Any]) -> list[str]:
-    """What the numbers mean, in plain language, the most likely reason first."""
-    sites, changed, strength = document["sites"], document["changed"], document["strength"]
+    """What the numbers mean, in plain language, the most likely reason first.
+
+    Args:
+        document: the result of `run`, without its conclusions.
+    """
+    sites, changed, words = document["sites"], document["changed"], document.get("words")
     is_picture = "pixel_difference" in document
-    kind = "picture" if is_picture else "answer"
     unreached = [site["site"] for site in sites if not site["reached"]]
-    fired = any(site["fired"] for site in sites)
+    fired = sum(site["fired"] for site in sites)
+    everywhere = fired and fmean(site["mean_score"] for site in sites) > 1 - NEAR
     weight = max((site["weight"] for site in sites), default=0.0)
-    amount = f", by {document['pixel_difference']:.1f} of 255 on average" if is_picture else ""
-    unknown = unknown_words_message(document["unknown_words"])
-    texts = (
-        (strength == 0, "The strength is 0, so nothing can change."),
-        (unreached, f"{len(unreached)} of {len(sites)} sites were never reached by the model: {', '.join(unreached)}."),
-        (True, _conclude_on_gates(document, kind)),
-        (
-            weight < SMALL_WEIGHT,
-            f"The weights are small (at most {weight:.2f}): while learning, no site told the concept from its controls "
-            "well. See `dsas show`; more prompts or other sites may help.",
-        ),
-        (
-            not changed and fired and strength != 0,
-            f"Sites fired, yet the {kind} hardly changed: there was nothing to change in it, or the dose is too small. "
-            "Try a larger --strength.",
-        ),
-        (changed, f"The {kind} changed{amount}."),
-        (
-            document["effect_reached_in_learning"] is False,
-            "While learning, no unit did all that is wanted without changing controls: expect less.",
-        ),
-        (document["unknown_words"], f"{unknown[0].upper()}{unknown[1:]}."),
-        (
-            document["tokens"] > document["tokens_read"],
-            f"The prompt has {document['tokens']} tokens, of which the model reads {document['tokens_read']}: its end "
-            "is cut off.",
-        ),
-    )
-    return [text for applies, text in texts if applies]
-
-
-def _conclude_on_gates(document: dict[str, Any], kind: str) -> str:
-    """Whether gates fired nowhere, everywhere, or somewhere."""
-    sites = document["sites"]
-    fired = [site for site in sites if site["fired"]]
-    if fired and fmean(site["mean_score"] for site in sites) > 1 - NEAR:
-        return (
-            f"h is near 1 on everything: the gate does not choose, and the whole {kind} is steered. That is right for "
-            "the gate `on`; otherwise learn again with controls that are more like this prompt."
-        )
-    if fired:
-        return f"{len(fired)} of {len(sites)} sites fired."
     highest = max((site["max_score"] for site in sites), default=0.0)
-    near = "near 0 everywhere" if highest < NEAR else "low everywhere"
-    score = f"highest score {highest:.2f} before its site's weight, and one fires at {FIRED}"
-    if document.get("words"):
-        words = ", ".join(document["words"])
-        reason = f"The gate does not see the concept where the picture looks at {words}, or the prompt lacks that."
-    else:
-        reason = (
-            "The gate does not see the concept in this prompt, which is right where it is not there; where it is, "
-            f"--gate on of `dsas {'generate' if kind == 'picture' else 'chat'}` steers all the same."
-        )
-    return f"No site fired: h is {near} ({score}). {reason}"
+    unknown = unknown_words_message(document["unknown_words"])
+    values = {
+        **document,
+        "command": "dsas generate" if is_picture else "dsas chat",
+        "fired": fired,
+        "highest": highest,
+        "kind": "picture" if is_picture else "answer",
+        "near": "near 0 everywhere" if highest < NEAR else "low everywhere",
+        "sites": len(sites),
+        "threshold": FIRED,
+        "unknown_words": unknown[0].upper() + unknown[1:],
+        "unreached": len(unreached),
+        "unreached_names": ", ".join(unreached),
+        "weight": weight,
+        "words": ", ".join(words or ()),
+    }
+    applies = {
+        "strength_0": document["strength"] == 0,
+        "unreached": unreached,
+        "not_fired": not fired and not words,
+        "not_fired_at_words": not fired and words,
+        "fired_everywhere": everywhere,
+        "fired": fired and not everywhere,
+        "small_weights": weight < SMALL_WEIGHT,
+        "hardly_changed": not changed and fired and document["strength"] != 0,
+        "picture_changed": changed and is_picture,
+        "answer_changed": changed and not is_picture,
+        "effect_not_reached": document["effect_reached_in_learning"] is False,
+        "unknown_words": document["unknown_words"],
+        "cut_off": document["tokens"] > document["tokens_read"],
+    }
+    return [CONCLUSIONS[name].format(**values) for name, holds in applies.items() if holds]
 
 
 def _observe_site(concept: Concept, item: Intervention, strength: float, steering: Any) -> dict[str, Any]:

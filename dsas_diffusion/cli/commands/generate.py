@@ -21,7 +21,7 @@ from dsas_core.utils.versions import versions
 from ... import __version__
 from ...generation import strips
 from ...generation.pictures import decode, latent_batches, pictures_of, seeds_for
-from ...generation.settings import Settings, settings_of
+from ...generation.settings import Settings
 from ...pipelines.adapter import adapt
 from ...pipelines.prompt_check import unknown_words
 from ...steering.steer import steer
@@ -63,10 +63,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         check_output_folder(out, OURS, args.overwrite)
     concepts = arguments.read_concepts(args.concept)
 
-    pipe = arguments.open_pipeline(args, steps_bar=True)
+    pipe, settings = arguments.open_for_drawing(args)
     if unknown := unknown_words(pipe, args.prompt):
         warnings.warn(unknown_words_message(unknown), stacklevel=2)
-    settings = settings_of(pipe, args.steps, args.guidance, args.size)
     columns = _draw(pipe, args, concepts, settings)
     document = _document(pipe, args, concepts, settings)
     if suffix in IMAGE_FORMATS:

@@ -23,10 +23,10 @@ from ...generation import strips
 from ...generation.animation import ANIMATIONS, looped
 from ...generation.compare import change
 from ...generation.pictures import decode, latent_batches, seeds_for
-from ...generation.settings import Settings, settings_of
+from ...generation.settings import Settings
 from ...learning.illustrate import ENDS
 from ...steering.steer import steer
-from ..arguments import generation_record, open_pipeline, shows_progress, words_by_concept
+from ..arguments import generation_record, open_for_drawing, shows_progress, words_by_concept
 from ..options import GATES
 from ..output import check_output_files, encode_picture, print_table, write_files
 
@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if low >= high:
         args.usage(f"--from must be below --to, found --from {low:g} --to {high:g}")
 
-    pipe = open_pipeline(args, steps_bar=True)
-    settings = settings_of(pipe, args.steps, args.guidance, args.size)
+    pipe, settings = open_for_drawing(args)
     strengths = strengths_between(low, high, args.count)
     rows = _draw(pipe, args, concept, strengths, settings)
     document = _document(pipe, args, concept, strengths, settings, rows)
@@ -74,9 +73,8 @@ def report(document: dict[str, Any]) -> None:
     labels = [strips.strength_label(strength) for strength in document["strengths"]]
     for row in document["rows"]:
         print(f"{row['prompt']}, gate {row['gate']}")
-        print_table(
-            ("strength", "change of 255", "mean h"), list(zip(labels, row["change"], row["mean_h"], strict=True))
-        )
+        columns = zip(labels, row["change"], row["mean_h"], strict=True)
+        print_table(("strength", "change of 255", "mean h"), list(columns))
         print()
     print(f"wrote {', '.join(document['files'])}")
 
