@@ -1,4 +1,4 @@
-"""Options that several commands share, and the model that they name."""
+"""The model and the concepts that a command's arguments name, and what records say of its arguments."""
 
 from __future__ import annotations
 
@@ -12,165 +12,64 @@ import torch
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, UnavailableError
-from dsas_core.steering.steering import COMBINE, WITHIN
 from dsas_core.steering.strengths import Auto, Strength
 from dsas_core.utils.processes import Share, process_share
 from dsas_core.utils.progress import progress_bar
 
-from ..generation.settings import Settings
-from ..pipelines.batch_layout import BRANCHES
+from ..generation.settings import Settings, settings_of
 from ..pipelines.load import load_pipeline
-from ..steering.steer import ATTACH
-from .argument_types import concept_and_strength, name_and_word, natural, number, positive, schedule
 
-GATES = {"own": None, "on": "on", "off": "off"}
-#: what a concept may be given by
-CONCEPT = "a concept's folder, its Hub name, or builtin:NAME"
-DTYPES = ("auto", "float32", "float16", "bfloat16")
+#: options that only pictures are drawn with; fields of Settings as well
+SETTINGS = ("steps", "guidance", "size")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model, --device, --dtype."""
-    parser.add_argument("--model", default="builtin:emoji", help="builtin:emoji (default), a folder, or a Hub name")
-    add_device(parser)
+def values_of(source: object, *names: str) -> dict[str, Any]:
+    """Attributes by name: options of a command, or fields of a record.
+
+    Example:
+        >>> values_of(argparse.Namespace(seed=3, steps=None, out="x"), "seed", "steps")
+        {'seed': 3, 'steps': None}
+    """
+    return {name: getattr(source, name) for name in names}
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """--device, --dtype."""
-    parser.add_argument(
-        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1, mps"
-    )
-    parser.add_argument(
-        "--dtype", default="auto", choices=DTYPES, help="auto is half precision on a GPU, float32 elsewhere"
-    )
+def words_by_concept(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """The values of --words, by concept.
 
-
-def add_concepts(parser: argparse.ArgumentParser) -> None:
-    """--concept, --combine, --within, --gate."""
-    parser.add_argument(
-        "--concept",
-        "-c",
-        action="append",
-        default=[],
-        type=concept_and_strength,
-        metavar="FOLDER=STRENGTH",
-        help=f"{CONCEPT}; strength 1 by default, negative goes the other way, auto (or auto:P) "
-        "as far as the probe's probability is above P (default 0.5); repeatable",
-    )
-    parser.add_argument(
-        "--combine",
-        choices=COMBINE,
-        default="sum",
-        help="several concepts at one place: sum: all that each changes (default); blend: as much as one alone would",
-    )
-    add_within(parser)
-    add_gate(parser)
-
-
-def add_within(parser: argparse.ArgumentParser) -> None:
-    """--within."""
-    parser.add_argument(
-        "--within",
-        choices=[kind for kind in WITHIN if kind],
-        help="target: only as much of each strength as keeps activations among those of the concept's targets, for "
-        "concepts learned with --cloud",
-    )
-
-
-def add_schedule(parser: argparse.ArgumentParser) -> None:
-    """--schedule, --interpolate-bins."""
-    parser.add_argument(
-        "--schedule",
-        type=schedule,
-        metavar="KIND:A:B",
-        help="strength over the timestep, from 1000 (noise) to 0: linear:FIRST:LAST and cosine:FIRST:LAST are factors "
-        "there, window:START:STOP is 1 between two timesteps, constant:F the same everywhere, table:T=F,T=F linear "
-        "between its points",
-    )
-    parser.add_argument(
-        "--interpolate-bins",
-        action="store_true",
-        help="let probes and maps of several timestep bins go over into one another, not change at the bins' edges",
-    )
-
-
-def add_attaching(parser: argparse.ArgumentParser) -> None:
-    """--rows, --attach."""
-    parser.add_argument(
-        "--rows",
-        choices=BRANCHES,
-        default="conditional",
-        help="of classifier-free guidance: the prompt's rows (default), those of the negative prompt, or both",
-    )
-    parser.add_argument(
-        "--attach",
-        choices=ATTACH,
-        default="hooks",
-        help="how the denoiser's attention layers are got at: by hooks (default) or by attention processors",
-    )
-
-
-def add_gate(parser: argparse.ArgumentParser) -> None:
-    """--gate."""
-    parser.add_argument(
-        "--gate", choices=tuple(GATES), default="own", help="own: each concept's; on: steer everything; off: nothing"
-    )
-
-
-def add_words(parser: argparse.ArgumentParser) -> None:
-    """--words."""
-    parser.add_argument(
-        "--words",
-        action="append",
-        default=[],
-        type=name_and_word,
-        metavar="NAME=WORD",
-        help="steer the concept of that name only where the picture looks at a word (or phrase) of the prompt, and not "
-        "at all where the prompt lacks it; for concepts of the denoiser; repeatable",
-    )
-
-
-def words_by_name(given: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    """What --words gave, by concept."""
-    return {name: [word for other, word in given if other == name] for name, _ in given}
-
-
-def add_generation(parser: argparse.ArgumentParser) -> None:
-    """--seed, --steps, --guidance, --size."""
-    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the noise (default 0)")
-    add_settings(parser)
-
-
-def add_settings(parser: argparse.ArgumentParser, default: str = "as suits the model") -> None:
-    """--steps, --guidance, --size."""
-    parser.add_argument("--steps", type=positive, metavar="N", help=f"denoising steps (default: {default})")
-    parser.add_argument("--guidance", type=number, metavar="SCALE", help=f"guidance scale (default: {default})")
-    parser.add_argument("--size", type=positive, metavar="PIXELS", help=f"of a picture's side (default: {default})")
+    Example:
+        >>> words_by_concept([("blur", "banana"), ("grey", "dog"), ("blur", "fruit")])
+        {'blur': ['banana', 'fruit'], 'grey': ['dog']}
+    """
+    return {name: [word for other, word in pairs if other == name] for name, _ in pairs}
 
 
 def generation_record(args: argparse.Namespace, pipe: Any, settings: Settings) -> dict[str, Any]:
     """Seed, settings, device and precision of pictures, to draw the same ones again."""
-    return {
-        "seed": args.seed,
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "size": settings.size,
-        "device": str(pipe.device),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
-    }
+    device = {"device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")}
+    return {"seed": args.seed, **values_of(settings, *SETTINGS), **device}
 
 
-def refuse_generation(args: argparse.Namespace) -> None:
-    """A usage error where a language model is given what only pictures are made with."""
-    if any(value is not None for value in (args.steps, args.guidance, args.size)):
-        args.usage(f"{args.model} is a language model: it takes neither --steps nor --guidance nor --size")
+def refuse_generation(args: argparse.Namespace, model: str) -> None:
+    """Exit with a usage error where a language model is given settings of pictures."""
+    if any(value is not None for value in values_of(args, *SETTINGS).values()):
+        args.usage(f"{model} is a language model: it takes neither --steps nor --guidance nor --size")
 
 
-def read_concepts(given: Sequence[tuple[str, float | Auto]]) -> dict[Concept, Strength]:
-    """Read concepts before anything slow begins; a strength beyond a concept's range is told of, and taken."""
+def read_concepts(pairs: Sequence[tuple[str, float | Auto]]) -> dict[Concept, Strength]:
+    """Read concepts before anything slow begins, and warn of strengths beyond a concept's range.
+
+    Args:
+        pairs: each concept's folder, Hub name or builtin:NAME, and its strength.
+
+    Returns:
+        The strength by concept.
+
+    Raises:
+        DSASError: no such concept, or two of one name.
+    """
     concepts: dict[Concept, Strength] = {}
-    for name, strength in given:
-        concept = Concept.from_pretrained(name)
+    for source, strength in pairs:
+        concept = Concept.from_pretrained(source)
         if concept.name in (other.name for other in concepts):
             raise DSASError(f"two concepts are named {concept.name!r}: give one strength to one concept")
         concepts[concept] = strength
@@ -186,7 +85,7 @@ def read_concepts(given: Sequence[tuple[str, float | Auto]]) -> dict[Concept, St
 
 
 def share_of(args: argparse.Namespace) -> Share:
-    """What this process is among those that were started together, by where --device has them compute."""
+    """This process among those that were started together, by where --device has them compute."""
     return process_share(on_cpu=args.device == "cpu" or not torch.cuda.is_available())
 
 
@@ -195,29 +94,55 @@ def shows_progress(args: argparse.Namespace) -> bool:
     return not (args.json or args.quiet)
 
 
-def pipeline(args: argparse.Namespace, *, steps_bar: bool = False) -> Any:
-    """The pipeline of --model, --device and --dtype; with a bar over its denoising steps where asked.
+def open_model(args: argparse.Namespace, name: str | None = None) -> tuple[Any, ...]:
+    """Load the model of --model, or of another name.
+
+    Returns:
+        (pipeline,) or (language model, tokenizer).
 
     Raises:
         DSASError: no such model or device.
     """
-    pipe = _load(args, args.model, load_pipeline)
-    if steps_bar and shows_progress(args):
+    is_text = llm.is_language_model(name or args.model)
+    return open_language_model(args, name) if is_text else (open_pipeline(args, name),)
+
+
+def open_for_drawing(args: argparse.Namespace) -> tuple[Any, Settings]:
+    """Load the pipeline of --model, with a progress bar over denoising steps unless --quiet or --json.
+
+    Returns:
+        The pipeline, and the settings of its pictures by --steps, --guidance and --size.
+
+    Raises:
+        DSASError: no such model or device.
+        UnsupportedError: a pipeline that draws from more than a text.
+    """
+    pipe = open_pipeline(args)
+    if shows_progress(args):
         pipe.set_progress_bar_config(desc="denoising", leave=False)
-    return pipe
+    return pipe, settings_of(pipe, **values_of(args, *SETTINGS))
 
 
-def language_model(args: argparse.Namespace, name: str | None = None) -> tuple[Any, Any]:
-    """The language model of --model (or of another name), --device and --dtype, and its tokenizer.
+def open_pipeline(args: argparse.Namespace, name: str | None = None) -> Any:
+    """Load the pipeline of --model, or of another name, by --device and --dtype.
 
     Raises:
         DSASError: no such model or device.
     """
-    model, tokenizer = _load(args, name or args.model, llm.load)
-    return model, tokenizer
+    return _load(args, name, load_pipeline)
 
 
-def _load(args: argparse.Namespace, name: str, load: Callable[..., Any]) -> Any:
+def open_language_model(args: argparse.Namespace, name: str | None = None) -> tuple[Any, Any]:
+    """Load the language model of --model, or of another name, and its tokenizer, by --device and --dtype.
+
+    Raises:
+        DSASError: no such model or device.
+    """
+    return _load(args, name, llm.load)
+
+
+def _load(args: argparse.Namespace, name: str | None, load: Callable[..., Any]) -> Any:
+    name = name or args.model
     try:
         torch.empty(0, device=None if args.device == "auto" else args.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""A concept as plain data, and as tables and lines for people: what it is, the evidence, sizes, provenance."""
+"""A concept as plain data, and printed for people: what it is, its evidence, size and provenance."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.evidence import range_in_words, unit_in_words
 
-from .output import table
+from .output import print_records
 
-#: columns on control positions -> field
+#: heading -> field of a site's evidence
+ACCURACY = {"site": "site", "balanced accuracy": "balanced_accuracy", "AUROC": "auroc"}
+#: the same of control positions
 CONTROLS = {
     "control h before": "control_h_before",
     "after": "control_h",
@@ -21,7 +23,17 @@ CONTROLS = {
 
 
 def describe_concept(concept: Concept, folder: Path) -> dict[str, Any]:
-    """A concept as plain data: settings, size, evidence, provenance."""
+    """A concept as plain data: settings, size, evidence, provenance.
+
+    Args:
+        concept: the concept.
+        folder: where it is saved; its files are listed if it is there.
+
+    Example:
+        >>> concept = Concept.from_pretrained("builtin:dog-grey")
+        >>> describe_concept(concept, Path("nowhere"))["method"]
+        'caa'
+    """
     parts = [part for item in concept.interventions for part in (*item.probes, *item.maps)]
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     return {
@@ -45,22 +57,22 @@ def describe_concept(concept: Concept, folder: Path) -> dict[str, Any]:
 
 
 def report_concept(document: dict[str, Any]) -> None:
-    """What it is, the evidence, the sizes, where it comes from."""
+    """Print what a concept is, its evidence, size and provenance."""
     print(f"{document['name']}: {document['description'] or 'no description'}")
     print(f"method {document['method']}, gate {document['gate']}\n")
     report_evidence(document)
     sizes = ", ".join(f"{name} {_size(size)}" for name, size in document["bytes"].items())
     steered, watched = len(document["steered_sites"]), len(document["watched_sites"])
-    places = f"{steered} site{'s' if steered != 1 else ''}" + (f", watching {watched} more" if watched else "")
-    print(f"\n{document['parameters']:,} parameters, steering at {places}")
+    sites_text = f"{steered} site{'s' if steered != 1 else ''}" + (f", watching {watched} more" if watched else "")
+    print(f"\n{document['parameters']:,} parameters, steering at {sites_text}")
     print(f"files: {sizes or 'not in a folder'}")
     print("\nprovenance")
     for key, value in {"learned on": document["base"], **document["provenance"]}.items():
-        print(f"  {key}: {_brief(key, value)}")
+        print(f"  {key}: {_shorten(key, value)}")
 
 
 def report_evidence(document: dict[str, Any]) -> None:
-    """The table of sites, the choice of the unit, and the range. Also the end of `dsas learn`."""
+    """Print the table of sites, how the unit was chosen, and the range; also the end of `dsas learn`."""
     if document["sites"]:
         _report_sites(document)
     else:
@@ -71,10 +83,10 @@ def report_evidence(document: dict[str, Any]) -> None:
 
 
 def report_range(document: dict[str, Any]) -> None:
-    """What calibration tried, and the unit and the ends that it chose."""
+    """Print the strengths that calibration tried, and the unit and range that it chose."""
     evidence = document["range_evidence"]
     columns = ("strength", "effect", "drift", "reach", "strangeness", "useful")
-    table(columns, [[trial[column] for column in columns] for trial in evidence["trials"]])
+    print_records(columns, evidence["trials"])
     print("on held-out prompts, strength in units. Effect: of what asking in words does; drift: of control prompts")
     print(f"(limit {evidence['drift_limit']:.2g}); reach: how far results move, of how far asking in words moves them")
     print(f"(limit {evidence['reach_limit']:.3g}); strangeness: how far results are from all that the unsteered model")
@@ -84,28 +96,16 @@ def report_range(document: dict[str, Any]) -> None:
 
 
 def _report_sites(document: dict[str, Any]) -> None:
-    columns = {
-        "site": "site",
-        "bin": "bin",
-        "balanced accuracy": "balanced_accuracy",
-        "AUROC": "auroc",
-        "weight": "weight",
-        **CONTROLS,
-        "rank": "rank",
-        "scaler": "scaler",
-    }
-    if not document["edges"]:
-        del columns["bin"]
-    table(list(columns), [[site.get(key) for key in columns.values()] for site in document["sites"]])
+    sites = document["sites"]
+    columns = {**ACCURACY, "weight": "weight", **CONTROLS, "rank": "rank", "scaler": "scaler"}
+    print_records({"site": "site", "bin": "bin", **columns} if document["edges"] else columns, sites)
     print(
         "measured by cross-validation. On what must stay as it is (false positives), control h: the mean h; fired: the"
     )
     print("share with h above 0.5; each before and after the gate's threshold was placed")
-    if any(site.get("unseen") for site in document["sites"]):
-        columns = {"site": "site", "balanced accuracy": "balanced_accuracy", "AUROC": "auroc", **CONTROLS}
+    if unseen := [{"site": site["site"], **site["unseen"]} for site in sites if site.get("unseen")]:
         print("\non prompts of another domain, of which learning saw none; a prompt counts by its highest h")
-        rows = [{"site": site["site"], **site["unseen"]} for site in document["sites"] if site.get("unseen")]
-        table(list(columns), [[row.get(key) for key in columns.values()] for row in rows])
+        print_records({**ACCURACY, **CONTROLS}, unseen)
 
 
 def _size(count: float) -> str:
@@ -116,15 +116,15 @@ def _size(count: float) -> str:
     return f"{count:.3g} MB"
 
 
-def _brief(key: str, value: Any) -> str:
-    """One line for one item of the provenance; all of it is in --json."""
+def _shorten(key: str, value: Any) -> str:
+    """An item of the provenance in one line; --json has all of it."""
     if key == "prompts" and isinstance(value, dict):
         sides = (f"{len(value[side])} {side}" for side in ("source", "target", "control") if side in value)
         return f"{value.get('name')}, templates: {', '.join(sides)}"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
-    return _plain(value)
+        return ", ".join(f"{name} {_as_text(item)}" for name, item in value.items())
+    return _as_text(value)
 
 
-def _plain(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What commands put out: tables, JSON, and files that are written whole or not at all."""
+"""Output of commands: tables, messages, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,50 @@ IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"
 
 
 def one_line(message: object) -> str:
-    """A message without its line breaks."""
+    """A message without its line breaks.
+
+    Example:
+        >>> one_line("no such\\nfolder")
+        'no such folder'
+    """
     return " ".join(str(message).split())
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table, columns of text to the left and the others to the right; with lines in a terminal."""
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table, columns of text to the left and the others to the right; with lines in a terminal.
+
+    Example:
+        >>> print_table(("site", "h"), [("up.0", 0.25), ("mid", None)])
+        site      h
+        up.0  0.250
+        mid       –
+    """
     left = [all(isinstance(value, str) for value in column) for column in zip(*rows, strict=True)]
     cells = [[_cell(value) for value in row] for row in rows]
     if sys.stdout.isatty():
-        _rich_table(headings, cells, left)
+        _print_rich_table(headings, cells, left)
         return
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
     for line in (headings, *cells):
-        padded = [
-            text.ljust(width) if to_left else text.rjust(width)
-            for text, width, to_left in zip(line, widths, left, strict=True)
-        ]
+        padded = [f"{text:{'<' if is_left else '>'}{n}}" for text, n, is_left in zip(line, widths, left, strict=True)]
         print("  ".join(padded).rstrip())
+
+
+def print_records(columns: Sequence[str] | Mapping[str, str], records: Iterable[Mapping[str, object]]) -> None:
+    """Print records as a table.
+
+    Args:
+        columns: keys of the records, or heading -> key.
+        records: a row each; what a record lacks is printed as "–".
+
+    Example:
+        >>> print_records({"mean h": "mean_h"}, [{"mean_h": 0.5}, {}])
+        mean h
+         0.500
+             –
+    """
+    keys = columns.values() if isinstance(columns, Mapping) else columns
+    print_table(list(columns), [[record.get(key) for key in keys] for record in records])
 
 
 def _cell(value: object) -> str:
@@ -49,38 +75,41 @@ def _cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _rich_table(headings: Sequence[str], cells: Sequence[Sequence[str]], left: Sequence[bool]) -> None:
+def _print_rich_table(headings: Sequence[str], cells: Sequence[Sequence[str]], left: Sequence[bool]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading, to_left in zip(headings, left, strict=True):
-        drawn.add_column(heading, justify="left" if to_left else "right", overflow="fold")
+    rich_table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading, is_left in zip(headings, left, strict=True):
+        rich_table.add_column(heading, justify="left" if is_left else "right", overflow="fold")
     for row in cells:
-        drawn.add_row(*row)
-    Console(markup=False, highlight=False).print(drawn)
+        rich_table.add_row(*row)
+    Console(markup=False, highlight=False).print(rich_table)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def free_folder(out: str | Path, ours: str, overwrite: bool) -> Path:
-    """The folder to write, checked before the long work that fills it.
+def check_output_folder(out: str | Path, ours: str, overwrite: bool) -> Path:
+    """Check the folder to write before the long work that fills it.
 
     Args:
-        ours: a regular expression for the names of files that may be overwritten. Whatever else lies in the folder is
-            not ours to lose.
+        out: the folder; it need not exist.
+        ours: a regular expression for the names of files that may be overwritten.
+        overwrite: whether a folder that is not empty may be replaced.
+
+    Returns:
+        The folder's absolute path.
 
     Raises:
-        DSASError: something is there and may not be overwritten, or nothing can be written there.
+        DSASError: it is a file, holds something that we did not write, is not empty, or cannot be written.
     """
     folder = Path(out).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
         raise DSASError(f"{out} is a file: choose a folder")
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    foreign = [name for name in names if not re.fullmatch(ours, name)]
-    if foreign:
+    if foreign := [name for name in names if not re.fullmatch(ours, name)]:
         raise DSASError(f"{out} holds {foreign[0]}, which this command did not write: choose another folder")
     if names and not overwrite:
         raise DSASError(f"{out} is there and not empty: choose another folder, or pass --overwrite")
@@ -88,8 +117,12 @@ def free_folder(out: str | Path, ours: str, overwrite: bool) -> Path:
     return folder
 
 
-def free_files(paths: Sequence[Path], overwrite: bool) -> None:
-    """Raise a DSASError when a file is there and may not be overwritten, or cannot be written."""
+def check_output_files(paths: Sequence[Path], overwrite: bool) -> None:
+    """Check the files to write before the long work that fills them.
+
+    Raises:
+        DSASError: a file is there and may not be overwritten, is a folder, or cannot be written.
+    """
     for path in paths:
         if path.is_dir():
             raise DSASError(f"{path} is a folder: choose another name")
@@ -108,14 +141,14 @@ def check_writable(path: Path) -> None:
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Make `folder` hold these files and nothing else, whole or not at all."""
+    """Replace a folder by one with these files and nothing else; if writing fails, it stays as it was."""
     with replacing_folder(folder) as draft:
         for name, content in files.items():
             (draft / name).write_bytes(content)
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Write these files; none of them when the disk does not hold all.
+    """Write these files, or none of them where the disk cannot hold all.
 
     Raises:
         DSASError: writing failed.
@@ -138,8 +171,14 @@ def write_files(files: Mapping[Path, bytes]) -> None:
             draft_path.unlink(missing_ok=True)
 
 
-def encoded(picture: Image.Image, settings: Any, suffix: str = ".png") -> bytes:
-    """A picture as a file's content; a PNG has the settings in its text chunk "dsas", as JSON."""
+def encode_picture(picture: Image.Image, settings: Any, suffix: str = ".png") -> bytes:
+    """Encode a picture as the content of a file.
+
+    Args:
+        picture: the picture.
+        settings: how it was drawn; a PNG has it in its text chunk "dsas", as JSON.
+        suffix: of the file, a key of IMAGE_FORMATS.
+    """
     options: dict[str, Any] = {"quality": 95}
     if suffix == ".png":
         note = PngImagePlugin.PngInfo()
@@ -150,6 +189,11 @@ def encoded(picture: Image.Image, settings: Any, suffix: str = ".png") -> bytes:
     return content.getvalue()
 
 
-def warn_unknown_words(words: Sequence[str]) -> str:
-    """What is to be said of words that the model does not know."""
+def unknown_words_message(words: Sequence[str]) -> str:
+    """The warning about words of a prompt that the model does not know.
+
+    Example:
+        >>> unknown_words_message(["zebra", "yak"])
+        'the model does not know zebra, yak, and cannot heed it'
+    """
     return f"the model does not know {', '.join(words)}, and cannot heed it"

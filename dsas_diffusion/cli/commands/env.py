@@ -27,12 +27,8 @@ _LIBRARIES = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Nothing to choose."""
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """What is installed, and what it runs on."""
+    """Versions of what is installed, and what it runs on."""
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return {
         "dsas": __version__,
@@ -50,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(document: dict[str, Any]) -> None:
-    """A line each."""
+    """Print a line for each."""
     width = max(map(len, document))
     for name, value in document.items():
         text = ", ".join(value) if isinstance(value, list) else value

@@ -21,43 +21,34 @@ from dsas_core.utils.versions import versions
 from ... import __version__
 from ...generation import strips
 from ...generation.pictures import decode, latent_batches, pictures_of, seeds_for
-from ...generation.settings import Settings, settings_of
+from ...generation.settings import Settings
 from ...pipelines.adapter import adapt
 from ...pipelines.prompt_check import unknown_words
 from ...steering.steer import steer
 from .. import arguments
-from ..output import IMAGE_FORMATS, encoded, free_files, free_folder, warn_unknown_words, write_files, write_folder
+from ..options import GATES
+from ..output import (
+    IMAGE_FORMATS,
+    check_output_files,
+    check_output_folder,
+    encode_picture,
+    unknown_words_message,
+    write_files,
+    write_folder,
+)
 
-#: the settings, in a folder of pictures
+#: names of files in a folder of pictures: the settings, and the grid of --compare
 SETTINGS = "generate.json"
 COMPARISON = "compare.png"
 OURS = rf"{re.escape(SETTINGS)}|{re.escape(COMPARISON)}|\d{{3,}}(-[\w.-]+)?\.png"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to draw, how to steer it, and where to."""
-    arguments.add_model(parser)
-    parser.add_argument("--prompt", "-p", action="append", required=True, help="what to draw; repeatable")
-    arguments.add_concepts(parser)
-    arguments.add_words(parser)
-    arguments.add_schedule(parser)
-    arguments.add_attaching(parser)
-    arguments.add_generation(parser)
-    parser.add_argument(
-        "--compare", action="store_true", help="add the unsteered pictures, and maps of where the concepts were seen"
-    )
-    parser.add_argument(
-        "--out",
-        "-o",
-        default="outputs/generate",
-        metavar="PATH",
-        help="a folder for one PNG each, or an image file: several pictures make a grid (default outputs/generate)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw and write; the settings, and the files of every picture."""
+    """Draw pictures and write them.
+
+    Returns:
+        The settings, and the files of every picture.
+    """
     if args.compare and not args.concept:
         args.usage("--compare needs a --concept to compare with")
     if args.words and not args.concept:
@@ -65,39 +56,37 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     out = Path(args.out).expanduser()
     suffix = out.suffix.lower()
     if suffix in IMAGE_FORMATS:
-        free_files([out, out.with_suffix(".json")], args.overwrite)
+        check_output_files([out, out.with_suffix(".json")], args.overwrite)
     elif suffix in Image.registered_extensions() or mimetypes.guess_type(out.name)[0] is not None:
         raise DSASError(f"{out}: pictures are written as {', '.join(IMAGE_FORMATS)}; without a suffix, into a folder")
     else:
-        free_folder(out, OURS, args.overwrite)
+        check_output_folder(out, OURS, args.overwrite)
     concepts = arguments.read_concepts(args.concept)
 
-    pipe = arguments.pipeline(args, steps_bar=True)
-    unknown = unknown_words(pipe, args.prompt)
-    if unknown:
-        warnings.warn(warn_unknown_words(unknown), stacklevel=2)
-    settings = settings_of(pipe, args.steps, args.guidance, args.size)
+    pipe, settings = arguments.open_for_drawing(args)
+    if unknown := unknown_words(pipe, args.prompt):
+        warnings.warn(unknown_words_message(unknown), stacklevel=2)
     columns = _draw(pipe, args, concepts, settings)
     document = _document(pipe, args, concepts, settings)
     if suffix in IMAGE_FORMATS:
         single = len(args.prompt) == 1 and not args.compare
         picture = columns["picture"][0] if single else _grid(columns, args.prompt)
-        content = {out: encoded(picture, document, suffix)}
+        content = {out: encode_picture(picture, document, suffix)}
         write_files({**content, out.with_suffix(".json"): as_json(document).encode()})
     else:
         files: dict[str, bytes] = {}
         for i, entry in enumerate(document["pictures"]):
             entry["files"] = {kind: _file_name(i, kind) for kind in columns}
-            own = {**document, "pictures": [entry]}
-            files |= {_file_name(i, kind): encoded(pictures[i], own) for kind, pictures in columns.items()}
+            record = {**document, "pictures": [entry]}
+            files |= {_file_name(i, kind): encode_picture(pictures[i], record) for kind, pictures in columns.items()}
         if args.compare:
-            files[COMPARISON] = encoded(_grid(columns, args.prompt), document)
+            files[COMPARISON] = encode_picture(_grid(columns, args.prompt), document)
         write_folder(out.resolve(), {**files, SETTINGS: as_json(document).encode()})
     return {"out": args.out, **document}
 
 
 def report(document: dict[str, Any]) -> None:
-    """Where the pictures are."""
+    """Print where the pictures are."""
     count = len(document["pictures"])
     out = Path(document["out"])
     settings = out.with_suffix(".json") if out.suffix.lower() in IMAGE_FORMATS else out / SETTINGS
@@ -105,9 +94,9 @@ def report(document: dict[str, Any]) -> None:
 
 
 def _steering(args: argparse.Namespace) -> dict[str, Any]:
-    """The options on how to steer, by their names in `steer` and in the settings that are written."""
-    names = ("gate", "combine", "within", "schedule", "interpolate_bins", "rows", "attach")
-    return {**{name: getattr(args, name) for name in names}, "words": arguments.words_by_name(args.words)}
+    """The options on how to steer, by their names in the settings that are written."""
+    options = ("gate", "combine", "within", "schedule", "interpolate_bins", "rows", "attach")
+    return {**arguments.values_of(args, *options), "words": arguments.words_by_concept(args.words)}
 
 
 def _draw(
@@ -118,18 +107,18 @@ def _draw(
     if not concepts:
         return {"picture": pictures_of(pipe, args.prompt, seeds, settings)}
     columns: dict[str, list[Image.Image]] = {"picture": []}
-    # a site in the text sees no patches
+    # a site in the text encoder has no patches to map
     denoiser = adapt(pipe).family.denoiser
-    in_patches = [concept.name for concept in concepts if any(site.root == denoiser for site in concept.sites)]
-    how = {**_steering(args), "gate": arguments.GATES[args.gate], "trace": args.compare}
-    how["branch"] = how.pop("rows")
-    with steer(pipe, dict(concepts), **how) as steering:
+    mapped = [concept.name for concept in concepts if any(site.root == denoiser for site in concept.sites)]
+    options = {**_steering(args), "gate": GATES[args.gate], "trace": args.compare}
+    options["branch"] = options.pop("rows")
+    with steer(pipe, dict(concepts), **options) as steering:
         for latents in latent_batches(pipe, args.prompt, seeds, settings):
             pictures = decode(pipe, latents)
             columns["picture"] += pictures
             if steering.trace is None:
                 continue
-            for name in in_patches:
+            for name in mapped:
                 maps = [steering.trace.heatmap(name, picture, image=i) for i, picture in enumerate(pictures)]
                 columns.setdefault(f"where {name}", []).extend(maps)
     if args.compare:
@@ -146,12 +135,12 @@ def _document(
         "model": args.model,
         "concepts": [
             {
-                "concept": given,
+                "concept": source,
                 "name": concept.name,
                 "strength": str(strength) if isinstance(strength, Auto) else strength,
                 "unit": concept.unit,
             }
-            for (given, _), (concept, strength) in zip(args.concept, concepts.items(), strict=True)
+            for (source, _), (concept, strength) in zip(args.concept, concepts.items(), strict=True)
         ],
         **_steering(args),
         "schedule": None if args.schedule is None else args.schedule.points,
@@ -162,9 +151,9 @@ def _document(
 
 
 def _file_name(index: int, kind: str) -> str:
-    """001.png for the picture itself, 001-base.png and the like for what stands beside it."""
-    beside = "" if kind == "picture" else "-" + re.sub(r"[^\w.-]+", "-", kind)
-    return f"{index + 1:03d}{beside}.png"
+    """001.png for the picture itself, 001-base.png and the like for the other kinds."""
+    suffix = "" if kind == "picture" else "-" + re.sub(r"[^\w.-]+", "-", kind)
+    return f"{index + 1:03d}{suffix}.png"
 
 
 def _grid(columns: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str]) -> Image.Image:

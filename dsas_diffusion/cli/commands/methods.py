@@ -12,42 +12,38 @@ import yaml
 from dsas_core.methods import available
 from dsas_core.methods.gates.combine import KINDS
 
-from ..output import table
+from ..output import print_table
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Nothing to choose."""
+#: kind of a method -> the options of `dsas learn` that take it
+OPTIONS = {"map": "--method", "gate": "--gate", "both": "--method, --gate"}
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Name, kind, line, options and settings of every method."""
-    return [asdict(described) for described in available()]
+    """Name, kind, summary, options and settings of every method."""
+    return [asdict(method) for method in available()]
 
 
 def report(document: list[dict[str, Any]]) -> None:
-    """A table."""
-    table(("name", "use as", ""), [(d["name"], _OPTIONS[d["kind"]], d["line"]) for d in document])
+    """Print tables of the methods and of their options, and the gates with their settings."""
+    print_table(("name", "use as", ""), [(d["name"], OPTIONS[d["kind"]], d["line"]) for d in document])
     options = [
-        (method["name"], f"{name}={_written(option['default'])}", option["takes"])
+        (method["name"], f"{name}={_as_yaml(option['default'])}", option["takes"])
         for method in document
         for name, option in method["options"].items()
     ]
-    settings = [f"{method['name']}({_settings(method['settings'])})" for method in document if method["settings"]]
+    gates = [f"{method['name']}({_format(method['settings'])})" for method in document if method["settings"]]
     print()
-    table(("of", "--option (its default)", "values"), options)
-    print(f"\nGates with their settings: {', '.join(settings)}")
+    print_table(("of", "--option (its default)", "values"), options)
+    print(f"\nGates with their settings: {', '.join(gates)}")
     print(f'Gates of gates: {", ".join(f"{kind}(…)" for kind in KINDS)}, such as "product(dsas, gaps(soft=true))"')
 
 
-def _settings(options: Mapping[str, Any]) -> str:
+def _format(options: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name}=…" if option["default"] is None else f"{name}={_written(option['default'])}"
+        f"{name}=…" if option["default"] is None else f"{name}={_as_yaml(option['default'])}"
         for name, option in options.items()
     )
 
 
-def _written(value: object) -> str:
+def _as_yaml(value: object) -> str:
     return yaml.safe_dump(value).split("\n")[0]
-
-
-_OPTIONS = {"map": "--method", "gate": "--gate", "both": "--method, --gate"}

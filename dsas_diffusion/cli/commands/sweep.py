@@ -23,24 +23,12 @@ from ...generation import strips
 from ...generation.animation import ANIMATIONS, looped
 from ...generation.compare import change
 from ...generation.pictures import decode, latent_batches, seeds_for
-from ...generation.settings import Settings, settings_of
+from ...generation.settings import Settings
 from ...learning.illustrate import ENDS
 from ...steering.steer import steer
-from ..argument_types import concept_alone, number, positive
-from ..arguments import (
-    CONCEPT,
-    GATES,
-    add_gate,
-    add_generation,
-    add_model,
-    add_within,
-    add_words,
-    generation_record,
-    pipeline,
-    shows_progress,
-    words_by_name,
-)
-from ..output import encoded, free_files, table, write_files
+from ..arguments import generation_record, open_for_drawing, shows_progress, words_by_concept
+from ..options import GATES
+from ..output import check_output_files, encode_picture, print_table, write_files
 
 SUFFIXES = (".png", *ANIMATIONS)
 GATE_NAMES = {"own": "its own gate", "on": "always on", "off": "gate off"}
@@ -48,49 +36,12 @@ GATE_NAMES = {"own": "its own gate", "on": "always on", "off": "gate off"}
 CAPTION = 80
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to draw, from which strength to which, and where to."""
-    add_model(parser)
-    parser.add_argument("--concept", "-c", required=True, type=concept_alone, metavar="FOLDER", help=CONCEPT)
-    parser.add_argument("--prompt", "-p", action="append", required=True, help="what to draw, a row each; repeatable")
-    parser.add_argument(
-        "--from",
-        dest="low",
-        type=number,
-        metavar="STRENGTH",
-        help="the lowest strength (default: the low end of a calibrated concept, else -1)",
-    )
-    parser.add_argument(
-        "--to",
-        dest="high",
-        type=number,
-        metavar="STRENGTH",
-        help="the highest strength (default: the high end of a calibrated concept, else 2)",
-    )
-    parser.add_argument(
-        "--count",
-        type=positive,
-        default=7,
-        metavar="N",
-        help="strengths, evenly spaced (default 7); 0, where it is not among them, is added",
-    )
-    add_within(parser)
-    add_gate(parser)
-    add_words(parser)
-    parser.add_argument("--compare", action="store_true", help="add a row per prompt with the gate always on")
-    add_generation(parser)
-    parser.add_argument(
-        "--out",
-        "-o",
-        action="append",
-        metavar="FILE",
-        help=".png is a strip, .gif or .webp an animation; repeatable (default outputs/sweep.png)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote there")
-
-
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw and write; how far each picture is from strength 0, what the gate said, and the files."""
+    """Draw a concept at every strength, and write the strip or animation.
+
+    Returns:
+        The settings, the change of each picture from strength 0, its mean h, and the files.
+    """
     if args.count < 2:
         args.usage(f"--count must be 2 or more, found {args.count}")
     if args.compare and args.gate == "on":
@@ -99,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for out in outs:
         if out.suffix.lower() not in SUFFIXES:
             raise DSASError(f"{out}: a strip is written as .png, an animation as {' or '.join(ANIMATIONS)}")
-        free_files([out], args.overwrite)
+        check_output_files([out], args.overwrite)
     if llm.is_language_model(args.model):
         args.usage(f"{args.model} is a language model, which draws nothing: use `dsas chat`")
     concept = Concept.from_pretrained(args.concept)
@@ -108,8 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if low >= high:
         args.usage(f"--from must be below --to, found --from {low:g} --to {high:g}")
 
-    pipe = pipeline(args, steps_bar=True)
-    settings = settings_of(pipe, args.steps, args.guidance, args.size)
+    pipe, settings = open_for_drawing(args)
     strengths = strengths_between(low, high, args.count)
     rows = _draw(pipe, args, concept, strengths, settings)
     document = _document(pipe, args, concept, strengths, settings, rows)
@@ -119,30 +69,45 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(document: dict[str, Any]) -> None:
-    """How far each picture is from strength 0, and the files."""
-    marks = [strips.strength_label(strength) for strength in document["strengths"]]
+    """Print the change of each picture from strength 0, and the files."""
+    labels = [strips.strength_label(strength) for strength in document["strengths"]]
     for row in document["rows"]:
         print(f"{row['prompt']}, gate {row['gate']}")
-        table(("strength", "change of 255", "mean h"), list(zip(marks, row["change"], row["mean_h"], strict=True)))
+        columns = zip(labels, row["change"], row["mean_h"], strict=True)
+        print_table(("strength", "change of 255", "mean h"), list(columns))
         print()
     print(f"wrote {', '.join(document['files'])}")
 
 
 def strengths_between(low: float, high: float, count: int) -> list[float]:
-    """Ascending strengths, evenly spaced, and 0 where it is not among them."""
+    """Ascending strengths, evenly spaced, and 0 where it is not among them.
+
+    Example:
+        >>> strengths_between(-1.0, 2.0, 3)
+        [-1.0, 0.0, 0.5, 2.0]
+    """
     spaced = np.linspace(low, high, count)
-    spaced[np.abs(spaced) < 1e-9 * (high - low)] = 0.0  # of thirds and tenths, 0 is met up to rounding only
+    spaced[np.abs(spaced) < 1e-9 * (high - low)] = 0.0  # a 0 that rounding has moved
     return sorted({*spaced.tolist(), 0.0})
 
 
 @dataclass
 class _Row:
-    """One prompt under one gate: by strength, its picture and the mean h of what steers it."""
+    """One prompt under one gate.
+
+    Args:
+        prompt: the prompt.
+        noise_seed: seed of its noise.
+        gate: a key of GATES.
+        label: name of the gate; empty where no other gate is beside the concept's own.
+        pictures: by strength.
+        mean_h: by strength, the mean h of the sites that steer.
+    """
 
     prompt: str
     noise_seed: int
     gate: str
-    label: str  # of the gate, where it is not the concept's own alone
+    label: str
     pictures: list[Image.Image] = field(default_factory=list)
     mean_h: list[float] = field(default_factory=list)
 
@@ -156,7 +121,7 @@ def _draw(
     prompts = list(zip(args.prompt, seeds, strict=True))
     labels = {gate: "" if gates == ["own"] else GATE_NAMES[gate] for gate in gates}
     rows = {gate: [_Row(prompt, seed, gate, labels[gate]) for prompt, seed in prompts] for gate in gates}
-    words = words_by_name(args.words)
+    words = words_by_concept(args.words)
     total = len(gates) * len(strengths) * len(args.prompt)
     with progress_bar(total, "pictures", shows_progress(args)) as bar:
         for gate in gates:
@@ -164,11 +129,11 @@ def _draw(
                 assert steering.trace is not None
                 for strength in strengths:
                     steering.strengths[concept.name] = strength
-                    left = iter(rows[gate])
+                    remaining = iter(rows[gate])
                     # the same batches at every strength: pictures then differ by nothing but the strength
                     for latents in latent_batches(pipe, args.prompt, seeds, settings):
                         for i, picture in enumerate(decode(pipe, latents)):
-                            row = next(left)
+                            row = next(remaining)
                             row.pictures.append(picture)
                             row.mean_h.append(
                                 steering.trace.mean_h(concept.name, sites=concept.steered_sites, prompt=i)
@@ -185,14 +150,14 @@ def _document(
     settings: Settings,
     rows: Sequence[_Row],
 ) -> dict[str, Any]:
-    """All that is needed to draw the same pictures again, and what was measured on them."""
+    """Everything needed to draw the same pictures again, and what was measured on them."""
     off = strengths.index(0.0)
     return {
         "model": args.model,
         "concept": {"concept": args.concept, "name": concept.name, "unit": concept.unit},
         "strengths": list(strengths),
         "within": args.within,
-        "words": words_by_name(args.words),
+        "words": words_by_concept(args.words),
         **generation_record(args, pipe, settings),
         "rows": [
             {
@@ -216,8 +181,8 @@ def _encode(
 ) -> bytes:
     """The strip or the animation as a file's content."""
     if suffix not in ANIMATIONS:
-        captions = [_add_label(_short(row.prompt), row.label) for row in rows]
-        return encoded(strips.strip([row.pictures for row in rows], strengths, captions), document)
+        captions = [_add_label(_shorten(row.prompt), row.label) for row in rows]
+        return encode_picture(strips.strip([row.pictures for row in rows], strengths, captions), document)
     if len(rows) == 1:
         frames = strips.animation(rows[0].pictures, strengths, _add_label(concept.name, rows[0].label))
     else:
@@ -230,11 +195,11 @@ def _sheet(rows: Sequence[_Row], strength: int) -> Image.Image:
     gates = len({row.gate for row in rows})
     by_prompt = [rows[i : i + gates] for i in range(0, len(rows), gates)]
     pictures = [[row.pictures[strength] for row in line] for line in by_prompt]
-    captions = [_short(line[0].prompt) for line in by_prompt]
+    captions = [_shorten(line[0].prompt) for line in by_prompt]
     return strips.grid(pictures, [row.label for row in by_prompt[0]], captions, strips.cell_of(pictures[0][0]))
 
 
-def _short(prompt: str) -> str:
+def _shorten(prompt: str) -> str:
     return textwrap.shorten(prompt, CAPTION, placeholder=" …")
 
 

@@ -71,11 +71,11 @@ def test_it_serves_until_it_is_told_to_end(dsas: Run, monkeypatch: pytest.Monkey
 
 
 def test_what_ships_is_there_when_nothing_is_named() -> None:
-    drawn, spoken = app._concepts(None, "builtin:emoji"), app._concepts(None, "builtin:chat")
+    drawn, spoken = app._read_concepts(None, "builtin:emoji"), app._read_concepts(None, "builtin:chat")
     assert "banana-blur" in [concept.name for concept in drawn]
     assert [concept.name for concept in spoken] == ["rudeness"]
-    assert app._concepts([], "builtin:emoji") == []
-    assert app._concepts(["builtin:rudeness"], "builtin:emoji") == [Concept.from_pretrained("builtin:rudeness")]
+    assert app._read_concepts([], "builtin:emoji") == []
+    assert app._read_concepts(["builtin:rudeness"], "builtin:emoji") == [Concept.from_pretrained("builtin:rudeness")]
 
 
 @pytest.mark.parametrize(

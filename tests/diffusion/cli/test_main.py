@@ -132,7 +132,7 @@ def test_our_warnings_are_one_line_and_others_are_silent(
         warnings.warn_explicit("old", FutureWarning, "x.py", 1, "sklearn")
         raise output.DSASError("stop")
 
-    monkeypatch.setattr("dsas_diffusion.cli.arguments.pipeline", warning)
+    monkeypatch.setattr("dsas_diffusion.cli.arguments.open_pipeline", warning)
     code, _, err = dsas("doctor", "-c", concept, "-p", "x")
     assert (code, err) == (1, "dsas: warning: sites were never reached\ndsas: error: stop\n")
 

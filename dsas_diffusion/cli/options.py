@@ -1,0 +1,77 @@
+"""The options of every command, from `options.yaml` to argparse."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+from dsas_core.evaluation import ARMS, Plan
+from dsas_core.learning.prompts.prompt_set import COUNT
+from dsas_core.learning.recipe import Recipe
+from dsas_core.steering.steering import COMBINE, WITHIN
+
+from ..pipelines.batch_layout import BRANCHES
+from ..steering.steer import ATTACH
+from . import argument_types
+
+#: value of --gate -> `gate` of `steer`
+GATES = {"own": None, "on": "on", "off": "off"}
+#: what `options.yaml` names as $NAME
+VALUES: Mapping[str, Any] = {
+    "ARMS": tuple(ARMS),
+    "ATTACH": ATTACH,
+    "BRANCHES": BRANCHES,
+    "COMBINE": COMBINE,
+    "CONCEPT": "a concept's folder, its Hub name, or builtin:NAME",
+    "COUNT": COUNT,
+    "GATES": tuple(GATES),
+    "PLAN_COUNT": Plan.count,
+    "PLAN_SEEDS": Plan.seeds,
+    # the fields of a recipe that have no option of their own
+    "RECIPE": ", ".join(f.name for f in fields(Recipe) if f.name not in ("method", "gate", "options", "seed")),
+    "WITHIN": [kind for kind in WITHIN if kind],
+}
+
+_FILE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+#: command -> its options, in the order of `dsas --help`
+COMMANDS: Mapping[str, Sequence[Any]] = _FILE["commands"]
+
+
+def add_options(parser: argparse._ActionsContainer, options: Sequence[Any]) -> None:
+    """Add options to a parser.
+
+    Args:
+        parser: the parser of a command, or a group of it.
+        options: as `options.yaml` lists them: a group's name, `{"one of": {…}}`, or `{"--long -s": settings}`.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> add_options(parser, ["seed", {"--prompt -p": {"help": "what to draw"}}])
+        >>> parser.parse_args(["-p", "a dog"])
+        Namespace(seed=0, prompt='a dog')
+    """
+    for item in options:
+        if isinstance(item, str):
+            add_options(parser, _FILE["groups"][item])
+        elif "one of" in item:
+            add_options(parser.add_mutually_exclusive_group(required=True), [item["one of"]])
+        else:
+            for flags, settings in item.items():
+                parser.add_argument(*flags.split(), **_resolve(settings))
+
+
+def _resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one option, its type and what stands for values replaced by these."""
+    resolved = {**settings, "help": Template(settings["help"]).substitute(VALUES)}
+    if "type" in settings:
+        resolved["type"] = getattr(argument_types, settings["type"])
+    for key in ("choices", "default"):
+        if str(settings.get(key)).startswith("$"):
+            resolved[key] = VALUES[settings[key][1:]]
+    return resolved
