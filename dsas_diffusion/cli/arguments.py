@@ -18,6 +18,7 @@ from dsas_core.utils.processes import Share, process_share
 from dsas_core.utils.progress import progress_bar
 
 from ..generation.settings import Settings
+from ..pipelines.adapter import PipelineAdapter
 from ..pipelines.batch_layout import BRANCHES
 from ..pipelines.load import load_pipeline
 from ..steering.steer import ATTACH
@@ -148,15 +149,15 @@ def add_settings(parser: argparse.ArgumentParser, default: str = "as suits the m
     parser.add_argument("--size", type=positive, metavar="PIXELS", help=f"of a picture's side (default: {default})")
 
 
-def generation_record(args: argparse.Namespace, pipe: Any, settings: Settings) -> dict[str, Any]:
+def generation_record(args: argparse.Namespace, adapter: PipelineAdapter, settings: Settings) -> dict[str, Any]:
     """Seed, settings, device and precision of pictures, to draw the same ones again."""
     return {
         "seed": args.seed,
         "steps": settings.steps,
         "guidance": settings.guidance,
         "size": settings.size,
-        "device": str(pipe.device),
-        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "device": str(adapter.pipe.device),
+        "dtype": str(adapter.pipe.dtype).removeprefix("torch."),
     }
 
 

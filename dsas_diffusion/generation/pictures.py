@@ -1,7 +1,4 @@
-"""Making pictures reproducibly: every prompt has a seed of its own, so a picture does not depend on its batch.
-
-All functions take a pipeline, or its adapter.
-"""
+"""Making pictures reproducibly: every prompt has a seed of its own, so a picture does not depend on its batch."""
 
 from __future__ import annotations
 
@@ -18,13 +15,12 @@ from dsas_core.model.fingerprints import weights_digest
 from dsas_core.utils.progress import heartbeat
 from dsas_core.utils.versions import versions
 
-from ..pipelines.adapter import PipelineAdapter, adapt
+from ..pipelines.adapter import PipelineAdapter
 from .settings import Settings, guidance_argument, use_scheduler
 
 
-def made_by(pipe: Any) -> dict[str, Any]:
+def made_by(adapter: PipelineAdapter) -> dict[str, Any]:
     """What latents depend on beside prompts and settings, as plain data."""
-    adapter = adapt(pipe)
     scheduler = adapter.pipe.scheduler
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     content = repr((type(scheduler).__name__, sorted(config.items(), key=str)))
@@ -49,15 +45,15 @@ def seeds_for(prompts: Sequence[str], seed: int) -> list[int]:
 
 @torch.no_grad()
 def latents_of(
-    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
+    adapter: PipelineAdapter, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
 ) -> torch.Tensor:
     """Denoised latents [n, channels, height, width] of each prompt; of FLUX and Qwen packed, [n, patches, width]."""
-    return torch.cat(list(latent_batches(pipe, prompts, seeds, settings, batch)))
+    return torch.cat(list(latent_batches(adapter, prompts, seeds, settings, batch)))
 
 
 @torch.no_grad()
 def latent_batches(
-    pipe: Any,
+    adapter: PipelineAdapter,
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: Settings,
@@ -65,7 +61,6 @@ def latent_batches(
     negative: str | None = None,
 ) -> Iterator[torch.Tensor]:
     """As `latents_of`, batch by batch; with a negative prompt where one is given."""
-    adapter = adapt(pipe)
     scale = guidance_argument(adapter)
     more: dict[str, Any] = {scale: settings.guidance}
     if settings.size is not None:
@@ -90,9 +85,9 @@ def latent_batches(
         yield made.images
 
 
-def size_of(pipe: Any, latents: torch.Tensor) -> tuple[int, int]:
+def size_of(adapter: PipelineAdapter, latents: torch.Tensor) -> tuple[int, int]:
     """Height and width of the pictures that latents become; packed ones are of squares."""
-    scale: int = adapt(pipe).pipe.vae_scale_factor
+    scale: int = adapter.pipe.vae_scale_factor
     if latents.ndim == 3:
         side = 2 * math.isqrt(latents.shape[1]) * scale
         return side, side
@@ -101,9 +96,8 @@ def size_of(pipe: Any, latents: torch.Tensor) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def decode(pipe: Any, latents: torch.Tensor, batch: int = 32) -> list[Image.Image]:
+def decode(adapter: PipelineAdapter, latents: torch.Tensor, batch: int = 32) -> list[Image.Image]:
     """Latents to PIL images."""
-    adapter = adapt(pipe)
     vae = adapter.pipe.vae
     own = vae.dtype
     overflows = own == torch.float16 and bool(vae.config.get("force_upcast"))  # as SDXL's own does in float16
@@ -139,9 +133,9 @@ def _codes(adapter: PipelineAdapter, latents: torch.Tensor) -> torch.Tensor:
     return latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
 
 
-def pack_latents(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
+def pack_latents(adapter: PipelineAdapter, latents: torch.Tensor) -> torch.Tensor:
     """Latents as the denoiser takes them, where the pipeline gives them as the VAE does: FLUX.2 [klein]."""
-    pipe = adapt(pipe).pipe
+    pipe = adapter.pipe
     if latents.ndim == 3 or not hasattr(pipe, "_patchify_latents"):
         return latents
     mean, deviation = _patch_scale(pipe.vae)
@@ -155,7 +149,7 @@ def _patch_scale(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def pictures_of(
-    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
+    adapter: PipelineAdapter, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
 ) -> list[Image.Image]:
     """A picture of each prompt."""
-    return decode(pipe, latents_of(pipe, prompts, seeds, settings, batch))
+    return decode(adapter, latents_of(adapter, prompts, seeds, settings, batch))

@@ -70,9 +70,9 @@ def guidance_argument(adapter: PipelineAdapter) -> str:
     return "guidance_scale" if true is None or true.default <= 1 else "true_cfg_scale"
 
 
-def other_schedulers(pipe: Any) -> list[str]:
-    """Schedulers that a pipeline, or an adapter's, can take in place of its own, of those in use; at most two."""
-    own = adapt(pipe).pipe.scheduler
+def other_schedulers(adapter: PipelineAdapter) -> list[str]:
+    """Schedulers that a pipeline can take in place of its own, of those in use; at most two."""
+    own = adapter.pipe.scheduler
     flows = bool(getattr(own.config, "use_flow_sigmas", False))
     found = [
         kind.__name__

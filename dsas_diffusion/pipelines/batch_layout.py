@@ -16,7 +16,7 @@ from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.model.hooks import Call, Describe
 from dsas_core.model.sites import Joint
 
-from .adapter import adapt
+from .adapter import PipelineAdapter
 from .families.spec import TextEncoder
 from .generation_watcher import GenerationRequest, GenerationWatcher
 from .prompt_tokens import POSITIONS, PromptTokens
@@ -40,7 +40,7 @@ class BatchLayout:
     """Tells the rows of a pipeline's calls while it is watched. A context manager; undone on exit.
 
     Args:
-        pipe: the pipeline, or its adapter.
+        adapter: of the pipeline.
         branch: "conditional" steers the rows of the prompt, "unconditional" those of the negative prompt, "both" all.
         positions: in the text, "words" counts the tokens of the prompt up to the first end token, "all" also what is
             behind it, as far as the denoiser reads it: Stable Diffusion's reads padding, those that are told which
@@ -55,14 +55,14 @@ class BatchLayout:
 
     def __init__(
         self,
-        pipe: Any,
+        adapter: PipelineAdapter,
         branch: str = "conditional",
         positions: str = "all",
         on_generation: Callable[[GenerationRequest], object] | None = None,
     ) -> None:
         if branch not in BRANCHES or positions not in POSITIONS:
             raise DSASError(f"branch {branch!r}, positions {positions!r}: expected {BRANCHES} and {POSITIONS}")
-        self.adapter = adapt(pipe)
+        self.adapter = adapter
         self.branch, self.positions, self.on_generation = branch, positions, on_generation
         self.latents = (0, 0)
         self.skips = self.by_hand = False

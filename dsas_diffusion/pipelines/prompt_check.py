@@ -5,9 +5,8 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from .adapter import adapt
+from .adapter import PipelineAdapter
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,17 @@ class Reading:
         return self.tokens > self.tokens_read
 
 
-def unknown_words(pipe: Any, prompts: Sequence[str]) -> tuple[str, ...]:
+def unknown_words(adapter: PipelineAdapter, prompts: Sequence[str]) -> tuple[str, ...]:
     """The words of prompts that the model cannot know, each once."""
-    return reading(pipe, " ".join(dict.fromkeys(word for text in prompts for word in text.split()))).unknown_words
+    return reading(adapter, " ".join(dict.fromkeys(word for text in prompts for word in text.split()))).unknown_words
 
 
-def reading(pipe: Any, prompt: str) -> Reading:
-    """How a pipeline, or one that has an adapter already, reads a prompt.
+def reading(adapter: PipelineAdapter, prompt: str) -> Reading:
+    """How a pipeline reads a prompt.
 
     In the built-in model's vocabulary every word is one token, and one that falls apart is unknown. Other vocabularies
     spell rare words in pieces that they know well.
     """
-    adapter = adapt(pipe)
     tokenizer = max((one.tokenizer for one in adapter.tokens), key=lambda one: one.model_max_length)
     unknown: tuple[str, ...] = ()
     if adapter.is_builtin:

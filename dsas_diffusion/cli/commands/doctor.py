@@ -17,6 +17,7 @@ from dsas_core.steering.trace import Record
 from ...generation.compare import UNCHANGED, change
 from ...generation.pictures import pictures_of, seeds_for
 from ...generation.settings import settings_of
+from ...pipelines.adapter import adapt
 from ...pipelines.prompt_check import reading
 from ...steering.steer import steer
 from .. import arguments
@@ -81,11 +82,11 @@ def _answer(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, 
 
 def _draw(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
     """What happened in the picture of a prompt."""
-    pipe = arguments.pipeline(args, steps_bar=True)
-    settings = settings_of(pipe, args.steps, args.guidance, args.size)
-    generation = pipe, [args.prompt], seeds_for([args.prompt], args.seed), settings
+    adapter = adapt(arguments.pipeline(args, steps_bar=True))
+    settings = settings_of(adapter, args.steps, args.guidance, args.size)
+    generation = adapter, [args.prompt], seeds_for([args.prompt], args.seed), settings
     words = arguments.words_by_name(args.words)
-    with steer(pipe, dict.fromkeys(concepts, args.strength), words=words, trace=True) as steering:
+    with steer(adapter, dict.fromkeys(concepts, args.strength), words=words, trace=True) as steering:
         steered = pictures_of(*generation)
         observed = _observed(args, concepts, steering)
     difference = change(pictures_of(*generation), steered)[0]
@@ -98,7 +99,7 @@ def _draw(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, An
         "words": words.get(concepts[0].name, []),
         "pixel_difference": float(difference),
         "changed": bool(difference > UNCHANGED),
-        **asdict(reading(pipe, args.prompt)),
+        **asdict(reading(adapter, args.prompt)),
     }
 
 

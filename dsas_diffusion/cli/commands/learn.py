@@ -26,6 +26,7 @@ from dsas_core.utils.files import replacing_folder
 
 from ...learning.illustrate import illustrate
 from ...learning.learn import Lesson
+from ...pipelines.adapter import adapt
 from ...pipelines.prompt_check import unknown_words
 from ...vision.segmentation import Masks, segmenter_for
 from .. import arguments
@@ -193,7 +194,7 @@ def _picture_lesson(
     """Prompts to learn from with a pipeline, and what makes samples for the card."""
     pipe = arguments.pipeline(args)
     sides = prompts.draw(args.count, args.seed)
-    unknown = unknown_words(pipe, [prompt for side in sides.values() for prompt in side])
+    unknown = unknown_words(adapt(pipe), [prompt for side in sides.values() for prompt in side])
     _print(args, *([f"hint: {warn_unknown_words(unknown)}"] if unknown else []))
     names = ("sites", "seed", "count", "steps", "guidance", "size", "edges", "store")
     settings = {name: getattr(args, name) for name in names}

@@ -25,6 +25,7 @@ from ...generation.compare import change
 from ...generation.pictures import decode, latent_batches, seeds_for
 from ...generation.settings import Settings, settings_of
 from ...learning.illustrate import ENDS
+from ...pipelines.adapter import PipelineAdapter, adapt
 from ...steering.steer import steer
 from ..argument_types import concept_alone, number, positive
 from ..arguments import (
@@ -108,11 +109,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if low >= high:
         args.usage(f"--from must be below --to, found --from {low:g} --to {high:g}")
 
-    pipe = pipeline(args, steps_bar=True)
-    settings = settings_of(pipe, args.steps, args.guidance, args.size)
+    adapter = adapt(pipeline(args, steps_bar=True))
+    settings = settings_of(adapter, args.steps, args.guidance, args.size)
     strengths = strengths_between(low, high, args.count)
-    rows = _draw(pipe, args, concept, strengths, settings)
-    document = _document(pipe, args, concept, strengths, settings, rows)
+    rows = _draw(adapter, args, concept, strengths, settings)
+    document = _document(adapter, args, concept, strengths, settings, rows)
     files = {out: _encode(out.suffix.lower(), concept, strengths, rows, document) for out in outs}
     write_files(files)
     return {**document, "files": [str(out) for out in files]}
@@ -148,7 +149,7 @@ class _Row:
 
 
 def _draw(
-    pipe: Any, args: argparse.Namespace, concept: Concept, strengths: Sequence[float], settings: Settings
+    adapter: PipelineAdapter, args: argparse.Namespace, concept: Concept, strengths: Sequence[float], settings: Settings
 ) -> list[_Row]:
     """Every prompt at every strength; the rows of a prompt, one per gate, lie together."""
     gates = [args.gate, "on"] if args.compare else [args.gate]
@@ -160,14 +161,15 @@ def _draw(
     total = len(gates) * len(strengths) * len(args.prompt)
     with progress_bar(total, "pictures", shows_progress(args)) as bar:
         for gate in gates:
-            with steer(pipe, {concept: 0.0}, gate=GATES[gate], within=args.within, words=words, trace=True) as steering:
+            how = {"gate": GATES[gate], "within": args.within, "words": words}
+            with steer(adapter, {concept: 0.0}, trace=True, **how) as steering:
                 assert steering.trace is not None
                 for strength in strengths:
                     steering.strengths[concept.name] = strength
                     left = iter(rows[gate])
                     # the same batches at every strength: pictures then differ by nothing but the strength
-                    for latents in latent_batches(pipe, args.prompt, seeds, settings):
-                        for i, picture in enumerate(decode(pipe, latents)):
+                    for latents in latent_batches(adapter, args.prompt, seeds, settings):
+                        for i, picture in enumerate(decode(adapter, latents)):
                             row = next(left)
                             row.pictures.append(picture)
                             row.mean_h.append(
@@ -178,7 +180,7 @@ def _draw(
 
 
 def _document(
-    pipe: Any,
+    adapter: PipelineAdapter,
     args: argparse.Namespace,
     concept: Concept,
     strengths: Sequence[float],
@@ -193,7 +195,7 @@ def _document(
         "strengths": list(strengths),
         "within": args.within,
         "words": words_by_name(args.words),
-        **generation_record(args, pipe, settings),
+        **generation_record(args, adapter, settings),
         "rows": [
             {
                 "prompt": row.prompt,

@@ -87,7 +87,7 @@ class PictureService:
         order = Order("a picture", 0, replace(self.usual, steps=TRIED), gate="on")
         try:
             with self._turn, self._steered(order, {concept: 1.0}):
-                latents = latents_of(self.pipe, [order.prompt], [order.seed], order.settings)
+                latents = latents_of(self.adapter, [order.prompt], [order.seed], order.settings)
         except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
             raise ModelMismatchError(f"concept {concept.name!r} does not fit this model's layers: {reason}") from None
@@ -178,7 +178,7 @@ class PictureService:
             keep_latest(self._bases, key, (picture, time.perf_counter() - began), KEPT)
         self._bases.move_to_end(key)
         picture, seconds = self._bases[key]
-        return Drawing(order, reading(self.pipe, order.prompt), picture, seconds, cached)
+        return Drawing(order, reading(self.adapter, order.prompt), picture, seconds, cached)
 
     def _keep(self, trace: PictureTrace) -> None:
         """Empty the oldest traces, where visitors' drawings hold more than is kept of all."""
@@ -192,7 +192,7 @@ class PictureService:
             oldest.clear()
 
     def _picture(self, order: Order) -> Image.Image:
-        return decode(self.pipe, latents_of(self.pipe, [order.prompt], [order.seed], order.settings))[0]
+        return decode(self.adapter, latents_of(self.adapter, [order.prompt], [order.seed], order.settings))[0]
 
     def _steered(self, order: Order, concepts: Mapping[Concept, float]) -> PipelineSteering:
         return steer(

@@ -91,4 +91,4 @@ def test_what_is_not_loaded_is_no_obstacle_to_steering_but_to_drawing_from_promp
         with pytest.raises(DSASError, match=r"no sites of the role 'text': it has cross, self, block$"):
             find_sites(ddim_pipe)
         with pytest.raises(DSASError, match="no text encoder, whose tokens are asked for"):
-            reading(ddim_pipe, "a dog")
+            reading(adapt(ddim_pipe), "a dog")
