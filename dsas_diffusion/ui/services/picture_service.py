@@ -222,7 +222,7 @@ class PictureService:
         """
         tokens = self.adapter.tokens[0]
         h = [record.h for record in records if record.timestep is None and record.site.root == tokens.encoder.part]
-        if not h or tokens.encoder.wording is not plain:
+        if not h or tokens.encoder.prompt_template is not plain:
             return ()
         opened = torch.stack([(each > OPEN).any(0) for each in h if each.shape[1] == h[0].shape[1]]).any(0)
         ids, tokenizer = tokens.ids([prompt], len(opened))[0], tokens.tokenizer
