@@ -95,7 +95,7 @@ class RecordedCall:
             yield
 
     def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        return self._rows.of_prompts(args, kwargs)
+        return self._rows.prompt_call(args, kwargs)
 
     def replay(self, latents: torch.Tensor, timestep: float) -> None:
         """Have the denoiser look at other latents, at a timestep of 0 (clean) to 1000 (noise)."""

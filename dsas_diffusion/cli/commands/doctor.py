@@ -18,7 +18,7 @@ from ...generation.compare import UNCHANGED, change
 from ...generation.pictures import pictures_of, seeds_for
 from ...generation.settings import settings_of
 from ...pipelines.adapter import adapt
-from ...pipelines.prompt_check import reading
+from ...pipelines.prompt_check import check_prompt
 from ...steering.steer import steer
 from .. import arguments
 from ..argument_types import number
@@ -99,7 +99,7 @@ def _draw(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, An
         "words": words.get(concepts[0].name, []),
         "pixel_difference": float(difference),
         "changed": bool(difference > UNCHANGED),
-        **asdict(reading(adapter, args.prompt)),
+        **asdict(check_prompt(adapter, args.prompt)),
     }
 
 

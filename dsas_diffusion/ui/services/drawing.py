@@ -15,7 +15,7 @@ from ...generation import strips
 from ...generation.animation import looped
 from ...generation.compare import UNCHANGED
 from ...generation.settings import Settings
-from ...pipelines.prompt_check import Reading
+from ...pipelines.prompt_check import PromptCheck
 from ...steering.schedule import Schedule
 from ...steering.trace import PictureTrace
 
@@ -73,7 +73,7 @@ class Drawing:
     """
 
     order: Order
-    prompt_check: Reading
+    prompt_check: PromptCheck
     base: Image.Image
     base_seconds: float
     cached: bool

@@ -30,7 +30,7 @@ from ...generation.settings import settings_of
 from ...learning.illustrate import ENDS
 from ...pipelines.adapter import adapt
 from ...pipelines.families.prompt_templates import plain
-from ...pipelines.prompt_check import reading
+from ...pipelines.prompt_check import check_prompt
 from ...pipelines.sites import site_name
 from ...steering.steer import PipelineSteering, steer
 from ...steering.trace import PictureTrace
@@ -178,7 +178,7 @@ class PictureService:
             keep_latest(self._bases, key, (picture, time.perf_counter() - began), KEPT)
         self._bases.move_to_end(key)
         picture, seconds = self._bases[key]
-        return Drawing(order, reading(self.adapter, order.prompt), picture, seconds, cached)
+        return Drawing(order, check_prompt(self.adapter, order.prompt), picture, seconds, cached)
 
     def _keep(self, trace: PictureTrace) -> None:
         """Empty the oldest traces, where visitors' drawings hold more than is kept of all."""

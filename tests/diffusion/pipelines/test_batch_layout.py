@@ -126,7 +126,7 @@ def test_where_embeddings_come_from_is_known(tiny_pipe: Any) -> None:
         for given in (before, first, second, first.clone()):
             tiny_pipe.encode_prompt(None, "cpu", 1, False, prompt_embeds=given)
             seen.append(rows.request.embeddings)
-    assert seen == ["", "given", "made here", "made here", "given"]
+    assert seen == ["", "given", "encoded here", "encoded here", "given"]
 
 
 def test_a_new_generation_is_announced_with_its_prompts(tiny_pipe: Any) -> None:

@@ -247,7 +247,7 @@ def test_embeddings_that_are_ready_made(family: str, inside: bool) -> None:
         for _ in range(2):
             options = {GUIDED.get(family, "guidance_scale"): 3.0, "output_type": "latent", **given}
             pipe(height=SIZE, width=SIZE, num_inference_steps=1, **options)
-            assert told.request.embeddings in (("", "made here") if inside else ("given",))
+            assert told.request.embeddings in (("", "encoded here") if inside else ("given",))
     calls = [call for root, call in recorder.calls if root == adapt(pipe).family.denoiser]
     assert [(call.steered.tolist(), call.prompts.tolist()) for call in calls] == CALLS[family] * 2
 
