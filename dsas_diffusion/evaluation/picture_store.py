@@ -23,7 +23,7 @@ from dsas_core.evaluation.arms import BLIND, SCORES, Scores, load_scores, save_s
 from dsas_core.model.fingerprints import weights_digest
 from dsas_core.steering.strengths import Auto
 
-from ..generation.pictures import decode, latent_batches, made_by, seeds_for, size_of
+from ..generation.pictures import decode, latent_batches, model_key, seeds_for, size_of
 from ..generation.settings import Settings
 from ..pipelines.adapter import PipelineAdapter
 from ..steering.steer import steer
@@ -73,7 +73,7 @@ class PictureStore:
         adapter = self.adapter
         #: what all pictures depend on, beside concept, prompts and settings
         self.model_key = {
-            **made_by(adapter),
+            **model_key(adapter),
             "decoder": weights_digest({"vae": adapter.pipe.vae}),
             "precision": cost.precision(adapter.denoiser),
         }

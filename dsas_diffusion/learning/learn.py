@@ -29,7 +29,7 @@ from dsas_core.steering.steering import Steering
 from dsas_core.utils.processes import process_share
 from dsas_core.utils.progress import progress_bar
 
-from ..generation.pictures import decode, latent_batches, made_by, seeds_for
+from ..generation.pictures import decode, latent_batches, model_key, seeds_for
 from ..generation.settings import settings_of
 from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
@@ -196,7 +196,7 @@ class PictureLearner(Learner[str]):
     def _about(self) -> dict[str, Any]:
         """What the walk depends on."""
         return {
-            **made_by(self.adapter),
+            **model_key(self.adapter),
             "prompts": self.fitting,
             **self.own_settings,
             "seed": self.seed,

@@ -136,7 +136,7 @@ class GenerationWatcher:
         return result
 
     def _prepare_uncounted(self, prepare: Callable[[], Any], arguments: dict[str, Any]) -> Any:
-        """For pipelines that do not tell `encode_prompt` how many pictures to draw, nor call it for given embeddings."""
+        """For pipelines whose `encode_prompt` is not told how many pictures, nor called for ready-made embeddings."""
         pictures = int(arguments["batch_size"])
         if not self._recorded:
             encoded_here = any(tensor() is not None for tensor, _ in self._embeddings)

@@ -20,7 +20,7 @@ from dsas_core.utils.versions import versions
 
 from ... import __version__
 from ...generation import strips
-from ...generation.animation import ANIMATIONS, looped
+from ...generation.animation import ANIMATIONS, encode_animation
 from ...generation.compare import change
 from ...generation.pictures import decode, latent_batches, seeds_for
 from ...generation.settings import Settings, settings_of
@@ -224,7 +224,7 @@ def _encode(
         frames = strips.animation(rows[0].pictures, strengths, _add_label(concept.name, rows[0].label))
     else:
         frames = strips.animation([_sheet(rows, i) for i in range(len(strengths))], strengths, concept.name)
-    return looped(frames, suffix)
+    return encode_animation(frames, suffix)
 
 
 def _sheet(rows: Sequence[_Row], strength: int) -> Image.Image:

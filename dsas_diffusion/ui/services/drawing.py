@@ -12,7 +12,7 @@ from PIL import Image
 from dsas_core.errors import DSASError, PromptError
 
 from ...generation import strips
-from ...generation.animation import looped
+from ...generation.animation import encode_animation
 from ...generation.compare import UNCHANGED
 from ...generation.settings import Settings
 from ...pipelines.prompt_check import PromptCheck
@@ -107,4 +107,4 @@ class Strip:
 
     def animated(self, suffix: str = ".webp") -> bytes:
         """Forth and back in a loop."""
-        return looped(strips.animation(self.pictures, self.strengths, self.concept), suffix)
+        return encode_animation(strips.animation(self.pictures, self.strengths, self.concept), suffix)

@@ -243,7 +243,7 @@ def test_nothing_is_written_when_it_is_interrupted_halfway(
     def interrupted(*_: object) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "looped", interrupted)
+    monkeypatch.setattr(sweep, "encode_animation", interrupted)
     given = (*prompts("a banana"), "--count", 2, "--out", tmp_path / "a.png", "--out", tmp_path / "a.gif", "--quiet")
     code, _, err = dsas(*given)
     assert code == 130
