@@ -21,6 +21,7 @@ from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import RELATIONS
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings, settings_of
+from dsas_diffusion.pipelines.adapter import adapt
 
 
 def said_exactly(scene: Scene) -> bool:
@@ -52,7 +53,7 @@ def model_quality(pipe: Any, judge: Judge, count: int, seed: int, settings: Sett
     single, exact, styles, sides = [], [], [], []
     for number, drawn in scenes.items():
         captions = [scene.caption for scene in drawn]
-        verdicts = judge.look(pictures_of(pipe, captions, seeds_for(captions, seed + number), settings))
+        verdicts = judge.look(pictures_of(adapt(pipe), captions, seeds_for(captions, seed + number), settings))
         for scene, verdict in zip(drawn, verdicts, strict=True):
             wanted = {item.thing: item.style for item in scene.items}
             styles += [verdict.styles[thing] == style for thing, style in wanted.items() if thing in verdict.styles]
@@ -91,7 +92,7 @@ def main() -> None:
     report["model"] = model_quality(pipe, judge, args.pictures, args.seed, settings)
     report["model"]["seconds_a_picture"] = (time.monotonic() - began) / args.pictures
     began = time.monotonic()
-    pictures_of(pipe, ["a banana"], [0], settings)
+    pictures_of(adapt(pipe), ["a banana"], [0], settings)
     report["model"]["seconds_one_picture_alone"] = time.monotonic() - began
     report |= {"seed": args.seed, **made_with()}
     write(args.out, report)

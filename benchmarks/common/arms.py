@@ -19,6 +19,7 @@ from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation.compare import UNCHANGED, change
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings
+from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.vision import builtin_metrics
 from dsas_diffusion.vision.builtin_metrics import StyleEdit
 from dsas_diffusion.vision.localisation import Localisation, average, localisation
@@ -45,7 +46,7 @@ def draw(
     """Pictures of one arm; the same prompts and seed start from the same noise in every arm."""
     attached = nullcontext() if concept is None else dsas.steer(pipe, {concept: strength}, gate=gate)
     with attached:
-        return pictures_of(pipe, prompts, seeds_for(prompts, seed), settings, BATCH)
+        return pictures_of(adapt(pipe), prompts, seeds_for(prompts, seed), settings, BATCH)
 
 
 def draw_traced(
@@ -59,7 +60,7 @@ def draw_traced(
     with dsas.steer(pipe, {concept: strength}, trace=True) as steering:
         for start in range(0, len(prompts), BATCH):
             batch = slice(start, start + BATCH)
-            made = pictures_of(pipe, prompts[batch], seeds[batch], settings, BATCH)
+            made = pictures_of(adapt(pipe), prompts[batch], seeds[batch], settings, BATCH)
             pictures += made
             h += [steering.trace.mean_h(concept.name)] * len(made)
             for site, found in heats.items():

@@ -22,6 +22,7 @@ from benchmarks.common.records import PROMPTS, ROOT, made_with, parser_of, resul
 from benchmarks.cost.model_shapes import xl_unet
 from dsas_core.learning.recipe import Recipe
 from dsas_diffusion.generation.pictures import latent_batches, seeds_for
+from dsas_diffusion.pipelines.adapter import adapt
 
 COUNT, STEPS, BATCH = 12, 4, 4
 
@@ -47,7 +48,7 @@ def run(arm: str, width: int, seed: int) -> dict[str, float]:
             assert {site for site, _, _ in capture.rows} == set(lesson.sites)
         else:
             for texts in lesson.fitting.values():
-                for _ in latent_batches(pipe, texts, seeds_for(texts, seed), lesson.settings, BATCH):
+                for _ in latent_batches(adapt(pipe), texts, seeds_for(texts, seed), lesson.settings, BATCH):
                     pass
         written = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
     return {"loaded": loaded, "peak": peak(), "written": written / 2**20, "sites": len(lesson.sites)}

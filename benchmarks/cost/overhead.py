@@ -60,13 +60,13 @@ def steered_over_unsteered(pipe: Any, concept: dsas.Concept, rounds: int) -> dic
     """
     settings = settings_of(pipe)
     times: dict[str, list[float]] = {"unsteered": [], "steered": [], "control": []}
-    latents_of(pipe, [PROMPT], [0], settings)
+    latents_of(adapt(pipe), [PROMPT], [0], settings)
     for round_ in range(rounds):
         names = list(times) if round_ % 2 else list(times)[::-1]
         for name in names:
             attached = dsas.steer(pipe, {concept: 1.0}) if name == "steered" else None
             began = time.process_time()
-            latents_of(pipe, [PROMPT], [round_], settings)
+            latents_of(adapt(pipe), [PROMPT], [round_], settings)
             times[name].append(time.process_time() - began)
             if attached is not None:
                 attached.detach()
@@ -100,7 +100,7 @@ def learning_over_generations(pipe: Any, seed: int) -> dict[str, float]:
     batches += [trial] * len(concept.evidence["unit"]["trials"])
     began = time.process_time()
     for texts in batches:
-        latents_of(pipe, texts, seeds_for(texts, seed), settings)
+        latents_of(adapt(pipe), texts, seeds_for(texts, seed), settings)
     bare = time.process_time() - began
     return {"learning": learning / bare, "generations": sum(map(len, batches))}
 
@@ -114,7 +114,7 @@ def random_concepts(model: Model, count: int) -> list[dsas.Concept]:
     widths = _Widths()
     with (
         torch.no_grad(),
-        BatchLayout(model.pipe) as told,
+        BatchLayout(adapt(model.pipe)) as told,
         visit(adapt(model.pipe).roots, sites, widths, told.describe()),
     ):
         model.begin()

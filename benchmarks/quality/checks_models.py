@@ -195,6 +195,7 @@ class Studio(Bench):
     def __init__(self) -> None:
         super().__init__()
         self.pipe = dsas.load_pipeline("builtin:emoji")
+        self.adapter = adapt(self.pipe)
         self.settings = settings_of(self.pipe)
         file = load_prompts(PROMPTS / "banana-blur.yaml")
         judge = judge_from(file.to_dict()["judge"])
@@ -257,7 +258,9 @@ class Studio(Bench):
             h = []
             with dsas.steer(self.pipe, {concept: 0.0}, trace=True) as steering:
                 assert steering.trace is not None
-                for _ in latent_batches(self.pipe, texts, seeds_for(texts, HELD_OUT + 1 - place), self.settings, BATCH):
+                for _ in latent_batches(
+                    self.adapter, texts, seeds_for(texts, HELD_OUT + 1 - place), self.settings, BATCH
+                ):
                     h.append(steering.trace.mean_h(concept.name))  # the trace is of the last batch
             found[f"h_on_{side}"] = float(np.mean(h))
         return found
@@ -275,17 +278,17 @@ class Studio(Bench):
         }
 
     def _capture(self, side: str, texts: tuple[str, ...]) -> Capture:
-        capture = Capture(adapt(self.pipe).family.edges, positions_per_row=0)
+        capture = Capture(self.adapter.family.edges, positions_per_row=0)
         capture.start(side)
-        with BatchLayout(self.pipe) as rows:
+        with BatchLayout(self.adapter) as rows:
             sites = find_sites(self.pipe, "denoiser")
-            with visit(adapt(self.pipe).roots, sites, capture, rows.describe()):
-                for made in latent_batches(self.pipe, texts, seeds_for(texts, 0), self.settings, BATCH):
+            with visit(self.adapter.roots, sites, capture, rows.describe()):
+                for made in latent_batches(self.adapter, texts, seeds_for(texts, 0), self.settings, BATCH):
                     capture.offset += len(made)
         return capture
 
     def _pictures(self, texts: Sequence[str], place: int = 0) -> list[Image.Image]:
-        return pictures_of(self.pipe, texts, seeds_for(texts, HELD_OUT + place), self.settings, BATCH)
+        return pictures_of(self.adapter, texts, seeds_for(texts, HELD_OUT + place), self.settings, BATCH)
 
     def _judged(self, pictures: Sequence[Image.Image]) -> Figures:
         """Shares of pictures with a blurred banana, and of those without any."""

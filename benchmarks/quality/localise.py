@@ -34,6 +34,7 @@ from dsas_diffusion.generation.compare import UNCHANGED, change
 from dsas_diffusion.generation.pictures import decode as decoded
 from dsas_diffusion.generation.pictures import latent_batches, pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings, settings_of
+from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.steering import word_masks
 from dsas_diffusion.vision import builtin_metrics
 from dsas_diffusion.vision.builtin_metrics import StyleEdit
@@ -69,8 +70,8 @@ def heats(
     """h on the patches of unsteered pictures, mean over sites and late steps, and the pictures."""
     found, pictures = [], []
     with steered(pipe, concept, arm, 0.0, trace=True) as steering:
-        for latents in latent_batches(pipe, texts, seeds, settings, BATCH):
-            drawn = decoded(pipe, latents)
+        for latents in latent_batches(adapt(pipe), texts, seeds, settings, BATCH):
+            drawn = decoded(adapt(pipe), latents)
             found += [steering.trace.heat(concept.name, p.size, image=i, below=BELOW) for i, p in enumerate(drawn)]
             pictures += drawn
     return found, pictures
@@ -88,7 +89,7 @@ def one_seed(seed: int, args: argparse.Namespace) -> tuple[float, Raw, list[list
 
     def draw(part: str, arm: str | None = None, strength: float = 1.0) -> list[Image.Image]:
         if arm is None:
-            return pictures_of(pipe, prompts[part], seeds[part], settings, BATCH)
+            return pictures_of(adapt(pipe), prompts[part], seeds[part], settings, BATCH)
         with steered(pipe, concept, arm, strength):
             return draw(part)
 
@@ -97,7 +98,7 @@ def one_seed(seed: int, args: argparse.Namespace) -> tuple[float, Raw, list[list
     whole = [mask is not None and not mask.all() for mask in shapes]
     names = builtin_metrics.neighbours(prompts["beside"], WANTED)
     asked = [WANTED.in_words(prompt) for prompt in prompts["beside"]]
-    rewritten = pictures_of(pipe, asked, seeds["beside"], settings, BATCH)
+    rewritten = pictures_of(adapt(pipe), asked, seeds["beside"], settings, BATCH)
     there = [mask is not None for mask in builtin_metrics.masks(judge, base["unnamed"], WANTED.thing)]
     raw: Raw = {
         "labels": [(seed, prompt) for prompt, ok in zip(prompts["beside"], whole, strict=True) if ok],

@@ -29,6 +29,7 @@ from dsas_core.llm.model.conversations import encode, pad_token
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import settings_of
 from dsas_diffusion.generation.strips import grid
+from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.vision.judges import judge_from
 
 #: a concept has succeeded where its judge says at least this
@@ -112,7 +113,7 @@ def on_pictures(pair: Pair, pipe: Any, learned: Path, out: Path) -> dict[str, An
         for name in (pair.first, pair.second)
     ]
     judges = [judge_from(prompts.judges[0]) for _, prompts in found]
-    drawing = pipe, pair.prompts, seeds_for(pair.prompts, SEED), settings
+    drawing = adapt(pipe), pair.prompts, seeds_for(pair.prompts, SEED), settings
     figures, columns = {}, {}
     for name, (concepts, combine) in arms(*(concept for concept, _ in found)).items():
         if not concepts:

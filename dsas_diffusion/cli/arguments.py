@@ -17,6 +17,7 @@ from dsas_core.utils.processes import Share, process_share
 from dsas_core.utils.progress import progress_bar
 
 from ..generation.settings import Settings, settings_of
+from ..pipelines.adapter import PipelineAdapter
 from ..pipelines.load import load_pipeline
 
 #: options that only pictures are drawn with; fields of Settings as well
@@ -43,9 +44,9 @@ def words_by_concept(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     return {name: [word for other, word in pairs if other == name] for name, _ in pairs}
 
 
-def generation_record(args: argparse.Namespace, pipe: Any, settings: Settings) -> dict[str, Any]:
+def generation_record(args: argparse.Namespace, adapter: PipelineAdapter, settings: Settings) -> dict[str, Any]:
     """Seed, settings, device and precision of pictures, to draw the same ones again."""
-    device = {"device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")}
+    device = {"device": str(adapter.pipe.device), "dtype": str(adapter.pipe.dtype).removeprefix("torch.")}
     return {"seed": args.seed, **values_of(settings, *SETTINGS), **device}
 
 
@@ -107,20 +108,20 @@ def open_model(args: argparse.Namespace, name: str | None = None) -> tuple[Any, 
     return open_language_model(args, name) if is_text else (open_pipeline(args, name),)
 
 
-def open_for_drawing(args: argparse.Namespace) -> tuple[Any, Settings]:
+def open_for_drawing(args: argparse.Namespace) -> tuple[PipelineAdapter, Settings]:
     """Load the pipeline of --model, with a progress bar over denoising steps unless --quiet or --json.
 
     Returns:
-        The pipeline, and the settings of its pictures by --steps, --guidance and --size.
+        The adapter of the pipeline, and the settings of its pictures by --steps, --guidance and --size.
 
     Raises:
         DSASError: no such model or device.
         UnsupportedError: a pipeline that draws from more than a text.
     """
-    pipe = open_pipeline(args)
+    adapter = adapt(open_pipeline(args))
     if shows_progress(args):
-        pipe.set_progress_bar_config(desc="denoising", leave=False)
-    return pipe, settings_of(pipe, **values_of(args, *SETTINGS))
+        adapter.pipe.set_progress_bar_config(desc="denoising", leave=False)
+    return adapter, settings_of(adapter, **values_of(args, *SETTINGS))
 
 
 def open_pipeline(args: argparse.Namespace, name: str | None = None) -> Any:

@@ -201,10 +201,10 @@ class PictureEvaluation(Evaluation):
 
     def timed_work(self) -> tuple[Callable[[], object], Mapping[str, Any], torch.device]:
         """One picture."""
-        pipe, settings, prompt = self.adapter.pipe, self.settings, self.prompts["source"][:1]
+        adapter, settings, prompt = self.adapter, self.settings, self.prompts["source"][:1]
         about = {**self.drawings.model_key, "prompt": prompt, "settings": asdict(settings)}
         denoiser: Any = self.adapter.denoiser
-        return lambda: list(latent_batches(pipe, prompt, [0], settings)), about, denoiser.device
+        return lambda: list(latent_batches(adapter, prompt, [0], settings)), about, denoiser.device
 
     def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
         return steer(self.adapter.pipe, {self.concept: 1.0}, gate=gate)
@@ -331,7 +331,7 @@ class PictureEvaluation(Evaluation):
             replace(usual, steps=2 * usual.steps),
             replace(usual, guidance=round(usual.guidance * 2 / 3, 2)),
             replace(usual, guidance=round(usual.guidance * 5 / 3, 2)),
-            *(replace(usual, scheduler=name) for name in other_schedulers(self.adapter.pipe)),
+            *(replace(usual, scheduler=name) for name in other_schedulers(self.adapter)),
         ]
         return [settings for settings in others if settings != usual]
 

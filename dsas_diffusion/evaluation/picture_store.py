@@ -23,7 +23,7 @@ from dsas_core.evaluation.arms import BLIND, SCORES, Scores, load_scores, save_s
 from dsas_core.model.fingerprints import weights_digest
 from dsas_core.steering.strengths import Auto
 
-from ..generation.pictures import decode, latent_batches, made_by, seeds_for, size_of
+from ..generation.pictures import decode, latent_batches, model_key, seeds_for, size_of
 from ..generation.settings import Settings
 from ..pipelines.adapter import PipelineAdapter
 from ..steering.steer import steer
@@ -73,7 +73,7 @@ class PictureStore:
         adapter = self.adapter
         #: what all pictures depend on, beside concept, prompts and settings
         self.model_key = {
-            **made_by(adapter.pipe),
+            **model_key(adapter),
             "decoder": weights_digest({"vae": adapter.pipe.vae}),
             "precision": cost.precision(adapter.denoiser),
         }
@@ -164,7 +164,7 @@ class PictureStore:
 
     def _draw(self, job: PictureJob, folder: Path) -> dict[str, Any]:
         """Draw and keep pictures and latents; of DSAS at 0 also heat, at 1 what the gates said."""
-        pipe, prompts, noise = self.adapter.pipe, self.prompts_of(job), self._noise(job)
+        adapter, prompts, noise = self.adapter, self.prompts_of(job), self._noise(job)
         negative = self.negative if job.arm == "negative" else None
         keeps_heat, keeps_scores = job == PictureJob("dsas", job.side), job == PictureJob("dsas", job.side, 1.0)
         batches: list[torch.Tensor] = []
@@ -174,14 +174,14 @@ class PictureStore:
             part = slice(start, start + BATCH)
             with self._steered(job, part, keeps_heat or keeps_scores) as steering:
                 settings = job.settings or self.settings
-                (batch,) = latent_batches(pipe, prompts[part], noise[part], settings, BATCH, negative)
+                (batch,) = latent_batches(adapter, prompts[part], noise[part], settings, BATCH, negative)
                 batches.append(batch.float().cpu())
                 if keeps_heat:
                     heatmaps += self._heatmaps(steering.trace, batch)
                 if keeps_scores:
                     scores.append(scores_of(steering.trace, self.concept))
         latents = torch.cat(batches)
-        for i, picture in enumerate(decode(pipe, latents.to(pipe.vae.device))):
+        for i, picture in enumerate(decode(adapter, latents.to(adapter.pipe.vae.device))):
             picture.convert("RGB").save(folder / f"{i:03d}.png")
         np.save(folder / "latents.npy", latents.numpy())
         if heatmaps:
@@ -207,7 +207,7 @@ class PictureStore:
 
     def _heatmaps(self, trace: PictureTrace, latents: torch.Tensor) -> list[np.ndarray]:
         """Where the denoiser's gates saw the concept in each picture; [] where none read patches in these steps."""
-        height, width = size_of(self.adapter.pipe, latents)
+        height, width = size_of(self.adapter, latents)
         try:
             return [trace.heat(self.concept.name, (width, height), image=i, below=BELOW) for i in range(len(latents))]
         except DSASError:

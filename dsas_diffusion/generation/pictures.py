@@ -1,7 +1,4 @@
-"""Making pictures reproducibly: every prompt has a seed of its own, so a picture does not depend on its batch.
-
-All functions take a pipeline, or its adapter.
-"""
+"""Drawing pictures reproducibly: every prompt has a seed of its own, so a picture does not depend on its batch."""
 
 from __future__ import annotations
 
@@ -18,13 +15,12 @@ from dsas_core.model.fingerprints import weights_digest
 from dsas_core.utils.progress import heartbeat
 from dsas_core.utils.versions import versions
 
-from ..pipelines.adapter import PipelineAdapter, adapt
+from ..pipelines.adapter import PipelineAdapter
 from .settings import Settings, guidance_argument, use_scheduler
 
 
-def made_by(pipe: Any) -> dict[str, Any]:
-    """What latents depend on beside prompts and settings, as plain data."""
-    adapter = adapt(pipe)
+def model_key(adapter: PipelineAdapter) -> dict[str, Any]:
+    """What latents depend on beside prompts and settings, as plain data: digests of weights and scheduler, versions."""
     scheduler = adapter.pipe.scheduler
     config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
     content = repr((type(scheduler).__name__, sorted(config.items(), key=str)))
@@ -36,63 +32,77 @@ def made_by(pipe: Any) -> dict[str, Any]:
 
 
 def noise_like(latents: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-    """Noise of the shape of latents [n, …], each from its own seed, drawn on the CPU."""
+    """Noise of the shape of latents [n, …], each from its own seed, drawn on the CPU.
+
+    Example:
+        >>> latents = torch.zeros(2, 4, 8, 8)
+        >>> torch.equal(noise_like(latents, [1, 2])[1:], noise_like(latents[1:], [2]))
+        True
+    """
     shape = (1, *latents.shape[1:])
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.cat(noise).to(latents)
 
 
 def seeds_for(prompts: Sequence[str], seed: int) -> list[int]:
-    """One seed per prompt, from its place and the run's seed: the same place gives the same noise on every side."""
+    """One seed per prompt, from its place and the run's seed: the same place has the same noise on every side.
+
+    Example:
+        >>> seeds_for(["a banana", "a dog"], 0) == seeds_for(["a cat", "a car"], 0)
+        True
+    """
     return [zlib.crc32(f"{seed}/{i}".encode()) for i in range(len(prompts))]
 
 
 @torch.no_grad()
 def latents_of(
-    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
+    adapter: PipelineAdapter, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
 ) -> torch.Tensor:
     """Denoised latents [n, channels, height, width] of each prompt; of FLUX and Qwen packed, [n, patches, width]."""
-    return torch.cat(list(latent_batches(pipe, prompts, seeds, settings, batch)))
+    return torch.cat(list(latent_batches(adapter, prompts, seeds, settings, batch)))
 
 
 @torch.no_grad()
 def latent_batches(
-    pipe: Any,
+    adapter: PipelineAdapter,
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: Settings,
     batch: int = 8,
     negative: str | None = None,
 ) -> Iterator[torch.Tensor]:
-    """As `latents_of`, batch by batch; with a negative prompt where one is given."""
-    adapter = adapt(pipe)
+    """As `latents_of`, batch by batch.
+
+    Args:
+        adapter: of the pipeline.
+        prompts: what to draw.
+        seeds: of the noise, one per prompt.
+        settings: how to draw.
+        batch: prompts per call of the pipeline.
+        negative: a negative prompt for all, or None.
+    """
     scale = guidance_argument(adapter)
-    more: dict[str, Any] = {scale: settings.guidance}
-    if settings.size is not None:
-        more.update(height=settings.size, width=settings.size)
+    options: dict[str, Any] = {scale: settings.guidance, "num_inference_steps": settings.steps, "output_type": "latent"}
     if scale == "true_cfg_scale" and settings.guidance > 1 and negative is None:
         negative = " "  # without one it would not be guided
-    if settings.size is not None and "use_resolution_binning" in adapter.call_parameters:
-        more["use_resolution_binning"] = False  # it would draw at another size, and make that of it afterwards
+    if settings.size is not None:
+        options.update(height=settings.size, width=settings.size)
+        if "use_resolution_binning" in adapter.call_parameters:
+            options["use_resolution_binning"] = False  # it would draw in another size, and resize
     for start in range(0, len(prompts), batch):
         heartbeat()
         texts = list(prompts[start : start + batch])
         if negative is not None:
-            more["negative_prompt"] = [negative] * len(texts)
+            options["negative_prompt"] = [negative] * len(texts)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
         with use_scheduler(adapter, settings.scheduler):
-            made = adapter.pipe(
-                prompt=texts,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]],
-                num_inference_steps=settings.steps,
-                output_type="latent",
-                **more,
-            )
-        yield made.images
+            result = adapter.pipe(prompt=texts, generator=generators, **options)
+        yield result.images
 
 
-def size_of(pipe: Any, latents: torch.Tensor) -> tuple[int, int]:
-    """Height and width of the pictures that latents become; packed ones are of squares."""
-    scale: int = adapt(pipe).pipe.vae_scale_factor
+def size_of(adapter: PipelineAdapter, latents: torch.Tensor) -> tuple[int, int]:
+    """Height and width of the pictures that latents become, in pixels; packed ones are of squares."""
+    scale: int = adapter.pipe.vae_scale_factor
     if latents.ndim == 3:
         side = 2 * math.isqrt(latents.shape[1]) * scale
         return side, side
@@ -101,27 +111,26 @@ def size_of(pipe: Any, latents: torch.Tensor) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def decode(pipe: Any, latents: torch.Tensor, batch: int = 32) -> list[Image.Image]:
-    """Latents to PIL images."""
-    adapter = adapt(pipe)
+def decode(adapter: PipelineAdapter, latents: torch.Tensor, batch: int = 32) -> list[Image.Image]:
+    """Decode latents, as `latents_of` returns them, to pictures."""
     vae = adapter.pipe.vae
-    own = vae.dtype
-    overflows = own == torch.float16 and bool(vae.config.get("force_upcast"))  # as SDXL's own does in float16
+    dtype = vae.dtype
+    overflows = dtype == torch.float16 and bool(vae.config.get("force_upcast"))  # as SDXL's own does in float16
     if overflows:
         vae.to(torch.float32)
     pictures: list[Image.Image] = []
     try:
         for chunk in latents.split(batch):
-            made = vae.decode(_codes(adapter, chunk.to(vae.dtype)), return_dict=False)[0]
-            made = made[:, :, 0] if made.ndim == 5 else made
-            pictures += adapter.pipe.image_processor.postprocess(made, output_type="pil")
+            pixels = vae.decode(_vae_input(adapter, chunk.to(vae.dtype)), return_dict=False)[0]
+            pixels = pixels[:, :, 0] if pixels.ndim == 5 else pixels
+            pictures += adapter.pipe.image_processor.postprocess(pixels, output_type="pil")
     finally:
         if overflows:
-            vae.to(own)
+            vae.to(dtype)
     return pictures
 
 
-def _codes(adapter: PipelineAdapter, latents: torch.Tensor) -> torch.Tensor:
+def _vae_input(adapter: PipelineAdapter, latents: torch.Tensor) -> torch.Tensor:
     """Latents as the VAE takes them: unpacked, and not standardised."""
     pipe, vae, config = adapter.pipe, adapter.pipe.vae, adapter.pipe.vae.config
     if hasattr(pipe, "_unpatchify_latents"):
@@ -139,9 +148,9 @@ def _codes(adapter: PipelineAdapter, latents: torch.Tensor) -> torch.Tensor:
     return latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
 
 
-def pack_latents(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Latents as the denoiser takes them, where the pipeline gives them as the VAE does: FLUX.2 [klein]."""
-    pipe = adapt(pipe).pipe
+def pack_latents(adapter: PipelineAdapter, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as the denoiser takes them, where the pipeline returns them as the VAE does: FLUX.2 [klein]."""
+    pipe = adapter.pipe
     if latents.ndim == 3 or not hasattr(pipe, "_patchify_latents"):
         return latents
     mean, deviation = _patch_scale(pipe.vae)
@@ -149,13 +158,21 @@ def pack_latents(pipe: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _patch_scale(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of the patches of FLUX.2's latents."""
+    """Mean and standard deviation of the patches of FLUX.2's latents."""
     variance = vae.bn.running_var + vae.config.batch_norm_eps
     return vae.bn.running_mean[:, None, None], variance.sqrt()[:, None, None]
 
 
 def pictures_of(
-    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
+    adapter: PipelineAdapter, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
 ) -> list[Image.Image]:
-    """A picture of each prompt."""
-    return decode(pipe, latents_of(pipe, prompts, seeds, settings, batch))
+    """Draw a picture of each prompt.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> from dsas_diffusion.pipelines.adapter import adapt
+        >>> adapter = adapt(load_pipeline("builtin:emoji", device="cpu"))
+        >>> [picture.size for picture in pictures_of(adapter, ["a banana"], [7], Settings(steps=1, guidance=3.0))]
+        [(64, 64)]
+    """
+    return decode(adapter, latents_of(adapter, prompts, seeds, settings, batch))

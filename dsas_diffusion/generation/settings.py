@@ -1,4 +1,4 @@
-"""How pictures are made: steps, guidance, scheduler and size, and what of these suits a pipeline."""
+"""How pictures are drawn: steps, guidance, scheduler and size, and which of these suit a pipeline."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from dsas_core.errors import DSASError, UnsupportedError
 
 from ..pipelines.adapter import PipelineAdapter, adapt
 
-#: of denoising, where a model's own number is larger
+#: denoising steps, where a pipeline's default is larger
 MAX_STEPS = 30
-#: what only those pipelines are told that draw from a picture, or follow one
-_PICTURED = ("strength", "mask_image", "control_image", "controlnet_conditioning_scale", "image_guidance_scale")
-#: schedulers to try a concept under that was learned under another
+#: arguments that only pipelines take that draw from a picture, or follow one
+_IMAGE_ARGUMENTS = ("strength", "mask_image", "control_image", "controlnet_conditioning_scale", "image_guidance_scale")
+#: schedulers to try a concept with that was learned with another
 _SCHEDULERS = ("UniPCMultistepScheduler", "EulerDiscreteScheduler", "DDIMScheduler", "DEISMultistepScheduler")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are made.
+    """How pictures are drawn.
 
     Args:
-        steps: of denoising. guidance: its scale, which pipelines call `guidance_scale`, Qwen-Image's
-            `true_cfg_scale`.
-        scheduler: of diffusers, by class name; None is the pipeline's own.
-        size: pixels of a side; None is the pipeline's own.
+        steps: of denoising.
+        guidance: scale of classifier-free guidance; pipelines call it `guidance_scale`, Qwen-Image's `true_cfg_scale`.
+        scheduler: class name of a scheduler of diffusers; None is the pipeline's own.
+        size: pixels of a side; None is the pipeline's default.
     """
 
     steps: int
@@ -40,53 +40,61 @@ class Settings:
 def settings_of(
     pipe: Any, steps: int | None = None, guidance: float | None = None, size: int | None = None
 ) -> Settings:
-    """What the user asked for, else what suits the model: 12 steps at guidance 3 for the built-in one.
+    """What the user asked for, else what suits the model.
 
-    Of others it is what the pipeline does when nobody says otherwise, though in 30 steps at most.
+    That is 12 steps at guidance 3 for the built-in model, and the pipeline's defaults for others, in 30 steps at most.
 
     Args:
         pipe: the pipeline, or its adapter.
+        steps: of denoising; None for what suits the model.
+        guidance: scale of guidance; None for what suits the model.
+        size: pixels of a side; None for the pipeline's default.
 
     Raises:
         UnsupportedError: a pipeline that draws from more than a text.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> settings_of(load_pipeline("builtin:emoji", device="cpu"), steps=4)
+        Settings(steps=4, guidance=3.0, scheduler=None, size=None)
     """
     adapter = adapt(pipe)
-    if pictured := [name for name in _PICTURED if name in adapter.call_parameters]:
+    parameters = adapter.call_parameters
+    if taken := [name for name in _IMAGE_ARGUMENTS if name in parameters]:
         raise UnsupportedError(
-            f"{type(adapter.pipe).__name__} draws from pictures, too (it takes {pictured[0]}), and here are only "
+            f"{type(adapter.pipe).__name__} draws from pictures, too (it takes {taken[0]}), and here are only "
             "texts: take diffusers' AutoPipelineForText2Image.from_pipe(pipe), which has the same parts"
         )
-    if adapter.is_builtin:
-        usual = Settings(12, 3.0)
-    else:
-        own = adapter.call_parameters
-        usual = Settings(min(MAX_STEPS, own["num_inference_steps"].default), own[guidance_argument(adapter)].default)
-    return Settings(steps or usual.steps, usual.guidance if guidance is None else guidance, size=size)
+    usual_steps, usual_guidance = 12, 3.0
+    if not adapter.is_builtin:
+        usual_steps = min(MAX_STEPS, parameters["num_inference_steps"].default)
+        usual_guidance = parameters[guidance_argument(adapter)].default
+    return Settings(steps or usual_steps, usual_guidance if guidance is None else guidance, size=size)
 
 
 def guidance_argument(adapter: PipelineAdapter) -> str:
-    """The argument that says how much guidance there is: the true one, where the pipeline's own number asks for it."""
+    """The argument for the scale of guidance: `true_cfg_scale` where the pipeline guides with it by default."""
     true = adapter.call_parameters.get("true_cfg_scale")
     return "guidance_scale" if true is None or true.default <= 1 else "true_cfg_scale"
 
 
-def other_schedulers(pipe: Any) -> list[str]:
-    """Schedulers that a pipeline, or an adapter's, can take in place of its own, of those in use; at most two."""
-    own = adapt(pipe).pipe.scheduler
-    flows = bool(getattr(own.config, "use_flow_sigmas", False))
-    found = [
+def other_schedulers(adapter: PipelineAdapter) -> list[str]:
+    """Class names of schedulers that a pipeline can take in place of its own, at most two of those that are common."""
+    own = adapter.pipe.scheduler
+    flow_matching = bool(getattr(own.config, "use_flow_sigmas", False))
+    names = [
         kind.__name__
         for kind in own.compatibles
         if type(own) is not kind
         and kind.__name__ in _SCHEDULERS
-        and (not flows or "use_flow_sigmas" in inspect.signature(kind.__init__).parameters)
+        and (not flow_matching or "use_flow_sigmas" in inspect.signature(kind.__init__).parameters)
     ]
-    return sorted(found, key=_SCHEDULERS.index)[:2]
+    return sorted(names, key=_SCHEDULERS.index)[:2]
 
 
 @contextmanager
 def use_scheduler(adapter: PipelineAdapter, name: str | None) -> Iterator[None]:
-    """Another scheduler in the pipeline until the block ends, set up as its own is; None for its own."""
+    """Give the pipeline another scheduler, configured as its own is, until the block ends; None for its own."""
     pipe, own = adapter.pipe, adapter.pipe.scheduler
     if name is not None:
         kinds = {kind.__name__: kind for kind in own.compatibles}

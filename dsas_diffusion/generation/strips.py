@@ -1,4 +1,4 @@
-"""Pictures side by side, in labelled tables, strips and animations, and heat over a picture."""
+"""Pictures side by side: labelled tables, strips, frames of animations, and heat-maps over a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ _LOW, _MIDDLE, _HIGH = np.array((30, 12, 72)), np.array((214, 66, 88)), np.array
 
 
 def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
-    """Colours for heat [height, width] in [0, 1] over a greyed picture."""
+    """Draw a heat-map over a greyed picture.
+
+    Args:
+        picture: of any mode.
+        heat: float [height, width], 0 to 1.
+
+    Example:
+        >>> overlay(Image.new("RGB", (4, 2), "white"), np.zeros((2, 4))).getpixel((0, 0))
+        (131, 121, 154)
+    """
     grey = np.asarray(picture.convert("L"), np.float32)[..., None].repeat(3, -1)
     level = heat[..., None]
     colour = np.where(level < 0.5, _LOW + (_MIDDLE - _LOW) * level * 2, _MIDDLE + (_HIGH - _MIDDLE) * (level - 0.5) * 2)
@@ -30,8 +39,11 @@ def grid(
     """A labelled table of pictures.
 
     Args:
-        rows: pictures, row by row. columns: headings. captions: one text per row, to its left.
+        rows: pictures, row by row.
+        columns: headings.
+        captions: one text per row, to its left.
         cell: pixels of a cell's side; small pictures are enlarged.
+        caption_width: pixels to the left of the pictures.
     """
     font, bold = _font(14), _font(15, bold=True)
     gap, top = 8, 34
@@ -56,7 +68,9 @@ def strip(rows: Sequence[Sequence[Image.Image]], strengths: Sequence[float], cap
     """Pictures side by side, from the lowest strength to the highest.
 
     Args:
-        rows: pictures by strength, row by row. strengths: of the columns. captions: one text per row, to its left.
+        rows: pictures by strength, row by row.
+        strengths: of the columns.
+        captions: one text per row, to its left.
     """
     return grid(rows, [strength_label(strength) for strength in strengths], captions, cell_of(rows[0][0]))
 
@@ -66,19 +80,24 @@ def animation(pictures: Sequence[Image.Image], strengths: Sequence[float], capti
 
     Args:
         pictures: one for each strength; small ones are enlarged.
-        strengths: ascending. caption: stands before the strength.
+        strengths: ascending.
+        caption: stands before the strength.
 
     Returns:
-        2n - 2 frames for n strengths: the ends are not shown twice, so that a loop goes on evenly.
+        2n - 2 frames for n strengths: the ends do not come twice, so that a loop runs evenly.
     """
-    there = [
-        _frame(picture, strength, strengths, caption) for picture, strength in zip(pictures, strengths, strict=True)
-    ]
-    return there + there[-2:0:-1]
+    pairs = zip(pictures, strengths, strict=True)
+    frames = [_frame(picture, strength, strengths, caption) for picture, strength in pairs]
+    return frames + frames[-2:0:-1]
 
 
 def strength_label(strength: float) -> str:
-    """A strength as a heading: with its sign, and "off" for 0."""
+    """A strength as a heading: with its sign, and "off" for 0.
+
+    Example:
+        >>> strength_label(1.5), strength_label(-1), strength_label(0)
+        ('+1.5', '-1', 'off')
+    """
     return f"{strength:+.3g}" if strength else "off"
 
 

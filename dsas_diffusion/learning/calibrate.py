@@ -62,13 +62,13 @@ def calibrate(
     fitting, held_out = split_held_out(drawn)
     learned = concept.provenance.get("settings") or {}
     guidance = learned.get("guidance") if guidance is None else guidance
-    settings = settings_of(adapter.pipe, steps or learned.get("steps"), guidance, size or learned.get("size"))
+    settings = settings_of(adapter, steps or learned.get("steps"), guidance, size or learned.get("size"))
     settings = replace(settings, scheduler=learned.get("scheduler"))
     latents = {}
     with progress_bar(sum(len(fitting[side]) for side in ("source", "target")), "drawing", show_progress) as bar:
         for side in ("source", "target"):
             parts = []
-            for part in latent_batches(adapter.pipe, fitting[side], seeds_for(fitting[side], seed), settings, batch):
+            for part in latent_batches(adapter, fitting[side], seeds_for(fitting[side], seed), settings, batch):
                 parts.append(part)
                 bar.update(len(part))
             latents[side] = torch.cat(parts)

@@ -37,11 +37,12 @@ class DenoiserFeatures:
     @torch.no_grad()
     def __call__(self, latents: torch.Tensor, batch: int = 32) -> torch.Tensor:
         """Features of each picture, float64 [n, features]."""
-        pipe, rows = self.adapter.pipe, []
+        rows = []
         for start in range(0, len(latents), batch):
-            clean = pack_latents(pipe, latents[start : start + batch])
+            clean = pack_latents(self.adapter, latents[start : start + batch])
             call = self._call(len(clean))
-            mixed, timestep = noised(pipe.scheduler, clean, noise_like(clean, range(start, start + len(clean))))
+            noise = noise_like(clean, range(start, start + len(clean)))
+            mixed, timestep = noised(self.adapter.pipe.scheduler, clean, noise)
             recorder = _MeanStdRecorder()
             with visit(self.adapter.roots, self.sites, recorder, {self.adapter.family.denoiser: call.describe}):
                 call.replay(mixed, timestep)
@@ -53,7 +54,7 @@ class DenoiserFeatures:
         if count not in self._calls:
             call, settings = RecordedCall(self.adapter), replace(self.settings, steps=1, guidance=0.0)
             with call.recording():
-                latents_of(self.adapter.pipe, [""] * count, [0] * count, settings, count)
+                latents_of(self.adapter, [""] * count, [0] * count, settings, count)
             self._calls[count] = call
         return self._calls[count]
 
@@ -79,7 +80,7 @@ class RecordedCall:
         self.adapter = adapter
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
-        self._rows = BatchLayout(adapter.pipe)
+        self._rows = BatchLayout(adapter)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -94,7 +95,7 @@ class RecordedCall:
             yield
 
     def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        return self._rows.of_prompts(args, kwargs)
+        return self._rows.prompt_call(args, kwargs)
 
     def replay(self, latents: torch.Tensor, timestep: float) -> None:
         """Have the denoiser look at other latents, at a timestep of 0 (clean) to 1000 (noise)."""

@@ -41,25 +41,25 @@ class PictureTrial(HeldOutTrial):
         seed: int,
         batch: int,
     ) -> None:
-        self.pipe, self.settings, self.batch = adapter.pipe, settings, batch
+        self.adapter, self.settings, self.batch = adapter, settings, batch
         self.features = DenoiserFeatures(adapter, settings)
         classifier = OutcomeClassifier(self.features(latents["target"]), self.features(latents["source"]))
         unsteered, seeds = {}, {}
         for i, (side, texts) in enumerate(held_out.items()):
             seeds[side] = seeds_for(texts, seed + 1 + (i == 2))
-            unsteered[side] = latents_of(self.pipe, texts, seeds[side], settings, batch)
+            unsteered[side] = latents_of(self.adapter, texts, seeds[side], settings, batch)
         self.texts = [*held_out["source"], *held_out["control"]]
         self.seeds = [*seeds["source"], *seeds["control"]]
-        self.controls = decode(self.pipe, unsteered["control"])
+        self.controls = decode(self.adapter, unsteered["control"])
         source, target = (self.features(unsteered[side]) for side in ("source", "target"))
         super().__init__(classifier, source, target, target)
         self.span = max(self.span, 1e-6)
         self.full_progress = max(self.progress(target), 1e-6)
 
     def measure(self, concept: Concept, strength: float) -> tuple[torch.Tensor, float]:
-        with steer(self.pipe, {concept: strength}):
-            latents = latents_of(self.pipe, self.texts, self.seeds, self.settings, self.batch)
-        controls = decode(self.pipe, latents[len(self.source) :])
+        with steer(self.adapter, {concept: strength}):
+            latents = latents_of(self.adapter, self.texts, self.seeds, self.settings, self.batch)
+        controls = decode(self.adapter, latents[len(self.source) :])
         changed = change(self.controls, controls) > UNCHANGED
         return self.features(latents[: len(self.source)]), float(changed.mean())
 

@@ -14,6 +14,7 @@ from dsas_core.utils.progress import progress_bar
 from ..generation import strips
 from ..generation.pictures import pictures_of, seeds_for
 from ..generation.settings import Settings, settings_of
+from ..pipelines.adapter import adapt
 from ..steering.steer import steer
 
 #: strengths of a concept that nobody has calibrated
@@ -36,16 +37,17 @@ def illustrate(pipe: Any, concept: Concept, *, show_progress: bool = False) -> C
     Raises:
         DSASError: the concept tells no prompts, or does not fit the pipeline.
     """
+    adapter = adapt(pipe)
     prompts, seed = sample_prompts(concept)
     learned = concept.provenance.get("settings")
-    settings = Settings(**learned) if learned else settings_of(pipe)
+    settings = Settings(**learned) if learned else settings_of(adapter)
     low, high = concept.range or ENDS
     strengths = sorted({low, 0.0, high} | ({1.0} if high > 1 else set()))
     columns = []
     with progress_bar(len(strengths), "drawing samples", show_progress) as bar:
         for strength in strengths:
-            with steer(pipe, {concept: strength}):
-                columns.append(pictures_of(pipe, prompts, seeds_for(prompts, seed), settings))
+            with steer(adapter, {concept: strength}):
+                columns.append(pictures_of(adapter, prompts, seeds_for(prompts, seed), settings))
             bar.update()
     strip, content = strips.strip(list(zip(*columns, strict=True)), strengths, prompts), io.BytesIO()
     strip.save(content, "WEBP", quality=85)

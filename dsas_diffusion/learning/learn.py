@@ -24,17 +24,15 @@ from dsas_core.learning.learner import Learner
 from dsas_core.learning.prompts.prompt_set import COUNT, PromptSet, load_prompts
 from dsas_core.learning.recipe import WRITTEN, Recipe, recipe_of
 from dsas_core.model.hooks import visit
-from dsas_core.model.loading import name_of
 from dsas_core.model.sites import Roots, Site
 from dsas_core.steering.steering import Steering
 from dsas_core.utils.processes import process_share
 from dsas_core.utils.progress import progress_bar
 
-from ..generation.pictures import decode, latent_batches, made_by, seeds_for
+from ..generation.pictures import decode, latent_batches, model_key, seeds_for
 from ..generation.settings import settings_of
 from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
-from ..pipelines.load import BUILTIN
 from ..vision.segmentation import Masks
 from .held_out_trial import PictureTrial
 from .supervision import masks_for, patch_labels
@@ -126,13 +124,13 @@ class PictureLearner(Learner[str]):
         self.text_sites = [site for site in steered if site.root != family.denoiser]
         #: where only text encoders steer, the denoiser is read for the heat-map
         heatmap_sites = self.adapter.find_sites(family.heatmap_sites) if self.text_sites == steered else []
-        self.settings = settings_of(self.adapter.pipe, steps, guidance, size)
+        self.settings = settings_of(self.adapter, steps, guidance, size)
         self.positions, self.batch, self.masks, self.store = positions, batch, masks, store
         super().__init__(
             content,
             content.draw(count, seed),
             steered,
-            model_name=name_of(self.adapter.pipe, BUILTIN),
+            model_name=self.adapter.name,
             settings={"settings": asdict(self.settings), "positions": positions},
             heatmap_sites=heatmap_sites,
             edges=family.edges if edges is None else edges,
@@ -166,7 +164,7 @@ class PictureLearner(Learner[str]):
 
     def _position_labels(self, recipe: Recipe) -> Shown:
         masks = masks_for(self.masks, self.content, self.text_sites)
-        return patch_labels(masks(decode(self.adapter.pipe, self._unsteered[1]["source"])))
+        return patch_labels(masks(decode(self.adapter, self._unsteered[1]["source"])))
 
     @cached_property
     def _trial(self) -> PictureTrial:
@@ -198,7 +196,7 @@ class PictureLearner(Learner[str]):
     def _about(self) -> dict[str, Any]:
         """What the walk depends on."""
         return {
-            **made_by(self.adapter.pipe),
+            **model_key(self.adapter),
             "prompts": self.fitting,
             **self.own_settings,
             "seed": self.seed,
@@ -234,14 +232,14 @@ class PictureLearner(Learner[str]):
         A concept that is learned so far steers the sides that the recipe has it steer. Where all sites are in text
         encoders and a concept steers, one step is enough: nobody asks for these pictures.
         """
-        pipe, roots = self.adapter.pipe, self._roots
+        adapter, roots = self.adapter, self._roots
         text_only = learned is not None and all(site in self.text_sites for site in sites)
         settings = replace(self.settings, steps=1) if text_only else self.settings
         capture = Capture(self.edges, seed=self.seed)
         latents: dict[str, list[torch.Tensor]] = {}
         batches = self._batches() if batches is None else batches
         with (
-            BatchLayout(pipe, positions=self.positions) as rows,
+            BatchLayout(adapter, positions=self.positions) as rows,
             visit(roots, sites, capture, rows.describe()),
             progress_bar(len(batches), label, self.show_progress and bool(label)) as bar,
         ):
@@ -253,7 +251,7 @@ class PictureLearner(Learner[str]):
                 texts, seeds = self.fitting[side][part], seeds_for(self.fitting[side], self.seed)[part]
                 steering = learned if recipe is not None and recipe.steers(side) else None
                 with nullcontext() if steering is None else Steering({steering: 1.0}).attach(roots, rows.describe()):
-                    latents.setdefault(side, []).extend(latent_batches(pipe, texts, seeds, settings, self.batch))
+                    latents.setdefault(side, []).extend(latent_batches(adapter, texts, seeds, settings, self.batch))
                 self._check_bins(capture, sites)
                 bar.update()
         return capture, {side: torch.cat(parts) for side, parts in latents.items()}

@@ -1,7 +1,7 @@
 """What steering, learning and evaluation know of a diffusers pipeline: one object, handed on in place of the pipeline.
 
-A pipeline's family is told by the class of its denoiser, and where several families share one, by the parts that the
-pipeline has. An unknown family raises; nothing is guessed.
+The class of the denoiser decides the family; where several families share one, the parts that the pipeline has decide.
+An unknown family raises; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -27,18 +27,24 @@ from .sites import match_sites, role_of, unused_layers
 class PipelineAdapter:
     """A diffusers pipeline of a known family, with what is known of it.
 
-    Parts are looked up when they are asked for, as they may be compiled, offloaded or replaced in between.
+    Parts are looked up whenever they are asked for, as they may be compiled, offloaded or replaced in between.
 
     Args:
         pipe: a diffusers text-to-image pipeline.
 
     Raises:
-        UnsupportedError: a pipeline without a denoiser or text encoder that the tables know.
+        UnsupportedError: a pipeline without a denoiser, or with a denoiser or text encoder of an unknown class.
         UnavailableError: a pipeline that lacks a part that its family has.
 
     Attributes:
         pipe: the pipeline itself, to run it.
         family: its entry in the table of families.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> adapter = PipelineAdapter(load_pipeline("builtin:emoji", device="cpu"))
+        >>> adapter.family.name, list(adapter.roots), adapter.timestep_range
+        ('Stable Diffusion', ['unet', 'text_encoder'], (1000.0, 0.0))
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -47,7 +53,7 @@ class PipelineAdapter:
 
     @property
     def name(self) -> str:
-        """What it was loaded by: a built-in one's name, else its `name_or_path`."""
+        """What it was loaded by: the name of a built-in model, else its `name_or_path`."""
         return name_of(self.pipe, BUILTIN)
 
     @property
@@ -63,20 +69,19 @@ class PipelineAdapter:
 
     @property
     def text_encoders(self) -> list[TextEncoder]:
-        """The text encoders that are loaded; some pipelines run without the largest, or on given embeddings."""
-        return [encoder for encoder in self.family.encoders if getattr(self.pipe, encoder.part, None) is not None]
+        """The text encoders that are loaded; some pipelines run without the largest, or on ready-made embeddings."""
+        return _loaded_encoders(self.pipe, self.family)
 
     @property
     def tokens(self) -> list[PromptTokens]:
-        """What each loaded text encoder makes of a prompt, in the pipeline's order.
+        """How each loaded text encoder tokenises prompts, in the pipeline's order.
 
         Raises:
             UnavailableError: no text encoder is loaded.
         """
-        found = [PromptTokens(self.pipe, encoder) for encoder in self.text_encoders]
-        if not found:
+        if not self.text_encoders:
             raise UnavailableError("the pipeline has no text encoder, whose tokens are asked for: load one")
-        return found
+        return [PromptTokens(self.pipe, encoder) for encoder in self.text_encoders]
 
     @property
     def denoiser(self) -> Any:
@@ -109,7 +114,7 @@ class PipelineAdapter:
         return match_sites(self.family, self.roots, sites)
 
     def role_of(self, site: Site) -> str:
-        """The role that a site has in the family, or "" for one that was named by its path."""
+        """The role that a site has in the family, or "" for a site that was named by its path."""
         return role_of(self.family, site)
 
     def unused_layers(self, sites: Iterable[Site], clip_skip: int = 0) -> list[Site]:
@@ -118,7 +123,14 @@ class PipelineAdapter:
 
 
 def adapt(pipe: Any) -> PipelineAdapter:
-    """The adapter of a pipeline; one that is an adapter already is given back."""
+    """The adapter of a pipeline; an adapter is returned as it is.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> adapter = adapt(load_pipeline("builtin:emoji", device="cpu"))
+        >>> adapt(adapter) is adapter
+        True
+    """
     return pipe if isinstance(pipe, PipelineAdapter) else PipelineAdapter(pipe)
 
 
@@ -126,14 +138,23 @@ def find_sites(pipe: Any, sites: str | Sequence[str] | None = None) -> list[Site
     """Sites of a pipeline.
 
     Args:
-        pipe: a diffusers text-to-image pipeline of a known family.
+        pipe: a diffusers text-to-image pipeline of a known family, or its adapter.
         sites: None for the family's default roles, or one of these, or a list of them: a role ("cross", "text"),
             "denoiser" for all of the denoiser's default roles; a name as `site_name` gives it, or how it begins
             ("up.0.1"), among the default roles of denoiser and text encoders, or of the role before a colon
             ("self:up.0.1"); a regular expression on canonical paths.
 
+    Returns:
+        The sites, each once, in the order of the patterns and of the model.
+
     Raises:
         DSASError: a pattern that matches nothing; the message lists the roles, and what comes nearest.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> pipe = load_pipeline("builtin:emoji", device="cpu")
+        >>> [str(site) for site in find_sites(pipe, "mid")]
+        ['unet.mid_block.attentions.0.transformer_blocks.0.attn2']
     """
     return adapt(pipe).find_sites(sites)
 
@@ -149,15 +170,19 @@ def _find_family(pipe: Any) -> Family:
     if kind not in FAMILIES:
         raise UnsupportedError(
             f"{kind} is not a family that is known; known are {', '.join(FAMILIES)}: describe another with an entry in "
-            "dsas_diffusion.pipelines.families.table.FAMILIES"
+            "families.yaml, see dsas_diffusion.pipelines.families.table"
         )
     candidates = FAMILIES[kind]
-    family = next((one for one in candidates if _has_parts_of(pipe, one)), candidates[-1])
+    family = next((candidate for candidate in candidates if _has_encoders_of(pipe, candidate)), candidates[-1])
     _check_parts(pipe, family)
     return family
 
 
-def _has_parts_of(pipe: Any, family: Family) -> bool:
+def _loaded_encoders(pipe: Any, family: Family) -> list[TextEncoder]:
+    return [encoder for encoder in family.encoders if getattr(pipe, encoder.part, None) is not None]
+
+
+def _has_encoders_of(pipe: Any, family: Family) -> bool:
     """Whether a pipeline has every text encoder of a family among its parts, loaded or not."""
     return all(
         hasattr(pipe, encoder.part) and encoder.kind in ("", class_name(getattr(pipe, encoder.part)))
@@ -167,21 +192,23 @@ def _has_parts_of(pipe: Any, family: Family) -> bool:
 
 def _check_parts(pipe: Any, family: Family) -> None:
     """Raise where a pipeline lacks a part that its family has, or has a text encoder of an unknown class."""
-    wanted = [family.denoiser, "scheduler", "vae"]
-    missing = [part for part in wanted[:2] if getattr(pipe, part, None) is None]
+    encoders = _loaded_encoders(pipe, family)
+    needed = [family.denoiser, "scheduler", *(encoder.tokenizer for encoder in encoders)]
+    missing = [part for part in needed if getattr(pipe, part, None) is None]
     missing += [part for part in ("vae", family.encoders[0].part) if not hasattr(pipe, part)]
-    encoders = [encoder for encoder in family.encoders if getattr(pipe, encoder.part, None) is not None]
-    missing += [encoder.tokenizer for encoder in encoders if getattr(pipe, encoder.tokenizer, None) is None]
-    missing += [one.part for one in family.encoders if one.kind and one not in encoders]  # by which families are told
+    # families of one denoiser class are told apart by these
+    missing += [encoder.part for encoder in family.encoders if encoder.kind and encoder not in encoders]
     if missing:
-        wanted += [part for encoder in family.encoders for part in (encoder.part, encoder.tokenizer)]
+        expected = [part for encoder in family.encoders for part in (encoder.part, encoder.tokenizer)]
         raise UnavailableError(
-            f"the pipeline lacks {', '.join(missing)}; a {family.name} pipeline has {', '.join(wanted)}"
+            f"the pipeline lacks {', '.join(missing)}; a {family.name} pipeline has "
+            f"{', '.join([family.denoiser, 'scheduler', 'vae', *expected])}"
         )
     for encoder in encoders:
         kind = class_name(getattr(pipe, encoder.part))
         if kind not in TEXT_LAYERS:
             raise UnsupportedError(
                 f"{type(pipe).__name__} has a {kind} for a text encoder; {family.name} is known with "
-                f"{', '.join(TEXT_LAYERS)}: describe its layers in dsas_diffusion.pipelines.families.table.TEXT_LAYERS"
+                f"{', '.join(TEXT_LAYERS)}: describe its layers below text_layers in families.yaml, see "
+                "dsas_diffusion.pipelines.families.table"
             )

@@ -1,7 +1,7 @@
-"""Which rows of a batch are what: each call of a text encoder or denoiser as a `Call`: rows, prompts, timestep, mask.
+"""The layout of a pipeline's batches: each call of a text encoder or denoiser as a `Call` of rows, prompts, mask, time.
 
-Told by the family's table and by what the generation was asked for (`GenerationRequest`); never by counting calls,
-never guessed: a batch that fits no rule raises.
+It follows from the family's entry and from what the generation was asked for (`GenerationRequest`); never from counting
+calls, and never guessed: a batch that fits no rule raises.
 """
 
 from __future__ import annotations
@@ -16,68 +16,80 @@ from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.model.hooks import Call, Describe
 from dsas_core.model.sites import Joint
 
-from .adapter import adapt
+from .adapter import PipelineAdapter
 from .families.spec import TextEncoder
 from .generation_watcher import GenerationRequest, GenerationWatcher
 from .prompt_tokens import POSITIONS, PromptTokens
 
-#: what a block of rows of a denoiser's batch is for: prompts, negative prompts, or prompts without some attention
+#: what a block of rows of a denoiser's batch is for: prompts, negative prompts, or prompts with perturbed attention
 PROMPT, NEGATIVE, PERTURBED = "prompt", "negative", "perturbed"
-#: by branch of classifier-free guidance, which of them are steered, the one that is shown first
+#: branch of classifier-free guidance -> the blocks that are steered, that of the heat-map first
 STEERED = {
     "conditional": (PROMPT, PERTURBED),
     "unconditional": (NEGATIVE,),
     "both": (PROMPT, NEGATIVE, PERTURBED),
 }
 BRANCHES = tuple(STEERED)
-#: what denoisers call the latents, the clock and what was made of the prompts, in this order; and its mask
+#: arguments of denoisers, by their names in all families: latents, timestep, embeddings of the prompts; and their mask
 SAMPLE, TIMESTEP = ("sample", "hidden_states", "x"), ("timestep", "t")
 EMBEDDINGS = ("encoder_hidden_states", "cap_feats")
 _MASK = ("encoder_attention_mask", "encoder_hidden_states_mask")
 
 
 class BatchLayout:
-    """Tells the rows of a pipeline's calls while it is watched. A context manager; undone on exit.
+    """Describes the rows of a pipeline's calls while it is watched. A context manager; undone on exit.
 
     Args:
-        pipe: the pipeline, or its adapter.
+        adapter: of the pipeline.
         branch: "conditional" steers the rows of the prompt, "unconditional" those of the negative prompt, "both" all.
         positions: in the text, "words" counts the tokens of the prompt up to the first end token, "all" also what is
-            behind it, as far as the denoiser reads it: Stable Diffusion's reads padding, those that are told which
-            tokens are padding do not. The first token, and an instruction in front of the prompt, never count.
-        on_generation: called with what is asked for whenever a generation begins.
+            behind it, as far as the denoiser reads it: Stable Diffusion's reads padding, denoisers with an attention
+            mask do not. The first token, and an instruction in front of the prompt, never count.
+        on_generation: called with the request whenever a generation begins.
+
+    Raises:
+        DSASError: an unknown branch or choice of positions; while the pipeline runs, a batch that fits no rule.
 
     Attributes:
-        latents: height and width of what the denoiser read in its last call.
-        skips: whether it was asked to leave out some of its layers, then.
-        by_hand: whether a text encoder has read something that the pipeline did not give it.
+        latents: height and width of the denoiser's input in its last call.
+        skips_layers: whether that call left out some of the denoiser's layers.
+        called_directly: whether a text encoder was called by somebody else than the pipeline.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> from dsas_diffusion.pipelines.adapter import adapt
+        >>> adapter = adapt(load_pipeline("builtin:emoji", device="cpu"))
+        >>> with BatchLayout(adapter) as layout:
+        ...     latents = adapter.pipe("a banana", num_inference_steps=1, output_type="latent").images
+        >>> layout.request.texts, sorted(layout.describe())
+        (['a banana'], ['text_encoder', 'unet'])
     """
 
     def __init__(
         self,
-        pipe: Any,
+        adapter: PipelineAdapter,
         branch: str = "conditional",
         positions: str = "all",
         on_generation: Callable[[GenerationRequest], object] | None = None,
     ) -> None:
         if branch not in BRANCHES or positions not in POSITIONS:
             raise DSASError(f"branch {branch!r}, positions {positions!r}: expected {BRANCHES} and {POSITIONS}")
-        self.adapter = adapt(pipe)
+        self.adapter = adapter
         self.branch, self.positions, self.on_generation = branch, positions, on_generation
         self.latents = (0, 0)
-        self.skips = self.by_hand = False
+        self.skips_layers = self.called_directly = False
         self._watcher = GenerationWatcher(self.adapter, self._generation_begins)
         self._timestep_range = self.adapter.timestep_range
-        self._undecided: set[str] = set()  # text encoders that read the same for both, and have read nothing yet
+        self._undecided: set[str] = set()  # ambiguous text encoders that have not run yet
         self._blocks: tuple[str, ...] = ()  # of the denoiser's last call
 
     @property
     def request(self) -> GenerationRequest:
-        """What the current generation was asked for."""
+        """Of the current generation."""
         return self._watcher.request
 
     def describe(self) -> dict[str, Describe]:
-        """By root name, what tells its calls: for `hooks.visit`."""
+        """By root name, what describes its calls: for `hooks.visit`."""
         text_calls = {encoder.part: partial(self._text_call, encoder) for encoder in self.adapter.text_encoders}
         return {self.adapter.family.denoiser: self._denoiser_call, **text_calls}
 
@@ -96,22 +108,22 @@ class BatchLayout:
     # ---- texts -------------------------------------------------------------------------------------------------------
 
     def _text_call(self, encoder: TextEncoder, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """A call of a text encoder: of all prompts, or of all negative prompts; what it reads by hand is of prompts."""
-        self.by_hand |= not self._watcher.encoding
-        tokens, given = PromptTokens(self.adapter.pipe, encoder), self.request.encode_arguments
+        """A call of a text encoder: of all prompts, or of all negative prompts; direct calls are taken for prompts."""
+        self.called_directly |= not self._watcher.encoding
+        tokens, arguments = PromptTokens(self.adapter.pipe, encoder), self.request.encode_arguments
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
         negative = torch.tensor(self._watcher.encoding_negatives, device=ids.device)
         if self.request.negative_texts is not None and self._watcher.encoding:
-            texts = tokens.worded(self.request.negative_texts[encoder.part], True, given)
-            known = tokens.ids(texts, ids.shape[1], given).to(ids.device)
-            # all of them, as one of the prompts may well be what another is not to be
+            texts = tokens.apply_template(self.request.negative_texts[encoder.part], True, arguments)
+            known = tokens.ids(texts, ids.shape[1], arguments).to(ids.device)
+            # all of them: a prompt may well be the negative prompt of another
             negative = (ids == known).all() if len(known) in (1, len(ids)) else torch.zeros_like(negative)
             if encoder.part in self._undecided:  # prompts and negative prompts are the same, and prompts come first
                 self._undecided.remove(encoder.part)
                 negative = torch.zeros_like(negative)
         negative = negative.expand(len(ids))
         steered = {"conditional": ~negative, "unconditional": negative, "both": torch.ones_like(negative)}[self.branch]
-        mask = tokens.counted(ids, kwargs.get("attention_mask"), negative, self.positions, given)
+        mask = tokens.position_mask(ids, kwargs.get("attention_mask"), negative, self.positions, arguments)
         return Call(steered.float(), torch.arange(len(ids), device=ids.device), None, mask)
 
     # ---- the denoiser ------------------------------------------------------------------------------------------------
@@ -122,19 +134,19 @@ class BatchLayout:
                 "the denoiser ran outside the pipeline that is steered, so its rows are unknown: call that pipeline, "
                 "or steer the one that you call"
             )
-        return self.of_prompts(args, kwargs, STEERED[self.branch])
+        return self.prompt_call(args, kwargs, STEERED[self.branch])
 
     @property
-    def shown(self) -> int | None:
-        """Of the blocks of rows that are steered in the denoiser's last call, which are to be shown; None for none."""
+    def heatmap_block(self) -> int | None:
+        """Which of the steered blocks of the denoiser's last call the heat-map shows; None for none."""
         steered = [block for block in self._blocks if block in STEERED[self.branch]]
-        wanted = STEERED[self.branch][0]
-        return steered.index(wanted) if wanted in steered else None
+        first = STEERED[self.branch][0]
+        return steered.index(first) if first in steered else None
 
-    def of_prompts(
+    def prompt_call(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], steered: Collection[str] = (PROMPT,)
     ) -> Call:
-        """A call of the denoiser; its rows are those of the prompts, picture by picture, or of other blocks as well."""
+        """A call of the denoiser, picture by picture, in which the blocks of prompts, or others, are steered."""
         sample: Any
         sample, timestep, embeds = (
             next((kwargs[name] for name in names if name in kwargs), args[place] if place < len(args) else None)
@@ -142,17 +154,17 @@ class BatchLayout:
         )
         attended = next((kwargs[name] for name in _MASK if name in kwargs), None)
         pictures, device = self.request.pictures, sample[0].device
-        self.skips = kwargs.get("skip_layers") is not None
+        self.skips_layers = kwargs.get("skip_layers") is not None
         if sample[0].ndim > 2:
             self.latents = tuple(sample[0].shape[-2:])
-        self._blocks = blocks = self._layout(len(sample), embeds)
+        self._blocks = blocks = self._find_blocks(len(sample), embeds)
         rows = torch.tensor([float(block in steered) for block in blocks for _ in range(pictures)], device=device)
-        each = self.request.images_per_prompt
-        prompts = torch.tensor([i // each for _ in blocks for i in range(pictures)], device=device)
-        return Call(rows, prompts, self._clock(timestep, device), joint=self._joint(sample, embeds, attended))
+        count = self.request.images_per_prompt
+        prompts = torch.tensor([i // count for _ in blocks for i in range(pictures)], device=device)
+        return Call(rows, prompts, self._timestep(timestep, device), joint=self._joint(sample, embeds, attended))
 
-    def _layout(self, batch: int, embeds: Any) -> tuple[str, ...]:
-        """What each block of as many rows as pictures were asked for is for, in order.
+    def _find_blocks(self, batch: int, embeds: Any) -> tuple[str, ...]:
+        """What each block of rows, one row per picture, is for, in order.
 
         Raises:
             UnsupportedError: a batch that fits no rule.
@@ -162,7 +174,7 @@ class BatchLayout:
         guided = bool(getattr(pipe, "do_classifier_free_guidance", True))
         layouts: list[tuple[str, ...]] = [(PROMPT,)]
         if guidance == "two calls":
-            layouts = [(NEGATIVE,) if self._made_of_negatives(embeds) else (PROMPT,)]
+            layouts = [(NEGATIVE,) if self._is_negative(embeds) else (PROMPT,)]
         elif perturbed:
             layouts = [(NEGATIVE, PROMPT, PERTURBED) if guided else (PROMPT, PERTURBED)]
         elif "image_guidance_scale" in self.adapter.call_parameters:  # InstructPix2Pix
@@ -178,21 +190,21 @@ class BatchLayout:
             f"{sizes}"
         )
 
-    def _made_of_negatives(self, embeds: torch.Tensor | None) -> bool:
-        """Whether a call of its own is for the negative prompts: it is given what was made of them."""
+    def _is_negative(self, embeds: torch.Tensor | None) -> bool:
+        """Whether a call is for the negative prompts: it is given their embeddings."""
         known = self.request.negative_embeds
         if known is None or embeds is None or embeds is self.request.prompt_embeds:
             return False
         return embeds is known or (embeds.shape == known.shape and torch.equal(embeds, known.to(embeds)))
 
-    def _clock(self, timestep: Any, device: torch.device) -> torch.Tensor:
+    def _timestep(self, timestep: Any, device: torch.device) -> torch.Tensor:
         """The timestep as float [] from 0 (clean) to 1000 (noise), on the device of the sample."""
         value = torch.as_tensor(timestep, device=device).float().flatten()[0]
         noisy, clean = self._timestep_range
         return (value - clean) / (noisy - clean) * 1000
 
     def _joint(self, sample: Any, embeds: Any, attended: torch.Tensor | None) -> Joint | None:
-        """How picture and prompt lie in one sequence, in a family that attends to both at once."""
+        """How picture and prompt lie in one sequence, in a family whose layers attend to both at once."""
         family = self.adapter.family
         if embeds is None or not any(group.stream for groups in family.groups.values() for group in groups):
             return None
@@ -204,10 +216,10 @@ class BatchLayout:
         lengths = None if attended is None else attended.sum(1).long()
         text = len(embeds[0])
         if isinstance(embeds, list):
-            lengths = torch.tensor([len(each) for each in embeds], device=embeds[0].device)
+            lengths = torch.tensor([len(item) for item in embeds], device=embeds[0].device)
         if isinstance(embeds, list) or family.sequence == "tokens, image":
             assert lengths is not None
             text = int(lengths.max())
-        room, text = (-(-count // family.sequence_multiple) * family.sequence_multiple for count in (image, text))
-        first, close = family.sequence != "image, text", family.sequence == "tokens, image"
-        return Joint(image, text, first, room, lengths, close)
+        padded, text = (-(-count // family.sequence_multiple) * family.sequence_multiple for count in (image, text))
+        text_first, close = family.sequence != "image, text", family.sequence == "tokens, image"
+        return Joint(image, text, text_first, padded, lengths, close)

@@ -1,22 +1,22 @@
-"""What a pipeline can make of the words of a prompt."""
+"""Whether a pipeline knows the words of a prompt, and reads all of it."""
 
 from __future__ import annotations
 
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from .adapter import adapt
+from .adapter import PipelineAdapter
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A prompt as the tokenizer reads it that reads most.
+class PromptCheck:
+    """A prompt as the tokenizer with the longest context reads it.
 
     Args:
-        unknown_words: those that the model cannot know.
-        tokens: of the prompt. tokens_read: how many of them it reads at most.
+        unknown_words: words that the model cannot know.
+        tokens: how many the prompt has.
+        tokens_read: how many are read at most.
     """
 
     unknown_words: tuple[str, ...]
@@ -28,22 +28,28 @@ class Reading:
         return self.tokens > self.tokens_read
 
 
-def unknown_words(pipe: Any, prompts: Sequence[str]) -> tuple[str, ...]:
-    """The words of prompts that the model cannot know, each once."""
-    return reading(pipe, " ".join(dict.fromkeys(word for text in prompts for word in text.split()))).unknown_words
+def unknown_words(adapter: PipelineAdapter, prompts: Sequence[str]) -> tuple[str, ...]:
+    """The words of prompts that the model cannot know, each once.
 
-
-def reading(pipe: Any, prompt: str) -> Reading:
-    """How a pipeline, or one that has an adapter already, reads a prompt.
-
-    In the built-in model's vocabulary every word is one token, and one that falls apart is unknown. Other vocabularies
-    spell rare words in pieces that they know well.
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> from dsas_diffusion.pipelines.adapter import adapt
+        >>> unknown_words(adapt(load_pipeline("builtin:emoji", device="cpu")), ["a banana", "a xylophone"])
+        ('xylophone',)
     """
-    adapter = adapt(pipe)
-    tokenizer = max((one.tokenizer for one in adapter.tokens), key=lambda one: one.model_max_length)
+    return check_prompt(adapter, " ".join(dict.fromkeys(" ".join(prompts).split()))).unknown_words
+
+
+def check_prompt(adapter: PipelineAdapter, prompt: str) -> PromptCheck:
+    """How a pipeline reads a prompt.
+
+    In the built-in model's vocabulary every word is one token, and a word of several is unknown. Other vocabularies
+    spell rare words in pieces that the model knows well.
+    """
+    tokenizer = max((tokens.tokenizer for tokens in adapter.tokens), key=lambda item: item.model_max_length)
     unknown: tuple[str, ...] = ()
     if adapter.is_builtin:
         words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())
         unknown = tuple(word for word in words if len(tokenizer.tokenize(word)) > 1)
-    room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-    return Reading(unknown, len(tokenizer.tokenize(prompt)), room)
+    length = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+    return PromptCheck(unknown, len(tokenizer.tokenize(prompt)), length)

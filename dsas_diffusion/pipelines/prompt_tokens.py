@@ -13,16 +13,27 @@ from .families.prompt_templates import plain
 from .families.spec import TextEncoder
 
 POSITIONS = ("words", "all")
-#: what a pipeline's `encode_prompt` is called with, besides the prompts, where nothing is said
-NOTHING: Mapping[str, Any] = {}
+#: where no arguments of a pipeline's `encode_prompt` are known besides the prompts
+NO_ARGUMENTS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """What one text encoder of a pipeline makes of texts.
+    """How one text encoder of a pipeline tokenises texts. `arguments` are those that `encode_prompt` is called with.
 
     Args:
-        pipe: the pipeline. encoder: which of its text encoders.
+        pipe: the pipeline.
+        encoder: which of its text encoders.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> pipe = load_pipeline("builtin:emoji", device="cpu")
+        >>> tokens = PromptTokens(pipe, TextEncoder())
+        >>> ids = tokens.ids(["a banana"], length=5)
+        >>> tokens.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+        ['<|startoftext|>', 'a</w>', 'banana</w>', '<|endoftext|>', '<|endoftext|>']
+        >>> tokens.position_mask(ids, None, torch.tensor([False]), "words").tolist()
+        [[0.0, 1.0, 1.0, 1.0, 0.0]]
     """
 
     pipe: Any
@@ -31,45 +42,56 @@ class PromptTokens:
     @property
     def tokenizer(self) -> Any:
         """Its tokenizer, taken out of a processor that has one for pictures as well."""
-        there = getattr(self.pipe, self.encoder.tokenizer)
-        return getattr(there, "tokenizer", there)
+        part = getattr(self.pipe, self.encoder.tokenizer)
+        return getattr(part, "tokenizer", part)
 
-    def ids(self, texts: list[str], length: int | None = None, given: Mapping[str, Any] = NOTHING) -> torch.Tensor:
+    def ids(
+        self, texts: list[str], length: int | None = None, arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> torch.Tensor:
         """Token ids of texts, int64 [texts, positions]: padded, and cut off.
 
         Args:
-            length: positions; None for as many as the tokenizer takes, which of some is beyond all memory.
-            given: what the pipeline's `encode_prompt` is called with.
+            texts: prompts in their template.
+            length: positions; None for as many as the tokenizer takes, which for some is more than memory holds.
+            arguments: of `encode_prompt`.
         """
         length = length or self.tokenizer.model_max_length
         options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-        return self.tokenizer(self._written(texts, given), **options).input_ids
+        return self.tokenizer(self._preprocess(texts, arguments), **options).input_ids
 
-    def spelled(self, text: str, given: Mapping[str, Any] = NOTHING) -> list[int]:
-        """Token ids of a text as it stands within a prompt."""
-        return self.tokenizer(self._written([text], given), add_special_tokens=False).input_ids[0]
+    def ids_within_prompt(self, text: str, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> list[int]:
+        """Token ids of a text as they are within a prompt, without special tokens."""
+        return self.tokenizer(self._preprocess([text], arguments), add_special_tokens=False).input_ids[0]
 
-    def worded(self, texts: Sequence[str], negative: bool, given: Mapping[str, Any] = NOTHING) -> list[str]:
-        """Prompts, or negative prompts, behind what the pipeline puts in front of them."""
-        return [self.encoder.wording(self.pipe, given, text, negative) for text in texts]
+    def apply_template(
+        self, texts: Sequence[str], negative: bool, arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> list[str]:
+        """Prompts, or negative prompts, in the template of the text encoder."""
+        return [self.encoder.prompt_template(self.pipe, arguments, text, negative) for text in texts]
 
-    def counted(
+    def position_mask(
         self,
         ids: torch.Tensor,
-        attended: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
         negative: torch.Tensor,
         positions: str,
-        given: Mapping[str, Any] = NOTHING,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> torch.Tensor:
-        """Positions of texts that count, float [texts, positions]: see `batch_layout.BatchLayout`.
+        """Which positions of texts count, see `batch_layout.BatchLayout`.
 
         Args:
-            ids: token ids, int64 [texts, positions]. attended: the attention mask, of the same shape, if any.
-            negative: which of them are negative prompts, bool [texts]. positions: "words" or "all".
+            ids: token ids, int64 [texts, positions].
+            attention_mask: of the same shape, or None.
+            negative: which of the texts are negative prompts, bool [texts].
+            positions: "words" or "all".
+            arguments: of `encode_prompt`.
+
+        Returns:
+            float [texts, positions], 1 for positions that count.
         """
-        in_front = torch.where(negative, self._in_front(True, given), self._in_front(False, given))
-        real = torch.ones_like(ids) if attended is None else (attended != 0).long()
-        mask = real * (real.cumsum(1) > in_front[:, None])
+        prefix = torch.where(negative, *(self._prefix_length(side, arguments) for side in (True, False)))
+        mask = torch.ones_like(ids) if attention_mask is None else (attention_mask != 0).long()
+        mask = mask * (mask.cumsum(1) > prefix[:, None])
         tokenizer = self.tokenizer
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         if begin is not None:
@@ -81,20 +103,20 @@ class PromptTokens:
                 mask = mask * (ids != tokenizer.pad_token_id)
         return mask.float()
 
-    def _written(self, texts: list[str], given: Mapping[str, Any]) -> list[str]:
-        """Texts as the pipeline gives them to a tokenizer; what textual inversion has learned is several tokens."""
+    def _preprocess(self, texts: list[str], arguments: Mapping[str, Any]) -> list[str]:
+        """Texts as the pipeline gives them to a tokenizer; a concept of textual inversion becomes several tokens."""
         if hasattr(self.pipe, "_text_preprocessing"):
-            return self.pipe._text_preprocessing(texts, clean_caption=bool(given.get("clean_caption")))
+            return self.pipe._text_preprocessing(texts, clean_caption=bool(arguments.get("clean_caption")))
         if hasattr(self.pipe, "maybe_convert_prompt"):
             return self.pipe.maybe_convert_prompt(texts, self.tokenizer)
         return texts
 
-    def _in_front(self, negative: bool, given: Mapping[str, Any]) -> int:
-        """How many tokens stand in front of any prompt: those that two prompts without a token in common begin with."""
-        if self.encoder.wording is plain:
+    def _prefix_length(self, negative: bool, arguments: Mapping[str, Any]) -> int:
+        """How many tokens the template has before any prompt: those that two prompts of no common token begin with."""
+        if self.encoder.prompt_template is plain:
             return 0
         tokenizer = self.tokenizer
-        texts = self.worded(["a", "1"], negative, given)
-        own = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
-        pair = zip(*tokenizer(texts, add_special_tokens=not own).input_ids, strict=False)
+        texts = self.apply_template(["a", "1"], negative, arguments)
+        has_bos = bool(tokenizer.bos_token) and texts[0].startswith(tokenizer.bos_token)
+        pair = zip(*tokenizer(texts, add_special_tokens=not has_bos).input_ids, strict=False)
         return sum(1 for _ in takewhile(lambda ids: ids[0] == ids[1], pair))

@@ -12,8 +12,8 @@ from dsas_core.model.sites import Site, canonical, find, modules
 
 from .families.spec import Family, SiteGroup
 
-#: parts of a path, and what people call them; the role says the rest ("attn2" is "cross")
-_CALLED = (
+#: (part of a path, what users write for it); the role says the rest ("attn2" is "cross")
+_SHORT_NAMES = (
     (r"^(unet|transformer)(\.|$)", ""),
     (r"^text_encoder(_\d)?\.((encoder|model|language_model)\.)*(layers|block)\.", r"text\1."),
     (r"(^|\.)(down|up)_blocks\.", r"\1\2."),
@@ -28,28 +28,51 @@ _CALLED = (
 
 
 def match_sites(family: Family, roots: Mapping[str, nn.Module], sites: str | Sequence[str] | None = None) -> list[Site]:
-    """Sites below the roots of a pipeline of a family; `dsas_diffusion.find_sites` tells how they are named."""
-    wanted = list(family.default) if sites is None else [sites] if isinstance(sites, str) else list(sites)
-    return list(dict.fromkeys(site for pattern in wanted for site in _matching(family, roots, pattern)))
+    """Sites of a pipeline of a family, each once; `dsas_diffusion.find_sites` says how they are named.
+
+    Args:
+        family: of the pipeline.
+        roots: its denoiser and text encoders, by name.
+        sites: a role, name or path, or a list of them; None for the family's default roles.
+    """
+    patterns = list(family.default) if sites is None else [sites] if isinstance(sites, str) else list(sites)
+    return list(dict.fromkeys(site for pattern in patterns for site in _match(family, roots, pattern)))
 
 
 def site_name(site: Site | str) -> str:
-    """What people call a site: "up.0.1.0" for a block of attention, "single.12", "text_2.5"."""
+    """What users call a site.
+
+    Example:
+        >>> site_name("unet.up_blocks.0.attentions.1.transformer_blocks.0.attn2")
+        'up.0.1.0'
+        >>> site_name("transformer.single_transformer_blocks.12.attn"), site_name("text_encoder_2.encoder.layers.5")
+        ('single.12', 'text_2.5')
+    """
     name = site if isinstance(site, str) else site.path
-    for pattern, called in _CALLED:
-        name = re.sub(pattern, called, name)
+    for pattern, short in _SHORT_NAMES:
+        name = re.sub(pattern, short, name)
     return name
 
 
 def role_of(family: Family, site: Site) -> str:
-    """The role that a site has in a family, or "" for one that was named by its path."""
-    return next((role for role, group in _groups(family) if _is_in(site, group)), "")
+    """The role that a site has in a family, or "" for a site that was named by its path."""
+    for role, group in _groups(family):
+        if (site.index, site.stream) == (group.index, group.stream) and re.fullmatch(group.pattern, site.path):
+            return role
+    return ""
 
 
 def unused_layers(
     family: Family, roots: Mapping[str, nn.Module], sites: Iterable[Site], clip_skip: int = 0
 ) -> list[Site]:
-    """Of some sites, those in text encoders behind the layer whose hidden states the denoiser reads."""
+    """Of some sites, those in text encoders behind the layer whose hidden states the denoiser reads.
+
+    Args:
+        family: of the pipeline.
+        roots: its denoiser and text encoders, by name.
+        sites: of which to choose.
+        clip_skip: how many of the last layers the generation leaves out.
+    """
     encoders, known = {encoder.part: encoder for encoder in family.encoders}, modules(roots)
     unused = []
     for site in sites:
@@ -61,49 +84,47 @@ def unused_layers(
     return unused
 
 
-def _is_in(site: Site, group: SiteGroup) -> bool:
-    here = re.fullmatch(group.pattern, site.path) is not None
-    return here and (site.index, site.stream) == (group.index, group.stream)
+def sites_of_role(family: Family, roots: Mapping[str, nn.Module], role: str, *, required: bool = True) -> list[Site]:
+    """Sites of a role, without layers that the denoiser does not read.
 
-
-def _matching(family: Family, roots: Mapping[str, nn.Module], pattern: str) -> Iterator[Site]:
-    if pattern == "denoiser" or pattern in family.groups:
-        for role in family.denoiser_default if pattern == "denoiser" else (pattern,):
-            yield from sites_of_role(family, roots, role)
-        return
-    role, _, name = pattern.rpartition(":")
-    usual = dict.fromkeys([*family.denoiser_default, "text"])
-    if not role or role in family.groups:
-        known = [
-            site for one in ([role] if role else usual) for site in sites_of_role(family, roots, one, listed=False)
-        ]
-        called = [site for site in known if f"{site_name(site)}.".startswith(f"{name}.")]
-        if called:
-            yield from called
-            return
-    try:
-        paths = find(roots, pattern)
-    except DSASError as error:
-        named = (site_name(site) for one in usual for site in sites_of_role(family, roots, one, listed=False))
-        told = f"roles of this {family.name}: {', '.join(family.groups)}; names: {next(iter(named))!r} and the like"
-        raise DSASError(f"{error}; {told}") from None
-    for path in paths:
-        yield _site(family, roots, path)
-
-
-def sites_of_role(family: Family, roots: Mapping[str, nn.Module], role: str, *, listed: bool = True) -> list[Site]:
-    """Sites of a role, without layers that nobody reads; none at all raises, where the user has `listed` the role."""
-    found = [
+    Raises:
+        UnsupportedError: there are none, and they are `required`.
+    """
+    sites = [
         group.site(path)
         for group in family.groups[role]
         for path, module in modules(roots).items()
         if re.fullmatch(group.pattern, path) and not (group.unless and getattr(module, group.unless, False))
     ]
-    if listed and not found:
-        there = [one for one in family.groups if one != role and sites_of_role(family, roots, one, listed=False)]
-        raise UnsupportedError(f"this {family.name} has no sites of the role {role!r}: it has {', '.join(there)}")
-    unused = unused_layers(family, roots, found)
-    return [site for site in found if site not in unused]
+    if required and not sites:
+        roles = [
+            other for other in family.groups if other != role and sites_of_role(family, roots, other, required=False)
+        ]
+        raise UnsupportedError(f"this {family.name} has no sites of the role {role!r}: it has {', '.join(roles)}")
+    unused = unused_layers(family, roots, sites)
+    return [site for site in sites if site not in unused]
+
+
+def _match(family: Family, roots: Mapping[str, nn.Module], pattern: str) -> list[Site]:
+    """The sites of one role, name or path."""
+    if pattern == "denoiser" or pattern in family.groups:
+        roles = family.denoiser_default if pattern == "denoiser" else (pattern,)
+        return [site for role in roles for site in sites_of_role(family, roots, role)]
+    role, _, name = pattern.rpartition(":")
+    usual = dict.fromkeys([*family.denoiser_default, "text"])
+    if not role or role in family.groups:
+        roles = (role,) if role else tuple(usual)
+        known = [site for role in roles for site in sites_of_role(family, roots, role, required=False)]
+        named = [site for site in known if f"{site_name(site)}.".startswith(f"{name}.")]
+        if named:
+            return named
+    try:
+        return [_site(family, roots, path) for path in find(roots, pattern)]
+    except DSASError as error:
+        names = (site_name(site) for role in usual for site in sites_of_role(family, roots, role, required=False))
+        raise DSASError(
+            f"{error}; roles of this {family.name}: {', '.join(family.groups)}; names: {next(names)!r} and the like"
+        ) from None
 
 
 def _site(family: Family, roots: Mapping[str, nn.Module], path: str) -> Site:

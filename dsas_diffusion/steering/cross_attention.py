@@ -59,7 +59,7 @@ def cross_attention_layers(adapter: PipelineAdapter) -> list[CrossAttention]:
     family, roots = adapter.family, adapter.roots
     if family.cross_attention is None:
         raise UnsupportedError(f"words are known of UNets with cross-attention and CLIP's tokens, not of {family.name}")
-    paths = {site.path for site in sites_of_role(family, roots, family.cross_attention, listed=False)}
+    paths = {site.path for site in sites_of_role(family, roots, family.cross_attention, required=False)}
     layers = [
         CrossAttention(path, module)
         for path, module in modules(roots).items()

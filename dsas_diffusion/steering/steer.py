@@ -17,7 +17,7 @@ from dsas_core.steering.strengths import Schedule, Strength, Strengthened, load_
 
 from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
-from ..pipelines.caches import caches_of, steered_again
+from ..pipelines.caches import caches_of, sites_steered_twice
 from ..pipelines.generation_watcher import GenerationRequest
 from .processor import SteeredProcessors
 from .trace import PictureTrace
@@ -109,7 +109,7 @@ class PipelineSteering(Steering):
             if self.trace is not None:
                 request = self._layout.request
                 self.trace.pictures, self.trace.patches = request.pictures, request.patches
-                self.trace.block = self._layout.shown
+                self.trace.block = self._layout.heatmap_block
         super().begin(root, call)
 
     def _generation_begins(self, request: GenerationRequest) -> None:
@@ -146,7 +146,7 @@ class PipelineSteering(Steering):
                 "go unseen: detach, and steer anew",
                 stacklevel=2,
             )
-        again = steered_again(roots, [site for site in self.sites if site not in replaced])
+        again = sites_steered_twice(roots, [site for site in self.sites if site not in replaced])
         if again:
             raise UnsupportedError(
                 f"{caches_of(roots[self._denoiser])[0]} leaves out blocks and adds what they changed in an earlier "
@@ -165,7 +165,7 @@ class PipelineSteering(Steering):
         """The text encoders must have run before the denoiser does."""
         assert self._visit is not None
         embeddings = self._layout.request.embeddings
-        if embeddings == "made here":
+        if embeddings == "encoded here":
             return
         # where embeddings are given, they run for negative prompts at most
         unseen = embeddings == "given" and self._layout.branch != "unconditional"
@@ -179,7 +179,7 @@ class PipelineSteering(Steering):
                 f"prompt_embeds were given, so the text encoder did not read the prompt, and {list_sites(silent)} did "
                 "nothing: pass prompt= instead, or encode the prompt inside the steer() block"
             )
-            if self._layout.by_hand:  # perhaps it made them
+            if self._layout.called_directly:  # perhaps it made them
                 told = (
                     f"prompt_embeds were given, which {list_sites(silent)} changed only if the text encoder was called "
                     "for them inside the steer() block; it takes all that is read there by hand for prompts, so "
@@ -189,7 +189,7 @@ class PipelineSteering(Steering):
 
     def _missed(self, root: str, sites: list[Site]) -> None:
         """Tell, once a generation, which sites a call has not come to."""
-        silent = [] if self._layout.skips else self._unreached.new_among(sites)
+        silent = [] if self._layout.skips_layers else self._unreached.new_among(sites)
         if not silent:
             return
         module = getattr(self.adapter.pipe, root)

@@ -73,7 +73,7 @@ class WordMasks:
     def attach(self) -> None:
         """Go to the layers of the pipeline."""
         roots = self._layout.adapter.roots
-        self._visit = visit(roots, self._by_site, self, {self._root: self._layout.of_prompts})
+        self._visit = visit(roots, self._by_site, self, {self._root: self._layout.prompt_call})
 
     def replaced(self, roots: Roots) -> list[Site]:
         """Sites that another module has come to since, see `hooks.Visit.replaced`."""
@@ -90,10 +90,10 @@ class WordMasks:
         texts = request.texts
         if texts is None:
             raise UnsupportedError("prompt_embeds were given, in which words cannot be found: pass prompt= instead")
-        ids = self._prompts.ids(texts, given=request.encode_arguments).tolist()
+        ids = self._prompts.ids(texts, arguments=request.encode_arguments).tolist()
         chosen = torch.zeros(len(self.words), len(ids), len(ids[0]))
         for places, (name, words) in zip(chosen, self.words.items(), strict=True):
-            spelled = [self._prompts.spelled(word, request.encode_arguments) for word in words]
+            spelled = [self._prompts.ids_within_prompt(word, request.encode_arguments) for word in words]
             for row, line in zip(places, ids, strict=True):
                 row[self._found(spelled, line)] = 1
             if not places.any():

@@ -27,6 +27,7 @@ from dsas_diffusion.cli import main
 from dsas_diffusion.generation.compare import UNCHANGED, change
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import settings_of
+from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.vision.judges import judge_from
 from tests.fixtures.checks import assert_one_line, document_of
 
@@ -115,11 +116,11 @@ def test_pictures_change_where_they_show_it(name: str, pipe: Any) -> None:
     concept = Concept.from_pretrained(name)
     prompts = list(UNSEEN[name])
     settings = settings_of(pipe, 4)
-    base = pictures_of(pipe, prompts, seeds_for(prompts, 3), settings)
+    base = pictures_of(adapt(pipe), prompts, seeds_for(prompts, 3), settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         with dsas.steer(pipe, {name: 1.0}):
-            made = pictures_of(pipe, prompts, seeds_for(prompts, 3), settings)
+            made = pictures_of(adapt(pipe), prompts, seeds_for(prompts, 3), settings)
     judge = judge_from(load_prompts(concept.provenance["prompts"]).judges[0], device="cpu")
     assert judge.target_scores([base[0], made[0]], [prompts[0]] * 2).tolist() == [0, 1]
     assert change(base[:1], made[:1])[0] > UNCHANGED

@@ -19,7 +19,7 @@ from dsas_core.steering.trace import Record
 
 from ...generation.compare import UNCHANGED, change
 from ...generation.pictures import pictures_of, seeds_for
-from ...pipelines.prompt_check import reading
+from ...pipelines.prompt_check import check_prompt
 from ...steering.steer import steer
 from .. import arguments
 from ..output import print_records, unknown_words_message
@@ -71,10 +71,10 @@ def _answer(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, 
 
 def _draw(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, Any]:
     """Steer the picture of a prompt."""
-    pipe, settings = arguments.open_for_drawing(args)
-    generation = pipe, [args.prompt], seeds_for([args.prompt], args.seed), settings
+    adapter, settings = arguments.open_for_drawing(args)
+    generation = adapter, [args.prompt], seeds_for([args.prompt], args.seed), settings
     words = arguments.words_by_concept(args.words)
-    with steer(pipe, dict.fromkeys(concepts, args.strength), words=words, trace=True) as steering:
+    with steer(adapter, dict.fromkeys(concepts, args.strength), words=words, trace=True) as steering:
         steered = pictures_of(*generation)
         observations = _observe(args, concepts, steering)
     difference = change(pictures_of(*generation), steered)[0]
@@ -85,7 +85,7 @@ def _draw(args: argparse.Namespace, concepts: Sequence[Concept]) -> dict[str, An
         "words": words.get(concepts[0].name, []),
         "pixel_difference": float(difference),
         "changed": bool(difference > UNCHANGED),
-        **asdict(reading(pipe, args.prompt)),
+        **asdict(check_prompt(adapter, args.prompt)),
     }
 
 

@@ -22,7 +22,7 @@ from ... import __version__
 from ...generation import strips
 from ...generation.pictures import decode, latent_batches, pictures_of, seeds_for
 from ...generation.settings import Settings
-from ...pipelines.adapter import adapt
+from ...pipelines.adapter import PipelineAdapter
 from ...pipelines.prompt_check import unknown_words
 from ...steering.steer import steer
 from .. import arguments
@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         check_output_folder(out, OURS, args.overwrite)
     concepts = arguments.read_concepts(args.concept)
 
-    pipe, settings = arguments.open_for_drawing(args)
-    if unknown := unknown_words(pipe, args.prompt):
+    adapter, settings = arguments.open_for_drawing(args)
+    if unknown := unknown_words(adapter, args.prompt):
         warnings.warn(unknown_words_message(unknown), stacklevel=2)
-    columns = _draw(pipe, args, concepts, settings)
-    document = _document(pipe, args, concepts, settings)
+    columns = _draw(adapter, args, concepts, settings)
+    document = _document(adapter, args, concepts, settings)
     if suffix in IMAGE_FORMATS:
         single = len(args.prompt) == 1 and not args.compare
         picture = columns["picture"][0] if single else _grid(columns, args.prompt)
@@ -100,21 +100,21 @@ def _steering(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _draw(
-    pipe: Any, args: argparse.Namespace, concepts: Mapping[Concept, Strength], settings: Settings
+    adapter: PipelineAdapter, args: argparse.Namespace, concepts: Mapping[Concept, Strength], settings: Settings
 ) -> dict[str, list[Image.Image]]:
     """Pictures by kind: "base", "picture" (steered, where there are concepts), and a map of h for each concept."""
     seeds = seeds_for(args.prompt, args.seed)
     if not concepts:
-        return {"picture": pictures_of(pipe, args.prompt, seeds, settings)}
+        return {"picture": pictures_of(adapter, args.prompt, seeds, settings)}
     columns: dict[str, list[Image.Image]] = {"picture": []}
     # a site in the text encoder has no patches to map
-    denoiser = adapt(pipe).family.denoiser
+    denoiser = adapter.family.denoiser
     mapped = [concept.name for concept in concepts if any(site.root == denoiser for site in concept.sites)]
     options = {**_steering(args), "gate": GATES[args.gate], "trace": args.compare}
     options["branch"] = options.pop("rows")
-    with steer(pipe, dict(concepts), **options) as steering:
-        for latents in latent_batches(pipe, args.prompt, seeds, settings):
-            pictures = decode(pipe, latents)
+    with steer(adapter, dict(concepts), **options) as steering:
+        for latents in latent_batches(adapter, args.prompt, seeds, settings):
+            pictures = decode(adapter, latents)
             columns["picture"] += pictures
             if steering.trace is None:
                 continue
@@ -122,12 +122,12 @@ def _draw(
                 maps = [steering.trace.heatmap(name, picture, image=i) for i, picture in enumerate(pictures)]
                 columns.setdefault(f"where {name}", []).extend(maps)
     if args.compare:
-        columns = {"base": pictures_of(pipe, args.prompt, seeds, settings), **columns}
+        columns = {"base": pictures_of(adapter, args.prompt, seeds, settings), **columns}
     return columns
 
 
 def _document(
-    pipe: Any, args: argparse.Namespace, concepts: Mapping[Concept, Strength], settings: Settings
+    adapter: PipelineAdapter, args: argparse.Namespace, concepts: Mapping[Concept, Strength], settings: Settings
 ) -> dict[str, Any]:
     """All that is needed to draw the same pictures again."""
     seeds = seeds_for(args.prompt, args.seed)
@@ -144,7 +144,7 @@ def _document(
         ],
         **_steering(args),
         "schedule": None if args.schedule is None else args.schedule.points,
-        **arguments.generation_record(args, pipe, settings),
+        **arguments.generation_record(args, adapter, settings),
         "pictures": [{"prompt": prompt, "noise_seed": seed} for prompt, seed in zip(args.prompt, seeds, strict=True)],
         "versions": {"dsas": __version__, **versions("diffusers", "transformers")},
     }

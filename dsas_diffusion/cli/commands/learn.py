@@ -27,6 +27,7 @@ from dsas_core.utils.files import replacing_folder
 
 from ...learning.illustrate import illustrate
 from ...learning.learn import Lesson
+from ...pipelines.adapter import adapt
 from ...pipelines.prompt_check import unknown_words
 from ...vision.segmentation import Masks, segmenter_for
 from ..arguments import SETTINGS, open_model, refuse_generation, share_of, shows_progress, values_of
@@ -130,7 +131,7 @@ def _lesson(args: argparse.Namespace, model: tuple[Any, ...], prompts: PromptSet
             settings["sites"] = args.sites[0]
         return llm.Lesson(*model, prompts, **settings)
     sides = prompts.draw(args.count, args.seed)
-    if unknown := unknown_words(*model, [prompt for side in sides.values() for prompt in side]):
+    if unknown := unknown_words(adapt(*model), [prompt for side in sides.values() for prompt in side]):
         _print(args, f"hint: {unknown_words_message(unknown)}")
     return Lesson(*model, prompts, masks=masks, **settings, **values_of(args, "edges", "store", *SETTINGS))
 

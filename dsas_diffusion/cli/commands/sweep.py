@@ -20,11 +20,12 @@ from dsas_core.utils.versions import versions
 
 from ... import __version__
 from ...generation import strips
-from ...generation.animation import ANIMATIONS, looped
+from ...generation.animation import ANIMATIONS, encode_animation
 from ...generation.compare import change
 from ...generation.pictures import decode, latent_batches, seeds_for
 from ...generation.settings import Settings
 from ...learning.illustrate import ENDS
+from ...pipelines.adapter import PipelineAdapter
 from ...steering.steer import steer
 from ..arguments import generation_record, open_for_drawing, shows_progress, words_by_concept
 from ..options import GATES
@@ -59,10 +60,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if low >= high:
         args.usage(f"--from must be below --to, found --from {low:g} --to {high:g}")
 
-    pipe, settings = open_for_drawing(args)
+    adapter, settings = open_for_drawing(args)
     strengths = strengths_between(low, high, args.count)
-    rows = _draw(pipe, args, concept, strengths, settings)
-    document = _document(pipe, args, concept, strengths, settings, rows)
+    rows = _draw(adapter, args, concept, strengths, settings)
+    document = _document(adapter, args, concept, strengths, settings, rows)
     files = {out: _encode(out.suffix.lower(), concept, strengths, rows, document) for out in outs}
     write_files(files)
     return {**document, "files": [str(out) for out in files]}
@@ -113,7 +114,7 @@ class _Row:
 
 
 def _draw(
-    pipe: Any, args: argparse.Namespace, concept: Concept, strengths: Sequence[float], settings: Settings
+    adapter: PipelineAdapter, args: argparse.Namespace, concept: Concept, strengths: Sequence[float], settings: Settings
 ) -> list[_Row]:
     """Every prompt at every strength; the rows of a prompt, one per gate, lie together."""
     gates = [args.gate, "on"] if args.compare else [args.gate]
@@ -125,14 +126,15 @@ def _draw(
     total = len(gates) * len(strengths) * len(args.prompt)
     with progress_bar(total, "pictures", shows_progress(args)) as bar:
         for gate in gates:
-            with steer(pipe, {concept: 0.0}, gate=GATES[gate], within=args.within, words=words, trace=True) as steering:
+            how = {"gate": GATES[gate], "within": args.within, "words": words}
+            with steer(adapter, {concept: 0.0}, trace=True, **how) as steering:
                 assert steering.trace is not None
                 for strength in strengths:
                     steering.strengths[concept.name] = strength
                     remaining = iter(rows[gate])
                     # the same batches at every strength: pictures then differ by nothing but the strength
-                    for latents in latent_batches(pipe, args.prompt, seeds, settings):
-                        for i, picture in enumerate(decode(pipe, latents)):
+                    for latents in latent_batches(adapter, args.prompt, seeds, settings):
+                        for i, picture in enumerate(decode(adapter, latents)):
                             row = next(remaining)
                             row.pictures.append(picture)
                             row.mean_h.append(
@@ -143,7 +145,7 @@ def _draw(
 
 
 def _document(
-    pipe: Any,
+    adapter: PipelineAdapter,
     args: argparse.Namespace,
     concept: Concept,
     strengths: Sequence[float],
@@ -158,7 +160,7 @@ def _document(
         "strengths": list(strengths),
         "within": args.within,
         "words": words_by_concept(args.words),
-        **generation_record(args, pipe, settings),
+        **generation_record(args, adapter, settings),
         "rows": [
             {
                 "prompt": row.prompt,
@@ -187,7 +189,7 @@ def _encode(
         frames = strips.animation(rows[0].pictures, strengths, _add_label(concept.name, rows[0].label))
     else:
         frames = strips.animation([_sheet(rows, i) for i in range(len(strengths))], strengths, concept.name)
-    return looped(frames, suffix)
+    return encode_animation(frames, suffix)
 
 
 def _sheet(rows: Sequence[_Row], strength: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What is told of a model family: its parts, where it can be steered, and how to read its clock and rows."""
+"""What is described of a model family: its parts, where it can be steered, and how to read its timesteps and rows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from dsas_core.model.sites import Site
 
 from .prompt_templates import PromptTemplate, plain
 
-#: text encoders of which transformers 4 records what a layer makes before hooks come, where the denoiser reads what
-#: was recorded
-_RECORDED = ("Gemma2Model", "Qwen3Model", "Qwen3ForCausalLM", "Mistral3ForConditionalGeneration")
+#: text encoders whose layers' outputs transformers 4 records before hooks run; the denoiser reads what was recorded
+_RECORDED_BEFORE_HOOKS = ("Gemma2Model", "Qwen3Model", "Qwen3ForCausalLM", "Mistral3ForConditionalGeneration")
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,14 @@ class SiteGroup:
 
     Args:
         pattern: regular expression on canonical paths.
-        layout, index, stream: of the sites, see `dsas_core.model.sites.Site`.
-        unless: an attribute of a module that has no such site where it is true.
+        layout: of the sites, see `dsas_core.model.sites.Site`.
+        index: of the output, see `Site`.
+        stream: "image" or "text" where both share a sequence, see `Site`.
+        unless: an attribute of a module that has no such site where the attribute is true.
+
+    Example:
+        >>> SiteGroup(r"unet[.]mid_block[.].*[.]attn2").site("unet.mid_block.attentions.0.attn2").root
+        'unet'
     """
 
     pattern: str
@@ -35,7 +40,7 @@ class SiteGroup:
     unless: str = ""
 
     def site(self, path: str) -> Site:
-        """The site at a path of its pattern."""
+        """The site at a path that matches the pattern."""
         return Site(path, index=self.index, layout=self.layout, stream=self.stream)
 
 
@@ -44,14 +49,15 @@ class TextEncoder:
     """A text encoder of a pipeline.
 
     Args:
-        part, tokenizer: attributes of the pipeline.
-        negative_argument: the argument of `encode_prompt` that holds its negative prompt; where that is not given, the
-            first encoder's counts.
-        unused_layers: of its last layers, how many show nothing in what the denoiser reads of each token, before
+        part: attribute of the pipeline that holds it.
+        tokenizer: attribute of the pipeline that holds its tokenizer.
+        negative_argument: the argument of `encode_prompt` that holds its negative prompt; where it is not given, that
+            of the first encoder counts.
+        unused_layers: how many of its last layers have no effect on what the denoiser reads of each token, before
             `clip_skip`.
-        depth: of its first layers, how many do; None for all that are not `unused_layers`.
-        kind: its class, where that tells families apart.
-        wording: how the pipeline words a prompt for it.
+        depth: how many of its first layers have; None for all that are not `unused_layers`.
+        kind: its class, where families are told apart by it; "" for any.
+        prompt_template: how the pipeline wraps a prompt before it is tokenised.
     """
 
     part: str = "text_encoder"
@@ -60,13 +66,21 @@ class TextEncoder:
     unused_layers: int = 0
     depth: int | None = None
     kind: str = ""
-    wording: PromptTemplate = plain
+    prompt_template: PromptTemplate = plain
 
     def layers_read(self, module: nn.Module, layers: int, clip_skip: int = 0) -> int:
-        """How many of the layers of the loaded module, the first of them, show in what the denoiser reads."""
+        """How many of the first layers have an effect on what the denoiser reads.
+
+        Args:
+            module: the loaded text encoder.
+            layers: how many it has.
+            clip_skip: how many of the last ones the generation leaves out.
+        """
         last = layers - self.unused_layers - clip_skip
         last = last if self.depth is None else min(last, self.depth)
-        early = class_name(module) in _RECORDED and find_spec("transformers.utils.output_capturing") is None
+        early = (
+            class_name(module) in _RECORDED_BEFORE_HOOKS and find_spec("transformers.utils.output_capturing") is None
+        )
         return last - 1 if early and last < layers else last
 
 
@@ -76,23 +90,24 @@ class Family:
 
     Args:
         name: for messages.
-        denoiser: attribute of the pipeline.
+        denoiser: attribute of the pipeline that holds the denoiser.
         encoders: its text encoders; a pipeline may lack some, not all.
-        groups: name of a role -> its sites; a role may lie in blocks of more than one kind.
-        default: the groups that steer when the user names none.
-        denoiser_default: the groups that "denoiser" stands for.
-        heatmap_sites: the groups that a concept of text sites alone reads for the heat-map, without changing them.
-        cross_attention: the group whose layers look from patches of the picture at the prompt's tokens, if any.
-        classifier_sites: the group that tells what is in a picture (`held_out.Eyes`).
+        groups: role -> its sites; a role may lie in blocks of more than one kind.
+        default: the roles that steer when the user names none.
+        denoiser_default: the roles that "denoiser" stands for.
+        heatmap_sites: the roles that a concept of text sites alone reads for the heat-map, without changing them.
+        cross_attention: the role whose layers attend from patches of the picture to the prompt's tokens, if any.
+        classifier_sites: the role whose activations show what is in a picture (`held_out_trial.OutcomeClassifier`).
         edges: timesteps that separate the bins of denoiser sites, unless the user names others.
-        timestep_range: what the clock shows at the noisy and at the clean end; 1000 and 0 for raw timesteps. Where the
-            denoiser's config has a `timestep_scale`, times that.
-        guidance: how classifier-free guidance asks the denoiser: "uncond, cond" and "cond, uncond" in one call of
-            stacked rows, "two calls".
-        negative_encoding: whether `encode_prompt` makes prompts and negative prompts "together", or is called for them
-            "apart".
-        negative_index: of what it makes together for two calls, which element is that of the negative prompts.
-        sequence: how a picture's patches and a prompt's tokens lie in one sequence: "text, image" and "image, text" one
+        timestep_range: the denoiser's timestep at pure noise and at the clean picture; 1000 and 0 for raw timesteps.
+            Where its config has a `timestep_scale`, times that.
+        guidance: how the branches of classifier-free guidance are batched: "uncond, cond" or "cond, uncond" in one call
+            of stacked rows, or "two calls".
+        negative_encoding: whether `encode_prompt` encodes prompts and negative prompts "together", or is called for
+            each of them ("apart").
+        negative_index: where it encodes both together for two calls, which element of its result is that of the
+            negative prompts.
+        sequence: how a picture's patches and a prompt's tokens lie in one sequence: "text, image" or "image, text" one
             behind the other, "tokens, image" with the picture right behind each row's own tokens.
         sequence_multiple: both are padded to multiples of that many positions.
     """

@@ -12,10 +12,10 @@ from PIL import Image
 from dsas_core.errors import DSASError, PromptError
 
 from ...generation import strips
-from ...generation.animation import looped
+from ...generation.animation import encode_animation
 from ...generation.compare import UNCHANGED
 from ...generation.settings import Settings
-from ...pipelines.prompt_check import Reading
+from ...pipelines.prompt_check import PromptCheck
 from ...steering.schedule import Schedule
 from ...steering.trace import PictureTrace
 
@@ -73,7 +73,7 @@ class Drawing:
     """
 
     order: Order
-    prompt_check: Reading
+    prompt_check: PromptCheck
     base: Image.Image
     base_seconds: float
     cached: bool
@@ -107,4 +107,4 @@ class Strip:
 
     def animated(self, suffix: str = ".webp") -> bytes:
         """Forth and back in a loop."""
-        return looped(strips.animation(self.pictures, self.strengths, self.concept), suffix)
+        return encode_animation(strips.animation(self.pictures, self.strengths, self.concept), suffix)

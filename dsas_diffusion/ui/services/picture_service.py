@@ -30,7 +30,7 @@ from ...generation.settings import settings_of
 from ...learning.illustrate import ENDS
 from ...pipelines.adapter import adapt
 from ...pipelines.families.prompt_templates import plain
-from ...pipelines.prompt_check import reading
+from ...pipelines.prompt_check import check_prompt
 from ...pipelines.sites import site_name
 from ...steering.steer import PipelineSteering, steer
 from ...steering.trace import PictureTrace
@@ -87,7 +87,7 @@ class PictureService:
         order = Order("a picture", 0, replace(self.usual, steps=TRIED), gate="on")
         try:
             with self._turn, self._steered(order, {concept: 1.0}):
-                latents = latents_of(self.pipe, [order.prompt], [order.seed], order.settings)
+                latents = latents_of(self.adapter, [order.prompt], [order.seed], order.settings)
         except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
             raise ModelMismatchError(f"concept {concept.name!r} does not fit this model's layers: {reason}") from None
@@ -178,7 +178,7 @@ class PictureService:
             keep_latest(self._bases, key, (picture, time.perf_counter() - began), KEPT)
         self._bases.move_to_end(key)
         picture, seconds = self._bases[key]
-        return Drawing(order, reading(self.pipe, order.prompt), picture, seconds, cached)
+        return Drawing(order, check_prompt(self.adapter, order.prompt), picture, seconds, cached)
 
     def _keep(self, trace: PictureTrace) -> None:
         """Empty the oldest traces, where visitors' drawings hold more than is kept of all."""
@@ -192,7 +192,7 @@ class PictureService:
             oldest.clear()
 
     def _picture(self, order: Order) -> Image.Image:
-        return decode(self.pipe, latents_of(self.pipe, [order.prompt], [order.seed], order.settings))[0]
+        return decode(self.adapter, latents_of(self.adapter, [order.prompt], [order.seed], order.settings))[0]
 
     def _steered(self, order: Order, concepts: Mapping[Concept, float]) -> PipelineSteering:
         return steer(
@@ -222,7 +222,7 @@ class PictureService:
         """
         tokens = self.adapter.tokens[0]
         h = [record.h for record in records if record.timestep is None and record.site.root == tokens.encoder.part]
-        if not h or tokens.encoder.wording is not plain:
+        if not h or tokens.encoder.prompt_template is not plain:
             return ()
         opened = torch.stack([(each > OPEN).any(0) for each in h if each.shape[1] == h[0].shape[1]]).any(0)
         ids, tokenizer = tokens.ids([prompt], len(opened))[0], tokens.tokenizer

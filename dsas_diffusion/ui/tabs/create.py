@@ -11,7 +11,6 @@ import gradio as gr
 
 from dsas_core.errors import DSASError
 
-from ...pipelines.adapter import adapt
 from ..page import controls, markup
 from ..page.session import MAX_OWN_CONCEPTS, Session, report_errors, until_failure
 from ..services.drawing import MOST_CHARACTERS, Order
@@ -80,7 +79,7 @@ class CreateTab:
 
     def _examples(self) -> list[str]:
         """Prompts that concepts were illustrated with; for the built-in model a few more."""
-        own = EXAMPLES if adapt(self.studio.pipe).is_builtin else ()
+        own = EXAMPLES if self.studio.adapter.is_builtin else ()
         return list(dict.fromkeys([*own, *controls.sample_prompts(self.studio.concepts.values())]))
 
     # ---- events -----------------------------------------------------------------------------------------------------

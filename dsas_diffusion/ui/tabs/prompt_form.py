@@ -87,7 +87,7 @@ class PromptForm:
                 sides: Mapping[str, Sequence[str]] = _draft(first, second, None).draw(int(number(count, "prompts")))
             else:
                 sides = _split(lists)
-            unknown = unknown_words(self.studio.pipe, [text for texts in sides.values() for text in texts])
+            unknown = unknown_words(self.studio.adapter, [text for texts in sides.values() for text in texts])
             advice = [*hints(sides), *([markup.unknown(unknown[:5])] if unknown else [])]
         except DSASError as error:
             advice = [str(error)]

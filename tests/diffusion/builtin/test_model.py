@@ -24,6 +24,7 @@ from dsas_diffusion.cli import main
 from dsas_diffusion.generation.compare import UNCHANGED, change
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import settings_of
+from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.load import BUILTIN
 from dsas_diffusion.vision import builtin_metrics
 from dsas_diffusion.vision.builtin_metrics import StyleEdit
@@ -107,7 +108,7 @@ def test_every_word_of_the_vocabulary_is_one_token(pipe: Any) -> None:
 def test_it_draws_what_is_asked_for(pipe: Any, judge: Judge) -> None:
     prompts = [f"a {thing} on a white background" for thing in ("banana", "dog", "car", "pear", "cat", "heart")]
     prompts += ["a blurred banana on a blue background", "a pixelated dog on a blue background"]
-    verdicts = judge.look(pictures_of(pipe, prompts, seeds_for(prompts, 0), settings_of(pipe)))
+    verdicts = judge.look(pictures_of(adapt(pipe), prompts, seeds_for(prompts, 0), settings_of(pipe)))
     asked = [next(word for word in prompt.split() if word in NAMES) for prompt in prompts]
     styles = [next((word for word in prompt.split() if word in STYLES), "sharp") for prompt in prompts]
     right = [v.styles.get(thing) == style for v, thing, style in zip(verdicts, asked, styles, strict=True)]
@@ -118,7 +119,7 @@ def test_a_concept_changes_its_thing_and_little_else(pipe: Any, judge: Judge, le
     wanted, things = learned.wanted, [f"a {learned.wanted.thing} {place}" for place in PLACES]
 
     def drawn(prompts: Sequence[str]) -> list[Image.Image]:
-        return pictures_of(pipe, prompts, seeds_for(prompts, 5), settings_of(pipe, 8))
+        return pictures_of(adapt(pipe), prompts, seeds_for(prompts, 5), settings_of(pipe, 8))
 
     def shown(prompts: Sequence[str]) -> float:
         return float(builtin_metrics.shown(judge, drawn(prompts), wanted).mean())

@@ -14,6 +14,7 @@ from dsas_diffusion.cli import output
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings
 from dsas_diffusion.pipelines import load
+from dsas_diffusion.pipelines.adapter import adapt
 from tests.fixtures.checks import document_of
 
 PROMPTS = ("--prompt", "a banana", "--prompt", "a dog on the grass")
@@ -47,7 +48,7 @@ def test_generate_fills_a_folder_reproducibly(dsas, model: str, concept: str, tm
         {"concept": concept, "name": "banana", "strength": 0.0, "unit": beside["concepts"][0]["unit"]}
     ]
     texts, seeds = PROMPTS[1::2], seeds_for(PROMPTS[1::2], 3)
-    expected = pictures_of(load.load_pipeline(model), texts, seeds, Settings(2, written["guidance"]))
+    expected = pictures_of(adapt(load.load_pipeline(model)), texts, seeds, Settings(2, written["guidance"]))
     for i, picture in enumerate(expected):
         with Image.open(out / f"00{i + 1}.png") as read:
             assert read.tobytes() == picture.tobytes()  # a strength of 0 is the base model

@@ -22,6 +22,7 @@ from dsas_diffusion.generation.animation import DURATION
 from dsas_diffusion.generation.compare import change
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings
+from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.load import load_pipeline
 from dsas_diffusion.steering.steer import steer
 from tests.fixtures.checks import assert_one_line, document_of
@@ -96,10 +97,10 @@ def test_pictures_are_those_of_steer_and_strength_0_is_the_unsteered_one(
     document = document_of(dsas(*given))
     assert document["strengths"] == [-1, 0, 1]
     pipe, seeds, settings = load_pipeline(model), seeds_for(PROMPTS, 5), Settings(2, document["guidance"])
-    base = pictures_of(pipe, PROMPTS, seeds, settings)
+    base = pictures_of(adapt(pipe), PROMPTS, seeds, settings)
     for i, strength in enumerate(document["strengths"]):
         with steer(pipe, {Concept.from_pretrained(concept): strength}):
-            expected = pictures_of(pipe, PROMPTS, seeds, settings)
+            expected = pictures_of(adapt(pipe), PROMPTS, seeds, settings)
         assert [row[i].tobytes() for row in drawn] == [picture.tobytes() for picture in expected]
         for j, (row, difference) in enumerate(zip(document["rows"], change(base, expected), strict=True)):
             assert row["change"][i] == pytest.approx(difference)
@@ -114,7 +115,7 @@ def test_mean_h_is_that_of_the_sites_that_steer(dsas: Run, model: str, concept: 
     pipe = load_pipeline(model)
     for row in rows:
         with steer(pipe, {Concept.from_pretrained(concept): 1.0}, trace=True) as steering:
-            pictures_of(pipe, [row["prompt"]], [row["noise_seed"]], Settings(2, 3.0))
+            pictures_of(adapt(pipe), [row["prompt"]], [row["noise_seed"]], Settings(2, 3.0))
             assert steering.trace is not None
             alone = steering.trace.mean_h("random", root="text_encoder")
         assert row["mean_h"][1] == pytest.approx(alone, abs=1e-5)
@@ -242,7 +243,7 @@ def test_nothing_is_written_when_it_is_interrupted_halfway(
     def interrupted(*_: object) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "looped", interrupted)
+    monkeypatch.setattr(sweep, "encode_animation", interrupted)
     given = (*prompts("a banana"), "--count", 2, "--out", tmp_path / "a.png", "--out", tmp_path / "a.gif", "--quiet")
     code, _, err = dsas(*given)
     assert code == 130

@@ -11,6 +11,7 @@ import torch
 from dsas_core import DSASError
 from dsas_diffusion.generation.pictures import decode, latents_of, noise_like, pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings, other_schedulers, settings_of
+from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.load import BUILTIN
 from tests.fixtures.checks import differ, same
 
@@ -19,11 +20,11 @@ PROMPTS = ["a banana", "a dog at night", "a cat", "a star on a table", "nothing"
 
 def test_a_picture_does_not_depend_on_its_batch(tiny_pipe: Any) -> None:
     seeds, settings = seeds_for(PROMPTS, 0), Settings(2, 3.0)
-    together = latents_of(tiny_pipe, PROMPTS, seeds, settings, batch=4)
-    alone = latents_of(tiny_pipe, PROMPTS, seeds, settings, batch=1)
+    together = latents_of(adapt(tiny_pipe), PROMPTS, seeds, settings, batch=4)
+    alone = latents_of(adapt(tiny_pipe), PROMPTS, seeds, settings, batch=1)
     assert together.shape == (5, 4, 8, 8)
     assert same(together, alone)
-    assert differ(together, latents_of(tiny_pipe, PROMPTS, seeds_for(PROMPTS, 1), settings))
+    assert differ(together, latents_of(adapt(tiny_pipe), PROMPTS, seeds_for(PROMPTS, 1), settings))
 
 
 def test_a_place_has_its_seed_and_a_seed_its_noise(tiny_pipe: Any) -> None:
@@ -35,10 +36,10 @@ def test_a_place_has_its_seed_and_a_seed_its_noise(tiny_pipe: Any) -> None:
 
 
 def test_latents_become_pictures(tiny_pipe: Any) -> None:
-    pictures = pictures_of(tiny_pipe, PROMPTS[:2], [1, 2], Settings(2, 3.0))
+    pictures = pictures_of(adapt(tiny_pipe), PROMPTS[:2], [1, 2], Settings(2, 3.0))
     assert [picture.size for picture in pictures] == [(32, 32)] * 2
-    made = latents_of(tiny_pipe, PROMPTS[:2], [1, 2], Settings(2, 3.0))
-    assert [p.tobytes() for p in decode(tiny_pipe, made, batch=1)] == [p.tobytes() for p in pictures]
+    made = latents_of(adapt(tiny_pipe), PROMPTS[:2], [1, 2], Settings(2, 3.0))
+    assert [p.tobytes() for p in decode(adapt(tiny_pipe), made, batch=1)] == [p.tobytes() for p in pictures]
 
 
 @pytest.mark.parametrize(
@@ -59,15 +60,17 @@ def test_settings_suit_the_model_unless_asked_otherwise(
 
 
 def test_other_schedulers_are_those_that_can_do_it(tiny_pipe: Any, ddim_pipe: Any) -> None:
-    assert other_schedulers(tiny_pipe) == ["UniPCMultistepScheduler", "DEISMultistepScheduler"], "they know flows"
-    assert other_schedulers(ddim_pipe) == ["UniPCMultistepScheduler", "EulerDiscreteScheduler"]
+    assert other_schedulers(adapt(tiny_pipe)) == ["UniPCMultistepScheduler", "DEISMultistepScheduler"], (
+        "they know flows"
+    )
+    assert other_schedulers(adapt(ddim_pipe)) == ["UniPCMultistepScheduler", "EulerDiscreteScheduler"]
     for pipe in (tiny_pipe, ddim_pipe):
-        own, made = pipe.scheduler, latents_of(pipe, PROMPTS[:1], [0], Settings(4, 3.0))
-        for name in other_schedulers(pipe):
-            other = latents_of(pipe, PROMPTS[:1], [0], Settings(4, 3.0, name))
+        own, made = pipe.scheduler, latents_of(adapt(pipe), PROMPTS[:1], [0], Settings(4, 3.0))
+        for name in other_schedulers(adapt(pipe)):
+            other = latents_of(adapt(pipe), PROMPTS[:1], [0], Settings(4, 3.0, name))
             assert pipe.scheduler is own
             assert bool(other.isfinite().all())
             assert differ(other, made)
         with pytest.raises(DSASError, match=r"scheduler 'Fast' does not go with .*: try "):
-            latents_of(pipe, PROMPTS[:1], [0], Settings(4, 3.0, "Fast"))
-        assert same(latents_of(pipe, PROMPTS[:1], [0], Settings(4, 3.0)), made)
+            latents_of(adapt(pipe), PROMPTS[:1], [0], Settings(4, 3.0, "Fast"))
+        assert same(latents_of(adapt(pipe), PROMPTS[:1], [0], Settings(4, 3.0)), made)

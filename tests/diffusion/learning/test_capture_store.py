@@ -19,6 +19,7 @@ from dsas_core.learning.recipe import Recipe
 from dsas_core.utils.processes import Share
 from dsas_diffusion import Concept, DSASError, Lesson, learn
 from dsas_diffusion.generation import pictures
+from dsas_diffusion.pipelines.adapter import PipelineAdapter
 from tests.diffusion.learning.test_learn import PROMPTS
 
 SETTINGS: dict[str, Any] = {"count": 8, "steps": 2, "batch": 4, "sites": "denoiser", "seed": 5}
@@ -44,9 +45,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Prompts that are drawn while they are read."""
     found: list[str] = []
 
-    def noted(pipe: Any, texts: list[str], *settings: Any) -> Any:
+    def noted(adapter: PipelineAdapter, texts: list[str], *settings: Any) -> Any:
         found.extend(texts)
-        return pictures.latent_batches(pipe, texts, *settings)
+        return pictures.latent_batches(adapter, texts, *settings)
 
     monkeypatch.setitem(Lesson._walk.__globals__, "latent_batches", noted)
     return found

@@ -15,6 +15,7 @@ from dsas_core.learning.fit import fit_sites
 from dsas_core.maps import AffineMap
 from dsas_core.probes import LastProbe, LinearProbe
 from dsas_diffusion import find_sites, learn, steer
+from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.batch_layout import BatchLayout
 from tests.fixtures.checks import differ, same
 from tests.fixtures.language_models import condition_latch
@@ -34,7 +35,7 @@ def pictured(tiny_pipe: Any) -> Pictured:
     words = ("on a table", "at night", "in the snow", "on the grass", "hat", "car")
     capture = Capture((500.0,))
     roots = {"unet": tiny_pipe.unet, "text_encoder": tiny_pipe.text_encoder}
-    with BatchLayout(tiny_pipe) as rows, visit(roots, sites, capture, rows.describe()):
+    with BatchLayout(adapt(tiny_pipe)) as rows, visit(roots, sites, capture, rows.describe()):
         for kind, templates in (("source", SHOWN), ("target", ("a blurred banana {}",) * 2), ("control", OTHER)):
             capture.start(kind)
             prompts = [template.format(word) for template, word in itertools.product(templates, words)]

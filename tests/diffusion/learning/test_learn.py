@@ -14,6 +14,7 @@ from dsas_core.learning.recipe import Recipe
 from dsas_core.model.hooks import visitors
 from dsas_diffusion import Concept, DSASError, Lesson, learn, steer
 from dsas_diffusion.generation import pictures
+from dsas_diffusion.pipelines.adapter import PipelineAdapter
 from tests.fixtures.checks import differ
 from tests.fixtures.models import bases, latents
 from tests.fixtures.visitors import Bare
@@ -118,9 +119,9 @@ def test_a_bin_that_no_step_comes_to_is_told_after_the_first_batch(
 ) -> None:
     drawn: list[str] = []
 
-    def noted(pipe: Any, texts: list[str], *settings: Any) -> Any:
+    def noted(adapter: PipelineAdapter, texts: list[str], *settings: Any) -> Any:
         drawn.extend(texts)
-        return pictures.latent_batches(pipe, texts, *settings)
+        return pictures.latent_batches(adapter, texts, *settings)
 
     monkeypatch.setitem(Lesson._walk.__globals__, "latent_batches", noted)
     settings = {"count": 8, "steps": 1, "batch": 4, "store": tmp_path if stored else None}
@@ -208,9 +209,9 @@ def test_concepts_of_one_lesson_are_drawn_once(
     drawn: list[str] = []
     draw = pictures.latent_batches
 
-    def noted(pipe: Any, texts: list[str], *settings: Any) -> Any:
+    def noted(adapter: PipelineAdapter, texts: list[str], *settings: Any) -> Any:
         drawn.extend(texts)
-        return draw(pipe, texts, *settings)
+        return draw(adapter, texts, *settings)
 
     monkeypatch.setitem(Lesson._walk.__globals__, "latent_batches", noted)
     lesson = Lesson(tiny_pipe, PROMPTS, **QUICK, seed=3)

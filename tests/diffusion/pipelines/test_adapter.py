@@ -41,7 +41,7 @@ def test_an_adapter_is_taken_in_place_of_its_pipeline(tiny_pipe: Any) -> None:
     assert {adapter.role_of(site) for site in adapter.find_sites("cross")} == {"cross"}
     assert settings_of(adapter) == settings_of(tiny_pipe)
     settings = Settings(2, 3.0)
-    assert same(latents_of(adapter, ["a dog"], [1], settings), latents_of(tiny_pipe, ["a dog"], [1], settings))
+    assert same(latents_of(adapter, ["a dog"], [1], settings), latents_of(adapt(tiny_pipe), ["a dog"], [1], settings))
     with pytest.raises(ValueError, match="expected"):
         steer(adapter, {})
 

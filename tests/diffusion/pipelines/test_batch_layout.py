@@ -20,7 +20,7 @@ BANANA, DOG = "a banana", "a dog at night"
 def calls_of(pipe: Any, *prompts: Any, settings: dict[str, Any] | None = None, **options: Any) -> dict[str, list[Call]]:
     """Every call of the text encoder and of the denoiser while the pipeline makes pictures."""
     recorder = Recorder()
-    with BatchLayout(pipe, **settings or {}) as rows, visit(adapt(pipe).roots, [], recorder, rows.describe()):
+    with BatchLayout(adapt(pipe), **settings or {}) as rows, visit(adapt(pipe).roots, [], recorder, rows.describe()):
         latents(pipe, *prompts, **options)
     return {root: [call for name, call in recorder.calls if name == root] for root in ("text_encoder", "unet")}
 
@@ -118,7 +118,7 @@ def test_ready_made_embeddings_tell_their_number(tiny_pipe: Any) -> None:
 
 def test_where_embeddings_come_from_is_known(tiny_pipe: Any) -> None:
     before, _ = tiny_pipe.encode_prompt(BANANA, "cpu", 1, False)
-    with BatchLayout(tiny_pipe) as rows:
+    with BatchLayout(adapt(tiny_pipe)) as rows:
         seen = []
         first, _ = tiny_pipe.encode_prompt(BANANA, "cpu", 1, False)
         second, _ = tiny_pipe.encode_prompt(DOG, "cpu", 1, False)
@@ -126,12 +126,12 @@ def test_where_embeddings_come_from_is_known(tiny_pipe: Any) -> None:
         for given in (before, first, second, first.clone()):
             tiny_pipe.encode_prompt(None, "cpu", 1, False, prompt_embeds=given)
             seen.append(rows.request.embeddings)
-    assert seen == ["", "given", "made here", "made here", "given"]
+    assert seen == ["", "given", "encoded here", "encoded here", "given"]
 
 
 def test_a_new_generation_is_announced_with_its_prompts(tiny_pipe: Any) -> None:
     told: list[Any] = []
-    with BatchLayout(tiny_pipe, on_generation=told.append):
+    with BatchLayout(adapt(tiny_pipe), on_generation=told.append):
         latents(tiny_pipe, BANANA)
         latents(tiny_pipe, [BANANA, DOG], seeds=(1, 2))
     latents(tiny_pipe, BANANA)
@@ -140,7 +140,7 @@ def test_a_new_generation_is_announced_with_its_prompts(tiny_pipe: Any) -> None:
 
 def test_it_is_undone_on_exit_also_after_an_error(tiny_pipe: Any) -> None:
     original = tiny_pipe.encode_prompt
-    rows = BatchLayout(tiny_pipe)
+    rows = BatchLayout(adapt(tiny_pipe))
     with pytest.raises(KeyboardInterrupt), rows:
         raise KeyboardInterrupt
     with rows:
@@ -150,7 +150,8 @@ def test_it_is_undone_on_exit_also_after_an_error(tiny_pipe: Any) -> None:
 
 
 def test_two_at_once_are_refused(tiny_pipe: Any) -> None:
-    with BatchLayout(tiny_pipe), pytest.raises(DSASError, match="steered already"), BatchLayout(tiny_pipe):
+    first, second = BatchLayout(adapt(tiny_pipe)), BatchLayout(adapt(tiny_pipe))
+    with first, pytest.raises(DSASError, match="steered already"), second:
         pass
     assert "encode_prompt" not in vars(tiny_pipe)
 
@@ -158,7 +159,7 @@ def test_two_at_once_are_refused(tiny_pipe: Any) -> None:
 @pytest.mark.parametrize("settings", [{"branch": "some"}, {"positions": "most"}])
 def test_bad_settings(tiny_pipe: Any, settings: dict[str, Any]) -> None:
     with pytest.raises(DSASError, match="expected"):
-        BatchLayout(tiny_pipe, **settings)
+        BatchLayout(adapt(tiny_pipe), **settings)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_bad_settings(tiny_pipe: Any, settings: dict[str, Any]) -> None:
     ],
 )
 def test_rows_that_fit_no_rule_raise(tiny_pipe: Any, batch: int, encoded: bool, message: str) -> None:
-    with BatchLayout(tiny_pipe) as rows, visit(adapt(tiny_pipe).roots, [], Recorder(), rows.describe()):
+    with BatchLayout(adapt(tiny_pipe)) as rows, visit(adapt(tiny_pipe).roots, [], Recorder(), rows.describe()):
         if encoded:
             tiny_pipe.encode_prompt(BANANA, "cpu", 1, True)
         with pytest.raises(DSASError, match=message):

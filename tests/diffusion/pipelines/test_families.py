@@ -11,7 +11,7 @@ from dsas_core import DSASError
 from dsas_core.model.sites import Site
 from dsas_diffusion import calibrate, find_sites, learn, steer
 from dsas_diffusion.pipelines.adapter import adapt
-from dsas_diffusion.pipelines.prompt_check import reading
+from dsas_diffusion.pipelines.prompt_check import check_prompt
 from tests.diffusion.learning.test_learn import PROMPTS
 from tests.fixtures.concepts import random_concept
 from tests.fixtures.visitors import seen_at
@@ -91,4 +91,4 @@ def test_what_is_not_loaded_is_no_obstacle_to_steering_but_to_drawing_from_promp
         with pytest.raises(DSASError, match=r"no sites of the role 'text': it has cross, self, block$"):
             find_sites(ddim_pipe)
         with pytest.raises(DSASError, match="no text encoder, whose tokens are asked for"):
-            reading(ddim_pipe, "a dog")
+            check_prompt(adapt(ddim_pipe), "a dog")

@@ -69,7 +69,7 @@ def seen_in(
 ) -> Recorder:
     """What comes by at sites of a pipeline, and the calls that it comes in."""
     pipe, recorder = pipe_of(family), Recorder()
-    with BatchLayout(pipe, rows) as told, visit(adapt(pipe).roots, sites, recorder, told.describe()):
+    with BatchLayout(adapt(pipe), rows) as told, visit(adapt(pipe).roots, sites, recorder, told.describe()):
         latents(pipe, family, prompts, **options)
     return recorder
 
@@ -189,7 +189,7 @@ def test_negative_prompts_are_known_when_they_are_cleaned(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("family", "negative"), [("flux", NEGATIVE), ("klein", "")])
 def test_what_was_a_negative_prompt_may_be_a_prompt_afterwards(family: str, negative: str) -> None:
     pipe, recorder = pipe_of(family), Recorder()
-    with BatchLayout(pipe) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
+    with BatchLayout(adapt(pipe)) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
         latents(pipe, family, BANANA, num_inference_steps=1)
         recorder.calls.clear()
         pipe.encode_prompt(negative)
@@ -242,12 +242,12 @@ def test_embeddings_that_are_ready_made(family: str, inside: bool) -> None:
     """Each generation tells its rows anew, and whether the text encoder has been steered."""
     pipe, recorder = pipe_of(family), Recorder()
     given = {} if inside else ready_made(family)
-    with BatchLayout(pipe) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
+    with BatchLayout(adapt(pipe)) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
         given = ready_made(family) if inside else given
         for _ in range(2):
             options = {GUIDED.get(family, "guidance_scale"): 3.0, "output_type": "latent", **given}
             pipe(height=SIZE, width=SIZE, num_inference_steps=1, **options)
-            assert told.request.embeddings in (("", "made here") if inside else ("given",))
+            assert told.request.embeddings in (("", "encoded here") if inside else ("given",))
     calls = [call for root, call in recorder.calls if root == adapt(pipe).family.denoiser]
     assert [(call.steered.tolist(), call.prompts.tolist()) for call in calls] == CALLS[family] * 2
 
@@ -380,7 +380,7 @@ def test_instructions_in_front_of_a_prompt_do_not_count(family: str, positions: 
 
     recorder = Recorder()
     handle = pipe.text_encoder.register_forward_pre_hook(keep, with_kwargs=True)
-    with BatchLayout(pipe, positions=positions) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
+    with BatchLayout(adapt(pipe), positions=positions) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
         latents(pipe, family, BANANA)
     handle.remove()
     calls = [call for root, call in recorder.calls if root == "text_encoder"]
@@ -469,7 +469,7 @@ def test_sites_by_the_names_that_people_use(family: str, pattern: str, paths: li
 @pytest.mark.parametrize("family", FAMILIES)
 def test_latents_become_the_pictures_that_the_pipeline_makes(family: str) -> None:
     pipe = pipe_of(family)
-    ours = decode(pipe, latents(pipe, family, [BANANA, DOG], (1, 2)))
+    ours = decode(adapt(pipe), latents(pipe, family, [BANANA, DOG], (1, 2)))
     own = latents(pipe, family, [BANANA, DOG], (1, 2), output_type="pil")
     assert [picture.size for picture in ours] == [(SIZE, SIZE)] * 2
     for one, other in zip(ours, own, strict=True):

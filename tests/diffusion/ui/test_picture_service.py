@@ -19,7 +19,7 @@ from dsas_diffusion import Schedule
 from dsas_diffusion.generation.pictures import pictures_of
 from dsas_diffusion.generation.settings import Settings
 from dsas_diffusion.pipelines.adapter import adapt
-from dsas_diffusion.pipelines.prompt_check import reading
+from dsas_diffusion.pipelines.prompt_check import check_prompt
 from dsas_diffusion.ui.services import picture_service as studios
 from dsas_diffusion.ui.services.drawing import Drawing, Order
 from dsas_diffusion.ui.services.picture_service import PictureService, ends_of, steered_sites
@@ -49,7 +49,7 @@ def same(a: Image.Image | None, b: Image.Image | None) -> bool:
 def test_the_base_comes_first_and_is_what_the_pipeline_draws(studio: PictureService, tiny_pipe: Any) -> None:
     first, both = studio.draw(order(3, strengths={"patches": 1.0}), studio.concepts)
     assert first.steered is None
-    assert same(first.base, pictures_of(tiny_pipe, [BANANA], [3], SETTINGS)[0])
+    assert same(first.base, pictures_of(adapt(tiny_pipe), [BANANA], [3], SETTINGS)[0])
     assert same(both.base, first.base)
     assert not same(both.steered, both.base)
     assert both.moved > 0
@@ -245,9 +245,9 @@ def test_other_families(
 def test_the_longest_tokenizer_says_what_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = pipe_of("flux")
     monkeypatch.setattr(pipe.tokenizer_2, "model_max_length", 512)
-    assert not reading(pipe, "a dog and " * 30).cut_off, "CLIP reads less, but T5 all of it"
+    assert not check_prompt(adapt(pipe), "a dog and " * 30).cut_off, "CLIP reads less, but T5 all of it"
     monkeypatch.undo()
-    assert reading(pipe, "a dog and " * 30).cut_off
+    assert check_prompt(adapt(pipe), "a dog and " * 30).cut_off
 
 
 def test_files_go_with_the_studio(tiny_pipe: Any) -> None:

@@ -18,6 +18,7 @@ from dsas_diffusion.builtin.judge import Judge, Verdict
 from dsas_diffusion.builtin.scenes import CATEGORIES, COLOURS, STYLES, THINGS
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import settings_of
+from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.vision import image_models
 from dsas_diffusion.vision.builtin_judge import BuiltinJudge, ExpectedScene
 from dsas_diffusion.vision.image_models import Clip
@@ -184,7 +185,7 @@ def test_neighbours_are_kept_where_they_look_as_before() -> None:
 def test_the_shipped_judge_on_drawn_pictures() -> None:
     pipe = dsas.load_pipeline("builtin:emoji", device="cpu")
     prompts = ["a hat on a red background", "a blurred dog on a blue background"]
-    pictures = pictures_of(pipe, prompts, seeds_for(prompts, 0), settings_of(pipe))
+    pictures = pictures_of(adapt(pipe), prompts, seeds_for(prompts, 0), settings_of(pipe))
     wishes = {
         ExpectedScene(("hat",), "sharp", "red", ("animal",)): [1, 0],
         ExpectedScene(("animal",), "blurred", "blue", ("hat",)): [0, 1],
