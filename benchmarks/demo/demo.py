@@ -21,7 +21,7 @@ from dsas_core.learning.prompts.prompt_set import load_prompts
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation.settings import settings_of
 from dsas_diffusion.generation.strips import grid, overlay
-from dsas_diffusion.vision.builtin_metrics import StyleEdit
+from benchmarks.common.builtin_metrics import StyleEdit
 
 BANANAS = PROMPTS / "banana-blur.yaml"
 #: prompts a side and denoising steps while learning: less than benchmarks/quality/concept.py takes, to be done sooner

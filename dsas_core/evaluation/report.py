@@ -49,7 +49,7 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> list[Path]:
 
 
 def _render(template: str, **values: Any) -> str:
-    """A template filled in, which may call the functions of this module; values are escaped in HTML."""
+    """Fill in a template, which may call functions of this module; in HTML values are escaped."""
     import jinja2
     from markupsafe import Markup
 
@@ -66,7 +66,10 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render({**globals(), **values})
+    functions = (tables, plain_words, plot, markdown_table, refusals, footer)
+    functions += (sample_labels, heading, format_value, read_base64)
+    environment.globals |= {function.__name__: function for function in functions}
+    return environment.get_template(template).render(values)
 
 
 def refusals(document: Mapping[str, Any]) -> list[str]:
@@ -173,7 +176,8 @@ def plain_words(concept: Mapping[str, Any]) -> list[str]:
     controls = [name for name in areas if name in CONTROLS]
     best_control = max(controls, default=None, key=lambda name: areas[name]["value"])
     point = _at_unit(concept["arms"]["dsas"])
-    return _render("findings.txt", concept=concept, areas=areas, point=point, best_control=best_control).splitlines()
+    values = {"concept": concept, "areas": areas, "point": point, "best_control": best_control}
+    return _render("findings.txt", names=ARMS, **values).splitlines()
 
 
 def plot(concept: Mapping[str, Any]) -> str:

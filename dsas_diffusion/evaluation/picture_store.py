@@ -18,8 +18,8 @@ from PIL import Image
 
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.evaluation import Cell, Done, RunStore, arm, cost
-from dsas_core.evaluation.arms import BLIND, SCORES, Scores, load_scores, save_scores, scores_of
+from dsas_core.evaluation import Cell, CellResult, RunStore, build_arm, cost
+from dsas_core.evaluation.arms import BLIND, SCORES, Scores, load_scores, save_scores, collect_scores
 from dsas_core.model.fingerprints import weights_digest
 from dsas_core.steering.strengths import Auto
 
@@ -80,7 +80,7 @@ class PictureStore:
         #: whether steering reads and changes patches, which an oracle's masks can speak of
         self.steers_patches = any(site.root == adapter.family.denoiser for site in self.concept.steered_sites)
         self._oracle_masks: np.ndarray | None = None
-        self._results: dict[PictureJob, Done] = {}
+        self._results: dict[PictureJob, CellResult] = {}
 
     def tell_oracle(self, masks: Sequence[np.ndarray | None]) -> bool:
         """Tell the oracle where the thing is in each unsteered source picture; None where it is not shown.
@@ -130,7 +130,7 @@ class PictureStore:
         items = self.concept.interventions
         return float(np.mean([float(h.mean()) * items[i].weights[bin_] for (i, bin_), h in scores.items()]))
 
-    def _of(self, job: PictureJob) -> Done:
+    def _of(self, job: PictureJob) -> CellResult:
         return self._results[self._stand_in(job)]
 
     def _stand_in(self, job: PictureJob) -> PictureJob:
@@ -179,7 +179,7 @@ class PictureStore:
                 if keeps_heat:
                     heatmaps += self._heatmaps(steering.trace, batch)
                 if keeps_scores:
-                    scores.append(scores_of(steering.trace, self.concept))
+                    scores.append(collect_scores(steering.trace, self.concept))
         latents = torch.cat(batches)
         for i, picture in enumerate(decode(pipe, latents.to(pipe.vae.device))):
             picture.convert("RGB").save(folder / f"{i:03d}.png")
@@ -202,7 +202,7 @@ class PictureStore:
             height, width = (side // self.adapter.pipe.vae_scale_factor for side in masks.shape[-2:])
             smaller = torch.nn.functional.adaptive_avg_pool2d(masks[:, None], (height, width))[:, 0]
             there = {self.adapter.family.denoiser: smaller}
-        concept, gate = arm(self.concept, job.arm, scores, there=there)
+        concept, gate = build_arm(self.concept, job.arm, scores, masks=there)
         return steer(self.adapter.pipe, {concept: job.strength}, gate=gate, trace=traced)
 
     def _heatmaps(self, trace: PictureTrace, latents: torch.Tensor) -> list[np.ndarray]:

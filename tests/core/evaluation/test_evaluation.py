@@ -66,7 +66,7 @@ class Numbers(Evaluation):
     def timed_work(self) -> Any:
         return lambda: None, {"model": "numbers"}, torch.device("cpu")
 
-    def steered(self, gate: str | None = None) -> Any:
+    def attach(self, gate: str | None = None) -> Any:
         return nullcontext()
 
 
