@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 import dsas_diffusion as dsas
+from benchmarks.common import builtin_metrics
+from benchmarks.common.builtin_metrics import StyleEdit
 from dsas_core.evaluation.fronts import at_equal_gain
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation.compare import UNCHANGED, change
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings
-from benchmarks.common import builtin_metrics
-from benchmarks.common.builtin_metrics import StyleEdit
 from dsas_diffusion.vision import similarity
 from dsas_diffusion.vision.localisation import Localisation, average, localisation
 

@@ -1,6 +1,6 @@
 """What steering did to pictures of the built-in model, by its judge: the edit itself, and the things beside it.
 
-The judge (dsas_diffusion/builtin/judge.py) sees finished pictures only. Nothing here takes part in learning or steering.
+The judge (dsas_diffusion/builtin/judge.py) sees finished pictures only. Nothing here is part of learning or steering.
 """
 
 from __future__ import annotations

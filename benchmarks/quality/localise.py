@@ -21,7 +21,9 @@ import numpy as np
 from PIL import Image
 
 import dsas_diffusion as dsas
+from benchmarks.common import builtin_metrics
 from benchmarks.common.arms import BATCH, BELOW
+from benchmarks.common.builtin_metrics import StyleEdit
 from benchmarks.common.processes import single_threaded
 from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, results_of, write
 from benchmarks.quality.concept import fresh_prompts
@@ -35,8 +37,6 @@ from dsas_diffusion.generation.pictures import decode as decoded
 from dsas_diffusion.generation.pictures import latent_batches, pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings, settings_of
 from dsas_diffusion.steering import word_masks
-from benchmarks.common import builtin_metrics
-from benchmarks.common.builtin_metrics import StyleEdit
 from dsas_diffusion.vision import similarity
 from dsas_diffusion.vision.localisation import average, localisation
 

@@ -24,8 +24,7 @@ from benchmarks.common.processes import single_threaded
 from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
-from dsas_core.evaluation.arms import build_arm
-from dsas_core.evaluation.arms import collect_scores
+from dsas_core.evaluation.arms import build_arm, collect_scores
 from dsas_core.llm.builtin import corpus, quality
 from dsas_core.llm.builtin.judge import fit_judge
 from dsas_core.llm.evaluation.repetition import degenerate

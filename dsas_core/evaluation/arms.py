@@ -234,7 +234,7 @@ def _replace_parts(
 def _of_size(h: torch.Tensor, size: int) -> torch.Tensor:
     """`size` scores of the distribution of h [n]: the middles of equal shares of its sorted values.
 
-    Every k-th score of the unsorted ones would be biased: they are in order of position, and k may be a picture's width.
+    Every k-th score of the unsorted ones would be biased: they are ordered by position, and k may be a picture's width.
     """
     return h.sort().values[(2 * torch.arange(size) + 1) * len(h) // (2 * size)]
 

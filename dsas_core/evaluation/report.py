@@ -192,15 +192,15 @@ def plot(concept: Mapping[str, Any]) -> str:
         for name, arm in concept["arms"].items():
             points = arm["points"]
             cost, gain = ([0.0, *(point[key]["value"] for point in points)] for key in ("cost", "effect"))
-            thick = 2.2 if name in ("dsas", "on") else 1.1
-            style: dict[str, Any] = {"color": LABELS["colours"].get(name), "zorder": 4 if name == "dsas" else 2}
+            colour, thick = LABELS["colours"].get(name), 2.2 if name in ("dsas", "on") else 1.1
+            style: dict[str, Any] = {"color": colour, "zorder": 4 if name == "dsas" else 2}
             axes.plot(cost, gain, "o--" if name == "oracle" else "o-", ms=3.5, lw=thick, label=ARMS[name], **style)
             unit = _at_unit(arm)
-            axes.plot(unit["cost"]["value"], unit["effect"]["value"], "o", ms=10, mfc="none", mec=LABELS["colours"].get(name))
-        for name, rival in (concept.get("baselines") or {}).items():
-            if rival.get("cost"):
-                effect = effect_of(concept, rival["shown"])
-                axes.plot(rival["cost"], effect, "X", ms=9, color="black", mec="white", label=name, clip_on=False)
+            axes.plot(unit["cost"]["value"], unit["effect"]["value"], "o", ms=10, mfc="none", mec=colour)
+        for name, line in (concept.get("baselines") or {}).items():
+            if line.get("cost"):
+                effect = effect_of(concept, line["shown"])
+                axes.plot(line["cost"], effect, "X", ms=9, color="black", mec="white", label=name, clip_on=False)
         asked = "asked in words" if concept["asked"] is not None and concept["relative"] else None
         axes.axhline(1.0, color="#888888", lw=0.8, ls=":", label=asked)
         axes.set(xlabel="change of what should stay (cost)", ylabel="effect", title=concept["name"])

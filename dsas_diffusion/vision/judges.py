@@ -41,6 +41,7 @@ def judge_from(spec: Mapping[str, Any], *, device: str = "auto") -> PictureJudge
         DSASError: other data, or a judge that cannot be loaded.
 
     Example:
+        >>> from PIL import Image
         >>> judge = judge_from({"builtin": {"things": ["banana"], "style": "blurred"}})
         >>> judge.target_scores([Image.new("RGB", (128, 128), "white")], ["a banana"]).tolist()
         [0.0]

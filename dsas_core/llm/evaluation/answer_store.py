@@ -16,7 +16,7 @@ import torch
 
 from ...concept.concept import Concept
 from ...evaluation import Cell, CellResult, RunStore, build_arm, cost
-from ...evaluation.arms import BLIND, SCORES, Scores, load_scores, save_scores, collect_scores
+from ...evaluation.arms import BLIND, SCORES, Scores, collect_scores, load_scores, save_scores
 from ...model.fingerprints import weights_digest
 from ...model.loading import name_of
 from ...steering.strengths import Auto

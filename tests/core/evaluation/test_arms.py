@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, Site, llm
-from dsas_core.evaluation.arms import ARMS, MAX_SCORES, build_arm, load_scores, save_scores, collect_scores
+from dsas_core.evaluation.arms import ARMS, MAX_SCORES, build_arm, collect_scores, load_scores, save_scores
 from dsas_core.maps import AffineMap
 from dsas_core.probes import LastProbe, LatchProbe, LinearProbe, PrefixProbe, RunningProbe
 from tests.fixtures.checks import differ

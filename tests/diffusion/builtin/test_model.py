@@ -17,6 +17,8 @@ from PIL import Image
 from safetensors import safe_open
 
 import dsas_diffusion as dsas
+from benchmarks.common import builtin_metrics
+from benchmarks.common.builtin_metrics import StyleEdit
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import NAMES, STYLES, vocabulary
 from dsas_diffusion.cli import main
@@ -24,8 +26,6 @@ from dsas_diffusion.generation.compare import UNCHANGED, change
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import settings_of
 from dsas_diffusion.pipelines.load import BUILTIN
-from benchmarks.common import builtin_metrics
-from benchmarks.common.builtin_metrics import StyleEdit
 
 pytestmark = pytest.mark.timeout(300)  # two concepts are learned in earnest
 

@@ -159,10 +159,10 @@ def test_the_oracle_steers_where_it_is_told(
         PictureJob("oracle", "source", 2.0),
     )
     drawn.complete([base, on], "drawing")
-    pictures = drawn.pictures(base)
+    pictures = drawn.load(base)
     assert len(pictures) == 12 > picture_store.BATCH
     marked = [i % 3 != 1 for i in range(12)]
-    drawn.tell_oracle([np.ones(pictures[0].size[::-1], bool) if there else None for there in marked])
+    drawn.use_oracle_masks([np.ones(pictures[0].size[::-1], bool) if there else None for there in marked])
     drawn.complete([oracle], "drawing")
     for i, there in enumerate(marked):
         wanted = drawn.latents(on if there else base)[i]
@@ -172,7 +172,7 @@ def test_the_oracle_steers_where_it_is_told(
     part[: len(part) // 2] = True
     other = picture_store.PictureStore(adapt(tiny_pipe), concept, chosen, None, run, Settings(2, 3.0), 2)
     other.complete([base], "drawing")
-    other.tell_oracle([part] * 12)
+    other.use_oracle_masks([part] * 12)
     other.complete([oracle], "drawing")
     moved = (other.latents(oracle) - drawn.latents(base)).abs().mean((0, 1, 3))
     upper, lower = moved.chunk(2)
