@@ -22,6 +22,7 @@ from ..learning.prompts.prompt_set import PromptSet
 from ..model.fingerprints import weights_digest
 from ..model.sites import Roots
 from ..utils.files import replacing_folder
+from ..utils.processes import Share
 from ..utils.progress import progress_bar
 
 IDENTITY, VALUES, CELLS = "run.json", "values.json", "cells"
@@ -64,9 +65,7 @@ class RunStore:
     Args:
         folder: created if missing.
         identity: plain data that tells the run apart (model, concepts, prompts). A folder of another run is refused.
-        process: number of this process.
-        processes: how many processes share the work; each measures its part of the cells.
-        wait: a barrier, which returns when every process has called it.
+        share: this process's share of the cells, if several processes measure them.
         show_progress: show a bar with the remaining time.
 
     Raises:
@@ -85,15 +84,11 @@ class RunStore:
         self,
         folder: str | Path,
         identity: Mapping[str, Any],
-        *,
-        process: int = 0,
-        processes: int = 1,
-        wait: Callable[[], object] = lambda: None,
+        share: Share | None = None,
         show_progress: bool = False,
     ) -> None:
-        self.folder = Path(folder)
-        self.process, self.processes, self.wait, self.show_progress = process, processes, wait, show_progress
-        if process == 0:
+        self.folder, self.share, self.show_progress = Path(folder), share or Share(), show_progress
+        if self.share.process == 0:
             _check(self.folder, identity)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,8 +96,8 @@ class RunStore:
                     (self.folder / IDENTITY).write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n")
             except OSError as error:
                 raise DSASError(f"cannot write {self.folder}: {error.strerror}") from None
-        wait()
-        if process > 0:
+        self.share.wait()
+        if self.share.process > 0:
             _check(self.folder, identity)
 
     def complete(self, cells: Sequence[Cell], label: str = "measuring") -> list[CellResult]:
@@ -118,13 +113,13 @@ class RunStore:
         Raises:
             DSASError: a cell cannot be measured, or a stored result cannot be read.
         """
-        share = cells[self.process :: self.processes]
-        missing = [cell for cell in share if not (self._folder_of(cell) / VALUES).is_file()]
+        own = cells[self.share.process :: self.share.processes]
+        missing = [cell for cell in own if not (self._folder_of(cell) / VALUES).is_file()]
         with progress_bar(len(missing), label, self.show_progress and bool(missing)) as bar:
             for cell in missing:
                 self._make(cell)
                 bar.update()
-        self.wait()
+        self.share.wait()
         return [self._read(cell) for cell in cells]
 
     def _folder_of(self, cell: Cell) -> Path:

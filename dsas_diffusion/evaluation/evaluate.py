@@ -96,8 +96,9 @@ def evaluate(
         >>> run = RunStore(tempfile.mkdtemp(), identity(pipe, concept, prompts))
         >>> plan = Plan(count=2, seeds=1, strengths=(1.0,), arms=("dsas",), robustness=False)
         >>> judge = judge_from(prompts.judges[0])
-        >>> figures = evaluate(pipe, concept, prompts, judge, run, plan)  # doctest: +SKIP
-        >>> figures["arms"]["dsas"]["points"][0]["effect"]  # doctest: +SKIP
+        >>> figures = evaluate(pipe, concept, prompts, judge, run, plan, steps=2)
+        >>> list(figures["arms"]), figures["prompts"]["source"][0]
+        (['dsas'], 'a picture of a banana on a yellow background')
     """
     settings = settings_of(pipe, steps, guidance, size)
     return PictureEvaluation(

@@ -83,8 +83,9 @@ def evaluate(
         >>> run = RunStore(tempfile.mkdtemp(), identity(model, concept, prompts))
         >>> plan = Plan(count=2, strengths=(1.0,), arms=("dsas",))
         >>> judge = judge_from({"scorer": {"model": "builtin:chat"}})
-        >>> figures = evaluate(model, tokenizer, concept, prompts, judge, run, plan)  # doctest: +SKIP
-        >>> figures["arms"]["dsas"]["points"][0]["effect"]  # doctest: +SKIP
+        >>> figures = evaluate(model, tokenizer, concept, prompts, judge, run, plan)
+        >>> round(figures["arms"]["dsas"]["points"][0]["effect"]["value"], 2)
+        1.0
     """
     if "encoder" in roots_of(model):
         raise UnsupportedError(

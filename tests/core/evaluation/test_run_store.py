@@ -11,6 +11,7 @@ import torch
 
 from dsas_core import DSASError
 from dsas_core.evaluation import Cell, RunStore
+from dsas_core.utils.processes import Share
 
 IDENTITY = {"model": "a", "concept": "b"}
 
@@ -60,15 +61,15 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
 def test_processes_share_the_work_and_see_the_same(tmp_path: Path) -> None:
     alone = drawn(RunStore(tmp_path / "alone", IDENTITY), Cells())
     shares = [Cells(), Cells()]
-    other = RunStore(tmp_path / "shared", IDENTITY, process=1, processes=2)
+    other = RunStore(tmp_path / "shared", IDENTITY, Share(1, 2))
 
     def meanwhile() -> None:
         """What the second process does until the first waits for it."""
         for cell in shares[1].cells()[1::2]:
             other._make(cell)
 
-    run = RunStore(tmp_path / "shared", IDENTITY, processes=2)
-    run.wait = meanwhile
+    run = RunStore(tmp_path / "shared", IDENTITY, Share(0, 2))
+    run.share = Share(0, 2, meanwhile)
     assert drawn(run, shares[0]) == alone
     assert shares[0].made == [0, 2, 4, 6, 8]
     assert shares[1].made == [1, 3, 5, 7, 9]
