@@ -129,8 +129,7 @@ def doses(own: Mapping[str, float], arms: Sequence[str]) -> dict[str, dict[str, 
         {'on': {'source': 1.0, 'control': 1.0}, 'constant_gate': {'source': 0.5, 'control': 0.5}}
     """
     blind = dict.fromkeys(own, own["source"])
-    known = {"dsas": own, "random_direction": own, "shuffled_gate": blind, "constant_gate": blind}
-    known["on"] = dict.fromkeys(own, 1.0)
+    known = {"dsas": own, "random_direction": own, "on": dict.fromkeys(own, 1.0), **dict.fromkeys(BLIND, blind)}
     return {name: dict(known[name]) for name in arms if name in known}
 
 
@@ -179,10 +178,8 @@ def build_arm(
     """
     if name not in ARMS:
         raise DSASError(f"no arm {name!r}; there is {', '.join(ARMS)}")
-    if name == "dsas":
-        return concept, None
-    if name == "on":
-        return concept, "on"
+    if name in ("dsas", "on"):
+        return concept, "on" if name == "on" else None
     if name == "random_direction":
         random = torch.Generator().manual_seed(seed)
         return _replace_parts(concept, lambda number, bin_, probe, map_: (probe, _randomise(map_, random))), None

@@ -187,9 +187,8 @@ class PictureEvaluation(Evaluation):
         return baselines
 
     def baseline_figures(self, arm: str) -> dict[str, float]:
-        if arm == "base":
-            return self._clip_score(PictureJob(arm, "control"))
-        return self._change_around(PictureJob(arm, "source"))
+        control, source = PictureJob(arm, "control"), PictureJob(arm, "source")
+        return self._clip_score(control) if arm == "base" else self._change_around(source)
 
     def further_figures(self) -> dict[str, Any]:
         figures = {
@@ -208,12 +207,10 @@ class PictureEvaluation(Evaluation):
         jobs = [PictureJob("base", side), *([PictureJob("asked", side)] if side == "source" else [])]
         jobs += [PictureJob(arm, side, 1.0) for arm in self.plan.arms if (arm, side) != ("oracle", "unnamed")]
         jobs += [PictureJob("dsas", side, strongest)]
+        files = {job: str(self.pictures.file(job, number)) for job in jobs if job in self.pictures}
         return {
-            f"{job.arm} ×{strongest:g}" if job.strength == strongest != 1.0 else job.arm: str(
-                self.pictures.file(job, number)
-            )
-            for job in jobs
-            if job in self.pictures
+            f"{job.arm} ×{strongest:g}" if job.strength == strongest != 1.0 else job.arm: file
+            for job, file in files.items()
         }
 
     def timed_work(self) -> tuple[Callable[[], object], Mapping[str, Any], torch.device]:
@@ -229,12 +226,11 @@ class PictureEvaluation(Evaluation):
     # ---- scores of pictures, and distances between them -------------------------------------------------------------
 
     def _judge_job(self, judge: PictureJudge, job: PictureJob) -> np.ndarray:
-        prompts = self.pictures.prompts_of(PictureJob("base", job.side, settings=job.settings))
-        return judge.target_scores(self.pictures.load(job), prompts)
+        return judge.target_scores(self.pictures.load(job), self.pictures.prompts_of(job.unsteered))
 
     def _pair(self, job: PictureJob) -> tuple[list[Image.Image], list[Image.Image]]:
         """The unsteered pictures of the same prompts and noise, and those of a job."""
-        return self.pictures.load(PictureJob("base", job.side, settings=job.settings)), self.pictures.load(job)
+        return self.pictures.load(job.unsteered), self.pictures.load(job)
 
     def _masks_of(self, side: str) -> list[np.ndarray | None] | None:
         """The masks of the thing in the unsteered pictures of a side; None without a segmenter."""
@@ -257,12 +253,12 @@ class PictureEvaluation(Evaluation):
         """1 - SSIM of each picture of a job with the unsteered one, and further figures of change."""
         base, steered = self._pair(job)
         pixels = change(base, steered)
-        base_latents = self.pictures.latents(PictureJob("base", job.side, settings=job.settings))
+        latents = [self.pictures.latents(each) for each in (job.unsteered, job)]
         figures = {
             "unchanged": float((pixels <= UNCHANGED).mean()),
             "identical": float(similarity.identical(base, steered).mean()),
             "pixel_change": float(pixels.mean()),
-            "latent_change": float(similarity.latent_change(base_latents, self.pictures.latents(job)).mean()),
+            "latent_change": float(similarity.latent_change(*latents).mean()),
         }
         return 1 - similarity.ssim(base, steered), figures
 
@@ -276,8 +272,7 @@ class PictureEvaluation(Evaluation):
             return {}
         base, steered = self._pair(job)
         by_picture = {"change_outside_the_thing": similarity.change_outside(base, steered, masks)}
-        neighbours_kept = getattr(self.judge, "neighbours_kept", None)
-        if neighbours_kept is not None:
+        if (neighbours_kept := getattr(self.judge, "neighbours_kept", None)) is not None:
             by_picture["neighbours_kept"] = neighbours_kept(base, steered, masks)
         return {name: float(np.mean(values)) for name, values in by_picture.items() if values}
 
@@ -332,11 +327,9 @@ class PictureEvaluation(Evaluation):
         if not present.any():
             self.skip("the concept where no prompt names it: no such picture showed it")
             return None
-        figures: dict[str, float] = {"pictures": int(present.sum())}
-        for job in (PictureJob("dsas", "unnamed", 1.0), PictureJob("on", "unnamed", 1.0)):
-            if job in self.pictures:
-                figures[job.arm] = float(self._judge_job(self.judge, job)[present].mean())
-        return figures
+        jobs = [PictureJob(arm, "unnamed", 1.0) for arm in ("dsas", "on")]
+        scores = {job.arm: self._judge_job(self.judge, job)[present] for job in jobs if job in self.pictures}
+        return {"pictures": int(present.sum()), **{arm: float(values.mean()) for arm, values in scores.items()}}
 
     def _other_settings(self) -> list[Settings]:
         """Fewer and more steps, less and more guidance, and other schedulers than the concept was learned with."""
@@ -350,15 +343,13 @@ class PictureEvaluation(Evaluation):
             {"guidance": round(guidance * 5 / 3, 2)},
             *({"scheduler": name} for name in other_schedulers(self.adapter.pipe)),
         ]
-        others = [replace(self.settings, **change) for change in changes]
+        others = [replace(self.settings, **changed) for changed in changes]
         return [settings for settings in others if settings != self.settings]
 
     def _robustness(self, settings: Settings) -> dict[str, Any]:
         """DSAS at strength 1 under other settings."""
-        jobs = {
-            "base": PictureJob("base", "source", 0.0, settings),
-            "shown": PictureJob("dsas", "source", 1.0, settings),
-        }
+        steered = PictureJob("dsas", "source", 1.0, settings)
+        jobs = {"base": steered.unsteered, "shown": steered}
         means = {name: float(self._judge_job(self.judge, job).mean()) for name, job in jobs.items()}
         changes = self._changes(PictureJob("dsas", "control", 1.0, settings))[1]
         scheduler = settings.scheduler or type(self.adapter.pipe.scheduler).__name__

@@ -99,11 +99,9 @@ def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[GridE
     sites: Sequence[str | None] = _list_of(concept, "sites", path) if concept.get("sites") else [None]
     models = _list_of(concept if concept.get("models") else content, "models", path)
     map_methods, gates = content.get("methods") or ["caa"], content.get("gates") or [None]
-    for name in map_methods:
-        methods.get(name, "map")
-    for name in gates:
-        if name is not None:
-            methods.get(name, "gate")
+    for kind, names in (("map", map_methods), ("gate", [gate for gate in gates if gate is not None])):
+        for name in names:
+            methods.get(name, kind)
     recipes = content.get("recipes") or {"": {}}
     if not isinstance(recipes, Mapping) or not all(isinstance(recipe, Mapping) for recipe in recipes.values()):
         raise DSASError(f"{path}: recipes map a name of yours to fields of a recipe, found {recipes!r}")

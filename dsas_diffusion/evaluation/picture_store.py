@@ -54,6 +54,11 @@ class PictureJob:
     strength: float | Auto = 0.0
     settings: Settings | None = None
 
+    @property
+    def unsteered(self) -> PictureJob:
+        """Pictures of the same prompts and noise without steering."""
+        return PictureJob("base", self.side, settings=self.settings)
+
 
 @dataclass(eq=False)
 class PictureStore:

@@ -43,7 +43,7 @@ class ExpectedScene:
 
     def __post_init__(self) -> None:
         if not any(getattr(self, field.name) for field in fields(self)):
-            raise DSASError("expected scene: give things, a style, a background, or what is to be gone")
+            raise DSASError("an expected scene needs things, a style, a background, or what is to be gone")
         for what in ("things", "gone"):
             names = _names(what, getattr(self, what))
             object.__setattr__(self, what, names)
