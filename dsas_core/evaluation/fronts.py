@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Points = Sequence[tuple[float, float]]
 
@@ -56,14 +57,12 @@ def cost_at(points: Points, gain: float) -> float | None:
     Args:
         points: by ascending strength; the curve begins at (0, 0), without steering.
     """
-    before = (0.0, 0.0)
     if gain <= 0:
         return 0.0
-    for point in points:
+    for before, point in pairwise([(0.0, 0.0), *points]):
         if point[1] >= gain:
             share = (gain - before[1]) / (point[1] - before[1])
             return float(before[0] + share * (point[0] - before[0]))
-        before = point
     return None
 
 

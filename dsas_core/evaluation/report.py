@@ -92,15 +92,8 @@ def tables(concept: Mapping[str, Any]) -> list[Table]:
     """The tables of one concept, the arms first."""
     sections = [_arms(concept)]
     if equal := concept.get("at_equal_effect"):
-        rows = []
-        for arm, line in equal.items():
-            if arm == "oracle":  # its cost is 0 because it is given the truth
-                continue
-            figures: list[Any] = [None] * 4  # an arm that hardly has an effect cannot be compared at one
-            if line["gain"] > 0.1:
-                ratio = line["ratio"] if line["other_cost"] else None
-                figures = [line["gain"], line["cost"], line["other_cost"], ratio]
-            rows.append([ARMS[arm], *figures])
+        # the oracle's cost is 0 because it is given the truth
+        rows = [[ARMS[arm], *_comparison(line)] for arm, line in equal.items() if arm != "oracle"]
         headings = ["DSAS beside", "effect", "cost of DSAS", "cost of the other", "ratio"]
         sections.append(("At equal effect", headings, rows))
     if lines := concept.get("auto"):
@@ -121,6 +114,13 @@ def tables(concept: Mapping[str, Any]) -> list[Table]:
     if concept.get("cost"):
         sections.append(_plain_table("Cost", concept["cost"]))
     return sections
+
+
+def _comparison(line: Mapping[str, Any]) -> list[float | None]:
+    """Gain, costs and their ratio at equal effect; None for an arm with hardly any effect to compare at."""
+    if line["gain"] <= 0.1:
+        return [None] * 4
+    return [line["gain"], line["cost"], line["other_cost"], line["ratio"] if line["other_cost"] else None]
 
 
 def _plain_table(title: str, lines: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Table:
