@@ -113,15 +113,9 @@ class Evaluation(ABC):
         """Run what is missing, judge all outputs, and return the figures as plain data."""
         self.run_arms()
         arms = {arm: [self._point(arm, strength) for strength in self.plan.strengths] for arm in self.plan.arms}
-        asked = self.scores("asked").tolist() if self.rewritten else None
-        figures = summarise(
-            arms,
-            self.scores("base").tolist(),
-            asked,
-            self.labels("source"),
-            self.labels("control"),
-            free=[self._point("dsas", auto) for auto in self.autos],
-        )
+        base, asked = self.scores("base").tolist(), self.scores("asked").tolist() if self.rewritten else None
+        free = [self._point("dsas", auto) for auto in self.autos]
+        figures = summarise(arms, base, asked, self.labels("source"), self.labels("control"), free=free)
         return {
             "prompts": self.prompts,
             **figures,
@@ -143,7 +137,7 @@ class Evaluation(ABC):
     @property
     def autos(self) -> list[Auto]:
         """The plan's targets as strengths; none if the concept cannot choose its strength."""
-        return self.plan.autos(self.concept)
+        return [] if obstacle_to_auto(self.concept) else [Auto(target) for target in self.plan.targets]
 
     @property
     def unsteered_arms(self) -> list[str]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from ..concept.concept import Concept
 from ..errors import DSASError, PromptError
 from ..learning.prompts.prompt_set import PromptSet, load_prompts
-from ..steering.requirements import obstacle_to_auto
 from ..steering.strengths import Auto
 from .arms import ARMS
 
@@ -53,10 +52,6 @@ class Plan:
         if self.count < 2 or self.seeds < 1:
             raise DSASError(f"{self.count} prompts, {self.seeds} seeds: expected at least 2 prompts and 1 seed")
         object.__setattr__(self, "targets", tuple(Auto(target).target for target in self.targets))
-
-    def autos(self, concept: Concept) -> list[Auto]:
-        """The targets as strengths; none if the concept cannot choose its own (`requirements.obstacle_to_auto`)."""
-        return [] if obstacle_to_auto(concept) else [Auto(target) for target in self.targets]
 
     def prompts(self, concept: Concept, prompts: PromptSet) -> dict[str, list[str]]:
         """Held-out prompts by side (`PromptSet.fresh`), without those that the concept was learned from.

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -23,7 +23,12 @@ BUILTIN = ("builtin:chat",)
 TOXIC = (("toxic", "toxicity"), ("hate", "hateful", "hate-speech"), ("offensive",), ("rude",))
 #: the most tokens of a text if neither model nor tokenizer states a limit
 LIMIT = 512
-FUNCTIONS = ("sigmoid", "softmax", "clamp")
+#: logits [texts, labels] -> scores in [0, 1]
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda logits: logits.softmax(-1),
+    "clamp": lambda logits: logits.clamp(0, 1),
+}
 
 
 class Scorer(Protocol):
@@ -199,16 +204,10 @@ class ClassifierScorer:
                 return_tensors="pt",
             )
             logits = self.model(**inputs.to(self.model.device)).logits.float()
-            scores[rows] = self._probability(logits)[:, self.label].cpu()
+            scores[rows] = FUNCTIONS[self.function](logits)[:, self.label].cpu()
         if not bool(scores.isfinite().all()):
             raise DSASError(f"{self.model.name_or_path} gives scores that are not finite: load it with dtype='float32'")
         return scores.tolist()
-
-    def _probability(self, logits: torch.Tensor) -> torch.Tensor:
-        """[texts, labels], each in [0, 1]."""
-        if self.function == "softmax":
-            return logits.softmax(-1)
-        return logits.sigmoid() if self.function == "sigmoid" else logits.clamp(0, 1)
 
 
 def _check_texts(texts: Any, what: str = "texts") -> list[str]:
