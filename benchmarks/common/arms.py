@@ -14,14 +14,15 @@ import numpy as np
 from PIL import Image
 
 import dsas_diffusion as dsas
+from benchmarks.common import builtin_metrics
+from benchmarks.common.builtin_metrics import StyleEdit
 from dsas_core.evaluation.fronts import at_equal_gain
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation.compare import UNCHANGED, change
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings
 from dsas_diffusion.pipelines.adapter import adapt
-from dsas_diffusion.vision import builtin_metrics
-from dsas_diffusion.vision.builtin_metrics import StyleEdit
+from dsas_diffusion.vision import similarity
 from dsas_diffusion.vision.localisation import Localisation, average, localisation
 
 #: strengths that DSAS and vanilla share for the change at equal effect; the report's own strength is 1
@@ -82,7 +83,7 @@ def best_mask_site(
 ) -> str | None:
     """The denoiser site whose heat fits the thing's mask best on validation prompts; None without such sites."""
     pictures, _, heats = draw_traced(pipe, prompts, seed, settings, concept, strength=0.0)
-    shapes = builtin_metrics.masks(judge, pictures, wanted.thing)
+    shapes = builtin_metrics.find_masks(judge, pictures, wanted.thing)
     scores = {site: _fit(found, shapes) for site, found in heats.items()}
     return max(scores, key=lambda site: scores[site]) if scores else None
 
@@ -134,30 +135,30 @@ def trial(
         part: draw(pipe, [wanted.in_words(prompt) for prompt in prompts[part]], seed + i, settings)
         for i, part in enumerate(("alone", "beside"))
     }
-    raw["asked"] = builtin_metrics.shown(judge, [*words["alone"], *words["beside"]], wanted).tolist()
-    names = builtin_metrics.neighbours(prompts["beside"], wanted)
-    raw["base_intact"] = builtin_metrics.neighbour_intact(judge, base["beside"], names).tolist()
-    raw["asked_intact"] = builtin_metrics.neighbour_intact(judge, words["beside"], names).tolist()
-    beside = builtin_metrics.masks(judge, base["beside"], wanted.thing)
+    raw["asked"] = builtin_metrics.detect_edit(judge, [*words["alone"], *words["beside"]], wanted).tolist()
+    names = builtin_metrics.find_neighbours(prompts["beside"], wanted)
+    raw["base_intact"] = builtin_metrics.detect_neighbours(judge, base["beside"], names).tolist()
+    raw["asked_intact"] = builtin_metrics.detect_neighbours(judge, words["beside"], names).tolist()
+    beside = builtin_metrics.find_masks(judge, base["beside"], wanted.thing)
     for arm, pictures in {"asked": words["beside"], "dsas": arms["dsas"]["beside"]}.items():
-        raw[f"{arm}_change_beside"] = builtin_metrics.change_outside(base["beside"], pictures, beside)
-    unnamed = [mask is not None for mask in builtin_metrics.masks(judge, base["unnamed"], wanted.thing)]
+        raw[f"{arm}_change_beside"] = similarity.change_outside(base["beside"], pictures, beside)
+    unnamed = [mask is not None for mask in builtin_metrics.find_masks(judge, base["unnamed"], wanted.thing)]
     for arm in ("vanilla", "dsas"):
         shown = arms[arm]
-        raw[f"{arm}_shown"] = builtin_metrics.shown(judge, [*shown["alone"], *shown["beside"]], wanted).tolist()
+        raw[f"{arm}_shown"] = builtin_metrics.detect_edit(judge, [*shown["alone"], *shown["beside"]], wanted).tolist()
         raw[f"{arm}_change"] = change(base["without"], shown["without"]).tolist()
-        raw[f"{arm}_intact"] = builtin_metrics.neighbour_intact(judge, shown["beside"], names).tolist()
-        hits = builtin_metrics.shown(judge, shown["unnamed"], wanted)
+        raw[f"{arm}_intact"] = builtin_metrics.detect_neighbours(judge, shown["beside"], names).tolist()
+        hits = builtin_metrics.detect_edit(judge, shown["unnamed"], wanted)
         raw[f"{arm}_unnamed"] = [bool(hit) for hit, there in zip(hits, unnamed, strict=True) if there]
     if mask_site:
-        shapes = builtin_metrics.masks(judge, [*base["alone"], *base["beside"]], wanted.thing)
+        shapes = builtin_metrics.find_masks(judge, [*base["alone"], *base["beside"]], wanted.thing)
         for where in _located([*heat["alone"], *heat["beside"]], shapes):
             raw.setdefault("mask_auroc", []).append(where.auroc)
             raw.setdefault("mask_iou", []).append(where.iou)
     few, other = list(prompts["alone"][:grid_prompts]), list(prompts["without"][:grid_prompts])
     for strength in strengths:
         for arm, gate in (("vanilla", "on"), ("dsas", None)):
-            hits = builtin_metrics.shown(judge, draw(pipe, few, seed, settings, concept, gate, strength), wanted)
+            hits = builtin_metrics.detect_edit(judge, draw(pipe, few, seed, settings, concept, gate, strength), wanted)
             moved = draw(pipe, other, seed + 2, settings, concept, gate, strength)
             raw[f"{arm}_shown@{strength}"] = hits.tolist()
             raw[f"{arm}_change@{strength}"] = change(base["without"][: len(other)], moved).tolist()

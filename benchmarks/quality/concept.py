@@ -19,13 +19,13 @@ import numpy as np
 import dsas_diffusion as dsas
 from benchmarks.builtin_models.picture_scenes import noun_phrase
 from benchmarks.common.arms import best_mask_site, draw, joined, summed_up, trial
+from benchmarks.common.builtin_metrics import StyleEdit
 from benchmarks.common.processes import single_threaded
 from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
 from dsas_core.learning.prompts.prompt_set import COUNT, load_prompts
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import BACKGROUNDS, NAMES, RELATIONS
 from dsas_diffusion.generation.settings import settings_of
-from dsas_diffusion.vision.builtin_metrics import StyleEdit
 
 TARGETS = {
     "default": {"effect": 0.9, "unchanged": 0.98, "change_ratio": -0.1, "neighbour_kept": 0.95, "control_h": -0.02},

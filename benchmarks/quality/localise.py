@@ -21,12 +21,14 @@ import numpy as np
 from PIL import Image
 
 import dsas_diffusion as dsas
+from benchmarks.common import builtin_metrics
 from benchmarks.common.arms import BATCH, BELOW
+from benchmarks.common.builtin_metrics import StyleEdit
 from benchmarks.common.processes import single_threaded
 from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, results_of, write
 from benchmarks.quality.concept import fresh_prompts
 from dsas_core.evaluation.fronts import at_equal_gain
-from dsas_core.evaluation.intervals import interval
+from dsas_core.evaluation.intervals import bootstrap_interval
 from dsas_core.learning.prompts.prompt_set import COUNT, load_prompts
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation import strips
@@ -36,8 +38,7 @@ from dsas_diffusion.generation.pictures import latent_batches, pictures_of, seed
 from dsas_diffusion.generation.settings import Settings, settings_of
 from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.steering import word_masks
-from dsas_diffusion.vision import builtin_metrics
-from dsas_diffusion.vision.builtin_metrics import StyleEdit
+from dsas_diffusion.vision import similarity
 from dsas_diffusion.vision.localisation import average, localisation
 
 WANTED = StyleEdit("banana", "blurred")
@@ -94,17 +95,17 @@ def one_seed(seed: int, args: argparse.Namespace) -> tuple[float, Raw, list[list
             return draw(part)
 
     base = {part: draw(part) for part in prompts}
-    shapes = builtin_metrics.masks(judge, base["beside"], WANTED.thing)
+    shapes = builtin_metrics.find_masks(judge, base["beside"], WANTED.thing)
     whole = [mask is not None and not mask.all() for mask in shapes]
-    names = builtin_metrics.neighbours(prompts["beside"], WANTED)
+    names = builtin_metrics.find_neighbours(prompts["beside"], WANTED)
     asked = [WANTED.in_words(prompt) for prompt in prompts["beside"]]
     rewritten = pictures_of(adapt(pipe), asked, seeds["beside"], settings, BATCH)
-    there = [mask is not None for mask in builtin_metrics.masks(judge, base["unnamed"], WANTED.thing)]
+    there = [mask is not None for mask in builtin_metrics.find_masks(judge, base["unnamed"], WANTED.thing)]
     raw: Raw = {
         "labels": [(seed, prompt) for prompt, ok in zip(prompts["beside"], whole, strict=True) if ok],
-        "asked": _where(builtin_metrics.shown(judge, rewritten, WANTED), whole),
-        "asked leakage": builtin_metrics.change_outside(base["beside"], rewritten, _where(shapes, whole, None)),
-        "base intact": _where(builtin_metrics.neighbour_intact(judge, base["beside"], names), whole),
+        "asked": _where(builtin_metrics.detect_edit(judge, rewritten, WANTED), whole),
+        "asked leakage": similarity.change_outside(base["beside"], rewritten, _where(shapes, whole, None)),
+        "base intact": _where(builtin_metrics.detect_neighbours(judge, base["beside"], names), whole),
     }
     sheet: dict[str, list[Image.Image]] = {"base": base["beside"][:SHOWN]}
     for arm in ARMS:
@@ -115,16 +116,16 @@ def one_seed(seed: int, args: argparse.Namespace) -> tuple[float, Raw, list[list
             made = draw("beside", arm, strength)
             spent = (time.process_time() - began) / len(made)
             raw[f"{arm} seconds"] = [*raw.get(f"{arm} seconds", []), spent]
-            raw[f"{arm} shown@{strength}"] = _where(builtin_metrics.shown(judge, made, WANTED), whole)
-            raw[f"{arm} leakage@{strength}"] = builtin_metrics.change_outside(
+            raw[f"{arm} shown@{strength}"] = _where(builtin_metrics.detect_edit(judge, made, WANTED), whole)
+            raw[f"{arm} leakage@{strength}"] = similarity.change_outside(
                 base["beside"], made, _where(shapes, whole, None)
             )
-            raw[f"{arm} intact@{strength}"] = _where(builtin_metrics.neighbour_intact(judge, made, names), whole)
+            raw[f"{arm} intact@{strength}"] = _where(builtin_metrics.detect_neighbours(judge, made, names), whole)
             if strength == 1.0:
                 sheet[arm] = made[:SHOWN]
         sheet[f"h, {arm}"] = [strips.overlay(p, h) for p, h in zip(base["beside"][:SHOWN], heat[:SHOWN], strict=True)]
         raw[f"{arm} moved"] = change(base["without"], draw("without", arm)).tolist()
-        unnamed = builtin_metrics.shown(judge, draw("unnamed", arm), WANTED)
+        unnamed = builtin_metrics.detect_edit(judge, draw("unnamed", arm), WANTED)
         raw[f"{arm} unnamed"] = _where(unnamed, there)
     chosen = word_masks.QUANTILES
     for low, high in QUANTILES:
@@ -157,7 +158,8 @@ def summed_up(raw: Raw) -> dict[str, Any]:
 
     def between(values: Sequence[float]) -> dict[str, float]:
         array = np.asarray(values, float)
-        return {key: round(value, 4) for key, value in asdict(interval(lambda i: array[i].mean(), labels)).items()}
+        interval = bootstrap_interval(lambda i: array[i].mean(), labels)
+        return {key: round(value, 4) for key, value in asdict(interval).items()}
 
     def line(arm: str) -> list[tuple[float, float]]:
         return [

@@ -21,7 +21,7 @@ import numpy as np
 import dsas_diffusion as dsas
 from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, results_of, write
 from dsas_core import Concept, llm
-from dsas_core.evaluation.intervals import interval
+from dsas_core.evaluation.intervals import bootstrap_interval
 from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
 from dsas_core.llm.evaluation.judges import judge_from as text_judge_from
 from dsas_core.llm.learning.reader import Reader
@@ -100,7 +100,7 @@ def told(shown: Sequence[np.ndarray]) -> dict[str, Any]:
     one, two = (np.asarray(found) >= SUCCESS for found in shown)
     labels = [(0, i) for i in range(len(one))]
     return {
-        name: vars(interval(lambda at, hits=hits: float(hits[at].mean()), labels, rounds=500))
+        name: vars(bootstrap_interval(lambda at, hits=hits: float(hits[at].mean()), labels, rounds=500))
         for name, hits in {"first": one, "second": two, "both": one & two}.items()
     }
 

@@ -25,8 +25,7 @@ from benchmarks.common.processes import single_threaded
 from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
-from dsas_core.evaluation.arms import arm as arm_of
-from dsas_core.evaluation.arms import scores_of
+from dsas_core.evaluation.arms import build_arm, collect_scores
 from dsas_core.llm.builtin import corpus
 from dsas_core.llm.builtin.judge import fit_judge
 from dsas_core.llm.evaluation.repetition import degenerate
@@ -102,8 +101,8 @@ def one_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
         report[name] = [bench.measure(concept, strength, gate) for strength in args.grid]
     report["chosen"] = bench.measure(concept, concept.unit)
     trace = bench.trace(concept)
-    scores = scores_of(trace, concept)
-    others = {name: arm_of(concept, name, scores, seed)[0] for name in CONTROLS}
+    scores = collect_scores(trace, concept)
+    others = {name: build_arm(concept, name, scores, seed)[0] for name in CONTROLS}
     report["mean_h_angry"] = trace.mean_h(concept.name)
     report["controls"] = {name: bench.measure(other, concept.unit) for name, other in others.items()}
     return report

@@ -1,4 +1,4 @@
-"""What steering costs: time and peak memory beside the unsteered model, in one run, by turns."""
+"""The cost of steering: time and peak memory of the steered and the unsteered model, measured alternately."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from typing import Any
 import numpy as np
 import torch
 
-#: where Linux tells what this process occupies, and where the highest so far is made to begin again (proc(5))
+#: files in which Linux reports the memory of this process, and resets its peak (proc(5))
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def compare_cost(
     work: Callable[[], object],
-    attached: Callable[[], AbstractContextManager[Any]],
+    attach: Callable[[], AbstractContextManager[Any]],
     device: torch.device,
     rounds: int = 5,
 ) -> dict[str, Any]:
-    """Steered over unsteered work, by turns, attaching included; a first round only warms up.
+    """Compare steered and unsteered work, run alternately, the time to attach included; a first round only warms up.
 
     Args:
-        work: runs the model once. attached: steers it, as a context.
+        work: runs the model once.
+        attach: steers it, as a context.
         device: of the model.
+        rounds: measured pairs.
 
     Returns:
         {"time_ratio": median of the paired ratios, "peak_memory", "peak_memory_steered": medians in MiB (see
-        `peak_memory`; None where nothing tells), "rounds", "device"}.
+        `peak_memory`; None if unknown), "rounds", "device"}.
     """
     seconds: dict[bool, list[float]] = {False: [], True: []}
     peaks: dict[bool, list[float]] = {False: [], True: []}
     for number in range(rounds + 1):
         for steered in (False, True):
-            highest = peak_memory(device)
+            read_peak = peak_memory(device)
             began = time.perf_counter()
-            with attached() if steered else nullcontext():
+            with attach() if steered else nullcontext():
                 work()
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
-            took, peak = time.perf_counter() - began, highest()
+            took, peak = time.perf_counter() - began, read_peak()
             if number:
                 seconds[steered].append(took)
                 peaks[steered] += [] if peak is None else [peak]
@@ -55,21 +57,22 @@ def compare_cost(
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is, whichever of several: "cpu", or the name of the GPU."""
+    """The kind of a device, without its number: "cpu", or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def precision(module: Any) -> str:
-    """What a model computes in, which decides about its last digits: dtype, and the device unless it is the CPU."""
+    """A model's dtype, and its device unless that is the CPU: what the last digits of its results depend on."""
     dtype, device = str(module.dtype), torch.device(module.device)
     return dtype if device.type == "cpu" else f"{dtype} on {device_name(device)}"
 
 
 def peak_memory(device: torch.device) -> Callable[[], float | None]:
-    """Begin to watch: what comes back tells the most memory that was held at once since, in MiB.
+    """Start to record the peak of memory.
 
-    Of a GPU that is what torch allocated there; of the CPU it is what the whole process occupied, as Linux tells it.
-    None elsewhere.
+    Returns:
+        A function that returns the peak since, in MiB: of what torch allocated on a GPU, or of what the whole process
+        occupied on a CPU under Linux; None elsewhere.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -77,13 +80,14 @@ def peak_memory(device: torch.device) -> Callable[[], float | None]:
     if device.type == "cpu":
         try:
             RESET.write_text("5")
-            _occupied()
-            return _occupied
+            _peak_of_process()
+            return _peak_of_process
         except (OSError, StopIteration):
-            pass  # another system, or one that does not let itself be asked
+            pass  # another system, or one without these files
     return lambda: None
 
 
-def _occupied() -> float:
+def _peak_of_process() -> float:
+    """Peak resident memory in MiB."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024

@@ -1,6 +1,6 @@
-"""What every evaluation does, whether a model makes pictures or texts: run the arms, judge them, sum up, report.
+"""The evaluation of a concept, common to pictures and texts: run the arms, judge their outputs, summarise, report.
 
-A subclass says how prompts run in an arm and how outputs are judged.
+A subclass defines how prompts run in an arm and how outputs are judged.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from .plan import Plan
 from .run_store import Cell, RunStore
 from .summary import Point, summarise
 
-#: outputs that a report shows of each side
+#: sample prompts of each side in a report
 SAMPLES = 4
 
 
 @dataclass(eq=False)
 class Evaluation(ABC):
-    """One concept under evaluation.
+    """The evaluation of one concept.
 
     Args:
-        concept: what is measured.
-        prompt_set: the prompt file; see `PromptSet.fresh` for what is drawn from it.
-        judge: scores outputs; of several, figures are the first one's, and the others' mean scores stand beside.
-        store: keeps what was run.
-        plan: how much is measured.
+        concept: the concept to measure.
+        prompt_set: the prompt file; see `PromptSet.fresh` for which prompts are drawn from it.
+        judge: scores outputs. Of several judges, figures are the first one's, and the others' mean scores are
+            reported beside them.
+        store: caches results.
+        plan: how much to measure.
 
     Raises:
         DSASError: no prompts for an arm.
@@ -48,30 +49,27 @@ class Evaluation(ABC):
     judge: Any
     store: RunStore
     plan: Plan
-    #: what the model makes, as reports call it
+    #: the kind of outputs, as reports call it
     outputs: ClassVar[str]
-    #: sides whose prompts are run
+    #: sides of which reports show samples
     sides: ClassVar[tuple[str, ...]] = ("source", "control")
 
     def __post_init__(self) -> None:
         judges = list(self.judge) if isinstance(self.judge, Sequence) else [self.judge]
         self.judge, self.other_judges = judges[0], judges[1:]
         self.prompts = self.plan.prompts(self.concept, self.prompt_set)
-        #: source prompts that ask in words for what steering does, the arm "asked"
+        #: source prompts that ask in words for what steering does: those of the arm "asked"
         self.rewritten = self.prompts["target"]
-        #: arms without steering that stand beside the others in tables of judges and wordings
-        self.unsteered_arms = ["base"]
         #: how often every prompt is run
         self.seeds = 1
-        #: what the oracle is told: "patches", or which "prompts" show the concept
-        self.oracle_sees = "prompts"
+        #: what the oracle knows: which "patches", or only which "prompts", show the concept
+        self.oracle_knows = "prompts"
         self.skipped: list[str] = []
-        self.autos = self.plan.autos(self.concept)
         if self.plan.targets and not self.autos:
             self.skip(f"strength auto: {obstacle_to_auto(self.concept)}")
         self._scores: dict[tuple[str, float | Auto], np.ndarray] = {}
 
-    # ---- what a domain knows ----------------------------------------------------------------------------------------
+    # ---- what a domain defines --------------------------------------------------------------------------------------
 
     @abstractmethod
     def run_arms(self) -> None:
@@ -79,7 +77,7 @@ class Evaluation(ABC):
 
     @abstractmethod
     def judge_outputs(self, judge: Any, arm: str, strength: float | Auto) -> np.ndarray:
-        """How much each output of an arm for source prompts shows what is wanted, float [n] in [0, 1]."""
+        """A judge's target score of each output of an arm for source prompts, float [n] in [0, 1]."""
 
     @abstractmethod
     def preservation(self, arm: str, strength: float | Auto) -> tuple[np.ndarray, dict[str, float]]:
@@ -95,45 +93,39 @@ class Evaluation(ABC):
 
     @abstractmethod
     def further_figures(self) -> dict[str, Any]:
-        """What only this domain measures."""
+        """Figures that only this domain measures."""
 
     @abstractmethod
     def sample(self, side: str, number: int) -> dict[str, str]:
-        """What some arms make of a prompt, by the arm's label."""
+        """The outputs of some arms for a prompt, by the arm's label."""
 
     @abstractmethod
     def timed_work(self) -> tuple[Callable[[], object], Mapping[str, Any], torch.device]:
-        """What time and memory are measured on: a run of the model, plain data that tells it apart, the device."""
+        """The workload for time and memory: a run of the model, plain data that tells it apart, and the device."""
 
     @abstractmethod
-    def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
-        """The model steered with the concept at strength 1."""
+    def attach(self, gate: str | None = None) -> AbstractContextManager[Any]:
+        """Steer the model with the concept at strength 1, as a context."""
 
-    # ---- the common road --------------------------------------------------------------------------------------------
+    # ---- common to all domains --------------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
-        """Run what is missing, judge everything: plain data."""
+        """Run what is missing, judge all outputs, and return the figures as plain data."""
         self.run_arms()
         arms = {arm: [self._point(arm, strength) for strength in self.plan.strengths] for arm in self.plan.arms}
-        asked = self.scores("asked").tolist() if self.rewritten else None
-        figures = summarise(
-            arms,
-            self.scores("base").tolist(),
-            asked,
-            self.labels("source"),
-            self.labels("control"),
-            free=[self._point("dsas", auto) for auto in self.autos],
-        )
+        base, asked = self.scores("base").tolist(), self.scores("asked").tolist() if self.rewritten else None
+        free = [self._point("dsas", auto) for auto in self.autos]
+        figures = summarise(arms, base, asked, self.labels("source"), self.labels("control"), free=free)
         return {
             "prompts": self.prompts,
             **figures,
             "dose": doses({side: self.mean_h(side) for side in ("source", "control")}, self.plan.arms),
-            "oracle": self.oracle_sees,
+            "oracle": self.oracle_knows,
             "baselines": self.baselines(),
-            "judges": [self._judged_by(judge) for judge in self.other_judges],
-            "wordings": self._wordings(),
+            "judges": [self._mean_scores(judge) for judge in self.other_judges],
+            "wordings": self._scores_by_template(),
             **self.further_figures(),
-            "cost": self.store.complete([self._timing()], "timing")[0].values,
+            "cost": self.store.complete([self._timing_cell()], "timing")[0].values,
             "samples": [
                 {"side": side, "prompt": prompt, self.outputs: self.sample(side, number)}
                 for side in self.sides
@@ -143,13 +135,23 @@ class Evaluation(ABC):
         }
 
     @property
+    def autos(self) -> list[Auto]:
+        """The plan's targets as strengths; none if the concept cannot choose its strength."""
+        return [] if obstacle_to_auto(self.concept) else [Auto(target) for target in self.plan.targets]
+
+    @property
+    def unsteered_arms(self) -> list[str]:
+        """Arms without steering in the tables of judges and templates."""
+        return ["base"]
+
+    @property
     def grid(self) -> list[tuple[str, float | Auto]]:
-        """Every arm at every strength, and DSAS that chooses its own."""
+        """Every arm at every strength, and DSAS that chooses its own strength."""
         swept = [(arm, strength) for arm in self.plan.arms for strength in self.plan.strengths]
         return [*swept, *(("dsas", auto) for auto in self.autos)]
 
     def scores(self, arm: str, strength: float | Auto = 0.0) -> np.ndarray:
-        """What the first judge says of an arm's outputs for source prompts, float [n]."""
+        """The first judge's target scores of an arm's outputs for source prompts, float [n]."""
         if (arm, strength) not in self._scores:
             self._scores[arm, strength] = self.judge_outputs(self.judge, arm, strength)
         return self._scores[arm, strength]
@@ -159,12 +161,12 @@ class Evaluation(ABC):
         return [(seed, text) for seed in range(self.seeds) for text in self.prompts[side]]
 
     def skip(self, reason: str) -> None:
-        """Note once what could not be measured, and why."""
+        """Record, once, what could not be measured and why."""
         if reason not in self.skipped:
             self.skipped.append(reason)
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """What no steering, and asking in words, achieve."""
+        """Figures without steering, and when the prompt asks in words."""
         names = {"no steering": "base"} | ({"asked in words": "asked"} if self.rewritten else {})
         return {
             name: {"shown": float(self.scores(arm).mean()), **self.baseline_figures(arm)} for name, arm in names.items()
@@ -175,14 +177,14 @@ class Evaluation(ABC):
         number = strength.target if isinstance(strength, Auto) else strength
         return Point(number, self.scores(arm, strength).tolist(), cost_of_controls.tolist(), more)
 
-    def _judged_by(self, judge: Any) -> dict[str, Any]:
-        """Another judge's mean score of every arm at strength 1."""
+    def _mean_scores(self, judge: Any) -> dict[str, Any]:
+        """A judge's mean target score of every arm at strength 1."""
         jobs = [(arm, 0.0) for arm in self.unsteered_arms] + [(arm, 1.0) for arm in self.plan.arms]
         means = {arm: float(self.judge_outputs(judge, arm, strength).mean()) for arm, strength in jobs}
         return {"judge": judge.name, **means}
 
-    def _wordings(self) -> list[dict[str, Any]]:
-        """Scores by the template that source prompts come from."""
+    def _scores_by_template(self) -> list[dict[str, Any]]:
+        """Mean target scores by the template that source prompts come from."""
         scores = {arm: self.scores(arm) for arm in self.unsteered_arms} | {"dsas": self.scores("dsas", 1.0)}
         template_of = self.prompt_set.wordings("source")
         templates = np.array([template_of[text] for _, text in self.labels("source")])
@@ -192,8 +194,8 @@ class Evaluation(ABC):
             for template in dict.fromkeys(templates)
         ]
 
-    def _timing(self) -> Cell:
-        """Time and memory of steered against unsteered runs."""
+    def _timing_cell(self) -> Cell:
+        """Time and memory of steered and unsteered runs."""
         work, about, device = self.timed_work()
         key = {"kind": "timing", **about, "concept": self.concept.digest, "device": cost.device_name(device)}
-        return Cell(key, lambda folder: cost.compare_cost(work, self.steered, device))
+        return Cell(key, lambda folder: cost.compare_cost(work, self.attach, device))

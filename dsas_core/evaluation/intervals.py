@@ -1,5 +1,4 @@
-"""Bootstrap intervals over seeds and prompts, which are crossed: both are drawn anew (Owen, 2007, "The pigeonhole
-bootstrap")."""
+"""Bootstrap intervals over crossed seeds and prompts: both are resampled (Owen, 2007, "The pigeonhole bootstrap")."""
 
 from __future__ import annotations
 
@@ -24,11 +23,17 @@ class Interval:
 
 
 def bootstrap_indices(labels: Sequence[Label], rounds: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Index arrays of resampled items.
+    """Indices of resampled items.
+
+    Seeds are drawn with replacement, and so are prompts; an item is taken as often as its seed times its prompt.
 
     Args:
-        labels: seed and prompt of each item. Seeds are drawn with replacement, and prompts are; an item is taken as
-            often as its seed times as often as its prompt. Resamples that hold nothing are left out.
+        labels: seed and prompt of each item.
+        rounds: resamples to draw.
+        seed: of the random numbers.
+
+    Yields:
+        Indices of a resample, int [n]; empty resamples are left out.
     """
     sides = [np.unique([str(label[i]) for label in labels], return_inverse=True)[1] for i in (0, 1)]
     counts = [int(side.max()) + 1 for side in sides]
@@ -40,7 +45,7 @@ def bootstrap_indices(labels: Sequence[Label], rounds: int, seed: int = 0) -> It
             yield np.repeat(np.arange(len(labels)), taken)
 
 
-def interval(
+def bootstrap_interval(
     statistic: Callable[[np.ndarray], float],
     labels: Sequence[Label],
     *,
@@ -48,14 +53,24 @@ def interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """A statistic of all items with its bootstrap interval.
+    """A statistic of all items with its percentile bootstrap interval.
 
     Args:
-        statistic: of an array of indices of items. labels: seed and prompt of each item, see `resamples`.
-        level: what share of resampled values lies within.
+        statistic: of an array of indices of items.
+        labels: seed and prompt of each item, see `bootstrap_indices`.
+        rounds: resamples to draw.
+        level: share of the resampled values within the interval.
+        seed: of the random numbers.
 
     Raises:
         DSASError: no items, no rounds, or a level outside (0, 1).
+
+    Example:
+        >>> scores = np.array([0.0, 0.5, 0.5, 1.0])
+        >>> labels = [(0, "a dog"), (0, "a cat"), (1, "a dog"), (1, "a cat")]
+        >>> mean = bootstrap_interval(lambda at: scores[at].mean(), labels, rounds=100)
+        >>> mean.value, mean.low < 0.5 < mean.high
+        (0.5, True)
     """
     if not len(labels) or rounds < 1 or not 0 < level < 1:
         raise DSASError(

@@ -7,28 +7,32 @@ from dataclasses import dataclass
 from ..concept.concept import Concept
 from ..errors import DSASError, PromptError
 from ..learning.prompts.prompt_set import PromptSet, load_prompts
-from ..steering.requirements import obstacle_to_auto
 from ..steering.strengths import Auto
 from .arms import ARMS
 
-#: strengths, in units of the concept, at which every arm is measured
+#: strengths at which every arm is measured, in units of the concept
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """The extent of an evaluation.
 
     Args:
-        count: prompts a side. seeds: each draws every prompt, where what is drawn is random.
-        strengths: the grid that all arms share, in units of the concept, ascending; 1 must be among them.
+        count: prompts a side.
+        seeds: noise seeds that every prompt is drawn with, where outputs are random.
+        strengths: the grid of all arms, in units of the concept, ascending; 1 must be among them.
         arms: names in `ARMS`; "dsas" must be among them.
-        robustness: also under other settings than the concept was learned with.
-        targets: probabilities; DSAS that chooses its strength by each (`Auto`) is measured beside the grid.
+        robustness: measure also under other settings than the concept was learned with.
+        targets: target probabilities; for each, DSAS that chooses its own strength (`Auto`) is measured too.
 
     Raises:
-        DSASError: an unknown arm, a grid that does not ascend from above 0 or lacks 1, too few prompts or seeds, a
+        DSASError: an unknown arm, a grid that does not ascend from above 0 or lacks 1, too few prompts or seeds, or a
             target that is no probability.
+
+    Example:
+        >>> Plan(count=4, seeds=1, arms=("dsas", "on")).strengths
+        (0.5, 1.0, 1.5, 2.0)
     """
 
     count: int = 12
@@ -49,15 +53,11 @@ class Plan:
             raise DSASError(f"{self.count} prompts, {self.seeds} seeds: expected at least 2 prompts and 1 seed")
         object.__setattr__(self, "targets", tuple(Auto(target).target for target in self.targets))
 
-    def autos(self, concept: Concept) -> list[Auto]:
-        """The targets as strengths, for a concept that can take them (`requirements.obstacle_to_auto`)."""
-        return [] if obstacle_to_auto(concept) else [Auto(target) for target in self.targets]
-
     def prompts(self, concept: Concept, prompts: PromptSet) -> dict[str, list[str]]:
-        """What to judge by (`PromptSet.fresh`), without the prompts that the concept was learned from.
+        """Held-out prompts by side (`PromptSet.fresh`), without those that the concept was learned from.
 
         Raises:
-            PromptError: nothing is left for a side.
+            PromptError: no prompts are left for a side.
         """
         seed, learned = (int(concept.provenance.get(key, 0)) for key in ("seed", "count"))
         used = load_prompts(concept.provenance.get("prompts", prompts)).draw(learned, seed).values() if learned else ()

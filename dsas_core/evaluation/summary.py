@@ -1,8 +1,7 @@
-"""From measurements to figures: points with intervals, hypervolumes, and arms compared at equal effect.
+"""Figures from measurements: effects and costs with intervals, hypervolumes, and arms compared at equal effect.
 
-An arm at a strength gives, for each prompt that shows the concept, how much its output shows what is wanted (its
-target score, in [0, 1]), and for each control prompt how much its output changed (`cost`, in [0, 1]). Its effect is
-relative to what asking in words achieves:
+An arm at a strength has a target score in [0, 1] for each source prompt (how much its output shows what is wanted), and
+a `cost` in [0, 1] for each control prompt (how much its output changed). Its effect is relative to asking in words:
 
     effect = (mean score - mean score without steering) / (mean score when asked - mean score without steering)
 """
@@ -18,12 +17,12 @@ import numpy as np
 
 from ..errors import DSASError
 from .fronts import at_equal_gain, gain_at, hypervolume
-from .intervals import Label, interval
+from .intervals import Label, bootstrap_interval
 
-#: effects are compared at this share of what words achieve
+#: arms are compared at this effect
 LEVEL = 0.9
-#: below this, asking in words does too little for anything to be relative to it
-ASKED = 0.05
+#: the least gain of asking in words that effects can be relative to
+MIN_ASKED_GAIN = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,10 @@ class Point:
     """One arm at one strength.
 
     Args:
-        strength: in units of the concept; of points that choose it themselves the target probability.
-        target_scores: in [0, 1], by source prompt.
-        cost: in [0, 1], by control prompt.
-        more: further figures, reported as they are.
+        strength: in units of the concept; the target probability if the strength is chosen automatically.
+        target_scores: in [0, 1], one a source prompt.
+        cost: in [0, 1], one a control prompt.
+        more: further figures, reported unchanged.
     """
 
     strength: float
@@ -58,19 +57,28 @@ def summarise(
 
     Args:
         arms: points of ascending strength, the same strengths in every arm.
-        base, asked: what is shown without steering, and when the prompt asks for it, by source prompt; None where
-            nothing asks in words, which then counts as 1.
-        source_labels, control_labels: seed and prompt of each source and each control item, for the bootstrap.
-        free: points of DSAS without a strength to tune, by target.
-        rounds, seed: of the bootstrap.
+        base: target scores without steering, one a source prompt.
+        asked: target scores when the prompt asks in words; None if no prompt does, which counts as 1.
+        source_labels: seed and prompt of each source item, for the bootstrap.
+        control_labels: seed and prompt of each control item.
+        free: points of DSAS that chooses its own strength, by target.
+        rounds: of the bootstrap.
+        seed: of the bootstrap.
 
     Returns:
-        {"asked", "base", "relative", "arms": {arm: {"points", "hypervolume"}}, "at_equal_effect", "auto"}. `relative`
-        is False where asking in words does no better than nothing: effects are then absolute differences. "auto" tells
-        of each free point how far its effect is above that of the swept front of DSAS at the same cost, `over`.
+        {"base", "asked", "relative", "arms": {arm: {"points", "hypervolume"}}, "at_equal_effect", "auto"}. `relative`
+        is False if asking in words gains too little: effects are then absolute differences. In "auto", `over` is how
+        far a free point's effect is above that of the swept front of DSAS at the same cost.
 
     Raises:
         DSASError: no prompts on a side.
+
+    Example:
+        >>> labels = [(0, "a dog"), (0, "a cat")]
+        >>> dsas = [Point(1.0, [0.8, 0.8], [0.1, 0.1])]
+        >>> figures = summarise({"dsas": dsas}, [0.0, 0.0], [1.0, 1.0], labels, labels, rounds=10)
+        >>> figures["arms"]["dsas"]["points"][0]["effect"]["value"]
+        0.8
     """
     if not len(base) or not len(control_labels):
         raise DSASError(
@@ -78,52 +86,48 @@ def summarise(
         )
     asked_scores = np.ones(len(base)) if asked is None else np.asarray(asked, float)
     base_scores = np.asarray(base, float)
-    relative = float(asked_scores.mean() - base_scores.mean()) > ASKED
+    relative = float(asked_scores.mean() - base_scores.mean()) > MIN_ASKED_GAIN
     sources = len(base_scores)
     labels = [*source_labels, *control_labels]
 
     def effect(point: Point, at: np.ndarray) -> float:
-        source = at[at < sources] if (at < sources).any() else np.arange(sources)  # a resample may have none of a side
+        source = at[at < sources] if (at < sources).any() else np.arange(sources)  # a resample may lack a side
         gained = float(np.asarray(point.target_scores, float)[source].mean() - base_scores[source].mean())
         asked_for = float(asked_scores[source].mean() - base_scores[source].mean())
-        return gained / max(asked_for, ASKED) if relative else gained
+        return gained / max(asked_for, MIN_ASKED_GAIN) if relative else gained
 
     def cost(point: Point, at: np.ndarray) -> float:
         control = at[at >= sources] - sources if (at >= sources).any() else np.arange(len(control_labels))
         return float(np.asarray(point.cost, float)[control].mean())
 
+    def curve(points: Sequence[Point], at: np.ndarray) -> list[tuple[float, float]]:
+        return [(cost(point, at), effect(point, at)) for point in points]
+
     def area(points: Sequence[Point], at: np.ndarray) -> float:
-        return hypervolume([(cost(point, at), min(1.0, effect(point, at))) for point in points])
+        return hypervolume([(spent, min(1.0, gained)) for spent, gained in curve(points, at)])
+
+    def over(point: Point, at: np.ndarray) -> float:
+        return effect(point, at) - gain_at(curve(arms.get("dsas", ()), at), cost(point, at))
 
     def between(statistic: Callable[[Any, np.ndarray], float], of: Any) -> dict[str, float]:
-        return asdict(interval(partial(statistic, of), labels, rounds=rounds, seed=seed))
+        return asdict(bootstrap_interval(partial(statistic, of), labels, rounds=rounds, seed=seed))
 
     def effect_and_cost(point: Point) -> dict[str, dict[str, float]]:
         return {"effect": between(effect, point), "cost": between(cost, point)}
 
-    figures: dict[str, Any] = {
+    curves = {arm: curve(points, np.arange(len(labels))) for arm, points in arms.items()}
+    others = [arm for arm in curves if "dsas" in curves and arm != "dsas"]
+    return {
         "base": float(base_scores.mean()),
         "asked": None if asked is None else float(asked_scores.mean()),
         "relative": relative,
-        "arms": {},
-        "at_equal_effect": {},
+        "arms": {
+            arm: {
+                "points": [{"strength": point.strength, **effect_and_cost(point), **point.more} for point in points],
+                "hypervolume": between(area, points),
+            }
+            for arm, points in arms.items()
+        },
+        "at_equal_effect": {arm: asdict(at_equal_gain(curves["dsas"], curves[arm], LEVEL)) for arm in others},
+        "auto": [{"target": point.strength, **effect_and_cost(point), "over": between(over, point)} for point in free],
     }
-    for arm, points in arms.items():
-        lines = [{"strength": point.strength, **effect_and_cost(point), **point.more} for point in points]
-        figures["arms"][arm] = {"points": lines, "hypervolume": between(area, points)}
-    swept = arms.get("dsas", ())
-
-    def over(point: Point, at: np.ndarray) -> float:
-        return effect(point, at) - gain_at([(cost(each, at), effect(each, at)) for each in swept], cost(point, at))
-
-    figures["auto"] = [
-        {"target": point.strength, **effect_and_cost(point), "over": between(over, point)} for point in free
-    ]
-    everything = np.arange(len(labels))
-    curves = {
-        arm: [(cost(point, everything), effect(point, everything)) for point in points] for arm, points in arms.items()
-    }
-    for arm, curve in curves.items():
-        if "dsas" in curves and arm != "dsas":
-            figures["at_equal_effect"][arm] = asdict(at_equal_gain(curves["dsas"], curve, LEVEL))
-    return figures

@@ -17,7 +17,7 @@ from dsas_core.utils.processes import Share, process_share
 from dsas_core.utils.progress import progress_bar
 
 from ..generation.settings import Settings, settings_of
-from ..pipelines.adapter import PipelineAdapter
+from ..pipelines.adapter import PipelineAdapter, adapt
 from ..pipelines.load import load_pipeline
 
 #: options that only pictures are drawn with; fields of Settings as well

@@ -1,1 +1,1 @@
-"""Measuring a concept of pictures."""
+"""Evaluation of concepts on pipelines: pictures of every arm, their figures, and grids of concepts."""

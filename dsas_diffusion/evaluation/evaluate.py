@@ -1,8 +1,8 @@
-"""Evaluating a concept on a pipeline: effect, preservation, localisation, robustness and cost, arm by arm.
+"""Evaluation of a concept on a pipeline: effect, preservation, localisation, robustness and cost of every arm.
 
-Prompts that learning never used are drawn in every arm from the same noise: without steering; rewritten, asking in
-words; with a negative prompt; and, on one grid of strengths, with DSAS, with the gate always on, and with the control
-arms (`dsas_core.evaluation.arms`). Pictures are kept by content (`dsas_diffusion.evaluation.picture_store`) and judged
+Held-out prompts are drawn in every arm from the same noise: without steering; rewritten to ask in words; with a
+negative prompt; and, on one grid of strengths, with DSAS, with the gate always on, and with the control arms
+(`dsas_core.evaluation.arms`). Pictures are cached by content (`dsas_diffusion.evaluation.picture_store`) and judged
 afterwards.
 """
 
@@ -23,7 +23,6 @@ from dsas_core.errors import UnavailableError
 from dsas_core.evaluation import Evaluation, Plan, RunStore, run_store
 from dsas_core.learning.prompts.prompt_set import PromptSet
 from dsas_core.steering.strengths import Auto
-from dsas_diffusion.vision.localisation import average, localisation
 
 from ..generation.compare import UNCHANGED, change
 from ..generation.pictures import latent_batches
@@ -31,18 +30,18 @@ from ..generation.settings import Settings, other_schedulers, settings_of
 from ..pipelines.adapter import PipelineAdapter, adapt
 from ..steering.steer import steer
 from ..vision import similarity
-from ..vision.builtin_metrics import change_outside
 from ..vision.image_models import Clip
+from ..vision.localisation import average, localisation
 from ..vision.picture_judge import PictureJudge
 from ..vision.segmentation import Masks
 from .picture_store import PictureJob, PictureStore
 
-#: control pictures from which on KID says something
+#: the least control pictures for a KID
 MIN_KID_PICTURES = 50
 
 
 def identity(pipe: Any, concept: Concept, prompts: PromptSet) -> dict[str, Any]:
-    """What a run is about: with another model, concept or prompt file it is another run."""
+    """The `RunStore` identity of an evaluation: model, concept and prompt file."""
     return run_store.identity(adapt(pipe).roots, concept, prompts)
 
 
@@ -64,24 +63,42 @@ def evaluate(
     """Measure a concept.
 
     Args:
-        pipe: the pipeline that it was learned on.
-        prompts: the prompt file; see `PromptSet.fresh` for what is drawn from it.
-        judge: tells whether a picture shows what is wanted; of several, figures are the first one's, and what the
-            others say of each arm is told beside.
-        run: where pictures are kept; of `identity(pipe, concept, prompts)`.
-        plan: how much is drawn.
-        steps, guidance, size: as in `generation.settings_of`.
-        clip: a CLIP model by folder or Hub name, for how well pictures fit their prompts.
-        features: an image model by folder or Hub name, or a function, to compare sets of pictures with (FID and KID),
-            beside the built-in judge's network.
-        masks: tells where a picture shows the thing; None asks the judge, which may not know.
+        pipe: the pipeline that the concept was learned on.
+        concept: the concept to measure.
+        prompts: the prompt file; see `PromptSet.fresh` for which prompts are drawn from it.
+        judge: scores whether a picture shows what is wanted. Of several judges, figures are the first one's, and the
+            others' mean scores are reported beside them.
+        run: caches results; its identity is `identity(pipe, concept, prompts)`.
+        plan: how much to measure.
+        steps: as in `generation.settings_of`.
+        guidance: as in `generation.settings_of`.
+        size: as in `generation.settings_of`.
+        clip: folder or Hub name of a CLIP, for the CLIP score.
+        features: folder or Hub name of an image model, or a function, for FID and KID; those of the built-in judge's
+            network are measured too.
+        masks: the segmenter of the thing; None takes the judge's, if it has one.
 
     Returns:
-        Plain data: `summed_up`'s figures with `baselines`, `judges`, `localisation`, `unnamed`, `wordings`,
+        Plain data: the figures of `summarise` with `baselines`, `judges`, `localisation`, `unnamed`, `wordings`,
         `robustness`, `cost`, `samples` (picture files by arm) and `skipped` (what could not be measured, and why).
 
     Raises:
         DSASError: no prompts for an arm.
+
+    Example:
+        >>> import tempfile
+        >>> import dsas_diffusion as dsas
+        >>> from dsas_core.learning.prompts.prompt_set import load_prompts
+        >>> from dsas_diffusion.vision.judges import judge_from
+        >>> pipe = dsas.load_pipeline("builtin:emoji")
+        >>> concept = Concept.from_pretrained("builtin:banana-blur")
+        >>> prompts = load_prompts(concept.provenance["prompts"])
+        >>> run = RunStore(tempfile.mkdtemp(), identity(pipe, concept, prompts))
+        >>> plan = Plan(count=2, seeds=1, strengths=(1.0,), arms=("dsas",), robustness=False)
+        >>> judge = judge_from(prompts.judges[0])
+        >>> figures = evaluate(pipe, concept, prompts, judge, run, plan, steps=2)
+        >>> list(figures["arms"]), figures["prompts"]["source"][0]
+        (['dsas'], 'a picture of a banana on a yellow background')
     """
     settings = settings_of(pipe, steps, guidance, size)
     return PictureEvaluation(
@@ -104,9 +121,8 @@ class PictureEvaluation(Evaluation):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.seeds = self.plan.seeds
-        self.unsteered_arms += ["asked"] if self.rewritten else []
         negative = next(iter(self.prompt_set.sample("negative", 1)), None)
-        self.drawings = PictureStore(
+        self.pictures = PictureStore(
             self.adapter, self.concept, self.prompts, negative, self.store, self.settings, self.seeds
         )
         self.masks = self.masks or getattr(self.judge, "masks", None)
@@ -115,7 +131,7 @@ class PictureEvaluation(Evaluation):
         name, own = self.clip, self.features
         self._clip_model = self._try("CLIP score", lambda: Clip(name)) if name else None
         network = getattr(self.judge, "judge", None)
-        #: functions that sets of pictures are compared with, by the suffix of their figures
+        #: features for FID and KID, by the suffix of their figures
         self.networks = {} if network is None else {"_judge": similarity.judge_features(network)}
         if isinstance(own, str):
             own = self._try("FID and KID", partial(similarity.transformers_features, own))
@@ -126,21 +142,25 @@ class PictureEvaluation(Evaluation):
         sides = [side for side in self.sides if self.prompts[side]]
         first = [PictureJob("base", side) for side in sides] + [PictureJob("dsas", side, 1.0) for side in sides]
         first += [PictureJob("dsas", "source"), *([PictureJob("asked", "source")] if self.rewritten else [])]
-        first += [PictureJob("negative", side) for side in ("source", "control") if self.drawings.negative]
-        self.drawings.complete(first, "drawing base and DSAS")
+        first += [PictureJob("negative", side) for side in ("source", "control") if self.pictures.negative]
+        self.pictures.complete(first, "drawing base and DSAS")
         masks = self._masks_of("source") if "oracle" in self.plan.arms else None
-        if masks is not None and self.drawings.tell_oracle(masks):
-            self.oracle_sees = "patches"
+        if masks is not None and self.pictures.use_oracle_masks(masks):
+            self.oracle_knows = "patches"
         grid = [PictureJob(arm, side, strength) for arm, strength in self.grid for side in ("source", "control")]
         grid += [PictureJob("on", "unnamed", 1.0)] if self.prompts["unnamed"] and "on" in self.plan.arms else []
-        self.drawings.complete(grid, "drawing the arms")
+        self.pictures.complete(grid, "drawing the arms")
         jobs = [
             PictureJob(arm, side, strength, settings)
             for arm, strength in (("base", 0.0), ("dsas", 1.0))
             for settings in self._other_settings()
             for side in ("source", "control")
         ]
-        self.drawings.complete(jobs, "drawing other settings")
+        self.pictures.complete(jobs, "drawing other settings")
+
+    @property
+    def unsteered_arms(self) -> list[str]:
+        return ["base", "asked"] if self.rewritten else ["base"]
 
     def judge_outputs(self, judge: PictureJudge, arm: str, strength: float | Auto) -> np.ndarray:
         return self._judge_job(judge, PictureJob(arm, "source", strength))
@@ -154,25 +174,21 @@ class PictureEvaluation(Evaluation):
         return changes.clip(0, 1), more
 
     def mean_h(self, side: str) -> float:
-        return self.drawings.mean_h(side)
+        return self.pictures.mean_h(side)
 
     def baselines(self) -> dict[str, dict[str, float]]:
         baselines = super().baselines()
-        if self.drawings.negative is not None:
+        if self.pictures.negative is not None:
             source, control = PictureJob("negative", "source"), PictureJob("negative", "control")
             changes, more = self._changes(control)
             more |= self._change_around(source) | self._clip_score(control)
-            shown = float(self.scores("negative").mean())
-            figures = {"shown": shown, "cost": float(changes.mean()), **more}
-            baselines[f"negative prompt “{self.drawings.negative}”"] = figures
+            figures = {"shown": float(self.scores("negative").mean()), "cost": float(changes.mean()), **more}
+            baselines[f"negative prompt “{self.pictures.negative}”"] = figures
         return baselines
 
     def baseline_figures(self, arm: str) -> dict[str, float]:
-        return (
-            self._clip_score(PictureJob(arm, "control"))
-            if arm == "base"
-            else self._change_around(PictureJob(arm, "source"))
-        )
+        control, source = PictureJob(arm, "control"), PictureJob(arm, "source")
+        return self._clip_score(control) if arm == "base" else self._change_around(source)
 
     def further_figures(self) -> dict[str, Any]:
         figures = {
@@ -182,7 +198,7 @@ class PictureEvaluation(Evaluation):
         }
         if not self.rewritten:
             self.skip("asking in words: source and target templates do not go in pairs")
-        if self.drawings.negative is None:
+        if self.pictures.negative is None:
             self.skip("a negative prompt: the prompt file's evaluation names none (negative: [...])")
         return figures
 
@@ -191,42 +207,39 @@ class PictureEvaluation(Evaluation):
         jobs = [PictureJob("base", side), *([PictureJob("asked", side)] if side == "source" else [])]
         jobs += [PictureJob(arm, side, 1.0) for arm in self.plan.arms if (arm, side) != ("oracle", "unnamed")]
         jobs += [PictureJob("dsas", side, strongest)]
+        files = {job: str(self.pictures.file(job, number)) for job in jobs if job in self.pictures}
         return {
-            f"{job.arm} ×{strongest:g}" if job.strength == strongest != 1.0 else job.arm: str(
-                self.drawings.file(job, number)
-            )
-            for job in jobs
-            if job in self.drawings
+            f"{job.arm} ×{strongest:g}" if job.strength == strongest != 1.0 else job.arm: file
+            for job, file in files.items()
         }
 
     def timed_work(self) -> tuple[Callable[[], object], Mapping[str, Any], torch.device]:
-        """One picture."""
+        """Drawing one picture."""
         adapter, settings, prompt = self.adapter, self.settings, self.prompts["source"][:1]
-        about = {**self.drawings.model_key, "prompt": prompt, "settings": asdict(settings)}
+        about = {**self.pictures.model_key, "prompt": prompt, "settings": asdict(settings)}
         denoiser: Any = self.adapter.denoiser
         return lambda: list(latent_batches(adapter, prompt, [0], settings)), about, denoiser.device
 
-    def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
+    def attach(self, gate: str | None = None) -> AbstractContextManager[Any]:
         return steer(self.adapter.pipe, {self.concept: 1.0}, gate=gate)
 
-    # ---- what a picture shows, and how far it is from another -------------------------------------------------------
+    # ---- scores of pictures, and distances between them -------------------------------------------------------------
 
     def _judge_job(self, judge: PictureJudge, job: PictureJob) -> np.ndarray:
-        prompts = self.drawings.prompts_of(PictureJob("base", job.side, settings=job.settings))
-        return judge.target_scores(self.drawings.pictures(job), prompts)
+        return judge.target_scores(self.pictures.load(job), self.pictures.prompts_of(job.unsteered))
 
     def _pair(self, job: PictureJob) -> tuple[list[Image.Image], list[Image.Image]]:
-        """Pictures of the same prompts and noise without steering, and of a job."""
-        return self.drawings.pictures(PictureJob("base", job.side, settings=job.settings)), self.drawings.pictures(job)
+        """The unsteered pictures of the same prompts and noise, and those of a job."""
+        return self.pictures.load(job.unsteered), self.pictures.load(job)
 
     def _masks_of(self, side: str) -> list[np.ndarray | None] | None:
-        """Where each unsteered picture of a side shows the thing; None where nobody knows masks."""
+        """The masks of the thing in the unsteered pictures of a side; None without a segmenter."""
         if self.masks is not None and side not in self._masks_by_side:
-            self._masks_by_side[side] = self.masks(self.drawings.pictures(PictureJob("base", side)))
+            self._masks_by_side[side] = self.masks(self.pictures.load(PictureJob("base", side)))
         return self._masks_by_side.get(side)
 
     def _try(self, what: str, get: Callable[[], Any]) -> Any:
-        """What `get` gives, or None where it is unavailable: that is noted, and not tried a second time."""
+        """The result of `get`, or None if it is unavailable, which is recorded and not tried again."""
         if what in self._unavailable:
             return None
         try:
@@ -237,35 +250,34 @@ class PictureEvaluation(Evaluation):
             return None
 
     def _changes(self, job: PictureJob) -> tuple[np.ndarray, dict[str, float]]:
-        """1 - SSIM of each picture of a job with the unsteered one, and what else tells how much it changed."""
+        """1 - SSIM of each picture of a job with the unsteered one, and further figures of change."""
         base, steered = self._pair(job)
         pixels = change(base, steered)
-        base_latents = self.drawings.latents(PictureJob("base", job.side, settings=job.settings))
+        latents = [self.pictures.latents(each) for each in (job.unsteered, job)]
         figures = {
             "unchanged": float((pixels <= UNCHANGED).mean()),
             "identical": float(similarity.identical(base, steered).mean()),
             "pixel_change": float(pixels.mean()),
-            "latent_change": float(similarity.latent_change(base_latents, self.drawings.latents(job)).mean()),
+            "latent_change": float(similarity.latent_change(*latents).mean()),
         }
         return 1 - similarity.ssim(base, steered), figures
 
     def _change_around(self, job: PictureJob) -> dict[str, float]:
-        """Mean change of 255 around the thing, and the share of things beside it that look as before.
+        """Mean change of 255 around the thing, and the share of other things that look as before.
 
-        Of pictures that show the thing, where masks are known; neighbours where the judge knows things by name.
+        Of pictures with a mask of the thing; the share of other things only if the judge recognises them.
         """
         masks = self._masks_of(job.side)
         if masks is None:
             return {}
         base, steered = self._pair(job)
-        by_picture = {"change_outside_the_thing": change_outside(base, steered, masks)}
-        neighbours_kept = getattr(self.judge, "neighbours_kept", None)
-        if neighbours_kept is not None:
+        by_picture = {"change_outside_the_thing": similarity.change_outside(base, steered, masks)}
+        if (neighbours_kept := getattr(self.judge, "neighbours_kept", None)) is not None:
             by_picture["neighbours_kept"] = neighbours_kept(base, steered, masks)
         return {name: float(np.mean(values)) for name, values in by_picture.items() if values}
 
     def _distances(self, job: PictureJob) -> dict[str, float]:
-        """Distances between the sets of steered and unsteered control pictures, and fit to prompts."""
+        """Distances between the sets of steered and unsteered control pictures, and the CLIP score."""
         base, steered = self._pair(job)
         figures = self._clip_score(job)
         lpips = self._try("perceptual distance", lambda: similarity.lpips(base, steered))
@@ -281,17 +293,17 @@ class PictureEvaluation(Evaluation):
         return figures
 
     def _clip_score(self, job: PictureJob) -> dict[str, float]:
-        """How well pictures fit their prompts, where a CLIP is named."""
+        """The mean CLIP score of pictures and their prompts, if a CLIP is given."""
         if self._clip_model is None:
             return {}
-        scores = similarity.clip_score(self.drawings.pictures(job), self.drawings.prompts_of(job), self._clip_model)
+        scores = similarity.clip_score(self.pictures.load(job), self.pictures.prompts_of(job), self._clip_model)
         return {"clip_score": float(scores.mean())}
 
-    # ---- where, and under which settings ----------------------------------------------------------------------------
+    # ---- localisation and robustness --------------------------------------------------------------------------------
 
     def _localisation(self) -> dict[str, float] | None:
-        """Heat of the denoiser's gates in unsteered pictures against masks of these."""
-        masks, heatmaps = self._masks_of("source"), self.drawings.heat("source")
+        """Heat of the denoiser's gates in unsteered pictures, compared with their masks."""
+        masks, heatmaps = self._masks_of("source"), self.pictures.heat("source")
         if masks is None or heatmaps is None:
             self.skip("localisation: it needs gates that read patches in late steps, and masks (masks: …)")
             return None
@@ -303,44 +315,41 @@ class PictureEvaluation(Evaluation):
         return {**asdict(average(results)), "pictures": len(results)} if results else None
 
     def _unnamed(self) -> dict[str, float] | None:
-        """Pictures that show the concept although no prompt names it: how many, and the share that was treated."""
+        """Pictures that show the concept although no prompt names it: their number, and the share of them changed."""
         if not self.prompts["unnamed"]:
             return None
         masks = self._masks_of("unnamed")
         if masks is None:
             self.skip("the concept where no prompt names it: it needs masks (masks: …)")
             return None
-        untreated = self._judge_job(self.judge, PictureJob("base", "unnamed")) < 0.5
-        present = np.array([mask is not None for mask in masks]) & untreated
+        undesired = self._judge_job(self.judge, PictureJob("base", "unnamed")) < 0.5
+        present = np.array([mask is not None for mask in masks]) & undesired
         if not present.any():
             self.skip("the concept where no prompt names it: no such picture showed it")
             return None
-        figures: dict[str, float] = {"pictures": int(present.sum())}
-        for job in (PictureJob("dsas", "unnamed", 1.0), PictureJob("on", "unnamed", 1.0)):
-            if job in self.drawings:
-                figures[job.arm] = float(self._judge_job(self.judge, job)[present].mean())
-        return figures
+        jobs = [PictureJob(arm, "unnamed", 1.0) for arm in ("dsas", "on")]
+        scores = {job.arm: self._judge_job(self.judge, job)[present] for job in jobs if job in self.pictures}
+        return {"pictures": int(present.sum()), **{arm: float(values.mean()) for arm, values in scores.items()}}
 
     def _other_settings(self) -> list[Settings]:
         """Fewer and more steps, less and more guidance, and other schedulers than the concept was learned with."""
         if not self.plan.robustness:
             return []
-        usual = self.settings
-        others = [
-            replace(usual, steps=max(1, 2 * usual.steps // 3)),
-            replace(usual, steps=2 * usual.steps),
-            replace(usual, guidance=round(usual.guidance * 2 / 3, 2)),
-            replace(usual, guidance=round(usual.guidance * 5 / 3, 2)),
-            *(replace(usual, scheduler=name) for name in other_schedulers(self.adapter)),
+        steps, guidance = self.settings.steps, self.settings.guidance
+        changes: list[dict[str, Any]] = [
+            {"steps": max(1, 2 * steps // 3)},
+            {"steps": 2 * steps},
+            {"guidance": round(guidance * 2 / 3, 2)},
+            {"guidance": round(guidance * 5 / 3, 2)},
+            *({"scheduler": name} for name in other_schedulers(self.adapter)),
         ]
-        return [settings for settings in others if settings != usual]
+        others = [replace(self.settings, **changed) for changed in changes]
+        return [settings for settings in others if settings != self.settings]
 
     def _robustness(self, settings: Settings) -> dict[str, Any]:
         """DSAS at strength 1 under other settings."""
-        jobs = {
-            "base": PictureJob("base", "source", 0.0, settings),
-            "shown": PictureJob("dsas", "source", 1.0, settings),
-        }
+        steered = PictureJob("dsas", "source", 1.0, settings)
+        jobs = {"base": steered.unsteered, "shown": steered}
         means = {name: float(self._judge_job(self.judge, job).mean()) for name, job in jobs.items()}
         changes = self._changes(PictureJob("dsas", "control", 1.0, settings))[1]
         scheduler = settings.scheduler or type(self.adapter.pipe.scheduler).__name__

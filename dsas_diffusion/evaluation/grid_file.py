@@ -9,9 +9,9 @@ concepts:
     sites: [null, denoiser]               # null is the default
   - prompts: prompts/rudeness.yaml
     models: [builtin:chat]
-    measure: {count: 24}                  # otherwise than the rest
+    measure: {count: 24}                  # overrides the grid's
 methods: [caa]
-gates: [dsas]                             # null is each method's own, by the recipe's options
+gates: [dsas]                             # null is each method's default, by the recipe's options
 recipes: {plain: {}, causal: {mode: causal}}  # fields of dsas_core.learning.recipe.Recipe
 learn: {count: 48, steps: 8, seed: 0}
 measure: {count: 12, seeds: 2, strengths: [0.5, 1, 1.5, 2]}
@@ -40,7 +40,7 @@ _LEARN = ("count", "steps", "size", "seed")
 
 @dataclass(frozen=True)
 class GridEntry:
-    """One concept to learn and to measure; `name` tells it from the others of the grid."""
+    """One concept to learn and to measure; `name` is unique in the grid."""
 
     name: str
     model: str
@@ -62,7 +62,10 @@ class EvaluationGrid:
 
     @classmethod
     def read(cls, path: str | Path) -> EvaluationGrid:
-        """Read and check a grid file; prompt files are found from the working directory, or beside the grid.
+        """Read and check a grid file.
+
+        Args:
+            path: of the YAML file; paths of prompt files in it are relative to the working directory, or to the grid.
 
         Raises:
             DSASError: no such file, no YAML, an unknown key, no concept, or two entries of one name.
@@ -82,9 +85,8 @@ class EvaluationGrid:
         concepts = _list_of(content, "concepts", path)
         entries = [entry for concept in concepts for entry in _entries(concept, content, path)]
         names = [entry.name for entry in entries]
-        double = next((name for name in names if names.count(name) > 1), None)
-        if double is not None:
-            raise DSASError(f"{path}: two concepts are called {double}: give one a name: of its own")
+        if duplicates := [name for name in names if names.count(name) > 1]:
+            raise DSASError(f"{path}: two concepts are called {duplicates[0]}: give one a name: of its own")
         return cls(str(content.get("title") or path.stem), tuple(entries), learn)
 
 
@@ -97,11 +99,9 @@ def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[GridE
     sites: Sequence[str | None] = _list_of(concept, "sites", path) if concept.get("sites") else [None]
     models = _list_of(concept if concept.get("models") else content, "models", path)
     map_methods, gates = content.get("methods") or ["caa"], content.get("gates") or [None]
-    for name in map_methods:
-        methods.get(name, "map")
-    for name in gates:
-        if name is not None:
-            methods.get(name, "gate")
+    for kind, names in (("map", map_methods), ("gate", [gate for gate in gates if gate is not None])):
+        for name in names:
+            methods.get(name, kind)
     recipes = content.get("recipes") or {"": {}}
     if not isinstance(recipes, Mapping) or not all(isinstance(recipe, Mapping) for recipe in recipes.values()):
         raise DSASError(f"{path}: recipes map a name of yours to fields of a recipe, found {recipes!r}")
@@ -109,7 +109,7 @@ def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[GridE
         (method, recipe): str(recipe_of(chosen, method=method).gate)
         for method, (recipe, chosen) in itertools.product(map_methods, recipes.items())
     }
-    combinations = dict.fromkeys(  # the own gate of many methods is that of others
+    combinations = dict.fromkeys(  # methods share default gates
         (method, default_gates[method, recipe] if gate is None else gate, recipe)
         for method, gate, recipe in itertools.product(map_methods, gates, recipes)
     )
@@ -124,7 +124,7 @@ def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[GridE
 
 
 def _plan_of(content: Mapping[str, Any], concept: Mapping[str, Any], path: Path) -> Plan:
-    """What the grid says for all concepts, and one concept otherwise."""
+    """The plan of the grid, with the settings that one concept overrides."""
     settings: dict[str, Any] = {}
     for part, where in ((content, "measure"), (concept, "concepts, measure")):
         measure = part.get("measure") or {}
@@ -145,5 +145,5 @@ def _list_of(content: Mapping[str, Any], key: str, path: Path) -> list[Any]:
 
 def _check_keys(content: Any, keys: Sequence[str], where: str) -> None:
     if not isinstance(content, Mapping) or set(content) - set(keys):
-        found = ", ".join(map(str, content)) if isinstance(content, Mapping) else repr(content)
-        raise DSASError(f"{where}: expected a mapping with {', '.join(keys)}; found {found}")
+        listed = ", ".join(map(str, content)) if isinstance(content, Mapping) else repr(content)
+        raise DSASError(f"{where}: expected a mapping with {', '.join(keys)}; found {listed}")

@@ -17,23 +17,33 @@ from ..learning.learn import Lesson
 from ..vision.segmentation import segmenter_for
 from .grid_file import EvaluationGrid, GridEntry
 
-#: in the folder of a concept that cannot be learned: why
+#: the file with the reason why a concept cannot be learned, in its folder
 REFUSED = "refused.txt"
 
-#: a model's name -> what learning and evaluating take first: a pipeline, or a language model and its tokenizer
+#: a model's name -> a pipeline, or a language model and its tokenizer
 LoadModel = Callable[[str], tuple[Any, ...]]
 
 
 def learn_grid(
     grid: EvaluationGrid, load: LoadModel, out: Path, share: Share, show_progress: bool
 ) -> tuple[dict[str, Concept], dict[str, str]]:
-    """The concepts of a grid, learned where they are not there yet, each by one process; why others cannot be.
+    """Learn the missing concepts of a grid, each in one process.
+
+    Args:
+        grid: what to learn.
+        load: loads models.
+        out: the folder of results; a concept is in `NAME/concept`.
+        share: this process's share of the work.
+        show_progress: print what is learned, and show bars.
+
+    Returns:
+        The concepts by name, and the reasons why others cannot be learned.
 
     Raises:
         DSASError: none can be learned.
     """
-    mine = sorted(grid.entries, key=lambda entry: str(_lesson_key(entry)))[share.process :: share.processes]
-    missing = [entry for entry in mine if not _is_learned(out / entry.name / "concept", entry, grid)]
+    own = sorted(grid.entries, key=lambda entry: str(_lesson_key(entry)))[share.process :: share.processes]
+    missing = [entry for entry in own if not _is_learned(out / entry.name / "concept", entry, grid)]
     for key, entries in groupby(missing, _lesson_key):
         _learn_together(list(entries), key[-1], load, {**grid.learn, "show_progress": show_progress}, out)
     share.wait()
@@ -72,7 +82,7 @@ def _is_learned(folder: Path, entry: GridEntry, grid: EvaluationGrid) -> bool:
 
 
 def _lesson_key(entry: GridEntry) -> tuple[Any, ...]:
-    """What entries have in common that are learned on one reading of the prompts; last, whether pictures are masked."""
+    """What entries must share to be learned from one capture; the last item is whether pictures are masked."""
     masked = not llm.is_language_model(entry.model) and entry.recipe.get("supervision") == "positions"
     return entry.model, str(entry.prompts.to_dict()), str(entry.sites), masked
 
@@ -80,7 +90,7 @@ def _lesson_key(entry: GridEntry) -> tuple[Any, ...]:
 def _learn_together(
     entries: Sequence[GridEntry], masked: bool, load: LoadModel, settings: Mapping[str, Any], out: Path
 ) -> None:
-    """Learn concepts of one model, the same prompts and sites, and keep each, or why it cannot be learned."""
+    """Learn and save concepts of one model, prompt file and sites, or the reason why one cannot be learned."""
     lesson: Any = None
     for entry in entries:
         if settings["show_progress"]:
@@ -90,7 +100,7 @@ def _learn_together(
         lesson = lesson or _lesson(entry, masked, load, settings)
         try:
             concept = lesson.learn(entry.method, entry.gate, recipe=entry.recipe)
-        except DSASError as error:  # what a method or a gate says of this concept; the others may do
+        except DSASError as error:  # about this method or gate; others may work
             refused.parent.mkdir(parents=True, exist_ok=True)
             refused.write_text(str(error), encoding="utf-8")
         else:

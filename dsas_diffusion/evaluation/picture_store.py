@@ -1,6 +1,6 @@
-"""Drawing what an evaluation looks at: every prompt in every arm from the same noise, kept by content.
+"""The pictures of an evaluation: every prompt in every arm from the same noise, cached by content.
 
-Pictures are judged elsewhere (`dsas_diffusion.evaluation.evaluate`); here they are only made, and found again.
+Here pictures are only drawn and stored; `dsas_diffusion.evaluation.evaluate` judges them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from PIL import Image
 
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.evaluation import Cell, Done, RunStore, arm, cost
-from dsas_core.evaluation.arms import BLIND, SCORES, Scores, load_scores, save_scores, scores_of
+from dsas_core.evaluation import Cell, CellResult, RunStore, build_arm, cost
+from dsas_core.evaluation.arms import BLIND, SCORES, Scores, collect_scores, load_scores, save_scores
 from dsas_core.model.fingerprints import weights_digest
 from dsas_core.steering.strengths import Auto
 
@@ -29,18 +29,24 @@ from ..pipelines.adapter import PipelineAdapter
 from ..steering.steer import steer
 from ..steering.trace import PictureTrace
 
-#: heat is kept of the steps from this timestep on: before, there is no picture to see
+#: heat is stored of the steps below this timestep: earlier latents show no picture yet
 BELOW = 500.0
 BATCH = 8
-#: pictures without steering, of rewritten prompts, and with a negative prompt
+#: arms without steering: plain, of rewritten prompts, and with a negative prompt
 BASELINES = ("base", "asked", "negative")
 
 
 @dataclass(frozen=True)
 class PictureJob:
-    """Pictures of one arm on one side; `settings` where they are others than the evaluation's.
+    """Pictures of one arm on one side.
 
-    DSAS at strength 0 only looks: where its gates see the concept in what nobody steers.
+    DSAS at strength 0 changes nothing; it records the heat of its gates in unsteered pictures.
+
+    Args:
+        arm: in `ARMS` or `BASELINES`.
+        side: of the prompts: "source", "control" or "unnamed".
+        strength: in units of the concept.
+        settings: None takes those of the evaluation.
     """
 
     arm: str
@@ -48,17 +54,24 @@ class PictureJob:
     strength: float | Auto = 0.0
     settings: Settings | None = None
 
+    @property
+    def unsteered(self) -> PictureJob:
+        """Pictures of the same prompts and noise without steering."""
+        return PictureJob("base", self.side, settings=self.settings)
+
 
 @dataclass(eq=False)
 class PictureStore:
     """The pictures of one concept under evaluation.
 
     Args:
-        adapter, concept: what is steered, and by what.
-        prompts: by side, "target" holding what asks in words for what steering does to "source".
-        negative: the negative prompt of that baseline.
-        store: where pictures are kept.
-        settings: how they are made. seeds: noise seeds that every prompt is drawn with.
+        adapter: of the pipeline to steer.
+        concept: the concept to steer with.
+        prompts: by side; those of "target" ask in words for what steering does to "source".
+        negative: the negative prompt of the baseline "negative"; None leaves it out.
+        store: caches results.
+        settings: of the generation.
+        seeds: noise seeds that every prompt is drawn with.
     """
 
     adapter: PipelineAdapter
@@ -71,21 +84,25 @@ class PictureStore:
 
     def __post_init__(self) -> None:
         adapter = self.adapter
-        #: what all pictures depend on, beside concept, prompts and settings
+        #: the part of every cell's key that is about the pipeline
         self.model_key = {
             **model_key(adapter),
             "decoder": weights_digest({"vae": adapter.pipe.vae}),
             "precision": cost.precision(adapter.denoiser),
         }
-        #: whether steering reads and changes patches, which an oracle's masks can speak of
+        #: whether the concept steers patches, to which the oracle's masks apply
         self.steers_patches = any(site.root == adapter.family.denoiser for site in self.concept.steered_sites)
         self._oracle_masks: np.ndarray | None = None
-        self._results: dict[PictureJob, Done] = {}
+        self._results: dict[PictureJob, CellResult] = {}
 
-    def tell_oracle(self, masks: Sequence[np.ndarray | None]) -> bool:
-        """Tell the oracle where the thing is in each unsteered source picture; None where it is not shown.
+    def use_oracle_masks(self, masks: Sequence[np.ndarray | None]) -> bool:
+        """Give the oracle the masks of the thing in the unsteered source pictures.
 
-        Whether it can make use of that: else it knows only which prompts show the concept.
+        Args:
+            masks: bool [height, width] of each picture; None if the thing is not shown.
+
+        Returns:
+            Whether they apply to the concept's sites; otherwise the oracle steers all of a source prompt.
         """
         empty = next((np.zeros_like(mask) for mask in masks if mask is not None), None)
         if self.steers_patches and empty is not None:
@@ -93,7 +110,7 @@ class PictureStore:
         return self._oracle_masks is not None
 
     def complete(self, jobs: Sequence[PictureJob], label: str) -> None:
-        """Draw what is missing of some jobs."""
+        """Draw the missing pictures of some jobs."""
         missing = [job for job in dict.fromkeys(map(self._stand_in, jobs)) if job not in self._results]
         results = self.store.complete([self._cell(job) for job in missing], label)
         self._results |= dict(zip(missing, results, strict=True))
@@ -102,39 +119,39 @@ class PictureStore:
         return self._stand_in(job) in self._results
 
     def prompts_of(self, job: PictureJob) -> list[str]:
-        """The prompt of each picture: each once per seed; other settings than usual are tried with one seed."""
+        """The prompt of each picture: each once per seed; only once under other settings than the evaluation's."""
         texts = self.prompts["target" if job.arm == "asked" else job.side]
         return texts * (1 if job.settings else self.seeds)
 
-    def pictures(self, job: PictureJob) -> list[Image.Image]:
-        """What was drawn."""
+    def load(self, job: PictureJob) -> list[Image.Image]:
+        """The stored pictures of a job."""
         count = self._of(job).values["pictures"]
         return [Image.open(self.file(job, i)).convert("RGB") for i in range(count)]
 
     def file(self, job: PictureJob, number: int) -> Path:
-        """Where a picture lies."""
+        """The file of a picture."""
         return self._of(job).folder / f"{number:03d}.png"
 
     def latents(self, job: PictureJob) -> torch.Tensor:
-        """What was decoded, float [n, channels, height, width]."""
+        """The latents of a job's pictures, float [n, channels, height, width]."""
         return torch.from_numpy(np.load(self._of(job).folder / "latents.npy"))
 
     def heat(self, side: str) -> np.ndarray | None:
-        """Where the denoiser's gates see the concept in unsteered pictures, float [n, height, width], or None."""
+        """The heat of the denoiser's gates in unsteered pictures, float [n, height, width], or None."""
         path = self._of(PictureJob("dsas", side)).folder / "heat.npy"
         return np.load(path).astype(np.float32) if path.is_file() else None
 
     def mean_h(self, side: str) -> float:
-        """What DSAS at strength 1 lets through of the map: mean h over sites, bins and positions, with site weights."""
+        """Mean h of DSAS at strength 1 over sites, bins and positions, with site weights."""
         scores = load_scores(self._of(PictureJob("dsas", side, 1.0)).folder / SCORES)
         items = self.concept.interventions
         return float(np.mean([float(h.mean()) * items[i].weights[bin_] for (i, bin_), h in scores.items()]))
 
-    def _of(self, job: PictureJob) -> Done:
+    def _of(self, job: PictureJob) -> CellResult:
         return self._results[self._stand_in(job)]
 
     def _stand_in(self, job: PictureJob) -> PictureJob:
-        """The job that gives the same pictures: the oracle steers where the thing is told, nothing without it."""
+        """The job with the same pictures: without masks the oracle is always on for source prompts, else off."""
         if job.arm != "oracle" or (self._oracle_masks is not None and job.side == "source"):
             return job
         return PictureJob("on", job.side, job.strength) if job.side == "source" else PictureJob("base", job.side)
@@ -163,7 +180,7 @@ class PictureStore:
         return Cell(key, lambda folder: self._draw(job, folder))
 
     def _draw(self, job: PictureJob, folder: Path) -> dict[str, Any]:
-        """Draw and keep pictures and latents; of DSAS at 0 also heat, at 1 what the gates said."""
+        """Draw and store pictures and latents; of DSAS at strength 0 also heat, at 1 the scores of the gates."""
         adapter, prompts, noise = self.adapter, self.prompts_of(job), self._noise(job)
         negative = self.negative if job.arm == "negative" else None
         keeps_heat, keeps_scores = job == PictureJob("dsas", job.side), job == PictureJob("dsas", job.side, 1.0)
@@ -172,14 +189,14 @@ class PictureStore:
         scores: list[Scores] = []
         for start in range(0, len(prompts), BATCH):
             part = slice(start, start + BATCH)
-            with self._steered(job, part, keeps_heat or keeps_scores) as steering:
+            with self._attach(job, part, keeps_heat or keeps_scores) as steering:
                 settings = job.settings or self.settings
                 (batch,) = latent_batches(adapter, prompts[part], noise[part], settings, BATCH, negative)
                 batches.append(batch.float().cpu())
                 if keeps_heat:
                     heatmaps += self._heatmaps(steering.trace, batch)
                 if keeps_scores:
-                    scores.append(scores_of(steering.trace, self.concept))
+                    scores.append(collect_scores(steering.trace, self.concept))
         latents = torch.cat(batches)
         for i, picture in enumerate(decode(adapter, latents.to(adapter.pipe.vae.device))):
             picture.convert("RGB").save(folder / f"{i:03d}.png")
@@ -190,23 +207,23 @@ class PictureStore:
             save_scores(scores, folder / SCORES)
         return {"pictures": len(latents)}
 
-    def _steered(self, job: PictureJob, part: slice, traced: bool) -> AbstractContextManager[Any]:
-        """Steering for some of a job's pictures."""
+    def _attach(self, job: PictureJob, part: slice, traced: bool) -> AbstractContextManager[Any]:
+        """Steer for some of a job's pictures, as a context."""
         if job.arm in BASELINES:
             return nullcontext()
         scores = load_scores(self._results[_DSAS].folder / SCORES) if job.arm in BLIND else None
-        there = {}
+        by_root = {}
         if job.arm == "oracle" and self._oracle_masks is not None:
             masks = torch.from_numpy(self._oracle_masks[part]).float()
             # patches are not smaller than latents, so masks need not be larger
             height, width = (side // self.adapter.pipe.vae_scale_factor for side in masks.shape[-2:])
             smaller = torch.nn.functional.adaptive_avg_pool2d(masks[:, None], (height, width))[:, 0]
-            there = {self.adapter.family.denoiser: smaller}
-        concept, gate = arm(self.concept, job.arm, scores, there=there)
+            by_root = {self.adapter.family.denoiser: smaller}
+        concept, gate = build_arm(self.concept, job.arm, scores, masks=by_root)
         return steer(self.adapter.pipe, {concept: job.strength}, gate=gate, trace=traced)
 
     def _heatmaps(self, trace: PictureTrace, latents: torch.Tensor) -> list[np.ndarray]:
-        """Where the denoiser's gates saw the concept in each picture; [] where none read patches in these steps."""
+        """The heat of the gates of the denoiser in each picture; [] if none reads patches in these steps."""
         height, width = size_of(self.adapter, latents)
         try:
             return [trace.heat(self.concept.name, (width, height), image=i, below=BELOW) for i in range(len(latents))]
@@ -214,5 +231,5 @@ class PictureStore:
             return []
 
 
-#: whose gates the blind arms repeat
+#: the job whose scores the blind arms repeat
 _DSAS = PictureJob("dsas", "source", 1.0)

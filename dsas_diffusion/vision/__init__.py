@@ -1,1 +1,1 @@
-"""Judges, segmentation and measures of pictures."""
+"""Judges of pictures, segmentation, and measures of similarity and localisation."""

@@ -1,4 +1,4 @@
-"""Whether a picture of the built-in model shows what is wished, as its own judge sees it."""
+"""The judge of the pictures of the built-in model: whether they show an expected scene."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ from .picture_judge import CheckedJudge
 
 @dataclass(frozen=True)
 class ExpectedScene:
-    """What a picture is to show, in words of the built-in model.
+    """What a picture should show, in words of the built-in model.
 
     Args:
-        things: any one of these is to be there; "fruit", "animal" and "vehicle" stand for all of theirs.
-        style: how it is to look: "sharp", "blurred", "pixelated" or "grey"; without `things`, how any thing is to.
+        things: any one of these must be there; "fruit", "animal" and "vehicle" stand for all things of a category.
+        style: of the thing, or of any thing without `things`: "sharp", "blurred", "pixelated" or "grey".
         background: its colour.
-        gone: none of these is to be there. A thing that is named counts more than its category: things=("pear",),
+        gone: none of these may be there. A named thing takes precedence over its category: things=("pear",),
             gone=("fruit",) is a pear and no other fruit.
 
     Raises:
-        DSASError: unknown names, the same name wanted and gone, or nothing wished.
+        DSASError: unknown names, a name both wanted and gone, or no expectation at all.
+
+    Example:
+        >>> sorted(ExpectedScene(things=("pear",), gone=("fruit",)).gone_things)[:2]
+        ['apple', 'banana']
     """
 
     things: tuple[str, ...] = ()
@@ -39,7 +43,7 @@ class ExpectedScene:
 
     def __post_init__(self) -> None:
         if not any(getattr(self, field.name) for field in fields(self)):
-            raise DSASError("a wish needs things, a style, a background, or what is to be gone")
+            raise DSASError("an expected scene needs things, a style, a background, or what is to be gone")
         for what in ("things", "gone"):
             names = _names(what, getattr(self, what))
             object.__setattr__(self, what, names)
@@ -51,16 +55,21 @@ class ExpectedScene:
 
     @property
     def wanted_things(self) -> frozenset[str]:
-        """Any of these is to be there, categories spelled out."""
-        return _spelled_out(self.things) - set(self.gone)
+        """`things` with categories expanded: one of these must be there."""
+        return _expand(self.things) - set(self.gone)
 
     @property
     def gone_things(self) -> frozenset[str]:
-        """None of these is to be there, categories spelled out."""
-        return _spelled_out(self.gone) - set(self.things)
+        """`gone` with categories expanded: none of these may be there."""
+        return _expand(self.gone) - set(self.things)
 
     def holds(self, verdict: Verdict, pixels: np.ndarray) -> bool:
-        """Whether a picture, uint8 [height, width, 3], of which the judge says `verdict` shows what is wished."""
+        """Whether a picture shows the scene.
+
+        Args:
+            verdict: of the judge on the picture.
+            pixels: the picture, uint8 [height, width, 3].
+        """
         wanted = self.wanted_things if self.things else frozenset(NAMES)
         styles = [style for thing, style in verdict.styles.items() if thing in wanted]
         if (self.things or self.style) and not any(style == (self.style or style) for style in styles):
@@ -71,16 +80,21 @@ class ExpectedScene:
 
 
 class BuiltinJudge(CheckedJudge):
-    """1 for a picture that shows what is wished, as the built-in judge sees it, 0 for others.
+    """1 for a picture that shows the expected scene, by the built-in judge, 0 for others.
 
-    Made for the pictures of `builtin:emoji`; of others it knows nothing.
+    It was trained on pictures of `builtin:emoji` and suits no others.
 
     Args:
-        wanted: what a picture is to show.
-        judge: None takes the one that ships.
+        wanted: what a picture should show.
+        judge: None takes the built-in one.
 
     Raises:
         UnavailableError: the judge's weights are missing.
+
+    Example:
+        >>> judge = BuiltinJudge(ExpectedScene(background="white"))
+        >>> judge.target_scores([Image.new("RGB", (128, 128), "white")], ["a dog"]).tolist()
+        [1.0]
     """
 
     def __init__(self, wanted: ExpectedScene, judge: Judge | None = None) -> None:
@@ -97,31 +111,35 @@ class BuiltinJudge(CheckedJudge):
         return np.array([float(self.wanted.holds(v, a)) for v, a in zip(verdicts, array, strict=True)])
 
     def masks(self, pictures: Sequence[Image.Image]) -> list[np.ndarray | None]:
-        """Where each picture shows what the wish is about, bool [height, width], or None where it shows none of it.
+        """The mask of the expected scene's things in each picture, bool [height, width], or None if it shows none.
 
-        That is the things that are wanted and those that are to be gone, whatever their style; all things where the
-        wish is about a style alone; none where it is about the background alone.
+        These are the wanted things and those that should be gone, whatever their style; all things if only a style is
+        expected; none if only a background is.
         """
-        about = self._about()
+        about = self._subjects()
         verdicts = self.judge.look(self._pixels(pictures))
         by_picture = [[mask for thing, mask in verdict.masks.items() if thing in about] for verdict in verdicts]
         return [np.logical_or.reduce(masks) if masks else None for masks in by_picture]
 
-    def _about(self) -> frozenset[str]:
-        """The things that the wish is about."""
+    def _subjects(self) -> frozenset[str]:
+        """The things that the expected scene is about."""
         about = self.wanted.wanted_things | self.wanted.gone_things
         return frozenset(NAMES) if not about and self.wanted.style else about
 
     def neighbours_kept(
         self, base: Sequence[Image.Image], steered: Sequence[Image.Image], masks: Sequence[np.ndarray | None]
     ) -> list[float]:
-        """Of each picture that shows other things beside, the share that is still there and looks as before.
+        """The share of other things that are still there in the same style.
 
         Args:
-            base, steered: pictures before and after.
-            masks: where the base pictures show what the wish is about (`masks`); pictures without are left out.
+            base: pictures before.
+            steered: pictures after.
+            masks: of the expected scene's things in the pictures before (`masks`).
+
+        Returns:
+            A number for each picture with a mask and other things.
         """
-        about = self._about()
+        about = self._subjects()
         before, after = (self.judge.look(self._pixels(pictures)) for pictures in (base, steered))
         shares = []
         for a, b, mask in zip(before, after, masks, strict=True):
@@ -139,7 +157,7 @@ class BuiltinJudge(CheckedJudge):
 
 
 def _background(verdict: Verdict, pixels: np.ndarray) -> str | None:
-    """The colour that is nearest to the median of what belongs to no thing; None where things cover all."""
+    """The colour nearest to the median of the pixels of no thing; None if things cover all."""
     free = ~np.logical_or.reduce([np.zeros(pixels.shape[:2], bool), *verdict.masks.values()])
     if not free.any():
         return None
@@ -147,7 +165,7 @@ def _background(verdict: Verdict, pixels: np.ndarray) -> str | None:
     return min(COLOURS, key=lambda name: float(((median - COLOURS[name]) ** 2).sum()))
 
 
-def _spelled_out(names: Collection[str]) -> frozenset[str]:
+def _expand(names: Collection[str]) -> frozenset[str]:
     return frozenset(thing for thing, (_, category) in THINGS.items() if thing in names or category in names)
 
 

@@ -1,6 +1,6 @@
-"""Models of transformers that look at pictures: loading them, and CLIP.
+"""CLIP, and what image models of transformers share.
 
-What cannot be had here raises `UnavailableError`, so that who evaluates can go on without it.
+A model that is missing raises `UnavailableError`, so that an evaluation can go on without it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from PIL import Image
 from dsas_core.errors import DSASError, UnavailableError
 from dsas_core.model.loading import load_pretrained
 
-#: pictures that a network sees at a time
+#: pictures a forward pass
 BATCH = 32
 
 
 class Clip:
-    """A CLIP: directions of pictures and of texts in one space.
+    """A CLIP: unit vectors of pictures and of texts in one space. Texts that are too long are truncated.
 
     Args:
-        name: a folder or Hub name; whatever has `get_image_features` and `get_text_features` will do (CLIP, SigLIP, …).
-        device: "auto" takes a GPU when there is one.
+        name: folder or Hub name of a model with `get_image_features` and `get_text_features` (CLIP, SigLIP, …).
+        device: "auto" takes a GPU if there is one.
         options: further arguments of `from_pretrained` (revision, token, …).
-
-    Texts longer than the model takes are cut at the end.
 
     Raises:
         UnavailableError: no such model, or no CLIP.
@@ -63,7 +61,7 @@ class Clip:
         stated = int(self.processor.tokenizer.model_max_length)
         inputs = self.processor.tokenizer(
             list(texts),
-            # SigLIP has only seen texts that were filled up
+            # SigLIP was trained on padded texts only
             padding="max_length" if "siglip" in str(self.model.config.model_type) else True,
             truncation=True,
             max_length=min(stated, positions or stated),
@@ -77,26 +75,30 @@ def array_of(pictures: Sequence[Image.Image]) -> np.ndarray:
     """PIL images of one size as uint8 [n, height, width, 3].
 
     Raises:
-        DSASError: pictures of several sizes, or no pictures at all but something else.
+        DSASError: pictures of several sizes, or items that are no pictures.
+
+    Example:
+        >>> array_of([Image.new("RGB", (4, 2))]).shape
+        (1, 2, 4, 3)
     """
     wrong = [picture for picture in pictures if not isinstance(picture, Image.Image)]
     if wrong:
         raise DSASError(f"pictures: expected PIL images, found {type(wrong[0]).__name__}")
     sizes = sorted({picture.size for picture in pictures})
     if len(sizes) > 1:
-        found = ", ".join(f"{width} x {height}" for width, height in sizes[:3])
-        raise DSASError(f"pictures are to have one size, found {found}: resize them first")
+        listed = ", ".join(f"{width} x {height}" for width, height in sizes[:3])
+        raise DSASError(f"pictures are to have one size, found {listed}: resize them first")
     if not sizes:
         return np.zeros((0, 0, 0, 3), np.uint8)
     return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
 
 
 def embedding(outputs: Any) -> torch.Tensor:
-    """The vectors [n, d] themselves: transformers 5 puts them into an output object, 4 gives them bare."""
+    """The embeddings [n, d]: transformers 5 returns them in an output object, version 4 as a tensor."""
     return outputs if isinstance(outputs, torch.Tensor) else outputs.pooler_output
 
 
 def chunks(pictures: Sequence[Image.Image]) -> Iterator[list[Image.Image]]:
-    """Pictures in RGB, a batch at a time."""
+    """Pictures in RGB, in batches."""
     for start in range(0, len(pictures), BATCH):
         yield [picture.convert("RGB") for picture in pictures[start : start + BATCH]]

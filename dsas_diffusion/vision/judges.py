@@ -1,6 +1,6 @@
-"""A judge of pictures from plain data, such as a prompt file holds under `judge`.
+"""Judges of pictures from plain data, such as the `judge` of a prompt file.
 
-Functions of one's own are judges too (`CallableJudge`), but no file can name them.
+A function is a judge too (`CallableJudge`), but files cannot name functions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .builtin_judge import BuiltinJudge, ExpectedScene
 from .model_judges import ClassifierJudge, ClipJudge
 from .picture_judge import PictureJudge
 
-#: what data can ask for: judge -> (keys that it must have, keys that it may have)
+#: kind of judge -> (required keys, optional keys)
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "builtin": ((), ("things", "style", "background", "gone")),
     "clip": (("model", "wanted", "other"), ()),
@@ -26,18 +26,25 @@ def judge_from(spec: Mapping[str, Any], *, device: str = "auto") -> PictureJudge
     """A judge from plain data, as a YAML file holds it.
 
     ```yaml
-    {builtin: {things: [banana], style: blurred}}            # fields of `Wish`
+    {builtin: {things: [banana], style: blurred}}            # fields of `ExpectedScene`
     {clip: {model: user/name, wanted: a photo of a pear, other: a photo of a fruit}}
     {classifier: {model: user/name, label: banana}}
     ```
 
-    A function of yours is a `CallableJudge`; a file, which may come from anybody, cannot name code to run.
+    A file, which may come from anybody, cannot name code to run; for a function of yours take `CallableJudge`.
 
     Args:
-        device: of the models; "auto" takes a GPU when there is one.
+        spec: one kind of judge and its settings.
+        device: of the models; "auto" takes a GPU if there is one.
 
     Raises:
         DSASError: other data, or a judge that cannot be loaded.
+
+    Example:
+        >>> from PIL import Image
+        >>> judge = judge_from({"builtin": {"things": ["banana"], "style": "blurred"}})
+        >>> judge.target_scores([Image.new("RGB", (128, 128), "white")], ["a banana"]).tolist()
+        [0.0]
     """
     if not isinstance(spec, Mapping) or len(spec) != 1 or next(iter(spec)) not in KINDS:
         found = ", ".join(map(str, spec)) or "nothing" if isinstance(spec, Mapping) else repr(spec)

@@ -1,4 +1,4 @@
-"""Where a gate sees a concept, against where it is."""
+"""Localisation: the heat of a gate, compared with the mask of the concept."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from dsas_core.errors import DSASError
 class Localisation:
     """How well heat fits a mask.
 
-    `auroc` of heat as a score of mask pixels; `iou` of heat >= threshold with the mask; `pointing`, the share of the
-    hottest points that lie on the mask (the pointing game, Zhang et al. 2016).
+    Args:
+        auroc: of heat as a score of mask pixels.
+        iou: of the mask with the pixels at or above the threshold.
+        pointing: the share of the hottest pixels that lie on the mask (the pointing game, Zhang et al. 2016).
     """
 
     auroc: float
@@ -24,10 +26,19 @@ class Localisation:
 
 
 def localisation(heat: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> Localisation:
-    """Compare heat [height, width] with a mask, bool [height, width].
+    """Compare heat with a mask.
+
+    Args:
+        heat: h of each pixel, float [height, width] in [0, 1].
+        mask: bool [height, width].
+        threshold: for the IoU.
 
     Raises:
-        DSASError: shapes that differ, or a mask that is empty or full, of which an AUROC is not defined.
+        DSASError: shapes that differ, or a mask that is empty or full, whose AUROC is undefined.
+
+    Example:
+        >>> localisation(np.array([[0.9, 0.2]]), np.array([[True, False]]))
+        Localisation(auroc=1.0, iou=1.0, pointing=1.0)
     """
     if heat.shape != mask.shape:
         raise DSASError(f"heat {heat.shape} and mask {mask.shape}: expected one shape")
@@ -47,7 +58,7 @@ def average(results: Sequence[Localisation]) -> Localisation:
     """The mean of each figure.
 
     Raises:
-        DSASError: there is none.
+        DSASError: no results.
     """
     if not results:
         raise DSASError("no picture with a mask: there is nothing to average")

@@ -1,4 +1,4 @@
-"""Whether a picture shows what is wanted, as told by a model of transformers: a CLIP or an image classifier."""
+"""Judges of pictures by a model of transformers: a CLIP or an image classifier."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from dsas_core.model.loading import load_pretrained
 from .image_models import Clip, chunks
 from .picture_judge import CheckedJudge
 
-#: labels that an error lists
+#: the most labels listed in an error
 LISTED = 20
 
 
 class ClipJudge(CheckedJudge):
-    """The probability that a CLIP gives to one text against another: softmax over its two logits (zero-shot).
+    """The probability of one caption against another by a CLIP: softmax over its two logits (zero-shot).
 
     Args:
-        model: a folder or Hub name.
-        wanted, other: what a picture is to show, and what else it could, as captions: "a photo of a blurred banana"
-            against "a photo of a sharp banana".
-        device: "auto" takes a GPU when there is one.
+        model: a folder or Hub name, or a loaded CLIP.
+        wanted: a caption of what a picture should show: "a photo of a blurred banana".
+        other: a caption of what it could show instead: "a photo of a sharp banana".
+        device: "auto" takes a GPU if there is one.
         options: further arguments of `from_pretrained` (revision, token, …).
 
     Raises:
-        DSASError: no text, or twice the same; UnavailableError: no such model, or no CLIP.
+        DSASError: an empty caption, or twice the same.
+        UnavailableError: no such model, or no CLIP.
     """
 
     def __init__(
@@ -54,18 +55,19 @@ class ClipJudge(CheckedJudge):
 
 
 class ClassifierJudge(CheckedJudge):
-    """The probability that an image classifier of transformers gives to one label.
+    """The probability of one label, by an image classifier of transformers.
 
-    Softmax over its labels; sigmoid where its config says that several may be true at once, or where it has just one.
+    Softmax over its labels; sigmoid if its config says multi-label, or if it has one label only.
 
     Args:
         model: a folder or Hub name.
-        label: its name, letter case ignored, or its number.
-        device: "auto" takes a GPU when there is one.
+        label: its name, ignoring case, or its number.
+        device: "auto" takes a GPU if there is one.
         options: further arguments of `from_pretrained` (revision, token, …).
 
     Raises:
-        DSASError: no such label; UnavailableError: no such model, or no image classifier.
+        DSASError: no such label.
+        UnavailableError: no such model, or no image classifier.
     """
 
     def __init__(self, model: str | Path, label: str | int, *, device: str = "auto", **options: Any) -> None:
@@ -77,7 +79,7 @@ class ClassifierJudge(CheckedJudge):
             raise UnavailableError(f"{model} is no image classifier: it lacks {missing[0]}, which would be random")
         config = self.model.config
         self.labels = {int(number): str(name) for number, name in config.id2label.items()}
-        self.label = _number_of(self.labels, label, str(model))
+        self.label = _find_label(self.labels, label, str(model))
         several = getattr(config, "problem_type", None) == "multi_label_classification"
         self.function = "sigmoid" if several or len(self.labels) == 1 else "softmax"
 
@@ -92,7 +94,7 @@ class ClassifierJudge(CheckedJudge):
         return np.concatenate(scores)
 
 
-def _number_of(labels: Mapping[int, str], wanted: str | int, model: str) -> int:
+def _find_label(labels: Mapping[int, str], wanted: str | int, model: str) -> int:
     """The number of a label."""
     numbers = [number for number, name in labels.items() if name.strip().lower() == str(wanted).strip().lower()]
     if not numbers and str(wanted).isdecimal() and int(wanted) in labels:

@@ -1,6 +1,6 @@
-"""What judges of pictures have in common, scores in [0, 1] that are checked; and one made of any function.
+"""Judges of pictures: the interface, checks of their scores, and a judge from any function.
 
-Judges never take part in learning or steering.
+Judges take no part in learning or steering.
 """
 
 from __future__ import annotations
@@ -16,30 +16,34 @@ from PIL import Image
 from dsas_core.errors import DSASError
 from dsas_core.model.loading import reason_of
 
-#: pictures, prompts -> numbers in [0, 1], one each
+#: pictures, prompts -> numbers in [0, 1], one for each picture
 ScoreFunction = Callable[[Sequence[Image.Image], Sequence[str]], Any]
 
 
 class PictureJudge(Protocol):
-    """Says of each picture how far it shows what is wanted."""
+    """Scores how much each picture shows what is wanted."""
 
     name: str
 
     def target_scores(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Float [n] in [0, 1]; `prompts` are the source prompts, also of pictures whose prompt was rewritten."""
+        """Float [n] in [0, 1]; `prompts` are the source prompts, even if pictures are of rewritten prompts."""
         ...
 
 
 class CheckedJudge(ABC):
-    """A judge whose arguments and scores are checked."""
+    """A judge with checks of its arguments and scores; a subclass implements `_score`."""
 
     name: str
 
     def target_scores(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """Float [n] in [0, 1], one for each picture.
+        """Target scores, float [n] in [0, 1].
+
+        Args:
+            pictures: the pictures.
+            prompts: the source prompt of each picture.
 
         Raises:
-            DSASError: not as many prompts as pictures, or a judge that gives anything but numbers in [0, 1].
+            DSASError: not as many prompts as pictures, or scores that are not numbers in [0, 1].
         """
         if len(pictures) != len(prompts):
             raise DSASError(f"{len(pictures)} pictures, but {len(prompts)} prompts: expected one each")
@@ -51,13 +55,18 @@ class CheckedJudge(ABC):
 
 
 class CallableJudge(CheckedJudge):
-    """What a function of one's own says: pictures, prompts -> numbers in [0, 1], one each.
+    """A judge by a function: pictures, prompts -> numbers in [0, 1], one for each picture.
 
     Args:
-        function: itself, or "package.module:function", which is imported. What it raises comes through as it is.
+        function: the function, or "package.module:function" to import. Its exceptions are passed on.
 
     Raises:
         DSASError: no such function.
+
+    Example:
+        >>> judge = CallableJudge(lambda pictures, prompts: [picture.width / 100 for picture in pictures])
+        >>> judge.target_scores([Image.new("RGB", (50, 50))], ["a dog"]).tolist()
+        [0.5]
     """
 
     def __init__(self, function: str | ScoreFunction) -> None:
@@ -70,10 +79,18 @@ class CallableJudge(CheckedJudge):
 
 
 def import_function(path: str, what: str) -> Any:
-    """The function that "package.module:function" names; `what` it is for, in errors.
+    """Import a function.
+
+    Args:
+        path: "package.module:function".
+        what: its role, for errors.
 
     Raises:
         DSASError: no such function.
+
+    Example:
+        >>> import_function("math:sqrt", "judge")(4.0)
+        2.0
     """
     module, _, name = path.partition(":")
     if not module or not name:

@@ -1,7 +1,7 @@
-"""Where pictures show a thing, as told by a segmentation model or a function, for who evaluates.
+"""Masks of a thing in pictures, by a segmentation model or a function.
 
-`masks_from` makes a `Masks` from plain data, such as a prompt file holds under `masks`. The built-in judge tells masks
-by itself.
+`masks_from` builds a `Masks` from plain data, such as the `masks` of a prompt file. The built-in judge has masks of its
+own.
 """
 
 from __future__ import annotations
@@ -23,24 +23,26 @@ from .judges import judge_from
 from .model_judges import LISTED
 from .picture_judge import import_function
 
-#: pictures -> bool [height, width] of each, or None where it shows none of it
+#: pictures -> the mask of each, bool [height, width], or None if it does not show the thing
 Masks = Callable[[Sequence[Image.Image]], list[np.ndarray | None]]
 
 
 def masks_from(spec: Mapping[str, Any], *, device: str = "auto") -> Masks:
-    """What tells masks, from plain data, as a YAML file holds it.
+    """A segmenter from plain data, as a YAML file holds it.
 
     ```yaml
     {segmentation: {model: user/name, labels: [banana]}}
     ```
 
-    A function of yours is a `CallableMasks`; a file, which may come from anybody, cannot name code to run.
+    A file, which may come from anybody, cannot name code to run; for a function of yours take `CallableMasks`.
 
     Args:
-        device: of the model; "auto" takes a GPU when there is one.
+        spec: the kind of segmenter and its settings.
+        device: of the model; "auto" takes a GPU if there is one.
 
     Raises:
-        DSASError: other data, or labels that the model does not know; UnavailableError: no such model.
+        DSASError: other data, or labels that the model does not know.
+        UnavailableError: no such model.
     """
     given = spec.get("segmentation") if isinstance(spec, Mapping) and len(spec) == 1 else None
     if not isinstance(given, Mapping) or set(given) != {"model", "labels"}:
@@ -49,9 +51,11 @@ def masks_from(spec: Mapping[str, Any], *, device: str = "auto") -> Masks:
 
 
 def segmenter_for(prompts: PromptSet, function: str | None = None) -> Masks | None:
-    """Who tells where pictures show the thing of a prompt file, or None where nobody does.
+    """The segmenter for the thing of a prompt file, or None.
 
-    A function of one's own, "package.module:function", else the file's `masks`, else its built-in judge.
+    Args:
+        prompts: its `masks` are taken, or else its built-in judge.
+        function: "package.module:function", which takes precedence.
     """
     if function is not None:
         return CallableMasks(function)
@@ -62,16 +66,17 @@ def segmenter_for(prompts: PromptSet, function: str | None = None) -> Masks | No
 
 
 class SegmentationMasks:
-    """What a segmentation model of transformers marks with any of some labels.
+    """The union of the segments with given labels, by a segmentation model of transformers.
 
     Args:
         model: a folder or Hub name; any that transformers' "image-segmentation" pipeline takes.
-        labels: their names, letter case ignored.
-        device: "auto" takes a GPU when there is one.
+        labels: their names, ignoring case.
+        device: "auto" takes a GPU if there is one.
         options: further arguments of `from_pretrained` (revision, token, …).
 
     Raises:
-        DSASError: a label that the model does not know; UnavailableError: no such model.
+        DSASError: a label that the model does not know.
+        UnavailableError: no such model.
     """
 
     def __init__(self, model: str | Path, labels: Sequence[str], *, device: str = "auto", **options: Any) -> None:
@@ -90,8 +95,9 @@ class SegmentationMasks:
             raise DSASError(f"{model} has no label {unknown[0]!r}; it has {', '.join(known[:LISTED])}{more}")
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[np.ndarray | None]:
-        by_picture = [segments for chunk in chunks(pictures) for segments in self._pipeline(chunk, batch_size=BATCH)]
-        return [self._join(segments) for segments in by_picture]
+        return [
+            self._join(segments) for chunk in chunks(pictures) for segments in self._pipeline(chunk, batch_size=BATCH)
+        ]
 
     def _join(self, segments: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
         masks = [np.asarray(segment["mask"]) > 0 for segment in segments if segment["label"].lower() in self._labels]
@@ -100,13 +106,19 @@ class SegmentationMasks:
 
 
 class CallableMasks:
-    """What a function of one's own marks: pictures -> a mask [height, width] of each, or None.
+    """Masks by a function: pictures -> a mask [height, width] of each, or None.
 
     Args:
-        function: itself, or "package.module:function", which is imported. What it raises comes through as it is.
+        function: the function, or "package.module:function" to import. Its exceptions are passed on.
 
     Raises:
         DSASError: no such function.
+
+    Example:
+        >>> masks = CallableMasks(lambda pictures: [np.asarray(picture.convert("L")) > 127 for picture in pictures])
+        >>> [mask] = masks([Image.new("RGB", (2, 1), "white")])
+        >>> mask.tolist()
+        [[True, True]]
     """
 
     def __init__(self, function: str | Callable[[Sequence[Image.Image]], Any]) -> None:
@@ -123,7 +135,7 @@ class CallableMasks:
         ]
 
     def _check(self, mask: Any, picture: Image.Image) -> np.ndarray | None:
-        """A mask as bool [height, width]; None where it is empty."""
+        """A mask as bool [height, width]; None if it is empty."""
         try:
             array = np.asarray(mask, dtype=np.float64)
         except (TypeError, ValueError):

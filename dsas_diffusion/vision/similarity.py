@@ -1,8 +1,8 @@
-"""What steering did to pictures, no judge needed: how alike pairs and sets are, how well pictures fit their prompts.
+"""Similarity of pictures before and after steering, in pairs and in sets, and of pictures to their prompts.
 
-Pictures are PIL images of one size. `ssim`, `lpips`, `latent_change` and `identical` compare pairs; `fid` and `kid`
-compare sets, in a space of features; `clip_score` compares pictures with prompts. What another library or other
-weights must do raises `UnavailableError` where they are not to be had, so that who evaluates can go on without it.
+Pictures are PIL images of one size. `ssim`, `lpips`, `latent_change`, `identical` and `change_outside` compare pairs;
+`fid` and `kid` compare sets, in a space of features; `clip_score` compares pictures with prompts. A missing library or
+missing weights raise `UnavailableError`, so that an evaluation can go on without the figure.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dsas_core.model.loading import load_pretrained, reason_of
 from ..builtin.judge import Judge
 from .image_models import BATCH, Clip, array_of, chunks, embedding
 
-#: side of the window that SSIM compares, in pixels
+#: side of the window of SSIM, in pixels
 WINDOW = 11
 #: networks that LPIPS has weights for
 NETS = ("alex", "vgg", "squeeze")
-#: random subsets that `kid` is the mean over, and the most pictures in one
+#: random subsets of `kid`, and the most pictures in a subset
 SUBSETS, SUBSET = 100, 1000
 
 #: pictures -> float [n, d]
@@ -37,13 +37,25 @@ Features = Callable[[Sequence[Image.Image]], np.ndarray]
 
 
 def ssim(base: Sequence[Image.Image], steered: Sequence[Image.Image]) -> np.ndarray:
-    """Structural similarity of each pair (Wang et al. 2004, as torchmetrics has it), float [n], 1 for equal pictures.
+    """Structural similarity of each pair (Wang et al. 2004, by torchmetrics), 1 for equal pictures.
 
-    A Gaussian window with sigma 1.5, pictures mirrored at their edges, mean over colours; values are out of 255.
+    A Gaussian window with sigma 1.5, reflection at the edges, mean over colours; the data range is 255.
+
+    Args:
+        base: pictures before.
+        steered: pictures after.
+
+    Returns:
+        Float [n].
 
     Raises:
         DSASError: no pairs of one size, or pictures smaller than the window.
         UnavailableError: torchmetrics is not installed.
+
+    Example:
+        >>> grey, black = (Image.new("RGB", (16, 16), colour) for colour in ("grey", "black"))
+        >>> ssim([grey, grey], [grey, black]).round(2).tolist()
+        [1.0, 0.0]
     """
     before, after = pair_of(base, steered)
     if len(before) and min(before.shape[1:3]) < WINDOW:
@@ -62,10 +74,15 @@ def ssim(base: Sequence[Image.Image], steered: Sequence[Image.Image]) -> np.ndar
 
 
 def lpips(base: Sequence[Image.Image], steered: Sequence[Image.Image], net: str = "alex") -> np.ndarray:
-    """Learned perceptual distance of each pair (Zhang et al. 2018, torchmetrics), float [n], 0 for equal pictures.
+    """Learned perceptual distance of each pair (LPIPS, Zhang et al. 2018, by torchmetrics), 0 for equal pictures.
 
     Args:
+        base: pictures before.
+        steered: pictures after.
         net: "alex", "vgg" or "squeeze".
+
+    Returns:
+        Float [n].
 
     Raises:
         DSASError: no such network, or no pairs of one size.
@@ -91,17 +108,34 @@ def lpips(base: Sequence[Image.Image], steered: Sequence[Image.Image], net: str 
 
 
 def identical(base: Sequence[Image.Image], steered: Sequence[Image.Image]) -> np.ndarray:
-    """Whether the pictures of each pair are equal bit for bit, bool [n]."""
+    """Whether the pictures of each pair are equal bit for bit, bool [n].
+
+    Example:
+        >>> grey, black = (Image.new("RGB", (16, 16), colour) for colour in ("grey", "black"))
+        >>> identical([grey, grey], [grey, black]).tolist()
+        [True, False]
+    """
     pair_of(base, steered)
     pairs = zip(base, steered, strict=True)
     return np.array([a.mode == b.mode and a.tobytes() == b.tobytes() for a, b in pairs], dtype=bool)
 
 
 def latent_change(base: torch.Tensor, steered: torch.Tensor) -> np.ndarray:
-    """Relative L2 change ‖steered − base‖ / ‖base‖ of each item of latents [n, channels, height, width], float [n].
+    """Relative L2 change ‖steered − base‖ / ‖base‖ of each item.
+
+    Args:
+        base: latents before, [n, channels, height, width].
+        steered: latents after.
+
+    Returns:
+        Float [n].
 
     Raises:
         DSASError: tensors of different shapes, or without items.
+
+    Example:
+        >>> latent_change(torch.ones(1, 4, 8, 8), torch.full((1, 4, 8, 8), 1.5)).tolist()
+        [0.5]
     """
     if base.shape != steered.shape or base.ndim < 2:
         found = f"{list(base.shape)} and {list(steered.shape)}"
@@ -111,14 +145,57 @@ def latent_change(base: torch.Tensor, steered: torch.Tensor) -> np.ndarray:
     return torch.where(change == 0, 0.0, change / size).numpy()
 
 
+def change_outside(
+    base: Sequence[Image.Image], steered: Sequence[Image.Image], masks: Sequence[np.ndarray | None]
+) -> list[float]:
+    """Mean absolute pixel difference, of 255, outside the mask of a thing.
+
+    The mask is dilated by a tenth of the picture's width: a softer edge of the thing is no change of its surroundings.
+
+    Args:
+        base: pictures before.
+        steered: pictures after.
+        masks: the thing in the pictures before, bool [height, width].
+
+    Returns:
+        A number for each picture with a mask that, dilated, does not cover all.
+
+    Example:
+        >>> grey, black = (Image.new("RGB", (16, 16), colour) for colour in ("grey", "black"))
+        >>> change_outside([grey, grey], [black, black], [np.zeros((16, 16), bool), None])
+        [128.0]
+    """
+    from scipy.ndimage import maximum_filter
+
+    changes = []
+    for before, after, mask in zip(base, steered, masks, strict=True):
+        if mask is not None:
+            dilated = maximum_filter(mask.astype(np.uint8), 2 * (before.width // 10) + 1, mode="constant") > 0
+            difference = np.abs(np.asarray(before, np.float32) - np.asarray(after, np.float32)).mean(-1)
+            if not dilated.all():
+                changes.append(float(difference[~dilated].mean()))
+    return changes
+
+
 # ---- sets -------------------------------------------------------------------------------------------------------
 
 
 def fid(base: Sequence[Image.Image], steered: Sequence[Image.Image], features: Features) -> float:
-    """Fréchet distance of two sets of pictures in a space of features (Heusel et al. 2017), from 0 up.
+    """Fréchet distance of two sets of pictures in a space of features (Heusel et al. 2017), at least 0.
 
     `‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁^½ Σ₂ Σ₁^½)^½)`, in float64. It falls with the number of pictures and depends on
-    the features: compare only what has both in common.
+    the features: compare only distances that have both in common.
+
+    Args:
+        base: the one set.
+        steered: the other set.
+        features: pictures -> float [n, d].
+
+    Example:
+        >>> grey, black = (Image.new("RGB", (16, 16), colour) for colour in ("grey", "black"))
+        >>> mean = lambda pictures: [[np.asarray(picture).mean()] for picture in pictures]
+        >>> fid([grey, grey], [black, black], mean) == 128**2
+        True
 
     Raises:
         DSASError: fewer than 2 pictures in a set, or features that are not finite numbers [n, d].
@@ -138,17 +215,26 @@ def kid(
     subset: int | None = None,
     seed: int = 0,
 ) -> float:
-    """Kernel distance of two sets of pictures in a space of features (Bińkowski et al. 2018), about 0 for alike ones.
+    """Kernel distance of two sets of pictures in a space of features (Bińkowski et al. 2018), about 0 for similar sets.
 
-    The unbiased estimate of MMD² with the kernel `(x·y / d + 1)³`, which can be below 0; mean over 100 random subsets.
+    The unbiased estimate of MMD² with the kernel `(x·y / d + 1)³`, which can be negative; mean over 100 random subsets.
 
     Args:
+        base: the one set.
+        steered: the other set.
+        features: pictures -> float [n, d].
         subset: pictures of each set in a subset; None takes all of the smaller set, 1000 at most.
         seed: of the subsets.
 
     Raises:
         DSASError: fewer than 2 pictures in a set, a subset of fewer than 2 or of more than there are, or features that
             are not finite numbers [n, d].
+
+    Example:
+        >>> grey, black = (Image.new("RGB", (16, 16), colour) for colour in ("grey", "black"))
+        >>> mean = lambda pictures: [[np.asarray(picture).mean() / 255] for picture in pictures]
+        >>> kid([grey, grey], [black, black], mean) > kid([grey, grey], [grey, grey], mean)
+        True
     """
     x, y = _features_of(base, steered, features)
     most = min(len(x), len(y))
@@ -192,10 +278,10 @@ def _mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def judge_features(judge: Judge | None = None) -> Features:
-    """Features [n, 160] from the network of the built-in judge: its deepest layer, mean over the picture.
+    """Features [n, 160] from the network of the built-in judge: its deepest layer, averaged over the picture.
 
     Args:
-        judge: None takes the one that ships.
+        judge: None takes the built-in one.
     """
     network = (judge or Judge.load()).network
 
@@ -213,18 +299,18 @@ def judge_features(judge: Judge | None = None) -> Features:
 
 
 def transformers_features(name: str | Path, *, device: str = "auto", **options: Any) -> Features:
-    """Features [n, d] from an image model of transformers: what it pools, or else the mean of its last hidden state.
+    """Features [n, d] from an image model of transformers: its pooled output, or the mean of its last hidden states.
 
     Args:
         name: a folder or Hub name.
-        device: "auto" takes a GPU when there is one.
+        device: "auto" takes a GPU if there is one.
         options: further arguments of `from_pretrained` (revision, token, …).
 
     Raises:
         UnavailableError: no such model, or no image model.
     """
     model, processor, missing = load_pretrained(name, "AutoModel", "AutoImageProcessor", device, **options)
-    pooled = not any("pooler" in key for key in missing)  # a pooler that was never trained says nothing
+    pooled = not any("pooler" in key for key in missing)  # an untrained pooler is random
     if lacking := [key for key in missing if "pooler" not in key]:
         raise UnavailableError(f"{name} is no image model: it lacks {lacking[0]}, which would be random")
 
@@ -233,7 +319,7 @@ def transformers_features(name: str | Path, *, device: str = "auto", **options: 
         batches = []
         for chunk in chunks(pictures):
             pixels = processor(images=chunk, return_tensors="pt")["pixel_values"].to(model.device)
-            if hasattr(model, "get_image_features"):  # pictures are one half of what it reads
+            if hasattr(model, "get_image_features"):  # a model of pictures and texts
                 batches.append(embedding(model.get_image_features(pixel_values=pixels)))
                 continue
             outputs = model(pixel_values=pixels)
@@ -251,13 +337,17 @@ def transformers_features(name: str | Path, *, device: str = "auto", **options: 
 
 
 def clip_score(pictures: Sequence[Image.Image], prompts: Sequence[str], model: str | Path | Clip) -> np.ndarray:
-    """CLIPScore of each picture and its prompt, `100 · max(cos, 0)`, float [n] in [0, 100].
+    """CLIPScore of each picture and its prompt, `100 · max(cos, 0)` (Hessel et al. 2021, with torchmetrics' factor).
 
-    Hessel et al. 2021, with the factor that torchmetrics has. torchmetrics 1.9 itself fails on what CLIPs of
-    transformers 5 return, and loses the end of prompts that are too long.
+    torchmetrics 1.9 itself fails on the outputs of CLIPs of transformers 5, and drops prompts' ends that are too long.
 
     Args:
+        pictures: the pictures.
+        prompts: one for each picture.
         model: a CLIP, by folder or Hub name or loaded.
+
+    Returns:
+        Float [n] in [0, 100].
 
     Raises:
         DSASError: not as many prompts as pictures.
@@ -272,14 +362,14 @@ def clip_score(pictures: Sequence[Image.Image], prompts: Sequence[str], model: s
     return (100 * (clip.of_pictures(pictures) * texts).sum(-1)).clamp(0, 100).double().numpy()
 
 
-# ---- what all of them need --------------------------------------------------------------------------------------
+# ---- shared by all ----------------------------------------------------------------------------------------------
 
 
 def pair_of(base: Sequence[Image.Image], steered: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
     """Pictures before and after as uint8 [n, height, width, 3] each.
 
     Raises:
-        DSASError: not as many of one as of the other, or not of one size.
+        DSASError: sequences of different lengths, or pictures of different sizes.
     """
     if len(base) != len(steered):
         raise DSASError(f"{len(base)} pictures before, but {len(steered)} after: expected pairs")

@@ -1,1 +1,1 @@
-"""Measuring a concept of texts."""
+"""Evaluation of concepts on language models: answers, judges of texts, and lm-evaluation-harness."""

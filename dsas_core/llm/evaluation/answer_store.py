@@ -1,6 +1,6 @@
-"""What a language model answers in each arm of an evaluation, and what else it is measured by, kept by content.
+"""The answers of a language model in each arm of an evaluation, with losses and facts, cached by content.
 
-Answers are judged elsewhere (`dsas_core.llm.evaluation.evaluate`); here they are only made, and found again.
+Here answers are only generated and stored; `dsas_core.llm.evaluation.evaluate` judges them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from ...concept.concept import Concept
-from ...evaluation import Cell, Done, RunStore, arm, cost
-from ...evaluation.arms import BLIND, SCORES, Scores, load_scores, save_scores, scores_of
+from ...evaluation import Cell, CellResult, RunStore, build_arm, cost
+from ...evaluation.arms import BLIND, SCORES, Scores, collect_scores, load_scores, save_scores
 from ...model.fingerprints import weights_digest
 from ...model.loading import name_of
 from ...steering.strengths import Auto
@@ -28,9 +28,9 @@ from ..model.load import BUILTIN
 from ..steering.steer import steer
 
 BATCH = 64
-#: questions about facts that the built-in model is asked in each arm
+#: questions about facts for the built-in model, in each arm
 QUESTIONS = 300
-#: what answers depend on
+#: packages whose versions answers depend on
 PACKAGES = ("dsas-diffusion", "transformers")
 
 #: an arm and its strength
@@ -42,10 +42,12 @@ class AnswerStore:
     """The answers of one concept under evaluation.
 
     Args:
-        model, tokenizer, concept: what is steered, and by what.
+        model: the language model to steer.
+        tokenizer: of the model.
+        concept: the concept to steer with.
         prompts: by side, "source" and "control".
         rewritten: source prompts that ask in words for what steering does.
-        store: where answers are kept.
+        store: caches results.
     """
 
     model: Any
@@ -62,23 +64,23 @@ class AnswerStore:
         }
         self.encoded_rewritten = [encode(tokenizer, text, limit) for text in self.rewritten]
         self.reader = Reader(model, pad_token(tokenizer), BATCH)
-        #: what everything that is measured depends on
+        #: the part of every cell's key that is about the model
         self.model_key = {
             "model": weights_digest(roots_of(model)),
             "precision": cost.precision(model),
             "versions": versions(*PACKAGES),
         }
-        self._results: dict[ArmAt, Done] = {}
+        self._results: dict[ArmAt, CellResult] = {}
 
     def complete(self, jobs: Sequence[ArmAt], label: str) -> None:
-        """Answer what is missing of some arms; "asked" answers the rewritten prompts."""
+        """Run the missing arms; "asked" answers the rewritten prompts."""
         run = dict.fromkeys(("on" if name == "oracle" else name, strength) for name, strength in jobs)
         missing = [job for job in run if job not in self._results]
         results = self.store.complete([self._cell(*job) for job in missing], label)
         self._results |= dict(zip(missing, results, strict=True))
 
     def values(self, name: str, strength: float | Auto = 0.0) -> Mapping[str, Any]:
-        """What an arm gave; the oracle steers the prompts that show the concept and no others."""
+        """The stored values of an arm; the oracle steers source prompts and no others."""
         if name == "oracle":
             return {**self.values("base"), "source": self.values("on", strength)["source"]}
         return self._results[name, strength].values
@@ -100,12 +102,13 @@ class AnswerStore:
         return Cell(key, lambda folder: self._measure(name, strength, folder))
 
     def _measure(self, name: str, strength: float | Auto, folder: Path) -> dict[str, Any]:
-        attached: Any = nullcontext()
+        """Answers of both sides, losses and facts of one arm; of DSAS at strength 1 also h."""
+        steering: Any = nullcontext()
         if name != "base":
             scores = load_scores(self._results["dsas", 1.0].folder / SCORES) if name in BLIND else None
-            concept, gate = arm(self.concept, name, scores)
-            attached = steer(self.model, {concept: strength}, gate=gate)
-        with attached:
+            concept, gate = build_arm(self.concept, name, scores)
+            steering = steer(self.model, {concept: strength}, gate=gate)
+        with steering:
             values: dict[str, Any] = {side: self._answers(texts) for side, texts in self.encoded.items()}
             values["losses"] = self._losses()
             values["facts"] = self._facts()
@@ -114,7 +117,7 @@ class AnswerStore:
         return values
 
     def _trace_gates(self, folder: Path) -> dict[str, float]:
-        """Mean h of DSAS at strength 1 by side; what its gates say of source prompts is kept, for the blind arms."""
+        """Mean h of DSAS at strength 1 by side; the scores of source prompts are stored for the blind arms."""
         batches: list[Scores] = []
         mean_h = dict.fromkeys(self.encoded, 0.0)
         with steer(self.model, {self.concept: 1.0}, trace=True) as steering:
@@ -124,7 +127,7 @@ class AnswerStore:
                     part = texts[start : start + BATCH]
                     self.reader.answers(part)
                     mean_h[side] += steering.trace.mean_h(self.concept.name) * len(part) / len(texts)
-                    batches += [scores_of(steering.trace, self.concept)] if side == "source" else []
+                    batches += [collect_scores(steering.trace, self.concept)] if side == "source" else []
         save_scores(batches, folder / SCORES)
         return mean_h
 
@@ -134,18 +137,18 @@ class AnswerStore:
 
     @torch.no_grad()
     def _losses(self) -> list[float]:
-        """Negative log-likelihood per token of each control prompt's given answer, of all its tokens without one."""
+        """Negative log-likelihood per token of each control prompt's given answer, or of all its tokens without one."""
         losses = []
-        for piece in self.reader.batches(self.encoded["control"]):
-            logits = self.reader.run(piece).float().cpu()[:, :-1]
-            by_token = torch.nn.functional.cross_entropy(logits.transpose(1, 2), piece.ids[:, 1:], reduction="none")
-            for row, (start, end) in enumerate(piece.answers):
+        for batch in self.reader.batches(self.encoded["control"]):
+            logits = self.reader.run(batch).float().cpu()[:, :-1]
+            by_token = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.ids[:, 1:], reduction="none")
+            for row, (start, end) in enumerate(batch.answers):
                 begin = start - 1 if start < end else 0
                 losses.append(float(by_token[row, begin : end - 1].mean()))
         return losses
 
     def _facts(self) -> list[bool] | None:
-        """Which of QUESTIONS held-out questions about facts the built-in model answers right; None of other models."""
+        """Which of QUESTIONS held-out questions about facts the built-in model answers right; None for other models."""
         if name_of(unwrap(self.model), BUILTIN) not in BUILTIN:
             return None
         from ..builtin.corpus import fact_questions

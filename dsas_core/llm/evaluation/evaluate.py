@@ -1,9 +1,9 @@
-"""Evaluating a concept on a language model: behaviour, preservation, fluency, knowledge, arm by arm.
+"""Evaluation of a concept on a language model: effect, preservation, fluency and knowledge of every arm.
 
-Source prompts that learning never used are answered greedily in every arm, and a judge scores the answers, of which
-those that only repeat themselves count as nothing. Control prompts tell what else changed: how many are answered
-otherwise, the perplexity of their given answers, and, of the built-in model, how many facts are lost. Answers are kept
-by content (`dsas_core.llm.evaluation.answer_store`).
+Held-out source prompts are answered greedily in every arm, and a judge scores the answers; answers that repeat
+themselves score 0. Preservation is measured on control prompts: the share of changed answers, the perplexity of given
+answers and, for the built-in model, the share of lost facts. Answers are cached by content
+(`dsas_core.llm.evaluation.answer_store`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from .answer_store import AnswerStore, ArmAt
 from .judges import TextJudge
 from .repetition import repeats
 
-#: control prompts that time and memory are measured on
+#: control prompts in the workload for time and memory
 TIMED = 8
 
 
 def identity(model: Any, concept: Concept, prompts: PromptSet) -> dict[str, Any]:
-    """What a run is about: with another model, concept or prompt file it is another run."""
+    """The `RunStore` identity of an evaluation: model, concept and prompt file."""
     return run_store.identity(roots_of(model), concept, prompts)
 
 
@@ -54,21 +54,38 @@ def evaluate(
     """Measure a concept.
 
     Args:
-        model, tokenizer: those that it was learned with; a causal model.
-        prompts: the prompt file; see `PromptSet.fresh` for what is drawn from it.
-        judge: scores answers; of several, figures are the first one's, and what the others say of each arm is told
-            beside.
-        run: where answers are kept; of `identity(model, concept, prompts)`.
-        plan: how much is measured. Answers are greedy, so seeds do not matter.
-        tasks, limit: of lm-evaluation-harness, by name or YAML file, for what the model still knows, without steering,
-            with DSAS and always on; `limit` questions of each.
+        model: the causal language model that the concept was learned on.
+        tokenizer: of the model.
+        concept: the concept to measure.
+        prompts: the prompt file; see `PromptSet.fresh` for which prompts are drawn from it.
+        judge: scores answers. Of several judges, figures are the first one's, and the others' mean scores are reported
+            beside them.
+        run: caches results; its identity is `identity(model, concept, prompts)`.
+        plan: how much to measure. Answers are greedy, so seeds do not matter.
+        tasks: of lm-evaluation-harness, by name or YAML file; run without steering, with DSAS and always on.
+        limit: questions of each task; None asks them all.
 
     Returns:
-        Plain data: `summed_up`'s figures with `baselines`, `judges`, `wordings`, `tasks`, `cost`, `samples` (answers by
-        arm) and `skipped` (what could not be measured, and why).
+        Plain data: the figures of `summarise` with `baselines`, `judges`, `wordings`, `tasks`, `cost`, `samples`
+        (answers by arm) and `skipped` (what could not be measured, and why).
 
     Raises:
         DSASError: no prompts for an arm, a model with an encoder, or a task that lm-evaluation-harness does not know.
+
+    Example:
+        >>> import tempfile
+        >>> from dsas_core import Concept, llm
+        >>> from dsas_core.learning.prompts.prompt_set import load_prompts
+        >>> from dsas_core.llm.evaluation.judges import judge_from
+        >>> concept = Concept.from_pretrained("builtin:rudeness")
+        >>> model, tokenizer = llm.load("builtin:chat")
+        >>> prompts = load_prompts(concept.provenance["prompts"])
+        >>> run = RunStore(tempfile.mkdtemp(), identity(model, concept, prompts))
+        >>> plan = Plan(count=2, strengths=(1.0,), arms=("dsas",))
+        >>> judge = judge_from({"scorer": {"model": "builtin:chat"}})
+        >>> figures = evaluate(model, tokenizer, concept, prompts, judge, run, plan)
+        >>> round(figures["arms"]["dsas"]["points"][0]["effect"]["value"], 2)
+        1.0
     """
     if "encoder" in roots_of(model):
         raise UnsupportedError(
@@ -90,7 +107,7 @@ class TextEvaluation(Evaluation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if "unseen_target" not in self.prompt_set.evaluation:
-            self.rewritten = []  # pairs of learning differ in their answers, and do not ask for the same in other words
+            self.rewritten = []  # the pairs of learning differ in their given answers, not in what they ask for
         self.answers = AnswerStore(self.model, self.tokenizer, self.concept, self.prompts, self.rewritten, self.store)
 
     def run_arms(self) -> None:
@@ -100,7 +117,7 @@ class TextEvaluation(Evaluation):
             self.answers.complete([("asked", 0.0)], "answering rewritten prompts")
 
     def judge_outputs(self, judge: TextJudge, arm: str, strength: float | Auto) -> np.ndarray:
-        """The judge's scores; an answer that is broken shows nothing that is wanted."""
+        """The judge's scores; 0 for an answer that repeats itself."""
         answers = self.answers.values(arm, strength)["source"]
         scores = zip(answers, judge.target_scores(answers), strict=True)
         return np.array([0.0 if repeats(answer) else score for answer, score in scores])
@@ -108,7 +125,7 @@ class TextEvaluation(Evaluation):
     def preservation(self, arm: str, strength: float | Auto) -> tuple[np.ndarray, dict[str, float]]:
         base, steered = self.answers.values("base"), self.answers.values(arm, strength)
         changed = np.array([float(a != b) for a, b in zip(base["control"], steered["control"], strict=True)])
-        more = {"unchanged": 1 - float(np.mean(changed)), "degenerate": _share_broken(steered["source"])}
+        more = {"unchanged": 1 - float(np.mean(changed)), "degenerate": _share_of_repeats(steered["source"])}
         if not self.concept.by_prompt:
             ratio = float(np.mean(steered["losses"]) - np.mean(base["losses"]))
             more["perplexity_ratio"] = math.exp(min(50.0, ratio))
@@ -121,7 +138,7 @@ class TextEvaluation(Evaluation):
 
     def baseline_figures(self, arm: str) -> dict[str, float]:
         cost = {"cost": 0.0} if arm == "base" else {}
-        return {**cost, "degenerate": _share_broken(self.answers.values(arm)["source"])}
+        return {**cost, "degenerate": _share_of_repeats(self.answers.values(arm)["source"])}
 
     def further_figures(self) -> dict[str, Any]:
         if not self.rewritten:
@@ -139,35 +156,31 @@ class TextEvaluation(Evaluation):
         return {label: self.answers.values(*job)[side][number] for label, job in jobs.items()}
 
     def timed_work(self) -> tuple[Callable[[], object], Mapping[str, Any], torch.device]:
-        """Reading a few control prompts with their answers: as many tokens, steered or not."""
+        """A forward pass over a few control prompts with given answers: as many tokens, steered or not."""
         reader = self.answers.reader
         (batch,) = reader.batches(self.answers.encoded["control"][:TIMED])
         about = {**self.answers.model_key, "tokens": batch.ids.tolist()}
         return lambda: reader.run(batch), about, reader.device
 
-    def steered(self, gate: str | None = None) -> AbstractContextManager[Any]:
+    def attach(self, gate: str | None = None) -> AbstractContextManager[Any]:
         return steer(self.model, {self.concept: 1.0}, gate=gate)
 
     def _task_results(self) -> list[dict[str, Any]]:
-        """What lm-evaluation-harness says without steering, with DSAS and always on, at strength 1."""
+        """Results of lm-evaluation-harness without steering, with DSAS and always on, at strength 1."""
         if not self.tasks:
             return []
         if self.concept.by_prompt:
             self.skip("tasks: nothing tells the gate where a prompt ends (dsas_core.llm.evaluation.lm_eval_harness)")
             return []
-        arms: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-            "base": nullcontext,
-            "dsas": self.steered,
-            "on": lambda: self.steered("on"),
-        }
-        results = self.store.complete([self._task_cell(arm, attached) for arm, attached in arms.items()], "tasks")
+        arms = ("base", "dsas", "on")
+        results = self.store.complete([self._task_cell(arm) for arm in arms], "tasks")
         return [{"arm": arm, **result.values} for arm, result in zip(arms, results, strict=True)]
 
-    def _task_cell(self, arm: str, attached: Callable[[], AbstractContextManager[Any]]) -> Cell:
+    def _task_cell(self, arm: str) -> Cell:
         from . import lm_eval_harness
 
         def make(folder: Path) -> dict[str, float]:
-            with attached():
+            with nullcontext() if arm == "base" else self.attach("on" if arm == "on" else None):
                 return lm_eval_harness.run_tasks(self.model, self.tokenizer, self.tasks, self.limit)
 
         key = {
@@ -182,5 +195,5 @@ class TextEvaluation(Evaluation):
         return Cell(key, make)
 
 
-def _share_broken(answers: Sequence[str]) -> float:
+def _share_of_repeats(answers: Sequence[str]) -> float:
     return float(np.mean([repeats(text) for text in answers]))

@@ -1,6 +1,6 @@
-"""Judges of texts: whether an answer shows what a concept is to do, as told by a scorer or a list of words.
+"""Judges of texts, by a scorer or a list of words: whether an answer shows the effect that a concept should have.
 
-`judge_from` makes one from plain data, such as a prompt file holds under `judge`.
+`judge_from` builds a judge from plain data, such as the `judge` of a prompt file.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from .toxicity import LexiconScorer, Scorer, scorer
 
 
 class TextJudge(Protocol):
-    """Tells how much each text shows what a concept is to do."""
+    """Scores how much each text shows the effect that a concept should have."""
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """The judge's name in reports."""
 
     def target_scores(self, texts: Sequence[str]) -> list[float]:
-        """In [0, 1], one for each text."""
+        """Scores in [0, 1], one for each text."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,14 @@ class ScoredJudge:
     """A judge by a scorer of texts.
 
     Args:
-        scores: in [0, 1]. wanted: whether a high score is what the concept is to do, or what it is to remove.
+        scores: the scorer, with scores in [0, 1].
+        wanted: whether the concept should raise the score, or lower it.
         name: in reports.
+
+    Example:
+        >>> judge = ScoredJudge(LexiconScorer(["fool"]), wanted=False)
+        >>> judge.target_scores(["you fool", "thank you"])
+        [0.0, 1.0]
     """
 
     scores: Scorer
@@ -39,7 +45,7 @@ class ScoredJudge:
     name: str = "scorer"
 
     def target_scores(self, texts: Sequence[str]) -> list[float]:
-        """The scores, or what is left of 1 where a high score is to be removed."""
+        """The scores, or 1 minus the scores if the concept should lower them."""
         return [score if self.wanted else 1 - score for score in self.scores(texts)]
 
 
@@ -52,16 +58,18 @@ def judge_from(spec: Mapping[str, Any]) -> TextJudge:
 
     Raises:
         DSASError: another kind of judge, or one that cannot be loaded.
+
+    Example:
+        >>> judge_from({"words": {"any": ["sun"]}}).target_scores(["the sun shines", "rain"])
+        [1.0, 0.0]
     """
     kind, settings = next(iter(spec.items()), ("", None))
     if len(spec) != 1 or kind not in ("scorer", "words") or not isinstance(settings, Mapping):
         raise DSASError(f"judge {dict(spec)!r}: expected scorer: {{model, wanted}} or words: {{any, wanted}}")
-    named = {"scorer": "model", "words": "any"}[kind]
-    unknown = sorted(set(settings) - {named, "wanted"})
-    fits = isinstance(settings.get(named), str if kind == "scorer" else list | tuple)
-    if unknown or not fits or not isinstance(settings.get("wanted", False), bool):
-        what = "a name" if kind == "scorer" else "a list"
-        raise DSASError(f"judge {kind}: expected {named}, {what}, and wanted: true or false; found {dict(settings)!r}")
-    scores = scorer(settings[named]) if kind == "scorer" else LexiconScorer(settings[named])
-    name = f"scorer {settings[named]}" if kind == "scorer" else f"words {shorten(', '.join(settings[named]), 40)}"
-    return ScoredJudge(scores, settings.get("wanted", kind == "words"), name)
+    key, type_, what = ("model", str, "a name") if kind == "scorer" else ("any", list | tuple, "a list")
+    value, wanted = settings.get(key), settings.get("wanted", kind == "words")
+    if set(settings) - {key, "wanted"} or not isinstance(value, type_) or not isinstance(wanted, bool):
+        raise DSASError(f"judge {kind}: expected {key}, {what}, and wanted: true or false; found {dict(settings)!r}")
+    if kind == "scorer":
+        return ScoredJudge(scorer(value), wanted, f"scorer {value}")
+    return ScoredJudge(LexiconScorer(value), wanted, f"words {shorten(', '.join(value), 40)}")

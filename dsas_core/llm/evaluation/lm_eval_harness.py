@@ -5,16 +5,16 @@ python -m dsas_core.llm.evaluation.lm_eval_harness --model dsas --tasks mmlu \\
     --model_args pretrained=builtin:chat,concept=rudeness,strength=1.0
 ```
 
-Everything behind `harness` goes to `lm_eval` as it is. lm-eval up to 0.4.13 knows no models but its own, so that
-something must import this file: this command, or your program before it calls `lm_eval.simple_evaluate(model="dsas")`.
-Later ones look for installed models themselves, and `lm_eval --model dsas` will do.
+All arguments go to `lm_eval` unchanged. Up to version 0.4.13 lm-eval knows no models but its own, so this file must be
+imported first: by this command, or by your program before it calls `lm_eval.simple_evaluate(model="dsas")`. Later
+versions look for installed models, and `lm_eval --model dsas` works.
 
 Several concepts are joined by `+`: `concept=rudeness+slang,strength=1+0.5`. `gate=on` is the method without a gate,
 `gate=off` or `strength=0` the model itself; `phase=` is as in `steer`. All other arguments are those of lm-eval's `hf`.
 
-Answers to choose from are scored in one call, prompt and answer together; nothing tells there where the prompt ends.
-Tasks with such questions (`loglikelihood`) therefore refuse what goes by it: `phase=prompt` or `generation`, and gates
-of form "latch". Do not share lm-eval's `--use_cache` between strengths: it goes by the question alone.
+Multiple-choice answers are scored in one forward pass, prompt and answer together, so the end of the prompt is unknown.
+Such tasks (`loglikelihood`) therefore refuse what depends on it: `phase=prompt` or `generation`, and gates of form
+"latch". Do not share lm-eval's `--use_cache` between strengths: its key is the question alone.
 """
 
 from __future__ import annotations
@@ -42,20 +42,21 @@ except ImportError as error:
 
 
 class SteeredLM(HFLM):
-    """lm-eval's `hf` with concepts at work.
+    """lm-eval's `hf`, steered by concepts.
 
     Args:
         pretrained: a folder or Hub name, "builtin:chat", or a model (then with `tokenizer`).
         concept: folder or Hub name of a concept, or builtin:NAME; several are joined by "+".
         strength: one number for all concepts, or one each, joined by "+".
-        gate: None for each concept's own, "on" or "off". phase: "prompt", "generation" or "all".
-        force: steer with a concept that was learned on another architecture all the same.
-        device: None takes a GPU when there is one.
+        gate: None for each concept's own, "on" or "off".
+        phase: "prompt", "generation" or "all".
+        force: steer even with a concept that was learned on another architecture.
+        device: None takes a GPU if there is one.
         options: of lm-eval's `HFLM`.
 
     Raises:
-        DSASError: no concept, one that cannot be read or does not fit, a strength that is not a number, as many
-            strengths as there are not concepts, or a model that cannot be loaded.
+        DSASError: no concept, one that cannot be read or does not fit, a strength that is not a number, neither one
+            strength nor one per concept, or a model that cannot be loaded.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class SteeredLM(HFLM):
             raise DSASError(f"which model? Pass pretrained=, a folder, a Hub name, or {', '.join(BUILTIN)}")
         if phase not in PHASES:  # before the model is loaded, which may take minutes
             raise DSASError(f"phase {phase!r}: expected one of {', '.join(PHASES)}")
-        strengths = _strengths(concept, strength)
+        strengths = _parse_strengths(concept, strength)
         concepts = load_concepts(strengths)
         if isinstance(pretrained, str) and pretrained.startswith("builtin:"):
             pretrained = str(source_of(pretrained, BUILTIN, "language model"))
@@ -84,22 +85,26 @@ class SteeredLM(HFLM):
             raise UnavailableError(f"cannot load {pretrained}: {' '.join(str(error).split())[:300]}") from error
         self.steering = steer(self.model, concepts, gate=gate, phase=phase, force=force)
         latched = gate is None and any(item.by_prompt for item in concepts)
+        #: what depends on the end of the prompt
         self._needs = f"phase={phase}" if phase != "all" else "a gate of form latch or last" if latched else None
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         if self._needs is not None and self.backend == "causal":
             raise UnsupportedError(
-                f"{self._needs} goes by where the prompt ends, which nothing tells where a task scores given answers: "
+                f"{self._needs} goes by where the prompt ends, which is unknown when a task scores given answers: "
                 "take phase=all and another gate, or tasks that generate"
             )
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
 
 def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None = None) -> dict[str, float]:
-    """What a loaded model reaches in tasks, as it is: whoever calls may be steering it.
+    """The results of a loaded model in tasks; the caller may be steering it.
 
     Args:
-        tasks: names that lm-eval knows, or YAML files. limit: questions of each; None asks them all.
+        model: a causal language model.
+        tokenizer: of the model.
+        tasks: names that lm-eval knows, or YAML files.
+        limit: questions of each task; None asks them all.
 
     Returns:
         "task, metric" -> value, without standard errors.
@@ -109,7 +114,7 @@ def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | Non
     """
     from lm_eval import simple_evaluate
 
-    manager, names = _tasks(tasks)
+    manager, names = _find_tasks(tasks)
     results: Any = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8),
         tasks=list(names),
@@ -129,27 +134,27 @@ def run_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | Non
 
 def check_tasks(tasks: Sequence[str]) -> None:
     """Raise a DSASError for a task that lm-eval does not know."""
-    _tasks(tasks)
+    _find_tasks(tasks)
 
 
-def _tasks(tasks: Sequence[str]) -> tuple[TaskManager, list[str]]:
-    """What finds the tasks, and their names."""
+def _find_tasks(tasks: Sequence[str]) -> tuple[TaskManager, list[str]]:
+    """lm-eval's manager of the tasks, and their names."""
     files = [Path(task) for task in tasks if task.endswith((".yaml", ".yml"))]
-    if lost := next((file for file in files if not file.is_file()), None):
-        raise DSASError(f"no task file {lost}")
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise DSASError(f"no task file {missing}")
     manager = TaskManager(include_path=[str(file.parent) for file in files], include_defaults=len(files) < len(tasks))
-    names = [_name_of(Path(task)) if Path(task) in files else task for task in tasks]
+    names = [_task_name(Path(task)) if Path(task) in files else task for task in tasks]
     if unknown := [name for name in names if name not in manager.all_tasks]:
         raise DSASError(f"lm-evaluation-harness knows no task {unknown[0]!r}: give its name, or a YAML file")
     return manager, names
 
 
-def _name_of(file: Path) -> str:
+def _task_name(file: Path) -> str:
     """The task or group that a YAML file defines."""
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Takes lm-eval's tags, such as !function, for what they are marked on."""
+        """A safe loader that ignores lm-eval's tags, such as !function."""
 
     Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
     try:
@@ -162,7 +167,7 @@ def _name_of(file: Path) -> str:
     return name
 
 
-def _strengths(concept: str | None, strength: float | str) -> dict[str, float]:
+def _parse_strengths(concept: str | None, strength: float | str) -> dict[str, float]:
     """Folder or Hub name of each concept -> its strength."""
     names = [] if not concept else [str(concept)] if Path(str(concept)).is_dir() else str(concept).split("+")
     if not names or not all(names):
@@ -170,16 +175,13 @@ def _strengths(concept: str | None, strength: float | str) -> dict[str, float]:
             f"concept {concept!r}: expected the folder or Hub name of a concept, or several joined by '+'; for the "
             "model without one take --model hf"
         )
-    double = sorted({name for name in names if names.count(name) > 1})
-    if double:
-        raise DSASError(f"concept {double[0]!r} is given twice: give it one strength")
-    parts = str(strength).split("+")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise DSASError(f"concept {duplicates[0]!r} is given twice: give it one strength")
     try:
-        numbers = [float(part) for part in parts]
+        numbers = [float(part) for part in str(strength).split("+")]
     except ValueError:
         raise DSASError(f"strength {strength!r}: expected a number, or one per concept joined by '+'") from None
-    if len(numbers) == 1:
-        numbers *= len(names)
+    numbers *= len(names) if len(numbers) == 1 else 1
     if len(numbers) != len(names):
         raise DSASError(f"{len(numbers)} strengths for {len(names)} concepts: give one for all, or one each")
     return dict(zip(names, numbers, strict=True))
@@ -198,7 +200,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # by its real name, under which lm-eval may look for it: as a script the class would be another one
+    # imported by its real name, under which lm-eval may look for it: in a script the class would be another one
     from dsas_core.llm.evaluation.lm_eval_harness import main as run
 
     sys.exit(run())

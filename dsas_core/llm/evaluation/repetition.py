@@ -1,4 +1,4 @@
-"""What can be told of texts without any model."""
+"""Checks of texts that need no model: repetitions and unfinished sentences."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ _REPEATED = re.compile(r"\b(\w+) \1\b|\b(\w+ \w+ \w+) \2\b")
 
 
 def repeats(text: str) -> bool:
-    """Whether a text says a word or three words twice at once, or nothing at all."""
+    """Whether a text repeats a word, or three words, right away, or is empty.
+
+    Example:
+        >>> repeats("it is is fine."), repeats("it is fine.")
+        (True, False)
+    """
     return not text.strip() or bool(_REPEATED.search(text))
 
 
 def degenerate(text: str) -> bool:
-    """Whether a text that is whole is broken: it repeats itself, is empty, or does not end a sentence."""
+    """Whether a complete text repeats itself, is empty, or does not end with a sentence.
+
+    Example:
+        >>> degenerate("it does not end"), degenerate("it is fine.")
+        (True, False)
+    """
     return repeats(text) or text.strip()[-1] not in ".?!"

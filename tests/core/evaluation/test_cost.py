@@ -28,13 +28,13 @@ def test_time_and_memory_of_work_that_takes_twice_as_much(monkeypatch: pytest.Mo
         yield
         del held
 
-    found = cost.compare_cost(work, hungry, CPU, rounds=3)
-    assert (found["time_ratio"], found["rounds"], found["device"]) == (2.0, 3, "cpu")
-    if found["peak_memory"] is not None:
-        assert 100 < found["peak_memory_steered"] - found["peak_memory"] < 200
+    result = cost.compare_cost(work, hungry, CPU, rounds=3)
+    assert (result["time_ratio"], result["rounds"], result["device"]) == (2.0, 3, "cpu")
+    if result["peak_memory"] is not None:
+        assert 100 < result["peak_memory_steered"] - result["peak_memory"] < 200
 
 
-def test_what_nothing_tells_is_left_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unknown_memory_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cost.peak_memory(torch.device("meta"))() is None
     monkeypatch.setattr(cost, "RESET", tmp_path / "nowhere" / "clear_refs")
     assert cost.peak_memory(CPU)() is None

@@ -38,12 +38,12 @@ class Numbers(Evaluation):
     outputs = "numbers"
 
     def run_arms(self) -> None:
-        self.ran = [*self.grid, ("base", 0.0)]
+        self.completed = [*self.grid, ("base", 0.0)]
         self.skip("nothing is really run")
         self.skip("nothing is really run")
 
     def judge_outputs(self, judge: Judge, arm: str, strength: float | Auto) -> np.ndarray:
-        assert arm == "asked" or (arm, strength) in self.ran
+        assert arm == "asked" or (arm, strength) in self.completed
         score = {"base": 0.0, "asked": 1.0}.get(arm, judge.score)
         return np.full(len(self.labels("source")), score)
 
@@ -66,11 +66,11 @@ class Numbers(Evaluation):
     def timed_work(self) -> Any:
         return lambda: None, {"model": "numbers"}, torch.device("cpu")
 
-    def steered(self, gate: str | None = None) -> Any:
+    def attach(self, gate: str | None = None) -> Any:
         return nullcontext()
 
 
-def test_the_road_that_pictures_and_texts_share(tmp_path: Path) -> None:
+def test_an_evaluation_on_a_table_of_numbers(tmp_path: Path) -> None:
     concept = random_concept({Site("text.0"): 8})
     plan = Plan(count=4, strengths=(1.0, 2.0), arms=("dsas", "on"))
     judges = [Judge("half", 0.5), Judge("other", 0.25)]

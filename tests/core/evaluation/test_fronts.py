@@ -8,20 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsas_core import DSASError
-from dsas_core.evaluation.fronts import at_equal_gain, cost_at, front, gain_at, hypervolume
-from dsas_core.evaluation.intervals import bootstrap_indices, interval
+from dsas_core.evaluation.fronts import at_equal_gain, cost_at, gain_at, hypervolume, pareto_front
+from dsas_core.evaluation.intervals import bootstrap_indices, bootstrap_interval
 
 POINTS = st.lists(st.tuples(st.floats(0, 1.2), st.floats(-0.2, 1)), max_size=8)
 
 
 @given(POINTS)
-def test_the_front_holds_what_nothing_beats(points: list[tuple[float, float]]) -> None:
-    kept = front(points)
-    costs = [points[i][0] for i in kept]
+def test_the_pareto_front_holds_what_nothing_dominates(points: list[tuple[float, float]]) -> None:
+    front = pareto_front(points)
+    costs = [points[i][0] for i in front]
     assert costs == sorted(costs)
     for cost, gain in points:
         beaten = any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points)
-        assert ((cost, gain) in [points[i] for i in kept]) != beaten
+        assert ((cost, gain) in [points[i] for i in front]) != beaten
 
 
 @given(POINTS)
@@ -62,9 +62,9 @@ def test_gains_of_a_front_are_linear_between_its_points() -> None:
 
 
 def test_equal_gains_are_those_that_both_reach() -> None:
-    found = at_equal_gain([(0.1, 1.0)], [(0.4, 0.5)], 0.9)
-    assert (found.gain, found.lowered) == (0.5, True)
-    assert (found.cost, found.other_cost, found.ratio) == pytest.approx((0.05, 0.4, 0.125))
+    result = at_equal_gain([(0.1, 1.0)], [(0.4, 0.5)], 0.9)
+    assert (result.gain, result.lowered) == (0.5, True)
+    assert (result.cost, result.other_cost, result.ratio) == pytest.approx((0.05, 0.4, 0.125))
     assert not at_equal_gain([(0.1, 1.0)], [(0.4, 1.0)], 0.9).lowered
     assert at_equal_gain([(0.1, 1.0)], [(0.4, 0.0)], 0.9).gain == 0
 
@@ -83,10 +83,10 @@ def test_resamples_draw_seeds_and_prompts() -> None:
 
 def test_seeds_are_no_further_prompts() -> None:
     works = np.array([1.0, 1, 1, 1, 0, 0, 0, 0])
-    once = interval(lambda at: float(works[at].mean()), [(0, i) for i in range(8)], rounds=2000)
+    once = bootstrap_interval(lambda at: float(works[at].mean()), [(0, i) for i in range(8)], rounds=2000)
     twice = np.tile(works, 2)
     labels = [(seed, i) for seed in (0, 1) for i in range(8)]
-    again = interval(lambda at: float(twice[at].mean()), labels, rounds=2000)
+    again = bootstrap_interval(lambda at: float(twice[at].mean()), labels, rounds=2000)
     assert (again.low, again.high) == pytest.approx((once.low, once.high), abs=0.13), "they come in eighths"
     assert again.high - again.low > 0.6, "sixteen prompts would have 0.5"
 
@@ -100,14 +100,14 @@ def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
         def mean(at: np.ndarray, values: np.ndarray = values) -> float:
             return float(values[at].mean())
 
-        found = interval(mean, [(0, i) for i in range(40)], rounds=200, seed=trial)
-        hits += found.low <= 0 <= found.high
-        assert found.low <= found.value <= found.high
+        result = bootstrap_interval(mean, [(0, i) for i in range(40)], rounds=200, seed=trial)
+        hits += result.low <= 0 <= result.high
+        assert result.low <= result.value <= result.high
     assert 0.87 <= hits / 120 <= 1
 
 
 def test_bad_intervals() -> None:
     with pytest.raises(DSASError, match="0 items"):
-        interval(lambda at: 0.0, [])
+        bootstrap_interval(lambda at: 0.0, [])
     with pytest.raises(DSASError, match="level 1"):
-        interval(lambda at: 0.0, [(0, 0)], level=1)
+        bootstrap_interval(lambda at: 0.0, [(0, 0)], level=1)

@@ -1,4 +1,4 @@
-"""Runs: measured once, gone on with, shared among processes, and never mixed up."""
+"""Runs: cells are measured once, resumed, shared among processes, and never mixed up."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from dsas_core import DSASError
 from dsas_core.evaluation import Cell, RunStore
+from dsas_core.utils.processes import Share
 
 IDENTITY = {"model": "a", "concept": "b"}
 
@@ -33,43 +34,43 @@ class Cells:
         return {"drawn": float(torch.rand(()))}
 
 
-def drawn(run: RunStore, cells: Cells) -> list[float]:
-    return [done.values["drawn"] for done in run.complete(cells.cells())]
+def complete_values(run: RunStore, cells: Cells) -> list[float]:
+    return [result.values["drawn"] for result in run.complete(cells.cells())]
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     first, again = Cells(), Cells()
-    values = drawn(RunStore(tmp_path / "run", IDENTITY), first)
-    assert drawn(RunStore(tmp_path / "run", IDENTITY), again) == values
+    values = complete_values(RunStore(tmp_path / "run", IDENTITY), first)
+    assert complete_values(RunStore(tmp_path / "run", IDENTITY), again) == values
     assert (first.made, again.made) == (list(range(10)), [])
     assert len(set(values)) == 10, "each cell draws its own numbers"
-    done = RunStore(tmp_path / "run", IDENTITY).complete(again.cells()[3:4])[0]
-    assert (done.folder / "drawn.txt").read_text() == "3"
+    result = RunStore(tmp_path / "run", IDENTITY).complete(again.cells()[3:4])[0]
+    assert (result.folder / "drawn.txt").read_text() == "3"
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_run_resumes(tmp_path: Path) -> None:
     stopped, rest = Cells(fail_at=4), Cells()
     with pytest.raises(KeyboardInterrupt):
-        drawn(RunStore(tmp_path / "run", IDENTITY), stopped)
-    values = drawn(RunStore(tmp_path / "run", IDENTITY), rest)
+        complete_values(RunStore(tmp_path / "run", IDENTITY), stopped)
+    values = complete_values(RunStore(tmp_path / "run", IDENTITY), rest)
     assert (stopped.made, rest.made) == ([0, 1, 2, 3], [4, 5, 6, 7, 8, 9])
-    assert values == drawn(RunStore(tmp_path / "whole", IDENTITY), Cells())
+    assert values == complete_values(RunStore(tmp_path / "whole", IDENTITY), Cells())
     assert not list((tmp_path / "run" / "cells").glob(".*")), "nothing half-written is left"
 
 
 def test_processes_share_the_work_and_see_the_same(tmp_path: Path) -> None:
-    alone = drawn(RunStore(tmp_path / "alone", IDENTITY), Cells())
+    alone = complete_values(RunStore(tmp_path / "alone", IDENTITY), Cells())
     shares = [Cells(), Cells()]
-    other = RunStore(tmp_path / "shared", IDENTITY, process=1, processes=2)
+    other = RunStore(tmp_path / "shared", IDENTITY, Share(1, 2))
 
     def meanwhile() -> None:
         """What the second process does until the first waits for it."""
         for cell in shares[1].cells()[1::2]:
             other._make(cell)
 
-    run = RunStore(tmp_path / "shared", IDENTITY, processes=2)
-    run.wait = meanwhile
-    assert drawn(run, shares[0]) == alone
+    run = RunStore(tmp_path / "shared", IDENTITY, Share(0, 2))
+    run.share = Share(0, 2, meanwhile)
+    assert complete_values(run, shares[0]) == alone
     assert shares[0].made == [0, 2, 4, 6, 8]
     assert shares[1].made == [1, 3, 5, 7, 9]
 
@@ -79,7 +80,7 @@ def test_the_callers_random_numbers_are_its_own(tmp_path: Path) -> None:
     expected = torch.rand(2)
     torch.manual_seed(0)
     first = torch.rand(())
-    drawn(RunStore(tmp_path / "run", IDENTITY), Cells())
+    complete_values(RunStore(tmp_path / "run", IDENTITY), Cells())
     assert torch.equal(torch.stack([first, torch.rand(())]), expected)
 
 

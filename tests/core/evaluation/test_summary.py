@@ -17,10 +17,10 @@ BASE, ASKED = [0.0, 0.0, 0.2, 0.0], [1.0, 0.8, 1.0, 0.6]
 SEEDS = [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
 
 
-def points(shown: list[float], cost: float) -> list[Point]:
+def points(target_scores: list[float], cost: float) -> list[Point]:
     """Half of what is shown at strength 0.5, all of it at 1."""
     return [
-        Point(strength, [value * strength for value in shown], [cost * strength] * 4, {"unchanged": 1 - cost})
+        Point(strength, [value * strength for value in target_scores], [cost * strength] * 4, {"unchanged": 1 - cost})
         for strength in (0.5, 1.0)
     ]
 
@@ -30,35 +30,35 @@ def figures(**arms: Any) -> dict[str, Any]:
 
 
 def test_effects_are_relative_to_words() -> None:
-    found = figures(dsas=points(ASKED, 0.1), on=points(ASKED, 0.6))
-    assert found["relative"]
-    assert (found["base"], found["asked"]) == (pytest.approx(0.05), pytest.approx(0.85))
-    half, whole = (point["effect"]["value"] for point in found["arms"]["dsas"]["points"])
+    result = figures(dsas=points(ASKED, 0.1), on=points(ASKED, 0.6))
+    assert result["relative"]
+    assert (result["base"], result["asked"]) == (pytest.approx(0.05), pytest.approx(0.85))
+    half, whole = (point["effect"]["value"] for point in result["arms"]["dsas"]["points"])
     assert whole == pytest.approx(1)
     assert half == pytest.approx((0.425 - 0.05) / 0.8)
-    assert found["arms"]["dsas"]["points"][1]["cost"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})
-    equal = found["at_equal_effect"]["on"]
+    assert result["arms"]["dsas"]["points"][1]["cost"] == pytest.approx({"value": 0.1, "low": 0.1, "high": 0.1})
+    equal = result["at_equal_effect"]["on"]
     assert equal["ratio"] == pytest.approx(1 / 6)
-    assert found["arms"]["dsas"]["hypervolume"]["value"] > found["arms"]["on"]["hypervolume"]["value"]
+    assert result["arms"]["dsas"]["hypervolume"]["value"] > result["arms"]["on"]["hypervolume"]["value"]
 
 
 def test_a_free_point_is_held_against_the_swept_front() -> None:
     """At half the cost of the point at 1 the front reaches half of the effect; a free point does or does not."""
-    free = [Point(target, [value * shown for value in ASKED], [0.05] * 4) for target, shown in ((0.5, 0.8), (0.1, 0.3))]
-    found = summarise({"dsas": points(ASKED, 0.1)}, BASE, ASKED, SEEDS, SEEDS, rounds=60, free=free)["auto"]
-    assert [line["target"] for line in found] == [0.5, 0.1]
+    free = [Point(target, [value * share for value in ASKED], [0.05] * 4) for target, share in ((0.5, 0.8), (0.1, 0.3))]
+    result = summarise({"dsas": points(ASKED, 0.1)}, BASE, ASKED, SEEDS, SEEDS, rounds=60, free=free)["auto"]
+    assert [line["target"] for line in result] == [0.5, 0.1]
     half = (0.425 - 0.05) / 0.8
-    for line, shown in zip(found, (0.8, 0.3), strict=True):
-        effect = (0.85 * shown - 0.05) / 0.8
+    for line, share in zip(result, (0.8, 0.3), strict=True):
+        effect = (0.85 * share - 0.05) / 0.8
         assert (line["effect"]["value"], line["over"]["value"]) == pytest.approx((effect, effect - half))
-    assert found[1]["over"]["high"] < 0 < found[0]["over"]["low"]
+    assert result[1]["over"]["high"] < 0 < result[0]["over"]["low"]
     assert figures(dsas=points(ASKED, 0.1))["auto"] == []
 
 
 def test_words_that_do_nothing_are_no_measure() -> None:
-    found = summarise({"dsas": points(ASKED, 0.1)}, BASE, BASE, SEEDS, SEEDS, rounds=20)
-    assert not found["relative"]
-    assert found["arms"]["dsas"]["points"][1]["effect"]["value"] == pytest.approx(0.85 - 0.05)
+    result = summarise({"dsas": points(ASKED, 0.1)}, BASE, BASE, SEEDS, SEEDS, rounds=20)
+    assert not result["relative"]
+    assert result["arms"]["dsas"]["points"][1]["effect"]["value"] == pytest.approx(0.85 - 0.05)
     without = summarise({"dsas": points([1.0] * 4, 0.1)}, BASE, None, SEEDS, SEEDS, rounds=20)
     assert without["asked"] is None
     assert without["arms"]["dsas"]["points"][1]["effect"]["value"] == pytest.approx(1)
@@ -97,8 +97,8 @@ def test_a_report_in_three_forms(document: dict[str, Any], tmp_path: Path) -> No
     document["concepts"][0]["strange"] = float("nan")
     paths = report.write_report(tmp_path, document)
     assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
-    told = json.loads(paths[0].read_text())
-    assert told["concepts"][0]["strange"] is None
+    stored = json.loads(paths[0].read_text())
+    assert stored["concepts"][0]["strange"] is None
     markdown = paths[1].read_text()
     assert "| DSAS | 1.000 [1.00, 1.00] | 0.100 [0.10, 0.10] | 0.900 |" in markdown
     assert "| asked in words | 1.000 | 0.000 | – | – |" in markdown
@@ -131,8 +131,8 @@ def test_the_plot_shows_every_arm(document: dict[str, Any]) -> None:
 )
 def test_plain_words(cost: float, words: str) -> None:
     arms = {"dsas": points(ASKED, cost), "on": points(ASKED, 0.6)}
-    found = {"name": "x", **summarise(arms, BASE, ASKED, SEEDS, SEEDS, rounds=60)}
-    assert any(words in line for line in report.plain_words(found))
+    result = {"name": "x", **summarise(arms, BASE, ASKED, SEEDS, SEEDS, rounds=60)}
+    assert any(words in line for line in report.plain_words(result))
 
 
 def test_an_oracle_is_no_control() -> None:

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from dsas_core import Concept, Recipe, methods
-from dsas_core.evaluation.arms import arm
+from dsas_core.evaluation.arms import build_arm
 from dsas_core.learning.fit import fit_sites
 from dsas_core.maps import ProjectionMap, TurnMap
 from dsas_core.steering.interpolation import interpolate
@@ -62,7 +62,7 @@ def test_the_gate_of_casteer_is_the_clipped_cosine() -> None:
 def test_a_random_direction_is_as_long(mode: str) -> None:
     recipe = Recipe(method="casteer", options={"mode": mode})
     concept = Concept("it", tuple(fit_sites(captured(), recipe)[0]))
-    other, _ = arm(concept, "random_direction")
+    other, _ = build_arm(concept, "random_direction")
     (own, turned) = (item.interventions[0].maps[0].tensors() for item in (concept, other))
     torch.testing.assert_close(own[0].norm(), turned[0].norm())
     assert abs(float(torch.cosine_similarity(own[0], turned[0], dim=0))) < 0.8

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, Intervention, Recipe, llm, methods
-from dsas_core.evaluation.arms import arm, scores_of
+from dsas_core.evaluation.arms import build_arm, collect_scores
 from dsas_core.learning.fit import fit_sites
 from dsas_core.llm.model.layers import roots_of
 from dsas_core.maps import AffineMap
@@ -129,10 +129,10 @@ def test_h_of_each_dimension_moves_that_dimension_and_is_traced_by_its_mean() ->
     counted = record.h if record.mask is None else record.h[record.mask > 0]
     assert counted.unique().tolist() == pytest.approx([0.5 * 8 / 32])
     assert trace.mean_h("eight") == pytest.approx(0.125)
-    scores = scores_of(trace, concept)
+    scores = collect_scores(trace, concept)
     assert scores[0, 0].unique().tolist() == pytest.approx([0.25]), "without the site's weight"
     for name in ("shuffled_gate", "constant_gate", "complement"):
-        other, _ = arm(concept, name, scores)
+        other, _ = build_arm(concept, name, scores)
         with llm.steer(model, {other: 1.0}, trace=True) as steering:
             model(WORDS[:2])
             assert steering.trace is not None

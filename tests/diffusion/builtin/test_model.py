@@ -18,6 +18,8 @@ from safetensors import safe_open
 
 import dsas_diffusion as dsas
 from benchmarks.builtin_models.picture_scenes import vocabulary
+from benchmarks.common import builtin_metrics
+from benchmarks.common.builtin_metrics import StyleEdit
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import NAMES, STYLES
 from dsas_diffusion.cli import main
@@ -26,8 +28,6 @@ from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import settings_of
 from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.load import BUILTIN
-from dsas_diffusion.vision import builtin_metrics
-from dsas_diffusion.vision.builtin_metrics import StyleEdit
 
 pytestmark = pytest.mark.timeout(300)  # two concepts are learned in earnest
 
@@ -122,7 +122,7 @@ def test_a_concept_changes_its_thing_and_little_else(pipe: Any, judge: Judge, le
         return pictures_of(adapt(pipe), prompts, seeds_for(prompts, 5), settings_of(pipe, 8))
 
     def shown(prompts: Sequence[str]) -> float:
-        return float(builtin_metrics.shown(judge, drawn(prompts), wanted).mean())
+        return float(builtin_metrics.detect_edit(judge, drawn(prompts), wanted).mean())
 
     base = drawn(learned.others)
     assert shown(things) == 0

@@ -36,7 +36,7 @@ def concept(tiny_pipe: Any) -> Concept:
     return random_banana(tiny_pipe)
 
 
-def measured(pipe: Any, concept: Concept, prompts: PromptSet, folder: Path, **settings: Any) -> dict[str, Any]:
+def measure(pipe: Any, concept: Concept, prompts: PromptSet, folder: Path, **settings: Any) -> dict[str, Any]:
     run, judges = RunStore(folder, identity(pipe, concept, prompts)), settings.pop("judges", Brightness())
     return evaluate(pipe, concept, prompts, judges, run, settings.pop("plan", PLAN), steps=2, **settings)
 
@@ -45,7 +45,7 @@ def measured(pipe: Any, concept: Concept, prompts: PromptSet, folder: Path, **se
 def document(
     tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    return measured(tiny_pipe, concept, prompts, tmp_path_factory.mktemp("run") / "run")
+    return measure(tiny_pipe, concept, prompts, tmp_path_factory.mktemp("run") / "run")
 
 
 def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
@@ -101,21 +101,21 @@ def test_nothing_is_drawn_twice(
     tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = Plan(count=2, seeds=1, strengths=(1.0,), arms=("dsas", "on"), robustness=False)
-    first = measured(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan)
+    first = measure(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan)
     with monkeypatch.context() as patched:
         patched.setattr(picture_store, "latent_batches", None)
-        assert measured(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan) == first
+        assert measure(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan) == first
     other = concept.with_unit(0.3)
     with pytest.raises(DSASError, match="holds another run"):
-        measured(tiny_pipe, other, prompts, tmp_path / "run", plan=plan)
+        measure(tiny_pipe, other, prompts, tmp_path / "run", plan=plan)
 
 
 def test_a_unit_of_nothing_changes_nothing(
     tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path: Path
 ) -> None:
     plan = Plan(count=2, seeds=1, strengths=(1.0,), arms=("dsas", "on"), robustness=False)
-    found = measured(tiny_pipe, concept.with_unit(0.0), prompts, tmp_path / "run", plan=plan)
-    for arm in found["arms"].values():
+    figures = measure(tiny_pipe, concept.with_unit(0.0), prompts, tmp_path / "run", plan=plan)
+    for arm in figures["arms"].values():
         point = arm["points"][0]
         assert (point["cost"]["value"], point["identical"], point["unchanged"]) == (0, 1, 1)
         assert (point["pixel_change"], point["latent_change"], point["change_outside_the_thing"]) == (0, 0, 0)
@@ -127,17 +127,17 @@ def test_several_judges_ones_own_masks_and_features(
     plan = Plan(count=2, seeds=2, strengths=(1.0, 2.0), arms=("dsas", "on", "oracle"), robustness=False)
     judges = [Brightness(), Redness()]
     own = {"masks": halves, "features": colours}
-    found = measured(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan, judges=judges, **own)
-    assert found["arms"]["dsas"]["points"][0]["effect"] == document["arms"]["dsas"]["points"][0]["effect"]
-    (other,) = found["judges"]
+    figures = measure(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan, judges=judges, **own)
+    assert figures["arms"]["dsas"]["points"][0]["effect"] == document["arms"]["dsas"]["points"][0]["effect"]
+    (other,) = figures["judges"]
     assert set(other) == {"judge", "base", "asked", "dsas", "on", "oracle"}
     assert (other["judge"], other["base"] != other["dsas"]) == ("redness", True)
-    assert found["localisation"]["pictures"] == 2, "one of two has a mask"
-    at_unit = found["arms"]["on"]["points"][0]
+    assert figures["localisation"]["pictures"] == 2, "one of two has a mask"
+    at_unit = figures["arms"]["on"]["points"][0]
     assert at_unit["frechet"] > 0
     assert "kid" not in at_unit
-    assert any("KID: of 4 control pictures it is noise" in reason for reason in found["skipped"])
-    none = measured(tiny_pipe, concept, prompts, tmp_path / "other", plan=plan, judges=Redness())
+    assert any("KID: of 4 control pictures it is noise" in reason for reason in figures["skipped"])
+    none = measure(tiny_pipe, concept, prompts, tmp_path / "other", plan=plan, judges=Redness())
     assert none["localisation"] is None
     assert any("masks" in reason for reason in none["skipped"])
     on, oracle = none["arms"]["on"]["points"][0], none["arms"]["oracle"]["points"][0]
@@ -145,35 +145,35 @@ def test_several_judges_ones_own_masks_and_features(
     assert none["oracle"] == "prompts"
 
 
-def test_the_oracle_steers_where_it_is_told(
+def test_the_oracle_steers_inside_its_masks(
     tiny_pipe: Any, prompts: PromptSet, tmp_path: Path, document: dict[str, Any]
 ) -> None:
     """In two batches: pictures marked all over as with the gate always on, those that are not marked not at all."""
     concept = random_concept(seen_at(tiny_pipe, find_sites(tiny_pipe, "cross")), base=bases(tiny_pipe), unit=0.3)
     chosen = prompts.fresh(6)
     run = RunStore(tmp_path / "run", identity(tiny_pipe, concept, prompts))
-    drawn = picture_store.PictureStore(adapt(tiny_pipe), concept, chosen, None, run, Settings(2, 3.0), 2)
+    store = picture_store.PictureStore(adapt(tiny_pipe), concept, chosen, None, run, Settings(2, 3.0), 2)
     base, on, oracle = (
         PictureJob("base", "source"),
         PictureJob("on", "source", 2.0),
         PictureJob("oracle", "source", 2.0),
     )
-    drawn.complete([base, on], "drawing")
-    pictures = drawn.pictures(base)
+    store.complete([base, on], "drawing")
+    pictures = store.load(base)
     assert len(pictures) == 12 > picture_store.BATCH
     marked = [i % 3 != 1 for i in range(12)]
-    drawn.tell_oracle([np.ones(pictures[0].size[::-1], bool) if there else None for there in marked])
-    drawn.complete([oracle], "drawing")
-    for i, there in enumerate(marked):
-        wanted = drawn.latents(on if there else base)[i]
-        assert torch.equal(drawn.latents(oracle)[i], wanted)
-        assert differ(drawn.latents(on)[i], drawn.latents(base)[i])
+    store.use_oracle_masks([np.ones(pictures[0].size[::-1], bool) if mark else None for mark in marked])
+    store.complete([oracle], "drawing")
+    for i, mark in enumerate(marked):
+        wanted = store.latents(on if mark else base)[i]
+        assert torch.equal(store.latents(oracle)[i], wanted)
+        assert differ(store.latents(on)[i], store.latents(base)[i])
     part = np.zeros(pictures[0].size[::-1], bool)
     part[: len(part) // 2] = True
     other = picture_store.PictureStore(adapt(tiny_pipe), concept, chosen, None, run, Settings(2, 3.0), 2)
     other.complete([base], "drawing")
-    other.tell_oracle([part] * 12)
+    other.use_oracle_masks([part] * 12)
     other.complete([oracle], "drawing")
-    moved = (other.latents(oracle) - drawn.latents(base)).abs().mean((0, 1, 3))
+    moved = (other.latents(oracle) - store.latents(base)).abs().mean((0, 1, 3))
     upper, lower = moved.chunk(2)
     assert upper.mean() > lower.mean(), "the upper half was marked"

@@ -28,10 +28,10 @@ class Columns:
         return self.values[[picture.getpixel((0, 0)) for picture in pictures]]
 
 
-def looked_up(base: np.ndarray, made: np.ndarray) -> tuple[list[Image.Image], list[Image.Image], Columns]:
+def looked_up(base: np.ndarray, steered: np.ndarray) -> tuple[list[Image.Image], list[Image.Image], Columns]:
     """Pictures that have these features [n, d]."""
-    pictures = [Image.new("L", (1, 1), row) for row in range(len(base) + len(made))]
-    return pictures[: len(base)], pictures[len(base) :], Columns(np.concatenate([base, made]))
+    pictures = [Image.new("L", (1, 1), row) for row in range(len(base) + len(steered))]
+    return pictures[: len(base)], pictures[len(base) :], Columns(np.concatenate([base, steered]))
 
 
 class Given(nn.Module):
@@ -118,9 +118,9 @@ def test_sets_need_two_pictures(metric: Any, before: int, after: int) -> None:
         metric(*looked_up(np.zeros((before, 3)), np.zeros((after, 3))))
 
 
-@pytest.mark.parametrize(("subset", "found"), [(1, "subsets of 1 "), (6, "subsets of 6 "), (0, "subsets of 0 ")])
-def test_kid_subsets_that_cannot_be(subset: int, found: str) -> None:
-    with pytest.raises(DSASError, match=f"{found}pictures: expected 2 to 5"):
+@pytest.mark.parametrize(("subset", "count_text"), [(1, "subsets of 1 "), (6, "subsets of 6 "), (0, "subsets of 0 ")])
+def test_kid_subsets_that_cannot_be(subset: int, count_text: str) -> None:
+    with pytest.raises(DSASError, match=f"{count_text}pictures: expected 2 to 5"):
         kid(*looked_up(np.zeros((5, 3)), np.zeros((8, 3))), subset=subset)
 
 
@@ -136,14 +136,14 @@ def test_features_that_are_none(values: np.ndarray) -> None:
 def test_features_of_the_judge_are_those_that_its_head_is_fed_from(monkeypatch: pytest.MonkeyPatch) -> None:
     network = JudgeNetwork().eval()
     deepest: list[torch.Tensor] = []
-    network.down[-1].register_forward_hook(lambda module, given, made: deepest.append(made))
+    network.down[-1].register_forward_hook(lambda module, given, output: deepest.append(output))
     pictures = noise_pictures(5)
     Judge(network).look(pictures)
     expected = deepest[0].mean((2, 3))
     monkeypatch.setattr(similarity, "BATCH", 2)
-    found = judge_features(Judge(network))(pictures)
-    assert found.shape == (5, 160)
-    assert found == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-5)
+    result = judge_features(Judge(network))(pictures)
+    assert result.shape == (5, 160)
+    assert result == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-5)
 
 
 def test_features_of_the_shipped_judge_tell_sets_apart() -> None:

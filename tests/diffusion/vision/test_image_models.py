@@ -36,10 +36,10 @@ def clip_parts(clip_folder: Path) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("save", "kind", "expected"),
     [
-        (save_vit, "vit", lambda made: made.pooler_output),
+        (save_vit, "vit", lambda output: output.pooler_output),
         # a classifier's checkpoint has no pooler: what transformers then makes up at random must not be read
-        (save_vit, "vit classifier", lambda made: made.last_hidden_state.mean(1)),
-        (save_resnet, "resnet", lambda made: made.last_hidden_state.mean((2, 3))),
+        (save_vit, "vit classifier", lambda output: output.last_hidden_state.mean(1)),
+        (save_resnet, "resnet", lambda output: output.last_hidden_state.mean((2, 3))),
         (lambda folder, kind: save_clip(folder)[0], "clip", None),
     ],
     ids=["pooled", "mean", "convolution", "clip"],
@@ -53,9 +53,9 @@ def test_features_of_transformers(save: Any, kind: str, expected: Any, tmp_path:
         save_processor(tmp_path)
     with torch.no_grad():
         wanted = expected(model(pixel_values=pixels)) if expected else projected(model, pixels)
-    found = transformers_features(tmp_path, device="cpu")(pictures)
-    assert found.shape == tuple(wanted.shape)
-    assert found == pytest.approx(wanted.numpy(), rel=1e-4, abs=1e-5)
+    result = transformers_features(tmp_path, device="cpu")(pictures)
+    assert result.shape == tuple(wanted.shape)
+    assert result == pytest.approx(wanted.numpy(), rel=1e-4, abs=1e-5)
 
 
 # ---- CLIP ------------------------------------------------------------------------------------------------------------
@@ -65,8 +65,8 @@ def direct_scores(model: Any, processor: Any, pictures: list[Image.Image], promp
     """100 · max(cos, 0) from the vectors that CLIP's own forward gives."""
     inputs = processor(text=prompts, images=pictures, return_tensors="pt", padding=True)
     with torch.no_grad():
-        made = model(**inputs)
-    cosines = torch.nn.functional.cosine_similarity(made.image_embeds, made.text_embeds)
+        output = model(**inputs)
+    cosines = torch.nn.functional.cosine_similarity(output.image_embeds, output.text_embeds)
     return (100 * cosines.clamp(min=0)).numpy()
 
 

@@ -30,20 +30,20 @@ from tests.fixtures.vision_models import SMALL, noise_pictures, save_processor
 FRUIT = {thing for thing, (_, category) in THINGS.items() if category == "fruit"}
 
 
-class Told(Judge):
+class Fixed(Judge):
     """A judge that says what it is told: of each picture, thing -> (style, mask)."""
 
     def __init__(self, *scenes: dict[str, str | tuple[str, np.ndarray]]) -> None:
         self.scenes = scenes
 
     def look(self, pictures: list[Image.Image] | np.ndarray, batch: int = 64) -> list[Verdict]:
-        found = []
+        result = []
         for picture, scene in zip(pictures, self.scenes, strict=True):
             nowhere = np.zeros(np.asarray(picture).shape[:2], bool)
-            told = {thing: (saw, nowhere) if isinstance(saw, str) else saw for thing, saw in scene.items()}
-            masks = {thing: mask for thing, (_, mask) in told.items()}
-            found.append(Verdict({thing: style for thing, (style, _) in told.items()}, {}, masks))
-        return found
+            things = {thing: (saw, nowhere) if isinstance(saw, str) else saw for thing, saw in scene.items()}
+            masks = {thing: mask for thing, (_, mask) in things.items()}
+            result.append(Verdict({thing: style for thing, (style, _) in things.items()}, {}, masks))
+        return result
 
 
 def block(top: int, left: int, bottom: int, right: int, size: int = 16) -> np.ndarray:
@@ -85,18 +85,18 @@ def flat(count: int, colour: tuple[int, int, int] = (128, 128, 128), size: int =
         (ExpectedScene(("fruit",), gone=("banana",)), {"apple": "sharp"}, True),
     ],
 )
-def test_wishes(wish: ExpectedScene, scene: dict[str, Any], expected: bool) -> None:
-    found = BuiltinJudge(wish, Told(scene)).target_scores(flat(1), ["a picture"])
-    assert found.dtype == np.float64
-    assert found.tolist() == [expected]
+def test_expected_scenes(wish: ExpectedScene, scene: dict[str, Any], expected: bool) -> None:
+    result = BuiltinJudge(wish, Fixed(scene)).target_scores(flat(1), ["a picture"])
+    assert result.dtype == np.float64
+    assert result.tolist() == [expected]
 
 
-@pytest.mark.parametrize("seen", COLOURS)
-def test_each_colour_is_nearest_to_itself(seen: str) -> None:
-    nudged = tuple(min(255, max(0, level + shift)) for level, shift in zip(COLOURS[seen], (9, -9, 9), strict=True))
+@pytest.mark.parametrize("name", COLOURS)
+def test_each_colour_is_nearest_to_itself(name: str) -> None:
+    nudged = tuple(min(255, max(0, level + shift)) for level, shift in zip(COLOURS[name], (9, -9, 9), strict=True))
     for wished in COLOURS:
-        judge = BuiltinJudge(ExpectedScene(background=wished), Told({}))
-        assert judge.target_scores(flat(1, nudged), [""]).tolist() == [wished == seen]
+        judge = BuiltinJudge(ExpectedScene(background=wished), Fixed({}))
+        assert judge.target_scores(flat(1, nudged), [""]).tolist() == [wished == name]
 
 
 def test_the_background_is_what_belongs_to_no_thing() -> None:
@@ -108,19 +108,19 @@ def test_the_background_is_what_belongs_to_no_thing() -> None:
     whole = ("sharp", np.ones((16, 16), bool))
     picture = Image.fromarray(pixels)
     for scene, background in (({"heart": thing}, "blue"), ({}, "red"), ({"heart": whole}, None)):
-        found = [
-            BuiltinJudge(ExpectedScene(background=c), Told(scene)).target_scores([picture], [""])[0] for c in COLOURS
+        result = [
+            BuiltinJudge(ExpectedScene(background=c), Fixed(scene)).target_scores([picture], [""])[0] for c in COLOURS
         ]
-        assert found == [colour == background for colour in COLOURS]
+        assert result == [colour == background for colour in COLOURS]
 
 
-def test_all_of_a_wish_is_to_hold() -> None:
+def test_every_part_of_an_expected_scene_must_hold() -> None:
     scene = {"hat": ("grey", block(0, 0, 8, 8)), "dog": ("sharp", block(8, 8, 16, 16))}
     pictures = flat(1, COLOURS["green"])
     fulfilled = dict(things=("hat",), style="grey", background="green", gone=("cat",))
-    assert BuiltinJudge(ExpectedScene(**fulfilled), Told(scene)).target_scores(pictures, [""]) == [1]
+    assert BuiltinJudge(ExpectedScene(**fulfilled), Fixed(scene)).target_scores(pictures, [""]) == [1]
     for change in (dict(things=("car",)), dict(style="sharp"), dict(background="red"), dict(gone=("dog",))):
-        assert BuiltinJudge(ExpectedScene(**{**fulfilled, **change}), Told(scene)).target_scores(pictures, [""]) == [0]
+        assert BuiltinJudge(ExpectedScene(**{**fulfilled, **change}), Fixed(scene)).target_scores(pictures, [""]) == [0]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_all_of_a_wish_is_to_hold() -> None:
         (dict(), "needs things"),
     ],
 )
-def test_wishes_that_cannot_be(wish: dict[str, Any], message: str) -> None:
+def test_invalid_expected_scenes(wish: dict[str, Any], message: str) -> None:
     with pytest.raises(DSASError, match=message):
         ExpectedScene(**wish)
 
@@ -151,10 +151,10 @@ def test_wishes_that_cannot_be(wish: dict[str, Any], message: str) -> None:
         (ExpectedScene(background="red"), set()),
     ],
 )
-def test_masks_are_of_what_the_wish_is_about(wish: ExpectedScene, about: set[str]) -> None:
+def test_masks_are_of_the_expected_things(wish: ExpectedScene, about: set[str]) -> None:
     where = {"banana": block(0, 0, 4, 4), "pear": block(2, 2, 8, 8), "dog": block(8, 8, 16, 16)}
     scene = {thing: ("sharp", mask) for thing, mask in where.items()}
-    first, second = BuiltinJudge(wish, Told(scene, {"car": ("sharp", block(0, 0, 1, 1))})).masks(flat(2))
+    first, second = BuiltinJudge(wish, Fixed(scene, {"car": ("sharp", block(0, 0, 1, 1))})).masks(flat(2))
     expected = [mask for thing, mask in where.items() if thing in about]
     if expected:
         assert first is not None
@@ -173,12 +173,12 @@ def test_neighbours_are_kept_where_they_look_as_before() -> None:
         {"banana": "sharp"},
         {},
     ]
-    judge = BuiltinJudge(ExpectedScene(("banana",), "blurred"), Told(*before))
+    judge = BuiltinJudge(ExpectedScene(("banana",), "blurred"), Fixed(*before))
     shapes = judge.masks(flat(4))
-    seen = iter([Told(*before), Told(*after)])
-    judge.judge = type("Both", (), {"look": lambda self, pictures: next(seen).look(pictures)})()  # type: ignore[assignment]
+    judges = iter([Fixed(*before), Fixed(*after)])
+    judge.judge = type("Both", (), {"look": lambda self, pictures: next(judges).look(pictures)})()  # type: ignore[assignment]
     assert judge.neighbours_kept(flat(4), flat(4), shapes) == [1.0, 0.5, 0.0], "the last has no neighbour"
-    seen = iter([Told(*before), Told(*after)])
+    judges = iter([Fixed(*before), Fixed(*after)])
     assert judge.neighbours_kept(flat(4), flat(4), [None, *shapes[1:]]) == [0.5, 0.0], "the first shows no banana"
 
 
@@ -210,7 +210,7 @@ def test_the_shipped_judge_on_drawn_pictures() -> None:
 )
 def test_pictures_that_the_builtin_judge_cannot_see(pictures: list[Image.Image], message: str) -> None:
     with pytest.raises(DSASError, match=message):
-        BuiltinJudge(ExpectedScene(style="grey"), Told({}, {})).target_scores(pictures, ["", ""])
+        BuiltinJudge(ExpectedScene(style="grey"), Fixed({}, {})).target_scores(pictures, ["", ""])
 
 
 def test_the_builtin_judge_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,9 +276,9 @@ def test_classifier_judge_is_the_probability_of_transformers(
         expected = function(model(**save_processor(tmp_path)(images=pictures, return_tensors="pt")).logits)
     monkeypatch.setattr(image_models, "BATCH", 2)
     for label in ("dog", number, str(number)):
-        found = ClassifierJudge(tmp_path, label).target_scores(pictures, [""] * 5)
-        assert found == pytest.approx(expected[:, number].numpy(), abs=1e-5)
-    assert found.std() > 1e-3
+        result = ClassifierJudge(tmp_path, label).target_scores(pictures, [""] * 5)
+        assert result == pytest.approx(expected[:, number].numpy(), abs=1e-5)
+    assert result.std() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_callables_see_pictures_and_prompts(function: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("output", "message"),
     [
         ([0.5], r"expected 2 numbers, one per picture, found shape \[1\]"),
         ([[0.5], [0.5]], r"found shape \[2, 1\]"),
@@ -353,14 +353,14 @@ def test_callables_see_pictures_and_prompts(function: Any) -> None:
         (None, "found"),
     ],
 )
-def test_callables_that_do_not_answer(made: Any, message: str) -> None:
+def test_callables_that_do_not_answer(output: Any, message: str) -> None:
     with pytest.raises(DSASError, match=message):
-        CallableJudge(lambda pictures, prompts: made).target_scores(flat(2), ["", ""])
+        CallableJudge(lambda pictures, prompts: output).target_scores(flat(2), ["", ""])
 
 
-@pytest.mark.parametrize("made", [[True, False], np.array([1, 0], np.int8), torch.tensor([1.0, 0.0]), (1, 0)])
-def test_answers_of_callables_that_are_taken(made: Any) -> None:
-    assert CallableJudge(lambda pictures, prompts: made).target_scores(flat(2), ["", ""]).tolist() == [1, 0]
+@pytest.mark.parametrize("output", [[True, False], np.array([1, 0], np.int8), torch.tensor([1.0, 0.0]), (1, 0)])
+def test_answers_of_callables_that_are_taken(output: Any) -> None:
+    assert CallableJudge(lambda pictures, prompts: output).target_scores(flat(2), ["", ""]).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_functions_that_are_not_there(path: str, message: str) -> None:
 
 def test_judges_from_yaml(clip_folder: Path, tmp_path: Path) -> None:
     save_classifier(tmp_path, ["cat", "dog"])
-    made: list[PictureJudge] = [
+    judges: list[PictureJudge] = [
         judge_from(yaml.safe_load(text), device="cpu")
         for text in (
             "builtin: {things: [banana, animal], style: blurred, background: red, gone: [dog]}",
@@ -393,11 +393,11 @@ def test_judges_from_yaml(clip_folder: Path, tmp_path: Path) -> None:
         )
     ]
     names = ["builtin", f"clip {clip_folder}", *[f"classifier {tmp_path}"] * 2]
-    assert [judge.name for judge in made] == names
-    assert isinstance(made[0], BuiltinJudge)
-    assert made[0].wanted == ExpectedScene(("banana", "animal"), "blurred", "red", ("dog",))
+    assert [judge.name for judge in judges] == names
+    assert isinstance(judges[0], BuiltinJudge)
+    assert judges[0].wanted == ExpectedScene(("banana", "animal"), "blurred", "red", ("dog",))
     pictures, prompts = noise_pictures(3), ["a dog", "a cat", "a hat"]
-    shown = [judge.target_scores(pictures, prompts) for judge in made]
+    shown = [judge.target_scores(pictures, prompts) for judge in judges]
     assert all(scores.shape == (3,) and scores.min() >= 0 and scores.max() <= 1 for scores in shown)
     assert np.array_equal(shown[2], shown[3])
 
@@ -431,7 +431,7 @@ def test_data_that_make_no_judge(spec: Any, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_may_be_wished_is_what_scenes_hold() -> None:
+def test_expected_scenes_know_the_names_of_scenes() -> None:
     for name in (*THINGS, *CATEGORIES):
         assert ExpectedScene((name,)).wanted_things == (ExpectedScene(gone=(name,)).gone_things)
     assert all(ExpectedScene(style=style).style == style for style in STYLES)

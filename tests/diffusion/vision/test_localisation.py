@@ -23,8 +23,8 @@ MASK[:2, :2] = True
     ],
 )
 def test_known_answers(heat: np.ndarray, expected: Localisation) -> None:
-    found = localisation(heat, MASK)
-    assert (found.auroc, found.iou, found.pointing) == (expected.auroc, expected.iou, expected.pointing)
+    result = localisation(heat, MASK)
+    assert (result.auroc, result.iou, result.pointing) == (expected.auroc, expected.iou, expected.pointing)
 
 
 def test_averages_and_what_has_none() -> None:

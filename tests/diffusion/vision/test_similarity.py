@@ -35,12 +35,12 @@ def reference_ssim(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("size", [(32, 32), (40, 24), (11, 11)])
 def test_ssim_is_the_published_one(size: tuple[int, int]) -> None:
     base = noise_pictures(3, 0, size)
-    made = [base[0], *(Image.blend(a, b, 0.3) for a, b in zip(base[1:], noise_pictures(2, 1, size), strict=True))]
-    expected = [reference_ssim(np.asarray(a), np.asarray(b)) for a, b in zip(base, made, strict=True)]
-    found = ssim(base, made)
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert found[0] == pytest.approx(1, abs=1e-6)
-    assert found[1:].max() < 0.99
+    steered = [base[0], *(Image.blend(a, b, 0.3) for a, b in zip(base[1:], noise_pictures(2, 1, size), strict=True))]
+    expected = [reference_ssim(np.asarray(a), np.asarray(b)) for a, b in zip(base, steered, strict=True)]
+    result = ssim(base, steered)
+    assert result == pytest.approx(expected, abs=1e-4)
+    assert result[0] == pytest.approx(1, abs=1e-6)
+    assert result[1:].max() < 0.99
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 255), (100, 120), (7, 7)])
@@ -51,10 +51,10 @@ def test_ssim_of_flat_pictures(a: int, b: int) -> None:
 
 
 def test_ssim_of_a_picture_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    base, made = noise_pictures(5, 0), noise_pictures(5, 1)
-    whole = ssim(base, made)
+    base, steered = noise_pictures(5, 0), noise_pictures(5, 1)
+    whole = ssim(base, steered)
     monkeypatch.setattr(similarity, "BATCH", 2)
-    assert ssim(base, made) == pytest.approx(whole, abs=1e-6)
+    assert ssim(base, steered) == pytest.approx(whole, abs=1e-6)
     assert ssim([], []).shape == (0,)
 
 
@@ -63,23 +63,23 @@ def test_identical_is_bit_for_bit() -> None:
     nudged = base[1].copy()
     red, green, blue = nudged.getpixel((3, 4))
     nudged.putpixel((3, 4), (red, green, blue ^ 1))
-    found = identical(base, [base[0].copy(), nudged, base[2].convert("RGBA")])
-    assert found.dtype == bool
-    assert found.tolist() == [True, False, False]
+    result = identical(base, [base[0].copy(), nudged, base[2].convert("RGBA")])
+    assert result.dtype == bool
+    assert result.tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("metric", [ssim, identical, lpips])
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("steered", "message"),
     [
         (noise_pictures(2), "1 pictures before, but 2 after"),
         (noise_pictures(1, size=(16, 32)), "found 16 x 32, 32 x 32"),
         ([np.zeros((32, 32, 3), np.uint8)], "found ndarray"),
     ],
 )
-def test_no_pairs(metric: Any, made: list[Any], message: str) -> None:
+def test_no_pairs(metric: Any, steered: list[Any], message: str) -> None:
     with pytest.raises(DSASError, match=message):
-        metric(noise_pictures(1), made)
+        metric(noise_pictures(1), steered)
 
 
 def test_ssim_of_pictures_that_are_too_small() -> None:
@@ -91,21 +91,21 @@ def test_ssim_of_pictures_that_are_too_small() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_latent_change(dtype: torch.dtype) -> None:
     base = torch.randn(3, 4, 8, 8).to(dtype)
-    made = torch.stack([base[0], base[1] * 1.5, -base[2]])
-    assert latent_change(base, made) == pytest.approx([0, 0.5, 2], rel=1e-3)
+    steered = torch.stack([base[0], base[1] * 1.5, -base[2]])
+    assert latent_change(base, steered) == pytest.approx([0, 0.5, 2], rel=1e-3)
 
 
 def test_latent_change_from_nothing() -> None:
     base = torch.zeros(2, 4, 2, 2)
-    made = base.clone()
-    made[1] += 1
-    assert latent_change(base, made).tolist() == [0, np.inf]
+    steered = base.clone()
+    steered[1] += 1
+    assert latent_change(base, steered).tolist() == [0, np.inf]
 
 
-@pytest.mark.parametrize(("base", "made"), [((2, 4, 8, 8), (1, 4, 8, 8)), ((4,), (4,))])
-def test_latents_that_do_not_match(base: tuple[int, ...], made: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("base", "steered"), [((2, 4, 8, 8), (1, 4, 8, 8)), ((4,), (4,))])
+def test_latents_that_do_not_match(base: tuple[int, ...], steered: tuple[int, ...]) -> None:
     with pytest.raises(DSASError, match="one shape"):
-        latent_change(torch.zeros(base), torch.zeros(made))
+        latent_change(torch.zeros(base), torch.zeros(steered))
 
 
 # ---- LPIPS: its linear layers come with torchmetrics, its networks with torchvision ----------------------------------
@@ -128,14 +128,16 @@ def test_lpips_is_what_torchmetrics_says_of_each_pair(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(lpip, "_TORCHVISION_AVAILABLE", True)
     monkeypatch.setattr(functional, "_get_tv_model_features", alexnet)
-    base, made = noise_pictures(3, 0, (64, 64)), noise_pictures(3, 1, (64, 64))
-    made[0] = base[0]
-    scaled = [torch.from_numpy(np.stack([*map(np.asarray, p)])).permute(0, 3, 1, 2) / 127.5 - 1 for p in (base, made)]
+    base, steered = noise_pictures(3, 0, (64, 64)), noise_pictures(3, 1, (64, 64))
+    steered[0] = base[0]
+    scaled = [
+        torch.from_numpy(np.stack([*map(np.asarray, p)])).permute(0, 3, 1, 2) / 127.5 - 1 for p in (base, steered)
+    ]
     expected = functional._NoTrainLpips(net="alex")(*scaled).flatten()
-    found = lpips(base, made)
-    assert found == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-7)
-    assert found[0] == 0
-    assert found[1:].min() > 1e-3
+    result = lpips(base, steered)
+    assert result == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-7)
+    assert result[0] == 0
+    assert result[1:].min() > 1e-3
 
 
 @pytest.mark.parametrize(

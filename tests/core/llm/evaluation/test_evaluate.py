@@ -32,7 +32,7 @@ def words_of(tokenizer: Words) -> ScoredJudge:
     return ScoredJudge(LexiconScorer([word for word in tokenizer.words[2::2] if word[0].isalpha()]))
 
 
-def measured(concept: Concept, tokenizer: Words, folder: Path) -> dict[str, Any]:
+def measure(concept: Concept, tokenizer: Words, folder: Path) -> dict[str, Any]:
     model, prompts = tiny("llama"), load_prompts(PROMPTS)
     run = RunStore(folder, identity(model, concept, prompts))
     judges = [words_of(tokenizer), ScoredJudge(LexiconScorer(["w1"]), wanted=True, name="a word")]
@@ -43,7 +43,7 @@ def measured(concept: Concept, tokenizer: Words, folder: Path) -> dict[str, Any]
 def document(concept: Concept, tokenizer: Words, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     # a random model may write numbers that are no words
     tokenizer.words += [f"w{i}" for i in range(61 - len(tokenizer.words))]
-    return measured(concept, tokenizer, tmp_path_factory.mktemp("run") / "run")
+    return measure(concept, tokenizer, tmp_path_factory.mktemp("run") / "run")
 
 
 def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
@@ -72,9 +72,9 @@ def test_every_arm_at_every_strength(document: dict[str, Any]) -> None:
 
 def test_concepts_that_cannot_choose_their_strength_say_so(concept: Concept, tokenizer: Words, tmp_path: Path) -> None:
     latched = llm.learn(tiny("llama"), tokenizer, PROMPTS, count=16, recipe={"form": "latch"})
-    found = measured(latched, tokenizer, tmp_path / "run")
-    assert found["auto"] == []
-    assert any(reason.startswith("strength auto: at ") for reason in found["skipped"])
+    figures = measure(latched, tokenizer, tmp_path / "run")
+    assert figures["auto"] == []
+    assert any(reason.startswith("strength auto: at ") for reason in figures["skipped"])
 
 
 def test_nothing_is_answered_twice(
@@ -84,10 +84,10 @@ def test_nothing_is_answered_twice(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = measured(concept, tokenizer, tmp_path / "run")
+    first = measure(concept, tokenizer, tmp_path / "run")
     assert {**first, "cost": None} == {**document, "cost": None}, "the same everywhere, but for time"
     monkeypatch.setattr(AnswerStore, "_measure", None)
-    assert measured(concept, tokenizer, tmp_path / "run") == first
+    assert measure(concept, tokenizer, tmp_path / "run") == first
 
 
 def test_rewritten_prompts_are_the_measure_where_there_are_any(
@@ -102,25 +102,25 @@ def test_rewritten_prompts_are_the_measure_where_there_are_any(
     }
     model, prompts = tiny("llama"), load_prompts({**PROMPTS, "evaluation": unseen})
     run = RunStore(tmp_path / "run", identity(model, concept, prompts))
-    found = evaluate(model, tokenizer, concept, prompts, words_of(tokenizer), run, PLAN)
-    rewritten = found["baselines"]["asked in words"]
-    assert rewritten["shown"] == found["asked"] != found["baselines"]["no steering"]["shown"]
+    figures = evaluate(model, tokenizer, concept, prompts, words_of(tokenizer), run, PLAN)
+    rewritten = figures["baselines"]["asked in words"]
+    assert rewritten["shown"] == figures["asked"] != figures["baselines"]["no steering"]["shown"]
     judge, reader = words_of(tokenizer), Reader(model, pad_token(tokenizer), 8)
-    texts = [encode(tokenizer, text) for text in found["prompts"]["target"]]
+    texts = [encode(tokenizer, text) for text in figures["prompts"]["target"]]
     said = [str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in reader.answers(texts)]
     scores = [0.0 if repeats(text) else score for text, score in zip(said, judge.target_scores(said), strict=True)]
-    assert found["asked"] == pytest.approx(sum(scores) / len(scores))
+    assert figures["asked"] == pytest.approx(sum(scores) / len(scores))
 
 
 @pytest.mark.parametrize(
-    ("spec", "texts", "shown"),
+    ("spec", "texts", "expected"),
     [
         ({"words": {"any": ["sun"]}}, ["the sun shines", "rain"], [1, 0]),
         ({"words": {"any": ["sun"], "wanted": False}}, ["the sun shines", "rain"], [0, 1]),
     ],
 )
-def test_judges_from_yaml(spec: Any, texts: list[str], shown: list[float]) -> None:
-    assert judge_from(spec).target_scores(texts) == shown
+def test_judges_from_yaml(spec: Any, texts: list[str], expected: list[float]) -> None:
+    assert judge_from(spec).target_scores(texts) == expected
 
 
 def test_the_built_in_scorer_judges_what_is_to_go_away() -> None:

@@ -82,10 +82,10 @@ def folder(concept: Concept, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return concept.save_pretrained(tmp_path_factory.mktemp("concepts") / "random")
 
 
-def evaluated(tasks: Path, task: str, model: str, arguments: str, **settings: Any) -> list[Any]:
+def evaluate_task(tasks: Path, task: str, model: str, arguments: str, **settings: Any) -> list[Any]:
     """What the model answers to each question: log-likelihoods of the choices, or texts."""
     name = "builtin:chat" if model == "dsas" else BUILTIN["builtin:chat"]
-    found: Any = lm_eval.simple_evaluate(
+    result: Any = lm_eval.simple_evaluate(
         model=model,
         model_args=f"pretrained={name},dtype=float32,{arguments}".strip(","),
         tasks=[task],
@@ -96,15 +96,15 @@ def evaluated(tasks: Path, task: str, model: str, arguments: str, **settings: An
         batch_size=4,
         **settings,
     )
-    assert found["results"][task]["alias"] == task
-    samples = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
+    assert result["results"][task]["alias"] == task
+    samples = sorted(result["samples"][task], key=lambda sample: sample["doc_id"])
     return [sample["resps"] for sample in samples]
 
 
 @pytest.fixture(scope="module")
 def base(tasks: Path) -> dict[str, list[Any]]:
     """Of lm-eval's own model."""
-    return {task: evaluated(tasks, task, "hf", "") for task in ("facts", "answers")}
+    return {task: evaluate_task(tasks, task, "hf", "") for task in ("facts", "answers")}
 
 
 @pytest.mark.parametrize("task", ["facts", "answers"])
@@ -114,30 +114,30 @@ def base(tasks: Path) -> dict[str, list[Any]]:
 def test_what_changes_a_task(
     tasks: Path, folder: Path, base: dict[str, list[Any]], task: str, settings: str, same: bool
 ) -> None:
-    assert (evaluated(tasks, task, "dsas", f"concept={folder},{settings}") == base[task]) is same
+    assert (evaluate_task(tasks, task, "dsas", f"concept={folder},{settings}") == base[task]) is same
 
 
 def test_choices_score_as_the_steered_model_does(tasks: Path, folder: Path, concept: Concept) -> None:
-    scored = evaluated(tasks, "facts", "dsas", f"concept={folder}")
+    scored = evaluate_task(tasks, "facts", "dsas", f"concept={folder}")
     model, tokenizer = llm.load("builtin:chat", device="cpu")
     first = json.loads((tasks / "facts.jsonl").read_text().splitlines()[0])
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": first["question"]}], tokenize=False, add_generation_prompt=True
     )
     with llm.steer(model, {concept: 1.0}), torch.no_grad():
-        for choice, (found,) in zip(first["choices"], scored[0], strict=True):
+        for choice, (result,) in zip(first["choices"], scored[0], strict=True):
             given = len(tokenizer(chat, add_special_tokens=False).input_ids)
             ids = torch.tensor([tokenizer(chat + choice, add_special_tokens=False).input_ids])
-            said = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[given - 1 :]
-            assert float(found[0]) == pytest.approx(float(said.sum()), abs=1e-3)
+            answers = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[given - 1 :]
+            assert float(result[0]) == pytest.approx(float(answers.sum()), abs=1e-3)
 
 
 def test_several_concepts(tasks: Path, folder: Path, concept: Concept, base: dict[str, list[Any]]) -> None:
     other = replace(concept, name="other").save_pretrained(folder.parent / "other", overwrite=True)
     both = f"concept={folder}+{other}"
-    undone = evaluated(tasks, "answers", "dsas", f"{both},strength=0+0")
+    undone = evaluate_task(tasks, "answers", "dsas", f"{both},strength=0+0")
     assert undone == base["answers"]
-    assert evaluated(tasks, "answers", "dsas", f"{both},strength=1+0") != base["answers"]
+    assert evaluate_task(tasks, "answers", "dsas", f"{both},strength=1+0") != base["answers"]
     lm = SteeredLM("builtin:chat", f"{folder}+{other}", "1+-0.5", device="cpu")
     assert dict(lm.steering.strengths) == {"random": 1.0, "other": -0.5}
 
@@ -163,9 +163,9 @@ def test_an_evaluation_asks_tasks(
     given = ["eval", "--model", "builtin:chat", "--concept", str(saved), "--quick", "--count", "2", "--strengths", "1"]
     given += ["--tasks", str(tasks / "facts.yaml"), "--out", str(tmp_path / "out"), "--quiet"]
     assert cli.main([*given, "--limit", "4", "--device", "cpu"]) == 0
-    (found,) = json.loads((tmp_path / "out" / "report.json").read_text())["concepts"]
-    assert [line["arm"] for line in found["tasks"]] == ["base", "dsas", "on"]
-    assert found["tasks"][0]["facts, acc"] == 1.0
+    (result,) = json.loads((tmp_path / "out" / "report.json").read_text())["concepts"]
+    assert [line["arm"] for line in result["tasks"]] == ["base", "dsas", "on"]
+    assert result["tasks"][0]["facts, acc"] == 1.0
     assert "Tasks of lm-evaluation-harness" in (tmp_path / "out" / "report.md").read_text()
     capsys.readouterr()
     assert cli.main([*given[:-3], "--tasks", "./lost.yaml", "--out", str(tmp_path / "other"), "--quiet"]) == 1
@@ -202,8 +202,8 @@ def test_choices_refuse_what_goes_by_the_end_of_the_prompt(
         saved = replace(concept, name="latch", interventions=(latched,))
         settings = f"concept={saved.save_pretrained(folder.parent / 'latch', overwrite=True)}"
     with pytest.raises(DSASError, match=r"goes by where the prompt ends.* take phase=all and another gate, or tasks"):
-        evaluated(tasks, "facts", "dsas", settings)
-    evaluated(tasks, "answers", "dsas", settings, limit=2)
+        evaluate_task(tasks, "facts", "dsas", settings)
+    evaluate_task(tasks, "answers", "dsas", settings, limit=2)
 
 
 @pytest.mark.parametrize(

@@ -143,9 +143,9 @@ def test_the_label_and_its_probability(
     tmp_path: Path, labels: list[str], problem: str | None, settings: Any, expected: Any
 ) -> None:
     model, tokenizer = save_classifier(tmp_path, labels, problem)
-    found = ClassifierScorer(tmp_path, device="cpu", batch=3, **settings)(TEXTS)
-    assert found == pytest.approx(expected(logits_of(model, tokenizer)).tolist(), abs=1e-5)
-    assert all(0 <= score <= 1 for score in found)
+    result = ClassifierScorer(tmp_path, device="cpu", batch=3, **settings)(TEXTS)
+    assert result == pytest.approx(expected(logits_of(model, tokenizer)).tolist(), abs=1e-5)
+    assert all(0 <= score <= 1 for score in result)
 
 
 def test_long_texts_are_cut_and_none_are_nothing(binary: Path) -> None:

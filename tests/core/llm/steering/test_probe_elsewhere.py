@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, Site, llm
-from dsas_core.evaluation.arms import BLIND, arm, scores_of
+from dsas_core.evaluation.arms import BLIND, build_arm, collect_scores
 from dsas_core.probes import LatchProbe, LinearProbe, PooledProbe
 from tests.fixtures.checks import differ
 from tests.fixtures.concepts import random_concept
@@ -106,7 +106,7 @@ def test_arms_read_where_the_concept_does(name: str) -> None:
     with llm.steer(model, {concept: 0.0}, trace=True) as steering:
         model(IDS)
         assert steering.trace is not None
-        other, gate = arm(concept, name, scores_of(steering.trace, concept))
+        other, gate = build_arm(concept, name, collect_scores(steering.trace, concept))
     assert other.interventions[0].probe_site == (None if name in BLIND else concept.interventions[0].probe_site)
     base = written(model)
     with llm.steer(model, {other: 3.0}, gate=gate):
