@@ -11,7 +11,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,9 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    functions = (tables, plain_words, plot, markdown_table, refusals, footer)
-    functions += (sample_labels, heading, format_value, read_base64)
-    environment.globals |= {function.__name__: function for function in functions}
+    functions: list[Callable[..., Any]] = [tables, plain_words, plot, markdown_table, refusals, footer]
+    functions += [sample_labels, heading, format_value, read_base64]
+    environment.globals.update({function.__name__: function for function in functions})
     return environment.get_template(template).render(values)
 
 

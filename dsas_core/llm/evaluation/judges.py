@@ -68,7 +68,8 @@ def judge_from(spec: Mapping[str, Any]) -> TextJudge:
         raise DSASError(f"judge {dict(spec)!r}: expected scorer: {{model, wanted}} or words: {{any, wanted}}")
     key, type_, what = ("model", str, "a name") if kind == "scorer" else ("any", list | tuple, "a list")
     value, wanted = settings.get(key), settings.get("wanted", kind == "words")
-    if set(settings) - {key, "wanted"} or not isinstance(value, type_) or not isinstance(wanted, bool):
+    fits = isinstance(value, type_) and isinstance(wanted, bool)
+    if set(settings) - {key, "wanted"} or not fits:
         raise DSASError(f"judge {kind}: expected {key}, {what}, and wanted: true or false; found {dict(settings)!r}")
     if kind == "scorer":
         return ScoredJudge(scorer(value), wanted, f"scorer {value}")
