@@ -167,7 +167,7 @@ def _measure(
     model = load(entry.model)
     domain: Any = texts if llm.is_language_model(entry.model) else pictures
     identity = domain.identity(model[0], concept, entry.prompts)
-    store = RunStore(out / entry.name / "run", identity, **vars(share), show_progress=show_progress)
+    store = RunStore(out / entry.name / "run", identity, share, show_progress)
     figures = domain.evaluate(*model, concept, entry.prompts, job.judges, store, entry.plan, **job.options)
     description = {"name": entry.name, "task": entry.prompts.name, "recipe": dict(entry.recipe)}
     description |= {"method": concept.method, "gate": concept.gate, "model": entry.model, "plan": asdict(entry.plan)}

@@ -45,7 +45,7 @@ def dsas(model: str, capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def test_it_serves_until_it_is_told_to_end(dsas: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_serves_until_a_signal(dsas: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[int] = []
 
     def tell(page: Any, *args: Any, **options: Any) -> Any:

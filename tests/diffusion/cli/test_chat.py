@@ -28,7 +28,8 @@ def concept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
+def chat_json(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
+    """The JSON document of `dsas chat`."""
     capsys.readouterr()
     assert main(["chat", "--json", *map(str, arguments)]) == 0
     return json.loads(capsys.readouterr().out)
@@ -37,7 +38,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
 def test_insults_are_answered_kindly_and_calm_people_as_before(
     concept: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document = told(capsys, "-c", f"{concept}=1", "--compare", "-m", INSULT, "-m", CALM)
+    document = chat_json(capsys, "-c", f"{concept}=1", "--compare", "-m", INSULT, "-m", CALM)
     insulted, calm = document["answers"]
     rude = r"buffoon|muppet|idiot|fool|clown|dimwit|twit"
     assert re.search(rude, insulted["base"])
@@ -60,7 +61,7 @@ def test_the_card_has_answers_without_and_with_the_concept(concept: Path) -> Non
 
 def test_no_strength_to_tune(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("-c", f"{concept}=auto:1e-4", "--combine", "blend", "--compare", "-m", INSULT, "-m", CALM)
-    insulted, calm = told(capsys, *command)["answers"]
+    insulted, calm = chat_json(capsys, *command)["answers"]
     assert insulted["answer"] != insulted["base"]
     assert calm["answer"] == calm["base"]
 
@@ -76,15 +77,15 @@ def test_messages_come_from_standard_input(
     concept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{INSULT}\n\n{CALM}\n"))
-    assert [answer["message"] for answer in told(capsys)["answers"]] == [INSULT, CALM]
+    assert [answer["message"] for answer in chat_json(capsys)["answers"]] == [INSULT, CALM]
 
 
 def test_the_monitor_writes_lines_and_changes_nothing(
     concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "monitor.jsonl"
-    watched = told(capsys, "-c", concept, "--monitor", file, "-m", INSULT, "-m", CALM)
-    plain = told(capsys, "-m", INSULT, "-m", CALM)
+    watched = chat_json(capsys, "-c", concept, "--monitor", file, "-m", INSULT, "-m", CALM)
+    plain = chat_json(capsys, "-m", INSULT, "-m", CALM)
     assert [a["answer"] for a in watched["answers"]] == [a["answer"] for a in plain["answers"]]
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert lines[0]["rudeness"]["max_h"] > 10 * lines[1]["rudeness"]["max_h"]
@@ -95,7 +96,7 @@ def test_the_heat_of_tokens_is_drawn(
     suffix: str, concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / f"tokens{suffix}"
-    told(capsys, "-c", f"{concept}=0", "--heat", file, "-m", INSULT)
+    chat_json(capsys, "-c", f"{concept}=0", "--heat", file, "-m", INSULT)
     content = file.read_text()
     assert content.startswith("<!doctype html>" if suffix == ".html" else "<svg")
     assert "clown" in content
@@ -103,7 +104,7 @@ def test_the_heat_of_tokens_is_drawn(
     assert "is there: choose another name, or pass --overwrite" in capsys.readouterr().err
 
 
-def test_show_tells_of_it(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_describes_it(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["show", str(concept)]) == 0
     out = capsys.readouterr().out
@@ -133,14 +134,12 @@ def test_show_tells_of_it(concept: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["chat", "-m", "hi", "--temperature", "-1"], 2, "expected a number from 0 up, found '-1'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
-    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_are_one_line(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == code
     assert_one_line(capsys.readouterr().err, message)
 
 
-def test_leaving_a_conversation_keeps_what_was_said(
+def test_an_interrupted_conversation_keeps_its_answers(
     concept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def said() -> Any:
@@ -148,7 +147,7 @@ def test_leaving_a_conversation_keeps_what_was_said(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(chat, "_lines", said)
-    document = told(capsys, "-c", f"{concept}=0", "--heat", str(tmp_path / "heat.html"))
+    document = chat_json(capsys, "-c", f"{concept}=0", "--heat", str(tmp_path / "heat.html"))
     assert [answer["message"] for answer in document["answers"]] == [CALM]
     assert (tmp_path / "heat.html").read_text().startswith("<!doctype html><meta charset=utf-8>")
 
@@ -160,7 +159,7 @@ def test_doctor_refuses_what_only_pictures_have(concept: Path, capsys: pytest.Ca
     assert_one_line(capsys.readouterr().err, "takes neither --steps nor --guidance")
 
 
-def test_doctor_tells_what_happened_in_an_answer(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_explains_an_answer(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     command = ["doctor", "--model", "builtin:chat", "-c", str(concept), "-p", f"{INSULT} xylophone", "--json"]
     assert main(command) == 0

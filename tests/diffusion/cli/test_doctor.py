@@ -48,28 +48,28 @@ def test_show_without_evidence(dsas, concept: str, tmp_path: Path) -> None:
 
 def test_doctor(dsas, model: str, concept: str) -> None:
     arguments = ("doctor", "--model", model, "--concept", concept, "--prompt", "a banana", "--steps", 2)
-    found = document_of(dsas(*arguments, "--json"))
+    document = document_of(dsas(*arguments, "--json"))
     interventions = Concept.from_pretrained(concept).interventions
-    for site, item in zip(found["sites"], interventions, strict=True):
+    for site, item in zip(document["sites"], interventions, strict=True):
         assert site["reached"]
         assert 0 <= site["mean_h"] <= site["max_h"] <= site["weight"] + 1e-6
-        assert site["dose"] == pytest.approx(0 if item.read_only else found["unit"] * site["mean_h"])
+        assert site["dose"] == pytest.approx(0 if item.read_only else document["unit"] * site["mean_h"])
         assert (site["relative_change"] > 0) == (site["mean_h"] > 0 and not item.read_only)
-    assert found["conclusions"]
+    assert document["conclusions"]
     code, text, _ = dsas(*arguments, "--strength", 0)
     assert code == 0
     assert "The strength is 0" in text
     assert "0.00 of 255" in text
 
 
-def test_doctor_tells_how_concepts_go_together(dsas, model: str, concept: str, tmp_path: Path) -> None:
+def test_doctor_reports_conflicts_between_concepts(dsas, model: str, concept: str, tmp_path: Path) -> None:
     other = replace(Concept.from_pretrained(concept), name="other").save_pretrained(tmp_path / "other")
     command = ("doctor", "--model", model, "-c", concept, "-c", other, "-p", "a banana", "--steps", 2)
-    found = document_of(dsas(*command, "--json"))
-    assert found["beside"] == ["other"]
-    assert {line["site"] for line in found["opposition"]} <= {site["site"] for site in found["sites"]}
-    assert all(line["cosine"] == pytest.approx(1) and not line["opposed"] for line in found["opposition"])
-    assert found["opposition"]
+    document = document_of(dsas(*command, "--json"))
+    assert document["beside"] == ["other"]
+    assert {line["site"] for line in document["opposition"]} <= {site["site"] for site in document["sites"]}
+    assert all(line["cosine"] == pytest.approx(1) and not line["opposed"] for line in document["opposition"])
+    assert document["opposition"]
     assert "where shifts of two concepts go" in dsas(*command)[1]
 
 
@@ -78,10 +78,10 @@ def test_doctor_names_words_that_the_built_in_model_does_not_know(
 ) -> None:
     monkeypatch.setitem(load.BUILTIN, "builtin:emoji", Path(model))
     prompt = "a xylophone, and a banana " + "on the grass " * 10
-    found = document_of(dsas("doctor", "--concept", concept, "--prompt", prompt, "--steps", 1, "--json"))
-    assert found["unknown_words"] == ["xylophone"]
-    assert any("does not know xylophone" in line for line in found["conclusions"])
-    assert any("cut off" in line for line in found["conclusions"])
+    document = document_of(dsas("doctor", "--concept", concept, "--prompt", prompt, "--steps", 1, "--json"))
+    assert document["unknown_words"] == ["xylophone"]
+    assert any("does not know xylophone" in line for line in document["conclusions"])
+    assert any("cut off" in line for line in document["conclusions"])
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ MEASURED = (*QUICK, *JUDGE, *OWN, "--arms", *ARMS)
 @pytest.fixture(scope="module")
 def concept(tiny_pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A saved concept whose prompts name no judge."""
-    told = {"prompts": {key: value for key, value in PROMPTS.items() if key != "judge"}}
-    saved = replace(random_banana(tiny_pipe), provenance=told)
+    provenance = {"prompts": {key: value for key, value in PROMPTS.items() if key != "judge"}}
+    saved = replace(random_banana(tiny_pipe), provenance=provenance)
     return str(saved.save_pretrained(tmp_path_factory.mktemp("saved") / "banana"))
 
 
@@ -35,8 +35,8 @@ def test_eval_writes_three_reports_and_goes_on_from_what_is_there(
     dsas, model: str, concept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("eval", "--model", model, "--concept", concept, *MEASURED, "--out", tmp_path / "out")
-    (told,) = document_of(dsas(*command, "--json"))["concepts"]
-    assert (told["name"], tuple(told["arms"])) == ("banana", ARMS)
+    (measured,) = document_of(dsas(*command, "--json"))["concepts"]
+    assert (measured["name"], tuple(measured["arms"])) == ("banana", ARMS)
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"report.json", "report.md", "report.html"}
     monkeypatch.setattr(picture_store, "latent_batches", None)
     code, out, _ = dsas(*command)
@@ -48,8 +48,8 @@ def test_eval_writes_three_reports_and_goes_on_from_what_is_there(
 def test_two_processes_agree_with_one(dsas, model: str, concept: str, tmp_path: Path) -> None:
     def figures(report: Path) -> Any:
         """What a report says, without what differs from run to run."""
-        (told,) = json.loads(report.read_text())["concepts"]
-        return {key: value for key, value in told.items() if key not in ("cost", "samples")}
+        (measured,) = json.loads(report.read_text())["concepts"]
+        return {key: value for key, value in measured.items() if key not in ("cost", "samples")}
 
     arguments = ("eval", "--model", model, "--concept", concept, *MEASURED, "--quiet")
     assert dsas(*arguments, "--out", tmp_path / "one")[0] == 0
@@ -82,10 +82,10 @@ def test_two_processes_agree_with_one(dsas, model: str, concept: str, tmp_path: 
         ((), 2, "one of the arguments --concept/-c --grid is required"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_errors_are_one_line(
     dsas, model: str, concept: str, arguments: tuple[str, ...], code: int, message: str, tmp_path: Path
 ) -> None:
     given = [concept if argument == "CONCEPT" else argument for argument in arguments]
-    found, _, err = dsas("eval", "--model", model, *given, "--out", tmp_path / "out", "--quiet")
-    assert found == code
+    result, _, err = dsas("eval", "--model", model, *given, "--out", tmp_path / "out", "--quiet")
+    assert result == code
     assert_one_line(err, message)

@@ -107,9 +107,7 @@ def test_generate_blends_and_chooses_strengths(dsas, model: str, concept: str, t
     assert [one["strength"] for one in written["concepts"]] == [-1.0, "auto:0.3"]
 
 
-def test_words_that_the_model_does_not_know_are_told(
-    dsas, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_words_are_warned_of(dsas, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "dsas_diffusion.cli.commands.generate.unknown_words", lambda _, prompts: tuple(prompts[0].split()[1:])
     )

@@ -25,10 +25,10 @@ def test_a_learned_concept_holds_its_drafted_prompts(concept: str) -> None:
     written = {path.name for path in Path(concept).iterdir()}
     assert written == {"config.json", "concept.safetensors", "README.md", "strip.webp", "prompts.yaml"}
     drafted = prompts.load_prompts(Path(concept) / "prompts.yaml")
-    told = Concept.from_pretrained(concept).provenance
-    assert told["prompts"] == drafted.to_dict()
-    assert told["prompts_sha256"] == hashlib.sha256((Path(concept) / "prompts.yaml").read_bytes()).hexdigest()
-    assert told["command"].startswith("dsas learn --model ")
+    provenance = Concept.from_pretrained(concept).provenance
+    assert provenance["prompts"] == drafted.to_dict()
+    assert provenance["prompts_sha256"] == hashlib.sha256((Path(concept) / "prompts.yaml").read_bytes()).hexdigest()
+    assert provenance["command"].startswith("dsas learn --model ")
 
 
 def test_the_card_shows_a_strip(concept: str) -> None:
@@ -43,7 +43,7 @@ def test_the_card_shows_a_strip(concept: str) -> None:
     assert "(strip.webp)" in (Path(concept) / "README.md").read_text()
 
 
-def test_what_cannot_be_shown_is_saved_all_the_same(
+def test_a_concept_without_samples_is_saved(
     dsas, concept: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned = replace(Concept.from_pretrained(concept), provenance={})

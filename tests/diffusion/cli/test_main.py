@@ -1,4 +1,4 @@
-"""The command line, driven through `main`: what all commands share, and how mistakes are told."""
+"""The command line, driven through `main`: what all commands share, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.fixtures.checks import assert_one_line, document_of
 def test_methods_env_version_and_help(dsas) -> None:
     assert {"caa", "dsas", "on", "off"} <= {method["name"] for method in document_of(dsas("methods", "--json"))}
     assert "--gate" in dsas("methods")[1]
-    told = dsas("methods")[1]
-    assert "support=null" in told
-    assert "gaps(threshold=0.1, soft=false)" in told
+    text = dsas("methods")[1]
+    assert "support=null" in text
+    assert "gaps(threshold=0.1, soft=false)" in text
     assert document_of(dsas("env", "--json"))["torch"] == torch.__version__
     assert "torch threads" in dsas("env")[1]
     assert dsas("--version")[:2] == (0, f"dsas {__version__}\n")
@@ -127,12 +127,12 @@ def test_debug_shows_the_traceback(dsas, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_our_warnings_are_one_line_and_others_are_silent(
     dsas, concept: str, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def warning(*_: object, **__: object) -> None:
+    def warn_and_raise(*_: object, **__: object) -> None:
         warnings.warn_explicit("sites were\nnever reached", UserWarning, "steer.py", 1, "dsas_diffusion.steering.steer")
         warnings.warn_explicit("old", FutureWarning, "x.py", 1, "sklearn")
         raise output.DSASError("stop")
 
-    monkeypatch.setattr("dsas_diffusion.cli.arguments.open_pipeline", warning)
+    monkeypatch.setattr("dsas_diffusion.cli.arguments.open_pipeline", warn_and_raise)
     code, _, err = dsas("doctor", "-c", concept, "-p", "x")
     assert (code, err) == (1, "dsas: warning: sites were never reached\ndsas: error: stop\n")
 

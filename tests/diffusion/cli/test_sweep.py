@@ -78,11 +78,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[Image.Image]]:
     rows: list[list[Image.Image]] = []
     strip = strips.strip
 
-    def noting(given: Any, *rest: Any) -> Image.Image:
+    def record_rows(given: Any, *rest: Any) -> Image.Image:
         rows.extend(given)
         return strip(given, *rest)
 
-    monkeypatch.setattr(strips, "strip", noting)
+    monkeypatch.setattr(strips, "strip", record_rows)
     return rows
 
 
@@ -145,11 +145,11 @@ def test_the_gate_off_changes_nothing(dsas: Run, tmp_path: Path) -> None:
 def test_it_attaches_once_for_each_gate(dsas: Run, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gates = []
 
-    def counted(*given: Any, **options: Any) -> Any:
+    def count_steers(*given: Any, **options: Any) -> Any:
         gates.append(options["gate"])
         return steer(*given, **options)
 
-    monkeypatch.setattr(sweep, "steer", counted)
+    monkeypatch.setattr(sweep, "steer", count_steers)
     given = (*prompts("a banana"), "--count", 4, "--out", tmp_path / "a.png", "--quiet")
     assert dsas(*given, "--compare")[0] == 0
     assert gates == [None, "on"]
@@ -159,7 +159,7 @@ def test_it_attaches_once_for_each_gate(dsas: Run, model: str, tmp_path: Path, m
     ("low", "high", "count", "expected"),
     [
         (-1, 2, 7, [-1, -0.5, 0, 0.5, 1, 1.5, 2]),
-        (-0.3, 0.6, 4, [-0.3, 0, 0.3, 0.6]),  # 0 is met up to rounding
+        (-0.3, 0.6, 4, [-0.3, 0, 0.3, 0.6]),  # 0 up to rounding
         (-1, 2, 2, [-1, 0, 2]),
         (0.5, 1.5, 3, [0, 0.5, 1, 1.5]),
         (-2, -1, 2, [-2, -1, 0]),
@@ -167,10 +167,10 @@ def test_it_attaches_once_for_each_gate(dsas: Run, model: str, tmp_path: Path, m
     ],
 )
 def test_0_is_always_among_the_strengths(low: float, high: float, count: int, expected: list[float]) -> None:
-    found = strengths_between(low, high, count)
-    assert found == pytest.approx(expected, abs=1e-12)
-    assert found.count(0.0) == 1
-    assert all(a < b for a, b in itertools.pairwise(found))
+    strengths = strengths_between(low, high, count)
+    assert strengths == pytest.approx(expected, abs=1e-12)
+    assert strengths.count(0.0) == 1
+    assert all(a < b for a, b in itertools.pairwise(strengths))
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_nothing_is_written_when_it_is_interrupted_halfway(
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- what is told ---------------------------------------------------------------------------------------------------
+# ---- messages -------------------------------------------------------------------------------------------------------
 
 
 def test_people_get_a_table_and_a_bar(dsas: Run, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_people_get_a_table_and_a_bar(dsas: Run, tmp_path: Path) -> None:
         ("-p x --out {new}/a.png --device abacus", 1, "device 'abacus'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_errors_are_one_line(
     dsas: Run,
     model: str,
     concept: str,
@@ -309,15 +309,13 @@ def test_mistakes_are_told_in_one_line(
     other = replace(learned, base={"text_encoder": "0" * 16}).save_pretrained(elsewhere / "other")
     textual = replace(learned, base={"model": "0" * 16}).save_pretrained(elsewhere / "textual")
     paths = {"model": model, "concept": concept, "other": other, "textual": textual, "new": tmp_path / "new"}
-    found = dsas(*(part.format(**paths) for part in argv.split()), *(["--quiet"] if code == 1 else []))
-    assert found[0] == code
-    assert_one_line(found[2], "dsas", "error: ", expected)
+    result = dsas(*(part.format(**paths) for part in argv.split()), *(["--quiet"] if code == 1 else []))
+    assert result[0] == code
+    assert_one_line(result[2], "dsas", "error: ", expected)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mistakes_are_told_before_the_model_is_loaded(
-    dsas: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_errors_come_before_the_model_is_loaded(dsas: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsas_diffusion.cli.arguments.load_pipeline", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "a.png").mkdir()
     for arguments, why in (
