@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dsas_core.errors import DSASError, UnavailableError
+from dsas_core.errors import DSASError
 
 from ..builtin.judge import Judge, Verdict
 from ..builtin.scenes import CATEGORIES, COLOURS, NAMES, STYLES, THINGS
@@ -100,10 +100,7 @@ class BuiltinJudge(CheckedJudge):
     def __init__(self, wanted: ExpectedScene, judge: Judge | None = None) -> None:
         self.name = "builtin"
         self.wanted = wanted
-        try:
-            self.judge = judge or Judge.load()
-        except FileNotFoundError as error:
-            raise UnavailableError(str(error)) from error
+        self.judge = judge or Judge.load()
 
     def _score(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         array = self._pixels(pictures)

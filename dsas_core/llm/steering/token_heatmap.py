@@ -78,7 +78,7 @@ def as_svg(tokens: list[Token], columns: int = 80) -> str:
         columns: characters per line.
 
     Example:
-        >>> as_svg([Token(0, 5, "hello", {"layer": 0.5}, {"layer": 1.0}, True)])[:62]
+        >>> as_svg([Token(0, 5, "hello", {"layer": 0.5}, {"layer": 1.0}, True)])[:63]
         '<svg xmlns="http://www.w3.org/2000/svg" width="688" height="40"'
     """
     character_width, line_height = 8.4, 24

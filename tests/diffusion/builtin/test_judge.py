@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dsas_core.errors import UnavailableError
 from dsas_diffusion.builtin.judge import Judge, JudgeNetwork
 from dsas_diffusion.builtin.scenes import NAMES, STYLES
 
@@ -55,5 +56,5 @@ def test_the_network_of_the_judge_sees_half_the_size() -> None:
 
 
 def test_a_judge_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="make train-builtin"):
+    with pytest.raises(UnavailableError, match="make train-builtin"):
         Judge.load(tmp_path)

@@ -215,7 +215,7 @@ def test_pictures_that_the_builtin_judge_cannot_see(pictures: list[Image.Image],
 
 def test_the_builtin_judge_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Judge:
-        raise FileNotFoundError("no judge: `make train-builtin` trains one")
+        raise UnavailableError("no judge: `make train-builtin` trains one")
 
     monkeypatch.setattr(Judge, "load", missing)
     with pytest.raises(DSASError, match="make train-builtin"):
