@@ -26,6 +26,7 @@ MODULES = sorted(found.name for found in pkgutil.walk_packages(benchmarks.__path
 #: what others import and nobody runs
 PARTS = {
     "benchmarks.common.arms",
+    "benchmarks.common.builtin_metrics",
     "benchmarks.common.processes",
     "benchmarks.common.records",
     "benchmarks.cost.model_shapes",
