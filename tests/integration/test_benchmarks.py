@@ -34,6 +34,7 @@ PARTS = {
     "benchmarks.builtin_models.picture_scenes",
     "benchmarks.builtin_models.trainer",
     "benchmarks.common.arms",
+    "benchmarks.common.builtin_metrics",
     "benchmarks.common.processes",
     "benchmarks.common.records",
     "benchmarks.cost.model_shapes",

@@ -67,7 +67,8 @@ def judge_from(spec: Mapping[str, Any]) -> TextJudge:
     if len(spec) != 1 or kind not in ("scorer", "words") or not isinstance(settings, Mapping):
         raise DSASError(f"judge {dict(spec)!r}: expected scorer: {{model, wanted}} or words: {{any, wanted}}")
     key, type_, what = ("model", str, "a name") if kind == "scorer" else ("any", list | tuple, "a list")
-    value, wanted = settings.get(key), settings.get("wanted", kind == "words")
+    value: Any = settings.get(key)
+    wanted = settings.get("wanted", kind == "words")
     fits = isinstance(value, type_) and isinstance(wanted, bool)
     if set(settings) - {key, "wanted"} or not fits:
         raise DSASError(f"judge {kind}: expected {key}, {what}, and wanted: true or false; found {dict(settings)!r}")
