@@ -155,7 +155,7 @@ class SteeredProcessors:
         """The sites that are steered here."""
         return [site for here in self._sites.values() for site in here]
 
-    def make(self, inner: Any = None) -> dict[str, Any]:
+    def build(self, inner: Any = None) -> dict[str, Any]:
         """Processors for `set_attn_processor`, one for each layer; those at sites steer, the others are unchanged.
 
         Args:
@@ -171,7 +171,7 @@ class SteeredProcessors:
     def replace(self) -> None:
         """Set steering processors in the denoiser; without sites it is left alone."""
         if self._sites:
-            steering, own = self.make(), self._denoiser.attn_processors
+            steering, own = self.build(), self._denoiser.attn_processors
             self._denoiser.set_attn_processor(steering)
             self._replaced = {key: own[key] for key in self._sites}
 

@@ -109,7 +109,7 @@ class PipelineSteering(Steering):
                 'no attention layer of the denoiser is steered by a processor: steer with attach="processor", and a '
                 'concept that was learned with sites="denoiser" (text encoders are steered by hooks)'
             )
-        return self._processors.make(inner)
+        return self._processors.build(inner)
 
     def begin(self, root: str, call: Call) -> None:
         if root == self._denoiser:
