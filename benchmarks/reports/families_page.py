@@ -28,7 +28,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
         "test_identities_by_family::test_off_and_detached_are_bit_exact",
     ),
     "one strength per prompt": ("test_identities_by_family::test_strengths_of_a_batch_are_those_of_single_pictures",),
-    "timestep": ("test_identities_by_family::test_the_clock_shows_the_timestep",),
+    "timestep": ("test_identities_by_family::test_calls_have_their_timestep",),
     "rows of guidance": (
         "test_identities_by_family::test_rows_of_guidance",
         "test_identities_by_family::test_rows_of_negative_prompts_are_untouched",

@@ -1,4 +1,4 @@
-"""Getting a pipeline: the built-in model, a folder, or a Hub name."""
+"""Loading a pipeline: the built-in model, a folder, or a Hub name."""
 
 from __future__ import annotations
 
@@ -27,9 +27,17 @@ def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.
         dtype: "auto" is float16 on a GPU and float32 elsewhere; or "float32", "float16", "bfloat16".
         options: further arguments of `DiffusionPipeline.from_pretrained` (revision, token, …).
 
+    Returns:
+        The pipeline, on the device.
+
     Raises:
-        DSASError: no such model, device or number format.
+        DSASError: no such device or number format.
         UnavailableError: a model or a part of it that is missing or damaged.
+
+    Example:
+        >>> pipe = load_pipeline("builtin:emoji", device="cpu")
+        >>> type(pipe).__name__
+        'StableDiffusionPipeline'
     """
     from diffusers import DiffusionPipeline
 
@@ -50,7 +58,7 @@ def load_pipeline(name: str | Path, *, device: str = "auto", dtype: str | torch.
 
 
 def _check_parts(folder: Path) -> None:
-    """Raise an UnavailableError when a part that the folder's index names is not there; some libraries go without."""
+    """Raise an UnavailableError when a part that the folder's index names is missing; some libraries ignore that."""
     if not (folder / "model_index.json").is_file():
         raise UnavailableError(f"{folder} is no pipeline: it has no model_index.json")
     try:
@@ -69,7 +77,7 @@ def _check_parts(folder: Path) -> None:
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """diffusers and transformers without warnings and loading bars, until the block ends. Downloads keep their bars."""
+    """Silence warnings and loading bars of both libraries until the block ends; downloads keep their bars."""
     from diffusers.utils import logging as of_diffusers
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as of_transformers

@@ -89,7 +89,7 @@ class PromptTokens:
         Returns:
             float [texts, positions], 1 for positions that count.
         """
-        prefix = torch.where(negative, *(self._prefix_length(side, arguments) for side in (True, False)))
+        prefix = torch.where(negative, self._prefix_length(True, arguments), self._prefix_length(False, arguments))
         mask = torch.ones_like(ids) if attention_mask is None else (attention_mask != 0).long()
         mask = mask * (mask.cumsum(1) > prefix[:, None])
         tokenizer = self.tokenizer

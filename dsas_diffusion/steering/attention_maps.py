@@ -1,6 +1,6 @@
-"""Attention of positions to some of the tokens, as a mask of the positions.
+"""How much positions attend to some of the tokens, as a mask of the positions.
 
-Fused kernels return no weights, so those that are wanted are computed again from a layer's queries and keys.
+Fused attention kernels return no weights, so the weights are computed again from a layer's queries and keys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def attention_to(queries: torch.Tensor, keys: torch.Tensor, tokens: torch.Tensor
         queries: [batch, heads, positions, width]; computed in float32.
         keys: [batch, heads, all tokens, width].
         tokens: float [n, batch, all tokens], n choices, each with a weight for every token; zeros give zeros.
-        scale: of the layer, usually width ** -0.5.
+        scale: factor of the products in the layer, usually width ** -0.5.
 
     Returns:
         float32 [n, batch, positions].
@@ -33,10 +33,10 @@ def attention_to(queries: torch.Tensor, keys: torch.Tensor, tokens: torch.Tensor
 
 
 def normalise_attention(maps: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Each map by two of its own quantiles: 0 up to the lower, 1 from the higher on, linear between them.
+    """Scale each map by two of its own quantiles: 0 up to the lower, 1 from the higher on, linear between them.
 
-    What attention is worth differs from word to word and from step to step, so no fixed threshold suits all; to take
-    quantiles of each picture is SEGA's idea (arXiv 2301.12247). A map that is the same everywhere gives 0.
+    The scale of attention differs from word to word and from step to step, so no fixed threshold suits all; quantiles
+    of each picture are SEGA's idea (arXiv 2301.12247). A constant map becomes 0.
 
     Args:
         maps: float32 [..., height, width].
@@ -45,6 +45,10 @@ def normalise_attention(maps: torch.Tensor, low: float, high: float) -> torch.Te
 
     Returns:
         float32 [..., height, width], 0 to 1.
+
+    Example:
+        >>> normalise_attention(torch.tensor([[0.0, 1.0, 2.0, 3.0, 4.0]]), 0.0, 0.5)
+        tensor([[0.0000, 0.5000, 1.0000, 1.0000, 1.0000]])
     """
     bounds = maps.new_tensor([low, high])
     below, above = torch.quantile(maps.flatten(-2), bounds, dim=-1)[..., None, None].unbind()
@@ -52,17 +56,17 @@ def normalise_attention(maps: torch.Tensor, low: float, high: float) -> torch.Te
 
 
 def on_grid(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Maps of a picture's patches [n, batch, positions] on a grid of its shape, [n, batch, height, width]."""
+    """Maps by patch [n, batch, positions] as maps of the picture's shape [n, batch, height, width]."""
     return resample(maps.unflatten(-1, patch_grid(maps.shape[-1], height, width)), height, width)
 
 
 def on_patches(maps: torch.Tensor, positions: int) -> torch.Tensor:
-    """Maps [..., height, width] on so many patches of the picture, [..., positions]: the way back from `on_grid`."""
+    """Maps [..., height, width] by patch, [..., positions]: the inverse of `on_grid`."""
     return resample(maps, *patch_grid(positions, *maps.shape[-2:])).flatten(-2)
 
 
 def resample(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Maps [n, batch, height, width] in another size: means over what falls together, else linear between centres."""
+    """Maps [n, batch, height, width] in another size: means where smaller, else linear between centres."""
     if maps.shape[-2:] == (height, width):
         return maps
     if height <= maps.shape[-2] and width <= maps.shape[-1]:

@@ -1,12 +1,7 @@
 """`DSASCallback`: strengths that move from step to step, and progress, for a pipeline's `callback_on_step_end`.
 
-diffusers calls it after each step, so what it sets counts from the step after. A strength that goes by the timestep is
-better told by a `Schedule`, which needs no callback and works in every pipeline.
-
-Example:
-    >>> with dsas.steer(pipe, {"banana-blur": 0.0}) as steering:
-    ...     callback = dsas.DSASCallback(steering, {"banana-blur": {0: 0.0, 10: 1.0}})
-    ...     image = pipe("a banana and a dog", callback_on_step_end=callback).images[0]
+diffusers calls it after each step, so what it sets counts from the next step on. A strength that depends on the
+timestep is better given as a `Schedule`, which needs no callback and works in every pipeline.
 """
 
 from __future__ import annotations
@@ -21,32 +16,41 @@ from dsas_core.steering.strengths import Strength
 
 from .steer import PipelineSteering
 
-#: by step, as a table whose entries hold until the next one, or as a function of the progress, from 0 in the first step
-#: to 1 in the last
-Moves = Mapping[int, Strength] | Callable[[float], Strength]
-#: told how many steps are done, and of how many
+#: strength by step, as a table whose entries hold until the next one, or as a function of the progress, from 0 in the
+#: first step to 1 in the last
+StrengthByStep = Mapping[int, Strength] | Callable[[float], Strength]
+#: called with how many steps are done, and of how many
 Progress = Callable[[int, int], object]
 
 
 class DSASCallback(PipelineCallback):  # type: ignore[misc]
-    """Moves the strengths of a steering between steps, and tells how far a generation is.
+    """Moves the strengths of a steering between steps, and reports the progress of a generation.
 
     Args:
-        steering: what `steer` gave; its strengths are set to those of the first step, now and after each generation,
-            or before the next where one breaks off.
+        steering: what `steer` returned; its strengths are set to those of the first step, now and after each
+            generation, or before the next where one breaks off.
         strengths: by concept name, a table {step: strength}, whose entries hold until the next one, or a function of
             the progress, 0 in the first step and 1 in the last. Concepts that are not named stay as they are.
-        progress: told after each step how many are done, and of how many.
+        progress: called after each step with how many are done, and of how many.
 
     Raises:
-        DSASError: a pipeline that calls nobody after its steps; a concept that is not steered; a table without a first
-            step.
+        UnsupportedError: a pipeline that has no callback after its steps.
+        DSASError: a concept that is not steered; a table without a first step.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline, steer
+        >>> pipe = load_pipeline("builtin:emoji", device="cpu")
+        >>> with steer(pipe, {"builtin:banana-blur": 0.0}) as steering:
+        ...     callback = DSASCallback(steering, {"banana-blur": {0: 0.0, 1: 1.0}}, progress=print)
+        ...     image = pipe("a banana", num_inference_steps=2, callback_on_step_end=callback).images[0]
+        1 2
+        2 2
     """
 
     def __init__(
         self,
         steering: PipelineSteering,
-        strengths: Mapping[str, Moves] | None = None,
+        strengths: Mapping[str, StrengthByStep] | None = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
@@ -57,26 +61,26 @@ class DSASCallback(PipelineCallback):  # type: ignore[misc]
             )
         self.steering, self.progress = steering, progress
         self.strengths = dict(strengths or {})
-        for name, moves in self.strengths.items():
+        for name, by_step in self.strengths.items():
             steering.strengths[name]  # raises where it is not steered
-            if not callable(moves) and 0 not in moves:
-                raise DSASError(f"strengths of {name!r}: the table has no step 0, the first: it has {list(moves)}")
+            if not callable(by_step) and 0 not in by_step:
+                raise DSASError(f"strengths of {name!r}: the table has no step 0, the first: it has {list(by_step)}")
         self._rewind()
 
     @property
     def tensor_inputs(self) -> list[str]:
-        """Nothing of the pipeline's own is looked at."""
+        """None of the pipeline's tensors is needed."""
         return []
 
     def callback_fn(
         self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
-        """After a step: the strengths of the next, or, after the last, those of the first."""
+        """After a step: set the strengths of the next, or, after the last, those of the first."""
         if pipeline is not self.steering.adapter.pipe:
             raise DSASError("this callback is of a steering of another pipeline: make one of each")
         done, count = step_index + 1, int(pipeline.num_timesteps)
         if done < count:
-            self._move(done, count)
+            self._set_strengths(done, count)
             self.steering.at_start.add(self._rewind)
         else:
             self._rewind()
@@ -86,11 +90,11 @@ class DSASCallback(PipelineCallback):  # type: ignore[misc]
         return callback_kwargs
 
     def _rewind(self) -> None:
-        self._move(0, 1)
+        self._set_strengths(0, 1)
 
-    def _move(self, step: int, count: int) -> None:
-        for name, moves in self.strengths.items():
-            if callable(moves):
-                self.steering.strengths[name] = moves(step / max(1, count - 1))
+    def _set_strengths(self, step: int, count: int) -> None:
+        for name, by_step in self.strengths.items():
+            if callable(by_step):
+                self.steering.strengths[name] = by_step(step / max(1, count - 1))
             else:
-                self.steering.strengths[name] = moves[max(start for start in moves if start <= step)]
+                self.steering.strengths[name] = by_step[max(start for start in by_step if start <= step)]

@@ -1,4 +1,4 @@
-"""The cross-attention layers of a denoiser: where their queries, keys and values are, and how they compare them."""
+"""The cross-attention layers of a denoiser: the sites of their queries, keys and values, and how they compare them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ class CrossAttention:
     """A cross-attention layer.
 
     Args:
-        path: canonical. module: diffusers' `Attention`.
+        path: canonical.
+        module: diffusers' `Attention`.
+
+    Example:
+        >>> CrossAttention("unet.mid_block.attn2", nn.Identity()).queries.path
+        'unet.mid_block.attn2.to_q'
     """
 
     path: str
@@ -27,7 +32,7 @@ class CrossAttention:
 
     @property
     def queries(self) -> Site:
-        """Of patches of the picture; keys and values are of the prompt's tokens."""
+        """Queries, of the picture's patches; keys and values are of the prompt's tokens."""
         return Site(f"{self.path}.to_q")
 
     @property
@@ -40,7 +45,7 @@ class CrossAttention:
 
     @property
     def scale(self) -> float:
-        """Of the products of queries and keys."""
+        """Factor of the products of queries and keys."""
         return float(self.module.scale)  # type: ignore[arg-type]
 
     def by_head(self, x: torch.Tensor, kind: str) -> torch.Tensor:
@@ -54,7 +59,7 @@ def cross_attention_layers(adapter: PipelineAdapter) -> list[CrossAttention]:
     """The layers in which patches of a pipeline's pictures attend to the tokens of its prompts.
 
     Raises:
-        UnsupportedError: there is none, or none of which it is known how it attends.
+        UnsupportedError: a family whose attention is not known, or a denoiser without such layers.
     """
     family, roots = adapter.family, adapter.roots
     if family.cross_attention is None:

@@ -1,15 +1,16 @@
 """`DSASAttnProcessor`: steering as an attention processor, for those who compose processors themselves.
 
-It runs the processor that was there and lets the steering have what comes out, which is what a hook on the attention
-layer sees: both give the same pictures, bit for bit. Hooks are the better default: they stay when diffusers replaces
-processors (attention slicing, fused projections, IP-Adapters), and text encoders have none.
+It runs the processor that was there and steers its output, which is what a hook on the attention layer receives: both
+give the same pictures, bit for bit. Hooks are the better default: they stay when diffusers replaces processors
+(attention slicing, fused projections, IP-Adapters), and text encoders have no processors.
 
 Example:
-    >>> with dsas.steer(pipe, {"banana-blur": 1.0}, attach="processor") as steering:
-    ...     image = pipe("a banana and a dog").images[0]
-
-    >>> with dsas.steer(pipe, {"banana-blur": 1.0}, attach="processor") as steering:
-    ...     pipe.unet.set_attn_processor(steering.attn_processors(AttnProcessor()))  # around another than its own
+    >>> from diffusers.models.attention_processor import AttnProcessor
+    >>> from dsas_diffusion import load_pipeline, steer
+    >>> pipe, concept = load_pipeline("builtin:emoji", device="cpu"), "builtin:fruit-to-pear"
+    >>> with steer(pipe, {concept: 1.0}, attach="processor") as steering:
+    ...     pipe.unet.set_attn_processor(steering.attn_processors(AttnProcessor()))  # in place of the model's own
+    ...     image = pipe("a fruit and a dog", num_inference_steps=1).images[0]
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from dsas_core.model.sites import Site, canonical
 
 
 class Steers(Protocol):
-    """Who is given what comes by at a site, and gives back what goes on."""
+    """Steers the activation at a site."""
 
     def bring(self, site: Site, value: Any) -> Any: ...
 
 
 def _of_inner(name: str) -> Any:
-    """An attribute of a processor that is kept by the processor inside it."""
+    """An attribute that is read from the inner processor, and set there."""
 
     def get(self: DSASAttnProcessor) -> Any:
         return getattr(self.inner, name)
@@ -44,17 +45,25 @@ def _of_inner(name: str) -> Any:
 
 
 class DSASAttnProcessor:
-    """Another attention processor, with what it makes steered on the way out.
+    """An attention processor that steers the output of another.
 
     Args:
         inner: the processor that computes attention.
-        attention: the layer that this one is for.
+        attention: the layer that this processor is for.
         sites: those of the layer: its output, of joint attention perhaps both streams.
-        steering: who steers them.
+        steering: what steers them.
 
     Raises:
-        DSASError: an inner processor with weights, which diffusers loads and finds by its class; an inner processor
-            that steers already. When called: by another layer than its own.
+        UnsupportedError: an inner processor with weights, which diffusers loads and finds by its class.
+        DSASError: an inner processor that steers already; when called, a layer other than its own.
+
+    Example:
+        >>> class Double:
+        ...     def bring(self, site, value): return 2 * value
+        >>> def inner(attention, hidden_states): return hidden_states
+        >>> layer = nn.Identity()
+        >>> DSASAttnProcessor(inner, layer, [Site("unet.attn")], Double())(layer, 3)
+        6
     """
 
     def __new__(cls, inner: Any, *_: Any) -> DSASAttnProcessor:
@@ -81,12 +90,12 @@ class DSASAttnProcessor:
             value = self.steering.bring(site, value)
         return value
 
-    # what diffusers sets on processors is for the one that computes attention
+    # diffusers sets these for the processor that computes attention
 
     _attention_backend = _of_inner("_attention_backend")
     _parallel_config = _of_inner("_parallel_config")
 
-    # a copy of the model, or a pickle, is not steered, as it is with hooks
+    # a copy or pickle of the model is not steered, as with hooks
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self.inner, memo)
@@ -97,41 +106,42 @@ class DSASAttnProcessor:
 
 @cache
 def _with_signature_of(kind: Any) -> type[DSASAttnProcessor]:
-    """The class with the call signature of another: diffusers passes on no argument that a processor does not name."""
+    """The class with the signature of another: diffusers drops arguments that a `__call__` does not name."""
 
     def new(cls: Any, *args: Any) -> Any:
-        # diffusers asks for `type(processor)()` where it replaces one: let it have another of the kind inside
+        # diffusers calls `type(processor)()` where it replaces one: give it another of the inner kind
         return object.__new__(cls) if args else kind()
 
     def call(self: DSASAttnProcessor, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return DSASAttnProcessor.__call__(self, attn, *args, **kwargs)
 
-    call.__wrapped__ = kind.__call__  # type: ignore[attr-defined]  # where signatures are looked up, compiled too
-    named = {"__new__": new, "__call__": call, "__module__": __name__}
-    return type(DSASAttnProcessor.__name__, (DSASAttnProcessor,), named)
+    call.__wrapped__ = kind.__call__  # type: ignore[attr-defined]  # `inspect.signature` follows it, compiled too
+    members = {"__new__": new, "__call__": call, "__module__": __name__}
+    return type(DSASAttnProcessor.__name__, (DSASAttnProcessor,), members)
 
 
 def attention_layers(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """The layers of a denoiser that have a processor, by its key in `attn_processors`."""
+    """The layers of a denoiser that have a processor, by the processor's key in `attn_processors`."""
     return {f"{path}.processor": layer for path, layer in denoiser.named_modules() if hasattr(layer, "set_processor")}
 
 
 class SteeredProcessors:
-    """The attention processors of a denoiser that steer what their layers make.
+    """The attention processors of a denoiser that steer the outputs of their layers.
 
     Args:
-        denoiser: the model. root: its name in the paths of sites.
-        sites: those that are outputs of attention layers are steered here, others are left to hooks; none for none.
+        denoiser: the model.
+        root: its name in the paths of sites.
+        sites: those that are outputs of attention layers are steered here, others are left to hooks.
 
     Raises:
-        UnsupportedError: a denoiser that takes no processors as a whole, as Lumina's and Z-Image's.
+        UnsupportedError: a denoiser without `set_attn_processor`, as Lumina's and Z-Image's.
     """
 
     def __init__(self, denoiser: Any, root: str, sites: Sequence[Site]) -> None:
         if sites and not hasattr(denoiser, "set_attn_processor"):
             raise UnsupportedError(f'{type(denoiser).__name__} has no set_attn_processor: steer with attach="hooks"')
         self._denoiser = denoiser
-        self._before: dict[str, Any] = {}  # what was there, where others steer now
+        self._replaced: dict[str, Any] = {}  # the processors in place of which others steer now
         self._sites: dict[str, list[Site]] = {}  # by the key of their processor
         for key in attention_layers(denoiser):
             path = canonical(f"{root}.{key.removesuffix('.processor')}")
@@ -141,41 +151,40 @@ class SteeredProcessors:
 
     @property
     def sites(self) -> list[Site]:
-        """Those that are steered here."""
+        """The sites that are steered here."""
         return [site for here in self._sites.values() for site in here]
 
-    def make(self, steering: Steers, inner: Any = None) -> dict[str, Any]:
-        """Processors for `set_attn_processor`, one for each layer; those at sites steer, the others are as they are.
+    def build(self, steering: Steers, inner: Any = None) -> dict[str, Any]:
+        """Processors for `set_attn_processor`, one for each layer; those at sites steer, the others are unchanged.
 
         Args:
             steering: what steers at the sites. It is not kept here, so that the two do not hold each other.
-            inner: what computes attention at the sites; None for what is there.
+            inner: the processor that computes attention at the sites; None for that of each layer.
         """
         layers = attention_layers(self._denoiser)
-        there = {key: _unwrapped(layer) for key, layer in layers.items()}
-        steered = {
-            key: DSASAttnProcessor(there[key] if inner is None else inner, layers[key], here, steering)
-            for key, here in self._sites.items()
-        }
-        return {**there, **steered}
+        processors = {key: _unwrapped(layer) for key, layer in layers.items()}
+        for key, sites in self._sites.items():
+            computes = processors[key] if inner is None else inner
+            processors[key] = DSASAttnProcessor(computes, layers[key], sites, steering)
+        return processors
 
     def replace(self, steering: Steers) -> None:
-        """Have the denoiser go through steered processors; without sites it is left alone."""
+        """Set steering processors in the denoiser; without sites it is left alone."""
         if self._sites:
-            made, before = self.make(steering), self._denoiser.attn_processors
-            self._denoiser.set_attn_processor(made)
-            self._before = {key: before[key] for key in self._sites}
+            processors, own = self.build(steering), self._denoiser.attn_processors
+            self._denoiser.set_attn_processor(processors)
+            self._replaced = {key: own[key] for key in self._sites}
 
     def restore(self) -> None:
-        """Put back what was there, but where somebody else has set another since."""
-        if self._before:
+        """Put the replaced processors back, except where somebody else has set another since."""
+        if self._replaced:
             now = self._denoiser.attn_processors
-            ours = [key for key in self._before if isinstance(now.get(key), DSASAttnProcessor)]
-            self._denoiser.set_attn_processor({**now, **{key: self._before[key] for key in ours}})
-            self._before = {}
+            ours = [key for key in self._replaced if isinstance(now.get(key), DSASAttnProcessor)]
+            self._denoiser.set_attn_processor({**now, **{key: self._replaced[key] for key in ours}})
+            self._replaced = {}
 
 
 def _unwrapped(layer: nn.Module) -> Any:
-    """The processor of a layer, or what a steered one has inside."""
+    """The processor of a layer, or the inner one of a processor that steers."""
     processor = layer.processor
     return processor.inner if isinstance(processor, DSASAttnProcessor) else processor

@@ -9,18 +9,25 @@ import torch
 
 from dsas_core.errors import DSASError
 
-#: a cosine is made of so many straight lines
+#: how many straight lines a cosine is made of
 COSINE_POINTS = 48
+#: timesteps over which `between` rises and falls
+EDGE = 1e-3
 
 
 class Schedule:
-    """A factor that is linear between points and constant beyond them.
+    """A factor of the strength that is linear between points and constant beyond them.
 
     Args:
         points: (timestep, factor) pairs, in any order; timesteps from 0 to 1000, each once.
 
+    Raises:
+        DSASError: no points, a timestep twice or out of range, a number that is not finite.
+
     Example:
-        >>> Schedule([(1000, 0.0), (700, 1.0)])  # nothing at pure noise, all from timestep 700 on
+        >>> schedule = Schedule([(1000, 0.0), (700, 1.0)])  # nothing at pure noise, all from timestep 700 on
+        >>> [float(schedule(torch.tensor(timestep))) for timestep in (1000.0, 850.0, 700.0, 0.0)]
+        [0.0, 0.5, 1.0, 1.0]
     """
 
     def __init__(self, points: Sequence[tuple[float, float]]) -> None:
@@ -47,7 +54,7 @@ class Schedule:
 
     @classmethod
     def cosine(cls, first: float, last: float) -> Schedule:
-        """From `first` to `last` on half a cosine: slowly at both ends; to 0.1 % of the way."""
+        """From `first` to `last` on half a cosine, slowly at both ends; exact to 0.1 % of the difference."""
         shares = [i / COSINE_POINTS for i in range(COSINE_POINTS + 1)]
         return cls([(1000 * (1 - p), first + (last - first) * (1 - math.cos(math.pi * p)) / 2) for p in shares])
 
@@ -56,11 +63,8 @@ class Schedule:
         """1 while the timestep is between `start` (the noisier) and `stop`, 0 outside."""
         if not 1000 >= start > stop >= 0:
             raise DSASError(f"schedule: expected 1000 >= start > stop >= 0, found {start} and {stop}")
-        points = [(start, 1.0), (stop, 1.0)]
-        edge = 1e-3
-        points += [(start + edge, 0.0)] if start + edge <= 1000 else []
-        points += [(stop - edge, 0.0)] if stop - edge >= 0 else []
-        return cls(points)
+        outside = [(t, 0.0) for t in (start + EDGE, stop - EDGE) if 0 <= t <= 1000]
+        return cls([(start, 1.0), (stop, 1.0), *outside])
 
     def __call__(self, timestep: torch.Tensor) -> torch.Tensor:
         """The factor at a timestep, float []."""

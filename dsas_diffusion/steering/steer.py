@@ -1,4 +1,4 @@
-"""`steer(pipe, {concept: strength})`: concepts at work in a pipeline, until the block ends."""
+"""`steer(pipe, {concept: strength})`: steer a pipeline with concepts, until the block ends."""
 
 from __future__ import annotations
 
@@ -23,12 +23,24 @@ from .processor import SteeredProcessors
 from .trace import PictureTrace
 from .word_masks import WordMasks, Words, check_words
 
-#: how a steering gets at what attention layers of the denoiser make; at all else, there are hooks
+#: how the outputs of the denoiser's attention layers are steered; all other sites have hooks
 ATTACH = ("hooks", "processor")
 
 
 class PipelineSteering(Steering):
-    """The handle that `steer` gives: `strengths`, `trace`, `detach()`. A context manager."""
+    """The handle that `steer` returns: `strengths`, `trace`, `detach()`. A context manager.
+
+    Args:
+        layout: of the pipeline's batches.
+        concepts: concept -> strength.
+        words: masks by words of the prompt, or None.
+        attach: "hooks" or "processor".
+        settings: of `Steering`.
+
+    Attributes:
+        adapter: of the pipeline.
+        at_start: called, once each, when the next generation begins.
+    """
 
     trace: PictureTrace | None
 
@@ -50,13 +62,11 @@ class PipelineSteering(Steering):
         by_processor = self.sites if attach == "processor" else []
         self._processors = SteeredProcessors(self._roots[self._denoiser], self._denoiser, by_processor)
         self._unreached = UnreachedSites()  # in this generation
-        #: undoes what is done to the pipeline beside hooks
-        self._undo = ExitStack()
-        #: what is to be done when the next generation begins
+        self._undo = ExitStack()  # of what is done to the pipeline beside hooks
         self.at_start: set[Callable[[], object]] = set()
 
     def attach_to_pipeline(self) -> Self:
-        """Watch the pipeline and go to the sites of its modules."""
+        """Watch the pipeline and place hooks at the sites of its modules."""
         self._layout.on_generation = self._generation_begins
         self._undo.enter_context(self._layout)
         try:
@@ -75,32 +85,32 @@ class PipelineSteering(Steering):
         return self
 
     def detach(self) -> None:
-        """Take every hook away; the pipeline is what it was. Can be called again."""
+        """Remove every hook; the pipeline is what it was. Can be called again."""
         try:
             super().detach()
-        finally:  # it may warn, and warnings may be errors
+        finally:  # it may warn, and warnings may be raised as errors
             self._undo.close()
             self._layout.on_generation = None  # which holds this: traces would wait for the garbage collector
 
     def bring(self, site: Site, value: Any) -> Any:
-        """What an attention layer makes, steered; None of it once this is detached."""
+        """The output of an attention layer, steered; unchanged once this is detached."""
         return value if self._visit is None else self._visit.bring(site, value)
 
     def attn_processors(self, inner: Any = None) -> dict[str, Any]:
-        """Processors for the denoiser's `set_attn_processor`, a dict that has one for every layer.
+        """Processors for the denoiser's `set_attn_processor`, a dict with one for every layer.
 
         Args:
             inner: the processor that computes attention where there is steering; None for those of the model.
 
         Raises:
-            UnsupportedError: this steering goes by hooks, and would steer twice.
+            UnsupportedError: this steering has hooks there, and would steer twice.
         """
         if not self._processors.sites:
             raise UnsupportedError(
                 'no attention layer of the denoiser is steered by a processor: steer with attach="processor", and a '
                 'concept that was learned with sites="denoiser" (text encoders are steered by hooks)'
             )
-        return self._processors.make(self, inner)
+        return self._processors.build(self, inner)
 
     def begin(self, root: str, call: Call) -> None:
         if root == self._denoiser:
@@ -133,7 +143,7 @@ class PipelineSteering(Steering):
             )
 
     def _check_parts(self) -> None:
-        """What has become of the pipeline's modules since they were attached to."""
+        """Warn of modules that were replaced since steering began; refuse caches that steer sites twice."""
         if self._visit is None:
             return
         pipe = self.adapter.pipe
@@ -146,49 +156,49 @@ class PipelineSteering(Steering):
                 "go unseen: detach, and steer anew",
                 stacklevel=2,
             )
-        again = sites_steered_twice(roots, [site for site in self.sites if site not in replaced])
-        if again:
+        twice = sites_steered_twice(roots, [site for site in self.sites if site not in replaced])
+        if twice:
             raise UnsupportedError(
                 f"{caches_of(roots[self._denoiser])[0]} leaves out blocks and adds what they changed in an earlier "
-                f"step, and {list_sites(again)} would be steered once more on top: disable the cache, or steer the "
+                f"step, and {list_sites(twice)} would be steered once more on top: disable the cache, or steer the "
                 "attention inside"
             )
 
     def _check_strengths(self) -> None:
-        """One for each prompt is one for each of those that there are."""
+        """Raise where strengths are given by prompt, and not for as many as the call has."""
         for name in self.strengths:
             given, prompts = len(self.strengths.values_of(name)), self._layout.request.prompts
             if given not in (1, prompts):
                 raise DSASError(f"strength of {name!r} is given for {given} prompts, but the call has {prompts}")
 
     def _check_texts(self) -> None:
-        """The text encoders must have run before the denoiser does."""
+        """Warn where the text encoders have not run before the denoiser does."""
         assert self._visit is not None
         embeddings = self._layout.request.embeddings
         if embeddings == "encoded here":
             return
-        # where embeddings are given, they run for negative prompts at most
-        unseen = embeddings == "given" and self._layout.branch != "unconditional"
+        # where embeddings are given, text encoders run for negative prompts at most
+        skipped = embeddings == "given" and self._layout.branch != "unconditional"
         visited = self._visit.visited
-        silent = [site for site in self.sites if site.root != self._denoiser and (unseen or site not in visited)]
+        silent = [site for site in self.sites if site.root != self._denoiser and (skipped or site not in visited)]
         if embeddings != "given":
             if silent:
                 self._missed(silent[0].root, silent)
         elif silent := self._unreached.new_among(silent):
-            told = (
+            message = (
                 f"prompt_embeds were given, so the text encoder did not read the prompt, and {list_sites(silent)} did "
                 "nothing: pass prompt= instead, or encode the prompt inside the steer() block"
             )
-            if self._layout.called_directly:  # perhaps it made them
-                told = (
+            if self._layout.called_directly:  # perhaps for these embeddings
+                message = (
                     f"prompt_embeds were given, which {list_sites(silent)} changed only if the text encoder was called "
                     "for them inside the steer() block; it takes all that is read there by hand for prompts, so "
                     "encode negative prompts outside"
                 )
-            warnings.warn(told, stacklevel=2)
+            warnings.warn(message, stacklevel=2)
 
     def _missed(self, root: str, sites: list[Site]) -> None:
-        """Tell, once a generation, which sites a call has not come to."""
+        """Warn, once a generation, of sites that a call has not reached."""
         silent = [] if self._layout.skips_layers else self._unreached.new_among(sites)
         if not silent:
             return
@@ -228,22 +238,22 @@ def steer(
     Args:
         pipe: a diffusers text-to-image pipeline of a known family, or its `PipelineAdapter`.
         concepts: concept, or its folder, Hub name or builtin:NAME -> strength; 1 is one unit, 0 is off and exact,
-            negative goes the other way. A list gives one strength per prompt of a batch. "auto", or `Auto(target)`,
-            steers each position just as far as its probe's probability is above the target.
+            negative strengths steer the opposite way. A list gives one strength per prompt of a batch. "auto", or
+            `Auto(target)`, steers each position just as far as its probe's probability is above the target.
         gate: None for each concept's own, "on" to steer everything (the vanilla method), "off" for nothing.
         branch: of classifier-free guidance, "conditional" steers the prompt's rows, "unconditional" those of the
             negative prompt, "both" all.
         schedule: strength over the timestep (`dsas_diffusion.Schedule`), for all concepts or by name.
-        combine: "sum" adds up what several concepts change, "blend" keeps the total of their h within the highest.
+        combine: "sum" adds up the changes of several concepts, "blend" keeps the total of their h within the highest.
         within: "target" takes as much of a strength, at each position, as keeps it among those of the concept's target
             pictures; for concepts learned with recipe={"cloud": 8}.
-        words: concept name -> a word of the prompt, or several: h is multiplied by where the picture looks at them,
-            see `dsas_diffusion.steering.word_masks`. For concepts that steer the denoiser; in a prompt without the word
-            they do nothing.
-        interpolate_bins: whether probes and maps of several timestep bins go over into one another on a straight line,
-            or change at the bins' edges.
-        attach: "hooks", or "processor" to steer what attention layers of the denoiser make in their processors, see
-            `dsas_diffusion.steering.processor`.
+        words: concept name -> a word of the prompt, or several: h is multiplied by the picture's cross-attention to
+            them, see `dsas_diffusion.steering.word_masks`. For concepts that steer the denoiser; in a prompt without
+            the word they do nothing.
+        interpolate_bins: whether probes and maps of several timestep bins are interpolated linearly, or change at the
+            bins' edges.
+        attach: "hooks", or "processor" to steer the outputs of the denoiser's attention layers in their processors,
+            see `dsas_diffusion.steering.processor`.
         trace: record h; `trace.heatmap(name, image)` draws it.
         force: use a concept that was learned on another architecture all the same.
         rows: the former name of `branch`; deprecated.
@@ -252,13 +262,17 @@ def steer(
         A handle, attached already: use it in a `with` block or call `detach()`.
 
     Raises:
-        DSASError: unknown family, a concept that does not fit, a compiled denoiser, a strength that is not finite,
-            "auto" for a concept without a hyperplane, "target" for one without a cloud,
-            words for one that steers the text alone.
+        ModelMismatchError: a concept that was learned on another architecture.
+        UnsupportedError: an unknown family, a compiled denoiser, an option that a concept cannot do.
+        DSASError: an unknown option, a strength that is not finite, a pipeline that is being steered already.
 
     Example:
-        >>> with steer(pipe, {"banana-blur": 1.0}) as steering:
-        ...     image = pipe("a banana and a dog").images[0]
+        >>> from dsas_diffusion import load_pipeline
+        >>> pipe = load_pipeline("builtin:emoji", device="cpu")
+        >>> with steer(pipe, {"builtin:banana-blur": 1.0}) as steering:
+        ...     image = pipe("a banana and a dog", num_inference_steps=2).images[0]
+        >>> steering.strengths
+        Strengths({'banana-blur': 1.0})
     """
     if rows is not None:
         warnings.warn("steer(rows=…) is called branch= now", DeprecationWarning, stacklevel=2)

@@ -19,10 +19,10 @@ from ..generation.strips import overlay
 
 @dataclass(frozen=True)
 class PictureRecord(Record):
-    """A record that knows the pictures.
+    """A record with h by picture.
 
     Args:
-        pictures: h on the patches of each, float [pictures, patches]; None where the call is not of them.
+        pictures: h on the patches of each picture, float [pictures, patches]; None where the call has no rows of them.
     """
 
     pictures: torch.Tensor | None = None
@@ -31,9 +31,20 @@ class PictureRecord(Record):
 class PictureTrace(Trace):
     """A trace of pictures: h on the patches of each picture.
 
-    Of the call that is being recorded: `pictures` is how many are made at once, `block` which of the blocks of so many
-    rows that are steered is theirs, None for none; `patches` is how many of the positions are of the picture itself,
-    the first of them, None for all.
+    Attributes:
+        pictures: of the present call: how many are drawn at once.
+        block: which of the steered blocks of so many rows is theirs; None for none.
+        patches: how many of the positions, the first of them, are of the picture itself; None for all.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline, steer
+        >>> pipe = load_pipeline("builtin:emoji", device="cpu")
+        >>> with steer(pipe, {"builtin:banana-blur": 1.0}, trace=True) as steering:
+        ...     picture = pipe("a banana", num_inference_steps=2).images[0]
+        >>> steering.trace.heat("banana-blur", picture.size).shape
+        (64, 64)
+        >>> steering.trace.heatmap("banana-blur", picture).size
+        (64, 64)
     """
 
     def __init__(self) -> None:
@@ -42,13 +53,13 @@ class PictureTrace(Trace):
         self.block: int | None = 0
         self.patches: int | None = None
 
-    def record(self, *seen: Any, **more: Any) -> Record:
-        """As `Trace.record`."""
-        made = super().record(*seen, **more)
-        shown = None
+    def record(self, *args: Any, **options: Any) -> Record:
+        """Keep what one concept did at one site in one call, see `Trace.record`."""
+        record, pictures = super().record(*args, **options), None
         if self.block is not None:
-            shown = made.h[self.block * self.pictures : (self.block + 1) * self.pictures, : self.patches]
-        self.records[-1] = PictureRecord(**vars(made), pictures=shown)
+            first = self.block * self.pictures
+            pictures = record.h[first : first + self.pictures, : self.patches]
+        self.records[-1] = PictureRecord(**vars(record), pictures=pictures)
         return self.records[-1]
 
     def heat(
@@ -62,15 +73,15 @@ class PictureTrace(Trace):
         below: float = 1000.0,
         at: float | None = None,
     ) -> np.ndarray:
-        """Where a concept was seen in one picture of the last generation.
+        """Where a concept was detected in one picture of the last generation.
 
         Args:
             concept: its name.
             size: (width, height) of the picture.
             image: which picture of the batch, in the order of `pipe(...).images`.
-            site: one site; by default the mean over all sites that see patches.
+            site: one site; by default the mean over all sites that read patches.
             root: sites below one root only.
-            below: only steps with a timestep up to this; in the first steps there is no picture to see yet.
+            below: only steps with a timestep up to this; in the first steps there is no picture yet.
             at: the step of one timestep alone, of those that `by_step` lists.
 
         Returns:
@@ -80,17 +91,17 @@ class PictureTrace(Trace):
             DSASError: nothing was recorded there.
         """
         width, height = size
-        records = [
-            record
+        maps = [
+            record.pictures[image]
             for record in self._of_patches(concept, site, root)
             if record.timestep is None or (record.timestep <= below if at is None else record.timestep == at)
+            if record.pictures is not None and 0 <= image < len(record.pictures)
         ]
-        maps = [h[image] for record in records if (h := record.pictures) is not None and 0 <= image < len(h)]
         if not maps:
-            known = sorted({f"{r.concept} at {r.site}" for r in self.records})
-            told = ", ".join(known) or "nothing: call the pipeline inside steer()"
+            known = ", ".join(sorted({f"{record.concept} at {record.site}" for record in self.records}))
             raise DSASError(
-                f"no heat for {concept!r}, picture {image}: recorded are {told}; text sites have no patches"
+                f"no heat for {concept!r}, picture {image}: recorded are "
+                f"{known or 'nothing: call the pipeline inside steer()'}; text sites have no patches"
             )
         total = torch.zeros(height, width)
         for h in maps:
@@ -98,19 +109,24 @@ class PictureTrace(Trace):
             total += torch.nn.functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[0, 0]
         return (total / len(maps)).clamp(0, 1).numpy()
 
+    def heatmap(self, concept: str, picture: Image.Image, *, image: int = 0, **which: Any) -> Image.Image:
+        """The picture with the concept's h over it, dark where h is 0 and bright where it is 1; see `heat`."""
+        return overlay(picture, self.heat(concept, picture.size, image=image, **which))
+
     def patch_sites(self, concept: str) -> list[Site]:
-        """Where a concept was seen on patches, so that `heat` can draw it."""
+        """Sites with h on patches, so that `heat` can draw it."""
         return list(dict.fromkeys(record.site for record in self._of_patches(concept)))
 
     def by_step(self, concept: str, *, prompt: int = 0) -> dict[Site, dict[float | None, float]]:
-        """Mean h of one prompt by site, and there by timestep, in the order of the calls; text encoders know none."""
-        found: dict[Site, dict[float | None, list[float]]] = {}
+        """Mean h of one prompt: site -> timestep (None in text encoders) -> h, in the order of the calls."""
+        values: dict[Site, dict[float | None, list[float]]] = {}
         for record in self.select(concept):
-            counted = (torch.ones_like(record.h) if record.mask is None else record.mask)[record.prompts == prompt] > 0
+            rows = record.prompts == prompt
+            counted = (torch.ones_like(record.h) if record.mask is None else record.mask)[rows] > 0
             if counted.any():
-                steps = found.setdefault(record.site, {})
-                steps.setdefault(record.timestep, []).append(float(record.h[record.prompts == prompt][counted].mean()))
-        return {site: {t: fmean(values) for t, values in steps.items()} for site, steps in found.items()}
+                steps = values.setdefault(record.site, {})
+                steps.setdefault(record.timestep, []).append(float(record.h[rows][counted].mean()))
+        return {site: {t: fmean(means) for t, means in steps.items()} for site, steps in values.items()}
 
     def _of_patches(self, concept: str, site: str | None = None, root: str | None = None) -> list[PictureRecord]:
         """Records of one concept that have patches of the pictures."""
@@ -120,7 +136,3 @@ class PictureTrace(Trace):
             if isinstance(record, PictureRecord) and record.mask is None and record.site.stream != "text"
             if record.pictures is not None and record.pictures.shape[1] > 1
         ]
-
-    def heatmap(self, concept: str, picture: Image.Image, *, image: int = 0, **which: Any) -> Image.Image:
-        """The picture with the concept's h over it, dark where h is 0 and bright where it is 1; see `heat`."""
-        return overlay(picture, self.heat(concept, picture.size, image=image, **which))

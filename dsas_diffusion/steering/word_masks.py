@@ -1,13 +1,13 @@
-"""Where the denoiser looks when it reads a word, as a mask of picture patches that a concept's gate is multiplied by.
+"""Cross-attention to the words of a prompt, as a mask of picture patches that a concept's gate is multiplied by.
 
     A(p) = mean over heads, over the word's tokens and over layers of softmax(Q Kᵀ / √d)
     M(p) = clip((A(p) - q₅₀) / (q₉₅ - q₅₀), 0, 1),    h(p) <- h(p) · M(p)
 
 q₅₀ and q₉₅ are quantiles of A in the same picture (`dsas_diffusion.steering.attention_maps.normalise_attention`;
-`benchmarks.quality.localise` has others). Attention is computed again from what each cross-attention layer's own `to_q`
-and `to_k` give, beside whatever kernel the model runs; every layer stands with the last that it showed: layers that
-come before a site with this step, those that come after it with the step before. Where none has been passed yet, before
-the first layer of the first step, M is 0: nobody knows where the word is, so nothing is changed.
+`benchmarks.quality.localise` compares others). Attention is computed again from the outputs of each cross-attention
+layer's own `to_q` and `to_k`, beside whatever kernel the model runs. Every layer counts with its latest attention:
+layers before a site with that of this step, layers behind it with that of the step before. Before the first layer of
+the first step M is 0: it is not known where the word is, so nothing is changed.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ..pipelines.batch_layout import BatchLayout
 from ..pipelines.generation_watcher import GenerationRequest
 from .cross_attention import cross_attention_layers
 
-#: concept name -> a word or phrase, or several of them
+#: concept name -> a word or phrase, or several
 Words = Mapping[str, str | Sequence[str]]
 #: shares of the patches between whose attention M rises from 0 to 1: IoU with a banana's mask 0.64, of min–max 0.53,
-#: of the highest fifth 0.49 (benchmarks/results/localise.json); half of a picture is taken to be something else
+#: of the highest fifth 0.49 (benchmarks/results/localise.json); half of a picture is assumed to be something else
 QUANTILES = (0.5, 0.95)
 #: how CLIP marks a token that ends a word
 END_OF_WORD = "</w>"
@@ -39,18 +39,18 @@ END_OF_WORD = "</w>"
 class WordMasks:
     """Masks of picture patches by words of the prompt: a visitor of the denoiser, and the localiser of a steering.
 
-    A word is found in a prompt token by token, as often as it is there: letter case does not matter to CLIP, "bananas"
-    is another word than "banana", and what the text encoder cuts off is not there. In a prompt without any of a
-    concept's words M is 0 and the concept leaves the denoiser as it is, bit for bit, also where the picture shows the
-    thing under another name ("a fruit"); a warning tells when no prompt has one. Rows of the negative prompt, where
+    A word is searched in a prompt token by token, and every occurrence counts: CLIP ignores letter case, "bananas" is
+    another word than "banana", and words that the text encoder cuts off do not count. In a prompt without any of a
+    concept's words M is 0 and the concept leaves the denoiser unchanged, bit for bit, also where the picture shows the
+    thing under another name ("a fruit"); a warning says so when no prompt has one. Rows of the negative prompt, where
     they are steered too, have the mask of their picture.
 
     Args:
-        layout: who knows the pipeline and its prompts.
-        words: of concepts that steer patches of the picture; of others h is left as it is.
+        layout: of the pipeline's batches, with its prompts.
+        words: concept name -> words, of concepts that steer patches of the picture; h of others is left unchanged.
 
     Raises:
-        DSASError: no cross-attention; and while the model runs, one whose keys cannot be seen.
+        UnsupportedError: no cross-attention; while the model runs, a layer whose keys are not computed by `to_k`.
     """
 
     def __init__(self, layout: BatchLayout, words: Mapping[str, Sequence[str]]) -> None:
@@ -63,15 +63,15 @@ class WordMasks:
         self._visit: Visit | None = None
         self._chosen = torch.zeros(0)  # [concepts, pictures, tokens], as the prompts say
         self._queries: dict[int, torch.Tensor] = {}
-        # What follows is written in place while the model runs, so that one compiled graph serves.
+        # These are written in place while the model runs, so that one compiled graph serves all prompts.
         self._tokens = torch.zeros(0)  # [concepts, pictures, tokens]
         self._pictures = torch.zeros(0)  # int64 [pictures]: the row of each that has the prompt
-        self._seen = torch.zeros(0)  # [layers, concepts, pictures, height, width]: what each layer showed last
-        self._known = torch.zeros(0)  # [layers]: 1 where it has shown anything
+        self._attention = torch.zeros(0)  # [layers, concepts, pictures, height, width]: the latest of each layer
+        self._known = torch.zeros(0)  # [layers]: 1 where there is any
         self._mask = torch.zeros(0)  # [concepts, pictures, height, width]
 
     def attach(self) -> None:
-        """Go to the layers of the pipeline."""
+        """Place hooks at the layers of the pipeline."""
         roots = self._layout.adapter.roots
         self._visit = visit(roots, self._by_site, self, {self._root: self._layout.prompt_call})
 
@@ -80,23 +80,27 @@ class WordMasks:
         return [] if self._visit is None else self._visit.replaced(roots)
 
     def detach(self) -> None:
-        """Take every hook away. Can be called again."""
+        """Remove every hook. Can be called again."""
         if self._visit is not None:
             self._visit.detach()
             self._visit = None
 
     def start(self, request: GenerationRequest) -> None:
-        """A generation begins: find the words in its prompts."""
+        """A generation begins: find the words in its prompts.
+
+        Raises:
+            UnsupportedError: embeddings were given in place of prompts.
+        """
         texts = request.texts
         if texts is None:
             raise UnsupportedError("prompt_embeds were given, in which words cannot be found: pass prompt= instead")
         ids = self._prompts.ids(texts, arguments=request.encode_arguments).tolist()
         chosen = torch.zeros(len(self.words), len(ids), len(ids[0]))
-        for places, (name, words) in zip(chosen, self.words.items(), strict=True):
-            spelled = [self._prompts.ids_within_prompt(word, request.encode_arguments) for word in words]
-            for row, line in zip(places, ids, strict=True):
-                row[self._found(spelled, line)] = 1
-            if not places.any():
+        for mask, (name, words) in zip(chosen, self.words.items(), strict=True):
+            word_ids = [self._prompts.ids_within_prompt(word, request.encode_arguments) for word in words]
+            for row, prompt_ids in zip(mask, ids, strict=True):
+                row[self._positions(word_ids, prompt_ids)] = 1
+            if not mask.any():
                 missing = ", ".join(map(repr, words))
                 message = f"no prompt has the word {missing}, so {name!r} leaves the denoiser as it is"
                 warnings.warn(message, stacklevel=2)
@@ -104,34 +108,33 @@ class WordMasks:
         self._chosen = (chosen / counts).repeat_interleave(request.images_per_prompt, 1)
         self._queries.clear()
         if len(self._known):  # of the last generation
-            for state in (self._mask, self._known, self._seen):
+            for state in (self._mask, self._known, self._attention):
                 state.zero_()
 
     def _check_keys(self) -> None:
-        """Queries whose keys never came would leave the concept without a place to act, unnoticed."""
+        """Raise where the keys to some queries never came: the concept would do nothing, without notice."""
         if self._queries:
             raise UnsupportedError(
                 "the cross-attention does not show its keys, so nobody knows where it looks: call "
                 "unfuse_qkv_projections(), or set another attention processor"
             )
 
-    def _found(self, spelled: Sequence[list[int]], ids: list[int]) -> list[int]:
-        """Positions in a prompt of the tokens of words, where whole words begin and end."""
+    def _positions(self, words: Sequence[list[int]], ids: list[int]) -> list[int]:
+        """Positions in a prompt of the tokens of words, where whole words begin and end; all of them token ids."""
         tokenizer = self._prompts.tokenizer
         tokens = tokenizer.convert_ids_to_tokens(ids)
         whole = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-        begins = [
-            i for i in range(1, len(ids)) if ids[i - 1] in whole or tokens[i - 1].endswith(END_OF_WORD)
-        ]  # the first token is that of the beginning
-        return [i + k for word in spelled for i in begins if ids[i : i + len(word)] == word for k in range(len(word))]
+        # a word begins behind a special token or the end of another; the first token is the start token
+        begins = [i for i in range(1, len(ids)) if ids[i - 1] in whole or tokens[i - 1].endswith(END_OF_WORD)]
+        return [i + k for word in words for i in begins if ids[i : i + len(word)] == word for k in range(len(word))]
 
     def begin(self, root: str, call: Call) -> None:
         self._check_keys()
         device, grid = call.steered.device, (*self._chosen.shape[:2], *self._layout.latents)
-        with torch.inference_mode(False):  # to be written in and out of inference mode
+        with torch.inference_mode(False):  # tensors that are written both in and out of inference mode
             if self._mask.shape != grid or self._mask.device != device:
                 self._tokens, self._pictures = self._chosen.to(device), call.steered.nonzero().flatten()
-                self._seen = torch.zeros(len(self._layers), *grid, device=device)
+                self._attention = torch.zeros(len(self._layers), *grid, device=device)
                 self._known = torch.zeros(len(self._layers), device=device)
                 self._mask = torch.zeros(grid, device=device)
         self._tokens.copy_(self._chosen)
@@ -145,32 +148,40 @@ class WordMasks:
             self._queries[number] = own
             return
         queries = layer.by_head(self._queries.pop(number), "q")
-        found = attention_to(queries, layer.by_head(own, "k"), self._tokens.to(x.device), layer.scale)
-        self._seen[number].copy_(on_grid(found, *self._mask.shape[-2:]))
+        attention = attention_to(queries, layer.by_head(own, "k"), self._tokens.to(x.device), layer.scale)
+        self._attention[number].copy_(on_grid(attention, *self._mask.shape[-2:]))
         self._known[number].fill_(1)
-        mean = (self._seen.sum(0) / self._known.sum()).to(self._mask)
+        mean = (self._attention.sum(0) / self._known.sum()).to(self._mask)
         self._mask.copy_(normalise_attention(mean, *QUANTILES))
 
     def __call__(self, concept: str, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         """M of a concept at a site, float32 [batch, patches, 1]; None where there are no patches, or no words."""
         if concept not in self.words or site.root != self._root or site.path in self._texts:
             return None
-        place = list(self.words).index(concept)
-        mask = on_patches(self._mask[place : place + 1], x.shape[1])[0]
+        index = list(self.words).index(concept)
+        mask = on_patches(self._mask[index : index + 1], x.shape[1])[0]
         return mask.repeat(len(x) // len(mask), 1)[..., None].to(x.device)
 
 
 def check_words(words: Words, concepts: Iterable[Concept], root: str) -> dict[str, tuple[str, ...]]:
-    """Words by concept name, checked.
+    """Check words, and list them by concept name.
 
     Args:
-        concepts: those that are steered. root: the denoiser's name.
+        words: as they are given to `steer`.
+        concepts: those that are steered.
+        root: the denoiser's name.
 
     Raises:
-        DSASError: a name that no concept has, no word, or a concept that steers no patches of the picture.
+        DSASError: a name that no concept has, or no word.
+        UnsupportedError: a concept that does not steer all patches of the picture.
+
+    Example:
+        >>> concept = Concept.from_pretrained("builtin:fruit-to-pear")
+        >>> check_words({concept.name: "apple"}, [concept], "unet")
+        {'fruit-to-pear': ('apple',)}
     """
     known = {concept.name: concept for concept in concepts}
-    found = {}
+    checked = {}
     for name, given in words.items():
         if name not in known:
             raise DSASError(f"words for {name!r}, but steered are {', '.join(known)}")
@@ -188,5 +199,5 @@ def check_words(words: Words, concepts: Iterable[Concept], root: str) -> dict[st
             raise UnsupportedError(
                 f"words of {name!r}: {sliced[0]} has but some of the patches, which words cannot mask"
             )
-        found[name] = listed
-    return found
+        checked[name] = listed
+    return checked

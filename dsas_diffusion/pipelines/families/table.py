@@ -36,11 +36,11 @@ _TEXT = SiteGroup(rf"text_encoder(_\d)?\.({'|'.join(dict.fromkeys(TEXT_LAYERS.va
 
 def _family(entry: Mapping[str, Any]) -> Family:
     """An entry of the table as a `Family`."""
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
-    groups = {role: tuple(SiteGroup(**group) for group in groups) for role, groups in entry["groups"].items()}
-    return Family(
-        **{**fields, "encoders": tuple(map(_encoder, entry["encoders"])), "groups": {**groups, "text": (_TEXT,)}}
-    )
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    fields["encoders"] = tuple(map(_encoder, entry["encoders"]))
+    fields["groups"] = {role: tuple(SiteGroup(**group) for group in sites) for role, sites in entry["groups"].items()}
+    fields["groups"]["text"] = (_TEXT,)
+    return Family(**fields)
 
 
 def _encoder(entry: Mapping[str, Any]) -> TextEncoder:

@@ -20,7 +20,10 @@ BANANA, DOG = "a banana", "a dog at night"
 def calls_of(pipe: Any, *prompts: Any, settings: dict[str, Any] | None = None, **options: Any) -> dict[str, list[Call]]:
     """Every call of the text encoder and of the denoiser while the pipeline makes pictures."""
     recorder = Recorder()
-    with BatchLayout(adapt(pipe), **settings or {}) as rows, visit(adapt(pipe).roots, [], recorder, rows.describe()):
+    with (
+        BatchLayout(adapt(pipe), **settings or {}) as layout,
+        visit(adapt(pipe).roots, [], recorder, layout.describe()),
+    ):
         latents(pipe, *prompts, **options)
     return {root: [call for name, call in recorder.calls if name == root] for root in ("text_encoder", "unet")}
 
@@ -118,14 +121,14 @@ def test_ready_made_embeddings_tell_their_number(tiny_pipe: Any) -> None:
 
 def test_where_embeddings_come_from_is_known(tiny_pipe: Any) -> None:
     before, _ = tiny_pipe.encode_prompt(BANANA, "cpu", 1, False)
-    with BatchLayout(adapt(tiny_pipe)) as rows:
+    with BatchLayout(adapt(tiny_pipe)) as layout:
         seen = []
         first, _ = tiny_pipe.encode_prompt(BANANA, "cpu", 1, False)
         second, _ = tiny_pipe.encode_prompt(DOG, "cpu", 1, False)
-        seen.append(rows.request.embeddings)
+        seen.append(layout.request.embeddings)
         for given in (before, first, second, first.clone()):
             tiny_pipe.encode_prompt(None, "cpu", 1, False, prompt_embeds=given)
-            seen.append(rows.request.embeddings)
+            seen.append(layout.request.embeddings)
     assert seen == ["", "given", "encoded here", "encoded here", "given"]
 
 
@@ -140,10 +143,10 @@ def test_a_new_generation_is_announced_with_its_prompts(tiny_pipe: Any) -> None:
 
 def test_it_is_undone_on_exit_also_after_an_error(tiny_pipe: Any) -> None:
     original = tiny_pipe.encode_prompt
-    rows = BatchLayout(adapt(tiny_pipe))
-    with pytest.raises(KeyboardInterrupt), rows:
+    layout = BatchLayout(adapt(tiny_pipe))
+    with pytest.raises(KeyboardInterrupt), layout:
         raise KeyboardInterrupt
-    with rows:
+    with layout:
         assert tiny_pipe.encode_prompt != original
     assert "encode_prompt" not in vars(tiny_pipe)
     assert tiny_pipe.encode_prompt == original
@@ -170,7 +173,7 @@ def test_bad_settings(tiny_pipe: Any, settings: dict[str, Any]) -> None:
     ],
 )
 def test_rows_that_fit_no_rule_raise(tiny_pipe: Any, batch: int, encoded: bool, message: str) -> None:
-    with BatchLayout(adapt(tiny_pipe)) as rows, visit(adapt(tiny_pipe).roots, [], Recorder(), rows.describe()):
+    with BatchLayout(adapt(tiny_pipe)) as layout, visit(adapt(tiny_pipe).roots, [], Recorder(), layout.describe()):
         if encoded:
             tiny_pipe.encode_prompt(BANANA, "cpu", 1, True)
         with pytest.raises(DSASError, match=message):

@@ -13,7 +13,7 @@ import torch
 
 from dsas_core import DSASError
 from dsas_diffusion import steer
-from tests.diffusion.steering.test_compatibility import close, concepts, denoiser_of, run, turn, untold
+from tests.diffusion.steering.test_compatibility import close, concepts, denoiser_of, no_warnings, run, turn
 from tests.diffusion.steering.test_identities_by_family import concept_of
 from tests.fixtures.pipelines import build
 
@@ -50,7 +50,7 @@ def test_attention_that_is_replayed_is_steered_by_hooks(family: str, tmp_path: P
     bare = run(pipe, family, **CACHED)
     assert not torch.equal(bare, exact), "the cache is at work"
     moving = concepts(family)[0]
-    with steer(pipe, {moving: 0.0}) as steering, untold():
+    with steer(pipe, {moving: 0.0}) as steering, no_warnings():
         assert torch.equal(run(pipe, family, **CACHED), bare)
         turn(steering, 1.0)
         made = run(pipe, family, **CACHED)

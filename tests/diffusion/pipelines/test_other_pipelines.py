@@ -58,7 +58,7 @@ def run(pipe: Any, prompts: Any, **options: Any) -> Any:
 
 def calls_of(pipe: Any, prompts: Any, rows: str = "conditional", **options: Any) -> list[Call]:
     recorder = Recorder()
-    with BatchLayout(adapt(pipe), rows) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
+    with BatchLayout(adapt(pipe), rows) as layout, visit(adapt(pipe).roots, [], recorder, layout.describe()):
         run(pipe, prompts, **options)
     return [call for root, call in recorder.calls if root == adapt(pipe).family.denoiser]
 
@@ -134,7 +134,7 @@ def test_pipelines_without_one_of_their_text_encoders(
     sites = find_sites(pipe, "text")
     assert {site.root for site in sites} == roots
     recorder = Recorder()
-    with BatchLayout(adapt(pipe)) as told, visit(adapt(pipe).roots, sites, recorder, told.describe()):
+    with BatchLayout(adapt(pipe)) as layout, visit(adapt(pipe).roots, sites, recorder, layout.describe()):
         run(pipe, [BANANA, DOG], height=SIZE, width=SIZE, **options)
     for root in roots:
         assert [call.steered.tolist() for name, call in recorder.calls if name == root] == [[1, 1], [0, 0]]
@@ -155,7 +155,7 @@ def test_attention_of_the_picture_to_itself_has_a_role_of_its_own() -> None:
     assert (site.path, site.stream, site.index) == ("transformer.transformer_blocks.0.attn2", "", 0)
     assert site not in find_sites(pipe, "denoiser")
     recorder = Recorder()
-    with BatchLayout(adapt(pipe)) as told, visit(adapt(pipe).roots, [site], recorder, told.describe()):
+    with BatchLayout(adapt(pipe)) as layout, visit(adapt(pipe).roots, [site], recorder, layout.describe()):
         run(pipe, BANANA, height=SIZE, width=SIZE, max_sequence_length=12)
     joint = next(call.joint for root, call in recorder.calls if root == site.root)
     assert joint is not None
@@ -306,7 +306,7 @@ def test_from_pipe_shares_what_is_steered() -> None:
 
 def test_a_batch_that_fits_no_rule_is_refused() -> None:
     pipe = other("StableDiffusionPAGPipeline", "sd")
-    with BatchLayout(adapt(pipe)) as rows, visit(adapt(pipe).roots, [], Recorder(), rows.describe()):
+    with BatchLayout(adapt(pipe)) as layout, visit(adapt(pipe).roots, [], Recorder(), layout.describe()):
         pipe.encode_prompt(BANANA, "cpu", 1, True)
         with pytest.raises(DSASError, match="StableDiffusionPAGPipeline got 5 rows: expected"):
             pipe.unet(torch.randn(5, 4, 8, 8), torch.tensor(500), torch.randn(5, 24, 32))

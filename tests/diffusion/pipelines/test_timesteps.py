@@ -135,7 +135,7 @@ def means(family: str, concept: Concept, prompts: list[str]) -> list[torch.Tenso
             if call.steered.any():
                 found.extend((x * call.mask[..., None]).sum(1) / call.mask.sum(1, keepdim=True))
 
-    with BatchLayout(adapt(pipe)) as rows, visit(adapt(pipe).roots, [site], Mean(), rows.describe()):
+    with BatchLayout(adapt(pipe)) as layout, visit(adapt(pipe).roots, [site], Mean(), layout.describe()):
         latents(pipe, family, prompts, (1, 2))
     return found
 

@@ -73,7 +73,7 @@ def denoiser_of(pipe: Any) -> Any:
 
 
 @contextmanager
-def untold() -> Iterator[None]:
+def no_warnings() -> Iterator[None]:
     """Nothing that steering warns of."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(not reached|have come to|answers from).*")
@@ -307,7 +307,7 @@ def test_steering_lives_with(name: str, family: str, attach: str, tmp_path: Path
         with pytest.raises(DSASError, match=r'has weights of its own.*steer with attach="hooks"'):
             steered(pipe, family, 1.0, attach)
     else:
-        with steered(pipe, family, 0.0, attach) as steering, untold():
+        with steered(pipe, family, 0.0, attach) as steering, no_warnings():
             assert torch.equal(run(pipe, family, **options), bare)
             turn(steering, 1.0)
             made = run(pipe, family, **options)
@@ -326,7 +326,7 @@ def test_steering_lives_with(name: str, family: str, attach: str, tmp_path: Path
             with pytest.warns(UserWarning, match=r"not reached.*another attention processor has been .*attach=.hooks"):
                 assert torch.equal(run(pipe, family, **options), bare)
         else:
-            with untold():
+            with no_warnings():
                 assert torch.equal(run(pipe, family, **options), bare)
                 turn(steering, 1.0)
                 assert torch.equal(run(pipe, family, **options), made), "the same as when it was there first"
@@ -386,7 +386,7 @@ def test_a_copy_is_not_steered_and_can_be_by_itself(way: str, family: str, attac
 
 @pytest.mark.parametrize(("family", "attach"), [("sd", "hooks"), ("flux", "processor")])
 def test_another_pipeline_of_the_same_parts(family: str, attach: str, tmp_path: Path) -> None:
-    """Rows are told by the pipeline that is steered; the other is refused, before as after the first has run."""
+    """Rows follow from the pipeline that is steered; the other is refused, before as after the first has run."""
     pipe = build(family, tmp_path)
     other = type(pipe).from_pipe(pipe)
     other.set_progress_bar_config(disable=True)
@@ -500,7 +500,7 @@ def test_a_call_that_breaks_off(
 # ---- modules that are replaced --------------------------------------------------------------------------------------
 
 
-def test_an_adapter_over_a_layer_that_is_a_site_is_told(tmp_path: Path) -> None:
+def test_an_adapter_over_a_site_warns(tmp_path: Path) -> None:
     """PEFT puts its own module around a linear layer, and the hook stays inside, where the adapter does not show."""
     pipe = build("sd", tmp_path)
     sites = find_sites(pipe, r"unet\.mid_block.*\.attn2\.to_q")
@@ -509,7 +509,7 @@ def test_an_adapter_over_a_layer_that_is_a_site_is_told(tmp_path: Path) -> None:
         undo = lora(pipe)
         with pytest.warns(UserWarning, match=rf"other modules have come to {sites[0]} since .*steer anew"):
             inside = run(pipe, "sd")
-    with steer(pipe, {concept: 1.0}), untold():
+    with steer(pipe, {concept: 1.0}), no_warnings():
         assert not torch.equal(run(pipe, "sd"), inside), "anew it goes to the adapted layer"
     with steer(pipe, {concept: 1.0}):
         undo()
@@ -519,7 +519,7 @@ def test_an_adapter_over_a_layer_that_is_a_site_is_told(tmp_path: Path) -> None:
     assert torch.equal(run(pipe, "sd"), picture("sd"))
 
 
-def test_words_are_told_of_an_adapter_over_the_queries(tmp_path: Path) -> None:
+def test_words_warn_of_an_adapter_over_the_queries(tmp_path: Path) -> None:
     pipe, concept = build("sd", tmp_path), concepts("sd")[0]
     with steer(pipe, {concept: 1.0}, words={concept.name: "banana"}):
         before = run(pipe, "sd")
@@ -527,11 +527,11 @@ def test_words_are_told_of_an_adapter_over_the_queries(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match=r"other modules have come to unet\.\S*\.attn2\.to_q"):
             run(pipe, "sd")
         undo()
-        with untold():
+        with no_warnings():
             assert torch.equal(run(pipe, "sd"), before)
 
 
-def test_another_denoiser_is_told(tmp_path: Path) -> None:
+def test_another_denoiser_warns(tmp_path: Path) -> None:
     pipe, concept = build("sd", tmp_path), concepts("sd")[0]
     with steer(pipe, {concept: 1.0}):
         pipe.unet = copy.deepcopy(pipe.unet)

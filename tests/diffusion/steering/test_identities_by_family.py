@@ -67,9 +67,9 @@ def invariant(family: str) -> None:
 def seen_in(
     family: str, sites: list[Site], prompts: Any = BANANA, rows: str = "conditional", **options: Any
 ) -> Recorder:
-    """What comes by at sites of a pipeline, and the calls that it comes in."""
+    """Activations at sites of a pipeline, and the calls in which they were read."""
     pipe, recorder = pipe_of(family), Recorder()
-    with BatchLayout(adapt(pipe), rows) as told, visit(adapt(pipe).roots, sites, recorder, told.describe()):
+    with BatchLayout(adapt(pipe), rows) as layout, visit(adapt(pipe).roots, sites, recorder, layout.describe()):
         latents(pipe, family, prompts, **options)
     return recorder
 
@@ -115,7 +115,7 @@ def test_strengths_of_a_batch_are_those_of_single_pictures(family: str, role: st
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_clock_shows_the_timestep(family: str) -> None:
+def test_calls_have_their_timestep(family: str) -> None:
     pipe = pipe_of(family)
     calls = [call for root, call in seen_in(family, []).calls if root == adapt(pipe).family.denoiser]
     shown = [float(call.timestep) for call in calls if call.timestep is not None]
@@ -153,13 +153,13 @@ def test_rows_of_guidance(family: str, rows: str) -> None:
     assert found == expected
     texts = [call.steered.tolist() for root, call in calls if root == "text_encoder"]
     assert texts == [[told(1)] * 2, [told(0)] * 2][: 1 if family == "flux2" else 2]
-    for root in adapt(pipe).roots:  # every text encoder is told the same
+    for root in adapt(pipe).roots:  # the same in every text encoder
         if root != adapt(pipe).family.denoiser:
             assert [call.steered.tolist() for name, call in calls if name == root] == texts
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in UNTOLD])
-def test_negative_prompts_that_are_those_of_the_prompts(family: str) -> None:
+def test_negative_prompts_equal_to_the_prompts(family: str) -> None:
     calls = seen_in(family, [], [BANANA, DOG], seeds=(1, 2), negative_prompt=[BANANA, DOG]).calls
     found = [(call.steered.tolist(), call.prompts.tolist()) for root, call in calls if root == "text_encoder"]
     assert found == [([1, 1], [0, 1]), ([0, 0], [0, 1])]
@@ -187,13 +187,13 @@ def test_negative_prompts_are_known_when_they_are_cleaned(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("family", "negative"), [("flux", NEGATIVE), ("klein", "")])
-def test_what_was_a_negative_prompt_may_be_a_prompt_afterwards(family: str, negative: str) -> None:
+def test_a_negative_prompt_may_be_the_next_prompt(family: str, negative: str) -> None:
     pipe, recorder = pipe_of(family), Recorder()
-    with BatchLayout(adapt(pipe)) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
+    with BatchLayout(adapt(pipe)) as layout, visit(adapt(pipe).roots, [], recorder, layout.describe()):
         latents(pipe, family, BANANA, num_inference_steps=1)
         recorder.calls.clear()
         pipe.encode_prompt(negative)
-        assert told.request.texts == [negative]
+        assert layout.request.texts == [negative]
     assert {root: call.steered.tolist() for root, call in recorder.calls if root == "text_encoder"} == {
         "text_encoder": [1]
     }
@@ -242,12 +242,12 @@ def test_embeddings_that_are_ready_made(family: str, inside: bool) -> None:
     """Each generation tells its rows anew, and whether the text encoder has been steered."""
     pipe, recorder = pipe_of(family), Recorder()
     given = {} if inside else ready_made(family)
-    with BatchLayout(adapt(pipe)) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
+    with BatchLayout(adapt(pipe)) as layout, visit(adapt(pipe).roots, [], recorder, layout.describe()):
         given = ready_made(family) if inside else given
         for _ in range(2):
             options = {GUIDED.get(family, "guidance_scale"): 3.0, "output_type": "latent", **given}
             pipe(height=SIZE, width=SIZE, num_inference_steps=1, **options)
-            assert told.request.embeddings in (("", "encoded here") if inside else ("given",))
+            assert layout.request.embeddings in (("", "encoded here") if inside else ("given",))
     calls = [call for root, call in recorder.calls if root == adapt(pipe).family.denoiser]
     assert [(call.steered.tolist(), call.prompts.tolist()) for call in calls] == CALLS[family] * 2
 
@@ -326,7 +326,7 @@ RAGGED = ("qwen", "zimage", "lumina")
 
 @pytest.mark.parametrize("role", ["image", "prompt"])
 @pytest.mark.parametrize("family", RAGGED)
-def test_prompts_of_unlike_length_are_seen_as_they_are_alone(family: str, role: str) -> None:
+def test_prompts_of_unequal_length_in_a_batch_are_as_alone(family: str, role: str) -> None:
     """Wherever a row's text ends: its patches and tokens are found, and what is behind a shorter text counts not."""
     invariant(family)
     site = find_sites(pipe_of(family), role)[-1]
@@ -380,7 +380,10 @@ def test_instructions_in_front_of_a_prompt_do_not_count(family: str, positions: 
 
     recorder = Recorder()
     handle = pipe.text_encoder.register_forward_pre_hook(keep, with_kwargs=True)
-    with BatchLayout(adapt(pipe), positions=positions) as told, visit(adapt(pipe).roots, [], recorder, told.describe()):
+    with (
+        BatchLayout(adapt(pipe), positions=positions) as layout,
+        visit(adapt(pipe).roots, [], recorder, layout.describe()),
+    ):
         latents(pipe, family, BANANA)
     handle.remove()
     calls = [call for root, call in recorder.calls if root == "text_encoder"]
@@ -390,7 +393,7 @@ def test_instructions_in_front_of_a_prompt_do_not_count(family: str, positions: 
 
 
 @pytest.mark.parametrize(
-    ("family", "clip_skip", "layers", "told"),
+    ("family", "clip_skip", "layers", "warns"),
     [
         ("sd", None, "text.1", False),
         ("sdxl", None, "text_2.1", False),
@@ -406,7 +409,7 @@ def test_instructions_in_front_of_a_prompt_do_not_count(family: str, positions: 
         ("lumina", None, r"text_encoder\.layers\.2", True),
     ],
 )
-def test_a_layer_that_nobody_reads_is_told(family: str, clip_skip: int | None, layers: str, told: bool) -> None:
+def test_unused_layers_warn(family: str, clip_skip: int | None, layers: str, warns: bool) -> None:
     pipe = pipe_of(family)
     sites = find_sites(pipe, layers)
     concept = random_concept(dict.fromkeys(sites, WIDTH), base=bases(pipe), kind="additive")
@@ -414,9 +417,9 @@ def test_a_layer_that_nobody_reads_is_told(family: str, clip_skip: int | None, l
     with warnings.catch_warnings(record=True) as caught, steer(pipe, {concept: 1.0}):
         warnings.simplefilter("always")
         latents(pipe, family, BANANA, **options)
-    found = [str(one.message) for one in caught if "reads the tokens of an earlier layer" in str(one.message)]
-    assert bool(found) == told
-    assert not told or all(str(site) in found[0] for site in sites)
+    messages = [str(item.message) for item in caught if "reads the tokens of an earlier layer" in str(item.message)]
+    assert bool(messages) == warns
+    assert not warns or all(str(site) in messages[0] for site in sites)
 
 
 def test_clip_skip_of_stable_diffusion_leaves_out_the_last_layers() -> None:
@@ -430,7 +433,7 @@ def test_clip_skip_of_stable_diffusion_leaves_out_the_last_layers() -> None:
     ]
 
 
-def test_the_role_of_the_text_leaves_layers_out_that_nobody_reads() -> None:
+def test_the_text_role_leaves_out_unused_layers() -> None:
     names = [site_name(site) for site in find_sites(pipe_of("sd3"), "text")]
     assert names == ["text.0", "text.1", "text_2.0", "text_2.1", "text_3.0", "text_3.1"]
 
@@ -457,7 +460,7 @@ def test_the_role_of_the_text_leaves_layers_out_that_nobody_reads() -> None:
         ("lumina", "prompt:block.0", ["transformer.layers.0.attn"]),
     ],
 )
-def test_sites_by_the_names_that_people_use(family: str, pattern: str, paths: list[str]) -> None:
+def test_sites_by_their_short_names(family: str, pattern: str, paths: list[str]) -> None:
     pipe = pipe_of(family)
     sites = find_sites(pipe, pattern)
     assert [site.path for site in sites] == paths
@@ -467,7 +470,7 @@ def test_sites_by_the_names_that_people_use(family: str, pattern: str, paths: li
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_latents_become_the_pictures_that_the_pipeline_makes(family: str) -> None:
+def test_decoded_latents_are_the_pipelines_pictures(family: str) -> None:
     pipe = pipe_of(family)
     ours = decode(adapt(pipe), latents(pipe, family, [BANANA, DOG], (1, 2)))
     own = latents(pipe, family, [BANANA, DOG], (1, 2), output_type="pil")

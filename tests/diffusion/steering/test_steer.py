@@ -97,7 +97,7 @@ def vanilla(pipe: Any, concept: Concept, strength: float) -> Iterator[None]:
 # ---- identities -----------------------------------------------------------------------------------------------------
 
 
-def test_strength_zero_gate_off_and_letting_go_are_exact_and_signs_go_different_ways(case: Case) -> None:
+def test_strength_zero_gate_off_and_detach_are_exact_and_signs_differ(case: Case) -> None:
     base, bare = case.latents(BANANA), [Bare.of(case.pipe.unet), Bare.of(case.pipe.text_encoder)]
     with steer(case.pipe, {case.concept: 0.0}) as steering:
         assert torch.equal(case.latents(BANANA), base)
@@ -214,7 +214,7 @@ def test_given_embeddings_warn_where_text_is_steered(names: tuple[str, ...], tin
         assert differ(latents(tiny_pipe, None, **given), base)
 
 
-def test_embeddings_that_were_made_inside_the_block_are_steered_without_a_warning(tiny_pipe: Any) -> None:
+def test_embeddings_encoded_inside_the_block_are_steered_without_a_warning(tiny_pipe: Any) -> None:
     with steer(tiny_pipe, {concept_of(tiny_pipe, "text"): S}), warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         expected = latents(tiny_pipe, BANANA)
@@ -223,7 +223,7 @@ def test_embeddings_that_were_made_inside_the_block_are_steered_without_a_warnin
     assert torch.equal(made, expected)
 
 
-def test_what_a_text_encoder_reads_by_hand_counts_as_prompts(tiny_pipe: Any) -> None:
+def test_direct_calls_of_a_text_encoder_count_as_prompts(tiny_pipe: Any) -> None:
     """As Compel and its like do."""
     concept = concept_of(tiny_pipe, "text")
 
@@ -276,7 +276,7 @@ def test_a_failed_attachment_leaves_nothing(tiny_pipe: Any) -> None:
     assert "encode_prompt" not in vars(tiny_pipe)
 
 
-def test_letting_go_by_hand_can_be_repeated(tiny_pipe: Any) -> None:
+def test_detach_can_be_repeated(tiny_pipe: Any) -> None:
     base = latents(tiny_pipe, BANANA)
     steering = steer(tiny_pipe, {concept_of(tiny_pipe): S})
     assert differ(latents(tiny_pipe, BANANA), base)
