@@ -57,11 +57,10 @@ class CaptureStore(Mapping[Key, Activations]):
         path = self.folder / ABOUT
         if path.is_file():
             stored = _read_object(path)
-            different = [key for key in expected if stored.get(key) != expected[key]]
+            different = ", ".join(key for key in expected if stored.get(key) != expected[key])
             if different:
                 raise ArtifactError(
-                    f"{self.folder} holds what was read otherwise ({', '.join(different)}): choose another folder, or "
-                    "delete it"
+                    f"{self.folder} holds what was read otherwise ({different}): choose another folder, or delete it"
                 )
         elif self.folder.is_dir() and any(not other.match(f".{ABOUT}.*") for other in self.folder.iterdir()):
             raise ArtifactError(f"{self.folder} is there and holds something else: choose another folder")

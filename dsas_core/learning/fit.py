@@ -9,8 +9,7 @@ All sites learn from the unsteered model (mode "clean"), or each site learns whi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 from .. import methods
 from ..concept.concept import Concept
@@ -18,11 +17,9 @@ from ..concept.evidence import SiteEvidence
 from ..concept.intervention import Intervention
 from ..errors import DSASError
 from ..methods.base.cross_validation import Evidence
-from ..model.fingerprints import fingerprint, portrait
-from ..model.sites import Roots, Site
+from ..model.sites import Site
 from .capture_store import Captured
 from .envelopes import with_envelopes
-from .prompts.prompt_set import PromptSet
 from .recipe import Recipe
 from .site_fit import SiteFit, fit_site, rows_at
 
@@ -96,43 +93,6 @@ def fit_sites(
     if recipe.cloud:
         interventions = with_envelopes(interventions, capture, recipe.cloud)
     return interventions, evidence
-
-
-def as_concept(
-    interventions: Sequence[Intervention],
-    evidence: Sequence[SiteEvidence],
-    recipe: Recipe,
-    content: PromptSet,
-    roots: Roots,
-    edges: tuple[float, ...] = (),
-    **provenance: Any,
-) -> Concept:
-    """The concept of fitted interventions, before its unit is chosen.
-
-    Args:
-        interventions: of all sites.
-        evidence: of all sites.
-        recipe: how they were fitted.
-        content: the prompt file.
-        roots: the model's modules by name.
-        edges: ascending timesteps that separate bins.
-        provenance: what to record beside prompts and recipe.
-    """
-    touched = {site.root for item in interventions for site in (item.site, item.probe_site) if site is not None}
-    steered = {root: roots[root] for root in sorted(touched)}
-    file = {"prompts_sha256": content.sha256} if content.sha256 else {}
-    return Concept(
-        name=content.name,
-        description=content.description,
-        interventions=tuple(interventions),
-        edges=edges,
-        method=recipe.method,
-        gate=str(recipe.gate),
-        base={root: fingerprint(module) for root, module in steered.items()},
-        learned_on={root: portrait(module) for root, module in steered.items()},
-        evidence={"sites": [asdict(item) for item in evidence]},
-        provenance={"prompts": content.to_dict(), **file, "recipe": asdict(recipe), **provenance},
-    )
 
 
 def _join(

@@ -10,19 +10,21 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ..concept.concept import Concept
 from ..concept.evidence import SiteEvidence
+from ..concept.intervention import Intervention
+from ..model.fingerprints import fingerprint, portrait
 from ..model.sites import Roots, Site
 from ..utils.progress import progress_bar
 from ..utils.versions import versions
 from .calibration.unit import TRIALS, units_of
 from .capture import LabelPositions
 from .capture_store import Captured
-from .fit import as_concept, fit_sites
+from .fit import fit_sites
 from .held_out_trial import HeldOutTrial
 from .prompts.prompt_set import PromptSet, Text, split_held_out
 from .recipe import Recipe
@@ -113,26 +115,40 @@ class Learner(ABC, Generic[Text]):
         with progress_bar(len(self.sites) + len(self.heatmap_sites), "fitting", self.show_progress) as bar:
             interventions, evidence = fit_sites(capture, recipe, bar.update, self.heatmap_sites, recapture)
         more_evidence = self._more_evidence(recipe, evidence)
-        concept = as_concept(
-            interventions,
-            evidence,
-            recipe,
-            self.content,
-            self._roots,
-            self.edges,
-            model=self.model_name,
-            count=self.count,
-            prompts_used={side: len(prompts) for side, prompts in self.fitting.items()},
-            **self.own_settings,
-            seed=self.seed,
-            versions=versions(*self.LIBRARIES),
-        )
-        concept = replace(concept, evidence={**concept.evidence, **more_evidence})
+        concept = self._concept(interventions, recipe, {"sites": [asdict(item) for item in evidence], **more_evidence})
         if not self.tries_units:
             return concept
         with progress_bar(min(TRIALS, len(units_of(concept.method))), "choosing the unit", self.show_progress) as bar:
             unit, unit_evidence = self._trial.choose_unit(concept, drift, bar.update)
         return replace(concept, unit=unit, evidence={**concept.evidence, "unit": unit_evidence})
+
+    def _concept(self, interventions: Sequence[Intervention], recipe: Recipe, evidence: Mapping[str, Any]) -> Concept:
+        """The concept of fitted interventions, before its unit is chosen."""
+        touched = {site.root for item in interventions for site in (item.site, item.probe_site) if site is not None}
+        steered = {root: self._roots[root] for root in sorted(touched)}
+        content = self.content
+        return Concept(
+            name=content.name,
+            description=content.description,
+            interventions=tuple(interventions),
+            edges=self.edges,
+            method=recipe.method,
+            gate=str(recipe.gate),
+            base={root: fingerprint(module) for root, module in steered.items()},
+            learned_on={root: portrait(module) for root, module in steered.items()},
+            evidence=evidence,
+            provenance={
+                "prompts": content.to_dict(),
+                **({"prompts_sha256": content.sha256} if content.sha256 else {}),
+                "recipe": asdict(recipe),
+                "model": self.model_name,
+                "count": self.count,
+                "prompts_used": {side: len(prompts) for side, prompts in self.fitting.items()},
+                **self.own_settings,
+                "seed": self.seed,
+                "versions": versions(*self.LIBRARIES),
+            },
+        )
 
     @abstractmethod
     def captured(self, recipe: Recipe) -> Captured:

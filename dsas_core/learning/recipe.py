@@ -25,6 +25,7 @@ SUPERVISION = ("prompts", "positions")
 WEIGHTS = ("soft", "threshold", "none")
 
 
+# size: its fields are the settings that users name, kept in every concept
 @dataclass(frozen=True)
 class Recipe:
     """How a concept is fitted. Its fields are kept with the concept, in the provenance.

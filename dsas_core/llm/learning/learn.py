@@ -100,7 +100,7 @@ def learn(
         TypeError: learn has no setting batches; it has sites, pooling, seed, count, batch, show_progress
     """
     check_settings(settings, Lesson)
-    chosen = _recipe(recipe, method=method, gate=gate, seed=seed)  # refused before anything is encoded
+    chosen = Lesson._recipe(recipe, method=method, gate=gate, seed=seed)  # refused before anything is encoded
     return Lesson(model, tokenizer, prompts, seed=seed, **settings).fit(chosen, drift)
 
 
@@ -176,8 +176,24 @@ class TextLearner(Learner[Encoded]):
         self.reader = Reader(model, pad_token(tokenizer), batch)
         self._captures: dict[tuple[tuple[str, str], ...], Capture] = {}
 
-    def _recipe(self, given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
-        return _recipe(given, **fields)
+    @staticmethod
+    def _recipe(given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
+        """The recipe of a concept of texts.
+
+        Raises:
+            UnsupportedError: one that reads tokens which are not written yet.
+        """
+        recipe = recipe_of(given, form="token", pooling="mean", top_share=0.25, **fields)
+        if "form" not in (given or {}):
+            recipe = replace(recipe, form=recipe.resolved_gate.traits.text_form)
+        if recipe.form not in FORMS:
+            raise UnsupportedError(
+                f"gate form {recipe.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}"
+            )
+        obstacle = recipe.obstacle_to_texts()
+        if obstacle is not None:
+            raise UnsupportedError(obstacle)
+        return recipe
 
     def captured(self, recipe: Recipe) -> Capture:
         selections = self._selections(recipe)
@@ -263,25 +279,6 @@ class TextLearner(Learner[Encoded]):
 #: the public name
 Lesson = TextLearner
 show_settings(learn, Lesson)
-
-
-def _recipe(given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
-    """The recipe of a concept of texts.
-
-    Raises:
-        UnsupportedError: one that reads tokens which are not written yet.
-    """
-    recipe = recipe_of(given, form="token", pooling="mean", top_share=0.25, **fields)
-    if "form" not in (given or {}):
-        recipe = replace(recipe, form=recipe.resolved_gate.traits.text_form)
-    if recipe.form not in FORMS:
-        raise UnsupportedError(
-            f"gate form {recipe.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}"
-        )
-    obstacle = recipe.obstacle_to_texts()
-    if obstacle is not None:
-        raise UnsupportedError(obstacle)
-    return recipe
 
 
 def _auroc(source: Sequence[int], control: Sequence[int]) -> float:

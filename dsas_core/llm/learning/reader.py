@@ -17,10 +17,16 @@ from ..model.layers import device_of_input, ends_of, find_sites, positions_of, r
 
 #: tokens of an answer
 LENGTH = 40
+#: options of `generate` for one greedy answer to each prompt, whatever the model's own defaults
+GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
 
 
 def encode_all(model: nn.Module, tokenizer: Any, prompts: Sequence[str]) -> list[Encoded]:
-    """Tokenise prompts, each cut to what the model takes."""
+    """Tokenise prompts.
+
+    Raises:
+        PromptError: one that is longer than the model takes, or that the chat template refuses.
+    """
     limit = positions_of(model)
     return [encode(tokenizer, prompt, limit) for prompt in prompts]
 
@@ -122,16 +128,8 @@ class Reader:
                 raise PromptError(
                     f"a prompt fills all {self.limit} tokens that the model takes: shorten it to be answered"
                 )
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=room,
-                do_sample=False,
-                num_beams=1,
-                num_return_sequences=1,
-                return_dict_in_generate=False,
-                pad_token_id=self.pad,
-            )
+            options = {"max_new_tokens": room, "pad_token_id": self.pad, **GREEDY}
+            out = model.generate(input_ids=ids, attention_mask=mask, **options)
             for row in out[:, ids.shape[1] :].cpu():
                 stop = torch.isin(row, ends).nonzero()
                 answers.append(tuple(row[: int(stop[0]) if len(stop) else len(row)].tolist()))
