@@ -5,7 +5,7 @@ from .concept.builtin import Shipped, shipped
 from .concept.concept import Concept
 from .concept.intervention import Intervention
 from .errors import DSASError
-from .learning.prompts import prompt_set as prompts
+from .learning import prompts
 from .learning.recipe import Recipe
 from .model import sites
 from .model.hooks import Call, visit

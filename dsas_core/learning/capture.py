@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
@@ -17,25 +16,25 @@ from ..probes.combine import pool
 
 #: site, timestep bin, kind of prompt
 Key = tuple[Site, int, str]
-#: the index of a prompt, and how many positions the longest row of a site has -> which positions show the concept
-Shown = Callable[[int, int], Sequence[bool]]
+#: (index of a prompt, number of positions of the longest row of a site) -> whether each position shows the concept
+LabelPositions = Callable[[int, int], Sequence[bool]]
 
 
 @dataclass
 class Activations:
-    """Activations of one site, one timestep bin and one kind of prompt, float32; of each call a tensor.
+    """Activations of one site, one timestep bin and one kind of prompt, float32; a tensor for each forward pass.
 
     Args:
         pooled: means over positions, [n, width].
-        prompts: the prompt of each mean, [n].
+        prompts: index of the prompt of each mean, [n].
         positions: sampled positions, [m, width].
-        position_prompts: the prompt of each, [m].
-        places: the index of each in its picture or text, [m].
-        labels: whether each shows the concept, bool [m]; none unless `Capture.mark` was called.
-        count: how many positions the longest row has.
+        position_prompts: index of the prompt of each sampled position, [m].
+        places: index of each sampled position in its picture or text, [m].
+        labels: whether each sampled position shows the concept, bool [m]; empty until `Capture.mark` is called.
+        count: number of positions of the longest row.
 
     Example:
-        >>> Rows(pooled=[torch.ones(2, 3), torch.zeros(1, 3)]).gathered("pooled").shape
+        >>> Activations(pooled=[torch.ones(2, 3), torch.zeros(1, 3)]).gathered("pooled").shape
         torch.Size([3, 3])
     """
 
@@ -48,41 +47,37 @@ class Activations:
     count: int = 0
 
     def gathered(self, name: str) -> torch.Tensor:
-        """All rows of one field in one tensor."""
+        """One field of all forward passes, concatenated."""
         return torch.cat(getattr(self, name))
 
     @property
     def sampled(self) -> list[int]:
-        """How many positions were sampled from each row of each call, in the order of `pooled`."""
+        """How many positions were sampled from each row, in the order of `pooled`."""
         counts = []
         for prompts in self.position_prompts:
             changes = (prompts.diff() != 0).nonzero().flatten() + 1
             counts += [len(row) for row in prompts.tensor_split(changes.tolist())]
         return counts
 
-
-class Captured(Protocol):
-    """What fitting asks of captured rows, in memory (`Capture`) or in a folder (`Shards`)."""
-
-    edges: tuple[float, ...]
-    timeless: set[str]
-
-    @property
-    def rows(self) -> Mapping[Key, Activations]: ...
-
-    def mark(self, kind: str, shown: Shown) -> None: ...
+    def mark(self, label_positions: LabelPositions) -> None:
+        """Set the labels of the sampled positions."""
+        labels = {i: label_positions(i, self.count) for i in self.gathered("prompts").unique().tolist()}
+        self.labels = [
+            torch.tensor([bool(labels[i][place]) for i, place in zip(prompts.tolist(), places.tolist(), strict=True)])
+            for prompts, places in zip(self.position_prompts, self.places, strict=True)
+        ]
 
 
 class Capture:
-    """Keep the activations of steered rows (the conditional half) while prompts go through the model.
+    """Keep the activations of steered rows (the conditional branch) while prompts go through the model.
 
-    Call `start(kind)` before the prompts of each kind, and move `offset` to the index of a batch's first prompt, or
-    call `at` with it. `rows` maps (site, bin, kind) to Rows.
+    Call `start(kind)` before the prompts of each kind, and set `offset` to the index of a batch's first prompt, or
+    call `at` with it. `rows` maps (site, bin, kind) to `Activations`.
 
     Args:
         edges: ascending timesteps that separate the bins.
-        positions_per_row: how many positions to sample from each row of each call; 0 keeps means only.
-        seed: for the sampling.
+        positions_per_row: how many positions to sample from each row of each forward pass; 0 keeps means only.
+        seed: of the sampling.
 
     Raises:
         DSASError: edges that do not ascend.
@@ -104,26 +99,26 @@ class Capture:
         self.positions_per_row = positions_per_row
         self.kind = ""
         self.offset = 0
-        self.timeless: set[str] = set()  # roots that run without a clock have one bin
+        self.timeless: set[str] = set()  # roots that run without timesteps have one bin
         self.rows: dict[Key, Activations] = defaultdict(Activations)
         self._random = torch.Generator()
         self._calls: dict[str, tuple[Call, int]] = {}
 
     def start(self, kind: str) -> None:
-        """Prompts of one kind follow, from the first. The same places are sampled for every kind."""
+        """Begin a kind of prompts with its first prompt. The same places are sampled for every kind."""
         self.kind, self.offset = kind, 0
         self._random.manual_seed(self.seed)
 
     def at(self, offset: int) -> None:
-        """A batch follows, from this prompt of its kind on; places are sampled whatever was before."""
+        """Begin a batch at this prompt of its kind; the places sampled do not depend on the batches before."""
         self.offset = offset
         self._random.manual_seed(self.seed * 1_000_003 + offset)
 
-    def mark(self, kind: str, shown: Shown) -> None:
+    def mark(self, kind: str, label_positions: LabelPositions) -> None:
         """Label the sampled positions of a kind."""
-        for (_, _, own), rows in self.rows.items():
-            if own == kind:
-                label(rows, shown)
+        for (_, _, row_kind), rows in self.rows.items():
+            if row_kind == kind:
+                rows.mark(label_positions)
 
     def begin(self, root: str, call: Call) -> None:
         if call.timestep is None:
@@ -158,18 +153,3 @@ class Capture:
         rows.positions.append(taken[real])
         rows.position_prompts.append(prompts[:, None].expand_as(places)[real])
         rows.places.append(places[real])
-
-
-def label(rows: Activations, shown: Shown) -> None:
-    """Label the sampled positions of rows.
-
-    Args:
-        rows: whose `labels` are set.
-        shown: which positions of a prompt show the concept.
-    """
-    shows = {prompt: shown(prompt, rows.count) for prompt in rows.gathered("prompts").unique().tolist()}
-    sampled = zip(rows.position_prompts, rows.places, strict=True)
-    rows.labels = [
-        torch.tensor([bool(shows[a][b]) for a, b in zip(*map(torch.Tensor.tolist, pair), strict=True)])
-        for pair in sampled
-    ]

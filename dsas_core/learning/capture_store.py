@@ -1,8 +1,8 @@
-"""Captured rows in a folder, a file for each batch of prompts.
+"""Captured activations in a folder, one file for each batch of prompts.
 
-It holds what memory cannot, and gives it back a site at a time. A run that was interrupted goes on after the last
-batch, and several processes can share the batches. Rows are put together in the order of kinds and prompts, whoever
-wrote them and when.
+It holds what memory cannot, and is read back one site at a time. A run that was interrupted continues after the last
+batch, and several processes can share the batches. Batches are concatenated in the order of kinds and prompts,
+whichever process wrote them and when.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ import torch
 
 from ..errors import ArtifactError, DSASError
 from ..model.sites import Site
-from .capture import Activations, Capture, Key, Shown, label
+from .capture import Activations, Capture, Key, LabelPositions
 
 ABOUT = "about.json"
-#: of `Rows`, what is kept of each call
+#: the fields of `Activations` that are stored
 _FIELDS = ("pooled", "prompts", "positions", "position_prompts", "places")
 
 
 class CaptureStore(Mapping[Key, Activations]):
-    """The rows of a capture, read from a folder a site at a time; what `Capture` is for whoever fits.
+    """The activations of a capture, read from a folder one site at a time; fitting uses it like a `Capture`.
 
     Args:
-        folder: where they are, or will be.
-        about: what they depend on, plain data: model, prompts, settings. A folder of something else is refused.
-        sites: all that are captured.
-        edges: timesteps that separate the bins.
+        folder: where the files are, or will be written.
+        about: what the activations depend on, as plain data: model, prompts, settings. A folder that was written with
+            other values is refused.
+        sites: all sites that are captured.
+        edges: ascending timesteps that separate the bins.
 
     Raises:
-        ArtifactError: the folder holds what was captured otherwise, or something else.
-        DSASError: it cannot be written.
+        ArtifactError: the folder holds activations that were captured otherwise, or other files.
+        DSASError: the folder cannot be written.
 
     Example:
         >>> import tempfile
-        >>> shards = Shards(tempfile.mkdtemp() + "/rows", about={"model": "tiny"}, sites=[Site("unet.mid")])
-        >>> shards.has("source", offset=0), len(shards)
+        >>> store = CaptureStore(tempfile.mkdtemp() + "/rows", about={"model": "tiny"}, sites=[Site("unet.mid")])
+        >>> store.has("source", offset=0), len(store)
         (False, 0)
     """
 
@@ -49,25 +50,24 @@ class CaptureStore(Mapping[Key, Activations]):
     ) -> None:
         self.folder, self.sites, self.edges = Path(folder), list(sites), tuple(edges)
         self.timeless: set[str] = set()
-        self._shown: dict[str, Shown] = {}
-        self._keys: dict[Key, list[Path]] = {}
+        self._labels: dict[str, LabelPositions] = {}
+        self._paths: dict[Key, list[Path]] = {}
         self._loaded: tuple[Key | None, Activations] = (None, Activations())
-        wanted = json.loads(json.dumps({**about, "sites": list(map(str, sites)), "edges": list(edges)}))
-        known = self.folder / ABOUT
-        if known.is_file():
-            there = _read(known)
-            other = [key for key in wanted if there.get(key) != wanted[key]]
-            if other:
+        expected = json.loads(json.dumps({**about, "sites": list(map(str, sites)), "edges": list(edges)}))
+        path = self.folder / ABOUT
+        if path.is_file():
+            stored = _read_object(path)
+            different = ", ".join(key for key in expected if stored.get(key) != expected[key])
+            if different:
                 raise ArtifactError(
-                    f"{self.folder} holds what was read otherwise ({', '.join(other)}): choose another folder, or "
-                    "delete it"
+                    f"{self.folder} holds what was read otherwise ({different}): choose another folder, or delete it"
                 )
-        elif self.folder.is_dir() and any(not path.match(_draft(known, "*").name) for path in self.folder.iterdir()):
+        elif self.folder.is_dir() and any(not other.match(f".{ABOUT}.*") for other in self.folder.iterdir()):
             raise ArtifactError(f"{self.folder} is there and holds something else: choose another folder")
         else:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _replace(known, json.dumps(wanted, indent=2).encode())
+                _write_atomically(path, json.dumps(expected, indent=2).encode())
             except OSError as error:
                 raise DSASError(f"cannot write into {self.folder}: {error.strerror}; choose another folder") from None
 
@@ -76,102 +76,112 @@ class CaptureStore(Mapping[Key, Activations]):
         return self
 
     def has(self, kind: str, offset: int) -> bool:
-        """Whether a batch has been captured, `offset` being the index of its first prompt in its kind."""
+        """Whether a batch has been captured; `offset` is the index of its first prompt in its kind."""
         return self._path(kind, offset).is_file()
 
-    def write(self, kind: str, offset: int, capture: Capture, more: Mapping[str, torch.Tensor]) -> None:
-        """Keep the rows of one batch, whole or not at all. The capture is empty afterwards.
+    def write(self, kind: str, offset: int, capture: Capture, extra: Mapping[str, torch.Tensor]) -> None:
+        """Store the activations of one batch, all or nothing. The capture is empty afterwards.
 
         Args:
-            kind: of prompts.
-            offset: the index of the batch's first prompt in its kind.
-            capture: what the batch left.
-            more: results of the batch to keep beside, by name.
+            kind: kind of prompts.
+            offset: index of the batch's first prompt in its kind.
+            capture: activations of the batch.
+            extra: other tensors of the batch to store beside, by name.
         """
         from safetensors.torch import save
 
-        tensors = {f"more.{name}": tensor.cpu().contiguous() for name, tensor in more.items()}
-        order = [f"{self.sites.index(site)}.{bin_}" for site, bin_, _ in capture.rows]
-        for key in list(capture.rows):
-            (site, bin_, _), rows = key, capture.rows.pop(key)  # not in memory twice
-            start = f"{self.sites.index(site)}.{bin_}"
+        tensors = {f"more.{name}": tensor.cpu().contiguous() for name, tensor in extra.items()}
+        prefixes = {key: self._prefix(key) for key in capture.rows}
+        for key, prefix in prefixes.items():
+            rows = capture.rows.pop(key)  # not in memory twice
             for name in _FIELDS:
                 parts = getattr(rows, name)
                 if parts:
-                    tensors[f"{start}.{name}"] = torch.cat(parts)
-                    tensors[f"{start}.{name}.calls"] = torch.tensor([len(part) for part in parts])
-            tensors[f"{start}.count"] = torch.tensor(rows.count)
-        metadata = {"timeless": json.dumps(sorted(capture.timeless)), "order": json.dumps(order)}
-        _replace(self._path(kind, offset), save(tensors, metadata=metadata))
+                    tensors[f"{prefix}.{name}"] = torch.cat(parts)
+                    tensors[f"{prefix}.{name}.calls"] = torch.tensor([len(part) for part in parts])
+            tensors[f"{prefix}.count"] = torch.tensor(rows.count)
+        metadata = {"timeless": json.dumps(sorted(capture.timeless)), "order": json.dumps([*prefixes.values()])}
+        _write_atomically(self._path(kind, offset), save(tensors, metadata=metadata))
 
     def read(self, kinds: Sequence[str]) -> None:
-        """Look through what is there, in the order of kinds, and of prompts within each."""
+        """Index the files, in the order of kinds, and of prompts within each."""
         from safetensors import safe_open
 
-        self._keys.clear()
+        self._paths.clear()
         for kind in kinds:
-            for path in sorted(self.folder.glob(f"{kind}-*.safetensors")):
+            for path in self._paths_of(kind):
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata()
                 self.timeless |= set(json.loads(metadata["timeless"]))
-                for name in json.loads(metadata["order"]):  # in which the model visited them
-                    number, bin_ = map(int, name.split("."))
-                    self._keys.setdefault((self.sites[number], bin_, kind), []).append(path)
+                for prefix in json.loads(metadata["order"]):  # in which the model visited them
+                    number, bin_ = map(int, prefix.split("."))
+                    self._paths.setdefault((self.sites[number], bin_, kind), []).append(path)
 
-    def more(self, kind: str, name: str) -> torch.Tensor:
-        """The results of that name of all batches of a kind, in one tensor."""
+    def read_extra(self, kind: str, name: str) -> torch.Tensor:
+        """The extra tensors of that name of all batches of a kind, concatenated."""
         from safetensors import safe_open
 
         parts = []
-        for path in sorted(self.folder.glob(f"{kind}-*.safetensors")):
+        for path in self._paths_of(kind):
             with safe_open(path, framework="pt") as file:
                 parts.append(file.get_tensor(f"more.{name}"))
         return torch.cat(parts)
 
-    def mark(self, kind: str, shown: Shown) -> None:
+    def mark(self, kind: str, label_positions: LabelPositions) -> None:
         """Label the sampled positions of a kind, as `Capture.mark`."""
-        self._shown[kind] = shown
+        self._labels[kind] = label_positions
         self._loaded = (None, Activations())
 
     def __getitem__(self, key: Key) -> Activations:
         if self._loaded[0] != key:
-            site, bin_, kind = key
             rows = Activations()
-            for path in self._keys[key]:
-                _read_into(rows, path, f"{self.sites.index(site)}.{bin_}")
-            if kind in self._shown:
-                label(rows, self._shown[kind])
+            for path in self._paths[key]:
+                _read_into(rows, path, self._prefix(key))
+            if key[2] in self._labels:
+                rows.mark(self._labels[key[2]])
             self._loaded = key, rows
         return self._loaded[1]
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(self._keys)
+        return iter(self._paths)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._paths)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._keys
+        return key in self._paths  # without reading it
+
+    def _prefix(self, key: Key) -> str:
+        """What the names of a key's tensors begin with."""
+        site, bin_, _ = key
+        return f"{self.sites.index(site)}.{bin_}"
 
     def _path(self, kind: str, offset: int) -> Path:
         return self.folder / f"{kind}-{offset:06d}.safetensors"
 
+    def _paths_of(self, kind: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{kind}-*.safetensors"))
 
-def _read_into(rows: Activations, path: Path, start: str) -> None:
-    """Add what one file has of a site and bin, call by call."""
+
+#: captured activations, in memory or in a folder
+Captured = Capture | CaptureStore
+
+
+def _read_into(rows: Activations, path: Path, prefix: str) -> None:
+    """Append what one file holds of a site and bin, one tensor for each forward pass."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        there = set(file.keys())
-        rows.count = max(rows.count, int(file.get_tensor(f"{start}.count")))
+        names = set(file.keys())
+        rows.count = max(rows.count, int(file.get_tensor(f"{prefix}.count")))
         for name in _FIELDS:
-            if f"{start}.{name}" in there:
-                calls = file.get_tensor(f"{start}.{name}.calls").tolist()
-                getattr(rows, name).extend(file.get_tensor(f"{start}.{name}").split(calls))
+            if f"{prefix}.{name}" in names:
+                calls = file.get_tensor(f"{prefix}.{name}.calls").tolist()
+                getattr(rows, name).extend(file.get_tensor(f"{prefix}.{name}").split(calls))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What a folder says of itself; nothing where it is not ours."""
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file holds anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -179,13 +189,8 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _draft(path: Path, writer: str) -> Path:
-    """Where a file is while it is being written; another process may be at it, or have been stopped."""
-    return path.with_name(f".{path.name}.{writer}")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, whoever writes it beside."""
-    draft = _draft(path, str(os.getpid()))
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all, also while other processes write it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_bytes(content)
     draft.replace(path)

@@ -1,31 +1,29 @@
-"""From statistics to interventions: fit the map and the gate of every site and timestep bin.
+"""From activations to interventions: fit the map and the gate of every site and timestep bin.
 
-`site_fit` fits one of them; here is which sites, which of them reads for another, and what becomes of it all.
+`site_fit` fits one site in one bin; here are the choice of sites, the sites that share one gate, and the result.
 
-Sites learn all from the unsteered model ("clean"), or each behind those that the model comes to before it, which steer
-already ("causal", as AcT fits its maps, arXiv 2410.23054): what a gate reads while steering is then what it learned on.
+All sites learn from the unsteered model (mode "clean"), or each site learns while the sites before it already steer
+(mode "causal", as AcT fits its maps, arXiv 2410.23054): its gate is then fitted on what it will read while steering.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 from .. import methods
 from ..concept.concept import Concept
 from ..concept.evidence import SiteEvidence
 from ..concept.intervention import Intervention
 from ..errors import DSASError
-from ..model.fingerprints import fingerprint, portrait
-from ..model.sites import Roots, Site
-from .capture import Captured
+from ..methods.base.cross_validation import Evidence
+from ..model.sites import Site
+from .capture_store import Captured
 from .envelopes import with_envelopes
-from .prompts.prompt_set import PromptSet
 from .recipe import Recipe
 from .site_fit import SiteFit, fit_site, rows_at
 
-#: captures anew at one site, with what was learned before it steering
+#: captures one site anew while a concept, learned at the sites before it, steers
 Recapture = Callable[[Site, Concept], Captured]
 
 
@@ -39,16 +37,30 @@ def fit_sites(
     """Fit an intervention at every captured site.
 
     Args:
-        capture: rows of kinds "source", "target", "control", and perhaps of the others, see `site_fit`.
+        capture: activations of kinds "source", "target", "control", and perhaps of the others of `site_fit.KINDS`.
+        recipe: how to fit.
         done: called after each site, for a progress bar.
-        heatmap_sites: sites that are only to be read, for the trace.
-        recapture: what a causal recipe asks for the activations of each site behind the first that steers.
+        heatmap_sites: sites that are only read, for the trace.
+        recapture: gives the activations of a site while the sites before it steer; needed in mode "causal".
 
     Returns:
-        Interventions whose weight is above 0 in some bin, and the evidence of all sites, or of those to `keep`.
+        Interventions whose weight is above 0 in some bin, and the evidence of all sites, or of the `keep` best.
 
     Raises:
-        DSASError: no site tells source from control; a causal recipe without `recapture`.
+        DSASError: no site tells source from control; mode "causal" without `recapture`.
+
+    Example:
+        >>> import torch
+        >>> from dsas_core.learning.capture import Capture
+        >>> from dsas_core.model.hooks import Call
+        >>> capture, _ = Capture(), torch.manual_seed(0)
+        >>> for kind, shift in (("source", 3.0), ("target", 0.0), ("control", 0.0)):
+        ...     capture.start(kind)
+        ...     capture.begin("unet", Call(torch.ones(10), torch.arange(10)))
+        ...     capture.visit(Site("unet.mid"), torch.randn(10, 4, 3) + shift)
+        >>> interventions, evidence = fit_sites(capture, Recipe(form="token"))
+        >>> str(interventions[0].site), evidence[0].balanced_accuracy
+        ('unet.mid', 1.0)
     """
     from threadpoolctl import threadpool_limits
 
@@ -63,91 +75,62 @@ def fit_sites(
         sites = [site for site in sites if site in heatmap_sites or site in kept]
     bins = range(len(capture.edges) + 1)
     fits: dict[Site, list[SiteFit]] = {}
-    heatmap_recipe = replace(recipe, rank="lda", scaler="std")
+    heatmap_recipe = replace(recipe, rank="lda", scaler="std")  # no cross-validated search for a heat-map
     for site in sites:
-        own = heatmap_recipe if site in heatmap_sites else recipe  # what only draws a heat-map is not worth a search
-        here = range(1) if site.root in capture.timeless else bins
+        read_only = site in heatmap_sites
         rows = capture
-        if recapture is not None and causal and site not in heatmap_sites:
-            learned, _ = _joined(fits, recipe, heatmap_sites, capture.timeless)
+        if recapture is not None and causal and not read_only:
+            learned, _ = _join(fits, recipe, heatmap_sites, capture.timeless)
             rows = recapture(site, Concept("learning", tuple(learned), capture.edges)) if learned else capture
+        site_bins = range(1) if site.root in capture.timeless else bins
         with threadpool_limits(1):  # many small problems: threads would mostly wait for one another
-            fits[site] = [fit_site(rows, site, bin_, own) for bin_ in here] * (len(bins) // len(here))
+            site_fits = [fit_site(rows, site, bin_, heatmap_recipe if read_only else recipe) for bin_ in site_bins]
+        fits[site] = site_fits * (len(bins) // len(site_bins))
         done()
-    interventions, evidence = _joined(fits, recipe, heatmap_sites, capture.timeless)
+    interventions, evidence = _join(fits, recipe, heatmap_sites, capture.timeless)
     if all(intervention.read_only for intervention in interventions):
-        raise _nothing_left(fits, evidence, heatmap_sites)
+        raise _no_site_steers(fits, evidence, heatmap_sites)
     if recipe.cloud:
         interventions = with_envelopes(interventions, capture, recipe.cloud)
     return interventions, evidence
 
 
-def as_concept(
-    interventions: Sequence[Intervention],
-    evidence: Sequence[SiteEvidence],
-    recipe: Recipe,
-    content: PromptSet,
-    roots: Roots,
-    edges: tuple[float, ...] = (),
-    **provenance: Any,
-) -> Concept:
-    """What was fitted on the prompts of a file, before its unit is chosen.
-
-    Args:
-        roots: of the model. provenance: what there is to tell beside prompts and recipe.
-    """
-    steered = {root: roots[root] for root in sorted({site.root for site in _touched(interventions)})}
-    file = {"prompts_sha256": content.sha256} if content.sha256 else {}
-    return Concept(
-        name=content.name,
-        description=content.description,
-        interventions=tuple(interventions),
-        edges=edges,
-        method=recipe.method,
-        gate=str(recipe.gate),
-        base={root: fingerprint(module) for root, module in steered.items()},
-        learned_on={root: portrait(module) for root, module in steered.items()},
-        evidence={"sites": [asdict(item) for item in evidence]},
-        provenance={"prompts": content.to_dict(), **file, "recipe": asdict(recipe), **provenance},
-    )
-
-
-def _touched(interventions: Sequence[Intervention]) -> list[Site]:
-    """Every site that is read or written."""
-    return [site for item in interventions for site in (item.site, item.probe_site) if site is not None]
-
-
-def _joined(
+def _join(
     fits: Mapping[Site, Sequence[SiteFit]], recipe: Recipe, heatmap_sites: Collection[Site], timeless: Collection[str]
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
-    """What was fitted at each site as interventions, of those with a weight, and the evidence of all."""
+    """The interventions of all sites that have a weight, and the evidence of all sites."""
     steered = {site: fits[site] for site in fits if site not in heatmap_sites}
-    readers: Mapping[Site, Site | None] = _readers(steered) if recipe.resolved_gate.traits.per_prompt else {}
+    probe_sites: Mapping[Site, Site | None] = {}  # of a site whose gate reads elsewhere; None where it cannot
     if recipe.reads == "prompt":
-        readers = _prompt_reader(steered, timeless)
+        probe_sites = _text_probe_site(steered, timeless)
+    elif recipe.resolved_gate.traits.per_prompt:
+        probe_sites = _probe_site_by_root(steered)
     interventions: list[Intervention] = []
     evidence: list[SiteEvidence] = []
-    for site, fitted in fits.items():
-        reads = readers.get(site, site)
-        read = fitted if reads is None else fits[reads]
-        left_out = [reads is None or (bool(own.refused) and site not in heatmap_sites) for own in fitted]
-        weights = tuple(0.0 if out else fit.evidence.weight for out, fit in zip(left_out, read, strict=True))
+    for site, site_fits in fits.items():
+        probe_site = probe_sites.get(site, site)
+        probe_fits = site_fits if probe_site is None else fits[probe_site]
+        weights = tuple(
+            0.0 if probe_site is None or (own.refused and site not in heatmap_sites) else fit.evidence.weight
+            for own, fit in zip(site_fits, probe_fits, strict=True)
+        )
         evidence += [
-            replace(fit.evidence, site=str(site), weight=weight) for fit, weight in zip(read, weights, strict=True)
+            replace(fit.evidence, site=str(site), weight=weight)
+            for fit, weight in zip(probe_fits, weights, strict=True)
         ]
         if any(weights):
-            probes, maps = tuple(fit.probe for fit in read), tuple(own.map for own in fitted)
-            found = Intervention(site, probes, maps, weights, None if reads == site else reads)
-            interventions.append(found.as_read_only() if site in heatmap_sites else found)
+            probes, maps = tuple(fit.probe for fit in probe_fits), tuple(fit.map for fit in site_fits)
+            item = Intervention(site, probes, maps, weights, None if probe_site == site else probe_site)
+            interventions.append(item.as_read_only() if site in heatmap_sites else item)
     return interventions, evidence
 
 
-def _nothing_left(
+def _no_site_steers(
     fits: Mapping[Site, Sequence[SiteFit]], evidence: Sequence[SiteEvidence], heatmap_sites: Collection[Site]
 ) -> DSASError:
-    """Why no site steers."""
-    steered = {str(site): fitted for site, fitted in fits.items() if site not in heatmap_sites}
-    refused = {site: fit.refused for site, fitted in steered.items() for fit in fitted if fit.refused}
+    """The error that says why no site steers."""
+    steered = {str(site): site_fits for site, site_fits in fits.items() if site not in heatmap_sites}
+    refused = {site: fit.refused for site, site_fits in steered.items() for fit in site_fits if fit.refused}
     if refused:
         reason = ": ".join(list(refused.items())[-1])
         return DSASError(f"no site is left to steer: at {len(refused)} the gate was refused, as at {reason}")
@@ -158,48 +141,51 @@ def _nothing_left(
     )
 
 
-def _readers(fits: Mapping[Site, Sequence[SiteFit]]) -> dict[Site, Site | None]:
-    """Where each site's gate reads that is asked at one site of each root for it and all behind it.
+def _probe_site_by_root(fits: Mapping[Site, Sequence[SiteFit]]) -> dict[Site, Site | None]:
+    """Where the gate of each site reads that decides once for all later sites of its root.
 
-    Of the first half of a root's sites, in the order in which they come by, that which tells source from control best.
-    None for the sites before it: a gate must have read before a map writes.
+    Among the first half of a root's sites, in forward order, the one that tells source from control best. None for the
+    sites before it: a gate must have read before a map writes.
     """
-
-    readers: dict[Site, Site | None] = {}
+    probe_sites: dict[Site, Site | None] = {}
     for root in dict.fromkeys(site.root for site in fits):
-        here = [site for site in fits if site.root == root]
-        best = max(here[: (len(here) + 1) // 2], key=lambda site: _separation(fits[site]))
-        place = here.index(best)
-        readers |= dict.fromkeys(here[:place], None) | dict.fromkeys(here[place:], best)
-    return readers
+        sites = [site for site in fits if site.root == root]
+        best = _best_site(fits, sites[: (len(sites) + 1) // 2])
+        place = sites.index(best)
+        probe_sites |= dict.fromkeys(sites[:place], None) | dict.fromkeys(sites[place:], best)
+    return probe_sites
 
 
-def _prompt_reader(fits: Mapping[Site, Sequence[SiteFit]], timeless: Collection[str]) -> dict[Site, Site | None]:
-    """The site of a text encoder that tells source from control best, for all others; None for text encoders' own."""
+def _text_probe_site(fits: Mapping[Site, Sequence[SiteFit]], timeless: Collection[str]) -> dict[Site, Site | None]:
+    """For all sites that write, the site of a text encoder that tells source from control best; None for encoders'."""
     texts = [site for site in fits if site.root in timeless]
     if not texts or len(texts) == len(fits):
         raise DSASError(
             'reads "prompt" needs sites that read, in a text encoder, and sites that write, in the denoiser: choose '
             'both, as sites=["text", "denoiser"]'
         )
-    best = max(texts, key=lambda site: _separation(fits[site]))
+    best = _best_site(fits, texts)
     return {site: None if site in texts else best for site in fits}
 
 
-def _separation(fitted: Sequence[SiteFit]) -> tuple[float, float]:
-    """How well a site tells source from control: balanced accuracy over its bins, then AUROC."""
-    evidence = [fit.evidence for fit in fitted]
-    return sum(item.balanced_accuracy for item in evidence), sum(item.auroc for item in evidence)
+def _best_site(fits: Mapping[Site, Sequence[SiteFit]], sites: Sequence[Site]) -> Site:
+    """The site that tells source from control best."""
+    return max(sites, key=lambda site: _separation([fit.evidence for fit in fits[site]]))
+
+
+def _separation(evidence: Sequence[SiteEvidence | Evidence]) -> tuple[float, float]:
+    """Mean balanced accuracy over bins, then AUROC for sites that are equal in it."""
+    count = max(1, len(evidence))
+    return sum(item.balanced_accuracy for item in evidence) / count, sum(item.auroc for item in evidence) / count
 
 
 def _best_sites(capture: Captured, sites: list[Site], recipe: Recipe) -> list[Site]:
-    """The `keep` sites that tell source from target best: cross-validated balanced accuracy, its mean over bins."""
+    """The `keep` sites that tell source from target best, cross-validated."""
     from threadpoolctl import threadpool_limits
 
     gate = methods.get("dsas", "gate")
 
     def separation(site: Site) -> tuple[float, float]:
-        """Balanced accuracy, and AUROC for sites that are equal in it."""
         evidence = []
         for bin_ in range(len(capture.edges) + 1):
             rows = rows_at(capture, site, bin_)
@@ -207,10 +193,9 @@ def _best_sites(capture: Captured, sites: list[Site], recipe: Recipe) -> list[Si
                 sides = rows.get("moved", rows["source"]), rows["target"]
                 groups = tuple(side.gathered("prompts").tolist() for side in sides)
                 pooled = (side.gathered("pooled") for side in sides)
-                fitted = gate.cross_fit(*pooled, rank="lda", scaler="std", groups=groups, seed=recipe.seed)
-                evidence.append(fitted.evidence)
-        count = max(1, len(evidence))
-        return sum(item.balanced_accuracy for item in evidence) / count, sum(item.auroc for item in evidence) / count
+                cross_fitted = gate.cross_fit(*pooled, rank="lda", scaler="std", groups=groups, seed=recipe.seed)
+                evidence.append(cross_fitted.evidence)
+        return _separation(evidence)
 
     with threadpool_limits(1):
         return sorted(sites, key=separation, reverse=True)[: recipe.keep]

@@ -1,7 +1,7 @@
-"""What a strength does, measured on held-out prompts by features of the unsteered model; no judge takes part.
+"""What a strength does, measured on held-out prompts by features of the unsteered model, without any other judge.
 
-A logistic probe, fitted on features of source and target outputs, tells how far a steered output has come from the one
-to the other. Pictures and texts differ in how outputs and features are made, and in what drift is.
+A logistic probe, fitted on features of source and target outputs, measures how far a steered output has moved from the
+former to the latter. Pictures and texts differ in how outputs, features and drift are computed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,21 @@ from .calibration.unit import choose, units_of
 
 
 class OutcomeClassifier:
-    """Tells outputs of two kinds apart by features of theirs: a linear probe, cross-validated.
+    """Tells outputs of two kinds apart by their features: a linear probe, cross-validated.
 
     Args:
-        positive, negative: features of outputs of each kind, float64 [n, features].
+        positive: features of outputs of the positive kind, float64 [n, features].
+        negative: features of outputs of the negative kind, float64 [m, features].
 
     Attributes:
-        features: all that it was fitted on.
+        features: all features that it was fitted on.
         accuracy: its cross-validated balanced accuracy.
+
+    Example:
+        >>> noise = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        >>> classifier = OutcomeClassifier(noise[:10] + 4, noise[10:] - 4)
+        >>> classifier.accuracy, (classifier.logit(torch.eye(3).double() + 4) > 0).tolist()
+        (1.0, [True, True, True])
     """
 
     def __init__(self, positive: torch.Tensor, negative: torch.Tensor) -> None:
@@ -40,27 +47,29 @@ class OutcomeClassifier:
         self._probe: LinearProbe = fitted.probe
 
     def logit(self, features: torch.Tensor) -> torch.Tensor:
-        """How much each output is of the positive kind, float64 [n]."""
+        """The logit that each output is of the positive kind, float64 [n]."""
         return self._probe.logit(features)[:, 0]
 
 
 class HeldOutTrial(ABC):
     """Tries strengths on held-out prompts.
 
-    An output's progress is its share of the way, by the classifier's logit, from the mean of unsteered source outputs
-    to the mean of those that show all that is wanted; it is cut to [0, 1], so that an output that goes too far does not
-    stand in for one that stays behind. The effect of a strength is the mean progress over `full_progress`. Displacement
-    is how far source outputs move in their features, standardised, over how far the reference moves them; novelty how
-    far they are from those that the classifier was fitted on, over how far unsteered ones are (`strangeness.Usual`).
+    An output's progress is where its classifier logit lies between the mean logit of unsteered source outputs (0) and
+    that of the wanted outputs (1). It is clipped to [0, 1], so that an output that overshoots does not compensate for
+    one that stays behind. The effect of a strength is the mean progress over `full_progress`. Displacement is how far
+    source outputs move in their standardised features, over how far the reference moves them; novelty how far they are
+    from the outputs that the classifier was fitted on, over how far unsteered ones are
+    (`calibration.novelty.NearestNeighbourNovelty`).
 
     Args:
         classifier: fitted on outputs that are not among the held-out ones.
         source: features of unsteered outputs of held-out source prompts, float64 [n, features].
-        wanted: features of outputs that show all that is wanted.
-        reference: features of held-out target outputs, the first of them pairs of the source's.
+        wanted: features of outputs that show all that is wanted, float64 [m, features].
+        reference: features of held-out target outputs, float64 [k, features], the first of them paired with the
+            source's.
     """
 
-    #: the name of the logit's span in the evidence
+    #: key of the logit's span in the evidence
     SPAN: ClassVar[str]
     #: mean progress that counts as an effect of 1
     full_progress = 1.0
@@ -77,7 +86,7 @@ class HeldOutTrial(ABC):
         self.usual = NearestNeighbourNovelty(classifier.features, both)
 
     def __call__(self, concept: Concept, strength: float) -> Trial:
-        """What a concept does at a map strength of either sign."""
+        """Try a concept at a map strength of either sign."""
         features, drift = self.measure(concept.with_unit(1.0), strength)
         return Trial(
             effect=self.progress(features) / self.full_progress,
@@ -91,7 +100,7 @@ class HeldOutTrial(ABC):
         """Features of the steered outputs of held-out source prompts, and the drift of control prompts."""
 
     def target_scores(self, features: torch.Tensor) -> torch.Tensor:
-        """How much outputs are like targets rather than sources, float64 [n]."""
+        """The logit that outputs are like targets rather than sources, float64 [n]."""
         return self.classifier.logit(features)
 
     def progress(self, features: torch.Tensor) -> float:
@@ -99,7 +108,7 @@ class HeldOutTrial(ABC):
         return float(((self.target_scores(features) - self.start) / self.span).clamp(0, 1).mean())
 
     def _displacement(self, features: torch.Tensor) -> float:
-        """Median distance from the unsteered outputs, from each to its pair, where it has one."""
+        """Median distance from the unsteered outputs, over the outputs that have a pair."""
         count = min(len(features), len(self.source))
         return float(((features[:count] - self.source[:count]) / self.scale).norm(dim=1).median())
 
@@ -111,12 +120,12 @@ class HeldOutTrial(ABC):
         return unit, self.unit_evidence(summary)
 
     def calibrate(self, concept: Concept, drift: float, show_progress: bool = False) -> Concept:
-        """The concept with its unit and range found anew; see `calibration.calibrated`."""
+        """The concept with unit and range measured anew; see `slider_range.find_range`."""
         with progress_bar(MAX_TRIALS, "trying strengths", show_progress) as bar:
             ranged = find_range(concept, lambda strength: self(concept, strength), drift, bar.update)
         unit_evidence = self.unit_evidence(ranged.evidence["unit"])
         return replace(ranged, evidence={**ranged.evidence, "unit": unit_evidence})
 
     def unit_evidence(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """The summary that `unit.choose` gives of its trials, with what tells how far to trust them."""
+        """The summary of `unit.choose`, with the span and the classifier's accuracy, by which to trust it."""
         return {**summary, self.SPAN: self.span, "eyes_accuracy": self.classifier.accuracy}

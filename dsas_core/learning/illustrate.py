@@ -1,4 +1,4 @@
-"""Samples for a concept's card: on which prompts, and what happens where there are none to be had."""
+"""Samples for a concept's card: on which prompts, and a card without samples where they cannot be made."""
 
 from __future__ import annotations
 
@@ -13,10 +13,22 @@ from .prompts.prompt_set import split_held_out
 
 
 def sample_prompts(concept: Concept) -> tuple[list[str], int]:
-    """A source prompt and a control prompt that a concept was not fitted on, and the seed of its learning.
+    """Choose a source prompt and a control prompt that a concept was not fitted on.
+
+    Args:
+        concept: a learned concept, with its prompts in the provenance.
+
+    Returns:
+        The two prompts, and the seed of the concept's learning.
 
     Raises:
-        PromptError: the concept has no prompts with it.
+        PromptError: the concept does not record its prompts.
+
+    Example:
+        >>> import dsas_core
+        >>> prompts, seed = sample_prompts(dsas_core.Concept.from_pretrained("builtin:banana-blur"))
+        >>> len(prompts), seed
+        (2, 0)
     """
     drawn, seed = prompts_of(concept)
     _, held_out = split_held_out(drawn)
@@ -24,7 +36,21 @@ def sample_prompts(concept: Concept) -> tuple[list[str], int]:
 
 
 def try_illustrate(concept: Concept, draw: Callable[[Concept], Concept]) -> Concept:
-    """The concept with samples for its card; without, and with a warning, where that fails: it took long to learn."""
+    """Add samples to a concept; where that fails, warn and keep the concept, which took long to learn.
+
+    Args:
+        concept: the concept; it is not changed.
+        draw: returns a concept with samples.
+
+    Returns:
+        What `draw` returns, or the concept without samples.
+
+    Example:
+        >>> import dsas_core
+        >>> concept = dsas_core.Concept.from_pretrained("builtin:banana-blur")
+        >>> try_illustrate(concept, lambda concept: concept) == concept
+        True
+    """
     try:
         return draw(concept)
     except DSASError as error:

@@ -1,29 +1,35 @@
-"""Learning a concept, whatever a model makes: the road that pictures and texts share.
+"""Learning a concept: what pictures and texts share.
 
-Prompts are split into those to fit on and a held-out quarter; the first run through the model once, and what is
-captured is kept for every concept that is fitted on it; maps and gates are fitted (`learn.fit_sites`); the unit of
-strength is chosen on the held-out quarter (`held_out_trial`). A domain says how prompts run.
+Prompts are split into those to fit on and a held-out quarter. The former run through the model once, and the captured
+activations are kept for every concept that is fitted on them; maps and gates are fitted (`fit.fit_sites`); the unit of
+strength is chosen on the held-out quarter (`held_out_trial`). A domain defines how prompts run.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, TypeVar
 
 from ..concept.concept import Concept
 from ..concept.evidence import SiteEvidence
+from ..concept.intervention import Intervention
+from ..model.fingerprints import fingerprint, portrait
 from ..model.sites import Roots, Site
 from ..utils.progress import progress_bar
 from ..utils.versions import versions
 from .calibration.unit import TRIALS, units_of
-from .capture import Captured, Shown
-from .fit import as_concept, fit_sites
+from .capture import LabelPositions
+from .capture_store import Captured
+from .fit import fit_sites
 from .held_out_trial import HeldOutTrial
 from .prompts.prompt_set import PromptSet, Text, split_held_out
 from .recipe import Recipe
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Learner(ABC, Generic[Text]):
@@ -31,19 +37,22 @@ class Learner(ABC, Generic[Text]):
 
     Args:
         content: the prompt file.
-        prompts: those that were drawn from it, by side, as the domain runs them.
+        prompts: the prompts drawn from it, by side, as the domain runs them.
         sites: where to fit.
-        model_name: what the provenance calls the model.
-        settings: settings of the domain's own that the provenance keeps, as plain data.
+        model_name: the model's name in the provenance.
+        settings: settings of the domain to record in the provenance, as plain data.
         heatmap_sites: sites that are only read, for the trace.
         edges: ascending timesteps that separate bins.
-        count, seed: as the prompts were drawn.
-        show_progress: whether to show bars.
+        count: number of source prompts that were drawn.
+        seed: seed with which they were drawn, and of cross-validation.
+        show_progress: whether to show progress bars.
     """
 
-    #: packages whose versions the provenance tells
+    #: packages whose versions the provenance records
     LIBRARIES: ClassVar[tuple[str, ...]]
-    #: whether outputs tell what a strength does; where they don't, the unit is 1
+    #: drift that the unit may cost where the user gives no limit, in the domain's measure
+    DRIFT: ClassVar[float]
+    #: whether outputs show what a strength does; where they don't, the unit is 1
     tries_units = True
 
     def __init__(
@@ -65,8 +74,33 @@ class Learner(ABC, Generic[Text]):
         self.count, self.seed, self.show_progress = count, seed, show_progress
         self.fitting, self.held_out = split_held_out(prompts)
 
+    def learn(
+        self,
+        method: str = "caa",
+        gate: str | None = None,
+        *,
+        drift: float | None = None,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> Concept:
+        """Fit a concept.
+
+        Args:
+            method: a map method of `dsas_core.methods`.
+            gate: a gate of `dsas_core.methods`; None for the method's own, or `dsas`.
+            drift: limit on the drift of control prompts while the unit is chosen; None for the default of `learn`.
+            recipe: further fields of `dsas_core.Recipe`.
+
+        Returns:
+            The concept with its unit and evidence; not saved yet.
+
+        Raises:
+            DSASError: bad names or fields; no site tells source from control.
+        """
+        chosen = self._recipe(recipe, method=method, gate=gate, seed=self.seed)
+        return self.fit(chosen, self.DRIFT if drift is None else drift)
+
     def fit(self, recipe: Recipe, drift: float) -> Concept:
-        """A concept by a recipe, its unit chosen so that control prompts drift by no more than the limit."""
+        """Fit a concept by a recipe, its unit chosen so that control prompts drift by at most the limit."""
         labels = self._position_labels(recipe) if recipe.supervised else None
 
         def labelled(capture: Captured) -> Captured:
@@ -81,49 +115,105 @@ class Learner(ABC, Generic[Text]):
         with progress_bar(len(self.sites) + len(self.heatmap_sites), "fitting", self.show_progress) as bar:
             interventions, evidence = fit_sites(capture, recipe, bar.update, self.heatmap_sites, recapture)
         more_evidence = self._more_evidence(recipe, evidence)
-        concept = as_concept(
-            interventions,
-            evidence,
-            recipe,
-            self.content,
-            self._roots,
-            self.edges,
-            model=self.model_name,
-            count=self.count,
-            prompts_used={side: len(prompts) for side, prompts in self.fitting.items()},
-            **self.own_settings,
-            seed=self.seed,
-            versions=versions(*self.LIBRARIES),
-        )
-        concept = replace(concept, evidence={**concept.evidence, **more_evidence})
+        concept = self._concept(interventions, recipe, {"sites": [asdict(item) for item in evidence], **more_evidence})
         if not self.tries_units:
             return concept
         with progress_bar(min(TRIALS, len(units_of(concept.method))), "choosing the unit", self.show_progress) as bar:
             unit, unit_evidence = self._trial.choose_unit(concept, drift, bar.update)
         return replace(concept, unit=unit, evidence={**concept.evidence, "unit": unit_evidence})
 
+    def _concept(self, interventions: Sequence[Intervention], recipe: Recipe, evidence: Mapping[str, Any]) -> Concept:
+        """The concept of fitted interventions, before its unit is chosen."""
+        touched = {site.root for item in interventions for site in (item.site, item.probe_site) if site is not None}
+        steered = {root: self._roots[root] for root in sorted(touched)}
+        content = self.content
+        return Concept(
+            name=content.name,
+            description=content.description,
+            interventions=tuple(interventions),
+            edges=self.edges,
+            method=recipe.method,
+            gate=str(recipe.gate),
+            base={root: fingerprint(module) for root, module in steered.items()},
+            learned_on={root: portrait(module) for root, module in steered.items()},
+            evidence=evidence,
+            provenance={
+                "prompts": content.to_dict(),
+                **({"prompts_sha256": content.sha256} if content.sha256 else {}),
+                "recipe": asdict(recipe),
+                "model": self.model_name,
+                "count": self.count,
+                "prompts_used": {side: len(prompts) for side, prompts in self.fitting.items()},
+                **self.own_settings,
+                "seed": self.seed,
+                "versions": versions(*self.LIBRARIES),
+            },
+        )
+
     @abstractmethod
     def captured(self, recipe: Recipe) -> Captured:
-        """What sites show of the unsteered model, for a recipe to be fitted on; captured when it is first asked for."""
+        """Activations of the unsteered model for a recipe to be fitted on; captured when first asked for."""
+
+    @abstractmethod
+    def _recipe(self, given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
+        """The recipe of the user's fields over these and the domain's defaults, checked for the domain."""
 
     @abstractmethod
     def _recapture(self, site: Site, learned: Concept, recipe: Recipe) -> Captured:
-        """What a site shows while a concept steers the kinds of prompts that the recipe has it steer."""
+        """Activations of a site while a concept steers the kinds of prompts that the recipe steers."""
 
     @abstractmethod
-    def _position_labels(self, recipe: Recipe) -> Shown:
+    def _position_labels(self, recipe: Recipe) -> LabelPositions:
         """Which positions of source prompts show the concept."""
 
     @cached_property
     @abstractmethod
     def _trial(self) -> HeldOutTrial:
-        """What tries strengths on the held-out prompts."""
+        """Tries strengths on the held-out prompts."""
 
     def _more_evidence(self, recipe: Recipe, evidence: Sequence[SiteEvidence]) -> dict[str, Any]:
-        """Evidence of the domain's own, beside that of the sites."""
+        """Evidence of the domain, beside that of the sites."""
         return {}
 
     @property
     @abstractmethod
     def _roots(self) -> Roots:
         """The modules that can be steered, by name."""
+
+
+def settings_of(learner: type[Learner[Any]]) -> dict[str, inspect.Parameter]:
+    """The keyword settings of a learner, by name."""
+    parameters = inspect.signature(learner).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def show_settings(function: Function, learner: type[Learner[Any]]) -> None:
+    """Have the signature of a function list the settings that it passes on to a learner as `**settings`.
+
+    Example:
+        >>> def learn(prompts: str, **settings: int) -> None: ...
+        >>> show_settings(learn, Learner)
+        >>> list(inspect.signature(learn).parameters)[:3]
+        ['prompts', 'model_name', 'settings']
+    """
+    signature = inspect.signature(function)
+    own = {name: item for name, item in signature.parameters.items() if item.kind is not item.VAR_KEYWORD}
+    shown = signature.replace(parameters=list({**own, **settings_of(learner)}.values()))
+    setattr(function, "__signature__", shown)  # noqa: B010  a name that mypy does not know of functions
+
+
+def check_settings(settings: Mapping[str, Any], learner: type[Learner[Any]]) -> None:
+    """Refuse settings that a learner does not have.
+
+    Raises:
+        TypeError: an unknown setting, with the names of those that there are.
+
+    Example:
+        >>> check_settings({"seeds": 3}, Learner)
+        Traceback (most recent call last):
+        TypeError: learn has no setting seeds; it has model_name, settings, heatmap_sites, edges, count, seed, ...
+    """
+    known = settings_of(learner)
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise TypeError(f"learn has no setting {', '.join(unknown)}; it has {', '.join(known)}")

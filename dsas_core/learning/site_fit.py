@@ -1,9 +1,10 @@
-"""One site in one timestep bin: fit its map and its gate, and say on what evidence.
+"""One site in one timestep bin: fit its map and its gate, with cross-validated evidence.
 
-A capture may hold rows of more kinds than source, target and control: "context", positions of control prompts that the
-gate will meet, though nothing is pooled over them; "moved", rows of source prompts for the map alone, where the gate
-reads other positions than the map moves; "cloud", of target prompts for their ellipse alone, where more is moved than
-the map is fitted on; "unseen_source" and "unseen_control", of another domain, on which the finished gate is tested.
+A capture may hold activations of more kinds than source, target and control: "context", positions of control prompts
+that the gate reads while steering, though nothing is pooled over them; "moved", of source prompts for the map alone,
+where the gate reads other positions than the map moves; "cloud", of target prompts for their ellipse alone, where more
+positions are moved than the map is fitted on; "unseen_source" and "unseen_control", of another domain, on which the
+finished gate is tested.
 """
 
 from __future__ import annotations
@@ -20,30 +21,31 @@ from ..errors import DSASError, UnsupportedError
 from ..maps import Map
 from ..model.sites import Site
 from ..probes import LastProbe, Probe
-from .capture import Activations, Captured
+from .capture import Activations
+from .capture_store import Captured
 from .prompts.prompt_set import SIDES
 from .recipe import Recipe
 
-#: the target shows what the gate looks for where its highest h is at least this much of the source's
+#: targets still show what the gate detects where their highest h is at least this share of the sources'
 STILL_SHOWN = 0.5
-#: of the positions of a source prompt, the fewest that a concept is taken to be at
-SMALLEST_SHARE = 0.02
-#: kinds of rows of another domain
+#: least share of a source prompt's positions that a concept is assumed to occupy
+MIN_SHARE = 0.02
+#: kinds of activations of another domain
 UNSEEN = ("unseen_source", "unseen_control")
-#: every kind of rows that a capture may hold
+#: every kind of activations that a capture may hold
 KINDS = (*SIDES, "context", "moved", "cloud", *UNSEEN)
 #: a gate has fired where h is above this
 FIRED = 0.5
 
 
 class SiteFit(NamedTuple):
-    """What was fitted at one site in one bin.
+    """Probe and map of one site in one bin.
 
     Args:
         probe: when to steer.
-        map: how.
+        map: how to steer.
         evidence: on held-out prompts.
-        refused: why it must not steer there, or "".
+        refused: why the gate must not steer there, or "".
     """
 
     probe: Probe
@@ -53,7 +55,7 @@ class SiteFit(NamedTuple):
 
 
 def rows_at(capture: Captured, site: Site, bin_: int) -> dict[str, Activations]:
-    """What was captured at a site in a bin, by kind."""
+    """The activations captured at a site in a bin, by kind."""
     return {kind: capture.rows[site, bin_, kind] for kind in KINDS if (site, bin_, kind) in capture.rows}
 
 
@@ -61,10 +63,10 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> SiteFi
     """Fit one site in one timestep bin; it is refused where the gate is, or the gate that the map is made from.
 
     Args:
-        capture: rows of source, target and control prompts, and perhaps of other `KINDS`.
-        site: where.
-        bin_: of the timestep.
-        recipe: how.
+        capture: activations of source, target and control prompts, and perhaps of other `KINDS`.
+        site: the site to fit.
+        bin_: index of the timestep bin.
+        recipe: how to fit.
 
     Raises:
         DSASError: nothing was captured there.
@@ -77,42 +79,42 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> SiteFi
             f"nothing was captured at {site} in timestep bin {bin_} for {', '.join(missing)}: "
             "use more steps or fewer bins"
         )
-    for kind, captured in rows.items():
-        if not bool(captured.gathered("pooled").isfinite().all()):
+    for kind, activations in rows.items():
+        if not bool(activations.gathered("pooled").isfinite().all()):
             raise UnsupportedError(
                 f"{site}: activations of {kind} prompts are NaN or infinite: load the model in float32 or bfloat16, or "
                 "leave the site out"
             )
-    source, moved = rows["source"], rows.get("moved", rows["source"])
+    source = rows["source"]
     controls = [rows[kind] for kind in ("control", "context") if kind in rows]
     gate = recipe.resolved_gate
     fitted = gate.fit_on(source, controls, recipe)
-    (probe, after), (unmoved, before) = fitted.at(recipe.control_h), fitted.at(None)
+    (probe, after), (as_fitted, before) = fitted.at(recipe.control_h), fitted.at(None)
     method, refused = methods.mapping(recipe.method), fitted.refused
     if method.traits.from_gate:
         own = methods.gate(methods.default_gate(recipe.method, recipe.options))
         own_fit = fitted if gate == own else own.fit_on(source, controls, recipe)
         transform, refused = method.from_probe(own_fit.at(None)[0]), refused or own_fit.refused
     else:
-        transform = method.fit(*_map_rows(moved, rows["target"], probe, recipe.pooling), **recipe.options)
+        sides = _map_rows(rows.get("moved", source), rows["target"], probe, recipe.pooling)
+        transform = method.fit(*sides, **recipe.options)
         transform = transform.map_tensors(rounded)  # not one of the gate, whose plane has to stay the gate's
-    judged = fitted.evidence
     evidence = SiteEvidence(
         site=str(site),
         bin=bin_,
-        weight=0.0 if fitted.refused else gate.weight(judged, recipe.site_weight),
-        balanced_accuracy=judged.balanced_accuracy,
-        auroc=judged.auroc,
-        rank=judged.rank,
-        scaler=judged.scaler,
-        unseen=_unseen(rows, probe, unmoved),
+        weight=0.0 if fitted.refused else gate.weight(fitted.evidence, recipe.site_weight),
+        balanced_accuracy=fitted.evidence.balanced_accuracy,
+        auroc=fitted.evidence.auroc,
+        rank=fitted.evidence.rank,
+        scaler=fitted.evidence.scaler,
+        unseen=_test_unseen(rows, probe, as_fitted),
         **_doses(after, before),
     )
     return SiteFit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, refused)
 
 
 def _doses(after: torch.Tensor, before: torch.Tensor) -> dict[str, float]:
-    """Mean h, and the share that fires, of h [n, 1 or width] after and before the threshold was placed."""
+    """Mean h and share of h above 0.5, of h [n, 1 or width] after and before the threshold was placed."""
     return {
         f"control_{name}{when}": float(value.mean())
         for when, h in (("", after), ("_before", before))
@@ -120,8 +122,8 @@ def _doses(after: torch.Tensor, before: torch.Tensor) -> dict[str, float]:
     }
 
 
-def _unseen(rows: Mapping[str, Activations], probe: Probe, before: Probe) -> UnseenEvidence | None:
-    """A finished gate, and the same before it was lowered, on prompts of another domain; None without any."""
+def _test_unseen(rows: Mapping[str, Activations], probe: Probe, as_fitted: Probe) -> UnseenEvidence | None:
+    """A gate, with its threshold placed and as it was fitted, on prompts of another domain; None without any."""
     if any(kind not in rows for kind in UNSEEN):
         return None
     from sklearn.metrics import roc_auc_score
@@ -130,11 +132,11 @@ def _unseen(rows: Mapping[str, Activations], probe: Probe, before: Probe) -> Uns
     source, control = (torch.stack([h.max() for h in side]) for side in (source_h, control_h))
     labels = torch.cat([torch.ones(len(source)), torch.zeros(len(control))])
     hits = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
-    unmoved_h = [before.score_sample(*row) for row in _by_row(rows["unseen_control"])]
+    before = [as_fitted.score_sample(*row) for row in _by_row(rows["unseen_control"])]
     return UnseenEvidence(
         balanced_accuracy=sum(hits) / 2,
         auroc=float(roc_auc_score(labels.numpy(), torch.cat([source, control]).numpy())),
-        **_doses(torch.cat(control_h)[:, None], torch.cat(unmoved_h)[:, None]),
+        **_doses(torch.cat(control_h)[:, None], torch.cat(before)[:, None]),
     )
 
 
@@ -149,30 +151,30 @@ def _map_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the map is fitted on, [rows, width] of each side: means over positions, or means weighted by the gate.
 
-    Where the target no longer shows what the gate looks for (a cat in the dog's place), its weights would pick
-    positions at random. There plain means tell the change, all of which is at the share of the positions that the gate
-    picks in the source; so their difference is divided by that share.
+    Where targets no longer show what the gate detects (a cat in the dog's place), its weights would pick positions at
+    random. There plain means give the change, all of which is at the share of the positions that the gate picks in the
+    source; so their difference is divided by that share.
     """
+    plain, changed = source.gathered("pooled"), target.gathered("pooled")
     locator = None if pooling == "mean" else probe.locator
     if locator is None:
-        return source.gathered("pooled"), target.gathered("pooled")
-    weighted, highest, share = _weighted(source, locator)
-    target_weighted, target_highest, _ = _weighted(target, locator)
+        return plain, changed
+    weighted, highest, share = _weighted_means(source, locator)
+    target_weighted, target_highest, _ = _weighted_means(target, locator)
     if target_highest >= STILL_SHOWN * highest:
         return weighted, target_weighted
-    plain, changed = source.gathered("pooled"), target.gathered("pooled")
-    centre, share = plain.mean(0), max(share, SMALLEST_SHARE)
+    centre, share = plain.mean(0), max(share, MIN_SHARE)
     return centre + (plain - centre) / share, centre + (changed - centre) / share
 
 
-def _weighted(rows: Activations, read: Probe) -> tuple[torch.Tensor, float, float]:
-    """Means over positions weighted by a gate, [rows, width]; the rows' mean highest h, and their mean h.
+def _weighted_means(rows: Activations, probe: Probe) -> tuple[torch.Tensor, float, float]:
+    """Means over positions weighted by h, [rows, width]; the mean of the rows' highest h, and of their mean h.
 
-    A row at none of whose positions the gate fires counts by its plain mean.
+    A row where h is 0 at every position counts by its plain mean.
     """
     means, h = [], []
     for plain, positions in _by_row(rows):
-        scores = read.score(positions).mean(-1, keepdim=True).expand(len(positions), 1)
+        scores = probe.score(positions).mean(-1, keepdim=True).expand(len(positions), 1)
         weighted = (scores * positions).sum(0) / scores.sum().clamp_min(1e-6)
         means.append(weighted if bool((scores > 0).any()) else plain)
         h.append(scores)

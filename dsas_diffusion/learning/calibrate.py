@@ -1,4 +1,4 @@
-"""`calibrate(pipe, concept)`: what a strength of 1 is, and between which ends a slider is of use."""
+"""`calibrate(pipe, concept)`: what a strength of 1 is, and between which ends a slider is useful."""
 
 from __future__ import annotations
 
@@ -34,26 +34,37 @@ def calibrate(
     batch: int = 8,
     show_progress: bool = False,
 ) -> Concept:
-    """Find a concept's unit of strength and the useful ends of its signed range anew; see `calibration.calibrated`.
+    """Measure a concept's unit of strength and the useful ends of its signed range anew.
 
-    Both are found on the quarter of the prompts that nothing was fitted on; `PictureTrial` tells how strengths do. The
-    other source and target prompts are drawn again, for its classifier to be fitted on.
+    Both are chosen on the quarter of the prompts that nothing was fitted on, see `find_range` in
+    dsas_core/learning/calibration/slider_range.py; `PictureTrial` measures what strengths do. The other source and
+    target prompts are drawn again, to fit its classifier on.
 
     Args:
-        pipe: the pipeline that the concept was learned on, or one that is like it.
+        pipe: the pipeline that the concept was learned on, or one like it.
         concept: the concept; it is not changed.
         prompts: a prompt file, or its content; None for the prompts that the concept was learned from.
         count: source and target prompts, where `prompts` are given; None for as many as learning took.
-        steps, guidance, size: of the generations; None for those of learning.
+        steps: denoising steps of each picture; None for those of learning.
+        guidance: classifier-free guidance scale; None for that of learning.
+        size: side of a picture in pixels; None for that of learning.
         seed: of noise, and of the choice among `prompts`; None for that of learning.
         drift: share of control prompts whose picture may change.
         batch: prompts per generation.
+        show_progress: whether to show progress bars.
 
     Returns:
         The concept with unit, range and evidence of all trials, without samples; not saved yet.
 
     Raises:
-        DSASError: the concept was learned on another architecture, or tells no prompts and none are given.
+        DSASError: the concept was learned on another architecture, or records no prompts and none are given.
+
+    Example:
+        >>> import dsas_diffusion as dsas
+        >>> pipe, concept = dsas.load_pipeline("builtin:emoji"), dsas.Concept.from_pretrained("builtin:banana-blur")
+        >>> calibrate(pipe, concept, "nowhere.yaml")  # without the file: a minute
+        Traceback (most recent call last):
+        dsas_core.errors.PromptError: no prompt file nowhere.yaml: write a prompt file (see prompts/)
     """
     adapter = adapt(pipe)
     adapter.check_loaded()
@@ -64,12 +75,12 @@ def calibrate(
     guidance = learned.get("guidance") if guidance is None else guidance
     settings = settings_of(adapter, steps or learned.get("steps"), guidance, size or learned.get("size"))
     settings = replace(settings, scheduler=learned.get("scheduler"))
-    latents = {}
-    with progress_bar(sum(len(fitting[side]) for side in ("source", "target")), "drawing", show_progress) as bar:
-        for side in ("source", "target"):
-            parts = []
-            for part in latent_batches(adapter, fitting[side], seeds_for(fitting[side], seed), settings, batch):
-                parts.append(part)
+    parts: dict[str, list[torch.Tensor]] = {"source": [], "target": []}
+    with progress_bar(sum(len(fitting[side]) for side in parts), "drawing", show_progress) as bar:
+        for side in parts:
+            seeds = seeds_for(fitting[side], seed)
+            for part in latent_batches(adapter, fitting[side], seeds, settings, batch):
+                parts[side].append(part)
                 bar.update(len(part))
-            latents[side] = torch.cat(parts)
+    latents = {side: torch.cat(tensors) for side, tensors in parts.items()}
     return PictureTrial(adapter, latents, held_out, settings, seed, batch).calibrate(concept, drift, show_progress)

@@ -1,4 +1,4 @@
-"""What a strength does to pictures, measured on held-out prompts by what the unsteered denoiser sees in them."""
+"""What a strength does to pictures, measured on held-out prompts by features of the unsteered denoiser."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from .denoiser_features import DenoiserFeatures
 class PictureTrial(HeldOutTrial):
     """Tries strengths on held-out prompts, see `HeldOutTrial`.
 
-    What is wanted, and the reference, are the pictures that asking in words gives: those of target prompts. An effect
-    of 1 is their mean progress. Drift is the share of control pictures that change.
+    The wanted outputs, and the reference, are the pictures of target prompts, which ask in words. An effect of 1 is
+    their mean progress. Drift is the share of control pictures that change.
 
     Args:
-        latents: of the "source" and "target" pictures that the classifier is fitted on. held_out: prompts of each side.
-        seed: the run's; these pictures get others from it.
+        adapter: of the pipeline.
+        latents: of the "source" and "target" pictures that the classifier is fitted on.
+        held_out: prompts of each side to try strengths on.
+        settings: of the pictures.
+        seed: of the run, from which the seeds of these pictures derive.
+        batch: prompts per generation.
     """
 
     SPAN = "asked_in_words"

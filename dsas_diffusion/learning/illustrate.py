@@ -17,25 +17,34 @@ from ..generation.settings import Settings, settings_of
 from ..pipelines.adapter import adapt
 from ..steering.steer import steer
 
-#: strengths of a concept that nobody has calibrated
+#: strengths of a concept that has not been calibrated
 ENDS = (-1.0, 2.0)
 
 
 def illustrate(pipe: Any, concept: Concept, *, show_progress: bool = False) -> Concept:
-    """Draw what a concept does, on a source prompt and a control prompt that it was not fitted on.
+    """Add pictures to a concept's card, of a source prompt and a control prompt that it was not fitted on.
 
-    At the ends of its range (-1 and 2 where it has none), without it, and at one unit where that is in the range; as
-    large, in as many steps and with the guidance that it was learned with.
+    They are drawn at the ends of its range (-1 and 2 where it has none), without it, and at one unit where that is in
+    the range; with the size, steps and guidance that it was learned with.
 
     Args:
-        pipe: the pipeline that the concept was learned on, or one that is like it.
+        pipe: the pipeline that the concept was learned on, or one like it.
         concept: the concept; it is not changed.
+        show_progress: whether to show a progress bar.
 
     Returns:
         The concept with these samples, which its folder keeps and its card shows.
 
     Raises:
-        DSASError: the concept tells no prompts, or does not fit the pipeline.
+        DSASError: the concept records no prompts, or does not fit the pipeline.
+
+    Example:
+        >>> import dsas_diffusion as dsas
+        >>> pipe, concept = dsas.load_pipeline("builtin:emoji"), dsas.Concept.from_pretrained("builtin:banana-blur")
+        >>> settings = {**concept.provenance["settings"], "steps": 1}  # quick, and blurred
+        >>> concept = replace(concept, provenance={**concept.provenance, "settings": settings})
+        >>> len(illustrate(pipe, concept).samples.prompts)
+        2
     """
     adapter = adapt(pipe)
     prompts, seed = sample_prompts(concept)

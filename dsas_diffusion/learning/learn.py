@@ -1,8 +1,8 @@
 """`learn(pipe, prompts)`: a concept from a few dozen prompts.
 
 Every prompt is generated once while its activations are captured; maps and gates are fitted; then the unit of strength
-is chosen on other prompts of the same file, by the model's own features (`held_out`). A `Lesson` fits several concepts
-on one reading of the prompts.
+is chosen on other prompts of the same file, by the model's own features (`held_out_trial`). A `Lesson` fits several
+concepts on one capture.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, UnsupportedError
-from dsas_core.learning.capture import Capture, Captured, Shown
-from dsas_core.learning.capture_store import CaptureStore
-from dsas_core.learning.learner import Learner
+from dsas_core.learning.capture import Capture, LabelPositions
+from dsas_core.learning.capture_store import Captured, CaptureStore
+from dsas_core.learning.learner import Learner, check_settings, show_settings
 from dsas_core.learning.prompts.prompt_set import COUNT, PromptSet, load_prompts
-from dsas_core.learning.recipe import WRITTEN, Recipe, recipe_of
+from dsas_core.learning.recipe import TEXT_FORMS, Recipe, recipe_of
 from dsas_core.model.hooks import visit
 from dsas_core.model.sites import Roots, Site
 from dsas_core.steering.steering import Steering
@@ -48,56 +48,88 @@ def learn(
     recipe: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Concept:
-    """Learn a concept.
+    """Learn a concept from prompts.
 
     Args:
         pipe: a diffusers text-to-image pipeline of a known family.
-        prompts: a prompt file (dsas_core/learning/prompts/prompt_set.py), or its content.
-        method, gate: names in `dsas_core.methods`. Without a gate it is the method's own, or `dsas`.
-        drift: share of control prompts whose picture may change while the unit is chosen.
-        recipe: further fields of `dsas_core.learning.recipe.Recipe` (form, rank, site_weight, …).
-        settings: further arguments of `Lesson`: sites, steps, guidance, size, seed, count, edges, positions, batch,
-            masks, store, show_progress.
+        prompts (str | Path | Mapping | PromptSet): a prompt file (format: `dsas_core.prompts`), or its content.
+        method (str, default "caa"): a map method of `dsas_core.methods`.
+        gate (str | None, default None): a gate of `dsas_core.methods`, also combined, "product(dsas, gaps)"; None for
+            the method's own, or `dsas`.
+        drift (float, default 0.05): share of control prompts whose picture may change while the unit is chosen.
+        recipe (Mapping | None, default None): further fields of `dsas_core.Recipe` (form, rank, site_weight, ...).
+        sites (str | Sequence[str] | None, default None): where to steer, see `dsas_diffusion.find_sites`; None for the
+            family's default.
+        steps (int | None, default None): denoising steps of each picture; None for what suits the model.
+        seed (int, default 0): of noise, prompt choice and cross-validation.
+        count (int, default 48): source prompts, and as many target prompts; controls are twice as many. A quarter is
+            held out for choosing the unit.
+        edges (Sequence[float] | None, default None): ascending timesteps (0 to 1000) that separate bins with their own
+            probe and map; None for the family's, () for one bin.
+        positions (str, default "all"): which text tokens are read and steered: "words", those of the prompt up to the
+            first end token, or "all", see `dsas_diffusion.pipelines.batch_layout`.
+        guidance (float | None, default None): classifier-free guidance scale; None for what suits the model.
+        size (int | None, default None): side of a picture in pixels; None for what suits the model.
+        batch (int, default 8): prompts per generation.
+        masks (Callable | None, default None): supervision by positions: pictures of source prompts -> where each shows
+            the concept, bool [height, width] or None (`dsas_diffusion.vision.segmentation`); None for the segmentation
+            model of the prompt file, if the recipe asks for this supervision. Causal learning uses the masks of the
+            unsteered pictures, too.
+        store (str | Path | None, default None): a folder for the captured activations, a file for each batch of
+            prompts, where memory would not hold them: of every site, about 32 positions of each picture and step. An
+            interrupted run continues from there, and processes that `accelerate launch` started share the batches.
+            None keeps them in memory.
+        show_progress (bool, default False): whether to show progress bars.
 
     Returns:
-        The concept, its unit chosen and its evidence in it; not saved yet.
+        The concept with its unit and evidence; not saved yet.
 
     Raises:
-        DSASError: bad prompts, names or sites; a bin that no step comes to; no site tells source from control; masks
+        DSASError: bad prompts, names or sites; a bin that no step reaches; no site tells source from control; masks
             that are missing, or empty.
+        TypeError: an unknown setting.
+
+    Example:
+        >>> import dsas_diffusion as dsas
+        >>> learn(dsas.load_pipeline("builtin:emoji"), "prompts/banana-blur.yaml", step=4)
+        Traceback (most recent call last):
+        TypeError: learn has no setting step; it has sites, steps, seed, count, edges, positions, guidance, size, ...
     """
+    check_settings(settings, Lesson)
     return Lesson(pipe, prompts, **settings).learn(method, gate, drift=drift, recipe=recipe)
 
 
 class PictureLearner(Learner[str]):
-    """The prompts of a concept, drawn and read once; any number of concepts are fitted on what was captured.
+    """The prompts of a concept, drawn and captured once; any number of concepts are fitted on what was captured.
 
-    Nothing is drawn before the first concept is asked for.
+    Nothing is generated before the first concept is learned.
 
     Args:
         pipe: a diffusers text-to-image pipeline of a known family.
-        prompts: a prompt file (dsas_core/learning/prompts/prompt_set.py), or its content.
-        sites: see `dsas_diffusion.find_sites`; None for the family's default.
-        steps, guidance, size: of the generations, size in pixels of a side; None for what suits the model.
+        prompts: a prompt file (format: `dsas_core.prompts`), or its content.
+        sites: where to steer; this and the settings below are explained, with defaults, at `dsas_diffusion.learn`.
+        steps: denoising steps of each picture.
         seed: of noise, prompt choice and cross-validation.
-        count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
-        edges: ascending timesteps that separate bins with their own probe and map; None for the family's, () for one.
-        positions: text tokens that are read and steered, see `dsas_diffusion.rows.Rows`.
+        count: source prompts, and as many target prompts.
+        edges: ascending timesteps that separate bins.
+        positions: which text tokens are read and steered.
+        guidance: classifier-free guidance scale.
+        size: side of a picture in pixels.
         batch: prompts per generation.
-        masks: for supervision by positions, which they ask for: pictures of source prompts -> where each shows the
-            thing (`dsas_diffusion.vision.segmentation`); None for the segmentation model of the prompt file. Causal
-            learning goes by the masks of the unsteered pictures, too.
-        store: a folder for what is read of the model, a file for each batch of prompts, where memory would not hold it:
-            of every site, some 32 positions of each picture and step. Learning that was interrupted goes on from
-            there, and processes that `accelerate launch` has started share the batches. None keeps it in memory.
-        show_progress: whether to show bars.
+        masks: where pictures of source prompts show the concept.
+        store: a folder for the captured activations.
+        show_progress: whether to show progress bars.
 
     Example:
-        >>> lesson = Lesson(pipe, "prompts/banana-blur.yaml")
-        >>> concepts = [lesson.learn(method) for method in ("caa", "mean-act", "linear-act")]
+        >>> import dsas_diffusion as dsas
+        >>> lesson = Lesson(dsas.load_pipeline("builtin:emoji"), "prompts/banana-blur.yaml", steps=4, count=16)
+        >>> # concepts = [lesson.learn(method) for method in ("caa", "mean-act", "linear-act")]  # minutes
+        >>> len(lesson.fitting["source"]), len(lesson.held_out["source"])
+        (12, 4)
     """
 
     LIBRARIES = ("diffusers", "transformers")
+    DRIFT = 0.05
 
     def __init__(
         self,
@@ -139,30 +171,22 @@ class PictureLearner(Learner[str]):
             show_progress=show_progress,
         )
 
-    def learn(
-        self,
-        method: str = "caa",
-        gate: str | None = None,
-        *,
-        drift: float = 0.05,
-        recipe: Mapping[str, Any] | None = None,
-    ) -> Concept:
-        """Fit a concept, see `learn`."""
-        supervision = {"supervision": "positions"} if self.masks is not None else {}
-        chosen = recipe_of(recipe, **supervision, method=method, gate=gate, seed=self.seed)
-        if chosen.form in WRITTEN:
+    def _recipe(self, given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
+        supervision = {} if self.masks is None else {"supervision": "positions"}
+        recipe = recipe_of(given, **supervision, **fields)
+        if recipe.form in TEXT_FORMS:
             raise UnsupportedError(
-                f"gate form {chosen.form!r} is of texts that are written: choose another for pictures"
+                f"gate form {recipe.form!r} is of texts that are written: choose another for pictures"
             )
-        return self.fit(chosen, drift)
+        return recipe
 
     def captured(self, recipe: Recipe) -> Captured:
         return self._unsteered[0]
 
     def _recapture(self, site: Site, learned: Concept, recipe: Recipe) -> Capture:
-        return self._walk([site], f"capturing at {site}", learned, recipe)[0]
+        return self._capture([site], f"capturing at {site}", learned, recipe)[0]
 
-    def _position_labels(self, recipe: Recipe) -> Shown:
+    def _position_labels(self, recipe: Recipe) -> LabelPositions:
         masks = masks_for(self.masks, self.content, self.text_sites)
         return patch_labels(masks(decode(self.adapter, self._unsteered[1]["source"])))
 
@@ -176,39 +200,30 @@ class PictureLearner(Learner[str]):
 
     @cached_property
     def _unsteered(self) -> tuple[Captured, dict[str, torch.Tensor]]:
-        """What every site shows of the unsteered model, and the finished latents of each side."""
+        """Activations of every site of the unsteered model, and the final latents of each side."""
         sites = [*self.sites, *self.heatmap_sites]
         if self.store is None:
-            return self._walk(sites, "capturing")
-        share = process_share(on_cpu=self.adapter.pipe.device.type == "cpu")
-        shards = CaptureStore(self.store, self._about(), sites, self.edges)
-        ours = self._batches()[share.process :: share.processes]
-        with progress_bar(len(ours), "capturing batches", self.show_progress) as bar:
-            for side, start in ours:
-                if not shards.has(side, start):
-                    capture, latents = self._walk(sites, "", batches=[(side, start)])
-                    shards.write(side, start, capture, latents)
+            return self._capture(sites, "capturing")
+        device = self.adapter.pipe.device
+        share = process_share(on_cpu=device.type == "cpu")
+        about = {**model_key(self.adapter), "prompts": self.fitting, **self.own_settings}
+        store = CaptureStore(self.store, {**about, "seed": self.seed, "batch": self.batch}, sites, self.edges)
+        own_batches = self._batches()[share.process :: share.processes]
+        with progress_bar(len(own_batches), "capturing batches", self.show_progress) as bar:
+            for side, start in own_batches:
+                if not store.has(side, start):
+                    store.write(side, start, *self._capture(sites, "", batches=[(side, start)]))
                 bar.update()
         share.wait()
-        shards.read(list(self.fitting))
-        return shards, {side: shards.more(side, side).to(self.adapter.pipe.device) for side in self.fitting}
-
-    def _about(self) -> dict[str, Any]:
-        """What the walk depends on."""
-        return {
-            **model_key(self.adapter),
-            "prompts": self.fitting,
-            **self.own_settings,
-            "seed": self.seed,
-            "batch": self.batch,
-        }
+        store.read(list(self.fitting))
+        return store, {side: store.read_extra(side, side).to(device) for side in self.fitting}
 
     def _batches(self) -> list[tuple[str, int]]:
-        """Every batch of prompts by its side and its first prompt."""
+        """Every batch of prompts, as its side and the index of its first prompt."""
         return [(side, start) for side, texts in self.fitting.items() for start in range(0, len(texts), self.batch)]
 
     def _check_bins(self, capture: Capture, sites: Sequence[Site]) -> None:
-        """Every bin must have been come to: it is as in the first batch in all that follow, which may take hours."""
+        """Raise where a bin has no step: the first batch shows it already, and the others may take hours."""
         timed = [site for site in sites if site.root == self.adapter.family.denoiser]
         empty = set(range(len(self.edges) + 1)) - {bin_ for site, bin_, _ in capture.rows if site in timed}
         if timed and empty:
@@ -219,7 +234,7 @@ class PictureLearner(Learner[str]):
                 "own: use more steps, or fewer bins (edges=(), --edges none)"
             )
 
-    def _walk(
+    def _capture(
         self,
         sites: Sequence[Site],
         label: str,
@@ -227,10 +242,10 @@ class PictureLearner(Learner[str]):
         recipe: Recipe | None = None,
         batches: Sequence[tuple[str, int]] | None = None,
     ) -> tuple[Capture, dict[str, torch.Tensor]]:
-        """The activations at some sites, and the finished latents of each side; of all batches, or some.
+        """The activations at some sites, and the final latents of each side; of all batches, or some.
 
-        A concept that is learned so far steers the sides that the recipe has it steer. Where all sites are in text
-        encoders and a concept steers, one step is enough: nobody asks for these pictures.
+        The concept learned so far steers the sides that the recipe steers. Where all sites are in text encoders and a
+        concept steers, one step is enough: these pictures are not used.
         """
         adapter, roots = self.adapter, self._roots
         text_only = learned is not None and all(site in self.text_sites for site in sites)
@@ -239,8 +254,8 @@ class PictureLearner(Learner[str]):
         latents: dict[str, list[torch.Tensor]] = {}
         batches = self._batches() if batches is None else batches
         with (
-            BatchLayout(adapter, positions=self.positions) as rows,
-            visit(roots, sites, capture, rows.describe()),
+            BatchLayout(adapter, positions=self.positions) as layout,
+            visit(roots, sites, capture, layout.describe()),
             progress_bar(len(batches), label, self.show_progress and bool(label)) as bar,
         ):
             for side, start in batches:
@@ -250,12 +265,13 @@ class PictureLearner(Learner[str]):
                 part = slice(start, start + self.batch)
                 texts, seeds = self.fitting[side][part], seeds_for(self.fitting[side], self.seed)[part]
                 steering = learned if recipe is not None and recipe.steers(side) else None
-                with nullcontext() if steering is None else Steering({steering: 1.0}).attach(roots, rows.describe()):
+                with nullcontext() if steering is None else Steering({steering: 1.0}).attach(roots, layout.describe()):
                     latents.setdefault(side, []).extend(latent_batches(adapter, texts, seeds, settings, self.batch))
                 self._check_bins(capture, sites)
                 bar.update()
         return capture, {side: torch.cat(parts) for side, parts in latents.items()}
 
 
-#: the name by which users know it
+#: the public name
 Lesson = PictureLearner
+show_settings(learn, Lesson)

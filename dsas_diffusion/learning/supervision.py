@@ -1,4 +1,4 @@
-"""Where source pictures show the thing, for learning: masks of finished pictures, as labels of a site's patches."""
+"""Supervision by positions: masks of generated source pictures as labels of a site's patches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from dsas_core.errors import DSASError, UnsupportedError
-from dsas_core.learning.capture import Shown
+from dsas_core.learning.capture import LabelPositions
 from dsas_core.learning.prompts.prompt_set import PromptSet
 from dsas_core.model.sites import Site, patch_grid
 
@@ -17,7 +17,15 @@ from ..vision.segmentation import Masks, masks_from
 
 
 def masks_for(masks: Masks | None, content: PromptSet, text_sites: Sequence[Site]) -> Masks:
-    """What tells where pictures show the thing: what the user gave, else the segmentation model of the prompt file.
+    """Choose what finds where pictures show the concept.
+
+    Args:
+        masks: the user's function, pictures -> masks.
+        content: the prompt file, which may name a segmentation model.
+        text_sites: sites of text encoders that are learned at.
+
+    Returns:
+        The user's function, else one of the segmentation model of the prompt file.
 
     Raises:
         UnsupportedError: sites of a text encoder, where there are no patches.
@@ -36,8 +44,21 @@ def masks_for(masks: Masks | None, content: PromptSet, text_sites: Sequence[Site
     return masks_from(content.masks) if masks is None else masks
 
 
-def patch_labels(masks: Sequence[np.ndarray | None]) -> Shown:
-    """Labels of patches: those that a mask, bool [height, width], covers at least half of."""
+def patch_labels(masks: Sequence[np.ndarray | None]) -> LabelPositions:
+    """Labels of patches: those that a mask covers at least half of.
+
+    Args:
+        masks: of each picture, bool [height, width], or None where nothing is marked.
+
+    Raises:
+        DSASError: no mask marks anything.
+
+    Example:
+        >>> mask = np.zeros((8, 8), bool)
+        >>> mask[:, :4] = True
+        >>> patch_labels([mask])(0, 4)  # the first picture, on a grid of four patches
+        [True, False, True, False]
+    """
     if all(mask is None for mask in masks):
         raise DSASError(f"masks mark nothing in any of {len(masks)} pictures of source prompts: look at both")
 

@@ -1,85 +1,116 @@
-"""The unit of strength: the smallest map strength that does what is wanted without changing what must stay."""
+"""The unit of strength: the smallest map strength that has the full effect without changing what must stay."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from ... import methods
 
 #: map strengths that may become the unit, a fifth apart
 UNITS = tuple(float(f"{0.25 * 1.2**k:.2g}") for k in range(21))
-#: how far, in places of UNITS, a search goes on around the best unit when none did enough
+#: steps, in places of UNITS, of the search around the best unit when none has the full effect
 STEPS = (4, 2, 1)
-#: of methods whose strength of 1 is their own
-GIVEN = (1.0,)
-#: how many are tried at most
+#: the unit of methods whose strength of 1 is fixed by the method
+FIXED_UNIT = (1.0,)
+#: how many units are tried at most
 TRIALS = len(UNITS).bit_length() + 2 * len(STEPS)
 
 
+class Trial(NamedTuple):
+    """What a strength does on held-out prompts.
+
+    Args:
+        effect: on source prompts; 1 is the full effect.
+        drift: of control prompts, in the domain's measure; 0 leaves them alone.
+        displacement: how far outputs of source prompts move, over how far asking in words moves them.
+        novelty: how far they are from what the unsteered model generates, over how far its own are.
+    """
+
+    effect: float
+    drift: float
+    displacement: float = 0.0
+    novelty: float = 0.0
+
+
+class Trials(dict[float, Trial]):
+    """Trials by strength, each made when it is first looked up.
+
+    Args:
+        attempt: returns the fields of the `Trial` of a strength. If one is not finite, the steered model overflowed:
+            that counts as no effect and too much of everything else.
+        done: called after each attempt, for a progress bar.
+    """
+
+    def __init__(self, attempt: Callable[[float], Iterable[float]], done: Callable[[], object]) -> None:
+        super().__init__()
+        self._attempt, self._done = attempt, done
+
+    def __missing__(self, strength: float) -> Trial:
+        trial = Trial(*self._attempt(strength))
+        self[strength] = trial if math.isfinite(sum(trial)) else Trial(0.0, *[sys.float_info.max] * 3)
+        self._done()
+        return self[strength]
+
+
 def units_of(method: str) -> Sequence[float]:
-    """The units to choose among for concepts of a map method."""
-    return UNITS if methods.mapping(method).traits.has_unit else GIVEN
+    """The units to choose among for concepts of a map method.
+
+    Example:
+        >>> units_of("caa")[:3], units_of("mera")
+        ((0.25, 0.3, 0.36), (1.0,))
+    """
+    return UNITS if methods.mapping(method).traits.has_unit else FIXED_UNIT
 
 
 def choose(
-    attempt: Callable[[float], tuple[float, float]],
+    attempt: Callable[[float], Iterable[float]],
     drift: float,
     done: Callable[[], object] = lambda: None,
     units: Sequence[float] = UNITS,
 ) -> tuple[float, dict[str, Any]]:
-    """The smallest unit whose effect is 1; one that drifts beyond the limit is too large.
+    """Choose the smallest unit whose effect is 1; one that drifts beyond the limit is too large.
 
-    By bisection, as effects mostly grow with the unit. Where none does enough, the effect may have its peak elsewhere
-    (a dog that is turned too far is no cat either), and the search goes on around the best.
+    By bisection, as effects mostly grow with the unit. Where none has the full effect, the effect may have its peak
+    elsewhere (a dog that is turned too far is no cat either), and the search continues around the best.
 
     Args:
-        attempt: tells (effect, drift) of a unit; effect 1 is all that is wanted, drift 0 leaves controls alone. What is
-            not finite counts as no effect and too much drift.
+        attempt: returns effect and drift of a unit, the first fields of a `Trial`.
         drift: the limit.
-        done: called after each attempt, for a progress bar.
+        done: called after each attempt, for a progress bar; there are at most `TRIALS`.
         units: to choose among, ascending.
 
     Returns:
-        The unit and a summary of what was tried. When none within the limit has effect 1, the most effective of those
-        that were tried; when every one tried drifts too far, the smallest of all.
+        The unit and a summary of all trials. When none within the limit has effect 1, the most effective of those that
+        were tried; when every one tried drifts too far, the smallest of all.
+
+    Example:
+        >>> choose(lambda unit: (unit / 2, 0.0), drift=0.1)[0]
+        2.2
     """
-    trials: dict[float, dict[str, float]] = {}
+    trials = Trials(attempt, done)
 
-    def tried(place: int) -> dict[str, float]:
-        unit = units[place]
-        if unit not in trials:
-            effect, moved = attempt(unit)
-            if not math.isfinite(effect + moved):  # the steered model overflowed
-                effect, moved = 0.0, sys.float_info.max
-            trials[unit] = {"unit": unit, "effect": effect, "drift": moved}
-            done()
-        return trials[unit]
-
-    def best() -> dict[str, float] | None:
-        within = [trial for trial in trials.values() if trial["drift"] <= drift]
-        return max(within, key=lambda trial: (min(trial["effect"], 1.0), -trial["unit"]), default=None)
+    def best_unit() -> float | None:
+        within = [unit for unit, trial in trials.items() if trial.drift <= drift]
+        return max(within, key=lambda unit: (min(trials[unit].effect, 1.0), -unit), default=None)
 
     low, high = 0, len(units)
     while low < high:
         middle = (low + high) // 2
-        trial = tried(middle)
-        enough = trial["effect"] >= 1 or trial["drift"] > drift
+        trial = trials[units[middle]]
+        enough = trial.effect >= 1 or trial.drift > drift
         low, high = (low, middle) if enough else (middle + 1, high)
     for step in STEPS:
-        found = best()
-        if found is None or found["effect"] >= 1:
+        best = best_unit()
+        if best is None or trials[best].effect >= 1:
             break
-        place = units.index(found["unit"])
+        place = units.index(best)
         for other in (place - step, place + step):
             if 0 <= other < len(units):
-                tried(other)
-    found = best()
-    summary = {
-        "drift_limit": drift,
-        "trials": [trials[unit] for unit in sorted(trials)],
-        "reached": found is not None and found["effect"] >= 1,
-    }
-    return (found["unit"] if found else units[0]), summary
+                trials[units[other]]  # a look-up is a trial
+    best = best_unit()
+    listed = [{"unit": unit, "effect": trial.effect, "drift": trial.drift} for unit, trial in sorted(trials.items())]
+    reached = best is not None and trials[best].effect >= 1
+    return units[0] if best is None else best, {"drift_limit": drift, "trials": listed, "reached": reached}

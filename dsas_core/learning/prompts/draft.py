@@ -1,40 +1,55 @@
-"""A prompt file drafted from two phrases, for those who have not written one yet."""
+"""A prompt file drafted from two phrases, as a first version to edit."""
 
 from __future__ import annotations
 
 import re
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ...errors import PromptError
 
-#: everyday things for drafted controls and neighbours
-_THINGS = ("dog", "cat", "car", "house", "tree", "flower", "apple", "lemon", "clock", "hat", "boat", "star", "guitar")
-_PLACES = (
-    "on the grass",
-    "on a table",
-    "on the beach",
-    "in the snow",
-    "at night",
-    "on a white background",
-    "on a blue background",
-    "on a yellow background",
-)
-
 
 def is_name(text: str) -> bool:
-    """Whether a concept, and what is called after it, may bear a name: letters and digits of ASCII, ".", "_", "-"."""
+    """Whether a text can name a concept and its files: ASCII letters and digits, ".", "_", "-".
+
+    Example:
+        >>> is_name("banana-blur"), is_name("../up")
+        (True, False)
+    """
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
 
 
+@cache
+def everyday() -> dict[str, Any]:
+    """Everyday things, places and words (`everyday.yaml`)."""
+    import yaml
+
+    content: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("everyday.yaml").read_text(encoding="utf-8"))
+    return content
+
+
 def draft(source: str, target: str, name: str | None = None) -> dict[str, Any]:
-    """A prompt file from two phrases, to be looked at and edited: `draft("banana", "blurred banana")`.
+    """Draft the content of a prompt file from two phrases.
 
     Half of the pairs show the thing alone and half beside another one. Controls are everyday things, alone and in
     pairs, in the same places; what the target adds ("blurred") appears on them too, so that the gate learns the thing
     and not the change.
 
+    Args:
+        source: what to change, "banana".
+        target: what to change it into, "blurred banana".
+        name: of the concept; None for one made of the phrases.
+
+    Returns:
+        Content that `load_prompts` takes and YAML can hold.
+
     Raises:
         PromptError: an empty phrase, or two that are the same.
+
+    Example:
+        >>> draft("a banana", "blurred banana")["target"][0]
+        'a blurred banana {place}'
     """
     source, target = (" ".join(re.sub(r"^(an?|the)\s+", "", phrase.strip()).split()) for phrase in (source, target))
     if not source or not target:
@@ -42,18 +57,16 @@ def draft(source: str, target: str, name: str | None = None) -> dict[str, Any]:
     if source.lower() == target.lower():
         raise PromptError(f"both phrases are {source!r}: there is nothing to learn")
     words = {word.lower() for word in f"{source} {target}".split()}
-    others = [thing for thing in _THINGS if thing not in words]
+    others = [thing for thing in everyday()["things"] if thing not in words]
     added = [word for word in target.split() if word.lower() not in {w.lower() for w in source.split()}]
-    controls = ["a {other} {place}", "a {other} and a {second} {place}"]
+    controls = list(everyday()["controls"])
     if added and target.lower().endswith(source.lower()):
         controls.append(f"a {' '.join(added)} {{other}} {{place}}")
-    shapes = ("a {} {place}", "a photo of a {} {place}", "a {} and a {other} {place}", "a {other} and a {} {place}")
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{source} to {target}".lower()).strip("-")
     return {
-        "name": name or slug,
+        "name": name or re.sub(r"[^a-z0-9]+", "-", f"{source} to {target}".lower()).strip("-"),
         "description": f"Turns {source} into {target}; drafted, edit freely.",
-        "placeholders": {"other": others, "second": others[::-1], "place": list(_PLACES)},
-        "source": [shape.replace("{}", source) for shape in shapes],
-        "target": [shape.replace("{}", target) for shape in shapes],
+        "placeholders": {"other": others, "second": others[::-1], "place": list(everyday()["places"])},
+        "source": [template.replace("{}", source) for template in everyday()["pairs"]],
+        "target": [template.replace("{}", target) for template in everyday()["pairs"]],
         "control": controls,
     }

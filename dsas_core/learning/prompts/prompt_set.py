@@ -15,11 +15,11 @@ evaluation:                      # optional, free names: prompts kept out of lea
   unseen_target: ["a blurred banana on the moon"]
   unseen_control: ["a rocket on the moon"]
 spans: ["you {insult}", fool]    # optional: words of source texts that show the concept, for supervision by positions
-judge: {builtin: {things: [banana], style: blurred}}  # optional: who tells whether an output shows what is wanted
-masks: {segmentation: {model: user/name, labels: [banana]}}  # optional: who tells where, if not the judge
+judge: {builtin: {things: [banana], style: blurred}}  # optional: what decides whether an output shows the target
+masks: {segmentation: {model: user/name, labels: [banana]}}  # optional: what finds where, if not the judge
 ```
 
-Several judges make a list: figures are the first one's, the others are told beside.
+Several judges make a list: the first one's figures count, those of the others are reported beside.
 
 A template is expanded over all values of its placeholders. Source and target templates that stand at the same place
 and use the same placeholders are expanded together, so their prompts form pairs.
@@ -40,25 +40,43 @@ from .templates import draw_evenly, expand, expansion_size, placeholder_names
 
 Text = TypeVar("Text")
 
+#: fewest prompts of a side
 MINIMUM = 8
 #: control prompts drawn for each source prompt: what must not change is more varied than what must
 CONTROLS = 2
 SIDES = ("source", "target", "control")
-#: source and target prompts to draw where nobody says
+#: source and target prompts to draw by default
 COUNT = 48
-#: characters that a file's templates may expand to (`templates.expansion_size`): the largest file that ships has 4
-#: million
-MOST_EXPANDED = 10_000_000
-_KNOWN = {"name", "description", "placeholders", "evaluation", "spans", "judge", "masks", *SIDES}
+#: characters that a file's templates may expand to (`templates.expansion_size`); the largest shipped file has 4 million
+MAX_EXPANDED = 10_000_000
+_KEYS = {"name", "description", "placeholders", "evaluation", "spans", "judge", "masks", *SIDES}
 
 
 @dataclass(frozen=True)
 class PromptSet:
     """A checked prompt file.
 
-    `spans` are templates of words of source texts that show the concept. `judges` say who tells whether an output shows
-    what is wanted, `masks` who tells where; who evaluates reads them. `sha256` is that of the file that it was read
-    from, if any.
+    Args:
+        name: of the concept.
+        source: templates of prompts that show the undesired thing.
+        target: templates of prompts that show the desired thing.
+        control: templates of prompts that must stay untouched.
+        description: one sentence.
+        placeholders: values by name.
+        evaluation: templates of prompts kept out of learning, by part.
+        spans: templates of words of source texts that show the concept.
+        judges: what decides whether an output shows the target, {kind: settings} each; evaluation reads them.
+        masks: what finds where pictures show the concept, {kind: settings}.
+        sha256: of the file that it was read from, "" if none.
+
+    Raises:
+        PromptError: a bad name; too few prompts; source equal to target; more prompts than can be handled.
+
+    Example:
+        >>> numbers = {"n": [str(n) for n in range(8)]}
+        >>> prompts = PromptSet("pears", ("pear {n}",), ("blue pear {n}",), ("hat {n}",), placeholders=numbers)
+        >>> prompts.expanded("target")[:2], [len(texts) for texts in prompts.draw(8).values()]
+        (['blue pear 0', 'blue pear 1'], [8, 8, 8])
     """
 
     name: str
@@ -74,52 +92,58 @@ class PromptSet:
     sha256: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        where = f"prompt file {self.name!r}"
         if not is_name(self.name):
             raise PromptError(f"prompt file: name {self.name!r} must be letters, digits, '.', '_' and '-'")
-        self._check_size()
+        # counts multiply with every placeholder: check before expanding takes all memory
+        templates = itertools.chain(self.source, self.target, self.control, self.spans, *self.evaluation.values())
+        sizes = [expansion_size(template, self.placeholders) for template in templates]
+        if sum(size for _, size in sizes) > MAX_EXPANDED:
+            raise PromptError(
+                f"{where}: its templates would give {sum(count for count, _ in sizes):,} prompts, which is more than "
+                "can be handled: use fewer placeholders in a template, or fewer values"
+            )
         for side in SIDES:
             count = len(self.expanded(side))
             if count < MINIMUM:
                 raise PromptError(
-                    f"prompt file {self.name!r}: {side} gives {count} prompts, at least {MINIMUM} are needed: "
-                    "add templates or placeholder values"
+                    f"{where}: {side} gives {count} prompts, at least {MINIMUM} are needed: add templates or "
+                    "placeholder values"
                 )
         if set(self.expanded("source")) == set(self.expanded("target")):
-            raise PromptError(
-                f"prompt file {self.name!r}: source and target are identical, so there is nothing to learn"
-            )
-
-    def _check_size(self) -> None:
-        """Raise a PromptError where expanding would take all memory: counts multiply with every placeholder."""
-        templates = itertools.chain(self.source, self.target, self.control, self.spans, *self.evaluation.values())
-        sizes = [expansion_size(template, self.placeholders) for template in templates]
-        if sum(size for _, size in sizes) > MOST_EXPANDED:
-            raise PromptError(
-                f"prompt file {self.name!r}: its templates would give {sum(count for count, _ in sizes):,} prompts, "
-                f"which is more than can be handled: use fewer placeholders in a template, or fewer values"
-            )
+            raise PromptError(f"{where}: source and target are identical, so there is nothing to learn")
 
     def expanded(self, side: str) -> list[str]:
-        """Every prompt of source, target, control, or of a part of the evaluation, or all spans; duplicates removed."""
+        """All prompts of a side, of a part of the evaluation, or all "spans"; duplicates removed."""
         templates = getattr(self, side) if side in (*SIDES, "spans") else self.evaluation[side]
         return list(dict.fromkeys(p for template in templates for p in expand(template, self.placeholders)))
 
     def draw(self, count: int, seed: int = 0, avoid: Sequence[str] = ()) -> dict[str, list[str]]:
-        """About `count` source and target prompts and twice as many controls: {"source": …, "target": …, "control": …}.
+        """Draw about `count` source and target prompts and twice as many controls.
 
-        Each side is spread evenly over its templates.
-        Source and target come as pairs when their templates do. Each side is shuffled, so a part of it is as mixed as
-        the whole. `avoid` are prompts not to draw; those of `evaluation` are never drawn.
+        Each side is spread evenly over its templates. Source and target come as pairs when their templates do. Each
+        side is shuffled, so a part of it is as mixed as the whole.
+
+        Args:
+            count: source prompts, and as many target prompts.
+            seed: of the choice.
+            avoid: prompts not to draw; those of `evaluation` are never drawn.
+
+        Returns:
+            {"source": [...], "target": [...], "control": [...]}.
+
+        Raises:
+            PromptError: fewer than 8 prompts of a side are left to draw.
         """
-        kept_out = {*avoid, *(p for part in self.evaluation for p in self.expanded(part))}
+        avoided = {*avoid, *(p for part in self.evaluation for p in self.expanded(part))}
         alike = len(self.source) == len(self.target) and all(
             placeholder_names(a) == placeholder_names(b) for a, b in zip(self.source, self.target, strict=True)
         )
-        drawn = self._pairs(self.source, self.target, count, seed, kept_out) if alike else None
+        drawn = self._draw_pairs(self.source, self.target, count, seed, avoided) if alike else None
         drawn = drawn or {
-            side: self._draw(getattr(self, side), count, (seed, i), kept_out) for i, side in enumerate(SIDES[:2])
+            side: self._draw(getattr(self, side), count, (seed, i), avoided) for i, side in enumerate(SIDES[:2])
         }
-        drawn["control"] = self._draw(self.control, CONTROLS * count, (seed, 2), kept_out)
+        drawn["control"] = self._draw(self.control, CONTROLS * count, (seed, 2), avoided)
         for side, prompts in drawn.items():
             if len(prompts) < MINIMUM:
                 raise PromptError(
@@ -129,34 +153,40 @@ class PromptSet:
         return drawn
 
     def fresh(self, count: int, seed: int = 0, avoid: Sequence[str] = ()) -> dict[str, list[str]]:
-        """Up to `count` prompts a side to judge by: {"source", "target", "control", "unnamed"}; a side may be empty.
+        """Draw up to `count` prompts a side for evaluation; a side may be empty.
 
         They come from the parts `unseen_source`, `unseen_target` and `unseen_control` of the evaluation, where it has
-        them, else from what learning did not use: pass that as `avoid`. Source and target are pairs, the target asking
-        in words for what steering is to do; without pairs there is no target. "unnamed" is the part of that name.
+        them, else from what learning did not use. Source and target are pairs, the target asking in words for what
+        steering is to do; without pairs there is no target.
+
+        Args:
+            count: prompts of each side, at most.
+            seed: of the choice.
+            avoid: prompts that learning used.
+
+        Returns:
+            {"source": [...], "target": [...], "control": [...], "unnamed": [...]}; "unnamed" is the part of that name.
         """
-        kept_out = set(avoid)
+        avoided = set(avoid)
         source, target = (self.evaluation.get(f"unseen_{side}", ()) for side in SIDES[:2])
         if not source:
             source, target = self.source, self.target
-        drawn = self._pairs(source, target, count, seed, kept_out)
-        drawn = drawn or {"source": self._draw(source, count, (seed, 0), kept_out), "target": []}
-        control = self.sample("unseen_control", count, seed) or self._draw(self.control, count, (seed, 2), kept_out)
+        drawn = self._draw_pairs(source, target, count, seed, avoided)
+        drawn = drawn or {"source": self._draw(source, count, (seed, 0), avoided), "target": []}
+        control = self.sample("unseen_control", count, seed) or self._draw(self.control, count, (seed, 2), avoided)
         return {**drawn, "control": control, "unnamed": self.sample("unnamed", count, seed)}
 
-    def _pairs(
-        self, source: Sequence[str], target: Sequence[str], count: int, seed: int, kept_out: set[str]
+    def _draw_pairs(
+        self, source: Sequence[str], target: Sequence[str], count: int, seed: int, avoided: set[str]
     ) -> dict[str, list[str]] | None:
-        """Up to `count` pairs of templates that stand at the same place, filled alike; None where none go together."""
-        if len(source) != len(target):
+        """Up to `count` pairs of templates at the same place, filled alike; None where they cannot be paired."""
+        names = [sorted(placeholder_names(template)) for template in source]
+        if len(source) != len(target) or any(placeholder_names(b) - set(a) for a, b in zip(names, target, strict=True)):
             return None
         pools = []
-        for a, b in zip(source, target, strict=True):
-            names = sorted(placeholder_names(a))
-            if placeholder_names(b) - set(names):
-                return None
-            pairs = zip(expand(a, self.placeholders), expand(b, self.placeholders, names), strict=True)
-            pools.append([pair for pair in pairs if not kept_out & set(pair)])
+        for a, b, shared in zip(source, target, names, strict=True):
+            pairs = zip(expand(a, self.placeholders), expand(b, self.placeholders, shared), strict=True)
+            pools.append([pair for pair in pairs if not avoided & set(pair)])
         drawn = draw_evenly(pools, count, (seed, 0))
         return {"source": [a for a, _ in drawn], "target": [b for _, b in drawn]}
 
@@ -165,38 +195,54 @@ class PromptSet:
         return self._draw(self.evaluation.get(part, ()), count, seed, set())
 
     def wordings(self, side: str) -> dict[str, str]:
-        """Prompt -> the template that it comes from, of what `fresh` draws a side from."""
+        """The template of each prompt that `fresh` may draw for a side."""
         templates = self.evaluation.get(f"unseen_{side}") or getattr(self, side)
         return {text: template for template in templates for text in expand(template, self.placeholders)}
 
-    def _draw(self, templates: Sequence[str], count: int, seed: int | tuple[int, int], kept_out: set[str]) -> list[str]:
-        pools = [[p for p in expand(template, self.placeholders) if p not in kept_out] for template in templates]
+    def _draw(self, templates: Sequence[str], count: int, seed: int | tuple[int, int], avoided: set[str]) -> list[str]:
+        pools = [[p for p in expand(template, self.placeholders) if p not in avoided] for template in templates]
         return draw_evenly(pools, count, seed)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of the prompt file."""
-        content: dict[str, Any] = {"name": self.name, "description": self.description}
-        content["placeholders"] = {key: list(values) for key, values in self.placeholders.items()}
-        content |= {side: list(getattr(self, side)) for side in SIDES}
-        content["evaluation"] = {part: list(templates) for part, templates in self.evaluation.items()}
-        content["spans"] = list(self.spans)
-        content["judge"] = dict(self.judges[0]) if len(self.judges) == 1 else [dict(judge) for judge in self.judges]
-        content["masks"] = dict(self.masks)
+        """The content of the prompt file, without empty entries."""
+        judges = [dict(judge) for judge in self.judges]
+        content = {
+            "name": self.name,
+            "description": self.description,
+            "placeholders": {name: list(values) for name, values in self.placeholders.items()},
+            **{side: list(getattr(self, side)) for side in SIDES},
+            "evaluation": {part: list(templates) for part, templates in self.evaluation.items()},
+            "spans": list(self.spans),
+            "judge": judges[0] if len(judges) == 1 else judges,
+            "masks": dict(self.masks),
+        }
         return {key: value for key, value in content.items() if value}
 
 
 def split_held_out(sides: Mapping[str, Sequence[Text]]) -> tuple[dict[str, Sequence[Text]], dict[str, Sequence[Text]]]:
-    """The prompts of each side to fit on, and the quarter that is held out for choosing the unit."""
+    """Split the prompts of each side into those to fit on, and the quarter held out for choosing the unit.
+
+    Example:
+        >>> split_held_out({"source": "abcdefgh"})
+        ({'source': 'abcdef'}, {'source': 'gh'})
+    """
     cut = {side: max(5, round(0.75 * len(texts))) for side, texts in sides.items()}
     fitting = {side: texts[: cut[side]] for side, texts in sides.items()}
     return fitting, {side: texts[cut[side] :] for side, texts in sides.items()}
 
 
 def load_prompts(source: str | Path | Mapping[str, Any] | PromptSet) -> PromptSet:
-    """Read and check a prompt file (YAML) or its content.
+    """Read and check a prompt file.
+
+    Args:
+        source: path of the YAML file, or its content; a `PromptSet` is returned as it is.
 
     Raises:
         PromptError: no such file, no YAML, a key missing or unknown, too few prompts, source equal to target.
+
+    Example:
+        >>> load_prompts("prompts/banana-blur.yaml").name
+        'banana-blur'
     """
     if isinstance(source, PromptSet):
         return source
@@ -204,8 +250,8 @@ def load_prompts(source: str | Path | Mapping[str, Any] | PromptSet) -> PromptSe
         return _parse(source, "prompts")
     path = Path(source)
     if not path.is_file():
-        found = f"{path} is a folder" if path.is_dir() else f"no prompt file {path}"
-        raise PromptError(f"{found}: write a prompt file (see prompts/)")
+        problem = f"{path} is a folder" if path.is_dir() else f"no prompt file {path}"
+        raise PromptError(f"{problem}: write a prompt file (see prompts/)")
     import yaml
 
     raw = path.read_bytes()
@@ -221,21 +267,20 @@ def _parse(content: Any, where: str, sha256: str = "") -> PromptSet:
     if not isinstance(content, Mapping):
         raise PromptError(f"{where}: expected a mapping with name, source, target and control")
     missing = [key for key in ("name", *SIDES) if not content.get(key)]
-    unknown = sorted(set(map(str, content)) - _KNOWN)
-    if missing or unknown:
-        faults = [f"lacks {', '.join(missing)}"] if missing else []
-        faults += [f"has unknown {', '.join(unknown)}"] if unknown else []
-        raise PromptError(f"{where}: {' and '.join(faults)}; known are {', '.join(sorted(_KNOWN))}")
-    placeholders = _named_texts(content, "placeholders", "values", where)
-    evaluation = _named_texts(content, "evaluation", "templates", where)
+    unknown = sorted(set(map(str, content)) - _KEYS)
+    faults = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+    if faults:
+        raise PromptError(f"{where}: {' and '.join(faults)}; known are {', '.join(sorted(_KEYS))}")
+    placeholders = _text_lists(content, "placeholders", "values", where)
+    evaluation = _text_lists(content, "evaluation", "templates", where)
     sides = {side: _texts(content[side], f"{where}: {side}") for side in SIDES}
     spans = _texts(content["spans"], f"{where}: spans") if content.get("spans") else ()
     for part, templates in {**sides, **evaluation, "spans": spans}.items():
         for template in templates:
-            unfilled = sorted(placeholder_names(template) - set(placeholders))
-            if unfilled:
+            undefined = sorted(placeholder_names(template) - set(placeholders))
+            if undefined:
                 raise PromptError(
-                    f"{where}: {part} template {template!r} uses {{{unfilled[0]}}}, which placeholders does not define"
+                    f"{where}: {part} template {template!r} uses {{{undefined[0]}}}, which placeholders does not define"
                 )
     judge, masks = content.get("judge") or [], content.get("masks") or {}
     judges = judge if isinstance(judge, list | tuple) else [judge]
@@ -258,8 +303,8 @@ def _parse(content: Any, where: str, sha256: str = "") -> PromptSet:
     )
 
 
-def _named_texts(content: Mapping[str, Any], key: str, what: str, where: str) -> dict[str, tuple[str, ...]]:
-    """Lists of texts by name, as placeholders and the evaluation have them."""
+def _text_lists(content: Mapping[str, Any], key: str, what: str, where: str) -> dict[str, tuple[str, ...]]:
+    """Lists of texts by name, the format of placeholders and of the evaluation."""
     lists = content.get(key) or {}
     if not isinstance(lists, Mapping):
         raise PromptError(f"{where}: {key} must map names to lists of {what}")
@@ -267,8 +312,7 @@ def _named_texts(content: Mapping[str, Any], key: str, what: str, where: str) ->
 
 
 def _texts(value: Any, where: str) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list | tuple) or not value or not all(isinstance(v, str) and v.strip() for v in value):
-        raise PromptError(f"{where}: expected a list of texts, found {value!r}")
-    return tuple(value)
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(v, str) and v.strip() for v in texts):
+        raise PromptError(f"{where}: expected a list of texts, found {texts!r}")
+    return tuple(texts)

@@ -1,4 +1,4 @@
-"""Templates of prompts: texts with placeholders in braces, and every text that they stand for."""
+"""Templates of prompts: texts with placeholders in braces, and their expansion."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from ...errors import PromptError
 
-#: what a prompt counts beside its own characters, where the size of an expansion is estimated
-EACH = 64
+#: characters that a prompt costs beside its own, where the size of an expansion is estimated
+OVERHEAD = 64
 
 
 def placeholder_names(template: str) -> set[str]:
@@ -22,6 +22,10 @@ def placeholder_names(template: str) -> set[str]:
 
     Raises:
         PromptError: braces that are no placeholder.
+
+    Example:
+        >>> sorted(placeholder_names("a {other} {place}"))
+        ['other', 'place']
     """
     try:
         fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
@@ -33,14 +37,35 @@ def placeholder_names(template: str) -> set[str]:
 
 
 def expansion_size(template: str, placeholders: Mapping[str, Sequence[str]]) -> tuple[int, int]:
-    """How many prompts a template gives, and their characters; at most, and without writing them."""
+    """How many prompts a template gives at most, and their characters, without expanding it.
+
+    Example:
+        >>> expansion_size("a {other}", {"other": ["dog", "cat"]})
+        (2, 152)
+    """
     count = math.prod(len(placeholders[name]) for name in placeholder_names(template))
     used = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    return count, count * (EACH + len(template) + sum(max(map(len, placeholders[name])) for name in used))
+    return count, count * (OVERHEAD + len(template) + sum(max(map(len, placeholders[name])) for name in used))
 
 
 def expand(template: str, placeholders: Mapping[str, Sequence[str]], names: Sequence[str] | None = None) -> list[str]:
-    """A text for each choice of values of the template's placeholders, or of all those named."""
+    """Expand a template: one text for each choice of different values of its placeholders.
+
+    Args:
+        template: the text with placeholders in braces.
+        placeholders: values by name.
+        names: placeholders to choose values for; None for those of the template.
+
+    Returns:
+        Texts with single spaces, and with "an" before vowels.
+
+    Raises:
+        PromptError: braces that are no placeholder.
+
+    Example:
+        >>> expand("a {fruit} {place}", {"fruit": ["apple", "pear"], "place": ["at night"]})
+        ['an apple at night', 'a pear at night']
+    """
     names = sorted(placeholder_names(template)) if names is None else names
     return [
         _fix_articles(_tidy(template.format(**dict(zip(names, values, strict=True)))))
@@ -55,12 +80,17 @@ def _tidy(text: str) -> str:
 
 
 def _fix_articles(text: str) -> str:
-    """`a apple` -> `an apple`: placeholders don't know their neighbours."""
+    """`a apple` -> `an apple`: a template does not know which value follows."""
     return re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", text)
 
 
 def draw_evenly(pools: Sequence[Sequence[Any]], count: int, seed: int | tuple[int, int]) -> list[Any]:
-    """Up to `count` different items, the same number from each pool as long as it lasts, shuffled."""
+    """Up to `count` different items, the same number from each pool as long as it lasts, shuffled.
+
+    Example:
+        >>> sorted(draw_evenly([["a", "b", "c"], ["d"]], 3, seed=0))[-1]
+        'd'
+    """
     rng = np.random.default_rng(seed)
     mixed = [[pool[i] for i in rng.permutation(len(pool))] for pool in pools]
     rounds = itertools.chain.from_iterable(itertools.zip_longest(*mixed))

@@ -1,4 +1,4 @@
-"""`calibrate(model, tokenizer, concept)`: what a strength of 1 is, and between which ends a slider is of use."""
+"""`calibrate(model, tokenizer, concept)`: what a strength of 1 is, and between which ends a slider is useful."""
 
 from __future__ import annotations
 
@@ -30,38 +30,49 @@ def calibrate(
     batch: int = 16,
     show_progress: bool = False,
 ) -> Concept:
-    """Find a concept's unit of strength and the useful ends of its signed range anew; see `calibration.calibrated`.
+    """Measure a concept's unit of strength and the useful ends of its signed range anew.
 
-    Both are found on the quarter of the prompts that nothing was fitted on; `TextTrial` tells how strengths do.
+    Both are chosen on the quarter of the prompts that nothing was fitted on, see `find_range` in
+    dsas_core/learning/calibration/slider_range.py; `TextTrial` measures what strengths do.
 
     Args:
-        model: the transformers language model that the concept was learned on, or one that is like it. tokenizer: its
-            own.
+        model: the transformers language model that the concept was learned on, or one like it.
+        tokenizer: its tokenizer.
         concept: the concept; it is not changed.
         prompts: a prompt file with conversations, or its content; None for the prompts that the concept was learned
             from.
-        count, seed: source and target prompts, and their choice, where `prompts` are given; None for those of learning.
+        count: source and target prompts, where `prompts` are given; None for as many as learning took.
+        seed: of the choice among `prompts`; None for that of learning.
         drift: mean Kullback-Leibler divergence per control token, in nats, that a strength may cost.
         batch: prompts per forward pass.
+        show_progress: whether to show progress bars.
 
     Returns:
         The concept with unit, range and evidence of all trials, without samples; not saved yet.
 
     Raises:
-        DSASError: the concept was learned on another architecture, or tells no prompts and none are given; prompts
+        DSASError: the concept was learned on another architecture, or records no prompts and none are given; prompts
             without answers; a model that answers source prompts much as it answers control prompts.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> plain = {"name": "plain", "source": [], "target": [], "control": []}
+        >>> model, tokenizer = llm.load("builtin:chat")
+        >>> calibrate(model, tokenizer, llm.Concept.from_pretrained("builtin:rudeness"), plain)  # else half a minute
+        Traceback (most recent call last):
+        dsas_core.errors.PromptError: prompts: lacks source, target, control; known are control, ...
     """
     drawn, _ = prompts_of(concept, prompts, count, seed)
     roots = roots_of(model)
     concept.check(roots)
-    texts = {side: encode_all(model, tokenizer, found) for side, found in drawn.items()}
+    texts = {side: encode_all(model, tokenizer, drawn[side]) for side in drawn}
     if "encoder" in roots or not have_answers(texts):
         raise UnsupportedError(
             "calibration goes by what a model answers: it needs a decoder-only model, and an assistant's turn at the "
             "end of each source and target prompt"
         )
     trial = TextTrial(Reader(model, pad_token(tokenizer), batch), *split_held_out(texts))
-    if not trial.tells:
+    if not trial.answers_differ:
         raise UnsupportedError(
             "the model answers source prompts much as it answers control prompts, so nothing tells what a strength does"
         )

@@ -1,4 +1,4 @@
-"""Prompt sets from scored texts: files in the shapes of RealToxicityPrompts, Jigsaw and ToxiGen.
+"""Prompt sets from scored texts: files in the formats of RealToxicityPrompts, Jigsaw and ToxiGen.
 
 ```python
 scored = read_scored("realtoxicityprompts/prompts.jsonl")
@@ -14,8 +14,8 @@ concept = llm.learn(model, tokenizer, prompts)
 | toxigen | generation, or prompt where there is none | prompt_label | group |
 | plain | text | score, toxicity or label | group |
 
-Sources are matched with controls of the same length and, where there are any, of the same group: a gate that learned
-length, or whom a text is about, would tell them apart no better than chance.
+Sources are matched with controls of the same length and, where there are any, of the same group, so that a gate cannot
+tell them apart by length or by whom a text is about.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import csv
 import json
 import math
 import re
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Scored:
-    """A text, how much it is what is sought (in [0, 1]), and what kind of text it is."""
+    """A text with a score.
+
+    Args:
+        text: the text.
+        score: how toxic it is, or how much it shows another concept, in [0, 1].
+        group: kind of text; a source and its controls are of one group where possible.
+    """
 
     text: str
     score: float
@@ -59,36 +65,44 @@ class Scored:
 
 
 def read_scored(path: str | Path, kind: str | None = None) -> list[Scored]:
-    """Read a file of scored texts, CSV or JSONL (told by how it begins, not by its name).
+    """Read a file of scored texts, CSV or JSONL (recognised by its first character, not by its name).
 
     Args:
-        path: the file. kind: one of `KINDS`; None tells it from the columns.
+        path: the file.
+        kind: one of `KINDS`; None recognises it by the columns.
 
     Returns:
         Texts in the file's order; rows whose score or text is empty are left out.
 
     Raises:
         DSASError: no such file, columns of no known kind, or a broken line, which is named.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "texts.csv")
+        >>> _ = path.write_text("text,score\\nyou fool,0.9\\nthank you,0\\n")
+        >>> read_scored(path)
+        [Scored(text='you fool', score=0.9, group=''), Scored(text='thank you', score=0.0, group='')]
     """
     path = Path(path)
     if kind is not None and kind not in KINDS:
         raise DSASError(f"kind {kind!r}: expected one of {', '.join(KINDS)}, or None to tell it from the columns")
     if not path.is_file():
         raise PromptError(f"no file {path}: download the data set and give the path of its CSV or JSONL file")
+    scored: list[Scored] = []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            begins = next((line.lstrip()[:1] for line in file if line.strip()), "")
+            first = next((line.lstrip()[:1] for line in file if line.strip()), "")
             file.seek(0)
-            if begins == "[":
+            if first == "[":
                 raise PromptError(f"{path} is a JSON list: expected JSONL, one object a line")
-            rows = _json_rows(file, path) if begins == "{" else _csv_rows(file, path)
-            scored: list[Scored] = []
-            for number, row in rows:
+            for number, row in _json_rows(file, path) if first == "{" else _csv_rows(file, path):
                 kind = kind or _kind_of(row, path)
                 try:
                     scored += [item for item in KINDS[kind](row) if item.text]
                 except (KeyError, TypeError, ValueError) as error:
-                    raise PromptError(f"{path}, line {number}: no row of {kind}: {_reason(error)}") from None
+                    reason = f"it lacks {error.args[0]}" if isinstance(error, KeyError) else error
+                    raise PromptError(f"{path}, line {number}: no row of {kind}: {reason}") from None
     except (UnicodeDecodeError, OSError) as error:
         raise PromptError(f"cannot read {path}: {error}; expected CSV or JSONL in UTF-8") from None
     if not scored:
@@ -113,11 +127,11 @@ def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[int, Row]]:
     reader = csv.DictReader(lines, strict=True)
     try:
         for row in reader:
-            fields = len(reader.fieldnames or ())
+            expected = len(reader.fieldnames or ())
             extra: Any = row.pop(None, ())  # type: ignore[call-overload]
-            found = sum(value is not None for value in row.values()) + len(extra)
-            if found != fields:
-                raise PromptError(f"{path}, line {reader.line_num}: expected {fields} fields, found {found}")
+            count = sum(value is not None for value in row.values()) + len(extra)
+            if count != expected:
+                raise PromptError(f"{path}, line {reader.line_num}: expected {expected} fields, found {count}")
             yield reader.line_num, row
     except csv.Error as error:
         raise PromptError(f"{path}, line {reader.line_num + 1} is no CSV: {error}") from None
@@ -150,7 +164,7 @@ def _real_toxicity(row: Row) -> Iterator[Scored]:
 def _jigsaw(row: Row) -> Iterator[Scored]:
     if not any(name in row for name in LABELS + MORE_LABELS):
         raise KeyError(LABELS[0])
-    values = {name: float(row[name]) for name in LABELS + MORE_LABELS if not _empty(row.get(name))}
+    values = {name: float(row[name]) for name in LABELS + MORE_LABELS if not _is_empty(row.get(name))}
     labelled = values and -1 not in values.values()  # the competition labelled only a part of its test set
     group = ",".join(name for name in values if values[name] >= 0.5)
     yield from _scored(row["comment_text"], max(values.values()) if labelled else None, group)
@@ -158,13 +172,13 @@ def _jigsaw(row: Row) -> Iterator[Scored]:
 
 def _toxigen(row: Row) -> Iterator[Scored]:
     group = str(row.get("target_group") or row.get("group") or "")
-    if "toxicity_human" in row:
-        human = row["toxicity_human"]
-        if not _empty(human) and not 1 <= float(human) <= 5:
-            raise ValueError(f"toxicity_human {human} is not in 1 … 5")
-        yield from _scored(row["text"], None if _empty(human) else (float(human) - 1) / 4, group)
-    else:
+    if "toxicity_human" not in row:
         yield from _scored(row["generation"] if "generation" in row else row["prompt"], row["prompt_label"], group)
+        return
+    human = None if _is_empty(row["toxicity_human"]) else float(row["toxicity_human"])
+    if human is not None and not 1 <= human <= 5:
+        raise ValueError(f"toxicity_human {row['toxicity_human']} is not in 1 … 5")
+    yield from _scored(row["text"], None if human is None else (human - 1) / 4, group)
 
 
 def _plain(row: Row) -> Iterator[Scored]:
@@ -172,7 +186,7 @@ def _plain(row: Row) -> Iterator[Scored]:
     yield from _scored(row["text"], row[name], str(row.get("group") or ""))
 
 
-#: name -> the scored texts of a row: KeyError, TypeError and ValueError say what is wrong with it
+#: name -> the scored texts of a row; KeyError, TypeError and ValueError say what is wrong with it
 KINDS: dict[str, Callable[[Row], Iterator[Scored]]] = {
     "realtoxicityprompts": _real_toxicity,
     "jigsaw": _jigsaw,
@@ -182,34 +196,29 @@ KINDS: dict[str, Callable[[Row], Iterator[Scored]]] = {
 
 
 def _scored(text: Any, score: Any, group: str) -> Iterator[Scored]:
-    text = _text(text)
-    if _empty(score):
-        return
-    number = float(score)
-    if not 0 <= number <= 1:
-        raise ValueError(f"score {score} is not in 0 … 1")
-    yield Scored(text, number, group)
+    """The text, unless it has no score."""
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"expected a text, found {text!r}")
+    if not _is_empty(score):
+        if not 0 <= float(score) <= 1:
+            raise ValueError(f"score {score} is not in 0 … 1")
+        yield Scored(text or "", float(score), group)
 
 
-def _text(value: Any) -> str:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"expected a text, found {value!r}")
-    return value or ""
-
-
-def _empty(value: Any) -> bool:
+def _is_empty(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
-
-
-def _reason(error: Exception) -> str:
-    return f"it lacks {error.args[0]}" if isinstance(error, KeyError) else str(error)
 
 
 # ---- choosing ---------------------------------------------------------------------------------------------------
 
 
 def words_in(text: str) -> int:
-    """Length of a text in words and marks: about its tokens."""
+    """Length of a text in words and punctuation marks, about its tokens.
+
+    Example:
+        >>> words_in("you fool!")
+        3
+    """
     return len(re.findall(r"\w+|[^\w\s]", text))
 
 
@@ -226,28 +235,38 @@ def prompt_set(
     description: str = "",
     seed: int = 0,
 ) -> PromptSet:
-    """Prompts to learn from: sources score at least `threshold`, controls at most `low`.
+    """Choose prompts to learn from: sources score at least `threshold`, controls at most `low`.
 
     Each source gets a target and up to two controls of its length (within 15 %) and, where there are any, of its
-    group; a source that finds none is left out. Texts become one line each; empty ones, doubles, and those that begin
-    like a turn of a conversation ("user:") are dropped.
+    group; a source without a match is left out. Texts become one line each; empty ones, duplicates, and those that
+    begin like a turn of a conversation ("user:") are dropped.
 
     Args:
         scored: texts, for example of `read_scored`.
         name: of the prompt set.
-        threshold, low: scores; what is between them is not used.
-        target: what the source should become, for example answers that you wrote; None takes texts up to `low`, others
-            than the controls: right when anything else will do.
+        threshold: least score of a source, in [0, 1].
+        low: highest score of a control, below `threshold`; texts between the two are not used.
+        target: what sources should become, for example answers that you wrote; None takes texts up to `low`, others
+            than the controls: right when any other text will do.
         count: sources to choose.
         longest: texts longer than this are left out.
-        length: what must match, words and marks by default. In tokens: `lambda text: len(tokenizer(text).input_ids)`.
+        length: what must match, words and punctuation marks by default. In tokens:
+            `lambda text: len(tokenizer(text).input_ids)`.
+        description: of the prompt set; "" for one that names the thresholds.
         seed: of the choice.
 
     Returns:
         A checked prompt set; `yaml.safe_dump(prompts.to_dict())` is its file.
 
     Raises:
-        DSASError: no text on one side of the thresholds, or fewer than 8 sources that find a match.
+        DSASError: no text on one side of the thresholds, or fewer than 8 sources with a match.
+
+    Example:
+        >>> rude = [Scored(f"you fool {i}", score=1.0) for i in range(8)]
+        >>> polite = [Scored(f"my friend {i}", score=0.0) for i in range(24)]
+        >>> prompts = prompt_set(rude + polite, "insults", count=8)
+        >>> len(prompts.source), len(prompts.target), len(prompts.control)
+        (8, 8, 16)
     """
     numbers = all(isinstance(level, int | float) and math.isfinite(level) for level in (threshold, low))
     if not numbers or not 0 <= low < threshold <= 1:
@@ -259,108 +278,96 @@ def prompt_set(
         raise PromptError(f"prompt set {name!r}: there is no text to choose from; expected {MINIMUM} or more")
     sources = [item for item in usable if item.score >= threshold]
     calm = [item for item in usable if item.score <= low]
-    if not sources:
-        highest = max(item.score for item in usable)
-        raise PromptError(
-            f"prompt set {name!r}: none of {len(usable)} texts scores {threshold:g} or more, the highest {highest:g}: "
-            "lower threshold, or add texts"
-        )
-    if not calm:
-        lowest = min(item.score for item in usable)
-        raise PromptError(
-            f"prompt set {name!r}: none of {len(usable)} texts scores {low:g} or less, the lowest {lowest:g}: raise "
-            "low, or add texts"
-        )
+    scores = [item.score for item in usable]
+    for texts, level, problem, remedy in (
+        (sources, threshold, f"more, the highest {max(scores):g}", "lower threshold"),
+        (calm, low, f"less, the lowest {min(scores):g}", "raise low"),
+    ):
+        if not texts:
+            raise PromptError(
+                f"prompt set {name!r}: none of {len(usable)} texts scores {level:g} or {problem}: {remedy}, or add "
+                "texts"
+            )
     rng = np.random.default_rng(seed)
     sources = [sources[i] for i in rng.permutation(len(sources)) if length(sources[i].text) <= longest]
     pool = _Pool([calm[i] for i in rng.permutation(len(calm))], length, longest)
+    pool_size = len(pool)
     chosen: list[Scored] = []
-    sides: dict[str, list[str]] = {"target": [], "control": []}
-    wanted = ["control"] if target is not None else ["control", "target"]
+    sides: dict[str, list[str]] = {"control": [], "target": []}
+    matched = ["control"] if target is not None else ["control", "target"]
     for source in sources:
         if len(chosen) == count:
             break
-        found = pool.take(source, len(wanted))
-        if len(found) == len(wanted):
+        matches = pool.take(source, len(matched))
+        if matches:
             chosen.append(source)
-            for side, text in zip(wanted, found, strict=True):
+            for side, text in zip(matched, matches, strict=True):
                 sides[side].append(text)
     if len(chosen) < MINIMUM:
         raise PromptError(
             f"prompt set {name!r}: {len(chosen)} of {len(sources)} sources up to {longest} long find a control"
-            f"{' and a target' if target is None else ''} of their length among {len(pool)}, at least {MINIMUM} are "
+            f"{' and a target' if target is None else ''} of their length among {pool_size}, at least {MINIMUM} are "
             "needed: add texts, or move threshold, low or longest"
         )
-    for _ in range(CONTROLS - 1):  # what `PromptSet.draw` takes for each source, as long as it lasts
+    for _ in range(CONTROLS - 1):  # as many as `PromptSet.draw` takes for each source, while they last
         for source in chosen:
             sides["control"] += pool.take(source, 1)
     if target is not None:
         sides["target"] = [text.strip() for text in dict.fromkeys(target) if text.strip()]
     return PromptSet(
         name=name,
-        source=tuple(_escaped(item.text) for item in chosen),
-        target=tuple(_escaped(text) for text in sides["target"]),
-        control=tuple(_escaped(text) for text in sides["control"]),
+        source=tuple(_escape(item.text) for item in chosen),
+        target=tuple(_escape(text) for text in sides["target"]),
+        control=tuple(_escape(text) for text in sides["control"]),
         description=description or f"Texts scored {threshold:g} or more, against texts scored {low:g} or less.",
     )
 
 
 def _usable(scored: Sequence[Scored]) -> list[Scored]:
-    """Texts in one line, each once (the first score counts), without what cannot be a prompt."""
-    found: dict[str, Scored] = {}
+    """Texts in one line, without duplicates (the first score counts) and without what cannot be a prompt."""
+    usable: dict[str, Scored] = {}
     for item in scored:
-        text = _line(item.text)
+        text = " ".join(item.text.split())
         if text and not parse_turns(text):
-            found.setdefault(text.lower(), Scored(text, item.score, item.group))
-    return list(found.values())
+            usable.setdefault(text.lower(), Scored(text, item.score, item.group))
+    return list(usable.values())
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     """A template that gives the text: braces would be placeholders."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
 class _Pool:
-    """Texts by group and length, each to be taken once."""
+    """Texts by group and length, each to be taken once; those that are too long to match any source are left out."""
 
     def __init__(self, items: Sequence[Scored], length: Callable[[str], int], longest: int) -> None:
         self._length = length
-        self._groups: dict[str, list[tuple[int, int, str]]] = {}
-        for i, item in enumerate(items):
-            size = length(item.text)
+        self._groups: dict[str, list[tuple[int, int, str]]] = {}  # sorted: length, index, text
+        for size, i, item in sorted((length(item.text), i, item) for i, item in enumerate(items)):
             if size <= longest * (1 + LENGTH_SLACK):
                 self._groups.setdefault(item.group, []).append((size, i, item.text))
-        for group in self._groups.values():
-            group.sort()
-        self._count = sum(map(len, self._groups.values()))
 
     def __len__(self) -> int:
-        """How many there were."""
-        return self._count
+        return sum(map(len, self._groups.values()))
 
     def take(self, source: Scored, count: int) -> list[str]:
-        """`count` texts of the source's length, those of its own group first; none when there are fewer."""
+        """Take `count` texts of the source's length, those of its own group first; none when there are fewer."""
         size = self._length(source.text)
         taken: list[tuple[str, tuple[int, int, str]]] = []
-        for _ in range(count):
+        while len(taken) < count:
             nearest = self._nearest(size, source.group)
-            if nearest is None:
-                break
+            if nearest is None:  # put back what was taken
+                for group, entry in taken:
+                    insort(self._groups[group], entry)
+                return []
             self._groups[nearest[0]].remove(nearest[1])
             taken.append(nearest)
-        if len(taken) < count:
-            for group, entry in taken:
-                self._groups[group].insert(bisect_left(self._groups[group], entry), entry)
-            return []
         return [text for _, (_, _, text) in taken]
 
     def _nearest(self, size: int, own: str) -> tuple[str, tuple[int, int, str]] | None:
         """Group and entry nearest in length, of the own group if one is near enough."""
-        for names in ([own] if own in self._groups else [], [name for name in self._groups if name != own]):
+        for names in ({own} & set(self._groups), set(self._groups) - {own}):
             near = []
             for name in names:
                 group = self._groups[name]

@@ -1,8 +1,7 @@
 """What a strength does to a language model's answers and predictions, measured on held-out prompts.
 
-No judge takes part. Whether an answer shows the target is told by the model's own activations: unsteered, it reads the
-answer behind a control prompt, and a classifier fitted on the source and target answers of the prompt file tells them
-apart.
+There is no other judge than the model's own activations: unsteered, it reads an answer behind a control prompt, and a
+classifier fitted on the source and target answers of the prompt file decides which of the two it is like.
 """
 
 from __future__ import annotations
@@ -20,24 +19,26 @@ from ..model.conversations import Encoded
 from ..steering.steer import steer
 from .reader import Reader
 
-#: share of the way from source answers to answers behind control prompts that counts as all that is wanted
+#: mean progress from source answers to answers to control prompts that counts as the full effect
 FULL_EFFECT = 0.95
-#: by so much the classifier's logit must tell answers to source prompts from those to control prompts
+#: least difference of the mean classifier logits of answers to source prompts and to control prompts
 MIN_LOGIT_GAP = 1.0
 
 
 class TextTrial(HeldOutTrial):
     """Tries strengths on held-out conversations, see `HeldOutTrial`.
 
-    What is wanted are the answers to control prompts; the reference are the target answers of the prompt file. Drift is
-    the mean Kullback-Leibler divergence of the next token, in nats, over the tokens of control prompts.
+    The wanted outputs are the answers to control prompts; the reference are the target answers of the prompt file.
+    Drift is the mean Kullback-Leibler divergence of the next token, in nats, over the tokens of control prompts.
 
     Args:
-        fitting: texts of each side that the classifier is fitted on. held_out: texts of each side.
+        reader: runs the model.
+        fitting: texts of each side that the classifier is fitted on.
+        held_out: texts of each side to try strengths on.
 
     Attributes:
-        tells: False where the model answers source prompts much as it answers control prompts: nothing shows then when
-            enough is done.
+        answers_differ: False where the model answers source prompts much as it answers control prompts: nothing shows
+            then when the effect is sufficient.
 
     Raises:
         DSASError: the unsteered model's predictions are not numbers.
@@ -63,16 +64,16 @@ class TextTrial(HeldOutTrial):
         self._predictions = {False: reader.predictions(self.contexts)}
         if any(bool(p.isnan().any()) for p in self._predictions[False]):
             raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
-        self.tells = self.span >= MIN_LOGIT_GAP
+        self.answers_differ = self.span >= MIN_LOGIT_GAP
 
     def measure(self, concept: Concept, strength: float) -> tuple[torch.Tensor, float]:
-        written = concept.by_prompt
-        if written not in self._predictions:
-            self._predictions[written] = self.reader.predictions(self.contexts, written)
-        unsteered = self._predictions[written]
+        by_prompt = concept.by_prompt
+        if by_prompt not in self._predictions:
+            self._predictions[by_prompt] = self.reader.predictions(self.contexts, by_prompt)
+        unsteered = self._predictions[by_prompt]
         with steer(self.reader.model, {concept: strength}):
             answers = self.reader.answers(self.sources)
-            steered = self.reader.predictions(self.contexts, written)
+            steered = self.reader.predictions(self.contexts, by_prompt)
         divergence = sum(_divergence(p, q) for p, q in zip(unsteered, steered, strict=True))
         return self._features(answers), divergence / max(1, sum(map(len, unsteered)))
 
@@ -82,7 +83,7 @@ class TextTrial(HeldOutTrial):
     def choose_unit(
         self, concept: Concept, drift: float, done: Callable[[], object] = lambda: None
     ) -> tuple[float, dict[str, Any]]:
-        if self.tells:
+        if self.answers_differ:
             return super().choose_unit(concept, drift, done)
         warnings.warn(
             "the model answers source prompts much as it answers control prompts, so nothing tells when enough is "
@@ -92,7 +93,7 @@ class TextTrial(HeldOutTrial):
         return 1.0, self.unit_evidence({"drift_limit": drift, "trials": [], "reached": False})
 
     def _features(self, answers: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """Answers behind contexts that ask for none of it, so that only they tell: float64 [n, features]."""
+        """Features of answers, all read behind control prompts, so that only answers differ: float64 [n, features]."""
         contexts = [self.contexts[i % len(self.contexts)] for i in range(len(answers))]
         pairs = zip(contexts, answers, strict=True)
         texts = [Encoded((*text.ids[: text.answer], *answer), text.answer) for text, answer in pairs]

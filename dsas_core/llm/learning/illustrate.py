@@ -20,18 +20,24 @@ STRENGTHS = (0.0, 1.0)
 
 
 def illustrate(model: nn.Module, tokenizer: Any, concept: Concept) -> Concept:
-    """Write what a concept does, to a source prompt and a control prompt that it was not fitted on.
+    """Add answers to a concept's card, to a source prompt and a control prompt that it was not fitted on.
 
     Args:
-        model: the transformers language model that the concept was learned on, or one that is like it. tokenizer: its
-            own.
+        model: the transformers language model that the concept was learned on, or one like it.
+        tokenizer: its tokenizer.
         concept: the concept; it is not changed.
 
     Returns:
         The concept with these samples, greedy answers at strengths 0 and 1, which its folder keeps and its card shows.
 
     Raises:
-        DSASError: the concept tells no prompts, or does not fit the model; a model with an encoder.
+        DSASError: the concept records no prompts, or does not fit the model; a model with an encoder.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> concept = illustrate(*llm.load("builtin:chat"), llm.Concept.from_pretrained("builtin:rudeness"))
+        >>> len(concept.samples.prompts), concept.samples.strengths
+        (2, (0.0, 1.0))
     """
     if "encoder" in roots_of(model):
         raise UnsupportedError("samples are what a model writes behind a prompt: it needs a decoder-only model")
@@ -48,7 +54,7 @@ def illustrate(model: nn.Module, tokenizer: Any, concept: Concept) -> Concept:
 
 
 def _question(prompt: str) -> str:
-    """A prompt without the answer that stands in it."""
+    """A prompt without its answer."""
     conversation = parse_turns(prompt)
     if not conversation or conversation[-1]["role"] != "assistant":
         return prompt

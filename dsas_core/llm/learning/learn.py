@@ -1,8 +1,8 @@
 """`learn(model, tokenizer, prompts)`: a concept from a few dozen texts or conversations.
 
-Every prompt is read once while its activations are captured; maps and gates are fitted as everywhere
-(`dsas_core.learning.fit`); then the unit of strength is chosen on other prompts of the same file, by what the steered
-model answers, as it reads it itself when it is not steered, and by how far its predictions move on control prompts.
+Every prompt is read once while its activations are captured; maps and gates are fitted as for pictures
+(`dsas_core.learning.fit`); then the unit of strength is chosen on other prompts of the same file, by the answers of the
+steered model, as the unsteered model classifies them, and by how far predictions on control prompts change.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from ...concept.concept import Concept
 from ...concept.evidence import SiteEvidence
 from ...errors import DSASError, PromptError, UnsupportedError
-from ...learning.capture import Capture, Shown
-from ...learning.learner import Learner
+from ...learning.capture import Capture, LabelPositions
+from ...learning.learner import Learner, check_settings, show_settings
 from ...learning.prompts.prompt_set import COUNT, SIDES, PromptSet, load_prompts
 from ...learning.recipe import Recipe, recipe_of
 from ...learning.site_fit import UNSEEN
@@ -36,8 +37,13 @@ from ..steering.steer import steer
 from .held_out_trial import TextTrial
 from .reader import Reader, encode_all, have_answers
 
-NEAR_CHANCE, FIRING, TOLD_BY_LENGTH = 0.65, 0.05, 0.95
-#: how a gate may read a text: no further than it is written
+#: warn where the best balanced accuracy is lower
+MIN_ACCURACY = 0.65
+#: warn where a gate's mean h on controls is higher
+MAX_CONTROL_H = 0.05
+#: warn where the AUROC of length alone is higher, or that much below 1
+MAX_LENGTH_AUROC = 0.95
+#: forms of gates that read no token after their own
 FORMS = ("token", "prefix", "latch", "last", "paper")
 
 
@@ -53,58 +59,81 @@ def learn(
     recipe: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Concept:
-    """Learn a concept.
+    """Learn a concept from texts or conversations.
 
     Args:
-        model: a transformers language model. tokenizer: its own.
-        prompts: a prompt file (dsas_core/learning/prompts/prompt_set.py), or its content; conversations as in
-            dsas_core/llm/model/conversations.py.
-        method, gate: names in `dsas_core.methods`; gates also combined, "product(dsas, gaps)". Without a gate it is the
-            method's own, or `dsas`.
-        seed: of prompt choice and cross-validation.
-        drift: mean Kullback-Leibler divergence per control token, in nats, that the unit may cost.
-        recipe: further fields of `dsas_core.learning.recipe.Recipe` (form, rank, site_weight, …).
-        settings: further arguments of `Lesson`: sites, pooling, count, batch, show_progress.
+        model: a transformers language model.
+        tokenizer: its tokenizer.
+        prompts (str | Path | Mapping | PromptSet): a prompt file (format: `dsas_core.prompts`), or its content;
+            conversations as in dsas_core/llm/model/conversations.py. With parts `unseen_source` and `unseen_control` in
+            its evaluation, the evidence tests the gates on these.
+        method (str, default "caa"): a map method of `dsas_core.methods`.
+        gate (str | None, default None): a gate of `dsas_core.methods`, also combined, "product(dsas, gaps)"; None for
+            the method's own, or `dsas`.
+        seed (int, default 0): of prompt choice and cross-validation.
+        drift (float, default 0.01): mean Kullback-Leibler divergence per control token, in nats, that the unit may
+            cost.
+        recipe (Mapping | None, default None): further fields of `dsas_core.Recipe` (form, rank, site_weight, ...).
+        sites (str | Sequence[str] | None, default None): where to steer, see `dsas_core.llm.find_sites`; None for the
+            outputs of the middle third of the layers.
+        pooling (str | None, default None): which tokens of source and target prompts are captured: "answer", "prompt",
+            "last" or "all"; None for answers where prompts have them, else all. The gate of form "prefix" is fitted on
+            all tokens, that of form "latch" on the prompt, and that of form "last" on the states that write the answer,
+            as they read. Of control prompts every token that a gate will read takes part in placing its threshold.
+        count (int, default 48): source prompts, and as many target prompts; controls are twice as many. A quarter is
+            held out for choosing the unit.
+        batch (int, default 16): prompts per forward pass.
+        show_progress (bool, default False): whether to show progress bars.
 
     Returns:
-        The concept, its unit chosen and its evidence in it; not saved yet. Without conversations in the prompt file
-        nothing tells when enough is done, and the unit is 1: the mean difference itself.
+        The concept with its unit and evidence; not saved yet. Without conversations in the prompt file nothing shows
+        when the effect is sufficient, and the unit is 1: the mean difference itself.
 
     Raises:
         DSASError: bad prompts, names or sites; no site tells source from control.
+        TypeError: an unknown setting.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> learn(*llm.load("builtin:chat"), "prompts/rudeness.yaml", batches=8)
+        Traceback (most recent call last):
+        TypeError: learn has no setting batches; it has sites, pooling, seed, count, batch, show_progress
     """
-    chosen = _recipe(recipe, method, gate, seed)  # what cannot be is said before anything is encoded
+    check_settings(settings, Lesson)
+    chosen = Lesson._recipe(recipe, method=method, gate=gate, seed=seed)  # refused before anything is encoded
     return Lesson(model, tokenizer, prompts, seed=seed, **settings).fit(chosen, drift)
 
 
 class TextLearner(Learner[Encoded]):
     """The prompts of a concept, read once; any number of concepts are fitted on what was captured.
 
-    What has to be read depends on the gate's form, so that it may be read anew for another form. Nothing is read before
-    the first concept is asked for.
+    Which tokens are captured depends on the gate's form, so that another form may read the prompts anew. Nothing is
+    read before the first concept is learned.
 
     Args:
-        model: a transformers language model. tokenizer: its own.
-        prompts: a prompt file (dsas_core/learning/prompts/prompt_set.py), or its content; conversations as in
-            dsas_core/llm/model/conversations.py.
-            With parts `unseen_source` and `unseen_control` in its evaluation, the evidence tells how the gates do on
-            these.
-        sites: see `dsas_core.llm.model.layers.find_sites`; None for the outputs of the middle third of the layers.
-        pooling: what is read of source and target prompts: "answer", "prompt", "last" or "all" tokens; None for
-            answers where prompts have them. The gate of form "prefix" is fitted on all tokens, that of form "latch" on
-            the prompt, and that of form "last" on the states that write the answer, as they read. Of control prompts
-            every token that a gate will meet takes part in placing its threshold.
+        model: a transformers language model.
+        tokenizer: its tokenizer.
+        prompts: a prompt file (format: `dsas_core.prompts`), or its content.
+        sites: where to steer; this and the settings below are explained, with their defaults, at `dsas_core.llm.learn`.
+        pooling: which tokens of source and target prompts are captured.
         seed: of prompt choice and cross-validation.
-        count: source and target prompts; controls are twice as many. A quarter is kept for choosing the unit.
+        count: source prompts, and as many target prompts.
         batch: prompts per forward pass.
-        show_progress: whether to show bars.
+        show_progress: whether to show progress bars.
+
+    Raises:
+        DSASError: bad prompts or sites; a pooling that the prompts do not allow.
 
     Example:
-        >>> lesson = Lesson(model, tokenizer, "prompts/rudeness.yaml")
-        >>> concepts = [lesson.learn(method) for method in ("caa", "mean-act", "linear-act")]
+        >>> from dsas_core import llm
+        >>> lesson = Lesson(*llm.load("builtin:chat"), "prompts/rudeness.yaml", count=16)
+        >>> # concepts = [lesson.learn(method) for method in ("caa", "mean-act", "linear-act")]  # a minute
+        >>> lesson.pooling, len(lesson.fitting["source"]), len(lesson.held_out["source"])
+        ('answer', 12, 4)
     """
 
     LIBRARIES = ("transformers",)
+    DRIFT = 0.01
 
     def __init__(
         self,
@@ -119,7 +148,7 @@ class TextLearner(Learner[Encoded]):
         batch: int = 16,
         show_progress: bool = False,
     ) -> None:
-        content, readable = load_prompts(prompts), _readable(model, find_sites(model, sites), sites)
+        content, encodable = load_prompts(prompts), _encoder_sites(model, find_sites(model, sites), sites)
         self.model, self.tokenizer = model, tokenizer
         drawn = content.draw(count, seed)
         texts = {side: encode_all(model, tokenizer, drawn[side]) for side in SIDES}
@@ -133,7 +162,7 @@ class TextLearner(Learner[Encoded]):
         super().__init__(
             content,
             texts,
-            readable,
+            encodable,
             model_name=name_of(unwrap(model), BUILTIN),
             settings={"pooling": self.pooling},
             count=count,
@@ -147,28 +176,36 @@ class TextLearner(Learner[Encoded]):
         self.reader = Reader(model, pad_token(tokenizer), batch)
         self._captures: dict[tuple[tuple[str, str], ...], Capture] = {}
 
-    def learn(
-        self,
-        method: str = "caa",
-        gate: str | None = None,
-        *,
-        drift: float = 0.01,
-        recipe: Mapping[str, Any] | None = None,
-    ) -> Concept:
-        """Fit a concept, see `learn`."""
-        return self.fit(_recipe(recipe, method, gate, self.seed), drift)
+    @staticmethod
+    def _recipe(given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
+        """The recipe of a concept of texts.
+
+        Raises:
+            UnsupportedError: one that reads tokens which are not written yet.
+        """
+        recipe = recipe_of(given, form="token", pooling="mean", top_share=0.25, **fields)
+        if "form" not in (given or {}):
+            recipe = replace(recipe, form=recipe.resolved_gate.traits.text_form)
+        if recipe.form not in FORMS:
+            raise UnsupportedError(
+                f"gate form {recipe.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}"
+            )
+        obstacle = recipe.obstacle_to_texts()
+        if obstacle is not None:
+            raise UnsupportedError(obstacle)
+        return recipe
 
     def captured(self, recipe: Recipe) -> Capture:
-        readings = self._readings(recipe)
-        if readings not in self._captures:
-            self._captures[readings] = self._walk(self.sites, "capturing", readings)
-        return self._captures[readings]
+        selections = self._selections(recipe)
+        if selections not in self._captures:
+            self._captures[selections] = self._capture(self.sites, "capturing", selections)
+        return self._captures[selections]
 
     def _recapture(self, site: Site, learned: Concept, recipe: Recipe) -> Capture:
-        return self._walk([site], f"capturing at {site}", self._readings(recipe), learned, recipe)
+        return self._capture([site], f"capturing at {site}", self._selections(recipe), learned, recipe)
 
-    def _position_labels(self, recipe: Recipe) -> Shown:
-        """Those `lead` tokens before a word of the prompt file's spans.
+    def _position_labels(self, recipe: Recipe) -> LabelPositions:
+        """The positions `lead` tokens before each token of the prompt file's spans.
 
         Raises:
             PromptError: a prompt file without spans, or none of which is in any of the prompts.
@@ -185,7 +222,7 @@ class TextLearner(Learner[Encoded]):
                 f"prompt file {name!r}: none of its spans is in a source prompt, the first is {spans[0]!r}: write them "
                 "as they stand there, as whole words"
             )
-        labels = [(*marks_of[recipe.lead :], *(False,) * recipe.lead) for marks_of in marks]
+        labels = [(*tokens[recipe.lead :], *(False,) * recipe.lead) for tokens in marks]
         return lambda prompt, _: labels[prompt]
 
     @cached_property
@@ -194,9 +231,8 @@ class TextLearner(Learner[Encoded]):
 
     def _more_evidence(self, recipe: Recipe, evidence: Sequence[SiteEvidence]) -> dict[str, Any]:
         """How well length alone tells source from control, after warnings of what makes a gate weak."""
-        for weakness in _weaknesses(
-            evidence if recipe.resolved_gate.traits.reads_activations else [], self.length_auroc
-        ):
+        gate_evidence = evidence if recipe.resolved_gate.traits.reads_activations else []
+        for weakness in _weaknesses(gate_evidence, self.length_auroc):
             warnings.warn(weakness, stacklevel=4)
         return {"length_auroc": self.length_auroc}
 
@@ -204,100 +240,85 @@ class TextLearner(Learner[Encoded]):
     def _roots(self) -> Roots:
         return roots_of(self.model)
 
-    def _readings(self, recipe: Recipe) -> tuple[tuple[str, str], ...]:
-        """Kinds of rows, and which tokens of theirs are read."""
+    def _selections(self, recipe: Recipe) -> tuple[tuple[str, str], ...]:
+        """Each kind of activations, and which tokens of its prompts are captured."""
         form = recipe.form
         read_at = {"latch": "prompt", "prefix": "all", "last": "answer"}.get(form, self.pooling)
-        readings = [("source", read_at), ("target", self.pooling), ("control", read_at)]
-        readings += [("context", "all")] if form != "last" else []  # it does not meet what was given
-        readings += [("moved", self.pooling)] if read_at != self.pooling else []
-        readings += [("cloud", "all")] if recipe.cloud else []  # whatever is read, all tokens are moved
-        how = read_at if form in ("latch", "last") else "all"
-        return (*readings, *((kind, how) for kind, texts in self.unseen.items() if texts))
+        selections = [("source", read_at), ("target", self.pooling), ("control", read_at)]
+        selections += [("context", "all")] if form != "last" else []  # such a gate does not read the prompt
+        selections += [("moved", self.pooling)] if read_at != self.pooling else []
+        selections += [("cloud", "all")] if recipe.cloud else []  # whatever is read, all tokens are moved
+        unseen_at = read_at if form in ("latch", "last") else "all"
+        return (*selections, *((kind, unseen_at) for kind, texts in self.unseen.items() if texts))
 
-    def _walk(
+    def _capture(
         self,
         sites: Sequence[Site],
         label: str,
-        readings: Sequence[tuple[str, str]],
+        selections: Sequence[tuple[str, str]],
         learned: Concept | None = None,
         recipe: Recipe | None = None,
     ) -> Capture:
-        """The activations at some sites, while a concept steers the kinds that the recipe has it steer."""
+        """The activations at some sites, while a concept steers the kinds that the recipe steers."""
         sides = {"context": "control", "moved": "source", "cloud": "target"}
         texts = {**self.fitting, **self.unseen, **{kind: self.fitting[side] for kind, side in sides.items()}}
         capture, reader = Capture(seed=self.seed), self.reader
-        with progress_bar(sum(len(texts[kind]) for kind, _ in readings), label, self.show_progress) as bar:
-            for kind, how in readings:
+        with progress_bar(sum(len(texts[kind]) for kind, _ in selections), label, self.show_progress) as bar:
+            for kind, selection in selections:
                 capture.start(kind)
                 steering = learned if recipe is not None and recipe.steers(kind) else None
                 with nullcontext() if steering is None else steer(self.model, {steering: 1.0}):
-                    for piece in reader.batches(texts[kind]):
-                        with visit(self._roots, sites, capture, reader.describe(piece.counted(how))):
-                            reader.run(piece)
-                        capture.offset += len(piece.ids)
-                        bar.update(len(piece.ids))
+                    for batch in reader.batches(texts[kind]):
+                        with visit(self._roots, sites, capture, reader.describe(batch.token_mask(selection))):
+                            reader.run(batch)
+                        capture.offset += len(batch.ids)
+                        bar.update(len(batch.ids))
         return capture
 
 
-#: the name by which users know it
+#: the public name
 Lesson = TextLearner
-
-
-def _recipe(given: Mapping[str, Any] | None, method: str, gate: str | None, seed: int) -> Recipe:
-    """The recipe of a concept of texts.
-
-    Raises:
-        UnsupportedError: one that reads what is not written yet.
-    """
-    chosen = recipe_of(given, form="token", pooling="mean", top_share=0.25, method=method, gate=gate, seed=seed)
-    if "form" not in (given or {}):
-        chosen = replace(chosen, form=chosen.resolved_gate.traits.text_form)
-    if chosen.form not in FORMS:
-        raise UnsupportedError(
-            f"gate form {chosen.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}"
-        )
-    obstacle = chosen.obstacle_to_texts()
-    if obstacle is not None:
-        raise UnsupportedError(obstacle)
-    return chosen
+show_settings(learn, Lesson)
 
 
 def _auroc(source: Sequence[int], control: Sequence[int]) -> float:
-    """How well a number alone tells source from control: 0.5 is not at all, 1 and 0 are wholly."""
-    pairs = [(a > b) + 0.5 * (a == b) for a in source for b in control]
-    return sum(pairs) / len(pairs)
+    """AUROC of a number alone: 0.5 is chance, 1 and 0 separate source from control completely."""
+    return float((np.sign(np.subtract.outer(source, control)) / 2 + 0.5).mean())
 
 
 def _weaknesses(evidence: Sequence[SiteEvidence], length_auroc: float) -> Iterator[str]:
     """What makes a gate weak, or strong for the wrong reason."""
     best = max(evidence, key=lambda item: item.balanced_accuracy, default=None)
-    if best is not None and best.balanced_accuracy < NEAR_CHANCE and best.weight > 0:
+    if best is not None and best.balanced_accuracy < MIN_ACCURACY and best.weight > 0:
         yield (
             f"the best site, {best.site}, tells source from control with balanced accuracy "
             f"{best.balanced_accuracy:.2f} only: add prompts, or choose other sites"
         )
-    firing = [item for item in evidence if item.weight > 0 and item.control_h > FIRING]
-    if firing:
-        worst = max(firing, key=lambda item: item.control_h)
+    steered = [item for item in evidence if item.weight > 0]
+    worst = max(steered, key=lambda item: item.control_h, default=None)
+    if worst is not None and worst.control_h > MAX_CONTROL_H:
         yield (
             f"the gate fires on control tokens (mean h {worst.control_h:.2f} at {worst.site}): add controls that are "
             "more like the source"
         )
-    if not 1 - TOLD_BY_LENGTH < length_auroc < TOLD_BY_LENGTH:
+    if not 1 - MAX_LENGTH_AUROC < length_auroc < MAX_LENGTH_AUROC:
         yield (
             f"length alone tells source from control prompts (AUROC {length_auroc:.2f}): the gate may have learned "
             "nothing else; make them of about the same length"
         )
 
 
-def _readable(model: nn.Module, sites: list[Site], asked: object) -> list[Site]:
-    """Sites that a prompt reaches: of a model with an encoder, the encoder's."""
+def _encoder_sites(model: nn.Module, sites: list[Site], given: object) -> list[Site]:
+    """The sites that read prompts: of a model with an encoder, the encoder's.
+
+    Raises:
+        UnsupportedError: the user gave other sites.
+    """
     if "encoder" not in roots_of(model):
         return sites
-    readable = [site for site in sites if site.root == "encoder"]
-    if not readable or (asked is not None and len(readable) < len(sites)):
+    in_encoder = [site for site in sites if site.root == "encoder"]
+    if not in_encoder or (given is not None and len(in_encoder) < len(sites)):
         raise UnsupportedError(
             "prompts go through the encoder: choose encoder sites to learn at (encoder.*), found decoder sites"
         )
-    return readable
+    return in_encoder

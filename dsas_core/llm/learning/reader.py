@@ -17,10 +17,16 @@ from ..model.layers import device_of_input, end_tokens, find_sites, max_position
 
 #: tokens of an answer
 LENGTH = 40
+#: options of `generate` for one greedy answer to each prompt, whatever the model's own defaults
+GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
 
 
 def encode_all(model: nn.Module, tokenizer: Any, prompts: Sequence[str]) -> list[Encoded]:
-    """Prompts in tokens, each no longer than the model takes."""
+    """Tokenise prompts.
+
+    Raises:
+        PromptError: one that is longer than the model takes, or that the chat template refuses.
+    """
     limit = max_positions(model)
     return [encode(tokenizer, prompt, limit) for prompt in prompts]
 
@@ -34,7 +40,17 @@ class Reader:
     """Runs a model over prompts in batches.
 
     Args:
-        model: a transformers language model. pad: the token to pad with. batch: prompts per forward pass.
+        model: a transformers language model.
+        pad: the token to pad with.
+        batch: prompts per forward pass.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> model, tokenizer = llm.load("builtin:chat")
+        >>> reader = Reader(model, tokenizer.pad_token_id, batch=2)
+        >>> texts = encode_all(model, tokenizer, ["user: hello!\\nassistant: hello to you."])
+        >>> reader.states(texts).shape[0], len(reader.answers(texts)[0]) > 0
+        (1, True)
     """
 
     def __init__(self, model: nn.Module, pad: int, batch: int) -> None:
@@ -48,42 +64,44 @@ class Reader:
             yield pad_batch(texts[start : start + self.batch], self.pad)
 
     def describe(self, mask: torch.Tensor) -> dict[str, Describe]:
-        """Every root reads the positions of `mask`."""
+        """A description of the forward pass, for every root: all rows steered, positions of `mask` counted."""
         here = mask.to(self.device)
         call = Call(torch.ones(len(here), device=self.device), torch.arange(len(here), device=self.device), None, here)
         return {root: lambda args, kwargs: call for root in roots_of(self.model)}
 
     @torch.no_grad()
-    def run(self, piece: Batch) -> torch.Tensor:
+    def run(self, batch: Batch) -> torch.Tensor:
         """Logits [rows, positions, vocabulary]; a model with an encoder reads the prompt there."""
-        ids, mask = piece.ids.to(self.device), piece.mask.to(self.device)
+        ids, mask = batch.ids.to(self.device), batch.mask.to(self.device)
         more = {"decoder_input_ids": ids[:, :1]} if "encoder" in roots_of(self.model) else {"use_cache": False}
         logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, **more).logits
         return logits
 
     def predictions(self, texts: Sequence[Encoded], written: bool = False) -> list[torch.Tensor]:
-        """Log-probabilities of the next token at every token that counts, [tokens, vocabulary] by batch.
+        """Log-probabilities of the next token at every token that counts, [tokens, vocabulary] for each batch.
 
-        With `written`, each answer is read on the cache of its prompt, as the model reads what it writes: gates that go
-        by where a prompt ends are open there then. One text at a time.
+        Args:
+            texts: prompts.
+            written: read each answer with the cache of its prompt, as in generation, so that gates that decide at the
+                end of a prompt are open there; one text at a time.
         """
-        pieces = (pad_batch([text], self.pad) for text in texts) if written else self.batches(texts)
+        batches = (pad_batch([text], self.pad) for text in texts) if written else self.batches(texts)
         predictions = []
-        for piece in pieces:
-            logits = (self._written(piece) if written else self.run(piece)).float()
-            predictions.append(logits.log_softmax(-1)[piece.token_mask("all").to(logits.device) > 0])
+        for batch in batches:
+            logits = (self._run_written(batch) if written else self.run(batch)).float()
+            predictions.append(logits.log_softmax(-1)[batch.token_mask("all").to(logits.device) > 0])
         return predictions
 
     @torch.no_grad()
-    def _written(self, piece: Batch) -> torch.Tensor:
-        """Logits [1, positions, vocabulary] of one prompt, and of the answer that is read behind it.
+    def _run_written(self, batch: Batch) -> torch.Tensor:
+        """Logits [1, positions, vocabulary] of one prompt, and of its answer read with the prompt's cache.
 
-        The answer's first token comes alone: several would count as more of the prompt (`tokens`).
+        The answer's first token runs alone: several would count as more of the prompt (`steering.CallDescriber`).
         """
         from transformers import DynamicCache
 
-        (answer, _), cache, logits = piece.answers[0], DynamicCache(), []
-        for part in piece.ids.to(self.device).tensor_split([answer, answer + 1], dim=1):
+        (answer, _), cache, logits = batch.answers[0], DynamicCache(), []
+        for part in batch.ids.to(self.device).tensor_split([answer, answer + 1], dim=1):
             if part.shape[1]:
                 length = cache.get_seq_length() + part.shape[1]
                 mask = torch.ones(1, length, dtype=torch.long, device=self.device)
@@ -93,7 +111,7 @@ class Reader:
 
     @torch.no_grad()
     def answers(self, texts: Sequence[Encoded]) -> list[tuple[int, ...]]:
-        """What the model answers to each prompt's context, greedily: up to LENGTH tokens, end tokens cut off.
+        """The model's greedy answers to each prompt's context: up to LENGTH tokens, end tokens cut off.
 
         Raises:
             PromptError: a context that leaves no room for an answer.
@@ -103,23 +121,15 @@ class Reader:
         ends = torch.tensor([self.pad, *end_tokens(model)])
         for start in range(0, len(texts), self.batch):
             contexts = [Encoded(text.ids[: text.answer][::-1], 1) for text in texts[start : start + self.batch]]
-            piece = pad_batch(contexts, self.pad)  # reversed, so that the padding is on the left
-            ids, mask = piece.ids.flip(1).to(self.device), piece.mask.flip(1).to(self.device)
+            batch = pad_batch(contexts, self.pad)  # reversed, so that the padding is on the left
+            ids, mask = batch.ids.flip(1).to(self.device), batch.mask.flip(1).to(self.device)
             room = min(LENGTH, self.limit - ids.shape[1]) if self.limit else LENGTH
             if room < 1:
                 raise PromptError(
                     f"a prompt fills all {self.limit} tokens that the model takes: shorten it to be answered"
                 )
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=room,
-                do_sample=False,
-                num_beams=1,
-                num_return_sequences=1,
-                return_dict_in_generate=False,
-                pad_token_id=self.pad,
-            )
+            options = {"max_new_tokens": room, "pad_token_id": self.pad, **GREEDY}
+            out = model.generate(input_ids=ids, attention_mask=mask, **options)
             for row in out[:, ids.shape[1] :].cpu():
                 stop = torch.isin(row, ends).nonzero()
                 answers.append(tuple(row[: int(stop[0]) if len(stop) else len(row)].tolist()))
@@ -129,10 +139,10 @@ class Reader:
         """Mean activation over each answer at the output of every layer, side by side: float32 [n, layers x width]."""
         rows = []
         roots, sites = roots_of(self.model), find_sites(self.model, "block")
-        for piece in self.batches(texts):
-            recorder = _MeanRecorder(piece.token_mask("answer").to(self.device))
+        for batch in self.batches(texts):
+            recorder = _MeanRecorder(batch.token_mask("answer").to(self.device))
             with visit(roots, sites, recorder):
-                self.run(piece)
+                self.run(batch)
             rows.append(torch.cat(recorder.means, 1).cpu())
         return torch.cat(rows)
 

@@ -49,7 +49,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.extend(texts)
         return pictures.latent_batches(adapter, texts, *settings)
 
-    monkeypatch.setitem(Lesson._walk.__globals__, "latent_batches", noted)
+    monkeypatch.setitem(Lesson._capture.__globals__, "latent_batches", noted)
     return found
 
 
@@ -74,17 +74,17 @@ def test_what_was_read_is_not_read_again(
     """Stopped in the third batch: it goes on there."""
     lesson = Lesson(tiny_pipe, PROMPTS, **SETTINGS, store=tmp_path)
     every = [text for texts in lesson.fitting.values() for text in texts]
-    walk, walks = Lesson._walk, 0
+    capture, captures = Lesson._capture, 0
 
     def stopped(self: Lesson, *given: Any, **more: Any) -> Any:
-        nonlocal walks
-        walks += 1
-        if walks == 3:
+        nonlocal captures
+        captures += 1
+        if captures == 3:
             raise KeyboardInterrupt
-        return walk(self, *given, **more)
+        return capture(self, *given, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Lesson, "_walk", stopped)
+        patch.setattr(Lesson, "_capture", stopped)
         with pytest.raises(KeyboardInterrupt):
             lesson.captured(Recipe())
     before = len(drawn)
@@ -105,10 +105,10 @@ def test_two_processes_read_what_one_does(
     def other() -> None:
         waited.append(0)
         share = Share(1, 2, lambda: waited.append(1))
-        monkeypatch.setitem(Lesson._walk.__globals__, "process_share", lambda **_: share)
+        monkeypatch.setitem(Lesson._capture.__globals__, "process_share", lambda **_: share)
         second.captured(Recipe())
 
-    monkeypatch.setitem(Lesson._walk.__globals__, "process_share", lambda **_: Share(0, 2, other))
+    monkeypatch.setitem(Lesson._capture.__globals__, "process_share", lambda **_: Share(0, 2, other))
     assert first.learn() == expected
     assert waited == [0, 1]
     assert sorted(drawn) == sorted(text for texts in first.fitting.values() for text in texts)
@@ -139,7 +139,7 @@ def test_another_scheduler_reads_otherwise(tiny_pipe: Any, tmp_path: Path, monke
         raise RuntimeError
 
     scheduler = tiny_pipe.scheduler
-    monkeypatch.setattr(Lesson, "_walk", stopped)
+    monkeypatch.setattr(Lesson, "_capture", stopped)
     with pytest.raises(RuntimeError):
         Lesson(tiny_pipe, PROMPTS, **SETTINGS, store=tmp_path).captured(Recipe())
     monkeypatch.setattr(tiny_pipe, "scheduler", type(scheduler).from_config(scheduler.config, flow_shift=7.0))

@@ -123,7 +123,7 @@ def test_a_bin_that_no_step_comes_to_is_told_after_the_first_batch(
         drawn.extend(texts)
         return pictures.latent_batches(adapter, texts, *settings)
 
-    monkeypatch.setitem(Lesson._walk.__globals__, "latent_batches", noted)
+    monkeypatch.setitem(Lesson._capture.__globals__, "latent_batches", noted)
     settings = {"count": 8, "steps": 1, "batch": 4, "store": tmp_path if stored else None}
     with pytest.raises(DSASError, match=r"none of 1 steps comes to timesteps 0 to 500, .*use more steps.*--edges none"):
         learn(tiny_pipe, PROMPTS, **settings)
@@ -213,7 +213,7 @@ def test_concepts_of_one_lesson_are_drawn_once(
         drawn.extend(texts)
         return draw(adapter, texts, *settings)
 
-    monkeypatch.setitem(Lesson._walk.__globals__, "latent_batches", noted)
+    monkeypatch.setitem(Lesson._capture.__globals__, "latent_batches", noted)
     lesson = Lesson(tiny_pipe, PROMPTS, **QUICK, seed=3)
     assert not drawn
     assert lesson.learn() == learned

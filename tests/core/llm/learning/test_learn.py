@@ -337,16 +337,16 @@ def test_concepts_of_one_lesson_are_read_once(tokenizer: Words, monkeypatch: pyt
     model = tiny("llama")
     chosen = [("caa", None), ("mean-act", None), ("linear-act", "gaps"), ("iti", "cosine"), ("mera", None)]
     alone = [llm.learn(model, tokenizer, PROMPTS, count=16, method=method, gate=gate) for method, gate in chosen]
-    walks: list[Any] = []
-    walk = llm.Lesson._walk
-    monkeypatch.setattr(llm.Lesson, "_walk", lambda *given: (walks.append(given), walk(*given))[1])
+    captures: list[Any] = []
+    capture = llm.Lesson._capture
+    monkeypatch.setattr(llm.Lesson, "_capture", lambda *given: (captures.append(given), capture(*given))[1])
     lesson = llm.Lesson(model, tokenizer, PROMPTS, count=16)
-    assert not walks
+    assert not captures
     together = [lesson.learn(method, gate) for method, gate in chosen]
-    assert len(walks) == 1
+    assert len(captures) == 1
     assert together == alone
     lesson.learn("caa", recipe={"form": "latch"})
-    assert len(walks) == 2, "another form reads other tokens"
+    assert len(captures) == 2, "another form reads other tokens"
 
 
 @pytest.mark.parametrize("form", ["token", "latch", "last"])
