@@ -36,7 +36,7 @@ def main() -> None:
                         demo.page.locator("#text-send").click()
                         demo.page.get_by_text("tokens/s, steered").wait_for()
                     demo.page.wait_for_timeout(SETTLED)
-                    _taken(demo, f"demo-{tab.split()[0].lower()}", whole=True)
+                    _taken(demo, f"demo-{tab.split()[0].lower()}", complete=True)
             demo.close()
 
 

@@ -3,7 +3,7 @@
     make soak                        # 8 visitors, 3 minutes
 
 Each visitor is a browser page of its own. In every round all press Draw at once, each with a prompt, a seed and sliders
-drawn at random; what each page then shows must be, to the pixel, what the studio draws alone, in another process.
+drawn at random; what each page then shows must be, to the pixel, what the service draws alone, in another process.
 
 Writes benchmarks/results/soak.json; exits with 1 where anything was wrong.
 """
@@ -45,13 +45,13 @@ def main() -> int:
     torch.set_num_threads(1)
     choose = random.Random(args.seed)
     concepts = [Concept.from_pretrained(one.name) for one in shipped("builtin:emoji")]
-    studio = PictureService(load_pipeline("builtin:emoji"), "builtin:emoji", concepts)
-    names = list(studio.concepts)[:2]
+    service = PictureService(load_pipeline("builtin:emoji"), "builtin:emoji", concepts)
+    names = list(service.concepts)[:2]
 
     @cache
     def expected(prompt: str, seed: int, strengths: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-        order = Order(prompt, seed, studio.usual, dict(zip(names, strengths, strict=True)))
-        drawing = list(studio.draw(order, studio.concepts))[-1]
+        order = Order(prompt, seed, service.defaults, dict(zip(names, strengths, strict=True)))
+        drawing = list(service.draw(order, service.concepts))[-1]
         assert drawing.steered is not None
         return tuple(np.asarray(enlarge(picture)) for picture in (drawing.base, drawing.steered))  # type: ignore[return-value]
 
