@@ -72,24 +72,35 @@ def line_field(label: str, example: str, elem_id: str, limit: int) -> gr.Textbox
     return gr.Textbox(label=label, placeholder=example, max_lines=1, max_length=limit, elem_id=elem_id)
 
 
-def prompt_row(examples: Sequence[str], buttons: Mapping[str, str], min_width: int, **settings: Any) -> tuple[Any, ...]:
+def prompt_row(
+    label: str,
+    placeholder: str,
+    limit: int,
+    elem_id: str,
+    examples: Sequence[str],
+    buttons: Mapping[str, str],
+    width: int,
+) -> tuple[Any, ...]:
     """A text field with buttons beside it, and below it examples that are written into it by a click.
 
     Args:
+        label: of the field.
+        placeholder: what it shows while it is empty.
+        limit: characters that it takes.
+        elem_id: of the field.
         examples: the field begins with the first.
         buttons: element id -> label; the first is the primary one.
-        min_width: of a button, in pixels.
-        settings: of the field.
+        width: of a button, in pixels, at least.
 
     Returns:
         The field and the buttons.
     """
+    texts: dict[str, Any] = {"label": label, "placeholder": placeholder, "max_length": limit, "elem_id": elem_id}
     with gr.Row(equal_height=True):
-        field = gr.Textbox(examples[0] if examples else "", scale=5, min_width=220, **settings)
-        variants = ["primary"] + ["secondary"] * (len(buttons) - 1)
+        field = gr.Textbox(examples[0] if examples else "", scale=5, min_width=220, **texts)
         components = [
-            gr.Button(label, variant=variant, elem_id=elem_id, scale=1, min_width=min_width)
-            for (elem_id, label), variant in zip(buttons.items(), variants, strict=True)
+            gr.Button(text, variant="secondary" if i else "primary", elem_id=name, scale=1, min_width=width)
+            for i, (name, text) in enumerate(buttons.items())
         ]
     with gr.Row(elem_classes="chips"):
         for example in examples[:MAX_CHIPS]:

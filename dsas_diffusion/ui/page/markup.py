@@ -24,6 +24,7 @@ from ...pipelines.sites import site_name
 from ...steering.schedule import Schedule
 from ..services.chat_service import Reply, TokenReading
 from ..services.drawing import Drawing
+from ..services.learning_job import LearnProgress
 
 TEMPLATES = Path(__file__).with_name("templates")
 #: characters that Gradio's Markdown takes as marks -> characters that look like them
@@ -83,26 +84,28 @@ def render_advice(hints: Sequence[str], fine: str) -> str:
     return _render("advice", hints=hints, fine=fine)
 
 
-def render_progress(stage: str, share: float, seconds: float, left: float | None, count: str = "") -> str:
-    """A bar of the share of work that is done, and the same in words.
-
-    Args:
-        stage: what is being done.
-        share: from 0 to 1.
-        seconds: since the work began.
-        left: seconds to come, where they can be estimated.
-        count: how much of this stage is done, in words.
-    """
-    return _render("progress", stage=stage, share=share, seconds=seconds, left=left, count=count)
+def render_progress(progress: LearnProgress) -> str:
+    """A bar of the share of work that is done, and the same in words."""
+    return _render("progress", progress=progress)
 
 
 def render_note(text: str, kind: str = "") -> str:
-    """A paragraph of plain text; `kind` is its class, "quiet" if none is given."""
+    """A paragraph of plain text; `kind` is its class, "quiet" if none is given.
+
+    Example:
+        >>> render_note("a < b")
+        '<p class="quiet" role="status">a &lt; b</p>'
+    """
     return _render("note", text=text, kind=kind)
 
 
 def describe_unknown(words: Sequence[str]) -> str:
-    """What the built-in model does with words that it does not know; plain text."""
+    """What the built-in model does with words that it does not know; plain text.
+
+    Example:
+        >>> describe_unknown(["xylophone", "zebra"])
+        'This model does not know “xylophone”, “zebra”: it takes them for something else.'
+    """
     return f"This model does not know {', '.join(f'“{word}”' for word in words)}: it takes them for something else."
 
 

@@ -166,8 +166,13 @@ class ChatService:
         if missing:
             raise DSASError(f"no concept {missing[0]!r}: there are {', '.join(self.concepts) or 'none'}")
         inputs = asked(self.tokenizer, question.message).to(device_of_input(self.model))
-        self._check_length(question, inputs.input_ids.shape[1])
-        return _follow(lambda publish, stopped: self._write(question, inputs, publish, stopped))
+        tokens, limit = inputs.input_ids.shape[1], positions_of(self.model)
+        if limit and tokens + (0 if has_encoder(self.model) else question.length) > limit:
+            raise PromptError(
+                f"the message has {tokens} tokens and the answer up to {question.length}, but the model takes {limit} "
+                "in all: shorten one of them"
+            )
+        return _follow(lambda publish, stopped: self._write(question, inputs, publish, stopped), self._closed)
 
     def close(self) -> None:
         """End the answer that is being written, and write no other."""
@@ -175,32 +180,19 @@ class ChatService:
         with self._turn:
             pass
 
-    def _check_length(self, question: Question, tokens: int) -> None:
-        written = 0 if has_encoder(self.model) else question.length
-        limit = positions_of(self.model)
-        if limit and tokens + written > limit:
-            raise PromptError(
-                f"the message has {tokens} tokens and the answer up to {question.length}, but the model takes {limit} "
-                "in all: shorten one of them"
-            )
-
     def _write(
         self, question: Question, inputs: Any, publish: Callable[[Reply], object], stopped: Callable[[], bool]
     ) -> None:
         """Publish both answers as they grow, until that is stopped."""
-
-        def ended() -> bool:
-            return stopped() or self._closed.is_set()
-
         with self._turn:
-            if ended():
+            if stopped():
                 return
             key = (question.message, question.length, question.temperature, question.seed)
             unknown = tuple(unknown_words(self.tokenizer, question.message))
             reply = Reply(question, self._bases.get(key, Answer()), key in self._bases, unknown_words=unknown)
             if not reply.cached:
-                base = self._answer(question, inputs, lambda part: publish(replace(reply, base=part)), ended)
-                if ended():
+                base = self._answer(question, inputs, lambda part: publish(replace(reply, base=part)), stopped)
+                if stopped():
                     return
                 reply = replace(reply, base=base)
             keep_latest(self._bases, key, reply.base, MAX_BASES)
@@ -211,9 +203,9 @@ class ChatService:
             strengths = {concept: question.strengths.get(name, 0.0) for name, concept in self.concepts.items()}
             settings: dict[str, Any] = {"gate": gate_of(question), "trace": True, "tokenizer": self.tokenizer}
             with llm.steer(self.model, dict(strengths), **settings) as steering:
-                steered = self._answer(question, inputs, lambda part: publish(replace(reply, steered=part)), ended)
+                steered = self._answer(question, inputs, lambda part: publish(replace(reply, steered=part)), stopped)
                 conflicts = conflicting_pairs(steering)
-            if ended():
+            if stopped():
                 return
         assert steering.trace is not None
         gates = tuple(self._read_gate(concept, s, steering.trace, inputs) for concept, s in strengths.items())
@@ -255,10 +247,16 @@ def message_of(prompt: str) -> str:
     return prompt.removeprefix("user:").strip()
 
 
-def _follow(work: Callable[[Callable[[Reply], object], Callable[[], bool]], None]) -> Iterator[Reply]:
+def _follow(
+    work: Callable[[Callable[[Reply], object], Callable[[], bool]], None], closed: threading.Event
+) -> Iterator[Reply]:
     """The replies that work in another thread publishes, always the newest; closing the iterator has the work stop.
 
     A slow reader misses replies that are no longer the newest, but never the last.
+
+    Args:
+        work: is given a function that publishes a reply, and one that says whether to stop.
+        closed: set to have it stop, too.
     """
     changed, stopped, done = threading.Condition(), threading.Event(), Future[None]()
     newest: list[Reply] = []
@@ -270,7 +268,7 @@ def _follow(work: Callable[[Callable[[Reply], object], Callable[[], bool]], None
 
     def run() -> None:
         try:
-            work(publish, stopped.is_set)
+            work(publish, lambda: stopped.is_set() or closed.is_set())
             done.set_result(None)
         except Exception as error:
             done.set_exception(error)

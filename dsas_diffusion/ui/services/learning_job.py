@@ -93,6 +93,10 @@ def share_done(progress: Progress, count: int) -> float:
 
     Three quarters of `count` sources, targets, and twice as many controls are captured; then the last quarters are
     drawn, and those of sources and controls again for each unit that is tried; at last, two prompts at four strengths.
+
+    Example:
+        >>> [round(share_done(Progress("capturing", done, 10), 24), 2) for done in (0, 5, 10)]
+        [0.0, 0.2, 0.41]
     """
     costs = {
         "capturing": 3.0 * count,
@@ -165,7 +169,7 @@ class Learning:
         learned = self._result.done() and self._result.exception() is None
         share = 1.0 if learned else share_done(progress, self.request.count)
         left = seconds * (1 - share) / share if share > 0.02 else None
-        stage = STAGES.get(progress.label, progress.label)
+        stage = "stopping" if self.cancelled else STAGES.get(progress.label, progress.label)
         tries = progress.label == "choosing the unit"  # how many it will take is not known
         count = f"{progress.done} tried" if tries else f"{progress.done} of {progress.total}"
         return LearnProgress(stage, count, share, seconds, left)

@@ -120,18 +120,18 @@ class PictureService:
             conflicts = conflicting_pairs(steering)
         trace = steering.trace
         assert trace is not None
-        complete = replace(
-            drawing,
-            steered=steered,
-            seconds=seconds,
-            moved=float(change([drawing.base], [steered])[0]),
-            gates=tuple(self._read_gate(order, concept, s, trace) for concept, s in strengths.items()),
-            conflicts=conflicts,
-            trace=trace,
-        )
+        gates = tuple(self._read_gate(order, concept, s, trace) for concept, s in strengths.items())
+        moved = float(change([drawing.base], [steered])[0])
+        results: dict[str, Any] = {
+            "steered": steered,
+            "seconds": seconds,
+            "moved": moved,
+            "gates": gates,
+            "conflicts": conflicts,
+        }
         with self._turn:
             self._keep(trace)
-        yield complete
+        yield replace(drawing, trace=trace, **results)
 
     def strip(
         self, order: Order, concept: Concept, strengths: Sequence[float], on_picture: Callable[[int], object] = int
@@ -198,15 +198,8 @@ class PictureService:
         return decode(self.pipe, latents_of(self.pipe, [order.prompt], [order.seed], order.settings))[0]
 
     def _steered(self, order: Order, concepts: Mapping[Concept, float]) -> PipelineSteering:
-        return steer(
-            self.pipe,
-            dict(concepts),
-            gate=gate_of(order),
-            branch=order.branch,
-            combine=order.combine,
-            schedule=order.schedule,
-            trace=True,
-        )
+        settings: dict[str, Any] = {name: getattr(order, name) for name in ("branch", "combine", "schedule")}
+        return steer(self.pipe, dict(concepts), gate=gate_of(order), trace=True, **settings)
 
     def _read_gate(self, order: Order, concept: Concept, strength: float, trace: PictureTrace) -> GateReading:
         sites = concept.steered_sites

@@ -61,18 +61,12 @@ def read_prompts(path: str | None) -> PromptSet:
     Raises:
         PromptError: another kind of file, too large, no prompt file, or one that expands to too many prompts.
     """
-    name, content = _read_upload(
-        path, dict.fromkeys(PROMPT_FILES, MAX_PROMPT_BYTES), "a prompt file (.yaml, .yml or .json)"
-    )
+    limits = dict.fromkeys(PROMPT_FILES, MAX_PROMPT_BYTES)
+    name, content = _read_upload(path, limits, "a prompt file (.yaml, .yml or .json)")
+    document = _parse(content, name)
+    fields = document.items() if isinstance(document, Mapping) else ()
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise PromptError(f"{name} is no text: expected a prompt file in UTF-8") from None
-    kind = PROMPT_FILES[Path(name).suffix.lower()]
-    document = _parse_yaml(text, name) if kind == "YAML" else _parse_json(text, name)
-    content = document if isinstance(document, Mapping) else {}
-    try:
-        prompts = load_prompts({key: value for key, value in content.items() if key not in ("judge", "masks")})
+        prompts = load_prompts({key: value for key, value in fields if key not in ("judge", "masks")})
     except DSASError as error:
         raise PromptError(_shorten(f"{name}: {error}")) from None
     check_name(prompts.name)
@@ -100,23 +94,22 @@ class _PlainLoader(yaml.SafeLoader):
         return node
 
 
-def _parse_yaml(text: str, name: str) -> Any:
+def _parse(content: bytes, name: str) -> Any:
+    """What an uploaded prompt file holds."""
+    kind = PROMPT_FILES[Path(name).suffix.lower()]
     try:
-        return yaml.load(text, _PlainLoader)
+        text = content.decode("utf-8-sig")
+        return json.loads(text) if kind == "JSON" else _PlainLoader(text).get_single_data()
     except DSASError as error:
         raise PromptError(f"{name}: {error}") from None
     except yaml.YAMLError as error:
         reason = _shorten(str(error).replace('"<unicode string>", ', ""))
         raise PromptError(f"{name} is not YAML: {reason}; texts with braces or colons belong in quotes") from None
+    except UnicodeDecodeError:
+        raise PromptError(f"{name} is no text: expected a prompt file in UTF-8") from None
     except (ValueError, RecursionError) as error:  # such as a date that does not exist
-        raise PromptError(f"{name} is not a prompt file: {_shorten(str(error))}") from None
-
-
-def _parse_json(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{name} is not JSON: {_shorten(str(error))}") from None
+        expected = "JSON" if kind == "JSON" else "a prompt file"
+        raise PromptError(f"{name} is not {expected}: {_shorten(str(error))}") from None
 
 
 # ---- concepts -------------------------------------------------------------------------------------------------------

@@ -40,27 +40,16 @@ class CreateTab:
 
     def __init__(self, service: PictureService, session: gr.State) -> None:
         self.service, self.session = service, session
+        label, placeholder, examples = "Prompt", "what the picture should show", self._examples()
         self.prompt, self.draw_button = controls.prompt_row(
-            self._examples(),
-            {"draw": "Draw"},
-            min_width=120,
-            label="Prompt",
-            placeholder="what the picture should show",
-            max_length=MAX_CHARACTERS,
-            elem_id="prompt",
+            label, placeholder, MAX_CHARACTERS, "prompt", examples, {"draw": "Draw"}, width=120
         )
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
                 self._add_knobs()
             with gr.Column(scale=6, min_width=300, elem_id="canvas"):
-                self.compare = gr.ImageSlider(
-                    label="unsteered | steered",
-                    elem_id="compare",
-                    slider_position=25,
-                    type="pil",
-                    max_height=560,
-                    **controls.PICTURE,
-                )
+                layout: dict[str, Any] = {"slider_position": 25, "max_height": 560, **controls.PICTURE}
+                self.compare = gr.ImageSlider(label="unsteered | steered", type="pil", elem_id="compare", **layout)
                 self.explain = gr.HTML(markup.render_drawing(None), elem_id="explain")
         self.inputs: set[Any] = {self.session, self.prompt, self.gate, *self.sliders}
         self.inputs |= self.seed.inputs | self.advanced.inputs
@@ -92,10 +81,10 @@ class CreateTab:
     def _wire(self) -> list[Any]:
         outputs = [self.session, self.compare, self.explain, self.seed.seed]
         queue = controls.queue_settings("pipe", self.compare)
-        asked = [self.draw_button.click, self.prompt.submit]
+        events = [self.draw_button.click, self.prompt.submit]
         latest = {"trigger_mode": "always_last", **queue}
         draw_events = [
-            gr.on(asked, report_errors(self.draw), self.inputs, outputs, **queue),
+            gr.on(events, report_errors(self.draw), self.inputs, outputs, **queue),
             self.let_go.change(report_errors(self.draw_live), self.inputs, outputs, **latest),
         ]
         # counted in the browser: without live mode nothing is asked of the server, and nobody waits in its queue
@@ -137,20 +126,13 @@ class CreateTab:
                 "your own concepts are forgotten after an hour: reload the page, and learn or bring them again"
             )
         fields = self.advanced.order_fields(data, self.service.defaults)
-        return Order(
-            prompt=data[self.prompt] or "",
-            seed=controls.read_seed(data[self.seed.seed]),
-            strengths=dict(zip(names, strengths, strict=False)),
-            gate=data[self.gate],
-            **fields,
-        )
+        fields |= {"strengths": dict(zip(names, strengths, strict=False)), "gate": data[self.gate]}
+        return Order(data[self.prompt] or "", controls.read_seed(data[self.seed.seed]), **fields)
 
     def slots(self, session: Session) -> list[Any]:
         """Updates of the sliders and of the list of layers, for the concepts that a visitor has; strengths stay."""
         concepts = list(session.concepts(self.service).values())
-        updates = [
-            gr.update(visible=True, **controls.slider_settings(concept)) for concept in concepts[: len(self.sliders)]
-        ]
+        updates = [gr.update(visible=True, **controls.slider_settings(concept)) for concept in concepts]
         updates += [gr.update(visible=False, value=0)] * (len(self.sliders) - len(updates))
         return [*updates, gr.update(choices=steered_sites(concepts))]
 

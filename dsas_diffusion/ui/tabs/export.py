@@ -53,9 +53,8 @@ class Export:
 
     def download(self, concept: Concept) -> Any:
         """An update of `zip` with the concept's zip file."""
-        return gr.update(
-            value=self.service.write_download(f"{concept.name}.zip", zip_concept(concept)), interactive=True
-        )
+        path = self.service.write_download(f"{concept.name}.zip", zip_concept(concept))
+        return gr.update(value=path, interactive=True)
 
     def save_to_server(self, session: Session, name: str | None) -> str:
         """Save a concept in the server's folder; a line that says so."""

@@ -114,14 +114,14 @@ class LearnTab:
         session: Session = data[self.create.session]
         visitor = str(request.session_hash)
         rest = (session, *(gr.skip() for _ in self.my_concepts.parts))
-        busy, free = (_enable(False), _enable(True)), (_enable(True), _enable(False))
-        to_learn = self.request(data)
+        on, off = gr.update(interactive=True), gr.update(interactive=False)
+        busy, free = (off, on), (on, off)  # start and stop
+        learn_request = self.request(data)
         try:
-            with Learning(self.create.service, to_learn) as learning:
+            with Learning(self.create.service, learn_request) as learning:
                 self._running[visitor] = learning
                 for now in learning.watch():
-                    stage = "stopping" if learning.cancelled else now.stage
-                    yield markup.render_progress(stage, now.share, now.seconds, now.left, now.count), *busy, *rest
+                    yield markup.render_progress(now), *busy, *rest
                 concept = learning.concept()
             session.add(concept, self.create.service)
             message = f"Learned {concept.name} in {now.seconds:.0f} s: its slider is on the first tab, yours alone. "
@@ -158,7 +158,3 @@ def _choices(kind: str) -> list[tuple[str, str]]:
     """(Name and summary, name) of each method or gate, without the gate `off`."""
     available = (method for method in methods.available() if method.kind in (kind, "both") and method.name != "off")
     return [(f"{method.name}: {method.line}", method.name) for method in available]
-
-
-def _enable(enabled: bool) -> Any:
-    return gr.update(interactive=enabled)

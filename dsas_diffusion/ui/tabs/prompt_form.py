@@ -80,9 +80,8 @@ class PromptForm:
             return markup.render_note(f"At least {MIN_PROMPTS} prompts on each side, one to a line.")
         try:
             if kind == PHRASES:
-                sides: Mapping[str, Sequence[str]] = _draft(first, second, None).draw(
-                    int(read_number(count, "prompts"))
-                )
+                prompts = _draft(first, second, None)
+                sides: Mapping[str, Sequence[str]] = prompts.draw(int(read_number(count, "prompts")))
             else:
                 sides = _split(lists)
             unknown = unknown_words(self.service.pipe, [text for texts in sides.values() for text in texts])

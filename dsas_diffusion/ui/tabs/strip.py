@@ -72,12 +72,11 @@ class StripTab:
             order, concept, strengths.tolist(), lambda count: progress((count, len(strengths)), unit="pictures")
         )
         captions = [f"{strength:+g}" if strength else "0: off" for strength in strip.strengths]
-        png = self.service.write_download(f"{concept.name}-strip.png", strip.as_png())
-        webp, gif = (
-            self.service.write_download(f"{concept.name}{kind}", strip.animated(kind)) for kind in (".webp", ".gif")
-        )
+        write, name = self.service.write_download, concept.name
+        png = write(f"{name}-strip.png", strip.as_png())
+        webp, gif = (write(f"{name}{suffix}", strip.animated(suffix)) for suffix in (".webp", ".gif"))
         return (
-            markup.render_note(f"{concept.name} from {low:g} to {high:g}: “{strip.prompt}”"),
+            markup.render_note(f"{name} from {low:g} to {high:g}: “{strip.prompt}”"),
             [(enlarge(picture), caption) for picture, caption in zip(strip.pictures, captions, strict=True)],
             webp,
             *(gr.update(value=file, interactive=True) for file in (png, webp, gif)),

@@ -32,14 +32,10 @@ class TextTab:
 
     def __init__(self, service: ChatService, session: gr.State) -> None:
         self.service, self.session = service, session
+        label, placeholder, examples = "Message", "what to say to the model", self._examples()
+        buttons = {"text-send": "Send", "text-stop": "Stop"}
         self.message, self.send, self.stop = controls.prompt_row(
-            self._examples(),
-            {"text-send": "Send", "text-stop": "Stop"},
-            min_width=100,
-            label="Message",
-            placeholder="what to say to the model",
-            max_length=MAX_CHARACTERS,
-            elem_id="text-message",
+            label, placeholder, MAX_CHARACTERS, "text-message", examples, buttons, width=100
         )
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
@@ -86,14 +82,9 @@ class TextTab:
     # ---- events -----------------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
-        writes = gr.on(
-            [self.send.click, self.message.submit],
-            report_errors(self.write),
-            self.inputs,
-            [self.session, self.base, self.steered, self.explain, self.tokens],
-            show_progress="minimal",
-            **controls.queue_settings("text", self.explain),
-        )
+        events, outputs = [self.send.click, self.message.submit], [self.base, self.steered, self.explain, self.tokens]
+        queue = {"show_progress": "minimal", **controls.queue_settings("text", self.explain)}
+        writes = gr.on(events, report_errors(self.write), self.inputs, [self.session, *outputs], **queue)
         self.stop.click(report_errors(self.describe_stop), self.session, self.explain, cancels=writes, **controls.QUICK)
         self.concept.input(
             report_errors(self.color_tokens), [self.session, self.concept], self.tokens, **controls.QUICK
