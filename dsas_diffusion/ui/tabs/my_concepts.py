@@ -29,7 +29,7 @@ class MyConceptsTab:
     """
 
     def __init__(self, service: PictureService, session: gr.State, saves: Path | None = None) -> None:
-        hidden = {"show_label": False, "visible": False}
+        hidden: dict[str, Any] = {"show_label": False, "visible": False}
         self.picture = gr.Image(label="before and after", elem_id="learn-picture", **hidden, **PICTURE)
         self.evidence = gr.HTML("", elem_id="learn-evidence")
         with gr.Column(visible=False, elem_id="learn-take") as self.frame:
