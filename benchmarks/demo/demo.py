@@ -31,19 +31,23 @@ STRENGTHS = (0.5, 1.0)
 HEADINGS = {"base": "no steering", "vanilla": "always on", "dsas": "DSAS", "heat": "where it sees it"}
 
 
-def one(sites: str | None, prompts: dict[str, list[str]], out: Path, seed: int) -> tuple[Any, Any, Any, float]:
+def learn_and_judge(
+    sites: str | None, prompts: dict[str, list[str]], out: Path, seed: int
+) -> tuple[Any, Any, Any, float]:
     """Learn at some sites, draw and judge: raw lists, pictures by arm, heat, unit."""
-    pipe, judge, wanted = dsas.load_pipeline("builtin:emoji"), Judge.load(), StyleEdit("banana", "blurred")
+    pipe, judge, edit = dsas.load_pipeline("builtin:emoji"), Judge.load(), StyleEdit("banana", "blurred")
     settings, content = settings_of(pipe), load_prompts(BANANAS)
     base = {part: draw(pipe, texts, seed + i, settings) for i, (part, texts) in enumerate(prompts.items())}
-    shown = sites is None
-    concept = dsas.learn(pipe, content, sites=sites, seed=seed, count=COUNT, steps=LEARNING_STEPS, show_progress=shown)
-    if shown:
+    is_default = sites is None
+    concept = dsas.learn(
+        pipe, content, sites=sites, seed=seed, count=COUNT, steps=LEARNING_STEPS, show_progress=is_default
+    )
+    if is_default:
         concept.save_pretrained(out.parent / "demo-concept", overwrite=True)
         print("drawing and judging …", flush=True)
     validation = content.draw(COUNT, seed)["source"][-8:]
-    site = best_mask_site(pipe, judge, concept, wanted, validation, seed + 900, settings)
-    raw, arms, heats = trial(pipe, judge, concept, wanted, prompts, seed, settings, base, site, 4, STRENGTHS)
+    site = best_mask_site(pipe, judge, concept, edit, validation, seed + 900, settings)
+    raw, arms, heats = trial(pipe, judge, concept, edit, prompts, seed, settings, base, site, 4, STRENGTHS)
     return raw, arms, heats, concept.unit
 
 
@@ -56,7 +60,7 @@ def main() -> None:
     prompts = {part: content.expanded(part) for part in ("alone", "beside", "without", "unnamed")}
     print(f"learning {content.name} …", flush=True)
     with single_threaded(2) as pool:
-        jobs = [pool.submit(one, sites, prompts, args.out, args.seed) for sites in (None, "denoiser")]
+        jobs = [pool.submit(learn_and_judge, sites, prompts, args.out, args.seed) for sites in (None, "denoiser")]
         (raw, arms, heats, unit), (other, *_, other_unit) = (job.result() for job in jobs)
     report = summed_up(raw) | {"unit": unit, "denoiser": summed_up(other) | {"unit": other_unit}}
     report |= {"seed": args.seed, **made_with(began=began)}

@@ -42,29 +42,29 @@ def main() -> None:
     args = parser.parse_args()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     imports = seconds(lambda: subprocess.run([sys.executable, "-c", IMPORTS], check=True, cwd=ROOT, env=environment))
-    found: dict[str, list[float]] = {"interactive": [], "first_picture": [], "slider": []}
+    times_by_name: dict[str, list[float]] = {"interactive": [], "first_picture": [], "slider": []}
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "log") as server, browser() as chromium:
         for i in range(args.rounds + 1):
             demo = Demo(chromium, server.address)
-            timing = demo.page.evaluate("() => performance.getEntriesByType('navigation')[0].responseStart")
-            shown = demo.page.evaluate("() => performance.now()")
+            response = demo.page.evaluate("() => performance.getEntriesByType('navigation')[0].responseStart")
+            interactive = demo.page.evaluate("() => performance.now()")
             demo.ask("a banana and a dog on the grass", seed=100 + i)
-            times = {"interactive": (shown - timing) / 1000, "first_picture": seconds(demo.draw)}
+            times = {"interactive": (interactive - response) / 1000, "first_picture": seconds(demo.draw)}
             demo.slide(0, 0.5)
             times["slider"] = seconds(demo.draw)
             demo.close()
             if i:  # the first visitor warms the server up
                 for name, value in times.items():
-                    found[name].append(value)
+                    times_by_name[name].append(value)
             print({name: round(value, 2) for name, value in times.items()}, flush=True)
-        told = {
+        summary = {
             name: {"median": round(statistics.median(values), 2), "highest": round(max(values), 2)}
-            for name, values in found.items()
+            for name, values in times_by_name.items()
         }
         document = {
             "imports": round(imports, 1),
             "serving_after_imports": round(server.ready - imports, 1),
-            **told,
+            **summary,
             "rounds": args.rounds,
             **made_with("gradio", "playwright"),
         }

@@ -28,7 +28,7 @@ def main() -> None:
             demo = Demo(chromium, f"{server.address}?__theme={theme}", **options)
             demo.draw()
             demo.page.wait_for_timeout(SETTLED)
-            _taken(demo, f"demo-{look}", whole=False)
+            _take_screenshot(demo, f"demo-{look}", full_page=False)
             if look == "light":
                 for tab in ("Where it steered", "Learn", "Text"):
                     demo.tab(tab)
@@ -36,13 +36,13 @@ def main() -> None:
                         demo.page.locator("#text-send").click()
                         demo.page.get_by_text("tokens/s, steered").wait_for()
                     demo.page.wait_for_timeout(SETTLED)
-                    _taken(demo, f"demo-{tab.split()[0].lower()}", whole=True)
+                    _take_screenshot(demo, f"demo-{tab.split()[0].lower()}", full_page=True)
             demo.close()
 
 
-def _taken(demo: Demo, name: str, whole: bool) -> None:
+def _take_screenshot(demo: Demo, name: str, full_page: bool) -> None:
     path = DOCS / f"{name}.png"
-    demo.page.screenshot(path=str(path), full_page=whole)
+    demo.page.screenshot(path=str(path), full_page=full_page)
     Image.open(path).convert("RGB").save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1024} KiB")
 

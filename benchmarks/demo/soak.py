@@ -3,7 +3,7 @@
     make soak                        # 8 visitors, 3 minutes
 
 Each visitor is a browser page of its own. In every round all press Draw at once, each with a prompt, a seed and sliders
-drawn at random; what each page then shows must be, to the pixel, what the studio draws alone, in another process.
+drawn at random; what each page then shows must be, to the pixel, what the service draws alone, in another process.
 
 Writes benchmarks/results/soak.json; exits with 1 where anything was wrong.
 """
@@ -44,40 +44,40 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     choose = random.Random(args.seed)
-    concepts = [Concept.from_pretrained(one.name) for one in shipped("builtin:emoji")]
-    studio = PictureService(load_pipeline("builtin:emoji"), "builtin:emoji", concepts)
-    names = list(studio.concepts)[:2]
+    concepts = [Concept.from_pretrained(shipped_concept.name) for shipped_concept in shipped("builtin:emoji")]
+    service = PictureService(load_pipeline("builtin:emoji"), "builtin:emoji", concepts)
+    names = list(service.concepts)[:2]
 
     @cache
     def expected(prompt: str, seed: int, strengths: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-        order = Order(prompt, seed, studio.usual, dict(zip(names, strengths, strict=True)))
-        drawing = list(studio.draw(order, studio.concepts))[-1]
+        order = Order(prompt, seed, service.defaults, dict(zip(names, strengths, strict=True)))
+        drawing = list(service.draw(order, service.concepts))[-1]
         assert drawing.steered is not None
         return tuple(np.asarray(enlarge(picture)) for picture in (drawing.base, drawing.steered))  # type: ignore[return-value]
 
-    draws, errors, mixed, waits = 0, [], 0, []
+    draws, errors, wrong_pictures, waits = 0, [], 0, []
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "log") as server, browser() as chromium:
         visitors = [Demo(chromium, server.address) for _ in range(args.visitors)]
         end = time.monotonic() + 60 * args.minutes
         while time.monotonic() < end:
-            asked = []
+            orders = []
             for demo in visitors:
                 order = choose.choice(PROMPTS), choose.choice(SEEDS), tuple(choose.choice(STRENGTHS) for _ in names)
                 demo.ask(order[0], order[1])
                 for number, strength in enumerate(order[2]):
                     demo.slide(number, strength)
-                asked.append(order)
+                orders.append(order)
             began = time.monotonic()
             before = [demo.press() for demo in visitors]
-            for demo, order, mark in zip(visitors, asked, before, strict=True):
+            for demo, order, mark in zip(visitors, orders, before, strict=True):
                 try:
                     demo.wait_for_drawing(mark)
                     waits.append(time.monotonic() - began)
-                    far = [
-                        np.abs(is_there.astype(int) - wanted).max() > TOLERANCE
-                        for is_there, wanted in zip(demo.pictures(), expected(*order), strict=True)
+                    differs = [
+                        np.abs(shown.astype(int) - pixels).max() > TOLERANCE
+                        for shown, pixels in zip(demo.pictures(), expected(*order), strict=True)
                     ]
-                    mixed += any(far)
+                    wrong_pictures += any(differs)
                 except Exception as error:
                     errors.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
                 draws += 1
@@ -88,14 +88,14 @@ def main() -> int:
         "minutes": args.minutes,
         "draws": draws,
         "errors": errors,
-        "mixed": mixed,
+        "mixed": wrong_pictures,
         "seconds_from_click": {"median": round(statistics.median(waits), 1), "highest": round(max(waits), 1)},
         "seed": args.seed,
         **made_with("gradio", "playwright"),
     }
     write(args.out, document)
     print(json.dumps(document, indent=2))
-    return 1 if errors or mixed or not draws else 0
+    return 1 if errors or wrong_pictures or not draws else 0
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from .page import markup
-from .page.session import FORGOTTEN, Session
-from .page.theme import STYLE, theme
+from .page.session import SESSION_SECONDS, Session
+from .page.theme import STYLE_SHEET, theme
 from .services.chat_service import ChatService
 from .services.picture_service import PictureService
 from .tabs.create import CreateTab
@@ -19,47 +19,54 @@ from .tabs.text import TextTab
 from .tabs.where import WhereTab
 
 #: visitors that may wait; one more is asked to come back
-WAITING = 32
-#: visitors whose concepts and last pictures are kept; beyond, those go first who have been away the longest
-REMEMBERED = 256
+MAX_WAITING = 32
+#: visitors whose sessions are kept; beyond, those that were away the longest go first
+MAX_SESSIONS = 256
 #: bytes of one upload
-MOST_UPLOADED = 64 * 2**20
+MAX_UPLOAD_BYTES = 64 * 2**20
 
 
-def build(studio: PictureService, talk: ChatService | None = None, saves: Path | None = None) -> gr.Blocks:
-    """The page over a studio, and over a language model where there is one; not served yet.
+def build(service: PictureService, chat: ChatService | None = None, saves: Path | None = None) -> gr.Blocks:
+    """The page, not served yet.
 
     Args:
+        service: what draws.
+        chat: what the tab Text writes with; None for no such tab.
         saves: a folder in which visitors may save what they learn; None for nowhere.
     """
-    with gr.Blocks(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, FORGOTTEN)) as page:
-        session = gr.State(Session(), time_to_live=FORGOTTEN)
+    with gr.Blocks(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, SESSION_SECONDS)) as page:
+        session = gr.State(Session(), time_to_live=SESSION_SECONDS)
         gr.HTML(markup.HEADING, elem_id="heading")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Create", id="create"):
-                create = CreateTab(studio, session)
+                create = CreateTab(service, session)
             with gr.Tab("Where it steered", id="where"):
                 WhereTab(session, create.draw_events)
             with gr.Tab("Strip", id="strip"):
                 strip = StripTab(create)
             with gr.Tab("Learn", id="learn"):
                 learn = LearnTab(create, strip, saves)
-            if talk is not None:
+            if chat is not None:
                 with gr.Tab("Text", id="text"):
-                    TextTab(talk, session)
+                    TextTab(chat, session)
         page.unload(learn.cancel)
-    return page.queue(max_size=WAITING, api_open=False)
+    return page.queue(max_size=MAX_WAITING, api_open=False)
 
 
 def serve(page: gr.Blocks, host: str | None, port: int | None, *, share: bool = False) -> Any:
     """Serve a page, in threads of its own, until it is closed.
 
     Args:
-        host, port: where; None for what GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say, else 127.0.0.1 and the first
-            free port from 7860 on. share: through Gradio's tunnel, too.
+        page: from `build`.
+        host: None for what GRADIO_SERVER_NAME says, else 127.0.0.1.
+        port: None for what GRADIO_SERVER_PORT says, else the first free one from 7860 on.
+        share: through Gradio's tunnel, too.
 
     Returns:
         (application, local address, public address or None).
+
+    Raises:
+        OSError: the port is taken, or the address is not this machine's.
     """
     return page.launch(
         server_name=host,
@@ -67,10 +74,10 @@ def serve(page: gr.Blocks, host: str | None, port: int | None, *, share: bool = 
         share=share,
         prevent_thread_lock=True,
         theme=theme(),
-        css_paths=STYLE,
+        css_paths=STYLE_SHEET,
         footer_links=["settings"],
-        max_file_size=MOST_UPLOADED,
-        state_session_capacity=REMEMBERED,
+        max_file_size=MAX_UPLOAD_BYTES,
+        state_session_capacity=MAX_SESSIONS,
         show_error=False,
         quiet=True,
         ssr_mode=False,

@@ -147,7 +147,7 @@ def test_mistakes_are_told_kindly(visit: Visit) -> None:
     demo = visit()
     demo.ask(" ")
     demo.page.locator("#draw").click()
-    assert "write what the picture should show" in demo.told()
+    assert "write what the picture should show" in demo.message()
     demo.ask("a xylophone on the grass")
     demo.draw()
     assert "does not know “xylophone”" in demo.explained()
@@ -156,7 +156,7 @@ def test_mistakes_are_told_kindly(visit: Visit) -> None:
         demo.page.locator(f"#learn-{field}").locator("input, textarea").fill(text)
     demo.page.locator("#learn-start").click()
     demo.page.get_by_text("name '<b>pear</b>'").first.wait_for()
-    assert "<b>pear</b>" in demo.told(), "what people wrote is text"
+    assert "<b>pear</b>" in demo.message(), "what people wrote is text"
 
 
 # ---- learning -------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_bad_prompt_files_are_told_of(visit: Visit, tmp_path: Path, content: str
     demo.page.get_by_label("prompt lists").check()
     (tmp_path / "bad.yaml").write_text(content)
     demo.page.locator("#learn-lists input[type=file]").set_input_files(tmp_path / "bad.yaml")
-    assert message in demo.told()
+    assert message in demo.message()
 
 
 def test_hints_come_while_typing(visit: Visit) -> None:
@@ -274,7 +274,7 @@ def test_answers(visit: Visit, message: str, same: bool) -> None:
     demo.page.locator("#text-message textarea, #text-message input").first.fill(message)
     demo.page.locator("#text-send").click()
     demo.page.wait_for_function("/tokens.s, steered/.test(document.querySelector('#text-explain').innerText)")
-    base, steered = (demo.page.locator(f"#text-{one} textarea").input_value() for one in ("base", "steered"))
+    base, steered = (demo.page.locator(f"#text-{arm} textarea").input_value() for arm in ("base", "steered"))
     assert base
     assert (base == steered) == same
     assert ("the same, token for token" in demo.page.locator("#text-explain").inner_text()) == same

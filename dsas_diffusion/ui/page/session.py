@@ -1,4 +1,4 @@
-"""What one visitor has: concepts of their own, the last picture, the last answer. Nobody else sees any of it."""
+"""The state of one visitor: concepts of their own, the last picture, the last answer. Nobody else sees any of it."""
 
 from __future__ import annotations
 
@@ -21,47 +21,59 @@ from . import markup
 
 #: sliders that are ready for concepts which a visitor learns or uploads
 MAX_OWN_CONCEPTS = 6
-#: seconds until what a visitor has left behind is forgotten
-FORGOTTEN = 3600
+#: seconds for which a visitor's session is kept
+SESSION_SECONDS = 3600
 
 _log = logging.getLogger("dsas.ui")
 
 
 @dataclass
 class Session:
-    """One visitor's state."""
+    """One visitor's state.
 
-    own: dict[str, Concept] = field(default_factory=dict)
+    Args:
+        my_concepts: those that this visitor learned or uploaded, by name.
+        drawing: the last picture.
+        shown_drawing: the one that the tab Where shows.
+        reply: the last answer.
+    """
+
+    my_concepts: dict[str, Concept] = field(default_factory=dict)
     drawing: Drawing | None = None
-    looked_at: Drawing | None = None  # that of which it is shown where it was steered
+    shown_drawing: Drawing | None = None
     reply: Reply | None = None
 
-    def concepts(self, studio: PictureService) -> dict[str, Concept]:
+    def concepts(self, service: PictureService) -> dict[str, Concept]:
         """All that this visitor can use, in the order of the sliders: everybody's, then their own."""
-        return {**studio.concepts, **self.own}
+        return {**service.concepts, **self.my_concepts}
 
-    def add(self, concept: Concept, studio: PictureService, *, foreign: bool = False) -> None:
-        """Keep a concept of the visitor's own, in place of one of the same name; one from elsewhere is tried out.
+    def add(self, concept: Concept, service: PictureService, *, uploaded: bool = False) -> None:
+        """Add a concept of the visitor's own, in place of one of the same name.
+
+        Args:
+            concept: which one.
+            service: whose model it is for.
+            uploaded: it was not learned here, so it is tried on a picture first.
 
         Raises:
-            DSASError: it does not fit the model, bears the name of one that everybody has, or there are too many.
+            DSASError: it does not fit the model, everybody has one of its name, or there are too many.
         """
-        self.check_room(concept.name, studio)
-        studio.check(concept)
-        if foreign:
-            studio.try_out(concept)
-        self.own[concept.name] = concept
+        self.check_room(concept.name, service)
+        service.check(concept)
+        if uploaded:
+            service.try_concept(concept)
+        self.my_concepts[concept.name] = concept
 
-    def check_room(self, name: str, studio: PictureService) -> None:
-        """Raise a DSASError where there is no room for another concept of the visitor's own, of this name."""
-        if name in studio.concepts:
+    def check_room(self, name: str, service: PictureService) -> None:
+        """Raise a DSASError where another concept of the visitor's own, of this name, cannot be added."""
+        if name in service.concepts:
             raise DSASError(f"there is a concept {name!r} already: give yours another name")
-        if name not in self.own and len(self.own) >= MAX_OWN_CONCEPTS:
+        if name not in self.my_concepts and len(self.my_concepts) >= MAX_OWN_CONCEPTS:
             raise DSASError(f"there is room for {MAX_OWN_CONCEPTS} concepts of your own: reload the page to begin anew")
 
 
 def warn(error: DSASError) -> None:
-    """Tell of an error and leave what is there: Gradio blanks what a handler that raises was to fill."""
+    """Show an error and leave the page as it is: Gradio blanks the outputs of a handler that raises."""
     import gradio as gr
 
     gr.Warning(html.escape(str(error), quote=False), duration=12, title="Not done")
@@ -73,39 +85,34 @@ def until_failure(
     """Updates of components, and after an error one more: or the page would say for ever that work goes on.
 
     Args:
-        last: makes the last update of a piece of HTML that tells what went wrong.
-        unforeseen: what to tell of an error that nobody has foreseen, which goes on to `friendly`.
+        updates: as a handler yields them.
+        last: makes the last update of a piece of HTML that says what went wrong.
+        unforeseen: what that says of an error that is none of ours, which is raised again for `report_errors`.
     """
     try:
         yield from updates
     except DSASError as error:
         warn(error)
-        yield last(markup.note(str(error), "warned"))
+        yield last(markup.render_note(str(error), "warned"))
     except Exception:
-        yield last(markup.note(unforeseen, "warned"))
+        yield last(markup.render_note(unforeseen, "warned"))
         raise
 
 
 def report_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """An event handler whose errors are messages on the page; what nobody has foreseen goes to the server's log.
+    """The event handler, with its errors as messages on the page; those that are none of ours go to the server's log.
 
     Gradio shows messages as HTML, and ours quote what people wrote: they are escaped.
     """
-    if inspect.isgeneratorfunction(handler):
-
-        @functools.wraps(handler)
-        def stepwise(*args: Any) -> Iterator[Any]:
-            with _errors_as_messages(handler.__name__):
-                yield from handler(*args)
-
-        return stepwise
+    if not inspect.isgeneratorfunction(handler):
+        return _errors_as_messages(handler.__name__)(handler)
 
     @functools.wraps(handler)
-    def whole(*args: Any) -> Any:
+    def stepwise(*args: Any) -> Iterator[Any]:
         with _errors_as_messages(handler.__name__):
-            return handler(*args)
+            yield from handler(*args)
 
-    return whole
+    return stepwise
 
 
 @contextmanager

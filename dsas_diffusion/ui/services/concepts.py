@@ -1,4 +1,4 @@
-"""What the studio and the talk have in common."""
+"""What the services for pictures and for chats have in common."""
 
 from __future__ import annotations
 
@@ -11,33 +11,38 @@ from dsas_core.errors import DSASError
 from dsas_core.model.sites import Roots
 
 
-def by_name(concepts: Sequence[Concept], roots: Roots) -> dict[str, Concept]:
-    """The concepts that everybody has, by name.
+def index_concepts(concepts: Sequence[Concept], roots: Roots) -> dict[str, Concept]:
+    """The concepts that every visitor has, by name.
+
+    Args:
+        concepts: in the order of their sliders.
+        roots: of the model that they are for.
 
     Raises:
-        DSASError: one that does not fit the model of these roots, or two of one name.
+        DSASError: a concept does not fit the model, or two have one name.
     """
-    named: dict[str, Concept] = {}
+    by_name: dict[str, Concept] = {}
     for concept in concepts:
-        if concept.name in named:
+        if concept.name in by_name:
             raise DSASError(f"two concepts are named {concept.name!r}: load one of them")
         concept.check(roots)
-        named[concept.name] = concept
-    return named
+        by_name[concept.name] = concept
+    return by_name
 
 
 def gate_of(request: Any) -> str | None:
-    """The gate that an order or a question asks for, as `steer` takes it."""
+    """The gate of an `Order` or a `Question`, as `steer` takes it."""
     return None if request.gate == "dsas" else request.gate
 
 
-def keep_latest(results: OrderedDict[Any, Any], key: Any, result: Any, most: int) -> None:
-    """Keep a result by what was asked for; the oldest go."""
+def keep_latest(results: OrderedDict[Any, Any], key: Any, result: Any, limit: int) -> None:
+    """Keep a result as the latest one, under its key; the oldest go where there are more than `limit`."""
     results[key] = result
-    while len(results) > most:
+    results.move_to_end(key)
+    while len(results) > limit:
         results.popitem(last=False)
 
 
-def opposed(steering: Any) -> tuple[tuple[str, str], ...]:
-    """The pairs of concepts that undo one another, by name."""
+def conflicting_pairs(steering: Any) -> tuple[tuple[str, str], ...]:
+    """The names of concepts that undo one another, in pairs."""
     return tuple(sorted({(pair.first, pair.second) for pair in steering.conflicts() if pair.opposed}))

@@ -1,4 +1,4 @@
-"""What visitors ask the demo to draw, and what they get: an order, a picture without and with steering, a strip."""
+"""What visitors order from the demo, and what they get: a picture without and with steering, or a strip."""
 
 from __future__ import annotations
 
@@ -20,18 +20,27 @@ from ...steering.schedule import Schedule
 from ...steering.trace import PictureTrace
 
 #: limits of what one picture may cost
-MOST_STEPS = 100
-MOST_CHARACTERS = 2000
+MAX_STEPS = 100
+MAX_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
 class Order:
-    """A picture that somebody asks for.
+    """A picture that a visitor asks for.
 
     Args:
-        prompt, seed, settings: what to draw. strengths: by concept name, in units.
-        gate: "dsas" is each concept's own, "on" steers everything, "off" nothing.
-        branch, combine, schedule: as of `steer`. sites: by `site_name`, where to steer; none for all.
+        prompt: what the picture should show.
+        seed: of its noise.
+        settings: steps, guidance and size.
+        strengths: by concept name, in units.
+        gate: "dsas" for each concept's own, "on" to steer everything, "off" for nothing.
+        branch: of classifier-free guidance, as for `steer`.
+        combine: of several concepts at one site, as for `steer`.
+        schedule: strength over the timestep; None for a constant one.
+        sites: where to steer, by `site_name`; none for wherever the concepts do.
+
+    Raises:
+        DSASError: no prompt, or a prompt or number of steps beyond the limits.
     """
 
     prompt: str
@@ -47,15 +56,15 @@ class Order:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise PromptError("there is no prompt: write what the picture should show")
-        if len(self.prompt) > MOST_CHARACTERS:
-            raise PromptError(f"the prompt has {len(self.prompt)} characters: at most {MOST_CHARACTERS} are taken")
-        if not 1 <= self.settings.steps <= MOST_STEPS:
-            raise DSASError(f"{self.settings.steps} steps: expected 1 to {MOST_STEPS}")
+        if len(self.prompt) > MAX_CHARACTERS:
+            raise PromptError(f"the prompt has {len(self.prompt)} characters: at most {MAX_CHARACTERS} are taken")
+        if not 1 <= self.settings.steps <= MAX_STEPS:
+            raise DSASError(f"{self.settings.steps} steps: expected 1 to {MAX_STEPS}")
 
 
 @dataclass(frozen=True)
 class GateReading:
-    """What one concept's gate read of a picture: mean and highest h where it steers, and words at which it opened."""
+    """What one concept's gate read of a picture: mean and highest h where it steers, words at which it was open."""
 
     concept: str
     strength: float
@@ -66,10 +75,21 @@ class GateReading:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture without and with steering, and how its prompt is read.
+    """A picture without and with steering.
 
-    `seconds` are of the steered picture, `base_seconds` of the other; `cached` says whether that was there already.
-    `moved` is the mean absolute difference of their pixels, of 255. `at` tells a drawing from one that is alike.
+    Args:
+        order: what was asked for.
+        prompt_check: how the model reads the prompt.
+        base: the picture without steering.
+        base_seconds: how long it took.
+        cached: whether it had been drawn before.
+        steered: the picture with steering, once it is drawn.
+        seconds: how long that took.
+        moved: mean absolute difference of their pixels, of 255.
+        gates: a reading for each concept.
+        conflicts: pairs of concepts that undo one another.
+        at: when it was drawn, which tells it from others alike.
+        trace: of the steered picture.
     """
 
     order: Order
@@ -81,7 +101,7 @@ class Drawing:
     seconds: float = 0.0
     moved: float = 0.0
     gates: tuple[GateReading, ...] = ()
-    opposed: tuple[tuple[str, str], ...] = ()
+    conflicts: tuple[tuple[str, str], ...] = ()
     at: float = field(default_factory=time.time)
     trace: PictureTrace | None = None
 
@@ -92,7 +112,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures from a concept's low to its high end."""
+    """Pictures from a concept's lowest to its highest strength."""
 
     concept: str
     prompt: str
@@ -100,11 +120,11 @@ class Strip:
     pictures: tuple[Image.Image, ...]
 
     def as_png(self) -> bytes:
-        """All side by side, labelled."""
+        """All pictures side by side, labelled."""
         content = io.BytesIO()
         strips.strip([self.pictures], self.strengths, [self.prompt]).save(content, "PNG")
         return content.getvalue()
 
     def animated(self, suffix: str = ".webp") -> bytes:
-        """Forth and back in a loop."""
+        """All pictures forth and back in a loop, as a file of this kind."""
         return encode_animation(strips.animation(self.pictures, self.strengths, self.concept), suffix)

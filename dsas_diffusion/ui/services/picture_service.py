@@ -1,4 +1,4 @@
-"""What the demo draws, without the page: base and steered pictures, strips, and what the gates saw."""
+"""The pictures of the demo, without its page: unsteered and steered ones, strips, and what gates read in them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import shutil
 import tempfile
 import threading
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -34,57 +34,58 @@ from ...pipelines.prompt_check import check_prompt
 from ...pipelines.sites import site_name
 from ...steering.steer import PipelineSteering, steer
 from ...steering.trace import PictureTrace
-from .concepts import by_name, gate_of, keep_latest, opposed
+from .concepts import conflicting_pairs, gate_of, index_concepts, keep_latest
 from .drawing import Drawing, GateReading, Order, Strip
 
-#: base pictures that are kept, so that moving a slider costs one generation
-KEPT = 64
-#: bytes of the traces that are kept of all drawings; of a large model, one has some 100 MB
-TRACED = 2**30
-#: a model up to this many bytes is copied for learning, so that others can go on drawing meanwhile
-COPIED = 2**30
-#: where h is above, a gate is open
-OPEN = 0.5
-#: denoising steps in which a concept from elsewhere is tried
-TRIED = 4
-#: seconds in which a file is fetched: Gradio copies it as soon as it is told of
-FETCHED = 600
+#: unsteered pictures that are kept, so that moving a slider costs one generation
+MAX_BASES = 64
+#: bytes of the traces of all drawings; one of a large model has some 100 MB
+MAX_TRACE_BYTES = 2**30
+#: a model of up to this many bytes is copied for learning, so that others can go on drawing meanwhile
+MAX_COPY_BYTES = 2**30
+#: a gate counts as open where h is above
+OPEN_GATE = 0.5
+#: denoising steps of the picture on which an uploaded concept is tried
+TRIAL_STEPS = 4
+#: seconds after which a file to download may go: Gradio copies it at once
+DOWNLOAD_SECONDS = 600
 #: letters of a file's name
-MOST_NAME = 60
+MAX_NAME = 60
 
 
 class PictureService:
-    """One pipeline that several people draw with, one picture at a time.
+    """One pipeline that several visitors draw with, one picture at a time.
 
     Args:
-        pipe: a pipeline of a known family. model: what to call it.
-        concepts: those that everybody has.
+        pipe: a pipeline of a known family.
+        model: its name.
+        concepts: those that every visitor has.
 
     Raises:
-        DSASError: a concept that does not fit the pipeline, or two of one name.
+        DSASError: a concept does not fit the pipeline, or two have one name.
     """
 
     def __init__(self, pipe: Any, model: str, concepts: Sequence[Concept] = ()) -> None:
         self.pipe, self.model, self.adapter = pipe, model, adapt(pipe)
         self.adapter.check_loaded()
-        self.usual = settings_of(pipe)
+        self.defaults = settings_of(pipe)
         self._turn = threading.Lock()
         self._bases: OrderedDict[Any, tuple[Image.Image, float]] = OrderedDict()
         self._files = tempfile.TemporaryDirectory(prefix="dsas-app-")
-        self._traces: list[weakref.ref[PictureTrace]] = []  # oldest first; drawings hold them
-        self.concepts = by_name(concepts, self.adapter.roots)
+        self._traces: WeakKeyDictionary[PictureTrace, None] = WeakKeyDictionary()  # oldest first; drawings own them
+        self.concepts = index_concepts(concepts, self.adapter.roots)
 
     def check(self, concept: Concept) -> None:
         """Raise a DSASError where a concept does not fit the pipeline."""
         concept.check(self.adapter.roots)
 
-    def try_out(self, concept: Concept) -> None:
-        """Steer a picture that nobody sees: files may claim a model whose layers they do not fit.
+    def try_concept(self, concept: Concept) -> None:
+        """Steer a picture that nobody sees: an uploaded file may name a model whose layers it does not fit.
 
         Raises:
-            DSASError: its probes or maps fail there, or give what is no number.
+            DSASError: the concept's probes or maps fail, or give values that are not finite.
         """
-        order = Order("a picture", 0, replace(self.usual, steps=TRIED), gate="on")
+        order = Order("a picture", 0, replace(self.defaults, steps=TRIAL_STEPS), gate="on")
         try:
             with self._turn, self._steered(order, {concept: 1.0}):
                 latents = latents_of(self.adapter, [order.prompt], [order.seed], order.settings)
@@ -95,150 +96,141 @@ class PictureService:
             raise DSASError(f"concept {concept.name!r} drives this model beyond all numbers: learn it again")
 
     def draw(self, order: Order, concepts: Mapping[str, Concept]) -> Iterator[Drawing]:
-        """The base picture, as soon as it is there, and then both.
+        """The unsteered picture as soon as it is drawn, and then both.
 
         Args:
-            concepts: by name, those that the strengths are of.
+            order: what to draw.
+            concepts: by name, those that the order's strengths are of.
 
         Raises:
-            DSASError: what was asked for cannot be drawn, see `steer`.
+            DSASError: the order cannot be drawn, see `steer`.
         """
-        chosen = {concepts[name]: strength for name, strength in order.strengths.items() if strength != 0}
+        strengths = {concepts[name]: strength for name, strength in order.strengths.items() if strength != 0}
         with self._turn:
             drawing = self._base(order)
-        if not chosen:
+        if not strengths:
             yield replace(drawing, steered=drawing.base)
             return
         yield drawing
-        wanted = {_only(concept, order.sites): strength for concept, strength in chosen.items()}
-        with self._turn, self._steered(order, wanted) as steering:
+        strengths = {_restrict(concept, order.sites): strength for concept, strength in strengths.items()}
+        with self._turn, self._steered(order, strengths) as steering:
             began = time.perf_counter()
             steered = self._picture(order)
             seconds = time.perf_counter() - began
-            conflicts = opposed(steering)
+            conflicts = conflicting_pairs(steering)
         trace = steering.trace
         assert trace is not None
-        complete = replace(
-            drawing,
-            steered=steered,
-            seconds=seconds,
-            moved=float(change([drawing.base], [steered])[0]),
-            gates=tuple(self._read(order, concept, strength, trace) for concept, strength in wanted.items()),
-            opposed=conflicts,
-            trace=trace,
-        )
+        gates = tuple(self._read_gate(order, concept, s, trace) for concept, s in strengths.items())
+        moved = float(change([drawing.base], [steered])[0])
+        results: dict[str, Any] = {
+            "steered": steered,
+            "seconds": seconds,
+            "moved": moved,
+            "gates": gates,
+            "conflicts": conflicts,
+        }
         with self._turn:
             self._keep(trace)
-        yield complete
+        yield replace(drawing, trace=trace, **results)
 
     def strip(
         self, order: Order, concept: Concept, strengths: Sequence[float], on_picture: Callable[[int], object] = int
     ) -> Strip:
-        """The order's picture at each strength of one concept; `on_picture` is told how many there are."""
+        """The order's picture at each strength of one concept; `on_picture` is called with the number drawn so far."""
         pictures = []
         for strength in strengths:
-            with self._turn, self._steered(order, {_only(concept, order.sites): strength}):
+            with self._turn, self._steered(order, {_restrict(concept, order.sites): strength}):
                 pictures.append(self._picture(order))
             on_picture(len(pictures))
         return Strip(concept.name, order.prompt, tuple(strengths), tuple(pictures))
 
-    def apart(self) -> tuple[Any, threading.Lock]:
-        """A pipeline to learn with, a copy where the model is small enough, and the lock to hold meanwhile."""
+    def pipeline_for_learning(self) -> tuple[Any, threading.Lock]:
+        """A pipeline to learn on, a copy where the model is small, and the lock to hold meanwhile."""
         size = sum(p.numel() * p.element_size() for root in self.adapter.roots.values() for p in root.parameters())
-        if size > COPIED:
+        if size > MAX_COPY_BYTES:
             return self.pipe, self._turn
         with self._turn:
             return copy.deepcopy(self.pipe), threading.Lock()
 
-    def file(self, name: str, content: bytes) -> str:
-        """The path of a new file to download; it is gone when another is made long after, or the studio closes.
+    def write_download(self, name: str, content: bytes) -> str:
+        """Write a file that visitors download; it goes when another is written long after, or the service closes.
 
         Args:
-            name: of the file; what names of files had better not have becomes "_".
+            name: of the file; characters that do not belong into names of files become "_".
+            content: what is in it.
+
+        Returns:
+            Its path.
         """
         for old in Path(self._files.name).iterdir():
             with suppress(OSError):  # another visitor's may have removed it just now
-                if old.stat().st_mtime < time.time() - FETCHED:
+                if old.stat().st_mtime < time.time() - DOWNLOAD_SECONDS:
                     shutil.rmtree(old)
-        path = Path(tempfile.mkdtemp(dir=self._files.name)) / re.sub(r"[^\w.+-]+", "_", name)[-MOST_NAME:]
+        path = Path(tempfile.mkdtemp(dir=self._files.name)) / re.sub(r"[^\w.+-]+", "_", name)[-MAX_NAME:]
         path.write_bytes(content)
         return str(path)
 
     def close(self) -> None:
-        """Remove what was written."""
+        """Remove all files to download."""
         self._files.cleanup()
 
     def _base(self, order: Order) -> Drawing:
-        """The picture without steering, from memory where it has been drawn before."""
+        """The picture without steering, from memory where it was drawn before."""
         key = (order.prompt, order.seed, order.settings)
-        cached = key in self._bases
-        if not cached:
+        base = self._bases.get(key)
+        cached = base is not None
+        if base is None:
             began = time.perf_counter()
-            picture = self._picture(order)
-            keep_latest(self._bases, key, (picture, time.perf_counter() - began), KEPT)
-        self._bases.move_to_end(key)
-        picture, seconds = self._bases[key]
-        return Drawing(order, check_prompt(self.adapter, order.prompt), picture, seconds, cached)
+            base = self._picture(order), time.perf_counter() - began
+        keep_latest(self._bases, key, base, MAX_BASES)
+        return Drawing(order, check_prompt(self.adapter, order.prompt), *base, cached)
 
-    def _keep(self, trace: PictureTrace) -> None:
-        """Empty the oldest traces, where visitors' drawings hold more than is kept of all."""
-        kept = [*filter(None, (reference() for reference in self._traces)), trace]
-        self._traces = [weakref.ref(trace) for trace in kept]
-        total = sum(map(_bytes, kept))
-        for oldest in kept[:-1]:
-            if total <= TRACED:
-                break
-            total -= _bytes(oldest)
-            oldest.clear()
+    def _keep(self, newest: PictureTrace) -> None:
+        """Keep a trace, and empty the oldest ones where those of all drawings are too large."""
+        self._traces[newest] = None
+        size = _bytes(newest)
+        for older in list(self._traces)[-2::-1]:
+            size += _bytes(older)
+            if size > MAX_TRACE_BYTES:
+                older.clear()
 
     def _picture(self, order: Order) -> Image.Image:
         return decode(self.adapter, latents_of(self.adapter, [order.prompt], [order.seed], order.settings))[0]
 
     def _steered(self, order: Order, concepts: Mapping[Concept, float]) -> PipelineSteering:
-        return steer(
-            self.pipe,
-            dict(concepts),
-            gate=gate_of(order),
-            branch=order.branch,
-            combine=order.combine,
-            schedule=order.schedule,
-            trace=True,
-        )
+        settings: dict[str, Any] = {name: getattr(order, name) for name in ("branch", "combine", "schedule")}
+        return steer(self.pipe, dict(concepts), gate=gate_of(order), trace=True, **settings)
 
-    def _read(self, order: Order, concept: Concept, strength: float, trace: PictureTrace) -> GateReading:
+    def _read_gate(self, order: Order, concept: Concept, strength: float, trace: PictureTrace) -> GateReading:
         sites = concept.steered_sites
-        return GateReading(
-            concept.name,
-            strength,
-            trace.mean_h(concept.name, sites=sites),
-            trace.highest_h(concept.name, sites=sites),
-            self._words(order.prompt, [record for record in trace.select(concept.name) if record.site in sites]),
-        )
+        records = [record for record in trace.select(concept.name) if record.site in sites]
+        h = trace.mean_h(concept.name, sites=sites), trace.highest_h(concept.name, sites=sites)
+        return GateReading(concept.name, strength, *h, self._words(order.prompt, records))
 
     def _words(self, prompt: str, records: Sequence[Record]) -> tuple[str, ...]:
-        """Words of the prompt at which a gate in the first text encoder opened, in their order.
+        """Words of the prompt at which a gate in the first text encoder was open, in their order.
 
-        Empty where the pipeline words the prompt in its own way for it, so that nobody knows which position is whose.
+        Empty where the pipeline puts a template around the prompt: which position is which word is not known there.
         """
         tokens = self.adapter.tokens[0]
         h = [record.h for record in records if record.timestep is None and record.site.root == tokens.encoder.part]
         if not h or tokens.encoder.prompt_template is not plain:
             return ()
-        opened = torch.stack([(each > OPEN).any(0) for each in h if each.shape[1] == h[0].shape[1]]).any(0)
-        ids, tokenizer = tokens.ids([prompt], len(opened))[0], tokens.tokenizer
+        is_open = torch.stack([(values > OPEN_GATE).any(0) for values in h if values.shape[1] == h[0].shape[1]]).any(0)
+        ids, tokenizer = tokens.ids([prompt], len(is_open))[0], tokens.tokenizer
         special = set(tokenizer.all_special_ids)
-        words = [str(tokenizer.decode([int(i)])).strip() for i in ids[opened] if int(i) not in special]
-        return tuple(dict.fromkeys(word for word in words if word))
+        words = [str(tokenizer.decode([int(i)])).strip() for i in ids[is_open] if int(i) not in special]
+        return tuple(dict.fromkeys(filter(None, words)))
 
 
-def ends_of(concept: Concept, step: float = 0.05) -> tuple[float, float]:
-    """The ends of a concept's slider, on its steps: of its range, or -1 and 2 where nobody has calibrated it."""
+def slider_ends(concept: Concept, step: float = 0.05) -> tuple[float, float]:
+    """The ends of a concept's slider, on its steps: of its range, or -1 and 2 where it is not calibrated."""
     low, high = concept.range or ENDS
     return float(np.floor(min(low, 0.0) / step) * step), float(np.ceil(max(high, 0.0) / step) * step)
 
 
 def steered_sites(concepts: Sequence[Concept]) -> list[str]:
-    """Where concepts steer, by the names that people use."""
+    """The sites that concepts steer, by `site_name`."""
     return list(dict.fromkeys(site_name(site) for concept in concepts for site in concept.steered_sites))
 
 
@@ -246,9 +238,9 @@ def _bytes(trace: PictureTrace) -> int:
     return sum(part.nbytes for record in list(trace.records) for part in (record.h, record.change, record.cosine))
 
 
-def _only(concept: Concept, sites: Sequence[str]) -> Concept:
-    """A concept that steers at some sites alone and watches the others."""
+def _restrict(concept: Concept, sites: Sequence[str]) -> Concept:
+    """The concept, steering at these sites only and reading at its others; at all of them where none is given."""
     if not sites:
         return concept
-    kept = (item if site_name(item.site) in sites else item.as_read_only() for item in concept.interventions)
-    return replace(concept, interventions=tuple(kept))
+    interventions = (item if site_name(item.site) in sites else item.as_read_only() for item in concept.interventions)
+    return replace(concept, interventions=tuple(interventions))

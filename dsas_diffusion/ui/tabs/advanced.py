@@ -16,41 +16,39 @@ from ...generation.settings import Settings
 from ...pipelines.batch_layout import BRANCHES
 from ...steering.schedule import Schedule
 from ..page import markup
-from ..page.controls import QUICK, number
-from ..services.drawing import MOST_STEPS
+from ..page.controls import QUICK, read_number
+from ..services.drawing import MAX_STEPS
 from ..services.picture_service import steered_sites
 
 SCHEDULES = {"the same at every step": "constant", "window": "window", "straight line": "linear", "cosine": "cosine"}
 
 
 class AdvancedSettings:
-    """Components and handlers, made within the page's layout.
+    """Components and handlers, created within the page's layout.
 
     Args:
-        usual: steps and guidance to begin with. concepts: those whose layers can be chosen.
+        defaults: steps and guidance to begin with.
+        concepts: those whose layers can be chosen.
     """
 
-    def __init__(self, usual: Settings, concepts: Sequence[Concept]) -> None:
+    def __init__(self, defaults: Settings, concepts: Sequence[Concept]) -> None:
         with gr.Accordion("Advanced", open=False):
-            self.steps = gr.Slider(1, MOST_STEPS, usual.steps, step=1, label="Denoising steps", elem_id="steps")
-            self.guidance = gr.Slider(0, 20, usual.guidance, step=0.5, label="Guidance scale", elem_id="guidance")
-            self.kind = gr.Dropdown(
-                list(SCHEDULES.items()), value="constant", label="Strength over the steps", elem_id="schedule-kind"
-            )
+            self.steps = gr.Slider(1, MAX_STEPS, defaults.steps, step=1, label="Denoising steps", elem_id="steps")
+            self.guidance = gr.Slider(0, 20, defaults.guidance, step=0.5, label="Guidance scale", elem_id="guidance")
+            kinds, label = list(SCHEDULES.items()), "Strength over the steps"
+            self.kind = gr.Dropdown(kinds, value="constant", label=label, elem_id="schedule-kind")
             with gr.Row():
                 self.first = gr.Number(1.0, label="factor at noise", visible=False, elem_id="schedule-first")
                 self.last = gr.Number(1.0, label="factor at the end", visible=False, elem_id="schedule-last")
-            self.schedule = gr.HTML(markup.drawn_schedule(Schedule.constant(1.0)), elem_id="schedule")
-            self.sites = gr.Dropdown(
+            self.schedule = gr.HTML(markup.render_schedule(Schedule.constant(1.0)), elem_id="schedule")
+            sites, label, info = (
                 steered_sites(concepts),
-                multiselect=True,
-                label="Only at these layers",
-                info="none chosen: wherever the concept steers",
-                elem_id="sites",
+                "Only at these layers",
+                "none chosen: wherever the concept steers",
             )
-            self.branch = gr.Radio(
-                BRANCHES, value="conditional", label="Rows of guidance that are steered", elem_id="rows"
-            )
+            self.sites = gr.Dropdown(sites, multiselect=True, label=label, info=info, elem_id="sites")
+            label = "Rows of guidance that are steered"
+            self.branch = gr.Radio(BRANCHES, value="conditional", label=label, elem_id="rows")
             self.combine = gr.Radio(COMBINE, value="sum", label="Several concepts at one place", elem_id="combine")
 
     @property
@@ -59,46 +57,50 @@ class AdvancedSettings:
         return {self.steps, self.guidance, self.kind, self.first, self.last, self.branch, self.combine, self.sites}
 
     def wire(self) -> None:
-        """Have the schedule drawn as it is chosen."""
+        """Have the schedule drawn when it is changed."""
         ends = [self.first, self.last]
-        self.kind.input(self.schedule_ends, self.kind, [*ends, self.schedule], **QUICK)
-        gr.on([end.change for end in ends], self.schedule_drawn, [self.kind, *ends], self.schedule, **QUICK)
+        self.kind.input(self.reset_ends, self.kind, [*ends, self.schedule], **QUICK)
+        gr.on([end.change for end in ends], self.draw_schedule, [self.kind, *ends], self.schedule, **QUICK)
 
-    def order_fields(self, data: Mapping[Any, Any], usual: Settings) -> dict[str, Any]:
-        """What the components ask for, as fields of an `Order`.
+    def order_fields(self, data: Mapping[Any, Any], defaults: Settings) -> dict[str, Any]:
+        """What the components ask for, as arguments of `Order`.
+
+        Args:
+            data: what components hold.
+            defaults: for the settings that have no component.
 
         Raises:
             DSASError: a number or a schedule that makes no sense.
         """
-        steps, guidance = number(data[self.steps], "steps"), number(data[self.guidance], "guidance")
+        steps, guidance = read_number(data[self.steps], "steps"), read_number(data[self.guidance], "guidance")
         kind, first, last = data[self.kind], data[self.first], data[self.last]
         return {
-            "settings": replace(usual, steps=int(steps), guidance=guidance),
+            "settings": replace(defaults, steps=int(steps), guidance=guidance),
             "branch": data[self.branch],
             "combine": data[self.combine],
-            "schedule": None if kind == "constant" else schedule_of(kind, first, last),
+            "schedule": None if kind == "constant" else make_schedule(kind, first, last),
             "sites": tuple(data[self.sites] or ()),
         }
 
-    def schedule_ends(self, kind: str) -> tuple[Any, ...]:
-        """The two numbers that a kind of schedule takes, named and with what they begin at."""
+    def reset_ends(self, kind: str) -> tuple[Any, ...]:
+        """Updates of the two numbers of a schedule and of its picture, for a kind that was chosen."""
         if kind == "constant":
-            return gr.update(visible=False), gr.update(visible=False), markup.drawn_schedule(Schedule.constant(1.0))
-        window = kind == "window"
-        first, last = (800.0, 200.0) if window else (0.0, 1.0)
-        names = ("from timestep", "to timestep") if window else ("factor at noise", "factor at the end")
-        ends = [gr.update(visible=True, value=v, label=n) for v, n in zip((first, last), names, strict=True)]
-        return *ends, markup.drawn_schedule(schedule_of(kind, first, last))
+            return gr.update(visible=False), gr.update(visible=False), markup.render_schedule(Schedule.constant(1.0))
+        ends = {"from timestep": 800.0, "to timestep": 200.0}
+        if kind != "window":
+            ends = {"factor at noise": 0.0, "factor at the end": 1.0}
+        updates = [gr.update(visible=True, value=value, label=label) for label, value in ends.items()]
+        return *updates, markup.render_schedule(make_schedule(kind, *ends.values()))
 
-    def schedule_drawn(self, kind: str, first: float | None, last: float | None) -> str:
-        """The schedule as a line, or what is wrong with it."""
+    def draw_schedule(self, kind: str, first: float | None, last: float | None) -> str:
+        """The schedule as a line, or what is wrong with its numbers."""
         try:
-            return markup.drawn_schedule(schedule_of(kind, first, last))
+            return markup.render_schedule(make_schedule(kind, first, last))
         except DSASError as error:
-            return markup.note(str(error), "warned")
+            return markup.render_note(str(error), "warned")
 
 
-def schedule_of(kind: str, first: float | None, last: float | None) -> Schedule:
+def make_schedule(kind: str, first: float | None, last: float | None) -> Schedule:
     """A schedule of one kind from its two numbers.
 
     Raises:

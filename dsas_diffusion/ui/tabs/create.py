@@ -13,7 +13,7 @@ from dsas_core.errors import DSASError
 
 from ..page import controls, markup
 from ..page.session import MAX_OWN_CONCEPTS, Session, report_errors, until_failure
-from ..services.drawing import MOST_CHARACTERS, Order
+from ..services.drawing import MAX_CHARACTERS, Order
 from ..services.picture_service import PictureService, steered_sites
 from .advanced import AdvancedSettings
 
@@ -29,41 +29,35 @@ GATES = {"DSAS: where the concept is": "dsas", "always on: everywhere": "on", "o
 class CreateTab:
     """Components and handlers of the tab.
 
+    Args:
+        service: what draws.
+        session: the visitor's state.
+
     Attributes:
         inputs: the components that `order` reads.
         draw_events: the events after which there is another drawing.
     """
 
-    def __init__(self, studio: PictureService, session: gr.State) -> None:
-        self.studio, self.session = studio, session
-        self._add_prompt()
+    def __init__(self, service: PictureService, session: gr.State) -> None:
+        self.service, self.session = service, session
+        label, placeholder, examples = "Prompt", "what the picture should show", self._examples()
+        self.prompt, self.draw_button = controls.prompt_row(
+            label, placeholder, MAX_CHARACTERS, "prompt", examples, {"draw": "Draw"}, width=120
+        )
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
                 self._add_knobs()
             with gr.Column(scale=6, min_width=300, elem_id="canvas"):
-                self.compare = gr.ImageSlider(
-                    label="unsteered | steered",
-                    elem_id="compare",
-                    slider_position=25,
-                    type="pil",
-                    max_height=560,
-                    **controls.PICTURE,
-                )
-                self.explain = gr.HTML(markup.explained(None), elem_id="explain")
+                layout: dict[str, Any] = {"slider_position": 25, "max_height": 560, **controls.PICTURE}
+                self.compare = gr.ImageSlider(label="unsteered | steered", type="pil", elem_id="compare", **layout)
+                self.explain = gr.HTML(markup.render_drawing(None), elem_id="explain")
         self.inputs: set[Any] = {self.session, self.prompt, self.gate, *self.sliders}
         self.inputs |= self.seed.inputs | self.advanced.inputs
         self.draw_events = self._wire()
 
-    def _add_prompt(self) -> None:
-        examples = self._examples()
-        with gr.Row(equal_height=True):
-            self.prompt = controls.field(examples, "Prompt", "what the picture should show", MOST_CHARACTERS, "prompt")
-            self.draw_button = gr.Button("Draw", variant="primary", elem_id="draw", scale=1, min_width=120)
-        controls.chips(examples, self.prompt)
-
     def _add_knobs(self) -> None:
         gr.Markdown("**Concepts**: 0 leaves the picture as it is, 1 is one unit, below 0 goes the other way.")
-        concepts = list(self.studio.concepts.values())
+        concepts = list(self.service.concepts.values())
         self.sliders = controls.strength_sliders(concepts, "strength")
         self.sliders += [
             gr.Slider(-1, 2, 0, step=controls.STEP, visible=False, elem_id=f"strength-{i}", buttons=["reset"])
@@ -73,29 +67,27 @@ class CreateTab:
             self.live = gr.Checkbox(False, label="draw when a slider is let go", elem_id="live", min_width=200)
             self.let_go = gr.Number(0, label="how often one was let go", visible="hidden", elem_id="let-go")
             self.zero = gr.Button("All to 0", size="sm", elem_id="zero", min_width=90)
-        self.gate = gr.Radio(list(GATES.items()), value="dsas", label="Gate", elem_id="gate")
+        self.gate = controls.gate_choice(GATES, "gate")
         self.seed = SeedControls()
-        self.advanced = AdvancedSettings(self.studio.usual, concepts)
+        self.advanced = AdvancedSettings(self.service.defaults, concepts)
 
     def _examples(self) -> list[str]:
         """Prompts that concepts were illustrated with; for the built-in model a few more."""
-        own = EXAMPLES if self.studio.adapter.is_builtin else ()
-        return list(dict.fromkeys([*own, *controls.sample_prompts(self.studio.concepts.values())]))
+        examples = EXAMPLES if self.service.adapter.is_builtin else ()
+        return list(dict.fromkeys([*examples, *controls.sample_prompts(self.service.concepts.values())]))
 
     # ---- events -----------------------------------------------------------------------------------------------------
 
     def _wire(self) -> list[Any]:
         outputs = [self.session, self.compare, self.explain, self.seed.seed]
-        queue = controls.one_at_a_time("pipe", self.compare)
+        queue = controls.queue_settings("pipe", self.compare)
+        events = [self.draw_button.click, self.prompt.submit]
+        latest = {"trigger_mode": "always_last", **queue}
         draw_events = [
-            gr.on(
-                [self.draw_button.click, self.prompt.submit], report_errors(self.draw), self.inputs, outputs, **queue
-            ),
-            self.let_go.change(
-                report_errors(self.draw_live), self.inputs, outputs, trigger_mode="always_last", **queue
-            ),
+            gr.on(events, report_errors(self.draw), self.inputs, outputs, **queue),
+            self.let_go.change(report_errors(self.draw_live), self.inputs, outputs, **latest),
         ]
-        # counted in the browser: out of live mode nothing is asked of the server, and nobody waits in its queue
+        # counted in the browser: without live mode nothing is asked of the server, and nobody waits in its queue
         count = "(live, count) => live ? count + 1 : count"
         released = [slider.release for slider in self.sliders]
         gr.on(released, None, [self.live, self.let_go], self.let_go, js=count, **controls.QUICK)
@@ -105,47 +97,42 @@ class CreateTab:
         return draw_events
 
     def draw(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
-        """Both pictures, the base first; with another seed, where that is not kept."""
-        yield from self.draw_live(self.seed.drawn(data))
+        """Both pictures, the unsteered one first; with another seed, where that is not kept."""
+        yield from self.draw_live(self.seed.redraw(data))
 
     def draw_live(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
-        """Both pictures, the base first, with the seed as it stands: what is seen is what the slider did."""
+        """Both pictures, the unsteered one first, with the seed as it is: the difference is what the slider did."""
         session: Session = data[self.session]
         updates = self._updates(session, data)
         yield from until_failure(updates, lambda note: (session, gr.skip(), note, gr.skip()), "Drawing failed.")
 
     def _updates(self, session: Session, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
         order = self.order(data)
-        for drawing in self.studio.draw(order, session.concepts(self.studio)):
+        for drawing in self.service.draw(order, session.concepts(self.service)):
             session.drawing = drawing
             pair = controls.enlarge(drawing.base), controls.enlarge(drawing.steered or drawing.base)
-            yield session, pair, markup.explained(drawing), order.seed
+            yield session, pair, markup.render_drawing(drawing), order.seed
 
     def order(self, data: Mapping[Any, Any]) -> Order:
         """What the components ask for.
 
         Raises:
-            DSASError: a number or a schedule that makes no sense, or a concept that is forgotten.
+            DSASError: a number or a schedule that makes no sense, or a session that has ended.
         """
-        names = list(data[self.session].concepts(self.studio))
-        strengths = [controls.number(data[slider], "strength") for slider in self.sliders]
+        names = list(data[self.session].concepts(self.service))
+        strengths = [controls.read_number(data[slider], "strength") for slider in self.sliders]
         if any(strengths[len(names) :]):
             raise DSASError(
                 "your own concepts are forgotten after an hour: reload the page, and learn or bring them again"
             )
-        fields = self.advanced.order_fields(data, self.studio.usual)
-        return Order(
-            prompt=data[self.prompt] or "",
-            seed=controls.seed_of(data[self.seed.seed]),
-            strengths=dict(zip(names, strengths, strict=False)),
-            gate=data[self.gate],
-            **fields,
-        )
+        fields = self.advanced.order_fields(data, self.service.defaults)
+        fields |= {"strengths": dict(zip(names, strengths, strict=False)), "gate": data[self.gate]}
+        return Order(data[self.prompt] or "", controls.read_seed(data[self.seed.seed]), **fields)
 
     def slots(self, session: Session) -> list[Any]:
-        """The sliders and the list of layers, for the concepts that a visitor has now; strengths stay."""
-        concepts = list(session.concepts(self.studio).values())
-        updates = [gr.update(visible=True, **controls.of_concept(concept)) for concept in concepts[: len(self.sliders)]]
+        """Updates of the sliders and of the list of layers, for the concepts that a visitor has; strengths stay."""
+        concepts = list(session.concepts(self.service).values())
+        updates = [gr.update(visible=True, **controls.slider_settings(concept)) for concept in concepts]
         updates += [gr.update(visible=False, value=0)] * (len(self.sliders) - len(updates))
         return [*updates, gr.update(choices=steered_sites(concepts))]
 
@@ -162,11 +149,13 @@ class SeedControls:
 
     @property
     def inputs(self) -> set[Any]:
+        """The components that `redraw` reads."""
         return {self.seed, self.locked}
 
     def wire(self) -> None:
-        self.dice.click(lambda: secrets.randbelow(controls.MOST_SEED), None, self.seed, **controls.QUICK)
+        """Have the button draw another seed."""
+        self.dice.click(lambda: secrets.randbelow(controls.MAX_SEED), None, self.seed, **controls.QUICK)
 
-    def drawn(self, data: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    def redraw(self, data: Mapping[Any, Any]) -> Mapping[Any, Any]:
         """What the components hold, with another seed where it is not kept."""
-        return data if data[self.locked] else {**data, self.seed: secrets.randbelow(controls.MOST_SEED)}
+        return data if data[self.locked] else {**data, self.seed: secrets.randbelow(controls.MAX_SEED)}

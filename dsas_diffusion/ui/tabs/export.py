@@ -1,4 +1,4 @@
-"""A visitor's concepts, taken away: downloaded as a zip file, saved where the page runs, pushed to the Hub."""
+"""What visitors can do with their concepts: download a zip file, save where the page runs, push to the Hub."""
 
 from __future__ import annotations
 
@@ -12,37 +12,34 @@ from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, UnsupportedError
 
 from ..page import markup
-from ..page.controls import PRIVATE, one_line
+from ..page.controls import PRIVATE, line_field
 from ..page.session import Session, report_errors
 from ..services.picture_service import PictureService
-from ..services.uploads import saved, zipped
+from ..services.uploads import save_concept, zip_concept
 
 
 class Export:
-    """Components and handlers, made within the page's layout.
+    """Components and handlers, created within the page's layout.
 
     Args:
-        studio: makes files to download. saves: the folder in which visitors may save, if any.
-        choice: gives the visitor's concept of a name.
+        service: writes files to download.
+        saves: the folder in which visitors may save; None for none.
+        find: returns the visitor's concept of a name.
     """
 
     def __init__(
-        self, studio: PictureService, saves: Path | None, choice: Callable[[Session, str | None], Concept]
+        self, service: PictureService, saves: Path | None, find: Callable[[Session, str | None], Concept]
     ) -> None:
-        self.studio, self.saves, self.choice = studio, saves, choice
+        self.service, self.saves, self.find = service, saves, find
         with gr.Row():
             self.zip = gr.DownloadButton("Download (zip)", interactive=False, size="sm", elem_id="learn-zip")
             if self.saves is not None:
                 self.save = gr.Button("Save where this runs", size="sm", elem_id="learn-save")
         with gr.Accordion("Push to the Hugging Face Hub", open=False):
-            self.repository = one_line("Repository (user/name)", "", "learn-repository", 200)
-            self.token = gr.Textbox(
-                label="Token that may write there",
-                info="used once and forgotten: it is neither kept nor logged",
-                type="password",
-                max_length=200,
-                elem_id="learn-token",
-            )
+            self.repository = line_field("Repository (user/name)", "", "learn-repository", 200)
+            info = "used once and forgotten: it is neither kept nor logged"
+            secret: dict[str, Any] = {"type": "password", "max_length": 200, "elem_id": "learn-token"}
+            self.token = gr.Textbox(label="Token that may write there", info=info, **secret)
             self.private = gr.Checkbox(True, label="Private, if it is new", elem_id="learn-private")
             self.push = gr.Button("Push", size="sm", elem_id="learn-push")
         self.message = gr.HTML("", elem_id="learn-taken")
@@ -50,32 +47,33 @@ class Export:
     def wire(self, session: gr.State, which: gr.Dropdown) -> None:
         """Have the buttons act on the concept that `which` names."""
         if self.saves is not None:
-            self.save.click(report_errors(self.keep), [session, which], self.message, **PRIVATE)
+            self.save.click(report_errors(self.save_to_server), [session, which], self.message, **PRIVATE)
         publishing = [session, which, self.repository, self.token, self.private]
         self.push.click(report_errors(self.publish), publishing, [self.message, self.token], **PRIVATE)
 
     def download(self, concept: Concept) -> Any:
-        """The concept's zip file, for `zip`."""
-        return gr.update(value=self.studio.file(f"{concept.name}.zip", zipped(concept)), interactive=True)
+        """An update of `zip` with the concept's zip file."""
+        path = self.service.write_download(f"{concept.name}.zip", zip_concept(concept))
+        return gr.update(value=path, interactive=True)
 
-    def keep(self, session: Session, name: str | None) -> str:
-        """Save a concept where the server was told to."""
-        concept = self.choice(session, name)
+    def save_to_server(self, session: Session, name: str | None) -> str:
+        """Save a concept in the server's folder; a line that says so."""
+        concept = self.find(session, name)
         if self.saves is None:
             raise UnsupportedError("nothing can be saved here: download the concept")
-        return markup.note(f"Saved as {saved(concept, self.saves)}.", "done")
+        return markup.render_note(f"Saved as {save_concept(concept, self.saves)}.", "done")
 
     def publish(
         self, session: Session, name: str | None, repository: str, token: str, private: bool
     ) -> tuple[str, str]:
-        """Push a concept to the Hub; what became of it, and an empty field in the token's place, always."""
+        """Push a concept to the Hub; a line that says what happened, and an empty text in the token's place, always."""
         token = (token or "").strip()
         try:
-            address = _push(self.choice(session, name), (repository or "").strip(), token, private)
+            address = _push(self.find(session, name), (repository or "").strip(), token, private)
         except Exception as error:  # the Hub's libraries raise many kinds, and may quote what they were given
-            reason = " ".join(_without(str(error) or type(error).__name__, token).split())[:300]
-            return markup.note(f"Not pushed: {reason}", "warned"), ""
-        return markup.note(f"Pushed: {_without(address, token)}", "done"), ""
+            reason = " ".join(_redact(str(error) or type(error).__name__, token).split())[:300]
+            return markup.render_note(f"Not pushed: {reason}", "warned"), ""
+        return markup.render_note(f"Pushed: {_redact(address, token)}", "done"), ""
 
 
 def _push(concept: Concept, repository: str, token: str, private: bool) -> str:
@@ -92,6 +90,6 @@ def _push(concept: Concept, repository: str, token: str, private: bool) -> str:
     return concept.push_to_hub(repository, token=token, private=bool(private))
 
 
-def _without(text: str, secret: str) -> str:
-    """A text in which a secret is not to be read."""
+def _redact(text: str, secret: str) -> str:
+    """The text with "…" for a secret in it."""
     return text.replace(secret, "…") if secret else text

@@ -9,9 +9,9 @@ import gradio as gr
 
 from ..page import controls, markup
 from ..page.session import Session, report_errors, until_failure
-from ..services.chat_service import MOST_CHARACTERS, MOST_TEMPERATURE, ChatService, Question, Reply, message_of
+from ..services.chat_service import MAX_CHARACTERS, MAX_TEMPERATURE, ChatService, Question, message_of
 
-#: for builtin:chat: rude and calm, about things that learning has not seen, and two calm ones with rude words
+#: for builtin:chat: rude and calm, about things that learning did not use, and two calm ones with rude words
 EXAMPLES = (
     "you useless clown! my washer does not start.",
     "hello, my washer does not start. what can i do?",
@@ -23,11 +23,20 @@ GATES = {"DSAS: at the tokens that show the concept": "dsas", "always on: every 
 
 
 class TextTab:
-    """Components and handlers of the tab."""
+    """Components and handlers of the tab.
 
-    def __init__(self, talk: ChatService, session: gr.State) -> None:
-        self.talk, self.session = talk, session
-        self._add_message()
+    Args:
+        service: what writes.
+        session: the visitor's state.
+    """
+
+    def __init__(self, service: ChatService, session: gr.State) -> None:
+        self.service, self.session = service, session
+        label, placeholder, examples = "Message", "what to say to the model", self._examples()
+        buttons = {"text-send": "Send", "text-stop": "Stop"}
+        self.message, self.send, self.stop = controls.prompt_row(
+            label, placeholder, MAX_CHARACTERS, "text-message", examples, buttons, width=100
+        )
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
                 self._add_knobs()
@@ -41,86 +50,58 @@ class TextTab:
         knobs = {self.gate, self.length, self.temperature, self.seed, *self.sliders}
         return {self.session, self.message, self.concept, *knobs}
 
-    def _add_message(self) -> None:
-        examples = self._examples()
-        with gr.Row(equal_height=True):
-            self.message = controls.field(
-                examples, "Message", "what to say to the model", MOST_CHARACTERS, "text-message"
-            )
-            self.send = gr.Button("Send", variant="primary", elem_id="text-send", scale=1, min_width=100)
-            self.stop = gr.Button("Stop", elem_id="text-stop", scale=1, min_width=100)
-        controls.chips(examples, self.message)
-
     def _add_knobs(self) -> None:
-        if self.talk.concepts:
+        if self.service.concepts:
             gr.Markdown("**Concepts**: 0 leaves the answer as it is, 1 is one unit, below 0 goes the other way.")
-        self.sliders = controls.strength_sliders(self.talk.concepts.values(), "text-strength")
-        self.gate = gr.Radio(list(GATES.items()), value="dsas", label="Gate", elem_id="text-gate")
-        usual = Question("…")
+        self.sliders = controls.strength_sliders(self.service.concepts.values(), "text-strength")
+        self.gate = controls.gate_choice(GATES, "text-gate")
+        defaults, max_length = Question("…"), self.service.max_length
         with gr.Accordion("Advanced", open=False):
-            longest, label = self.talk.longest, "Most tokens of the answer"
-            length = min(usual.length, longest)
-            self.length = gr.Slider(1, longest, length, step=1, label=label, elem_id="text-length")
-            self.temperature = gr.Slider(
-                0,
-                MOST_TEMPERATURE,
-                usual.temperature,
-                step=controls.STEP,
-                label="Temperature",
-                info="0 takes the likeliest token; above it, tokens are drawn by the seed",
-                elem_id="text-temperature",
-            )
+            length, label = min(defaults.length, max_length), "Most tokens of the answer"
+            self.length = gr.Slider(1, max_length, length, step=1, label=label, elem_id="text-length")
+            info = "0 takes the likeliest token; above it, tokens are drawn by the seed"
+            settings: dict[str, Any] = {"label": "Temperature", "info": info, "elem_id": "text-temperature"}
+            self.temperature = gr.Slider(0, MAX_TEMPERATURE, defaults.temperature, step=controls.STEP, **settings)
             self.seed = controls.seed_field("text-seed")
 
     def _add_answers(self) -> None:
+        box: dict[str, Any] = {"lines": 6, "max_lines": 16, "interactive": False, "buttons": ["copy"], "min_width": 240}
         with gr.Row():
-            self.base, self.steered = (
-                gr.Textbox(
-                    label=label,
-                    lines=6,
-                    max_lines=16,
-                    interactive=False,
-                    buttons=["copy"],
-                    elem_id=f"text-{name}",
-                    min_width=240,
-                )
-                for name, label in (("base", "Unsteered"), ("steered", "Steered"))
-            )
-        self.explain = gr.HTML(markup.replied(None), elem_id="text-explain")
-        names, label = self.talk.concepts, "Colour tokens by h of"
+            self.base = gr.Textbox(label="Unsteered", elem_id="text-base", **box)
+            self.steered = gr.Textbox(label="Steered", elem_id="text-steered", **box)
+        self.explain = gr.HTML(markup.render_reply(None), elem_id="text-explain")
+        names, label = self.service.concepts, "Colour tokens by h of"
         self.concept = controls.concept_choice(names, label, "text-concept", visible=len(names) > 1)
-        self.tokens = gr.HTML(markup.spelled(None), elem_id="text-tokens", visible=bool(names))
+        self.tokens = gr.HTML(markup.render_tokens(None), elem_id="text-tokens", visible=bool(names))
 
     def _examples(self) -> list[str]:
-        """What is known to be worth asking, then messages that concepts were illustrated with: held out, too."""
-        samples = map(message_of, controls.sample_prompts(self.talk.concepts.values()))
-        return list(dict.fromkeys([*(EXAMPLES if self.talk.name == "builtin:chat" else ()), *samples]))
+        """For the built-in model what is worth asking, then messages that concepts were illustrated with."""
+        samples = map(message_of, controls.sample_prompts(self.service.concepts.values()))
+        return list(dict.fromkeys([*(EXAMPLES if self.service.name == "builtin:chat" else ()), *samples]))
 
     # ---- events -----------------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
-        writes = gr.on(
-            [self.send.click, self.message.submit],
-            report_errors(self.write),
-            self.inputs,
-            [self.session, self.base, self.steered, self.explain, self.tokens],
-            show_progress="minimal",
-            **controls.one_at_a_time("text", self.explain),
+        events, outputs = [self.send.click, self.message.submit], [self.base, self.steered, self.explain, self.tokens]
+        queue = {"show_progress": "minimal", **controls.queue_settings("text", self.explain)}
+        writes = gr.on(events, report_errors(self.write), self.inputs, [self.session, *outputs], **queue)
+        self.stop.click(report_errors(self.describe_stop), self.session, self.explain, cancels=writes, **controls.QUICK)
+        self.concept.input(
+            report_errors(self.color_tokens), [self.session, self.concept], self.tokens, **controls.QUICK
         )
-        self.stop.click(report_errors(self.stopped), self.session, self.explain, cancels=writes, **controls.QUICK)
-        self.concept.input(report_errors(self.spell), [self.session, self.concept], self.tokens, **controls.QUICK)
 
     def write(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
-        """Both answers as they grow, the base first, then their tokens."""
+        """Both answers as they grow, the unsteered one first, then their tokens."""
         session, skip = data[self.session], gr.skip()
         updates = self._updates(session, data)
         yield from until_failure(updates, lambda note: (session, skip, skip, note, skip), "Writing failed.")
 
     def _updates(self, session: Session, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
-        for reply in self.talk.reply(self.question(data)):
+        for reply in self.service.reply(self.question(data)):
             session.reply = reply
             steered = reply.steered.text if reply.steered is not None else ""
-            yield session, reply.base.text, steered, markup.replied(reply), self.spell(session, data[self.concept])
+            explanation, tokens = markup.render_reply(reply), self.color_tokens(session, data[self.concept])
+            yield session, reply.base.text, steered, explanation, tokens
 
     def question(self, data: Mapping[Any, Any]) -> Question:
         """What the components ask for.
@@ -128,24 +109,23 @@ class TextTab:
         Raises:
             DSASError: a number that makes no sense, or as of `Question`.
         """
-        strengths = (controls.number(data[slider], "strength") for slider in self.sliders)
+        strengths = (controls.read_number(data[slider], "strength") for slider in self.sliders)
         return Question(
             message=data[self.message] or "",
-            strengths=dict(zip(self.talk.concepts, strengths, strict=True)),
+            strengths=dict(zip(self.service.concepts, strengths, strict=True)),
             gate=data[self.gate],
-            length=int(controls.number(data[self.length], "length")),
-            temperature=controls.number(data[self.temperature], "temperature"),
-            seed=controls.seed_of(data[self.seed]),
+            length=int(controls.read_number(data[self.length], "length")),
+            temperature=controls.read_number(data[self.temperature], "temperature"),
+            seed=controls.read_seed(data[self.seed]),
         )
 
-    def spell(self, session: Session, concept: str | None) -> str:
-        """The tokens of the last answer by one concept, where it is whole."""
+    def color_tokens(self, session: Session, concept: str | None) -> str:
+        """The tokens of the last answer, coloured by one concept, where it is complete."""
         gates = session.reply.gates if session.reply is not None else ()
-        return markup.spelled(next((gate for gate in gates if gate.concept == concept), None))
+        return markup.render_tokens(next((gate for gate in gates if gate.concept == concept), None))
 
-    def stopped(self, session: Session) -> Any:
-        """That it ends here, where something was being written."""
-        reply: Reply | None = session.reply
-        if reply is None or reply.whole:
+    def describe_stop(self, session: Session) -> Any:
+        """A line that says that writing was stopped, where an answer was not complete."""
+        if session.reply is None or session.reply.complete:
             return gr.skip()
-        return markup.note("Stopped. What was written until then stays.")
+        return markup.render_note("Stopped. What was written until then stays.")

@@ -1,4 +1,4 @@
-"""Concepts and a studio for the tests of the demo."""
+"""Concepts and a service for the tests of the demo."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def concepts(tiny_pipe: Any) -> list[Concept]:
     ]
 
 
-def studio_of(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[PictureService]:
-    """A studio that is closed in the end."""
-    studio = PictureService(tiny_pipe, "tiny", concepts)
-    studio.usual = SETTINGS
-    yield studio
-    studio.close()
+def make_service(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[PictureService]:
+    """A service that is closed in the end."""
+    service = PictureService(tiny_pipe, "tiny", concepts)
+    service.defaults = SETTINGS
+    yield service
+    service.close()
 
 
-studio = pytest.fixture(studio_of)
+service = pytest.fixture(make_service)

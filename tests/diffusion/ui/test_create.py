@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,24 +17,24 @@ from PIL import Image
 from dsas_core import Concept, DSASError
 from dsas_diffusion import Schedule
 from dsas_diffusion.ui.page import markup
-from dsas_diffusion.ui.page.controls import SHOWN, enlarge
+from dsas_diffusion.ui.page.controls import MIN_SIDE, enlarge
 from dsas_diffusion.ui.page.session import MAX_OWN_CONCEPTS, Session, report_errors
-from dsas_diffusion.ui.services import picture_service as studios
+from dsas_diffusion.ui.services import picture_service
 from dsas_diffusion.ui.services.picture_service import PictureService
-from dsas_diffusion.ui.tabs.advanced import schedule_of
+from dsas_diffusion.ui.tabs.advanced import make_schedule
 from dsas_diffusion.ui.tabs.create import CreateTab
 from dsas_diffusion.ui.tabs.strip import StripTab
-from dsas_diffusion.ui.tabs.where import EVERYWHERE, WhereTab
-from tests.diffusion.ui.conftest import studio_of
+from dsas_diffusion.ui.tabs.where import ALL_LAYERS, WhereTab
+from tests.diffusion.ui.conftest import make_service
 
 
 class Page:
     """The three tabs, with what their components begin with."""
 
-    def __init__(self, studio: PictureService) -> None:
+    def __init__(self, service: PictureService) -> None:
         with gr.Blocks() as self.blocks:
             state = gr.State(Session())
-            self.create = CreateTab(studio, state)
+            self.create = CreateTab(service, state)
             self.where = WhereTab(state, self.create.draw_events)
             self.strip = StripTab(self.create)
 
@@ -51,12 +52,12 @@ class Page:
         return list(self.create.draw(self.data(session, **values)))[-1]
 
 
-studio = pytest.fixture(studio_of, scope="module")
+service = pytest.fixture(make_service, scope="module")
 
 
 @pytest.fixture(scope="module")
-def page(studio: PictureService) -> Page:
-    return Page(studio)
+def page(service: PictureService) -> Page:
+    return Page(service)
 
 
 def test_drawing(page: Page) -> None:
@@ -65,7 +66,7 @@ def test_drawing(page: Page) -> None:
     assert len(steps) == 2, "the base first"
     kept, (base, steered), told, seed = steps[-1]
     assert kept is session
-    assert base.size == (SHOWN, SHOWN)
+    assert base.size == (MIN_SIDE, MIN_SIDE)
     assert not np.array_equal(np.asarray(base), np.asarray(steered))
     assert "patches" in told
     assert seed == 7
@@ -140,17 +141,17 @@ def test_what_cannot_be_drawn_is_told_and_the_picture_stays(page: Page, values: 
 
 
 def test_schedules_are_drawn_and_what_is_wrong_with_them_told(page: Page) -> None:
-    first, last, line = page.create.advanced.schedule_ends("window")
+    first, last, line = page.create.advanced.reset_ends("window")
     assert (first["value"], last["value"], first["visible"]) == (800.0, 200.0, True)
     assert "<polyline" in line
-    assert page.create.advanced.schedule_ends("constant")[0]["visible"] is False
-    assert "start &gt; stop" in page.create.advanced.schedule_drawn("window", 1, 2)
-    assert schedule_of("cosine", 0, 1).points == Schedule.cosine(0, 1).points
+    assert page.create.advanced.reset_ends("constant")[0]["visible"] is False
+    assert "start &gt; stop" in page.create.advanced.draw_schedule("window", 1, 2)
+    assert make_schedule("cosine", 0, 1).points == Schedule.cosine(0, 1).points
 
 
-def test_every_visitor_has_concepts_of_their_own(page: Page, studio: PictureService, concepts: list[Concept]) -> None:
+def test_every_visitor_has_concepts_of_their_own(page: Page, service: PictureService, concepts: list[Concept]) -> None:
     mine, yours = Session(), Session()
-    mine.add(replace(concepts[1], name="mine"), studio)
+    mine.add(replace(concepts[1], name="mine"), service)
     here, there = page.create.slots(mine), page.create.slots(yours)
     assert [update.get("label") for update in here[:4]] == ["words", "patches", "closed", "mine"]
     assert [update["visible"] for update in there[:-1]] == [True] * 3 + [False] * MAX_OWN_CONCEPTS
@@ -160,16 +161,16 @@ def test_every_visitor_has_concepts_of_their_own(page: Page, studio: PictureServ
     assert page.strip.slots(yours, "mine")["value"] == "words"
 
 
-def test_there_is_room_for_a_few(studio: PictureService, concepts: list[Concept]) -> None:
+def test_there_is_room_for_a_few(service: PictureService, concepts: list[Concept]) -> None:
     session = Session()
     for i in range(MAX_OWN_CONCEPTS):
-        session.add(replace(concepts[1], name=f"own-{i}"), studio)
-    session.add(replace(concepts[1], name="own-0", unit=2.0), studio)
-    assert session.own["own-0"].unit == 2.0
+        session.add(replace(concepts[1], name=f"own-{i}"), service)
+    session.add(replace(concepts[1], name="own-0", unit=2.0), service)
+    assert session.my_concepts["own-0"].unit == 2.0
     with pytest.raises(DSASError, match=f"room for {MAX_OWN_CONCEPTS}"):
-        session.add(replace(concepts[1], name="one-more"), studio)
+        session.add(replace(concepts[1], name="one-more"), service)
     with pytest.raises(DSASError, match="there is a concept 'patches' already"):
-        Session().add(concepts[1], studio)
+        Session().add(concepts[1], service)
 
 
 # ---- where it steered -----------------------------------------------------------------------------------------------
@@ -180,11 +181,11 @@ def test_where(page: Page) -> None:
     page.draw(session, strengths=[0.5, 1.0])
     concept, site, step, picture, told, steps = page.where.begin(session, "patches")
     assert concept["choices"] == ["words", "patches"]
-    assert (concept["value"], site["value"], step["maximum"]) == ("patches", EVERYWHERE, 2)
+    assert (concept["value"], site["value"], step["maximum"]) == ("patches", ALL_LAYERS, 2)
     assert "the mean of all steps" in told
-    assert picture.size == (SHOWN, SHOWN)
+    assert picture.size == (MIN_SIDE, MIN_SIDE)
     assert steps.count("<tr>") == 1 + 4
-    one, told_of_one = page.where.look(session, "patches", site["choices"][1], 2)
+    one, told_of_one = page.where.show_heatmap(session, "patches", site["choices"][1], 2)
     assert "step 2 of 2" in told_of_one
     assert not np.array_equal(np.asarray(one), np.asarray(picture))
     assert page.where.begin(session, "gone")[0]["value"] == "words"
@@ -193,22 +194,23 @@ def test_where(page: Page) -> None:
 
 
 def test_a_trace_that_is_gone_is_told(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(studios, "TRACED", 0)
+    monkeypatch.setattr(picture_service, "MAX_TRACE_BYTES", 0)
     mine, yours = Session(), Session()
     for session in (mine, yours):
         page.draw(session, strengths=[0, 1.0])
-    assert "draw the picture again" in page.where.look(mine, "patches", EVERYWHERE, 0)[1]
+    assert "draw the picture again" in page.where.show_heatmap(mine, "patches", ALL_LAYERS, 0)[1]
     assert page.where.begin(mine, "patches")[3] is None
     assert page.where.begin(yours, "patches")[3] is not None
     mine.drawing = yours.drawing = None
     page.draw(mine, strengths=[0, 1.0])
-    assert len(page.create.studio._traces) == 1, "nobody holds what visitors have let go"
+    gc.collect()  # a steering and what it attached hold one another
+    assert len(page.create.service._traces) == 1, "nobody holds what visitors have let go"
 
 
-def test_words_have_no_place_in_the_picture(page: Page, studio: PictureService, concepts: list[Concept]) -> None:
+def test_words_have_no_place_in_the_picture(page: Page, service: PictureService, concepts: list[Concept]) -> None:
     text = tuple(item for item in concepts[0].interventions if not item.read_only)
     session = Session()
-    session.add(replace(concepts[0], name="text", interventions=text), studio)
+    session.add(replace(concepts[0], name="text", interventions=text), service)
     page.draw(session, strengths=[0, 0, 0, 1.0])
     *_, picture, told, steps = page.where.begin(session, None)
     assert picture is None
@@ -244,27 +246,32 @@ def test_a_strip_from_end_to_end(page: Page) -> None:
 # ---- what is told ---------------------------------------------------------------------------------------------------
 
 
-def test_texts_from_outside_are_text(page: Page, studio: PictureService, concepts: list[Concept]) -> None:
+def test_texts_from_outside_are_text(page: Page, service: PictureService, concepts: list[Concept]) -> None:
     session = Session()
     prompt = 'a <img src=x onerror=alert(1)> & "b"'
     told = page.draw(session, prompt=prompt, strengths=[0, 1.0])[2]
-    where = page.where.look(session, "patches", EVERYWHERE, 0)[1]
-    for text in (told, where, markup.facts(["<b>"], [[prompt]]), markup.note(prompt, '"><script>')):
+    where = page.where.show_heatmap(session, "patches", ALL_LAYERS, 0)[1]
+    for text in (
+        told,
+        where,
+        markup.render_evidence(replace(concepts[1], evidence={"sites": [{"site": prompt}]})),
+        markup.render_note(prompt, '"><script>'),
+    ):
         assert "<img" not in text
         assert "<script" not in text
         assert "<b>" not in text.replace("<b>patches</b>", "")
 
 
-def test_descriptions_are_no_markdown(page: Page, studio: PictureService, concepts: list[Concept]) -> None:
+def test_descriptions_are_no_markdown(page: Page, service: PictureService, concepts: list[Concept]) -> None:
     session = Session()
-    session.add(replace(concepts[1], name="mine", description="![a](http://x)\n`b` **c** d"), studio)
+    session.add(replace(concepts[1], name="mine", description="![a](http://x)\n`b` **c** d"), service)
     told = page.create.slots(session)[3]["info"]
     assert not set("*`[]\n") & set(told)
     assert told.endswith(" d")
 
 
 def test_what_fails_half_way_is_told_where_it_was_to_be(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page.create.studio, "_steered", lambda *_: 1 / 0)
+    monkeypatch.setattr(page.create.service, "_steered", lambda *_: 1 / 0)
     seen: list[Any] = []
     with pytest.raises(ZeroDivisionError):
         seen.extend(page.create.draw(page.data(Session(), strengths=[0, 1.0])))

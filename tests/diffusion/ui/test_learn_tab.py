@@ -18,7 +18,7 @@ from dsas_core.learning.prompts.prompt_set import SIDES
 from dsas_core.utils.progress import Progress, heartbeat, progress_bar, progress_to
 from dsas_diffusion import ui
 from dsas_diffusion.ui.page.session import Session, report_errors
-from dsas_diffusion.ui.services import learning_job as road
+from dsas_diffusion.ui.services import learning_job
 from dsas_diffusion.ui.services.drawing import Order
 from dsas_diffusion.ui.services.learning_job import Learning, share_done
 from dsas_diffusion.ui.services.picture_service import PictureService
@@ -26,24 +26,24 @@ from dsas_diffusion.ui.tabs.create import CreateTab
 from dsas_diffusion.ui.tabs.learn import LearnTab
 from dsas_diffusion.ui.tabs.prompt_form import LISTS, PHRASES
 from dsas_diffusion.ui.tabs.strip import StripTab
-from tests.diffusion.ui.conftest import studio_of
+from tests.diffusion.ui.conftest import make_service
 from tests.fixtures.visitors import Bare
 
 TOKEN = "hf_abcdefghijklmnop"
 
 
-def tab_of(studio: PictureService, saves: Path | None = None) -> LearnTab:
+def tab_of(service: PictureService, saves: Path | None = None) -> LearnTab:
     with gr.Blocks():
-        create = CreateTab(studio, gr.State(Session()))
+        create = CreateTab(service, gr.State(Session()))
         return LearnTab(create, StripTab(create), saves)
 
 
-studio = pytest.fixture(studio_of, scope="module")
+service = pytest.fixture(make_service, scope="module")
 
 
 @pytest.fixture(scope="module")
-def made(studio: PictureService, tmp_path_factory: pytest.TempPathFactory) -> LearnTab:
-    return tab_of(studio, tmp_path_factory.mktemp("learn") / "saves")
+def made(service: PictureService, tmp_path_factory: pytest.TempPathFactory) -> LearnTab:
+    return tab_of(service, tmp_path_factory.mktemp("learn") / "saves")
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def asked(tab: LearnTab, session: Session, **changes: Any) -> dict[Any, Any]:
     """What the components hold when somebody presses Learn."""
     parts = {**vars(tab), **vars(tab.prompts), **dict(zip(SIDES, tab.prompts.sides, strict=True))}
     parts["sites"] = tab.sites
-    usual = {"kind": PHRASES, "first": "banana", "second": "blurred banana", "name": "", "method": "caa", "gate": ""}
-    usual |= {"sites": "text", "count": 8, "steps": 2, "source": None, "target": None, "control": None}
-    return {tab.create.session: session, **{parts[name]: value for name, value in (usual | changes).items()}}
+    defaults = {"kind": PHRASES, "first": "banana", "second": "blurred banana", "name": "", "method": "caa", "gate": ""}
+    defaults |= {"sites": "text", "count": 8, "steps": 2, "source": None, "target": None, "control": None}
+    return {tab.create.session: session, **{parts[name]: value for name, value in (defaults | changes).items()}}
 
 
 def visitor(name: str = "somebody") -> Any:
@@ -70,10 +70,10 @@ def end(running: Iterator[Any]) -> Any:
 
 
 def test_what_is_learned_is_shown_and_is_a_slider_of_this_visitor(
-    tab: LearnTab, studio: PictureService, one_unit: None
+    tab: LearnTab, service: PictureService, one_unit: None
 ) -> None:
     session, other = Session(), Session()
-    bare = Bare.of(studio.pipe.unet)
+    bare = Bare.of(service.pipe.unet)
     seen = list(report_errors(tab.learn)(asked(tab, session), visitor()))
     bars = [float(found) for line in seen for found in re.findall(r'aria-valuenow="(\d+)"', line[0])]
     assert bars == sorted(bars)
@@ -82,38 +82,38 @@ def test_what_is_learned_is_shown_and_is_a_slider_of_this_visitor(
     assert "Learned banana-to-blurred-banana" in told
     assert (start["interactive"], stop["interactive"]) == (True, False)
     assert kept is session
-    assert list(session.own) == ["banana-to-blurred-banana"]
-    assert not other.own
+    assert list(session.my_concepts) == ["banana-to-blurred-banana"]
+    assert not other.my_concepts
     assert picture["value"].width > 400
     for expected in ("balanced accuracy", "text.0", "unit 1"):
         assert expected in evidence
     assert (which["value"], take["visible"]) == ("banana-to-blurred-banana", True)
     assert Path(packed["value"]).suffix == ".zip"
-    (concept,) = session.own.values()
+    (concept,) = session.my_concepts.values()
     assert concept.provenance["model"] == "tiny"
     sliders = [update for update in tab.slots(session, None) if update.get("label") == concept.name]
     assert len(sliders) == 1
-    order = Order("a banana on a table", 1, studio.usual, {concept.name: 2.0}, gate="on")
-    *_, drawing = studio.draw(order, session.concepts(studio))
+    order = Order("a banana on a table", 1, service.defaults, {concept.name: 2.0}, gate="on")
+    *_, drawing = service.draw(order, session.concepts(service))
     assert drawing.steered is not None
-    assert Bare.of(studio.pipe.unet) == bare
+    assert Bare.of(service.pipe.unet) == bare
 
-    assert "Saved as" in tab.own.export.keep(session, concept.name)
-    assert tab.own.export.saves is not None
-    assert Concept.from_pretrained(tab.own.export.saves / concept.name) == concept
+    assert "Saved as" in tab.my_concepts.export.save_to_server(session, concept.name)
+    assert tab.my_concepts.export.saves is not None
+    assert Concept.from_pretrained(tab.my_concepts.export.saves / concept.name) == concept
     with pytest.raises(gr.Error, match="is saved already"):
-        report_errors(tab.own.export.keep)(session, concept.name)
+        report_errors(tab.my_concepts.export.save_to_server)(session, concept.name)
     with pytest.raises(gr.Error, match="choose one of your concepts"):
-        report_errors(tab.own.export.keep)(other, concept.name)
+        report_errors(tab.my_concepts.export.save_to_server)(other, concept.name)
 
 
 @pytest.mark.parametrize("how", ["cancel", "gone", "unwatched"])
 @pytest.mark.parametrize("copied", [True, False], ids=["copy", "shared"])
 def test_a_learning_that_nobody_wants_ends_and_leaves_nothing(
-    tab: LearnTab, studio: PictureService, monkeypatch: pytest.MonkeyPatch, how: str, copied: bool
+    tab: LearnTab, service: PictureService, monkeypatch: pytest.MonkeyPatch, how: str, copied: bool
 ) -> None:
-    pipe, lock = studio.apart() if copied else (studio.pipe, studio._turn)
-    monkeypatch.setattr(studio, "apart", lambda: (pipe, lock))
+    pipe, lock = service.pipeline_for_learning() if copied else (service.pipe, service._turn)
+    monkeypatch.setattr(service, "pipeline_for_learning", lambda: (pipe, lock))
     session, bare = Session(), [Bare.of(pipe.unet), Bare.of(pipe.text_encoder)]
     running = tab.learn(asked(tab, session, count=48, steps=4), visitor())
     next(running)
@@ -128,14 +128,14 @@ def test_a_learning_that_nobody_wants_ends_and_leaves_nothing(
     elif how == "gone":
         running.close()
     else:
-        monkeypatch.setattr(road, "PATIENCE", 0.0)
+        monkeypatch.setattr(learning_job, "PATIENCE", 0.0)
     assert learning.join(20)
     running.close()
     assert [Bare.of(pipe.unet), Bare.of(pipe.text_encoder)] == bare
     assert not lock.locked()
-    assert not session.own
+    assert not session.my_concepts
     assert not tab._running
-    assert len(list(studio.draw(Order("a dog", 1, studio.usual, {"patches": 1.0}), studio.concepts))) == 2
+    assert len(list(service.draw(Order("a dog", 1, service.defaults, {"patches": 1.0}), service.concepts))) == 2
 
 
 def test_two_visitors_cannot_end_or_see_each_others_learning(tab: LearnTab, one_unit: None) -> None:
@@ -146,7 +146,7 @@ def test_two_visitors_cannot_end_or_see_each_others_learning(tab: LearnTab, one_
     tab.cancel(visitor("one"))
     assert "Cancelled" in end(one)[0]
     assert "Learned dog-to-cat" in end(two)[0]
-    assert (list(first.own), list(second.own)) == ([], ["dog-to-cat"])
+    assert (list(first.my_concepts), list(second.my_concepts)) == ([], ["dog-to-cat"])
 
 
 @pytest.mark.parametrize(
@@ -238,17 +238,17 @@ def test_a_concept_that_somebody_has_becomes_their_slider(
         both = [str(folder / file) for file in ("config.json", "concept.safetensors")]
         if name == "patches":
             with pytest.raises(gr.Error, match="already"):
-                report_errors(tab.bring)(session, both)
+                report_errors(tab.add_uploaded)(session, both)
         else:
-            assert "mine is there" in report_errors(tab.bring)(session, both)[1]
-    assert list(session.own) == ["mine"]
-    monkeypatch.setattr(tab.create.studio, "try_out", lambda _: 1 / 0)
+            assert "mine is there" in report_errors(tab.add_uploaded)(session, both)[1]
+    assert list(session.my_concepts) == ["mine"]
+    monkeypatch.setattr(tab.create.service, "try_concept", lambda _: 1 / 0)
     other = Session()
     with pytest.raises(gr.Error):
-        report_errors(tab.bring)(
+        report_errors(tab.add_uploaded)(
             other, [str(tmp_path / "mine" / file) for file in ("config.json", "concept.safetensors")]
         )
-    assert not other.own, "what cannot be used is not kept"
+    assert not other.my_concepts, "what cannot be used is not kept"
 
 
 @pytest.mark.parametrize("raises", [True, False], ids=["refused", "pushed"])
@@ -270,8 +270,8 @@ def test_a_token_is_used_once_and_is_nowhere_afterwards(
 
     caplog.set_level(logging.DEBUG)
     monkeypatch.setattr(Concept, "push_to_hub", push)
-    session = Session(own={"patches": concepts[1]})
-    told, field = report_errors(tab.own.export.publish)(session, "patches", "user/name", f" {TOKEN} ", True)
+    session = Session(my_concepts={"patches": concepts[1]})
+    told, field = report_errors(tab.my_concepts.export.publish)(session, "patches", "user/name", f" {TOKEN} ", True)
     assert used == [("user/name", TOKEN, True)]
     assert field == ""
     assert ("Not pushed: 401 for Bearer … &lt;b&gt;" if raises else "Pushed: https://hub/user/name?…") in told
@@ -296,14 +296,16 @@ def test_bad_repositories_and_tokens_go_nowhere(
     tab: LearnTab, concepts: list[Concept], monkeypatch: pytest.MonkeyPatch, repository: str, token: str, expected: str
 ) -> None:
     monkeypatch.setattr(Concept, "push_to_hub", lambda *_, **__: pytest.fail("pushed"))
-    told, field = tab.own.export.publish(Session(own={"patches": concepts[1]}), "patches", repository, token, True)
+    told, field = tab.my_concepts.export.publish(
+        Session(my_concepts={"patches": concepts[1]}), "patches", repository, token, True
+    )
     assert expected in told
     assert TOKEN not in told
     assert field == ""
 
 
-def test_without_a_folder_nothing_can_be_saved(studio: PictureService) -> None:
-    ids = [block.elem_id for block in ui.build(studio).blocks.values()]
+def test_without_a_folder_nothing_can_be_saved(service: PictureService) -> None:
+    ids = [block.elem_id for block in ui.build(service).blocks.values()]
     assert "learn-start" in ids
     assert "learn-save" not in ids
 

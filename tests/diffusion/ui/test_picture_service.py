@@ -20,9 +20,9 @@ from dsas_diffusion.generation.pictures import pictures_of
 from dsas_diffusion.generation.settings import Settings
 from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.prompt_check import check_prompt
-from dsas_diffusion.ui.services import picture_service as studios
+from dsas_diffusion.ui.services import picture_service
 from dsas_diffusion.ui.services.drawing import Drawing, Order
-from dsas_diffusion.ui.services.picture_service import PictureService, ends_of, steered_sites
+from dsas_diffusion.ui.services.picture_service import PictureService, slider_ends, steered_sites
 from tests.diffusion.steering.test_identities_by_family import concept_of, pipe_of
 from tests.diffusion.ui.conftest import SETTINGS
 from tests.fixtures.pipelines import SIZE, STEPS
@@ -35,9 +35,9 @@ def order(seed: int = 0, prompt: str = BANANA, **fields: Any) -> Order:
     return Order(prompt, seed, SETTINGS, **fields)
 
 
-def drawn(studio: PictureService, asked: Order) -> Drawing:
+def drawn(service: PictureService, asked: Order) -> Drawing:
     """The last that comes, with both pictures."""
-    return list(studio.draw(asked, studio.concepts))[-1]
+    return list(service.draw(asked, service.concepts))[-1]
 
 
 def same(a: Image.Image | None, b: Image.Image | None) -> bool:
@@ -46,8 +46,8 @@ def same(a: Image.Image | None, b: Image.Image | None) -> bool:
     return np.array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_the_base_comes_first_and_is_what_the_pipeline_draws(studio: PictureService, tiny_pipe: Any) -> None:
-    first, both = studio.draw(order(3, strengths={"patches": 1.0}), studio.concepts)
+def test_the_base_comes_first_and_is_what_the_pipeline_draws(service: PictureService, tiny_pipe: Any) -> None:
+    first, both = service.draw(order(3, strengths={"patches": 1.0}), service.concepts)
     assert first.steered is None
     assert same(first.base, pictures_of(adapt(tiny_pipe), [BANANA], [3], SETTINGS)[0])
     assert same(both.base, first.base)
@@ -56,21 +56,21 @@ def test_the_base_comes_first_and_is_what_the_pipeline_draws(studio: PictureServ
     assert Bare.of(tiny_pipe.unet).hooks == 0
 
 
-def test_a_slider_costs_one_picture(studio: PictureService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slider_costs_one_picture(service: PictureService, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    draw = studios.latents_of
-    monkeypatch.setattr(studios, "latents_of", lambda *args: made.append(args[1][0]) or draw(*args))
-    first, again = (drawn(studio, order(strengths={"patches": strength})) for strength in (0.5, 1.0))
+    draw = picture_service.latents_of
+    monkeypatch.setattr(picture_service, "latents_of", lambda *args: made.append(args[1][0]) or draw(*args))
+    first, again = (drawn(service, order(strengths={"patches": strength})) for strength in (0.5, 1.0))
     assert len(made) == 3
     assert (first.cached, again.cached) == (False, True)
     for other in (order(1), order(prompt="a dog"), replace(order(), settings=replace(SETTINGS, steps=3))):
-        assert not drawn(studio, other).cached
+        assert not drawn(service, other).cached
     assert not same(first.steered, again.steered)
 
 
-def test_few_base_pictures_are_kept(studio: PictureService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(studios, "KEPT", 2)
-    assert [drawn(studio, order(seed)).cached for seed in (0, 1, 0, 2, 0, 1)] == [
+def test_few_base_pictures_are_kept(service: PictureService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_service, "MAX_BASES", 2)
+    assert [drawn(service, order(seed)).cached for seed in (0, 1, 0, 2, 0, 1)] == [
         False,
         False,
         True,
@@ -80,22 +80,22 @@ def test_few_base_pictures_are_kept(studio: PictureService, monkeypatch: pytest.
     ]
 
 
-def test_all_at_zero_is_the_base(studio: PictureService) -> None:
-    drawing = drawn(studio, order(strengths={"patches": 0.0, "words": 0.0}))
+def test_all_at_zero_is_the_base(service: PictureService) -> None:
+    drawing = drawn(service, order(strengths={"patches": 0.0, "words": 0.0}))
     assert same(drawing.steered, drawing.base)
     assert drawing.trace is None
 
 
 @pytest.mark.parametrize("gate", ["dsas", "on", "off"])
-def test_gates(studio: PictureService, gate: str) -> None:
-    drawing = drawn(studio, order(strengths={"closed": 1.0}, gate=gate))
+def test_gates(service: PictureService, gate: str) -> None:
+    drawing = drawn(service, order(strengths={"closed": 1.0}, gate=gate))
     assert same(drawing.steered, drawing.base) == (gate != "on")
     assert gate == "on" or drawing.untouched
     assert drawing.gates[0].mean_h == (1.0 if gate == "on" else 0.0)
 
 
-def test_what_a_gate_saw(studio: PictureService, concepts: list[Concept]) -> None:
-    words, patches = drawn(studio, order(strengths={"words": 1.0, "patches": 0.5})).gates
+def test_what_a_gate_saw(service: PictureService, concepts: list[Concept]) -> None:
+    words, patches = drawn(service, order(strengths={"words": 1.0, "patches": 0.5})).gates
     assert (words.concept, words.strength, patches.strength) == ("words", 1.0, 0.5)
     assert 0 < words.mean_h < words.highest_h <= 1
     assert set(words.words) <= {"a", "banana", "and", "dog"}
@@ -103,12 +103,12 @@ def test_what_a_gate_saw(studio: PictureService, concepts: list[Concept]) -> Non
     assert patches.words == (), "patches are no words"
 
 
-def test_layers_that_are_chosen_steer_alone(studio: PictureService, concepts: list[Concept]) -> None:
+def test_layers_that_are_chosen_steer_alone(service: PictureService, concepts: list[Concept]) -> None:
     names = steered_sites([concepts[1]])
     assert len(names) > 1
-    one = drawn(studio, order(strengths={"patches": 1.0}, sites=names[:1]))
-    every = drawn(studio, order(strengths={"patches": 1.0}, sites=names))
-    assert same(every.steered, drawn(studio, order(strengths={"patches": 1.0})).steered)
+    one = drawn(service, order(strengths={"patches": 1.0}, sites=names[:1]))
+    every = drawn(service, order(strengths={"patches": 1.0}, sites=names))
+    assert same(every.steered, drawn(service, order(strengths={"patches": 1.0})).steered)
     assert not same(one.steered, every.steered)
     assert one.trace is not None
     moved = {str(r.site): float(r.change.max()) for r in one.trace.select("patches")}
@@ -116,38 +116,38 @@ def test_layers_that_are_chosen_steer_alone(studio: PictureService, concepts: li
     assert len(moved) == len(names), "the others are watched"
 
 
-def test_schedules_rows_and_blends_reach_the_picture(studio: PictureService) -> None:
-    plain = drawn(studio, order(strengths={"patches": 1.0, "words": 1.0}))
-    never = drawn(studio, order(strengths={"patches": 1.0}, schedule=Schedule.constant(0.0)))
+def test_schedules_rows_and_blends_reach_the_picture(service: PictureService) -> None:
+    plain = drawn(service, order(strengths={"patches": 1.0, "words": 1.0}))
+    never = drawn(service, order(strengths={"patches": 1.0}, schedule=Schedule.constant(0.0)))
     assert same(never.steered, never.base)
     for other in ({"branch": "both"}, {"combine": "blend"}, {"schedule": Schedule.linear(0, 1)}):
-        assert not same(drawn(studio, order(strengths={"patches": 1.0, "words": 1.0}, **other)).steered, plain.steered)
+        assert not same(drawn(service, order(strengths={"patches": 1.0, "words": 1.0}, **other)).steered, plain.steered)
 
 
-def test_concepts_that_pull_against_one_another(studio: PictureService, concepts: list[Concept]) -> None:
+def test_concepts_that_pull_against_one_another(service: PictureService, concepts: list[Concept]) -> None:
     twin = replace(concepts[1], name="twin")
     asked = order(strengths={"patches": 1.0, "twin": -1.0})
-    assert list(studio.draw(asked, {**studio.concepts, "twin": twin}))[-1].opposed == (("patches", "twin"),)
-    assert drawn(studio, order(strengths={"patches": 1.0, "words": 1.0})).opposed == ()
+    assert list(service.draw(asked, {**service.concepts, "twin": twin}))[-1].conflicts == (("patches", "twin"),)
+    assert drawn(service, order(strengths={"patches": 1.0, "words": 1.0})).conflicts == ()
 
 
-def test_a_strip(studio: PictureService, concepts: list[Concept]) -> None:
+def test_a_strip(service: PictureService, concepts: list[Concept]) -> None:
     told: list[int] = []
-    strip = studio.strip(order(), concepts[1], [-1.0, 0.0, 1.0], told.append)
+    strip = service.strip(order(), concepts[1], [-1.0, 0.0, 1.0], told.append)
     assert told == [1, 2, 3]
-    assert same(strip.pictures[1], drawn(studio, order()).base)
-    assert same(strip.pictures[2], drawn(studio, order(strengths={"patches": 1.0})).steered)
+    assert same(strip.pictures[1], drawn(service, order()).base)
+    assert same(strip.pictures[2], drawn(service, order(strengths={"patches": 1.0})).steered)
     with Image.open(io.BytesIO(strip.animated(".gif"))) as moving:
         assert moving.n_frames == 4
     assert Image.open(io.BytesIO(strip.as_png())).width > 3 * 160
 
 
-def test_two_at_once_get_their_own(studio: PictureService) -> None:
-    alone = {seed: drawn(studio, order(seed, strengths={"patches": 1.0})).steered for seed in range(4)}
+def test_two_at_once_get_their_own(service: PictureService) -> None:
+    alone = {seed: drawn(service, order(seed, strengths={"patches": 1.0})).steered for seed in range(4)}
     together: dict[int, Image.Image | None] = {}
 
     def visit(seed: int) -> None:
-        together[seed] = drawn(studio, order(seed, strengths={"patches": 1.0})).steered
+        together[seed] = drawn(service, order(seed, strengths={"patches": 1.0})).steered
 
     visitors = [threading.Thread(target=visit, args=(seed,)) for seed in range(4)]
     for visitor in visitors:
@@ -157,30 +157,30 @@ def test_two_at_once_get_their_own(studio: PictureService) -> None:
     assert all(same(together[seed], alone[seed]) for seed in range(4))
 
 
-def test_who_goes_away_in_the_middle_keeps_nobody_waiting(studio: PictureService, tiny_pipe: Any) -> None:
-    abandoned = studio.draw(order(9, strengths={"patches": 1.0}), studio.concepts)
+def test_who_goes_away_in_the_middle_keeps_nobody_waiting(service: PictureService, tiny_pipe: Any) -> None:
+    abandoned = service.draw(order(9, strengths={"patches": 1.0}), service.concepts)
     next(abandoned)
-    assert drawn(studio, order(10)).base is not None
+    assert drawn(service, order(10)).base is not None
     assert Bare.of(tiny_pipe.unet).hooks == 0
 
 
-def test_an_error_leaves_the_studio_as_it_was(studio: PictureService, tiny_pipe: Any) -> None:
+def test_an_error_leaves_the_studio_as_it_was(service: PictureService, tiny_pipe: Any) -> None:
     with pytest.raises(DSASError, match="strength"):
-        drawn(studio, order(strengths={"patches": float("nan")}))
+        drawn(service, order(strengths={"patches": float("nan")}))
     assert Bare.of(tiny_pipe.unet).hooks == 0
-    assert drawn(studio, order(strengths={"patches": 1.0})).steered is not None
+    assert drawn(service, order(strengths={"patches": 1.0})).steered is not None
 
 
 @pytest.mark.parametrize("copied", [True, False])
 def test_who_learns_does_so_apart(
-    studio: PictureService, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch, copied: bool
+    service: PictureService, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch, copied: bool
 ) -> None:
-    monkeypatch.setattr(studios, "COPIED", 2**30 if copied else 0)
-    pipe, lock = studio.apart()
+    monkeypatch.setattr(picture_service, "MAX_COPY_BYTES", 2**30 if copied else 0)
+    pipe, lock = service.pipeline_for_learning()
     assert (pipe is not tiny_pipe) == copied
     assert (pipe.unet is not tiny_pipe.unet) == copied
     with lock:
-        began = threading.Thread(target=drawn, args=(studio, order(11)), daemon=True)
+        began = threading.Thread(target=drawn, args=(service, order(11)), daemon=True)
         began.start()
         began.join(20 if copied else 0.3)
         assert began.is_alive() != copied
@@ -211,9 +211,9 @@ def test_concepts_that_cannot_be_used(tiny_pipe: Any, concepts: list[Concept]) -
 
 
 def test_ends_of_sliders_lie_on_their_steps_and_have_room_for_zero(concepts: list[Concept]) -> None:
-    assert ends_of(concepts[1]) == pytest.approx((-0.95, 1.45))
-    assert ends_of(concepts[0]) == (-1.0, 2.0)
-    assert ends_of(replace(concepts[0], range=(0.2, 1.0))) == (0.0, 1.0)
+    assert slider_ends(concepts[1]) == pytest.approx((-0.95, 1.45))
+    assert slider_ends(concepts[0]) == (-1.0, 2.0)
+    assert slider_ends(replace(concepts[0], range=(0.2, 1.0))) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -231,15 +231,15 @@ def test_other_families(
     pipe, concept = pipe_of(family), concept_of(family, role)
     if longest is not None:
         monkeypatch.setattr(adapt(pipe).tokens[0].tokenizer, "model_max_length", longest)
-    studio = PictureService(pipe, family, [concept])
-    asked = Order(BANANA, 0, Settings(STEPS, studio.usual.guidance, size=SIZE), {concept.name: 4.0}, gate="on")
-    drawing = list(studio.draw(asked, studio.concepts))[-1]
+    service = PictureService(pipe, family, [concept])
+    asked = Order(BANANA, 0, Settings(STEPS, service.defaults.guidance, size=SIZE), {concept.name: 4.0}, gate="on")
+    drawing = list(service.draw(asked, service.concepts))[-1]
     assert not same(drawing.base, drawing.steered)
     assert sorted(set(drawing.gates[0].words)) == sorted(words)
     assert drawing.prompt_check.tokens == 5
     assert drawing.trace is not None
     assert drawing.trace.by_step(concept.name)
-    studio.close()
+    service.close()
 
 
 def test_the_longest_tokenizer_says_what_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,23 +251,23 @@ def test_the_longest_tokenizer_says_what_is_cut_off(monkeypatch: pytest.MonkeyPa
 
 
 def test_files_go_with_the_studio(tiny_pipe: Any) -> None:
-    studio = PictureService(tiny_pipe, "tiny")
-    one, other = (Path(studio.file("a.png", content)) for content in (b"one", b"other"))
+    service = PictureService(tiny_pipe, "tiny")
+    one, other = (Path(service.write_download("a.png", content)) for content in (b"one", b"other"))
     assert (one.read_bytes(), other.read_bytes(), one.name) == (b"one", b"other", "a.png")
-    later = time.time() + studios.FETCHED + 1
+    later = time.time() + picture_service.DOWNLOAD_SECONDS + 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studios.time, "time", lambda: later)
-        odd = Path(studio.file("../a b/\0<c>" * 40 + ".zip", b"odd"))
+        patch.setattr(picture_service.time, "time", lambda: later)
+        odd = Path(service.write_download("../a b/\0<c>" * 40 + ".zip", b"odd"))
     assert not one.exists(), "has been fetched long since"
     assert not other.parent.exists()
     assert odd.read_bytes() == b"odd"
-    assert odd.parents[1] == Path(studio._files.name)
+    assert odd.parents[1] == Path(service._files.name)
     assert odd.suffix == ".zip"
-    studio.close()
+    service.close()
     assert not odd.exists()
 
 
-def test_a_concept_from_elsewhere_is_tried_on_every_layer(studio: PictureService, concepts: list[Concept]) -> None:
+def test_a_concept_from_elsewhere_is_tried_on_every_layer(service: PictureService, concepts: list[Concept]) -> None:
     def narrow(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[..., :8].clone() if tensor.ndim else tensor
 
@@ -287,10 +287,10 @@ def test_a_concept_from_elsewhere_is_tried_on_every_layer(studio: PictureService
         ),
     ):
         bad = replace(concepts[1], interventions=tuple(interventions))
-        studio.check(bad)
+        service.check(bad)
         with pytest.raises(DSASError, match=told):
-            studio.try_out(bad)
+            service.try_concept(bad)
     with pytest.raises(DSASError, match="beyond all numbers"):
-        studio.try_out(replace(concepts[1], unit=1e30))
-    studio.try_out(concepts[1])
-    assert Bare.of(studio.pipe.unet).hooks == 0
+        service.try_concept(replace(concepts[1], unit=1e30))
+    service.try_concept(concepts[1])
+    assert Bare.of(service.pipe.unet).hooks == 0

@@ -13,21 +13,22 @@ import pytest
 
 from dsas_core import Concept
 from dsas_diffusion import ui
-from dsas_diffusion.ui.services import picture_service as studios
+from dsas_diffusion.ui.page.theme import STYLE_SHEET
+from dsas_diffusion.ui.services import picture_service
 from dsas_diffusion.ui.services.picture_service import PictureService
 
 
 @pytest.fixture(scope="module")
 def served(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[gr.Blocks]:
     """The page, at work."""
-    studio = PictureService(tiny_pipe, "tiny", concepts)
-    page = ui.build(studio)
+    service = PictureService(tiny_pipe, "tiny", concepts)
+    page = ui.build(service)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ui, "MOST_UPLOADED", 1000)
+        patch.setattr(ui, "MAX_UPLOAD_BYTES", 1000)
         ui.serve(page, "127.0.0.1", None)
     yield page
     page.close(verbose=False)
-    studio.close()
+    service.close()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_the_page_is_there_and_fetches_nothing_from_elsewhere(client: httpx.Clie
         "../../../../etc/passwd",
         "app.py",
         "/proc/self/environ",
-        str(Path(studios.__file__)),
+        str(Path(picture_service.__file__)),
         "pyproject.toml",
         ".git/config",
     ],
@@ -75,9 +76,7 @@ def test_names_of_uploads_stay_in_their_folder(client: httpx.Client, tmp_path: P
     assert "gradio" in str(stored.parent)
 
 
-@pytest.mark.parametrize(
-    "path", ["/etc/passwd", "../../../../etc/passwd", str(Path(studios.__file__).with_name("page.css"))]
-)
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../../../etc/passwd", str(STYLE_SHEET)])
 def test_an_upload_that_was_none_is_not_read(client: httpx.Client, path: str) -> None:
     """Somebody who writes the browser's messages by hand."""
     events = client.get("/config").json()["dependencies"]
@@ -98,12 +97,12 @@ def test_nothing_is_offered_beside_the_page(client: httpx.Client) -> None:
     assert told["named_endpoints"] == {}
     config = client.get("/config").json()
     assert all(event["api_visibility"] == "private" for event in config["dependencies"])
-    assert str(Path(studios.__file__).parents[2]) not in json.dumps(config)
+    assert str(Path(picture_service.__file__).parents[2]) not in json.dumps(config)
 
 
 def test_pictures_are_drawn_one_at_a_time_and_waiting_and_memory_have_an_end(served: gr.Blocks) -> None:
     drawing = [event for event in served.fns.values() if event.name in ("draw", "draw_live")]
     assert {(event.concurrency_id, event.concurrency_limit) for event in drawing} == {("pipe", 1)}
     assert len(drawing) == 3
-    assert served._queue.max_size == ui.WAITING
-    assert served.state_session_capacity == ui.REMEMBERED
+    assert served._queue.max_size == ui.MAX_WAITING
+    assert served.state_session_capacity == ui.MAX_SESSIONS

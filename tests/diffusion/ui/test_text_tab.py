@@ -18,7 +18,7 @@ from dsas_core.llm.steering.answer import answer, encode_message
 from dsas_diffusion.ui import build
 from dsas_diffusion.ui.page import markup
 from dsas_diffusion.ui.page.session import Session
-from dsas_diffusion.ui.services.chat_service import MOST_CHARACTERS, ChatService, Question, Reply
+from dsas_diffusion.ui.services.chat_service import MAX_CHARACTERS, ChatService, Question, Reply
 from dsas_diffusion.ui.services.picture_service import PictureService
 from dsas_diffusion.ui.tabs.text import EXAMPLES, TextTab
 from tests.fixtures.language_models import concept_for
@@ -42,7 +42,7 @@ def spoken(chat: tuple[Any, Any]) -> list[Concept]:
 
 
 @pytest.fixture
-def talk(chat: tuple[Any, Any], spoken: list[Concept]) -> Iterator[ChatService]:
+def chat_service(chat: tuple[Any, Any], spoken: list[Concept]) -> Iterator[ChatService]:
     made = ChatService(*chat, "builtin:chat", spoken)
     yield made
     made.close()
@@ -61,8 +61,8 @@ def hooks(model: Any) -> int:
     return sum(len(module._forward_hooks) for module in model.modules())
 
 
-def whole(talk: ChatService, message: str = RUDE, **more: Any) -> Reply:
-    return list(talk.reply(Question(message, **{"length": LENGTH, **more})))[-1]
+def last_reply(chat_service: ChatService, message: str = RUDE, **more: Any) -> Reply:
+    return list(chat_service.reply(Question(message, **{"length": LENGTH, **more})))[-1]
 
 
 def soon(holds: Callable[[], bool]) -> bool:
@@ -76,14 +76,14 @@ def soon(holds: Callable[[], bool]) -> bool:
 # ---- without the page ---------------------------------------------------------------------------------------------
 
 
-def test_both_answers_are_told_of_as_they_grow(talk: ChatService) -> None:
+def test_both_answers_are_told_of_as_they_grow(chat_service: ChatService) -> None:
     seen: list[Reply] = []
-    for reply in talk.reply(Question(RUDE, {"strong": 1.0}, length=LENGTH)):
+    for reply in chat_service.reply(Question(RUDE, {"strong": 1.0}, length=LENGTH)):
         seen.append(reply)
         time.sleep(0.01)
     last = seen[-1]
-    assert last.whole
-    assert not any(reply.whole or reply.gates for reply in seen[:-1])
+    assert last.complete
+    assert not any(reply.complete or reply.gates for reply in seen[:-1])
     assert all(last.base.text.startswith(reply.base.text) for reply in seen)
     steered = [reply.steered.text for reply in seen if reply.steered is not None]
     assert last.steered is not None
@@ -94,14 +94,17 @@ def test_both_answers_are_told_of_as_they_grow(talk: ChatService) -> None:
     assert min(last.base.speed, last.steered.speed) > 0
 
 
-def test_the_base_is_what_the_model_says_and_is_kept(talk: ChatService, chat: tuple[Any, Any]) -> None:
-    first, again = whole(talk, strengths={"strong": 1.0}), whole(talk, strengths={"strong": 0.5})
+def test_the_base_is_what_the_model_says_and_is_kept(chat_service: ChatService, chat: tuple[Any, Any]) -> None:
+    first, again = (
+        last_reply(chat_service, strengths={"strong": 1.0}),
+        last_reply(chat_service, strengths={"strong": 0.5}),
+    )
     model, tokenizer = chat
     assert first.base.text == answer(model, tokenizer, encode_message(tokenizer, RUDE), LENGTH).text
     assert (first.cached, again.cached) == (False, True)
     assert again.base == first.base
     others = ({"message": CALM}, {"length": LENGTH - 1}, {"temperature": 1.0}, {"seed": 3})
-    assert not any(whole(talk, **other).cached for other in others)
+    assert not any(last_reply(chat_service, **other).cached for other in others)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -117,16 +120,16 @@ def test_the_base_is_what_the_model_says_and_is_kept(talk: ChatService, chat: tu
     ids=["steered", "always on", "strength 0", "gate off", "gate closed"],
 )
 def test_what_is_not_steered_is_the_same_token_for_token(
-    asks: dict[str, Any], same: bool, temperature: float, talk: ChatService
+    asks: dict[str, Any], same: bool, temperature: float, chat_service: ChatService
 ) -> None:
-    reply = whole(talk, temperature=temperature, **asks)
+    reply = last_reply(chat_service, temperature=temperature, **asks)
     assert reply.same is same
     assert reply.steered is not None
     assert (reply.steered.ids == reply.base.ids) is same
 
 
-def test_gates_are_read_on_message_and_answer(talk: ChatService, chat: tuple[Any, Any]) -> None:
-    reply = whole(talk, strengths={"strong": 1.0})
+def test_gates_are_read_on_message_and_answer(chat_service: ChatService, chat: tuple[Any, Any]) -> None:
+    reply = last_reply(chat_service, strengths={"strong": 1.0})
     strong, closed = reply.gates
     assert reply.steered is not None
     assert "useless clown" in "".join(token.text for token in strong.message)
@@ -142,20 +145,22 @@ def test_a_model_with_an_encoder(chat: tuple[Any, Any]) -> None:
 
     small: Any = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 3}
     model = T5ForConditionalGeneration(T5Config(vocab_size=1100, eos_token_id=None, **small)).eval()
-    reply = whole(ChatService(model, chat[1], "t5", [concept_for(model, name="strong")]), strengths={"strong": 0.0})
+    reply = last_reply(
+        ChatService(model, chat[1], "t5", [concept_for(model, name="strong")]), strengths={"strong": 0.0}
+    )
     assert reply.same
     assert "useless clown" in "".join(token.text for token in reply.gates[0].message)
     assert len(reply.gates[0].answer) == LENGTH - 1
 
 
-def test_several_at_once_get_their_own(talk: ChatService) -> None:
+def test_several_at_once_get_their_own(chat_service: ChatService) -> None:
     asks = [(message, strength) for message in (RUDE, CALM) for strength in (0.0, 1.0)]
-    alone = {ask: whole(talk, ask[0], strengths={"strong": ask[1]}) for ask in asks}
-    talk._bases.clear()
+    alone = {ask: last_reply(chat_service, ask[0], strengths={"strong": ask[1]}) for ask in asks}
+    chat_service._bases.clear()
     found: dict[Any, Reply] = {}
 
     def visit(ask: tuple[str, float]) -> None:
-        found[ask] = whole(talk, ask[0], strengths={"strong": ask[1]})
+        found[ask] = last_reply(chat_service, ask[0], strengths={"strong": ask[1]})
 
     visitors = [threading.Thread(target=visit, args=(ask,)) for ask in asks]
     for visitor in visitors:
@@ -171,33 +176,33 @@ def test_several_at_once_get_their_own(talk: ChatService) -> None:
 
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize("steered", [False, True], ids=["in the base", "in the steered"])
-def test_who_goes_away_frees_the_model(steered: bool, talk: ChatService, chat: tuple[Any, Any]) -> None:
-    replies = talk.reply(Question(RUDE, {"strong": 1.0}, length=LENGTH))
+def test_who_goes_away_frees_the_model(steered: bool, chat_service: ChatService, chat: tuple[Any, Any]) -> None:
+    replies = chat_service.reply(Question(RUDE, {"strong": 1.0}, length=LENGTH))
     next(reply for reply in replies if (reply.steered is not None) is steered)
-    assert talk._turn.locked()
+    assert chat_service._turn.locked()
     assert soon(lambda: (hooks(chat[0]) > 0) is steered)
     replies.close()
-    assert soon(lambda: not talk._turn.locked())
+    assert soon(lambda: not chat_service._turn.locked())
     assert hooks(chat[0]) == 0
-    assert len(talk._bases) == steered, "half an answer is not kept"
-    assert whole(talk).whole
+    assert len(chat_service._bases) == steered, "half an answer is not kept"
+    assert last_reply(chat_service).complete
 
 
 @pytest.mark.usefixtures("slow")
-def test_closing_ends_what_is_being_written(talk: ChatService) -> None:
-    replies = talk.reply(Question(RUDE, {"strong": 1.0}, length=LENGTH))
+def test_closing_ends_what_is_being_written(chat_service: ChatService) -> None:
+    replies = chat_service.reply(Question(RUDE, {"strong": 1.0}, length=LENGTH))
     next(replies)
-    talk.close()
-    assert not any(reply.whole for reply in replies)
-    assert list(talk.reply(Question(CALM))) == []
+    chat_service.close()
+    assert not any(reply.complete for reply in replies)
+    assert list(chat_service.reply(Question(CALM))) == []
 
 
-def test_what_goes_wrong_in_the_thread_comes_out(talk: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_in_the_thread_comes_out(chat_service: ChatService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsas_diffusion.ui.services.chat_service.answer", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        whole(talk)
-    assert not talk._turn.locked()
-    page, seen = Page(talk), []
+        last_reply(chat_service)
+    assert not chat_service._turn.locked()
+    page, seen = Page(chat_service), []
     with pytest.raises(ZeroDivisionError):
         seen.extend(page.tab.write(page.data(Session())))
     assert "Writing failed" in seen[-1][3]
@@ -207,16 +212,16 @@ def test_what_goes_wrong_in_the_thread_comes_out(talk: ChatService, monkeypatch:
     ("asks", "told"),
     [
         ({"message": " "}, "there is no message"),
-        ({"message": "a" * (MOST_CHARACTERS + 1)}, f"at most {MOST_CHARACTERS}"),
+        ({"message": "a" * (MAX_CHARACTERS + 1)}, f"at most {MAX_CHARACTERS}"),
         ({"length": 0}, "expected 1 to"),
         ({"temperature": 9.0}, "expected 0 to 2"),
         ({"message": "hi " * 250}, "but the model takes 256 in all"),
         ({"strengths": {"kind": 1.0}}, "no concept 'kind': there are strong"),
     ],
 )
-def test_what_cannot_be_answered(asks: dict[str, Any], told: str, talk: ChatService) -> None:
+def test_what_cannot_be_answered(asks: dict[str, Any], told: str, chat_service: ChatService) -> None:
     with pytest.raises(DSASError, match=told):
-        whole(talk, **asks)
+        last_reply(chat_service, **asks)
 
 
 def test_concepts_that_do_not_fit(chat: tuple[Any, Any], spoken: list[Concept]) -> None:
@@ -227,10 +232,10 @@ def test_concepts_that_do_not_fit(chat: tuple[Any, Any], spoken: list[Concept]) 
 def test_concepts_that_undo_one_another(chat: tuple[Any, Any], spoken: list[Concept]) -> None:
     made = ChatService(*chat, "builtin:chat", [spoken[0], replace(spoken[0], name="twin")])
     with pytest.warns(UserWarning, match="against one another"):
-        reply = whole(made, strengths={"strong": 1.0, "twin": -1.0})
-    assert reply.opposed == (("strong", "twin"),)
-    assert "<b>strong</b> and <b>twin</b> pull against one another" in markup.replied(reply)
-    assert whole(made, strengths={"strong": 1.0, "twin": 1.0}).opposed == ()
+        reply = last_reply(made, strengths={"strong": 1.0, "twin": -1.0})
+    assert reply.conflicts == (("strong", "twin"),)
+    assert "<b>strong</b> and <b>twin</b> pull against one another" in markup.render_reply(reply)
+    assert last_reply(made, strengths={"strong": 1.0, "twin": 1.0}).conflicts == ()
 
 
 # ---- the page -----------------------------------------------------------------------------------------------------
@@ -239,9 +244,9 @@ def test_concepts_that_undo_one_another(chat: tuple[Any, Any], spoken: list[Conc
 class Page:
     """The tab, with what its components begin with."""
 
-    def __init__(self, talk: ChatService) -> None:
+    def __init__(self, chat_service: ChatService) -> None:
         with gr.Blocks():
-            self.tab = TextTab(talk, gr.State(Session()))
+            self.tab = TextTab(chat_service, gr.State(Session()))
 
     def data(self, session: Session, strengths: tuple[float, ...] = (), **values: Any) -> dict[Any, Any]:
         held = {part: getattr(part, "value", None) for part in self.tab.inputs}
@@ -254,8 +259,8 @@ class Page:
 
 
 @pytest.fixture
-def page(talk: ChatService) -> Page:
-    return Page(talk)
+def page(chat_service: ChatService) -> Page:
+    return Page(chat_service)
 
 
 def test_writing(page: Page) -> None:
@@ -287,17 +292,17 @@ def test_what_visitors_write_is_text(page: Page) -> None:
         assert "<img" not in html
         assert "<script" not in html
     token = llm.Token(1, 1, "<img>", {"<script>": 1.0}, {}, True)
-    reply = page.tab.talk.reply(page.tab.question(page.data(Session())))
+    reply = page.tab.service.reply(page.tab.question(page.data(Session())))
     read = replace(list(reply)[-1].gates[0], message=(token,), concept="<script>")
-    assert "<script" not in markup.spelled(read)
-    assert "&lt;img&gt;" in markup.spelled(read)
+    assert "<script" not in markup.render_tokens(read)
+    assert "&lt;img&gt;" in markup.render_tokens(read)
 
 
 def test_tokens_are_those_of_the_chosen_concept(page: Page) -> None:
     session = Session()
-    assert "come here" in page.tab.spell(session, "strong")
+    assert "come here" in page.tab.color_tokens(session, "strong")
     page.write(session)
-    strong, closed = (page.tab.spell(session, name) for name in page.tab.talk.concepts)
+    strong, closed = (page.tab.color_tokens(session, name) for name in page.tab.service.concepts)
     assert "(h 0." in strong
     assert "(h 0." not in closed
     assert "closed&lt;/b&gt; in the message" in closed
@@ -305,13 +310,13 @@ def test_tokens_are_those_of_the_chosen_concept(page: Page) -> None:
 
 def test_stop_tells_of_it_once_something_is_written(page: Page) -> None:
     session = Session()
-    assert page.tab.stopped(session) == gr.skip()
+    assert page.tab.describe_stop(session) == gr.skip()
     running = page.tab.write(page.data(session))
     next(running)
     running.close()
-    assert "Stopped" in page.tab.stopped(session)
+    assert "Stopped" in page.tab.describe_stop(session)
     page.write(session)
-    assert page.tab.stopped(session) == gr.skip()
+    assert page.tab.describe_stop(session) == gr.skip()
 
 
 @pytest.mark.parametrize(
@@ -343,13 +348,15 @@ def test_examples_and_sliders_come_from_the_concepts(page: Page, chat: tuple[Any
     assert "no concept to steer with" in told
 
 
-def test_the_page_has_the_tab_where_there_is_a_language_model(studio: PictureService, talk: ChatService) -> None:
+def test_the_page_has_the_tab_where_there_is_a_language_model(
+    service: PictureService, chat_service: ChatService
+) -> None:
     def tabs(page: gr.Blocks) -> list[Any]:
         return [block.label for block in page.blocks.values() if isinstance(block, gr.Tab)]
 
-    page = build(studio, talk)
+    page = build(service, chat_service)
     assert tabs(page)[-1] == "Text"
-    assert "Text" not in tabs(build(studio))
+    assert "Text" not in tabs(build(service))
     (writes,) = [fn for fn in page.fns.values() if fn.name == "write"]
     assert (writes.concurrency_id, writes.concurrency_limit, writes.api_visibility) == ("text", 1, "private")
 

@@ -51,7 +51,7 @@ def refused(found: Callable[[], Any], *expected: str) -> None:
 def test_prompts_come_as_yaml_or_json_without_who_judges(upload: Upload) -> None:
     content = {**draft("banana", "blurred banana"), "masks": {"segmentation": {"model": "user/huge"}}}
     for name in ("a.yaml", "b.yml", "c.JSON"):
-        found = uploads.prompt_file(upload(name, json.dumps(content)))
+        found = uploads.read_prompts(upload(name, json.dumps(content)))
         assert found.to_dict() == load_prompts(draft("banana", "blurred banana")).to_dict()
 
 
@@ -89,7 +89,7 @@ LONG = {"name": "x", "placeholders": {"p": ["x" * 1000] * 20}, **{side: ["{p}" *
     ],
 )
 def test_bad_prompt_files_are_refused(upload: Upload, name: str, content: bytes | str, expected: str) -> None:
-    refused(lambda: uploads.prompt_file(upload(name, content)), expected)
+    refused(lambda: uploads.read_prompts(upload(name, content)), expected)
 
 
 def test_nothing_but_uploads_is_read(upload: Upload, tmp_path: Path) -> None:
@@ -108,10 +108,10 @@ def test_nothing_but_uploads_is_read(upload: Upload, tmp_path: Path) -> None:
         "secret.yaml",
         f"{inside}\0.yaml",
     ):
-        refused(lambda path=path: uploads.prompt_file(path), "is not an upload")
-    refused(lambda: uploads.prompt_file(f"{inside.parent}/dir.yaml"), "is not a file")
-    refused(lambda: uploads.prompt_file(None), "no file came")
-    assert uploads.prompt_file(str(inside)).name == "a-to-b"
+        refused(lambda path=path: uploads.read_prompts(path), "is not an upload")
+    refused(lambda: uploads.read_prompts(f"{inside.parent}/dir.yaml"), "is not a file")
+    refused(lambda: uploads.read_prompts(None), "no file came")
+    assert uploads.read_prompts(str(inside)).name == "a-to-b"
 
 
 @pytest.fixture
@@ -122,14 +122,14 @@ def saved(concepts: list[Concept], tmp_path: Path) -> dict[str, bytes]:
 
 
 def test_a_concept_goes_out_as_a_zip_and_comes_back(
-    upload: Upload, studio: PictureService, concepts: list[Concept]
+    upload: Upload, service: PictureService, concepts: list[Concept]
 ) -> None:
-    packed = zipfile.ZipFile(io.BytesIO(uploads.zipped(concepts[1])))
+    packed = zipfile.ZipFile(io.BytesIO(uploads.zip_concept(concepts[1])))
     assert {"patches/config.json", "patches/concept.safetensors", "patches/README.md"} == set(packed.namelist())
     names = ("config.json", "concept.safetensors")
-    found = uploads.concept_files([upload(name, packed.read(f"patches/{name}")) for name in names])
+    found = uploads.read_concept([upload(name, packed.read(f"patches/{name}")) for name in names])
     assert found == concepts[1]
-    studio.check(found)
+    service.check(found)
 
 
 def header(**tensors: Any) -> bytes:
@@ -152,7 +152,7 @@ def header(**tensors: Any) -> bytes:
 )
 def test_bad_tensors_are_refused(upload: Upload, saved: dict[str, bytes], content: bytes, expected: str) -> None:
     both = [upload("config.json", saved["config.json"]), upload("concept.safetensors", content)]
-    refused(lambda: uploads.concept_files(both), "concept.safetensors", expected)
+    refused(lambda: uploads.read_concept(both), "concept.safetensors", expected)
 
 
 @pytest.mark.parametrize(
@@ -183,29 +183,29 @@ def test_bad_configurations_are_refused(
 ) -> None:
     config = change(json.loads(saved["config.json"]))
     both = [upload("config.json", config), upload("concept.safetensors", saved["concept.safetensors"])]
-    refused(lambda: uploads.concept_files(both), expected)
+    refused(lambda: uploads.read_concept(both), expected)
 
 
 def test_both_files_are_asked_for(upload: Upload, saved: dict[str, bytes]) -> None:
     config = upload("config.json", saved["config.json"])
-    refused(lambda: uploads.concept_files(config), "only config.json came", "concept.safetensors")
-    refused(lambda: uploads.concept_files(None), "nothing came")
-    refused(lambda: uploads.concept_files([config, upload("x.pt", b"")]), "x.pt is not taken")
+    refused(lambda: uploads.read_concept(config), "only config.json came", "concept.safetensors")
+    refused(lambda: uploads.read_concept(None), "nothing came")
+    refused(lambda: uploads.read_concept([config, upload("x.pt", b"")]), "x.pt is not taken")
 
 
 def test_saving_overwrites_nothing_and_stays_in_its_folder(concepts: list[Concept], tmp_path: Path) -> None:
     saves, outside = tmp_path / "saves", tmp_path / "outside"
     outside.mkdir()
-    assert uploads.saved(concepts[1], saves) == "patches"
+    assert uploads.save_concept(concepts[1], saves) == "patches"
     assert Concept.from_pretrained(saves / "patches") == concepts[1]
-    refused(lambda: uploads.saved(concepts[1], saves), "is saved already")
+    refused(lambda: uploads.save_concept(concepts[1], saves), "is saved already")
     broken = replace(concepts[1], name="broken", evidence={"unit": "x"})
     with pytest.raises(AttributeError):
-        uploads.saved(broken, saves)
+        uploads.save_concept(broken, saves)
     assert not (saves / "broken").exists(), "the name is free for others"
     (saves / "words").symlink_to(outside)
-    refused(lambda: uploads.saved(concepts[0], saves), "is saved already")
-    refused(lambda: uploads.saved(replace(concepts[0], name="../x"), saves), "name '../x'")
+    refused(lambda: uploads.save_concept(concepts[0], saves), "is saved already")
+    refused(lambda: uploads.save_concept(replace(concepts[0], name="../x"), saves), "name '../x'")
     (tmp_path / "file").write_text("")
-    refused(lambda: uploads.saved(concepts[0], tmp_path / "file"), "cannot be saved")
+    refused(lambda: uploads.save_concept(concepts[0], tmp_path / "file"), "cannot be saved")
     assert list(outside.iterdir()) == []
