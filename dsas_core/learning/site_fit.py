@@ -87,12 +87,12 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> SiteFi
     controls = [rows[kind] for kind in ("control", "context") if kind in rows]
     gate = recipe.resolved_gate
     fitted = gate.fit_on(source, controls, recipe)
-    (probe, after), (unmoved, before) = fitted.at(recipe.control_h), fitted.at(None)
+    (probe, after), (unmoved, before) = fitted.place_at(recipe.control_h), fitted.place_at(None)
     method, refused = methods.mapping(recipe.method), fitted.refused
     if method.traits.from_gate:
         own = methods.gate(methods.default_gate(recipe.method, recipe.options))
         own_fit = fitted if gate == own else own.fit_on(source, controls, recipe)
-        transform, refused = method.from_probe(own_fit.at(None)[0]), refused or own_fit.refused
+        transform, refused = method.from_probe(own_fit.place_at(None)[0]), refused or own_fit.refused
     else:
         transform = method.fit(*_map_rows(moved, rows["target"], probe, recipe.pooling), **recipe.options)
         transform = transform.map_tensors(rounded)  # not one of the gate, whose plane has to stay the gate's
