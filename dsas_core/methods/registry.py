@@ -5,8 +5,8 @@ To add a method, write one file and add it here:
 1. Write `maps/NAME.py`, `gates/NAME.py` or `gated_maps/NAME.py`: a subclass of `MapMethod`, of `Gate`, or one of each.
 2. Declare `traits = MapTraits(...)` or `GateTraits(...)`; only a new kind of trait is a new field in `base/traits.py`.
 3. Write `_fit` on checked float64 rows; options of a map are its `options`, settings of a gate its dataclass fields.
-4. Import the module below and give it one line in `_METHODS`: recipes, commands, the demo and the tests then have it.
-5. Document formula, paper, options and traps in the file, with an `Example:`; add a row to `docs/methods.md`.
+4. Import the module below and give it one line in `_METHODS`: recipes, commands and the demo then have it.
+5. Document it in its file (formula, paper, options, traps, `Example:`) and in `docs/methods.md`; name it in the tests.
 """
 
 from __future__ import annotations

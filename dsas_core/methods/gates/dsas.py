@@ -33,8 +33,10 @@ from ..base.gate import CrossFitted, Gate, cast_probe, pooled_rows
 from ..base.gate_fit import GateFit, GateRows, GateSettings, h_by_shift, make_placer, position_rows
 from ..base.traits import GateTraits
 
-#: projections to choose among: ranks of principal components, and "lda", the shrunken discriminant (uses the labels)
-CANDIDATE_RANKS: tuple[int | str, ...] = (5, 16, 48, "lda")
+#: a projection: a number of principal components, or "lda", the shrunken discriminant (uses the labels)
+Rank = int | str
+#: projections to choose among
+CANDIDATE_RANKS: tuple[Rank, ...] = (5, 16, 48, "lda")
 CANDIDATE_SCALERS = ("none", "std")
 #: forms with one decision for all positions, or for all so far -> their probes
 _ROW_FORMS = {"pooled": PooledProbe, "prefix": PrefixProbe, "latch": LatchProbe}
@@ -63,13 +65,7 @@ class DSAS(Gate):
         return form in ("token", "product", "last")
 
     def fit(
-        self,
-        source: torch.Tensor,
-        control: torch.Tensor,
-        *,
-        rank: int | str = "auto",
-        scaler: str = "auto",
-        **folds: Any,
+        self, source: torch.Tensor, control: torch.Tensor, *, rank: Rank = "auto", scaler: str = "auto", **folds: Any
     ) -> LinearProbe:
         """Fit on rows.
 
@@ -94,9 +90,7 @@ class DSAS(Gate):
         labels = np.repeat([1, 0], [len(source), len(control)])
         return cast_probe(_fit_folded(decompose(rows, scaler), labels, rank), source.dtype)
 
-    def cross_fit_rows(
-        self, data: LabelledRows, rank: int | str = "auto", scaler: str = "auto"
-    ) -> CrossFitted[LinearProbe]:
+    def cross_fit_rows(self, data: LabelledRows, rank: Rank = "auto", scaler: str = "auto") -> CrossFitted[LinearProbe]:
         """As `fit`, with the evidence and the held-out logits of the best (rank, scaler)."""
         tensor, labels, _, folds = data.split()
         rows = tensor.numpy()
@@ -110,10 +104,10 @@ class DSAS(Gate):
                     probe = _fit_folded(decomposition, labels[train], rank)
                     logits[rank, scaler][test] = rows[test] @ probe.weight.numpy() + probe.bias.item()
 
-        def loss(candidate: tuple[int | str, str]) -> float:
+        def loss(candidate: tuple[Rank, str]) -> float:
             """Mean cross-entropy of held-out rows, both sides alike."""
             signed = np.where(labels == 1, logits[candidate], -logits[candidate])
-            share = np.where(labels == 1, 0.5 / (labels == 1).sum(), 0.5 / (labels == 0).sum())
+            share = 0.5 / np.bincount(labels)[labels]
             return float((share * np.logaddexp(0, -signed)).sum())
 
         rank, scaler = best = min(logits, key=loss)
@@ -212,7 +206,7 @@ def project(standard: np.ndarray, components: np.ndarray) -> tuple[np.ndarray, n
     return projected / spread, spread
 
 
-def _fit_folded(rows: Decomposition, labels: np.ndarray, rank: int | str) -> LinearProbe:
+def _fit_folded(rows: Decomposition, labels: np.ndarray, rank: Rank) -> LinearProbe:
     """The logistic regression of projected rows, folded into weight [width] and bias [] of float64."""
     from sklearn.linear_model import LogisticRegression
 
