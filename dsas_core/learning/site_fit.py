@@ -89,12 +89,12 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> SiteFi
     controls = [rows[kind] for kind in ("control", "context") if kind in rows]
     gate = recipe.resolved_gate
     fitted = gate.fit_on(source, controls, recipe)
-    (probe, after), (as_fitted, before) = fitted.at(recipe.control_h), fitted.at(None)
+    (probe, after), (as_fitted, before) = fitted.place_at(recipe.control_h), fitted.place_at(None)
     method, refused = methods.mapping(recipe.method), fitted.refused
     if method.traits.from_gate:
         own = methods.gate(methods.default_gate(recipe.method, recipe.options))
         own_fit = fitted if gate == own else own.fit_on(source, controls, recipe)
-        transform, refused = method.from_probe(own_fit.at(None)[0]), refused or own_fit.refused
+        transform, refused = method.from_probe(own_fit.place_at(None)[0]), refused or own_fit.refused
     else:
         sides = _map_rows(rows.get("moved", source), rows["target"], probe, recipe.pooling)
         transform = method.fit(*sides, **recipe.options)

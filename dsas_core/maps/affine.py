@@ -12,7 +12,7 @@ from .base import Map
 
 @dataclass(frozen=True, eq=False)
 class AffineMap(Map, kind="affine"):
-    """Scale and shift every channel.
+    """T(x; s) = x + s * ((slope - 1) * x + shift), channel by channel.
 
     Args:
         shift: [width].

@@ -19,6 +19,7 @@ class Map(TensorClass):
             form of `interpolation`, can be stacked, and its strength can be solved for ("auto", within="target").
 
     Example:
+        >>> from dsas_core.maps import AffineMap
         >>> AffineMap(torch.tensor([1.0, 0.0])).apply(torch.zeros(1, 2), strength=0.5)
         tensor([[0.5000, 0.0000]])
     """
@@ -26,10 +27,16 @@ class Map(TensorClass):
     linear_in_strength: ClassVar[bool] = False
 
     def displacement(self, x: torch.Tensor) -> torch.Tensor:
-        """D(x) of a map that is linear in its strength, broadcastable to x [..., positions, width].
+        """D(x) of a map that is linear in its strength.
+
+        Args:
+            x: [..., positions, width].
+
+        Returns:
+            Broadcastable to x, of its dtype.
 
         Raises:
-            NotImplementedError: it is not.
+            NotImplementedError: the map is not linear in its strength.
         """
         raise NotImplementedError(f"{type(self).__name__} is not linear in its strength")
 
@@ -39,5 +46,8 @@ class Map(TensorClass):
         Args:
             x: [..., positions, width].
             strength: a number, or a tensor that is broadcastable to x; 0 gives x itself.
+
+        Returns:
+            Of the shape of x.
         """
         return x + strength * self.displacement(x)

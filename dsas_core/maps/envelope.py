@@ -1,9 +1,9 @@
-"""Where activations usually are: an ellipse of constant Mahalanobis distance around their mean.
+"""The elliptic envelope of activations: an ellipse of constant Mahalanobis distance around their mean.
 
-In-Distribution Steering (IDS, arXiv 2510.13285) holds its strength where the Mahalanobis distance to activations of the
-wanted behaviour, in principal components, is at most their own 95th percentile. What moves outside of the components
-IDS does not see. Here it counts as well: the directions that they leave out share their mean variance, which is the
-covariance of probabilistic PCA (Tipping and Bishop, 1999).
+In-Distribution Steering (IDS, arXiv 2510.13285) limits its strength so that the Mahalanobis distance to activations of
+the desired behaviour, in principal components, is at most their own 95th percentile. IDS ignores displacement outside
+of these components. Here it counts as well: the remaining directions share one variance, the mean of theirs, which is
+the covariance of probabilistic PCA (Tipping and Bishop, 1999).
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ import torch
 
 from ..utils.tensorclass import TensorClass, compute_dtype
 
-#: principal components, at most, where nobody says how many
+#: default for the largest number of principal components
 RANK = 8
 
 
 @dataclass(frozen=True, eq=False)
 class EllipticEnvelope(TensorClass, kind="cloud"):
-    """The ellipse that holds 95 % of some activations.
+    """The ellipse that contains 95 % of some activations.
 
     Args:
         mean: [width].
         axes: [rank, width], orthonormal.
         spread: [rank], the standard deviation along each axis.
         rest: [], the standard deviation in every other direction.
-        radius: [], the Mahalanobis distance from the mean within which 95 % of them are.
+        radius: [], the Mahalanobis distance from the mean within which 95 % of the activations are.
 
     Example:
         >>> one, zero = torch.tensor(1.0), torch.zeros(2)
-        >>> ellipse = Cloud(zero, axes=torch.tensor([[1.0, 0.0]]), spread=torch.tensor([3.0]), rest=one, radius=one)
+        >>> axes, spread = torch.tensor([[1.0, 0.0]]), torch.tensor([3.0])
+        >>> ellipse = EllipticEnvelope(zero, axes, spread, rest=one, radius=one)
         >>> ellipse.distance(torch.tensor([[3.0, 0.0], [0.0, 3.0]]))[:, 0]
         tensor([1., 3.])
     """
@@ -42,7 +43,7 @@ class EllipticEnvelope(TensorClass, kind="cloud"):
     rest: torch.Tensor
     radius: torch.Tensor
 
-    def whitened(self, v: torch.Tensor) -> torch.Tensor:
+    def whiten(self, v: torch.Tensor) -> torch.Tensor:
         """A difference of activations [..., width] in standard deviations, [..., rank + width]."""
         axes = self.axes.to(v.dtype)
         along = v @ axes.T
@@ -51,4 +52,4 @@ class EllipticEnvelope(TensorClass, kind="cloud"):
     def distance(self, x: torch.Tensor) -> torch.Tensor:
         """Mahalanobis distance of activations [..., width] from the mean, [..., 1]; float32 at least."""
         wide = x.to(compute_dtype(x))
-        return self.whitened(wide - self.mean.to(wide.dtype)).norm(dim=-1, keepdim=True)
+        return self.whiten(wide - self.mean.to(wide.dtype)).norm(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The map that changes nothing: its site is only read, so that the trace can show where the concept is."""
+"""The map that changes nothing: its site is read only, for the trace to show where the concept is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps along one direction: back to a plane, as far as x is beyond it, or towards the direction at x's own length."""
+"""Maps along one direction: back to a plane, where x is beyond it, or towards the direction at x's own length."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .base import Map
 class ProjectionMap(Map, kind="projection"):
     """T(x; s) = x - s * factor * max(u . x + offset, 0) * u: to the plane u . x + offset = 0 at s * factor = 1.
 
-    x itself where it is not beyond the plane; a reflection in it at s * factor = 2. This is MERA (arXiv 2510.13290) and
-    the erasure of CASteer (arXiv 2503.09630).
+    x itself where it is not beyond the plane; a reflection in it at s * factor = 2. This is the map of MERA (arXiv
+    2510.13290) and of the erasure of CASteer (arXiv 2503.09630).
 
     Args:
         direction: u, [width], of length 1, or zeros: nothing moves.
         offset: [].
-        factor: 1 to go to the plane at strength 1, 2 to be reflected in it.
+        factor: 1 to move to the plane at strength 1, 2 to reflect in it.
 
     Example:
         >>> plane = ProjectionMap(direction=torch.tensor([1.0, 0.0]), offset=torch.tensor(-2.0))
@@ -44,6 +44,8 @@ class ProjectionMap(Map, kind="projection"):
 @dataclass(frozen=True, eq=False)
 class TurnMap(Map, kind="turn"):
     """T(x; s) = (x + s * v) * |x| / |x + s * v|: a vector is added and the length kept. Not linear in its strength.
+
+    This is the addition of CASteer (arXiv 2503.09630).
 
     Args:
         shift: v, [width].

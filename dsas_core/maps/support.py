@@ -1,6 +1,6 @@
-"""Where a map may act: inside a range of values, by dimension; or on the mean over positions alone.
+"""Where a map acts: inside a range of values, by dimension; or on the mean over positions alone.
 
-Both are what Linear-AcT and its kin need beside an affine map (arXiv 2410.23054).
+The maps of AcT need both beside an affine map (arXiv 2410.23054).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class SupportMap(Map, kind="support"):
     """The inner map where low < x < high, strictly and dimension by dimension; x itself elsewhere.
 
     Args:
-        inner: the map that acts there.
-        low: [width].
-        high: [width].
+        inner: the map that acts inside the range.
+        low: lower bound, [width].
+        high: upper bound, [width].
 
     Example:
         >>> inside = SupportMap(AffineMap(torch.tensor([1.0])), low=torch.tensor([0.0]), high=torch.tensor([2.0]))
@@ -41,17 +41,17 @@ class SupportMap(Map, kind="support"):
 
 @dataclass(frozen=True, eq=False)
 class MeanShiftMap(Map, kind="mean-shift"):
-    """The inner map moves the mean over positions, and every position goes as far as the mean does.
+    """T(x; s) = x + s * D(mean of x over positions), D the inner map's displacement: the same at all positions.
 
-    All positions of the call count, padding too, and a text that is written token by token has only its newest: this
-    is for pictures.
+    All positions of the call count, padding too, and of a text that is generated token by token a call has the newest
+    token alone: this is for pictures.
 
     Args:
         inner: the map of the mean.
 
     Example:
         >>> double = AffineMap(shift=torch.zeros(1), slope=torch.tensor([2.0]))
-        >>> MeanShiftMap(double).apply(torch.tensor([[1.0], [3.0]]), 1.0)[:, 0]  # both by the mean, 2
+        >>> MeanShiftMap(double).apply(torch.tensor([[1.0], [3.0]]), 1.0)[:, 0]  # displacement of the mean: 2
         tensor([3., 5.])
     """
 

@@ -1,18 +1,24 @@
 """Published methods by name: which map or gate, its formula, its source, how it is fitted.
 
-A method is one file here and one line in `_METHODS`.
+To add a method, write one file and add it here:
+
+1. Write `maps/NAME.py`, `gates/NAME.py` or `gated_maps/NAME.py`: a subclass of `MapMethod`, of `Gate`, or one of each.
+2. Declare `traits = MapTraits(...)` or `GateTraits(...)`; only a new kind of trait is a new field in `base/traits.py`.
+3. Write `_fit` on checked float64 rows; options of a map are its `options`, settings of a gate its dataclass fields.
+4. Import the module below and give it one line in `_METHODS`: recipes, commands and the demo then have it.
+5. Document it in its file (formula, paper, options, traps, `Example:`) and in `docs/methods.md`; name it in the tests.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import DSASError
-from .base.gate import Gate
-from .base.map_method import MapMethod, Option, with_defaults
+from .base.gate import Gate, settings_of
+from .base.map_method import MapMethod, with_defaults
 from .gated_maps import cast, casteer, fairsteer, mera
 from .gates import constant, cosine, dsas, gaps, mlp, quantile
 from .gates.combine import KINDS
@@ -21,11 +27,15 @@ from .maps import aura, austeer, caa, gaussian_act, iti, iti_c, linear_act, mean
 
 
 class GatedMapMethod(NamedTuple):
-    """A published method with a map and a gate of its own; each also goes with others.
+    """A published method with a map and a gate of its own; each can also be combined with others.
 
     Args:
         map: its map method.
         gate: its gate.
+
+    Example:
+        >>> get("cast").gate.traits.per_prompt
+        True
     """
 
     map: MapMethod
@@ -51,21 +61,25 @@ _METHODS: dict[str, MapMethod | Gate | GatedMapMethod] = {
     "quantile": quantile.Quantile(),
     "cast": GatedMapMethod(cast.CAST(), cast.Condition()),
     "mera": GatedMapMethod(mera.MERA(), mera.CalibratedProbe()),
-    "fairsteer": GatedMapMethod(fairsteer.FairSteer(), fairsteer.Hard()),
-    "casteer": GatedMapMethod(casteer.CASteer(), casteer.Projection()),
+    "fairsteer": GatedMapMethod(fairsteer.FairSteer(), fairsteer.HardClassifier()),
+    "casteer": GatedMapMethod(casteer.CASteer(), casteer.PositiveCosine()),
 }
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What there is to tell of a method; `dsas methods --json` prints its fields.
+    """The description of a method; `dsas methods --json` prints its fields.
 
     Args:
         name: of the method.
         kind: "map", "gate" or "both".
         line: one line about it.
-        options: those of the map, each with its default and what it takes.
-        settings: those of the gate, likewise.
+        options: of the map, by name, each with its default and the values it takes.
+        settings: of the gate, likewise.
+
+    Example:
+        >>> next(method for method in available() if method.name == "quantile").settings
+        {'q': {'default': 0.9, 'takes': 'float'}}
     """
 
     name: str
@@ -76,18 +90,17 @@ class MethodInfo:
 
 
 def available() -> list[MethodInfo]:
-    """Every method.
+    """Descriptions of all methods.
 
     Example:
         >>> [method.name for method in available() if method.kind == "both"]
         ['cast', 'mera', 'fairsteer', 'casteer']
     """
-    described = []
-    for name, method in _METHODS.items():
-        map_, gate_ = _part(method, "map"), _part(method, "gate")
-        line = map_.traits.summary
-        described.append(MethodInfo(name, _kind(method), line, _options(map_), _settings(gate_)))
-    return described
+    parts = {name: (_part(method, "map"), _part(method, "gate")) for name, method in _METHODS.items()}
+    return [
+        MethodInfo(name, _kind(_METHODS[name]), map_.traits.summary, _options(map_), _settings(gate_))
+        for name, (map_, gate_) in parts.items()
+    ]
 
 
 def _kind(method: object) -> str:
@@ -95,29 +108,31 @@ def _kind(method: object) -> str:
 
 
 def _part(method: Any, kind: str | None) -> Any:
-    """What of a method is meant by a kind: its map, its gate, or all of it."""
+    """The part of a method that is of a kind: its map, its gate, or all of it."""
     return getattr(method, kind) if isinstance(method, GatedMapMethod) and kind in ("map", "gate") else method
 
 
 def _options(method: object) -> dict[str, dict[str, Any]]:
-    options: Mapping[str, Option] = method.options if isinstance(method, MapMethod) else {}
+    options = method.options if isinstance(method, MapMethod) else {}
     return {name: {"default": option.default, "takes": option.takes} for name, option in options.items()}
 
 
 def _settings(method: object) -> dict[str, dict[str, Any]]:
-    """The fields of a gate's dataclass."""
-    settings: list[Any] = [setting for setting in fields(method) if setting.init] if is_dataclass(method) else []
     return {
-        setting.name: {
-            "default": setting.default,
-            "takes": "float, or nothing" if setting.default is None else type(setting.default).__name__,
-        }
-        for setting in settings
+        name: {"default": default, "takes": "float, or nothing" if default is None else type(default).__name__}
+        for name, default in settings_of(method).items()
     }
 
 
 def check_options(name: str, given: object) -> None:
-    """Raise a DSASError unless the map method of that name takes these options.
+    """Check that the map method of that name takes these options.
+
+    Args:
+        name: of the map method.
+        given: options by name.
+
+    Raises:
+        DSASError: no such map method, an unknown option, or a value that an option does not take.
 
     Example:
         >>> check_options("caa", {"normalise": "unit"})
@@ -132,10 +147,11 @@ def get(name: str, kind: str | None = None) -> Any:
 
     Args:
         name: see `available`; of gates also with settings, "quantile(q=0.95)", and combined, "product(dsas, gaps)".
-        kind: "map" or "gate", also for that part of a method that is both; None for what it is, perhaps a `Both`.
+        kind: "map" or "gate", also for that part of a method that is both; None for a method of any kind, which may be
+            a `GatedMapMethod`.
 
     Raises:
-        DSASError: there is none, or it is not of the wanted kind; the message lists what exists.
+        DSASError: there is none, or it is of another kind; the message lists what exists.
 
     Example:
         >>> get("caa").traits.summary
@@ -145,7 +161,7 @@ def get(name: str, kind: str | None = None) -> Any:
     """
     if "(" in name and kind != "map":
         return parse_gate(name, gate)
-    names = [described.name for described in available() if kind is None or described.kind in (kind, "both")]
+    names = [known for known, method in _METHODS.items() if kind is None or _kind(method) in (kind, "both")]
     if name not in names:
         close = difflib.get_close_matches(name, names, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -155,25 +171,29 @@ def get(name: str, kind: str | None = None) -> Any:
 
 
 def gate(name: str) -> Gate:
-    """The gate of that name, see `get`.
+    """The gate of that name, also with settings and combined, see `get`.
+
+    Raises:
+        DSASError: there is none, or a setting that it does not take.
 
     Example:
         >>> gate("dsas").traits.fitted_on
         'pooled'
     """
-    named: Gate = get(name, "gate")
-    return named
+    return get(name, "gate")
 
 
 def mapping(name: str) -> MapMethod:
     """The map method of that name, see `get`.
 
+    Raises:
+        DSASError: there is none.
+
     Example:
         >>> mapping("austeer").traits.paired
         True
     """
-    named: MapMethod = get(name, "map")
-    return named
+    return get(name, "map")
 
 
 def default_gate(name: str, options: Mapping[str, Any] | None = None) -> str:
@@ -183,8 +203,11 @@ def default_gate(name: str, options: Mapping[str, Any] | None = None) -> str:
         name: of the map method.
         options: of the map method.
 
+    Raises:
+        DSASError: no such map method, an unknown option, or a value that an option does not take.
+
     Example:
-        >>> own_gate("caa"), own_gate("mera", {"alpha": 0.25})
+        >>> default_gate("caa"), default_gate("mera", {"alpha": 0.25})
         ('dsas', 'mera(alpha=0.25)')
     """
     return mapping(name).default_gate(**with_defaults(mapping(name), options or {}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
@@ -14,13 +14,14 @@ class Probe(TensorClass):
     """Base of every probe: pure tensor code on activations [..., positions, width].
 
     A subclass defines `logit`, and `link` unless that is the sigmoid; or `score` alone, where there is no logit. All
-    else has a default, which a probe of another nature overrides. Probes with state are `RunningProbe`s.
+    other methods have defaults. Probes with state are `RunningProbe`s.
 
     Attributes:
         one_score_per_row: whether h is the same at all positions of a row, so that the probe can gate a site that has
             other positions than the site it reads.
 
     Example:
+        >>> from dsas_core.probes import LinearProbe
         >>> probe = LinearProbe(weight=torch.tensor([1.0, 0.0]), bias=torch.tensor(-2.0))
         >>> probe.score(torch.tensor([[2.0, 5.0], [9.0, 5.0]]))  # two positions of width 2
         tensor([[0.5000],
@@ -38,11 +39,11 @@ class Probe(TensorClass):
         return z.sigmoid()
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """How much each position shows the concept.
+        """h, how much each position shows the concept.
 
         Args:
             x: activations [..., positions, width], of any floating dtype.
-            mask: [..., positions], 1 for positions that count; None counts all. Only probes that pool look at it.
+            mask: [..., positions], 1 for positions that count; None counts all. Only probes that pool use it.
 
         Returns:
             h in [0, 1], [..., positions, 1] or [..., positions, width] (each dimension by itself), or broadcastable to
@@ -55,7 +56,7 @@ class Probe(TensorClass):
 
         Args:
             mean: [width], over all positions of the row.
-            positions: [k, width].
+            positions: [k, width], the sampled ones.
 
         Returns:
             [k], the mean over dimensions; [1] of a probe that reads means.
@@ -72,13 +73,30 @@ class Probe(TensorClass):
 
     @property
     def locator(self) -> Probe | None:
-        """The probe whose h tells at which positions of a row the concept is; None where h does not tell positions."""
+        """The probe whose h shows at which positions of a row the concept is; None where h does not show positions."""
         return self
 
 
 @dataclass(frozen=True, eq=False)
+class ProbeOfMeans(Probe):
+    """Base of the probes that apply an inner probe to means over positions.
+
+    Args:
+        inner: the probe of means; its threshold is that of the probe.
+    """
+
+    inner: Probe
+
+    def score_sample(self, mean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.inner.score(mean[None])[:, 0]
+
+    def with_lower_bias(self, shift: float) -> Self:
+        return replace(self, inner=self.inner.with_lower_bias(shift))
+
+
+@dataclass(frozen=True, eq=False)
 class ComplementProbe(Probe, kind="complement"):
-    """h = 1 - the inner probe's h: everything but the concept. It has no threshold of its own to move.
+    """h = 1 - the inner probe's h: everything but the concept. It has no threshold to move.
 
     Args:
         inner: the probe of the concept.

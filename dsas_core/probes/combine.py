@@ -1,4 +1,4 @@
-"""Probes made of probes: a decision on the mean over positions, products (a fuzzy AND), and the logic of CAST."""
+"""Probes of other probes: one decision on the mean over positions, products (a fuzzy AND), and AND and OR (CAST)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import ClassVar, Self
 
 import torch
 
-from .base import Probe
+from ..utils.tensorclass import cast, compute_dtype
+from .base import Probe, ProbeOfMeans
 from .linear import LinearProbe
 
 
 @dataclass(frozen=True, eq=False)
-class OnMeanProbe(Probe):
-    """Base of the probes with one h for all positions of a row: another probe's of their mean.
+class OneScoreProbe(ProbeOfMeans):
+    """Base of the probes with one h for all positions of a row: the inner probe's h of their mean.
 
     Args:
         inner: the probe of means.
@@ -23,24 +24,16 @@ class OnMeanProbe(Probe):
 
     one_score_per_row = True
 
-    inner: Probe
-
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return self.inner.logit(pool(x, mask))
 
     def link(self, z: torch.Tensor) -> torch.Tensor:
         return self.inner.link(z)
 
-    def score_sample(self, mean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return self.inner.score(mean[None])[:, 0]
-
-    def with_lower_bias(self, shift: float) -> Self:
-        return replace(self, inner=self.inner.with_lower_bias(shift))
-
 
 @dataclass(frozen=True, eq=False)
-class PooledProbe(OnMeanProbe, kind="pooled"):
-    """One h for all positions of a row: a linear probe of their mean, as it was fitted on pooled activations.
+class PooledProbe(OneScoreProbe, kind="pooled"):
+    """h = sigmoid(w . mean of x over positions + b), one for all positions of a row, as the form "pooled" fits it.
 
     Args:
         inner: the probe of means.
@@ -56,7 +49,7 @@ class PooledProbe(OnMeanProbe, kind="pooled"):
 
 @dataclass(frozen=True, eq=False)
 class ProductProbe(Probe, kind="product"):
-    """h = the product of the factors' h: all must agree. Its threshold is that of the first factor.
+    """h = h1 * h2 * …, a fuzzy AND. Its threshold is that of the first factor.
 
     Args:
         factors: probes of one activation.
@@ -82,7 +75,7 @@ class ProductProbe(Probe, kind="product"):
 
 @dataclass(frozen=True, eq=False)
 class _PartsProbe(Probe):
-    """Base of the probes that take one of their parts' h at each position. A lower bias is that of every part."""
+    """Base of the probes whose h is one of their parts' h at each position. A lower bias lowers every part's."""
 
     choose: ClassVar[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
 
@@ -97,7 +90,7 @@ class _PartsProbe(Probe):
 
 @dataclass(frozen=True, eq=False)
 class AnyProbe(_PartsProbe, kind="any"):
-    """h = the highest of the parts' h (OR).
+    """h = max(h1, h2, …), the OR of CAST's conditions (arXiv 2409.05907).
 
     Args:
         parts: probes of one activation.
@@ -113,7 +106,7 @@ class AnyProbe(_PartsProbe, kind="any"):
 
 @dataclass(frozen=True, eq=False)
 class AllProbe(_PartsProbe, kind="all"):
-    """h = the lowest of the parts' h (AND).
+    """h = min(h1, h2, …), the AND of CAST's conditions (arXiv 2409.05907).
 
     Args:
         parts: probes of one activation.
@@ -141,7 +134,7 @@ def pool(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         >>> pool(torch.tensor([[1.0], [3.0], [9.0]]), mask=torch.tensor([1, 1, 0]))
         tensor([[2.]])
     """
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    x = cast(x, compute_dtype(x))
     if mask is None:
         return x.mean(-2, keepdim=True)
     share = mask.to(x.dtype)

@@ -1,7 +1,7 @@
 """The condition of CAST (arXiv 2409.05907): sim(x) = cos(x, tanh(c c^T x / c^T c)), above or below a threshold.
 
-CAST asks it of a whole prompt: of the mean over all positions, where they are there at once (`PooledConditionProbe`),
-or over the prompt of a text that is written on (`ConditionLatch`).
+CAST reads it once per prompt: on the mean over all positions of a call (`PooledConditionProbe`), or over the prompt's
+tokens of a text that is generated token by token (`ConditionLatch`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from ..utils.tensorclass import compute_dtype
 from .base import Probe
-from .combine import OnMeanProbe
-from .running import RunningProbe, writing
+from .combine import OneScoreProbe
+from .running import PromptLatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class ConditionProbe(Probe, kind="condition"):
 
 
 @dataclass(frozen=True, eq=False)
-class PooledConditionProbe(OnMeanProbe, kind="pooled-condition"):
+class PooledConditionProbe(OneScoreProbe, kind="pooled-condition"):
     """One decision for all positions of a row: the condition of their mean.
 
     Args:
@@ -72,10 +72,10 @@ class PooledConditionProbe(OnMeanProbe, kind="pooled-condition"):
 
 
 @dataclass(frozen=True, eq=False)
-class ConditionLatch(RunningProbe, kind="condition-latch"):
+class ConditionLatch(PromptLatch, kind="condition-latch"):
     """One decision per row, of the mean over its prompt: h from the prompt's last token on, 0 before.
 
-    Its state is the sum over the prompt so far, the number of positions in it, and the decision: [batch, width + 2].
+    Its state is the sum over the prompt so far, the number of its positions, and the decision: [batch, width + 2].
 
     Args:
         inner: the condition.
@@ -86,8 +86,6 @@ class ConditionLatch(RunningProbe, kind="condition-latch"):
         tensor([0., 1.])
     """
 
-    by_prompt = True
-
     inner: ConditionProbe
 
     def complement(self) -> Self:
@@ -97,13 +95,8 @@ class ConditionLatch(RunningProbe, kind="condition-latch"):
     def state_size(self) -> int:
         return len(self.inner.direction) + 2
 
-    def _step(
-        self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        given = mask * prompt
-        sums = state[:, :-2] + (given[:, None] @ x.float())[:, 0]
-        counts = state[:, -2:-1] + given.sum(1, keepdim=True)
-        decided = self.inner.score(sums / counts.clamp_min(1))
-        decided = torch.where(given.sum(1, keepdim=True) > 0, decided, state[:, -1:])
-        h = decided * writing(mask, prompt)
-        return h[..., None], torch.cat([sums, counts, decided], 1)
+    def _sum(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return (mask[:, None] @ x.float())[:, 0]
+
+    def _decide(self, mean: torch.Tensor) -> torch.Tensor:
+        return self.inner.score(mean)

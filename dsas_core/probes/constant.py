@@ -1,4 +1,4 @@
-"""The probe that reads nothing: h = value everywhere. 1 is the vanilla method, 0 the base model."""
+"""The probe that reads no activation: h = value everywhere. 1 is the vanilla method, 0 the base model."""
 
 from __future__ import annotations
 

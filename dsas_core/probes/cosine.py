@@ -1,4 +1,4 @@
-"""The cosine probe: h = max(0, cos(x, direction) - threshold), at each position."""
+"""The cosine probe: h = max(0, cos(x, direction) - threshold), at each position; after steering-lite and CASteer."""
 
 from __future__ import annotations
 

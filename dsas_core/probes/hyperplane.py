@@ -1,7 +1,9 @@
-"""The hyperplane that a probe decides by: w . x + b, of one position or of the mean over all."""
+"""The hyperplane w . x + b = 0 that a probe decides by, of one position or of the mean over all."""
 
 from __future__ import annotations
 
+import operator
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -13,11 +15,11 @@ from .step import StepProbe
 
 
 class Hyperplane(NamedTuple):
-    """A linear probe, of single positions or pooled, and the factors that gate what is done about it.
+    """A linear probe, of single positions or pooled, and the factors that multiply its h.
 
     Args:
-        probe: what the decision is made by.
-        others: the factors beside it.
+        probe: the probe whose hyperplane it is.
+        others: the other factors.
     """
 
     probe: LinearProbe | PooledProbe
@@ -25,18 +27,15 @@ class Hyperplane(NamedTuple):
 
     def gate(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor | float:
         """The product of the other factors' h, broadcastable to x; 1 where there are none."""
-        h: torch.Tensor | float = 1.0
-        for other in self.others:
-            h = other.score(x, mask) * h
-        return h
+        return reduce(operator.mul, [other.score(x, mask) for other in self.others], 1.0)
 
 
 def hyperplane(probe: Probe) -> Hyperplane | None:
-    """What a linear, step, pooled or product probe decides by; None for those without a hyperplane.
+    """The hyperplane of a linear, step, pooled or product probe; None for probes without one.
 
-    A step's is that of its linear probe, and the step stays: nothing is done where h is 0. A product's is that of its
-    first factor of single positions, of its first pooled one where there is none: that factor tells where the concept
-    is, the others whether it counts.
+    A step probe has that of its linear probe, with the step itself as a factor, as x is not moved where h is 0. A
+    product has that of its first factor of single positions, or of its first pooled one where there is none: that
+    factor shows where the concept is, the others whether it counts.
 
     Example:
         >>> from dsas_core.probes import ConstantProbe
@@ -50,11 +49,9 @@ def hyperplane(probe: Probe) -> Hyperplane | None:
         return Hyperplane(probe)
     if isinstance(probe, StepProbe):
         return Hyperplane(probe.inner, (probe,))
-    if not isinstance(probe, ProductProbe):
-        return None
+    factors = probe.factors if isinstance(probe, ProductProbe) else ()
     for kind in (LinearProbe | StepProbe, PooledProbe):
-        for place, factor in enumerate(probe.factors):
-            own = hyperplane(factor) if isinstance(factor, kind) else None
-            if own is not None:
-                return Hyperplane(own.probe, (*own.others, *probe.factors[:place], *probe.factors[place + 1 :]))
+        for place, factor in enumerate(factors):
+            if isinstance(factor, kind) and (inner := hyperplane(factor)):
+                return Hyperplane(inner.probe, (*inner.others, *factors[:place], *factors[place + 1 :]))
     return None

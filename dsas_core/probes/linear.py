@@ -16,7 +16,7 @@ import torch
 from ..utils.tensorclass import cast, compute_dtype
 from .base import Probe
 
-#: beyond this a sigmoid is 0 or 1 in float32 arithmetic with room to spare
+#: logits are clamped here; a sigmoid beyond it is 0 or 1 in float32
 LOGIT_LIMIT = 30.0
 
 
@@ -31,12 +31,12 @@ def fold(
     """Fold standardise -> project -> linear into one weight and bias, exactly.
 
     Args:
-        mean: [width], what is taken off first.
-        scale: [width], what is divided by; must not be 0.
-        pca_mean: [width], what the projection takes off.
-        components: [rank, width], what is projected on.
-        coef: [rank], of the regression.
-        intercept: of the regression.
+        mean: m, [width], subtracted first.
+        scale: s, [width], the divisor; must not be 0.
+        pca_mean: q, [width], subtracted before the projection.
+        components: V, [rank, width].
+        coef: u, [rank], of the regression.
+        intercept: c, of the regression.
 
     Returns:
         weight [width] and bias [], in the dtype of the inputs (fit in float64).

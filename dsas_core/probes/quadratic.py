@@ -45,8 +45,8 @@ def quadratic(
 class QuadraticProbe(Probe, kind="quadratic"):
     """h of each dimension: 1 where the posterior is above 1/2, on the source's side of the controls' mean.
 
-    With a broader source the posterior is above 1/2 in both tails, also in the one that is further from the source's
-    mean than any control: h is 0 there, and in every dimension that is left out.
+    Where the source has the larger variance, the posterior is above 1/2 in both tails, also in the one on the other
+    side of the controls' mean: h is 0 there, and in every dimension that is left out.
 
     Args:
         curve: A of the formula above, [width].

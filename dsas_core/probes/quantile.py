@@ -1,4 +1,4 @@
-"""The quantile probe: a threshold that every picture or text sets for itself (SEGA's idea)."""
+"""The quantile probe: the threshold is a quantile of each picture's own logits, after SEGA (arXiv 2301.12247)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .base import Probe
 class QuantileProbe(Probe, kind="quantile"):
     """h = 1 where the inner probe's logit is at or above its own quantile `q` over the positions that count, else 0.
 
-    A row of one position is above its own quantile: not for tokens that are written one by one.
+    A row of one position is always at its own quantile: not for texts, which are generated token by token.
 
     Args:
-        inner: what positions are ordered by.
+        inner: the probe whose logit orders the positions.
         q: in (0, 1).
 
     Example:

@@ -1,8 +1,8 @@
-"""Probes with state, of texts that are written token by token: the mean logit so far, in O(1) numbers per row.
+"""Probes with state, of texts that are generated token by token: the mean logit so far, in O(1) numbers per row.
 
-The mean of a linear probe's logits is its logit of the mean activation, so what was fitted on pooled activations reads
-every prefix of a text exactly as it was fitted (prefix pooling; YOPO). `LastProbe` has no state, but has to know, as
-they do, where the prompt ends. CAST's latch is in `condition`.
+The mean of a linear probe's logits is its logit of the mean activation, so a probe that was fitted on pooled
+activations reads every prefix of a text exactly as it was fitted (prefix pooling, as in YOPO). `LastProbe` has no
+state, but depends on where the prompt ends, as they do. CAST's latch is in `condition`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from typing import ClassVar, Self
 
 import torch
 
-from .base import ComplementProbe, Probe
+from .base import ComplementProbe, ProbeOfMeans
 from .linear import LOGIT_LIMIT, LinearProbe
+
+#: h [batch, positions, 1], and the state after these positions
+Scored = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class RunningProbe(Probe):
-    """Base of the probes whose h depends on the positions before. The steering that uses one owns its state.
+class RunningProbe(ProbeOfMeans):
+    """Base of the probes whose h depends on earlier positions. The `steer()` call that uses one owns its state.
 
-    The state is float32 [batch, state_size]: here the sum of logits, the number of positions, and the decision that a
-    latch has made.
+    The state is float32 [batch, state_size], zeros before a text begins.
 
     Args:
-        inner: what is asked of activations.
+        inner: the probe of activations, or of their means.
 
     Attributes:
         by_prompt: whether h depends on where the prompt ends.
@@ -32,17 +34,15 @@ class RunningProbe(Probe):
 
     by_prompt: ClassVar[bool] = False
 
-    inner: Probe
-
     @property
     def state_size(self) -> int:
-        """How many numbers of state a row has."""
+        """Numbers of state per row; 3 are the sum of logits, the number of positions, and a latch's decision."""
         return 3
 
     def step(
         self, x: torch.Tensor, mask: torch.Tensor | None, prompt: torch.Tensor | None, state: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score the positions that come now, after those that `state` has seen.
+    ) -> Scored:
+        """Score the positions of one call, which follow those that `state` holds.
 
         Args:
             x: [batch, positions, width].
@@ -56,23 +56,15 @@ class RunningProbe(Probe):
         mask = torch.ones(x.shape[:2], device=x.device) if mask is None else mask.float()
         return self._step(x, mask, torch.ones_like(mask) if prompt is None else prompt, state)
 
-    def _step(
-        self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor) -> Scored:
         raise NotImplementedError
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """h of a whole text, every position of it the prompt's: x [batch, positions, width]."""
         return self.step(x, mask, None, torch.zeros(len(x), self.state_size, device=x.device))[0]
 
-    def score_sample(self, mean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return self.inner.score(mean[None])[:, 0]
-
-    def with_lower_bias(self, shift: float) -> Self:
-        return replace(self, inner=self.inner.with_lower_bias(shift))
-
     def complement(self) -> Self:
-        """The same with the opposite decision: 1 - h where it decides, 0 where it does not. The state is kept."""
+        """The same with the opposite decision: 1 - h where it decides, 0 where it does not. The state is the same."""
         return replace(self, inner=ComplementProbe(self.inner))
 
     @property
@@ -81,8 +73,12 @@ class RunningProbe(Probe):
 
 
 @dataclass(frozen=True, eq=False)
-class _MeanProbe(RunningProbe):
-    """Base of those that decide by mean logits."""
+class MeanLogitProbe(RunningProbe):
+    """Base of the probes that decide by mean logits.
+
+    Args:
+        inner: the probe of means.
+    """
 
     inner: LinearProbe
 
@@ -90,14 +86,16 @@ class _MeanProbe(RunningProbe):
         """As above: 1 - sigmoid(z) = sigmoid(-z), also of a mean of logits."""
         return replace(self, inner=LinearProbe(-self.inner.weight, -self.inner.bias))
 
-    def _means(self, x: torch.Tensor, mask: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums of logits and numbers of positions up to each position, [batch, positions] both."""
-        z = self.inner.logit(x)[..., 0].float() * mask
-        return state[:, :1] + z.cumsum(1), state[:, 1:2] + mask.cumsum(1)
+    def _sums(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Sums of logits from the first position up to each, [batch, positions]."""
+        return (self.inner.logit(x)[..., 0].float() * mask).cumsum(1)
+
+    def _decide(self, mean: torch.Tensor) -> torch.Tensor:
+        return mean.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).sigmoid()
 
 
 @dataclass(frozen=True, eq=False)
-class PrefixProbe(_MeanProbe, kind="prefix"):
+class PrefixProbe(MeanLogitProbe, kind="prefix"):
     """h at each position is the inner probe's score of the mean over the positions up to it.
 
     Args:
@@ -109,16 +107,42 @@ class PrefixProbe(_MeanProbe, kind="prefix"):
         tensor([0.8808, 0.5000])
     """
 
-    def _step(
-        self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        sums, counts = self._means(x, mask, state)
-        h = (sums / counts.clamp_min(1)).clamp(-LOGIT_LIMIT, LOGIT_LIMIT).sigmoid()
+    def _step(self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor) -> Scored:
+        sums, counts = state[:, :1] + self._sums(x, mask), state[:, 1:2] + mask.cumsum(1)
+        h = self._decide(sums / counts.clamp_min(1))
         return h[..., None], torch.stack([sums[:, -1], counts[:, -1], state[:, 2]], 1)
 
 
 @dataclass(frozen=True, eq=False)
-class LatchProbe(_MeanProbe, kind="latch"):
+class PromptLatch(RunningProbe):
+    """Base of the probes with one decision per row, of a mean over its prompt.
+
+    A subclass defines `_sum`, over the positions that a mask counts, [batch, k], and `_decide`, h of a mean,
+    [batch, 1]. The state is that sum over the prompt so far, the number of its positions, and the decision.
+
+    Args:
+        inner: the probe of means.
+    """
+
+    by_prompt = True
+
+    def _sum(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _decide(self, mean: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _step(self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor) -> Scored:
+        counted = mask * prompt
+        count = counted.sum(1, keepdim=True)
+        sums, counts = state[:, :-2] + self._sum(x, counted), state[:, -2:-1] + count
+        decision = torch.where(count > 0, self._decide(sums / counts.clamp_min(1)), state[:, -1:])
+        h = decision * generating_positions(mask, prompt)
+        return h[..., None], torch.cat([sums, counts, decision], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class LatchProbe(MeanLogitProbe, PromptLatch, kind="latch"):
     """One decision per row, from the mean over its prompt: h from the prompt's last token on, 0 before.
 
     Args:
@@ -130,17 +154,8 @@ class LatchProbe(_MeanProbe, kind="latch"):
         tensor([0.0000, 0.5000])
     """
 
-    by_prompt = True
-
-    def _step(
-        self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        given = mask * prompt
-        sums, counts = self._means(x, given, state)
-        decided = (sums[:, -1:] / counts[:, -1:].clamp_min(1)).clamp(-LOGIT_LIMIT, LOGIT_LIMIT).sigmoid()
-        decided = torch.where(given.sum(1, keepdim=True) > 0, decided, state[:, 2:])
-        h = decided * writing(mask, prompt)
-        return h[..., None], torch.stack([sums[:, -1], counts[:, -1], decided[:, 0]], 1)
+    def _sum(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self._sums(x, mask)[:, -1:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,23 +177,24 @@ class LastProbe(RunningProbe, kind="last"):
     def state_size(self) -> int:
         return 0
 
-    def _step(
-        self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.inner.score(x, mask) * writing(mask, prompt)[..., None], state
+    def _step(self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor) -> Scored:
+        return self.inner.score(x, mask) * generating_positions(mask, prompt)[..., None], state
 
 
-def writing(mask: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-    """Which positions write a token: the last of each row's prompt, and those after it; float [batch, positions].
+def generating_positions(mask: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    """Positions whose output is a generated token: the last of each row's prompt, and those after it.
 
     Args:
         mask: float [batch, positions], 1 for positions that count.
         prompt: float [batch, positions], 1 for positions of the prompt.
 
+    Returns:
+        Float [batch, positions], 1 for these positions.
+
     Example:
-        >>> writing(mask=torch.tensor([[1.0, 1, 1]]), prompt=torch.tensor([[1.0, 1, 0]]))
+        >>> generating_positions(mask=torch.tensor([[1.0, 1, 1]]), prompt=torch.tensor([[1.0, 1, 0]]))
         tensor([[0., 1., 1.]])
     """
-    given = mask * prompt
-    last = given * (given.flip(1).cumsum(1).flip(1) == 1)
+    counted = mask * prompt
+    last = counted * (counted.flip(1).cumsum(1).flip(1) == 1)
     return torch.maximum(last, mask * (1 - prompt))

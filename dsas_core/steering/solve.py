@@ -103,8 +103,8 @@ def strength_within(
         tensor([[2.]])
     """
     wide = x.to(compute_dtype(x))
-    y = cloud.whitened(wide - cloud.mean.to(wide.dtype))
-    moved = cloud.whitened(h * transform.displacement(wide))
+    y = cloud.whiten(wide - cloud.mean.to(wide.dtype))
+    moved = cloud.whiten(h * transform.displacement(wide))
     a, b = moved.square().sum(-1, keepdim=True), (y * moved).sum(-1, keepdim=True)
     room = (cloud.radius.to(wide.dtype).square() - y.square().sum(-1, keepdim=True)).clamp_min(0)
     root = (b * b + a * room).sqrt()

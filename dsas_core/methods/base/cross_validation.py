@@ -1,4 +1,4 @@
-"""Evidence of a gate: folds of prompts, held-out scores, and what they say of how far the gate is to be trusted."""
+"""Evidence of a gate: folds of prompts, scores of held-out prompts, and how far they allow to trust the gate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from ...errors import DSASError, PromptError
 from ...probes.linear import LOGIT_LIMIT
+from .checks import check_rows
 
 FOLDS = 5
 #: a threshold is chosen at most this often for the evidence of one gate
@@ -22,16 +23,16 @@ PromptIds = tuple[Sequence[int], Sequence[int]]
 
 @dataclass(frozen=True)
 class Evidence:
-    """How well a gate tells source from control on prompts that it was not fitted on.
+    """How well a gate separates source from control prompts that it was not fitted on.
 
     Args:
         balanced_accuracy: mean of the shares of source and of control rows that are classified correctly.
         auroc: area under the ROC curve.
         lower: the balanced accuracy minus one standard error of its binomial estimate over prompts.
-        rank: what was chosen, 0 where there was nothing to choose.
-        scaler: what was chosen, "none" where there was nothing to choose.
-        source_prompts: how many there were.
-        control_prompts: how many there were.
+        rank: the projection that was chosen, 0 where there was nothing to choose.
+        scaler: the scaler that was chosen, "none" where there was nothing to choose.
+        source_prompts: number of source prompts.
+        control_prompts: number of control prompts.
 
     Example:
         >>> Evidence(0.9, 0.95, 0.75, 5, "std", 24, 24).weight("soft")
@@ -65,38 +66,59 @@ class Evidence:
         raise DSASError(f"site weight {rule!r}: expected soft, threshold or none")
 
 
-def split_folds(
-    source: torch.Tensor, control: torch.Tensor, groups: PromptIds | None, seed: int
-) -> tuple[torch.Tensor, np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """Folds of rows, those of a prompt together.
+@dataclass(frozen=True)
+class LabelledRows:
+    """Rows that a gate is fitted on, labelled by their side.
 
     Args:
-        source: [n, width].
-        control: [m, width].
-        groups: the prompt of each row; None where every row is its own.
+        source: [n, width], where h is to be 1.
+        control: [m, width], where h is to be 0.
+        groups: the prompt of each source and of each control row, so that a prompt's rows share a fold; None where
+            every row is a prompt of its own.
         seed: of the folds.
 
-    Returns:
-        Rows of both sides [n + m, width], their labels (1 for source), their prompts, and (train, test) indices.
-
-    Raises:
-        PromptError: fewer prompts than folds.
+    Example:
+        >>> LabelledRows(torch.zeros(4, 2), torch.ones(3, 2), groups=([0, 0, 1, 1], [0, 1, 2])).sizes
+        [2, 3]
     """
-    from sklearn.model_selection import StratifiedGroupKFold
 
-    rows = torch.cat([source, control])
-    labels = np.repeat([1, 0], [len(source), len(control)])
-    if groups is None:
-        prompts = np.arange(len(rows))
-    else:
-        prompts = np.concatenate([np.asarray(groups[0]), np.asarray(groups[1]) + 1 + max(groups[0])])
-    sizes = [len(np.unique(prompts[labels == label])) for label in (1, 0)]
-    if min(sizes) < FOLDS:
-        raise PromptError(
-            f"a gate needs at least {FOLDS} prompts a side to cross-validate, found {sizes[0]} and {sizes[1]}"
-        )
-    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    return rows, labels, prompts, list(splitter.split(rows, labels, prompts))
+    source: torch.Tensor
+    control: torch.Tensor
+    groups: PromptIds | None = None
+    seed: int = 0
+
+    @property
+    def prompts(self) -> PromptIds:
+        """The prompt of each source row and of each control row."""
+        return self.groups or (range(len(self.source)), range(len(self.control)))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of source and of control prompts."""
+        return [len(set(prompts)) for prompts in self.prompts]
+
+    def split(self) -> tuple[torch.Tensor, np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        """Folds of rows, those of a prompt together.
+
+        Returns:
+            Rows of both sides, source first, float64 [n + m, width]; their labels (1 for source); their prompts, those
+            of control numbered after those of source; and (train, test) indices.
+
+        Raises:
+            DSASError: rows that are not finite, or not of one width.
+            PromptError: fewer prompts of a side than folds.
+        """
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        rows = torch.cat(check_rows(source=self.source, control=self.control))
+        labels = np.repeat([1, 0], [len(self.source), len(self.control)])
+        source, control = self.prompts
+        prompts = np.concatenate([np.asarray(source), np.asarray(control) + 1 + max(source)])
+        if min(self.sizes) < FOLDS:
+            found = " and ".join(map(str, self.sizes))
+            raise PromptError(f"a gate needs at least {FOLDS} prompts a side to cross-validate, found {found}")
+        splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=self.seed)
+        return rows, labels, prompts, list(splitter.split(rows, labels, prompts))
 
 
 def evidence_from_scores(
@@ -108,7 +130,7 @@ def evidence_from_scores(
         scores: [rows].
         hits: [rows], whether each is classified correctly.
         labels: [rows], 1 for source, 0 for control.
-        sizes: prompts of source and of control.
+        sizes: numbers of source and of control prompts.
         rank: see `Evidence`.
         scaler: see `Evidence`.
     """
@@ -118,21 +140,14 @@ def evidence_from_scores(
     accuracy = float(np.mean(rates))
     variance = sum(rate * (1 - rate) / size for rate, size in zip(rates, sizes, strict=True)) / 4
     floor = 0.25 / (2 * sum(sizes)) ** 2  # a perfect score on few prompts is still uncertain
-    return Evidence(
-        balanced_accuracy=accuracy,
-        auroc=float(roc_auc_score(labels, scores)),
-        lower=accuracy - float(np.sqrt(max(variance, floor))),
-        rank=rank,
-        scaler=scaler,
-        source_prompts=sizes[0],
-        control_prompts=sizes[1],
-    )
+    lower = accuracy - float(np.sqrt(max(variance, floor)))
+    return Evidence(accuracy, float(roc_auc_score(labels, scores)), lower, rank, scaler, *sizes)
 
 
 def evidence_of(source: torch.Tensor, control: torch.Tensor) -> Evidence:
-    """The evidence of held-out scores of prompts: their mean h, the dose that each would be given.
+    """The evidence of scores of held-out prompts: the mean h of each.
 
-    A gate that is no classifier has no threshold in dose; each prompt is classified by the threshold that divides the
+    A gate that is no classifier has no threshold on mean h; each prompt is classified by the threshold that divides the
     others best.
 
     Args:
@@ -144,24 +159,26 @@ def evidence_of(source: torch.Tensor, control: torch.Tensor) -> Evidence:
         1.0
     """
     scores = torch.cat([source, control]).double().numpy()
-    labels = np.repeat([1, 0], [len(source), len(control)])
-    left_out = np.concatenate([np.arange(len(source)), np.arange(len(control))]) % THRESHOLDS
+    sizes = len(source), len(control)
+    labels = np.repeat([1, 0], sizes)
+    parts = np.concatenate([np.arange(size) for size in sizes]) % THRESHOLDS
     hits = np.zeros(len(scores), bool)
-    for part in np.unique(left_out):
-        here = left_out == part
-        hits[here] = (scores[here] > _threshold(scores[~here], labels[~here])) == (labels[here] == 1)
-    return evidence_from_scores(scores, hits, labels, (len(source), len(control)), 0, "none")
+    for part in np.unique(parts):
+        held_out = parts == part
+        threshold = _threshold(scores[~held_out], labels[~held_out])
+        hits[held_out] = (scores[held_out] > threshold) == (labels[held_out] == 1)
+    return evidence_from_scores(scores, hits, labels, sizes, 0, "none")
 
 
-def by_prompt(values: torch.Tensor, prompts: Any) -> torch.Tensor:
-    """The mean of each prompt's rows, in the order of the prompts' numbers, float64.
+def mean_by_prompt(values: torch.Tensor, prompts: Any) -> torch.Tensor:
+    """The mean over each prompt's rows, in the order of the prompts' numbers, float64.
 
     Args:
         values: [n].
         prompts: the prompt of each row, [n].
 
     Example:
-        >>> by_prompt(torch.tensor([1.0, 3.0, 5.0]), [0, 0, 1])
+        >>> mean_by_prompt(torch.tensor([1.0, 3.0, 5.0]), [0, 0, 1])
         tensor([2., 5.], dtype=torch.float64)
     """
     _, places = np.unique(np.asarray(prompts), return_inverse=True)

@@ -1,12 +1,12 @@
-"""What a gate is fitted on in learning, and what comes of it: a probe whose threshold is placed on controls.
+"""What a gate is fitted on in learning, and the result: a probe whose threshold is then placed on control prompts.
 
-A probe that was fitted on means has its threshold in the wrong place for positions. So it is lowered until the mean h
-of control positions that it was not fitted on is at most `Recipe.control_h`. h of each dimension counts by its mean
-over dimensions, here and in all evidence.
+A probe that was fitted on means over positions has its threshold in the wrong place for single positions. So its logit
+is lowered until the mean h of held-out control positions is at most `Recipe.control_h`. Where h differs by dimension,
+its mean over dimensions counts, here and in all evidence.
 
 Where it is known which positions of source prompts show the concept (supervision "positions": words of a text, masks
-of a picture), gates that are fitted on positions take these for the concept, and the others of the same prompts for
-what it is not.
+of a picture), gates that are fitted on positions take these as source, and the other positions of the same prompts as
+control.
 """
 
 from __future__ import annotations
@@ -19,14 +19,19 @@ import torch
 
 from ...errors import PromptError
 from ...probes import Probe
-from .cross_validation import Evidence, PromptIds
+from .cross_validation import Evidence, LabelledRows
 
 #: a gate that is still open when it is lowered so far keeps its threshold
 MAX_SHIFT = 1e6
 
+#: held-out h of controls, [n, 1 or width], by the shift that is taken off the gate's logit
+HByShift = Callable[[float], torch.Tensor]
+#: a probe with its threshold placed, and held-out h of controls, by `Recipe.control_h` (None: as it was fitted)
+Placer = Callable[[float | None], tuple[Probe, torch.Tensor]]
+
 
 class GateRows(Protocol):
-    """Captured activations of one kind of prompt, see `capture.Rows`."""
+    """Captured activations of one kind of prompt, see `learning.capture.Activations`."""
 
     labels: list[torch.Tensor]
 
@@ -37,7 +42,7 @@ class GateRows(Protocol):
 
 
 class GateSettings(Protocol):
-    """What gates ask of a `Recipe`."""
+    """What gates read of a `Recipe`, see there."""
 
     @property
     def form(self) -> str: ...
@@ -62,99 +67,97 @@ class GateFit:
     """A gate that was fitted at one site, its threshold still to be placed.
 
     Args:
-        at: of `Recipe.control_h` (None: where the fit put the threshold), the probe with its threshold placed, and h
-            of controls by probes that had not seen them, [n, 1 or width]: of positions, those of control prompts
+        place_at: takes `Recipe.control_h` (None leaves the threshold where the fit put it); returns the probe with its
+            threshold placed, and held-out h of controls, [n, 1 or width]: of positions, those of control prompts
             first, or of rows (`per_row`).
         evidence: on prompts that the probe was not fitted on.
-        scores: mean h of source and of control prompts that the probe had not seen, [n] and [m].
+        scores: mean h of held-out source and control prompts, [n] and [m].
         per_row: the gate decides on means, once per row.
-        refused: why it must not steer here, or "".
+        refused: why it must not steer at this site, or "".
     """
 
-    at: Callable[[float | None], tuple[Probe, torch.Tensor]]
+    place_at: Placer
     evidence: Evidence
     scores: tuple[torch.Tensor, torch.Tensor]
     per_row: bool = False
     refused: str = ""
 
 
-def placing(
-    probe: Probe, control_h: Callable[[float], torch.Tensor], fixed: bool = False
-) -> Callable[[float | None], tuple[Probe, torch.Tensor]]:
-    """`GateFit.at` of a probe.
+def make_placer(probe: Probe, control_h: HByShift, fixed: bool = False) -> Placer:
+    """`GateFit.place_at` of a probe.
 
     Args:
         probe: as it was fitted.
-        control_h: h of controls, by how far the probe is lowered.
+        control_h: held-out h of controls.
         fixed: the threshold stays where the fit put it.
     """
 
-    def at(target: float | None) -> tuple[Probe, torch.Tensor]:
+    def place_at(target: float | None) -> tuple[Probe, torch.Tensor]:
         shift = place_threshold(control_h, None if fixed else target)
         return probe.with_lower_bias(shift), control_h(shift)
 
-    return at
+    return place_at
 
 
-def lowered_h(logits: torch.Tensor, factor: torch.Tensor | None = None) -> Callable[[float], torch.Tensor]:
-    """h of held-out logits [n], times a factor [n] that does not move, by how far the gate is lowered: [n, 1]."""
-    factor = torch.ones_like(logits) if factor is None else factor
+def h_by_shift(logits: torch.Tensor, factor: torch.Tensor | float = 1.0) -> HByShift:
+    """h of held-out logits [n] by the shift that is taken off them, times a fixed factor [n]: [n, 1]."""
     return lambda shift: (factor * (logits - shift).sigmoid())[:, None]
 
 
-def place_threshold(h: Callable[[float], torch.Tensor], target: float | None) -> float:
-    """How far to lower a gate so that its mean h is at most a target.
+def place_threshold(h: HByShift, target: float | None) -> float:
+    """The shift to take off a gate's logit so that its mean h is at most a target.
 
     Args:
         h: h(shift), [n, 1 or width], which falls with the shift.
-        target: None leaves the gate where it is.
+        target: a mean h; None leaves the gate where it is.
 
     Returns:
-        The shift; 0 when the mean is low enough already, `target` is None, or lowering does not get it there.
+        The shift; 0 when the mean is low enough already, `target` is None, or no shift up to `MAX_SHIFT` suffices.
 
     Example:
         >>> logits = torch.tensor([0.0, 2.0])
-        >>> shift = place_threshold(lowered_h(logits), target=0.25)
+        >>> shift = place_threshold(h_by_shift(logits), target=0.25)
         >>> round(float((logits - shift).sigmoid().mean()), 4)
         0.25
     """
-    if target is None or float(h(0.0).mean()) <= target or float(h(MAX_SHIFT).mean()) > target:
+
+    def too_high(shift: float) -> bool:
+        return target is not None and float(h(shift).mean()) > target
+
+    if not too_high(0.0) or too_high(MAX_SHIFT):
         return 0.0
     low, shift = 0.0, 60.0
-    while float(h(shift).mean()) > target:
+    while too_high(shift):
         low, shift = shift, 2 * shift
     for _ in range(50):
         middle = (low + shift) / 2
-        low, shift = (middle, shift) if float(h(middle).mean()) > target else (low, middle)
+        low, shift = (middle, shift) if too_high(middle) else (low, middle)
     return shift
 
 
-def position_rows(
-    source: GateRows, controls: Sequence[GateRows], settings: GateSettings
-) -> tuple[tuple[torch.Tensor, torch.Tensor], PromptIds]:
-    """Positions to fit a gate on, and whose they are.
+def position_rows(source: GateRows, controls: Sequence[GateRows], settings: GateSettings) -> LabelledRows:
+    """Positions to fit a gate on, with the prompt of each.
 
     Args:
-        source: rows of source prompts.
+        source: activations of source prompts.
         controls: those of control prompts, and perhaps of their context.
-        settings: of the recipe; whether it is known which positions show the concept.
+        settings: of the recipe; `supervised` says whether it is known which positions show the concept.
 
     Returns:
-        Positions for h = 1 and for h = 0, [n, width] and [m, width], with the prompt of each. Under supervision the
-        source's unmarked ones come last of the latter.
+        Positions of source and of control. Under supervision the source's unmarked positions come last of the latter.
 
     Raises:
         PromptError: no position is marked.
     """
     positions, negatives = source.gathered("positions"), torch.cat([rows.gathered("positions") for rows in controls])
-    owners = source.gathered("position_prompts")
+    prompts = source.gathered("position_prompts")
     others = torch.cat([rows.gathered("position_prompts") for rows in controls]).tolist()
     if not settings.supervised:
-        return (positions, negatives), (owners.tolist(), others)
+        return LabelledRows(positions, negatives, (prompts.tolist(), others), settings.seed)
     marked = source.gathered("labels") if source.labels else torch.zeros(len(positions), dtype=torch.bool)
     if not marked.any():
         raise PromptError("supervision by positions: no position of a source prompt is marked as showing the concept")
     # control prompts are numbered after the sources; unmarked positions are to be of the same prompts as those marked
-    behind = owners[~marked] - 1 - int(owners[marked].max())
-    rows = positions[marked], torch.cat([negatives, positions[~marked]])
-    return rows, (owners[marked].tolist(), [*others, *behind.tolist()])
+    same = prompts[~marked] - 1 - int(prompts[marked].max())
+    groups = prompts[marked].tolist(), [*others, *same.tolist()]
+    return LabelledRows(positions[marked], torch.cat([negatives, positions[~marked]]), groups, settings.seed)

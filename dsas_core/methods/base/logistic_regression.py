@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 
-def plane(negative: torch.Tensor, positive: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The hyperplane of a logistic regression.
+def fit_logistic(negative: torch.Tensor, positive: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit a logistic regression.
 
-    The penalised solution lies in the span of the rows, so with fewer rows than dimensions it is sought there.
+    The penalised solution lies in the span of the rows, so with fewer rows than dimensions it is computed there.
 
     Args:
         negative: [n, width], float64.
@@ -19,7 +19,7 @@ def plane(negative: torch.Tensor, positive: torch.Tensor) -> tuple[torch.Tensor,
         Weight [width] and bias [] of the logit of `positive`.
 
     Example:
-        >>> weight, bias = plane(torch.tensor([[0.0], [1.0]]).double(), torch.tensor([[3.0], [4.0]]).double())
+        >>> weight, bias = fit_logistic(torch.tensor([[0.0], [1.0]]).double(), torch.tensor([[3.0], [4.0]]).double())
         >>> round(float(-bias / weight), 4)  # half-way between
         2.0
     """
@@ -35,5 +35,5 @@ def plane(negative: torch.Tensor, positive: torch.Tensor) -> tuple[torch.Tensor,
     else:
         basis = torch.eye(rows.shape[1], dtype=rows.dtype)
     model = LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-8, max_iter=1000).fit(rows.numpy(), labels)
-    weight: torch.Tensor = torch.from_numpy(model.coef_[0]) @ basis
+    weight = torch.from_numpy(model.coef_[0]) @ basis
     return weight, float(model.intercept_[0]) - weight @ mean

@@ -1,4 +1,4 @@
-"""What every map method has: `fit` with checked rows and options, and traits that say what it needs."""
+"""The base of every map method: `fit` with checked rows and options, and traits that say what the method needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ class Option:
     Args:
         default: its value where none is given.
         takes: the values it takes, in words.
-        fits: the test of a value.
+        fits: whether a value is one of them.
+
+    Example:
+        >>> Option(1.0, "a number above 0", lambda value: value > 0).fits(-1.0)
+        False
     """
 
     default: Any
@@ -43,20 +47,25 @@ def one_of(*values: str | None) -> Option:
 class MapMethod:
     """Base of every map method: a subclass has `traits`, perhaps `options`, and `_fit`.
 
-    A negative strength goes on along the line through x and T(x) behind x, which the authors of maps that are not
-    additive do not do.
+    A negative strength extrapolates the line through x and T(x) beyond x; of maps that are not additive this is ours,
+    not their authors'.
 
     Attributes:
         traits: what `learn` has to know of it.
-        options: the keywords of `fit`.
+        options: the keywords of `fit`, by name.
+
+    Example:
+        >>> from dsas_core import methods
+        >>> methods.mapping("caa").fit(torch.zeros(2, 2), torch.ones(2, 2)).shift
+        tensor([1., 1.])
     """
 
     traits: MapTraits
     options: ClassVar[Mapping[str, Option]] = {}
 
     def default_gate(self, **options: Any) -> str:
-        """The name of the gate where none is chosen: the method's own, or "dsas"."""
-        return "dsas"
+        """The name of the gate where none is chosen, for these options of the method."""
+        return self.traits.default_gate
 
     def from_probe(self, probe: Any) -> Map:
         """The map of a probe that the method's own gate was fitted to, for methods with `MapTraits.from_gate`."""
@@ -67,7 +76,7 @@ class MapMethod:
         return None
 
     def fit(self, source: torch.Tensor, target: torch.Tensor, **options: Any) -> Map:
-        """The map from source rows to target rows; computed in float64, in the dtype of the source.
+        """The map from source rows to target rows; computed in float64, returned in the dtype of the source.
 
         Args:
             source: [n, width].
@@ -75,11 +84,12 @@ class MapMethod:
             options: by name, see `options`.
 
         Raises:
-            DSASError: rows that are too few, not finite, not of one width, or no pairs where pairs are needed; an
-                option that there is not, or a value that it does not take.
+            DSASError: rows that are too few, not finite or not of one width; an unknown option, or a value that an
+                option does not take.
+            PromptError: as many rows on both sides are needed, and there are not.
         """
         chosen = with_defaults(self, options)
-        rows = check_rows("source", source), check_rows("target", target, source.shape[-1])
+        rows = check_rows(source=source, target=target)
         self.traits.check_rows(type(self).__name__, *rows)
         return self._fit(*rows, **chosen).map_tensors(lambda tensor: tensor.to(source.dtype))
 
@@ -92,7 +102,7 @@ def with_defaults(method: MapMethod, given: Mapping[str, Any]) -> dict[str, Any]
     """All options of a method: those given, and the defaults of the others.
 
     Raises:
-        DSASError: an option that there is not, or a value that it does not take.
+        DSASError: an unknown option, or a value that an option does not take.
     """
     options, name = method.options, type(method).__name__
     for key, value in given.items():

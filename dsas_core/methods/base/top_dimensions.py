@@ -1,4 +1,4 @@
-"""Methods that scale a few dimensions: how many, and which."""
+"""The option `top` of methods that scale a few dimensions, and the choice of these."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The traits of gates and of map methods: what `learn` and `steer` have to know of one beside its formula.
+"""The traits of gates and of map methods: what `learn` and `steer` have to know of a method beside its formula.
 
-A gate or map method declares its own, `traits = GateTraits(...)`; nobody asks which class it is. A behaviour that no
-other method has is a method of `Gate` or `MapMethod` that the new class overrides, in its own file. What others decide
-by is a field here, with the decision where it is about fitting or refusing.
+A gate or map method declares its own, `traits = GateTraits(...)`; no caller asks which class it is. A behaviour that no
+other method has is a method of `Gate` or `MapMethod` that the new class overrides, in its own file. What callers decide
+by is a field here, with the decision itself where it is about fitting or refusing.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class GateTraits:
         summary: one line, as `dsas methods` lists it.
         fitted_on: rows that `learn` fits it on: "positions", each sampled position a row, or "pooled", the mean over
             the positions of each prompt. Either way it is read at single positions, unless its form says otherwise.
-        reads_activations: False for a gate that is the same everywhere. Its site weight is 1, and `learn` does not warn
-            of its evidence.
+        reads_activations: False for a gate whose h is the same everywhere. Its site weight is 1, and `learn` does not
+            warn of its evidence.
         uses_other_positions: h depends on the other positions of a row in the call. Refused for texts, whose tokens
             are written one by one, unless one decision is made on the whole prompt.
-        per_prompt: one decision per row, by its mean. `learn` reads it at the site that tells best and lets it gate
-            that site and those behind; which site that is, is known when all have learned, so not in mode "causal".
-        text_form: the form (`Recipe.form`) in which `learn` has the gate read texts, unless the recipe says.
-        fixed_threshold: the method places its threshold itself and knows no partial trust. `Recipe.control_h` does not
-            move it, and the site weight "soft" is 1 where balanced accuracy is above chance by three standard errors,
-            else 0.
+        per_prompt: one decision per row, by its mean. `learn` reads it at the site that separates source from control
+            best, and lets it gate that site and the later ones. Which site that is, is known after all sites are
+            fitted, so mode "causal" is refused.
+        text_form: the form (`Recipe.form`) in which `learn` has the gate read texts, unless the recipe says otherwise.
+        fixed_threshold: the method places its threshold itself. `Recipe.control_h` does not move it, and the site
+            weight "soft" is 1 where balanced accuracy is above chance by three standard errors, else 0.
         allows_state: False for a gate that cannot be read in the forms with state, "prefix" and "latch".
 
     Example:
@@ -83,12 +83,13 @@ class MapTraits:
 
     Args:
         summary: one line, as `dsas methods` lists it.
+        default_gate: the name of the gate where none is chosen; see `MapMethod.default_gate`.
         min_rows: rows that are needed of each side.
         paired: row i of the target belongs to row i of the source, so both have as many.
-        from_gate: the map is made of what the method's own gate was fitted to, also where another gate is in use; see
-            `MapMethod.from_probe`.
+        from_gate: the map is made of the probe that the method's own gate was fitted to, also where another gate is in
+            use; see `MapMethod.from_probe`.
         max_sites: how many sites `learn` steers unless `Recipe.keep` says; None for all.
-        has_unit: False where a strength of 1 is the method's own, so that `learn` has no unit to choose.
+        has_unit: False where the method defines a strength of 1 itself, so that `learn` chooses no unit.
 
     Example:
         >>> MapTraits("add a vector").has_unit
@@ -96,6 +97,7 @@ class MapTraits:
     """
 
     summary: str
+    default_gate: str = "dsas"
     min_rows: int = 1
     paired: bool = False
     from_gate: bool = False
@@ -103,12 +105,16 @@ class MapTraits:
     has_unit: bool = True
 
     def check_rows(self, name: str, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Raise a DSASError unless a map can be fitted on so many rows.
+        """Check that there are enough rows to fit the map on.
 
         Args:
             name: of the method, for errors.
             source: [n, width].
             target: [m, width].
+
+        Raises:
+            DSASError: too few rows.
+            PromptError: the method is fitted on pairs, and the sides differ in length.
         """
         for side, rows in (("source", source), ("target", target)):
             if len(rows) < self.min_rows:

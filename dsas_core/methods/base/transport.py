@@ -1,7 +1,7 @@
-"""What the three maps of AcT share: they transport each dimension by itself, T(x; s) = x + s * m * ((ω - 1) x + β).
+"""The base of the three maps of AcT, which transport each dimension by itself: T(x; s) = x + s * m * ((ω - 1) x + β).
 
 Rodriguez et al., "Controlling Language and Diffusion Models by Transporting Activations", arXiv 2410.23054; released
-code. A strength of 1 is the whole way, and beyond 1 or below 0 is extrapolated.
+code. A strength of 1 transports all the way; beyond 1 and below 0 the map is extrapolated.
 
 - `support` is the mask m: "observed" moves a dimension only where it is strictly inside the range of its source rows
   (for mitigation), None everywhere (for bringing a concept in). At its edges the map jumps.
@@ -24,7 +24,7 @@ from .map_method import MapMethod, one_of
 SMALLEST_STD = 1e-4
 
 
-def varying(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def varying_dimensions(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Which dimensions vary enough on both sides.
 
     Args:
@@ -35,7 +35,7 @@ def varying(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         bool [width].
 
     Example:
-        >>> varying(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 5.0]]))
+        >>> varying_dimensions(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.tensor([[0.0, 1.0], [1.0, 5.0]]))
         tensor([ True, False])
     """
     return (source.std(0) > SMALLEST_STD) & (target.std(0) > SMALLEST_STD)
@@ -55,6 +55,6 @@ class Transport(MapMethod):
         raise NotImplementedError
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, support: str | None, spatial: str) -> Map:
-        moved = self._affine(source, target)
-        inner = moved if support is None else SupportMap(moved, source.amin(0), source.amax(0))
+        affine = self._affine(source, target)
+        inner = affine if support is None else SupportMap(affine, source.amin(0), source.amax(0))
         return MeanShiftMap(inner) if spatial == "mean shift" else inner

@@ -5,25 +5,24 @@
 Lee et al., "Programming Refusal with Conditional Activation Steering", arXiv 2409.05907; released code. Both vectors
 are first principal components of pairs centred on their middle, v of source and target, c of source and control; v
 points to the target in the majority of pairs. Its `length` is "apart", the distance between the means along it, so that
-a strength of 1 goes all the way, or "unit", 1, where the strength is the length, as published. Every source row is
+a strength of 1 moves all the way, or "unit", 1, where the strength is the length, as published. Every source row is
 paired with every row of the other side, as in the paper, so numbers of rows may differ. Of all pairs the component is
-the first eigenvector of Cov(source) + Cov(other) + d d^T, d the mean difference, and no pair has to be made.
+the first eigenvector of Cov(source) + Cov(other) + d d^T, d the mean difference, so no pair has to be formed.
 
 Threshold and side are those of the highest F1 on the rows that c was fitted on. The paper searches 0 to 0.06 in steps
-of 0.0001, which suits its models; here every threshold that divides the rows differently, of equal ones that with most
-room. The condition is read once per row: in texts on the mean over the prompt's tokens, and v is added from the
-prompt's last token on (form "latch"; the released code asks the first row of a batch for all); in pictures on the mean
-over the positions of the call. `learn` asks it at one site of each root, and steers that site and those behind it: of
-the first half of the sites, in the order in which they come by, the one that tells source from control best. A site
-before it is left alone, as it is written before the condition is read. In a combination each site asks for itself.
+of 0.0001, which suits its models; here every threshold that divides the rows differently, of equal ones the one with
+the widest gap. The condition is read once per row: in texts on the mean over the prompt's tokens, and v is added from
+the prompt's last token on (form "latch"; the released code lets the first row of a batch decide for all); in pictures
+on the mean over the positions of the call. `learn` reads it at one site of each root, and steers that site and later
+ones: of the first half of the sites, in the order in which they are computed, the one that separates source from
+control best. Earlier sites are not steered, as they are computed before the condition is read. In a combination each
+site has a condition of its own.
 
 Traps: the first component is where rows vary most, which is the concept only where nothing varies more (the paper's
 reviewers ask why not a classifier). c and -c are the same condition. No norm clamp, which the released code has.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
@@ -44,23 +43,21 @@ class CAST(MapMethod):
     """
 
     traits = MapTraits(
-        "add the first component of source against target, where the prompt meets a condition (arXiv 2409.05907)"
+        "add the first component of source against target, where the prompt meets a condition (arXiv 2409.05907)",
+        default_gate="cast",
     )
     options = {"length": one_of("apart", "unit")}
 
-    def default_gate(self, **options: Any) -> str:
-        return "cast"
-
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, length: str) -> AffineMap:
         component = first_component(source, target)
-        ahead, behind = target @ component, (source @ component).sort().values
-        majority = torch.searchsorted(behind, ahead).double().mean() / len(behind)  # pairs whose target is further on
-        shift = component if majority >= 0.5 else -component
-        return AffineMap(shift if length == "unit" else shift * (ahead.mean() - behind.mean()).abs())
+        along_target, along_source = target @ component, (source @ component).sort().values
+        larger = torch.searchsorted(along_source, along_target).double().mean() / len(source)  # share of pairs
+        shift = component if larger >= 0.5 else -component
+        return AffineMap(shift if length == "unit" else shift * (along_target.mean() - along_source.mean()).abs())
 
 
 class Condition(Gate):
-    """The condition, of one decision per row.
+    """The condition: one decision per row.
 
     Example:
         >>> source, control = torch.tensor([[4.0, 1.0], [5.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 2.0]])
@@ -109,7 +106,7 @@ def first_component(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def best_threshold(source: torch.Tensor, control: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The threshold of the highest F1, in the middle between two values; of equals, where the room is widest.
+    """The threshold of the highest F1, in the middle between two values; of equal ones, in the widest gap.
 
     Args:
         source: values that are to be on its side, [n].
@@ -124,12 +121,12 @@ def best_threshold(source: torch.Tensor, control: torch.Tensor) -> tuple[torch.T
     """
     values, order = torch.cat([source, control]).sort()
     hits = (order < len(source)).double()
-    below, room = hits.cumsum(0)[:-1], values.diff()
+    below, gap = hits.cumsum(0)[:-1], values.diff()
     count = torch.arange(1, len(values), dtype=torch.float64)
     candidates = []
     for side, true, fired in ((1.0, len(source) - below, len(values) - count), (-1.0, below, count)):
-        f1 = torch.where(room > 0, 2 * true / (fired + len(source)), 0.0)
-        place = int(torch.where(f1 >= f1.max() - 1e-12, room, -1.0).argmax())
-        candidates.append((float(f1[place]), float(room[place]), (values[place] + values[place + 1]) / 2, side))
+        f1 = torch.where(gap > 0, 2 * true / (fired + len(source)), 0.0)
+        place = int(torch.where(f1 >= f1.max() - 1e-12, gap, -1.0).argmax())
+        candidates.append((float(f1[place]), float(gap[place]), (values[place] + values[place + 1]) / 2, side))
     _, _, threshold, side = max(candidates, key=lambda candidate: candidate[:2])
     return threshold, torch.tensor(side, dtype=torch.float64)

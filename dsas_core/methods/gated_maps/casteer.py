@@ -4,22 +4,20 @@
     add:             T(x; s) = x' * |x| / |x'|,  x' = x + s * α * u',   u' = unit(mean(target) - mean(source))
 
 Gaintseva et al., "CASteer: Cross-Attention Steering for Controllable Concept Erasure", arXiv 2503.09630; released code.
-At s = 1 "erase" takes the concept's part away and "reflect" turns it round, which keeps the length; the paper erases
-with β = 2. In "add" `alpha` is the paper's 10 by default. The source shows what is erased; for "add" the target shows
-what is added. Meant for the outputs of cross-attention (`sites="cross"`). A negative strength of "erase" and "reflect"
-makes more of the concept where it is, which the paper does not do; of "add" it goes the other way.
+At s = 1 "erase" removes the component along u and "reflect" negates it, which keeps the length; the paper erases with
+β = 2. In "add" `alpha` is the paper's 10 by default. The source shows what is erased; for "add" the target shows what
+is added. Meant for the outputs of cross-attention (`sites="cross"`). A negative strength of "erase" and "reflect"
+amplifies the concept where it is, which the paper does not do; of "add" it moves in the opposite direction.
 
 The gate is h = max(u . x, 0) / |x| with u = unit(mean(source) - mean(control)), for other maps: at threshold 0, which
 `cosine` places on controls. CASteer itself does not scale by it: in "erase" and "reflect" the clip at 0 is the gate
 already, and "add" has none. So where no gate is chosen, this map has "on", and is CASteer exactly.
 
-Traps: activations have a large mean in common, and its product with u may be of either sign for everything; α is in
-units of the model's activations; one direction per bin, where the paper has one per step.
+Traps: activations have a large mean in common, whose product with u may have either sign, so that all positions or none
+are moved; α is in units of the model's activations; one direction per bin, where the paper has one per step.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
@@ -40,14 +38,13 @@ class CASteer(MapMethod):
         tensor([[0., 1.]])
     """
 
-    traits = MapTraits("take away what points from target to source, or add what points back (arXiv 2503.09630)")
+    traits = MapTraits(
+        "take away what points from target to source, or add what points back (arXiv 2503.09630)", default_gate="on"
+    )
     options = {
         "mode": one_of("erase", "reflect", "add"),
         "alpha": Option(10.0, "a number above 0", lambda value: type(value) in (int, float) and value > 0),
     }
-
-    def default_gate(self, **options: Any) -> str:
-        return "on"
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, mode: str, alpha: float) -> Map:
         direction = unit(source.mean(0) - target.mean(0))
@@ -57,11 +54,11 @@ class CASteer(MapMethod):
         return ProjectionMap(direction, zero, factor=2.0 if mode == "reflect" else 1.0)
 
 
-class Projection(Gate):
-    """The part of a position that points to the source, of its length.
+class PositiveCosine(Gate):
+    """The cosine of a position to the source's direction, 0 where it is negative.
 
     Example:
-        >>> probe = Projection().fit(torch.tensor([[2.0, 1.0], [4.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+        >>> probe = PositiveCosine().fit(torch.tensor([[2.0, 1.0], [4.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
         >>> probe.score(torch.tensor([[3.0, 4.0], [-3.0, 4.0]]))[:, 0]
         tensor([0.6000, 0.0000])
     """

@@ -1,28 +1,26 @@
-"""FairSteer: T(x; s) = x + s * v, v the mean difference, where a classifier says that the unwanted is there.
+"""FairSteer: T(x; s) = x + s * v, v the mean difference, where a classifier detects the unwanted concept.
 
     h = 1 where p(source | x) > 1/2, by logistic regression of source against control rows, else 0.
 
 Li et al., "FairSteer: Inference Time Debiasing for LLMs with Dynamic Activation Steering", arXiv 2504.14492; released
-code. v = mean(target) - mean(source), not normalised; the paper's α (1) is the strength. One layer is steered, that
-which tells best (`Recipe.keep`, here 1). In texts it reads and writes the last token, the prompt's last and each that
-is written (form "last"), in pictures each position. The regression is scikit-learn's as it comes (ridge penalty 1, raw
-rows, in the proportion of the rows), on one row per prompt: of texts the mean of the states that write the answer, of
-pictures that of all positions.
+code. v = mean(target) - mean(source), not normalised; the paper's α (1) is the strength. One layer is steered, the
+most accurate one (`Recipe.keep`, here 1). In texts it reads and writes the last token, the prompt's last and each that
+is generated (form "last"), in pictures each position. The regression is scikit-learn's with its defaults (ridge penalty
+1, raw rows, classes weighted by their rows), on one row per prompt: of texts the mean of the hidden states that predict
+the answer, of pictures the mean of all positions.
 
-It is DSAS with a step for a sigmoid, at one site. Traps: it flips at the threshold, which was fitted on means and is
-read at positions, so that it may fire on controls; one layer may be too few.
+It is DSAS with a step for a sigmoid, at one site. Traps: the threshold was fitted on means and is read at positions, so
+that it may fire on controls; one layer may be too few.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
 from ...maps import AffineMap
 from ...probes import LinearProbe, StepProbe
 from ..base.gate import Gate
-from ..base.logistic_regression import plane
+from ..base.logistic_regression import fit_logistic
 from ..base.map_method import MapMethod
 from ..base.traits import GateTraits, MapTraits
 
@@ -37,21 +35,19 @@ class FairSteer(MapMethod):
 
     traits = MapTraits(
         "add the mean difference at the one site that tells best, where a classifier fires (arXiv 2504.14492)",
+        default_gate="fairsteer",
         max_sites=1,
     )
-
-    def default_gate(self, **options: Any) -> str:
-        return "fairsteer"
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
         return AffineMap(target.mean(0) - source.mean(0))
 
 
-class Hard(Gate):
+class HardClassifier(Gate):
     """The classifier's decision: 1 or 0.
 
     Example:
-        >>> probe = Hard().fit(torch.tensor([[4.0], [5.0]]), torch.tensor([[0.0], [1.0]]))
+        >>> probe = HardClassifier().fit(torch.tensor([[4.0], [5.0]]), torch.tensor([[0.0], [1.0]]))
         >>> probe.score(torch.tensor([[4.5], [0.5]]))[:, 0]
         tensor([1., 0.])
     """
@@ -64,4 +60,4 @@ class Hard(Gate):
     )
 
     def _fit(self, source: torch.Tensor, control: torch.Tensor) -> StepProbe:
-        return StepProbe(LinearProbe(*plane(control, source)), torch.zeros((), dtype=torch.float64))
+        return StepProbe(LinearProbe(*fit_logistic(control, source)), torch.zeros((), dtype=torch.float64))

@@ -8,17 +8,19 @@ intercept. Here the error is the unwanted concept: the probe is a logistic regre
 source against control rows, and exp(z) the concept's odds. So the map is made of the gate's probe: `learn` fits it on
 control rows also where another gate is in use, and `fit` takes them as the target.
 
-There is no strength to choose: 1 is the method, and the unit. s scales it; a negative one makes errors worse where
-there are some. `alpha` None is calibrated: of 0.1, 0.2 … 0.9 that with the largest gain on held-out prompts, the share
-of source rows above it minus that of control rows, of equal gains the lowest α, which goes furthest. It abstains, the
-site is left out, unless half the gain (what balanced accuracy has on chance) exceeds Hoeffding's bound at 95 % for nine
-tries, sqrt(log(2 * 9 / 0.05) (1/n + 1/m) / 8) for n and m prompts: about 0.25 for 24 a side. A given α is not tested.
+There is no strength to choose: 1 is the method, and the unit. s scales it; a negative one increases errors where there
+are some. `alpha` None is calibrated: of 0.1, 0.2 … 0.9 that with the largest gain on held-out prompts, the share of
+source rows above it minus that of control rows, of equal gains the lowest α, which moves furthest. It abstains, so that
+the site is not steered, unless half the gain (balanced accuracy above chance) exceeds Hoeffding's bound at 95 % for
+nine candidates, sqrt(log(2 * 9 / 0.05) (1/n + 1/m) / 8) for n and m prompts: about 0.25 for 24 a side. A given α is not
+tested.
 
 The gate is h = 1 where z > logit α, where the map moves anyway: with its own gate MERA is the map alone. With another
-one, that decides; `strength="auto"` goes to the plane of the gate in use.
+gate, that one decides; `strength="auto"` moves to the plane of the gate in use.
 
-Traps: w tells source from control, which need not be the way from one to the other. The probe is fitted on means and
-read at positions, and α is held to rows, not positions: see the evidence for how often control positions fire.
+Traps: w separates source from control, which need not be the direction from one to the other. The probe is fitted on
+means and read at positions, and α is calibrated on rows, not positions: the evidence says how often control positions
+fire.
 """
 
 from __future__ import annotations
@@ -31,15 +33,14 @@ import torch
 
 from ...errors import DSASError
 from ...maps import ProjectionMap
-from ...probes import LinearProbe, StepProbe
-from ..base.checks import check_rows
-from ..base.cross_validation import FOLDS, Evidence, PromptIds, by_prompt, split_folds
+from ...probes import LinearProbe, Probe, StepProbe
+from ..base.cross_validation import FOLDS, Evidence, LabelledRows, mean_by_prompt
 from ..base.gate import CrossFitted, Gate, RefusedError
-from ..base.logistic_regression import plane
+from ..base.logistic_regression import fit_logistic
 from ..base.map_method import MapMethod, Option
 from ..base.traits import GateTraits, MapTraits
 
-#: what α is chosen from, and how sure the gain must be
+#: candidates for α, and the error probability allowed for the gain
 ALPHAS = tuple(place / 10 for place in range(1, 10))
 DOUBT = 0.05
 
@@ -70,7 +71,7 @@ class MERA(MapMethod):
         alpha = options.get("alpha")
         return "mera" if alpha is None else f"mera(alpha={alpha!r})"
 
-    def from_probe(self, probe: StepProbe) -> ProjectionMap:
+    def from_probe(self, probe: Any) -> ProjectionMap:
         return projection(probe.inner, probe.threshold)
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, alpha: float | None) -> ProjectionMap:
@@ -92,7 +93,7 @@ class CalibratedProbe(Gate):
 
     Example:
         >>> source, control = torch.tensor([[3.0], [4.0], [5.0], [4.0], [4.0]]), torch.zeros(5, 1)
-        >>> Calibrated(0.5).fit(source, control).score(torch.tensor([[4.0], [0.0]]))[:, 0]
+        >>> CalibratedProbe(0.5).fit(source, control).score(torch.tensor([[4.0], [0.0]]))[:, 0]
         tensor([1., 0.])
     """
 
@@ -106,34 +107,30 @@ class CalibratedProbe(Gate):
         if not _is_alpha(self.alpha):
             raise DSASError(f"gate mera: alpha {self.alpha}: expected a number between 0 and 1")
 
-    def fit(self, source: torch.Tensor, control: torch.Tensor) -> StepProbe:
+    def fit(self, source: torch.Tensor, control: torch.Tensor) -> Probe:
         """Fit on rows [n, width]; see `Gate.fit`.
 
         Raises:
             RefusedError: no α gains anything, and none was given.
         """
-        probe: Any = self.cross_fit(source, control).probe if self.alpha is None else super().fit(source, control)
-        assert isinstance(probe, StepProbe)
-        return probe
+        return self.cross_fit(source, control).probe if self.alpha is None else super().fit(source, control)
 
-    def cross_fit(
-        self, source: torch.Tensor, control: torch.Tensor, *, groups: PromptIds | None = None, seed: int = 0
-    ) -> CrossFitted[Any]:
+    def cross_fit_rows(self, data: LabelledRows) -> CrossFitted[Any]:
         """See `Gate.cross_fit`.
 
         Raises:
             RefusedError: as `fit`.
         """
         if self.alpha is not None:
-            return super().cross_fit(source, control, groups=groups, seed=seed)
-        positive, negative = check_rows("source", source), check_rows("control", control, source.shape[-1])
-        rows, labels, prompts, folds = split_folds(positive, negative, groups, seed)
+            return super().cross_fit_rows(data)
+        rows, labels, _, folds = data.split()
         z = torch.zeros(len(rows), dtype=torch.float64)
         for train, test in folds:
-            weight, bias = plane(*(rows[train[labels[train] == label]] for label in (0, 1)))
+            weight, bias = fit_logistic(*(rows[train[labels[train] == label]] for label in (0, 1)))
             z[test] = rows[test] @ weight + bias
-        alpha, gain, bound = calibrate_alpha(*((z[labels == label], prompts[labels == label]) for label in (1, 0)))
-        fitted = replace(self, alpha=alpha).cross_fit(source, control, groups=groups, seed=seed)
+        sides = z.split([len(data.source), len(data.control)])
+        alpha, gain, bound = calibrate_alpha(*zip(sides, data.prompts, strict=True))
+        fitted = replace(self, alpha=alpha).cross_fit_rows(data)
         if gain / 2 <= bound:
             raise RefusedError(
                 f"gate mera abstains: at no alpha the share of held-out source rows above it exceeds that of control "
@@ -143,21 +140,21 @@ class CalibratedProbe(Gate):
         return fitted
 
     def weight(self, evidence: Evidence, rule: str) -> float:
-        """1 where alpha was calibrated: what gains nothing is refused."""
+        """1 where alpha was calibrated: a site without a gain is refused."""
         return 1.0 if self.alpha is None and rule == "soft" else super().weight(evidence, rule)
 
     def _fit(self, source: torch.Tensor, control: torch.Tensor) -> StepProbe:
         assert self.alpha is not None
         threshold = torch.tensor(self.alpha, dtype=torch.float64).logit()
-        return StepProbe(LinearProbe(*plane(control, source)), threshold)
+        return StepProbe(LinearProbe(*fit_logistic(control, source)), threshold)
 
 
 def projection(probe: LinearProbe, threshold: torch.Tensor) -> ProjectionMap:
-    """The shortest way to the plane where a probe's logit is a threshold.
+    """The smallest shift to the plane where a probe's logit is a threshold.
 
     Args:
-        probe: of width `width`.
-        threshold: [].
+        probe: of any width.
+        threshold: [], a logit.
 
     Example:
         >>> plane = projection(LinearProbe(torch.tensor([0.0, 2.0]), torch.tensor(0.0)), torch.tensor(4.0))
@@ -169,24 +166,25 @@ def projection(probe: LinearProbe, threshold: torch.Tensor) -> ProjectionMap:
 
 
 def calibrate_alpha(source: tuple[torch.Tensor, Any], control: tuple[torch.Tensor, Any]) -> tuple[float, float, float]:
-    """α by its gain on held-out rows.
+    """Choose α by its gain on held-out rows.
 
     Args:
         source: logits [n], and the prompt of each.
         control: logits [m], and the prompt of each.
 
     Returns:
-        α, its gain, and what half of the gain has to exceed.
+        α, its gain, and the bound that half of the gain has to exceed.
 
     Example:
-        >>> alpha, gain, bound = calibrated((torch.tensor([3.0, 4.0]), [0, 1]), (torch.tensor([-3.0, -4.0]), [0, 1]))
+        >>> source, control = torch.tensor([3.0, 4.0]), torch.tensor([-3.0, -4.0])
+        >>> alpha, gain, bound = calibrate_alpha((source, [0, 1]), (control, [0, 1]))
         >>> alpha, gain
         (0.1, 1.0)
     """
     shares = []
     for z, prompts in (source, control):
         above = [(z > math.log(alpha / (1 - alpha))).double() for alpha in ALPHAS]
-        shares.append(torch.stack([by_prompt(fires, prompts) for fires in above]))  # [alphas, prompts]
+        shares.append(torch.stack([mean_by_prompt(fires, prompts) for fires in above]))  # [alphas, prompts]
     gains = shares[0].mean(1) - shares[1].mean(1)
     best = int(gains.argmax())
     tries = math.log(2 * len(ALPHAS) / DOUBT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...probes import ConstantProbe
-from ..base.cross_validation import Evidence, PromptIds, logit_of
+from ..base.cross_validation import Evidence, LabelledRows, logit_of
 from ..base.gate import CrossFitted, Gate
 from ..base.traits import GateTraits
 
@@ -29,12 +29,9 @@ class Constant(Gate):
     def fit(self, source: torch.Tensor, control: torch.Tensor) -> ConstantProbe:
         return ConstantProbe(self.value)
 
-    def cross_fit(
-        self, source: torch.Tensor, control: torch.Tensor, *, groups: PromptIds | None = None, seed: int = 0
-    ) -> CrossFitted[ConstantProbe]:
+    def cross_fit_rows(self, data: LabelledRows) -> CrossFitted[ConstantProbe]:
         """Nothing is fitted: the same h of both sides classifies them by chance."""
-        sizes = [len(set(ids)) for ids in groups] if groups else [len(source), len(control)]
-        h = [torch.full((len(rows), 1), self.value, dtype=torch.float64) for rows in (source, control)]
-        evidence = Evidence(0.5, 0.5, 0.5, 0, "none", *sizes)
-        logits = [logit_of(side) for side in h]
-        return CrossFitted(ConstantProbe(self.value), evidence, logits[0], logits[1], lambda shift: h[1])
+        source, control = (torch.full((len(rows), 1), self.value).double() for rows in (data.source, data.control))
+        evidence = Evidence(0.5, 0.5, 0.5, 0, "none", *data.sizes)
+        probe = ConstantProbe(self.value)
+        return CrossFitted(probe, evidence, logit_of(source), logit_of(control), lambda shift: control)

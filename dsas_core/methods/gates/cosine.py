@@ -1,10 +1,10 @@
-"""The null model of gates: how far a position points the way of the mean difference.
+"""The null model of gates: how far a position points in the direction of the mean difference.
 
 h = max(0, cos(x, d) - threshold), d = mean(source) - mean(control): a gate that knows the direction of CAA and no
-statistics, after the one of steering-lite (max(0, |cos| - threshold)); signed here, as what points the other way is not
-the concept. CASteer's local gate is this with threshold 0. The default threshold is the mean cosine of control
-positions: activations have a large mean in common, and its cosine to d may be anything. h is small, rarely above 0.5:
-the unit of strength makes up for it. Fitted on positions.
+statistics, after steering-lite's (max(0, |cos| - threshold)); signed here, as activations that point the other way do
+not show the concept. CASteer's local gate is this with threshold 0. The default threshold is the mean cosine of control
+positions: activations have a large mean in common, and its cosine to d may be anything. h is small, rarely above 0.5;
+the unit of strength compensates for it. Fitted on positions.
 """
 
 from __future__ import annotations

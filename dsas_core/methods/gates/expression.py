@@ -1,4 +1,4 @@
-"""Gates as they are written: "gaps(soft=true)", "product(dsas, any(cosine, gaps))".
+"""Gates as text: "gaps(soft=true)", "product(dsas, any(cosine, gaps))".
 
 gate := name | name "(" argument { "," argument } ")"        argument := gate | setting "=" number, true, false
 """
@@ -7,81 +7,76 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ...errors import DSASError
+from ..base.gate import settings_of
 from .combine import KINDS, Combined
 
-_TOKEN = re.compile(r"\s*([\w.+-]+|[(),=])")
+_TOKEN = re.compile(r"[\w.+-]+|\S")
+#: behind the last token
+_END = ""
 
 
-def parse_gate(text: str, named: Callable[[str], Any]) -> Any:
+def parse_gate(text: str, gate_named: Callable[[str], Any]) -> Any:
     """The gate that a text describes.
 
     Args:
         text: of the form above.
-        named: finds the gate of a name, or raises a DSASError.
+        gate_named: returns the gate of a name, or raises a DSASError.
 
     Raises:
-        DSASError: the text is not of the form above, or a gate does not take what it is given.
+        DSASError: the text is not of the form above, or a gate does not take its arguments.
 
     Example:
         >>> from dsas_core import methods
-        >>> parsed("gaps(soft=true)", methods.gate)
+        >>> parse_gate("gaps(soft=true)", methods.gate)
         GAPS(threshold=0.1, soft=True)
     """
-    tokens, end = [], 0
-    while found := _TOKEN.match(text, end):
-        tokens.append(found[1])
-        end = found.end()
-    if text[end:].strip():
-        raise _malformed(text, text[end:].strip()[0])
-    gate, rest = _gate(text, tokens, named)
-    if rest:
-        raise _malformed(text, rest[0])
+    tokens = [*_TOKEN.findall(text), _END]
+    gate = _take_gate(text, tokens, gate_named)
+    if tokens != [_END]:
+        raise _malformed(text, tokens[0])
     return gate
 
 
-def _gate(text: str, tokens: list[str], named: Callable[[str], Any]) -> tuple[Any, list[str]]:
-    """The gate that tokens begin with, and the tokens behind it."""
-    if not tokens or not re.match(r"\w", tokens[0]):
-        raise _malformed(text, tokens[0] if tokens else "the end")
-    name, rest = tokens[0], tokens[1:]
-    if rest[:1] != ["("]:
-        return named(name), rest
+def _take_gate(text: str, tokens: list[str], gate_named: Callable[[str], Any]) -> Any:
+    """The gate that tokens begin with; its tokens are taken off."""
+    if not re.match(r"\w", tokens[0]):
+        raise _malformed(text, tokens[0])
+    name = tokens.pop(0)
+    if tokens[0] != "(":
+        return gate_named(name)
     parts: list[Any] = []
     settings: dict[str, Any] = {}
-    separator, rest = rest[0], rest[1:]
-    while separator != ")":
-        if rest[1:2] == ["="] and len(rest) > 2:
-            settings[rest[0]] = _value(text, rest[2])
-            rest = rest[3:]
+    while tokens.pop(0) != ")":
+        if tokens[1:2] == ["="] and tokens[2] != _END:
+            settings[tokens[0]] = _value(text, tokens[2])
+            del tokens[:3]
         else:
-            part, rest = _gate(text, rest, named)
-            parts.append(part)
-        if rest[:1] not in ([","], [")"]):
-            raise _malformed(text, rest[0] if rest else "the end")
-        separator, rest = rest[0], rest[1:]
+            parts.append(_take_gate(text, tokens, gate_named))
+        if tokens[0] not in (",", ")"):
+            raise _malformed(text, tokens[0])
     if name in KINDS and not settings:
-        return Combined(name, tuple(parts)), rest
-    gate = named(name) if name not in KINDS else None
+        return Combined(name, tuple(parts))
+    gate = gate_named(name) if name not in KINDS else None
     if parts or gate is None:
         what = "takes gates only" if gate is None else f"is no combination of gates ({', '.join(KINDS)})"
         raise DSASError(f"gate {text!r}: {name} {what}")
-    return _set(text, name, gate, settings), rest
+    return _with_settings(text, name, gate, settings)
 
 
-def _set(text: str, name: str, gate: Any, settings: dict[str, Any]) -> Any:
+def _with_settings(text: str, name: str, gate: Any, settings: dict[str, Any]) -> Any:
     """The gate with other settings than its defaults."""
-    known = {setting.name: setting.default for setting in fields(gate) if setting.init} if is_dataclass(gate) else {}
+    known = settings_of(gate)
     for key, value in settings.items():
         if key not in known:
             there = f"there is {', '.join(known)}" if known else "it has none"
             raise DSASError(f"gate {text!r}: {name} has no setting {key!r}; {there}")
-        wanted = float if known[key] is None else type(known[key])
-        if type(value) is not wanted and (wanted, type(value)) != (float, int):
-            raise DSASError(f"gate {text!r}: {key} of {name} takes {wanted.__name__}, found {value!r}")
+        expected = float if known[key] is None else type(known[key])
+        if type(value) is not expected and (expected, type(value)) != (float, int):
+            raise DSASError(f"gate {text!r}: {key} of {name} takes {expected.__name__}, found {value!r}")
     return replace(gate, **settings) if settings else gate
 
 
@@ -96,5 +91,5 @@ def _value(text: str, token: str) -> bool | int | float:
     raise DSASError(f"gate {text!r}: expected a number, true or false, found {token!r}")
 
 
-def _malformed(text: str, found: str) -> DSASError:
-    return DSASError(f"gate {text!r}: expected name or name(argument, …), stopped at {found!r}")
+def _malformed(text: str, token: str) -> DSASError:
+    return DSASError(f"gate {text!r}: expected name or name(argument, …), stopped at {token or 'the end'!r}")

@@ -4,16 +4,16 @@ With m_j, s_j^2 mean and variance of dimension j over source (1) and control (0)
 
     h_j(x) = 1[|AUROC_j - 1/2| >= threshold] * 1[log N(x_j; m1_j, s1_j^2) > log N(x_j; m0_j, s0_j^2)],
 
-one quadratic in x_j (probes/quadratic.py): O(width) to fit and to read. arXiv 2609.01878, from descriptions: no code is
-public and we do not know the paper's threshold, so 0.1 is ours. Known traps:
+one quadratic in x_j (probes/quadratic.py): O(width) to fit and to read. Gated per-dimension steering, arXiv 2609.01878,
+from descriptions: no code is public and we do not know the paper's threshold, so 0.1 is ours. Known traps:
 
-- The source's variance is often the greater, and then the posterior is above 1/2 in both tails: h is 0 beyond the
-  controls' mean on the other side than the source's.
+- The source's variance is often the greater, and then the posterior is above 1/2 in both tails. So h is 0 on that side
+  of the controls' mean where the source's mean is not.
 - Variances are of single positions. Means over a text or picture vary far less, and a gate that is fitted on them takes
   every position for an outlier.
-- Meant on top of a gate of positions, "product(dsas, gaps)". Alone it moves control positions, too, in the dimensions
-  in which they happen to lie as the source does; `Recipe.control_h` lowers its C (log odds) until few do, which the
-  paper does not (control_h None).
+- Meant in a product with a gate of positions, "product(dsas, gaps)". Alone it also moves control positions, in the
+  dimensions where they happen to be as the source is; `Recipe.control_h` lowers its C (log odds) until few are, which
+  the paper does not do (control_h None).
 
 `soft` takes the posterior itself in place of the step.
 """

@@ -1,11 +1,11 @@
-"""A small neural gate, where one is needed: standardise -> PCA -> one hidden layer -> logit, folded into two layers.
+"""A small neural gate: standardise -> PCA -> one hidden layer -> logit, folded into two layers.
 
     h = sigmoid(v . relu(W x + c) + b),   `rank` 32 components, `hidden` 16 units, L2 penalty `alpha`,
 
-as scikit-learn's MLPClassifier fits it on positions, its bias then moved to equal priors. A network that is fitted on a
-few dozen prompts fits them whatever they are. So one is refused unless it earns its place: unless its AUROC on held-out
-prompts beats that of the linear gate, on the same rows, by two standard errors (of their difference, over bootstrap
-samples of prompts). `learn` leaves a site out where it is refused; `accept` takes it anyway, for comparisons.
+as scikit-learn's MLPClassifier fits it on positions, its bias then moved to equal priors. A network can fit a few dozen
+prompts whatever they are. So it is refused unless its AUROC on held-out prompts beats that of the linear gate, on the
+same rows, by two standard errors (of their difference, over bootstrap samples of prompts). `learn` leaves out a site
+where it is refused; `accept` takes it anyway, for comparisons.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import torch
 
 from ...errors import DSASError
 from ...probes import MLPProbe, Probe
-from ..base.cross_validation import PromptIds
+from ..base.cross_validation import LabelledRows
 from ..base.gate import CrossFitted, Gate, RefusedError
 from ..base.traits import GateTraits
-from .dsas import DSAS, principal
+from ..maps.aura import auroc
+from .dsas import DSAS, decompose, project
 
 #: of the network's fit, which stops early rather than late
 ITERATIONS = 100
@@ -71,18 +72,15 @@ class MLP(Gate):
         """
         return super().fit(source, control) if self.accept else self.cross_fit(source, control).probe
 
-    def cross_fit(
-        self, source: torch.Tensor, control: torch.Tensor, *, groups: PromptIds | None = None, seed: int = 0
-    ) -> CrossFitted[Any]:
+    def cross_fit_rows(self, data: LabelledRows) -> CrossFitted[Any]:
         """As `fit`, with evidence, see `Gate.cross_fit`."""
-        fitted = super().cross_fit(source, control, groups=groups, seed=seed)
+        fitted = super().cross_fit_rows(data)
         if self.accept:
             return fitted
-        linear = DSAS().cross_fit(source, control, groups=groups, seed=seed)
-        own, simple, error = _compared(fitted, linear, groups, seed)
-        if own - simple <= STANDARD_ERRORS * error:
+        own, linear, error = _compare(fitted, DSAS().cross_fit_rows(data), data)
+        if own - linear <= STANDARD_ERRORS * error:
             raise RefusedError(
-                f"gate mlp: its AUROC on held-out prompts, {own:.3f}, does not beat the linear gate's {simple:.3f} "
+                f"gate mlp: its AUROC on held-out prompts, {own:.3f}, does not beat the linear gate's {linear:.3f} "
                 f"by {STANDARD_ERRORS} standard errors of {error:.3f}: use dsas, or mlp(accept=true) to compare",
                 fitted,
             )
@@ -92,41 +90,31 @@ class MLP(Gate):
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPClassifier
 
-        rows = torch.cat([source, control]).numpy()
-        labels = np.repeat([1, 0], [len(source), len(control)])
-        mean, scale = rows.mean(0), np.maximum(rows.std(0), 1e-6)
-        basis = principal((rows - mean) / scale)[: self.rank]
-        projected = (rows - mean) / scale @ basis.T
-        spread = np.maximum(projected.std(0), 1e-12)
+        rows = decompose(torch.cat([source, control]).numpy(), "std")
+        basis = rows.components[: self.rank]
+        projected, spread = project(rows.standard, basis)
         network = MLPClassifier((self.hidden,), alpha=self.alpha, solver="lbfgs", max_iter=ITERATIONS, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            network.fit(projected / spread, labels)
-        inner = (basis / spread[:, None] / scale).T @ network.coefs_[0]  # [width, hidden]
+            network.fit(projected, np.repeat([1, 0], [len(source), len(control)]))
+        inner = (basis / spread[:, None] / rows.scale).T @ network.coefs_[0]  # [width, hidden]
         bias = network.intercepts_[1][0] - np.log(len(source) / len(control))
-        arrays = (inner.T, network.intercepts_[0] - mean @ inner, network.coefs_[1][:, 0], bias)
+        arrays = (inner.T, network.intercepts_[0] - rows.mean @ inner, network.coefs_[1][:, 0], bias)
         return MLPProbe(*(torch.tensor(array, dtype=torch.float64) for array in arrays))
 
 
-def _compared(
-    own: CrossFitted[Any], linear: CrossFitted[Any], groups: PromptIds | None, seed: int
-) -> tuple[float, float, float]:
+def _compare(own: CrossFitted[Any], linear: CrossFitted[Any], data: LabelledRows) -> tuple[float, float, float]:
     """AUROC of both gates on held-out rows, and the standard error of the difference over prompts."""
-    from scipy.stats import rankdata
-
-    sides = [[fit.source_logits.numpy(), fit.control_logits.numpy()] for fit in (own, linear)]
-    owners = [np.asarray(ids) for ids in groups] if groups else [np.arange(len(side)) for side in sides[0]]
-
-    def auroc(pair: list[np.ndarray], rows: list[np.ndarray]) -> float:
-        source, control = (side[places] for side, places in zip(pair, rows, strict=True))
-        ranks = rankdata(np.concatenate([source, control]))
-        return float((ranks[: len(source)].sum() / len(source) - (len(source) + 1) / 2) / len(control))
-
-    random = np.random.default_rng(seed)
-    by_owner = [[np.flatnonzero(ids == one) for one in np.unique(ids)] for ids in owners]
-    gains = []
+    random = np.random.default_rng(data.seed)
+    by_prompt = [[np.flatnonzero(np.asarray(ids) == prompt) for prompt in np.unique(ids)] for ids in data.prompts]
+    samples = [[np.arange(len(ids)) for ids in data.prompts]]  # all rows, then bootstrap samples of prompts
     for _ in range(RESAMPLES):
-        drawn = [np.concatenate([rows[i] for i in random.integers(len(rows), size=len(rows))]) for rows in by_owner]
-        gains.append(auroc(sides[0], drawn) - auroc(sides[1], drawn))
-    every = [np.arange(len(side)) for side in sides[0]]
-    return auroc(sides[0], every), auroc(sides[1], every), float(np.std(gains))
+        samples.append([np.concatenate([p[i] for i in random.integers(len(p), size=len(p))]) for p in by_prompt])
+    (first, *own_rest), (second, *linear_rest) = (
+        [
+            float(auroc(fit.source_logits[source, None], fit.control_logits[control, None]))
+            for source, control in samples
+        ]
+        for fit in (own, linear)
+    )
+    return first, second, float(np.std(np.subtract(own_rest, linear_rest)))

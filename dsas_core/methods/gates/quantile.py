@@ -1,10 +1,11 @@
 """The quantile gate: h = 1 at the positions whose linear logit is among the picture's own highest.
 
 SEGA (arXiv 2301.12247) edits the elements above a quantile of each picture, 0.9 by default, in place of an absolute
-threshold; here the positions, by the logit of the `dsas` gate. Only the order of positions counts, so a direction that
-was fitted on means over positions does. It always edits something: the highest tenth of a picture is that also where
-nothing shows the concept. So `Recipe.control_h` cannot be met and is left aside, and only the site weight, from the
-linear gate's evidence, knows that a site tells nothing. It looks at a whole picture: not for texts as they are written.
+threshold; here positions, by the logit of the `dsas` gate. Only the order of positions counts, so a direction that was
+fitted on means over positions will do. The gate always steers something: a picture has a highest tenth also where
+nothing shows the concept. So `Recipe.control_h` cannot be met and is ignored, and only the site weight, from the linear
+gate's evidence, is low where a site does not separate source from control. It needs all positions of a picture at once:
+not for texts, which are written token by token.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from ...errors import DSASError
 from ...probes import QuantileProbe
-from ..base.cross_validation import PromptIds
+from ..base.cross_validation import LabelledRows
 from ..base.gate import CrossFitted, Gate
 from ..base.traits import GateTraits
 from .dsas import DSAS
@@ -26,7 +27,7 @@ class Quantile(Gate):
     """The positions above a quantile of the linear logit.
 
     Args:
-        q: in (0, 1).
+        q: the quantile, in (0, 1).
 
     Raises:
         DSASError: another q.
@@ -53,11 +54,9 @@ class Quantile(Gate):
     def fit(self, source: torch.Tensor, control: torch.Tensor) -> QuantileProbe:
         return QuantileProbe(DSAS().fit(source, control), self.q)
 
-    def cross_fit(
-        self, source: torch.Tensor, control: torch.Tensor, *, groups: PromptIds | None = None, seed: int = 0
-    ) -> CrossFitted[QuantileProbe]:
+    def cross_fit_rows(self, data: LabelledRows) -> CrossFitted[QuantileProbe]:
         """The evidence and the logits are the linear gate's; of rows alone, without their picture, h is 1 - q."""
-        fitted = DSAS().cross_fit(source, control, groups=groups, seed=seed)
-        always = torch.full((len(control), 1), 1 - self.q, dtype=torch.float64)
+        fitted = DSAS().cross_fit_rows(data)
+        h = torch.full((len(data.control), 1), 1 - self.q, dtype=torch.float64)
         probe = QuantileProbe(fitted.probe, self.q)
-        return CrossFitted(probe, fitted.evidence, fitted.source_logits, fitted.control_logits, lambda shift: always)
+        return CrossFitted(probe, fitted.evidence, fitted.source_logits, fitted.control_logits, lambda shift: h)

@@ -1,12 +1,12 @@
 """AurA: T(x) = α * x by dimension, α = 1 - 2 (AUROC - 1/2) where AUROC > 1/2, and 1 elsewhere.
 
 Suau et al., "Whispering Experts: Neural Interventions for Toxicity Mitigation in Language Models", arXiv 2407.12824;
-released code. AUROC is how well the dimension's value tells source rows (the undesired) from target rows, ties counted
-half; α of a dimension that tells perfectly is 0, which silences it. Needs no strength: 1 is the method.
+released code. AUROC is how well the dimension's value separates source rows (the undesired) from target rows, ties
+counted half; α of a dimension that separates perfectly is 0, which silences it. Needs no strength: 1 is the method.
 
-Trap: the paper takes the maximum over tokens at the outputs of MLP layers; here rows are what was captured, means.
-Dimensions that are high in the target alone stay as they are. Noisy pictures in diffusion. A negative strength
-amplifies the experts.
+Traps: the paper takes the maximum over tokens at the outputs of MLP layers; here rows are the captured means.
+Dimensions that are high in the target alone stay as they are. Pictures of diffusion models become noisy. A negative
+strength amplifies the experts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class AurA(MapMethod):
 
     Example:
         >>> source, target = torch.tensor([[3.0, 1.0], [4.0, 2.0]]), torch.tensor([[1.0, 1.0], [2.0, 2.0]])
-        >>> AurA().fit(source, target).slope  # the first dimension tells the sides apart, the second does not
+        >>> AurA().fit(source, target).slope  # the first dimension separates the sides, the second does not
         tensor([0., 1.])
     """
 

@@ -4,7 +4,7 @@ Rimsky et al., "Steering Llama 2 via Contrastive Activation Addition", arXiv 231
 give the same v when their counts are equal. `normalise`: "unit" divides v by its length; "mean norm" makes it as long
 as source rows are in the mean, so that one strength means much the same at every site.
 
-Trap: added at every layer and ungated it costs most of what the model can do.
+Trap: added at every layer and ungated it costs most of the model's capability.
 """
 
 from __future__ import annotations
@@ -45,5 +45,4 @@ def unit(vector: torch.Tensor) -> torch.Tensor:
         >>> unit(torch.tensor([3.0, 4.0]))
         tensor([0.6000, 0.8000])
     """
-    length: torch.Tensor = vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
-    return vector / length
+    return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)

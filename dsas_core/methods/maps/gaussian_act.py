@@ -1,7 +1,7 @@
 """Gaussian-AcT: T(x) = (σ_target / σ_source) (x - mean(source)) + mean(target), by dimension.
 
-The options, the source and the traps are those of `_transport`. Standard deviations are unbiased (n - 1); dimensions
-where one is at most 1e-4 stay as they are.
+The options, the source and the traps are those of `base.transport`. Standard deviations are unbiased (n - 1);
+dimensions where one is at most 1e-4 stay as they are.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import torch
 
 from ...maps import AffineMap
 from ..base.traits import MapTraits
-from ..base.transport import Transport, varying
+from ..base.transport import Transport, varying_dimensions
 
 
 class GaussianAcT(Transport):
-    """Optimal transport between Gaussians. Options `support` and `spatial`, see `_transport`.
+    """Optimal transport between Gaussians. Options `support` and `spatial`, see `base.transport`.
 
     Example:
         >>> source, target = torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0], [9.0]])
@@ -25,7 +25,7 @@ class GaussianAcT(Transport):
     traits = MapTraits("move mean and spread of each dimension to the target's (arXiv 2410.23054)", min_rows=2)
 
     def _affine(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
-        moves = varying(source, target)
-        slope = torch.where(moves, target.std(0) / source.std(0), 1.0)
-        shift = torch.where(moves, target.mean(0) - slope * source.mean(0), 0.0)
+        varying = varying_dimensions(source, target)
+        slope = torch.where(varying, target.std(0) / source.std(0), 1.0)
+        shift = torch.where(varying, target.mean(0) - slope * source.mean(0), 0.0)
         return AffineMap(shift, slope)

@@ -1,4 +1,4 @@
-"""ITI, inference-time intervention: T(x; s) = x + s * σ * θ at the heads that tell best, θ of length 1.
+"""ITI, inference-time intervention: T(x; s) = x + s * σ * θ at the most separating heads, θ of length 1.
 
 Li et al., "Inference-Time Intervention: Eliciting Truthful Answers from a Language Model", arXiv 2306.03341; released
 code. θ is the mean difference ("mass mean", the default) or the normal of a logistic regression ("classifier"). σ is
@@ -6,8 +6,8 @@ the standard deviation of the projections of source and target rows together on 
 released. The paper's α (15) is the strength.
 
 A head is a site of its own, a slice of the channels that enter the output projection (`--sites heads`). The paper
-moves the 48 that tell best: `keep` of `dsas_core.learning.recipe.Recipe`. Trap: at other sites it is CAA with another
-length.
+moves the 48 that separate best: `keep` of `dsas_core.learning.recipe.Recipe`. Trap: at other sites it is CAA with
+another length.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from ...maps import AffineMap
-from ..base.logistic_regression import plane
+from ..base.logistic_regression import fit_logistic
 from ..base.map_method import MapMethod, one_of
 from ..base.traits import MapTraits
 from .caa import unit
@@ -37,5 +37,5 @@ class ITI(MapMethod):
     options = {"direction": one_of("mass mean", "classifier")}
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor, *, direction: str) -> AffineMap:
-        theta = unit(plane(source, target)[0] if direction == "classifier" else target.mean(0) - source.mean(0))
+        theta = unit(fit_logistic(source, target)[0] if direction == "classifier" else target.mean(0) - source.mean(0))
         return AffineMap((torch.cat([source, target]) @ theta).std(unbiased=False) * theta)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from ...maps import AffineMap
-from ..base.logistic_regression import plane
+from ..base.logistic_regression import fit_logistic
 from ..base.map_method import MapMethod
 from ..base.traits import MapTraits
 
@@ -32,4 +32,4 @@ class ITIc(MapMethod):
     )
 
     def _fit(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
-        return AffineMap(plane(source, target)[0])
+        return AffineMap(fit_logistic(source, target)[0])

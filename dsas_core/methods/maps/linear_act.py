@@ -3,10 +3,10 @@
 With ã and b̃ sorted and centred, ω = Σ ã b̃ / Σ ã² and β = mean(target) - ω mean(source). The denominator is the source's
 sum, as in the released code and as least squares has it; copies of the paper that show b̃² are mistaken.
 
-The options, the source and the traps are those of `_transport`. Choices of ours: where the counts differ, the sums
+The options, the source and the traps are those of `base.transport`. Choices of ours: where the counts differ, the sums
 are integrals over the two quantile functions, which are the same sums at equal counts: no row is thrown away and
 nothing is drawn, where the released code draws as many of each. A dimension without spread in the source, whose slope
-nothing tells, gets slope 1; the released code adds noise there.
+is undetermined, gets slope 1; the released code adds noise there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NO_SPREAD = 1e-16
 
 
 class LinearAcT(Transport):
-    """Optimal transport by a line. Options `support` and `spatial`, see `_transport`.
+    """Optimal transport by a line. Options `support` and `spatial`, see `base.transport`.
 
     Example:
         >>> source, target = torch.tensor([[0.0], [2.0]]), torch.tensor([[9.0], [5.0]])
@@ -35,13 +35,13 @@ class LinearAcT(Transport):
 
     def _affine(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
         mean, goal = source.mean(0), target.mean(0)
-        a, b, share = _matched((source - mean).sort(0).values, (target - goal).sort(0).values)
+        a, b, share = _match_quantiles((source - mean).sort(0).values, (target - goal).sort(0).values)
         variance = share @ a.square()
         slope = torch.where(variance > NO_SPREAD, share @ (a * b) / variance, 1.0)
         return AffineMap(goal - slope * mean, slope)
 
 
-def _matched(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _match_quantiles(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Two sorted samples [n, width] and [m, width] side by side: both [k, width], and the share [k] of each row.
 
     Each sample's quantile function is a staircase; k counts the pieces where neither has a step. At n = m they are the

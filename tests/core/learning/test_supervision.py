@@ -63,16 +63,15 @@ def test_controls_stay_within_their_budget(form: str) -> None:
 
 def test_a_prompts_positions_share_a_fold() -> None:
     """Marked and unmarked positions of a prompt are held out together, or evidence would be of known prompts."""
-    from dsas_core.methods.base.cross_validation import split_folds
     from dsas_core.methods.base.gate_fit import position_rows
 
     capture = tempting()
     source, control = (capture.rows[SITE, 0, kind] for kind in ("source", "control"))
-    rows, groups = position_rows(source, [control], Recipe(form="token", supervision="positions"))
-    _, labels, prompts, folds = split_folds(*(part.double() for part in rows), groups, 0)
+    data = position_rows(source, [control], Recipe(form="token", supervision="positions"))
+    _, labels, prompts, folds = data.split()
     marked, unmarked = set(prompts[labels == 1]), set(prompts[len(labels) - int((~source.gathered("labels")).sum()) :])
     assert marked & unmarked
-    assert not marked & set(prompts[len(rows[0]) : len(rows[0]) + len(control.gathered("positions"))])
+    assert not marked & set(prompts[len(data.source) : len(data.source) + len(control.gathered("positions"))])
     for train, test in folds:
         assert not set(prompts[train]) & set(prompts[test])
 

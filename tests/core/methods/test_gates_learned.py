@@ -54,17 +54,17 @@ def test_gates_without_a_threshold_go_on_firing_on_controls(name: str) -> None:
 def test_a_part_of_a_combination_is_what_it_is_alone() -> None:
     capture = captured()
     kinds = [capture.rows[SITE, 0, kind] for kind in ("source", "control")]
-    loose = methods.gate("gaps").fit_on(kinds[0], kinds[1:], Recipe()).at(None)[0]
+    loose = methods.gate("gaps").fit_on(kinds[0], kinds[1:], Recipe()).place_at(None)[0]
     for form in ("paper", "token", "product", "pooled"):
         recipe = Recipe(form=form)
-        alone, alone_h = methods.gate("dsas").fit_on(kinds[0], kinds[1:], recipe).at(0.01)
-        both, both_h = methods.gate("product(dsas, gaps)").fit_on(kinds[0], kinds[1:], recipe).at(0.01)
+        alone, alone_h = methods.gate("dsas").fit_on(kinds[0], kinds[1:], recipe).place_at(0.01)
+        both, both_h = methods.gate("product(dsas, gaps)").fit_on(kinds[0], kinds[1:], recipe).place_at(0.01)
         assert isinstance(both, ProductProbe)
         for part, expected in zip(both.factors, (alone, loose), strict=True):
             assert part.kind == expected.kind
             assert all(torch.equal(a, b) for a, b in zip(part.tensors(), expected.tensors(), strict=True))
         assert float(both_h.mean()) <= float(alone_h.mean()) <= 0.01
-        turned = methods.gate("complement(dsas)").fit_on(kinds[0], kinds[1:], recipe).at(0.01)[1]
+        turned = methods.gate("complement(dsas)").fit_on(kinds[0], kinds[1:], recipe).place_at(0.01)[1]
         torch.testing.assert_close(turned.mean(), 1 - alone_h.mean())
 
 
@@ -73,7 +73,7 @@ def test_calibration_is_by_positions_that_the_gate_had_not_seen() -> None:
     kinds = [capture.rows[SITE, 0, kind] for kind in ("source", "control")]
     gated = methods.gate("mlp(accept=true, alpha=0.1)").fit_on(kinds[0], kinds[1:], Recipe())
     positions = kinds[1].gathered("positions")
-    probe, held_out = gated.at(None)
+    probe, held_out = gated.place_at(None)
     assert held_out.shape == (len(positions), 1)
     assert float(held_out.mean()) > float(probe.score(positions).mean()) + 0.05
 
