@@ -17,7 +17,7 @@ from ..concept.concept import Concept
 from ..concept.evidence import SiteEvidence
 from ..concept.intervention import Intervention
 from ..errors import DSASError
-from ..model.fingerprints import fingerprint, portrait
+from ..model.fingerprints import describe_module, fingerprint
 from ..model.sites import Roots, Site
 from .capture import Captured
 from .envelopes import with_envelopes
@@ -106,7 +106,7 @@ def as_concept(
         method=recipe.method,
         gate=str(recipe.gate),
         base={root: fingerprint(module) for root, module in steered.items()},
-        learned_on={root: portrait(module) for root, module in steered.items()},
+        learned_on={root: describe_module(module) for root, module in steered.items()},
         evidence={"sites": [asdict(item) for item in evidence]},
         provenance={"prompts": content.to_dict(), **file, "recipe": asdict(recipe), **provenance},
     )

@@ -15,7 +15,7 @@ import torch
 
 from .. import methods
 from ..concept.evidence import SiteEvidence, UnseenEvidence
-from ..concept.format import rounded
+from ..concept.format import round_to_half
 from ..errors import DSASError, UnsupportedError
 from ..maps import Map
 from ..model.sites import Site
@@ -95,7 +95,7 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> SiteFi
         transform, refused = method.from_probe(own_fit.at(None)[0]), refused or own_fit.refused
     else:
         transform = method.fit(*_map_rows(moved, rows["target"], probe, recipe.pooling), **recipe.options)
-        transform = transform.map_tensors(rounded)  # not one of the gate, whose plane has to stay the gate's
+        transform = transform.map_tensors(round_to_half)  # not one of the gate, whose plane has to stay the gate's
     judged = fitted.evidence
     evidence = SiteEvidence(
         site=str(site),

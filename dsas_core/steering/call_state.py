@@ -203,7 +203,7 @@ class CallState:
                 f"{entry.concept!r} has a gate of kind {probe.kind}, which goes by a text that is written, and "
                 f"{root!r} is given no such: learn with another form"
             )
-        read = call.mask if call.read is None else call.read
+        read = call.mask if call.memory_mask is None else call.memory_mask
         mask, prompt = (None if part is None else part.to(x.device) for part in (read, call.prompt))
         if memory is None:
             return probe.step(x, mask, prompt, x.new_zeros(len(x), 0))[0]

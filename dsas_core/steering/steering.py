@@ -17,7 +17,7 @@ from ..concept.concept import Concept
 from ..errors import DSASError, UnsupportedError
 from ..maps import Map
 from ..maps.envelope import EllipticEnvelope
-from ..model.hooks import Call, Describe, Missed, Visit, visit
+from ..model.hooks import Call, DescribeCall, OnUnreached, Visit, visit
 from ..model.sites import Roots, Site
 from .binding import BoundConcept, BoundIntervention
 from .call_state import CallState
@@ -123,13 +123,13 @@ class Steering:
     def attach(
         self,
         roots: Roots,
-        describe: Mapping[str, Describe],
+        describe: Mapping[str, DescribeCall],
         *,
-        missed: Missed | None = None,
-        by_hand: Collection[Site] = (),
+        on_unreached: OnUnreached | None = None,
+        unhooked: Collection[Site] = (),
     ) -> Self:
         """Go to the sites of a model; see `hooks.visit`."""
-        self._visit = visit(roots, self.sites, self, describe, missed=missed, by_hand=by_hand)
+        self._visit = visit(roots, self.sites, self, describe, on_unreached=on_unreached, unhooked=unhooked)
         for line in describe_conflicts(self.conflicts()):
             warnings.warn(line, stacklevel=3)
         return self
@@ -189,7 +189,7 @@ class Steering:
     def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         """The activation [batch, positions, width] as it goes on: x' = lerp(x, T(x; strength), h)."""
         call = self._state.call_at(site, x)
-        mask = call.counted(site, x.shape[1])
+        mask = call.position_mask(site, x.shape[1])
         mask = None if mask is None else mask.to(x.device)
         steps: list[_Step] = []
         for concept, reading, writing in self._plans[site]:

@@ -74,7 +74,7 @@ class Trace:
         kept = (call.steered > 0).cpu()  # the site may be on another device than its root
         old, new = before[kept].detach().float(), after[kept].detach().float()
         change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp_min(1e-12)
-        mask = call.counted(site, before.shape[1])
+        mask = call.position_mask(site, before.shape[1])
 
         def by_position(part: torch.Tensor) -> torch.Tensor:
             return part.detach().float().expand(*before.shape[:-1], -1)[kept].mean(-1).cpu()

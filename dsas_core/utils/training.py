@@ -1,4 +1,4 @@
-"""The training loop of the built-in models: stopped and continued at will, with a moving average of what it trains.
+"""The training loop of the built-in models: resumable, with a moving average of the trained parameters.
 
 Hidden matrices are optimised by Muon, everything else by AdamW. The learning rate rises over the first 2 % of the steps
 and then falls along a cosine.
@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,68 +24,65 @@ CHECKPOINT_STEPS = 200
 REPORT_SECONDS = 20.0
 
 
+@dataclass
 class Trainer:
-    """Trains float32 tensors in steps, from its last checkpoint on.
+    """Trains float32 tensors in steps, starting from its last checkpoint.
 
     Args:
-        name: of what is trained, before each line of progress.
-        parameters: what is trained, float32.
+        name: of the training, in front of each line of progress.
+        parameters: the tensors to train, float32.
         matrices: those that Muon optimises here; of several processes, each may have some.
         others: those that AdamW optimises.
-        gradients: puts the gradients of a step, which it is called with, into the parameters, and returns the loss.
-        updated: called when the parameters have changed.
+        gradients: called with the number of a step; writes its gradients into the parameters and returns the loss.
         steps: of the whole training.
         learning_rate: the highest.
         last_share: the last learning rate, as a share of the highest.
-        ema_decay: of the moving average, which is short at first.
+        ema_decay: of the moving average; over the first steps it is lower.
         checkpoint: a safetensors file, written every CHECKPOINT_STEPS steps.
         identity: settings of the run, kept in the checkpoint.
-        pace: how much one step works off, and of what, for the lines of progress; None prints none.
+        pace: how much one step processes, and its unit, for the lines of progress; None prints none.
+        updated: called when the parameters have changed.
     """
 
-    def __init__(
-        self,
-        name: str,
-        parameters: Sequence[torch.Tensor],
-        matrices: Sequence[torch.Tensor],
-        others: Sequence[torch.Tensor],
-        gradients: Callable[[int], float],
-        updated: Callable[[], None] | None = None,
-        *,
-        steps: int,
-        learning_rate: float,
-        last_share: float,
-        ema_decay: float,
-        checkpoint: Path,
-        identity: str,
-        pace: tuple[int, str] | None = None,
-    ) -> None:
-        self.name, self.parameters, self._gradients, self._updated = name, list(parameters), gradients, updated
-        self.steps, self.learning_rate, self.last_share, self.ema_decay = steps, learning_rate, last_share, ema_decay
-        self.checkpoint, self.identity, self.pace = checkpoint, identity, pace
+    name: str
+    parameters: Sequence[torch.Tensor]
+    matrices: Sequence[torch.Tensor]
+    others: Sequence[torch.Tensor]
+    gradients: Callable[[int], float]
+    steps: int
+    learning_rate: float
+    last_share: float
+    ema_decay: float
+    checkpoint: Path
+    identity: str
+    pace: tuple[int, str] | None = None
+    updated: Callable[[], object] = lambda: None
+
+    def __post_init__(self) -> None:
         self.average = [parameter.detach().clone() for parameter in self.parameters]
+        rate = self.learning_rate
         self.optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(list(others), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+            torch.optim.AdamW(list(self.others), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
         ]
-        if matrices:
-            muon = torch.optim.Muon(list(matrices), learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        if self.matrices:
+            muon = torch.optim.Muon(list(self.matrices), rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
             self.optimisers.append(muon)
 
     def run(self) -> None:
-        """All steps that are left.
+        """Take all steps that are left.
 
         Raises:
-            ArtifactError: the checkpoint is of another run.
+            ArtifactError: the checkpoint belongs to another run.
         """
         first = self._restore() if self.checkpoint.is_file() else 0
-        began = reported = time.monotonic()
+        start = reported = time.monotonic()
         recent = 0.0
         for step in range(first, self.steps):
             loss = self._step(step)
             recent = 0.98 * recent + 0.02 * loss if step > first else loss
             now = time.monotonic()
             if self.pace is not None and (now - reported > REPORT_SECONDS or step + 1 == self.steps):
-                seconds = (now - began) / (step + 1 - first)
+                seconds = (now - start) / (step + 1 - first)
                 speed, left = self.pace[0] / seconds, (self.steps - step - 1) * seconds / 60
                 print(
                     f"{self.name} {step + 1}/{self.steps} loss {recent:.4f} {speed:.0f} {self.pace[1]}/s "
@@ -96,18 +94,17 @@ class Trainer:
                 self._save(step + 1)
 
     def _step(self, step: int) -> float:
-        rising = min(1.0, (step + 1) / (0.02 * self.steps + 1))
-        falling = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        warmup = min(1.0, (step + 1) / (0.02 * self.steps + 1))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = self.learning_rate * rising * (self.last_share + (1 - self.last_share) * falling)
-        loss = self._gradients(step)
+                group["lr"] = self.learning_rate * warmup * (self.last_share + (1 - self.last_share) * cosine)
+        loss = self.gradients(step)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad()
-        if self._updated is not None:
-            self._updated()
+        self.updated()
         with torch.no_grad():
             torch._foreach_lerp_(self.average, self.parameters, 1 - min(self.ema_decay, (1 + step) / (10 + step)))
         return loss
@@ -128,7 +125,7 @@ class Trainer:
         os.replace(partial, self.checkpoint)
 
     def _restore(self) -> int:
-        """Go back to the checkpoint; the step that comes next."""
+        """Load the checkpoint; the number of the next step."""
         with safe_open(self.checkpoint, "pt") as file:
             metadata = file.metadata()
         if metadata["identity"] != self.identity:
@@ -145,8 +142,7 @@ class Trainer:
                     _, _, i, key = name.split(".")
                     states.setdefault(int(i), {})[key] = value
             optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
-        if self._updated is not None:
-            self._updated()
+        self.updated()
         return int(metadata["step"])
 
 

@@ -103,7 +103,7 @@ def optimise(
         matrices[run.rank :: run.world],  # Newton-Schulz is dear on a CPU: each process does its part
         others,
         gradients,
-        updated,
+        updated=updated,
         steps=steps,
         learning_rate=learning_rate,
         last_share=0.02,

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from dsas_core.errors import DSASError, UnsupportedError
-from dsas_core.model.sites import Site, canonical
+from dsas_core.model.sites import Site, canonical_path
 
 
 class Steers(Protocol):
@@ -135,7 +135,7 @@ class SteeredProcessors:
         self._before: dict[str, Any] = {}  # what was there, where others steer now
         self._sites: dict[str, list[Site]] = {}  # by the key of their processor
         for key in attention_layers(denoiser):
-            path = canonical(f"{root}.{key.removesuffix('.processor')}")
+            path = canonical_path(f"{root}.{key.removesuffix('.processor')}")
             here = [site for site in sites if site.path == path and site.side == "output"]
             if here:
                 self._sites[key] = here

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...errors import PromptError
-from ...model.hooks import Call, Describe, visit
+from ...model.hooks import Call, DescribeCall, visit
 from ...model.sites import Site
 from ...probes.combine import pool
 from ..model.conversations import Batch, Encoded, batched, encode
@@ -47,7 +47,7 @@ class Reader:
         for start in range(0, len(texts), self.batch):
             yield batched(texts[start : start + self.batch], self.pad)
 
-    def describe(self, mask: torch.Tensor) -> dict[str, Describe]:
+    def describe(self, mask: torch.Tensor) -> dict[str, DescribeCall]:
         """Every root reads the positions of `mask`."""
         here = mask.to(self.device)
         call = Call(torch.ones(len(here), device=self.device), torch.arange(len(here), device=self.device), None, here)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...errors import DSASError, PromptError, UnsupportedError
-from ...model.hooks import Call, Describe
+from ...model.hooks import Call, DescribeCall
 
 PHASES = ("prompt", "generation", "all")
 
@@ -69,7 +69,7 @@ class CallDescriber:
         self.stateful, self.limit, self.ends = stateful, limit, list(ends)
         self._texts: dict[str, _Text] = {}
 
-    def describe(self, root: str) -> Describe:
+    def describe(self, root: str) -> DescribeCall:
         """The function that describes the calls of one root, for `hooks.visit`."""
 
         def describe_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

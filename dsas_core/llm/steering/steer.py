@@ -61,7 +61,7 @@ class TextSteering(Steering):
             if new := unreached.new_among(sites):
                 warn_unreached(new, explain_unreached(roots[root]))
 
-        return self.attach(roots, {root: self._tokens.describe(root) for root in roots}, missed=missed)
+        return self.attach(roots, {root: self._tokens.describe(root) for root in roots}, on_unreached=missed)
 
     def _prompts(self) -> int:
         return max(len(self.strengths.values_of(name)) for name in self.strengths)

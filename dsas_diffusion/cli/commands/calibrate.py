@@ -15,7 +15,7 @@ from dsas_core.concept.format import FILES
 from dsas_core.errors import DSASError
 from dsas_core.learning.calibration.slider_range import prompts_of
 from dsas_core.learning.illustrate import try_illustrate
-from dsas_core.utils.files import replacing_folder
+from dsas_core.utils.files import replace_folder
 
 from ...learning.calibrate import calibrate
 from ...learning.illustrate import illustrate
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     calibrated, draw = _calibrate(args, concept)
     if concept.samples is not None:  # they are by strength, whose unit and ends may be others now
         calibrated = try_illustrate(calibrated, draw)
-    with replacing_folder(folder) as unfinished:
+    with replace_folder(folder) as unfinished:
         calibrated.save_pretrained(unfinished)
         _copy_other_files(own, unfinished, everything=args.in_place)
     return {"out": str(own if args.in_place else args.out), **describe_concept(calibrated, folder)}

@@ -22,7 +22,7 @@ from dsas_core.learning.prompts.prompt_set import COUNT, PromptSet, load_prompts
 from dsas_core.learning.recipe import Recipe, recipe_of
 from dsas_core.llm.model.conversations import turns
 from dsas_core.maps.envelope import RANK
-from dsas_core.utils.files import replacing_folder
+from dsas_core.utils.files import replace_folder
 
 from ...learning.illustrate import illustrate
 from ...learning.learn import Lesson
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     concept = replace(concept, provenance={**concept.provenance, "command": args.command})
     if not args.no_strip:
         concept = try_illustrate(concept, draw)
-    with replacing_folder(folder) as unfinished:
+    with replace_folder(folder) as unfinished:
         concept.save_pretrained(unfinished)
         if drafted:
             (unfinished / PROMPTS).write_text(drafted, encoding="utf-8")

@@ -13,7 +13,7 @@ from itertools import takewhile
 
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
-from dsas_core.concept.evidence import unit_in_words
+from dsas_core.concept.evidence import describe_unit
 from dsas_core.model.sites import Site
 
 from ...pipelines.sites import site_name
@@ -233,7 +233,7 @@ def evidence(concept: Concept) -> str:
         for site in concept.evidence.get("sites", ())
     ]
     strip = "The pictures are of prompts kept back: one that shows it, one that must stay as it is."
-    unit = unit_in_words(concept.unit, concept.evidence.get("unit")).splitlines()
+    unit = describe_unit(concept.unit, concept.evidence.get("unit")).splitlines()
     return (
         (note(strip) if concept.samples is not None else "")
         + facts(["layer", *binned, *columns], list({str(row): row for row in rows}.values()))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dsas_core import Concept, DSASError, Site
-from dsas_core.model.fingerprints import fingerprint, other_weights, portrait, weights_digest
+from dsas_core.model.fingerprints import describe_module, fingerprint, has_other_weights, weights_digest
 from tests.fixtures.concepts import random_concept
 
 WIDE = Site("unet.0")
@@ -23,7 +23,7 @@ def model(seed: int = 0, width: int = 12, layers: int = 3) -> nn.Sequential:
 
 
 def concept(whole: nn.Module, site: Site = WIDE, width: int = 12, **fields: Any) -> Concept:
-    about = {"base": {"unet": fingerprint(whole)}, "learned_on": {"unet": portrait(whole)}}
+    about = {"base": {"unet": fingerprint(whole)}, "learned_on": {"unet": describe_module(whole)}}
     return random_concept({site: width}, provenance={"model": "stabilityai/big"}, **{**about, **fields})
 
 
@@ -99,42 +99,42 @@ def test_precision_makes_no_difference_and_a_little_training_does(known: torch.d
     whole = model(width=64)
     with torch.no_grad():
         whole[0].weight *= 1e-4  # float16 does not hold these in full
-    told = portrait(copy.deepcopy(whole).to(known))
-    assert not other_weights(copy.deepcopy(whole).to(here), told)
+    told = describe_module(copy.deepcopy(whole).to(known))
+    assert not has_other_weights(copy.deepcopy(whole).to(here), told)
     with torch.no_grad():
         for layer in whole:
             layer.weight *= 1 + 0.05 * torch.randn_like(layer.weight)
-    assert other_weights(whole.to(here), told)
+    assert has_other_weights(whole.to(here), told)
 
 
 def test_adapters_and_compilation_make_no_difference() -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     whole = model()
-    told = portrait(whole)
+    told = describe_module(whole)
     worn = inject_adapter_in_model(LoraConfig(target_modules=["0", "2"], init_lora_weights=False), model())
     assert any("lora_" in name for name, _ in worn.named_parameters())
-    assert portrait(worn) == told == portrait(torch.compile(whole))
-    assert not other_weights(worn, told)
+    assert describe_module(worn) == told == describe_module(torch.compile(whole))
+    assert not has_other_weights(worn, told)
 
 
 def test_what_is_offloaded_is_read_and_what_is_nowhere_or_quantised_is_passed_over() -> None:
     from accelerate import cpu_offload
 
-    told, offloaded = portrait(model()), model()
+    told, offloaded = describe_module(model()), model()
     digest = weights_digest({"unet": offloaded})
     cpu_offload(offloaded, execution_device=torch.device("cpu"))
     assert offloaded[0].weight.is_meta
-    assert portrait(offloaded) == told
+    assert describe_module(offloaded) == told
     assert weights_digest({"unet": offloaded}) == digest
-    nowhere = portrait(model().to("meta"))
+    nowhere = describe_module(model().to("meta"))
     assert set(nowhere["sample"]) == {None}
-    assert not other_weights(model(seed=1), nowhere)
-    assert not other_weights(model(seed=1).to("meta"), told)
+    assert not has_other_weights(model(seed=1), nowhere)
+    assert not has_other_weights(model(seed=1).to("meta"), told)
     small = model(seed=1)
     for layer in small:
         layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
-    assert set(portrait(small)["sample"]) > {None}
+    assert set(describe_module(small)["sample"]) > {None}
 
 
 @pytest.mark.parametrize(
