@@ -171,11 +171,10 @@ def _sample(module: nn.Module) -> list[float | None]:
     for i in range(count):
         _, path, parameter = large[(2 * i + 1) * len(large) // (2 * count)]
         value = _readable_value(_bare(module), path, parameter)
-        if value is None:
-            sample += [None] * VALUES
-            continue
-        places = [(2 * k + 1) * value.numel() // (2 * VALUES) for k in range(VALUES)]
-        numbers = torch.take(value, torch.tensor(places, device=value.device)).tolist()
+        numbers = [math.nan] * VALUES
+        if value is not None:
+            places = [(2 * k + 1) * value.numel() // (2 * VALUES) for k in range(VALUES)]
+            numbers = torch.take(value, torch.tensor(places, device=value.device)).tolist()
         sample += [float(f"{number:.5g}") if math.isfinite(number) else None for number in numbers]
     return sample
 

@@ -105,7 +105,7 @@ class CallState:
             )
         if len(x) != len(call.steered):
             raise UnsupportedError(
-                f"{len(x)} rows come by at {site}, but {site.root!r} was called with {len(call.steered)}: something "
+                f"{len(x)} rows reach {site}, but {site.root!r} was called with {len(call.steered)}: something "
                 "between takes rows away, as FasterCache does those of the negative prompt; steer without it"
             )
         return call
@@ -144,7 +144,7 @@ class CallState:
         h = self._scores.get((entry.probe_site.root, entry.concept, entry.number))
         if h is None:
             raise DSASError(
-                f"{entry.map_site} is gated by what {entry.probe_site} shows, which the model has not come to: a "
+                f"{entry.map_site} is gated by what {entry.probe_site} shows, which the model has not reached: a "
                 "probe must read before its map writes"
             )
         if entry.reads_other_root and h.shape[1] == 1:

@@ -162,8 +162,8 @@ def warn_unreached(sites: Iterable[Site], why: str) -> None:
 def explain_unreached(root: nn.Module) -> str:
     """What may have kept a call of a root from reaching its sites, and the way out."""
     if is_compiled(root) or "_compiled_call" in vars(root):  # the latter is set by `generate` of transformers
-        return "torch goes by what it compiled without its hook: call torch.compiler.reset(), and again"
-    return "somebody removed its hook, or the model skips that block"
+        return "torch reuses a graph without the hook: call torch.compiler.reset(), and the model again"
+    return "its hook was removed, or the model skips that block"
 
 
 def list_sites(sites: Iterable[Site]) -> str:

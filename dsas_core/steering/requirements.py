@@ -29,7 +29,7 @@ def obstacle_to_auto(concept: Concept, gate: str | None = None) -> str | None:
         'at unet.mid, ConstantProbe has no hyperplane to move to; give it a number'
     """
     if gate == "on":
-        return "the gate 'on' looks at nothing, so it has no hyperplane to move to; leave the concept its own"
+        return "the gate 'on' reads nothing, so it has no hyperplane to move to; leave the concept its own"
     for item in _steering(concept) if gate is None else ():
         if item.probe_site not in (None, item.site):
             return f"{item.site} is gated by what {item.probe_site} shows, whose hyperplane is not in its own space"
@@ -56,12 +56,12 @@ def obstacle_to_within(concept: Concept, gate: str | None = None) -> str | None:
         >>> from dsas_core import Site, maps, probes
         >>> turned = Intervention(Site("unet.mid"), (probes.ConstantProbe(),), (maps.TurnMap(torch.ones(2)),), (1.0,))
         >>> obstacle_to_within(Concept("it", (turned,)))
-        'at unet.mid, TurnMap is not linear in its strength, so no root tells how far'
+        'at unet.mid, TurnMap is not linear in its strength, which bounds need'
     """
     for item in _steering(concept) if gate != "off" else ():
         curved = next((transform for transform in item.maps if not transform.linear_in_strength), None)
         if curved is not None:
-            return f"at {item.site}, {type(curved).__name__} is not linear in its strength, so no root tells how far"
+            return f"at {item.site}, {type(curved).__name__} is not linear in its strength, which bounds need"
         if not item.clouds:
             return (
                 "no cloud of target activations was learned: learn it again with --cloud, in Python "

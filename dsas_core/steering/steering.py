@@ -15,8 +15,6 @@ import torch
 
 from ..concept.concept import Concept
 from ..errors import DSASError, UnsupportedError
-from ..maps import Map
-from ..maps.envelope import EllipticEnvelope
 from ..model.hooks import Call, DescribeCall, OnUnreached, Visit, visit
 from ..model.sites import Roots, Site
 from .binding import BoundConcept, BoundIntervention
@@ -41,13 +39,11 @@ Localiser = Callable[[str, Site, torch.Tensor], torch.Tensor | None]
 class _Step(NamedTuple):
     """The change of an activation by one intervention; `trace_h` is h for the trace."""
 
-    concept: str
-    map: Map
+    entry: BoundIntervention
     strength: torch.Tensor
     h: torch.Tensor
     trace_h: torch.Tensor
     solved: SolvedStrength | None
-    envelope: EllipticEnvelope | None
 
 
 class _Plan(NamedTuple):
@@ -211,10 +207,10 @@ class Steering:
             steps += [self._step(entries[number], x, mask) for number in writers]
         if not steps:
             return None
-        out = interpolate(x, [(step.map, _bounded_strength(x, step), step.h) for step in self._blend(steps)])
+        out = interpolate(x, [(step.entry.map, _bounded_strength(x, step), step.h) for step in self._blend(steps)])
         if self.trace is not None:
             for step in steps:
-                self.trace.record(step.concept, site, call, step.trace_h, x, out, step.solved)
+                self.trace.record(step.entry.concept, site, call, step.trace_h, x, out, step.solved)
         return out
 
     def _step(self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None) -> _Step:
@@ -239,15 +235,15 @@ class Steering:
             strength = solved.strength * strength
         if factor is not None:
             h, trace_h = h * factor, trace_h * factor
-        return _Step(entry.concept, entry.map, strength, h, trace_h, solved, entry.envelope)
+        return _Step(entry, strength, h, trace_h, solved)
 
     def _blend(self, steps: list[_Step]) -> list[_Step]:
         """Steps with their h as `combine` leaves them; the interventions of one concept count as one gate."""
-        names = dict.fromkeys(step.concept for step in steps) if self._blends else {}
+        names = dict.fromkeys(step.entry.concept for step in steps) if self._blends else {}
         if len(names) < 2:
             return steps
-        gates = {name: [step.h * (step.strength != 0) for step in steps if step.concept == name] for name in names}
-        factor = normalise_gates([functools.reduce(torch.maximum, scores) for scores in gates.values()])
+        gates = [[step.h * (step.strength != 0) for step in steps if step.entry.concept == name] for name in names]
+        factor = normalise_gates([functools.reduce(torch.maximum, scores) for scores in gates])
         return [step._replace(h=step.h * factor) for step in steps]
 
 
@@ -288,6 +284,6 @@ def _plans(concepts: Sequence[BoundConcept]) -> dict[Site, list[_Plan]]:
 
 def _bounded_strength(x: torch.Tensor, step: _Step) -> torch.Tensor:
     """A step's strength, shortened where `within` demands it."""
-    if step.envelope is None:
+    if step.entry.envelope is None:
         return step.strength
-    return strength_within(x, step.map, step.strength, step.h, step.envelope)
+    return strength_within(x, step.entry.map, step.strength, step.h, step.entry.envelope)

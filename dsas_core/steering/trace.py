@@ -108,13 +108,16 @@ class Trace:
         self.records.append(record)
         return record
 
-    def select(self, concept: str, site: str | None = None, root: str | None = None) -> list[Record]:
+    def select(
+        self, concept: str, site: str | None = None, root: str | None = None, sites: Collection[Site] | None = None
+    ) -> list[Record]:
         """Records of one concept.
 
         Args:
             concept: name of the concept.
             site: only at this site; None for all.
             root: only in this root; None for all.
+            sites: only at these sites; None for all.
         """
         return [
             record
@@ -122,6 +125,7 @@ class Trace:
             if record.concept == concept
             and (site is None or str(record.site) == site)
             and (root is None or record.site.root == root)
+            and (sites is None or record.site in sites)
         ]
 
     def mean_h(
@@ -143,17 +147,16 @@ class Trace:
             prompt: only for this prompt of the batch; None for all.
         """
         total = count = 0.0
-        for record in self.select(concept, site, root):
-            if sites is None or record.site in sites:
-                rows = slice(None) if prompt is None else record.prompts == prompt
-                mask = _mask_of(record)[rows]
-                total += float((record.h[rows] * mask).sum())
-                count += float(mask.sum())
+        for record in self.select(concept, site, root, sites):
+            rows = slice(None) if prompt is None else record.prompts == prompt
+            mask = _mask_of(record)[rows]
+            total += float((record.h[rows] * mask).sum())
+            count += float(mask.sum())
         return total / max(1.0, count)
 
     def highest_h(self, concept: str, site: str | None = None, *, sites: Collection[Site] | None = None) -> float:
         """Highest h over the positions that count; 0 without records. Arguments as for `mean_h`."""
-        records = [record for record in self.select(concept, site) if sites is None or record.site in sites]
+        records = self.select(concept, site, sites=sites)
         return max((float((r.h * _mask_of(r)).max()) for r in records if r.h.numel()), default=0.0)
 
 

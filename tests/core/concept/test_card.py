@@ -39,8 +39,8 @@ def concept(**fields: Any) -> Concept:
 
 
 def test_it_tells_evidence_limits_and_where_it_comes_from() -> None:
-    told = render_card(concept())
-    front = yaml.safe_load(told.split("---")[1])
+    text = render_card(concept())
+    front = yaml.safe_load(text.split("---")[1])
     assert front["library_name"] == "dsas"
     assert (front["base_model"], front["pipeline_tag"]) == ("somebody/pictures", "text-to-image")
     for expected in (
@@ -54,7 +54,7 @@ def test_it_tells_evidence_limits_and_where_it_comes_from() -> None:
         "SHA-256 of the prompt file: `ab12`",
         "import dsas_diffusion as dsas",
     ):
-        assert expected in told
+        assert expected in text
     assert "range -0.5 to 2: useful strengths" in render_card(concept(range=(-0.5, 2.0)))
 
 
@@ -68,18 +68,18 @@ def test_it_tells_nothing_that_the_concept_does_not() -> None:
 
 def test_many_rows_are_folded_up_and_equal_ones_told_once() -> None:
     rows = [{**EVIDENCE["sites"][0], "site": f"unet.{i}"} for i in range(30)]
-    told = render_card(concept(evidence={"sites": rows * 2}))
-    assert "<summary>30 rows</summary>" in told
-    assert told.count("`unet.7`") == 1
+    text = render_card(concept(evidence={"sites": rows * 2}))
+    assert "<summary>30 rows</summary>" in text
+    assert text.count("`unet.7`") == 1
 
 
 def test_samples_are_shown() -> None:
     pictures = Samples(("a [banana]", "a dog"), (0.0, 1.0), strip=b"picture")
     assert "![a \\[banana\\]; a dog](strip.webp)" in render_card(concept(samples=pictures))
     texts = Samples(("user: where?", "user: when?"), (0.0, 1.0), (("there | here", "over\nthere"), ("now", "now")))
-    told = render_card(concept(samples=texts))
-    assert "| user: where? | 0 | there \\| here |" in told
-    assert "| user: where? | 1 | over there |" in told
+    text = render_card(concept(samples=texts))
+    assert "| user: where? | 0 | there \\| here |" in text
+    assert "| user: where? | 1 | over there |" in text
     assert Samples.from_dict(texts.to_dict()) == texts
     assert Samples.from_dict(pictures.to_dict(), b"picture") == pictures
 

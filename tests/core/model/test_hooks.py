@@ -53,18 +53,18 @@ def test_a_visitor_changes_what_goes_on(site: Site) -> None:
 def test_the_call_is_told_before_the_sites() -> None:
     model, recorder = stack(), Recorder()
     call = Call(torch.ones(2), torch.arange(2))
-    told: list[Any] = []
+    described: list[Any] = []
 
-    def tell(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def describe_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         assert not recorder.seen
-        told.append((args, kwargs))
+        described.append((args, kwargs))
         return call
 
-    with visit({"root": model}, [Site("root.0")], recorder, {"root": tell}):
+    with visit({"root": model}, [Site("root.0")], recorder, {"root": describe_call}):
         model(input=X)
     assert recorder.calls == [("root", call)]
-    assert told[0][0] == ()
-    assert told[0][1]["input"] is X
+    assert described[0][0] == ()
+    assert described[0][1]["input"] is X
 
 
 def test_letting_go_leaves_no_trace() -> None:
@@ -159,7 +159,7 @@ def test_rows_that_the_call_has_not_are_refused() -> None:
     model, steering = stack(), Steering({random_concept({MIDDLE: 4}): 1.0})
     with (
         visit(model, [MIDDLE], steering, {"model": lambda *_: Call(torch.ones(3), torch.arange(3))}),
-        pytest.raises(DSASError, match=r"2 rows come by at model\.1, but 'model' was called with 3"),
+        pytest.raises(DSASError, match=r"2 rows reach model\.1, but 'model' was called with 3"),
     ):
         model(X)
 

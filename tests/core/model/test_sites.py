@@ -52,10 +52,10 @@ def test_what_is_not_found_lists_what_exists() -> None:
 def test_names_leave_out_wrappers(level: str) -> None:
     inner = tower()
     assert canonical_path(f"text_encoder.{level}.encoder.layers.0") == "text_encoder.encoder.layers.0"
-    found = modules({"model": Wrapped(level, inner)})
-    assert found.keys() == modules({"model": inner}).keys()
-    assert found["model"] is inner
-    assert found["model.layers.1.attn"] is inner["layers"][1]["attn"]
+    known = modules({"model": Wrapped(level, inner)})
+    assert known.keys() == modules({"model": inner}).keys()
+    assert known["model"] is inner
+    assert known["model.layers.1.attn"] is inner["layers"][1]["attn"]
 
 
 @pytest.mark.parametrize("wrap", ["tensor", "tuple", "list", "output", "mapping"])
