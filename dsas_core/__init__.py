@@ -1,4 +1,4 @@
-"""dsas_core: probes that say when, maps that say how, and the engine that applies them to any torch model."""
+"""dsas_core: probes that decide when, maps that decide how, and the steering that applies both to any torch model."""
 
 from . import maps, methods, probes
 from .concept.builtin import Shipped, shipped

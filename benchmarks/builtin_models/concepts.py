@@ -15,11 +15,11 @@ from typing import Any
 import dsas_diffusion as dsas
 from dsas_core import llm
 from dsas_core.concept.builtin import FOLDER, shipped
-from dsas_core.concept.card import card
+from dsas_core.concept.card import render_card
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.format import CARD
 from dsas_core.model.loading import BUILTIN
-from dsas_core.utils.files import replacing_folder
+from dsas_core.utils.files import replace_folder
 
 ROOT = Path(__file__).parents[2]
 #: prompt files, by the names of their concepts
@@ -78,9 +78,9 @@ def learn_shipped(name: str, *, show_progress: bool = False) -> Concept:
 
 def write_shipped(name: str, concept: Concept, out: Path) -> Path:
     """Put a concept into its folder below `out`, whole or not at all; its card's example names the built-in one."""
-    with replacing_folder(out / name) as draft:
+    with replace_folder(out / name) as draft:
         concept.save_pretrained(draft)
-        (draft / CARD).write_text(card(concept, f"{BUILTIN}{name}"), encoding="utf-8")
+        (draft / CARD).write_text(render_card(concept, f"{BUILTIN}{name}"), encoding="utf-8")
     return out / name
 
 

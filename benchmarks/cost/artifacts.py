@@ -23,9 +23,9 @@ import torch
 from benchmarks.common.records import made_with, parser_of, results_of, write
 from dsas_core import Concept, Intervention, Site
 from dsas_core.concept.concept import CARD, CONFIG, TENSORS
-from dsas_core.concept.format import rounded
+from dsas_core.concept.format import round_to_half
 from dsas_core.maps import AffineMap
-from dsas_core.model.fingerprints import portrait
+from dsas_core.model.fingerprints import describe_module
 from dsas_core.probes import LinearProbe
 
 #: model -> the site of each width, so many of them
@@ -50,7 +50,7 @@ def shaped(model: str, kind: str, bins: int, seed: int) -> Concept:
     def transform(width: int) -> AffineMap:
         shift = torch.randn(width, generator=random)
         slope = 1 + 0.1 * torch.randn(width, generator=random) if kind == "affine" else None
-        return AffineMap(shift, slope).map_tensors(rounded)
+        return AffineMap(shift, slope).map_tensors(round_to_half)
 
     def items(make: Callable[[int], Any], width: int) -> tuple[Any, ...]:
         return tuple(make(width) for _ in range(bins))
@@ -79,7 +79,9 @@ def shaped(model: str, kind: str, bins: int, seed: int) -> Concept:
             Intervention(site, items(probe, width), items(transform, width), (1.0,) * bins) for site, width in sites
         ),
         edges=tuple(1000.0 * i / bins for i in range(1, bins)),
-        learned_on={sites[0][0].root: portrait(torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(32))))},
+        learned_on={
+            sites[0][0].root: describe_module(torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(32))))
+        },
         evidence={"sites": evidence},
     )
 

@@ -1,1 +1,1 @@
-"""The artifact: what was learned, its evidence, and how it is written, read and shared."""
+"""The concept: the artifact of learning, with its evidence, its file format, its card and its place on the Hub."""

@@ -1,4 +1,4 @@
-"""Concepts that come with the package, for its built-in models: `builtin:NAME` wherever a concept is asked for.
+"""Concepts that come with the package, for its built-in models: `builtin:NAME` wherever a concept is expected.
 
 `python -m dsas_diffusion.builtin.concepts` (`make concepts`) learns them.
 """
@@ -20,10 +20,10 @@ class Shipped:
     """A concept that comes with the package.
 
     Args:
-        name: what `Concept.from_pretrained` and `steer` take: "builtin:banana-blur".
-        model: the built-in model that it was learned on: "builtin:emoji".
+        name: for `Concept.from_pretrained` and `steer`, such as "builtin:banana-blur".
+        model: the built-in model that it was learned on, such as "builtin:emoji".
         description: what it does, in a sentence.
-        folder: where it lies.
+        folder: its folder.
     """
 
     name: str
@@ -36,7 +36,7 @@ def shipped(model: str | None = None) -> list[Shipped]:
     """The concepts that come with the package, by name.
 
     Args:
-        model: a built-in model, "builtin:emoji" or "builtin:chat", for those that are for it; None for all.
+        model: only those for this built-in model, "builtin:emoji" or "builtin:chat"; None for all.
 
     Example:
         >>> [concept.name for concept in shipped("builtin:chat")]
@@ -47,10 +47,14 @@ def shipped(model: str | None = None) -> list[Shipped]:
 
 
 def folder_of(name: str | Path) -> Path:
-    """Where a concept's name points to: the folder of a built-in concept, else the path that it is.
+    """The folder of a built-in concept by its name; any other name as a path.
 
     Raises:
-        UnavailableError: no such built-in concept; the message lists those that there are.
+        UnavailableError: no such built-in concept; the message lists the existing ones.
+
+    Example:
+        >>> folder_of("builtin:rudeness").name, folder_of("my/concept").name
+        ('rudeness', 'concept')
     """
     if not str(name).startswith(BUILTIN):
         return Path(name)

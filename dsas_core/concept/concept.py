@@ -1,7 +1,7 @@
-"""The artifact: what `learn` returns, `steer` takes, and files and the Hub hold.
+"""The concept: what `learn` returns, `steer` takes, and files and the Hub hold.
 
-A concept folder has `config.json` (everything readable), `concept.safetensors` (the tensors) and `README.md` (a card
-with the evidence), and with samples perhaps `strip.webp`; see `layout`. Nothing is ever unpickled.
+A concept's folder has `config.json` (everything readable), `concept.safetensors` (the tensors), `README.md` (a card
+with the evidence), and `strip.webp` if there are sample images; see `format`. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import ArtifactError, ModelMismatchError
-from ..model.fingerprints import difference, fingerprint, other_weights
+from ..model.fingerprints import explain_difference, fingerprint, has_other_weights
 from ..model.sites import Roots
 from .builtin import folder_of
 from .data import ConceptData
@@ -23,13 +23,31 @@ from .samples import Samples
 
 __all__ = ["CARD", "CONFIG", "FILES", "TENSORS", "Concept", "Intervention", "Samples"]
 
-#: what models are -> their roots
+#: kind of model, for messages -> names of its roots
 _KINDS = {"a model that draws": {"unet", "transformer"}, "a language model": {"model", "encoder", "decoder"}}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Concept(ConceptData):
-    """A learned direction of change and the knowledge of when to apply it; see `ConceptData` for its fields.
+    """A learned change of a model's behaviour and the knowledge of when to apply it.
+
+    Args:
+        name: a short name without slashes, which is also that of its folder; strengths are set by it.
+        interventions: what is done at each site.
+        edges: ascending timesteps that separate the bins; every intervention has one entry more than there are edges.
+        unit: the map strength that the user's strength 1 stands for.
+        range: lowest and highest useful strength, in units; None before `calibrate`.
+        method: name of the map method in `dsas_core.methods`.
+        gate: name of the gate in `dsas_core.methods`.
+        description: what it does, in a sentence.
+        base: root name -> architecture fingerprint of the module that it was learned on.
+        learned_on: root name -> `fingerprints.describe_module` of that module.
+        samples: images or texts that show what it does; None before `illustrate`.
+        evidence: measurements of learning, by site and for the choice of unit and range.
+        provenance: prompts, seeds, versions and settings of learning.
+
+    Raises:
+        TypeError: base, learned_on, evidence or provenance hold what JSON cannot.
 
     Example:
         >>> concept = Concept.from_pretrained("builtin:banana-blur")
@@ -38,14 +56,19 @@ class Concept(ConceptData):
     """
 
     def check(self, roots: Roots, *, force: bool = False) -> None:
-        """Refuse a model of another architecture than the concept was learned on; warn of other weights.
+        """Refuse a model of another architecture than the concept was learned on; warn if it has other weights.
 
         Args:
             roots: the model's root modules by name.
-            force: accept another architecture; roots that are missing are refused all the same.
+            force: accept another architecture; missing roots are refused all the same.
 
         Raises:
             ModelMismatchError: another kind of model, a root that it lacks, or another architecture.
+
+        Example:
+            >>> Concept.from_pretrained("builtin:banana-blur").check({})  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            dsas_core.errors.ModelMismatchError: concept 'banana-blur' steers ...
         """
         missing = [root for root in self.base if root not in roots]
         model = self.provenance.get("model", "another kind of model")
@@ -56,26 +79,25 @@ class Concept(ConceptData):
                 f"on ({model})"
             )
         if missing:
-            there = ", ".join(roots)
             raise ModelMismatchError(
-                f"concept {self.name!r} steers {', '.join(missing)}, which this model lacks (it has {there}), and was "
-                f"learned on {model}: use it on such a one"
+                f"concept {self.name!r} steers {', '.join(missing)}, which this model lacks (it has "
+                f"{', '.join(roots)}), and was learned on {model}: use it on such a one"
             )
         if force:
             return
         for root, wanted in self.base.items():
-            found, known = fingerprint(roots[root]), self.learned_on.get(root, {})
-            if found != wanted:
+            actual, known = fingerprint(roots[root]), self.learned_on.get(root, {})
+            if actual != wanted:
                 here = [item for item in self.interventions if item.site.root == root]
                 widths = {item.site: item.width for item in here if item.width is not None}
                 raise ModelMismatchError(
-                    f"concept {self.name!r} was learned on another {root} than this, that of {model} "
-                    f"(fingerprint {wanted}, this one is {found}): {difference(root, roots[root], widths, known)}; "
+                    f"concept {self.name!r} was learned on another {root} than this, that of {model} (fingerprint "
+                    f"{wanted}, this one is {actual}): {explain_difference(root, roots[root], widths, known)}; "
                     "learn it on this model, or pass force=True if you know that the layers agree"
                 )
-        others = [root for root, known in self.learned_on.items() if other_weights(roots[root], known)]
+        others = [root for root, known in self.learned_on.items() if has_other_weights(roots[root], known)]
         if others:
-            # raised from this line, whoever asks, so that Python's usual filter lets it pass once
+            # with the stack level of this line, whoever calls, so that Python's default filter shows it once
             warnings.warn(
                 f"concept {self.name!r} was learned on {model}, and this model has other weights in its "
                 f"{', '.join(others)}: look at results before you rely on it, or calibrate it here",
@@ -83,18 +105,26 @@ class Concept(ConceptData):
             )
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the concept folder, whole or not at all.
+        """Write the concept's folder, as a whole or not at all.
 
         Args:
-            folder: where; it is made where it is not there.
-            overwrite: replace a concept that lies there. What is no concept is never replaced.
+            folder: the folder; it is created if it does not exist.
+            overwrite: replace a concept in this folder. Anything else is never replaced.
 
         Returns:
             The folder.
 
         Raises:
-            ArtifactError: the folder is there and not empty, and `overwrite` was not given; or it holds no concept.
+            ArtifactError: the folder is not empty, and `overwrite` was not given or it contains no concept; or the
+                concept is one that could not be read again.
             DSASError: writing failed.
+
+        Example:
+            >>> import tempfile
+            >>> concept = Concept.from_pretrained("builtin:banana-blur")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Concept.from_pretrained(concept.save_pretrained(f"{folder}/mine")) == concept
+            True
         """
         return save_concept(self, Path(folder), overwrite=overwrite)
 
@@ -102,17 +132,20 @@ class Concept(ConceptData):
     def from_pretrained(
         cls, name: str | Path, *, revision: str | None = None, token: str | None = None, **options: Any
     ) -> Self:
-        """Read a concept from a folder, from the Hub by its repository name, or one that comes with the package.
+        """Read a concept from a folder, from the Hub, or from those that come with the package.
 
         Args:
             name: a folder, a Hub name (user/name), or "builtin:NAME", see `shipped`.
             revision: branch, tag or commit on the Hub; None for the main branch.
-            token: of the Hub; None for the one that is logged in.
-            options: further ones of a download, as huggingface_hub knows them: cache_dir, local_files_only, …
+            token: access token of the Hub; None for that of the logged-in user.
+            options: further options of `huggingface_hub.snapshot_download`: cache_dir, local_files_only, …
+
+        Returns:
+            The concept, all of it checked.
 
         Raises:
-            ArtifactError: what is there is damaged; the message names the file.
-            UnavailableError: nothing is there.
+            ArtifactError: a damaged file, or one of an unknown format; the message names it.
+            UnavailableError: no such folder, built-in concept or repository.
 
         Example:
             >>> Concept.from_pretrained("builtin:banana-blur").name
@@ -132,8 +165,8 @@ class Concept(ConceptData):
 
         Args:
             repository: user/name, or the name alone for the user's own.
-            private: of a repository that is not there yet; None for what its owner's repositories usually are.
-            options: as `huggingface_hub.ModelHubMixin.push_to_hub` knows them: token, commit_message, branch,
+            private: whether a new repository is private; None for its owner's default.
+            options: further options of `huggingface_hub.ModelHubMixin.push_to_hub`: token, commit_message, branch,
                 create_pr, …
 
         Returns:
@@ -145,5 +178,5 @@ class Concept(ConceptData):
 
 
 def _kind(roots: Iterable[str]) -> str:
-    """What a model is, by the names of its roots; "" where they do not tell."""
+    """The kind of a model, by the names of its roots; "" where it is unknown."""
     return next((kind for kind, known in _KINDS.items() if known & set(roots)), "")

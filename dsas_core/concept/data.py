@@ -1,7 +1,7 @@
-"""A concept's data: what was learned, on what evidence, from what; apart from files, card and Hub.
+"""A concept's data: interventions, settings, evidence and provenance, without files, card and Hub.
 
-Values are rounded to storage precision before they are first used, so what was saved and loaded again equals what was
-learned.
+Values are rounded to storage precision before they are first used, so that a saved and loaded concept equals the
+learned one.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from .samples import Samples
 
 @dataclass(frozen=True, eq=False)
 class ConceptData:
-    """A learned direction of change and the knowledge of when to apply it.
+    """A learned change of a model's behaviour and the knowledge of when to apply it.
 
     Args:
-        name: a short slug; strengths are set by it.
-        interventions: by site.
-        edges: ascending timesteps that separate the bins; every intervention has one entry more than edges.
-        unit: the map strength that a user's strength of 1 stands for.
-        range: the useful ends of strength, low and high, in units; None where nobody has looked (`calibrate`).
+        name: a short name without slashes, which is also that of its folder; strengths are set by it.
+        interventions: what is done at each site.
+        edges: ascending timesteps that separate the bins; every intervention has one entry more than there are edges.
+        unit: the map strength that the user's strength 1 stands for.
+        range: lowest and highest useful strength, in units; None before `calibrate`.
         method: name of the map method in `dsas_core.methods`.
         gate: name of the gate in `dsas_core.methods`.
         description: what it does, in a sentence.
-        base: root name -> fingerprint of the architecture of the module that it was learned on.
-        learned_on: root name -> `fingerprints.portrait` of that module.
-        samples: what it does, to be shown; None where nobody has looked (`illustrate`).
-        evidence: measured while learning: per site, and of the choice of unit.
-        provenance: prompts, seeds, versions, settings.
+        base: root name -> architecture fingerprint of the module that it was learned on.
+        learned_on: root name -> `fingerprints.describe_module` of that module.
+        samples: images or texts that show what it does; None before `illustrate`.
+        evidence: measurements of learning, by site and for the choice of unit and range.
+        provenance: prompts, seeds, versions and settings of learning.
 
     Raises:
         TypeError: base, learned_on, evidence or provenance hold what JSON cannot.
@@ -62,7 +62,7 @@ class ConceptData:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interventions", tuple(item.to_storage() for item in self.interventions))
-        for name in ("base", "learned_on", "evidence", "provenance"):  # what JSON cannot hold must not get in
+        for name in ("base", "learned_on", "evidence", "provenance"):  # only what JSON can hold
             object.__setattr__(self, name, json.loads(json.dumps(getattr(self, name))))
 
     def __hash__(self) -> int:
@@ -82,17 +82,17 @@ class ConceptData:
 
     @property
     def by_prompt(self) -> bool:
-        """Whether a gate depends on where a prompt ends."""
+        """Whether a gate depends on where the prompt ends."""
         return any(item.by_prompt for item in self.interventions)
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Where it writes, or only reads for a trace; one per intervention."""
+        """Sites where it writes, or only reads for a trace; one for each intervention."""
         return tuple(intervention.site for intervention in self.interventions)
 
     @property
     def steered_sites(self) -> tuple[Site, ...]:
-        """Those where it changes something."""
+        """Sites where it changes the activations."""
         return tuple(item.site for item in self.interventions if not item.read_only)
 
     @property
@@ -105,9 +105,16 @@ class ConceptData:
         return digest.hexdigest()[:16]
 
     def with_unit(self, unit: float) -> Self:
-        """The same concept with another unit of strength; the ends of its range stay where they are in the map's.
+        """A copy with another unit of strength; its range stays the same in map strengths.
 
-        Samples, which are by strength, are left out.
+        The copy has no samples, as these belong to strengths in the old unit.
+
+        Args:
+            unit: the new unit.
+
+        Example:
+            >>> ConceptData("blur", (), range=(-1.0, 2.0)).with_unit(0.5).range
+            (-2.0, 4.0)
         """
         ends = None
         if self.range is not None and unit > 0:
@@ -116,7 +123,7 @@ class ConceptData:
         return replace(self, unit=float(unit), range=ends, samples=None)
 
     def settings(self) -> dict[str, Any]:
-        """All of it but the interventions, as plain data."""
+        """Everything but the interventions, as plain data."""
         return {
             "name": self.name,
             "description": self.description,
@@ -133,15 +140,14 @@ class ConceptData:
         }
 
     def by_bins(self) -> tuple[list[Any], dict[str, torch.Tensor]]:
-        """Its interventions bin by bin, as plain data and tensors: what digests and comparisons are made from.
+        """Its interventions bin by bin, as plain data and tensors, for digests and comparisons.
 
-        This is format 1. However files are laid out, it stays: evaluations that are kept on disk are known by the
-        digest.
+        This is format 1, and stays so whatever format files have: evaluations on disk are identified by the digest.
         """
         tensors: dict[str, torch.Tensor] = {}
         specs = []
         for place, item in enumerate(self.interventions):
-            key = f"{place}.{item.site}"  # several slices of one module are several sites
+            key = f"{place}.{item.site}"  # slices of one module are different sites
             bins = []
             for i, (probe, transform) in enumerate(zip(item.probes, item.maps, strict=True)):
                 spec = {

@@ -1,6 +1,6 @@
-"""Concepts on the Hugging Face Hub, by the mixin that its libraries share.
+"""Concepts on the Hugging Face Hub, by the mixin of huggingface_hub.
 
-A concept is frozen and its folder is written whole or not at all, so the mixin is no base class of it.
+The mixin is no base class of `Concept`, which is frozen and writes its folder as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from ..model.loading import is_hub_name
 
 
 def upload(save: Callable[[Path], object], repository: str, **options: Any) -> str:
-    """Upload a folder to a model repository; the address of the commit.
+    """Upload a folder to a model repository.
 
     Args:
-        save: writes the folder.
-        repository: user/name, or the name alone for the user's own.
+        save: writes the content into a folder.
+        repository: user/name, or the name alone for one of the user's own.
         options: of `ModelHubMixin.push_to_hub`.
+
+    Returns:
+        The address of the commit.
     """
 
     class Upload(huggingface_hub.ModelHubMixin, library_name="dsas"):
@@ -33,15 +36,23 @@ def upload(save: Callable[[Path], object], repository: str, **options: Any) -> s
 
 
 def download(name: str, files: Sequence[str], **options: Any) -> Path:
-    """The folder of a concept on the Hub, downloaded where it is not in the cache.
+    """Download a concept from the Hub, unless it is in the cache.
 
     Args:
         name: user/name.
-        files: names of the files that are wanted.
+        files: names of the files to download.
         options: of `huggingface_hub.snapshot_download`.
 
+    Returns:
+        The folder with the files.
+
     Raises:
-        UnavailableError: no such name, or the Hub gives nothing.
+        UnavailableError: no such repository, or it cannot be downloaded.
+
+    Example:
+        >>> download("banana", ["config.json"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        dsas_core.errors.UnavailableError: no concept at banana: no such folder, and it is no Hub name ...
     """
     if not is_hub_name(name):
         raise UnavailableError(

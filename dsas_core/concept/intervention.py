@@ -1,9 +1,10 @@
-"""What a concept does at one site: where its probe reads, where its map writes, and their weights, per timestep bin."""
+"""What a concept does at one site: where its probe reads, where its map writes, and their weights by timestep bin."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -16,16 +17,17 @@ from ..probes import Probe, RunningProbe
 
 @dataclass(frozen=True, eq=False)
 class Intervention:
-    """One site of a concept: probe (when), map (how) and weight (how far the probe is trusted), per timestep bin.
+    """One site of a concept: probe (when), map (how) and weight (how far the probe is trusted), by timestep bin.
 
     Args:
         site: where the map writes.
-        probes: one per timestep bin.
-        maps: one per timestep bin.
-        weights: one per timestep bin, 0 to 1; h is multiplied by it.
-        probe_site: where the probe reads, if not at `site`: a site that the model reaches earlier, of the same root
-            and positions; where the probe has one h for all positions, also one in another root (a text encoder).
-        clouds: of target activations at `site`, one per timestep bin, or none.
+        probes: one for each timestep bin.
+        maps: one for each timestep bin.
+        weights: one for each timestep bin, 0 to 1; h is multiplied by it.
+        probe_site: where the probe reads, if not at `site`: a site that the model reaches earlier, in the same root and
+            with the same positions; if the probe has one h for all positions, also one in another root (a text
+            encoder).
+        clouds: ellipses around the target activations at `site`, one for each timestep bin, or none.
 
     Raises:
         UnsupportedError: a probe in another root that scores every position by itself.
@@ -60,39 +62,34 @@ class Intervention:
 
     @property
     def by_prompt(self) -> bool:
-        """Whether a probe depends on where a prompt ends (`RunningProbe.by_prompt`)."""
+        """Whether a probe depends on where the prompt ends, see `RunningProbe.by_prompt`."""
         return any(isinstance(probe, RunningProbe) and probe.by_prompt for probe in self.probes)
 
     @property
     def width(self) -> int | None:
-        """Channels of the activation that it changes or reads; None where no tensor of it tells."""
+        """Number of channels of the activation that it changes or reads; None if it has no tensor of that width."""
         tensors = (tensor for part in (self.maps[0], self.probes[0]) for tensor in part.tensors() if tensor.ndim)
         return next((tensor.shape[-1] for tensor in tensors), None)
 
     def as_read_only(self) -> Intervention:
-        """The same probes, with maps that change nothing."""
+        """A copy with maps that change nothing."""
         return replace(self, maps=(IdentityMap(),) * len(self.maps))
 
     def to_storage(self) -> Intervention:
-        """The same in storage precision: every tensor float32, on the CPU, without a gradient."""
+        """A copy in storage precision: every tensor float32, on the CPU, without a gradient."""
 
-        def to_float32(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.detach().to("cpu", torch.float32)
+        def to_float32(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(part.map_tensors(lambda tensor: tensor.detach().to("cpu", torch.float32)) for part in parts)
 
-        return replace(
-            self,
-            probes=tuple(probe.map_tensors(to_float32) for probe in self.probes),
-            maps=tuple(transform.map_tensors(to_float32) for transform in self.maps),
-            clouds=tuple(cloud.map_tensors(to_float32) for cloud in self.clouds),
-            weights=tuple(float(weight) for weight in self.weights),
-        )
+        bins: dict[str, Any] = {name: to_float32(getattr(self, name)) for name in ("probes", "maps", "clouds")}
+        return replace(self, **bins, weights=tuple(map(float, self.weights)))
 
 
 def bin_of(timestep: torch.Tensor | None, edges: Sequence[float]) -> torch.Tensor:
-    """The timestep bin of a call: how many of the ascending edges its timestep has reached.
+    """The number of the timestep bin that a timestep is in.
 
     Args:
-        timestep: [], 0 (clean) to 1000 (noise); None for models without a clock.
+        timestep: [], 0 (clean) to 1000 (noise); None for models without a timestep.
         edges: ascending timesteps that separate the bins.
 
     Returns:
@@ -108,6 +105,11 @@ def bin_of(timestep: torch.Tensor | None, edges: Sequence[float]) -> torch.Tenso
 
 
 def middles_of(edges: Sequence[float]) -> torch.Tensor:
-    """The middle timestep of each bin, float32 [bins]."""
+    """The middle timestep of each bin, float32 [bins].
+
+    Example:
+        >>> middles_of((250.0, 750.0))
+        tensor([125., 500., 875.])
+    """
     ends = torch.tensor([0.0, *edges, 1000.0])
     return (ends[1:] + ends[:-1]) / 2

@@ -21,7 +21,7 @@ from ..errors import ArtifactError, DSASError
 from ..learning.prompts.prompt_set import PromptSet
 from ..model.fingerprints import weights_digest
 from ..model.sites import Roots
-from ..utils.files import replacing_folder
+from ..utils.files import replace_folder
 from ..utils.processes import Share
 from ..utils.progress import progress_bar
 
@@ -127,7 +127,7 @@ class RunStore:
 
     def _make(self, cell: Cell) -> None:
         """Measure one cell, with random numbers seeded by its key, so that every process draws the same."""
-        with replacing_folder(self._folder_of(cell)) as draft, torch.random.fork_rng():
+        with replace_folder(self._folder_of(cell)) as draft, torch.random.fork_rng():
             torch.manual_seed(int(cell.digest[:15], 16))
             try:
                 values = cell.make(draft)

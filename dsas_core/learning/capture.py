@@ -130,7 +130,7 @@ class Capture:
         keep = call.steered.to(x.device) > 0
         if not bool(keep.any()):
             return
-        mask = call.counted(site, x.shape[1])
+        mask = call.position_mask(site, x.shape[1])
         mask = None if mask is None else mask.to(x.device)[keep]
         x = x.detach()[keep].float()
         prompts = (call.prompts.to(x.device)[keep] + self.offset).cpu()

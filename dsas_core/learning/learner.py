@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from ..concept.concept import Concept
 from ..concept.evidence import SiteEvidence
 from ..concept.intervention import Intervention
-from ..model.fingerprints import fingerprint, portrait
+from ..model.fingerprints import describe_module, fingerprint
 from ..model.sites import Roots, Site
 from ..utils.progress import progress_bar
 from ..utils.versions import versions
@@ -135,7 +135,7 @@ class Learner(ABC, Generic[Text]):
             method=recipe.method,
             gate=str(recipe.gate),
             base={root: fingerprint(module) for root, module in steered.items()},
-            learned_on={root: portrait(module) for root, module in steered.items()},
+            learned_on={root: describe_module(module) for root, module in steered.items()},
             evidence=evidence,
             provenance={
                 "prompts": content.to_dict(),

@@ -16,7 +16,6 @@ import torch
 
 from .. import methods
 from ..concept.evidence import SiteEvidence, UnseenEvidence
-from ..concept.format import rounded
 from ..errors import DSASError, UnsupportedError
 from ..maps import Map
 from ..model.sites import Site
@@ -98,7 +97,7 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> SiteFi
     else:
         sides = _map_rows(rows.get("moved", source), rows["target"], probe, recipe.pooling)
         transform = method.fit(*sides, **recipe.options)
-        transform = transform.map_tensors(rounded)  # not one of the gate, whose plane has to stay the gate's
+        transform = transform.map_tensors(round_to_half)  # not one of the gate, whose plane has to stay the gate's
     evidence = SiteEvidence(
         site=str(site),
         bin=bin_,

@@ -1,4 +1,4 @@
-"""What tells models from one another: their architecture, and what they have learned."""
+"""Fingerprints: which architecture a model has, and which weights."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import torch
 from torch import nn
 
 from ..errors import UnavailableError
-from .sites import Roots, Site, canonical, modules
+from .sites import Roots, Site, canonical_path, modules
 
-#: parameters that a sample takes values of, and how many of each
+#: number of parameters that a sample takes values of, and of values from each
 PARAMETERS, VALUES = 32, 4
-#: how far apart a value and the same value in another precision may be: bfloat16 rounds by 2^-9 of it, and what
-#: float16 no longer holds in full by 2^-25
+#: largest difference between a value and the same value in another precision: bfloat16 rounds by 2^-9 of it, float16
+#: rounds small values by 2^-25
 RELATIVE, ABSOLUTE = 2**-8, 1e-7
-#: fewer values than this, that both know, tell nothing
-LEAST = 8
+#: two samples are compared only if they share at least so many values
+MIN_VALUES = 8
 
-#: what comes and goes while an architecture stays: adapters, IP-Adapters, and the projections that diffusers fuses
+#: parameters that come and go while the architecture stays: adapters, IP-Adapters, projections that diffusers fuses
 _ADDED = re.compile(
     r"lora_|\.processor\.|^encoder_hid_proj\.image_projection_layers\.|^image_proj\.|\.to_(added_)?q?kv\."
 )
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Sixteen hex digits of a module's architecture: parameter names and shapes, adapters left out.
+    """Sixteen hex digits of a module's architecture: its class, parameter names and shapes; adapters are left out.
 
     Example:
         >>> fingerprint(nn.Linear(2, 3)) == fingerprint(nn.Linear(2, 3)) != fingerprint(nn.Linear(2, 4))
@@ -40,75 +40,98 @@ def fingerprint(module: nn.Module) -> str:
     return hashlib.sha256("\n".join([type(_bare(module)).__name__, *shapes]).encode()).hexdigest()[:16]
 
 
-def portrait(module: nn.Module) -> dict[str, Any]:
-    """A module as plain data, for messages and to be recognised: its class, how many parameters it has, and a sample.
+def describe_module(module: nn.Module) -> dict[str, Any]:
+    """A module's class, number of parameters and a sample of its weights, as plain data.
 
-    The sample is a few values of a few parameters; None for those that are quantised, or nowhere to be read.
+    The sample has a few values of a few parameters; None for those that are quantised or not loaded.
 
     Example:
-        >>> portrait(nn.Linear(2, 3))["parameters"]
+        >>> describe_module(nn.Linear(2, 3))["parameters"]
         9
     """
     count = sum(torch.Size(_shape(parameter)).numel() for _, _, parameter in _parameters(module))
     return {"class": type(_bare(module)).__name__, "parameters": count, "sample": _sample(module)}
 
 
-def other_weights(module: nn.Module, known: Mapping[str, Any]) -> bool:
-    """Whether a module of the architecture that `portrait` described has other weights; False where too few are known.
+def has_other_weights(module: nn.Module, known: Mapping[str, Any]) -> bool:
+    """Whether a module has other weights than the one of its architecture that `describe_module` described.
 
-    The precision that they are in makes no difference, nor do adapters that lie beside them.
-    """
-    told = known.get("sample") or []
-    if not any(value is not None for value in told):
-        return False
-    pairs = [(a, b) for a, b in zip(told, _sample(module), strict=False) if a is not None and b is not None]
-    changed = [abs(a - b) > RELATIVE * max(abs(a), abs(b)) + ABSOLUTE for a, b in pairs]
-    return len(pairs) >= LEAST and any(changed)
-
-
-def difference(root: str, module: nn.Module, widths: Mapping[Site, int], known: Mapping[str, Any]) -> str:
-    """What a module has that the one with some sites had not, in words.
+    Precision makes no difference, nor do adapters beside the weights.
 
     Args:
-        root: its name.
+        module: the module.
+        known: the description, or nothing.
+
+    Returns:
+        False also where too few values are known on both sides.
+
+    Example:
+        >>> layer = nn.Linear(4, 4)
+        >>> known = describe_module(layer)
+        >>> has_other_weights(layer, known), has_other_weights(nn.Linear(4, 4), known)
+        (False, True)
+    """
+    sample = known.get("sample") or []
+    if not any(value is not None for value in sample):
+        return False
+    pairs = [(a, b) for a, b in zip(sample, _sample(module), strict=False) if a is not None and b is not None]
+    changed = [abs(a - b) > RELATIVE * max(abs(a), abs(b)) + ABSOLUTE for a, b in pairs]
+    return len(pairs) >= MIN_VALUES and any(changed)
+
+
+def explain_difference(root: str, module: nn.Module, widths: Mapping[Site, int], known: Mapping[str, Any]) -> str:
+    """How a module differs from the one that a concept was learned on, for a message.
+
+    Args:
+        root: name of the module.
         module: the module.
         widths: site -> channels, in the module that the concept was learned on.
-        known: what `portrait` recorded of that module, or nothing.
+        known: the description of that module by `describe_module`, or nothing.
+
+    Example:
+        >>> explain_difference("unet", nn.Sequential(nn.ReLU()), {Site("unet.1"): 4}, {})
+        '1 of its 1 sites are not here, as unet.1'
     """
-    own = portrait(module)
-    words = []
-    if known and any(known.get(part) != own[part] for part in ("class", "parameters")):
-        words.append(f"that was {_in_words(known)}, this is {_in_words(own)}")
+    own = describe_module(module)
+    differs = known and any(known.get(part) != own[part] for part in ("class", "parameters"))
+    sizes = f"that was {_describe_size(known)}, this is {_describe_size(own)}; " if differs else ""
     here = modules({root: module})
     missing = [site.path for site in widths if site.path not in here]
     if missing:
-        return "; ".join([*words, f"{len(missing)} of its {len(widths)} sites are not here, as {missing[0]}"])
+        return f"{sizes}{len(missing)} of its {len(widths)} sites are not here, as {missing[0]}"
     for site, width in widths.items():
-        sizes = sorted({size for parameter in here[site.path].parameters() for size in _shape(parameter)})
-        if sizes and width not in sizes and site.channels is None:
-            found = ", ".join(map(str, sizes))
-            return "; ".join([*words, f"{site.path} was {width} wide, and here its parameters have {found}"])
-    return "; ".join([*words, "its sites are here and as wide, and other layers differ"])
+        present = sorted({size for parameter in here[site.path].parameters() for size in _shape(parameter)})
+        if present and width not in present and site.channels is None:
+            return f"{sizes}{site.path} was {width} wide, and here its parameters have {', '.join(map(str, present))}"
+    return f"{sizes}its sites are here and as wide, and other layers differ"
 
 
 def weights_digest(roots: Roots) -> str:
-    """Sixteen hex digits of what modules have learned: a sample of every parameter, adapters and all, at their scales.
+    """Sixteen hex digits of modules' weights: a sample of every parameter, adapters and their scales included.
+
+    Args:
+        roots: root modules by name.
 
     Raises:
-        UnavailableError: parameters that are nowhere to be read.
+        UnavailableError: parameters that are not loaded.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> weights_digest({"unet": layer}) == weights_digest({"unet": layer}) != weights_digest({"text": layer})
+        True
     """
     digest = hashlib.sha256()
     for name in sorted(roots):
         for path, parameter in roots[name].named_parameters():
-            value = _offloaded(roots[name], path) if parameter.is_meta else parameter.detach()
+            value = _load_offloaded(roots[name], path) if parameter.is_meta else parameter.detach()
             flat = value.flatten()
             sample = flat[:: max(1, len(flat) // 64)].cpu().double()
-            digest.update(f"{name}.{canonical(path)}".encode() + sample.numpy().tobytes())
+            digest.update(f"{name}.{canonical_path(path)}".encode() + sample.numpy().tobytes())
         for path, module in roots[name].named_modules():
             scales = getattr(module, "scaling", None)
-            if isinstance(scales, dict):  # of adapters, as PEFT has them
-                told = scales, getattr(module, "active_adapters", []), getattr(module, "disable_adapters", False)
-                digest.update(f"{name}.{canonical(path)}{told}".encode())
+            if isinstance(scales, dict):  # a layer with adapters, as PEFT makes it
+                adapters = scales, getattr(module, "active_adapters", []), getattr(module, "disable_adapters", False)
+                digest.update(f"{name}.{canonical_path(path)}{adapters}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -119,71 +142,70 @@ def _bare(module: nn.Module) -> nn.Module:
 
 
 def _parameters(module: nn.Module) -> list[tuple[str, str, nn.Parameter]]:
-    """Canonical name, path and value of every parameter that is there to stay, by name.
+    """Canonical name, path and value of every parameter of the architecture itself, by name.
 
-    Parameters that are one are named once, also where accelerate has offloaded them apart.
+    Tied parameters are listed once, even if accelerate has offloaded them separately.
     """
     bare = _bare(module)
     tied = getattr(bare, "all_tied_weights_keys", None) or {}
-    found: dict[str, tuple[str, str, nn.Parameter]] = {}
+    parameters: dict[str, tuple[str, str, nn.Parameter]] = {}
     for path, parameter in bare.named_parameters():
         if not _ADDED.search(path):
-            name = canonical(tied.get(path, path).replace(".base_layer", ""))
-            found.setdefault(name, (name, path, parameter))
-    return [found[name] for name in sorted(found)]
+            name = canonical_path(tied.get(path, path).replace(".base_layer", ""))
+            parameters.setdefault(name, (name, path, parameter))
+    return [parameters[name] for name in sorted(parameters)]
 
 
 def _shape(parameter: torch.Tensor) -> tuple[int, ...]:
-    """The shape of a parameter; of one that bitsandbytes or GGUF have packed, that of what is in it."""
+    """The shape of a parameter; of one packed by bitsandbytes or GGUF, the shape before packing."""
     own: Any = parameter
-    packed = getattr(own, "quant_shape", None) or getattr(getattr(own, "quant_state", None), "shape", None)
-    return tuple(parameter.shape if packed is None else packed)
+    unpacked = getattr(own, "quant_shape", None) or getattr(getattr(own, "quant_state", None), "shape", None)
+    return tuple(parameter.shape if unpacked is None else unpacked)
 
 
 def _sample(module: nn.Module) -> list[float | None]:
     """VALUES values of each of PARAMETERS parameters, spread over the module, in five digits; None where unknown."""
-    every = [one for one in _parameters(module) if torch.Size(_shape(one[2])).numel() >= VALUES]
-    count = min(PARAMETERS, len(every))
-    found: list[float | None] = []
+    large = [entry for entry in _parameters(module) if torch.Size(_shape(entry[2])).numel() >= VALUES]
+    count = min(PARAMETERS, len(large))
+    sample: list[float | None] = []
     for i in range(count):
-        _, path, parameter = every[(2 * i + 1) * len(every) // (2 * count)]
-        value = _readable(_bare(module), path, parameter)
-        if value is None:
-            found += [None] * VALUES
-            continue
-        places = [(2 * k + 1) * value.numel() // (2 * VALUES) for k in range(VALUES)]
-        taken = torch.take(value, torch.tensor(places, device=value.device))
-        found += [float(f"{number:.5g}") if math.isfinite(number) else None for number in taken.tolist()]
-    return found
+        _, path, parameter = large[(2 * i + 1) * len(large) // (2 * count)]
+        value = _readable_value(_bare(module), path, parameter)
+        numbers = [math.nan] * VALUES
+        if value is not None:
+            places = [(2 * k + 1) * value.numel() // (2 * VALUES) for k in range(VALUES)]
+            numbers = torch.take(value, torch.tensor(places, device=value.device)).tolist()
+        sample += [float(f"{number:.5g}") if math.isfinite(number) else None for number in numbers]
+    return sample
 
 
-def _readable(module: nn.Module, path: str, parameter: nn.Parameter) -> torch.Tensor | None:
-    """A parameter's values, of 16 bits at least; None where it has none here."""
+def _readable_value(module: nn.Module, path: str, parameter: nn.Parameter) -> torch.Tensor | None:
+    """A parameter's value; None where it is not loaded, or quantised below 16 bits."""
     value: torch.Tensor = parameter.detach()
     if parameter.is_meta:
         try:
-            value = _offloaded(module, path)
+            value = _load_offloaded(module, path)
         except UnavailableError:
             return None
     plain = type(parameter) is nn.Parameter and value.is_floating_point() and value.element_size() >= 2
     return value if plain and bool(value.numel()) else None
 
 
-def _offloaded(root: nn.Module, path: str) -> torch.Tensor:
-    """A parameter that accelerate keeps elsewhere: a hook on its module, or on one around it, knows where."""
+def _load_offloaded(root: nn.Module, path: str) -> torch.Tensor:
+    """A parameter that accelerate has offloaded: a hook on its module, or on one that contains it, knows where."""
     parts = path.split(".")
     for depth in range(len(parts)):
         hook = getattr(root.get_submodule(".".join(parts[:depth])), "_hf_hook", None)
-        for one in getattr(hook, "hooks", [hook]):
-            kept, name = getattr(one, "weights_map", None), ".".join(parts[depth:])
-            with suppress(KeyError):  # it is not asked whether it has the name, as it lists others than it takes
-                value: torch.Tensor | None = None if kept is None else kept[name]
+        for part in getattr(hook, "hooks", [hook]):
+            weights, name = getattr(part, "weights_map", None), ".".join(parts[depth:])
+            with suppress(KeyError):  # without asking whether it has the name: it lists others than it accepts
+                value: torch.Tensor | None = None if weights is None else weights[name]
                 if value is not None:
                     return value
     raise UnavailableError(f"{path} has no values: load the model's weights first")
 
 
-def _in_words(known: Mapping[str, Any]) -> str:
+def _describe_size(known: Mapping[str, Any]) -> str:
     count = known.get("parameters")
     size = f" of {count:,} parameters" if isinstance(count, int) else ""
     return f"{known.get('class', 'another model')}{size}"

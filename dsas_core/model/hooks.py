@@ -1,7 +1,7 @@
 """The one way into a model: `visit(model, sites, visitor)`. No other file registers a hook.
 
 Hooks are torch forward hooks with `prepend=True` on the sites' own modules: they survive processor replacement, QKV
-fusion, offload and transformers' own `hidden_states` recorders, and leave no trace on the model when they go.
+fusion, offload and transformers' own `hidden_states` recorders, and leave no trace on the model when removed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import nn
 from torch._compile import _disable_dynamo
 
 from ..errors import ModelMismatchError, UnsupportedError
-from . import sites as site_access
-from .sites import Joint, Roots, Site
+from .sites import Joint, Roots, Site, modules, read_site, write_site
 
 
 @dataclass(frozen=True)
@@ -25,16 +24,21 @@ class Call:
     """What is known about one call of a root module. Tensors only: a compiled graph must not depend on its values.
 
     Args:
-        steered: float [batch], 1 where a row is to be steered, 0 where it must stay as it is.
-        prompts: int64 [batch], the prompt that each row belongs to.
-        timestep: float [], 0 (clean) to 1000 (noise), or None where there is no clock.
-        mask: float [batch, positions], 1 for positions that count, or None for all.
-        prompt: float [batch, positions], 1 for positions that were given and 0 for those that the model wrote, or None
-            where nothing is written.
-        read: float [batch, positions], as `mask`, but whatever phase is steered: what probes that remember go by. None
-            for `mask`.
-        joint: how patches and tokens lie in one sequence, where the root attends to both at once. Its numbers are of
-            shapes, which a graph depends on as it is.
+        steered: float [batch], 1 for rows that are steered, 0 for rows that must stay as they are.
+        prompts: int64 [batch], the number of the prompt that each row belongs to.
+        timestep: float [], 0 (clean) to 1000 (noise); None for models without a timestep.
+        mask: float [batch, positions], 1 for positions that count; None for all.
+        prompt: float [batch, positions], 1 for positions of the prompt and 0 for generated ones; None where nothing is
+            generated.
+        memory_mask: float [batch, positions], the positions that stateful probes update their state on, whatever phase
+            is steered; None for `mask`.
+        joint: how image patches and text tokens share one sequence, where the root attends to both at once. Its numbers
+            are shapes, which a graph may depend on.
+
+    Example:
+        >>> call = Call(torch.ones(1), torch.arange(1), mask=torch.tensor([[0.0, 1.0, 1.0]]))
+        >>> call.position_mask(Site("model.0", tokens=(1, None)), 2)
+        tensor([[1., 1.]])
     """
 
     steered: torch.Tensor
@@ -42,67 +46,70 @@ class Call:
     timestep: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     prompt: torch.Tensor | None = None
-    read: torch.Tensor | None = None
+    memory_mask: torch.Tensor | None = None
     joint: Joint | None = None
 
-    def counted(self, site: Site, count: int) -> torch.Tensor | None:
-        """Which of the `count` positions at a site count, float [batch, count]; None where all do."""
+    def position_mask(self, site: Site, count: int) -> torch.Tensor | None:
+        """Which of the `count` positions at a site count, float [batch, count]; None for all."""
         if site.stream == "text" and self.joint is not None:
-            return self.joint.tokens(count)
+            return self.joint.token_mask(count)
         return None if self.mask is None else self.mask[:, slice(*(site.tokens or (None,)))]
 
 
 class Visitor(Protocol):
-    """Whoever reads activations during a forward pass, and may change them."""
+    """Reads activations during a forward pass, and may change them."""
 
     def begin(self, root: str, call: Call) -> None:
-        """A root module is about to run. Always eager, also when the module is compiled."""
+        """Called before the forward pass of a root module; always eagerly, even if the module is compiled."""
 
     def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
-        """An activation [batch, positions, width] at a site; return what goes on, or None to leave it."""
+        """Called with the activation [batch, positions, width] at a site; returns its replacement, or None."""
 
 
 #: makes the Call of a root module from its positional and keyword arguments
-Describe = Callable[[tuple[Any, ...], dict[str, Any]], Call]
-#: called with the name of a root, and the sites below it that a call of it has not reached
-Missed = Callable[[str, list[Site]], object]
+DescribeCall = Callable[[tuple[Any, ...], dict[str, Any]], Call]
+#: called with the name of a root, and the sites below it that a call of the root has not reached
+OnUnreached = Callable[[str, list[Site]], object]
 
 
 class Visit:
-    """The hooks that one `visit` placed. A context manager; `detach` removes them and can be called again."""
+    """The hooks that one `visit` registered. A context manager; `detach` removes them and can be called again."""
 
     def __init__(self, visitor: Visitor) -> None:
         self.visitor = visitor
         self.joint: dict[str, Joint | None] = {}  # by root, of its current call
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._places: dict[Site, nn.Module] = {}
-        self._marks: dict[Site, SiteVisits] = {}
-        self._by_hand: dict[Site, _SiteHook] = {}
+        self._hooks: list[_SiteHook] = []
+        self._unhooked: dict[Site, _SiteHook] = {}
+        self._visited: set[Site] = set()  # by hooks that have been removed
 
     @property
     def visited(self) -> set[Site]:
         """Sites that have been reached since the beginning, or since `reset`."""
-        return {site for site, mark in self._marks.items() if mark.visited}
+        return self._visited | {hook.site for hook in self._hooks if hook.visited}
 
     def reset(self) -> None:
-        """Begin anew with what has been reached."""
-        for mark in self._marks.values():
-            mark.visited = False
+        """Count no site as visited."""
+        self._visited.clear()
+        for hook in self._hooks:
+            hook.visited = False
 
-    def replaced(self, model: nn.Module | Roots) -> list[Site]:
-        """Sites whose module has been replaced since: a hook stays with the old one, which may be inside the new."""
-        known = site_access.modules(_roots(model))
-        return [site for site, module in self._places.items() if known.get(site.path) is not module]
+    def find_replaced(self, model: nn.Module | Roots) -> list[Site]:
+        """Sites whose module has been replaced since: the hook stays on the old one, which the new one may contain."""
+        current = modules(_roots(model))
+        return [hook.site for hook in self._hooks if current.get(hook.site.path) is not hook.module]
 
     def detach(self) -> None:
         """Remove every hook. Can be called again."""
         while self._handles:
             self._handles.pop().remove()
-        self._by_hand.clear()  # each holds this object
+        self._visited = self.visited
+        # hooks hold this object: kept any longer, it and its visitor would wait for the garbage collector
+        self._hooks, self._unhooked = [], {}
 
-    def bring(self, site: Site, value: Any) -> Any:
-        """What a module takes or returns at a site, as the visitor leaves it: for sites that were given `by_hand`."""
-        changed = self._by_hand[site].change(value)
+    def apply(self, site: Site, value: Any) -> Any:
+        """The input or output of the module of an `unhooked` site, as the visitor leaves it."""
+        changed = self._unhooked[site].change(value)
         return value if changed is None else changed
 
     def __enter__(self) -> Self:
@@ -116,22 +123,21 @@ def visit(
     model: nn.Module | Roots,
     sites: Iterable[Site],
     visitor: Visitor,
-    describe: Mapping[str, Describe] | None = None,
+    describe: Mapping[str, DescribeCall] | None = None,
     *,
-    missed: Missed | None = None,
-    by_hand: Collection[Site] = (),
+    on_unreached: OnUnreached | None = None,
+    unhooked: Collection[Site] = (),
 ) -> Visit:
     """Let a visitor read, and change, the activations at some sites.
 
     Args:
-        model: a module, or root modules by name; the first part of each site's path is a root's name ("model" for
+        model: a module, or root modules by name; the first part of each site's path is the name of a root ("model" for
             a bare module).
         sites: where to read.
-        visitor: who reads.
-        describe: root name -> what makes the Call of a call of that root. A root without an entry is not announced.
-        missed: called after each call of a root that was announced with the sites below it that it has not reached, if
-            any.
-        by_hand: sites that get no hook: somebody else brings their activations, see `Visit.bring`.
+        visitor: reads and changes the activations.
+        describe: root name -> makes the Call of a call of that root. `Visitor.begin` is called for these roots only.
+        on_unreached: called after each call of a described root with the sites below it that were not reached, if any.
+        unhooked: sites that get no hook, because the caller passes their activations to `Visit.apply` itself.
 
     Returns:
         A Visit; use it in a `with` or call its `detach`.
@@ -149,9 +155,8 @@ def visit(
         ...     model(torch.ones(1, 1, 2))
         tensor([[[2., 2.]]])
     """
-    roots = _roots(model)
-    known = site_access.modules(roots)
-    sites = list(sites)
+    roots, sites = _roots(model), list(sites)
+    known = modules(roots)
     for site in sites:
         if site.path not in known:
             near = sorted(path for path in known if path.rsplit(".", 1)[-1] == site.path.rsplit(".", 1)[-1])
@@ -161,38 +166,33 @@ def visit(
     for name, root in roots.items():
         _refuse_compiled(name, root)
     placed = Visit(visitor)
-    placed._places = {site: known[site.path] for site in sites}
-    placed._marks = {site: SiteVisits() for site in sites}
+    placed._hooks = [_SiteHook(site, placed, known[site.path]) for site in sites]
+    placed._unhooked = {hook.site: hook for hook in placed._hooks if hook.site in unhooked}
     try:
-        for name, tell in (describe or {}).items():
-            begin = _BeginHook(name, placed, tell)
+        for name, describe_call in (describe or {}).items():
+            begin = _BeginHook(name, placed, describe_call)
             placed._handles.append(known[name].register_forward_pre_hook(begin, with_kwargs=True, prepend=True))
-            if missed is not None:
-                placed._handles.append(known[name].register_forward_hook(_EndHook(begin, missed)))
-        for site in sites:
-            module, mark = known[site.path], placed._marks[site]
-            if site in by_hand:
-                placed._by_hand[site] = _SiteHook(site, placed, mark)
-            elif site.side == "input":
-                handle = module.register_forward_pre_hook(_InputHook(site, placed, mark), prepend=True)
-                placed._handles.append(handle)
-            else:
-                handle = module.register_forward_hook(_OutputHook(site, placed, mark), prepend=True)
-                placed._handles.append(handle)
+            if on_unreached is not None:
+                placed._handles.append(known[name].register_forward_hook(_EndHook(begin, on_unreached)))
+        for hook in placed._hooks:
+            if hook.site not in unhooked:
+                before = hook.site.side == "input"
+                register = hook.module.register_forward_pre_hook if before else hook.module.register_forward_hook
+                placed._handles.append(register(hook, prepend=True))
     except BaseException:
         placed.detach()
         raise
     return placed
 
 
-def visitors(model: nn.Module | Roots) -> list[Visitor]:
-    """The visitors of a model's hooks, each once."""
-    found: list[Visitor] = []
-    for module in site_access.modules(_roots(model)).values():
+def find_visitors(model: nn.Module | Roots) -> list[Visitor]:
+    """The visitors whose hooks are on a model, without repetitions."""
+    visitors: list[Visitor] = []
+    for module in modules(_roots(model)).values():
         for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
-            if isinstance(hook, _SiteHook | _BeginHook) and hook.placed.visitor not in found:
-                found.append(hook.placed.visitor)
-    return found
+            if isinstance(hook, _SiteHook | _BeginHook) and hook.placed.visitor not in visitors:
+                visitors.append(hook.placed.visitor)
+    return visitors
 
 
 def _roots(model: nn.Module | Roots) -> Roots:
@@ -200,15 +200,21 @@ def _roots(model: nn.Module | Roots) -> Roots:
 
 
 def is_compiled(root: nn.Module) -> bool:
-    """Whether a module, or one inside it, was given to torch.compile."""
+    """Whether a module, or one inside it, was given to torch.compile.
+
+    Example:
+        >>> is_compiled(nn.Identity())
+        False
+    """
     return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in root.modules())
 
 
 def _guard_hooks() -> None:
-    """Have torch look for hooks before a graph serves a module, in graphs that it makes from now on.
+    """Make torch check for hooks before it reuses a compiled graph, in graphs that it compiles from now on.
 
-    It does not by default. Then what it compiled of another model of the class, or of another block of this one, which
-    had no hook, serves those that have one. It stays so when all hooks have gone: those graphs are looked for by hooks.
+    By default it does not. A graph that it compiled for another model of the class, or for another block of this model,
+    without a hook would then serve modules that have one. The setting stays after all hooks are gone: the graphs with
+    hooks must not serve modules without.
     """
     dynamo = sys.modules.get("torch._dynamo")  # importing it takes a second, and without it nothing is compiled
     if dynamo is not None:
@@ -216,7 +222,7 @@ def _guard_hooks() -> None:
 
 
 def _refuse_compiled(name: str, root: nn.Module) -> None:
-    """Where torch heeds hooks, it compiles anew for those that come later."""
+    """Refuse a compiled module, unless torch checks for hooks: then it compiles again for those added later."""
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is not None and dynamo.config.skip_nnmodule_hook_guards and is_compiled(root):
         raise UnsupportedError(
@@ -226,7 +232,7 @@ def _refuse_compiled(name: str, root: nn.Module) -> None:
 
 
 class DetachedOnCopy:
-    """A hook belongs to one `visit`: a copy of the model, or a pickle, gets one that does nothing."""
+    """A hook that belongs to one `visit`: a copy of the model, or a pickle, gets one that does nothing."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoOpHook:
         return NoOpHook()
@@ -241,61 +247,49 @@ class NoOpHook:
 
 
 class _BeginHook(DetachedOnCopy):
-    def __init__(self, name: str, placed: Visit, describe: Describe) -> None:
+    def __init__(self, name: str, placed: Visit, describe: DescribeCall) -> None:
         self.name, self.placed, self.describe = name, placed, describe
-        #: of the sites below this root
-        self.marks = {site: mark for site, mark in placed._marks.items() if site.root == name}
+        self.site_hooks = [hook for hook in placed._hooks if hook.site.root == name]
 
     @_disable_dynamo  # torch.compiler.disable, which would import torch._dynamo right here: 1.5 s
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _guard_hooks()
         call = self.describe(args, kwargs)
         self.placed.joint[self.name] = call.joint
-        for mark in self.marks.values():
-            mark.came = False
+        for hook in self.site_hooks:
+            hook.reached = False
         self.placed.visitor.begin(self.name, call)
 
 
 class _EndHook(DetachedOnCopy):
-    def __init__(self, begun: _BeginHook, missed: Missed) -> None:
-        self.begun, self.missed = begun, missed
+    def __init__(self, begin: _BeginHook, on_unreached: OnUnreached) -> None:
+        self.begin, self.on_unreached = begin, on_unreached
 
     @_disable_dynamo
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        missed = [site for site, mark in self.begun.marks.items() if not mark.came]
-        if missed:
-            self.missed(self.begun.name, missed)
-
-
-class SiteVisits:
-    """Whether an activation has come by a site; compiled graphs set it, too.
-
-    Attributes:
-        came: in the current call of the root.
-        visited: since the beginning, or since `Visit.reset`.
-    """
-
-    def __init__(self) -> None:
-        self.came = self.visited = False
+        unreached = [hook.site for hook in self.begin.site_hooks if not hook.reached]
+        if unreached:
+            self.on_unreached(self.begin.name, unreached)
 
 
 class _SiteHook(DetachedOnCopy):
-    def __init__(self, site: Site, placed: Visit, mark: SiteVisits) -> None:
-        self.site, self.placed, self.mark = site, placed, mark
+    """Shows a visitor the activation at a site, before or after the site's module.
+
+    Attributes:
+        reached: whether an activation has passed in the current call of the root; compiled graphs set it, too.
+        visited: the same since the beginning, or since `Visit.reset`.
+    """
+
+    def __init__(self, site: Site, placed: Visit, module: nn.Module) -> None:
+        self.site, self.placed, self.module = site, placed, module
+        self.reached = self.visited = False
 
     def change(self, value: Any) -> Any:
         joint = self.placed.joint.get(self.site.root) if self.site.stream else None
-        x = site_access.read_site(value, self.site, joint)
-        changed = self.placed.visitor.visit(self.site, x)
-        self.mark.came = self.mark.visited = True
-        return None if changed is None else site_access.write_site(value, self.site, changed, joint)
+        changed = self.placed.visitor.visit(self.site, read_site(value, self.site, joint))
+        self.reached = self.visited = True
+        return None if changed is None else write_site(value, self.site, changed, joint)
 
-
-class _OutputHook(_SiteHook):
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return self.change(output)
-
-
-class _InputHook(_SiteHook):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        return self.change(args)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], *output: Any) -> Any:
+        """As a forward pre-hook, or with an output as a forward hook."""
+        return self.change(output[0] if output else args)

@@ -1,4 +1,4 @@
-"""What every loader asks first: where the model comes from, where it goes, and in which precision."""
+"""Common to all loaders: where a model comes from, which device it goes to, and in which precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUILTIN = "builtin:"
 
 
 def device_of(device: str) -> str:
-    """The name of a device: "auto" is a GPU where there is one, else the CPU.
+    """The name of a device: "auto" is a GPU if there is one, else the CPU.
 
     Example:
         >>> device_of("cpu")
@@ -32,8 +32,8 @@ def dtype_of(dtype: str | torch.dtype, device: str, half: torch.dtype) -> torch.
 
     Args:
         dtype: "auto", the name of a dtype, or a dtype.
-        device: where the model goes.
-        half: of 16 bits, what "auto" is on a GPU.
+        device: name of the device that the model goes to.
+        half: the 16-bit dtype that "auto" is on a GPU.
 
     Raises:
         DSASError: a name that is no dtype.
@@ -44,24 +44,26 @@ def dtype_of(dtype: str | torch.dtype, device: str, half: torch.dtype) -> torch.
     """
     if dtype == "auto":
         return torch.float32 if device == "cpu" else half
-    if isinstance(dtype, str):
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise DSASError(f"dtype {dtype!r}: expected auto, float32, float16 or bfloat16")
-        dtype = getattr(torch, dtype)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
+    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype):
+        raise DSASError(f"dtype {dtype!r}: expected auto, float32, float16 or bfloat16")
+    return resolved
 
 
 def source_of(name: str | Path, builtin: Mapping[str, Path], kind: str = "model") -> str | Path:
-    """What `from_pretrained` is to be given: the folder of a built-in model, another folder, or a Hub name (user/name).
+    """The argument for `from_pretrained`: the folder of a built-in model, another folder, or a Hub name (user/name).
 
     Args:
-        name: what was asked for.
+        name: as the user gave it.
         builtin: folders of the built-in models by name.
-        kind: what the models are called in the message.
+        kind: what the models are called in messages.
 
     Raises:
         UnavailableError: no such built-in model, no such folder, and no Hub name.
+
+    Example:
+        >>> source_of("builtin:chat", {"builtin:chat": Path("chat")}).name
+        'chat'
     """
     known = ", ".join(builtin)
     if str(name).startswith(BUILTIN):
@@ -74,13 +76,22 @@ def source_of(name: str | Path, builtin: Mapping[str, Path], kind: str = "model"
 
 
 def name_of(model: Any, builtin: Mapping[str, Path]) -> str:
-    """What a loaded model was asked for by: a built-in one's name, else its `name_or_path`, else that of its class."""
+    """The name that a loaded model was loaded by: a built-in one's, else its `name_or_path`, else its class's.
+
+    Args:
+        model: the model.
+        builtin: folders of the built-in models by name.
+
+    Example:
+        >>> name_of(torch.nn.Linear(2, 2), {})
+        'Linear'
+    """
     source = str(getattr(model, "name_or_path", "") or type(model).__name__)
     return next((name for name, folder in builtin.items() if str(folder) == source), source)
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether a name has the form of a repository on the Hub, user/name.
+    """Whether a name has the form of a Hub repository's, user/name.
 
     Example:
         >>> is_hub_name("user/banana"), is_hub_name("./banana")
@@ -90,18 +101,34 @@ def is_hub_name(name: str | Path) -> bool:
 
 
 def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a model's `from_pretrained` arguments that its config, tokenizer or processor take, too."""
+    """The arguments of a model's `from_pretrained` that its config, tokenizer and processor take, too.
+
+    Example:
+        >>> hub_options({"revision": "main", "dtype": "auto"})
+        {'revision': 'main'}
+    """
     return {key: value for key, value in options.items() if key in ("revision", "token", "trust_remote_code")}
 
 
 @contextmanager
-def loading(name: str | Path, raises: type[DSASError] = UnavailableError, *, warns: bool = False) -> Iterator[None]:
-    """Load from transformers without its progress bars; whatever it raises inside becomes one line.
+def catch_load_errors(
+    name: str | Path, error_class: type[DSASError] = UnavailableError, *, warns: bool = False
+) -> Iterator[None]:
+    """Load from transformers without progress bars, and turn any error into one line.
 
     Args:
-        name: what is loaded, for the message.
-        raises: the class of the error.
+        name: of what is loaded, for the message.
+        error_class: the class of the error.
         warns: let warnings of transformers through.
+
+    Raises:
+        DSASError: of class `error_class`, whatever went wrong in the block.
+
+    Example:
+        >>> with catch_load_errors("user/model"):
+        ...     raise KeyError("weight")
+        Traceback (most recent call last):
+        dsas_core.errors.UnavailableError: cannot load user/model: 'weight'
     """
     from transformers.utils import logging
 
@@ -111,8 +138,8 @@ def loading(name: str | Path, raises: type[DSASError] = UnavailableError, *, war
         logging.set_verbosity_error()
     try:
         yield
-    except Exception as error:  # transformers and the Hub raise a dozen kinds here
-        raise raises(f"cannot load {name}: {reason_of(error)}") from error
+    except Exception as error:  # transformers and the Hub raise a dozen classes here
+        raise error_class(f"cannot load {name}: {reason_of(error)}") from error
     finally:
         logging.set_verbosity(level)
         if shown:
@@ -122,11 +149,12 @@ def loading(name: str | Path, raises: type[DSASError] = UnavailableError, *, war
 def load_pretrained(
     name: str | Path, model_class: str, processor_class: str, device: str, kind: str = "model", **options: Any
 ) -> tuple[Any, Any, list[str]]:
-    """A model of transformers in float32 with its processor, and the names of the weights that it lacks.
+    """A model of transformers in float32 with its processor, and the names of weights that its files lack.
 
     Args:
         name: a folder or Hub name; weights are read from safetensors only.
-        model_class, processor_class: of transformers, such as "AutoModel" and "AutoImageProcessor".
+        model_class: name of a class of transformers, such as "AutoModel".
+        processor_class: the same, such as "AutoImageProcessor".
         device: as in `device_of`.
         kind: what the model is called in messages.
         options: further arguments of `from_pretrained` (revision, token, …).
@@ -145,7 +173,7 @@ def load_pretrained(
     import transformers
 
     settings = {"dtype": torch.float32, "use_safetensors": True, **options}
-    with loading(name, UnavailableError):  # what is missing is told by whoever asked
+    with catch_load_errors(name):  # missing weights are reported by the caller
         loader = getattr(transformers, model_class)
         model, report = loader.from_pretrained(name, output_loading_info=True, **settings)
         processor = getattr(transformers, processor_class).from_pretrained(name, **hub_options(options))
@@ -153,5 +181,10 @@ def load_pretrained(
 
 
 def reason_of(error: Exception) -> str:
-    """What an error of another library says, in one line."""
+    """The message of another library's error in one line of at most 300 characters; its class where there is none.
+
+    Example:
+        >>> reason_of(OSError("no   such file")), reason_of(KeyError())
+        ('no such file', 'KeyError')
+    """
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,8 +1,7 @@
-"""Sites: named places in a model, and how to read and write them.
+"""Sites: named places in a model, and how to read and write the activations there.
 
-Names are canonical: wrappers that come and go with library versions or with compilation (`_orig_mod`, the
-`text_model` level that transformers 5.6 removed from CLIP) are not part of a name, so what was learned with one version
-is found by another.
+Names are canonical: levels that depend on library versions or on compilation (`_orig_mod`, the `text_model` level that
+transformers 5.6 removed from CLIP) are left out, so that a site that was learned with one version is found in another.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ from torch import nn
 
 from ..errors import DSASError, ModelMismatchError
 
-_PASSING = {"_orig_mod", "text_model"}
-#: what positions are, where a model attends to picture and prompt at once
+#: levels of module paths that are no part of a site's name
+_LEFT_OUT = {"_orig_mod", "text_model"}
+#: what positions are, where a model attends to image and text at once
 STREAMS = ("", "image", "text")
-#: how many paths a message names, of those that are like a pattern which matches none
+#: how many similar paths a message lists for a pattern that matches none
 NEAREST = 8
 
 Roots = Mapping[str, nn.Module]
@@ -39,11 +39,11 @@ class Site:
         tokens: (start, stop) of the positions, or None for all; negative counts from the end.
         channels: (start, stop) of the channels (an attention head), or None for all.
         layout: "last" for [batch, positions, width], "first" for [batch, width, height, width in pixels].
-        stream: "image" or "text", where a transformer attends to both at once; "" elsewhere. An activation that holds
-            both, one behind the other, is cut by what the call says (`hooks.Call.joint`).
+        stream: "image" or "text", where a transformer attends to both at once; "" elsewhere. An activation with both
+            in one sequence is split as `hooks.Call.joint` describes.
 
     Raises:
-        DSASError: a side, layout or stream that there is not.
+        DSASError: an unknown side, layout or stream.
 
     Example:
         >>> str(Site("model.layers.3", side="input", tokens=(1, None)))
@@ -75,17 +75,33 @@ class Site:
 
     @property
     def root(self) -> str:
-        """The name of the root module that it is in."""
+        """The name of its root module."""
         return self.path.split(".", 1)[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, defaults left out."""
+        """Plain data without the fields that have their defaults.
+
+        Example:
+            >>> Site("unet.mid", index=1).to_dict()
+            {'path': 'unet.mid', 'index': 1}
+        """
         default = Site(self.path)
         return {key: value for key, value in asdict(self).items() if key == "path" or value != getattr(default, key)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Site:
-        """The inverse of `to_dict`. Raises DSASError on fields that a site has not."""
+        """The inverse of `to_dict`.
+
+        Args:
+            data: the fields; lists stand for tuples.
+
+        Raises:
+            DSASError: an unknown field, side, layout or stream.
+
+        Example:
+            >>> Site.from_dict({"path": "unet.mid", "tokens": [1, None]})
+            Site(path='unet.mid', side='output', index=0, tokens=(1, None), channels=None, layout='last', stream='')
+        """
         unknown = set(data) - {f.name for f in fields(cls)}
         if unknown:
             raise DSASError(f"a site has no field {', '.join(sorted(unknown))}")
@@ -93,23 +109,28 @@ class Site:
         return cls(**content)
 
 
-def canonical(path: str) -> str:
-    """A module path without the levels that depend on versions and wrappers.
+def canonical_path(path: str) -> str:
+    """A module path without the levels that depend on library versions and wrappers.
 
     Example:
-        >>> canonical("text_encoder.text_model.encoder.layers.0")
+        >>> canonical_path("text_encoder.text_model.encoder.layers.0")
         'text_encoder.encoder.layers.0'
     """
-    return ".".join(part for part in path.split(".") if part not in _PASSING)
+    return ".".join(part for part in path.split(".") if part not in _LEFT_OUT)
 
 
 def modules(roots: Roots) -> dict[str, nn.Module]:
-    """Every module below the roots by canonical path; where two share a path, the inner one."""
-    found: dict[str, nn.Module] = {}
-    for name, root in roots.items():
-        for path, module in root.named_modules():
-            found[canonical(f"{name}.{path}" if path else name)] = module
-    return found
+    """Every module of the roots by canonical path; where two share a path, the inner one.
+
+    Example:
+        >>> list(modules({"model": nn.Sequential(nn.ReLU())}))
+        ['model', 'model.0']
+    """
+    return {
+        canonical_path(f"{name}.{path}" if path else name): module
+        for name, root in roots.items()
+        for path, module in root.named_modules()
+    }
 
 
 def find(roots: Roots, pattern: str | Iterable[str]) -> list[str]:
@@ -117,11 +138,11 @@ def find(roots: Roots, pattern: str | Iterable[str]) -> list[str]:
 
     Args:
         roots: the model's root modules by name.
-        pattern: a string is a regular expression for the whole path, a list holds suffixes.
+        pattern: a regular expression for the whole path, or a list of suffixes.
 
     Raises:
-        ModelMismatchError: nothing matches; the message lists what comes nearest.
-        DSASError: no regular expression.
+        ModelMismatchError: nothing matches; the message lists similar paths.
+        DSASError: the pattern is no regular expression.
 
     Example:
         >>> find({"model": nn.Sequential(nn.ReLU(), nn.Identity())}, r"model\.[01]")
@@ -133,86 +154,105 @@ def find(roots: Roots, pattern: str | Iterable[str]) -> list[str]:
             expression = re.compile(pattern)
         except re.error as error:
             raise DSASError(f"site pattern {pattern!r} is not a regular expression: {error}") from None
-        found = [path for path in paths if expression.fullmatch(path)]
+        matches = [path for path in paths if expression.fullmatch(path)]
     else:
         suffixes = list(pattern)
-        found = [path for path in paths if any(path == s or path.endswith(f".{s}") for s in suffixes)]
+        matches = [path for path in paths if any(f".{path}".endswith(f".{suffix}") for suffix in suffixes)]
         pattern = ", ".join(suffixes)
-    if not found:
+    if not matches:
         shapes = sorted({re.sub(r"\.\d+", ".N", path) for path in paths if path.count(".") > 0})
         nearest = get_close_matches(pattern, shapes, n=NEAREST, cutoff=0.0)
         raise ModelMismatchError(f"no site matches {pattern!r}; what comes nearest (N a number): {', '.join(nearest)}")
-    return found
+    return matches
 
 
 @dataclass(frozen=True)
 class Joint:
-    """How a picture's patches and a prompt's tokens lie in one sequence.
+    """How image patches and text tokens share one sequence, in a transformer that attends to both at once.
 
     Args:
-        image: how many positions the picture has.
-        text: how many positions the prompt has, with the padding that it keeps.
-        text_first: which comes first.
-        room: how many positions the picture takes up, with padding behind it; None for as many as it has.
-        lengths: int64 [batch], how many positions of each row's text are tokens, the first of them; None for all.
-        close: whether the picture follows each row's own tokens, and their padding comes last.
+        image: number of image positions.
+        text: number of text positions, padding included.
+        text_first: whether the text comes first.
+        padded_image: number of image positions with the padding behind them; None where there is none.
+        text_lengths: int64 [batch], how many of each row's text positions are tokens, which come first; None for all.
+        text_padding_last: whether the image follows each row's own tokens, and the text's padding comes at the end.
+
+    Example:
+        >>> Joint(image=3, text=2).index_of("image")
+        (slice(None, None, None), slice(2, 5, None))
     """
 
     image: int
     text: int
     text_first: bool = True
-    room: int | None = None
-    lengths: torch.Tensor | None = field(default=None, compare=False)
-    close: bool = False
+    padded_image: int | None = None
+    text_lengths: torch.Tensor | None = field(default=None, compare=False)
+    text_padding_last: bool = False
 
     @property
-    def spread(self) -> int:
-        """Of the picture, with its padding."""
-        return self.image if self.room is None else self.room
+    def image_span(self) -> int:
+        """Number of image positions with their padding."""
+        return self.image if self.padded_image is None else self.padded_image
 
-    def of(self, stream: str, device: torch.device | None = None) -> tuple[Any, Any]:
-        """Where the positions of a stream lie: index of the first two dimensions, of which the first is the batch."""
-        if self.close and self.lengths is not None:
-            lengths = self.lengths.to(device)[:, None]
+    def index_of(self, stream: str, device: torch.device | None = None) -> tuple[Any, Any]:
+        """The index of a stream's positions in [batch, positions, ...]: one for each of these two dimensions."""
+        if self.text_padding_last and self.text_lengths is not None:
+            lengths = self.text_lengths.to(device)[:, None]
             rows = torch.arange(len(lengths), device=device)[:, None]
             if stream == "image":
                 return rows, lengths + torch.arange(self.image, device=device)
             places = torch.arange(self.text, device=device)
             return rows, torch.where(places < lengths, places, places + self.image)
-        start = 0 if (stream == "text") == self.text_first else self.text if self.text_first else self.spread
+        start = 0 if (stream == "text") == self.text_first else self.text if self.text_first else self.image_span
         return slice(None), slice(start, start + (self.text if stream == "text" else self.image))
 
-    def tokens(self, count: int) -> torch.Tensor | None:
-        """Which of so many positions of the text are tokens, float [batch, count]; None for all."""
-        if self.lengths is None:
+    def token_mask(self, count: int) -> torch.Tensor | None:
+        """Which of the first `count` text positions are tokens, float [batch, count]; None for all."""
+        if self.text_lengths is None:
             return None
-        return (torch.arange(count, device=self.lengths.device) < self.lengths[:, None]).float()
+        return (torch.arange(count, device=self.text_lengths.device) < self.text_lengths[:, None]).float()
 
 
 def read_site(value: Any, site: Site, joint: Joint | None = None) -> torch.Tensor:
-    """The activation at a site as [batch, positions, width], from what its module takes or returns.
+    """The activation at a site as [batch, positions, width], taken from its module's input or output.
 
     Args:
-        value: a tensor, or a tuple, list or mapping with one.
+        value: a tensor, or a tuple, list or mapping that contains it.
         site: which part of it.
-        joint: how positions of both streams lie in one sequence; needed by sites with a stream.
+        joint: how both streams share one sequence; needed by sites with a stream.
 
     Raises:
         DSASError: a value of another form than the site expects.
 
     Example:
-        >>> read((torch.zeros(2, 5, 3),), Site("model.0", tokens=(1, None))).shape
+        >>> read_site((torch.zeros(2, 5, 3),), Site("model.0", tokens=(1, None))).shape
         torch.Size([2, 4, 3])
     """
-    return _flat(_tensor(value, site), site)[_part(value, site, joint)]
+    return _flat(_tensor(value, site), site)[_index(value, site, joint)]
 
 
 def write_site(value: Any, site: Site, x: torch.Tensor, joint: Joint | None = None) -> Any:
-    """What the module takes or returns, with the activation at the site replaced by x; nothing is changed in place."""
-    whole, part = _tensor(value, site), _part(value, site, joint)
-    if part != (...,):
+    """A module's input or output with the activation at a site replaced; nothing is changed in place.
+
+    Args:
+        value: the input or output, as for `read_site`.
+        site: which part of it.
+        x: the new activation, of the shape that `read_site` returns.
+        joint: how both streams share one sequence; needed by sites with a stream.
+
+    Raises:
+        DSASError: a value of another form than the site expects.
+
+    Example:
+        >>> write_site(torch.zeros(1, 2, 2), Site("model.0", tokens=(1, None)), torch.ones(1, 1, 2))
+        tensor([[[0., 0.],
+                 [1., 1.]]])
+    """
+    whole, index = _tensor(value, site), _index(value, site, joint)
+    if index != (...,):
         changed = _flat(whole, site).clone()
-        changed[part] = x
+        changed[index] = x
         x = changed
     if site.layout == "first":
         x = x.transpose(1, 2).reshape(whole.shape)
@@ -226,11 +266,12 @@ def write_site(value: Any, site: Site, x: torch.Tensor, joint: Joint | None = No
 
 
 def _flat(x: torch.Tensor, site: Site) -> torch.Tensor:
+    """[batch, positions, width] of either layout."""
     return x.flatten(2).transpose(1, 2) if site.layout == "first" else x
 
 
-def _part(value: Any, site: Site, joint: Joint | None) -> tuple[Any, ...]:
-    """The index of a site in its module's activation, [batch, positions, width]."""
+def _index(value: Any, site: Site, joint: Joint | None) -> tuple[Any, ...]:
+    """The index of a site in its module's activation [batch, positions, width]."""
     if site.tokens is None and site.channels is None and not site.stream:
         return (...,)
     tokens, channels = (slice(None) if part is None else slice(*part) for part in (site.tokens, site.channels))
@@ -239,8 +280,8 @@ def _part(value: Any, site: Site, joint: Joint | None) -> tuple[Any, ...]:
         if joint is None:
             raise DSASError(f"{site} needs to know how picture and prompt lie in one sequence: call the whole pipeline")
         x = _tensor(value, site)
-        if x.shape[1] == joint.spread + joint.text:
-            rows, tokens = joint.of(site.stream, x.device)
+        if x.shape[1] == joint.image_span + joint.text:
+            rows, tokens = joint.index_of(site.stream, x.device)
         elif x.shape[1] != (joint.image if site.stream == "image" else joint.text):
             raise DSASError(
                 f"{site}: {x.shape[1]} positions, expected {joint.image} of the picture, {joint.text} of the prompt, "
@@ -251,14 +292,14 @@ def _part(value: Any, site: Site, joint: Joint | None) -> tuple[Any, ...]:
 
 
 def _tensor(value: Any, site: Site) -> torch.Tensor:
+    """The tensor in a module's input or output that a site is a part of."""
     if isinstance(value, torch.Tensor):
         x = value
-    elif isinstance(value, tuple | list) and len(value) > site.index:
-        x = value[site.index]
-    elif isinstance(value, Mapping) and len(value) > site.index:
-        x = list(value.values())[site.index]
     else:
-        raise DSASError(f"site {site}: its module gave {type(value).__name__}, without an element {site.index}")
+        items = list(value.values()) if isinstance(value, Mapping) else value
+        if not isinstance(items, tuple | list) or len(items) <= site.index:
+            raise DSASError(f"site {site}: its module gave {type(value).__name__}, without an element {site.index}")
+        x = items[site.index]
     expected = 4 if site.layout == "first" else 3
     if not isinstance(x, torch.Tensor) or x.ndim != expected:
         shape = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
@@ -267,13 +308,18 @@ def _tensor(value: Any, site: Site) -> torch.Tensor:
 
 
 def patch_grid(positions: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of a picture's patches: of all grids of so many the one nearest to its shape.
+    """Rows and columns of an image's patches: the grid whose aspect ratio is nearest to the image's.
+
+    Args:
+        positions: number of patches.
+        height: of the image, in any unit.
+        width: of the image, in the same unit.
 
     Example:
         >>> patch_grid(24, height=512, width=768)
         (4, 6)
     """
-    small = [row for row in range(1, math.isqrt(positions) + 1) if positions % row == 0]
+    small = [divisor for divisor in range(1, math.isqrt(positions) + 1) if positions % divisor == 0]
     rows = [row for divisor in small for row in (divisor, positions // divisor)]
     best = min(rows, key=lambda row: abs(math.log(row * row / positions * width / height)))
     return best, positions // best

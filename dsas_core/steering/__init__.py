@@ -1,1 +1,1 @@
-"""What happens while a steered model runs."""
+"""Steering: what happens at the sites while a steered model runs."""

@@ -1,4 +1,4 @@
-"""What a steering holds of a concept: its interventions by site, and a live copy of the timestep bin's parameters."""
+"""Concepts bound to a steering: their interventions, and a live copy of the parameters of the current timestep bin."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ class BoundIntervention(NamedTuple):
     """One intervention in the current timestep bin.
 
     Args:
-        concept: its concept's name.
-        number: tells it from the others of its concept.
-        probe, map, weight: of the current bin.
+        concept: name of its concept.
+        number: its number within the concept.
+        probe: of the current bin.
+        map: of the current bin.
+        weight: of the current bin, float [].
         probe_site: where the probe reads.
         map_site: where the map writes.
         reads_elsewhere: whether these are two sites.
-        reads_other_root: whether they are in two roots; then there is one h for each prompt.
-        plane: what its strength can be solved for by; None where it has to be given.
-        cloud: where it must stay; None where it may go anywhere.
+        reads_other_root: whether they are in two roots; the probe then has one h for each prompt.
+        plane: the hyperplane that its strength can be solved with; None where the strength has to be given.
+        envelope: the ellipse that activations are kept within; None for no bound.
     """
 
     concept: str
@@ -42,11 +44,11 @@ class BoundIntervention(NamedTuple):
     reads_elsewhere: bool
     reads_other_root: bool
     plane: Hyperplane | None
-    cloud: EllipticEnvelope | None
+    envelope: EllipticEnvelope | None
 
 
 class BoundParameters:
-    """Interventions of a concept, their tensors views of one: `live`, the parameters of one bin."""
+    """The interventions of a concept with all their tensors views of one: `live`, the parameters of one bin."""
 
     def __init__(self, concept: str, interventions: Sequence[Intervention], live: torch.Tensor) -> None:
         self.live = live
@@ -62,10 +64,9 @@ class BoundParameters:
             (item.probes[0].map_tensors(view), item.maps[0].map_tensors(view), view(torch.empty(())))
             for item in interventions
         ]
-        # behind all others, which lie where they would without: what is read where decides the last bit of a product
-        clouds = [item.clouds[0].map_tensors(view) if item.clouds else None for item in interventions]
-        for number, item in enumerate(interventions):
-            probe, transform, weight = parts[number]
+        # after all others, so that these keep their addresses: alignment decides the last bit of a product
+        envelopes = [item.clouds[0].map_tensors(view) if item.clouds else None for item in interventions]
+        for number, (item, (probe, transform, weight)) in enumerate(zip(interventions, parts, strict=True)):
             probe_site = item.probe_site or item.site
             solvable = transform.linear_in_strength and probe_site == item.site and not item.read_only
             self.entries.append(
@@ -80,23 +81,23 @@ class BoundParameters:
                     reads_elsewhere=probe_site != item.site,
                     reads_other_root=probe_site.root != item.site.root,
                     plane=hyperplane(probe) if solvable else None,
-                    cloud=clouds[number],
+                    envelope=envelopes[number],
                 )
             )
 
 
 class BoundConcept:
-    """One concept as a steering holds it: parameters of all bins, and a live copy of those of the current bin.
+    """One concept in a steering: the parameters of all bins, and a live copy of those of the current bin.
 
-    The copy lies on the device that the root is called on. A model may be spread over several: a site on another one
-    gets a copy there.
+    The copy is on the device that the root is called on. If the model is spread over several devices, a site on another
+    one has a copy there.
 
     Args:
-        concept: what is to steer.
-        gate: None for its own, "on" for h = 1 (weights 1), "off" for h = 0.
-        watch: hold interventions that only read as well.
-        within: hold the clouds that steering is to stay within.
-        interpolate: go from one bin's parameters to the next on a straight line between the bins' middles.
+        concept: the concept.
+        gate: None for its own, "on" for h = 1 (and weights 1), "off" for h = 0.
+        watch: include interventions that only read.
+        within: include the ellipses that activations are kept within.
+        interpolate: interpolate the parameters linearly between the middles of the bins.
     """
 
     def __init__(
@@ -104,9 +105,9 @@ class BoundConcept:
     ) -> None:
         self.name, self.unit, self.edges = concept.name, concept.unit, concept.edges
         self._middles = middles_of(concept.edges) if interpolate and concept.edges else None
-        chosen = [item for item in concept.interventions if watch or not item.read_only]
-        self._interventions = [_gated(item if within else replace(item, clouds=()), gate) for item in chosen]
-        bins = [_flattened(self._interventions, i) for i in range(len(concept.edges) + 1)]
+        items = [item for item in concept.interventions if watch or not item.read_only]
+        self._interventions = [_with_gate(item if within else replace(item, clouds=()), gate) for item in items]
+        bins = [_flatten_bin(self._interventions, i) for i in range(len(concept.edges) + 1)]
         self._bins = torch.stack(bins)  # [bins, parameters]
         self._move_to(self._bins.device)
 
@@ -118,11 +119,11 @@ class BoundConcept:
 
     @property
     def entries(self) -> list[BoundIntervention]:
-        """Every intervention by its number, on the device of the root."""
+        """The interventions by number, on the device of the root."""
         return self._main.entries
 
     def on(self, device: torch.device) -> list[BoundIntervention]:
-        """Every intervention by its number, for activations that are on a device."""
+        """The interventions by number, on the device of an activation."""
         if device == self._device:
             return self._main.entries
         if device not in self._copies:
@@ -131,7 +132,12 @@ class BoundConcept:
         return self._copies[device].entries
 
     def select_bin(self, timestep: torch.Tensor | None, device: torch.device) -> None:
-        """Bring in the parameters of the timestep's bin, on the device that the root is called on."""
+        """Make the parameters of a timestep's bin the live ones.
+
+        Args:
+            timestep: float [], 0 to 1000; None for models without a timestep.
+            device: the device that the root is called on.
+        """
         if device != self._device:
             self._move_to(device)
         if self.edges:
@@ -140,7 +146,7 @@ class BoundConcept:
                 bound.live.copy_(parameters)
 
     def _parameters_at(self, timestep: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-        """The parameters of a timestep: those of its bin, or on the straight line between those of two."""
+        """The parameters of a timestep: those of its bin, or interpolated between those of two."""
         if self._middles is None or timestep is None:
             bin_ = bin_of(timestep, self.edges).to(device)
             return self._bins.index_select(0, bin_[None])[0]
@@ -151,16 +157,16 @@ class BoundConcept:
         return torch.lerp(self._bins.index_select(0, right - 1)[0], self._bins.index_select(0, right)[0], progress)
 
 
-def _gated(intervention: Intervention, gate: str | None) -> Intervention:
+def _with_gate(intervention: Intervention, gate: str | None) -> Intervention:
+    """An intervention with a constant gate, "on" or "off", in place of its own; None changes nothing."""
     if gate is None:
         return intervention
-    probe = ConstantProbe(1.0 if gate == "on" else 0.0)
-    bins = len(intervention.probes)
-    return replace(intervention, probes=(probe,) * bins, weights=(1.0,) * bins, probe_site=None)
+    probes = (ConstantProbe(float(gate == "on")),) * len(intervention.probes)
+    return replace(intervention, probes=probes, weights=(1.0,) * len(probes), probe_site=None)
 
 
-def _flattened(interventions: Sequence[Intervention], bin_: int) -> torch.Tensor:
-    """Every parameter of one bin in a row, in the order in which `_Bound` takes them."""
+def _flatten_bin(interventions: Sequence[Intervention], bin_: int) -> torch.Tensor:
+    """All parameters of one bin in one vector, in the order in which `BoundParameters` reads them."""
     tensors = [torch.empty(0)]
     for item in interventions:
         tensors += [*item.probes[bin_].tensors(), *item.maps[bin_].tensors(), torch.tensor(item.weights[bin_])]

@@ -1,7 +1,7 @@
-"""What steering knows during one call of a model: strengths and targets, and what probes have read so far.
+"""The state of steering during one call of a model: strengths, targets, scores, and the states of stateful probes.
 
 All of it is tensors. Strengths and targets are written in place before a root module runs (`CallState.begin`) and only
-read at its sites: a compiled graph goes on reading them. The states of stateful probes move on at their sites.
+read at its sites, so that compiled graphs keep reading them. Stateful probes update their states at their sites.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Key = TypeVar("Key", bound=tuple[object, ...])
 
 
 class CallState:
-    """The state that a steering keeps while a model runs: one object for each `Steering`, so no globals.
+    """The state that one `Steering` keeps while a model runs.
 
     Args:
-        concepts: what is attached.
-        strengths: the user's knobs.
+        concepts: the attached concepts.
+        strengths: the user's strengths.
         schedules: concept name -> strength over the timestep.
     """
 
@@ -35,27 +35,28 @@ class CallState:
         self, concepts: Sequence[BoundConcept], strengths: Strengths, schedules: Mapping[str, Schedule]
     ) -> None:
         self._concepts, self._strengths, self._schedules = concepts, strengths, schedules
-        #: roots where a probe reads for another root: a text encoder for the denoiser
+        #: roots where a probe reads for a map in another root: a text encoder for the denoiser
         self._shared = {e.probe_site.root for concept in concepts for e in concept.entries if e.reads_other_root}
         # by root
         self._calls: dict[str, Call] = {}
-        # by root and concept: the map strength of each row; and where it is `Auto`, target logit and highest strength
+        # by root and concept: the map strength of each row; for `Auto`, target logit and highest strength
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
         self._targets: dict[tuple[str, str], torch.Tensor] = {}
-        # by concept and intervention: positions above the target, and those that the map cannot bring down; memories
+        # by concept and intervention: numbers of positions above the target, and of those that the map cannot lower;
+        # states of stateful probes
         self._counts: dict[tuple[str, int], torch.Tensor] = {}
         self._memories: dict[tuple[str, int], torch.Tensor] = {}
-        # by root, concept and intervention: h of probes that read elsewhere than their maps write
+        # by root, concept and intervention: h of probes whose maps write at another site
         self._scores: dict[tuple[str, str, int], torch.Tensor] = {}
 
     # ---- before the call --------------------------------------------------------------------------------------------
 
     def begin(self, root: str, call: Call) -> None:
-        """A root module is about to run: set strengths and targets for it, drop what was read in its last call."""
+        """Before the forward pass of a root: set its strengths and targets, drop the scores of its last call."""
         self._calls[root] = call
-        if root not in self._shared or bool(call.steered.any()):  # other roots do not ask about negative prompts
-            for read in [key for key in self._scores if key[0] == root]:
-                del self._scores[read]
+        if root not in self._shared or bool(call.steered.any()):  # a call with negative prompts alone scores nothing
+            for score_key in [score_key for score_key in self._scores if score_key[0] == root]:
+                del self._scores[score_key]
         for concept in self._concepts:
             key = root, concept.name
             _write(self._doses, key, self._dose(concept, call))
@@ -71,7 +72,7 @@ class CallState:
                     _write(self._counts, (concept.name, entry.number), torch.zeros(2, device=device))
 
     def _dose(self, concept: BoundConcept, call: Call) -> torch.Tensor:
-        """Map strength of each row, float32 [batch, 1, 1]; for `Auto` the part of what is solved for."""
+        """Map strength of each row, float32 [batch, 1, 1]; for `Auto` a factor on the solved strength."""
         strengths = self._strengths.values_of(concept.name).to(call.steered.device)
         if len(strengths) > 1:
             if int(call.prompts.max()) >= len(strengths):
@@ -80,7 +81,7 @@ class CallState:
                     f"{int(call.prompts.max()) + 1}"
                 )
             strengths = strengths[call.prompts]
-        unit = 1.0 if self._strengths.auto_of(concept.name) else concept.unit  # 1: all the way to the target
+        unit = 1.0 if self._strengths.auto_of(concept.name) else concept.unit  # 1: reach the target
         dose = strengths * unit * call.steered
         schedule = self._schedules.get(concept.name)
         if schedule is not None and call.timestep is not None:
@@ -90,7 +91,12 @@ class CallState:
     # ---- at a site --------------------------------------------------------------------------------------------------
 
     def call_at(self, site: Site, x: torch.Tensor) -> Call:
-        """The call that an activation [batch, positions, width] belongs to."""
+        """The call that an activation [batch, positions, width] belongs to.
+
+        Raises:
+            DSASError: the root was not called.
+            UnsupportedError: the activation has another number of rows than the call.
+        """
         call = self._calls.get(site.root)
         if call is None:
             raise DSASError(
@@ -99,29 +105,28 @@ class CallState:
             )
         if len(x) != len(call.steered):
             raise UnsupportedError(
-                f"{len(x)} rows come by at {site}, but {site.root!r} was called with {len(call.steered)}: something "
+                f"{len(x)} rows reach {site}, but {site.root!r} was called with {len(call.steered)}: something "
                 "between takes rows away, as FasterCache does those of the negative prompt; steer without it"
             )
         return call
 
     def dose(self, entry: BoundIntervention, device: torch.device) -> torch.Tensor:
-        """Map strength of each row where an intervention writes, [batch, 1, 1]."""
+        """Map strength of each row for an intervention, [batch, 1, 1]."""
         return self._doses[entry.map_site.root, entry.concept].to(device)
 
     def target(self, entry: BoundIntervention) -> torch.Tensor | None:
-        """Target logit and highest strength [2] of a strength that is to be solved for; None where it was given."""
+        """Target logit and highest strength [2] of a strength to solve for; None where the strength is given."""
         return self._targets.get((entry.map_site.root, entry.concept))
 
     def score(self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """h of a probe where it reads, with its site's weight; 0 at positions that do not count."""
-        if isinstance(entry.probe, RunningProbe):
-            h = self._step(entry, entry.probe, x) * entry.weight
-        else:
-            h = entry.probe.score(x, mask) * entry.weight
+        """h of a probe at its own site, times the weight; 0 at masked positions."""
+        probe = entry.probe
+        h = self._step(entry, probe, x) if isinstance(probe, RunningProbe) else probe.score(x, mask)
+        h = h * entry.weight
         return h if mask is None else h * mask[..., None]
 
     def keep_score(self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Keep h of a probe for where its map writes; for another root, one h for each prompt."""
+        """Keep h of a probe for the site where its map writes; for another root, one h for each prompt."""
         root = entry.probe_site.root
         key = root, entry.concept, entry.number
         if not entry.reads_other_root:
@@ -130,11 +135,16 @@ class CallState:
             self._scores[key] = (entry.probe.score(x, mask) * entry.weight)[self._calls[root].prompts.argsort()]
 
     def kept_score(self, entry: BoundIntervention, x: torch.Tensor) -> torch.Tensor:
-        """h of a probe that has read elsewhere, for an activation where its map writes."""
+        """h of a probe that has read at another site, for an activation where its map writes.
+
+        Raises:
+            DSASError: the probe's site was not reached before.
+            UnsupportedError: the two sites have other positions or widths.
+        """
         h = self._scores.get((entry.probe_site.root, entry.concept, entry.number))
         if h is None:
             raise DSASError(
-                f"{entry.map_site} is gated by what {entry.probe_site} shows, which the model has not come to: a "
+                f"{entry.map_site} is gated by what {entry.probe_site} shows, which the model has not reached: a "
                 "probe must read before its map writes"
             )
         if entry.reads_other_root and h.shape[1] == 1:
@@ -152,13 +162,19 @@ class CallState:
         return h.to(x.device)
 
     def clear_scores(self) -> None:
-        """Other prompts follow: what was read of the last ones gates nothing more."""
+        """Drop all kept scores, because other prompts follow."""
         self._scores.clear()
 
     # ---- strengths that are solved for ------------------------------------------------------------------------------
 
     def count(self, entry: BoundIntervention, solved: SolvedStrength, counted: torch.Tensor) -> None:
-        """Count positions above the target, and those that the map cannot bring down."""
+        """Count positions above the target, and those of them that the map cannot lower.
+
+        Args:
+            entry: the intervention.
+            solved: its solved strength.
+            counted: bool, broadcastable to [batch, positions, 1]: the positions to count.
+        """
         counts = torch.stack([(part & counted).sum() for part in (solved.above, solved.unreachable)])
         total = self._counts[entry.concept, entry.number]
         total.add_(counts.to(total))
@@ -176,14 +192,20 @@ class CallState:
     # ---- stateful probes --------------------------------------------------------------------------------------------
 
     def stateful(self) -> Iterator[tuple[BoundIntervention, RunningProbe]]:
-        """Interventions whose probes depend on earlier positions, with these probes."""
+        """Interventions whose probes have a state, with these probes."""
         for concept in self._concepts:
             for entry in concept.entries:
                 if isinstance(entry.probe, RunningProbe) and entry.probe.state_size:
                     yield entry, entry.probe
 
     def reset(self, root: str, batch: int, device: torch.device) -> None:
-        """A new text begins at a root: what its stateful probes remember of the last one goes."""
+        """Reset the states of the probes in a root, because a new text begins.
+
+        Args:
+            root: name of the root.
+            batch: number of rows.
+            device: where the states are kept.
+        """
         for entry, probe in self.stateful():
             if entry.probe_site.root != root:
                 continue
@@ -195,7 +217,11 @@ class CallState:
                     self._memories[entry.concept, entry.number] = torch.zeros(batch, probe.state_size, device=device)
 
     def _step(self, entry: BoundIntervention, probe: RunningProbe, x: torch.Tensor) -> torch.Tensor:
-        """h of a stateful probe, its memory moved on."""
+        """h of a stateful probe, whose state is updated.
+
+        Raises:
+            UnsupportedError: the root does not generate text.
+        """
         root = entry.probe_site.root
         call, memory = self._calls[root], self._memories.get((entry.concept, entry.number))
         if call.prompt is None or (memory is None and probe.state_size):
@@ -203,8 +229,8 @@ class CallState:
                 f"{entry.concept!r} has a gate of kind {probe.kind}, which goes by a text that is written, and "
                 f"{root!r} is given no such: learn with another form"
             )
-        read = call.mask if call.read is None else call.read
-        mask, prompt = (None if part is None else part.to(x.device) for part in (read, call.prompt))
+        memory_mask = call.mask if call.memory_mask is None else call.memory_mask
+        mask, prompt = (None if part is None else part.to(x.device) for part in (memory_mask, call.prompt))
         if memory is None:
             return probe.step(x, mask, prompt, x.new_zeros(len(x), 0))[0]
         h, after = probe.step(x, mask, prompt, memory.to(x.device))
@@ -213,7 +239,7 @@ class CallState:
 
 
 def _write(values: dict[Key, torch.Tensor], key: Key, value: torch.Tensor) -> None:
-    """Write a value in place where there is one of its shape already: a compiled graph goes on reading it."""
+    """Write a value in place if its shape is the same as before, so that compiled graphs keep reading it."""
     held = values.get(key)
     if held is None or held.shape != value.shape or held.device != value.device:
         with torch.inference_mode(False):  # to be written in and out of inference mode

@@ -1,10 +1,10 @@
 """The one equation: x' = lerp(x, T(x; strength), h)  (DSAS, arXiv 2512.03661, equation 3.4).
 
-Exact at both ends: h = 0 or strength 0 give x itself, bit for bit; h = 1 gives the map alone. A map that publishes its
-displacement, T(x; s) = x + s * D(x), takes the one-pass form x + (h * s) * D(x). Nobody else interpolates.
+Exact at both ends: h = 0 or strength 0 give x itself, bit for bit; h = 1 gives the map alone. A map that is linear in
+its strength, T(x; s) = x + s * D(x), is computed in one pass as x + (h * s) * D(x). Nothing else interpolates.
 
-Beside it, what several gates that are open at one position leave each other (`share`). Where a strength comes from when
-nobody gives one is in `solve`.
+`normalise_gates` divides h among several gates that are open at one position; strengths that are not given are solved
+for in `solve`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float
 
     Args:
         x: activations [..., positions, width], any floating dtype; computed in float32 at least.
-        steps: (map, strength, h) triples; strength and h broadcast against x. Several maps all read the incoming x,
-            and their changes add up.
+        steps: triples (map, strength, h); strength and h broadcast against x. Several maps all read the incoming x, and
+            their changes add up.
 
     Returns:
         The steered activation, shape and dtype of x.
@@ -48,19 +48,18 @@ def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float
 
 
 def normalise_gates(gates: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The part of its h that each of several gates keeps, so that the total is the highest of them: at most 1.
+    """The factor on the h of several gates that brings their sum down to the highest of them, so to at most 1.
 
-    max h / sum h at each position, and 1 exactly where no more than one gate is open: one alone is as it was.
+    It is max h / sum h at each position, and exactly 1 where no more than one gate is open.
 
     Args:
-        gates: h of each, broadcastable to one another.
+        gates: h of each gate, broadcastable to one another.
 
     Example:
-        >>> share([torch.tensor([0.5, 1.0]), torch.tensor([0.0, 1.0])])
+        >>> normalise_gates([torch.tensor([0.5, 1.0]), torch.tensor([0.0, 1.0])])
         tensor([1.0000, 0.5000])
     """
-    every = torch.broadcast_tensors(*gates)
-    total, highest = every[0], every[0]
-    for h in every[1:]:
+    total = highest = gates[0]
+    for h in gates[1:]:
         total, highest = total + h, torch.maximum(highest, h)
     return torch.where(total > highest, highest / total, 1.0)

@@ -1,4 +1,4 @@
-"""What a way of steering needs of a concept, and why one cannot have it."""
+"""Requirements of strength "auto" and of `within="target"`, and why a concept does not meet them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..probes.hyperplane import hyperplane
 
 
 def obstacle_to_auto(concept: Concept, gate: str | None = None) -> str | None:
-    """Why a concept cannot choose its strength by itself.
+    """Why the strength of a concept cannot be "auto".
 
     Args:
-        concept: what is to steer.
-        gate: "on" or "off" where that stands in for the concept's own. What is off may have any strength.
+        concept: the concept.
+        gate: "on" or "off" in place of the concept's own gate; a concept that is off may have any strength.
 
     Returns:
-        The reason with its site; None where the concept can.
+        The reason with its site; None where it can.
 
     Example:
         >>> import torch
@@ -29,7 +29,7 @@ def obstacle_to_auto(concept: Concept, gate: str | None = None) -> str | None:
         'at unet.mid, ConstantProbe has no hyperplane to move to; give it a number'
     """
     if gate == "on":
-        return "the gate 'on' looks at nothing, so it has no hyperplane to move to; leave the concept its own"
+        return "the gate 'on' reads nothing, so it has no hyperplane to move to; leave the concept its own"
     for item in _steering(concept) if gate is None else ():
         if item.probe_site not in (None, item.site):
             return f"{item.site} is gated by what {item.probe_site} shows, whose hyperplane is not in its own space"
@@ -42,26 +42,26 @@ def obstacle_to_auto(concept: Concept, gate: str | None = None) -> str | None:
 
 
 def obstacle_to_within(concept: Concept, gate: str | None = None) -> str | None:
-    """Why a concept cannot be kept where its target activations are.
+    """Why the activations cannot be kept within those of a concept's targets.
 
     Args:
-        concept: what is to steer.
-        gate: "on" or "off" where that stands in for the concept's own. What is off stays everywhere.
+        concept: the concept.
+        gate: "on" or "off" in place of the concept's own gate; a concept that is off changes nothing.
 
     Returns:
-        The reason with its site and the way out; None where the concept can.
+        The reason with its site and the way out; None where they can.
 
     Example:
         >>> import torch
         >>> from dsas_core import Site, maps, probes
         >>> turned = Intervention(Site("unet.mid"), (probes.ConstantProbe(),), (maps.TurnMap(torch.ones(2)),), (1.0,))
         >>> obstacle_to_within(Concept("it", (turned,)))
-        'at unet.mid, TurnMap is not linear in its strength, so no root tells how far'
+        'at unet.mid, TurnMap is not linear in its strength, which bounds need'
     """
     for item in _steering(concept) if gate != "off" else ():
         curved = next((transform for transform in item.maps if not transform.linear_in_strength), None)
         if curved is not None:
-            return f"at {item.site}, {type(curved).__name__} is not linear in its strength, so no root tells how far"
+            return f"at {item.site}, {type(curved).__name__} is not linear in its strength, which bounds need"
         if not item.clouds:
             return (
                 "no cloud of target activations was learned: learn it again with --cloud, in Python "
@@ -71,5 +71,5 @@ def obstacle_to_within(concept: Concept, gate: str | None = None) -> str | None:
 
 
 def _steering(concept: Concept) -> Iterator[Intervention]:
-    """The interventions that change something: those that only read, or have no weight, need nothing."""
+    """The interventions that change activations: not those that only read, or have no weight."""
     return (item for item in concept.interventions if not item.read_only and any(item.weights))

@@ -1,4 +1,4 @@
-"""Strengths that are solved for at each position: what reaches a logit, or leaves an activation where others are."""
+"""Strengths that are solved for at each position: to reach a logit, or to stay within an ellipse of activations."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..utils.tensorclass import compute_dtype
 
 
 class SolvedStrength(NamedTuple):
-    """The solution of `strength_to` at each position, [..., positions or 1, 1].
+    """The solution of `solve_strength` at each position, [..., positions or 1, 1].
 
     Args:
-        strength: 0 where nothing is to be done or nothing helps; float32 at least.
+        strength: the strength, at least float32; 0 where the logit is low enough, or the map does not lower it.
         above: bool, whether the logit is above the target.
-        unreachable: bool, whether it is, and the map does not lower it.
+        unreachable: bool, whether it is above the target and the map does not lower it.
     """
 
     strength: torch.Tensor
@@ -36,26 +36,30 @@ def solve_strength(
     cap: torch.Tensor | float,
     mask: torch.Tensor | None = None,
 ) -> SolvedStrength:
-    """The smallest strength at which a probe's logit is no more than a target.
+    """The smallest strength at which a probe's logit is at most a target.
 
     With z = w . x + b and T(x; s) = x + s * D(x),
 
         s*(x) = min((target - z) / (w . D(x)), cap)   where z > target and w . D(x) < 0;   0 elsewhere.
 
-    With D = -w that is MERA (arXiv 2510.13290), here for any map that is linear in its strength.
+    With D = -w this is MERA (arXiv 2510.13290), here for any map that is linear in its strength.
 
     Args:
         x: activations [..., positions, width].
         transform: a map with `linear_in_strength`.
-        probe: one s* for each position, or pooled, one for all: that which moves their mean to the target.
-        target: the logit.
+        probe: a linear probe gives one s* for each position, a pooled one gives one for all, which moves their mean to
+            the target.
+        target: the target logit.
         cap: the highest strength.
-        mask: [..., positions], 1 for positions that count in the mean.
+        mask: [..., positions], 1 for positions that count in the mean; None for all.
+
+    Returns:
+        The strength, and where the logit is above the target.
 
     Example:
         >>> from dsas_core.maps import AffineMap
         >>> away, probe = AffineMap(torch.tensor([-1.0])), LinearProbe(torch.tensor([1.0]), torch.tensor(0.0))
-        >>> strength_to(torch.tensor([[3.0], [-1.0]]), away, probe, target=0.0, cap=9.0).strength[:, 0]
+        >>> solve_strength(torch.tensor([[3.0], [-1.0]]), away, probe, target=0.0, cap=9.0).strength[:, 0]
         tensor([3., 0.])
     """
     wide = x.to(compute_dtype(x))
@@ -73,42 +77,42 @@ def solve_strength(
 
 
 def strength_within(
-    x: torch.Tensor, transform: Map, strength: torch.Tensor, h: torch.Tensor, cloud: EllipticEnvelope
+    x: torch.Tensor, transform: Map, strength: torch.Tensor, h: torch.Tensor, envelope: EllipticEnvelope
 ) -> torch.Tensor:
-    """The strength, or as much of it as leaves x' in an ellipse.
+    """The strength, shortened where it would move x' out of an ellipse.
 
     With y = x - mean, D = h * D(x) and inner products of whitened vectors, the distance of x' = x + s * D is
 
         d(s)^2 = |y|^2 + 2 s (y . D) + s^2 |D|^2,
 
-    and s goes no further than where that is max(radius, |y|)^2: what is outside already is moved no farther out. The
-    two roots have opposite signs, or one is 0, so either bounds one sign of s. Where none is reached, s is returned as
-    it is, bit for bit.
+    and s ends where that is max(radius, |y|)^2: an activation that is outside already is moved no farther out. The two
+    roots have opposite signs, or one is 0, so each bounds one sign of s. Where s reaches no root, it is returned
+    unchanged, bit for bit.
 
     Args:
         x: activations [..., positions, width].
         transform: a map with `linear_in_strength`.
         strength: broadcastable to x.
         h: broadcastable to x.
-        cloud: the ellipse.
+        envelope: the ellipse.
 
     Returns:
-        [..., positions, 1], or broadcastable to it.
+        The strength [..., positions, 1], or broadcastable to it.
 
     Example:
         >>> from dsas_core.maps import AffineMap
-        >>> one = torch.tensor(1.0)
-        >>> ellipse = Cloud(torch.zeros(1), axes=torch.tensor([[1.0]]), spread=torch.ones(1), rest=one, radius=2 * one)
-        >>> strength_within(torch.zeros(1, 1), AffineMap(torch.tensor([1.0])), torch.tensor([[5.0]]), one, ellipse)
+        >>> h = torch.tensor(1.0)
+        >>> ellipse = EllipticEnvelope(torch.zeros(1), torch.eye(1), spread=torch.ones(1), rest=h, radius=2 * h)
+        >>> strength_within(torch.zeros(1, 1), AffineMap(torch.ones(1)), torch.tensor([[5.0]]), h, ellipse)
         tensor([[2.]])
     """
     wide = x.to(compute_dtype(x))
-    y = cloud.whiten(wide - cloud.mean.to(wide.dtype))
-    moved = cloud.whiten(h * transform.displacement(wide))
+    y = envelope.whiten(wide - envelope.mean.to(wide.dtype))
+    moved = envelope.whiten(h * transform.displacement(wide))
     a, b = moved.square().sum(-1, keepdim=True), (y * moved).sum(-1, keepdim=True)
-    room = (cloud.radius.to(wide.dtype).square() - y.square().sum(-1, keepdim=True)).clamp_min(0)
-    root = (b * b + a * room).sqrt()
-    up = torch.where(b > 0, room / (b + root), (root - b) / a)  # of either form of the root, the one without
-    down = torch.where(b < 0, -room / (root - b), -(root + b) / a)  # cancellation
+    slack = (envelope.radius.to(wide.dtype).square() - y.square().sum(-1, keepdim=True)).clamp_min(0)
+    root = (b * b + a * slack).sqrt()
+    up = torch.where(b > 0, slack / (b + root), (root - b) / a)  # of the two forms of a root,
+    down = torch.where(b < 0, -slack / (root - b), -(root + b) / a)  # the one without cancellation
     # a is 0 where nothing moves, and the bounds are NaN: fmin and fmax pass these over
     return strength.fmin(up.to(strength.dtype)).fmax(down.to(strength.dtype))

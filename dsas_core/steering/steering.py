@@ -1,7 +1,7 @@
-"""Steering: the visitor that applies concepts, and the handle of what it is attached to.
+"""Steering: the visitor that applies concepts to a model, and the handle that the user holds.
 
 Everything that may change while a model runs (strengths, schedule, rows, timestep bin) is a tensor, written in place
-before a root module runs and only read at the sites: one compiled graph serves them all. See `call_state`.
+before a root module runs and only read at the sites, so that one compiled graph serves all values. See `call_state`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import torch
 
 from ..concept.concept import Concept
 from ..errors import DSASError, UnsupportedError
-from ..maps import Map
-from ..maps.envelope import EllipticEnvelope
-from ..model.hooks import Call, Describe, Missed, Visit, visit
+from ..model.hooks import Call, DescribeCall, OnUnreached, Visit, visit
 from ..model.sites import Roots, Site
 from .binding import BoundConcept, BoundIntervention
 from .call_state import CallState
@@ -28,56 +26,54 @@ from .solve import SolvedStrength, solve_strength, strength_within
 from .strengths import Schedule, Strength, Strengths
 from .trace import Trace
 
-#: what becomes of several concepts at one position: their changes add up, or share what the highest h would have made
+#: combination of several concepts at one position: their changes add up, or their h sum to no more than the highest
 COMBINE = ("sum", "blend")
-#: what each concept's own change may be kept within: the cloud of its target activations, or nothing
+#: bound on each concept's own change: none, or the ellipse of its target activations
 WITHIN = (None, "target")
 
-#: where a concept may act: its name, a site, an activation [batch, positions, width] there -> a factor on h
-#: [batch, positions, 1], or None for everywhere
+#: a concept's name, a site, and the activation [batch, positions, width] there -> a factor on h [batch, positions, 1],
+#: or None for 1 everywhere
 Localiser = Callable[[str, Site, torch.Tensor], torch.Tensor | None]
 
 
 class _Step(NamedTuple):
-    """What one intervention is to do to an activation: h and strength; `shown` is h for the trace."""
+    """The change of an activation by one intervention; `trace_h` is h for the trace."""
 
-    concept: str
-    map: Map
+    entry: BoundIntervention
     strength: torch.Tensor
     h: torch.Tensor
-    shown: torch.Tensor
-    solved: SolvedStrength | None = None
-    cloud: EllipticEnvelope | None = None
+    trace_h: torch.Tensor
+    solved: SolvedStrength | None
 
 
 class _Plan(NamedTuple):
-    """What a concept does at a site: the numbers of its interventions that only read there, and that write there."""
+    """A concept at a site: the numbers of its interventions whose probes only read there, and of those that write."""
 
     concept: BoundConcept
-    reading: list[int]
-    writing: list[int]
+    readers: list[int]
+    writers: list[int]
 
 
 class Steering:
-    """A visitor that steers, and the handle of what it is attached to: a context manager.
+    """A visitor that steers a model; a context manager that detaches at the end of its block.
 
     Args:
         concepts: concept -> strength: a number in units of the concept, one per prompt, or "auto" (`Auto`).
         gate: None for each concept's own, "on" for h = 1 (the vanilla method, site weights 1), "off" for h = 0.
         schedule: strength over the timestep for all concepts, or by concept name.
         trace: where to record h and changes, or None.
-        combine: "sum" adds up what several concepts change at a position; "blend" first takes their h down to a total
-            of the highest among them (`interpolation.share`), in whatever order they are given.
-        within: "target" takes as much of each strength, at each position, as keeps the activation among those of the
-            concept's targets (`solve.strength_within`); None takes all of it. Of several concepts each is kept in its
-            own targets' cloud, whatever the others do.
-        localiser: multiplies h, whatever it comes from, by where a concept may act; None for everywhere.
-        interpolate_bins: between the middles of two timestep bins, probes and maps go from those of the one to those of
-            the other on a straight line; otherwise they change at the bins' edge.
+        combine: "sum" adds up the changes by several concepts at a position; "blend" first scales their h down to a sum
+            of the highest among them (`interpolation.normalise_gates`), independent of their order.
+        within: "target" shortens each strength, at each position, so that the activation stays within the ellipse of
+            the concept's target activations (`solve.strength_within`), for each concept without regard to the others;
+            None leaves it as it is.
+        localiser: a factor on h, whatever the gate; None for 1 everywhere.
+        interpolate_bins: interpolate probes and maps linearly between the middles of the timestep bins, instead of
+            switching at their edges.
 
     Raises:
-        DSASError: an option that there is not, a strength that is not finite, two concepts of one name.
-        UnsupportedError: a concept that cannot do what an option asks for; the message says why.
+        DSASError: an unknown option, a strength that is not finite, or two concepts of one name.
+        UnsupportedError: a concept that does not support an option; the message says why.
 
     Example:
         >>> steering = Steering({Concept.from_pretrained("builtin:banana-blur"): 1.0})
@@ -108,13 +104,13 @@ class Steering:
             raise DSASError(f"a schedule for {', '.join(sorted(unknown))}, but attached are {', '.join(names)}")
         self.trace, self._localiser = trace, localiser
         self._concepts, self._blends = list(concepts), combine == "blend"
-        # a blend takes its sums in one order, whatever the user's
+        # a blend adds up in one order, whatever the user's
         ordered = sorted(concepts, key=lambda concept: concept.name) if self._blends else concepts
         options = {"watch": trace is not None, "within": within is not None, "interpolate": interpolate_bins}
         self._attached = [BoundConcept(concept, gate, **options) for concept in ordered]
         self._state = CallState(self._attached, self.strengths, schedules)
         self._plans = _plans(self._attached)
-        #: every site that is read or written, each once
+        #: every site that is read or written, without repetitions
         self.sites = list(self._plans)
         self._visit: Visit | None = None
 
@@ -123,19 +119,30 @@ class Steering:
     def attach(
         self,
         roots: Roots,
-        describe: Mapping[str, Describe],
+        describe: Mapping[str, DescribeCall],
         *,
-        missed: Missed | None = None,
-        by_hand: Collection[Site] = (),
+        on_unreached: OnUnreached | None = None,
+        unhooked: Collection[Site] = (),
     ) -> Self:
-        """Go to the sites of a model; see `hooks.visit`."""
-        self._visit = visit(roots, self.sites, self, describe, missed=missed, by_hand=by_hand)
+        """Attach to the sites of a model, and warn of concepts that work against one another.
+
+        Args:
+            roots: the model's root modules by name.
+            describe: root name -> makes the Call of a call of that root.
+            on_unreached: called with the sites that a call did not reach, see `hooks.visit`.
+            unhooked: sites that get no hook, see `hooks.visit`.
+
+        Raises:
+            ModelMismatchError: a site that the model lacks.
+            UnsupportedError: a module that is already compiled.
+        """
+        self._visit = visit(roots, self.sites, self, describe, on_unreached=on_unreached, unhooked=unhooked)
         for line in describe_conflicts(self.conflicts()):
             warnings.warn(line, stacklevel=3)
         return self
 
     def detach(self) -> None:
-        """Take every hook away; the model is what it was. Can be called again."""
+        """Remove every hook, which leaves the model as it was. Can be called again."""
         if self._visit is None:
             return
         self._visit.detach()
@@ -158,92 +165,86 @@ class Steering:
 
     @property
     def fired(self) -> list[str]:
-        """Sites that have been reached so far; of a pipeline, in the last generation."""
+        """Names of the sites that have been reached so far; with a pipeline, in the last generation."""
         return sorted(str(site) for site in self._visit.visited) if self._visit else []
 
     @property
     def stateful(self) -> bool:
-        """Whether a probe depends on earlier positions, so that the rows of a batch must not change places."""
+        """Whether a probe has a state, so that the rows of a batch must keep their order."""
         return any(True for _ in self._state.stateful())
 
     def conflicts(self) -> list[Conflict]:
-        """The cosine between what every two concepts do, at each site that they share."""
+        """The cosine between the shifts of every two concepts, at each site that they share."""
         return find_conflicts(self._concepts, self.strengths)
 
     def unreachable(self) -> dict[str, dict[str, float]]:
-        """Where maps do not lower what their probes see, of concepts with the strength auto.
+        """How often the map does not lower the probe's logit, for concepts with the strength "auto".
 
         Returns:
-            Concept name -> site -> share of the positions above the target so far; sites where none was are left out.
+            Concept name -> site -> share of the positions that were above the target so far; sites without such
+            positions are left out.
         """
         return self._state.unreachable()
 
     # ---- the visitor ------------------------------------------------------------------------------------------------
 
     def begin(self, root: str, call: Call) -> None:
-        """A root module is about to run; see `hooks.Visitor`."""
+        """Before the forward pass of a root module; see `hooks.Visitor`."""
         for concept in self._attached:
             concept.select_bin(call.timestep, call.steered.device)
         self._state.begin(root, call)
 
     def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
-        """The activation [batch, positions, width] as it goes on: x' = lerp(x, T(x; strength), h)."""
+        """The steered activation [batch, positions, width]: x' = lerp(x, T(x; strength), h)."""
         call = self._state.call_at(site, x)
-        mask = call.counted(site, x.shape[1])
+        mask = call.position_mask(site, x.shape[1])
         mask = None if mask is None else mask.to(x.device)
         steps: list[_Step] = []
-        for concept, reading, writing in self._plans[site]:
+        for concept, readers, writers in self._plans[site]:
             entries = concept.on(x.device)
-            for number in reading:
+            for number in readers:
                 self._state.keep_score(entries[number], x, mask)
-            steps += [self._step(entries[number], x, mask) for number in writing]
+            steps += [self._step(entries[number], x, mask) for number in writers]
         if not steps:
             return None
-        out = interpolate(x, [(step.map, _strength(x, step), step.h) for step in self._shared(steps)])
+        out = interpolate(x, [(step.entry.map, _bounded_strength(x, step), step.h) for step in self._blend(steps)])
         if self.trace is not None:
             for step in steps:
-                self.trace.record(step.concept, site, call, step.shown, x, out, step.solved)
+                self.trace.record(step.entry.concept, site, call, step.trace_h, x, out, step.solved)
         return out
 
     def _step(self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None) -> _Step:
-        """What an intervention is to do where it writes: with the strength that was given, or solved for."""
-        where = None if self._localiser is None else self._localiser(entry.concept, entry.map_site, x)
-        target = self._state.target(entry)
-        if target is not None and entry.plane is not None:
-            return self._solved_step(entry, target, x, mask, where)
-        h = self._state.kept_score(entry, x) if entry.reads_elsewhere else self._state.score(entry, x, mask)
-        h = h if where is None else h * where
-        return _Step(entry.concept, entry.map, self._state.dose(entry, x.device), h, h, cloud=entry.cloud)
+        """The change of an activation by an intervention that writes there.
 
-    def _solved_step(
-        self,
-        entry: BoundIntervention,
-        target: torch.Tensor,
-        x: torch.Tensor,
-        mask: torch.Tensor | None,
-        where: torch.Tensor | None,
-    ) -> _Step:
-        """As `_step`, with the smallest strength that brings the probe's logit down to the target."""
-        assert entry.plane is not None
-        dose, (logit, cap) = self._state.dose(entry, x.device), target.to(x.device).unbind()
-        solved = solve_strength(x, entry.map, entry.plane.probe, logit, cap, mask)
-        counted = (dose * entry.weight if mask is None else dose * entry.weight * mask[..., None]) != 0
-        if where is not None:
-            counted = counted & (where > 0)
-        self._state.count(entry, solved, counted)
-        h = (solved.strength > 0) * entry.weight * entry.plane.gate(x, mask) * counted
-        shown = h if self.trace is None else self._state.score(entry, x, mask)
-        h, shown = (h, shown) if where is None else (h * where, shown * where)
-        return _Step(entry.concept, entry.map, solved.strength * dose, h, shown, solved, entry.cloud)
+        The strength is the given one, or the smallest that brings the probe's logit down to the target.
+        """
+        strength = self._state.dose(entry, x.device)
+        factor = None if self._localiser is None else self._localiser(entry.concept, entry.map_site, x)
+        target, plane, solved = self._state.target(entry), entry.plane, None
+        if target is None or plane is None:
+            h = self._state.kept_score(entry, x) if entry.reads_elsewhere else self._state.score(entry, x, mask)
+            trace_h = h
+        else:
+            logit, cap = target.to(x.device).unbind()
+            solved = solve_strength(x, entry.map, plane.probe, logit, cap, mask)
+            counted = (strength * entry.weight if mask is None else strength * entry.weight * mask[..., None]) != 0
+            counted = counted if factor is None else counted & (factor > 0)
+            self._state.count(entry, solved, counted)
+            h = (solved.strength > 0) * entry.weight * plane.gate(x, mask) * counted
+            trace_h = h if self.trace is None else self._state.score(entry, x, mask)
+            strength = solved.strength * strength
+        if factor is not None:
+            h, trace_h = h * factor, trace_h * factor
+        return _Step(entry, strength, h, trace_h, solved)
 
-    def _shared(self, steps: list[_Step]) -> list[_Step]:
-        """Steps of several concepts with what `combine` leaves each of its h; the interventions of one go together."""
-        names = dict.fromkeys(step.concept for step in steps) if self._blends else {}
+    def _blend(self, steps: list[_Step]) -> list[_Step]:
+        """Steps with their h as `combine` leaves them; the interventions of one concept count as one gate."""
+        names = dict.fromkeys(step.entry.concept for step in steps) if self._blends else {}
         if len(names) < 2:
             return steps
-        gates = {name: [step.h * (step.strength != 0) for step in steps if step.concept == name] for name in names}
-        kept = normalise_gates([functools.reduce(torch.maximum, every) for every in gates.values()])
-        return [step._replace(h=step.h * kept) for step in steps]
+        gates = [[step.h * (step.strength != 0) for step in steps if step.entry.concept == name] for name in names]
+        factor = normalise_gates([functools.reduce(torch.maximum, scores) for scores in gates])
+        return [step._replace(h=step.h * factor) for step in steps]
 
 
 def _check_options(
@@ -260,8 +261,7 @@ def _check_options(
     if within not in WITHIN:
         raise DSASError(f"within {within!r}: expected None, or target to stay where its activations are")
     for concept in concepts if within else ():
-        obstacle = obstacle_to_within(concept, gate)
-        if obstacle is not None:
+        if obstacle := obstacle_to_within(concept, gate):
             raise UnsupportedError(f"concept {concept.name!r} cannot be kept within its targets: {obstacle}")
     names = [concept.name for concept in concepts]
     double = sorted({name for name in names if names.count(name) > 1})
@@ -270,20 +270,20 @@ def _check_options(
 
 
 def _plans(concepts: Sequence[BoundConcept]) -> dict[Site, list[_Plan]]:
-    """What is to be done at each site, concept by concept: found once, not in every call."""
+    """The interventions at each site, concept by concept; computed once, not in every call."""
     plans: dict[Site, dict[str, _Plan]] = {}
     for concept in concepts:
         for entry in concept.entries:
             for site in (entry.probe_site, entry.map_site):
                 plans.setdefault(site, {}).setdefault(concept.name, _Plan(concept, [], []))
             if entry.reads_elsewhere:
-                plans[entry.probe_site][concept.name].reading.append(entry.number)
-            plans[entry.map_site][concept.name].writing.append(entry.number)
+                plans[entry.probe_site][concept.name].readers.append(entry.number)
+            plans[entry.map_site][concept.name].writers.append(entry.number)
     return {site: list(by_concept.values()) for site, by_concept in plans.items()}
 
 
-def _strength(x: torch.Tensor, step: _Step) -> torch.Tensor:
-    """A step's strength, as far as it may go."""
-    if step.cloud is None:
+def _bounded_strength(x: torch.Tensor, step: _Step) -> torch.Tensor:
+    """A step's strength, shortened where `within` demands it."""
+    if step.entry.envelope is None:
         return step.strength
-    return strength_within(x, step.map, step.strength, step.h, step.cloud)
+    return strength_within(x, step.entry.map, step.strength, step.h, step.entry.envelope)

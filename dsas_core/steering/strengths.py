@@ -1,4 +1,4 @@
-"""How strongly to steer: the user's knobs by concept, numbers or `Auto`, which leaves the choice to probe and map."""
+"""Strengths of concepts: numbers that the user sets, or `Auto`, which solves for the strength at each position."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Auto:
-    """No strength to tune: at each position, as much as brings the probe's probability down to `target`.
+    """A strength without tuning: at each position, the smallest that brings the probe's probability down to `target`.
 
-    Solved for in closed form (`solve.strength_to`), by concepts whose probe has a hyperplane and whose map is
+    It is solved for in closed form (`solve.solve_strength`), for concepts whose probe has a hyperplane and whose map is
     linear in its strength. It steers away from the concept only: where the probability is lower, nothing changes.
 
     Args:
-        target: a probability, the one knob; 1/2 is the probe's own border. What a model does may have its border
-            elsewhere: lower it (0.001) where too little changes.
-        cap: the highest strength, in units of the concept. The unit is the smallest strength that did all that was
-            wanted while learning, and 2 of them are the most that `dsas eval` measures.
+        target: a probability; 1/2 is the probe's decision boundary. The model's behaviour may change at another value:
+            lower it (0.001) where too little changes.
+        cap: the highest strength, in units of the concept. The unit is the smallest strength with the full effect while
+            learning, and `dsas eval` measures at most 2 of them.
 
     Raises:
-        DSASError: a target that is not between 0 and 1, a cap that is not above 0.
+        DSASError: a target that is not between 0 and 1, or a cap that is not above 0 and finite.
 
     Example:
         >>> Auto(0.2).cap, Auto(0.5).logit
@@ -52,7 +52,7 @@ class Auto:
 
     @property
     def logit(self) -> float:
-        """The target as the probe's evidence."""
+        """The target as a logit."""
         return math.log(self.target / (1 - self.target))
 
 
@@ -65,14 +65,14 @@ Strengthened = Mapping[Concept, Strength] | Mapping[str, Strength] | Mapping[Con
 
 
 class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
-    """The user's knobs by concept name: a number, one number per prompt, or `Auto`. Set them at any time.
+    """Strengths by concept name: a number, a list with one number per prompt, or `Auto`. Set them at any time.
 
     Args:
-        obstacles: concept name -> why it cannot take `Auto`, None where it can.
+        obstacles: concept name -> why its strength cannot be "auto"; None where it can.
 
     Raises:
-        DSASError: on setting a strength of a concept that is not attached, or one that is not finite.
-        UnsupportedError: on setting "auto" for a concept that cannot take it.
+        DSASError: on access to a concept that is not attached, or on setting a strength that is not finite.
+        UnsupportedError: on setting "auto" for a concept that does not support it.
 
     Example:
         >>> strengths = Strengths({"blur": None})
@@ -119,13 +119,13 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
         return f"{type(self).__name__}({dict(self)})"
 
     def values_of(self, name: str) -> torch.Tensor:
-        """float32 [1] or [prompts]; 1 for `Auto`."""
+        """A concept's strengths, float32 [1] or [prompts]; 1 for `Auto`."""
         if name not in self._values:
             raise DSASError(f"no concept {name!r} is attached; there is {', '.join(self._values)}")
         return self._values[name]
 
     def auto_of(self, name: str) -> Auto | None:
-        """How a concept chooses its strength; None where it was given."""
+        """The `Auto` of a concept; None where its strength is a number."""
         return self._autos.get(name)
 
 
@@ -136,28 +136,35 @@ def _is_number(value: object) -> TypeGuard[float]:
 def load_concepts(
     concepts: Strengthened, roots: Roots | None = None, *, force: bool = False
 ) -> dict[Concept, Strength]:
-    """Concepts with their strengths, those that are given by name read.
+    """Load the concepts that are given by name, and check that all fit the model.
 
     Args:
         concepts: concept, or its folder, Hub name or builtin:NAME -> strength.
-        roots: root modules of the model that they are to steer; None where it is not there yet.
-        force: take one that was learned on another architecture, too.
+        roots: root modules of the model by name; None checks nothing.
+        force: accept concepts that were learned on another architecture.
+
+    Returns:
+        Concept -> strength, in the same order.
 
     Raises:
-        DSASError: none is given, or one is given twice.
-        ArtifactError: one is damaged.
-        UnavailableError: one is not there.
-        ModelMismatchError: one does not fit the model.
+        DSASError: no concept, or one concept twice.
+        ArtifactError: a damaged concept.
+        UnavailableError: a concept that does not exist.
+        ModelMismatchError: a concept that does not fit the model.
+
+    Example:
+        >>> load_concepts({"builtin:banana-blur": 0.5})  # doctest: +ELLIPSIS
+        {Concept('banana-blur', ...): 0.5}
     """
     if not isinstance(concepts, Mapping) or not concepts:
         raise DSASError(f"concepts: expected {{concept: strength}}, found {concepts!r}")
-    read = {
-        given if isinstance(given, Concept) else Concept.from_pretrained(given): strength
-        for given, strength in concepts.items()
+    loaded = {
+        concept if isinstance(concept, Concept) else Concept.from_pretrained(concept): strength
+        for concept, strength in concepts.items()
     }
-    if len(read) < len(concepts):
+    if len(loaded) < len(concepts):
         raise DSASError("one concept is given twice: give it one strength")
     if roots is not None:
-        for concept in read:
+        for concept in loaded:
             concept.check(roots, force=force)
-    return read
+    return loaded

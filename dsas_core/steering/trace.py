@@ -1,4 +1,4 @@
-"""The trace: h, and the change that was made, per concept, site, step and position of the last generation."""
+"""The trace: h and the change of the activation, by concept, site, step and position of the last generation."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ from .solve import SolvedStrength
 
 @dataclass(frozen=True)
 class Record:
-    """One concept at one site in one call.
-
-    Only rows that were to be steered are kept.
+    """One concept at one site in one call, with the steered rows alone.
 
     Args:
-        concept: its name.
+        concept: name of the concept.
         site: where it writes, or only reads.
-        timestep: of the call, 0 to 1000; None without a clock.
-        prompts: [rows], the prompt of each.
-        h: [rows, positions], the probe's score (its mean over dimensions, where it scores each) times the site's
-            weight.
-        change: [rows, positions], the length of what was added, relative to the activation's.
+        timestep: of the call, 0 to 1000; None without a timestep.
+        prompts: int64 [rows], the number of each row's prompt.
+        h: [rows, positions], the probe's score (its mean over dimensions, where it scores each of them) times the
+            site's weight.
+        change: [rows, positions], norm of the change, relative to the norm of the activation.
         cosine: [rows, positions], between the activation before and after.
         mask: [rows, positions], 1 for positions that count; None for all.
-        chosen: [rows, positions], of a strength that is auto: the map strength that was solved for, before the site's
-            weight and before `within` shortens it; else None.
-        unreachable: [rows, positions], of a strength that is auto: 1 where the probe is above its target and the map
-            does not lower it, so that nothing was done; else None.
+        chosen: [rows, positions], with strength "auto" the solved map strength, before the site's weight and before
+            `within` shortens it; else None.
+        unreachable: [rows, positions], with strength "auto" 1 where the probe is above its target and the map does not
+            lower it, so that nothing was changed; else None.
     """
 
     concept: str
@@ -47,11 +45,14 @@ class Record:
 
 
 class Trace:
-    """Records of the last generation; a new one begins when its prompts come in.
+    """Records of the last generation; the next one clears them when its prompts arrive.
 
     Example:
-        >>> Trace().mean_h("banana-blur")
-        0.0
+        >>> trace, x = Trace(), torch.ones(1, 2, 4)
+        >>> call = Call(steered=torch.ones(1), prompts=torch.zeros(1, dtype=torch.long))
+        >>> record = trace.record("blur", Site("unet.mid"), call, torch.tensor([[[0.5], [1.0]]]), before=x, after=2 * x)
+        >>> record.change, trace.mean_h("blur"), trace.highest_h("blur")
+        (tensor([[1., 1.]]), 0.75, 1.0)
     """
 
     def __init__(self) -> None:
@@ -70,11 +71,24 @@ class Trace:
         after: torch.Tensor,
         solved: SolvedStrength | None = None,
     ) -> Record:
-        """Keep what one concept did at one site in one call, with the strength that was solved for; what was kept."""
+        """Record what one concept did at one site in one call.
+
+        Args:
+            concept: name of the concept.
+            site: the site.
+            call: the call; only its steered rows are kept.
+            h: scores, broadcastable to [batch, positions, width].
+            before: activation before steering, [batch, positions, width].
+            after: activation after steering, of the same shape.
+            solved: the solved strength, where it is "auto".
+
+        Returns:
+            The new record.
+        """
         kept = (call.steered > 0).cpu()  # the site may be on another device than its root
         old, new = before[kept].detach().float(), after[kept].detach().float()
         change = (new - old).norm(dim=-1) / old.norm(dim=-1).clamp_min(1e-12)
-        mask = call.counted(site, before.shape[1])
+        mask = call.position_mask(site, before.shape[1])
 
         def by_position(part: torch.Tensor) -> torch.Tensor:
             return part.detach().float().expand(*before.shape[:-1], -1)[kept].mean(-1).cpu()
@@ -94,14 +108,24 @@ class Trace:
         self.records.append(record)
         return record
 
-    def select(self, concept: str, site: str | None = None, root: str | None = None) -> list[Record]:
-        """Records of one concept, at one site or below one root."""
+    def select(
+        self, concept: str, site: str | None = None, root: str | None = None, sites: Collection[Site] | None = None
+    ) -> list[Record]:
+        """Records of one concept.
+
+        Args:
+            concept: name of the concept.
+            site: only at this site; None for all.
+            root: only in this root; None for all.
+            sites: only at these sites; None for all.
+        """
         return [
             record
             for record in self.records
             if record.concept == concept
             and (site is None or str(record.site) == site)
             and (root is None or record.site.root == root)
+            and (sites is None or record.site in sites)
         ]
 
     def mean_h(
@@ -113,29 +137,28 @@ class Trace:
         sites: Collection[Site] | None = None,
         prompt: int | None = None,
     ) -> float:
-        """Mean h over what was read; 0 when nothing was.
+        """Mean h over the positions that count; 0 without records.
 
         Args:
-            concept: its name.
-            site: one site; None for all.
-            root: one root; None for all.
-            sites: these alone, such as those that steer; None for all.
-            prompt: one prompt of the batch; None for all.
+            concept: name of the concept.
+            site: only at this site; None for all.
+            root: only in this root; None for all.
+            sites: only at these sites, such as those that steer; None for all.
+            prompt: only for this prompt of the batch; None for all.
         """
         total = count = 0.0
-        for record in self.select(concept, site, root):
-            if sites is None or record.site in sites:
-                own = slice(None) if prompt is None else record.prompts == prompt
-                counted = _counted(record)[own]
-                total += float((record.h[own] * counted).sum())
-                count += float(counted.sum())
+        for record in self.select(concept, site, root, sites):
+            rows = slice(None) if prompt is None else record.prompts == prompt
+            mask = _mask_of(record)[rows]
+            total += float((record.h[rows] * mask).sum())
+            count += float(mask.sum())
         return total / max(1.0, count)
 
     def highest_h(self, concept: str, site: str | None = None, *, sites: Collection[Site] | None = None) -> float:
-        """Highest h over what was read, see `mean_h`; 0 when nothing was."""
-        records = [record for record in self.select(concept, site) if sites is None or record.site in sites]
-        return max((float((r.h * _counted(r)).max()) for r in records if r.h.numel()), default=0.0)
+        """Highest h over the positions that count; 0 without records. Arguments as for `mean_h`."""
+        records = self.select(concept, site, sites=sites)
+        return max((float((r.h * _mask_of(r)).max()) for r in records if r.h.numel()), default=0.0)
 
 
-def _counted(record: Record) -> torch.Tensor:
+def _mask_of(record: Record) -> torch.Tensor:
     return torch.ones_like(record.h) if record.mask is None else record.mask.to(record.h.dtype)

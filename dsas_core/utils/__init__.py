@@ -1,1 +1,1 @@
-"""Helpers that know nothing of steering: tensor dataclasses, files, progress, processes, versions."""
+"""Helpers that know nothing of steering: dataclasses of tensors, files, templates, progress, processes, versions."""

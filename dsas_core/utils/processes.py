@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-
-
-def _nothing() -> None:
-    return None
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which of how many processes this is, and what waits until all have come so far."""
+    """This process's share of the work.
+
+    Args:
+        process: number of this process, from 0.
+        processes: how many there are.
+        wait: returns when every process has called it.
+
+    Example:
+        >>> share = Share(1, 2)
+        >>> [0, 1, 2, 3, 4][share.process :: share.processes]
+        [1, 3]
+    """
 
     process: int = 0
     processes: int = 1
-    wait: Callable[[], object] = _nothing
+    wait: Callable[[], object] = field(default=lambda: None)
 
 
 def process_share(*, on_cpu: bool = True) -> Share:
-    """What this process is among those that were started together; the only one, if nobody started more.
+    """The share of this process among those that were started together; all of it where it is the only one.
 
     Args:
-        on_cpu: whether they compute there.
+        on_cpu: whether the processes compute on the CPU.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Share()
     from accelerate import PartialState
 
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # others wait while one learns
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))  # the others wait while one process learns
     return Share(state.process_index, state.num_processes, state.wait_for_everyone)

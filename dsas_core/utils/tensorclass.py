@@ -1,7 +1,8 @@
-"""Frozen dataclasses of tensors. Every probe and every map is one.
+"""Frozen dataclasses of tensors: the base of every probe and every map.
 
-The tensor fields of one are its parameters, its part fields (or tuples of parts) its children, the rest plain settings.
-That is all that saving, stacking over timestep bins, moving and comparing need to know, so they are written here once.
+The tensor fields of such a class are its parameters, its fields (or tuples) of further such classes its children, and
+the rest plain settings. Saving, stacking over timestep bins, moving to a device and comparing need to know nothing
+else, so they are written here once.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ _KINDS: dict[str, type[TensorClass]] = {}
 
 
 class TensorClass:
-    """Base of probes and maps: a frozen dataclass of tensors, parts, tuples of parts, and plain settings.
+    """Base of probes and maps: a frozen dataclass of tensors, children, tuples of children, and plain settings.
 
-    A subclass is registered by its `kind`, which names it in files.
+    A subclass is registered under its `kind`, which names it in files.
 
     Example:
         >>> from dsas_core.probes import LinearProbe
@@ -40,56 +41,54 @@ class TensorClass:
             _KINDS[kind] = cls
 
     def tensors(self) -> list[torch.Tensor]:
-        """Every tensor in the part and its children, in a fixed order."""
+        """Its tensors and those of its children, in a fixed order."""
         collected: list[torch.Tensor] = []
-
-        def collect(tensor: torch.Tensor) -> torch.Tensor:
-            collected.append(tensor)
-            return tensor
-
-        self.map_tensors(collect)
+        self.map_tensors(lambda tensor: collected.append(tensor) or tensor)  # type: ignore[func-returns-value]
         return collected
 
     def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        """The same part with every tensor replaced by `change(tensor)`."""
+        """A copy in which every tensor is replaced by `change(tensor)`."""
 
-        def mapped(value: Any) -> Any:
+        def map_value(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
                 return change(value)
             if isinstance(value, TensorClass):
                 return value.map_tensors(change)
-            if isinstance(value, tuple):
-                return tuple(mapped(item) for item in value)
-            return value
+            return tuple(map_value(item) for item in value) if isinstance(value, tuple) else value
 
-        return type(self)(**{name: mapped(getattr(self, name)) for name in _hints(type(self))})
+        return type(self)(**{name: map_value(getattr(self, name)) for name in _field_types(type(self))})
 
     def pack(self, tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:
-        """Put the tensors under names that start with `prefix`; return the rest as plain JSON data."""
+        """The class as plain JSON data, its tensors apart.
 
-        def packed(value: Any, name: str) -> Any:
+        Args:
+            tensors: receives the tensors, by names that begin with `prefix`.
+            prefix: begin of these names.
+        """
+
+        def pack_value(value: Any, name: str) -> Any:
             if isinstance(value, torch.Tensor):
                 tensors[name] = value.contiguous()
                 return {"tensor": name}
             if isinstance(value, TensorClass):
                 return value.pack(tensors, name)
             if isinstance(value, tuple):
-                return [packed(item, f"{name}.{i}") for i, item in enumerate(value)]
+                return [pack_value(item, f"{name}.{i}") for i, item in enumerate(value)]
             return value
 
-        content = {name: packed(getattr(self, name), f"{prefix}.{name}") for name in _hints(type(self))}
+        content = {name: pack_value(getattr(self, name), f"{prefix}.{name}") for name in _field_types(type(self))}
         return {"kind": self.kind, **content}
 
 
 def unpack(spec: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The inverse of `Part.pack`.
+    """The inverse of `TensorClass.pack`.
 
     Args:
-        spec: what `pack` returned, perhaps read from JSON.
-        tensors: by name.
+        spec: the data that `pack` returned, perhaps read from JSON.
+        tensors: name -> tensor.
 
     Raises:
-        KeyError: a tensor or kind that there is not.
+        KeyError: an unknown tensor or kind.
         TypeError: fields that the kind does not have.
         ValueError: anything else that `pack` does not write.
 
@@ -103,11 +102,11 @@ def unpack(spec: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(spec, dict) and set(spec) == {"tensor"}:
         return tensors[spec["tensor"]]
     if isinstance(spec, dict) and "kind" in spec:
-        content = {name: unpack(value, tensors) for name, value in spec.items() if name != "kind"}
-        part = _KINDS[spec["kind"]](**content)
-        for name, hint in _hints(type(part)).items():
-            if not _fits(getattr(part, name), hint):
-                raise ValueError(f"{name} of {part.kind} must be {hint}")
+        kind = _KINDS[spec["kind"]]
+        part = kind(**{name: unpack(value, tensors) for name, value in spec.items() if name != "kind"})
+        for name, hint in _field_types(kind).items():
+            if not _has_type(getattr(part, name), hint):
+                raise ValueError(f"{name} of {kind.kind} must be {hint}")
         return part
     if isinstance(spec, list):
         return tuple(unpack(item, tensors) for item in spec)
@@ -116,27 +115,27 @@ def unpack(spec: Any, tensors: dict[str, torch.Tensor]) -> Any:
     raise ValueError(f"unexpected content {type(spec).__name__}")
 
 
-def _resolved(kind: Any) -> dict[str, Any]:
-    """The fields of a part, in their order, and their types."""
+def _resolve_field_types(kind: Any) -> dict[str, Any]:
+    """The fields of a class, in their order, and their types."""
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
-#: cached, as to resolve hints takes longer than all else that is done with a part
-_hints: Callable[[Any], dict[str, Any]] = cache(_resolved)
+#: cached, as resolving type hints takes longer than everything else that is done with a class
+_field_types: Callable[[Any], dict[str, Any]] = cache(_resolve_field_types)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type that a field of a part announces."""
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a value has the type that a field declares."""
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+        return isinstance(value, tuple) and all(_has_type(item, get_args(hint)[0]) for item in value)
     if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
+        return any(_has_type(value, option) for option in get_args(hint))
     return isinstance(value, (int, float) if hint is float else hint)
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype that gates and maps compute in: the input's own, and float32 at least.
+    """The dtype that gates and maps compute in: that of the input, but at least float32.
 
     Example:
         >>> compute_dtype(torch.zeros(1, dtype=torch.bfloat16))
@@ -146,7 +145,7 @@ def compute_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`tensor.to(dtype)` for the hot path: with nothing to do, that takes as long as a product.
+    """`tensor.to(dtype)` for the hot path, where `to` takes as long as a product even if there is nothing to convert.
 
     Example:
         >>> tensor = torch.zeros(1)

@@ -1,17 +1,21 @@
-"""What a result was made with."""
+"""Versions of the packages that a result was computed with."""
 
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of Python, torch and the named packages; those that are not installed are left out."""
-    found = {"python": platform.python_version()}
+    """Versions of Python, torch and the named packages; packages that are not installed are left out.
+
+    Example:
+        >>> list(versions("numpy", "no-such-package"))
+        ['python', 'torch', 'numpy']
+    """
+    known = {"python": platform.python_version()}
     for package in ("torch", *packages):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            known[package] = version(package)
+    return known

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsas_core.concept.concept import Concept
-from dsas_core.concept.evidence import range_in_words, unit_in_words
+from dsas_core.concept.evidence import describe_range, describe_unit
 
 from .output import print_records
 
@@ -78,8 +78,8 @@ def report_evidence(document: dict[str, Any]) -> None:
     else:
         print("no evidence was recorded")
     print()
-    print(unit_in_words(document["unit"], document["unit_evidence"]))
-    print(range_in_words(document["range"], document["range_evidence"]))
+    print(describe_unit(document["unit"], document["unit_evidence"]))
+    print(describe_range(document["range"], document["range_evidence"]))
 
 
 def report_range(document: dict[str, Any]) -> None:
@@ -91,8 +91,8 @@ def report_range(document: dict[str, Any]) -> None:
     print(f"(limit {evidence['drift_limit']:.2g}); reach: how far results move, of how far asking in words moves them")
     print(f"(limit {evidence['reach_limit']:.3g}); strangeness: how far results are from all that the unsteered model")
     print(f"makes, over how far its own are (limit {evidence['strangeness_limit']:.3g})\n")
-    print(unit_in_words(document["unit"], document["unit_evidence"]))
-    print(range_in_words(document["range"], document["range_evidence"]))
+    print(describe_unit(document["unit"], document["unit_evidence"]))
+    print(describe_range(document["range"], document["range_evidence"]))
 
 
 def _report_sites(document: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from dsas_core.errors import DSASError
-from dsas_core.utils.files import as_json, replacing_folder
+from dsas_core.utils.files import as_json, replace_folder
 
 #: suffix -> format of the pictures that can be written
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -142,7 +142,7 @@ def check_writable(path: Path) -> None:
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Replace a folder by one with these files and nothing else; if writing fails, it stays as it was."""
-    with replacing_folder(folder) as draft:
+    with replace_folder(folder) as draft:
         for name, content in files.items():
             (draft / name).write_bytes(content)
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 
 from dsas_core.errors import DSASError, UnsupportedError
-from dsas_core.model.hooks import Call, Describe
+from dsas_core.model.hooks import Call, DescribeCall
 from dsas_core.model.sites import Joint
 
 from .adapter import PipelineAdapter
@@ -88,7 +88,7 @@ class BatchLayout:
         """Of the current generation."""
         return self._watcher.request
 
-    def describe(self) -> dict[str, Describe]:
+    def describe(self) -> dict[str, DescribeCall]:
         """By root name, what describes its calls: for `hooks.visit`."""
         text_calls = {encoder.part: partial(self._text_call, encoder) for encoder in self.adapter.text_encoders}
         return {self.adapter.family.denoiser: self._denoiser_call, **text_calls}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from torch import nn
 
 from dsas_core.errors import DSASError, UnsupportedError
-from dsas_core.model.sites import Site, canonical, find, modules
+from dsas_core.model.sites import Site, canonical_path, find, modules
 
 from .families.spec import Family, SiteGroup
 
@@ -132,7 +132,7 @@ def _site(family: Family, roots: Mapping[str, nn.Module], path: str) -> Site:
     for _, group in _groups(family):
         if re.fullmatch(group.pattern, path):
             return group.site(path)
-    module = modules(roots)[canonical(path)]
+    module = modules(roots)[canonical_path(path)]
     return Site(path, layout="first" if isinstance(module, nn.Conv2d | nn.GroupNorm) else "last")
 
 

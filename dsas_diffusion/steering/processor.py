@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from dsas_core.errors import DSASError, UnsupportedError
-from dsas_core.model.sites import Site, canonical
+from dsas_core.model.sites import Site, canonical_path
 
 
 class Steers(Protocol):
@@ -144,7 +144,7 @@ class SteeredProcessors:
         self._replaced: dict[str, Any] = {}  # the processors in place of which others steer now
         self._sites: dict[str, list[Site]] = {}  # by the key of their processor
         for key in attention_layers(denoiser):
-            path = canonical(f"{root}.{key.removesuffix('.processor')}")
+            path = canonical_path(f"{root}.{key.removesuffix('.processor')}")
             here = [site for site in sites if site.path == path and site.side == "output"]
             if here:
                 self._sites[key] = here

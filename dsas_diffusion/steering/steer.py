@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, UnsupportedError
-from dsas_core.model.hooks import Call, visitors
+from dsas_core.model.hooks import Call, find_visitors
 from dsas_core.model.sites import Site
 from dsas_core.steering.diagnostics import UnreachedSites, explain_unreached, list_sites, warn_unreached
 from dsas_core.steering.steering import Steering
@@ -70,13 +70,13 @@ class PipelineSteering(Steering):
         self._layout.on_generation = self._generation_begins
         self._undo.enter_context(self._layout)
         try:
-            if any(isinstance(visitor, PipelineSteering) for visitor in visitors(self._roots)):
+            if any(isinstance(visitor, PipelineSteering) for visitor in find_visitors(self._roots)):
                 raise DSASError("another pipeline of the same parts is being steered: detach that steering first")
             if self._words is not None:
                 self._undo.callback(self._words.detach)
                 self._words.attach()
-            by_hand = self._processors.sites
-            self.attach(self._roots, self._layout.describe(), missed=self._missed, by_hand=by_hand)
+            unhooked = self._processors.sites
+            self.attach(self._roots, self._layout.describe(), on_unreached=self._missed, unhooked=unhooked)
             self._undo.callback(self._processors.restore)
             self._processors.replace(self)
         except BaseException:
@@ -94,7 +94,7 @@ class PipelineSteering(Steering):
 
     def bring(self, site: Site, value: Any) -> Any:
         """The output of an attention layer, steered; unchanged once this is detached."""
-        return value if self._visit is None else self._visit.bring(site, value)
+        return value if self._visit is None else self._visit.apply(site, value)
 
     def attn_processors(self, inner: Any = None) -> dict[str, Any]:
         """Processors for the denoiser's `set_attn_processor`, a dict with one for every layer.
@@ -148,7 +148,8 @@ class PipelineSteering(Steering):
             return
         pipe = self.adapter.pipe
         roots = {name: getattr(pipe, name) for name in self._roots if getattr(pipe, name, None) is not None}
-        replaced = [*self._visit.replaced(roots), *(self._words.replaced(roots) if self._words is not None else ())]
+        words = [] if self._words is None else self._words.find_replaced(roots)
+        replaced = [*self._visit.find_replaced(roots), *words]
         if replaced:
             self._unreached.new_among(replaced)
             warnings.warn(

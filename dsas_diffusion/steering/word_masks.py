@@ -75,9 +75,9 @@ class WordMasks:
         roots = self._layout.adapter.roots
         self._visit = visit(roots, self._by_site, self, {self._root: self._layout.prompt_call})
 
-    def replaced(self, roots: Roots) -> list[Site]:
-        """Sites that another module has come to since, see `hooks.Visit.replaced`."""
-        return [] if self._visit is None else self._visit.replaced(roots)
+    def find_replaced(self, roots: Roots) -> list[Site]:
+        """Sites that another module has come to since, see `hooks.Visit.find_replaced`."""
+        return [] if self._visit is None else self._visit.find_replaced(roots)
 
     def detach(self) -> None:
         """Remove every hook. Can be called again."""

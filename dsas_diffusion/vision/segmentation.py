@@ -15,7 +15,7 @@ from PIL import Image
 
 from dsas_core.errors import DSASError, UnavailableError
 from dsas_core.learning.prompts.prompt_set import PromptSet
-from dsas_core.model.loading import device_of, hub_options, loading
+from dsas_core.model.loading import catch_load_errors, device_of, hub_options
 
 from .builtin_judge import BuiltinJudge
 from .image_models import BATCH, chunks
@@ -85,7 +85,7 @@ class SegmentationMasks:
         if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):
             raise DSASError(f"masks: labels are to be a list of names, found {labels!r}")
         settings = {"device": device_of(device), **hub_options(options)}
-        with loading(model, UnavailableError):
+        with catch_load_errors(model, UnavailableError):
             self._pipeline = pipeline("image-segmentation", model=str(model), **settings)
         self.name = f"segmentation {model}"
         known = [str(name).lower() for name in (self._pipeline.model.config.id2label or {}).values()]

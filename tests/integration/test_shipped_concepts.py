@@ -17,7 +17,7 @@ import dsas_diffusion as dsas
 from benchmarks.builtin_models import concepts
 from dsas_core import DSASError, llm, shipped
 from dsas_core.concept.builtin import FOLDER
-from dsas_core.concept.card import card
+from dsas_core.concept.card import render_card
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.format import CARD, FILES
 from dsas_core.concept.samples import STRIP
@@ -80,7 +80,7 @@ def test_it_is_whole_and_calibrated(name: str, capsys: pytest.CaptureFixture[str
     files = {path.name: path for path in folder.iterdir()}
     assert set(files) == set(FILES) - ({STRIP} if texts else set())
     assert sum(path.stat().st_size for path in files.values()) < SIZE * 1000
-    assert files[CARD].read_text(encoding="utf-8") == card(concept, name)
+    assert files[CARD].read_text(encoding="utf-8") == render_card(concept, name)
     assert f'"{name}"' in files[CARD].read_text(encoding="utf-8")
     assert str(ROOT) not in "".join(files[file].read_text() for file in (CARD, "config.json"))
 

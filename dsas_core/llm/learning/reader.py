@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...errors import PromptError
-from ...model.hooks import Call, Describe, visit
+from ...model.hooks import Call, DescribeCall, visit
 from ...model.sites import Site
 from ...probes.combine import pool
 from ..model.conversations import Batch, Encoded, encode, pad_batch
@@ -63,7 +63,7 @@ class Reader:
         for start in range(0, len(texts), self.batch):
             yield pad_batch(texts[start : start + self.batch], self.pad)
 
-    def describe(self, mask: torch.Tensor) -> dict[str, Describe]:
+    def describe(self, mask: torch.Tensor) -> dict[str, DescribeCall]:
         """A description of the forward pass, for every root: all rows steered, positions of `mask` counted."""
         here = mask.to(self.device)
         call = Call(torch.ones(len(here), device=self.device), torch.arange(len(here), device=self.device), None, here)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ...errors import DSASError, PromptError, UnsupportedError
-from ...model.hooks import Call, Describe
+from ...model.hooks import Call, DescribeCall
 
 PHASES = ("prompt", "generation", "all")
 
@@ -91,7 +91,7 @@ class CallDescriber:
         self.stateful, self.limit, self.ends = stateful, limit, list(ends)
         self._texts: dict[str, _TextState] = {}
 
-    def describe(self, root: str) -> Describe:
+    def describe(self, root: str) -> DescribeCall:
         """The function that describes the forward passes of one root, for `hooks.visit`."""
         return partial(self._describe_call, root)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...errors import UnavailableError
-from ...model.loading import device_of, dtype_of, hub_options, is_hub_name, loading, source_of
+from ...model.loading import catch_load_errors, device_of, dtype_of, hub_options, is_hub_name, source_of
 from .layers import auto_class
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -76,7 +76,7 @@ def load(
     from transformers import AutoConfig, AutoTokenizer
 
     hub = hub_options(options)
-    with loading(name, warns=True):
+    with catch_load_errors(name, warns=True):
         config = AutoConfig.from_pretrained(source, **hub)
         model = auto_class(config).from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)

@@ -67,7 +67,7 @@ class TextSteering(Steering):
             if new := unreached.new_among(sites):
                 warn_unreached(new, explain_unreached(roots[root]))
 
-        return self.attach(roots, {root: self._describer.describe(root) for root in roots}, missed=missed)
+        return self.attach(roots, {root: self._describer.describe(root) for root in roots}, on_unreached=missed)
 
     def _count_prompts(self) -> int:
         return max(len(self.strengths.values_of(name)) for name in self.strengths)
@@ -141,5 +141,5 @@ def steer(
     """
     chosen = load_concepts(concepts, roots_of(model), force=force)
     record = TextTrace(tokenizer) if trace else None
-    settings = {"gate": gate, "trace": record, "combine": combine, "within": within}
+    settings: dict[str, Any] = {"gate": gate, "trace": record, "combine": combine, "within": within}
     return TextSteering(chosen, phase=phase, **settings).attach_to_model(model)

@@ -12,7 +12,7 @@ from dsas_core.concept.concept import Concept
 from dsas_core.concept.format import FILES
 from dsas_core.errors import DSASError
 from dsas_core.learning.calibration.slider_range import prompts_of
-from dsas_core.utils.files import replacing_folder
+from dsas_core.utils.files import replace_folder
 
 from ...learning.calibrate import calibrate
 from ..arguments import SETTINGS, open_model, refuse_generation, shows_progress, values_of
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise DSASError(f"{args.concept} is no folder here to write into: pass --out")
     prompts_of(concept, args.prompts, args.count, args.seed)
     calibrated = _calibrate(args, concept)
-    with replacing_folder(folder) as unfinished:
+    with replace_folder(folder) as unfinished:
         calibrated.save_pretrained(unfinished)
         _copy_other_files(own, unfinished, everything=args.in_place)
     return {"out": str(own if args.in_place else args.out), **describe_concept(calibrated, folder)}
@@ -56,7 +56,7 @@ def _calibrate(args: argparse.Namespace, concept: Concept) -> Concept:
         refuse_generation(args, args.model)
     else:
         names += SETTINGS
-    model = open_model(args)
+    model: Any = open_model(args)
     settings = {**values_of(args, *names), "show_progress": shows_progress(args)}
     calibrated = (llm.calibrate if is_text else calibrate)(*model, concept, args.prompts, **settings)
     # samples are by strength, whose unit and ends may be others now

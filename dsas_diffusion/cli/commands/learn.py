@@ -23,7 +23,7 @@ from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
 from dsas_core.learning.recipe import recipe_of
 from dsas_core.llm.model.conversations import parse_turns
 from dsas_core.maps.envelope import RANK
-from dsas_core.utils.files import replacing_folder
+from dsas_core.utils.files import replace_folder
 
 from ...learning.illustrate import illustrate
 from ...learning.learn import Lesson
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     concept = replace(concept, provenance={**concept.provenance, "command": args.command})
     if not args.no_strip:
         concept = add_samples(args, model, concept)
-    with replacing_folder(folder) as unfinished:
+    with replace_folder(folder) as unfinished:
         concept.save_pretrained(unfinished)
         if drafted:
             (unfinished / PROMPTS).write_text(drafted, encoding="utf-8")
@@ -123,7 +123,7 @@ def _check_model(args: argparse.Namespace, is_text: bool) -> None:
             args.usage(f"{args.model} is a language model{reason}")
 
 
-def _lesson(args: argparse.Namespace, model: tuple[Any, ...], prompts: PromptSet, masks: Masks | None) -> Any:
+def _lesson(args: argparse.Namespace, model: Any, prompts: PromptSet, masks: Masks | None) -> Any:
     """The lesson of a language model, or of a pipeline, with a hint on words that it does not know."""
     settings = {**values_of(args, "sites", "seed", "count"), "show_progress": shows_progress(args)}
     if llm.is_language_model(args.model):

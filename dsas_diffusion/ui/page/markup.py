@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
-from dsas_core.concept.evidence import unit_in_words
+from dsas_core.concept.evidence import describe_unit
 from dsas_core.model.sites import Site
 
 from ...pipelines.sites import site_name
@@ -75,7 +75,7 @@ def render_evidence(concept: Concept) -> str:
         illustrated=concept.samples is not None,
         headings=["layer", *columns],
         rows=list({str(row): row for row in rows}.values()),
-        unit=unit_in_words(concept.unit, concept.evidence.get("unit")).splitlines(),
+        unit=describe_unit(concept.unit, concept.evidence.get("unit")).splitlines(),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from dsas_core import Concept, Site
-from dsas_core.concept.card import card
+from dsas_core.concept.card import render_card
 from dsas_core.concept.samples import Samples
 from tests.fixtures.concepts import random_concept
 
@@ -39,8 +39,8 @@ def concept(**fields: Any) -> Concept:
 
 
 def test_it_tells_evidence_limits_and_where_it_comes_from() -> None:
-    told = card(concept())
-    front = yaml.safe_load(told.split("---")[1])
+    text = render_card(concept())
+    front = yaml.safe_load(text.split("---")[1])
     assert front["library_name"] == "dsas"
     assert (front["base_model"], front["pipeline_tag"]) == ("somebody/pictures", "text-to-image")
     for expected in (
@@ -54,12 +54,12 @@ def test_it_tells_evidence_limits_and_where_it_comes_from() -> None:
         "SHA-256 of the prompt file: `ab12`",
         "import dsas_diffusion as dsas",
     ):
-        assert expected in told
-    assert "range -0.5 to 2: useful strengths" in card(concept(range=(-0.5, 2.0)))
+        assert expected in text
+    assert "range -0.5 to 2: useful strengths" in render_card(concept(range=(-0.5, 2.0)))
 
 
 def test_it_tells_nothing_that_the_concept_does_not() -> None:
-    bare = card(concept(evidence={}, provenance={}, learned_on={}, base={"model": "0"}))
+    bare = render_card(concept(evidence={}, provenance={}, learned_on={}, base={"model": "0"}))
     assert "None recorded." in bare
     assert "from dsas_core import llm" in bare
     for absent in ("base_model", "pipeline_tag", "learned on", "SHA-256", "control prompts", "strip.webp", "unet UNet"):
@@ -68,18 +68,18 @@ def test_it_tells_nothing_that_the_concept_does_not() -> None:
 
 def test_many_rows_are_folded_up_and_equal_ones_told_once() -> None:
     rows = [{**EVIDENCE["sites"][0], "site": f"unet.{i}"} for i in range(30)]
-    told = card(concept(evidence={"sites": rows * 2}))
-    assert "<summary>30 rows</summary>" in told
-    assert told.count("`unet.7`") == 1
+    text = render_card(concept(evidence={"sites": rows * 2}))
+    assert "<summary>30 rows</summary>" in text
+    assert text.count("`unet.7`") == 1
 
 
 def test_samples_are_shown() -> None:
     pictures = Samples(("a [banana]", "a dog"), (0.0, 1.0), strip=b"picture")
-    assert "![a \\[banana\\]; a dog](strip.webp)" in card(concept(samples=pictures))
+    assert "![a \\[banana\\]; a dog](strip.webp)" in render_card(concept(samples=pictures))
     texts = Samples(("user: where?", "user: when?"), (0.0, 1.0), (("there | here", "over\nthere"), ("now", "now")))
-    told = card(concept(samples=texts))
-    assert "| user: where? | 0 | there \\| here |" in told
-    assert "| user: where? | 1 | over there |" in told
+    text = render_card(concept(samples=texts))
+    assert "| user: where? | 0 | there \\| here |" in text
+    assert "| user: where? | 1 | over there |" in text
     assert Samples.from_dict(texts.to_dict()) == texts
     assert Samples.from_dict(pictures.to_dict(), b"picture") == pictures
 

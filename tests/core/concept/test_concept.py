@@ -17,9 +17,9 @@ import torch
 
 from dsas_core import Concept, DSASError, Intervention, Site
 from dsas_core.concept import format
-from dsas_core.concept.card import card
+from dsas_core.concept.card import render_card
 from dsas_core.concept.concept import CARD, CONFIG, TENSORS
-from dsas_core.concept.format import rounded
+from dsas_core.concept.format import round_to_half
 from dsas_core.concept.samples import STRIP, Samples
 from dsas_core.errors import ArtifactError
 from dsas_core.maps import AffineMap
@@ -144,14 +144,14 @@ def test_tensors_are_float16_where_that_is_exact(tmp_path: Path) -> None:
     ],
 )
 def test_maps_are_rounded_where_that_loses_nothing(tensor: torch.Tensor, halved: bool) -> None:
-    made = rounded(tensor)
+    made = round_to_half(tensor)
     assert made.dtype == tensor.dtype
     if halved:
         assert torch.equal(made, tensor.half().float())
         assert (made - tensor).norm() <= 2**-11 * tensor.norm()
     else:
         assert torch.equal(made, tensor) or tensor.isnan().any()
-    assert torch.equal(rounded(made).nan_to_num(), made.nan_to_num()), "twice is as once"
+    assert torch.equal(round_to_half(made).nan_to_num(), made.nan_to_num()), "twice is as once"
 
 
 def test_slices_of_one_module_are_sites_of_their_own(tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_pushing_uploads_the_whole_folder(tmp_path: Path, monkeypatch: pytest.Mo
     address = whole.push_to_hub("banana", private=True, token="hf_x", commit_message="first")
     assert address == "https://huggingface.co/somebody/banana/commit/first"
     assert {path.name for path in (tmp_path / "uploaded").iterdir()} == {CONFIG, TENSORS, CARD, STRIP}
-    assert (tmp_path / "uploaded" / CARD).read_text() == card(whole), "not the card that the mixin would write"
+    assert (tmp_path / "uploaded" / CARD).read_text() == render_card(whole), "not the card that the mixin would write"
     uploaded = Concept.from_pretrained(tmp_path / "uploaded")
     assert uploaded == whole
     assert uploaded.samples == whole.samples

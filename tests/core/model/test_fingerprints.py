@@ -1,4 +1,4 @@
-"""Which models a concept fits: those of its architecture; other weights are told of, other architectures refused."""
+"""Which models a concept fits: other weights are a warning, another architecture is an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dsas_core import Concept, DSASError, Site
-from dsas_core.model.fingerprints import fingerprint, other_weights, portrait, weights_digest
+from dsas_core.model.fingerprints import describe_module, fingerprint, has_other_weights, weights_digest
 from tests.fixtures.concepts import random_concept
 
 WIDE = Site("unet.0")
@@ -23,15 +23,15 @@ def model(seed: int = 0, width: int = 12, layers: int = 3) -> nn.Sequential:
 
 
 def concept(whole: nn.Module, site: Site = WIDE, width: int = 12, **fields: Any) -> Concept:
-    about = {"base": {"unet": fingerprint(whole)}, "learned_on": {"unet": portrait(whole)}}
+    about = {"base": {"unet": fingerprint(whole)}, "learned_on": {"unet": describe_module(whole)}}
     return random_concept({site: width}, provenance={"model": "stabilityai/big"}, **{**about, **fields})
 
 
 def warned(learned: Concept, here: nn.Module, **options: bool) -> list[str]:
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         learned.check({"unet": here}, **options)
-    return [str(one.message) for one in told]
+    return [str(warning.message) for warning in caught]
 
 
 def test_digests_tell_weights_as_far_as_they_are_here() -> None:
@@ -81,16 +81,16 @@ def test_the_same_architecture_with_other_weights_is_told_of_in_a_line() -> None
     assert "was learned on stabilityai/big, and this model has other weights in its unet" in line
     assert "\n" not in line
     assert warned(learned, model(seed=1), force=True) == []
-    assert warned(concept(model(), learned_on={}), model(seed=1)) == [], "files of before do not tell"
+    assert warned(concept(model(), learned_on={}), model(seed=1)) == [], "older files have no sample"
 
 
 def test_it_is_told_once() -> None:
     learned = concept(model(), name="once")
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for _ in range(3):
             learned.check({"unet": model(seed=1)})
-    assert len(told) == 1
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("known", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -99,42 +99,42 @@ def test_precision_makes_no_difference_and_a_little_training_does(known: torch.d
     whole = model(width=64)
     with torch.no_grad():
         whole[0].weight *= 1e-4  # float16 does not hold these in full
-    told = portrait(copy.deepcopy(whole).to(known))
-    assert not other_weights(copy.deepcopy(whole).to(here), told)
+    description = describe_module(copy.deepcopy(whole).to(known))
+    assert not has_other_weights(copy.deepcopy(whole).to(here), description)
     with torch.no_grad():
         for layer in whole:
             layer.weight *= 1 + 0.05 * torch.randn_like(layer.weight)
-    assert other_weights(whole.to(here), told)
+    assert has_other_weights(whole.to(here), description)
 
 
 def test_adapters_and_compilation_make_no_difference() -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     whole = model()
-    told = portrait(whole)
-    worn = inject_adapter_in_model(LoraConfig(target_modules=["0", "2"], init_lora_weights=False), model())
-    assert any("lora_" in name for name, _ in worn.named_parameters())
-    assert portrait(worn) == told == portrait(torch.compile(whole))
-    assert not other_weights(worn, told)
+    description = describe_module(whole)
+    adapted = inject_adapter_in_model(LoraConfig(target_modules=["0", "2"], init_lora_weights=False), model())
+    assert any("lora_" in name for name, _ in adapted.named_parameters())
+    assert describe_module(adapted) == description == describe_module(torch.compile(whole))
+    assert not has_other_weights(adapted, description)
 
 
 def test_what_is_offloaded_is_read_and_what_is_nowhere_or_quantised_is_passed_over() -> None:
     from accelerate import cpu_offload
 
-    told, offloaded = portrait(model()), model()
+    description, offloaded = describe_module(model()), model()
     digest = weights_digest({"unet": offloaded})
     cpu_offload(offloaded, execution_device=torch.device("cpu"))
     assert offloaded[0].weight.is_meta
-    assert portrait(offloaded) == told
+    assert describe_module(offloaded) == description
     assert weights_digest({"unet": offloaded}) == digest
-    nowhere = portrait(model().to("meta"))
+    nowhere = describe_module(model().to("meta"))
     assert set(nowhere["sample"]) == {None}
-    assert not other_weights(model(seed=1), nowhere)
-    assert not other_weights(model(seed=1).to("meta"), told)
+    assert not has_other_weights(model(seed=1), nowhere)
+    assert not has_other_weights(model(seed=1).to("meta"), description)
     small = model(seed=1)
     for layer in small:
         layer.weight = nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
-    assert set(portrait(small)["sample"]) > {None}
+    assert set(describe_module(small)["sample"]) > {None}
 
 
 @pytest.mark.parametrize(

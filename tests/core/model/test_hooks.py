@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dsas_core import Call, Concept, DSASError, Site, Steering, visit
-from dsas_core.model.hooks import visitors
+from dsas_core.model.hooks import find_visitors
 from dsas_core.steering.trace import Trace
 from tests.fixtures.checks import differ, same
 from tests.fixtures.concepts import random_concept
@@ -53,18 +53,18 @@ def test_a_visitor_changes_what_goes_on(site: Site) -> None:
 def test_the_call_is_told_before_the_sites() -> None:
     model, recorder = stack(), Recorder()
     call = Call(torch.ones(2), torch.arange(2))
-    told: list[Any] = []
+    described: list[Any] = []
 
-    def tell(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def describe_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         assert not recorder.seen
-        told.append((args, kwargs))
+        described.append((args, kwargs))
         return call
 
-    with visit({"root": model}, [Site("root.0")], recorder, {"root": tell}):
+    with visit({"root": model}, [Site("root.0")], recorder, {"root": describe_call}):
         model(input=X)
     assert recorder.calls == [("root", call)]
-    assert told[0][0] == ()
-    assert told[0][1]["input"] is X
+    assert described[0][0] == ()
+    assert described[0][1]["input"] is X
 
 
 def test_letting_go_leaves_no_trace() -> None:
@@ -132,34 +132,34 @@ def test_a_copy_of_the_model_does_not_carry_the_visitor(copied: Any) -> None:
         other = copied(model)
         assert torch.equal(other(X), base)
         assert doubler.calls == []
-        assert visitors(other) == []
-        assert visitors(model) == [doubler]
+        assert find_visitors(other) == []
+        assert find_visitors(model) == [doubler]
         assert not torch.equal(model(X), base)
-    assert visitors(model) == []
+    assert find_visitors(model) == []
 
 
 def test_a_module_that_was_replaced_is_known() -> None:
     model, wrapped = stack(), nn.Sequential(nn.Identity())
     with visit(model, [MIDDLE, Site("model.2")], Doubler()) as placed:
-        assert placed.replaced(model) == []
+        assert placed.find_replaced(model) == []
         wrapped[0], model[1] = model[1], wrapped
-        assert placed.replaced(model) == [MIDDLE]
+        assert placed.find_replaced(model) == [MIDDLE]
         model[1] = wrapped[0]
-        assert placed.replaced(model) == []
+        assert placed.find_replaced(model) == []
 
 
 def test_a_visitor_of_calls_alone_is_known_too() -> None:
     model, recorder = stack(), Recorder()
     with visit(model, [], recorder, {"model": lambda *_: Call(torch.ones(2), torch.arange(2))}):
-        assert visitors(model) == [recorder]
-    assert visitors(model) == []
+        assert find_visitors(model) == [recorder]
+    assert find_visitors(model) == []
 
 
 def test_rows_that_the_call_has_not_are_refused() -> None:
     model, steering = stack(), Steering({random_concept({MIDDLE: 4}): 1.0})
     with (
         visit(model, [MIDDLE], steering, {"model": lambda *_: Call(torch.ones(3), torch.arange(3))}),
-        pytest.raises(DSASError, match=r"2 rows come by at model\.1, but 'model' was called with 3"),
+        pytest.raises(DSASError, match=r"2 rows reach model\.1, but 'model' was called with 3"),
     ):
         model(X)
 

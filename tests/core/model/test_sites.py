@@ -12,7 +12,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from dsas_core import DSASError, Site
-from dsas_core.model.sites import Joint, canonical, find, modules, read_site, write_site
+from dsas_core.model.sites import Joint, canonical_path, find, modules, read_site, write_site
 
 
 class Wrapped(nn.Module):
@@ -51,11 +51,11 @@ def test_what_is_not_found_lists_what_exists() -> None:
 @pytest.mark.parametrize("level", ["_orig_mod", "text_model"])
 def test_names_leave_out_wrappers(level: str) -> None:
     inner = tower()
-    assert canonical(f"text_encoder.{level}.encoder.layers.0") == "text_encoder.encoder.layers.0"
-    found = modules({"model": Wrapped(level, inner)})
-    assert found.keys() == modules({"model": inner}).keys()
-    assert found["model"] is inner
-    assert found["model.layers.1.attn"] is inner["layers"][1]["attn"]
+    assert canonical_path(f"text_encoder.{level}.encoder.layers.0") == "text_encoder.encoder.layers.0"
+    known = modules({"model": Wrapped(level, inner)})
+    assert known.keys() == modules({"model": inner}).keys()
+    assert known["model"] is inner
+    assert known["model.layers.1.attn"] is inner["layers"][1]["attn"]
 
 
 @pytest.mark.parametrize("wrap", ["tensor", "tuple", "list", "output", "mapping"])
@@ -152,10 +152,10 @@ def test_bad_plain_data(data: dict[str, Any], message: str) -> None:
 SEQUENCES = {
     "text, image": (Joint(3, 2), ["ttiii", "ttiii"]),
     "image, text": (Joint(3, 2, text_first=False), ["iiitt", "iiitt"]),
-    "text with padding, image": (Joint(3, 4, lengths=torch.tensor([2, 4])), ["tt--iii", "ttttiii"]),
-    "tokens, image": (Joint(3, 4, lengths=torch.tensor([2, 4]), close=True), ["ttiii--", "ttttiii"]),
+    "text with padding, image": (Joint(3, 4, text_lengths=torch.tensor([2, 4])), ["tt--iii", "ttttiii"]),
+    "tokens, image": (Joint(3, 4, text_lengths=torch.tensor([2, 4]), text_padding_last=True), ["ttiii--", "ttttiii"]),
     "image with padding, text": (
-        Joint(3, 4, text_first=False, room=5, lengths=torch.tensor([1, 3])),
+        Joint(3, 4, text_first=False, padded_image=5, text_lengths=torch.tensor([1, 3])),
         ["iii--t---", "iii--ttt-"],
     ),
 }
@@ -169,7 +169,7 @@ def test_streams_of_a_joint_sequence(lie: str, stream: str) -> None:
     whole = torch.arange(2.0 * len(rows[0])).view(2, -1, 1)
     site = Site("model", stream=stream)
     x = read_site(whole, site, joint)
-    mask = joint.tokens(x.shape[1]) if stream == "text" else None
+    mask = joint.token_mask(x.shape[1]) if stream == "text" else None
     mask = torch.ones(x.shape[:2]) if mask is None else mask
     ours = torch.tensor([[letter == stream[0] for letter in row] for row in rows])
     for row in range(2):

@@ -180,12 +180,12 @@ def test_opposed_concepts_are_told_of(shift: tuple[float, ...], strengths: Any, 
     model = tiny("llama")
     first, second = shifting("left", 1), shifting("right", *shift)
     cosine = shift[0] / math.hypot(*shift)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with llm.steer(model, {first: strengths[0], second: strengths[1]}) as steering:
             table = steering.conflicts()
     assert table == [Conflict("left", "right", SITE, pytest.approx(cosine), opposed)]
-    lines = [str(one.message) for one in told if "against one another" in str(one.message)]
+    lines = [str(warning.message) for warning in caught if "against one another" in str(warning.message)]
     assert len(lines) == opposed
     for line in lines:
         assert "'left' and 'right' work against one another" in line

@@ -49,7 +49,7 @@ def with_clouds(concept: Concept, seen: dict[Site, torch.Tensor], wide: float = 
 
 
 def activations(model: Any, *sites: Site, **settings: Any) -> dict[Site, torch.Tensor]:
-    """What comes by in a language model, under whatever steers it."""
+    """Activations of a language model, steered by the given settings."""
     found: dict[Site, torch.Tensor] = {}
 
     class Behind:

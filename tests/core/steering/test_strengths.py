@@ -269,11 +269,11 @@ def test_maps_that_do_not_help_are_told_of() -> None:
     turned = replace(item, maps=(AffineMap(-item.maps[0].shift),))  # type: ignore[attr-defined]
     base = written(model)
     with (
-        pytest.warns(UserWarning, match=rf"strength auto of 'random': at {SITE} the map does not lower") as told,
+        pytest.warns(UserWarning, match=rf"strength auto of 'random': at {SITE} the map does not lower") as caught,
         llm.steer(model, {replace(concept, interventions=(turned,)): "auto"}) as steering,
     ):
         assert torch.equal(written(model), base)
-    assert len([one for one in told if "auto" in str(one.message)]) == 1
+    assert len([warning for warning in caught if "auto" in str(warning.message)]) == 1
     assert steering.unreachable() == {"random": {str(SITE): 1.0}}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -335,7 +335,7 @@ def test_what_cannot_choose_its_strength(probe: Any, transform: Map, message: st
 
 def test_who_looks_elsewhere_or_nowhere_cannot_either() -> None:
     concept = random_concept({Site("unet.mid"): 4})
-    with pytest.raises(DSASError, match="the gate 'on' looks at nothing"):
+    with pytest.raises(DSASError, match="the gate 'on' reads nothing"):
         Steering({concept: "auto"}, gate="on")
     item = replace(concept.interventions[0], probe_site=Site("unet.down"))
     with pytest.raises(DSASError, match=r"unet.mid is gated by what unet.down shows"):

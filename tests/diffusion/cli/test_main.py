@@ -75,7 +75,7 @@ def test_methods_env_version_and_help(dsas) -> None:
         ("generate -p x -c {concept}=auto:1.5", 2, "a probability between 0 and 1, found 1.5"),
         ("generate -p x -c {concept}=auto:some", 2, "expected a number, found 'some'"),
         ("generate -p x --combine mix", 2, "--combine"),
-        ("generate --model {model} -p x -c {concept}=auto --gate on --out {new}", 1, "the gate 'on' looks at nothing"),
+        ("generate --model {model} -p x -c {concept}=auto --gate on --out {new}", 1, "the gate 'on' reads nothing"),
         ("generate -p x --guidance nan", 2, "expected a number"),
         ("generate -p x --gate maybe", 2, "--gate"),
         ("generate -p x --compare --out {new}", 2, "--compare needs"),

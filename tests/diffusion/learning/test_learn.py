@@ -11,7 +11,7 @@ import pytest
 
 from dsas_core.learning.calibration.unit import TRIALS, UNITS
 from dsas_core.learning.recipe import Recipe
-from dsas_core.model.hooks import visitors
+from dsas_core.model.hooks import find_visitors
 from dsas_diffusion import Concept, DSASError, Lesson, learn, steer
 from dsas_diffusion.generation import pictures
 from dsas_diffusion.pipelines.adapter import PipelineAdapter
@@ -153,7 +153,7 @@ def test_causal_learning_reads_what_the_sites_before_leave(sites: Any, ddim_pipe
     shifts = [[item.maps[0].tensors()[0] for item in found] for found in steering]
     same = [bool((a == b).all()) for a, b in zip(*shifts, strict=True)]
     assert same == [True] + [False] * (len(same) - 1)
-    assert not visitors({"unet": ddim_pipe.unet, "text_encoder": ddim_pipe.text_encoder})
+    assert not find_visitors({"unet": ddim_pipe.unet, "text_encoder": ddim_pipe.text_encoder})
 
 
 def left_half(pictures: Any) -> list[np.ndarray | None]:

@@ -112,7 +112,7 @@ def test_a_cache_that_takes_rows_away_is_refused(tmp_path: Path) -> None:
     pipe.transformer._diffusers_hook.reset_stateful_hooks()
     with (
         steer(pipe, {concept: 1.0}),
-        pytest.raises(DSASError, match=r"1 rows come by at .* called with 2.*FasterCache"),
+        pytest.raises(DSASError, match=r"1 rows reach .* called with 2.*FasterCache"),
     ):
         run(pipe, "pixart", **CACHED)
     pipe.transformer._diffusers_hook.reset_stateful_hooks()  # else it goes on where the call broke off

@@ -335,7 +335,7 @@ def test_prompts_of_unequal_length_in_a_batch_are_as_alone(family: str, role: st
         recorder = seen_in(family, [site], prompts, seeds=seeds)
         x = recorder.seen[site][0]
         call = next(call for root, call in recorder.calls if root == site.root)
-        mask = call.counted(site, x.shape[1])
+        mask = call.position_mask(site, x.shape[1])
         return [row if mask is None else row[mask[i] > 0] for i, row in enumerate(x)]
 
     batch = seen([BANANA, LONG], (1, 2))

@@ -171,4 +171,4 @@ def test_a_lost_hook_is_told_in_the_same_call_with_its_site(family: str, role: s
         with pytest.warns(UserWarning, match="not reached") as told:
             latents(pipe, family, BANANA, num_inference_steps=1)
         (message,) = [str(one.message) for one in told if "not reached" in str(one.message)]
-        assert f": {site} (somebody removed its hook" in message
+        assert f": {site} (its hook was removed" in message

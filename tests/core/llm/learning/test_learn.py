@@ -17,7 +17,7 @@ from dsas_core.learning.capture import Capture
 from dsas_core.learning.prompts.prompt_set import SIDES, load_prompts, split_held_out
 from dsas_core.llm.learning.held_out_trial import TextTrial
 from dsas_core.llm.model.conversations import encode
-from dsas_core.model.hooks import visitors
+from dsas_core.model.hooks import find_visitors
 from tests.fixtures.language_models import PROMPTS, THINGS, Words, concept_for, tiny, written
 from tests.fixtures.visitors import Bare, Recorder
 
@@ -95,7 +95,7 @@ def test_a_monitor_never_stands_in_the_way(learned: Concept, tokenizer: Words, t
     assert json.loads(file.getvalue())["tokens"] == 79
     with pytest.raises(DSASError, match="cannot write"):
         llm.Monitor(model, [learned], tmp_path, tokenizer)
-    assert not visitors(model)
+    assert not find_visitors(model)
 
 
 def test_the_monitor_of_an_encoder_follows_beams(tokenizer: Words) -> None:
@@ -230,7 +230,7 @@ def test_causal_learning_reads_what_the_layers_before_leave(learned: Concept, to
     assert torch.equal(shifts[0][0], shifts[0][1])
     assert not any(torch.equal(shifts[1][0], other) for other in shifts[1][1:])
     assert not torch.equal(*shifts[1][1:])
-    assert not visitors(model)
+    assert not find_visitors(model)
     assert causal.provenance["recipe"]["mode"] == "causal"
 
 

@@ -118,7 +118,7 @@ def test_a_probe_must_come_first() -> None:
     with (
         llm.steer(model, {across(turned=True): 1.0}),
         pytest.raises(
-            DSASError, match=r"layers\.0 is gated by what .*layers\.1 shows, which the model has not come to"
+            DSASError, match=r"layers\.0 is gated by what .*layers\.1 shows, which the model has not reached"
         ),
     ):
         model(IDS)

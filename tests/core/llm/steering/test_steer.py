@@ -290,7 +290,7 @@ def test_sites_that_a_call_does_not_come_to_are_told_in_that_call() -> None:
     model.model = inner
     with llm.steer(model, {concept: 1.0}) as steering:
         hooks.clear()
-        with pytest.warns(UserWarning, match=r"not reached.* model\.model\.layers\.0 \(somebody removed its hook"):
+        with pytest.warns(UserWarning, match=r"not reached.* model\.model\.layers\.0 \(its hook was removed"):
             model(IDS)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
