@@ -190,7 +190,7 @@ def test_writing_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest
     concepts.write_shipped("dog-grey", concept, tmp_path)
     assert Concept.from_pretrained(tmp_path / "dog-grey") == concept
     before = {path.name: path.read_bytes() for path in (tmp_path / "dog-grey").iterdir()}
-    monkeypatch.setattr(concepts, "card", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(concepts, "render_card", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(DSASError, match="disk full"):
         concepts.write_shipped("dog-grey", concept, tmp_path)
     assert {path.name: path.read_bytes() for path in (tmp_path / "dog-grey").iterdir()} == before
