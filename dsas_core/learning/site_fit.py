@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from .. import methods
+from ..concept.format import round_to_half
 from ..concept.evidence import SiteEvidence, UnseenEvidence
 from ..errors import DSASError, UnsupportedError
 from ..maps import Map

@@ -56,9 +56,10 @@ def _calibrate(args: argparse.Namespace, concept: Concept) -> Concept:
         refuse_generation(args, args.model)
     else:
         names += SETTINGS
-    model: Any = open_model(args)
+    find_unit_and_range: Any = llm.calibrate if is_text else calibrate
+    model = open_model(args)
     settings = {**values_of(args, *names), "show_progress": shows_progress(args)}
-    calibrated = (llm.calibrate if is_text else calibrate)(*model, concept, args.prompts, **settings)
+    calibrated = find_unit_and_range(*model, concept, args.prompts, **settings)
     # samples are by strength, whose unit and ends may be others now
     return calibrated if concept.samples is None else add_samples(args, model, calibrated)
 

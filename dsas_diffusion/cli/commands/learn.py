@@ -123,17 +123,19 @@ def _check_model(args: argparse.Namespace, is_text: bool) -> None:
             args.usage(f"{args.model} is a language model{reason}")
 
 
-def _lesson(args: argparse.Namespace, model: Any, prompts: PromptSet, masks: Masks | None) -> Any:
+def _lesson(args: argparse.Namespace, model: tuple[Any, ...], prompts: PromptSet, masks: Masks | None) -> Any:
     """The lesson of a language model, or of a pipeline, with a hint on words that it does not know."""
     settings = {**values_of(args, "sites", "seed", "count"), "show_progress": shows_progress(args)}
     if llm.is_language_model(args.model):
         if args.sites and len(args.sites) == 1:
             settings["sites"] = args.sites[0]
-        return llm.Lesson(*model, prompts, **settings)
+        language_model, tokenizer = model
+        return llm.Lesson(language_model, tokenizer, prompts, **settings)
+    (pipe,) = model
     sides = prompts.draw(args.count, args.seed)
-    if unknown := unknown_words(adapt(*model), [prompt for side in sides.values() for prompt in side]):
+    if unknown := unknown_words(adapt(pipe), [prompt for side in sides.values() for prompt in side]):
         _print(args, f"hint: {unknown_words_message(unknown)}")
-    return Lesson(*model, prompts, masks=masks, **settings, **values_of(args, "edges", "store", *SETTINGS))
+    return Lesson(pipe, prompts, masks=masks, **settings, **values_of(args, "edges", "store", *SETTINGS))
 
 
 def _print(args: argparse.Namespace, *lines: str) -> None:
