@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def _calibrate(args: argparse.Namespace, concept: Concept) -> Concept:
         names += SETTINGS
     model = open_model(args)
     settings = {**values_of(args, *names), "show_progress": shows_progress(args)}
-    calibrated = (llm.calibrate if is_text else calibrate)(*model, concept, args.prompts, **settings)
+    function: Callable[..., Concept] = llm.calibrate if is_text else calibrate
+    calibrated = function(*model, concept, args.prompts, **settings)
     # samples are by strength, whose unit and ends may be others now
     return calibrated if concept.samples is None else add_samples(args, model, calibrated)
 
