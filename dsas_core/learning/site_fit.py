@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 
 from .. import methods
-from ..concept.format import round_to_half
 from ..concept.evidence import SiteEvidence, UnseenEvidence
+from ..concept.format import round_to_half
 from ..errors import DSASError, UnsupportedError
 from ..maps import Map
 from ..model.sites import Site

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ def _calibrate(args: argparse.Namespace, concept: Concept) -> Concept:
         refuse_generation(args, args.model)
     else:
         names += SETTINGS
-    find_unit_and_range: Any = llm.calibrate if is_text else calibrate
     model = open_model(args)
     settings = {**values_of(args, *names), "show_progress": shows_progress(args)}
+    find_unit_and_range: Callable[..., Concept] = llm.calibrate if is_text else calibrate
     calibrated = find_unit_and_range(*model, concept, args.prompts, **settings)
     # samples are by strength, whose unit and ends may be others now
     return calibrated if concept.samples is None else add_samples(args, model, calibrated)
