@@ -20,7 +20,7 @@ settings.load_profile("repeatable")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest module starts first, so that no worker is left alone with it in the end."""
-    items.sort(key=lambda item: item.path.parts[-3:] != ("diffusion", "builtin", "test_model.py"))
+    items.sort(key=lambda item: item.path.parts[-2:] != ("builtin", "test_model.py"))
 
 
 @pytest.fixture(autouse=True)

@@ -233,7 +233,7 @@ class TextLearner(Learner[Encoded]):
                 steering = learned if recipe is not None and recipe.steers(kind) else None
                 with nullcontext() if steering is None else steer(self.model, {steering: 1.0}):
                     for piece in reader.batches(texts[kind]):
-                        with visit(self._roots, sites, capture, reader.describe(piece.counted(how))):
+                        with visit(self._roots, sites, capture, reader.describe(piece.token_mask(how))):
                             reader.run(piece)
                         capture.offset += len(piece.ids)
                         bar.update(len(piece.ids))

@@ -141,5 +141,5 @@ def steer(
     """
     chosen = load_concepts(concepts, roots_of(model), force=force)
     record = TextTrace(tokenizer) if trace else None
-    settings = {"gate": gate, "trace": record, "combine": combine, "within": within}
+    settings: dict[str, Any] = {"gate": gate, "trace": record, "combine": combine, "within": within}
     return TextSteering(chosen, phase=phase, **settings).attach_to_model(model)
