@@ -24,24 +24,26 @@ FIGURES = results_of(__file__)
 #: what a user would ask for -> the tests that show it, by file and function; the first word of their parameters, or of
 #: those of a pipeline, tells the family
 FEATURES: Mapping[str, tuple[str, ...]] = {
-    "off and detached are bit-exact, at every role": ("test_every_family::test_off_and_detached_are_bit_exact",),
-    "one strength per prompt": ("test_every_family::test_strengths_of_a_batch_are_those_of_single_pictures",),
-    "timestep": ("test_every_family::test_the_clock_shows_the_timestep",),
+    "off and detached are bit-exact, at every role": (
+        "test_identities_by_family::test_off_and_detached_are_bit_exact",
+    ),
+    "one strength per prompt": ("test_identities_by_family::test_strengths_of_a_batch_are_those_of_single_pictures",),
+    "timestep": ("test_identities_by_family::test_the_clock_shows_the_timestep",),
     "rows of guidance": (
-        "test_every_family::test_rows_of_guidance",
-        "test_every_family::test_rows_of_negative_prompts_are_untouched",
-        "test_every_family::test_without_guidance_every_row_has_a_prompt",
+        "test_identities_by_family::test_rows_of_guidance",
+        "test_identities_by_family::test_rows_of_negative_prompts_are_untouched",
+        "test_identities_by_family::test_without_guidance_every_row_has_a_prompt",
     ),
     "embeddings alone, no text encoder loaded": (
-        "test_every_family::test_embeddings_are_enough_where_no_text_encoder_is_loaded",
+        "test_identities_by_family::test_embeddings_are_enough_where_no_text_encoder_is_loaded",
     ),
-    "learning, heat-map, saving": ("test_every_family::test_learning",),
+    "learning, heat-map, saving": ("test_identities_by_family::test_learning",),
     "attention processor": ("test_processor::test_it_gives_the_same_picture_as_the_hook",),
     "callback": ("test_callback::test_a_change_acts_from_the_step_after_it",),
     "image to image, inpainting, ControlNet or PAG": ("test_other_pipelines::test_rows",),
 }
 #: of what else happens to pipelines: "EVENT-FAMILY-…"
-LIVES_WITH = "test_living_with_others::test_steering_lives_with"
+LIVES_WITH = "test_compatibility::test_steering_lives_with"
 
 
 #: the parameters of a test, and whether it passed; None where it was skipped

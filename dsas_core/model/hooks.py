@@ -98,6 +98,7 @@ class Visit:
         """Remove every hook. Can be called again."""
         while self._handles:
             self._handles.pop().remove()
+        self._by_hand.clear()  # each holds this object
 
     def bring(self, site: Site, value: Any) -> Any:
         """What a module takes or returns at a site, as the visitor leaves it: for sites that were given `by_hand`."""

@@ -122,16 +122,15 @@ class SteeredProcessors:
     Args:
         denoiser: the model. root: its name in the paths of sites.
         sites: those that are outputs of attention layers are steered here, others are left to hooks; none for none.
-        steering: who steers them.
 
     Raises:
         UnsupportedError: a denoiser that takes no processors as a whole, as Lumina's and Z-Image's.
     """
 
-    def __init__(self, denoiser: Any, root: str, sites: Sequence[Site], steering: Steers) -> None:
+    def __init__(self, denoiser: Any, root: str, sites: Sequence[Site]) -> None:
         if sites and not hasattr(denoiser, "set_attn_processor"):
             raise UnsupportedError(f'{type(denoiser).__name__} has no set_attn_processor: steer with attach="hooks"')
-        self._denoiser, self._steering = denoiser, steering
+        self._denoiser = denoiser
         self._before: dict[str, Any] = {}  # what was there, where others steer now
         self._sites: dict[str, list[Site]] = {}  # by the key of their processor
         for key in attention_layers(denoiser):
@@ -145,24 +144,25 @@ class SteeredProcessors:
         """Those that are steered here."""
         return [site for here in self._sites.values() for site in here]
 
-    def make(self, inner: Any = None) -> dict[str, Any]:
+    def make(self, steering: Steers, inner: Any = None) -> dict[str, Any]:
         """Processors for `set_attn_processor`, one for each layer; those at sites steer, the others are as they are.
 
         Args:
+            steering: what steers at the sites. It is not kept here, so that the two do not hold each other.
             inner: what computes attention at the sites; None for what is there.
         """
         layers = attention_layers(self._denoiser)
         there = {key: _unwrapped(layer) for key, layer in layers.items()}
         steered = {
-            key: DSASAttnProcessor(there[key] if inner is None else inner, layers[key], here, self._steering)
+            key: DSASAttnProcessor(there[key] if inner is None else inner, layers[key], here, steering)
             for key, here in self._sites.items()
         }
         return {**there, **steered}
 
-    def replace(self) -> None:
+    def replace(self, steering: Steers) -> None:
         """Have the denoiser go through steered processors; without sites it is left alone."""
         if self._sites:
-            made, before = self.make(), self._denoiser.attn_processors
+            made, before = self.make(steering), self._denoiser.attn_processors
             self._denoiser.set_attn_processor(made)
             self._before = {key: before[key] for key in self._sites}
 

@@ -48,7 +48,7 @@ class PipelineSteering(Steering):
         self._denoiser = self.adapter.family.denoiser
         self._roots = self.adapter.roots
         by_processor = self.sites if attach == "processor" else []
-        self._processors = SteeredProcessors(self._roots[self._denoiser], self._denoiser, by_processor, self)
+        self._processors = SteeredProcessors(self._roots[self._denoiser], self._denoiser, by_processor)
         self._unreached = UnreachedSites()  # in this generation
         #: undoes what is done to the pipeline beside hooks
         self._undo = ExitStack()
@@ -68,7 +68,7 @@ class PipelineSteering(Steering):
             by_hand = self._processors.sites
             self.attach(self._roots, self._layout.describe(), missed=self._missed, by_hand=by_hand)
             self._undo.callback(self._processors.restore)
-            self._processors.replace()
+            self._processors.replace(self)
         except BaseException:
             self.detach()
             raise
@@ -80,6 +80,7 @@ class PipelineSteering(Steering):
             super().detach()
         finally:  # it may warn, and warnings may be errors
             self._undo.close()
+            self._layout.on_generation = None  # which holds this: traces would wait for the garbage collector
 
     def bring(self, site: Site, value: Any) -> Any:
         """What an attention layer makes, steered; None of it once this is detached."""
@@ -99,7 +100,7 @@ class PipelineSteering(Steering):
                 'no attention layer of the denoiser is steered by a processor: steer with attach="processor", and a '
                 'concept that was learned with sites="denoiser" (text encoders are steered by hooks)'
             )
-        return self._processors.make(inner)
+        return self._processors.make(self, inner)
 
     def begin(self, root: str, call: Call) -> None:
         if root == self._denoiser:

@@ -11,6 +11,7 @@ import torch
 from dsas_core import Call, Concept, DSASError, Recipe, Steering, llm, methods
 from dsas_core.learning.fit import fit_sites
 from dsas_core.llm.model.layers import roots_of
+from dsas_core.methods.base.cross_validation import Evidence
 from dsas_core.model.fingerprints import fingerprint
 from dsas_core.steering.requirements import obstacle_to_auto
 from tests.fixtures.checks import differ
@@ -86,7 +87,7 @@ def test_its_own_gate_leaves_the_map_as_published(name: str) -> None:
     ("accuracy", "lower", "weight"), [(0.7, 0.64, 1), (0.7, 0.63, 0), (1.0, 0.9, 1), (0.5, 0.5, 0)]
 )
 def test_a_site_counts_wholly_where_it_is_three_errors_above_chance(accuracy: float, lower: float, weight: int) -> None:
-    evidence = methods.dsas.Evidence(accuracy, 0.5, lower, 0, "none", 10, 10)
+    evidence = Evidence(accuracy, 0.5, lower, 0, "none", 10, 10)
     assert [methods.gate(name).weight(evidence, "soft") for name in ("cast", "fairsteer", "casteer")] == [weight] * 3
     assert methods.gate("mera").weight(evidence, "soft") == 1, "it has abstained elsewhere"
     assert methods.gate("fairsteer").weight(evidence, "threshold") == (accuracy >= 0.75)

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from dsas_core import Concept, Intervention, Site, methods
 from dsas_core.maps import AffineMap, MeanShiftMap, SupportMap
+from dsas_core.methods.maps.aura import auroc
 from dsas_core.probes import ConstantProbe
 from dsas_core.steering.interpolation import interpolate
 
@@ -111,7 +112,7 @@ def test_auroc_is_that_of_scikit_learn_with_ties() -> None:
     expected = [
         roc_auc_score([1] * 40 + [0] * 40, torch.cat([source, target])[:, channel].numpy()) for channel in range(WIDTH)
     ]
-    np.testing.assert_allclose(methods.aura.auroc(source, target).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(auroc(source, target).numpy(), expected, atol=1e-12)
 
 
 def test_iti_is_the_unit_direction_times_the_spread_along_it() -> None:

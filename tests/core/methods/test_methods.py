@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dsas_core import DSASError, methods
+from dsas_core.methods.base.cross_validation import Evidence
 from dsas_core.probes import ConstantProbe
 
 WIDTH = 16
@@ -134,12 +135,12 @@ def test_fitting_is_repeatable_and_keeps_the_dtype() -> None:
     ],
 )
 def test_site_weights(rule: str, accuracy: float, lower: float, expected: float) -> None:
-    evidence = methods.dsas.Evidence(accuracy, 0.5, lower, 5, "none", 10, 10)
+    evidence = Evidence(accuracy, 0.5, lower, 5, "none", 10, 10)
     assert evidence.weight(rule) == pytest.approx(expected)
 
 
 def test_unknown_site_weight() -> None:
-    evidence = methods.dsas.Evidence(0.9, 0.9, 0.9, 5, "none", 10, 10)
+    evidence = Evidence(0.9, 0.9, 0.9, 5, "none", 10, 10)
     with pytest.raises(DSASError, match="'best': expected soft, threshold or none"):
         evidence.weight("best")
 

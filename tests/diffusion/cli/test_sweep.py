@@ -81,7 +81,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[Image.Image]]:
         rows.extend(given)
         return strip(given, *rest)
 
-    monkeypatch.setattr("dsas_diffusion.cli.commands.sweep.viz.strip", noting)
+    monkeypatch.setattr(strips, "strip", noting)
     return rows
 
 

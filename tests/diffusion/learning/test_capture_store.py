@@ -104,10 +104,10 @@ def test_two_processes_read_what_one_does(
     def other() -> None:
         waited.append(0)
         share = Share(1, 2, lambda: waited.append(1))
-        monkeypatch.setitem(Lesson._walk.__globals__, "shared", lambda **_: share)
+        monkeypatch.setitem(Lesson._walk.__globals__, "process_share", lambda **_: share)
         second.captured(Recipe())
 
-    monkeypatch.setitem(Lesson._walk.__globals__, "shared", lambda **_: Share(0, 2, other))
+    monkeypatch.setitem(Lesson._walk.__globals__, "process_share", lambda **_: Share(0, 2, other))
     assert first.learn() == expected
     assert waited == [0, 1]
     assert sorted(drawn) == sorted(text for texts in first.fitting.values() for text in texts)

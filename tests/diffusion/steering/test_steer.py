@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -282,6 +284,21 @@ def test_letting_go_by_hand_can_be_repeated(tiny_pipe: Any) -> None:
     steering.detach()
     assert torch.equal(latents(tiny_pipe, BANANA), base)
     assert steering.fired == []
+
+
+@pytest.mark.parametrize("attach", ["hooks", "processor"])
+def test_a_detached_steering_is_freed_with_its_last_reference(tiny_pipe: Any, attach: str) -> None:
+    """Its trace may be large, and must not wait for the garbage collector."""
+    concept = concept_of(tiny_pipe)
+    gc.disable()
+    try:
+        with steer(tiny_pipe, {concept: 1.0}, attach=attach, trace=True) as steering:
+            latents(tiny_pipe, BANANA)
+        trace = weakref.ref(steering.trace)
+        del steering
+        assert trace() is None
+    finally:
+        gc.enable()
 
 
 def timesteps(pipe: Any) -> list[float]:

@@ -206,7 +206,7 @@ def test_what_is_exact(pipe: Any, settings: dict[str, Any], monkeypatch: pytest.
         assert differ(masked, base)
     assert torch.equal(latents(pipe, BOTH), base)
     assert [Bare.of(pipe.unet), Bare.of(pipe.text_encoder)] == bare
-    monkeypatch.setattr(words_of_prompts, "normalised", lambda maps, *_: torch.ones_like(maps))
+    monkeypatch.setattr(words_of_prompts, "normalise_attention", lambda maps, *_: torch.ones_like(maps))
     with steer(pipe, {concept: S}, words={"random": "banana"}, **settings):
         assert torch.equal(latents(pipe, BOTH), plain)
 
