@@ -177,7 +177,7 @@ class Desk(Bench):
         for side in ("source", "control"):
             capture.start(side)
             for piece in reader.batches([encode(self.tokenizer, text) for text in drawn[side]]):
-                with visit(layers_of(self.model), sites, capture, reader.describe(piece.counted("prompt"))):
+                with visit(layers_of(self.model), sites, capture, reader.describe(piece.token_mask("prompt"))):
                     reader.run(piece)
                 capture.offset += len(piece.ids)
         return {str(site).removeprefix("model.model."): _sample(capture, capture, site, 0) for site in sites}
