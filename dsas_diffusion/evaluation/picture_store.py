@@ -111,12 +111,12 @@ class PictureStore:
 
     def complete(self, jobs: Sequence[PictureJob], label: str) -> None:
         """Draw the missing pictures of some jobs."""
-        missing = [job for job in dict.fromkeys(map(self._stand_in, jobs)) if job not in self._results]
+        missing = [job for job in dict.fromkeys(map(self._equivalent, jobs)) if job not in self._results]
         results = self.store.complete([self._cell(job) for job in missing], label)
         self._results |= dict(zip(missing, results, strict=True))
 
     def __contains__(self, job: PictureJob) -> bool:
-        return self._stand_in(job) in self._results
+        return self._equivalent(job) in self._results
 
     def prompts_of(self, job: PictureJob) -> list[str]:
         """The prompt of each picture: each once per seed; only once under other settings than the evaluation's."""
@@ -125,32 +125,32 @@ class PictureStore:
 
     def load(self, job: PictureJob) -> list[Image.Image]:
         """The stored pictures of a job."""
-        count = self._of(job).values["pictures"]
+        count = self._result(job).values["pictures"]
         return [Image.open(self.file(job, i)).convert("RGB") for i in range(count)]
 
     def file(self, job: PictureJob, number: int) -> Path:
         """The file of a picture."""
-        return self._of(job).folder / f"{number:03d}.png"
+        return self._result(job).folder / f"{number:03d}.png"
 
     def latents(self, job: PictureJob) -> torch.Tensor:
         """The latents of a job's pictures, float [n, channels, height, width]."""
-        return torch.from_numpy(np.load(self._of(job).folder / "latents.npy"))
+        return torch.from_numpy(np.load(self._result(job).folder / "latents.npy"))
 
     def heat(self, side: str) -> np.ndarray | None:
         """The heat of the denoiser's gates in unsteered pictures, float [n, height, width], or None."""
-        path = self._of(PictureJob("dsas", side)).folder / "heat.npy"
+        path = self._result(PictureJob("dsas", side)).folder / "heat.npy"
         return np.load(path).astype(np.float32) if path.is_file() else None
 
     def mean_h(self, side: str) -> float:
         """Mean h of DSAS at strength 1 over sites, bins and positions, with site weights."""
-        scores = load_scores(self._of(PictureJob("dsas", side, 1.0)).folder / SCORES)
+        scores = load_scores(self._result(PictureJob("dsas", side, 1.0)).folder / SCORES)
         items = self.concept.interventions
         return float(np.mean([float(h.mean()) * items[i].weights[bin_] for (i, bin_), h in scores.items()]))
 
-    def _of(self, job: PictureJob) -> CellResult:
-        return self._results[self._stand_in(job)]
+    def _result(self, job: PictureJob) -> CellResult:
+        return self._results[self._equivalent(job)]
 
-    def _stand_in(self, job: PictureJob) -> PictureJob:
+    def _equivalent(self, job: PictureJob) -> PictureJob:
         """The job with the same pictures: without masks the oracle is always on for source prompts, else off."""
         if job.arm != "oracle" or (self._oracle_masks is not None and job.side == "source"):
             return job
@@ -183,19 +183,19 @@ class PictureStore:
         """Draw and store pictures and latents; of DSAS at strength 0 also heat, at 1 the scores of the gates."""
         adapter, prompts, noise = self.adapter, self.prompts_of(job), self._noise(job)
         negative = self.negative if job.arm == "negative" else None
-        keeps_heat, keeps_scores = job == PictureJob("dsas", job.side), job == PictureJob("dsas", job.side, 1.0)
+        stores_heat, stores_scores = job == PictureJob("dsas", job.side), job == PictureJob("dsas", job.side, 1.0)
         batches: list[torch.Tensor] = []
         heatmaps: list[np.ndarray] = []
         scores: list[Scores] = []
         for start in range(0, len(prompts), BATCH):
             part = slice(start, start + BATCH)
-            with self._attach(job, part, keeps_heat or keeps_scores) as steering:
+            with self._attach(job, part, stores_heat or stores_scores) as steering:
                 settings = job.settings or self.settings
                 (batch,) = latent_batches(adapter, prompts[part], noise[part], settings, BATCH, negative)
                 batches.append(batch.float().cpu())
-                if keeps_heat:
+                if stores_heat:
                     heatmaps += self._heatmaps(steering.trace, batch)
-                if keeps_scores:
+                if stores_scores:
                     scores.append(collect_scores(steering.trace, self.concept))
         latents = torch.cat(batches)
         for i, picture in enumerate(decode(adapter, latents.to(adapter.pipe.vae.device))):
