@@ -280,3 +280,10 @@ def test_what_would_expand_without_end_is_refused_before_it_does() -> None:
     everything = [" ".join(f"{{{name}}}" for name in values)]
     with pytest.raises(DSASError, match=r"would give 39,\d{3},\d{3},\d{3},\d{3} prompts"):
         load_prompts(changed(placeholders={**GOOD["placeholders"], **values}, control=everything))
+
+
+def test_the_public_module() -> None:
+    import dsas_core
+
+    assert dsas_core.prompts.read is dsas_core.prompts.load_prompts is load_prompts
+    assert dsas_core.prompts.draft is draft

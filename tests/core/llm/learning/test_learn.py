@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 
 from dsas_core import Concept, DSASError, llm, visit
 from dsas_core.learning.capture import Capture
+from dsas_core.learning.learner import settings_of
 from dsas_core.learning.prompts.prompt_set import SIDES, load_prompts, split_held_out
 from dsas_core.llm.learning.held_out_trial import TextTrial
 from dsas_core.llm.model.conversations import encode
@@ -369,3 +372,16 @@ def test_an_answer_reads_the_same_behind_its_prompt(tokenizer: Words) -> None:
     texts = lesson.held_out["control"]
     whole, written = (torch.cat(lesson.reader.predictions(texts, how)) for how in (False, True))
     torch.testing.assert_close(whole, written, atol=1e-3, rtol=1e-3)
+
+
+def test_learn_shows_and_documents_every_setting(tokenizer: Words) -> None:
+    settings = {name: item.default for name, item in settings_of(llm.Lesson).items()}
+    shown = inspect.signature(llm.learn).parameters
+    assert {name: shown[name].default for name in settings} == settings
+    assert "settings" not in shown
+    for name, default in settings.items():
+        documented = re.search(rf"\n +{name} \([^:]*default (.*?)\): ", llm.learn.__doc__ or "")
+        assert documented is not None, name
+        assert documented[1].strip('"') == str(default), name
+    with pytest.raises(TypeError, match=r"^learn has no setting batches; it has sites, pooling, seed"):
+        llm.learn(tiny("llama"), tokenizer, PROMPTS, batches=2)
