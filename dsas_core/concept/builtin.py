@@ -24,6 +24,10 @@ class Shipped:
         model: the built-in model that it was learned on, such as "builtin:emoji".
         description: what it does, in a sentence.
         folder: its folder.
+
+    Example:
+        >>> shipped("builtin:chat")[0].description
+        'A help desk that stays kind when it is insulted.'
     """
 
     name: str

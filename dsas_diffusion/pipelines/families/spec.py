@@ -84,6 +84,7 @@ class TextEncoder:
         return last - 1 if early and last < layers else last
 
 
+# size: one field for each thing that differs between families
 @dataclass(frozen=True)
 class Family:
     """One model family.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -203,7 +202,6 @@ def test_a_trace_that_is_gone_is_told(page: Page, monkeypatch: pytest.MonkeyPatc
     assert page.where.begin(yours, "patches")[3] is not None
     mine.drawing = yours.drawing = None
     page.draw(mine, strengths=[0, 1.0])
-    gc.collect()  # a steering and what it attached hold one another
     assert len(page.create.service._traces) == 1, "nobody holds what visitors have let go"
 
 
