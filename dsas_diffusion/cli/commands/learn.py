@@ -128,11 +128,13 @@ def _lesson(args: argparse.Namespace, model: tuple[Any, ...], prompts: PromptSet
     if llm.is_language_model(args.model):
         if args.sites and len(args.sites) == 1:
             settings["sites"] = args.sites[0]
-        return llm.Lesson(*model, prompts, **settings)
+        language_model, tokenizer = model
+        return llm.Lesson(language_model, tokenizer, prompts, **settings)
+    (pipe,) = model
     sides = prompts.draw(args.count, args.seed)
-    if unknown := unknown_words(*model, [prompt for side in sides.values() for prompt in side]):
+    if unknown := unknown_words(pipe, [prompt for side in sides.values() for prompt in side]):
         _print(args, f"hint: {unknown_words_message(unknown)}")
-    return Lesson(*model, prompts, masks=masks, **settings, **values_of(args, "edges", "store", *SETTINGS))
+    return Lesson(pipe, prompts, masks=masks, **settings, **values_of(args, "edges", "store", *SETTINGS))
 
 
 def _print(args: argparse.Namespace, *lines: str) -> None:
