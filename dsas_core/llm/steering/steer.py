@@ -48,10 +48,7 @@ class TextSteering(Steering):
         **settings: Any,
     ) -> None:
         super().__init__(concepts, **settings)
-        self._on_text, self._read_only = on_text, read_only
-        self._describer = CallDescriber(
-            phase, self._count_prompts, self._begin_text, self.stateful, on_tokens=self._note_tokens
-        )
+        self._phase, self._on_text, self._read_only = phase, on_text, read_only
 
     def attach_to_model(self, model: nn.Module) -> Self:
         """Place the hooks.
@@ -59,15 +56,22 @@ class TextSteering(Steering):
         Args:
             model: a transformers language model.
         """
-        roots = roots_of(model)
-        self._describer.limit, self._describer.ends = 0 if self._read_only else max_positions(model), end_tokens(model)
-        unreached = UnreachedSites()
+        roots, unreached = roots_of(model), UnreachedSites()
+        describer = CallDescriber(  # held by hooks alone: it holds this, and both must go when hooks do
+            self._phase,
+            self._count_prompts,
+            self._begin_text,
+            self.stateful,
+            0 if self._read_only else max_positions(model),
+            end_tokens(model),
+            self._note_tokens,
+        )
 
         def missed(root: str, sites: list[Site]) -> None:
             if new := unreached.new_among(sites):
                 warn_unreached(new, explain_unreached(roots[root]))
 
-        return self.attach(roots, {root: self._describer.describe(root) for root in roots}, on_unreached=missed)
+        return self.attach(roots, {root: describer.describe(root) for root in roots}, on_unreached=missed)
 
     def _count_prompts(self) -> int:
         return max(len(self.strengths.values_of(name)) for name in self.strengths)

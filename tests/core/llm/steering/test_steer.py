@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,20 @@ def test_identities(family: str) -> None:
     assert torch.equal(written(model), base), "detach leaves nothing"
     with llm.steer(model, {concept: 1.0}, gate="off"):
         assert torch.equal(written(model), base)
+
+
+def test_a_detached_steering_is_freed_with_its_last_reference() -> None:
+    """Its trace may be large, and must not wait for the garbage collector."""
+    model = tiny("llama")
+    gc.disable()
+    try:
+        with llm.steer(model, {concept_for(model): 1.0}, trace=True) as steering:
+            model(IDS)
+        trace = weakref.ref(steering.trace)
+        del steering
+        assert trace() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("family", DIFFERENT)
