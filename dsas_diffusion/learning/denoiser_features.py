@@ -35,8 +35,8 @@ class DenoiserFeatures:
         >>> from dsas_diffusion.generation.settings import settings_of
         >>> from dsas_diffusion.pipelines.adapter import adapt
         >>> adapter = adapt(load_pipeline("builtin:emoji"))
-        >>> settings = settings_of(adapter.pipe, 2, None, None)
-        >>> latents = latents_of(adapter.pipe, ["a banana"], [0], settings, 1)
+        >>> settings = settings_of(adapter, 2)
+        >>> latents = latents_of(adapter, ["a banana"], [0], settings, 1)
         >>> DenoiserFeatures(adapter, settings)(latents).shape[0]
         1
     """
