@@ -1,11 +1,10 @@
 """dsas_core: probes that decide when, maps that decide how, and the steering that applies both to any torch model."""
 
-from . import maps, methods, probes
+from . import maps, methods, probes, prompts
 from .concept.builtin import Shipped, shipped
 from .concept.concept import Concept
 from .concept.intervention import Intervention
 from .errors import DSASError
-from .learning import prompts
 from .learning.recipe import Recipe
 from .model import sites
 from .model.hooks import Call, visit

@@ -1,5 +1,5 @@
-"""Moved to `dsas_core.learning.prompts`; this name goes in 0.3.0."""
+"""Prompt files, by the name that people import them by: `dsas_core.learning.prompts`."""
 
-from .utils.deprecation import forward_to
+from .learning.prompts import PromptSet, draft, expand, hints, load_prompts, read
 
-__getattr__ = forward_to("dsas_core.learning.prompts", __name__)
+__all__ = ["PromptSet", "draft", "expand", "hints", "load_prompts", "read"]

@@ -1,6 +1,6 @@
 """Concepts that come with the package, for its built-in models: `builtin:NAME` wherever a concept is expected.
 
-`python -m dsas_diffusion.builtin.concepts` (`make concepts`) learns them.
+`make concepts` (`python -m benchmarks.builtin_models.concepts`) learns them.
 """
 
 from __future__ import annotations

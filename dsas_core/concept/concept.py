@@ -135,7 +135,7 @@ class Concept(ConceptData):
         """Read a concept from a folder, from the Hub, or from those that come with the package.
 
         Args:
-            name: a folder, a Hub name (user/name), or "builtin:NAME", see `shipped`.
+            name: a folder, a Hub name (user/name), or "builtin:NAME", see `dsas_core.shipped`.
             revision: branch, tag or commit on the Hub; None for the main branch.
             token: access token of the Hub; None for that of the logged-in user.
             options: further options of `huggingface_hub.snapshot_download`: cache_dir, local_files_only, …

@@ -121,6 +121,7 @@ def load_concept(kind: type[AnyConcept], folder: Path) -> AnyConcept:
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder} is no concept: it has no {name} (write one with `dsas learn`)")
     config, tensors = _read_config(folder / CONFIG), _read_tensors(folder / TENSORS)
+    strip = _read_bytes(folder / STRIP) if (folder / STRIP).is_file() else b""
     try:
         unpack_bins = _unpack_format_1 if config.pop("format") == 1 else _unpack_format_2
         interventions = tuple(
@@ -135,15 +136,14 @@ def load_concept(kind: type[AnyConcept], folder: Path) -> AnyConcept:
         if config.get("range") is not None:
             config["range"] = tuple(float(end) for end in config["range"])
         if config.get("samples") is not None:
-            strip = folder / STRIP
-            config["samples"] = Samples.from_dict(config["samples"], _read_bytes(strip) if strip.is_file() else b"")
+            config["samples"] = Samples.from_dict(config["samples"], strip)
         concept = kind(interventions=interventions, edges=edges, **config)
         _validate(concept)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise ArtifactError(f"{folder / CONFIG} is damaged: {type(error).__name__} {error}") from None
     try:
         render_card(concept)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{folder / CONFIG} is damaged: its evidence and provenance are such as no card can show "
             f"({type(error).__name__} {error}); save or download it again"

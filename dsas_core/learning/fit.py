@@ -174,9 +174,8 @@ def _best_site(fits: Mapping[Site, Sequence[SiteFit]], sites: Sequence[Site]) ->
 
 
 def _separation(evidence: Sequence[SiteEvidence | Evidence]) -> tuple[float, float]:
-    """Mean balanced accuracy over bins, then AUROC for sites that are equal in it."""
-    count = max(1, len(evidence))
-    return sum(item.balanced_accuracy for item in evidence) / count, sum(item.auroc for item in evidence) / count
+    """Balanced accuracy summed over bins, then AUROC for sites that are equal in it."""
+    return sum(item.balanced_accuracy for item in evidence), sum(item.auroc for item in evidence)
 
 
 def _best_sites(capture: Captured, sites: list[Site], recipe: Recipe) -> list[Site]:
@@ -195,7 +194,9 @@ def _best_sites(capture: Captured, sites: list[Site], recipe: Recipe) -> list[Si
                 pooled = (side.gathered("pooled") for side in sides)
                 cross_fitted = gate.cross_fit(*pooled, rank="lda", scaler="std", groups=groups, seed=recipe.seed)
                 evidence.append(cross_fitted.evidence)
-        return _separation(evidence)
+        accuracy, auroc = _separation(evidence)
+        count = max(1, len(evidence))  # bins of a site that have both sides
+        return accuracy / count, auroc / count
 
     with threadpool_limits(1):
         return sorted(sites, key=separation, reverse=True)[: recipe.keep]

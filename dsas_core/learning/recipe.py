@@ -10,7 +10,7 @@ from .. import methods
 from ..errors import DSASError
 from ..methods.base.gate import Gate
 
-#: how a gate is fitted and read; `methods.dsas` explains each for the `dsas` gate
+#: how a gate is fitted and read; `methods.gates.dsas` explains each for the `dsas` gate
 FORMS = ("paper", "pooled", "token", "product", "prefix", "latch", "last")
 #: forms whose state depends on the tokens before; combinations of gates don't have them
 STATEFUL_FORMS = ("prefix", "latch")
@@ -34,13 +34,13 @@ class Recipe:
         method: a map method of `dsas_core.methods`.
         gate: a gate of `dsas_core.methods`, also with settings and combined, "product(dsas, gaps)". None for the
             method's own (of `cast`, `mera`, `fairsteer`, `casteer`), else `dsas`.
-        form: how a `dsas` gate, or such a part of a combination, is fitted and read, see `methods.dsas`. Other gates
+        form: how a `dsas` gate, or such a part of a combination, is fitted and read, see `methods.gates.dsas`. Others
             define which rows they are fitted on, and are read at each position; a gate with one decision per row
             (`cast`) is read on the mean, in the form "latch" on the mean of the prompt. In the form "last" any gate is
             read only at the prompt's last token and after it.
         rank: projection of the gate's regression, a number of components or "lda"; "auto" by cross-validation.
         scaler: "std" or "none"; "auto" by cross-validation.
-        site_weight: "soft", "threshold" or "none"; see `methods.Gate.weight`.
+        site_weight: "soft", "threshold" or "none"; see `methods.base.gate.Gate.weight`.
         control_h: mean h to allow on held-out control positions, in [0, 1]; None leaves the threshold where the fit
             put it. A gate whose threshold cannot be moved so far keeps it, and so do those of methods that place it
             themselves.

@@ -9,5 +9,5 @@ if __name__ == "__main__":
 
     from ..utils.deprecation import warn_moved
 
-    warn_moved("python -m dsas_core.llm.harness", "python -m dsas_core.llm.evaluation.lm_eval_harness")
+    warn_moved("python -m dsas_core.llm.harness", "python -m dsas_core.llm.evaluation.lm_eval_harness", stacklevel=1)
     raise SystemExit(main())

@@ -108,8 +108,9 @@ class Visit:
         self._hooks, self._unhooked = [], {}
 
     def apply(self, site: Site, value: Any) -> Any:
-        """The input or output of the module of an `unhooked` site, as the visitor leaves it."""
-        changed = self._unhooked[site].change(value)
+        """The input or output of the module of an `unhooked` site as the visitor leaves it; unchanged once detached."""
+        hook = self._unhooked.get(site)
+        changed = None if hook is None else hook.change(value)
         return value if changed is None else changed
 
     def __enter__(self) -> Self:

@@ -48,15 +48,7 @@ class TensorClass:
 
     def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """A copy in which every tensor is replaced by `change(tensor)`."""
-
-        def map_value(value: Any) -> Any:
-            if isinstance(value, torch.Tensor):
-                return change(value)
-            if isinstance(value, TensorClass):
-                return value.map_tensors(change)
-            return tuple(map_value(item) for item in value) if isinstance(value, tuple) else value
-
-        return type(self)(**{name: map_value(getattr(self, name)) for name in _field_types(type(self))})
+        return type(self)(**{name: _map_value(getattr(self, name), change) for name in _field_types(type(self))})
 
     def pack(self, tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, Any]:
         """The class as plain JSON data, its tensors apart.
@@ -65,19 +57,33 @@ class TensorClass:
             tensors: receives the tensors, by names that begin with `prefix`.
             prefix: begin of these names.
         """
+        names = _field_types(type(self))
+        return {
+            "kind": self.kind,
+            **{name: _pack_value(getattr(self, name), tensors, f"{prefix}.{name}") for name in names},
+        }
 
-        def pack_value(value: Any, name: str) -> Any:
-            if isinstance(value, torch.Tensor):
-                tensors[name] = value.contiguous()
-                return {"tensor": name}
-            if isinstance(value, TensorClass):
-                return value.pack(tensors, name)
-            if isinstance(value, tuple):
-                return [pack_value(item, f"{name}.{i}") for i, item in enumerate(value)]
-            return value
 
-        content = {name: pack_value(getattr(self, name), f"{prefix}.{name}") for name in _field_types(type(self))}
-        return {"kind": self.kind, **content}
+# functions of the module: ones that call themselves from inside a method would keep its tensors for the collector
+
+
+def _map_value(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, TensorClass):
+        return value.map_tensors(change)
+    return tuple(_map_value(item, change) for item in value) if isinstance(value, tuple) else value
+
+
+def _pack_value(value: Any, tensors: dict[str, torch.Tensor], name: str) -> Any:
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value.contiguous()
+        return {"tensor": name}
+    if isinstance(value, TensorClass):
+        return value.pack(tensors, name)
+    if isinstance(value, tuple):
+        return [_pack_value(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]
+    return value
 
 
 def unpack(spec: Any, tensors: dict[str, torch.Tensor]) -> Any:

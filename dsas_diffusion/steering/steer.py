@@ -94,7 +94,8 @@ class PipelineSteering(Steering):
 
     def bring(self, site: Site, value: Any) -> Any:
         """The output of an attention layer, steered; unchanged once this is detached."""
-        return value if self._visit is None else self._visit.apply(site, value)
+        current = self._visit  # another thread may detach meanwhile
+        return value if current is None else current.apply(site, value)
 
     def attn_processors(self, inner: Any = None) -> dict[str, Any]:
         """Processors for the denoiser's `set_attn_processor`, a dict with one for every layer.

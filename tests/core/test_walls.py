@@ -219,8 +219,9 @@ def test_folders_can_be_taken_in_at_a_glance(package: str) -> None:
     for folder in [REPOSITORY / package, *(path for path in (REPOSITORY / package).rglob("*") if path.is_dir())]:
         if folder.name in CATALOGUES or folder.name == "__pycache__" or not (folder / "__init__.py").is_file():
             continue
-        entries = {path for path in folder.iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")}
-        entries -= {path for path in entries if path.suffix == ".py" and path.read_text().startswith('"""Moved to')}
+        modules = {path for path in folder.glob("*.py") if path.name != "__init__.py"}
+        modules -= {path for path in modules if path.read_text().startswith('"""Moved to')}
+        entries = [*modules, *(path for path in folder.iterdir() if (path / "__init__.py").is_file())]
         if len(entries) > MOST_ENTRIES:
             full[str(folder.relative_to(REPOSITORY))] = len(entries)
     assert full == {}

@@ -11,7 +11,6 @@ import pytest
 
 #: old module -> new module, and names that people imported from it
 MOVED = {
-    "dsas_core.prompts": ("dsas_core.learning.prompts", ["PromptSet", "read"]),
     "dsas_core.llm.data": ("dsas_core.llm.learning.datasets", ["prompt_set", "read_scored"]),
     "dsas_core.llm.toxicity": ("dsas_core.llm.evaluation.toxicity", ["scorer"]),
     "dsas_core.llm.evaluate": ("dsas_core.llm.evaluation.evaluate", ["evaluate"]),

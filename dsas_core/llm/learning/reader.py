@@ -96,7 +96,7 @@ class Reader:
     def _run_written(self, batch: Batch) -> torch.Tensor:
         """Logits [1, positions, vocabulary] of one prompt, and of its answer read with the prompt's cache.
 
-        The answer's first token runs alone: several would count as more of the prompt (`steering.CallDescriber`).
+        The answer's first token runs alone: several would count as more of the prompt (`llm.model.call_describer`).
         """
         from transformers import DynamicCache
 

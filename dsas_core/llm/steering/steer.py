@@ -60,11 +60,11 @@ class TextSteering(Steering):
         describer = CallDescriber(  # held by hooks alone: it holds this, and both must go when hooks do
             self._phase,
             self._count_prompts,
-            self._begin_text,
-            self.stateful,
-            0 if self._read_only else max_positions(model),
-            end_tokens(model),
-            self._note_tokens,
+            on_text=self._begin_text,
+            stateful=self.stateful,
+            limit=0 if self._read_only else max_positions(model),
+            ends=end_tokens(model),
+            on_tokens=self._note_tokens,
         )
 
         def missed(root: str, sites: list[Site]) -> None:

@@ -95,7 +95,7 @@ class LabelledRows:
     @property
     def sizes(self) -> list[int]:
         """Numbers of source and of control prompts."""
-        return [len(set(prompts)) for prompts in self.prompts]
+        return [len(np.unique(np.asarray(prompts))) for prompts in self.prompts]
 
     def split(self) -> tuple[torch.Tensor, np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
         """Folds of rows, those of a prompt together.
@@ -115,8 +115,8 @@ class LabelledRows:
         source, control = self.prompts
         prompts = np.concatenate([np.asarray(source), np.asarray(control) + 1 + max(source)])
         if min(self.sizes) < FOLDS:
-            found = " and ".join(map(str, self.sizes))
-            raise PromptError(f"a gate needs at least {FOLDS} prompts a side to cross-validate, found {found}")
+            counts = " and ".join(map(str, self.sizes))
+            raise PromptError(f"a gate needs at least {FOLDS} prompts a side to cross-validate, found {counts}")
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=self.seed)
         return rows, labels, prompts, list(splitter.split(rows, labels, prompts))
 

@@ -6,7 +6,7 @@ gate that can do better than that overrides the method in question.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
@@ -149,7 +149,7 @@ class Gate:
             control_h = _read_at_positions(fitted.probe, controls)
         else:
             count = None if per_row else sum(len(rows.gathered("positions")) for rows in controls)
-            control_h = lambda shift: fitted.control_h(shift)[:count]  # noqa: E731
+            control_h = _read_first(fitted.control_h, count)
         place_at = make_placer(self.in_form(fitted.probe, settings.form), control_h, traits.fixed_threshold)
         return GateFit(place_at, evidence, scores, per_row, refused)
 
@@ -189,6 +189,11 @@ def pooled_rows(source: GateRows, control: GateRows, settings: GateSettings) -> 
 def cast_probe(probe: Probe, dtype: torch.dtype) -> Any:
     """The probe with its tensors in a dtype."""
     return probe.map_tensors(lambda tensor: tensor.to(dtype))
+
+
+def _read_first(control_h: Callable[[float], torch.Tensor], count: int | None) -> Callable[[float], torch.Tensor]:
+    """h of the first control rows, by shift; of all for None."""
+    return lambda shift: control_h(shift)[:count]
 
 
 def _read_at_positions(probe: Probe, controls: Sequence[GateRows]) -> HByShift:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ import torch
 from ...errors import DSASError
 from ...probes import LatchProbe, LinearProbe, PooledProbe, PrefixProbe, ProductProbe, fold
 from ..base.checks import check_rows
-from ..base.cross_validation import LabelledRows, evidence_from_scores, evidence_of
+from ..base.cross_validation import LabelledRows, PromptIds, evidence_from_scores, evidence_of
 from ..base.gate import CrossFitted, Gate, cast_probe, pooled_rows
 from ..base.gate_fit import GateFit, GateRows, GateSettings, h_by_shift, make_placer, position_rows
 from ..base.traits import GateTraits
@@ -65,7 +65,14 @@ class DSAS(Gate):
         return form in ("token", "product", "last")
 
     def fit(
-        self, source: torch.Tensor, control: torch.Tensor, *, rank: Rank = "auto", scaler: str = "auto", **folds: Any
+        self,
+        source: torch.Tensor,
+        control: torch.Tensor,
+        *,
+        rank: Rank = "auto",
+        scaler: str = "auto",
+        groups: PromptIds | None = None,
+        seed: int = 0,
     ) -> LinearProbe:
         """Fit on rows.
 
@@ -74,7 +81,8 @@ class DSAS(Gate):
             control: [m, width], where h is to be 0.
             rank: principal components to keep, "lda", or "auto": chosen by cross-validation.
             scaler: "std", "none", or "auto": chosen by cross-validation.
-            folds: `groups` and `seed` of the cross-validation, see `Gate.cross_fit`.
+            groups: the prompts of the rows in cross-validation, see `Gate.cross_fit`.
+            seed: of the folds.
 
         Returns:
             A LinearProbe, `weight` [width] and `bias` [], in the dtype of the source. With both rank and scaler given
@@ -85,7 +93,7 @@ class DSAS(Gate):
             PromptError: fewer prompts of a side than folds, where there is something to choose.
         """
         if "auto" in (rank, scaler):
-            return self.cross_fit(source, control, rank=rank, scaler=scaler, **folds).probe
+            return self.cross_fit(source, control, rank=rank, scaler=scaler, groups=groups, seed=seed).probe
         rows = torch.cat(check_rows(source=source, control=control)).numpy()
         labels = np.repeat([1, 0], [len(source), len(control)])
         return cast_probe(_fit_folded(decompose(rows, scaler), labels, rank), source.dtype)
