@@ -31,23 +31,7 @@ _KINDS = {"a model that draws": {"unet", "transformer"}, "a language model": {"m
 class Concept(ConceptData):
     """A learned change of a model's behaviour and the knowledge of when to apply it.
 
-    Args:
-        name: a short name without slashes, which is also that of its folder; strengths are set by it.
-        interventions: what is done at each site.
-        edges: ascending timesteps that separate the bins; every intervention has one entry more than there are edges.
-        unit: the map strength that the user's strength 1 stands for.
-        range: lowest and highest useful strength, in units; None before `calibrate`.
-        method: name of the map method in `dsas_core.methods`.
-        gate: name of the gate in `dsas_core.methods`.
-        description: what it does, in a sentence.
-        base: root name -> architecture fingerprint of the module that it was learned on.
-        learned_on: root name -> `fingerprints.describe_module` of that module.
-        samples: images or texts that show what it does; None before `illustrate`.
-        evidence: measurements of learning, by site and for the choice of unit and range.
-        provenance: prompts, seeds, versions and settings of learning.
-
-    Raises:
-        TypeError: base, learned_on, evidence or provenance hold what JSON cannot.
+    Its fields are those of `ConceptData`, which describes them.
 
     Example:
         >>> concept = Concept.from_pretrained("builtin:banana-blur")

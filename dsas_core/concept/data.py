@@ -21,7 +21,22 @@ from .samples import Samples
 
 @dataclass(frozen=True, eq=False)
 class ConceptData:
-    """The data of a concept, without files and the Hub; its fields are described where people meet them, at `Concept`.
+    """A learned change of a model's behaviour and the knowledge of when to apply it, without files and the Hub.
+
+    Args:
+        name: a short name without slashes, which is also that of its folder; strengths are set by it.
+        interventions: what is done at each site.
+        edges: ascending timesteps that separate the bins; every intervention has one entry more than there are edges.
+        unit: the map strength that the user's strength 1 stands for.
+        range: lowest and highest useful strength, in units; None before `calibrate`.
+        method: name of the map method in `dsas_core.methods`.
+        gate: name of the gate in `dsas_core.methods`.
+        description: what it does, in a sentence.
+        base: root name -> architecture fingerprint of the module that it was learned on.
+        learned_on: root name -> `fingerprints.describe_module` of that module.
+        samples: images or texts that show what it does; None before `illustrate`.
+        evidence: measurements of learning, by site and for the choice of unit and range.
+        provenance: prompts, seeds, versions and settings of learning.
 
     Raises:
         TypeError: base, learned_on, evidence or provenance hold what JSON cannot.

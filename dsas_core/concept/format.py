@@ -187,7 +187,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     _check_header(content, path)
     try:
         tensors = {name: tensor.float() for name, tensor in load(content).items()}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, OverflowError, RuntimeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged or cut short: {error}; save or download it again") from None
     if any(not bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise ArtifactError(f"{path} holds NaN or infinite values; learn the concept again")

@@ -51,11 +51,11 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> list[Path]:
 def _render(template: str, **values: Any) -> str:
     """Fill in a template, which may call functions of this module; in HTML values are escaped."""
     import jinja2
-    from markupsafe import Markup
+    from jinja2.utils import markupsafe
 
     def escape(value: Any) -> Any:
         """Quotes as the standard library escapes them."""
-        return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
+        return value if isinstance(value, markupsafe.Markup) else markupsafe.Markup(html.escape(str(value)))
 
     page = template.endswith(".html")
     environment = jinja2.Environment(

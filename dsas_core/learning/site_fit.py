@@ -19,6 +19,7 @@ from ..concept.evidence import SiteEvidence, UnseenEvidence
 from ..concept.format import round_to_half
 from ..errors import DSASError, UnsupportedError
 from ..maps import Map
+from ..methods.base.map_rows import split_rows
 from ..model.sites import Site
 from ..probes import LastProbe, Probe
 from .capture import Activations
@@ -26,10 +27,6 @@ from .capture_store import Captured
 from .prompts.prompt_set import SIDES
 from .recipe import Recipe
 
-#: targets still show what the gate detects where their highest h is at least this share of the sources'
-STILL_SHOWN = 0.5
-#: least share of a source prompt's positions that a concept is assumed to occupy
-MIN_SHARE = 0.02
 #: kinds of activations of another domain
 UNSEEN = ("unseen_source", "unseen_control")
 #: every kind of activations that a capture may hold
@@ -96,8 +93,8 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> SiteFi
         own_fit = fitted if gate == own else own.fit_on(source, controls, recipe)
         transform, refused = method.from_probe(own_fit.place_at(None)[0]), refused or own_fit.refused
     else:
-        sides = _map_rows(rows.get("moved", source), rows["target"], probe, recipe.pooling)
-        transform = method.fit(*sides, **recipe.options)
+        moved = rows.get("moved", source)
+        transform = method.fit_on(moved, rows["target"], probe, recipe.pooling, **recipe.options)
         transform = transform.map_tensors(round_to_half)  # not one of the gate, whose plane has to stay the gate's
     evidence = SiteEvidence(
         site=str(site),
@@ -128,55 +125,13 @@ def _test_unseen(rows: Mapping[str, Activations], probe: Probe, as_fitted: Probe
         return None
     from sklearn.metrics import roc_auc_score
 
-    source_h, control_h = ([probe.score_sample(*row) for row in _by_row(rows[kind])] for kind in UNSEEN)
+    source_h, control_h = ([probe.score_sample(*row) for row in split_rows(rows[kind])] for kind in UNSEEN)
     source, control = (torch.stack([h.max() for h in side]) for side in (source_h, control_h))
     labels = torch.cat([torch.ones(len(source)), torch.zeros(len(control))])
     hits = [float((source > FIRED).float().mean()), float((control <= FIRED).float().mean())]
-    before = [as_fitted.score_sample(*row) for row in _by_row(rows["unseen_control"])]
+    before = [as_fitted.score_sample(*row) for row in split_rows(rows["unseen_control"])]
     return UnseenEvidence(
         balanced_accuracy=sum(hits) / 2,
         auroc=float(roc_auc_score(labels.numpy(), torch.cat([source, control]).numpy())),
         **_doses(torch.cat(control_h)[:, None], torch.cat(before)[:, None]),
     )
-
-
-def _by_row(rows: Activations) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The mean [width] of each row, and its sampled positions [k, width]."""
-    positions = rows.gathered("positions").split(rows.sampled)
-    return list(zip(rows.gathered("pooled"), positions, strict=True))
-
-
-def _map_rows(
-    source: Activations, target: Activations, probe: Probe, pooling: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the map is fitted on, [rows, width] of each side: means over positions, or means weighted by the gate.
-
-    Where targets no longer show what the gate detects (a cat in the dog's place), its weights would pick positions at
-    random. There plain means give the change, all of which is at the share of the positions that the gate picks in the
-    source; so their difference is divided by that share.
-    """
-    plain, changed = source.gathered("pooled"), target.gathered("pooled")
-    locator = None if pooling == "mean" else probe.locator
-    if locator is None:
-        return plain, changed
-    weighted, highest, share = _weighted_means(source, locator)
-    target_weighted, target_highest, _ = _weighted_means(target, locator)
-    if target_highest >= STILL_SHOWN * highest:
-        return weighted, target_weighted
-    centre, share = plain.mean(0), max(share, MIN_SHARE)
-    return centre + (plain - centre) / share, centre + (changed - centre) / share
-
-
-def _weighted_means(rows: Activations, probe: Probe) -> tuple[torch.Tensor, float, float]:
-    """Means over positions weighted by h, [rows, width]; the mean of the rows' highest h, and of their mean h.
-
-    A row where h is 0 at every position counts by its plain mean.
-    """
-    means, h = [], []
-    for plain, positions in _by_row(rows):
-        scores = probe.score(positions).mean(-1, keepdim=True).expand(len(positions), 1)
-        weighted = (scores * positions).sum(0) / scores.sum().clamp_min(1e-6)
-        means.append(weighted if bool((scores > 0).any()) else plain)
-        h.append(scores)
-    highest, share = (float(torch.stack([reduce(row) for row in h]).mean()) for reduce in (torch.max, torch.mean))
-    return torch.stack(means), highest, share

@@ -6,7 +6,8 @@ To add a method, write one file and add it here:
 2. Declare `traits = MapTraits(...)` or `GateTraits(...)`; only a new kind of trait is a new field in `base/traits.py`.
 3. Write `_fit` on checked float64 rows; options of a map are its `options`, settings of a gate its dataclass fields.
 4. Import the module below and give it one line in `_METHODS`: recipes, commands and the demo then have it.
-5. Document it in its file (formula, paper, options, traps, `Example:`) and in `docs/methods.md`; name it in the tests.
+5. Document it in its file (formula, paper, options, traps, `Example:`), name it in the tests, and list it in
+   `benchmarks/grids/methods.yaml`, from which `make methods` writes `docs/methods.md`.
 """
 
 from __future__ import annotations

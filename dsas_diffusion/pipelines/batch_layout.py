@@ -78,7 +78,7 @@ class BatchLayout:
         self.branch, self.positions, self.on_generation = branch, positions, on_generation
         self.latents = (0, 0)
         self.skips_layers = self.called_directly = False
-        self._watcher = GenerationWatcher(self.adapter, self._generation_begins)
+        self._watcher = GenerationWatcher(self.adapter)
         self._timestep_range = self.adapter.timestep_range
         self._undecided: set[str] = set()  # ambiguous text encoders that have not run yet
         self._blocks: tuple[str, ...] = ()  # of the denoiser's last call
@@ -95,10 +95,12 @@ class BatchLayout:
 
     def __enter__(self) -> Self:
         self._watcher.__enter__()
+        self._watcher.on_begin = self._generation_begins
         return self
 
     def __exit__(self, *_: object) -> None:
         self._watcher.__exit__()
+        self._watcher.on_begin = None  # which holds this, and the pipeline: they would wait for the garbage collector
 
     def _generation_begins(self, request: GenerationRequest) -> None:
         self._undecided = set(request.ambiguous)

@@ -68,7 +68,7 @@ class GenerationWatcher:
 
     Args:
         adapter: of the pipeline.
-        on_begin: called with the request whenever a generation begins.
+        on_begin: called with the request whenever a generation begins, if given.
 
     Attributes:
         request: of the current generation.
@@ -86,7 +86,7 @@ class GenerationWatcher:
         (['a banana'], 1)
     """
 
-    def __init__(self, adapter: PipelineAdapter, on_begin: Callable[[GenerationRequest], object]) -> None:
+    def __init__(self, adapter: PipelineAdapter, on_begin: Callable[[GenerationRequest], object] | None = None) -> None:
         self.adapter, self.on_begin = adapter, on_begin
         self.request = GenerationRequest()
         self.running = self.encoding = self.encoding_negatives = False
@@ -103,7 +103,7 @@ class GenerationWatcher:
             raise UnsupportedError(f"{type(pipe).__name__} has no {ENCODE[0]}, where its prompts would be seen")
         if isinstance(vars(pipe).get(encode), _WatchedMethod):
             raise DSASError("this pipeline is being steered already: pass all concepts to one steer()")
-        counts_pictures = "num_images_per_prompt" in inspect.signature(getattr(type(pipe), encode)).parameters
+        counts_pictures = "num_images_per_prompt" in _signature(pipe, encode).parameters
         self._watch(encode, self._encode)
         self._watch("maybe_free_model_hooks", self._end)
         if self.adapter.family.negative_encoding == "apart":
@@ -220,7 +220,8 @@ class GenerationWatcher:
 
     def _begin(self, request: GenerationRequest) -> None:
         self.request, self.running = request, True
-        self.on_begin(request)
+        if self.on_begin is not None:
+            self.on_begin(request)
 
 
 class _WatchedMethod:
@@ -229,7 +230,7 @@ class _WatchedMethod:
     def __init__(self, pipe: Any, name: str, handler: _Handler) -> None:
         self.pipe, self.name, self.handler = pipe, name, handler
         self.method = getattr(pipe, name)  # perhaps a wrapper that somebody else has set, of any arguments
-        self.__signature__ = inspect.signature(getattr(type(pipe), name).__get__(pipe))
+        self.__signature__ = _signature(pipe, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self.__signature__.bind(*args, **kwargs)
@@ -238,6 +239,26 @@ class _WatchedMethod:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self.pipe, self.name)
+
+
+def _signature(pipe: Any, name: str) -> inspect.Signature:
+    """The signature of a pipeline's method: that of the first class that names the arguments.
+
+    Subclasses may hand them on as *args and **kwargs, among which prompts could not be told from negative prompts.
+
+    Raises:
+        UnsupportedError: no class names them.
+    """
+    unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for kind in type(pipe).__mro__:
+        if name in vars(kind):
+            signature = inspect.signature(vars(kind)[name].__get__(pipe))
+            if not any(parameter.kind in unnamed for parameter in signature.parameters.values()):
+                return signature
+    raise UnsupportedError(
+        f"{type(pipe).__name__}.{name} does not name its arguments, so that prompts cannot be told from negative "
+        "prompts: write them out, as the pipelines of diffusers do"
+    )
 
 
 def _as_list(text: str | Sequence[str] | None) -> list[str]:

@@ -21,10 +21,10 @@ from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.model.hooks import Call, Visit, visit
 from dsas_core.model.sites import Roots, Site
-from dsas_diffusion.steering.attention_maps import attention_to, normalise_attention, on_grid, on_patches
 
 from ..pipelines.batch_layout import BatchLayout
 from ..pipelines.generation_watcher import GenerationRequest
+from .attention_maps import attention_to, normalise_attention, on_grid, on_patches
 from .cross_attention import cross_attention_layers
 
 #: concept name -> a word or phrase, or several

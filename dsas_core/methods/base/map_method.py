@@ -10,7 +10,10 @@ import torch
 
 from ...errors import DSASError
 from ...maps import Map
+from ...probes import Probe
 from .checks import check_rows
+from .gate_fit import GateRows
+from .map_rows import map_rows
 from .traits import MapTraits
 
 
@@ -92,6 +95,18 @@ class MapMethod:
         rows = check_rows(source=source, target=target)
         self.traits.check_rows(type(self).__name__, *rows)
         return self._fit(*rows, **chosen).map_tensors(lambda tensor: tensor.to(source.dtype))
+
+    def fit_on(self, source: GateRows, target: GateRows, probe: Probe, pooling: str, **options: Any) -> Map:
+        """Fit on captured activations of one site and timestep bin; a method that reads other rows overrides this.
+
+        Args:
+            source: activations of source prompts.
+            target: activations of target prompts.
+            probe: the gate of the site, fitted before.
+            pooling: "gated" for means weighted by the gate, "mean" for plain means, see `map_rows`.
+            options: by name, see `options`.
+        """
+        return self.fit(*map_rows(source, target, probe, pooling), **options)
 
     def _fit(self, *rows: Any, **options: Any) -> Map:
         """The map of checked float64 rows of source and target."""

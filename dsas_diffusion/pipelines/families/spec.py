@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from dsas_core.errors import DSASError
 from dsas_core.model.sites import Site
 
 from .prompt_templates import PromptTemplate, plain
@@ -84,6 +85,14 @@ class TextEncoder:
         return last - 1 if early and last < layers else last
 
 
+#: fields of a family that take a few values
+_CHOICES = {
+    "guidance": ("uncond, cond", "cond, uncond", "two calls"),
+    "negative_encoding": ("together", "apart"),
+    "sequence": ("text, image", "image, text", "tokens, image"),
+}
+
+
 # size: one field for each thing that differs between families
 @dataclass(frozen=True)
 class Family:
@@ -129,6 +138,15 @@ class Family:
     negative_index: int | None = None
     sequence: str = "text, image"
     sequence_multiple: int = 1
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise DSASError(f"family {self.name!r}: {name} {value!r}, expected one of {choices}")
+        named = {*self.default, *self.denoiser_default, *self.heatmap_sites}
+        named |= {self.cross_attention} if self.cross_attention else set()
+        if unknown := sorted(named - set(self.groups)):
+            raise DSASError(f"family {self.name!r} names roles without sites: {', '.join(unknown)}")
 
 
 def uncompiled(part: Any) -> Any:

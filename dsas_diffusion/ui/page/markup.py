@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2.utils import markupsafe
 
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
@@ -46,7 +46,7 @@ def render_tokens(gate: TokenReading | None) -> str:
     if gate is None:
         return render_note("The message and the answer come here, token by token, red where the gate opened.")
     # llm.as_html escapes its tokens
-    message, answer = (Markup(llm.as_html(list(tokens))) for tokens in (gate.message, gate.answer))
+    message, answer = (markupsafe.Markup(llm.as_html(list(tokens))) for tokens in (gate.message, gate.answer))
     return _render("tokens", concept=gate.concept, message=message, answer=answer)
 
 
@@ -119,7 +119,7 @@ def _render(name: str, **values: Any) -> str:
 
 
 def _escape(value: Any) -> Any:
-    return value if hasattr(value, "__html__") else Markup(html.escape(str(value)))
+    return value if hasattr(value, "__html__") else markupsafe.Markup(html.escape(str(value)))
 
 
 def _mean_h(tokens: Sequence[llm.Token]) -> float:

@@ -62,6 +62,7 @@ class Session:
         service.check(concept)
         if uploaded:
             service.try_concept(concept)
+            self.check_room(concept.name, service)  # learning may have filled it meanwhile
         self.my_concepts[concept.name] = concept
 
     def check_room(self, name: str, service: PictureService) -> None:

@@ -270,7 +270,7 @@ def _follow(
         try:
             work(publish, lambda: stopped.is_set() or closed.is_set())
             done.set_result(None)
-        except Exception as error:
+        except BaseException as error:  # also what ends the thread: the reader must not wait for ever
             done.set_exception(error)
         finally:
             with changed:

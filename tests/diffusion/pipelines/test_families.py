@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from dsas_core import DSASError
 from dsas_core.model.sites import Site
 from dsas_diffusion import calibrate, find_sites, learn, steer
 from dsas_diffusion.pipelines.adapter import adapt
+from dsas_diffusion.pipelines.families.table import FAMILIES
 from dsas_diffusion.pipelines.prompt_check import check_prompt
 from tests.diffusion.learning.test_learn import PROMPTS
 from tests.fixtures.concepts import random_concept
@@ -92,3 +94,19 @@ def test_what_is_not_loaded_is_no_obstacle_to_steering_but_to_drawing_from_promp
             find_sites(ddim_pipe)
         with pytest.raises(DSASError, match="no text encoder, whose tokens are asked for"):
             check_prompt(adapt(ddim_pipe), "a dog")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("guidance", "uncond,cond", "guidance 'uncond,cond', expected one of"),
+        ("negative_encoding", "", "negative_encoding '', expected one of"),
+        ("sequence", "image", "sequence 'image', expected one of"),
+        ("default", ("crosses",), "names roles without sites: crosses"),
+        ("cross_attention", "crossing", "names roles without sites: crossing"),
+    ],
+)
+def test_what_no_family_can_have_is_refused(field: str, value: Any, message: str) -> None:
+    """A slip of the pen in the table would steer other rows than those of the prompt."""
+    with pytest.raises(DSASError, match=message):
+        replace(FAMILIES["UNet2DConditionModel"][0], **{field: value})

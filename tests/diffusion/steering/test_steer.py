@@ -201,6 +201,22 @@ def test_a_negative_prompt_is_left_alone(tiny_pipe: Any, group: str, prompts: An
     assert all(differ(made[i], base[i]) for i in range(count, 2 * count))
 
 
+def test_a_subclass_may_hand_on_the_arguments_of_encode_prompt(tiny_pipe: Any) -> None:
+    """Prompts are told from negative prompts by the arguments that the class above it names."""
+
+    class Forwarding(type(tiny_pipe)):  # type: ignore[misc]
+        def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+            return super().encode_prompt(*args, **kwargs)
+
+    concept, negative = concept_of(tiny_pipe, "text"), "a dog"
+    with steer(tiny_pipe, {concept: S}):
+        expected = latents(tiny_pipe, BANANA, negative_prompt=negative)
+    pipe = Forwarding(**tiny_pipe.components)
+    pipe.set_progress_bar_config(disable=True)
+    with steer(pipe, {concept: S}):
+        assert torch.equal(latents(pipe, BANANA, negative_prompt=negative), expected)
+
+
 @pytest.mark.parametrize("names", [("prompt_embeds", "negative_prompt_embeds"), ("prompt_embeds",)])
 def test_given_embeddings_warn_where_text_is_steered(names: tuple[str, ...], tiny_pipe: Any) -> None:
     """Also where the text encoder runs for the negative prompt."""
@@ -294,9 +310,10 @@ def test_a_detached_steering_is_freed_with_its_last_reference(tiny_pipe: Any, at
     try:
         with steer(tiny_pipe, {concept: 1.0}, attach=attach, trace=True) as steering:
             latents(tiny_pipe, BANANA)
-        trace = weakref.ref(steering.trace)
+        trace, layout = weakref.ref(steering.trace), weakref.ref(steering._layout)
         del steering
         assert trace() is None
+        assert layout() is None, "it holds the pipeline"
     finally:
         gc.enable()
 
