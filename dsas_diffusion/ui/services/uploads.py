@@ -99,7 +99,13 @@ def _parse(content: bytes, name: str) -> Any:
     kind = PROMPT_FILES[Path(name).suffix.lower()]
     try:
         text = content.decode("utf-8-sig")
-        return json.loads(text) if kind == "JSON" else _PlainLoader(text).get_single_data()
+        if kind == "JSON":
+            return json.loads(text)
+        loader = _PlainLoader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()  # its parser holds itself, and the text
     except DSASError as error:
         raise PromptError(f"{name}: {error}") from None
     except yaml.YAMLError as error:
