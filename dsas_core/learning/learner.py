@@ -7,12 +7,11 @@ strength is chosen on the held-out quarter (`held_out_trial`). A domain defines 
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic
 
 from ..concept.concept import Concept
 from ..concept.evidence import SiteEvidence
@@ -28,8 +27,6 @@ from .fit import fit_sites
 from .held_out_trial import HeldOutTrial
 from .prompts.prompt_set import PromptSet, Text, split_held_out
 from .recipe import Recipe
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Learner(ABC, Generic[Text]):
@@ -179,41 +176,3 @@ class Learner(ABC, Generic[Text]):
     @abstractmethod
     def _roots(self) -> Roots:
         """The modules that can be steered, by name."""
-
-
-def settings_of(learner: type[Learner[Any]]) -> dict[str, inspect.Parameter]:
-    """The keyword settings of a learner, by name."""
-    parameters = inspect.signature(learner).parameters
-    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
-
-
-def show_settings(function: Function, learner: type[Learner[Any]]) -> None:
-    """Have the signature of a function list the settings that it passes on to a learner as `**settings`.
-
-    Example:
-        >>> def learn(prompts: str, **settings: int) -> None: ...
-        >>> show_settings(learn, Learner)
-        >>> list(inspect.signature(learn).parameters)[:3]
-        ['prompts', 'model_name', 'settings']
-    """
-    signature = inspect.signature(function)
-    own = {name: item for name, item in signature.parameters.items() if item.kind is not item.VAR_KEYWORD}
-    shown = signature.replace(parameters=list({**own, **settings_of(learner)}.values()))
-    setattr(function, "__signature__", shown)  # noqa: B010  a name that mypy does not know of functions
-
-
-def check_settings(settings: Mapping[str, Any], learner: type[Learner[Any]]) -> None:
-    """Refuse settings that a learner does not have.
-
-    Raises:
-        TypeError: an unknown setting, with the names of those that there are.
-
-    Example:
-        >>> check_settings({"seeds": 3}, Learner)
-        Traceback (most recent call last):
-        TypeError: learn has no setting seeds; it has model_name, settings, heatmap_sites, edges, count, seed, ...
-    """
-    known = settings_of(learner)
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        raise TypeError(f"learn has no setting {', '.join(unknown)}; it has {', '.join(known)}")

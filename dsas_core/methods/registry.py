@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import DSASError
-from .base.gate import Gate, settings_of
+from .base.gate import Gate, gate_settings
 from .base.map_method import MapMethod, with_defaults
 from .gated_maps import cast, casteer, fairsteer, mera
 from .gates import constant, cosine, dsas, gaps, mlp, quantile
@@ -121,7 +121,7 @@ def _options(method: object) -> dict[str, dict[str, Any]]:
 def _settings(method: object) -> dict[str, dict[str, Any]]:
     return {
         name: {"default": default, "takes": "float, or nothing" if default is None else type(default).__name__}
-        for name, default in settings_of(method).items()
+        for name, default in gate_settings(method).items()
     }
 
 

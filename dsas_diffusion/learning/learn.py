@@ -20,7 +20,7 @@ from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.learning.capture import Capture, LabelPositions
 from dsas_core.learning.capture_store import Captured, CaptureStore
-from dsas_core.learning.learner import Learner, check_settings, show_settings
+from dsas_core.learning.learner import Learner
 from dsas_core.learning.prompts.prompt_set import COUNT, PromptSet, load_prompts
 from dsas_core.learning.recipe import TEXT_FORMS, Recipe, recipe_of
 from dsas_core.model.hooks import visit
@@ -44,42 +44,49 @@ def learn(
     *,
     method: str = "caa",
     gate: str | None = None,
+    sites: str | Sequence[str] | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    count: int = COUNT,
+    edges: Sequence[float] | None = None,
+    positions: str = "all",
+    guidance: float | None = None,
+    size: int | None = None,
     drift: float = 0.05,
+    batch: int = 8,
+    masks: Masks | None = None,
+    store: str | Path | None = None,
     recipe: Mapping[str, Any] | None = None,
-    **settings: Any,
+    show_progress: bool = False,
 ) -> Concept:
     """Learn a concept from prompts.
 
     Args:
         pipe: a diffusers text-to-image pipeline of a known family.
-        prompts (str | Path | Mapping | PromptSet): a prompt file (format: `dsas_core.prompts`), or its content.
-        method (str, default "caa"): a map method of `dsas_core.methods`.
-        gate (str | None, default None): a gate of `dsas_core.methods`, also combined, "product(dsas, gaps)"; None for
-            the method's own, or `dsas`.
-        drift (float, default 0.05): share of control prompts whose picture may change while the unit is chosen.
-        recipe (Mapping | None, default None): further fields of `dsas_core.Recipe` (form, rank, site_weight, ...).
-        sites (str | Sequence[str] | None, default None): where to steer, see `dsas_diffusion.find_sites`; None for the
-            family's default.
-        steps (int | None, default None): denoising steps of each picture; None for what suits the model.
-        seed (int, default 0): of noise, prompt choice and cross-validation.
-        count (int, default 48): source prompts, and as many target prompts; controls are twice as many. A quarter is
-            held out for choosing the unit.
-        edges (Sequence[float] | None, default None): ascending timesteps (0 to 1000) that separate bins with their own
-            probe and map; None for the family's, () for one bin.
-        positions (str, default "all"): which text tokens are read and steered: "words", those of the prompt up to the
-            first end token, or "all", see `dsas_diffusion.pipelines.batch_layout`.
-        guidance (float | None, default None): classifier-free guidance scale; None for what suits the model.
-        size (int | None, default None): side of a picture in pixels; None for what suits the model.
-        batch (int, default 8): prompts per generation.
-        masks (Callable | None, default None): supervision by positions: pictures of source prompts -> where each shows
-            the concept, bool [height, width] or None (`dsas_diffusion.vision.segmentation`); None for the segmentation
-            model of the prompt file, if the recipe asks for this supervision. Causal learning uses the masks of the
-            unsteered pictures, too.
-        store (str | Path | None, default None): a folder for the captured activations, a file for each batch of
-            prompts, where memory would not hold them: of every site, about 32 positions of each picture and step. An
-            interrupted run continues from there, and processes that `accelerate launch` started share the batches.
-            None keeps them in memory.
-        show_progress (bool, default False): whether to show progress bars.
+        prompts: a prompt file (format: `dsas_core.prompts`), or its content.
+        method: a map method of `dsas_core.methods`.
+        gate: a gate of `dsas_core.methods`, also combined, "product(dsas, gaps)"; None for the method's own, or `dsas`.
+        sites: where to steer, see `dsas_diffusion.find_sites`; None for the family's default.
+        steps: denoising steps of each picture; None for what suits the model.
+        seed: of noise, prompt choice and cross-validation.
+        count: source prompts, and as many target prompts; controls are twice as many. A quarter is held out for
+            choosing the unit.
+        edges: ascending timesteps (0 to 1000) that separate bins with their own probe and map; None for the family's,
+            () for one bin.
+        positions: which text tokens are read and steered: "words", those of the prompt up to the first end token, or
+            "all", see `dsas_diffusion.pipelines.batch_layout`.
+        guidance: classifier-free guidance scale; None for what suits the model.
+        size: side of a picture in pixels; None for what suits the model.
+        drift: share of control prompts whose picture may change while the unit is chosen.
+        batch: prompts per generation.
+        masks: supervision by positions: pictures of source prompts -> where each shows the concept, bool [height,
+            width] or None (`dsas_diffusion.vision.segmentation`); None for the segmentation model of the prompt file,
+            if the recipe asks for this supervision. Causal learning uses the masks of the unsteered pictures, too.
+        store: a folder for the captured activations, a file for each batch of prompts, where memory would not hold
+            them: of every site, about 32 positions of each picture and step. An interrupted run continues from there,
+            and processes that `accelerate launch` started share the batches. None keeps them in memory.
+        recipe: further fields of `dsas_core.Recipe` (form, rank, site_weight, ...).
+        show_progress: whether to show progress bars.
 
     Returns:
         The concept with its unit and evidence; not saved yet.
@@ -87,16 +94,32 @@ def learn(
     Raises:
         DSASError: bad prompts, names or sites; a bin that no step reaches; no site tells source from control; masks
             that are missing, or empty.
-        TypeError: an unknown setting.
 
     Example:
         >>> import dsas_diffusion as dsas
-        >>> learn(dsas.load_pipeline("builtin:emoji"), "prompts/banana-blur.yaml", step=4)
+        >>> pipe = dsas.load_pipeline("builtin:emoji")
+        >>> # concept = learn(pipe, "prompts/banana-blur.yaml", method="mean-act", steps=4)  # minutes
+        >>> learn(pipe, "prompts/banana-blur.yaml", count=4)
         Traceback (most recent call last):
-        TypeError: learn has no setting step; it has sites, steps, seed, count, edges, positions, guidance, size, ...
+        dsas_core.errors.PromptError: prompt file 'banana-blur': source has 4 prompts outside the evaluation, ...
     """
-    check_settings(settings, Lesson)
-    return Lesson(pipe, prompts, **settings).learn(method, gate, drift=drift, recipe=recipe)
+    lesson = Lesson(
+        pipe,
+        prompts,
+        sites=sites,
+        steps=steps,
+        seed=seed,
+        count=count,
+        edges=edges,
+        positions=positions,
+        guidance=guidance,
+        size=size,
+        batch=batch,
+        masks=masks,
+        store=store,
+        show_progress=show_progress,
+    )
+    return lesson.learn(method, gate, drift=drift, recipe=recipe)
 
 
 class PictureLearner(Learner[str]):
@@ -107,7 +130,7 @@ class PictureLearner(Learner[str]):
     Args:
         pipe: a diffusers text-to-image pipeline of a known family.
         prompts: a prompt file (format: `dsas_core.prompts`), or its content.
-        sites: where to steer; this and the settings below are explained, with defaults, at `dsas_diffusion.learn`.
+        sites: where to steer; this and the settings below are explained at `dsas_diffusion.learn`.
         steps: denoising steps of each picture.
         seed: of noise, prompt choice and cross-validation.
         count: source prompts, and as many target prompts.
@@ -274,4 +297,3 @@ class PictureLearner(Learner[str]):
 
 #: the public name
 Lesson = PictureLearner
-show_settings(learn, Lesson)

@@ -22,7 +22,7 @@ from ...concept.concept import Concept
 from ...concept.evidence import SiteEvidence
 from ...errors import DSASError, PromptError, UnsupportedError
 from ...learning.capture import Capture, LabelPositions
-from ...learning.learner import Learner, check_settings, show_settings
+from ...learning.learner import Learner
 from ...learning.prompts.prompt_set import COUNT, SIDES, PromptSet, load_prompts
 from ...learning.recipe import Recipe, recipe_of
 from ...learning.site_fit import UNSEEN
@@ -54,36 +54,37 @@ def learn(
     *,
     method: str = "caa",
     gate: str | None = None,
+    sites: str | Sequence[str] | None = None,
+    pooling: str | None = None,
     seed: int = 0,
+    count: int = COUNT,
     drift: float = 0.01,
+    batch: int = 16,
     recipe: Mapping[str, Any] | None = None,
-    **settings: Any,
+    show_progress: bool = False,
 ) -> Concept:
     """Learn a concept from texts or conversations.
 
     Args:
         model: a transformers language model.
         tokenizer: its tokenizer.
-        prompts (str | Path | Mapping | PromptSet): a prompt file (format: `dsas_core.prompts`), or its content;
-            conversations as in dsas_core/llm/model/conversations.py. With parts `unseen_source` and `unseen_control` in
-            its evaluation, the evidence tests the gates on these.
-        method (str, default "caa"): a map method of `dsas_core.methods`.
-        gate (str | None, default None): a gate of `dsas_core.methods`, also combined, "product(dsas, gaps)"; None for
-            the method's own, or `dsas`.
-        seed (int, default 0): of prompt choice and cross-validation.
-        drift (float, default 0.01): mean Kullback-Leibler divergence per control token, in nats, that the unit may
-            cost.
-        recipe (Mapping | None, default None): further fields of `dsas_core.Recipe` (form, rank, site_weight, ...).
-        sites (str | Sequence[str] | None, default None): where to steer, see `dsas_core.llm.find_sites`; None for the
-            outputs of the middle third of the layers.
-        pooling (str | None, default None): which tokens of source and target prompts are captured: "answer", "prompt",
-            "last" or "all"; None for answers where prompts have them, else all. The gate of form "prefix" is fitted on
-            all tokens, that of form "latch" on the prompt, and that of form "last" on the states that write the answer,
-            as they read. Of control prompts every token that a gate will read takes part in placing its threshold.
-        count (int, default 48): source prompts, and as many target prompts; controls are twice as many. A quarter is
-            held out for choosing the unit.
-        batch (int, default 16): prompts per forward pass.
-        show_progress (bool, default False): whether to show progress bars.
+        prompts: a prompt file (format: `dsas_core.prompts`), or its content; conversations as in
+            dsas_core/llm/model/conversations.py. With parts `unseen_source` and `unseen_control` in its evaluation, the
+            evidence tests the gates on these.
+        method: a map method of `dsas_core.methods`.
+        gate: a gate of `dsas_core.methods`, also combined, "product(dsas, gaps)"; None for the method's own, or `dsas`.
+        sites: where to steer, see `dsas_core.llm.find_sites`; None for the outputs of the middle third of the layers.
+        pooling: which tokens of source and target prompts are captured: "answer", "prompt", "last" or "all"; None for
+            answers where prompts have them, else all. The gate of form "prefix" is fitted on all tokens, that of form
+            "latch" on the prompt, and that of form "last" on the states that write the answer, as they read. Of control
+            prompts every token that a gate will read takes part in placing its threshold.
+        seed: of prompt choice and cross-validation.
+        count: source prompts, and as many target prompts; controls are twice as many. A quarter is held out for
+            choosing the unit.
+        drift: mean Kullback-Leibler divergence per control token, in nats, that the unit may cost.
+        batch: prompts per forward pass.
+        recipe: further fields of `dsas_core.Recipe` (form, rank, site_weight, ...).
+        show_progress: whether to show progress bars.
 
     Returns:
         The concept with its unit and evidence; not saved yet. Without conversations in the prompt file nothing shows
@@ -91,17 +92,26 @@ def learn(
 
     Raises:
         DSASError: bad prompts, names or sites; no site tells source from control.
-        TypeError: an unknown setting.
 
     Example:
         >>> from dsas_core import llm
-        >>> learn(*llm.load("builtin:chat"), "prompts/rudeness.yaml", batches=8)
-        Traceback (most recent call last):
-        TypeError: learn has no setting batches; it has sites, pooling, seed, count, batch, show_progress
+        >>> concept = learn(*llm.load("builtin:chat"), "prompts/rudeness.yaml", count=8)
+        >>> concept.name, concept.method, concept.gate
+        ('rudeness', 'caa', 'dsas')
     """
-    check_settings(settings, Lesson)
     chosen = Lesson._recipe(recipe, method=method, gate=gate, seed=seed)  # refused before anything is encoded
-    return Lesson(model, tokenizer, prompts, seed=seed, **settings).fit(chosen, drift)
+    lesson = Lesson(
+        model,
+        tokenizer,
+        prompts,
+        sites=sites,
+        pooling=pooling,
+        seed=seed,
+        count=count,
+        batch=batch,
+        show_progress=show_progress,
+    )
+    return lesson.fit(chosen, drift)
 
 
 class TextLearner(Learner[Encoded]):
@@ -114,7 +124,7 @@ class TextLearner(Learner[Encoded]):
         model: a transformers language model.
         tokenizer: its tokenizer.
         prompts: a prompt file (format: `dsas_core.prompts`), or its content.
-        sites: where to steer; this and the settings below are explained, with their defaults, at `dsas_core.llm.learn`.
+        sites: where to steer; this and the settings below are explained at `dsas_core.llm.learn`.
         pooling: which tokens of source and target prompts are captured.
         seed: of prompt choice and cross-validation.
         count: source prompts, and as many target prompts.
@@ -278,7 +288,6 @@ class TextLearner(Learner[Encoded]):
 
 #: the public name
 Lesson = TextLearner
-show_settings(learn, Lesson)
 
 
 def _auroc(source: Sequence[int], control: Sequence[int]) -> float:

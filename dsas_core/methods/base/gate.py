@@ -175,7 +175,7 @@ class Gate:
         return evidence.weight(rule)
 
 
-def settings_of(gate: object) -> dict[str, Any]:
+def gate_settings(gate: object) -> dict[str, Any]:
     """The settings of a gate, the fields of its dataclass, with their defaults; none of anything else."""
     return {field.name: field.default for field in fields(gate) if field.init} if is_dataclass(gate) else {}
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...errors import DSASError
-from ..base.gate import settings_of
+from ..base.gate import gate_settings
 from .combine import KINDS, Combined
 
 _TOKEN = re.compile(r"[\w.+-]+|\S")
@@ -69,7 +69,7 @@ def _take_gate(text: str, tokens: list[str], gate_named: Callable[[str], Any]) -
 
 def _with_settings(text: str, name: str, gate: Any, settings: dict[str, Any]) -> Any:
     """The gate with other settings than its defaults."""
-    known = settings_of(gate)
+    known = gate_settings(gate)
     for key, value in settings.items():
         if key not in known:
             there = f"there is {', '.join(known)}" if known else "it has none"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from dsas_core.learning.calibration.unit import TRIALS, UNITS
-from dsas_core.learning.learner import settings_of
 from dsas_core.learning.recipe import Recipe
 from dsas_core.model.hooks import find_visitors
 from dsas_diffusion import Concept, DSASError, Lesson, learn, steer
@@ -225,14 +224,11 @@ def test_concepts_of_one_lesson_are_drawn_once(
     assert len({concept.digest for concept in (learned, *others)}) == 4
 
 
-def test_learn_shows_and_documents_every_setting(tiny_pipe: Any) -> None:
-    settings = {name: item.default for name, item in settings_of(Lesson).items()}
-    shown = inspect.signature(learn).parameters
-    assert {name: shown[name].default for name in settings} == settings
-    assert "settings" not in shown
-    for name, default in settings.items():
-        documented = re.search(rf"\n +{name} \([^:]*default (.*?)\): ", learn.__doc__ or "")
-        assert documented is not None, name
-        assert documented[1].strip('"') == str(default), name
-    with pytest.raises(TypeError, match=r"^learn has no setting step; it has sites, steps, seed"):
-        learn(tiny_pipe, PROMPTS, step=2)
+def test_learn_has_the_keywords_of_its_lesson_and_hands_them_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, expected = (inspect.signature(kind).parameters for kind in (learn, Lesson))
+    assert {name: own[name] for name in expected} == dict(expected)
+    lesson = Mock()
+    monkeypatch.setitem(learn.__globals__, "Lesson", lesson)
+    settings: dict[str, Any] = {name: object() for name in list(expected)[2:]}
+    learn(None, PROMPTS, **settings)
+    lesson.assert_called_once_with(None, PROMPTS, **settings)

@@ -6,17 +6,16 @@ import inspect
 import io
 import json
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from dsas_core import Concept, DSASError, llm, visit
 from dsas_core.learning.capture import Capture
-from dsas_core.learning.learner import settings_of
 from dsas_core.learning.prompts.prompt_set import SIDES, load_prompts, split_held_out
 from dsas_core.llm.learning.held_out_trial import TextTrial
 from dsas_core.llm.model.conversations import encode
@@ -374,14 +373,11 @@ def test_an_answer_reads_the_same_behind_its_prompt(tokenizer: Words) -> None:
     torch.testing.assert_close(whole, written, atol=1e-3, rtol=1e-3)
 
 
-def test_learn_shows_and_documents_every_setting(tokenizer: Words) -> None:
-    settings = {name: item.default for name, item in settings_of(llm.Lesson).items()}
-    shown = inspect.signature(llm.learn).parameters
-    assert {name: shown[name].default for name in settings} == settings
-    assert "settings" not in shown
-    for name, default in settings.items():
-        documented = re.search(rf"\n +{name} \([^:]*default (.*?)\): ", llm.learn.__doc__ or "")
-        assert documented is not None, name
-        assert documented[1].strip('"') == str(default), name
-    with pytest.raises(TypeError, match=r"^learn has no setting batches; it has sites, pooling, seed"):
-        llm.learn(tiny("llama"), tokenizer, PROMPTS, batches=2)
+def test_learn_has_the_keywords_of_its_lesson_and_hands_them_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, expected = (inspect.signature(kind).parameters for kind in (llm.learn, llm.Lesson))
+    assert {name: own[name] for name in expected} == dict(expected)
+    lesson = Mock()
+    monkeypatch.setitem(llm.learn.__globals__, "Lesson", lesson)
+    settings: dict[str, Any] = {name: object() for name in list(expected)[3:]}
+    llm.learn(torch.nn.Identity(), None, PROMPTS, **settings)
+    assert lesson.call_args.kwargs == settings
