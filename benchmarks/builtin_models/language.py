@@ -1,4 +1,4 @@
-"""How good the built-in language model is, before any steering, on questions and messages that training never saw.
+"""Quality of the built-in language model, without steering, on questions and messages held out from training.
 
     python -m benchmarks.builtin_models.language
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.builtin_models import language_quality as quality
-from benchmarks.common.records import made_with, parser_of, results_of, write
+from benchmarks.common.records import build_parser, provenance, record_path, write_record
 from dsas_core.llm.builtin.corpus import CALM, draw_descriptions, draw_requests, fact_questions
 from dsas_core.llm.builtin.judge import fit_judge
 from dsas_core.llm.model.load import load
@@ -61,13 +61,14 @@ def measure(model: Any, tokenizer: Any, count: int, seed: int) -> dict[str, Any]
 
 
 def main() -> None:
-    parser = parser_of(__doc__, results_of(__file__), seed=True)
+    parser = build_parser(__doc__, record_path(__file__), seed=True)
     parser.add_argument("--model", default="builtin:chat")
     parser.add_argument("--count", type=int, default=500, help="messages a manner, and texts for perplexity")
     args = parser.parse_args()
     model, tokenizer = load(args.model, device="cpu")
-    report = {"model": args.model, "seed": args.seed, **measure(model, tokenizer, args.count, args.seed), **made_with()}
-    write(args.out, report)
+    figures = measure(model, tokenizer, args.count, args.seed)
+    report = {"model": args.model, "seed": args.seed, **figures, **provenance()}
+    write_record(args.out, report)
     print(json.dumps(report, indent=2))
 
 
