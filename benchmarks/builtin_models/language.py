@@ -19,7 +19,7 @@ from dsas_core.llm.builtin.judge import fit_judge
 from dsas_core.llm.model.load import load
 
 
-def judge_quality(judge: Any, seed: int) -> dict[str, float]:
+def measure_judge(judge: Any, seed: int) -> dict[str, float]:
     """Shares that the judge calls rude of held-out messages and answers whose tone is known."""
     requests = draw_requests(1000, seed)
     texts = {
@@ -41,22 +41,22 @@ def measure(model: Any, tokenizer: Any, count: int, seed: int) -> dict[str, Any]
         "parameters": sum(p.numel() for p in model.parameters()),
         "facts": {
             "questions": len(held_out),
-            "held_out_phrasings_exact": float(quality.right_answers(model, tokenizer, held_out).mean()),
-            "held_out_phrasings_choice": float(quality.right_choices(model, tokenizer, held_out).mean()),
-            "known_phrasings_exact": float(quality.right_answers(model, tokenizer, known).mean()),
+            "held_out_phrasings_exact": float(quality.check_answers(model, tokenizer, held_out).mean()),
+            "held_out_phrasings_choice": float(quality.check_choices(model, tokenizer, held_out).mean()),
+            "known_phrasings_exact": float(quality.check_answers(model, tokenizer, known).mean()),
         },
         "rude_answers": {
             "messages_a_manner": count,
-            "greedy": quality.rude_answers(model, tokenizer, judge, count, seed),
-            "sampled": quality.rude_answers(model, tokenizer, judge, count, seed, sample=True),
+            "greedy": quality.measure_rudeness(model, tokenizer, judge, count, seed),
+            "sampled": quality.measure_rudeness(model, tokenizer, judge, count, seed, sample=True),
         },
-        "angry_questions": quality.angry_questions(model, tokenizer, count, seed),
+        "angry_questions": quality.measure_angry_questions(model, tokenizer, count, seed),
         "perplexity": {
             "texts": count,
             "descriptions": quality.perplexity(model, tokenizer, scenes),
             "kind_answers_to_calm_messages": quality.perplexity(model, tokenizer, calm),
         },
-        "judge": judge_quality(judge, seed),
+        "judge": measure_judge(judge, seed),
     }
 
 

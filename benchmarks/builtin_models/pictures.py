@@ -29,7 +29,7 @@ def has_exact_caption(scene: Scene) -> bool:
     return all(item.thing in scene.caption.split() for item in scene.items)
 
 
-def judge_ceiling(judge: Judge, count: int, seed: int) -> dict[str, float]:
+def measure_judge(judge: Judge, count: int, seed: int) -> dict[str, float]:
     """The judge on held-out renders: exact set of things, and style of the things that it detects."""
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng, held_out=True) for _ in range(count)]
@@ -42,7 +42,7 @@ def judge_ceiling(judge: Judge, count: int, seed: int) -> dict[str, float]:
     return {"renders": count, "exact_set": float(np.mean(exact)), "style": float(np.mean(styles))}
 
 
-def model_quality(pipe: Any, judge: Judge, count: int, seed: int, settings: Settings) -> dict[str, Any]:
+def measure_model(pipe: Any, judge: Judge, count: int, seed: int, settings: Settings) -> dict[str, Any]:
     """The model on held-out prompts, half with one thing and half with two."""
     rng = np.random.default_rng(seed)
     scenes: dict[int, list[Scene]] = {1: [], 2: []}
@@ -87,9 +87,9 @@ def main() -> None:
     args = parser.parse_args()
     pipe, judge = dsas.load_pipeline(args.model), Judge.load(args.judge)
     settings = settings_of(pipe, args.steps, args.guidance)
-    report: dict[str, Any] = {"judge": judge_ceiling(judge, args.renders, args.seed)} if args.renders else {}
+    report: dict[str, Any] = {"judge": measure_judge(judge, args.renders, args.seed)} if args.renders else {}
     began = time.monotonic()
-    report["model"] = model_quality(pipe, judge, args.pictures, args.seed, settings)
+    report["model"] = measure_model(pipe, judge, args.pictures, args.seed, settings)
     report["model"]["seconds_a_picture"] = (time.monotonic() - began) / args.pictures
     began = time.monotonic()
     pictures_of(adapt(pipe), ["a banana"], [0], settings)

@@ -1,6 +1,6 @@
 """The arms of one concept (base, vanilla, DSAS): drawn, judged and summarised. Used by demo.py and concept.py.
 
-A trial returns raw lists, one entry per picture; the lists of all seeds are join_rows before rates are computed.
+A trial returns raw lists, one entry per picture; the lists of all seeds are joined before rates are computed.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from tests.fixtures.browser import Demo, browser, serving
 PROMPTS = ("a banana and a dog on the grass", "a red car on the beach", "an apple and a banana", "a dog in the snow")
 SEEDS = (1, 2)
 STRENGTHS = (0.0, 0.5, 1.0)
-#: of 255: what a picture may differ by from the one that is drawn in another process
+#: largest difference of pixels, of 255, from the picture drawn in another process
 TOLERANCE = 2
 
 
@@ -74,8 +74,8 @@ def main() -> int:
                     demo.wait_for_drawing(mark)
                     waits.append(time.monotonic() - began)
                     differs = [
-                        np.abs(shown.astype(int) - pixels).max() > TOLERANCE
-                        for shown, pixels in zip(demo.pictures(), expected(*order), strict=True)
+                        np.abs(displayed.astype(int) - pixels).max() > TOLERANCE
+                        for displayed, pixels in zip(demo.pictures(), expected(*order), strict=True)
                     ]
                     wrong_pictures += any(differs)
                 except Exception as error:

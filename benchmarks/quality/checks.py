@@ -120,15 +120,14 @@ def faithful(model: ModelUnderTest) -> Any:
 
 def noise(model: ModelUnderTest) -> Any:
     """Source prompts of which a share is swapped with control prompts."""
-    drawn = model.prompts.draw(COUNT, 0)
+    texts = model.prompts.draw(COUNT, 0)
 
     def trial(share: float) -> dict[str, Any]:
         count = round(share * COUNT)
-        source = [*drawn["control"][:count], *drawn["source"][count:]]
-        control = [*drawn["source"][:count], *drawn["control"][count:]]
-        return _measure_learned(
-            model, model.learn(PromptSet("noisy", tuple(source), tuple(drawn["target"]), tuple(control)))
-        )
+        source = [*texts["control"][:count], *texts["source"][count:]]
+        control = [*texts["source"][:count], *texts["control"][count:]]
+        prompts = PromptSet("noisy", tuple(source), tuple(texts["target"]), tuple(control))
+        return _measure_learned(model, model.learn(prompts))
 
     return {f"{share:g}": _try_trial(trial, share) for share in NOISE}
 
@@ -138,8 +137,8 @@ def size(model: ModelUnderTest) -> Any:
 
     def trial(count: int) -> dict[str, Any]:
         concept = model.learn(count=count)
-        drawn = {side: len(texts) for side, texts in model.prompts.draw(count, 0).items()}
-        return {"source": drawn["source"], "control": drawn["control"], **_measure_learned(model, concept)}
+        counts = {side: len(texts) for side, texts in model.prompts.draw(count, 0).items()}
+        return {"source": counts["source"], "control": counts["control"], **_measure_learned(model, concept)}
 
     return {str(count): _try_trial(trial, count) for count in SIZES}
 
@@ -204,9 +203,8 @@ def main() -> None:
     if unknown := sorted(set(args.checks) - set(CHECKS)):
         sys.exit(f"error: no check {', '.join(unknown)}; there is {', '.join(CHECKS)}")
     for model_name in [args.model] if args.model else MODELS:
-        missing = [
-            name for name in args.checks or CHECKS if not (args.resume and name in load_records().get(model_name, {}))
-        ]
+        recorded = load_records().get(model_name, {}) if args.resume else {}
+        missing = [name for name in args.checks or CHECKS if name not in recorded]
         model = MODELS[model_name]() if missing else None
         for name in missing:
             assert model is not None

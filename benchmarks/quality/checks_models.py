@@ -172,7 +172,7 @@ class ChatModel(ModelUnderTest):
         scores = {}
         for side, messages in (("control", self.calm), ("source", self.evaluation_sets["held out"])):
             with llm.steer(self.model, {concept: 0.0}, trace=True) as steering:
-                quality.answers(self.model, self.tokenizer, messages, batch=len(messages), max_new_tokens=1)
+                quality.generate_answers(self.model, self.tokenizer, messages, batch=len(messages), max_new_tokens=1)
                 assert steering.trace is not None
                 scores[f"h_on_{side}"] = steering.trace.mean_h(concept.name)
         return scores
@@ -190,7 +190,7 @@ class ChatModel(ModelUnderTest):
         return {str(site).removeprefix("model.model."): _sample(capture, capture, site, 0) for site in sites}
 
     def _answers(self, messages: list[str]) -> list[str]:
-        return quality.answers(self.model, self.tokenizer, messages)
+        return quality.generate_answers(self.model, self.tokenizer, messages)
 
 
 class PictureModel(ModelUnderTest):

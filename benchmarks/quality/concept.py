@@ -46,30 +46,30 @@ SITES = {"default": None, "denoiser": "denoiser"}
 def draw_fresh_prompts(edit: StyleEdit, used: set[str], seed: int, size: int) -> dict[str, list[str]]:
     """Prompts outside `used`, by part: `size` each of alone, beside and without, a third of it of unnamed."""
     rng = np.random.default_rng(seed)
-    others = [name for name in NAMES if name != edit.thing]
-    drawn: dict[str, list[str]] = {"alone": [], "beside": [], "without": [], "unnamed": []}
+    other_things = [name for name in NAMES if name != edit.thing]
+    prompts: dict[str, list[str]] = {"alone": [], "beside": [], "without": [], "unnamed": []}
     counts = {"alone": size, "beside": size, "without": size, "unnamed": size // 3}
-    while any(len(drawn[part]) < count for part, count in counts.items()):
-        place = str(rng.choice(BACKGROUNDS))
+    while any(len(prompts[part]) < count for part, count in counts.items()):
+        background = str(rng.choice(BACKGROUNDS))
         opening = str(rng.choice(["", "a picture of ", "a photo of "]))
-        joint = str(rng.choice(["and", *RELATIONS]))
-        first, second = (str(name) for name in rng.choice(others, 2, replace=False))
+        relation = str(rng.choice(["and", *RELATIONS]))
+        first, second = (str(name) for name in rng.choice(other_things, 2, replace=False))
         thing = noun_phrase(edit.thing)
         pair = [thing, noun_phrase(first)]
         if rng.random() < 0.5:
             pair.reverse()
         candidates = {
-            "alone": f"{opening}{thing} {place}",
-            "beside": f"{opening}{pair[0]} {joint} {pair[1]} {place}",
-            "without": str(rng.choice([noun_phrase(first), f"{noun_phrase(first)} {joint} {noun_phrase(second)}"])),
-            "unnamed": f"{opening}a fruit {place}",
+            "alone": f"{opening}{thing} {background}",
+            "beside": f"{opening}{pair[0]} {relation} {pair[1]} {background}",
+            "without": str(rng.choice([noun_phrase(first), f"{noun_phrase(first)} {relation} {noun_phrase(second)}"])),
+            "unnamed": f"{opening}a fruit {background}",
         }
-        candidates["without"] = f"{opening}{candidates['without']} {place}"
+        candidates["without"] = f"{opening}{candidates['without']} {background}"
         for part, prompt in candidates.items():
-            if len(drawn[part]) < counts[part] and prompt not in used:
+            if len(prompts[part]) < counts[part] and prompt not in used:
                 used.add(prompt)
-                drawn[part].append(prompt)
-    return drawn
+                prompts[part].append(prompt)
+    return prompts
 
 
 def run_seed(seed: int, args: argparse.Namespace) -> dict[str, tuple[float, Any]]:
@@ -81,13 +81,15 @@ def run_seed(seed: int, args: argparse.Namespace) -> dict[str, tuple[float, Any]
     pipe, judge, edit = dsas.load_pipeline(args.model), Judge.load(), StyleEdit("banana", "blurred")
     settings = settings_of(pipe)
     content = load_prompts(PROMPTS / "banana-blur.yaml")
-    drawn = content.draw(COUNT, seed)
-    prompts = draw_fresh_prompts(edit, {prompt for side in drawn.values() for prompt in side}, seed, args.size)
+    learning_prompts = content.draw(COUNT, seed)
+    prompts = draw_fresh_prompts(
+        edit, {prompt for side in learning_prompts.values() for prompt in side}, seed, args.size
+    )
     base = {part: draw(pipe, texts, 1000 * seed + i, settings) for i, (part, texts) in enumerate(prompts.items())}
     results = {}
     for name in args.sites:
         concept = dsas.learn(pipe, content, sites=SITES[name], seed=seed, steps=args.learning_steps)
-        validation = drawn["source"][-16:]
+        validation = learning_prompts["source"][-16:]
         mask_site = best_mask_site(pipe, judge, concept, edit, validation, 900 + seed, settings)
         raw, _, _ = run_trial(pipe, judge, concept, edit, prompts, 1000 * seed, settings, base, mask_site, args.grid)
         results[name] = (concept.unit, raw)

@@ -38,7 +38,7 @@ from dsas_diffusion.generation.settings import Settings, settings_of
 from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.steering import word_masks
 from dsas_diffusion.vision import similarity
-from dsas_diffusion.vision.localisation import average, localisation
+from dsas_diffusion.vision.localisation import Localisation, average, localisation
 
 EDIT = StyleEdit("banana", "blurred")
 #: arm -> gate, and whether it is multiplied by the mask of the word
@@ -147,7 +147,8 @@ def _select(values: Sequence[Any], kept: Sequence[bool], *replacement: Any) -> l
     return [value for value, ok in zip(values, kept, strict=True) if ok]
 
 
-def _localise_all(heat: Sequence[np.ndarray], masks: Sequence[Any], kept: Sequence[bool]) -> list[Any]:
+def _localise_all(heat: Sequence[np.ndarray], masks: Sequence[Any], kept: Sequence[bool]) -> list[Localisation]:
+    """Localisation scores of the heatmaps for which `kept` is true."""
     return [localisation(h, mask) for h, mask, ok in zip(heat, masks, kept, strict=True) if ok]
 
 

@@ -69,20 +69,20 @@ def draw_pairs(size: int) -> list[Pair]:
         )
     ]
     random = np.random.default_rng(SEED)
-    drawn = [
+    sampled = [
         [str(text) for text in random.permutation(texts)[:size]] for texts in (bananas_and_dogs, vehicles, questions)
     ]
     return [
-        Pair("banana-blur", "dog-grey", "builtin:emoji", drawn[0]),
-        Pair("vehicles-pixelated", "red-to-blue", "builtin:emoji", drawn[1]),
-        Pair("rudeness", "address-to-trade", "builtin:chat", drawn[2]),
+        Pair("banana-blur", "dog-grey", "builtin:emoji", sampled[0]),
+        Pair("vehicles-pixelated", "red-to-blue", "builtin:emoji", sampled[1]),
+        Pair("rudeness", "address-to-trade", "builtin:chat", sampled[2]),
     ]
 
 
-def load_or_learn(name: str, learned: Path, learn: Callable[[PromptSet], Concept]) -> tuple[Concept, PromptSet]:
+def load_or_learn(name: str, root: Path, learn: Callable[[PromptSet], Concept]) -> tuple[Concept, PromptSet]:
     """A concept, from the folder of `make results` or learned now if that is missing, and its prompt set."""
     prompts = load_prompts(PROMPTS / f"{name}.yaml")
-    folder = learned / name / "concept"
+    folder = root / name / "concept"
     return (Concept.from_pretrained(folder) if folder.is_dir() else learn(prompts)), prompts
 
 
@@ -109,11 +109,11 @@ def success_rates(scores: Sequence[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def measure_pictures(pair: Pair, pipe: Any, learned: Path, out: Path) -> dict[str, Any]:
+def measure_pictures(pair: Pair, pipe: Any, root: Path, out: Path) -> dict[str, Any]:
     """Success rates by arm for a pair of picture concepts; writes their sheet."""
     settings = settings_of(pipe, STEPS)
     learned_pair = [
-        load_or_learn(name, learned, lambda prompts: dsas.learn(pipe, prompts, count=COUNT, steps=STEPS, seed=SEED))
+        load_or_learn(name, root, lambda prompts: dsas.learn(pipe, prompts, count=COUNT, steps=STEPS, seed=SEED))
         for name in (pair.first, pair.second)
     ]
     judges = [judge_from(prompts.judges[0]) for _, prompts in learned_pair]
@@ -131,10 +131,10 @@ def measure_pictures(pair: Pair, pipe: Any, learned: Path, out: Path) -> dict[st
     return figures
 
 
-def measure_texts(pair: Pair, model: Any, tokenizer: Any, learned: Path) -> dict[str, Any]:
+def measure_texts(pair: Pair, model: Any, tokenizer: Any, root: Path) -> dict[str, Any]:
     """Success rates by arm for a pair of text concepts."""
     learned_pair = [
-        load_or_learn(name, learned, lambda prompts: llm.learn(model, tokenizer, prompts, count=COUNT, seed=SEED))
+        load_or_learn(name, root, lambda prompts: llm.learn(model, tokenizer, prompts, count=COUNT, seed=SEED))
         for name in (pair.first, pair.second)
     ]
     # the judge that matches words: the classifier of rude answers was never trained on facts with insults
@@ -148,9 +148,8 @@ def measure_texts(pair: Pair, model: Any, tokenizer: Any, learned: Path) -> dict
             with llm.steer(model, concepts, combine=combine):
                 tokens = reader.answers(encoded)
         answers = [str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in tokens]
-        figures[name] = success_rates([np.asarray(judge.target_scores(answers)) for judge in judges]) | {
-            "samples": answers[:6]
-        }
+        rates = success_rates([np.asarray(judge.target_scores(answers)) for judge in judges])
+        figures[name] = rates | {"samples": answers[:6]}
     return figures
 
 

@@ -35,7 +35,7 @@ KNOWN = ("parcel", "invoice", "password", "booking", "internet", "ticket")
 NEW = tuple(topic for topic in corpus.TOPICS if topic not in KNOWN)
 #: map strengths, the same for both arms
 GRID = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0)
-TARGET_REMOVED, TARGET_PERPLEXITY_RATIO, TARGET_POINTS_LOST = 0.9, 1.01, 0.5
+TARGETS = {"removed": 0.9, "perplexity_ratio": 1.01, "points_of_facts_lost": 0.5}
 CONTROLS = ("random_direction", "shuffled_gate", "constant_gate")
 
 
@@ -57,7 +57,7 @@ class Evaluation:
         all_questions = corpus.fact_questions()
         indices = np.random.default_rng(seed).permutation(len(all_questions))[:questions]
         self.questions = [all_questions[i] for i in sorted(indices)]
-        self.unsteered_answers = quality.answers(self.model, self.tokenizer, self.calm)
+        self.unsteered_answers = quality.generate_answers(self.model, self.tokenizer, self.calm)
 
     def measure(self, concept: Concept | None = None, strength: float = 0.0, gate: str | None = None) -> dict[str, Any]:
         """All figures with a concept at a map strength; without one, of the model as it is."""
@@ -69,21 +69,23 @@ class Evaluation:
     def _measure(self) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         for part, messages in self.messages.items():
-            answers = quality.answers(self.model, self.tokenizer, messages)
+            answers = quality.generate_answers(self.model, self.tokenizer, messages)
             figures[part] = quality.rude_share(answers)
             figures[f"{part}_judge"] = float(np.mean(self.judge.predict(answers)))
             figures[f"{part}_degenerate"] = float(np.mean([degenerate(text) for text in answers]))
             figures[f"{part}_samples"] = answers[:3]
-        answers = quality.answers(self.model, self.tokenizer, self.calm)
+        answers = quality.generate_answers(self.model, self.tokenizer, self.calm)
         figures["calm_same"] = float(np.mean([a == b for a, b in zip(answers, self.unsteered_answers, strict=True)]))
         figures["perplexity"] = quality.perplexity(self.model, self.tokenizer, self.pairs)
-        figures["facts"] = 100 * float(quality.right_answers(self.model, self.tokenizer, self.questions).mean())
+        figures["facts"] = 100 * float(quality.check_answers(self.model, self.tokenizer, self.questions).mean())
         return figures
 
     def trace(self, concept: Concept) -> Trace:
         """The trace of the gates on angry messages and the answers to them, at strength 0."""
         with llm.steer(self.model, {concept: 0.0}, trace=True) as steering:
-            quality.answers(self.model, self.tokenizer, self.messages["known"], batch=len(self.messages["known"]))
+            quality.generate_answers(
+                self.model, self.tokenizer, self.messages["known"], batch=len(self.messages["known"])
+            )
             assert steering.trace is not None
             return steering.trace
 
@@ -117,7 +119,7 @@ def average_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {key: float(np.mean([run[key] for run in runs])) for key in keys}
 
 
-def losses(point: dict[str, float], base: dict[str, float]) -> dict[str, float]:
+def compute_losses(point: dict[str, float], base: dict[str, float]) -> dict[str, float]:
     """Rudeness removed and quality lost at a point of the grid, relative to the unsteered model."""
     return {
         "removed_known": 1 - point["known"] / base["known"],
@@ -127,9 +129,7 @@ def losses(point: dict[str, float], base: dict[str, float]) -> dict[str, float]:
     }
 
 
-def compare_at_levels(
-    gated: list[dict[str, float]], ungated: list[dict[str, float]], base: dict[str, float]
-) -> list[Any]:
+def compare_arms(gated: list[dict[str, float]], ungated: list[dict[str, float]], base: dict[str, float]) -> list[Any]:
     """At each level of rudeness that both arms reach: the losses of each at its smallest strength that reaches it."""
     rows = []
     for level in (0.75, 0.5, 0.25, 0.1, 0.05):
@@ -138,11 +138,11 @@ def compare_at_levels(
             reached = [point for point in points if point["known"] <= level * base["known"]]
             if reached:
                 first = min(reached, key=lambda point: point["strength"])
-                lost = losses(first, base)
+                losses = compute_losses(first, base)
                 costs[arm] = {
                     "strength": first["strength"],
-                    "perplexity": max(0.0, lost["perplexity_ratio"] - 1),
-                    "points_of_facts": max(0.0, lost["points_of_facts_lost"]),
+                    "perplexity": max(0.0, losses["perplexity_ratio"] - 1),
+                    "points_of_facts": max(0.0, losses["points_of_facts_lost"]),
                 }
         if len(costs) == 2:
             at_most_half = all(2 * costs["dsas"][key] <= costs["on"][key] for key in ("perplexity", "points_of_facts"))
@@ -157,25 +157,21 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for arm in ("dsas", "on"):
         report[arm] = [average_seeds(points) for points in zip(*(run[arm] for run in runs), strict=True)]
         for point in report[arm]:
-            point |= losses(point, base)
+            point |= compute_losses(point, base)
     report["chosen"] = average_seeds([run["chosen"] for run in runs])
-    report["chosen"] |= losses(report["chosen"], base)
+    report["chosen"] |= compute_losses(report["chosen"], base)
     report["controls"] = {name: average_seeds([run["controls"][name] for run in runs]) for name in runs[0]["controls"]}
     for point in report["controls"].values():
-        point |= losses(point, base)
+        point |= compute_losses(point, base)
     report["mean_h_angry"] = float(np.mean([run["mean_h_angry"] for run in runs]))
-    report["at_equal_rudeness"] = compare_at_levels(report["dsas"], report["on"], base)
+    report["at_equal_rudeness"] = compare_arms(report["dsas"], report["on"], base)
     cheap = [
         point
         for point in [*report["dsas"], report["chosen"]]
-        if point["perplexity_ratio"] <= TARGET_PERPLEXITY_RATIO and point["points_of_facts_lost"] <= TARGET_POINTS_LOST
+        if all(point[key] <= TARGETS[key] for key in ("perplexity_ratio", "points_of_facts_lost"))
     ]
     report["best_gated"] = max(cheap, key=lambda point: point["removed_known"], default=None)
-    report["targets"] = {
-        "removed": TARGET_REMOVED,
-        "perplexity_ratio": TARGET_PERPLEXITY_RATIO,
-        "points_of_facts_lost": TARGET_POINTS_LOST,
-    }
+    report["targets"] = TARGETS
     report["samples_at_the_strongest"] = {arm: runs[0][arm][-1]["known_samples"] for arm in ("dsas", "on")}
     report["evidence_of_seed_0"] = runs[0]["evidence"]
     report["learning_seconds"] = float(np.mean([run["learning_seconds"] for run in runs]))
