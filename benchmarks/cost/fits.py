@@ -69,13 +69,14 @@ def main() -> None:
     torch.set_num_threads(1)
     tasks = {}
     base = {"form": "token", "pooling": "mean", "top_share": 0.25}
-    learner = llm.Lesson(*llm.load("builtin:chat"), PROMPTS / "rudeness.yaml")
+    text_learner = llm.Lesson(*llm.load("builtin:chat"), PROMPTS / "rudeness.yaml")
     began = time.perf_counter()
-    capture = learner.captured(Recipe(**base))
+    capture = text_learner.captured(Recipe(**base))
     tasks["rudeness"] = fit_all(capture, time.perf_counter() - began, base)
-    learner = dsas.Lesson(dsas.load_pipeline("builtin:emoji"), PROMPTS / "banana-blur.yaml", sites="denoiser", steps=8)
+    pipe = dsas.load_pipeline("builtin:emoji")
+    picture_learner = dsas.Lesson(pipe, PROMPTS / "banana-blur.yaml", sites="denoiser", steps=8)
     began = time.perf_counter()
-    capture = learner.captured(Recipe())
+    capture = picture_learner.captured(Recipe())
     tasks["banana-blur"] = fit_all(capture, time.perf_counter() - began, {})
     write_record(args.out, {"tasks": tasks, **provenance()})
 
