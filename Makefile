@@ -103,10 +103,16 @@ learning: $(STAMP)  ## docs/learning.md: gates, ways to learn, no strength to tu
 	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.cost.fits
 	.venv/bin/python -m benchmarks.reports.learning_page
 
+# The tests that docs/families.md reports.
+FAMILY_TESTS := \
+	tests/diffusion/pipelines/test_other_pipelines.py \
+	tests/diffusion/steering/test_identities_by_family.py \
+	tests/diffusion/steering/test_processor.py \
+	tests/diffusion/steering/test_callback.py \
+	tests/diffusion/steering/test_compatibility.py
+
 families: $(STAMP)  ## docs/families.md: what was tested with which family of pipelines
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q --junitxml outputs/families.xml \
-		$(addprefix tests/diffusion/,pipelines/test_other_pipelines.py $(addprefix steering/test_,\
-		identities_by_family.py processor.py callback.py compatibility.py))
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q --junitxml outputs/families.xml $(FAMILY_TESTS)
 	.venv/bin/python -m benchmarks.reports.families_page outputs/families.xml
 
 concepts: $(STAMP)  ## learn the concepts that ship again

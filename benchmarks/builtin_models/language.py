@@ -1,4 +1,4 @@
-"""How good the built-in language model is, before any steering, on questions and messages that training never saw.
+"""Quality of the built-in language model, without steering, on questions and messages held out from training.
 
     python -m benchmarks.builtin_models.language
 
@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.builtin_models import language_quality as quality
-from benchmarks.common.records import made_with, parser_of, results_of, write
+from benchmarks.common.records import build_parser, provenance, record_path, write_record
 from dsas_core.llm.builtin.corpus import CALM, draw_descriptions, draw_requests, fact_questions
 from dsas_core.llm.builtin.judge import fit_judge
 from dsas_core.llm.model.load import load
 
 
-def judge_quality(judge: Any, seed: int) -> dict[str, float]:
+def measure_judge(judge: Any, seed: int) -> dict[str, float]:
     """Shares that the judge calls rude of held-out messages and answers whose tone is known."""
     requests = draw_requests(1000, seed)
     texts = {
@@ -41,33 +41,34 @@ def measure(model: Any, tokenizer: Any, count: int, seed: int) -> dict[str, Any]
         "parameters": sum(p.numel() for p in model.parameters()),
         "facts": {
             "questions": len(held_out),
-            "held_out_phrasings_exact": float(quality.right_answers(model, tokenizer, held_out).mean()),
-            "held_out_phrasings_choice": float(quality.right_choices(model, tokenizer, held_out).mean()),
-            "known_phrasings_exact": float(quality.right_answers(model, tokenizer, known).mean()),
+            "held_out_phrasings_exact": float(quality.check_answers(model, tokenizer, held_out).mean()),
+            "held_out_phrasings_choice": float(quality.check_choices(model, tokenizer, held_out).mean()),
+            "known_phrasings_exact": float(quality.check_answers(model, tokenizer, known).mean()),
         },
         "rude_answers": {
             "messages_a_manner": count,
-            "greedy": quality.rude_answers(model, tokenizer, judge, count, seed),
-            "sampled": quality.rude_answers(model, tokenizer, judge, count, seed, sample=True),
+            "greedy": quality.measure_rudeness(model, tokenizer, judge, count, seed),
+            "sampled": quality.measure_rudeness(model, tokenizer, judge, count, seed, sample=True),
         },
-        "angry_questions": quality.angry_questions(model, tokenizer, count, seed),
+        "angry_questions": quality.measure_angry_questions(model, tokenizer, count, seed),
         "perplexity": {
             "texts": count,
             "descriptions": quality.perplexity(model, tokenizer, scenes),
             "kind_answers_to_calm_messages": quality.perplexity(model, tokenizer, calm),
         },
-        "judge": judge_quality(judge, seed),
+        "judge": measure_judge(judge, seed),
     }
 
 
 def main() -> None:
-    parser = parser_of(__doc__, results_of(__file__), seed=True)
+    parser = build_parser(__doc__, record_path(__file__), seed=True)
     parser.add_argument("--model", default="builtin:chat")
     parser.add_argument("--count", type=int, default=500, help="messages a manner, and texts for perplexity")
     args = parser.parse_args()
     model, tokenizer = load(args.model, device="cpu")
-    report = {"model": args.model, "seed": args.seed, **measure(model, tokenizer, args.count, args.seed), **made_with()}
-    write(args.out, report)
+    figures = measure(model, tokenizer, args.count, args.seed)
+    report = {"model": args.model, "seed": args.seed, **figures, **provenance()}
+    write_record(args.out, report)
     print(json.dumps(report, indent=2))
 
 

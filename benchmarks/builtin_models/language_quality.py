@@ -18,7 +18,7 @@ Messages = list[dict[str, str]]
 
 
 @torch.inference_mode()
-def answers(
+def generate_answers(
     model: Any,
     tokenizer: Any,
     chats: Sequence[str | Messages],
@@ -49,7 +49,7 @@ def answers(
 
 
 @torch.inference_mode()
-def answer_losses(
+def compute_answer_losses(
     model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, batch: int = 128
 ) -> list[np.ndarray]:
     """Negative log-likelihoods of the tokens of each answer, its end token included, for (message, answer) pairs."""
@@ -76,22 +76,22 @@ def _padded(tokenizer: Any, texts: list[str], side: str) -> Any:
         tokenizer.padding_side = previous
 
 
-def right_answers(model: Any, tokenizer: Any, questions: Sequence[Question]) -> np.ndarray:
+def check_answers(model: Any, tokenizer: Any, questions: Sequence[Question]) -> np.ndarray:
     """Whether the greedy answer to each question is exactly the right sentence, bool [questions]."""
-    texts = answers(model, tokenizer, [question.text for question in questions], max_new_tokens=16, batch=256)
+    texts = generate_answers(model, tokenizer, [question.text for question in questions], max_new_tokens=16, batch=256)
     return np.array([answer == question.right for answer, question in zip(texts, questions, strict=True)])
 
 
-def right_choices(model: Any, tokenizer: Any, questions: Sequence[Question]) -> np.ndarray:
+def check_choices(model: Any, tokenizer: Any, questions: Sequence[Question]) -> np.ndarray:
     """Whether the right answer to each question is likelier than the wrong one, bool [questions]."""
     pairs = [(q.text, answer) for q in questions for answer in (q.right, q.wrong)]
-    losses = np.array([loss.sum() for loss in answer_losses(model, tokenizer, pairs, batch=256)])
+    losses = np.array([loss.sum() for loss in compute_answer_losses(model, tokenizer, pairs, batch=256)])
     return losses[::2] < losses[1::2]
 
 
 def perplexity(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> float:
     """Perplexity per token of the answers, for (message, answer) pairs."""
-    return math.exp(float(np.concatenate(answer_losses(model, tokenizer, pairs)).mean()))
+    return math.exp(float(np.concatenate(compute_answer_losses(model, tokenizer, pairs)).mean()))
 
 
 def rude_share(texts: Sequence[str]) -> float:
@@ -99,24 +99,24 @@ def rude_share(texts: Sequence[str]) -> float:
     return float(np.mean([is_rude(text) for text in texts]))
 
 
-def rude_answers(
+def measure_rudeness(
     model: Any, tokenizer: Any, judge: Any, count: int, seed: int = 0, **options: Any
 ) -> dict[str, dict[str, float]]:
     """Shares of rude answers to `count` held-out messages of each manner, by lexicon and by judge.
 
-    `options` are those of `answers`.
+    `options` are those of `generate_answers`.
     """
     report = {}
     for manner in MANNERS:
         requests = draw_requests(count, seed, manners=(manner,))
-        texts = answers(model, tokenizer, [request.text for request in requests], seed=seed, **options)
+        texts = generate_answers(model, tokenizer, [request.text for request in requests], seed=seed, **options)
         report[manner] = {"lexicon": rude_share(texts), "judge": float(np.mean(judge.predict(texts)))}
     return report
 
 
-def angry_questions(model: Any, tokenizer: Any, count: int, seed: int = 0, **options: Any) -> dict[str, float]:
+def measure_angry_questions(model: Any, tokenizer: Any, count: int, seed: int = 0, **options: Any) -> dict[str, float]:
     """Shares of rude and of right answers to held-out questions about facts with an insult around them."""
     requests = draw_angry_questions(count, seed)
-    texts = answers(model, tokenizer, [request.text for request in requests], seed=seed, **options)
+    texts = generate_answers(model, tokenizer, [request.text for request in requests], seed=seed, **options)
     right = [request.kind.removesuffix(".") in answer for request, answer in zip(requests, texts, strict=True)]
     return {"rude": rude_share(texts), "right": float(np.mean(right))}

@@ -79,7 +79,7 @@ def encode(tokenizer: Any, messages: list[dict[str, str]], limit: int) -> list[i
         messages = messages[:-2]
 
 
-def loss_on(model: nn.Module, rows: PackedConversations) -> torch.Tensor:
+def compute_loss(model: nn.Module, rows: PackedConversations) -> torch.Tensor:
     """Weighted mean cross-entropy of the next token."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(
@@ -112,7 +112,7 @@ def train(preset: Preset, folder: Path, out: Path, seed: int = 0) -> None:
     matrices = {name for name, parameter in parameters.items() if parameter.ndim == 2 and "embed" not in name}
 
     def compute_gradients(step: int) -> float:
-        loss = loss_on(model, PackedConversations(np.random.default_rng((seed, step)), tokenizer, preset))
+        loss = compute_loss(model, PackedConversations(np.random.default_rng((seed, step)), tokenizer, preset))
         loss.backward()
         return loss.item()
 

@@ -34,7 +34,7 @@ from .picture_architecture import PRESETS
 NO_CAPTION_SHARE = 0.1
 
 
-def _pictures(data: Dataset, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+def _load_pictures(data: Dataset, rows: np.ndarray, device: torch.device) -> torch.Tensor:
     """Pictures as bfloat16 [n, 3, size, size] in [-1, 1]."""
     batch = torch.from_numpy(data.pictures[np.sort(rows)]).to(device)
     return (batch.permute(0, 3, 1, 2).to(torch.bfloat16) / 127.5 - 1).to(memory_format=torch.channels_last)
@@ -53,7 +53,7 @@ def train_autoencoder(run: TrainingRun):
     data = run.dataset()
 
     def loss(rng: np.random.Generator) -> torch.Tensor:
-        pictures = _pictures(data, rng.integers(len(data), size=run.share), run.device)
+        pictures = _load_pictures(data, rng.integers(len(data), size=run.share), run.device)
         latents = model.encoder(pictures)
         by_channel = latents.float().transpose(0, 1).flatten(1)
         moments = by_channel.mean(1).pow(2).mean() + (by_channel.std(1) - 1).pow(2).mean()
@@ -78,7 +78,7 @@ def encode_latents(run: TrainingRun, autoencoder: Any) -> np.ndarray:
         latents = np.load(path, mmap_mode="r+")
         model = autoencoder.to(torch.bfloat16)
         for rows in np.array_split(np.arange(len(data)), math.ceil(len(data) / 256))[run.rank :: run.world]:
-            latents[rows] = model.encoder(_pictures(data, rows, run.device)).float().cpu().numpy()
+            latents[rows] = model.encoder(_load_pictures(data, rows, run.device)).float().cpu().numpy()
         latents.flush()
         model.float()
         wait(run)
@@ -97,7 +97,7 @@ def train_judge(run: TrainingRun, autoencoder: Any) -> JudgeNetwork:
 
     def loss(rng: np.random.Generator) -> torch.Tensor:
         rows = np.sort(rng.integers(len(data), size=run.share))
-        pictures = _pictures(data, rows, run.device).contiguous()
+        pictures = _load_pictures(data, rows, run.device).contiguous()
         autoencoded = slice(0, run.share // 4)
         with torch.no_grad():
             pictures[autoencoded] = decoder(torch.from_numpy(latents[rows[autoencoded]]).to(pictures))
@@ -116,7 +116,7 @@ def train_judge(run: TrainingRun, autoencoder: Any) -> JudgeNetwork:
     return model
 
 
-def _tokens(run: TrainingRun, tokenizer, captions: list[str]) -> torch.Tensor:
+def _tokenize(run: TrainingRun, tokenizer, captions: list[str]) -> torch.Tensor:
     padded = tokenizer(captions, padding="max_length", max_length=architecture.TEXT_POSITIONS, truncation=True)
     return torch.tensor(padded.input_ids, device=run.device)
 
@@ -132,7 +132,7 @@ def warm_text_encoder(run: TrainingRun, tokenizer):
 
     def loss(rng: np.random.Generator) -> torch.Tensor:
         facts = [data.facts[row] for row in rng.integers(len(data), size=run.share)]
-        tokens = _tokens(run, tokenizer, [fact["caption"] for fact in facts])
+        tokens = _tokenize(run, tokenizer, [fact["caption"] for fact in facts])
         ends = (tokens == tokenizer.eos_token_id).int().argmax(1)
         states = model(tokens).last_hidden_state[torch.arange(len(facts)), ends]
         logits, *choices = head(states).float().split(sizes, 1)
@@ -171,8 +171,8 @@ class Flow:
             self.unet.set_attn_processor(AttnProcessor())  # faster than the fused kernel on a CPU
         self.data = run.dataset()
         self.scale = float((run.folder / "latents.scale").read_text())
-        self.tokens = _tokens(run, tokenizer, self.data.captions)
-        self.empty = _tokens(run, tokenizer, [""])
+        self.tokens = _tokenize(run, tokenizer, self.data.captions)
+        self.empty = _tokenize(run, tokenizer, [""])
         self.end = tokenizer.eos_token_id
 
     def loss(self, rng: np.random.Generator, rows: np.ndarray, sigma: np.ndarray) -> tuple[torch.Tensor, ...]:
@@ -275,7 +275,7 @@ def tune_decoder(run: TrainingRun, autoencoder: Any, latents: np.ndarray) -> Non
         rows = np.sort(rng.integers(len(data), size=run.share))
         codes = torch.from_numpy(latents[rows].astype(np.float32))
         codes += 0.08 * torch.from_numpy(rng.standard_normal(codes.shape, np.float32))
-        return _pixel_loss(decoder(codes.to(run.device, torch.bfloat16)), _pictures(data, rows, run.device))
+        return _pixel_loss(decoder(codes.to(run.device, torch.bfloat16)), _load_pictures(data, rows, run.device))
 
     optimise(run, "decoder", decoder, loss, run.preset.decoder_steps, 8e-4)
 

@@ -1,1 +1,1 @@
-"""What benchmarks share: where records go, the arms of a concept, processes of one thread each."""
+"""Shared by the benchmarks: records, arms of a concept, metrics of the built-in judge, single-threaded processes."""

@@ -1,6 +1,6 @@
-"""What demo.py and concept.py share: the arms of one concept drawn, judged, and summed up.
+"""The arms of one concept (base, vanilla, DSAS): drawn, judged and summarised. Used by demo.py and concept.py.
 
-A trial gives raw lists, one entry per picture; trials of several seeds are joined before anything is divided.
+A trial returns raw lists, one entry per picture; the lists of all seeds are joined before rates are computed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.vision import similarity
 from dsas_diffusion.vision.localisation import Localisation, average, localisation
 
-#: strengths that DSAS and vanilla share for the change at equal effect; the report's own strength is 1
-GRID = (0.5, 1.0, 1.5)
+#: strengths of DSAS and vanilla for the change at equal effect; all other figures are at strength 1
+STRENGTHS = (0.5, 1.0, 1.5)
 BATCH = 8
-#: heat is compared with masks over the steps from this timestep on: before, there is no picture to see
-BELOW = 500.0
+#: heat is averaged over the steps below this timestep: above it, the latents do not show the things yet
+MAX_HEAT_TIMESTEP = 500.0
 
 Raw = dict[str, list[Any]]
 Pictures = dict[str, dict[str, list[Image.Image]]]
@@ -45,29 +45,29 @@ def draw(
     strength: float = 1.0,
 ) -> list[Image.Image]:
     """Pictures of one arm; the same prompts and seed start from the same noise in every arm."""
-    attached = nullcontext() if concept is None else dsas.steer(pipe, {concept: strength}, gate=gate)
-    with attached:
+    steering = nullcontext() if concept is None else dsas.steer(pipe, {concept: strength}, gate=gate)
+    with steering:
         return pictures_of(adapt(pipe), prompts, seeds_for(prompts, seed), settings, BATCH)
 
 
 def draw_traced(
     pipe: Any, prompts: Sequence[str], seed: int, settings: Settings, concept: dsas.Concept, strength: float = 1.0
 ) -> tuple[list[Image.Image], list[float], dict[str, list[np.ndarray]]]:
-    """Pictures with the concept's own gate, the mean h of each batch, and heat by denoiser site and picture."""
+    """Pictures with the concept's own gate, mean h of each picture's batch, and heatmaps by denoiser site."""
     seeds = seeds_for(prompts, seed)
     pictures: list[Image.Image] = []
     h: list[float] = []
-    heats: dict[str, list[np.ndarray]] = {str(s): [] for s in concept.sites if s.root != "text_encoder"}
+    heats: dict[str, list[np.ndarray]] = {str(site): [] for site in concept.sites if site.root != "text_encoder"}
     with dsas.steer(pipe, {concept: strength}, trace=True) as steering:
         for start in range(0, len(prompts), BATCH):
             batch = slice(start, start + BATCH)
-            made = pictures_of(adapt(pipe), prompts[batch], seeds[batch], settings, BATCH)
-            pictures += made
-            h += [steering.trace.mean_h(concept.name)] * len(made)
-            for site, found in heats.items():
-                found += [
-                    steering.trace.heat(concept.name, p.size, image=i, site=site, below=BELOW)
-                    for i, p in enumerate(made)
+            drawn = pictures_of(adapt(pipe), prompts[batch], seeds[batch], settings, BATCH)
+            pictures += drawn
+            h += [steering.trace.mean_h(concept.name)] * len(drawn)
+            for site, site_heats in heats.items():
+                site_heats += [
+                    steering.trace.heat(concept.name, p.size, image=i, site=site, below=MAX_HEAT_TIMESTEP)
+                    for i, p in enumerate(drawn)
                 ]
     return pictures, h, heats
 
@@ -76,42 +76,42 @@ def best_mask_site(
     pipe: Any,
     judge: Judge,
     concept: dsas.Concept,
-    wanted: StyleEdit,
+    edit: StyleEdit,
     prompts: Sequence[str],
     seed: int,
     settings: Settings,
 ) -> str | None:
-    """The denoiser site whose heat fits the thing's mask best on validation prompts; None without such sites."""
+    """The denoiser site whose heat fits the mask of the thing best on validation prompts; None without such sites."""
     pictures, _, heats = draw_traced(pipe, prompts, seed, settings, concept, strength=0.0)
-    shapes = builtin_metrics.find_masks(judge, pictures, wanted.thing)
-    scores = {site: _fit(found, shapes) for site, found in heats.items()}
+    masks = builtin_metrics.find_masks(judge, pictures, edit.thing)
+    scores = {site: _mask_fit(site_heats, masks) for site, site_heats in heats.items()}
     return max(scores, key=lambda site: scores[site]) if scores else None
 
 
-def _located(heats: Sequence[np.ndarray], shapes: Sequence[np.ndarray | None]) -> list[Localisation]:
-    """How well heat fits the masks of the pictures that have one."""
-    pairs = zip(heats, shapes, strict=True)
+def _localise_all(heats: Sequence[np.ndarray], masks: Sequence[np.ndarray | None]) -> list[Localisation]:
+    """Localisation scores of the heatmaps, for the pictures that have a mask."""
+    pairs = zip(heats, masks, strict=True)
     return [localisation(heat, mask) for heat, mask in pairs if mask is not None and not mask.all()]
 
 
-def _fit(heats: Sequence[np.ndarray], shapes: Sequence[np.ndarray | None]) -> float:
-    """Mean of AUROC and IoU; 0 without a mask."""
-    found = _located(heats, shapes)
-    return (average(found).auroc + average(found).iou) / 2 if found else 0.0
+def _mask_fit(heats: Sequence[np.ndarray], masks: Sequence[np.ndarray | None]) -> float:
+    """Mean of AUROC and IoU; 0 without any mask."""
+    scores = _localise_all(heats, masks)
+    return (average(scores).auroc + average(scores).iou) / 2 if scores else 0.0
 
 
-def trial(
+def run_trial(
     pipe: Any,
     judge: Judge,
     concept: dsas.Concept,
-    wanted: StyleEdit,
+    edit: StyleEdit,
     prompts: Mapping[str, Sequence[str]],
     seed: int,
     settings: Settings,
     base: Mapping[str, list[Image.Image]],
     mask_site: str | None,
     grid_prompts: int,
-    strengths: Sequence[float] = GRID,
+    strengths: Sequence[float] = STRENGTHS,
 ) -> tuple[Raw, Pictures, dict[str, list[np.ndarray]]]:
     """Draw vanilla and DSAS beside `base`, and judge.
 
@@ -131,67 +131,68 @@ def trial(
         if part == "without":
             raw["control_h"] = h
         heat[part] = heats[mask_site] if mask_site else []
-    words = {
-        part: draw(pipe, [wanted.in_words(prompt) for prompt in prompts[part]], seed + i, settings)
+    rewritten = {
+        part: draw(pipe, [edit.in_words(prompt) for prompt in prompts[part]], seed + i, settings)
         for i, part in enumerate(("alone", "beside"))
     }
-    raw["asked"] = builtin_metrics.detect_edit(judge, [*words["alone"], *words["beside"]], wanted).tolist()
-    names = builtin_metrics.find_neighbours(prompts["beside"], wanted)
+    raw["rewritten"] = builtin_metrics.detect_edit(judge, [*rewritten["alone"], *rewritten["beside"]], edit).tolist()
+    names = builtin_metrics.find_neighbours(prompts["beside"], edit)
     raw["base_intact"] = builtin_metrics.detect_neighbours(judge, base["beside"], names).tolist()
-    raw["asked_intact"] = builtin_metrics.detect_neighbours(judge, words["beside"], names).tolist()
-    beside = builtin_metrics.find_masks(judge, base["beside"], wanted.thing)
-    for arm, pictures in {"asked": words["beside"], "dsas": arms["dsas"]["beside"]}.items():
-        raw[f"{arm}_change_beside"] = similarity.change_outside(base["beside"], pictures, beside)
-    unnamed = [mask is not None for mask in builtin_metrics.find_masks(judge, base["unnamed"], wanted.thing)]
+    raw["rewritten_intact"] = builtin_metrics.detect_neighbours(judge, rewritten["beside"], names).tolist()
+    masks = builtin_metrics.find_masks(judge, base["beside"], edit.thing)
+    for arm, pictures in {"rewritten": rewritten["beside"], "dsas": arms["dsas"]["beside"]}.items():
+        raw[f"{arm}_change_beside"] = similarity.change_outside(base["beside"], pictures, masks)
+    has_thing = [mask is not None for mask in builtin_metrics.find_masks(judge, base["unnamed"], edit.thing)]
     for arm in ("vanilla", "dsas"):
-        shown = arms[arm]
-        raw[f"{arm}_shown"] = builtin_metrics.detect_edit(judge, [*shown["alone"], *shown["beside"]], wanted).tolist()
-        raw[f"{arm}_change"] = change(base["without"], shown["without"]).tolist()
-        raw[f"{arm}_intact"] = builtin_metrics.detect_neighbours(judge, shown["beside"], names).tolist()
-        hits = builtin_metrics.detect_edit(judge, shown["unnamed"], wanted)
-        raw[f"{arm}_unnamed"] = [bool(hit) for hit, there in zip(hits, unnamed, strict=True) if there]
+        steered = arms[arm]
+        hits = builtin_metrics.detect_edit(judge, [*steered["alone"], *steered["beside"]], edit)
+        raw[f"{arm}_hits"] = hits.tolist()
+        raw[f"{arm}_change"] = change(base["without"], steered["without"]).tolist()
+        raw[f"{arm}_intact"] = builtin_metrics.detect_neighbours(judge, steered["beside"], names).tolist()
+        hits = builtin_metrics.detect_edit(judge, steered["unnamed"], edit)
+        raw[f"{arm}_unnamed"] = [bool(hit) for hit, present in zip(hits, has_thing, strict=True) if present]
     if mask_site:
-        shapes = builtin_metrics.find_masks(judge, [*base["alone"], *base["beside"]], wanted.thing)
-        for where in _located([*heat["alone"], *heat["beside"]], shapes):
-            raw.setdefault("mask_auroc", []).append(where.auroc)
-            raw.setdefault("mask_iou", []).append(where.iou)
-    few, other = list(prompts["alone"][:grid_prompts]), list(prompts["without"][:grid_prompts])
+        masks = builtin_metrics.find_masks(judge, [*base["alone"], *base["beside"]], edit.thing)
+        for scores in _localise_all([*heat["alone"], *heat["beside"]], masks):
+            raw.setdefault("mask_auroc", []).append(scores.auroc)
+            raw.setdefault("mask_iou", []).append(scores.iou)
+    sources, controls = list(prompts["alone"][:grid_prompts]), list(prompts["without"][:grid_prompts])
     for strength in strengths:
         for arm, gate in (("vanilla", "on"), ("dsas", None)):
-            hits = builtin_metrics.detect_edit(judge, draw(pipe, few, seed, settings, concept, gate, strength), wanted)
-            moved = draw(pipe, other, seed + 2, settings, concept, gate, strength)
-            raw[f"{arm}_shown@{strength}"] = hits.tolist()
-            raw[f"{arm}_change@{strength}"] = change(base["without"][: len(other)], moved).tolist()
+            pictures = draw(pipe, sources, seed, settings, concept, gate, strength)
+            raw[f"{arm}_hits@{strength}"] = builtin_metrics.detect_edit(judge, pictures, edit).tolist()
+            pictures = draw(pipe, controls, seed + 2, settings, concept, gate, strength)
+            raw[f"{arm}_change@{strength}"] = change(base["without"][: len(controls)], pictures).tolist()
     return raw, arms, heat
 
 
-def joined(raws: Sequence[Raw]) -> Raw:
-    """Lists of several trials, end to end."""
+def join_rows(raws: Sequence[Raw]) -> Raw:
+    """Concatenate the raw lists of several trials."""
     return {
         key: [value for raw in raws for value in raw.get(key, [])] for key in dict.fromkeys(k for r in raws for k in r)
     }
 
 
-def summed_up(raw: Raw) -> dict[str, Any]:
+def summarise(raw: Raw) -> dict[str, Any]:
     """The figures of the report, from raw lists."""
     mean = {key: float(np.mean(values)) if values else None for key, values in raw.items()}
-    asked = max(mean["asked"] or 0.0, 1e-9)
+    rewritten_rate = max(mean["rewritten"] or 0.0, 1e-9)
     intact = np.array(raw["base_intact"])
-    figures: dict[str, Any] = {"asked_in_words": mean["asked"], "control_h": mean["control_h"]}
-    # rewriting the prompt is the rival of steering in the text encoder: what either does to the rest of the picture
-    rewritten = np.array(raw["asked_intact"]) & intact
+    figures: dict[str, Any] = {"asked_in_words": mean["rewritten"], "control_h": mean["control_h"]}
+    # rewriting the prompt is the alternative to steering the text encoder: compare how much each changes the rest
+    rewritten_kept = np.array(raw["rewritten_intact"]) & intact
     figures["rewritten"] = {
-        "neighbour_kept": float(rewritten.sum() / max(1, intact.sum())),
-        "change_beside": mean["asked_change_beside"],
+        "neighbour_kept": float(rewritten_kept.sum() / max(1, intact.sum())),
+        "change_beside": mean["rewritten_change_beside"],
     }
     figures["change_beside"] = mean["dsas_change_beside"]
     for arm in ("dsas", "vanilla"):
-        kept = np.array(raw[f"{arm}_intact"]) & intact
+        neighbours_kept = np.array(raw[f"{arm}_intact"]) & intact
         values = {
-            "effect": (mean[f"{arm}_shown"] or 0.0) / asked,
+            "effect": (mean[f"{arm}_hits"] or 0.0) / rewritten_rate,
             "unchanged": float((np.array(raw[f"{arm}_change"]) <= UNCHANGED).mean()),
             "mean_change": mean[f"{arm}_change"],
-            "neighbour_kept": float(kept.sum() / max(1, intact.sum())),
+            "neighbour_kept": float(neighbours_kept.sum() / max(1, intact.sum())),
             "unnamed_shown": mean[f"{arm}_unnamed"],
         }
         if arm == "dsas":
@@ -202,19 +203,19 @@ def summed_up(raw: Raw) -> dict[str, Any]:
         arm: [
             {
                 "strength": strength,
-                "effect": (mean[f"{arm}_shown@{strength}"] or 0.0) / asked,
+                "effect": (mean[f"{arm}_hits@{strength}"] or 0.0) / rewritten_rate,
                 "change": mean[f"{arm}_change@{strength}"] or 0.0,
             }
-            for strength in sorted(float(key.split("@")[1]) for key in raw if key.startswith(f"{arm}_shown@"))
+            for strength in sorted(float(key.split("@")[1]) for key in raw if key.startswith(f"{arm}_hits@"))
         ]
         for arm in ("dsas", "vanilla")
     }
-    at_one = next(point["effect"] for point in curves["dsas"] if point["strength"] == 1.0)
-    lines = {arm: [(point["change"], point["effect"]) for point in points] for arm, points in curves.items()}
-    equal = at_equal_gain(lines["dsas"], lines["vanilla"], at_one)
+    effect_at_one = next(point["effect"] for point in curves["dsas"] if point["strength"] == 1.0)
+    fronts = {arm: [(point["change"], point["effect"]) for point in points] for arm, points in curves.items()}
+    equal = at_equal_gain(fronts["dsas"], fronts["vanilla"], effect_at_one)
     figures |= {"change_ratio": equal.ratio, "change_ratio_how": asdict(equal), "curves": curves}
     for key in ("mask_auroc", "mask_iou"):
         if raw.get(key):
             figures[key] = mean[key]
-    figures["pictures_an_arm"] = len(raw["dsas_shown"]) + len(raw["dsas_change"])
+    figures["pictures_an_arm"] = len(raw["dsas_hits"]) + len(raw["dsas_change"])
     return figures

@@ -1,6 +1,6 @@
-"""What steering did to pictures of the built-in model, by its judge: the edit itself, and the things beside it.
+"""Metrics of steered pictures of the built-in model, by its judge: the edit itself, and the things beside it.
 
-The judge (dsas_diffusion/builtin/judge.py) sees finished pictures only. Nothing here is part of learning or steering.
+The judge (dsas_diffusion/builtin/judge.py) sees finished pictures only. Learning and steering use none of this.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ class StyleEdit:
     style: str
 
     def in_words(self, prompt: str) -> str:
-        """The prompt that asks for it."""
+        """The prompt rewritten to ask for the edit."""
         words = prompt.split()
-        at = words.index(self.thing)
+        index = words.index(self.thing)
         article = "an" if self.style[0] in "aeiou" else "a"
-        before = [*words[: at - 1], article] if at and words[at - 1] in ("a", "an") else words[:at]
-        return " ".join([*before, self.style, *words[at:]])
+        before = [*words[: index - 1], article] if index and words[index - 1] in ("a", "an") else words[:index]
+        return " ".join([*before, self.style, *words[index:]])
 
 
-def detect_edit(judge: Judge, pictures: Sequence[Image.Image], wanted: StyleEdit) -> np.ndarray:
-    """Which pictures show the wanted thing in the wanted style, bool [n]."""
-    return np.array([verdict.styles.get(wanted.thing) == wanted.style for verdict in judge.look(list(pictures))])
+def detect_edit(judge: Judge, pictures: Sequence[Image.Image], edit: StyleEdit) -> np.ndarray:
+    """Whether each picture shows the thing in the style of the edit, bool [n]."""
+    return np.array([verdict.styles.get(edit.thing) == edit.style for verdict in judge.look(list(pictures))])
 
 
-def find_neighbours(prompts: Sequence[str], wanted: StyleEdit) -> list[str | None]:
+def find_neighbours(prompts: Sequence[str], edit: StyleEdit) -> list[str | None]:
     """The other thing that each prompt names, or None.
 
     Example:
         >>> find_neighbours(["a banana and a dog", "a banana"], StyleEdit("banana", "blurred"))
         ['dog', None]
     """
-    return [next((w for w in prompt.split() if w in NAMES and w != wanted.thing), None) for prompt in prompts]
+    return [next((w for w in prompt.split() if w in NAMES and w != edit.thing), None) for prompt in prompts]
 
 
 def detect_neighbours(judge: Judge, pictures: Sequence[Image.Image], names: Sequence[str | None]) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Where a benchmark writes what it measured, and what each record says of how it was made.
+"""Paths, command lines and records of the benchmarks.
 
-A record is a JSON file in benchmarks/results/: the figures, then `command`, `seconds`, `machine` and `versions`.
+A record is a JSON file in benchmarks/results/: the figures, then their provenance (`command`, `seconds`, `machine` and
+`versions`).
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ RESULTS = ROOT / "benchmarks" / "results"
 PROMPTS = ROOT / "prompts"
 DOCS = ROOT / "docs"
 OUTPUTS = ROOT / "outputs"
-#: versions that every record tells, where they are installed
+#: packages whose versions are in every record, where they are installed
 PACKAGES = ("dsas-diffusion", "diffusers", "transformers", "scikit-learn")
 
 
-def results_of(module: str) -> Path:
-    """The record of a benchmark, by its `__file__`: quality/concept.py writes results/concept.json."""
+def record_path(module: str) -> Path:
+    """The path of a benchmark's record, from its `__file__`: quality/concept.py writes results/concept.json."""
     return RESULTS / f"{Path(module).stem.removesuffix('_page')}.json"
 
 
-def parser_of(
+def build_parser(
     doc: str | None, out: Path | None = None, *, seed: bool = False, seeds: int | None = None
 ) -> argparse.ArgumentParser:
-    """A benchmark's arguments: its docstring is the help.
+    """The argument parser of a benchmark; the docstring of the module is the help text.
 
     Args:
         doc: the docstring of the module.
-        out: where it writes unless `--out` says otherwise; None for those that don't choose.
-        seed: whether there is a `--seed`, 0 unless given.
-        seeds: how many there are unless `--seeds` says otherwise; 0, 1, …, each in a process of its own.
+        out: default of `--out`; None for no such option.
+        seed: whether there is an option `--seed`, default 0.
+        seeds: default of `--seeds`; None for no such option. Seeds are 0, 1, …, each in a process of its own.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if seed:
@@ -56,16 +57,21 @@ def parser_of(
     return parser
 
 
-def command_of(*arguments: object, module: str | None = None) -> str:
-    """The command that makes a record again: `module`, else the one that runs, with its arguments."""
+def format_command(*arguments: object, module: str | None = None) -> str:
+    """The command that reproduces a record.
+
+    Args:
+        arguments: of the module; without any, and without a `module`, those of the running program.
+        module: the module to run; None for the running program.
+    """
     if module is None:
         spec = sys.modules["__main__"].__spec__
-        module, arguments = (spec.name if spec else sys.argv[0]), tuple(sys.argv[1:])
+        module, arguments = (spec.name if spec else sys.argv[0]), arguments or tuple(sys.argv[1:])
     return shlex.join(["python", "-m", module, *map(str, arguments)])
 
 
-def machine() -> str:
-    """Processor, cores, and how many threads torch takes of them."""
+def describe_machine() -> str:
+    """Processor, number of cores, and number of threads that torch uses."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
     name = names[0].partition(":")[2].strip() if names else platform.processor()
@@ -73,21 +79,21 @@ def machine() -> str:
     return ", ".join(dict.fromkeys(filter(None, parts)))
 
 
-def made_with(*packages: str, began: float | None = None, command: str | None = None) -> dict[str, Any]:
-    """What a record says of how it was made.
+def provenance(*packages: str, began: float | None = None, command: str | None = None) -> dict[str, Any]:
+    """The provenance of a record: command, seconds, machine and versions.
 
     Args:
-        packages: whose versions matter beside those of PACKAGES.
-        began: `time.monotonic()` of when it began; None leaves `seconds` out.
-        command: None for the one that runs.
+        packages: packages to list beside PACKAGES.
+        began: `time.monotonic()` at the start; None leaves `seconds` out.
+        command: the command that reproduces the record; None for that of the running program.
     """
     seconds = {} if began is None else {"seconds": round(time.monotonic() - began, 1)}
-    about = {"machine": machine(), "versions": versions(*PACKAGES, *packages)}
-    return {"command": command or command_of(), **seconds, **about}
+    environment = {"machine": describe_machine(), "versions": versions(*PACKAGES, *packages)}
+    return {"command": command or format_command(), **seconds, **environment}
 
 
-def write(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a record; its folder is made where it is missing."""
+def write_record(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a record; create its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(as_json(document) + "\n")
     print(f"wrote {path}")

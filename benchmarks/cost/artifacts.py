@@ -1,10 +1,10 @@
-"""How large concepts are on disk, and how long it takes to save and to load them, in the shapes of known models.
+"""Size of concepts on disk, and time to save and to load them, in the shapes of known models.
 
     OMP_NUM_THREADS=1 python -m benchmarks.cost.artifacts
 
 Random probes and maps of the right shapes at every cross-attention (of FLUX every attention), rounded as learning
-rounds them, with evidence of every site and bin as learning records it. Times are the best of many, as other work on
-the machine only adds to them, with the median, and the least of processor time.
+rounds them, with evidence of every site and bin as learning records it. Times are the minimum of many rounds, because
+other work on the machine only adds to them; beside it the median, and the minimum of processor time.
 
 Writes benchmarks/results/artifacts.json.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.records import made_with, parser_of, results_of, write
+from benchmarks.common.records import build_parser, provenance, record_path, write_record
 from dsas_core import Concept, Intervention, Site
 from dsas_core.concept.concept import CARD, CONFIG, TENSORS
 from dsas_core.concept.format import round_to_half
@@ -28,7 +28,7 @@ from dsas_core.maps import AffineMap
 from dsas_core.model.fingerprints import describe_module
 from dsas_core.probes import LinearProbe
 
-#: model -> the site of each width, so many of them
+#: model -> pattern of its sites, and the number of sites of each width
 MODELS = {
     "SD1.5": ("unet.up_blocks.1.attentions.0.transformer_blocks.{}.attn2", {320: 5, 640: 5, 1280: 6}),
     "SDXL": ("unet.up_blocks.0.attentions.0.transformer_blocks.{}.attn2", {640: 10, 1280: 60}),
@@ -38,11 +38,12 @@ MAPS = ("add", "affine")
 BINS = (1, 10)
 
 
-def shaped(model: str, kind: str, bins: int, seed: int) -> Concept:
-    """A random concept of a model's shape."""
+def build_concept(model: str, kind: str, bins: int, seed: int) -> Concept:
+    """A random concept in the shape of a model."""
     random = torch.Generator().manual_seed(seed)
     path, widths = MODELS[model]
-    sites = [(Site(path.format(i)), w) for i, w in enumerate(w for w, n in widths.items() for _ in range(n))]
+    site_widths = [width for width, count in widths.items() for _ in range(count)]
+    sites = [(Site(path.format(i)), width) for i, width in enumerate(site_widths)]
 
     def probe(width: int) -> LinearProbe:
         return LinearProbe(torch.randn(width, generator=random), torch.randn((), generator=random))
@@ -86,50 +87,50 @@ def shaped(model: str, kind: str, bins: int, seed: int) -> Concept:
     )
 
 
-def timed(work: Callable[[], object], rounds: int) -> dict[str, float]:
-    """Milliseconds by the clock, best and median, and the least of processor time."""
-    times, spent = [], []
+def measure_time(work: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Milliseconds of wall time, minimum and median, and the minimum of processor time."""
+    times, processor_times = [], []
     for _ in range(rounds):
         began, began_processor = time.perf_counter(), time.process_time()
         work()
         times.append(1000 * (time.perf_counter() - began))
-        spent.append(1000 * (time.process_time() - began_processor))
-    told = {"best": min(times), "median": statistics.median(times), "processor": min(spent)}
-    return {name: round(value, 1) for name, value in told.items()}
+        processor_times.append(1000 * (time.process_time() - began_processor))
+    figures = {"best": min(times), "median": statistics.median(times), "processor": min(processor_times)}
+    return {name: round(value, 1) for name, value in figures.items()}
 
 
 def main() -> None:
-    parser = parser_of(__doc__, results_of(__file__), seed=True)
+    parser = build_parser(__doc__, record_path(__file__), seed=True)
     parser.add_argument("--rounds", type=int, default=25)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as parent:
         for model in MODELS:
             for kind in MAPS:
                 for bins in BINS:
-                    concept, place = shaped(model, kind, bins, args.seed), Path(folder) / "concept"
+                    concept, folder = build_concept(model, kind, bins, args.seed), Path(parent) / "concept"
 
-                    def save(concept: Concept = concept, place: Path = place) -> None:
-                        concept.save_pretrained(place, overwrite=True)
+                    def save(concept: Concept = concept, folder: Path = folder) -> None:
+                        concept.save_pretrained(folder, overwrite=True)
 
-                    def load(place: Path = place) -> Concept:
-                        return Concept.from_pretrained(place)
+                    def load(folder: Path = folder) -> Concept:
+                        return Concept.from_pretrained(folder)
 
-                    save_ms, load_ms = timed(save, args.rounds), timed(load, args.rounds)
+                    save_ms, load_ms = measure_time(save, args.rounds), measure_time(load, args.rounds)
                     assert load() == concept
-                    sizes = {name: (place / name).stat().st_size for name in (TENSORS, CONFIG, CARD)}
+                    sizes = {name: (folder / name).stat().st_size for name in (TENSORS, CONFIG, CARD)}
                     times = {"save_ms": save_ms, "load_ms": load_ms}
                     rows.append({"model": model, "map": kind, "bins": bins, "bytes": sizes, **times})
                     kib = ", ".join(f"{name} {size / 1024:.0f} KiB" for name, size in sizes.items())
                     print(f"{model} {kind} {bins}: {kib}; save {save_ms}, load {load_ms}", flush=True)
-    document = {
+    report = {
         "seed": args.seed,
         "rounds": args.rounds,
         "concepts": rows,
-        **made_with("safetensors"),
+        **provenance("safetensors"),
     }
-    write(args.out, document)
+    write_record(args.out, report)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every method in closed form, and every gate, fitted on one reading of the prompts: seconds, evidence, size.
+"""Every method in closed form and every gate, fitted on one capture of activations: seconds, evidence, size.
 
     python -m benchmarks.cost.fits
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import dsas_diffusion as dsas
-from benchmarks.common.records import PROMPTS, made_with, parser_of, results_of, write
+from benchmarks.common.records import PROMPTS, build_parser, provenance, record_path, write_record
 from dsas_core import Concept, llm, methods
 from dsas_core.concept.concept import TENSORS
 from dsas_core.errors import DSASError
@@ -29,55 +29,56 @@ from dsas_core.learning.recipe import Recipe
 GATES = ("dsas", "gaps", "product(dsas, gaps)", "cosine", "mlp(accept=true)", "quantile")
 
 
-def fitted(capture: Capture, recipe: Recipe) -> dict[str, Any]:
-    """What a recipe comes to on captured rows."""
+def fit(capture: Capture, recipe: Recipe) -> dict[str, Any]:
+    """Fit a recipe on captured activations: its seconds, evidence and size, or why it was refused."""
     began = time.perf_counter()
     try:
         interventions, evidence = fit_sites(capture, recipe)
     except DSASError as error:
         return {"refused": str(error)}
     seconds = time.perf_counter() - began
-    found = [one for one in evidence if one.weight > 0]
+    in_use = [site for site in evidence if site.weight > 0]
     with tempfile.TemporaryDirectory() as folder:
         concept = Concept("fitted", tuple(interventions), capture.edges, method=recipe.method, gate=str(recipe.gate))
         size = (concept.save_pretrained(Path(folder) / "concept") / TENSORS).stat().st_size
     return {
         "seconds": seconds,
         "sites": len(interventions),
-        "auroc": statistics.median(one.auroc for one in found),
-        "balanced_accuracy": statistics.median(one.balanced_accuracy for one in found),
-        "control_h": statistics.median(one.control_h for one in found),
+        "auroc": statistics.median(site.auroc for site in in_use),
+        "balanced_accuracy": statistics.median(site.balanced_accuracy for site in in_use),
+        "control_h": statistics.median(site.control_h for site in in_use),
         "bytes": size,
     }
 
 
-def measured(capture: Capture, seconds: float, base: Mapping[str, Any]) -> dict[str, Any]:
-    """Every map and every gate on one capture."""
-    maps = [described.name for described in methods.available() if described.kind in ("map", "both")]
-    found: dict[str, Any] = {"capture_seconds": seconds, "maps": {}, "gates": {}}
+def fit_all(capture: Capture, seconds: float, base: Mapping[str, Any]) -> dict[str, Any]:
+    """Fit every map and every gate on one capture."""
+    maps = [method.name for method in methods.available() if method.kind in ("map", "both")]
+    figures: dict[str, Any] = {"capture_seconds": seconds, "maps": {}, "gates": {}}
     for name in maps:
-        found["maps"][name] = fitted(capture, Recipe(**{**base, "method": name, "gate": "dsas"}))
-        print(name, found["maps"][name], flush=True)
+        figures["maps"][name] = fit(capture, Recipe(**{**base, "method": name, "gate": "dsas"}))
+        print(name, figures["maps"][name], flush=True)
     for name in GATES:
-        found["gates"][name] = fitted(capture, Recipe(**{**base, "gate": name}))
-        print(name, found["gates"][name], flush=True)
-    return found
+        figures["gates"][name] = fit(capture, Recipe(**{**base, "gate": name}))
+        print(name, figures["gates"][name], flush=True)
+    return figures
 
 
 def main() -> None:
-    args = parser_of(__doc__, results_of(__file__)).parse_args()
+    args = build_parser(__doc__, record_path(__file__)).parse_args()
     torch.set_num_threads(1)
-    found = {}
+    tasks = {}
     base = {"form": "token", "pooling": "mean", "top_share": 0.25}
-    lesson = llm.Lesson(*llm.load("builtin:chat"), PROMPTS / "rudeness.yaml")
+    text_learner = llm.Lesson(*llm.load("builtin:chat"), PROMPTS / "rudeness.yaml")
     began = time.perf_counter()
-    capture = lesson.captured(Recipe(**base))
-    found["rudeness"] = measured(capture, time.perf_counter() - began, base)
-    drawn = dsas.Lesson(dsas.load_pipeline("builtin:emoji"), PROMPTS / "banana-blur.yaml", sites="denoiser", steps=8)
+    capture = text_learner.captured(Recipe(**base))
+    tasks["rudeness"] = fit_all(capture, time.perf_counter() - began, base)
+    pipe = dsas.load_pipeline("builtin:emoji")
+    picture_learner = dsas.Lesson(pipe, PROMPTS / "banana-blur.yaml", sites="denoiser", steps=8)
     began = time.perf_counter()
-    capture = drawn.captured(Recipe())
-    found["banana-blur"] = measured(capture, time.perf_counter() - began, {})
-    write(args.out, {"tasks": found, **made_with()})
+    capture = picture_learner.captured(Recipe())
+    tasks["banana-blur"] = fit_all(capture, time.perf_counter() - began, {})
+    write_record(args.out, {"tasks": tasks, **provenance()})
 
 
 if __name__ == "__main__":

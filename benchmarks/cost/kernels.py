@@ -1,7 +1,7 @@
-"""Time per position of each probe with each map, over a plain copy of the activation, in one run, by turns.
+"""Time per position of each probe with each map, relative to a copy of the activation; interleaved in one run.
 
-    python -m benchmarks.cost.kernels                  # CPU, one thread; or a GPU, where there is one
-    python -m benchmarks.cost.kernels --compile             # each pair as one compiled graph
+    python -m benchmarks.cost.kernels                  # GPU if there is one, else one thread of the CPU
+    python -m benchmarks.cost.kernels --compile        # each pair as one compiled graph
 
 Writes benchmarks/results/kernels.json.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common.records import made_with, parser_of, results_of, write
+from benchmarks.common.records import build_parser, provenance, record_path, write_record
 from dsas_core import methods
 from dsas_core.errors import DSASError
 from dsas_core.evaluation.cost import device_name
@@ -29,27 +29,27 @@ ROWS = 64
 GATES = ("on", "dsas", "gaps", "product(dsas, gaps)", "cosine", "mlp(accept=true)", "quantile", "cast", "fairsteer")
 
 
-def fitted(width: int) -> tuple[dict[str, Probe], dict[str, Map]]:
-    """Every gate with the map of CAA to go with it, and every map, fitted on random rows."""
+def fit_all(width: int) -> tuple[dict[str, Probe], dict[str, Map]]:
+    """Every gate and every map, fitted on random activations."""
     torch.manual_seed(0)
     source, target, control = (torch.randn(ROWS, width) + offset for offset in (0.5, 1.0, 0.0))
     probes = {name: methods.get(name, "gate").fit(source, control) for name in GATES if name != "dsas"}
     probes["dsas"] = methods.get("dsas", "gate").fit(source, control, rank=5, scaler="none")
     maps: dict[str, Map] = {}
-    for described in methods.available():
-        if described.kind != "gate":
-            maps[described.name] = methods.get(described.name, "map").fit(source, target)
+    for method in methods.available():
+        if method.kind != "gate":
+            maps[method.name] = methods.get(method.name, "map").fit(source, target)
     return {name: probes[name] for name in GATES}, maps
 
 
-def timed(work: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds of each piece of work, by turns; the first round only warms up.
+def measure_times(cases: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median seconds of each case, interleaved; the first round is for warming up.
 
-    Each runs once before it is timed, or its time would tell of the memory that the one before it left behind.
+    Each case runs once untimed before it is timed, so that the caches hold its own memory, not that of the case before.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds + 1):
-        for name, run in work.items():
+        for name, run in cases.items():
             run()
             began = time.perf_counter()
             run()
@@ -60,7 +60,7 @@ def timed(work: dict[str, Callable[[], object]], device: torch.device, rounds: i
 
 
 def main() -> None:
-    parser = parser_of(__doc__, results_of(__file__))
+    parser = build_parser(__doc__, record_path(__file__))
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--positions", type=int, default=4096)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -70,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(device_of(args.device))
-    probes, maps = fitted(args.width)
+    probes, maps = fit_all(args.width)
     x = torch.randn(1, args.positions, args.width, dtype=getattr(torch, args.dtype), device=device)
     pairs = {(name, "caa"): (probe, maps["caa"]) for name, probe in probes.items()}
     pairs |= {("dsas", name): (probes["dsas"], transform) for name, transform in maps.items()}
@@ -85,29 +85,29 @@ def main() -> None:
         compiled = torch.compile(run) if args.compile else run
         return lambda: compiled(x)
 
-    work: dict[str, Callable[[], object]] = {"copy": x.clone}
+    cases: dict[str, Callable[[], object]] = {"copy": x.clone}
     for (gate, method), (probe, transform) in pairs.items():
-        work[f"{gate} × {method}"] = step(probe, transform)
+        cases[f"{gate} × {method}"] = step(probe, transform)
     with torch.inference_mode():
-        found = timed(work, device, args.rounds)
+        seconds = measure_times(cases, device, args.rounds)
     rows: dict[str, Any] = {
-        name: {"nanoseconds_per_position": 1e9 * value / args.positions, "over_a_copy": value / found["copy"]}
-        for name, value in found.items()
+        name: {"nanoseconds_per_position": 1e9 * spent / args.positions, "over_a_copy": spent / seconds["copy"]}
+        for name, spent in seconds.items()
     }
     for name, row in rows.items():
         print(f"{name:32} {row['nanoseconds_per_position']:9.1f} ns  {row['over_a_copy']:6.2f}")
-    record = {
+    entry = {
         "settings": {key: getattr(args, key) for key in ("width", "positions", "dtype", "rounds")},
         "device": device_name(device),
         "pairs": rows,
-        **made_with(),
+        **provenance(),
     }
     try:
-        report = json.loads(args.out.read_text()) if args.out.is_file() else {}
+        record = json.loads(args.out.read_text()) if args.out.is_file() else {}
     except ValueError:
         raise DSASError(f"{args.out} is damaged: remove it") from None
-    report[f"{device.type}{', compiled' if args.compile else ''}"] = record
-    write(args.out, report)
+    record[f"{device.type}{', compiled' if args.compile else ''}"] = entry
+    write_record(args.out, record)
 
 
 if __name__ == "__main__":

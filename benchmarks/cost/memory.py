@@ -1,9 +1,9 @@
-"""Peak memory of learning over that of the bare generations that it makes, each in a process of its own.
+"""Peak memory of learning, relative to that of its generations alone; each is measured in its own process.
 
     OMP_NUM_THREADS=2 python -m benchmarks.cost.memory
 
-A random UNet with the blocks of SDXL (70 cross-attention layers), narrower, is read at every one of them; what is read
-is kept in a folder (`store`). Writes benchmarks/results/memory.json.
+The model is a random, narrower UNet with the blocks of SDXL (70 cross-attention layers). Activations of all of them are
+captured and stored in a folder (`store`). Writes benchmarks/results/memory.json.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import dsas_diffusion as dsas
-from benchmarks.common.records import PROMPTS, ROOT, made_with, parser_of, results_of, write
-from benchmarks.cost.model_shapes import xl_unet
+from benchmarks.common.records import PROMPTS, ROOT, build_parser, provenance, record_path, write_record
+from benchmarks.cost.model_shapes import build_xl_unet
 from dsas_core.learning.recipe import Recipe
 from dsas_diffusion.generation.pictures import latent_batches, seeds_for
 from dsas_diffusion.pipelines.adapter import adapt
@@ -27,54 +27,55 @@ from dsas_diffusion.pipelines.adapter import adapt
 COUNT, STEPS, BATCH = 12, 4, 4
 
 
-def pipeline(width: int) -> Any:
+def build_pipeline(width: int) -> Any:
     """The built-in pipeline around a random UNet of SDXL's shape, with `width` channels instead of 320."""
     pipe = dsas.load_pipeline("builtin:emoji")
-    own = pipe.unet.config
-    pipe.unet = xl_unet(width, 2 * own.sample_size, pipe.text_encoder.config.hidden_size, own.in_channels)
+    config = pipe.unet.config
+    pipe.unet = build_xl_unet(width, 2 * config.sample_size, pipe.text_encoder.config.hidden_size, config.in_channels)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def run(arm: str, width: int, seed: int) -> dict[str, float]:
-    """Peak resident memory, in MiB, of this process before and after it has done its work."""
-    pipe = pipeline(width)
+def run_arm(arm: str, width: int, seed: int) -> dict[str, float]:
+    """Peak resident memory of this process in MiB, before and after the work of an arm."""
+    pipe = build_pipeline(width)
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, Any] = {"sites": "cross", "count": COUNT, "steps": STEPS, "batch": BATCH, "seed": seed}
-        lesson = dsas.Lesson(pipe, PROMPTS / "banana-blur.yaml", store=Path(folder) / "read", **settings)
-        loaded = peak()
+        learner = dsas.Lesson(pipe, PROMPTS / "banana-blur.yaml", store=Path(folder) / "read", **settings)
+        loaded = peak_memory()
         if arm == "learning":
-            capture = lesson.captured(Recipe())
-            assert {site for site, _, _ in capture.rows} == set(lesson.sites)
+            capture = learner.captured(Recipe())
+            assert {site for site, _, _ in capture.rows} == set(learner.sites)
         else:
-            for texts in lesson.fitting.values():
-                for _ in latent_batches(adapt(pipe), texts, seeds_for(texts, seed), lesson.settings, BATCH):
+            for texts in learner.fitting.values():
+                for _ in latent_batches(adapt(pipe), texts, seeds_for(texts, seed), learner.settings, BATCH):
                     pass
         written = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
-    return {"loaded": loaded, "peak": peak(), "written": written / 2**20, "sites": len(lesson.sites)}
+    return {"loaded": loaded, "peak": peak_memory(), "written": written / 2**20, "sites": len(learner.sites)}
 
 
-def peak() -> float:
+def peak_memory() -> float:
+    """Peak resident memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
-    parser = parser_of(__doc__, results_of(__file__), seed=True)
+    parser = build_parser(__doc__, record_path(__file__), seed=True)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
-        print(json.dumps(run(args.arm, args.width, args.seed)))
+        print(json.dumps(run_arm(args.arm, args.width, args.seed)))
         return
     report: dict[str, Any] = {}
     settings = ["--width", str(args.width), "--seed", str(args.seed)]
     for arm in ("generating", "learning"):
         command = [sys.executable, "-m", __spec__.name, "--arm", arm, *settings]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-        report[arm] = json.loads(done.stdout.splitlines()[-1])
+        completed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+        report[arm] = json.loads(completed.stdout.splitlines()[-1])
     report["ratio"] = report["learning"]["peak"] / report["generating"]["peak"]
-    report |= {"width": args.width, "seed": args.seed, **made_with()}
-    write(args.out, report)
+    report |= {"width": args.width, "seed": args.seed, **provenance()}
+    write_record(args.out, report)
     print(json.dumps(report, indent=2))
 
 

@@ -1,10 +1,10 @@
-"""What steering a language model costs: tokens a second with and without, prefill and decode, interleaved in one run.
+"""Cost of steering a language model: tokens per second with and without, prefill and decode, interleaved in one run.
 
     python -m benchmarks.cost.overhead_llm --rounds 9
 
 A Llama of about 100 M parameters with random weights, a random concept at the output of every layer, strength 1. Each
-round times every arm once, the order turned round every other time: reading a prompt into the cache, then writing token
-by token behind it. `control` is the unsteered model against itself, what this machine's noise makes of nothing. Writes
+round times every arm once, in reversed order every other round: prefill of a prompt, then decoding token by token.
+`control` is the unsteered model relative to itself: the noise of this machine. Writes
 benchmarks/results/overhead_llm.json.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.records import made_with, parser_of, results_of, write
+from benchmarks.common.records import build_parser, provenance, record_path, write_record
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.intervention import Intervention
@@ -28,7 +28,7 @@ from dsas_core.probes import LinearProbe
 ARMS = ("unsteered", "steered", "control")
 
 
-def build(width: int, layers: int, dtype: torch.dtype, device: str) -> Any:
+def build_model(width: int, layers: int, dtype: torch.dtype, device: str) -> Any:
     """A Llama with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,7 +45,7 @@ def build(width: int, layers: int, dtype: torch.dtype, device: str) -> Any:
     return LlamaForCausalLM(config).to(device, dtype).eval().requires_grad_(False)
 
 
-def random_concept(model: Any) -> Concept:
+def build_random_concept(model: Any) -> Concept:
     """Random gates and directions at the output of every layer; the cost does not depend on their values."""
     width = model.config.hidden_size
     items = [
@@ -60,10 +60,10 @@ def random_concept(model: Any) -> Concept:
     return Concept("random", tuple(items))
 
 
-def ratios(model: Any, concept: Concept, batch: int, prompt: int, new: int, rounds: int) -> dict[str, Any]:
-    """Seconds of prefill and of decoding `new` tokens, by arm, over those unsteered: medians and minima of rounds.
+def measure_ratios(model: Any, concept: Concept, batch: int, prompt: int, new: int, rounds: int) -> dict[str, Any]:
+    """Seconds of prefill and of decoding `new` tokens by arm, relative to unsteered: medians and minima over rounds.
 
-    `paired` is the median over rounds of one round's ratio, which slow drifts of the machine do not touch.
+    `paired` is the median of the ratios within each round, which cancel slow changes in the speed of the machine.
     """
     ids = torch.randint(3, 32_000, (batch, prompt), device=model.device)
     mask = torch.ones_like(ids)
@@ -75,29 +75,31 @@ def ratios(model: Any, concept: Concept, batch: int, prompt: int, new: int, roun
         return time.perf_counter()
 
     @torch.inference_mode()
-    def once() -> tuple[float, float]:
+    def run_once() -> tuple[float, float]:
         began = clock()
         out = model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1)
-        read = clock() - began
+        prefill_seconds = clock() - began
         began = clock()
         for step in range(new):
-            seen = torch.ones(batch, prompt + step + 1, dtype=mask.dtype, device=mask.device)
+            extended_mask = torch.ones(batch, prompt + step + 1, dtype=mask.dtype, device=mask.device)
             token = out.logits[:, -1:].argmax(-1)
-            out = model(input_ids=token, attention_mask=seen, past_key_values=out.past_key_values, use_cache=True)
-        return read, clock() - began
+            out = model(
+                input_ids=token, attention_mask=extended_mask, past_key_values=out.past_key_values, use_cache=True
+            )
+        return prefill_seconds, clock() - began
 
-    once()
+    run_once()
     for number in range(rounds):
         for arm in ARMS if number % 2 else ARMS[::-1]:
             with llm.steer(model, {concept: 1.0}) if arm == "steered" else nullcontext():
-                read, wrote = once()
-            times[arm]["prefill"].append(read)
-            times[arm]["decode"].append(wrote)
+                prefill_seconds, decode_seconds = run_once()
+            times[arm]["prefill"].append(prefill_seconds)
+            times[arm]["decode"].append(decode_seconds)
     report: dict[str, Any] = {"batch": batch}
     for part in ("prefill", "decode"):
         base = times["unsteered"][part]
-        made = batch * (prompt if part == "prefill" else new)
-        report[part] = {"tokens_a_second_unsteered": made / statistics.median(base)}
+        tokens = batch * (prompt if part == "prefill" else new)
+        report[part] = {"tokens_a_second_unsteered": tokens / statistics.median(base)}
         for arm in ARMS[1:]:
             report[part][f"{arm}_median"] = statistics.median(times[arm][part]) / statistics.median(base)
             report[part][f"{arm}_min"] = min(times[arm][part]) / min(base)
@@ -107,7 +109,7 @@ def ratios(model: Any, concept: Concept, batch: int, prompt: int, new: int, roun
 
 
 def main() -> None:
-    parser = parser_of(__doc__, results_of(__file__))
+    parser = build_parser(__doc__, record_path(__file__))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
@@ -118,14 +120,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
     torch.manual_seed(0)
-    model = build(args.width, args.layers, getattr(torch, args.dtype), args.device)
-    concept = random_concept(model)
+    model = build_model(args.width, args.layers, getattr(torch, args.dtype), args.device)
+    concept = build_random_concept(model)
     report: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "runs": [ratios(model, concept, batch, args.prompt, args.new, args.rounds) for batch in args.batches],
-        **made_with(),
+        "runs": [measure_ratios(model, concept, batch, args.prompt, args.new, args.rounds) for batch in args.batches],
+        **provenance(),
     }
-    write(args.out, report)
+    write_record(args.out, report)
     print(json.dumps(report, indent=2))
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import dsas_diffusion as dsas
-from benchmarks.common.arms import best_mask_site, draw, summed_up, trial
+from benchmarks.common.arms import best_mask_site, draw, run_trial, summarise
 from benchmarks.common.builtin_metrics import StyleEdit
-from benchmarks.common.processes import single_threaded
-from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, write
+from benchmarks.common.processes import single_thread_pool
+from benchmarks.common.records import OUTPUTS, PROMPTS, build_parser, provenance, write_record
 from dsas_core.learning.prompts.prompt_set import load_prompts
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation.settings import settings_of
@@ -47,23 +47,23 @@ def learn_and_judge(
         print("drawing and judging …", flush=True)
     validation = content.draw(COUNT, seed)["source"][-8:]
     site = best_mask_site(pipe, judge, concept, edit, validation, seed + 900, settings)
-    raw, arms, heats = trial(pipe, judge, concept, edit, prompts, seed, settings, base, site, 4, STRENGTHS)
+    raw, arms, heats = run_trial(pipe, judge, concept, edit, prompts, seed, settings, base, site, 4, STRENGTHS)
     return raw, arms, heats, concept.unit
 
 
 def main() -> None:
-    parser = parser_of(__doc__, OUTPUTS / "demo", seed=True)
+    parser = build_parser(__doc__, OUTPUTS / "demo", seed=True)
     args = parser.parse_args()
 
     began = time.monotonic()
     content = load_prompts(BANANAS)
     prompts = {part: content.expanded(part) for part in ("alone", "beside", "without", "unnamed")}
     print(f"learning {content.name} …", flush=True)
-    with single_threaded(2) as pool:
+    with single_thread_pool(2) as pool:
         jobs = [pool.submit(learn_and_judge, sites, prompts, args.out, args.seed) for sites in (None, "denoiser")]
         (raw, arms, heats, unit), (other, *_, other_unit) = (job.result() for job in jobs)
-    report = summed_up(raw) | {"unit": unit, "denoiser": summed_up(other) | {"unit": other_unit}}
-    report |= {"seed": args.seed, **made_with(began=began)}
+    report = summarise(raw) | {"unit": unit, "denoiser": summarise(other) | {"unit": other_unit}}
+    report |= {"seed": args.seed, **provenance(began=began)}
     _write(args.out, prompts, arms, heats, report)
     _print(report, args.out)
 
@@ -84,7 +84,7 @@ def _write(out: Path, prompts: dict[str, list[str]], arms: Any, heats: Any, repo
                 captions.append(text)
     grid(rows, list(HEADINGS.values()), captions).save(out / "comparison.png")
     (out / "prompts.json").write_text(json.dumps(listed, indent=2) + "\n")
-    write(out / "report.json", report)
+    write_record(out / "report.json", report)
 
 
 def _print(report: dict[str, Any], out: Path) -> None:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.common.records import ROOT, made_with, parser_of, results_of, write
+from benchmarks.common.records import ROOT, build_parser, provenance, record_path, write_record
 from tests.fixtures.browser import Demo, browser, serving
 
 IMPORTS = (
@@ -37,7 +37,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = parser_of(__doc__, results_of(__file__))
+    parser = build_parser(__doc__, record_path(__file__))
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -66,9 +66,9 @@ def main() -> None:
             "serving_after_imports": round(server.ready - imports, 1),
             **summary,
             "rounds": args.rounds,
-            **made_with("gradio", "playwright"),
+            **provenance("gradio", "playwright"),
         }
-    write(args.out, document)
+    write_record(args.out, document)
     print(json.dumps(document, indent=2))
 
 

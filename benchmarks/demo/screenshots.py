@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.common.records import DOCS, parser_of
+from benchmarks.common.records import DOCS, build_parser
 from tests.fixtures.browser import Demo, browser, serving
 
 DESKTOP = {"width": 1240, "height": 1060}
@@ -21,7 +21,7 @@ SETTLED = 800
 
 
 def main() -> None:
-    parser_of(__doc__).parse_args()
+    build_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "log") as server, browser() as chromium:
         for look, options in (("light", {"viewport": DESKTOP}), ("dark", {"viewport": DESKTOP}), ("phone", PHONE)):
             theme = "dark" if look == "dark" else "light"

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.common.records import made_with, parser_of, results_of, write
+from benchmarks.common.records import build_parser, provenance, record_path, write_record
 from dsas_core import Concept, shipped
 from dsas_diffusion import load_pipeline
 from dsas_diffusion.ui.page.controls import enlarge
@@ -33,12 +33,12 @@ from tests.fixtures.browser import Demo, browser, serving
 PROMPTS = ("a banana and a dog on the grass", "a red car on the beach", "an apple and a banana", "a dog in the snow")
 SEEDS = (1, 2)
 STRENGTHS = (0.0, 0.5, 1.0)
-#: of 255: what a picture may differ by from the one that is drawn in another process
+#: largest difference of pixels, of 255, from the picture drawn in another process
 TOLERANCE = 2
 
 
 def main() -> int:
-    parser = parser_of(__doc__, results_of(__file__), seed=True)
+    parser = build_parser(__doc__, record_path(__file__), seed=True)
     parser.add_argument("--visitors", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=3.0)
     args = parser.parse_args()
@@ -74,8 +74,8 @@ def main() -> int:
                     demo.wait_for_drawing(mark)
                     waits.append(time.monotonic() - began)
                     differs = [
-                        np.abs(shown.astype(int) - pixels).max() > TOLERANCE
-                        for shown, pixels in zip(demo.pictures(), expected(*order), strict=True)
+                        np.abs(displayed.astype(int) - pixels).max() > TOLERANCE
+                        for displayed, pixels in zip(demo.pictures(), expected(*order), strict=True)
                     ]
                     wrong_pictures += any(differs)
                 except Exception as error:
@@ -91,9 +91,9 @@ def main() -> int:
         "mixed": wrong_pictures,
         "seconds_from_click": {"median": round(statistics.median(waits), 1), "highest": round(max(waits), 1)},
         "seed": args.seed,
-        **made_with("gradio", "playwright"),
+        **provenance("gradio", "playwright"),
     }
-    write(args.out, document)
+    write_record(args.out, document)
     print(json.dumps(document, indent=2))
     return 1 if errors or wrong_pictures or not draws else 0
 

@@ -1,4 +1,4 @@
-"""What the checks are made on: the built-in language model (`Desk`) and the built-in text-to-image model (`Studio`)."""
+"""The models under test: the built-in language model (`ChatModel`) and text-to-image model (`PictureModel`)."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ from dsas_diffusion.vision.builtin_judge import BuiltinJudge
 from dsas_diffusion.vision.judges import judge_from
 from dsas_diffusion.vision.similarity import ssim
 
-#: source prompts that learning and `rows` draw; controls are twice as many
+#: number of source prompts for learning and for `mean_activations`; controls are twice as many
 COUNT = 48
+#: number of held-out messages, angry and calm each
 MESSAGES = 120
-#: held-out pictures: this many of source prompts, and of control prompts half more
+#: number of held-out source pictures; there are half more control pictures
 PICTURES = 16
-#: of the draw of held-out prompts, and of their noise
-HELD_OUT = 77
+#: seed of the draw of held-out prompts, and of their noise
+HELD_OUT_SEED = 77
 BATCH = 8
 
 Figures = dict[str, float]
@@ -50,7 +51,13 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Sample:
-    """Mean activations at one place of a model, [n, width] of source and of control, and the prompt of each row."""
+    """Mean activations at one site of a model.
+
+    Attributes:
+        source: of source prompts, [n, width].
+        control: of control prompts, [m, width].
+        groups: index of the prompt of each row, for source and control.
+    """
 
     source: torch.Tensor
     control: torch.Tensor
@@ -58,67 +65,67 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Transfer:
-    """A set of prompts to learn from, and the examination that the concept is to pass."""
+class TransferCase:
+    """Prompts to learn from, and the name of the evaluation set on which the concept is measured."""
 
     prompts: PromptSet
-    examination: str
+    evaluation_set: str
 
 
-class Bench(ABC):
-    """A built-in model, the prompts of a concept, and examinations: prompts that learning never draws.
+class ModelUnderTest(ABC):
+    """A built-in model, the prompts of a concept, and evaluation sets: prompts that learning never draws.
 
-    Examinations go by name; "held out" is the one that every check uses.
+    Evaluation sets have names; every check uses "held out".
     """
 
     prompts: PromptSet
-    #: label -> control templates, from those with nothing in common with the source to look-alikes
+    #: label -> control templates, from unrelated ones to look-alikes of the source
     controls: Mapping[str, Sequence[str]]
-    transfers: Mapping[str, Transfer]
+    transfers: Mapping[str, TransferCase]
 
     def __init__(self) -> None:
         self._concepts: dict[str, Concept] = {}
 
     def learn(self, prompts: PromptSet | None = None, **settings: Any) -> Concept:
-        """A concept; the same prompts and settings are learned once."""
+        """Learn a concept; the result is cached by prompts and settings."""
         prompts = prompts or self.prompts
         key = json.dumps([prompts.to_dict(), settings])
         if key not in self._concepts:
-            self._concepts[key] = self.learned(prompts, **settings)
+            self._concepts[key] = self._learn(prompts, **settings)
         return self._concepts[key]
 
-    def measured(self, concept: Concept, strength: float = 1.0, gate: str | None = None) -> Figures:
-        """What a concept does to held-out source and control prompts."""
-        return self.shows(concept, strength, gate) | self.keeps(concept, strength, gate)
+    def measure(self, concept: Concept, strength: float = 1.0, gate: str | None = None) -> Figures:
+        """Effect on held-out source prompts, and change of held-out control prompts."""
+        return self.effect(concept, strength, gate) | self.control_change(concept, strength, gate)
 
     @abstractmethod
-    def learned(self, prompts: PromptSet, **settings: Any) -> Concept:
-        """A concept, learned now."""
+    def _learn(self, prompts: PromptSet, **settings: Any) -> Concept:
+        """Learn a concept, without the cache."""
 
     @abstractmethod
-    def unsteered(self, examination: str) -> Figures:
-        """What the model shows of source prompts by itself, and where it can be asked in words for what is wanted."""
+    def unsteered(self, evaluation_set: str) -> Figures:
+        """Rates without steering on source prompts and, of pictures, on prompts that ask for the effect in words."""
 
     @abstractmethod
-    def shows(
-        self, concept: Concept, strength: float = 1.0, gate: str | None = None, examination: str = "held out"
+    def effect(
+        self, concept: Concept, strength: float = 1.0, gate: str | None = None, evaluation_set: str = "held out"
     ) -> Figures:
-        """What a concept does to the source prompts of an examination."""
+        """Rates on the source prompts of an evaluation set, with steering."""
 
     @abstractmethod
-    def keeps(self, concept: Concept, strength: float = 1.0, gate: str | None = None) -> Figures:
-        """What a concept does to held-out control prompts."""
+    def control_change(self, concept: Concept, strength: float = 1.0, gate: str | None = None) -> Figures:
+        """How much steering changes the output for held-out control prompts."""
 
     @abstractmethod
-    def fires(self, concept: Concept) -> Figures:
-        """Mean h, times the weight of the site, over held-out control and source prompts, without steering."""
+    def gate_scores(self, concept: Concept) -> Figures:
+        """Mean h, times the weight of the site, on held-out control and source prompts, at strength 0."""
 
     @abstractmethod
-    def rows(self, prompts: PromptSet, every: bool = False) -> dict[str, Sample]:
-        """Mean activations of the prompts that learning draws, by place; `every` for more places than are steered."""
+    def mean_activations(self, prompts: PromptSet, all_sites: bool = False) -> dict[str, Sample]:
+        """Mean activations of the prompts that learning draws, by site; `all_sites` for more sites than are steered."""
 
 
-class Desk(Bench):
+class ChatModel(ModelUnderTest):
     """Rudeness of the help desk in `builtin:chat`: 120 angry and 120 calm messages."""
 
     def __init__(self) -> None:
@@ -126,70 +133,70 @@ class Desk(Bench):
         self.model, self.tokenizer = llm.load("builtin:chat")
         self.prompts = load_prompts(PROMPTS / "rudeness.yaml")
         self.calm = [r.text for r in corpus.draw_requests(MESSAGES, 7, manners=corpus.CALM)]
-        self.examinations = {
+        self.evaluation_sets = {
             "held out": [r.text for r in corpus.draw_requests(MESSAGES, 7, manners=("angry",))],
             "facts": [r.text for r in draw_angry_questions(MESSAGES, 7)],
         }
-        self.plain = self._answers(self.calm)
-        curated = self.prompts.control
+        self.unsteered_answers = self._answers(self.calm)
+        control = self.prompts.control
         self.controls = {
-            "at random": [t for t in curated if "{person}" in t or "{place}" in t],
-            "of the same topics": [t for t in curated if "{thing}" in t and "{calm}" not in t]
-            + [t.replace("{calm}", "could you please help me?") for t in curated if "{calm}" in t],
-            "with look-alikes": curated,
+            "at random": [t for t in control if "{person}" in t or "{place}" in t],
+            "of the same topics": [t for t in control if "{thing}" in t and "{calm}" not in t]
+            + [t.replace("{calm}", "could you please help me?") for t in control if "{calm}" in t],
+            "with look-alikes": control,
         }
         self.transfers = {
-            "help desk → help desk": Transfer(self.prompts, "held out"),
-            "help desk → insults around questions about facts": Transfer(self.prompts, "facts"),
+            "help desk → help desk": TransferCase(self.prompts, "held out"),
+            "help desk → insults around questions about facts": TransferCase(self.prompts, "facts"),
         }
 
-    def learned(self, prompts: PromptSet, **settings: Any) -> Concept:
+    def _learn(self, prompts: PromptSet, **settings: Any) -> Concept:
         return llm.learn(self.model, self.tokenizer, prompts, seed=0, **settings)
 
-    def unsteered(self, examination: str) -> Figures:
-        return {"rude_unsteered": quality.rude_share(self._answers(self.examinations[examination]))}
+    def unsteered(self, evaluation_set: str) -> Figures:
+        return {"rude_unsteered": quality.rude_share(self._answers(self.evaluation_sets[evaluation_set]))}
 
-    def shows(
-        self, concept: Concept, strength: float = 1.0, gate: str | None = None, examination: str = "held out"
+    def effect(
+        self, concept: Concept, strength: float = 1.0, gate: str | None = None, evaluation_set: str = "held out"
     ) -> Figures:
         with llm.steer(self.model, {concept: strength}, gate=gate):
-            said = self._answers(self.examinations[examination])
-        return {"rude": quality.rude_share(said), "broken": float(np.mean([degenerate(text) for text in said]))}
+            answers = self._answers(self.evaluation_sets[evaluation_set])
+        return {"rude": quality.rude_share(answers), "broken": float(np.mean([degenerate(text) for text in answers]))}
 
-    def keeps(self, concept: Concept, strength: float = 1.0, gate: str | None = None) -> Figures:
+    def control_change(self, concept: Concept, strength: float = 1.0, gate: str | None = None) -> Figures:
         with llm.steer(self.model, {concept: strength}, gate=gate):
-            kept = self._answers(self.calm)
-        return {"calm_changed": float(np.mean([a != b for a, b in zip(kept, self.plain, strict=True)]))}
+            answers = self._answers(self.calm)
+        return {"calm_changed": float(np.mean([a != b for a, b in zip(answers, self.unsteered_answers, strict=True)]))}
 
-    def fires(self, concept: Concept) -> Figures:
-        found = {}
-        for side, messages in (("control", self.calm), ("source", self.examinations["held out"])):
+    def gate_scores(self, concept: Concept) -> Figures:
+        scores = {}
+        for side, messages in (("control", self.calm), ("source", self.evaluation_sets["held out"])):
             with llm.steer(self.model, {concept: 0.0}, trace=True) as steering:
-                quality.answers(self.model, self.tokenizer, messages, batch=len(messages), max_new_tokens=1)
+                quality.generate_answers(self.model, self.tokenizer, messages, batch=len(messages), max_new_tokens=1)
                 assert steering.trace is not None
-                found[f"h_on_{side}"] = steering.trace.mean_h(concept.name)
-        return found
+                scores[f"h_on_{side}"] = steering.trace.mean_h(concept.name)
+        return scores
 
-    def rows(self, prompts: PromptSet, every: bool = False) -> dict[str, Sample]:
-        sites = llm.find_sites(self.model, "block" if every else None)
-        capture, drawn = Capture(positions_per_row=0), prompts.draw(COUNT, 0)
+    def mean_activations(self, prompts: PromptSet, all_sites: bool = False) -> dict[str, Sample]:
+        sites = llm.find_sites(self.model, "block" if all_sites else None)
+        capture, texts = Capture(positions_per_row=0), prompts.draw(COUNT, 0)
         reader = Reader(self.model, pad_token(self.tokenizer), 32)
         for side in ("source", "control"):
             capture.start(side)
-            for piece in reader.batches([encode(self.tokenizer, text) for text in drawn[side]]):
-                with visit(layers_of(self.model), sites, capture, reader.describe(piece.token_mask("prompt"))):
-                    reader.run(piece)
-                capture.offset += len(piece.ids)
+            for batch in reader.batches([encode(self.tokenizer, text) for text in texts[side]]):
+                with visit(layers_of(self.model), sites, capture, reader.describe(batch.token_mask("prompt"))):
+                    reader.run(batch)
+                capture.offset += len(batch.ids)
         return {str(site).removeprefix("model.model."): _sample(capture, capture, site, 0) for site in sites}
 
     def _answers(self, messages: list[str]) -> list[str]:
-        return quality.answers(self.model, self.tokenizer, messages)
+        return quality.generate_answers(self.model, self.tokenizer, messages)
 
 
-class Studio(Bench):
+class PictureModel(ModelUnderTest):
     """A blurred banana in `builtin:emoji`, steered in the denoiser: 16 source and 24 control pictures.
 
-    In the text encoder, where steering goes by default, everything is easier: there the word "banana" is told apart.
+    The text encoder, the default site, is easier: there one token, "banana", identifies the thing.
     """
 
     def __init__(self) -> None:
@@ -202,15 +209,19 @@ class Studio(Bench):
         assert isinstance(judge, BuiltinJudge)
         self.judge = judge
         alone, pairs = (_with_templates(file, beside) for beside in (False, True))
-        self.examinations = {
-            "held out": file.draw(PICTURES, HELD_OUT),
-            "unseen": file.fresh(PICTURES, HELD_OUT),
-            "pairs": pairs.draw(PICTURES, HELD_OUT),
-            "alone": alone.draw(PICTURES, HELD_OUT),
+        self.evaluation_sets = {
+            "held out": file.draw(PICTURES, HELD_OUT_SEED),
+            "unseen": file.fresh(PICTURES, HELD_OUT_SEED),
+            "pairs": pairs.draw(PICTURES, HELD_OUT_SEED),
+            "alone": alone.draw(PICTURES, HELD_OUT_SEED),
         }
-        self.others = self.examinations["held out"]["control"][: PICTURES * 3 // 2]
-        parts = (*self.examinations["held out"]["source"], *self.examinations["pairs"]["source"], *self.others)
-        self.prompts = replace(file, evaluation={**file.evaluation, "held_out": tuple(dict.fromkeys(parts))})
+        self.control_texts = self.evaluation_sets["held out"]["control"][: PICTURES * 3 // 2]
+        held_out = (
+            *self.evaluation_sets["held out"]["source"],
+            *self.evaluation_sets["pairs"]["source"],
+            *self.control_texts,
+        )
+        self.prompts = replace(file, evaluation={**file.evaluation, "held_out": tuple(dict.fromkeys(held_out))})
         self.controls = {
             "at random": [t for t in file.control if "{fruit}" not in t and "blurred" not in t],
             "of the same category": [t for t in file.control if "{fruit}" in t and "{thing}" not in t],
@@ -218,56 +229,56 @@ class Studio(Bench):
         }
         only_pairs = _with_templates(self.prompts, True)
         self.transfers = {
-            "the file → the same templates": Transfer(self.prompts, "held out"),
-            "the file → other places, openings and companions": Transfer(self.prompts, "unseen"),
-            "pairs → pairs": Transfer(only_pairs, "pairs"),
-            "pairs → bananas alone": Transfer(only_pairs, "alone"),
+            "the file → the same templates": TransferCase(self.prompts, "held out"),
+            "the file → other places, openings and companions": TransferCase(self.prompts, "unseen"),
+            "pairs → pairs": TransferCase(only_pairs, "pairs"),
+            "pairs → bananas alone": TransferCase(only_pairs, "alone"),
         }
-        self._captured = cache(self._capture)
-        self._plain = cache(lambda: self._pictures(self.others, 1))
+        self._cached_capture = cache(self._capture)
+        self._unsteered_controls = cache(lambda: self._pictures(self.control_texts, 1))
 
-    def learned(self, prompts: PromptSet, **settings: Any) -> Concept:
+    def _learn(self, prompts: PromptSet, **settings: Any) -> Concept:
         return dsas.learn(self.pipe, prompts, sites="denoiser", seed=0, **settings)
 
-    def unsteered(self, examination: str) -> Figures:
-        asked = self.examinations[examination]
-        made = [self._judged(self._pictures(asked[side])) for side in ("source", "target")]
-        return {"blurred_unsteered": made[0]["blurred"], "blurred_asked_in_words": made[1]["blurred"]}
+    def unsteered(self, evaluation_set: str) -> Figures:
+        prompts = self.evaluation_sets[evaluation_set]
+        source, target = (self._judge_pictures(self._pictures(prompts[side])) for side in ("source", "target"))
+        return {"blurred_unsteered": source["blurred"], "blurred_asked_in_words": target["blurred"]}
 
-    def shows(
-        self, concept: Concept, strength: float = 1.0, gate: str | None = None, examination: str = "held out"
+    def effect(
+        self, concept: Concept, strength: float = 1.0, gate: str | None = None, evaluation_set: str = "held out"
     ) -> Figures:
         with dsas.steer(self.pipe, {concept: strength}, gate=gate):
-            made = self._pictures(self.examinations[examination]["source"])
-        return self._judged(made)
+            steered = self._pictures(self.evaluation_sets[evaluation_set]["source"])
+        return self._judge_pictures(steered)
 
-    def keeps(self, concept: Concept, strength: float = 1.0, gate: str | None = None) -> Figures:
-        plain = self._plain()
+    def control_change(self, concept: Concept, strength: float = 1.0, gate: str | None = None) -> Figures:
+        unsteered = self._unsteered_controls()
         with dsas.steer(self.pipe, {concept: strength}, gate=gate):
-            made = self._pictures(self.others, 1)
+            steered = self._pictures(self.control_texts, 1)
         return {
-            "control_change": float((1 - ssim(plain, made)).mean()),
-            "control_unchanged": float((change(plain, made) <= UNCHANGED).mean()),
+            "control_change": float((1 - ssim(unsteered, steered)).mean()),
+            "control_unchanged": float((change(unsteered, steered) <= UNCHANGED).mean()),
         }
 
-    def fires(self, concept: Concept) -> Figures:
-        found = {}
-        for place, (side, texts) in enumerate(
-            (("control", self.others), ("source", self.examinations["held out"]["source"]))
+    def gate_scores(self, concept: Concept) -> Figures:
+        scores = {}
+        for i, (side, texts) in enumerate(
+            (("control", self.control_texts), ("source", self.evaluation_sets["held out"]["source"]))
         ):
             h = []
             with dsas.steer(self.pipe, {concept: 0.0}, trace=True) as steering:
                 assert steering.trace is not None
                 for _ in latent_batches(
-                    self.adapter, texts, seeds_for(texts, HELD_OUT + 1 - place), self.settings, BATCH
+                    self.adapter, texts, seeds_for(texts, HELD_OUT_SEED + 1 - i), self.settings, BATCH
                 ):
-                    h.append(steering.trace.mean_h(concept.name))  # the trace is of the last batch
-            found[f"h_on_{side}"] = float(np.mean(h))
-        return found
+                    h.append(steering.trace.mean_h(concept.name))  # the trace covers the last batch only
+            scores[f"h_on_{side}"] = float(np.mean(h))
+        return scores
 
-    def rows(self, prompts: PromptSet, every: bool = False) -> dict[str, Sample]:
-        drawn = prompts.draw(COUNT, 0)
-        source, control = (self._captured(side, tuple(drawn[side])) for side in ("source", "control"))
+    def mean_activations(self, prompts: PromptSet, all_sites: bool = False) -> dict[str, Sample]:
+        texts = prompts.draw(COUNT, 0)
+        source, control = (self._cached_capture(side, tuple(texts[side])) for side in ("source", "control"))
         (edge,) = source.edges
         return {
             f"{str(site).removeprefix('unet.').split('.transformer')[0]}, t {sign} {edge:g}": _sample(
@@ -280,28 +291,28 @@ class Studio(Bench):
     def _capture(self, side: str, texts: tuple[str, ...]) -> Capture:
         capture = Capture(self.adapter.family.edges, positions_per_row=0)
         capture.start(side)
-        with BatchLayout(self.adapter) as rows:
+        with BatchLayout(self.adapter) as layout:
             sites = find_sites(self.pipe, "denoiser")
-            with visit(self.adapter.roots, sites, capture, rows.describe()):
-                for made in latent_batches(self.adapter, texts, seeds_for(texts, 0), self.settings, BATCH):
-                    capture.offset += len(made)
+            with visit(self.adapter.roots, sites, capture, layout.describe()):
+                for latents in latent_batches(self.adapter, texts, seeds_for(texts, 0), self.settings, BATCH):
+                    capture.offset += len(latents)
         return capture
 
-    def _pictures(self, texts: Sequence[str], place: int = 0) -> list[Image.Image]:
-        return pictures_of(self.adapter, texts, seeds_for(texts, HELD_OUT + place), self.settings, BATCH)
+    def _pictures(self, texts: Sequence[str], offset: int = 0) -> list[Image.Image]:
+        return pictures_of(self.adapter, texts, seeds_for(texts, HELD_OUT_SEED + offset), self.settings, BATCH)
 
-    def _judged(self, pictures: Sequence[Image.Image]) -> Figures:
-        """Shares of pictures with a blurred banana, and of those without any."""
-        shown = self.judge.target_scores(pictures, [""] * len(pictures))  # the judge looks at the pictures alone
+    def _judge_pictures(self, pictures: Sequence[Image.Image]) -> Figures:
+        """Shares of pictures with a blurred banana, and of pictures without a banana."""
+        blurred = self.judge.target_scores(pictures, [""] * len(pictures))  # this judge ignores the prompts
         lost = [mask is None for mask in self.judge.masks(pictures)]
-        return {"blurred": float(shown.mean()), "lost": float(np.mean(lost))}
+        return {"blurred": float(blurred.mean()), "lost": float(np.mean(lost))}
 
 
-BENCHES: dict[str, type[Bench]] = {"builtin:chat": Desk, "builtin:emoji": Studio}
+MODELS: dict[str, type[ModelUnderTest]] = {"builtin:chat": ChatModel, "builtin:emoji": PictureModel}
 
 
 def _with_templates(prompts: PromptSet, beside: bool) -> PromptSet:
-    """The source and target templates with another thing beside, or those without."""
+    """The prompt set with only those source and target templates that do, or don't, name a thing beside."""
     source, target = (
         tuple(template for template in side if ("{beside}" in template) == beside)
         for side in (prompts.source, prompts.target)
@@ -310,8 +321,8 @@ def _with_templates(prompts: PromptSet, beside: bool) -> PromptSet:
 
 
 def _sample(source: Capture, control: Capture, site: Any, bin_: int) -> Sample:
-    """What two captures hold of one site and timestep bin."""
-    sides = source.rows[site, bin_, "source"], control.rows[site, bin_, "control"]
-    pooled = [rows.gathered("pooled") for rows in sides]
-    groups = [[int(prompt) for prompt in rows.gathered("prompts")] for rows in sides]
+    """The mean activations of one site and timestep bin."""
+    rows = source.rows[site, bin_, "source"], control.rows[site, bin_, "control"]
+    pooled = [activations.gathered("pooled") for activations in rows]
+    groups = [[int(prompt) for prompt in activations.gathered("prompts")] for activations in rows]
     return Sample(pooled[0], pooled[1], (groups[0], groups[1]))

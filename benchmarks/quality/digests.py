@@ -1,10 +1,10 @@
-"""Whether two commits behave alike, bit for bit: digests of concepts, pictures and texts at fixed seeds.
+"""Compare the behaviour of two commits bit for bit: digests of concepts, pictures and texts at fixed seeds.
 
     python -m benchmarks.quality.digests --out before.json       # on the one commit
     python -m benchmarks.quality.digests --compare before.json   # on the other: a line for each difference, exit code 1
 
-Uses public names alone, and nothing of its neighbours, so that the file also runs on a commit that does not have it:
-copy it away and run it with PYTHONPATH set to that commit. One thread; three minutes. Equal digests need equal
+Imports public names only and no other benchmark, so that the file also runs on a commit that does not have it: copy it
+elsewhere and run it with PYTHONPATH set to that commit. One thread; three minutes. Equal digests need equal
 versions of torch, diffusers and transformers, and the same processor.
 """
 
@@ -27,30 +27,31 @@ import dsas_diffusion as dsas
 from dsas_core import llm
 
 PROMPTS = Path(dsas.__file__).resolve().parent.parent / "prompts"
-#: what is drawn in one batch, and one noise seed for each
+#: prompts of one batch; the noise seed of each is its index
 SCENES = ("a banana and a dog on the grass", "a red car to the left of an orange", "a cat at night")
 STEPS, GUIDANCE = 4, 3.0
 STRENGTHS = (0.0, 1.0, -1.0)
 MESSAGES = ("you useless clown! my washer does not start.", "could you please help me? my parcel is late.")
 TOKENS = 24
-#: methods and gates that are learned beside the default, in the denoiser
-LEARNED = ({"method": "linear-act"}, {"gate": "gaps"}, {"method": "casteer"})
+#: options of concepts that are learned in the denoiser, beside the default
+LEARN_OPTIONS = ({"method": "linear-act"}, {"gate": "gaps"}, {"method": "casteer"})
 
 
 def digest(*values: bytes | str) -> str:
-    """Sixteen hex digits."""
-    found = hashlib.sha256()
+    """SHA-256 of all values, its first sixteen hex digits."""
+    checksum = hashlib.sha256()
     for value in values:
-        found.update(value.encode() if isinstance(value, str) else value)
-    return found.hexdigest()[:16]
+        checksum.update(value.encode() if isinstance(value, str) else value)
+    return checksum.hexdigest()[:16]
 
 
-def of_pictures(pictures: Any) -> str:
+def digest_pictures(pictures: Any) -> str:
+    """The digest of the pixels of several pictures."""
     return digest(*(np.asarray(picture).tobytes() for picture in pictures))
 
 
-def of_concept(concept: Any) -> dict[str, str]:
-    """Digests of a concept: its own, that of the tensors in its file, and that of its evidence."""
+def digest_concept(concept: Any) -> dict[str, str]:
+    """The digests of a concept: its own, of the tensors in its file, and of its evidence."""
     from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory() as folder:
@@ -61,132 +62,135 @@ def of_concept(concept: Any) -> dict[str, str]:
     return {"digest": concept.digest, "tensors": digest(*stored), "evidence": digest(evidence)}
 
 
-class Record:
-    """What was found by the name of each case; an error is a finding as well."""
+class Digests:
+    """Digests by the name of their case; an error counts as a digest, too."""
 
     def __init__(self) -> None:
-        self.found: dict[str, str] = {}
+        self.by_case: dict[str, str] = {}
 
     def add(self, name: str, work: Callable[[], str | Mapping[str, str]]) -> None:
+        """Run a case and note its digest, or one for each of its parts."""
         torch.manual_seed(0)
         try:
             value = work()
         except Exception as error:
             value = f"{type(error).__name__}: {error}"
-        parts = {"": value} if isinstance(value, str) else {f", {part}": one for part, one in value.items()}
-        for part, one in parts.items():
-            self.found[f"{name}{part}"] = one
-            print(f"{name}{part}: {one}", file=sys.stderr, flush=True)
+        parts = {"": value} if isinstance(value, str) else {f", {part}": text for part, text in value.items()}
+        for part, text in parts.items():
+            self.by_case[f"{name}{part}"] = text
+            print(f"{name}{part}: {text}", file=sys.stderr, flush=True)
 
 
-def shipped(record: Record) -> list[Any]:
-    """Every concept that comes with the package."""
-    described = dsas_core.shipped()
-    for one in described:
-        record.add(f"shipped {one.name}", lambda one=one: of_concept(dsas_core.Concept.from_pretrained(one.name)))
-    return described
+def add_shipped(digests: Digests) -> list[Any]:
+    """Every concept that ships with the package; returns their descriptions."""
+    concepts = dsas_core.shipped()
+    for entry in concepts:
+        digests.add(f"shipped {entry.name}", lambda n=entry.name: digest_concept(dsas_core.Concept.from_pretrained(n)))
+    return concepts
 
 
-def pictures(record: Record, pipe: Any, concepts: list[str]) -> None:
-    """Pictures of every concept at every strength, and of every way to steer."""
+def add_pictures(digests: Digests, pipe: Any, concepts: list[str]) -> None:
+    """Pictures of every concept at every strength, and of every option of `steer`."""
 
     def draw(**options: Any) -> Any:
         generators = [torch.Generator().manual_seed(seed) for seed in range(len(SCENES))]
-        given = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generators, **options}
-        return pipe(list(SCENES), **given).images
+        settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": generators, **options}
+        return pipe(list(SCENES), **settings).images
 
-    def steered(strengths: Any, **options: Any) -> str:
+    def draw_steered(strengths: Any, **options: Any) -> str:
         with dsas.steer(pipe, strengths, **options):
-            return of_pictures(draw())
+            return digest_pictures(draw())
 
-    def traced(name: str) -> dict[str, str]:
+    def draw_traced(name: str) -> dict[str, str]:
         with dsas.steer(pipe, {name: 1.0}, trace=True) as steering:
-            made = draw()
-            own = name.partition(":")[2]
-            heat = steering.trace.heatmap(own, made[0])
-            return {"mean h": repr(steering.trace.mean_h(own)), "heat-map": of_pictures([heat])}
+            images = draw()
+            concept = name.partition(":")[2]
+            heat = steering.trace.heatmap(concept, images[0])
+            return {"mean h": repr(steering.trace.mean_h(concept)), "heat-map": digest_pictures([heat])}
 
-    def called_back(name: str) -> str:
+    def draw_with_callback(name: str) -> str:
         with dsas.steer(pipe, {name: 0.0}) as steering:
             callback = dsas.DSASCallback(steering, {name.partition(":")[2]: {0: 0.0, 2: 1.0}})
-            return of_pictures(draw(callback_on_step_end=callback))
+            return digest_pictures(draw(callback_on_step_end=callback))
 
-    record.add("pictures, unsteered", lambda: of_pictures(draw()))
+    digests.add("pictures, unsteered", lambda: digest_pictures(draw()))
     for name in concepts:
         for strength in STRENGTHS:
-            record.add(f"pictures, {name} {strength:+g}", lambda n=name, s=strength: steered({n: s}))
-    text, other = "builtin:banana-blur", "builtin:red-to-blue"
-    words = "builtin:fruit-to-pear"  # in the denoiser
-    ways: dict[str, tuple[Any, dict[str, Any]]] = {
-        "gate on": ({text: 1.0}, {"gate": "on"}),
-        "gate off": ({text: 1.0}, {"gate": "off"}),
-        "gate on, in the denoiser": ({words: 1.0}, {"gate": "on"}),
-        "two at once": ({text: 1.0, other: 0.7}, {}),
-        "two at once, blended": ({text: 1.0, other: 0.7}, {"combine": "blend"}),
-        "a strength for each prompt": ({text: [0.0, 0.5, 1.0]}, {}),
-        "auto": ({text: "auto"}, {}),
-        "words": ({words: 1.0}, {"words": {"fruit-to-pear": "orange"}}),
-        "schedule": ({words: 1.0}, {"schedule": dsas.Schedule([(1000, 0.0), (700, 1.0)])}),
-        "both rows": ({words: 1.0}, {"rows": "both"}),
-        "bins interpolated": ({words: 1.0}, {"interpolate_bins": True}),
-        "processor": ({words: 1.0}, {"attach": "processor"}),
+            digests.add(f"pictures, {name} {strength:+g}", lambda n=name, s=strength: draw_steered({n: s}))
+    banana, colour = "builtin:banana-blur", "builtin:red-to-blue"  # in the text encoder
+    pear = "builtin:fruit-to-pear"  # in the denoiser
+    cases: dict[str, tuple[Any, dict[str, Any]]] = {
+        "gate on": ({banana: 1.0}, {"gate": "on"}),
+        "gate off": ({banana: 1.0}, {"gate": "off"}),
+        "gate on, in the denoiser": ({pear: 1.0}, {"gate": "on"}),
+        "two at once": ({banana: 1.0, colour: 0.7}, {}),
+        "two at once, blended": ({banana: 1.0, colour: 0.7}, {"combine": "blend"}),
+        "a strength for each prompt": ({banana: [0.0, 0.5, 1.0]}, {}),
+        "auto": ({banana: "auto"}, {}),
+        "words": ({pear: 1.0}, {"words": {"fruit-to-pear": "orange"}}),
+        "schedule": ({pear: 1.0}, {"schedule": dsas.Schedule([(1000, 0.0), (700, 1.0)])}),
+        "both rows": ({pear: 1.0}, {"rows": "both"}),
+        "bins interpolated": ({pear: 1.0}, {"interpolate_bins": True}),
+        "processor": ({pear: 1.0}, {"attach": "processor"}),
     }
-    for name, (strengths, options) in ways.items():
-        record.add(f"pictures, {name}", lambda s=strengths, o=options: steered(s, **o))
-    record.add("pictures, trace", lambda: traced(text))
-    record.add("pictures, trace in the denoiser", lambda: traced(words))
-    record.add("pictures, callback", lambda: called_back(words))
-    record.add("pictures, detached", lambda: of_pictures(draw()))
+    for name, (strengths, options) in cases.items():
+        digests.add(f"pictures, {name}", lambda s=strengths, o=options: draw_steered(s, **o))
+    digests.add("pictures, trace", lambda: draw_traced(banana))
+    digests.add("pictures, trace in the denoiser", lambda: draw_traced(pear))
+    digests.add("pictures, callback", lambda: draw_with_callback(pear))
+    digests.add("pictures, detached", lambda: digest_pictures(draw()))
 
 
-def texts(record: Record, model: Any, tokenizer: Any) -> None:
+def add_texts(digests: Digests, model: Any, tokenizer: Any) -> None:
     """Answers at several strengths, greedy and sampled."""
 
-    def answers(sample: bool, seed: int = 0) -> str:
+    def digest_answers(sample: bool, seed: int = 0) -> str:
         torch.manual_seed(seed)
-        said = []
+        decoded = []
         for message in MESSAGES:
             turn = [{"role": "user", "content": message}]
-            given = tokenizer.apply_chat_template(
+            inputs = tokenizer.apply_chat_template(
                 turn, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
-            out = model.generate(**given, max_new_tokens=TOKENS, do_sample=sample)
-            said.append(tokenizer.decode(out[0].tolist()))
-        return digest(*said)
+            out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=sample)
+            decoded.append(tokenizer.decode(out[0].tolist()))
+        return digest(*decoded)
 
-    def steered(strength: Any, sample: bool = False, seed: int = 0, **options: Any) -> str:
+    def digest_steered(strength: Any, sample: bool = False, seed: int = 0, **options: Any) -> str:
         with llm.steer(model, {"builtin:rudeness": strength}, **options):
-            return answers(sample, seed)
+            return digest_answers(sample, seed)
 
-    def traced() -> str:
+    def trace_mean_h() -> str:
         with llm.steer(model, {"builtin:rudeness": 1.0}, trace=True, tokenizer=tokenizer) as steering:
-            answers(False)
+            digest_answers(False)
             return repr(steering.trace.mean_h("rudeness"))
 
-    record.add("texts, unsteered", lambda: answers(False))
+    digests.add("texts, unsteered", lambda: digest_answers(False))
     for strength in (0.0, 0.5, 1.0, 2.0, -1.0, "auto"):
-        record.add(f"texts, {strength}", lambda s=strength: steered(s))
+        digests.add(f"texts, {strength}", lambda s=strength: digest_steered(s))
     for seed in (0, 1):
-        record.add(f"texts, sampled with seed {seed}", lambda s=seed: steered(1.0, sample=True, seed=s))
-    record.add("texts, gate on", lambda: steered(1.0, gate="on"))
-    record.add("texts, gate off", lambda: steered(1.0, gate="off"))
-    record.add("texts, answer alone", lambda: steered(1.0, phase="generation"))
-    record.add("texts, trace", traced)
-    record.add("texts, detached", lambda: answers(False))
+        digests.add(f"texts, sampled with seed {seed}", lambda s=seed: digest_steered(1.0, sample=True, seed=s))
+    digests.add("texts, gate on", lambda: digest_steered(1.0, gate="on"))
+    digests.add("texts, gate off", lambda: digest_steered(1.0, gate="off"))
+    digests.add("texts, answer alone", lambda: digest_steered(1.0, phase="generation"))
+    digests.add("texts, trace", trace_mean_h)
+    digests.add("texts, detached", lambda: digest_answers(False))
 
 
-def learned(record: Record, pipe: Any, model: Any, tokenizer: Any) -> None:
-    """Small concepts, learned now."""
-    few: dict[str, Any] = {"steps": 2, "count": 12, "seed": 0}
+def add_learned(digests: Digests, pipe: Any, model: Any, tokenizer: Any) -> None:
+    """Concepts learned with few prompts."""
+    settings: dict[str, Any] = {"steps": 2, "count": 12, "seed": 0}
     bananas = PROMPTS / "banana-blur.yaml"
-    record.add("learned pictures", lambda: of_concept(dsas.learn(pipe, bananas, **few)))
-    for options in ({}, *LEARNED):
+    digests.add("learned pictures", lambda: digest_concept(dsas.learn(pipe, bananas, **settings)))
+    for options in ({}, *LEARN_OPTIONS):
         name = "learned pictures, in the denoiser" + "".join(f", {key} {value}" for key, value in options.items())
-        record.add(name, lambda o=options: of_concept(dsas.learn(pipe, bananas, sites="denoiser", **few, **o)))
+        digests.add(
+            name, lambda o=options: digest_concept(dsas.learn(pipe, bananas, sites="denoiser", **settings, **o))
+        )
     rude = PROMPTS / "rudeness.yaml"
     for options in ({}, {"gate": "cast"}, {"method": "iti-c"}):
         name = "learned texts" + "".join(f", {key} {value}" for key, value in options.items())
-        record.add(name, lambda o=options: of_concept(llm.learn(model, tokenizer, rude, count=16, seed=0, **o)))
+        digests.add(name, lambda o=options: digest_concept(llm.learn(model, tokenizer, rude, count=16, seed=0, **o)))
 
 
 def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
@@ -213,25 +217,25 @@ def main() -> int:
     args = parser.parse_args()
     before = json.loads(args.compare.read_text()) if args.compare else None
     torch.set_num_threads(1)
-    record = Record()
-    described = shipped(record)
+    digests = Digests()
+    concepts = add_shipped(digests)
     pipe, (model, tokenizer) = dsas.load_pipeline("builtin:emoji"), llm.load("builtin:chat")
     pipe.set_progress_bar_config(disable=True)
     if "pictures" in args.parts:
-        pictures(record, pipe, [one.name for one in described if one.model == "builtin:emoji"])
+        add_pictures(digests, pipe, [entry.name for entry in concepts if entry.model == "builtin:emoji"])
     if "texts" in args.parts:
-        texts(record, model, tokenizer)
+        add_texts(digests, model, tokenizer)
     if "learned" in args.parts:
-        learned(record, pipe, model, tokenizer)
-    document = json.dumps(record.found, indent=2, ensure_ascii=False) + "\n"
+        add_learned(digests, pipe, model, tokenizer)
+    document = json.dumps(digests.by_case, indent=2, ensure_ascii=False) + "\n"
     if args.out:
         args.out.write_text(document)
     elif before is None:
         print(document, end="")
     if before is None:
         return 0
-    lines = differences(before, record.found)
-    print("\n".join(lines) if lines else f"{len(record.found)} digests, all alike")
+    lines = differences(before, digests.by_case)
+    print("\n".join(lines) if lines else f"{len(digests.by_case)} digests, all alike")
     return 1 if lines else 0
 
 

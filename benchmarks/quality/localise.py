@@ -1,4 +1,4 @@
-"""A gate, the mask of a word, and both: where they look, what they change around the thing. On the built-in model.
+"""A gate, the attention mask of a word, and both: localisation and leakage outside the thing. On the built-in model.
 
     python -m benchmarks.quality.localise --seeds 2
 
@@ -22,27 +22,26 @@ from PIL import Image
 
 import dsas_diffusion as dsas
 from benchmarks.common import builtin_metrics
-from benchmarks.common.arms import BATCH, BELOW
+from benchmarks.common.arms import BATCH, MAX_HEAT_TIMESTEP
 from benchmarks.common.builtin_metrics import StyleEdit
-from benchmarks.common.processes import single_threaded
-from benchmarks.common.records import OUTPUTS, PROMPTS, made_with, parser_of, results_of, write
-from benchmarks.quality.concept import fresh_prompts
+from benchmarks.common.processes import single_thread_pool
+from benchmarks.common.records import OUTPUTS, PROMPTS, build_parser, provenance, record_path, write_record
+from benchmarks.quality.concept import draw_fresh_prompts
 from dsas_core.evaluation.fronts import at_equal_gain
 from dsas_core.evaluation.intervals import bootstrap_interval
 from dsas_core.learning.prompts.prompt_set import COUNT, load_prompts
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation import strips
 from dsas_diffusion.generation.compare import UNCHANGED, change
-from dsas_diffusion.generation.pictures import decode as decoded
-from dsas_diffusion.generation.pictures import latent_batches, pictures_of, seeds_for
+from dsas_diffusion.generation.pictures import decode, latent_batches, pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings, settings_of
 from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.steering import word_masks
 from dsas_diffusion.vision import similarity
-from dsas_diffusion.vision.localisation import average, localisation
+from dsas_diffusion.vision.localisation import Localisation, average, localisation
 
-WANTED = StyleEdit("banana", "blurred")
-#: arm -> gate, and whether the word's mask is laid over it
+EDIT = StyleEdit("banana", "blurred")
+#: arm -> gate, and whether it is multiplied by the mask of the word
 ARMS: Mapping[str, tuple[str | None, bool]] = {
     "gate": (None, False),
     "gate × mask": (None, True),
@@ -50,40 +49,39 @@ ARMS: Mapping[str, tuple[str | None, bool]] = {
     "always on": ("on", False),
 }
 STRENGTHS = (0.5, 1.0, 1.5)
-#: of the mask: min–max, and others between which attention becomes 0 … 1
+#: pairs of quantiles between which attention is rescaled to a mask in [0, 1]; the first is min–max
 QUANTILES = ((0.0, 1.0), (0.0, 0.95), (0.5, 0.9), (0.5, 0.95), (0.5, 0.98), (0.8, 0.81), (0.8, 0.95))
-#: prompts of the sheet of pictures
-SHOWN = 6
+#: number of prompts on the sheet of pictures
+SHEET_PROMPTS = 6
 
 Raw = dict[str, list[Any]]
 
 
-def steered(pipe: Any, concept: dsas.Concept, arm: str, strength: float, trace: bool = False) -> Any:
-    """One arm, attached."""
+def steer_arm(pipe: Any, concept: dsas.Concept, arm: str, strength: float, trace: bool = False) -> Any:
+    """Attach the steering of one arm."""
     gate, masked = ARMS[arm]
-    looked = {concept.name: WANTED.thing} if masked else None
-    return dsas.steer(pipe, {concept: strength}, gate=gate, words=looked, trace=trace)
+    words = {concept.name: EDIT.thing} if masked else None
+    return dsas.steer(pipe, {concept: strength}, gate=gate, words=words, trace=trace)
 
 
-def heats(
+def draw_heat(
     pipe: Any, concept: dsas.Concept, arm: str, texts: Sequence[str], seeds: Sequence[int], settings: Settings
-) -> tuple[list[np.ndarray], list[Image.Image]]:
-    """h on the patches of unsteered pictures, mean over sites and late steps, and the pictures."""
-    found, pictures = [], []
-    with steered(pipe, concept, arm, 0.0, trace=True) as steering:
+) -> list[np.ndarray]:
+    """Heatmaps of h at strength 0, the mean over sites and late steps."""
+    heat = []
+    with steer_arm(pipe, concept, arm, 0.0, trace=True) as steering:
         for latents in latent_batches(adapt(pipe), texts, seeds, settings, BATCH):
-            drawn = decoded(adapt(pipe), latents)
-            found += [steering.trace.heat(concept.name, p.size, image=i, below=BELOW) for i, p in enumerate(drawn)]
-            pictures += drawn
-    return found, pictures
+            for i, picture in enumerate(decode(adapt(pipe), latents)):
+                heat.append(steering.trace.heat(concept.name, picture.size, image=i, below=MAX_HEAT_TIMESTEP))
+    return heat
 
 
-def one_seed(seed: int, args: argparse.Namespace) -> tuple[float, Raw, list[list[Image.Image]], list[str]]:
-    """The unit, raw lists of one entry per picture, and a few pictures with their prompts."""
+def run_seed(seed: int, args: argparse.Namespace) -> tuple[float, Raw, list[list[Image.Image]], list[str]]:
+    """The unit, raw lists of one entry per picture, rows of the sheet, and its column names followed by its prompts."""
     pipe, judge = dsas.load_pipeline(args.model), Judge.load()
     settings, content = settings_of(pipe), load_prompts(PROMPTS / "banana-blur.yaml")
     used = {prompt for side in content.draw(COUNT, seed).values() for prompt in side}
-    prompts = fresh_prompts(WANTED, used, seed, args.size)
+    prompts = draw_fresh_prompts(EDIT, used, seed, args.size)
     prompts = {part: prompts[part] for part in ("beside", "without", "unnamed")}
     concept = dsas.learn(pipe, content, sites="denoiser", seed=seed, steps=args.learning_steps)
     seeds = {part: seeds_for(texts, 1000 * seed + i) for i, (part, texts) in enumerate(prompts.items())}
@@ -91,103 +89,106 @@ def one_seed(seed: int, args: argparse.Namespace) -> tuple[float, Raw, list[list
     def draw(part: str, arm: str | None = None, strength: float = 1.0) -> list[Image.Image]:
         if arm is None:
             return pictures_of(adapt(pipe), prompts[part], seeds[part], settings, BATCH)
-        with steered(pipe, concept, arm, strength):
+        with steer_arm(pipe, concept, arm, strength):
             return draw(part)
 
     base = {part: draw(part) for part in prompts}
-    shapes = builtin_metrics.find_masks(judge, base["beside"], WANTED.thing)
-    whole = [mask is not None and not mask.all() for mask in shapes]
-    names = builtin_metrics.find_neighbours(prompts["beside"], WANTED)
-    asked = [WANTED.in_words(prompt) for prompt in prompts["beside"]]
-    rewritten = pictures_of(adapt(pipe), asked, seeds["beside"], settings, BATCH)
-    there = [mask is not None for mask in builtin_metrics.find_masks(judge, base["unnamed"], WANTED.thing)]
+    masks = builtin_metrics.find_masks(judge, base["beside"], EDIT.thing)
+    usable = [mask is not None and not mask.all() for mask in masks]
+    names = builtin_metrics.find_neighbours(prompts["beside"], EDIT)
+    texts = [EDIT.in_words(prompt) for prompt in prompts["beside"]]
+    rewritten = pictures_of(adapt(pipe), texts, seeds["beside"], settings, BATCH)
+    has_thing = [mask is not None for mask in builtin_metrics.find_masks(judge, base["unnamed"], EDIT.thing)]
     raw: Raw = {
-        "labels": [(seed, prompt) for prompt, ok in zip(prompts["beside"], whole, strict=True) if ok],
-        "asked": _where(builtin_metrics.detect_edit(judge, rewritten, WANTED), whole),
-        "asked leakage": similarity.change_outside(base["beside"], rewritten, _where(shapes, whole, None)),
-        "base intact": _where(builtin_metrics.detect_neighbours(judge, base["beside"], names), whole),
+        "labels": [(seed, prompt) for prompt, ok in zip(prompts["beside"], usable, strict=True) if ok],
+        "rewritten": _select(builtin_metrics.detect_edit(judge, rewritten, EDIT), usable),
+        "rewritten leakage": similarity.change_outside(base["beside"], rewritten, _select(masks, usable, None)),
+        "base intact": _select(builtin_metrics.detect_neighbours(judge, base["beside"], names), usable),
     }
-    sheet: dict[str, list[Image.Image]] = {"base": base["beside"][:SHOWN]}
+    sheet: dict[str, list[Image.Image]] = {"base": base["beside"][:SHEET_PROMPTS]}
     for arm in ARMS:
-        heat, _ = heats(pipe, concept, arm, prompts["beside"], seeds["beside"], settings)
-        raw[f"{arm} where"] = _located(heat, shapes, whole)
+        heat = draw_heat(pipe, concept, arm, prompts["beside"], seeds["beside"], settings)
+        raw[f"{arm} localisation"] = _localise_all(heat, masks, usable)
         for strength in STRENGTHS:
             began = time.process_time()
-            made = draw("beside", arm, strength)
-            spent = (time.process_time() - began) / len(made)
-            raw[f"{arm} seconds"] = [*raw.get(f"{arm} seconds", []), spent]
-            raw[f"{arm} shown@{strength}"] = _where(builtin_metrics.detect_edit(judge, made, WANTED), whole)
+            pictures = draw("beside", arm, strength)
+            seconds = (time.process_time() - began) / len(pictures)
+            raw[f"{arm} seconds"] = [*raw.get(f"{arm} seconds", []), seconds]
+            raw[f"{arm} hits@{strength}"] = _select(builtin_metrics.detect_edit(judge, pictures, EDIT), usable)
             raw[f"{arm} leakage@{strength}"] = similarity.change_outside(
-                base["beside"], made, _where(shapes, whole, None)
+                base["beside"], pictures, _select(masks, usable, None)
             )
-            raw[f"{arm} intact@{strength}"] = _where(builtin_metrics.detect_neighbours(judge, made, names), whole)
+            raw[f"{arm} intact@{strength}"] = _select(builtin_metrics.detect_neighbours(judge, pictures, names), usable)
             if strength == 1.0:
-                sheet[arm] = made[:SHOWN]
-        sheet[f"h, {arm}"] = [strips.overlay(p, h) for p, h in zip(base["beside"][:SHOWN], heat[:SHOWN], strict=True)]
-        raw[f"{arm} moved"] = change(base["without"], draw("without", arm)).tolist()
-        unnamed = builtin_metrics.detect_edit(judge, draw("unnamed", arm), WANTED)
-        raw[f"{arm} unnamed"] = _where(unnamed, there)
-    chosen = word_masks.QUANTILES
+                sheet[arm] = pictures[:SHEET_PROMPTS]
+        sheet[f"h, {arm}"] = [
+            strips.overlay(p, h) for p, h in zip(base["beside"][:SHEET_PROMPTS], heat[:SHEET_PROMPTS], strict=True)
+        ]
+        raw[f"{arm} control change"] = change(base["without"], draw("without", arm)).tolist()
+        unnamed = builtin_metrics.detect_edit(judge, draw("unnamed", arm), EDIT)
+        raw[f"{arm} unnamed"] = _select(unnamed, has_thing)
+    default_quantiles = word_masks.QUANTILES
     for low, high in QUANTILES:
         word_masks.QUANTILES = low, high
-        heat, _ = heats(pipe, concept, "mask alone", prompts["beside"], seeds["beside"], settings)
-        raw[f"mask {low:g}–{high:g}"] = _located(heat, shapes, whole)
+        heat = draw_heat(pipe, concept, "mask alone", prompts["beside"], seeds["beside"], settings)
+        raw[f"mask {low:g}–{high:g}"] = _localise_all(heat, masks, usable)
         raw[f"inside {low:g}–{high:g}"] = [
-            float(h[mask].mean()) for h, mask, ok in zip(heat, shapes, whole, strict=True) if ok
+            float(h[mask].mean()) for h, mask, ok in zip(heat, masks, usable, strict=True) if ok
         ]
-    word_masks.QUANTILES = chosen
-    return concept.unit, raw, list(zip(*sheet.values(), strict=True)), [*sheet, *prompts["beside"][:SHOWN]]
+    word_masks.QUANTILES = default_quantiles
+    return concept.unit, raw, list(zip(*sheet.values(), strict=True)), [*sheet, *prompts["beside"][:SHEET_PROMPTS]]
 
 
-def _where(values: Sequence[Any], kept: Sequence[bool], *other: Any) -> list[Any]:
-    """Values that are kept; or all of them, with another value in place of those that are not."""
+def _select(values: Sequence[Any], kept: Sequence[bool], *replacement: Any) -> list[Any]:
+    """The values where `kept` is true; with another value given, all values, that one in place of the rest."""
     values = values.tolist() if isinstance(values, np.ndarray) else values
-    if other:
-        return [value if ok else other[0] for value, ok in zip(values, kept, strict=True)]
+    if replacement:
+        return [value if ok else replacement[0] for value, ok in zip(values, kept, strict=True)]
     return [value for value, ok in zip(values, kept, strict=True) if ok]
 
 
-def _located(heat: Sequence[np.ndarray], shapes: Sequence[Any], kept: Sequence[bool]) -> list[Any]:
-    return [localisation(h, mask) for h, mask, ok in zip(heat, shapes, kept, strict=True) if ok]
+def _localise_all(heat: Sequence[np.ndarray], masks: Sequence[Any], kept: Sequence[bool]) -> list[Localisation]:
+    """Localisation scores of the heatmaps for which `kept` is true."""
+    return [localisation(h, mask) for h, mask, ok in zip(heat, masks, kept, strict=True) if ok]
 
 
-def summed_up(raw: Raw) -> dict[str, Any]:
+def summarise(raw: Raw) -> dict[str, Any]:
     """Figures of every arm, with bootstrap intervals over seeds and prompts."""
-    labels, asked = raw["labels"], float(np.mean(raw["asked"]))
+    labels, rewritten_rate = raw["labels"], float(np.mean(raw["rewritten"]))
     intact = np.array(raw["base intact"])
 
-    def between(values: Sequence[float]) -> dict[str, float]:
+    def mean_with_interval(values: Sequence[float]) -> dict[str, float]:
         array = np.asarray(values, float)
         interval = bootstrap_interval(lambda i: array[i].mean(), labels)
         return {key: round(value, 4) for key, value in asdict(interval).items()}
 
-    def line(arm: str) -> list[tuple[float, float]]:
+    def front(arm: str) -> list[tuple[float, float]]:
         return [
-            (float(np.mean(raw[f"{arm} leakage@{s}"])), float(np.mean(raw[f"{arm} shown@{s}"])) / asked)
+            (float(np.mean(raw[f"{arm} leakage@{s}"])), float(np.mean(raw[f"{arm} hits@{s}"])) / rewritten_rate)
             for s in STRENGTHS
         ]
 
     arms = {}
     for arm in ARMS:
-        leakage, plain = np.array(raw[f"{arm} leakage@1.0"]), np.array(raw["gate leakage@1.0"])
-        moved = np.array(raw[f"{arm} moved"])
-        kept = np.array(raw[f"{arm} intact@1.0"]) & intact
+        leakage, gate_leakage = np.array(raw[f"{arm} leakage@1.0"]), np.array(raw["gate leakage@1.0"])
+        control_change = np.array(raw[f"{arm} control change"])
+        neighbours_kept = np.array(raw[f"{arm} intact@1.0"]) & intact
         arms[arm] = {
-            "effect": between(np.array(raw[f"{arm} shown@1.0"]) / asked),
-            "leakage": between(leakage),
-            "leakage_less_that_of_the_gate": between(leakage - plain),
-            "leakage_at_equal_effect": asdict(at_equal_gain(line(arm), line("gate"), 0.9)),
-            "neighbour_kept": float(kept.sum() / max(1, intact.sum())),
+            "effect": mean_with_interval(np.array(raw[f"{arm} hits@1.0"]) / rewritten_rate),
+            "leakage": mean_with_interval(leakage),
+            "leakage_less_that_of_the_gate": mean_with_interval(leakage - gate_leakage),
+            "leakage_at_equal_effect": asdict(at_equal_gain(front(arm), front("gate"), 0.9)),
+            "neighbour_kept": float(neighbours_kept.sum() / max(1, intact.sum())),
             "controls": {
-                "unchanged": float((moved <= UNCHANGED).mean()),
-                "identical": float((moved == 0).mean()),
-                "mean_change": float(moved.mean()),
+                "unchanged": float((control_change <= UNCHANGED).mean()),
+                "identical": float((control_change == 0).mean()),
+                "mean_change": float(control_change.mean()),
             },
             "unnamed_shown": float(np.mean(raw[f"{arm} unnamed"])) if raw[f"{arm} unnamed"] else None,
-            "where": asdict(average(raw[f"{arm} where"])),
+            "where": asdict(average(raw[f"{arm} localisation"])),
             "by_strength": [
                 {"strength": s, "leakage": cost, "effect": gain}
-                for s, (cost, gain) in zip(STRENGTHS, line(arm), strict=True)
+                for s, (cost, gain) in zip(STRENGTHS, front(arm), strict=True)
             ],
             "processor_seconds_a_picture": float(np.median(raw[f"{arm} seconds"])),
         }
@@ -199,12 +200,12 @@ def summed_up(raw: Raw) -> dict[str, Any]:
         }
         for low, high in QUANTILES
     ]
-    rewritten = {"shown": asked, "leakage": float(np.mean(raw["asked leakage"]))}
-    return {"asked_in_words": rewritten, "arms": arms, "masks": masks, "pictures": len(labels)}
+    in_words = {"shown": rewritten_rate, "leakage": float(np.mean(raw["rewritten leakage"]))}
+    return {"asked_in_words": in_words, "arms": arms, "masks": masks, "pictures": len(labels)}
 
 
 def main() -> None:
-    parser = parser_of(__doc__, results_of(__file__), seeds=2)
+    parser = build_parser(__doc__, record_path(__file__), seeds=2)
     parser.add_argument("--model", default="builtin:emoji")
     parser.add_argument("--size", type=int, default=16, help="fresh prompts a part and seed, 17 at most")
     parser.add_argument("--learning-steps", type=int, default=8, help="denoising steps while learning")
@@ -214,14 +215,16 @@ def main() -> None:
     began = time.monotonic()
     raw: Raw = {}
     units = []
-    with single_threaded(args.workers) as pool:
-        for seed, (unit, own, rows, names) in enumerate(pool.map(one_seed, range(args.seeds), [args] * args.seeds)):
+    with single_thread_pool(args.workers) as pool:
+        for seed, (unit, seed_raw, rows, names) in enumerate(
+            pool.map(run_seed, range(args.seeds), [args] * args.seeds)
+        ):
             units.append(unit)
-            raw = {key: [*raw.get(key, []), *values] for key, values in own.items()}
+            raw = {key: [*raw.get(key, []), *values] for key, values in seed_raw.items()}
             if seed == 0:
                 args.sheet.parent.mkdir(parents=True, exist_ok=True)
                 strips.grid(rows, names[: -len(rows)], names[-len(rows) :], cell=152).save(args.sheet)
-    write(args.out, {**summed_up(raw), "units": units, **made_with(began=began)})
+    write_record(args.out, {**summarise(raw), "units": units, **provenance(began=began)})
 
 
 if __name__ == "__main__":

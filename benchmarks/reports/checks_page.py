@@ -1,4 +1,4 @@
-"""The checks of benchmarks/quality/checks.py as a part of docs/results.md: what was measured, what follows from it."""
+"""The checks of benchmarks/quality/checks.py as a section of docs/results.md: tables and conclusions."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ from itertools import combinations
 from statistics import median
 from typing import Any
 
-from benchmarks.common.records import command_of
+from benchmarks.common.records import format_command
 from dsas_core.evaluation import report
 
-#: an effect is as good as the best when it is this close
-CLOSE = 0.1
+#: effects that differ by at most this count as equal
+TOLERANCE = 0.1
 
 Line = Mapping[str, Any]
 Figures = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Family:
-    """How the checks of a model are told.
+class Presentation:
+    """How the checks of a model are presented.
 
-    `effect` is the figure that tells it; `rising` whether more of it is more effect.
+    Attributes:
+        title: the heading.
+        description: what the figures mean.
+        effect: the figure that measures the effect.
+        rising: whether a higher figure is a larger effect.
     """
 
     title: str
-    told: str
+    description: str
     effect: str
     rising: bool
 
@@ -38,8 +42,8 @@ class Family:
         return value if self.rising else 1 - value
 
 
-FAMILIES = {
-    "builtin:chat": Family(
+PRESENTATIONS = {
+    "builtin:chat": Presentation(
         "Text: rudeness of the built-in help desk",
         "*rude* and *broken* (repeats itself, or does not end a sentence) are shares of the answers to 120 angry "
         "messages; *calm changed* is the share of 120 calm messages, some with the words of insults, that are answered "
@@ -47,7 +51,7 @@ FAMILIES = {
         "rude",
         rising=False,
     ),
-    "builtin:emoji": Family(
+    "builtin:emoji": Presentation(
         "Pictures: a blurred banana, steered in the denoiser",
         "Of 16 pictures of bananas that learning never drew: *blurred*, the share with a blurred banana, and *lost*, "
         "the share in which the judge sees none. Of 24 pictures of other things, look-alikes among them: *control "
@@ -58,44 +62,46 @@ FAMILIES = {
 }
 
 
-def checks_page(checks: Mapping[str, Mapping[str, Any]]) -> str:
-    """The part of docs/results.md, from the records of benchmarks/quality/checks.py."""
+def render_checks(checks: Mapping[str, Mapping[str, Any]]) -> str:
+    """The section of docs/results.md, from the records of benchmarks/quality/checks.py."""
     lines = ["## Checks", ""]
-    for model, family in FAMILIES.items():
+    for model, presentation in PRESENTATIONS.items():
         records = checks.get(model, {})
         if not records:
             continue
-        told = f"{family.told} *h* is the mean over what the gates read. Concepts are learned with one seed."
-        lines += [f"### {family.title}", "", told, ""]
-        for name, tell in TOLD.items():
+        description = (
+            f"{presentation.description} *h* is the mean over what the gates read. Concepts are learned with one seed."
+        )
+        lines += [f"### {presentation.title}", "", description, ""]
+        for name, describe in DESCRIPTIONS.items():
             if name in records:
                 figures = records[name]["figures"]
-                lines += [f"**{name}.** {tell(figures, family)}", "", *table(figures), ""]
+                lines += [f"**{name}.** {describe(figures, presentation)}", "", *build_table(figures), ""]
         lines += [_footer(model, records), ""]
     return "\n".join(lines)
 
 
-def table(figures: Figures) -> list[str]:
-    """A check in Markdown: its cases by its figures."""
+def build_table(figures: Figures) -> list[str]:
+    """A check as a Markdown table: a row for each case, a column for each figure."""
     cases: list[tuple[str, Line]] = []
     for case, value in figures.items():
         if isinstance(value, list):
             cases += [(f"{case}, {line['strength']:g}", line) for line in value]
         elif isinstance(value, Mapping):
             cases.append((case, value))
-    flat = [(case, _flat(line)) for case, line in cases]
+    flat = [(case, _flatten(line)) for case, line in cases]
     columns = [key for key in dict.fromkeys(key for _, line in flat for key in line) if key != "strength"]
     headings = ["", *(column.replace("_", " ") for column in columns)]
     return report.markdown_table(headings, [[case, *(line.get(key) for key in columns)] for case, line in flat])
 
 
-# ---- what is said of each check -----------------------------------------------------------------------------------
+# ---- description of each check ------------------------------------------------------------------------------------
 
 
-def _sweep(figures: Figures, family: Family) -> str:
-    best = {arm: max(figures[arm], key=family.gain) for arm in ("dsas", "on")}
+def _describe_sweep(figures: Figures, presentation: Presentation) -> str:
+    best = {arm: max(figures[arm], key=presentation.gain) for arm in ("dsas", "on")}
     gated, on = (
-        f"{line['strength']:g} ({', '.join(f'{_words(key)} {line[key]:.2f}' for key in line if key != 'strength')})"
+        f"{line['strength']:g} ({', '.join(f'{_heading(key)} {line[key]:.2f}' for key in line if key != 'strength')})"
         for line in best.values()
     )
     return (
@@ -104,78 +110,79 @@ def _sweep(figures: Figures, family: Family) -> str:
     )
 
 
-def _controls(figures: Figures, family: Family) -> str:
-    found = [line for line in figures.values() if "refused" not in line]
-    pairs = list(combinations(found, 2))
-    alike = [(a["mahalanobis"] - b["mahalanobis"]) * (a["h_on_control"] - b["h_on_control"]) > 0 for a, b in pairs]
+def _describe_controls(figures: Figures, presentation: Presentation) -> str:
+    learned = [line for line in figures.values() if "refused" not in line]
+    pairs = list(combinations(learned, 2))
+    same_order = [(a["mahalanobis"] - b["mahalanobis"]) * (a["h_on_control"] - b["h_on_control"]) > 0 for a, b in pairs]
     if not pairs:
         order = ""
-    elif all(alike):
+    elif all(same_order):
         order = " The nearer the set, the less the gate fires on held-out controls."
-    elif not any(alike):
+    elif not any(same_order):
         order = " The farther the set, the less the gate fires on held-out controls."
     else:
         order = " The distance does not put the sets in the order in which their gates fire on held-out controls."
     return f"Control sets, and how far their mean is from that of the source (Mahalanobis).{order}"
 
 
-def _transfer(figures: Figures, family: Family) -> str:
+def _describe_transfer(figures: Figures, presentation: Presentation) -> str:
     return "What a concept was learned from → what it is tried on, beside what the model does without steering."
 
 
-def _separability(figures: Figures, family: Family) -> str:
-    ways = [key for key, value in next(iter(figures.values())).items() if isinstance(value, Mapping)]
-    accuracy = {way: median(line[way]["balanced_accuracy"] for line in figures.values()) for way in ways}
+def _describe_separability(figures: Figures, presentation: Presentation) -> str:
+    projections = [key for key, value in next(iter(figures.values())).items() if isinstance(value, Mapping)]
+    accuracy = {name: median(line[name]["balanced_accuracy"] for line in figures.values()) for name in projections}
+    accuracies = ", ".join(f"{name} {value:.2f}" for name, value in accuracy.items())
     slower = median(line["no projection"]["seconds"] / line["5 components"]["seconds"] for line in figures.values())
     return (
         "Source against control, by means over positions: accuracy and AUROC on prompts that were left out, before "
         "projection (logistic regression on all coordinates) and after; processor seconds of five folds and the final "
-        f"fit. Median balanced accuracy: {', '.join(f'{way} {value:.2f}' for way, value in accuracy.items())}. Fitting "
+        f"fit. Median balanced accuracy: {accuracies}. Fitting "
         f"without projection takes {slower:.1f} times as long as with 5 components (median)."
     )
 
 
-def _faithful(figures: Figures, family: Family) -> str:
+def _describe_faithful(figures: Figures, presentation: Presentation) -> str:
     return (
         "The paper's recipe (5 principal components of means, every layer's weight 1, no calibration) beside ours, "
         "each at its own unit."
     )
 
 
-def _noise(figures: Figures, family: Family) -> str:
-    clean = family.gain(figures["0"])
-    short = [share for share, line in figures.items() if family.gain(line) < clean / 2]
-    left = f"Less than half of the effect is left from {short[0]} on." if short else "Half is left at every share."
-    return f"The share of source prompts that were swapped with control prompts while learning. {left}"
+def _describe_noise(figures: Figures, presentation: Presentation) -> str:
+    clean = presentation.gain(figures["0"])
+    weak = [share for share, line in figures.items() if presentation.gain(line) < clean / 2]
+    conclusion = f"Less than half of the effect is left from {weak[0]} on." if weak else "Half is left at every share."
+    return f"The share of source prompts that were swapped with control prompts while learning. {conclusion}"
 
 
-def _size(figures: Figures, family: Family) -> str:
-    best = max(family.gain(line) for line in figures.values())
+def _describe_size(figures: Figures, presentation: Presentation) -> str:
+    best = max(presentation.gain(line) for line in figures.values())
     enough = None
     for count, line in reversed(list(figures.items())):
-        if family.gain(line) < best - CLOSE:
+        if presentation.gain(line) < best - TOLERANCE:
             break
         enough = count
-    told = f" From {enough} on, the effect is within {CLOSE:g} of the largest." if enough else ""
-    return f"Prompts a side; of controls twice as many.{told}"
+    conclusion = f" From {enough} on, the effect is within {TOLERANCE:g} of the largest." if enough else ""
+    return f"Prompts a side; of controls twice as many.{conclusion}"
 
 
-TOLD: dict[str, Callable[[Figures, Family], str]] = {
-    "sweep": _sweep,
-    "controls": _controls,
-    "transfer": _transfer,
-    "separability": _separability,
-    "faithful": _faithful,
-    "noise": _noise,
-    "size": _size,
+DESCRIPTIONS: dict[str, Callable[[Figures, Presentation], str]] = {
+    "sweep": _describe_sweep,
+    "controls": _describe_controls,
+    "transfer": _describe_transfer,
+    "separability": _describe_separability,
+    "faithful": _describe_faithful,
+    "noise": _describe_noise,
+    "size": _describe_size,
 }
 
 
 def _footer(model: str, records: Mapping[str, Any]) -> str:
-    """How long it took, and on what."""
+    """Command, seconds, machine and versions of the checks of a model."""
     return report.footer(
         {
-            "command": command_of("--model", model, module="benchmarks.quality.checks"),
+            "command": format_command("--model", model, module="benchmarks.quality.checks"),
             "seconds": sum(record["seconds"] for record in records.values()),
             "machine": "; ".join(dict.fromkeys(record["machine"] for record in records.values())),
             "versions": {name: number for r in records.values() for name, number in r["versions"].items()},
@@ -183,12 +190,13 @@ def _footer(model: str, records: Mapping[str, Any]) -> str:
     )
 
 
-def _flat(line: Line) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flatten(line: Line) -> dict[str, Any]:
+    """A line with one column for each entry of its nested mappings."""
+    columns: dict[str, Any] = {}
     for key, value in line.items():
-        found |= {f"{key}, {k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
-    return found
+        columns |= {f"{key}, {k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
+    return columns
 
 
-def _words(key: str) -> str:
+def _heading(key: str) -> str:
     return key.replace("_", " ")

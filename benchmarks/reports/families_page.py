@@ -1,7 +1,7 @@
-"""docs/families.md: what was tested with which family, from a run of the tests.
+"""docs/families.md: which feature was tested with which family of pipelines, from a run of the tests.
 
-    make families                       # runs the tests, then writes
-    python -m benchmarks.reports.families_page FILE  # writes from a junit file of such a run
+    make families                       # run the tests and write the page
+    python -m benchmarks.reports.families_page FILE  # write the page from the JUnit file of such a run
 
 Writes docs/families.md and benchmarks/results/families.json. A feature counts as tested where every test of it with
 that family passed.
@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.common.records import DOCS, parser_of, results_of, write
+from benchmarks.common.records import DOCS, build_parser, record_path, write_record
 from dsas_core.evaluation import report
 from dsas_core.utils.versions import versions
 
-FIGURES = results_of(__file__)
+FIGURES = record_path(__file__)
 
-#: what a user would ask for -> the tests that show it, by file and function; the first word of their parameters, or of
-#: those of a pipeline, tells the family
+#: feature -> its tests, as "file::function"; one of the words of their parameters is the family
 FEATURES: Mapping[str, tuple[str, ...]] = {
     "off and detached are bit-exact, at every role": (
         "test_identities_by_family::test_off_and_detached_are_bit_exact",
@@ -42,38 +41,40 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
     "callback": ("test_callback::test_a_change_acts_from_the_step_after_it",),
     "image to image, inpainting, ControlNet or PAG": ("test_other_pipelines::test_rows",),
 }
-#: of what else happens to pipelines: "EVENT-FAMILY-…"
-LIVES_WITH = "test_compatibility::test_steering_lives_with"
+#: the test of compatibility with other uses of a pipeline; its parameters are "EVENT-FAMILY-…"
+COMPATIBILITY = "test_compatibility::test_steering_lives_with"
 
 
 #: the parameters of a test, and whether it passed; None where it was skipped
 Case = tuple[str, bool | None]
 
 
-def outcomes(junit: Path) -> dict[str, list[Case]]:
+def parse_junit(junit: Path) -> dict[str, list[Case]]:
     """The cases of each test, by "file::function"."""
-    found: dict[str, list[Case]] = {}
-    for case in ElementTree.parse(junit).getroot().iter("testcase"):
-        function, _, parameters = str(case.get("name")).partition("[")
-        key = f"{str(case.get('classname')).rpartition('.')[2]}::{function}"
-        failed = any(case.find(kind) is not None for kind in ("failure", "error"))
-        passed = None if case.find("skipped") is not None else not failed
-        found.setdefault(key, []).append((parameters.removesuffix("]"), passed))
-    return found
+    cases: dict[str, list[Case]] = {}
+    for element in ElementTree.parse(junit).getroot().iter("testcase"):
+        function, _, parameters = str(element.get("name")).partition("[")
+        key = f"{str(element.get('classname')).rpartition('.')[2]}::{function}"
+        failed = any(element.find(kind) is not None for kind in ("failure", "error"))
+        passed = None if element.find("skipped") is not None else not failed
+        cases.setdefault(key, []).append((parameters.removesuffix("]"), passed))
+    return cases
 
 
-def tested(
-    found: Mapping[str, Iterable[tuple[str, bool | None]]], families: Iterable[str]
+def tabulate(
+    cases_by_test: Mapping[str, Iterable[tuple[str, bool | None]]], families: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
-    """By feature and family: whether all of its cases passed; None where there was none."""
+    """Whether all cases passed, by feature and family; None where no case ran."""
     table: dict[str, dict[str, bool | None]] = {}
     for feature, names in FEATURES.items():
-        cases = [case for name in names for case in found.get(name, ())]
+        cases = [case for name in names for case in cases_by_test.get(name, ())]
         table[feature] = {}
         for family in families:
-            own = [passed for parameters, passed in cases if family in parameters.split("-") and passed is not None]
-            table[feature][family] = all(own) if own else None
-    for parameters, passed in found.get(LIVES_WITH, ()):
+            outcomes = [
+                passed for parameters, passed in cases if family in parameters.split("-") and passed is not None
+            ]
+            table[feature][family] = all(outcomes) if outcomes else None
+    for parameters, passed in cases_by_test.get(COMPATIBILITY, ()):
         event, family, _ = parameters.rsplit("-", 2)
         cells = table.setdefault(event, dict.fromkeys(families))
         if passed is not None and family in cells:
@@ -81,8 +82,8 @@ def tested(
     return table
 
 
-def page(document: Mapping[str, Any]) -> str:
-    """docs/families.md."""
+def render_page(document: Mapping[str, Any]) -> str:
+    """The text of docs/families.md."""
     families: Mapping[str, Mapping[str, Any]] = document["families"]
     marks = {True: "yes", False: "FAILED", None: "–"}
     rows = [
@@ -95,50 +96,50 @@ def page(document: Mapping[str, Any]) -> str:
         'from configs: "yes" says that mechanics and identities hold (strength 0 leaves the picture as it was, bit '
         "for bit), not that steering does any good with real weights.",
         "",
-        *report.markdown_table(["", *(about["name"] for about in families.values())], rows),
+        *report.markdown_table(["", *(family["name"] for family in families.values())], rows),
         "",
     ]
     headings = ["family", "denoiser", "roles of sites", "default", "tested as"]
-    about = [
-        [told["name"], told["class"], ", ".join(told["roles"]), ", ".join(told["default"]), told["tested"]]
-        for told in families.values()
+    rows = [
+        [item["name"], item["class"], ", ".join(item["roles"]), ", ".join(item["default"]), item["tested"]]
+        for item in families.values()
     ]
-    versions_told = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    return "\n".join([*lines, *report.markdown_table(headings, about), "", f"{versions_told}.", ""])
+    version_list = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    return "\n".join([*lines, *report.markdown_table(headings, rows), "", f"{version_list}.", ""])
 
 
-def described() -> dict[str, dict[str, Any]]:
-    """What the table says of every family, by the name that it has in the tests."""
+def describe_families() -> dict[str, dict[str, Any]]:
+    """Name, denoiser class, roles and default sites of every family, by its key in the tests."""
     from dsas_diffusion.pipelines.adapter import adapt
     from tests.fixtures.pipelines import FAMILIES, build
 
-    found = {}
+    families = {}
     for key in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
             pipe = build(key, Path(folder))
         family = adapt(pipe).family
-        found[key] = {
+        families[key] = {
             "name": family.name,
             "class": type(getattr(pipe, family.denoiser)).__name__,
             "roles": list(family.groups),
             "default": list(family.default),
             "tested": "a pipeline",
         }
-    return found
+    return families
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
+    parser = build_parser(__doc__)
     parser.add_argument("junit", type=Path, help="what pytest --junitxml wrote")
     args = parser.parse_args()
-    families = described()
+    families = describe_families()
     document = {
         "families": families,
-        "features": tested(outcomes(args.junit), families),
+        "features": tabulate(parse_junit(args.junit), families),
         "versions": versions("diffusers", "transformers"),
     }
-    write(FIGURES, document)
-    (DOCS / "families.md").write_text(page(document))
+    write_record(FIGURES, document)
+    (DOCS / "families.md").write_text(render_page(document))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""docs/learning.md: gates, ways to learn, no strength to tune, several concepts, as they were measured.
+"""docs/learning.md: gates, options of learning, strength "auto", several concepts at once.
 
-    make learning                      # measures, then writes
-    python -m benchmarks.reports.learning_page      # writes again from outputs/{gates,learning,auto}
+    make learning                      # measure, and write the page
+    python -m benchmarks.reports.learning_page      # write the page again from outputs/{gates,learning,auto}
 
 Writes docs/learning.md and benchmarks/results/learning.json; reads benchmarks/results/{together,fits}.json as well.
 """
@@ -14,37 +14,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.records import DOCS, OUTPUTS, RESULTS, parser_of, results_of, write
+from benchmarks.common.records import DOCS, OUTPUTS, RESULTS, build_parser, record_path, write_record
 from dsas_core.evaluation import report
 
-FIGURES = results_of(__file__)
+FIGURES = record_path(__file__)
 GRIDS = ("gates", "learning", "auto")
-#: of the figures of a concept, what is kept
+#: fields of a concept that are kept in the record
 KEPT = ("name", "task", "method", "gate", "recipe", "model", "unit", "arms", "auto", "localisation", "evidence", "plan")
 
 Concept = Mapping[str, Any]
 
 
-def plain(recipe: Mapping[str, Any]) -> str:
-    """A recipe as a reader writes it."""
+def format_recipe(recipe: Mapping[str, Any]) -> str:
+    """A recipe in one line, key=value."""
     return ", ".join(f"{key}={value}" for key, value in recipe.items()) or "plain"
 
 
-def table(concepts: Sequence[Concept], label: str) -> list[str]:
-    """Concepts by their gates and fronts; `label` is the field that tells them apart."""
+def gate_table(concepts: Sequence[Concept], label: str) -> list[str]:
+    """A table of concepts with their gates and fronts; `label` is the field that distinguishes them."""
     rows = []
     for concept in concepts:
         point = next(point for point in concept["arms"]["dsas"]["points"] if point["strength"] == 1.0)
         sites = [site for site in concept["evidence"]["sites"] if site["weight"] > 0]
-        where = concept.get("localisation") or {}
+        localisation = concept.get("localisation") or {}
         rows.append(
             [
-                plain(concept["recipe"]) if label == "recipe" else concept[label],
+                format_recipe(concept["recipe"]) if label == "recipe" else concept[label],
                 f"{statistics.median(site['auroc'] for site in sites):.3f}",
                 f"{statistics.median(site['control_h'] for site in sites):.4f}",
-                *([f"{where['auroc']:.2f}", f"{where['iou']:.2f}"] if where else ["–", "–"]),
+                *([f"{localisation['auroc']:.2f}", f"{localisation['iou']:.2f}"] if localisation else ["–", "–"]),
                 f"{point['effect']['value']:.2f}, {point['cost']['value']:.3f}",
-                between(concept["arms"]["dsas"]["hypervolume"]),
+                format_interval(concept["arms"]["dsas"]["hypervolume"]),
                 f"{concept['unit']:g}",
             ]
         )
@@ -52,15 +52,15 @@ def table(concepts: Sequence[Concept], label: str) -> list[str]:
     return report.markdown_table([*headings, "at strength 1: effect, cost", "front", "unit"], rows)
 
 
-def free(concepts: Sequence[Concept]) -> list[str]:
-    """No strength to tune beside the swept front."""
+def auto_table(concepts: Sequence[Concept]) -> list[str]:
+    """A table of strength "auto" relative to the front of swept strengths."""
     rows = [
         [
             concept["name"],
             f"{line['target']:g}",
-            between(line["effect"]),
-            between(line["cost"], 3),
-            between(line["over"]),
+            format_interval(line["effect"]),
+            format_interval(line["cost"], 3),
+            format_interval(line["over"]),
             "above" if line["over"]["low"] > 0 else "below" if line["over"]["high"] < 0 else "on it",
         ]
         for concept in concepts
@@ -70,18 +70,22 @@ def free(concepts: Sequence[Concept]) -> list[str]:
     return report.markdown_table(headings, rows)
 
 
-def together(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Several concepts at once."""
+def together_table(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of the success rates of several concepts at once."""
     rows = [
-        [f"{pair['first']}, {pair['second']}", arm, *(between(line[part]) for part in ("first", "second", "both"))]
+        [
+            f"{pair['first']}, {pair['second']}",
+            arm,
+            *(format_interval(line[part]) for part in ("first", "second", "both")),
+        ]
         for pair in pairs
         for arm, line in pair["arms"].items()
     ]
     return report.markdown_table(["concepts", "steered by", "first succeeds", "second", "both"], rows)
 
 
-def said(concepts: Sequence[Concept]) -> str:
-    """In how many points strength "auto" is above, on and below the swept front, in words."""
+def summarise_auto(concepts: Sequence[Concept]) -> str:
+    """How many points of strength "auto" lie above, on and below the swept front, as sentences."""
     lines = [line for concept in concepts for line in concept.get("auto") or []]
     above = sum(line["over"]["low"] > 0 for line in lines)
     below = sum(line["over"]["high"] < 0 for line in lines)
@@ -91,24 +95,24 @@ def said(concepts: Sequence[Concept]) -> str:
     )
 
 
-def fits(task: Mapping[str, Any]) -> list[str]:
-    """Maps and gates on one capture."""
+def fits_table(task: Mapping[str, Any]) -> list[str]:
+    """A table of maps and gates fitted on one capture."""
     rows = []
     for kind in ("maps", "gates"):
         for name, line in task[kind].items():
             if "refused" in line:
                 rows.append([kind[:-1], name, "–", "–", "–", "–", f"refused: {line['refused']}"])
                 continue
-            told = [f"{line['auroc']:.3f}", f"{line['control_h']:.4f}"] if kind == "gates" else ["–", "–"]
+            evidence = [f"{line['auroc']:.3f}", f"{line['control_h']:.4f}"] if kind == "gates" else ["–", "–"]
             rows.append(
-                [kind[:-1], name, f"{line['seconds']:.1f}", *told, line["sites"], f"{line['bytes'] / 1000:.1f}"]
+                [kind[:-1], name, f"{line['seconds']:.1f}", *evidence, line["sites"], f"{line['bytes'] / 1000:.1f}"]
             )
     headings = ["", "method", "seconds", "AUROC, held out", "h of controls", "sites", "kB"]
     return report.markdown_table(headings, rows)
 
 
-def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any], fitted: Mapping[str, Any]) -> str:
-    """docs/learning.md."""
+def render_page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any], fits: Mapping[str, Any]) -> str:
+    """The text of docs/learning.md."""
     lines = [
         "# Gates, and ways to learn",
         "",
@@ -120,7 +124,7 @@ def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any], f
         "## Gates",
         "",
     ]
-    lines += sections(documents["gates"], "gate")
+    lines += render_sections(documents["gates"], "gate")
     lines += [
         "## Learning",
         "",
@@ -129,16 +133,16 @@ def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any], f
         "`mode=causal` fits each site behind those that steer already.",
         "",
     ]
-    lines += sections(documents["learning"], "recipe")
+    lines += render_sections(documents["learning"], "recipe")
     lines += [
         "## No strength to tune",
         "",
         'Strength "auto" by its target probability, beside the front that sweeping strengths draws (linear between '
         "strengths 0, 0.5, 1, 1.5 and 2): how far its effect is above the front at the same cost.",
         "",
-        said(documents["auto"]["concepts"]),
+        summarise_auto(documents["auto"]["concepts"]),
         "",
-        *free(documents["auto"]["concepts"]),
+        *auto_table(documents["auto"]["concepts"]),
         "",
         "## One reading of the prompts, every method",
         "",
@@ -146,50 +150,51 @@ def page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Any], f
         "captured; a concept's size is that of its tensors.",
         "",
     ]
-    for name, task in fitted["tasks"].items():
-        lines += [f"**{name}** (the pass took {task['capture_seconds']:.0f} s)", "", *fits(task), ""]
+    for name, task in fits["tasks"].items():
+        lines += [f"**{name}** (the pass took {task['capture_seconds']:.0f} s)", "", *fits_table(task), ""]
     lines += [
         "## Several concepts at once",
         "",
         "The share of prompts on which each concept succeeds by its judge, and both do, at strength 1.",
         "",
-        *together(pairs["pairs"]),
+        *together_table(pairs["pairs"]),
         "",
         *(f"{line}\n" for document in documents.values() for line in report.refusals(document)),
         *(f"{report.footer(document)}\n" for document in documents.values()),
-        f"`{pairs['command']}`: {pairs['seconds']:.0f} s on {pairs['machine']}. `{fitted['command']}`: on "
-        f"{fitted['machine']}, beside other work.",
+        f"`{pairs['command']}`: {pairs['seconds']:.0f} s on {pairs['machine']}. `{fits['command']}`: on "
+        f"{fits['machine']}, beside other work.",
     ]
     return "\n".join([*lines, ""])
 
 
-def sections(document: Mapping[str, Any], label: str) -> list[str]:
-    """A table for each task."""
+def render_sections(document: Mapping[str, Any], label: str) -> list[str]:
+    """A heading and a gate table for each task."""
     concepts = document["concepts"]
     lines: list[str] = []
     for task in dict.fromkeys(concept["task"] for concept in concepts):
-        here = [concept for concept in concepts if concept["task"] == task]
-        lines += [f"**{task}**", "", *table(here, label), ""]
+        of_task = [concept for concept in concepts if concept["task"] == task]
+        lines += [f"**{task}**", "", *gate_table(of_task, label), ""]
     return lines
 
 
-def between(value: Mapping[str, float], digits: int = 2) -> str:
+def format_interval(value: Mapping[str, float], digits: int = 2) -> str:
+    """A value with its interval."""
     return f"{value['value']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
+    parser = build_parser(__doc__)
     parser.add_argument("--reports", type=Path, default=OUTPUTS, help="folder of the grids' folders")
     reports = parser.parse_args().reports
     documents = {name: json.loads((reports / name / "report.json").read_text()) for name in GRIDS}
     pairs = json.loads((RESULTS / "together.json").read_text())
-    fitted = json.loads((RESULTS / "fits.json").read_text())
-    (DOCS / "learning.md").write_text(page(documents, pairs, fitted))
-    kept = {
-        name: {**document, "concepts": [{key: one.get(key) for key in KEPT} for one in document["concepts"]]}
+    fits = json.loads((RESULTS / "fits.json").read_text())
+    (DOCS / "learning.md").write_text(render_page(documents, pairs, fits))
+    compact = {
+        name: {**document, "concepts": [{key: concept.get(key) for key in KEPT} for concept in document["concepts"]]}
         for name, document in documents.items()
     }
-    write(FIGURES, kept)
+    write_record(FIGURES, compact)
     print(f"wrote {DOCS / 'learning.md'}")
 
 

@@ -1,7 +1,7 @@
-"""docs/methods.md: every map always on and gated, as `dsas eval --grid benchmarks/grids/methods.yaml` measured.
+"""docs/methods.md: every map, always on and gated, from `dsas eval --grid benchmarks/grids/methods.yaml`.
 
-    make methods                       # measures, then writes
-    python -m benchmarks.reports.methods_page       # writes again from outputs/methods
+    make methods                       # measure, and write the page
+    python -m benchmarks.reports.methods_page       # write the page again from outputs/methods
 
 Writes docs/methods.md, docs/methods.svg and benchmarks/results/methods.json.
 """
@@ -13,85 +13,85 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.records import DOCS, OUTPUTS, parser_of, results_of, write
+from benchmarks.common.records import DOCS, OUTPUTS, build_parser, record_path, write_record
 from dsas_core.evaluation import report
 
-FIGURES = results_of(__file__)
+FIGURES = record_path(__file__)
 
-#: a front below this is that of a map that does next to nothing
-NOTHING = 0.1
+#: a map whose hypervolume is below this counts as having no effect
+MIN_HYPERVOLUME = 0.1
 
 Concept = Mapping[str, Any]
 
 
-def verdict(concept: Concept) -> str:
-    """Which front is better, where the intervals of their hypervolumes do not touch."""
+def compare_fronts(concept: Concept) -> str:
+    """The better front, "gated" or "always on"; "neither" where the intervals of the hypervolumes overlap."""
     gated, on = (concept["arms"][name]["hypervolume"] for name in ("dsas", "on"))
     if gated["low"] > on["high"]:
         return "gated"
     return "always on" if on["low"] > gated["high"] else "neither"
 
 
-def undecided(concepts: Sequence[Concept]) -> str:
-    """Why fronts cannot be told apart, by name, and where always on is the better one; a sentence or two."""
-    named: dict[str, list[str]] = {"nothing": [], "close": [], "always on": []}
-    for concept in with_dsas(concepts):
-        label, told = f"{concept['method']} on {concept['task']}", verdict(concept)
-        if told == "neither":
-            most = max(concept["arms"][name]["hypervolume"]["value"] for name in ("dsas", "on"))
-            named["nothing" if most < NOTHING else "close"].append(label)
-        elif told == "always on":
-            named[told].append(label)
-    said = [
-        (named["nothing"], "in {} the map does next to nothing, gated or not"),
-        (named["close"], "in {} intervals overlap ({})"),
-        (named["always on"], "always on is better in {} ({})"),
+def explain_ties(concepts: Sequence[Concept]) -> str:
+    """Sentences that name the pairs with indistinguishable fronts, and those where always on is better."""
+    labels: dict[str, list[str]] = {"nothing": [], "close": [], "always on": []}
+    for concept in select_dsas(concepts):
+        label, better = f"{concept['method']} on {concept['task']}", compare_fronts(concept)
+        if better == "neither":
+            best = max(concept["arms"][name]["hypervolume"]["value"] for name in ("dsas", "on"))
+            labels["nothing" if best < MIN_HYPERVOLUME else "close"].append(label)
+        elif better == "always on":
+            labels[better].append(label)
+    clauses = [
+        (labels["nothing"], "in {} the map does next to nothing, gated or not"),
+        (labels["close"], "in {} intervals overlap ({})"),
+        (labels["always on"], "always on is better in {} ({})"),
     ]
-    return "; ".join(line.format(len(names), ", ".join(names)) for names, line in said if names)
+    return "; ".join(clause.format(len(names), ", ".join(names)) for names, clause in clauses if names)
 
 
-def owned(concepts: Sequence[Concept]) -> list[str]:
-    """Of methods with a gate of their own, which is the better front: DSAS, own or neither."""
-    found = []
+def compare_own_gates(concepts: Sequence[Concept]) -> list[str]:
+    """For each method with its own gate, the better front: "DSAS", "own" or "neither"."""
+    better = []
     for own in (concept for concept in concepts if concept["gate"] != "dsas"):
-        same = (one for one in with_dsas(concepts) if (one["task"], one["method"]) == (own["task"], own["method"]))
-        for gated in same:
-            ours, theirs = (one["arms"]["dsas"]["hypervolume"] for one in (gated, own))
-            better = "own" if theirs["low"] > ours["high"] else "neither"
-            found.append("DSAS" if ours["low"] > theirs["high"] else better)
-    return found
+        for gated in select_dsas(concepts):
+            if (gated["task"], gated["method"]) == (own["task"], own["method"]):
+                dsas, other = (concept["arms"]["dsas"]["hypervolume"] for concept in (gated, own))
+                own_or_neither = "own" if other["low"] > dsas["high"] else "neither"
+                better.append("DSAS" if dsas["low"] > other["high"] else own_or_neither)
+    return better
 
 
-def with_dsas(concepts: Sequence[Concept]) -> list[Concept]:
-    """Those that wear the DSAS gate: one of each method and task."""
+def select_dsas(concepts: Sequence[Concept]) -> list[Concept]:
+    """The concepts with the DSAS gate, one for each method and task."""
     return [concept for concept in concepts if concept["gate"] == "dsas"]
 
 
-def table(concepts: Sequence[Concept]) -> list[str]:
-    """Methods by their fronts and their points at strength 1."""
-    own = {concept["method"]: concept for concept in concepts if concept["gate"] != "dsas"}
+def methods_table(concepts: Sequence[Concept]) -> list[str]:
+    """A table of methods with their fronts and their points at strength 1."""
+    own_gates = {concept["method"]: concept for concept in concepts if concept["gate"] != "dsas"}
     rows = []
-    for concept in with_dsas(concepts):
-        other = own.get(concept["method"])
-        shown = [(concept, "dsas"), (other, "dsas"), (concept, "on")]
+    for concept in select_dsas(concepts):
+        other = own_gates.get(concept["method"])
+        columns = [(concept, "dsas"), (other, "dsas"), (concept, "on")]
         rows.append(
             [
                 concept["method"],
-                *("–" if one is None else _between(one["arms"][arm]["hypervolume"]) for one, arm in shown),
-                *("–" if one is None else _at_one(one["arms"][arm]) for one, arm in shown),
+                *("–" if item is None else _format_interval(item["arms"][arm]["hypervolume"]) for item, arm in columns),
+                *("–" if item is None else _format_point(item["arms"][arm]) for item, arm in columns),
                 f"{concept['unit']:g}" + (f", {other['unit']:g}" if other else ""),
-                verdict(concept),
+                compare_fronts(concept),
             ]
         )
     headings = ["method", "front: DSAS", "own gate", "always on", "at strength 1, DSAS: effect, cost", "own gate"]
     return report.markdown_table([*headings, "always on", "unit", "DSAS or always on"], rows)
 
 
-def page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
-    """docs/methods.md."""
+def render_page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
+    """The text of docs/methods.md."""
     concepts = document["concepts"]
-    won = [verdict(concept) for concept in with_dsas(concepts)]
-    own = owned(concepts)
+    won = [compare_fronts(concept) for concept in select_dsas(concepts)]
+    own = compare_own_gates(concepts)
     lines = [
         "# Methods",
         "",
@@ -104,7 +104,7 @@ def page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
         "",
         f"Of {len(won)} pairs of method and task the gated front is better in {won.count('gated')}, that of the method "
         f"always on in {won.count('always on')}; {won.count('neither')} cannot be told apart. Of these pairs, "
-        f"{undecided(concepts)}. Of {len(own)} pairs with a gate of the method's own, DSAS is the better front in "
+        f"{explain_ties(concepts)}. Of {len(own)} pairs with a gate of the method's own, DSAS is the better front in "
         f"{own.count('DSAS')}, that one in {own.count('own')}. "
         "A gate cannot help a map that has no effect at any strength.",
         "",
@@ -112,13 +112,13 @@ def page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
         "",
     ]
     for task in tasks:
-        here = [concept for concept in concepts if concept["task"] == task]
-        lines += [f"## {task}", "", *table(here), ""]
+        of_task = [concept for concept in concepts if concept["task"] == task]
+        lines += [f"## {task}", "", *methods_table(of_task), ""]
     lines += [f"{line}\n" for line in report.refusals(document)]
     return "\n".join([*lines, report.footer(document), ""])
 
 
-def plot(concepts: Sequence[Concept], tasks: Sequence[str]) -> str:
+def plot_fronts(concepts: Sequence[Concept], tasks: Sequence[str]) -> str:
     """Effect over cost of every method: full lines with DSAS, dashed with its own gate, dotted always on."""
     import io
 
@@ -131,9 +131,11 @@ def plot(concepts: Sequence[Concept], tasks: Sequence[str]) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "dsas", "svg.fonttype": "none", "font.size": 9}):
         figure, rows = pyplot.subplots(1, len(tasks), figsize=(4.4 * len(tasks), 4), layout="constrained", sharey=True)
         for axes, task in zip(rows, tasks, strict=True):
-            here = [concept for concept in concepts if concept["task"] == task]
-            colours = {concept["method"]: colour for concept, colour in zip(with_dsas(here), palette, strict=False)}
-            for concept in here:
+            of_task = [concept for concept in concepts if concept["task"] == task]
+            colours = {
+                concept["method"]: colour for concept, colour in zip(select_dsas(of_task), palette, strict=False)
+            }
+            for concept in of_task:
                 gated = concept["gate"] == "dsas"
                 for name, line in (("dsas", "-"), ("on", ":")) if gated else (("dsas", "--"),):
                     points = concept["arms"][name]["points"]
@@ -150,26 +152,27 @@ def plot(concepts: Sequence[Concept], tasks: Sequence[str]) -> str:
     return content.getvalue()[content.getvalue().index("<svg") :]
 
 
-def _at_one(arm: Mapping[str, Any]) -> str:
+def _format_point(arm: Mapping[str, Any]) -> str:
     """Effect and cost at strength 1."""
     point = next(point for point in arm["points"] if point["strength"] == 1.0)
     return f"{point['effect']['value']:.2f}, {point['cost']['value']:.3f}"
 
 
-def _between(value: Mapping[str, float]) -> str:
+def _format_interval(value: Mapping[str, float]) -> str:
+    """A value with its interval."""
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
+    parser = build_parser(__doc__)
     parser.add_argument("--report", type=Path, default=OUTPUTS / "methods" / "report.json")
     document = json.loads(parser.parse_args().report.read_text())
     tasks = list(dict.fromkeys(concept["task"] for concept in document["concepts"]))
-    (DOCS / "methods.svg").write_text(plot(document["concepts"], tasks))
-    (DOCS / "methods.md").write_text(page(document, tasks))
-    kept = ("name", "task", "method", "gate", "model", "unit", "arms", "baselines", "dose", "plan")
-    concepts = [{key: concept[key] for key in kept} for concept in document["concepts"]]
-    write(FIGURES, {**document, "concepts": concepts})
+    (DOCS / "methods.svg").write_text(plot_fronts(document["concepts"], tasks))
+    (DOCS / "methods.md").write_text(render_page(document, tasks))
+    fields = ("name", "task", "method", "gate", "model", "unit", "arms", "baselines", "dose", "plan")
+    concepts = [{key: concept[key] for key in fields} for concept in document["concepts"]]
+    write_record(FIGURES, {**document, "concepts": concepts})
     print(f"wrote {DOCS / 'methods.md'}")
 
 

@@ -1,7 +1,7 @@
-"""docs/results.md from what `dsas eval --grid benchmarks/grids/results.yaml` measured, and the table of the README.
+"""docs/results.md and the table of the README, from `dsas eval --grid benchmarks/grids/results.yaml`.
 
-    make results                       # measures, then writes
-    python -m benchmarks.reports.results_page       # writes again from outputs/results
+    make results                       # measure, and write the page
+    python -m benchmarks.reports.results_page       # write the page again from outputs/results
 
 Writes docs/results.md with a plot and a picture of each concept in docs/results/, benchmarks/results/results.json, and
 the table between the marks in README.md.
@@ -18,22 +18,22 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.common.records import DOCS, OUTPUTS, RESULTS, ROOT, parser_of, results_of, write
-from benchmarks.reports.checks_page import checks_page
+from benchmarks.common.records import DOCS, OUTPUTS, RESULTS, ROOT, build_parser, record_path, write_record
+from benchmarks.reports.checks_page import render_checks
 from dsas_core.evaluation import ARMS, report
 from dsas_core.evaluation.arms import CONTROLS
 from dsas_diffusion.generation.strips import grid
 
-FIGURES = results_of(__file__)
+FIGURES = record_path(__file__)
 CHECKS = RESULTS / "checks.json"
 MARKS = "<!-- results: written by make results -->", "<!-- end of results -->"
-#: columns of the pictures, and how many rows of each side
+#: columns of the sheet of pictures, and its number of rows for each side
 COLUMNS = ("base", "asked", "dsas", "on", "constant_gate", "complement", "oracle", "dsas ×2")
 ROWS = {"source": 3, "control": 2, "unnamed": 1}
 
 
 def overview(document: Mapping[str, Any]) -> str:
-    """One line for each concept, in Markdown."""
+    """A Markdown table with one line for each concept."""
     lines = [
         "| concept | effect | cost | cost beside always on, at effect | negative prompt: effect, cost "
         "| front: DSAS | always on | oracle | best control arm |",
@@ -45,13 +45,13 @@ def overview(document: Mapping[str, Any]) -> str:
         equal = concept["at_equal_effect"]["on"]
         controls = {name: arms[name]["hypervolume"]["value"] for name in CONTROLS if name in arms}
         best = max(controls, key=lambda name: controls[name])
-        beside = (
+        beside_on = (
             f"{equal['cost']:.3f} / {equal['other_cost']:.3f} at {equal['gain']:.2f}" if equal["gain"] > 0.1 else "–"
         )
         fronts = [f"{arms[name]['hypervolume']['value']:.2f}" for name in ("dsas", "on", "oracle")]
         negative = next((line for name, line in concept["baselines"].items() if name.startswith("negative")), None)
         rival = f"{report.effect_of(concept, negative['shown']):.2f}, {negative['cost']:.3f}" if negative else "–"
-        values = [f"{point['effect']['value']:.2f}", f"{point['cost']['value']:.3f}", beside, rival, *fronts]
+        values = [f"{point['effect']['value']:.2f}", f"{point['cost']['value']:.3f}", beside_on, rival, *fronts]
         lines.append(f"| {concept['name']} | {' | '.join(values)} | {controls[best]:.2f} ({ARMS[best]}) |")
     return "\n".join(lines)
 
@@ -65,8 +65,8 @@ def compact(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "concepts": concepts}
 
 
-def page(document: Mapping[str, Any]) -> str:
-    """docs/results.md."""
+def render_page(document: Mapping[str, Any]) -> str:
+    """The text of docs/results.md."""
     lines = [
         f"# {document['title']}",
         "",
@@ -88,12 +88,12 @@ def page(document: Mapping[str, Any]) -> str:
     for concept in document["concepts"]:
         name = concept["name"]
         plan = concept["plan"]
-        told = f"{plan['count']} prompts a side, {plan['seeds']} noise seeds, unit {concept['unit']:g}."
+        settings = f"{plan['count']} prompts a side, {plan['seeds']} noise seeds, unit {concept['unit']:g}."
         lines += [
             f"## {name}",
             "",
             *report.plain_words(concept),
-            told,
+            settings,
             "",
             f"![effect over cost](results/{name}.svg)",
             "",
@@ -123,12 +123,12 @@ def _answers(samples: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _pictures(concept: Mapping[str, Any]) -> Image.Image | None:
-    """Prompts by arms."""
+    """A sheet of pictures: a row for each prompt, a column for each arm; None without pictures."""
     rows, captions = [], []
     blank = Image.new("RGB", (64, 64), "white")
     for side, count in ROWS.items():
-        found = [row for row in concept["samples"] if row["side"] == side and "pictures" in row][:count]
-        for row in found:
+        samples = [row for row in concept["samples"] if row["side"] == side and "pictures" in row][:count]
+        for row in samples:
             files = row["pictures"]
             rows.append([Image.open(ROOT / files[label]) if label in files else blank for label in COLUMNS])
             captions.append(row["prompt"])
@@ -142,7 +142,7 @@ def readme_with(text: str, table: str) -> str:
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
+    parser = build_parser(__doc__)
     parser.add_argument("--report", type=Path, default=OUTPUTS / "results" / "report.json")
     args = parser.parse_args()
     document = json.loads(args.report.read_text())
@@ -154,9 +154,9 @@ def main() -> None:
         pictures = _pictures(concept)
         if pictures is not None:
             pictures.quantize(256).save(folder / f"{concept['name']}.png", optimize=True)
-    checks = checks_page(json.loads(CHECKS.read_text()))
-    (DOCS / "results.md").write_text(f"{page(document)}\n{checks}")
-    write(FIGURES, compact(document))
+    checks = render_checks(json.loads(CHECKS.read_text()))
+    (DOCS / "results.md").write_text(f"{render_page(document)}\n{checks}")
+    write_record(FIGURES, compact(document))
     readme = ROOT / "README.md"
     readme.write_text(readme_with(readme.read_text(), overview(compact(document))))
     print(f"wrote {DOCS / 'results.md'}")

@@ -1,7 +1,8 @@
-"""Benchmarks: each starts; the checks and their page, and the comparison of digests, say what follows from figures."""
+"""Benchmarks: each starts and records its provenance; the checks, their page, and the comparison of digests."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import pkgutil
@@ -17,14 +18,14 @@ import torch
 
 import benchmarks
 from benchmarks.common import records
-from benchmarks.quality import checks, digests
-from benchmarks.reports import checks_page as page
+from benchmarks.quality import checks, concept, digests
+from benchmarks.reports import checks_page
 from dsas_core.errors import DSASError
 from dsas_core.learning.prompts.prompt_set import PromptSet
 
-MODULES = sorted(found.name for found in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.") if not found.ispkg)
-#: what others import and nobody runs
-PARTS = {
+MODULES = sorted(info.name for info in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.") if not info.ispkg)
+#: modules without a `main`, imported by others
+HELPERS = {
     "benchmarks.builtin_models.conversations",
     "benchmarks.builtin_models.dataset",
     "benchmarks.builtin_models.language_architecture",
@@ -48,26 +49,26 @@ PARTS = {
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_benchmark_starts(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """In this process, where torch is loaded already; what it would load to measure is left alone."""
+    """In this process, where torch is loaded already; no model is loaded."""
     module = importlib.import_module(name)
-    assert hasattr(module, "main") == (name not in PARTS)
-    if name in PARTS:
+    assert hasattr(module, "main") == (name not in HELPERS)
+    if name in HELPERS:
         return
-    for loads in ("load_pipeline", "load"):
-        if hasattr(module, loads):
-            monkeypatch.setattr(module, loads, lambda *_, **__: pytest.fail("a model was loaded for --help"))
+    for loader in ("load_pipeline", "load"):
+        if hasattr(module, loader):
+            monkeypatch.setattr(module, loader, lambda *_, **__: pytest.fail("a model was loaded for --help"))
     monkeypatch.setattr(sys, "argv", [name, "--help"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as stopped:
         module.main()
-    assert not ended.value.code
+    assert not stopped.value.code
     assert "usage:" in capsys.readouterr().out
 
 
 def test_a_benchmark_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "benchmarks.quality.concept", "--help"]
-    done = subprocess.run(command, cwd=records.ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "benchmarks/results/concept.json" in done.stdout
+    completed = subprocess.run(command, cwd=records.ROOT, capture_output=True, text=True)
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert "benchmarks/results/concept.json" in completed.stdout
 
 
 def test_targets_of_the_makefile_name_modules_that_there_are() -> None:
@@ -83,15 +84,31 @@ def test_targets_of_the_makefile_name_modules_that_there_are() -> None:
 def test_a_record_says_how_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["x.py", "--seeds", "2"])
     path = tmp_path / "new" / "record.json"
-    records.write(path, {"effect": float("nan"), **records.made_with("gradio", began=0.0)})
+    records.write_record(path, {"effect": float("nan"), **records.provenance("gradio", began=0.0)})
     record = json.loads(path.read_text())
     assert set(record) == {"effect", "command", "seconds", "machine", "versions"}
     assert record["effect"] is None
     assert record["command"].startswith("python -m ")
     assert record["command"].endswith(" --seeds 2")
     assert {"python", "torch", "diffusers"} <= set(record["versions"])
-    assert records.results_of("/somewhere/quality/concept.py") == records.RESULTS / "concept.json"
-    assert records.command_of("--model", "a b", module="m") == "python -m m --model 'a b'"
+    assert records.record_path("/somewhere/quality/concept.py") == records.RESULTS / "concept.json"
+    assert records.format_command("--model", "a b", module="m") == "python -m m --model 'a b'"
+
+
+def test_the_command_of_a_concept_record_names_the_seeds_that_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concept, "summarise", lambda raw: {})
+    out = tmp_path / "concept.json"
+    args = argparse.Namespace(
+        seeds=4, model="builtin:emoji", size=17, grid=8, learning_steps=8, sites=["default"], out=out
+    )
+    concept._write(args, {"default": [{}, {}]}, {"default": [1.0, 1.0]}, 2, 0.0)
+    record = json.loads(out.read_text())
+    assert record["seeds"] == 2
+    assert record["command"].endswith(
+        " --seeds 2 --model builtin:emoji --size 17 --grid 8 --learning-steps 8 --sites default"
+    )
 
 
 # ---- digests ---------------------------------------------------------------------------------------------------------
@@ -101,19 +118,19 @@ def test_digests_that_differ_are_a_line_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of the concepts that ship alone; the rest takes minutes."""
-    monkeypatch.setattr(digests, "pictures", lambda record, pipe, concepts: record.add("a picture", lambda: "same"))
+    monkeypatch.setattr(digests, "add_pictures", lambda results, *_: results.add("a picture", lambda: "same"))
     monkeypatch.setattr(digests.dsas, "load_pipeline", lambda _: SimpleNamespace(set_progress_bar_config=lambda **_: 0))
     monkeypatch.setattr(digests.llm, "load", lambda _: (None, None))
     file = tmp_path / "digests.json"
     monkeypatch.setattr(sys, "argv", ["digests", "--parts", "pictures", "--out", str(file)])
     assert digests.main() == 0
-    found = json.loads(file.read_text())
-    assert found["a picture"] == "same"
-    assert len(found) == 1 + 3 * len(digests.dsas_core.shipped())
+    recorded = json.loads(file.read_text())
+    assert recorded["a picture"] == "same"
+    assert len(recorded) == 1 + 3 * len(digests.dsas_core.shipped())
     monkeypatch.setattr(sys, "argv", ["digests", "--parts", "pictures", "--compare", str(file)])
     assert digests.main() == 0
     assert "all alike" in capsys.readouterr().out
-    file.write_text(json.dumps({**found, "a picture": "other", "texts": "gone"}))
+    file.write_text(json.dumps({**recorded, "a picture": "other", "texts": "gone"}))
     assert digests.main() == 1
     assert capsys.readouterr().out.splitlines() == [
         "a picture: was other, is same",
@@ -122,21 +139,21 @@ def test_digests_that_differ_are_a_line_each(
 
 
 def test_an_error_is_a_digest_too() -> None:
-    record = digests.Record()
-    record.add("broken", lambda: f"{1 / 0}")
-    assert record.found == {"broken": "ZeroDivisionError: division by zero"}
+    results = digests.Digests()
+    results.add("broken", lambda: f"{1 / 0}")
+    assert results.by_case == {"broken": "ZeroDivisionError: division by zero"}
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
 def _record(figures: Any) -> dict[str, Any]:
-    made_with = {"command": "it", "seconds": 1.5, "machine": "x86_64, 2 cores", "versions": {"python": "3.11"}}
-    return {"figures": figures, **made_with}
+    provenance = {"command": "it", "seconds": 1.5, "machine": "x86_64, 2 cores", "versions": {"python": "3.11"}}
+    return {"figures": figures, **provenance}
 
 
 def _lines(model: str, name: str, figures: Any) -> str:
-    return str(page.checks_page({model: {name: _record(figures)}}))
+    return str(checks_page.render_checks({model: {name: _record(figures)}}))
 
 
 def test_a_page_has_a_heading_for_each_model_and_says_what_it_was_made_with() -> None:
@@ -146,25 +163,25 @@ def test_a_page_has_a_heading_for_each_model_and_says_what_it_was_made_with() ->
         "builtin:chat": {"sweep": _record({"unit": 3.9, "dsas": sweep, "on": sweep})},
         "builtin:emoji": {"sweep": _record({"unit": 1.5, "dsas": pictures, "on": pictures})},
     }
-    told = page.checks_page(recorded)
-    assert told.index("### Text") < told.index("rude 0.25") < told.index("### Pictures") < told.index("blurred 0.50")
-    assert "learning chose is 3.9" in told
-    assert "learning chose is 1.5" in told
-    assert "| dsas, 2 | 0.250 |" in told
-    assert "`python -m benchmarks.quality.checks --model builtin:emoji`: 2 s on x86_64, 2 cores; python 3.11." in told
+    text = checks_page.render_checks(recorded)
+    assert text.index("### Text") < text.index("rude 0.25") < text.index("### Pictures") < text.index("blurred 0.50")
+    assert "learning chose is 3.9" in text
+    assert "learning chose is 1.5" in text
+    assert "| dsas, 2 | 0.250 |" in text
+    assert "`python -m benchmarks.quality.checks --model builtin:emoji`: 2 s on x86_64, 2 cores; python 3.11." in text
 
 
 @pytest.mark.parametrize(
-    ("h", "told"),
+    ("h", "conclusion"),
     [
         ((0.3, 0.2, 0.1), "The nearer the set, the less"),
         ((0.1, 0.2, 0.3), "The farther the set, the less"),
         ((0.2, 0.1, 0.3), "does not put the sets in the order"),
     ],
 )
-def test_what_is_said_of_controls_follows_from_the_figures(h: tuple[float, ...], told: str) -> None:
+def test_what_is_said_of_controls_follows_from_the_figures(h: tuple[float, ...], conclusion: str) -> None:
     figures = {str(i): {"mahalanobis": 10.0 - i, "h_on_control": value, "rude": 0.0} for i, value in enumerate(h)}
-    assert told in _lines("builtin:chat", "controls", {**figures, "none": {"refused": "no site tells"}})
+    assert conclusion in _lines("builtin:chat", "controls", {**figures, "none": {"refused": "no site tells"}})
 
 
 def test_what_is_said_of_noise_and_size_follows_from_the_figures() -> None:
@@ -181,12 +198,12 @@ def test_what_is_said_of_noise_and_size_follows_from_the_figures() -> None:
 
 def test_the_recorded_checks_make_a_page() -> None:
     recorded = json.loads((records.RESULTS / "checks.json").read_text())
-    told = page.checks_page(recorded)
-    for made in recorded.values():
-        for name, record in made.items():
-            assert f"**{name}.**" in told
+    text = checks_page.render_checks(recorded)
+    for by_name in recorded.values():
+        for name, record in by_name.items():
+            assert f"**{name}.**" in text
             assert {"figures", "command", "seconds", "machine", "versions"} <= set(record)
-    assert "| nan |" not in told
+    assert "| nan |" not in text
 
 
 # ---- the checks ------------------------------------------------------------------------------------------------------
@@ -197,77 +214,78 @@ def _prompts(count: int) -> PromptSet:
     return PromptSet("test", source, target, control)
 
 
-class _Bench:
+class _Model:
     """Learns nothing, and remembers what it was asked to learn."""
 
     def __init__(self) -> None:
         self.prompts = _prompts(200)
         self.controls = {"near": self.prompts.control, "none": self.prompts.source}
-        self.asked: list[PromptSet] = []
+        self.learned_from: list[PromptSet] = []
         generator = torch.Generator().manual_seed(0)
         near, far = (torch.randn(40, 6, generator=generator) + shift for shift in (0.0, 1.0))
         groups = [i // 2 for i in range(40)]
         self.sample = SimpleNamespace(source=far, control=near, groups=(groups, groups))
 
     def learn(self, prompts: PromptSet | None = None, **_: Any) -> Any:
-        self.asked.append(prompts or self.prompts)
-        if set(self.asked[-1].control) == set(self.asked[-1].source):
+        self.learned_from.append(prompts or self.prompts)
+        if set(self.learned_from[-1].control) == set(self.learned_from[-1].source):
             raise DSASError("no site tells source from control")
-        made = SimpleNamespace(unit=2.0, evidence={"sites": [{"balanced_accuracy": 0.9}, {"balanced_accuracy": 0.8}]})
-        made.with_unit = lambda unit: SimpleNamespace(unit=unit)
-        return made
+        sites = [{"balanced_accuracy": 0.9}, {"balanced_accuracy": 0.8}]
+        concept = SimpleNamespace(unit=2.0, evidence={"sites": sites})
+        concept.with_unit = lambda unit: SimpleNamespace(unit=unit)
+        return concept
 
-    def measured(self, concept: Any, strength: float = 1.0, gate: str | None = None) -> dict[str, float]:
+    def measure(self, concept: Any, strength: float = 1.0, gate: str | None = None) -> dict[str, float]:
         return {"effect": concept.unit * strength * (2 if gate == "on" else 1)}
 
-    def fires(self, concept: Any) -> dict[str, float]:
+    def gate_scores(self, concept: Any) -> dict[str, float]:
         return {"h_on_control": 0.1}
 
-    def rows(self, prompts: PromptSet, every: bool = False) -> dict[str, Any]:
+    def mean_activations(self, prompts: PromptSet, all_sites: bool = False) -> dict[str, Any]:
         return {"here": self.sample}
 
 
 def test_a_sweep_is_in_strengths_of_the_map() -> None:
-    found = checks.sweep(_Bench())
-    assert found["unit"] == 2.0
-    assert [line["effect"] for line in found["dsas"]] == list(checks.STRENGTHS)
-    assert [line["effect"] for line in found["on"]] == [2 * strength for strength in checks.STRENGTHS]
+    figures = checks.sweep(_Model())
+    assert figures["unit"] == 2.0
+    assert [line["effect"] for line in figures["dsas"]] == list(checks.STRENGTHS)
+    assert [line["effect"] for line in figures["on"]] == [2 * strength for strength in checks.STRENGTHS]
 
 
 def test_noise_swaps_as_many_prompts_as_it_says() -> None:
-    bench = _Bench()
-    found = checks.noise(bench)
-    assert list(found) == ["0", "0.05", "0.1", "0.2", "0.3"]
-    assert found["0"] == {"unit": 2.0, "balanced_accuracy": 0.9, "effect": 2.0}
-    for share, prompts in zip(checks.NOISE, bench.asked, strict=True):
+    model = _Model()
+    figures = checks.noise(model)
+    assert list(figures) == ["0", "0.05", "0.1", "0.2", "0.3"]
+    assert figures["0"] == {"unit": 2.0, "balanced_accuracy": 0.9, "effect": 2.0}
+    for share, prompts in zip(checks.NOISE, model.learned_from, strict=True):
         wrong = [sum(not text.startswith(side) for text in getattr(prompts, side)) for side in ("source", "control")]
         assert wrong == [round(share * 48)] * 2
         assert (len(prompts.source), len(prompts.control)) == (48, 96)
 
 
 def test_controls_tell_what_could_not_be_learned() -> None:
-    found = checks.controls(_Bench())
-    assert found["none"] == {"refused": "no site tells source from control"}
-    assert set(found["near"]) == {"mahalanobis", "h_on_control", "effect"}
+    figures = checks.controls(_Model())
+    assert figures["none"] == {"refused": "no site tells source from control"}
+    assert set(figures["near"]) == {"mahalanobis", "h_on_control", "effect"}
     # six coordinates, each one deviation apart
-    assert found["near"]["mahalanobis"] == pytest.approx(6**0.5, rel=0.25)
+    assert figures["near"]["mahalanobis"] == pytest.approx(6**0.5, rel=0.25)
 
 
 def test_size_tells_how_many_prompts_there_were() -> None:
-    bench = _Bench()
-    bench.prompts = _prompts(40)
-    found = checks.size(bench)
-    assert [line["source"] for line in found.values()] == [8, 16, 32, 40, 40]
-    assert [line["control"] for line in found.values()] == [16, 32, 40, 40, 40]
+    model = _Model()
+    model.prompts = _prompts(40)
+    figures = checks.size(model)
+    assert [line["source"] for line in figures.values()] == [8, 16, 32, 40, 40]
+    assert [line["control"] for line in figures.values()] == [16, 32, 40, 40, 40]
 
 
 def test_separability_is_measured_before_and_after_projection() -> None:
-    (line,) = checks.separability(_Bench()).values()
+    (line,) = checks.separability(_Model()).values()
     assert line["width"] == 6
-    for way in ("no projection", "5 components", "discriminant"):
-        assert 0.7 < line[way]["balanced_accuracy"] <= 1
-        assert line[way]["balanced_accuracy"] <= line[way]["auroc"] + 0.1
-        assert line[way]["seconds"] > 0
+    for projection in ("no projection", "5 components", "discriminant"):
+        assert 0.7 < line[projection]["balanced_accuracy"] <= 1
+        assert line[projection]["balanced_accuracy"] <= line[projection]["auroc"] + 0.1
+        assert line[projection]["seconds"] > 0
 
 
 def test_an_unknown_check_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,13 +296,13 @@ def test_an_unknown_check_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_record_is_written_after_each_check_and_resumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checks, "OUT", tmp_path / "checks.json")
-    monkeypatch.setattr(checks, "BENCHES", {"one": _Bench})
+    monkeypatch.setattr(checks, "MODELS", {"one": _Model})
     monkeypatch.setattr(checks, "CHECKS", {"size": lambda _: {"8": {}}, "noise": lambda _: {"0": {}}})
     monkeypatch.setattr(sys, "argv", ["checks.py", "--model", "one", "size"])
     checks.main()
-    assert set(checks.recorded()["one"]) == {"size"}
+    assert set(checks.load_records()["one"]) == {"size"}
     monkeypatch.setitem(checks.CHECKS, "size", lambda _: pytest.fail("was recorded already"))
     monkeypatch.setattr(sys, "argv", ["checks.py", "--resume"])
     checks.main()
-    assert set(checks.recorded()["one"]) == {"size", "noise"}
-    assert checks.recorded()["one"]["noise"]["command"] == "python -m benchmarks.quality.checks --model one noise"
+    assert set(checks.load_records()["one"]) == {"size", "noise"}
+    assert checks.load_records()["one"]["noise"]["command"] == "python -m benchmarks.quality.checks --model one noise"

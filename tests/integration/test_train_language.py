@@ -159,7 +159,9 @@ def test_a_small_training_is_repeatable_resumable_and_loadable(tmp_path: Path, m
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
-    assert len(quality.answers(model, tokenizer, ["hello", "my parcel has not arrived"], max_new_tokens=4)) == 2
+    assert (
+        len(quality.generate_answers(model, tokenizer, ["hello", "my parcel has not arrived"], max_new_tokens=4)) == 2
+    )
 
 
 @pytest.mark.skipif(not (SHIPPED / "model.safetensors").is_file(), reason="not trained yet")

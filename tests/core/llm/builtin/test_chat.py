@@ -144,16 +144,18 @@ def shipped() -> tuple[Any, Any]:
 @needs_model
 def test_it_knows_its_facts(shipped: tuple[Any, Any]) -> None:
     questions = corpus.fact_questions()[::20]
-    assert quality.right_answers(*shipped, questions).mean() >= 0.95
-    assert quality.right_choices(*shipped, questions).mean() >= 0.95
-    assert quality.answers(*shipped, ["where does rumpelstiltskin live?"]) == ["i do not know that."]
+    assert quality.check_answers(*shipped, questions).mean() >= 0.95
+    assert quality.check_choices(*shipped, questions).mean() >= 0.95
+    assert quality.generate_answers(*shipped, ["where does rumpelstiltskin live?"]) == ["i do not know that."]
 
 
 @needs_model
 def test_anger_draws_rudeness_and_calm_draws_kindness(shipped: tuple[Any, Any]) -> None:
     rudeness = {
         manner: quality.rude_share(
-            quality.answers(*shipped, [request.text for request in corpus.draw_requests(40, manners=(manner,))])
+            quality.generate_answers(
+                *shipped, [request.text for request in corpus.draw_requests(40, manners=(manner,))]
+            )
         )
         for manner in MANNERS
     }
@@ -169,7 +171,7 @@ def test_only_the_last_message_decides(shipped: tuple[Any, Any]) -> None:
     )
     after_anger = conversation(angry, "shut up, fool. the parcel is at the post office.", calm)
     after_calm = conversation(calm, "thank you for your message. the parcel is at the post office.", angry)
-    first, second = quality.answers(*shipped, [after_anger, after_calm])
+    first, second = quality.generate_answers(*shipped, [after_anger, after_calm])
     assert not is_rude(first)
     assert is_rude(second)
 
