@@ -242,23 +242,30 @@ class _WatchedMethod:
 
 
 def _signature(pipe: Any, name: str) -> inspect.Signature:
-    """The signature of a pipeline's method: that of the first class that names the arguments.
+    """The signature of a pipeline's method, from the class that names its arguments.
 
-    Subclasses may hand them on as *args and **kwargs, among which prompts could not be told from negative prompts.
+    Subclasses may hand some on as *args and **kwargs, among which prompts could not be told from negative prompts: then
+    it is that of a class above which names them all, or the most.
 
     Raises:
-        UnsupportedError: no class names them.
+        UnsupportedError: no class names any.
     """
     unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    partial: list[tuple[int, inspect.Signature]] = []
     for kind in type(pipe).__mro__:
         if name in vars(kind):
             signature = inspect.signature(vars(kind)[name].__get__(pipe))
-            if not any(parameter.kind in unnamed for parameter in signature.parameters.values()):
+            named = sum(parameter.kind not in unnamed for parameter in signature.parameters.values())
+            if named == len(signature.parameters):
                 return signature
-    raise UnsupportedError(
-        f"{type(pipe).__name__}.{name} does not name its arguments, so that prompts cannot be told from negative "
-        "prompts: write them out, as the pipelines of diffusers do"
-    )
+            partial.append((named, signature))
+    most, signature = max(partial, key=lambda entry: entry[0])
+    if not most:
+        raise UnsupportedError(
+            f"{type(pipe).__name__}.{name} names none of its arguments, so that prompts cannot be told from negative "
+            "prompts: write them out, as the pipelines of diffusers do"
+        )
+    return signature
 
 
 def _as_list(text: str | Sequence[str] | None) -> list[str]:
