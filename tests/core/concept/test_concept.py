@@ -247,6 +247,12 @@ def first(config: dict[str, Any]) -> dict[str, Any]:
     return config["interventions"][0]
 
 
+def header_alone(shape: list[int]) -> bytes:
+    """A safetensors file of one empty tensor of a shape."""
+    header = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -281,6 +287,11 @@ def first(config: dict[str, Any]) -> dict[str, Any]:
         (edited(lambda config: config.update(evidence=json.loads("[" * 40 + "]" * 40))), "more than 24 lists"),
         (edited(lambda config: config.update(base=None)), "must be mappings"),
         (edited(lambda config: config.update(evidence={"sites": [1]})), "no card can show"),
+        (
+            edited(lambda config: config.update(evidence={"sites": [{"site": "a", "auroc": 10**400}]})),
+            "no card can show",
+        ),
+        (lambda folder: (folder / TENSORS).write_bytes(header_alone([0, 2**40, 2**40])), "is damaged or cut short"),
         (edited(lambda config: config.update(name="../x")), "name '../x' is such as no folder may have"),
         (edited(lambda config: first(config).update(maps=[])), "in every bin"),
     ],
@@ -291,6 +302,17 @@ def test_what_is_damaged_says_so(saved: Path, damage: Callable[[Path], None], me
         Concept.from_pretrained(saved)
     assert str(saved) in str(error.value) or "site" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_header_may_be_of_any_length(saved: Path) -> None:
+    """Also one whose length begins with the byte that a pickle does."""
+    content, expected = (saved / TENSORS).read_bytes(), Concept.from_pretrained(saved)
+    length = int.from_bytes(content[:8], "little")
+    padding = (0x80 - length) % 0x100
+    header = (length + padding).to_bytes(8, "little") + content[8 : 8 + length] + b" " * padding
+    assert header[:1] == b"\x80"
+    (saved / TENSORS).write_bytes(header + content[8 + length :])
+    assert Concept.from_pretrained(saved) == expected
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:

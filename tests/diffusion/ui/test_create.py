@@ -172,6 +172,22 @@ def test_there_is_room_for_a_few(service: PictureService, concepts: list[Concept
         Session().add(concepts[1], service)
 
 
+def test_room_that_was_taken_meanwhile_is_taken(
+    service: PictureService, concepts: list[Concept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An uploaded concept is tried on a picture, which takes a while: learning may end before."""
+    session = Session()
+
+    def fill(concept: Concept) -> None:
+        for i in range(MAX_OWN_CONCEPTS):
+            session.add(replace(concepts[1], name=f"own-{i}"), service)
+
+    monkeypatch.setattr(service, "try_concept", fill)
+    with pytest.raises(DSASError, match=f"room for {MAX_OWN_CONCEPTS}"):
+        session.add(replace(concepts[1], name="uploaded"), service, uploaded=True)
+    assert len(session.my_concepts) == MAX_OWN_CONCEPTS
+
+
 # ---- where it steered -----------------------------------------------------------------------------------------------
 
 
