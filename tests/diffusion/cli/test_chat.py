@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dsas_core import Concept
+from dsas_core import Concept, llm
 from dsas_diffusion.cli import main
 from dsas_diffusion.cli.commands import chat
 from tests.fixtures.checks import assert_one_line
@@ -33,6 +33,18 @@ def chat_json(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
     capsys.readouterr()
     assert main(["chat", "--json", *map(str, arguments)]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def test_the_model_is_loaded_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    load, names = llm.load, []
+
+    def counting(name: str, **settings: Any) -> Any:
+        names.append(name)
+        return load(name, **settings)
+
+    monkeypatch.setattr(llm, "load", counting)
+    chat_json(capsys, "-c", "builtin:rudeness=1", "-m", CALM)
+    assert names == ["builtin:chat"]
 
 
 def test_insults_are_answered_kindly_and_calm_people_as_before(
