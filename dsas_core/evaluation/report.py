@@ -8,7 +8,6 @@ A document is plain data: `title`, `command`, `seconds`, `machine`, `versions`, 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from ..utils.files import as_json
+from ..utils.templates import create_environment
 from .arms import ARMS, CONTROLS
 
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
@@ -51,17 +51,10 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> list[Path]:
 def _render(template: str, **values: Any) -> str:
     """Fill in a template, which may call functions of this module; in HTML values are escaped."""
     import jinja2
-    from jinja2.utils import markupsafe
 
-    def escape(value: Any) -> Any:
-        """Quotes as the standard library escapes them."""
-        return value if isinstance(value, markupsafe.Markup) else markupsafe.Markup(html.escape(str(value)))
-
-    page = template.endswith(".html")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=page,
-        finalize=escape if page else None,
+    environment = create_environment(
+        jinja2.FileSystemLoader(TEMPLATES),
+        escape=template.endswith(".html"),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -1,7 +1,8 @@
-"""Text and Markdown from Jinja2 templates that lie beside the modules that fill them in."""
+"""Text, Markdown and HTML from Jinja2 templates that lie beside the modules that fill them in."""
 
 from __future__ import annotations
 
+import html
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,13 +37,36 @@ def render_template(template: Path, **values: Any) -> str:
         raise ValueError(error.message) from None
 
 
+def create_environment(loader: jinja2.BaseLoader, *, escape: bool, **options: Any) -> jinja2.Environment:
+    """An environment for templates; the one place where it is decided how values are escaped.
+
+    Args:
+        loader: of the templates.
+        escape: for HTML: every value is escaped, as `html.escape` does, unless it is marked as HTML.
+        options: further ones of `jinja2.Environment`.
+
+    Example:
+        >>> from jinja2 import DictLoader
+        >>> environment = create_environment(DictLoader({"page": "<p>{{ name }}</p>"}), escape=True)
+        >>> environment.get_template("page").render(name="<b>'")
+        '<p>&lt;b&gt;&#x27;</p>'
+    """
+    import jinja2
+    from jinja2.utils import markupsafe
+
+    def escape_value(value: Any) -> Any:
+        return value if hasattr(value, "__html__") else markupsafe.Markup(html.escape(str(value)))
+
+    return jinja2.Environment(loader=loader, autoescape=escape, finalize=escape_value if escape else None, **options)
+
+
 @cache
 def _load_template(file: Path) -> jinja2.Template:
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(file.parent),
-        autoescape=file.name.endswith(".html.jinja"),
+    environment = create_environment(
+        jinja2.FileSystemLoader(file.parent),
+        escape=file.name.endswith(".html.jinja"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

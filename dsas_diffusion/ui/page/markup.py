@@ -6,19 +6,19 @@ HTML is escaped as well: messages by `session.report_errors`, what stands below 
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import FunctionLoader, StrictUndefined
 from jinja2.utils import markupsafe
 
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.evidence import describe_unit
 from dsas_core.model.sites import Site
+from dsas_core.utils.templates import create_environment
 
 from ...pipelines.sites import site_name
 from ...steering.schedule import Schedule
@@ -118,18 +118,13 @@ def _render(name: str, **values: Any) -> str:
     return _ENVIRONMENT.get_template(f"{name}.html").render(values)
 
 
-def _escape(value: Any) -> Any:
-    return value if hasattr(value, "__html__") else markupsafe.Markup(html.escape(str(value)))
-
-
 def _mean_h(tokens: Sequence[llm.Token]) -> float:
     return sum(token.mean_h for token in tokens) / max(1, len(tokens))
 
 
-_ENVIRONMENT = Environment(
-    loader=FunctionLoader(lambda name: re.sub(r"\n\s*", "", (TEMPLATES / name).read_text(encoding="utf-8"))),
-    autoescape=True,
-    finalize=_escape,
+_ENVIRONMENT = create_environment(
+    FunctionLoader(lambda name: re.sub(r"\n\s*", "", (TEMPLATES / name).read_text(encoding="utf-8"))),
+    escape=True,
     undefined=StrictUndefined,
 )
 _ENVIRONMENT.filters["mean_h"] = _mean_h
