@@ -91,13 +91,14 @@ def name_of(model: Any, builtin: Mapping[str, Path]) -> str:
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether a name has the form of a Hub repository's, user/name.
+    """Whether a name has the form of a Hub repository's, user/name, and not that of a GGUF file in a folder.
 
     Example:
-        >>> is_hub_name("user/banana"), is_hub_name("./banana")
-        (True, False)
+        >>> is_hub_name("user/banana"), is_hub_name("./banana"), is_hub_name("models/banana.gguf")
+        (True, False, False)
     """
-    return str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+    text = str(name)
+    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not text.endswith(".gguf")
 
 
 def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def catch_load_errors(
         warns: let warnings of transformers through.
 
     Raises:
-        DSASError: of class `error_class`, whatever went wrong in the block.
+        DSASError: of class `error_class`, whatever went wrong in the block, unless that is a DSASError itself.
 
     Example:
         >>> with catch_load_errors("user/model"):
@@ -138,6 +139,8 @@ def catch_load_errors(
         logging.set_verbosity_error()
     try:
         yield
+    except DSASError:  # one line already
+        raise
     except Exception as error:  # transformers and the Hub raise a dozen classes here
         raise error_class(f"cannot load {name}: {reason_of(error)}") from error
     finally:

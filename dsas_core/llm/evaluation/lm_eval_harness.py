@@ -28,7 +28,8 @@ from ...errors import DSASError, UnavailableError, UnsupportedError
 from ...model.loading import device_of, source_of
 from ...steering.strengths import load_concepts
 from ..model.call_describer import PHASES
-from ..model.load import BUILTIN
+from ..model.gguf import is_gguf
+from ..model.load import BUILTIN, load
 from ..steering.steer import steer
 
 try:
@@ -45,7 +46,7 @@ class SteeredLM(HFLM):
     """lm-eval's `hf`, steered by concepts.
 
     Args:
-        pretrained: a folder or Hub name, "builtin:chat", or a model (then with `tokenizer`).
+        pretrained: a folder, GGUF file or Hub name, "builtin:chat", or a model (then with `tokenizer`).
         concept: folder or Hub name of a concept, or builtin:NAME; several are joined by "+".
         strength: one number for all concepts, or one each, joined by "+".
         gate: None for each concept's own, "on" or "off".
@@ -79,6 +80,9 @@ class SteeredLM(HFLM):
         if isinstance(pretrained, str) and pretrained.startswith("builtin:"):
             pretrained = str(source_of(pretrained, BUILTIN, "language model"))
             options.setdefault("dtype", "float32")  # it is stored in half precision, which CPUs are slow at
+        if isinstance(pretrained, str) and is_gguf(pretrained):
+            file, settings = pretrained, {"device": device or "auto", "dtype": options.pop("dtype", "auto")}
+            pretrained, options["tokenizer"] = load(file, **settings)
         try:
             super().__init__(pretrained=pretrained, device=device or device_of("auto"), **options)
         except OSError as error:

@@ -1,7 +1,8 @@
-"""Loading a language model and its tokenizer: the built-in one, from a folder, or from the Hub."""
+"""Loading a language model and its tokenizer: the built-in one, from a folder, a GGUF file, or from the Hub."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from ...errors import UnavailableError
 from ...model.loading import catch_load_errors, device_of, dtype_of, hub_options, is_hub_name, source_of
+from .gguf import is_gguf, load_gguf
 from .layers import auto_class
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -19,14 +21,15 @@ def is_language_model(name: str | Path) -> bool:
     """Whether a name is that of a language model, not of a diffusers pipeline.
 
     Args:
-        name: "builtin:chat", a folder, or a Hub name. Without network, no Hub name is one.
+        name: "builtin:chat", a folder, a GGUF file (no pipeline is one), or a Hub name. Without network, no Hub name
+            is one.
 
     Example:
         >>> is_language_model("builtin:chat"), is_language_model("builtin:emoji")
         (True, False)
     """
     folder = Path(name)
-    if str(name) in BUILTIN:
+    if str(name) in BUILTIN or is_gguf(name):
         return True
     if folder.is_dir():
         return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
@@ -46,7 +49,8 @@ def load(
     """Load a language model and its tokenizer.
 
     Args:
-        name: "builtin:chat", a folder, or a Hub name (user/name).
+        name: "builtin:chat", a folder, a GGUF file (needs the package `gguf`; it is dequantised), or a Hub name
+            (user/name).
         device: name of a device; "auto" is a GPU if there is one. Ignored where `options` has a device_map.
         dtype: "float32", "float16", "bfloat16", or a torch dtype; "auto" is bfloat16 on a GPU and float32 elsewhere.
         options: further arguments of `from_pretrained` (revision, token, device_map, …).
@@ -56,6 +60,7 @@ def load(
 
     Raises:
         UnavailableError: there is no such model, or a part of it is missing or damaged.
+        UnsupportedError: a GGUF file of an architecture that transformers does not read.
 
     Example:
         >>> model, tokenizer = load("builtin:chat", device="cpu")
@@ -64,6 +69,8 @@ def load(
     """
     device = device_of(device)
     dtype = dtype_of(dtype, device, torch.bfloat16)
+    if is_gguf(name):
+        return _place(*load_gguf(name, dtype=dtype, **options), device, options)
     source = source_of(name, BUILTIN, "language model")
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -80,6 +87,11 @@ def load(
         config = AutoConfig.from_pretrained(source, **hub)
         model = auto_class(config).from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+    return _place(model, tokenizer, device, options)
+
+
+def _place(model: Any, tokenizer: Any, device: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The model on its device, in evaluation mode, and the tokenizer."""
     if "device_map" not in options:
         model = model.to(torch.device(device))
     return model.eval(), tokenizer
