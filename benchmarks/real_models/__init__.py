@@ -1,0 +1,1 @@
+"""Language models that others trained, for figures that say something of real weights."""
