@@ -125,9 +125,7 @@ def test_a_folder_with_something_else_is_left_alone(index: Index, model: RealMod
 def test_without_a_network_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(
-        UnavailableError, match="cannot download nothing-of-this-name==1.0: .*; it needs a network"
-    ) as e:
+    with pytest.raises(UnavailableError, match=r"cannot download nothing-of-this.*; it needs a network") as raised:
         download_wheel("nothing-of-this-name==1.0", tmp_path)
     assert "\n" not in str(raised.value)
 
