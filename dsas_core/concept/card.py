@@ -42,7 +42,7 @@ def render_card(concept: ConceptData, name: str | None = None) -> str:
         >>> text.splitlines()[:3]
         ['---', 'library_name: dsas', 'tags: [activation-steering, dsas]']
     """
-    samples = concept.samples
+    samples = None if concept.is_private else concept.samples
     model = str(concept.provenance.get("model") or "")
     return render_template(
         TEMPLATE,
@@ -61,10 +61,21 @@ def render_card(concept: ConceptData, name: str | None = None) -> str:
         strip_title=_escape("; ".join(samples.prompts)) if samples else "",
         unit="; ".join(describe_unit(concept.unit, concept.evidence.get("unit")).split("\n")),
         range=describe_range(concept.range, concept.evidence.get("range")),
-        provenance=to_readable_json(concept.provenance),
+        provenance=to_readable_json(_shown_provenance(concept)),
         **_evidence(concept),
         **_control_scores(concept),
     )
+
+
+def _shown_provenance(concept: ConceptData) -> dict[str, Any]:
+    """The provenance, of private prompts without texts and without the hashes of single prompts."""
+    shown = dict(concept.provenance)
+    if concept.is_private:
+        shown.pop("prompts", None)
+        hashes = shown.pop("prompt_hashes", None)
+        about = {key: hashes[key] for key in ("name", "sha256", "counts") if key in hashes} if hashes else {}
+        shown = {"prompts": {"private": True, **about}, **shown}
+    return shown
 
 
 def _answers(samples: Samples) -> list[tuple[str, str, str]]:

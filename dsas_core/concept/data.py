@@ -81,6 +81,12 @@ class ConceptData:
         return f"{type(self).__name__}({self.name!r}, {self.method}+{self.gate}, {sites}, unit {self.unit:g}{ends})"
 
     @property
+    def is_private(self) -> bool:
+        """Whether its prompts are not to be shown: it keeps hashes only, or they are from a private prompt file."""
+        prompts = self.provenance.get("prompts")
+        return "prompt_hashes" in self.provenance or (isinstance(prompts, Mapping) and bool(prompts.get("private")))
+
+    @property
     def by_prompt(self) -> bool:
         """Whether a gate depends on where the prompt ends."""
         return any(item.by_prompt for item in self.interventions)

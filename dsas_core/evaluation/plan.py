@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..concept.concept import Concept
 from ..errors import DSASError, PromptError
-from ..learning.prompts.prompt_set import PromptSet, load_prompts
+from ..learning.prompts.kept import kept_prompts
+from ..learning.prompts.prompt_set import PromptSet
 from ..steering.strengths import Auto
 from .arms import ARMS
 
@@ -60,8 +61,12 @@ class Plan:
             PromptError: no prompts are left for a side.
         """
         seed, learned = (int(concept.provenance.get(key, 0)) for key in ("seed", "count"))
-        used = load_prompts(concept.provenance.get("prompts", prompts)).draw(learned, seed).values() if learned else ()
-        chosen = prompts.fresh(self.count, seed, [text for side in used for text in side])
+        kept = kept_prompts(concept)
+        if kept is not None:
+            used = kept.used_in(prompts)
+        else:  # of a concept that says nothing of its prompts, the file is taken for the one that it was learned from
+            used = [text for side in prompts.draw(learned, seed).values() for text in side] if learned else []
+        chosen = prompts.fresh(self.count, seed, used)
         for side in ("source", "control"):
             if not chosen[side]:
                 raise PromptError(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..concept.concept import Concept
-from ..errors import DSASError
+from ..errors import DSASError, PromptError
 from .calibration.slider_range import prompts_of
 from .prompts.prompt_set import split_held_out
 
@@ -22,7 +22,7 @@ def sample_prompts(concept: Concept) -> tuple[list[str], int]:
         The two prompts, and the seed of the concept's learning.
 
     Raises:
-        PromptError: the concept does not record its prompts.
+        PromptError: the concept does not record its prompts, or they are private.
 
     Example:
         >>> import dsas_core
@@ -30,6 +30,8 @@ def sample_prompts(concept: Concept) -> tuple[list[str], int]:
         >>> len(prompts), seed
         (2, 0)
     """
+    if concept.is_private:
+        raise PromptError(f"concept {concept.name!r} was learned from private prompts, of which no card shows samples")
     drawn, seed = prompts_of(concept)
     _, held_out = split_held_out(drawn)
     return [held_out[side][0] for side in ("source", "control")], seed
@@ -37,6 +39,8 @@ def sample_prompts(concept: Concept) -> tuple[list[str], int]:
 
 def try_illustrate(concept: Concept, draw: Callable[[Concept], Concept]) -> Concept:
     """Add samples to a concept; where that fails, warn and keep the concept, which took long to learn.
+
+    Of private prompts there are none, and nothing is tried.
 
     Args:
         concept: the concept; it is not changed.
@@ -51,6 +55,8 @@ def try_illustrate(concept: Concept, draw: Callable[[Concept], Concept]) -> Conc
         >>> try_illustrate(concept, lambda concept: concept) == concept
         True
     """
+    if concept.is_private:
+        return replace(concept, samples=None)
     try:
         return draw(concept)
     except DSASError as error:

@@ -25,6 +25,7 @@ from .capture import LabelPositions
 from .capture_store import Captured
 from .fit import fit_sites
 from .held_out_trial import HeldOutTrial
+from .prompts.kept import record_prompts, what_to_keep
 from .prompts.prompt_set import PromptSet, Text, split_held_out
 from .recipe import Recipe
 
@@ -42,6 +43,7 @@ class Learner(ABC, Generic[Text]):
         edges: ascending timesteps that separate bins.
         count: number of source prompts that were drawn.
         seed: seed with which they were drawn, and of cross-validation.
+        keep_prompts: what concepts keep of the prompts, see `prompts.kept.what_to_keep`.
         show_progress: whether to show progress bars.
     """
 
@@ -64,11 +66,13 @@ class Learner(ABC, Generic[Text]):
         edges: Sequence[float] = (),
         count: int,
         seed: int,
+        keep_prompts: str | None = None,
         show_progress: bool,
     ) -> None:
         self.content, self.sites, self.heatmap_sites, self.edges = content, sites, list(heatmap_sites), tuple(edges)
         self.model_name, self.own_settings = model_name, settings
         self.count, self.seed, self.show_progress = count, seed, show_progress
+        self.keep_prompts = what_to_keep(keep_prompts, content)
         self.fitting, self.held_out = split_held_out(prompts)
 
     def learn(
@@ -135,8 +139,7 @@ class Learner(ABC, Generic[Text]):
             learned_on={root: describe_module(module) for root, module in steered.items()},
             evidence=evidence,
             provenance={
-                "prompts": content.to_dict(),
-                **({"prompts_sha256": content.sha256} if content.sha256 else {}),
+                **record_prompts(content, self.count, self.seed, self.keep_prompts),
                 "recipe": asdict(recipe),
                 "model": self.model_name,
                 "count": self.count,

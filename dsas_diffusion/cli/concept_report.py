@@ -121,6 +121,9 @@ def _shorten(key: str, value: Any) -> str:
     if key == "prompts" and isinstance(value, dict):
         sides = (f"{len(value[side])} {side}" for side in ("source", "target", "control") if side in value)
         return f"{value.get('name')}, templates: {', '.join(sides)}"
+    if key == "prompt_hashes" and isinstance(value, dict):
+        sides = (f"{len(hashes)} {side}" for side, hashes in value.get("drawn", {}).items())
+        return f"{value.get('name')}, hashes only: {', '.join(sides)}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_as_text(item)}" for name, item in value.items())
     return _as_text(value)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from dsas_core.evaluation import ARMS, Plan
+from dsas_core.learning.prompts.kept import KEEP
 from dsas_core.learning.prompts.prompt_set import COUNT
 from dsas_core.learning.recipe import Recipe
 from dsas_core.steering.steering import COMBINE, WITHIN
@@ -31,6 +32,7 @@ VALUES: Mapping[str, Any] = {
     "CONCEPT": "a concept's folder, its Hub name, or builtin:NAME",
     "COUNT": COUNT,
     "GATES": tuple(GATES),
+    "KEEP_PROMPTS": KEEP,
     "PLAN_COUNT": Plan.count,
     "PLAN_SEEDS": Plan.seeds,
     # the fields of a recipe that have no option of their own

@@ -11,6 +11,7 @@ from typing import Any
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
+from dsas_core.learning.prompts.kept import kept_prompts
 from dsas_core.utils.processes import Share
 
 from ..learning.learn import Lesson
@@ -69,7 +70,8 @@ def _is_learned(folder: Path, entry: GridEntry, grid: EvaluationGrid) -> bool:
         return False
     concept = Concept.from_pretrained(folder)
     provenance = concept.provenance
-    same = provenance.get("prompts") == entry.prompts.to_dict()
+    kept = kept_prompts(concept)
+    same = kept is not None and kept.are_of(entry.prompts)
     same = same and (concept.method, concept.gate) == (entry.method, entry.gate)
     same = same and all(provenance.get(key) == grid.learn[key] for key in ("seed", "count") if key in grid.learn)
     recipe = provenance.get("recipe", {})

@@ -57,6 +57,7 @@ def learn(
     masks: Masks | None = None,
     store: str | Path | None = None,
     recipe: Mapping[str, Any] | None = None,
+    keep_prompts: str | None = None,
     show_progress: bool = False,
 ) -> Concept:
     """Learn a concept from prompts.
@@ -86,6 +87,9 @@ def learn(
             them: of every site, about 32 positions of each picture and step. An interrupted run continues from there,
             and processes that `accelerate launch` started share the batches. None keeps them in memory.
         recipe: further fields of `dsas_core.Recipe` (form, rank, site_weight, ...).
+        keep_prompts: what the concept keeps of its prompts: "all", or "hash" for no text, only what tells which were
+            used (`dsas_core.learning.prompts.kept`); None for "hash" where the prompt file is marked as private, as
+            those of data sets are, and "all" elsewhere.
         show_progress: whether to show progress bars.
 
     Returns:
@@ -117,6 +121,7 @@ def learn(
         batch=batch,
         masks=masks,
         store=store,
+        keep_prompts=keep_prompts,
         show_progress=show_progress,
     )
     return lesson.learn(method, gate, drift=drift, recipe=recipe)
@@ -141,6 +146,7 @@ class PictureLearner(Learner[str]):
         batch: prompts per generation.
         masks: where pictures of source prompts show the concept.
         store: a folder for the captured activations.
+        keep_prompts: what concepts keep of their prompts.
         show_progress: whether to show progress bars.
 
     Example:
@@ -170,6 +176,7 @@ class PictureLearner(Learner[str]):
         batch: int = 8,
         masks: Masks | None = None,
         store: str | Path | None = None,
+        keep_prompts: str | None = None,
         show_progress: bool = False,
     ) -> None:
         self.adapter = adapt(pipe)
@@ -191,6 +198,7 @@ class PictureLearner(Learner[str]):
             edges=family.edges if edges is None else edges,
             count=count,
             seed=seed,
+            keep_prompts=keep_prompts,
             show_progress=show_progress,
         )
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ...concept.concept import Concept
-from ...errors import PromptError
-from ..prompts.prompt_set import COUNT, PromptSet, load_prompts, split_held_out
+from ..prompts.kept import kept_prompts, prompts_are_missing
+from ..prompts.prompt_set import COUNT, PromptSet, load_prompts
 from .unit import TRIALS, Trial, Trials, choose, units_of
 
 #: the ends are multiples of this part of a unit
@@ -54,32 +54,32 @@ def prompts_of(
 
     Args:
         concept: a learned concept.
-        prompts: a prompt file, or its content; None for the concept's own.
+        prompts: a prompt file, or its content; None for the concept's own. Of a concept that keeps hashes, the file
+            that it was learned from stands for its own.
         count: source and target prompts; None for as many as learning drew.
         seed: of the choice; None for that of learning.
 
     Raises:
-        PromptError: the concept does not record its prompts, and none are given.
+        PromptError: the concept does not record its prompts, or only hashes of them, and none are given.
 
     Example:
         >>> drawn, seed = prompts_of(Concept.from_pretrained("builtin:banana-blur"))
         >>> sorted(drawn), seed
         (['control', 'source', 'target'], 0)
     """
-    own: Mapping[str, Any] = concept.provenance
+    own, kept = concept.provenance, kept_prompts(concept)
     recorded = all(isinstance(own.get(name), int) for name in ("count", "seed"))
     learned_count, learned_seed = (int(own["count"]), int(own["seed"])) if recorded else (COUNT, 0)
     chosen_seed = learned_seed if seed is None else seed
-    drawn = load_prompts(own["prompts"]).draw(learned_count, learned_seed) if recorded and own.get("prompts") else {}
-    given = None if prompts is None else load_prompts(prompts)
-    if given is not None and (given.to_dict() != own.get("prompts") or (count, seed) != (None, None)):
-        used = [text for texts in split_held_out(drawn)[0].values() for text in texts]
-        return given.draw(learned_count if count is None else count, chosen_seed, used), chosen_seed
-    if not drawn:
-        raise PromptError(
-            f"concept {concept.name!r} does not tell from which prompts it was learned: give a prompt file (--prompts)"
-        )
-    return drawn, chosen_seed
+    if prompts is None:
+        if kept is None or kept.content is None:
+            raise prompts_are_missing(concept)
+        return dict(kept.drawn), chosen_seed
+    given = load_prompts(prompts)
+    if kept is not None and kept.are_of(given) and (count, seed) == (None, None):
+        return given.draw(learned_count, learned_seed), chosen_seed
+    used = kept.used_in(given, fitted_only=True) if kept is not None else []
+    return given.draw(learned_count if count is None else count, chosen_seed, used), chosen_seed
 
 
 def find_range(

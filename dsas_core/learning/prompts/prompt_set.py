@@ -17,6 +17,7 @@ evaluation:                      # optional, free names: prompts kept out of lea
 spans: ["you {insult}", fool]    # optional: words of source texts that show the concept, for supervision by positions
 judge: {builtin: {things: [banana], style: blurred}}  # optional: what decides whether an output shows the target
 masks: {segmentation: {model: user/name, labels: [banana]}}  # optional: what finds where, if not the judge
+private: true                    # optional: concepts keep hashes of these prompts, and no card shows them
 ```
 
 Several judges make a list: the first one's figures count, those of the others are reported beside.
@@ -49,7 +50,7 @@ SIDES = ("source", "target", "control")
 COUNT = 48
 #: characters that a file's templates may expand to (`templates.expansion_size`); the largest shipped file has 4 million
 MAX_EXPANDED = 10_000_000
-_KEYS = {"name", "description", "placeholders", "evaluation", "spans", "judge", "masks", *SIDES}
+_KEYS = {"name", "description", "placeholders", "evaluation", "spans", "judge", "masks", "private", *SIDES}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class PromptSet:
         spans: templates of words of source texts that show the concept.
         judges: what decides whether an output shows the target, {kind: settings} each; evaluation reads them.
         masks: what finds where pictures show the concept, {kind: settings}.
+        private: keep the prompts out of concepts, unless learning is told otherwise, and out of their cards; as for
+            data sets of what people wrote.
         sha256: of the file that it was read from, "" if none.
 
     Raises:
@@ -89,6 +92,7 @@ class PromptSet:
     spans: tuple[str, ...] = ()
     judges: tuple[Mapping[str, Any], ...] = ()
     masks: Mapping[str, Any] = field(default_factory=dict)
+    private: bool = False
     sha256: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -215,6 +219,7 @@ class PromptSet:
             "spans": list(self.spans),
             "judge": judges[0] if len(judges) == 1 else judges,
             "masks": dict(self.masks),
+            "private": self.private,
         }
         return {key: value for key, value in content.items() if value}
 
@@ -290,6 +295,9 @@ def _parse(content: Any, where: str, sha256: str = "") -> PromptSet:
         )
     if not isinstance(masks, Mapping):
         raise PromptError(f"{where}: masks must map one kind to its settings, found {masks!r}")
+    private = content.get("private", False)
+    if not isinstance(private, bool):
+        raise PromptError(f"{where}: private must be true or false, found {private!r}")
     return PromptSet(
         str(content["name"]),
         **sides,
@@ -299,6 +307,7 @@ def _parse(content: Any, where: str, sha256: str = "") -> PromptSet:
         spans=spans,
         judges=tuple(dict(settings) for settings in judges),
         masks=dict(masks),
+        private=private,
         sha256=sha256,
     )
 

@@ -237,6 +237,8 @@ def prompt_set(
 ) -> PromptSet:
     """Choose prompts to learn from: sources score at least `threshold`, controls at most `low`.
 
+    The set is marked as private: what is learned from it keeps hashes of the prompts, not the texts of the data set.
+
     Each source gets a target and up to two controls of its length (within 15 %) and, where there are any, of its
     group; a source without a match is left out. Texts become one line each; empty ones, duplicates, and those that
     begin like a turn of a conversation ("user:") are dropped.
@@ -319,6 +321,7 @@ def prompt_set(
         source=tuple(_escape(item.text) for item in chosen),
         target=tuple(_escape(text) for text in sides["target"]),
         control=tuple(_escape(text) for text in sides["control"]),
+        private=True,
         description=description or f"Texts scored {threshold:g} or more, against texts scored {low:g} or less.",
     )
 

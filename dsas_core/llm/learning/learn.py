@@ -61,6 +61,7 @@ def learn(
     drift: float = 0.01,
     batch: int = 16,
     recipe: Mapping[str, Any] | None = None,
+    keep_prompts: str | None = None,
     show_progress: bool = False,
 ) -> Concept:
     """Learn a concept from texts or conversations.
@@ -84,6 +85,9 @@ def learn(
         drift: mean Kullback-Leibler divergence per control token, in nats, that the unit may cost.
         batch: prompts per forward pass.
         recipe: further fields of `dsas_core.Recipe` (form, rank, site_weight, ...).
+        keep_prompts: what the concept keeps of its prompts: "all", or "hash" for no text, only what tells which were
+            used (`dsas_core.learning.prompts.kept`); None for "hash" where the prompt file is marked as private, as
+            those of data sets are, and "all" elsewhere.
         show_progress: whether to show progress bars.
 
     Returns:
@@ -109,6 +113,7 @@ def learn(
         seed=seed,
         count=count,
         batch=batch,
+        keep_prompts=keep_prompts,
         show_progress=show_progress,
     )
     return lesson.fit(chosen, drift)
@@ -129,6 +134,7 @@ class TextLearner(Learner[Encoded]):
         seed: of prompt choice and cross-validation.
         count: source prompts, and as many target prompts.
         batch: prompts per forward pass.
+        keep_prompts: what concepts keep of their prompts.
         show_progress: whether to show progress bars.
 
     Raises:
@@ -156,6 +162,7 @@ class TextLearner(Learner[Encoded]):
         seed: int = 0,
         count: int = COUNT,
         batch: int = 16,
+        keep_prompts: str | None = None,
         show_progress: bool = False,
     ) -> None:
         content, encodable = load_prompts(prompts), _encoder_sites(model, find_sites(model, sites), sites)
@@ -177,6 +184,7 @@ class TextLearner(Learner[Encoded]):
             settings={"pooling": self.pooling},
             count=count,
             seed=seed,
+            keep_prompts=keep_prompts,
             show_progress=show_progress,
         )
         self.tries_units = answered and "encoder" not in self._roots

@@ -17,6 +17,7 @@ from dsas_core.concept.concept import Concept
 from dsas_core.errors import PromptError
 from dsas_core.evaluation import Plan, RunStore
 from dsas_core.evaluation import report as reports
+from dsas_core.learning.prompts.kept import prompts_are_missing
 from dsas_core.learning.prompts.prompt_set import load_prompts
 from dsas_core.llm.evaluation import evaluate as texts
 from dsas_core.llm.evaluation.judges import judge_from as text_judge_from
@@ -109,7 +110,7 @@ def _entry(concept: Concept, args: argparse.Namespace) -> GridEntry:
     """A saved concept as an entry of a grid."""
     prompts: str | Mapping[str, Any] | None = args.prompts or concept.provenance.get("prompts")
     if prompts is None:
-        raise PromptError(f"concept {concept.name!r} does not tell its prompts: pass --prompts")
+        raise prompts_are_missing(concept)
     return GridEntry(concept.name, args.model, load_prompts(prompts), concept.method, concept.gate, {}, None, Plan())
 
 

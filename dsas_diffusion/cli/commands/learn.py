@@ -125,7 +125,7 @@ def _check_model(args: argparse.Namespace, is_text: bool) -> None:
 
 def _lesson(args: argparse.Namespace, model: tuple[Any, ...], prompts: PromptSet, masks: Masks | None) -> Any:
     """The lesson of a language model, or of a pipeline, with a hint on words that it does not know."""
-    settings = {**values_of(args, "sites", "seed", "count"), "show_progress": shows_progress(args)}
+    settings = {**values_of(args, "sites", "seed", "count", "keep_prompts"), "show_progress": shows_progress(args)}
     if llm.is_language_model(args.model):
         if args.sites and len(args.sites) == 1:
             settings["sites"] = args.sites[0]
