@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     if (args.source is None) != (args.target is None):
         args.usage("--from and --to go together")
+    if args.source is not None and args.keep_prompts is not None:
+        args.usage("--keep-prompts goes with --prompts; a drafted prompt file lies beside the concept")
     # Every mistake is found before the long work begins.
     folder = check_output_folder(args.out, OURS, args.overwrite)
     is_text = llm.is_language_model(args.model)

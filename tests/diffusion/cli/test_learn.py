@@ -81,6 +81,22 @@ def test_learn_from_a_file_as_json_over_an_earlier_concept(dsas, model: str, con
     assert {path.name for path in out.iterdir()} == {"config.json", "concept.safetensors", "README.md"}
 
 
+def test_a_concept_that_keeps_hashes_asks_for_its_file(
+    dsas, model: str, concept: str, tmp_path: Path, one_unit: None
+) -> None:
+    out, file = tmp_path / "c", Path(concept) / "prompts.yaml"
+    arguments = ("--prompts", file, "--out", out, "--steps", 2, "--count", 12, "--keep-prompts", "hash", "--quiet")
+    code, _, err = dsas("learn", "--model", model, *arguments)
+    assert (code, err) == (0, "")
+    assert {path.name for path in out.iterdir()} == {"config.json", "concept.safetensors", "README.md"}, "no strip"
+    assert not any("banana on" in path.read_text(errors="replace") for path in out.iterdir())
+    assert "prompt_hashes: banana, hashes only: 12 source, 12 target, 24 control" in dsas("show", out)[1]
+    for command in (("calibrate", "--concept", out, "--in-place"), ("eval", "--concept", out, "--out", tmp_path / "r")):
+        code, _, err = dsas(*command, "--model", model, "--quiet")
+        assert code == 1
+        assert_one_line(err, "concept 'banana' keeps hashes of its prompts only: give the prompt file", "(--prompts)")
+
+
 @pytest.mark.parametrize(
     ("failure", "code", "message"),
     [

@@ -62,6 +62,8 @@ def test_methods_env_version_and_help(dsas) -> None:
         ("learn --model builtin:chat --prompts x --masks numpy:zeros --out {new}", 2, "name spans in the prompt file"),
         ("learn --from banana --to pear --out {new} --name a/b", 1, "name 'a/b'"),
         ("learn --prompts {new}/x.yaml --out {new}", 1, "no prompt file"),
+        ("learn --prompts x --out {new} --keep-prompts some", 2, "--keep-prompts"),
+        ("learn --from banana --to pear --out {new} --keep-prompts hash", 2, "--keep-prompts goes with --prompts"),
         ("learn --from banana --to pear --out {concept}", 1, "--overwrite"),
         ("learn --from banana --to pear --out {model} --overwrite", 1, "model_index.json, which this command did not"),
         ("learn --from banana --to pear --out {concept}/config.json", 1, "is a file"),

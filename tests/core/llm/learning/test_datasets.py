@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsas_core import DSASError, llm
-from dsas_core.learning.prompts.prompt_set import CONTROLS, PromptSet, load_prompts
+from dsas_core import Concept, DSASError, llm
+from dsas_core.learning.calibration.slider_range import prompts_of
+from dsas_core.learning.prompts.prompt_set import CONTROLS, SIDES, PromptSet, load_prompts
 from dsas_core.llm.learning.datasets import KINDS, LABELS, Scored, prompt_set, read_scored, words_in
 from tests.fixtures.language_models import Words, tiny
 
@@ -259,3 +260,13 @@ def test_a_concept_is_learned_from_a_file(tmp_path: Path) -> None:
     assert isinstance(prompts, PromptSet)
     concept = llm.learn(tiny("llama"), Words(), prompts, count=32, pooling="last")
     assert max(site["balanced_accuracy"] for site in concept.evidence["sites"]) > 0.9
+    # what people wrote stays with the data set: learned, saved, loaded and shown without it
+    folder = concept.save_pretrained(tmp_path / "toxicity")
+    assert Concept.from_pretrained(folder) == concept
+    said_somewhere = "".join(path.read_text(errors="replace") for path in folder.iterdir())
+    assert not [text for side in SIDES for text in prompts.expanded(side) if text in said_somewhere]
+    read_again = PromptSet(**{"name": "toxicity", **{side: getattr(prompts, side) for side in SIDES}})
+    assert prompts_of(concept, read_again)[0] == prompts.draw(32)
+    kept = llm.learn(tiny("llama"), Words(), prompts, count=32, pooling="last", keep_prompts="all")
+    assert kept.provenance["prompts"] == prompts.to_dict()
+    assert kept.provenance["prompts"]["private"]
