@@ -59,7 +59,8 @@ def read_prompts(path: str | None) -> PromptSet:
     """The prompts in an uploaded file, YAML or JSON, without its judge and masks: they may name models.
 
     Raises:
-        PromptError: another kind of file, too large, no prompt file, or one that expands to too many prompts.
+        PromptError: another kind of file, too large, no prompt file, one that expands to too many prompts, or a
+            private one.
     """
     limits = dict.fromkeys(PROMPT_FILES, MAX_PROMPT_BYTES)
     name, content = _read_upload(path, limits, "a prompt file (.yaml, .yml or .json)")
@@ -70,6 +71,8 @@ def read_prompts(path: str | None) -> PromptSet:
     except DSASError as error:
         raise PromptError(_shorten(f"{name}: {error}")) from None
     check_name(prompts.name)
+    if prompts.private:
+        raise PromptError(f"{name} is private, and the demo shows what it learns from: use `dsas learn --prompts`")
     return prompts
 
 

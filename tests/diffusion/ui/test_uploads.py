@@ -77,6 +77,7 @@ LONG = {"name": "x", "placeholders": {"p": ["x" * 1000] * 20}, **{side: ["{p}" *
         ("a.yaml", "name: [", "is not YAML"),
         ("a.yaml", "a: 2001-99-99", "is not a prompt file"),
         ("a.yaml", "just text", "lacks name"),
+        ("a.json", json.dumps({**draft("a", "b"), "private": True}), "is private, and the demo shows"),
         ("a.yaml", "x" * (256 * 2**10 + 1), "larger than 256 kB"),
         ("a.yaml", b"\xff\xfe\x00", "no text"),
         ("a.yaml", json.dumps(PRODUCT), "192,000,000 prompts, which is more than can be handled"),
