@@ -57,7 +57,8 @@ def calibrate(
         The concept with unit, range and evidence of all trials, without samples; not saved yet.
 
     Raises:
-        DSASError: the concept was learned on another architecture, or records no prompts and none are given.
+        DSASError: the concept was learned on another architecture, or records no prompts, or only hashes of them, and
+            none are given.
 
     Example:
         >>> import dsas_diffusion as dsas

@@ -51,8 +51,9 @@ def calibrate(
         The concept with unit, range and evidence of all trials, without samples; not saved yet.
 
     Raises:
-        DSASError: the concept was learned on another architecture, or records no prompts and none are given; prompts
-            without answers; a model that answers source prompts much as it answers control prompts.
+        DSASError: the concept was learned on another architecture, or records no prompts, or only hashes of them, and
+            none are given; prompts without answers; a model that answers source prompts much as it answers control
+            prompts.
 
     Example:
         >>> from dsas_core import llm
