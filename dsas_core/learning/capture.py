@@ -52,15 +52,11 @@ class Activations:
 
     def sort(self) -> None:
         """Bring all that was captured into the order of the prompts, as one tensor a field; before `mark`."""
-        if not self.prompts:
-            return
-        order, by_position = self.gathered("prompts").argsort(stable=True), None
-        if self.position_prompts:
-            by_position = self.gathered("position_prompts").argsort(stable=True)
-        for name in ("pooled", "prompts", "positions", "position_prompts", "places"):
-            if parts := getattr(self, name):
-                places = order if name in ("pooled", "prompts") else by_position
-                setattr(self, name, [torch.cat(parts)[places]])
+        for key, names in (("prompts", ("pooled",)), ("position_prompts", ("positions", "places"))):
+            if getattr(self, key):
+                order = self.gathered(key).argsort(stable=True)
+                for name in (*names, key):
+                    setattr(self, name, [self.gathered(name)[order]])
 
     @property
     def sampled(self) -> list[int]:
