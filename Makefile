@@ -84,6 +84,7 @@ bench: $(STAMP)  ## the figures of the README
 	.venv/bin/python -m benchmarks.builtin_models.language
 	.venv/bin/python -m benchmarks.quality.toxicity
 	.venv/bin/python -m benchmarks.cost.overhead_llm
+	OMP_NUM_THREADS=2 .venv/bin/python -m benchmarks.cost.learning
 	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.cost.artifacts
 
 results: $(STAMP)  ## docs/results.md: every concept against every arm; stop it and go on at will

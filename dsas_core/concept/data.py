@@ -38,6 +38,9 @@ class ConceptData:
         evidence: measurements of learning, by site and for the choice of unit and range.
         provenance: prompts, seeds, versions and settings of learning.
 
+    Two concepts are equal that do the same, on the same evidence. What learning took (`evidence["cost"]`: seconds,
+    tokens, memory) does not count, as it differs from run to run.
+
     Raises:
         TypeError: base, learned_on, evidence or provenance hold what JSON cannot.
 
@@ -72,7 +75,7 @@ class ConceptData:
         if not isinstance(other, ConceptData):
             return NotImplemented
         (specs, tensors), (other_specs, other_tensors) = self.by_bins(), other.by_bins()
-        same = self.settings() == other.settings() and specs == other_specs
+        same = self._compared() == other._compared() and specs == other_specs
         return same and all(torch.equal(tensors[key], other_tensors[key]) for key in tensors)
 
     def __repr__(self) -> str:
@@ -144,6 +147,11 @@ class ConceptData:
             "evidence": self.evidence,
             "provenance": self.provenance,
         }
+
+    def _compared(self) -> dict[str, Any]:
+        """The settings that `==` compares."""
+        evidence = {name: value for name, value in self.evidence.items() if name != "cost"}
+        return {**self.settings(), "evidence": evidence}
 
     def by_bins(self) -> tuple[list[Any], dict[str, torch.Tensor]]:
         """Its interventions bin by bin, as plain data and tensors, for digests and comparisons.

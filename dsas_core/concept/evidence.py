@@ -88,6 +88,30 @@ def describe_unit(unit: float, evidence: Mapping[str, Any] | None) -> str:
     return render_template(template, **values, min_accuracy=MIN_CLASSIFIER_ACCURACY).strip()
 
 
+def describe_cost(cost: Mapping[str, Any] | None) -> str:
+    """What learning took, in a line.
+
+    Args:
+        cost: the concept's `evidence["cost"]`, see `Meter.summary`; None where it was not measured.
+
+    Example:
+        >>> seconds = {"reading": 4.2, "fitting": 6.1}
+        >>> describe_cost({"seconds": seconds, "passes": 3, "tokens_run": 1200, "tokens_needed": 1000})
+        'learned in 10.3 s (reading 4.2, fitting 6.1); 3 forward passes, 1,200 tokens with 20 % padding'
+    """
+    if not cost:
+        return "what learning took was not measured"
+    phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in cost["seconds"].items())
+    parts = [f"learned in {sum(cost['seconds'].values()):.1f} s ({phases})"]
+    if cost.get("tokens_needed"):
+        padding = 100 * (cost["tokens_run"] / cost["tokens_needed"] - 1)
+        parts.append(f"{cost['passes']:,} forward passes, {cost['tokens_run']:,} tokens with {padding:.0f} % padding")
+    if "peak_memory" in cost:
+        place = "GPU memory" if cost["device"] == "cuda" else "memory"
+        parts.append(f"the process held at most {cost['peak_memory'] / 2**30:.1f} GiB of {place}")
+    return "; ".join(parts)
+
+
 def describe_range(ends: Sequence[float] | None, evidence: Mapping[str, Any] | None) -> str:
     """The range of useful strengths, in a line.
 

@@ -50,6 +50,14 @@ class Activations:
         """One field of all forward passes, concatenated."""
         return torch.cat(getattr(self, name))
 
+    def sort(self) -> None:
+        """Bring all that was captured into the order of the prompts, as one tensor a field; before `mark`."""
+        for key, names in (("prompts", ("pooled",)), ("position_prompts", ("positions", "places"))):
+            if getattr(self, key):
+                order = self.gathered(key).argsort(stable=True)
+                for name in (*names, key):
+                    setattr(self, name, [self.gathered(name)[order]])
+
     @property
     def sampled(self) -> list[int]:
         """How many positions were sampled from each row, in the order of `pooled`."""
@@ -72,7 +80,8 @@ class Capture:
     """Keep the activations of steered rows (the conditional branch) while prompts go through the model.
 
     Call `start(kind)` before the prompts of each kind, and set `offset` to the index of a batch's first prompt, or
-    call `at` with it. `rows` maps (site, bin, kind) to `Activations`.
+    call `at` with it, or `choose` where the prompts of a batch do not follow one another. `rows` maps (site, bin, kind)
+    to `Activations`.
 
     Args:
         edges: ascending timesteps that separate the bins.
@@ -99,6 +108,7 @@ class Capture:
         self.positions_per_row = positions_per_row
         self.kind = ""
         self.offset = 0
+        self._chosen: torch.Tensor | None = None
         self.timeless: set[str] = set()  # roots that run without timesteps have one bin
         self.rows: dict[Key, Activations] = defaultdict(Activations)
         self._random = torch.Generator()
@@ -106,13 +116,26 @@ class Capture:
 
     def start(self, kind: str) -> None:
         """Begin a kind of prompts with its first prompt. The same places are sampled for every kind."""
-        self.kind, self.offset = kind, 0
+        self.kind, self.offset, self._chosen = kind, 0, None
         self._random.manual_seed(self.seed)
 
     def at(self, offset: int) -> None:
         """Begin a batch at this prompt of its kind; the places sampled do not depend on the batches before."""
-        self.offset = offset
+        self.offset, self._chosen = offset, None
         self._random.manual_seed(self.seed * 1_000_003 + offset)
+
+    def choose(self, prompts: Sequence[int]) -> None:
+        """Begin a batch of any prompts of the kind; the places sampled in each do not depend on the others, or on pads.
+
+        Args:
+            prompts: the index of each of the batch's prompts.
+        """
+        self._chosen = torch.tensor(prompts)
+
+    def absorb(self, other: Capture) -> None:
+        """Take over what another capture holds of other kinds, sites or bins."""
+        self.rows.update(other.rows)
+        self.timeless |= other.timeless
 
     def mark(self, kind: str, label_positions: LabelPositions) -> None:
         """Label the sampled positions of a kind."""
@@ -133,7 +156,8 @@ class Capture:
         mask = call.position_mask(site, x.shape[1])
         mask = None if mask is None else mask.to(x.device)[keep]
         x = x.detach()[keep].float()
-        prompts = (call.prompts.to(x.device)[keep] + self.offset).cpu()
+        prompts = call.prompts.cpu()[keep.cpu()]
+        prompts = prompts + self.offset if self._chosen is None else self._chosen[prompts]
         rows = self.rows[site, bin_, self.kind]
         rows.pooled.append(pool(x, mask)[:, 0].cpu())
         rows.prompts.append(prompts)
@@ -143,13 +167,27 @@ class Capture:
     def _sample(self, rows: Activations, x: torch.Tensor, mask: torch.Tensor | None, prompts: torch.Tensor) -> None:
         batch, count, _ = x.shape
         rows.count = max(rows.count, count)
-        order = torch.rand((batch, count), generator=self._random)
+        order = self._draw(prompts, count)
         if mask is not None:
             order = order.masked_fill(mask.cpu() == 0, -1)
         chosen = order.topk(min(self.positions_per_row, count), dim=1)
-        real = chosen.values >= 0
-        places = chosen.indices.sort(1).values if bool(real.all()) else chosen.indices
+        places, real = chosen.indices, chosen.values >= 0
+        if self._chosen is not None:  # in order, whatever the padding
+            places = places.masked_fill(~real, count).sort(1).values
+            real, places = places < count, places.clamp_max(count - 1)
+        elif bool(real.all()):
+            places = places.sort(1).values
         taken = x.gather(1, places.to(x.device)[..., None].expand(-1, -1, x.shape[-1])).cpu()
         rows.positions.append(taken[real])
         rows.position_prompts.append(prompts[:, None].expand_as(places)[real])
         rows.places.append(places[real])
+
+    def _draw(self, prompts: torch.Tensor, count: int) -> torch.Tensor:
+        """A random number for each position, [rows, count]: the highest are sampled."""
+        if self._chosen is None:
+            return torch.rand((len(prompts), count), generator=self._random)
+        drawn = torch.empty(len(prompts), count)
+        for row, prompt in zip(drawn, prompts.tolist(), strict=True):
+            self._random.manual_seed(self.seed * 1_000_003 + prompt)
+            row.copy_(torch.rand(count, generator=self._random))  # a longer row begins with the same numbers
+        return drawn

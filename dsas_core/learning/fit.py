@@ -8,7 +8,8 @@ All sites learn from the unsteered model (mode "clean"), or each site learns whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from .. import methods
@@ -62,8 +63,6 @@ def fit_sites(
         >>> str(interventions[0].site), evidence[0].balanced_accuracy
         ('unet.mid', 1.0)
     """
-    from threadpoolctl import threadpool_limits
-
     causal = recipe.mode == "causal"
     if causal and recapture is None:
         raise DSASError("causal learning reads each site anew: pass recapture to fit_sites, or choose mode clean")
@@ -83,7 +82,7 @@ def fit_sites(
             learned, _ = _join(fits, recipe, heatmap_sites, capture.timeless)
             rows = recapture(site, Concept("learning", tuple(learned), capture.edges)) if learned else capture
         site_bins = range(1) if site.root in capture.timeless else bins
-        with threadpool_limits(1):  # many small problems: threads would mostly wait for one another
+        with _many_small_fits():
             site_fits = [fit_site(rows, site, bin_, heatmap_recipe if read_only else recipe) for bin_ in site_bins]
         fits[site] = site_fits * (len(bins) // len(site_bins))
         done()
@@ -93,6 +92,16 @@ def fit_sites(
     if recipe.cloud:
         interventions = with_envelopes(interventions, capture, recipe.cloud)
     return interventions, evidence
+
+
+@contextmanager
+def _many_small_fits() -> Iterator[None]:
+    """One thread, as several would mostly wait for one another; and no further checks of what `check_rows` let pass."""
+    from sklearn import config_context
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), config_context(assume_finite=True, skip_parameter_validation=True):
+        yield
 
 
 def _join(
@@ -180,8 +189,6 @@ def _separation(evidence: Sequence[SiteEvidence | Evidence]) -> tuple[float, flo
 
 def _best_sites(capture: Captured, sites: list[Site], recipe: Recipe) -> list[Site]:
     """The `keep` sites that tell source from target best, cross-validated."""
-    from threadpoolctl import threadpool_limits
-
     gate = methods.get("dsas", "gate")
 
     def separation(site: Site) -> tuple[float, float]:
@@ -198,5 +205,5 @@ def _best_sites(capture: Captured, sites: list[Site], recipe: Recipe) -> list[Si
         count = max(1, len(evidence))  # bins of a site that have both sides
         return accuracy / count, auroc / count
 
-    with threadpool_limits(1):
+    with _many_small_fits():
         return sorted(sites, key=separation, reverse=True)[: recipe.keep]

@@ -18,6 +18,7 @@ from ..concept.evidence import SiteEvidence
 from ..concept.intervention import Intervention
 from ..model.fingerprints import describe_module, fingerprint
 from ..model.sites import Roots, Site
+from ..utils.meter import Meter
 from ..utils.progress import progress_bar
 from ..utils.versions import versions
 from .calibration.unit import TRIALS, units_of
@@ -102,6 +103,7 @@ class Learner(ABC, Generic[Text]):
 
     def fit(self, recipe: Recipe, drift: float) -> Concept:
         """Fit a concept by a recipe, its unit chosen so that control prompts drift by at most the limit."""
+        meter = self._meter()
         labels = self._position_labels(recipe) if recipe.supervised else None
 
         def labelled(capture: Captured) -> Captured:
@@ -110,18 +112,22 @@ class Learner(ABC, Generic[Text]):
             return capture
 
         def recapture(site: Site, learned: Concept) -> Captured:
-            return labelled(self._recapture(site, learned, recipe))
+            with meter.phase("reading"):
+                return labelled(self._recapture(site, learned, recipe))
 
-        capture = labelled(self.captured(recipe))
-        with progress_bar(len(self.sites) + len(self.heatmap_sites), "fitting", self.show_progress) as bar:
+        with meter.phase("reading"):
+            capture = labelled(self.captured(recipe))
+        sites = len(self.sites) + len(self.heatmap_sites)
+        with meter.phase("fitting"), progress_bar(sites, "fitting", self.show_progress) as bar:
             interventions, evidence = fit_sites(capture, recipe, bar.update, self.heatmap_sites, recapture)
         more_evidence = self._more_evidence(recipe, evidence)
         concept = self._concept(interventions, recipe, {"sites": [asdict(item) for item in evidence], **more_evidence})
-        if not self.tries_units:
-            return concept
-        with progress_bar(min(TRIALS, len(units_of(concept.method))), "choosing the unit", self.show_progress) as bar:
-            unit, unit_evidence = self._trial.choose_unit(concept, drift, bar.update)
-        return replace(concept, unit=unit, evidence={**concept.evidence, "unit": unit_evidence})
+        if self.tries_units:
+            trials, label = min(TRIALS, len(units_of(concept.method))), "choosing the unit"
+            with meter.phase(label), progress_bar(trials, label, self.show_progress) as bar:
+                unit, unit_evidence = self._trial.choose_unit(concept, drift, bar.update)
+            concept = replace(concept, unit=unit, evidence={**concept.evidence, "unit": unit_evidence})
+        return replace(concept, evidence={**concept.evidence, "cost": meter.summary()})
 
     def _concept(self, interventions: Sequence[Intervention], recipe: Recipe, evidence: Mapping[str, Any]) -> Concept:
         """The concept of fitted interventions, before its unit is chosen."""
@@ -170,6 +176,11 @@ class Learner(ABC, Generic[Text]):
     @abstractmethod
     def _trial(self) -> HeldOutTrial:
         """Tries strengths on the held-out prompts."""
+
+    def _meter(self) -> Meter:
+        """Measures what a concept costs from now on."""
+        device = next((x.device for root in self._roots.values() for x in root.parameters()), None)
+        return Meter(device)
 
     def _more_evidence(self, recipe: Recipe, evidence: Sequence[SiteEvidence]) -> dict[str, Any]:
         """Evidence of the domain, beside that of the sites."""

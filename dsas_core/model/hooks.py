@@ -70,6 +70,8 @@ class Visitor(Protocol):
 DescribeCall = Callable[[tuple[Any, ...], dict[str, Any]], Call]
 #: called with the name of a root, and the sites below it that a call of the root has not reached
 OnUnreached = Callable[[str, list[Site]], object]
+#: called with the name of a root after each call of it
+OnEnd = Callable[[str], object]
 
 
 class Visit:
@@ -127,6 +129,7 @@ def visit(
     describe: Mapping[str, DescribeCall] | None = None,
     *,
     on_unreached: OnUnreached | None = None,
+    on_end: OnEnd | None = None,
     unhooked: Collection[Site] = (),
 ) -> Visit:
     """Let a visitor read, and change, the activations at some sites.
@@ -138,6 +141,7 @@ def visit(
         visitor: reads and changes the activations.
         describe: root name -> makes the Call of a call of that root. `Visitor.begin` is called for these roots only.
         on_unreached: called after each call of a described root with the sites below it that were not reached, if any.
+        on_end: called after each call of a described root, before `on_unreached`.
         unhooked: sites that get no hook, because the caller passes their activations to `Visit.apply` itself.
 
     Returns:
@@ -173,8 +177,8 @@ def visit(
         for name, describe_call in (describe or {}).items():
             begin = _BeginHook(name, placed, describe_call)
             placed._handles.append(known[name].register_forward_pre_hook(begin, with_kwargs=True, prepend=True))
-            if on_unreached is not None:
-                placed._handles.append(known[name].register_forward_hook(_EndHook(begin, on_unreached)))
+            if on_unreached is not None or on_end is not None:
+                placed._handles.append(known[name].register_forward_hook(_EndHook(begin, on_unreached, on_end)))
         for hook in placed._hooks:
             if hook.site not in unhooked:
                 before = hook.site.side == "input"
@@ -263,13 +267,15 @@ class _BeginHook(DetachedOnCopy):
 
 
 class _EndHook(DetachedOnCopy):
-    def __init__(self, begin: _BeginHook, on_unreached: OnUnreached) -> None:
-        self.begin, self.on_unreached = begin, on_unreached
+    def __init__(self, begin: _BeginHook, on_unreached: OnUnreached | None, on_end: OnEnd | None) -> None:
+        self.begin, self.on_unreached, self.on_end = begin, on_unreached, on_end
 
     @_disable_dynamo
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.on_end is not None:
+            self.on_end(self.begin.name)
         unreached = [hook.site for hook in self.begin.site_hooks if not hook.reached]
-        if unreached:
+        if unreached and self.on_unreached is not None:
             self.on_unreached(self.begin.name, unreached)
 
 

@@ -216,6 +216,18 @@ class CallState:
                 with torch.inference_mode(False):  # to be written in and out of inference mode
                     self._memories[entry.concept, entry.number] = torch.zeros(batch, probe.state_size, device=device)
 
+    def take_rows(self, root: str, rows: torch.Tensor) -> None:
+        """Let the states of the probes in a root follow rows that were repeated, dropped or reordered.
+
+        Args:
+            root: name of the root.
+            rows: for each row of the batch from now on, the index of the row that it continues, int64 [batch].
+        """
+        for entry, _ in self.stateful():
+            key = entry.concept, entry.number
+            if entry.probe_site.root == root and key in self._memories:
+                _write(self._memories, key, self._memories[key][rows.to(self._memories[key].device)])
+
     def _step(self, entry: BoundIntervention, probe: RunningProbe, x: torch.Tensor) -> torch.Tensor:
         """h of a stateful probe, whose state is updated.
 

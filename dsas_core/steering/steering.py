@@ -15,7 +15,7 @@ import torch
 
 from ..concept.concept import Concept
 from ..errors import DSASError, UnsupportedError
-from ..model.hooks import Call, DescribeCall, OnUnreached, Visit, visit
+from ..model.hooks import Call, DescribeCall, OnEnd, OnUnreached, Visit, visit
 from ..model.sites import Roots, Site
 from .binding import BoundConcept, BoundIntervention
 from .call_state import CallState
@@ -122,6 +122,7 @@ class Steering:
         describe: Mapping[str, DescribeCall],
         *,
         on_unreached: OnUnreached | None = None,
+        on_end: OnEnd | None = None,
         unhooked: Collection[Site] = (),
     ) -> Self:
         """Attach to the sites of a model, and warn of concepts that work against one another.
@@ -130,13 +131,16 @@ class Steering:
             roots: the model's root modules by name.
             describe: root name -> makes the Call of a call of that root.
             on_unreached: called with the sites that a call did not reach, see `hooks.visit`.
+            on_end: called after each call of a root, see `hooks.visit`.
             unhooked: sites that get no hook, see `hooks.visit`.
 
         Raises:
             ModelMismatchError: a site that the model lacks.
             UnsupportedError: a module that is already compiled.
         """
-        self._visit = visit(roots, self.sites, self, describe, on_unreached=on_unreached, unhooked=unhooked)
+        self._visit = visit(
+            roots, self.sites, self, describe, on_unreached=on_unreached, on_end=on_end, unhooked=unhooked
+        )
         for line in describe_conflicts(self.conflicts()):
             warnings.warn(line, stacklevel=3)
         return self
@@ -170,7 +174,7 @@ class Steering:
 
     @property
     def stateful(self) -> bool:
-        """Whether a probe has a state, so that the rows of a batch must keep their order."""
+        """Whether a probe has a state, which has to follow the rows of a batch."""
         return any(True for _ in self._state.stateful())
 
     def conflicts(self) -> list[Conflict]:

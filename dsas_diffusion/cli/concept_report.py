@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsas_core.concept.concept import Concept
-from dsas_core.concept.evidence import describe_range, describe_unit
+from dsas_core.concept.evidence import describe_cost, describe_range, describe_unit
 
 from .output import print_records
 
@@ -51,6 +51,7 @@ def describe_concept(concept: Concept, folder: Path) -> dict[str, Any]:
         "bytes": {path.name: path.stat().st_size for path in files},
         "unit_evidence": concept.evidence.get("unit"),
         "range_evidence": concept.evidence.get("range"),
+        "cost": concept.evidence.get("cost"),
         "base": dict(concept.base),
         "provenance": dict(concept.provenance),
     }
@@ -80,6 +81,8 @@ def report_evidence(document: dict[str, Any]) -> None:
     print()
     print(describe_unit(document["unit"], document["unit_evidence"]))
     print(describe_range(document["range"], document["range_evidence"]))
+    if document["cost"]:
+        print(describe_cost(document["cost"]))
 
 
 def report_range(document: dict[str, Any]) -> None:

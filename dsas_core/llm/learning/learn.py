@@ -26,9 +26,9 @@ from ...learning.learner import Learner
 from ...learning.prompts.prompt_set import COUNT, SIDES, PromptSet, load_prompts
 from ...learning.recipe import Recipe, recipe_of
 from ...learning.site_fit import UNSEEN
-from ...model.hooks import visit
 from ...model.loading import name_of
 from ...model.sites import Roots, Site
+from ...utils.meter import Meter
 from ...utils.progress import progress_bar
 from ..model.conversations import TOKEN_SELECTIONS, Encoded, mark_phrases, pad_token
 from ..model.layers import find_sites, roots_of, unwrap
@@ -43,6 +43,8 @@ MIN_ACCURACY = 0.65
 MAX_CONTROL_H = 0.05
 #: warn where the AUROC of length alone is higher, or that much below 1
 MAX_LENGTH_AUROC = 0.95
+#: the texts of a kind of activations, where they are another's, too
+SIDE_OF = {"context": "control", "moved": "source", "cloud": "target"}
 #: forms of gates that read no token after their own
 FORMS = ("token", "prefix", "latch", "last", "paper")
 
@@ -254,6 +256,9 @@ class TextLearner(Learner[Encoded]):
             warnings.warn(weakness, stacklevel=4)
         return {"length_auroc": self.length_auroc}
 
+    def _meter(self) -> Meter:
+        return Meter(self.reader.device, self.reader.tokens)
+
     @property
     def _roots(self) -> Roots:
         return roots_of(self.model)
@@ -277,20 +282,20 @@ class TextLearner(Learner[Encoded]):
         learned: Concept | None = None,
         recipe: Recipe | None = None,
     ) -> Capture:
-        """The activations at some sites, while a concept steers the kinds that the recipe steers."""
-        sides = {"context": "control", "moved": "source", "cloud": "target"}
-        texts = {**self.fitting, **self.unseen, **{kind: self.fitting[side] for kind, side in sides.items()}}
-        capture, reader = Capture(seed=self.seed), self.reader
-        with progress_bar(sum(len(texts[kind]) for kind, _ in selections), label, self.show_progress) as bar:
-            for kind, selection in selections:
-                capture.start(kind)
-                steering = learned if recipe is not None and recipe.steers(kind) else None
-                with nullcontext() if steering is None else steer(self.model, {steering: 1.0}):
-                    for batch in reader.batches(texts[kind]):
-                        with visit(self._roots, sites, capture, reader.describe(batch.token_mask(selection))):
-                            reader.run(batch)
-                        capture.offset += len(batch.ids)
-                        bar.update(len(batch.ids))
+        """The activations at some sites, while a concept steers the kinds that the recipe steers.
+
+        Kinds of the same texts share a forward pass, unless the one is steered and the other is not.
+        """
+        texts = {**self.fitting, **self.unseen}
+        readings: dict[tuple[str, bool], list[tuple[str, str]]] = {}
+        for kind, selection in selections:
+            steered = learned is not None and recipe is not None and recipe.steers(kind)
+            readings.setdefault((SIDE_OF.get(kind, kind), steered), []).append((kind, selection))
+        capture = Capture(seed=self.seed)
+        with progress_bar(sum(len(texts[side]) for side, _ in readings), label, self.show_progress) as bar:
+            for (side, steered), kinds in readings.items():
+                with steer(self.model, {learned: 1.0}) if learned is not None and steered else nullcontext():
+                    capture.absorb(self.reader.capture(texts[side], sites, kinds, self.seed, bar.update))
         return capture
 
 

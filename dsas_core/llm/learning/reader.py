@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
 from ...errors import PromptError
+from ...learning.capture import Capture
 from ...model.hooks import Call, DescribeCall, visit
 from ...model.sites import Site
 from ...probes.combine import pool
+from ...utils.meter import TokenCount
 from ..model.conversations import Batch, Encoded, encode, pad_batch
-from ..model.layers import device_of_input, end_tokens, find_sites, max_positions, roots_of
+from ..model.layers import device_of_input, end_tokens, find_sites, headless_options, max_positions, roots_of
 
 #: tokens of an answer
 LENGTH = 40
@@ -42,7 +45,11 @@ class Reader:
     Args:
         model: a transformers language model.
         pad: the token to pad with.
-        batch: prompts per forward pass.
+        batch: prompts per forward pass. Prompts of about the same length share one, so that little of it is padding;
+            what comes of it is in the order that the prompts were given in.
+
+    Attributes:
+        tokens: counts what went through the model.
 
     Example:
         >>> from dsas_core import llm
@@ -57,11 +64,19 @@ class Reader:
         self.model, self.pad, self.batch = model, pad, batch
         self.device = device_of_input(model)
         self.limit = max_positions(model)
+        self.tokens = TokenCount()
 
     def batches(self, texts: Sequence[Encoded]) -> Iterator[Batch]:
         """The prompts in order, padded on the right."""
         for start in range(0, len(texts), self.batch):
             yield pad_batch(texts[start : start + self.batch], self.pad)
+
+    def batches_by_length(self, texts: Sequence[Encoded]) -> Iterator[tuple[list[int], Batch]]:
+        """The prompts in batches of about the same length, longest first, with the index of each prompt."""
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
+        for start in range(0, len(texts), self.batch):
+            chosen = order[start : start + self.batch]
+            yield chosen, pad_batch([texts[i] for i in chosen], self.pad)
 
     def describe(self, mask: torch.Tensor) -> dict[str, DescribeCall]:
         """A description of the forward pass, for every root: all rows steered, positions of `mask` counted."""
@@ -69,28 +84,72 @@ class Reader:
         call = Call(torch.ones(len(here), device=self.device), torch.arange(len(here), device=self.device), None, here)
         return {root: lambda args, kwargs: call for root in roots_of(self.model)}
 
-    @torch.no_grad()
     def run(self, batch: Batch) -> torch.Tensor:
         """Logits [rows, positions, vocabulary]; a model with an encoder reads the prompt there."""
-        ids, mask = batch.ids.to(self.device), batch.mask.to(self.device)
-        more = {"decoder_input_ids": ids[:, :1]} if "encoder" in roots_of(self.model) else {"use_cache": False}
-        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, **more).logits
+        logits: torch.Tensor = self._call(batch).logits
         return logits
 
+    def read(self, batch: Batch) -> None:
+        """Run the model for the sake of its hidden states; almost nothing is computed behind the last layer."""
+        self._call(batch, **headless_options(self.model))
+
+    @torch.no_grad()
+    def _call(self, batch: Batch, **options: Any) -> Any:
+        ids, mask = batch.ids.to(self.device), batch.mask.to(self.device)
+        more = {"decoder_input_ids": ids[:, :1]} if "encoder" in roots_of(self.model) else {"use_cache": False}
+        self.tokens.add(run=ids.numel(), needed=int(batch.mask.sum()))
+        return self.model(input_ids=ids, attention_mask=mask, **more, **options)
+
+    def capture(
+        self,
+        texts: Sequence[Encoded],
+        sites: Sequence[Site],
+        selections: Sequence[tuple[str, str]],
+        seed: int = 0,
+        done: Callable[[int], object] = lambda count: None,
+    ) -> Capture:
+        """Capture activations, of several kinds from one forward pass.
+
+        Args:
+            texts: the prompts, the same for every kind.
+            sites: where to capture.
+            selections: each kind, and which of its tokens are captured (`conversations.TOKEN_SELECTIONS`).
+            seed: of the sampling of positions.
+            done: called with the number of prompts of each batch that was read.
+        """
+        captures = {kind: Capture(seed=seed) for kind, _ in selections}
+        for kind, capture in captures.items():
+            capture.start(kind)
+        for chosen, batch in self.batches_by_length(texts):
+            with ExitStack() as visits:
+                for kind, selection in selections:
+                    captures[kind].choose(chosen)
+                    described = self.describe(batch.token_mask(selection))
+                    visits.enter_context(visit(roots_of(self.model), sites, captures[kind], described))
+                self.read(batch)
+            done(len(chosen))
+        together = Capture(seed=seed)
+        for capture in captures.values():
+            together.absorb(capture)
+        for rows in together.rows.values():
+            rows.sort()
+        return together
+
     def predictions(self, texts: Sequence[Encoded], written: bool = False) -> list[torch.Tensor]:
-        """Log-probabilities of the next token at every token that counts, [tokens, vocabulary] for each batch.
+        """Log-probabilities of the next token at every token that counts, [tokens, vocabulary] for each text.
 
         Args:
             texts: prompts.
             written: read each answer with the cache of its prompt, as in generation, so that gates that decide at the
                 end of a prompt are open there; one text at a time.
         """
-        batches = (pad_batch([text], self.pad) for text in texts) if written else self.batches(texts)
-        predictions = []
-        for batch in batches:
-            logits = (self._run_written(batch) if written else self.run(batch)).float()
-            predictions.append(logits.log_softmax(-1)[batch.token_mask("all").to(logits.device) > 0])
-        return predictions
+        alone = (([i], pad_batch([text], self.pad)) for i, text in enumerate(texts))
+        predictions: dict[int, torch.Tensor] = {}
+        for chosen, batch in alone if written else self.batches_by_length(texts):
+            logits, counted = self._run_written(batch) if written else self.run(batch), batch.token_mask("all") > 0
+            rows = logits[counted.to(logits.device)].float().log_softmax(-1)
+            predictions |= zip(chosen, rows.split(counted.sum(1).tolist()), strict=True)
+        return [predictions[i] for i in range(len(texts))]
 
     @torch.no_grad()
     def _run_written(self, batch: Batch) -> torch.Tensor:
@@ -105,6 +164,7 @@ class Reader:
             if part.shape[1]:
                 length = cache.get_seq_length() + part.shape[1]
                 mask = torch.ones(1, length, dtype=torch.long, device=self.device)
+                self.tokens.add(run=part.shape[1], needed=part.shape[1])
                 out = self.model(input_ids=part, attention_mask=mask, past_key_values=cache, use_cache=True)
                 logits.append(out.logits)
         return torch.cat(logits, 1)
@@ -116,12 +176,11 @@ class Reader:
         Raises:
             PromptError: a context that leaves no room for an answer.
         """
-        answers = []
+        answers: dict[int, tuple[int, ...]] = {}
         model: Any = self.model
         ends = torch.tensor([self.pad, *end_tokens(model)])
-        for start in range(0, len(texts), self.batch):
-            contexts = [Encoded(text.ids[: text.answer][::-1], 1) for text in texts[start : start + self.batch]]
-            batch = pad_batch(contexts, self.pad)  # reversed, so that the padding is on the left
+        contexts = [Encoded(text.ids[: text.answer][::-1], 1) for text in texts]  # so that the padding is on the left
+        for chosen, batch in self.batches_by_length(contexts):
             ids, mask = batch.ids.flip(1).to(self.device), batch.mask.flip(1).to(self.device)
             room = min(LENGTH, self.limit - ids.shape[1]) if self.limit else LENGTH
             if room < 1:
@@ -130,21 +189,23 @@ class Reader:
                 )
             options = {"max_new_tokens": room, "pad_token_id": self.pad, **GREEDY}
             out = model.generate(input_ids=ids, attention_mask=mask, **options)
-            for row in out[:, ids.shape[1] :].cpu():
+            for i, row in zip(chosen, out[:, ids.shape[1] :].cpu(), strict=True):
                 stop = torch.isin(row, ends).nonzero()
-                answers.append(tuple(row[: int(stop[0]) if len(stop) else len(row)].tolist()))
-        return answers
+                answers[i] = tuple(row[: int(stop[0]) if len(stop) else len(row)].tolist())
+            written = sum(len(answers[i]) for i in chosen)
+            self.tokens.add(out.numel(), int(batch.mask.sum()) + written, passes=out.shape[1] - ids.shape[1])
+        return [answers[i] for i in range(len(texts))]
 
     def states(self, texts: Sequence[Encoded]) -> torch.Tensor:
         """Mean activation over each answer at the output of every layer, side by side: float32 [n, layers x width]."""
-        rows = []
+        rows: dict[int, torch.Tensor] = {}
         roots, sites = roots_of(self.model), find_sites(self.model, "block")
-        for batch in self.batches(texts):
+        for chosen, batch in self.batches_by_length(texts):
             recorder = _MeanRecorder(batch.token_mask("answer").to(self.device))
             with visit(roots, sites, recorder):
-                self.run(batch)
-            rows.append(torch.cat(recorder.means, 1).cpu())
-        return torch.cat(rows)
+                self.read(batch)
+            rows |= zip(chosen, torch.cat(recorder.means, 1).cpu(), strict=True)
+        return torch.stack([rows[i] for i in range(len(texts))])
 
 
 class _MeanRecorder:

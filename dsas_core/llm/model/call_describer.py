@@ -2,6 +2,9 @@
 
 Padding and the first token of each row (the attention sink; BOS where there is one) are neither read nor steered.
 Everything is derived from the arguments of the forward pass (ids, attention mask, cache), never by counting calls.
+
+A cached text is followed when its rows are repeated, dropped or reordered between two calls (samples of one prompt,
+beams): the newest cached key of a row, which depends on all of its tokens, tells which row it continues.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 
 from ...errors import DSASError, PromptError, UnsupportedError
 from ...model.hooks import Call, DescribeCall
+from ...probes.running import generating_positions
 
 PHASES = ("prompt", "generation", "all")
 
@@ -27,22 +31,22 @@ class _TextState:
     Args:
         prompt_length: number of positions of the prompt.
         length: number of positions so far.
+        rows: number of rows in the last call.
         generating: whether the prompt is complete.
         cache: weak reference to the cache of the text.
         ids: token ids of the last call, if it had no cache.
         finished: bool [batch], rows that have generated their end token.
-        key: the newest cached key when the last call began.
-        key_position: position of that key.
+        key: the newest cached key of each row when the last call ended; None where it is not known.
     """
 
     prompt_length: int = 0
     length: int = 0
+    rows: int = 0
     generating: bool = False
     cache: Callable[[], Any] | None = None
     ids: torch.Tensor | None = None
     finished: torch.Tensor | None = None
     key: torch.Tensor | None = None
-    key_position: int = 0
 
 
 class CallDescriber:
@@ -50,20 +54,25 @@ class CallDescriber:
 
     Two kinds of prompt tokens cannot be told from generated ones and are treated as generated: a further turn on the
     cache of the turn before, and the last chunk of a chunked prefill if it is a single token. Call `steer` for each
-    turn to avoid it.
+    turn to avoid it. And where a prompt is read in chunks, only the next call tells whether one was the last: the end
+    of each counts as a position that writes a token.
 
     Args:
-        phase: which tokens are steered: "prompt" the prompt's, "generation" the generated ones, "all" both. Tokens of
-            an encoder are prompt, tokens of its decoder are generated.
+        phase: which positions are steered: "generation" those that write the answer, from the last position of the
+            prompt, which writes the first token, to the last token; "prompt" the others of the prompt; "all" both. In
+            an encoder all are prompt, in its decoder all write.
         prompts: returns the number of prompts for which strengths are given; a batch of a multiple of that many rows
             (beams, samples) is divided among them. None where each row is a prompt.
         on_text: called with the name of the root when a new text begins.
-        stateful: whether a probe depends on earlier positions. Then rows that are reordered between two tokens, as in
-            beam search, and tokens that are taken back, as in assisted decoding, raise an UnsupportedError.
+        stateful: whether a probe depends on earlier positions. Then tokens that are taken back, as in assisted
+            decoding, and rows of which no cached key tells what they continue raise an UnsupportedError.
         limit: highest number of positions that the model takes; more raise a PromptError. 0 for no limit.
         ends: ids of end tokens; what follows a generated one in its row is padding.
         on_tokens: called in each forward pass with the name of the root, the position of its first token, ids
             [batch, positions] or None, and a mask [batch, positions] of the tokens that are read.
+        on_rows: called where rows of a cached text were repeated, dropped or reordered since the last call, with the
+            name of the root and, for each row, the index of the row that it continues, int64 [batch]; `finish` has to
+            be called after each forward pass for that. None follows no rows.
 
     Raises:
         DSASError: no such phase.
@@ -84,16 +93,25 @@ class CallDescriber:
         limit: int = 0,
         ends: Sequence[int] = (),
         on_tokens: Callable[[str, int, torch.Tensor | None, torch.Tensor], None] | None = None,
+        on_rows: Callable[[str, torch.Tensor], None] | None = None,
     ) -> None:
         if phase not in PHASES:
             raise DSASError(f"phase {phase!r}: expected one of {', '.join(PHASES)}")
-        self.phase, self.prompts, self.on_text, self.on_tokens = phase, prompts, on_text, on_tokens
+        self.phase, self.prompts = phase, prompts
+        self.on_text, self.on_tokens, self.on_rows = on_text, on_tokens, on_rows
         self.stateful, self.limit, self.ends = stateful, limit, list(ends)
         self._texts: dict[str, _TextState] = {}
 
     def describe(self, root: str) -> DescribeCall:
         """The function that describes the forward passes of one root, for `hooks.visit`."""
         return partial(self._describe_call, root)
+
+    def finish(self, root: str) -> None:
+        """After a forward pass of a root: keep what its rows can be recognised by in the next."""
+        text = self._texts[root]
+        cache = text.cache() if text.cache is not None and self.on_rows is not None else None
+        key = _newest_keys(cache, text.length)
+        text.key = None if key is None else key.clone()
 
     def _describe_call(self, root: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0] if args else None
@@ -107,9 +125,7 @@ class CallDescriber:
             raise PromptError(
                 f"{past + count} tokens, but the model takes {self.limit}: shorten the prompt or the answer"
             )
-        text = self._update_text(root, ids, count, past, cache)
-        if self.stateful and past:
-            _check_row_order(text, cache, past)
+        text = self._update_text(root, ids, batch, count, past, cache)
         real = _real_positions(kwargs.get("attention_mask"), batch, count, past, given.device)
         first = (real.cumsum(1) == 1) & real
         mask = (real & ~first)[:, past : past + count]
@@ -120,7 +136,8 @@ class CallDescriber:
             self.on_tokens(root, past, ids, mask)
         read = mask
         if self.phase != "all":
-            mask = mask & (in_prompt if self.phase == "prompt" else ~in_prompt)
+            writing = generating_positions(mask.float(), in_prompt.float()) > 0 if root != "encoder" else ~in_prompt
+            mask = mask & (writing if self.phase == "generation" else ~writing)
         prompts = self.prompts() if self.prompts is not None else 1
         rows, rest = divmod(batch, prompts) if prompts > 1 else (1, 0)
         if rest:
@@ -137,7 +154,9 @@ class CallDescriber:
         text.finished = (end | behind).any(1)
         return behind
 
-    def _update_text(self, root: str, ids: torch.Tensor | None, count: int, past: int, cache: Any) -> _TextState:
+    def _update_text(
+        self, root: str, ids: torch.Tensor | None, batch: int, count: int, past: int, cache: Any
+    ) -> _TextState:
         """Continue the text of the root, or begin a new one."""
         text = self._texts.get(root)
         if past:
@@ -150,7 +169,7 @@ class CallDescriber:
                     f"the cache holds {past} tokens that the gate did not read: steer() before they are read, or learn "
                     "with form token"
                 )
-            text = self._texts[root] = _TextState(0 if root == "decoder" else past + count)
+            text = self._texts[root] = _TextState(0 if root == "decoder" else past + count, rows=batch)
             text.cache = weakref.ref(cache) if cache is not None else None
             if self.on_text is not None:
                 self.on_text(root)
@@ -163,30 +182,49 @@ class CallDescriber:
                 "tokens were taken back (assisted decoding?), which a gate that goes by what came before cannot "
                 "follow: learn with form token"
             )
-        text.length = past + count
+        if past:
+            self._follow_rows(root, text, batch, past, cache)
+        text.length, text.rows = past + count, batch
         text.ids = ids if past == 0 else None
         return text
 
+    def _follow_rows(self, root: str, text: _TextState, batch: int, past: int, cache: Any) -> None:
+        """Find rows that were repeated, dropped or reordered since the last call, and let what is kept follow them."""
+        before, now = text.key, _newest_keys(cache, past) if past == text.length else None
+        if before is None or now is None:
+            known = batch == text.rows
+        elif now.shape == before.shape and torch.equal(now, before):
+            known = True
+        else:
+            same = (now[:, None] == before).flatten(2).all(-1)  # [rows, rows before]
+            known = bool(same.any(1).all())
+            if known and self.on_rows is not None:
+                rows = same.int().argmax(1)  # of several the first: they have read the same
+                text.finished = None if text.finished is None else text.finished[rows]
+                self.on_rows(root, rows)
+        if known:
+            return
+        if self.stateful:
+            raise UnsupportedError(
+                f"the cache does not tell which of {text.rows} rows each of {batch} continues, which a gate that goes "
+                "by what came before has to know: keep the rows of a batch, or learn with form token"
+            )
+        text.finished = None
+        if self.on_text is not None:
+            self.on_text(root)
 
-def _check_row_order(text: _TextState, cache: Any, past: int) -> None:
-    """Raise an UnsupportedError if the rows of the cache have been reordered since the last call."""
+
+def _newest_keys(cache: Any, length: int) -> torch.Tensor | None:
+    """The newest key of each row in a cache of `length` tokens, [rows, heads, width]; None where it shows none.
+
+    It is of the last layer, and so depends on the whole row.
+    """
     cache = getattr(cache, "self_attention_cache", cache)
     layers = getattr(cache, "layers", [])
-    keys = getattr(layers[-1], "keys", None) if layers else None  # keys of the last layer depend on the whole row
+    keys = getattr(layers[-1], "keys", None) if layers else None
     if keys is None or not keys.numel():
-        return
-
-    def index(position: int) -> int:
-        """Index of the key of a position; a full sliding window has dropped the first keys."""
-        return position if past <= keys.shape[2] else position - past + keys.shape[2]
-
-    before = text.key if text.key is not None and len(text.key) == len(keys) and index(text.key_position) >= 0 else None
-    if before is not None and not torch.equal(keys[:, :, index(text.key_position)], before):
-        raise UnsupportedError(
-            "rows changed places between two tokens (beam search?), which a gate that goes by what came before cannot "
-            "follow: learn with form token, or sample"
-        )
-    text.key, text.key_position = keys[:, :, index(past - 1)].clone(), past - 1
+        return None
+    return keys[:, :, min(length, keys.shape[2]) - 1]  # a full sliding window has dropped the first keys
 
 
 def _extends(before: torch.Tensor | None, ids: torch.Tensor | None) -> bool:

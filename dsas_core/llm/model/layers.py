@@ -6,6 +6,7 @@ module list with most parameters; the table is needed for the parts of a layer o
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -192,6 +193,20 @@ def _sites_of_group(model: nn.Module, group: str) -> Iterator[Site]:
         width = int(weight.shape[0 if LAYER_NAMES[kind].transposed else 1]) // heads
         for head in range(heads):
             yield Site(path, side="input", channels=(head * width, (head + 1) * width))
+
+
+def headless_options(model: nn.Module) -> dict[str, int]:
+    """Options of a forward pass that is run for its hidden states: the head reads one position of each row.
+
+    The model itself is called, not the one inside it: hooks on the model tell rows and positions.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> headless_options(llm.load("builtin:chat", device="cpu")[0])
+        {'logits_to_keep': 1}
+    """
+    takes_it = "logits_to_keep" in inspect.signature(unwrap(model).forward).parameters
+    return {"logits_to_keep": 1} if takes_it else {}
 
 
 def device_of_input(model: nn.Module) -> torch.device:

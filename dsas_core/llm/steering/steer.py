@@ -65,13 +65,15 @@ class TextSteering(Steering):
             limit=0 if self._read_only else max_positions(model),
             ends=end_tokens(model),
             on_tokens=self._note_tokens,
+            on_rows=self._take_rows if self.stateful or self.trace is not None else None,
         )
 
         def missed(root: str, sites: list[Site]) -> None:
             if new := unreached.new_among(sites):
                 warn_unreached(new, explain_unreached(roots[root]))
 
-        return self.attach(roots, {root: describer.describe(root) for root in roots}, on_unreached=missed)
+        describe = {root: describer.describe(root) for root in roots}
+        return self.attach(roots, describe, on_unreached=missed, on_end=describer.finish)
 
     def _count_prompts(self) -> int:
         return max(len(self.strengths.values_of(name)) for name in self.strengths)
@@ -88,6 +90,11 @@ class TextSteering(Steering):
             self._state.reset(root, len(mask), mask.device)
         if self.trace is not None:
             self.trace.note_tokens(root, start, ids, mask)
+
+    def _take_rows(self, root: str, rows: torch.Tensor) -> None:
+        self._state.take_rows(root, rows)
+        if self.trace is not None:
+            self.trace.take_rows(root, rows)
 
     def _check_prompt_gates(self, root: str) -> None:
         """Raise where a gate that decides at the end of the prompt reads a decoder, which never has a prompt."""
@@ -119,7 +126,8 @@ def steer(
             negative strengths steer the opposite way. A list has one strength per prompt of a batch. "auto", or
             `Auto(target)`, steers each token just so far that its probe's probability falls to the target.
         gate: None for each concept's own, "on" to steer every token (the vanilla method), "off" for none.
-        phase: "prompt" steers the tokens of the prompt, "generation" the generated ones, "all" both.
+        phase: "generation" steers the positions that write the answer: the last one of the prompt, which writes the
+            first token, and all that follow; "prompt" steers the others of the prompt, "all" both.
         combine: "sum" adds the changes of several concepts, "blend" limits the sum of their h to the highest of them.
         within: "target" limits the strength at each token so that its hidden state stays inside the envelope of the
             concept's target texts; for concepts learned with recipe={"cloud": 8}.

@@ -57,11 +57,20 @@ class Token:
 
 @dataclass(frozen=True)
 class _CallTokens:
-    """The tokens of one call, and their records."""
+    """The tokens of one call, and their records.
+
+    Args:
+        start: position of the first token.
+        ids: int64 [rows, positions], or None.
+        mask: [rows, positions].
+        rows: for each row of the batch as it is now, its row in this call.
+        records: of the call.
+    """
 
     start: int
     ids: torch.Tensor | None
     mask: torch.Tensor
+    rows: torch.Tensor
     records: list[Record] = field(default_factory=list)
 
 
@@ -95,8 +104,19 @@ class TextTrace(Trace):
             ids: int64 [batch, positions], or None.
             mask: [batch, positions], 1 for tokens that are read.
         """
-        tokens = _CallTokens(start, None if ids is None else ids.detach().cpu(), mask.detach().cpu())
+        ids = None if ids is None else ids.detach().cpu()
+        tokens = _CallTokens(start, ids, mask.detach().cpu(), torch.arange(len(mask)))
         self._calls.setdefault(root, []).append(tokens)
+
+    def take_rows(self, root: str, rows: torch.Tensor) -> None:
+        """Let the tokens of a text follow rows of its batch that were repeated, dropped or reordered.
+
+        Args:
+            root: name of the root.
+            rows: for each row from now on, the index of the row that it continues, int64 [batch].
+        """
+        rows = rows.cpu()
+        self._calls[root] = [replace(call, rows=call.rows[rows]) for call in self._calls[root]]
 
     def record(self, concept: str, site: Site, call: Call, *activations: Any) -> Record:
         record = super().record(concept, site, call, *activations)
@@ -107,7 +127,8 @@ class TextTrace(Trace):
         """The tokens of one row of the batch with their h, in order.
 
         Args:
-            row: index of the row in the model's batch (beam search reorders rows).
+            row: index of the row in the model's batch, as it was in the last call. Of a beam, these are the tokens that
+                it has read, whichever rows it was in.
             concept: name of the concept; may be left out where there is only one.
             root: "encoder" or "decoder" of a model that has both; None for the last one that was called.
 
@@ -135,10 +156,11 @@ class TextTrace(Trace):
         by_position: dict[int, Token] = {}
         for call in self._calls[root]:
             records = {str(r.site): r for r in call.records if r.concept == (concept or names[0])}
-            h = {site: record.h[row].tolist() for site, record in records.items()}
-            cosine = {site: record.cosine[row].tolist() for site, record in records.items()}
-            ids = [-1] * call.mask.shape[1] if call.ids is None else call.ids[row].tolist()
-            for i, (token_id, counted) in enumerate(zip(ids, call.mask[row].tolist(), strict=True)):
+            place = int(call.rows[row])
+            h = {site: record.h[place].tolist() for site, record in records.items()}
+            cosine = {site: record.cosine[place].tolist() for site, record in records.items()}
+            ids = [-1] * call.mask.shape[1] if call.ids is None else call.ids[place].tolist()
+            for i, (token_id, counted) in enumerate(zip(ids, call.mask[place].tolist(), strict=True)):
                 by_position[call.start + i] = Token(
                     position=call.start + i,
                     id=token_id,

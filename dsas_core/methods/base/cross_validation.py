@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -108,8 +109,6 @@ class LabelledRows:
             DSASError: rows that are not finite, or not of one width.
             PromptError: fewer prompts of a side than folds.
         """
-        from sklearn.model_selection import StratifiedGroupKFold
-
         rows = torch.cat(check_rows(source=self.source, control=self.control))
         labels = np.repeat([1, 0], [len(self.source), len(self.control)])
         source, control = self.prompts
@@ -117,8 +116,16 @@ class LabelledRows:
         if min(self.sizes) < FOLDS:
             counts = " and ".join(map(str, self.sizes))
             raise PromptError(f"a gate needs at least {FOLDS} prompts a side to cross-validate, found {counts}")
-        splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=self.seed)
-        return rows, labels, prompts, list(splitter.split(rows, labels, prompts))
+        return rows, labels, prompts, _folds(tuple(labels.tolist()), tuple(prompts.tolist()), self.seed)
+
+
+@lru_cache(maxsize=4)
+def _folds(labels: tuple[int, ...], prompts: tuple[int, ...], seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(train, test) indices of rows; the same rows of one site after another ask for the same folds."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(len(labels)), labels, prompts))
 
 
 def evidence_from_scores(

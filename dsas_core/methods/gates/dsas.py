@@ -29,6 +29,7 @@ from ...errors import DSASError
 from ...probes import LatchProbe, LinearProbe, PooledProbe, PrefixProbe, ProductProbe, fold
 from ..base.checks import check_rows
 from ..base.cross_validation import LabelledRows, PromptIds, evidence_from_scores, evidence_of
+from ..base.discriminant import discriminant
 from ..base.gate import CrossFitted, Gate, cast_probe, pooled_rows
 from ..base.gate_fit import GateFit, GateRows, GateSettings, h_by_shift, make_placer, position_rows
 from ..base.traits import GateTraits
@@ -219,8 +220,8 @@ def _fit_folded(rows: Decomposition, labels: np.ndarray, rank: Rank) -> LinearPr
     from sklearn.linear_model import LogisticRegression
 
     if rank == "lda":
-        discriminant = _discriminant(rows.standard @ rows.components.T, labels)
-        components = (discriminant @ rows.components)[None]
+        direction = discriminant(rows.standard @ rows.components.T, labels)
+        components = (direction @ rows.components)[None]
     elif isinstance(rank, int) and rank > 0:
         components = rows.components[:rank]
     else:
@@ -252,12 +253,3 @@ def principal_components(rows: np.ndarray) -> np.ndarray:
         values, vectors = values[::-1], columns.T[::-1]
     kept = max(1, int((values > 1e-12 * max(float(values[0]), 1e-300)).sum()))
     return vectors[:kept]
-
-
-def _discriminant(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The direction of linear discriminant analysis with Ledoit-Wolf shrinkage, unit length."""
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
-    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[0.5, 0.5]).fit(rows, labels)
-    direction = fitted.coef_[0]
-    return direction / max(float(np.linalg.norm(direction)), 1e-300)

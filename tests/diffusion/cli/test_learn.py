@@ -60,7 +60,14 @@ def test_learn_prints_the_draft_the_evidence_and_progress(dsas, model: str, tmp_
     arguments = ("learn", "--model", model, *PHRASES, "--out", out, "--steps", 2, "--count", 12, "--sites", "text")
     code, text, progress = dsas(*arguments)
     assert code == 0
-    for expected in ("- a {other} and a banana {place}", "balanced accuracy", "unit ", "drift", f"in {out}"):
+    for expected in (
+        "- a {other} and a banana {place}",
+        "balanced accuracy",
+        "unit ",
+        "drift",
+        "learned in ",
+        f"in {out}",
+    ):
         assert expected in text
     for expected in ("loading", "capturing", "fitting", "choosing the unit"):
         assert expected in progress

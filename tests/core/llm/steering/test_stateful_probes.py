@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from dsas_core import DSASError, llm
+from dsas_core import Concept, DSASError, llm
 from dsas_core.probes import LastProbe, LatchProbe, LinearProbe, PrefixProbe, RunningProbe
+from dsas_core.steering.call_state import CallState
 from tests.fixtures.checks import differ
-from tests.fixtures.language_models import IDS, LENGTH, close, condition_latch, remembering, tiny, written
+from tests.fixtures.language_models import IDS, LENGTH, close, concept_for, condition_latch, remembering, tiny, written
 
 
 @pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe, LastProbe, condition_latch])
@@ -57,17 +59,91 @@ def test_a_latch_decides_on_the_prompt_and_steers_what_is_written(kind: Callable
     with llm.steer(model, {remembering(model, kind): 1.0}, phase="generation", trace=True) as steering:
         assert differ(written(model), base)
     assert steering.trace is not None
-    assert [token.max_h > 0 for token in steering.trace.tokens()] == [False] * 7 + [True] * (LENGTH - 1)
+    assert [token.max_h > 0 for token in steering.trace.tokens()] == [False] * 6 + [True] * LENGTH
 
 
+@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe, condition_latch])
 @pytest.mark.parametrize(("family", "cache"), [("llama", "dynamic"), ("llama", "static"), ("windowed", "dynamic")])
-def test_beams_that_change_places_are_refused(family: str, cache: str) -> None:
-    model = tiny(family)
+def test_what_is_remembered_follows_beams(
+    family: str, cache: str, kind: Callable[[LinearProbe], RunningProbe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = tiny(family), []
     options: dict[str, Any] = {"cache_implementation": cache} if cache == "static" else {}
+    take_rows = CallState.take_rows
+
+    def note(state: CallState, root: str, rows: torch.Tensor) -> None:
+        seen.append(rows.tolist())
+        take_rows(state, root, rows)
+
+    def beams(**more: Any) -> torch.Tensor:
+        settings = {"max_new_tokens": 12, "num_beams": 4, "do_sample": False, "pad_token_id": 0}
+        return model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **settings, **more)
+
+    monkeypatch.setattr(CallState, "take_rows", note)
+    with llm.steer(model, {remembering(model, kind): 1.0}):
+        found = beams(**options)
+        assert seen, "beams changed places"
+        if kind is PrefixProbe:  # without a cache, a reordered batch does not tell prompts from what was written
+            assert torch.equal(found, beams(use_cache=False))
+
+
+def _continue(model: Any, concept: Concept, prompts: torch.Tensor, rows: list[int], answers: torch.Tensor) -> Any:
+    """Logits of answers behind cached prompts, whose rows were taken for them; and the trace."""
+    from transformers import DynamicCache
+
+    cache, logits = DynamicCache(), []
+    with llm.steer(model, {concept: 1.0}, trace=True) as steering:
+        model(prompts, past_key_values=cache)
+        cache.batch_select_indices(torch.tensor(rows))
+        for i in range(answers.shape[1]):
+            logits.append(model(answers[:, i : i + 1], past_key_values=cache).logits)
+    return torch.cat(logits, 1), steering.trace
+
+
+@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe, LastProbe, condition_latch])
+@pytest.mark.parametrize("rows", [[0, 0, 0, 1, 1, 1], [0, 1, 0, 1], [1, 0], [1]])
+def test_what_is_remembered_follows_the_rows_of_a_cached_prompt(
+    rows: list[int], kind: Callable[[LinearProbe], RunningProbe]
+) -> None:
+    model = tiny("llama")
+    concept, answers = remembering(model, kind), IDS.flatten()[: 2 * len(rows)].view(len(rows), 2)
+    together, trace = _continue(model, concept, IDS, rows, answers)
+    for place, row in enumerate(rows):
+        alone, own = _continue(model, concept, IDS[row : row + 1], [0], answers[place : place + 1])
+        assert close(together[place : place + 1], alone)
+        ids, h = ([getattr(token, name) for token in trace.tokens(place)] for name in ("id", "mean_h"))
+        assert ids == [*IDS[row].tolist(), *answers[place].tolist()]
+        assert h == pytest.approx([token.mean_h for token in own.tokens()], abs=1e-3)
+
+
+def test_answers_are_sampled_behind_a_prompt_that_was_read_once() -> None:
+    from transformers import DynamicCache
+
+    model, cache, prompt = tiny("llama"), DynamicCache(), IDS[:1]
     with llm.steer(model, {remembering(model, PrefixProbe): 1.0}):
-        with pytest.raises(DSASError, match="rows changed places between two tokens"):
-            written(model, max_new_tokens=12, num_beams=4, **options)
-        written(model, do_sample=True, num_return_sequences=3, max_new_tokens=12, **options)
+        first = written(model, prompt)
+        model(prompt[:, :-1], past_key_values=cache)
+        cache.batch_repeat_interleave(3)
+        assert close(written(model, prompt.repeat(3, 1), past_key_values=cache), first.repeat(3, 1, 1))
+
+
+@pytest.mark.parametrize("kind", [None, PrefixProbe])
+def test_rows_that_continue_none_are_refused_where_that_matters(kind: Any) -> None:
+    from transformers import DynamicCache
+
+    model, cache = tiny("llama"), DynamicCache()
+    concept = concept_for(model) if kind is None else remembering(model, kind)
+    expected: Any = (
+        nullcontext() if kind is None else pytest.raises(DSASError, match="which of 2 rows each of 6 continues")
+    )
+    with llm.steer(model, {concept: 1.0}, trace=True) as steering:
+        model(IDS, past_key_values=cache)
+        cache.batch_repeat_interleave(3)
+        cache.layers[-1].keys = cache.layers[-1].keys + 1
+        with expected:
+            model(IDS.flatten()[:6, None], past_key_values=cache)
+            assert steering.trace is not None
+            assert len(steering.trace.tokens(5)) == 1
 
 
 def test_two_probes_of_one_concept_at_one_site_remember_apart() -> None:

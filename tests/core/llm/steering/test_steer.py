@@ -114,7 +114,40 @@ def test_phases_are_the_same_with_and_without_a_cache(phase: str) -> None:
         cached = written(model)
         assert close(cached, written(model, use_cache=False))
     assert differ(cached, base)
-    assert torch.equal(cached[:, 0], base[:, 0]) == (phase == "generation"), "the prompt alone decides the first token"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_phases_share_the_positions_between_them(cached: bool, side: str) -> None:
+    """The prompt's last position writes the first token of the answer: it belongs to the generation."""
+    model = tiny("llama")
+    ids, mask = torch.zeros(2, 9, dtype=torch.long), torch.zeros(2, 9, dtype=torch.long)
+    rows = [slice(2, 9) if side == "left" else slice(0, 7), slice(0, 9)]
+    for row, (place, length) in enumerate(zip(rows, (7, 9), strict=True)):
+        ids[row, place], mask[row, place] = IDS[row].repeat(2)[:length], 1
+    steered: dict[str, list[list[bool]]] = {}
+    for phase in ("prompt", "generation", "all"):
+        with llm.steer(model, {concept_for(model): 1.0}, gate="on", phase=phase, trace=True) as steering:
+            written(model, ids, mask, use_cache=cached, max_new_tokens=3)
+        assert steering.trace is not None
+        steered[phase] = [[token.max_h > 0 for token in steering.trace.tokens(row)] for row in (0, 1)]
+    last = [8 if side == "left" else 6, 8]  # of each prompt
+    for row in (0, 1):
+        begin = [phase[row] for phase in steered.values()]
+        assert [i for i, on in enumerate(begin[1]) if on] == [last[row], 9, 10]
+        assert [i for i, on in enumerate(begin[0]) if on] == list(range(rows[row].start + 1, last[row]))
+        assert begin[2] == [a or b for a, b in zip(*begin[:2], strict=True)]
+
+
+def test_of_a_prompt_that_is_read_in_chunks_the_end_of_each_may_write() -> None:
+    from transformers import DynamicCache
+
+    model, cache = tiny("llama"), DynamicCache()
+    with llm.steer(model, {concept_for(model): 1.0}, gate="on", phase="generation", trace=True) as steering:
+        for ids in (IDS[:, :4], IDS[:, 4:], IDS[:, :1]):
+            model(ids, past_key_values=cache)
+    assert steering.trace is not None
+    assert [i for i, token in enumerate(steering.trace.tokens()) if token.max_h > 0] == [3, 6, 7]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
