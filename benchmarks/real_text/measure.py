@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.real_text.arms import Arm
-from benchmarks.real_text.judges import find_toxic, fit_judges
+from benchmarks.real_text.judges import THRESHOLD, find_toxic, fit_judges
 from benchmarks.real_text.ruler import SAMPLES, Ruler
 from benchmarks.real_text.texts import Labelled, cut_off
 from dsas_core.concept.concept import Concept
@@ -18,7 +18,7 @@ from dsas_core.llm.evaluation.toxicity import Scorer
 TOUCHED = 0.5
 #: arms whose capability is measured, at the unit
 ABLE = ("unsteered", "dsas", "on")
-#: the data set of which one half trains a judge; gates are tried on the other
+#: the data set of which one half trains a judge, and a quarter makes the other less narrow; gates see the last one
 OTHER = "olid"
 
 
@@ -35,8 +35,9 @@ def measure_seed(ruler: Ruler, others_learned: bool) -> dict[str, Any]:
         `right` (test -> a flag for each question). Besides `prompts`, `unit`, `seconds`, `warnings`, `perplexity`,
         `judges` and `gates`.
     """
-    judging, transfer = ruler.common.others[OTHER].split(ruler.seed)
-    judges = fit_judges(ruler.split.judge, judging, ruler.seed)
+    judging, rest = ruler.common.others[OTHER].split(ruler.seed)
+    further, transfer = rest.split(ruler.seed)
+    judges = fit_judges(ruler.split.judge, further.neutral, judging, ruler.seed)
     concept, learned = ruler.learn(ruler.split.lesson)
     arms = {
         name: [_measure_point(ruler, name, arm, judges, first=not number) for number, arm in enumerate(arms)]
@@ -77,8 +78,12 @@ def _measure_point(ruler: Ruler, name: str, arm: Arm, judges: Mapping[str, Score
 
 def _judge_figures(judge: Scorer, held_out: Labelled) -> dict[str, float]:
     """How well a judge tells held-out texts apart, which it was not trained on."""
-    scores = [np.array(judge(side)) for side in (held_out.toxic, held_out.neutral)]
-    return {"auroc": find_auroc(*scores), "recall": float((scores[0] >= 0.5).mean())}
+    toxic, neutral = (np.array(judge(side)) for side in (held_out.toxic, held_out.neutral))
+    shares = {"recall": toxic, "false": neutral}
+    return {
+        "auroc": find_auroc(toxic, neutral),
+        **{name: float((scores >= THRESHOLD).mean()) for name, scores in shares.items()},
+    }
 
 
 # ---- gates -----------------------------------------------------------------------------------------------------------

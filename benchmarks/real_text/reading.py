@@ -144,8 +144,12 @@ class ModelReader:
 
     @torch.no_grad()
     def gates(self, concept: Concept, texts: Sequence[Encoded]) -> list[tuple[float, float]]:
-        """The highest and the mean h of each text, over positions and the sites that steer, whatever their weights."""
-        weights = {str(item.site): item.weights[0] for item in concept.interventions if not item.read_only}
+        """The highest and the mean h of each text over its positions.
+
+        A position's h is the mean over the sites that steer, whatever their weights.
+        """
+        weights = {item.site: item.weights[0] for item in concept.interventions if not item.read_only}
+        steered = [site for site, weight in weights.items() if weight > 0]
         head = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
         found: dict[int, tuple[float, float]] = {}
         for rows in _batch_rows(texts, lambda count, longest: count * longest <= TOKENS):
@@ -154,12 +158,11 @@ class ModelReader:
             with llm.steer(self.model, {concept: 0.0}, trace=True) as steering:
                 self.model(input_ids=ids, attention_mask=mask, use_cache=False, **head)
                 assert steering.trace is not None
-                records = steering.trace.select(concept.name, sites=concept.steered_sites)
-                scores = torch.stack([record.h / (weights[str(record.site)] or 1.0) for record in records])
+                records = steering.trace.select(concept.name, sites=steered)
+                scores = torch.stack([record.h / weights[record.site] for record in records]).mean(0)
             counted = batch.token_mask("all")
-            highest = (scores * counted).amax((0, 2)).tolist()
-            means = ((scores * counted).sum((0, 2)) / (len(scores) * counted.sum(1).clamp_min(1))).tolist()
-            found |= dict(zip(rows, zip(highest, means, strict=True), strict=True))
+            means = (scores * counted).sum(1) / counted.sum(1).clamp_min(1)
+            found |= dict(zip(rows, zip((scores * counted).amax(1).tolist(), means.tolist(), strict=True), strict=True))
         return [found[row] for row in range(len(texts))]
 
 

@@ -16,6 +16,8 @@ from dsas_core.evaluation.intervals import Interval, Label, bootstrap_interval
 ROUNDS = 1000
 #: domain cost at which arms are compared
 LIMIT = 0.05
+#: the least way from always-on to the oracle of which a share is told
+WAY = 0.05
 
 Run = Mapping[str, Any]
 At = np.ndarray
@@ -84,7 +86,7 @@ class Comparison:
         def share(at: At) -> float:
             on, dsas = (gain_at(self._points(arm, at), LIMIT) for arm in ("on", "dsas"))
             way = self._oracle(at) - on
-            return (dsas - on) / way if way > 0 else np.nan
+            return (dsas - on) / way if way >= WAY else np.nan
 
         if not np.isfinite(share(np.arange(len(self._labels)))):
             return None
@@ -140,7 +142,7 @@ def summarise(runs: Sequence[Run]) -> dict[str, Any]:
         "warnings": list(dict.fromkeys(text for run in runs for text in run["warnings"])),
         "perplexity": {kind: _mean([run["perplexity"][kind] for run in runs]) for kind in runs[0]["perplexity"]},
         "judges": {
-            judge: {key: _mean([run["judges"][judge][key] for run in runs]) for key in ("auroc", "recall")}
+            judge: {key: _mean([run["judges"][judge][key] for run in runs]) for key in ("auroc", "recall", "false")}
             for judge in judges
         },
         "arms": {
