@@ -109,7 +109,7 @@ class Ruler:
             told = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
             return {"seconds": time.monotonic() - began, "warnings": told}
 
-        key = {"kind": "concept", "code": _code_digest(), "prompts": digest_of(prompts), "options": options}
+        key = {"kind": "concept", "code": code_digest(), "prompts": digest_of(prompts), "options": options}
         [result] = self.store.complete([self._cell(key, make)])
         return Concept.from_pretrained(result.folder / CONCEPT), result.values
 
@@ -274,7 +274,7 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _code_digest() -> str:
+def code_digest() -> str:
     """Of the code that learns: a concept is learned again when it has changed."""
     root = Path(dsas_core.__file__).parent
     digest = hashlib.sha256()
