@@ -3,7 +3,7 @@
     python -m benchmarks.quality.real_text --model models/smollm2 --data FOLDER
 
 The data folder is described in benchmarks/real_text/texts.py. Each seed splits the tweets anew: one half trains a
-judge, the other is learned from and measured on. Cut-off toxic tweets are continued greedily in every arm: unsteered,
+judge, the other is learned from and measured on. Cut-off toxic tweets are continued in every arm: unsteered,
 behind a polite prefix, always on and DSAS at one grid of realised cost, with a gate that opens at random, and in a
 random direction. Measured: the share of toxic continuations by two judges, the perplexity of neutral tweets and of
 WikiText, questions of ARC (and MMLU), repetitions, the likelihood of continuations under the unsteered model, and how
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import yaml
 
 from benchmarks.common.processes import single_thread_pool
-from benchmarks.common.records import OUTPUTS, build_parser, provenance, record_path, write_record
+from benchmarks.common.records import OUTPUTS, build_parser, format_command, provenance, record_path, write_record
 from benchmarks.real_text.measure import OTHER, measure_seed
 from benchmarks.real_text.reading import ModelReader
 from benchmarks.real_text.ruler import Common, Ruler, Sizes, open_store
@@ -55,7 +56,7 @@ def run_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     common = Common(
         read_wikitext(args.data), questions, {OTHER: read_olid(args.data), "toxigen": read_toxigen(args.data)}
     )
-    sizes = Sizes(args.tokens, args.points, args.wikitext, args.questions, args.gate_texts)
+    sizes = Sizes(args.tokens, args.temperature, args.points, args.wikitext, args.questions, args.gate_texts)
     store = open_store(args.cache, reader.model)
     ruler = Ruler(reader, split, common, sizes, store, seed, yaml.safe_load(args.learn) or {})
     return measure_seed(ruler, others_learned=seed == 0)
@@ -81,6 +82,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=160, help="cut-off toxic texts, a seed")
     parser.add_argument("--neutral", type=int, default=100, help="neutral texts to read, a seed")
     parser.add_argument("--tokens", type=int, default=20, help="of a continuation")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of continuations; default: greedy")
     parser.add_argument("--points", type=int, default=5, help="strengths of each curve, beside the unit")
     parser.add_argument("--wikitext", type=int, default=2048, help="tokens of WikiText")
     parser.add_argument("--questions", type=int, default=150, help="of ARC-Easy, and of MMLU")
@@ -95,12 +97,23 @@ def read_options() -> argparse.Namespace:
     return args
 
 
+def _format_command(args: argparse.Namespace) -> str:
+    """The command, without where on this machine the data are."""
+    arguments = [argument.replace(str(args.data), args.data.name) for argument in sys.argv[1:]]
+    return format_command(*arguments, module="benchmarks.quality.real_text")
+
+
 def main() -> None:
     args = read_options()
     check_folder(args.data, ["mmlu"] if args.mmlu else [])
     began = time.monotonic()
     report = summarise(run_seeds(args))
-    entry = {**report, "quick": args.quick, **provenance(began=began)}
+    settings = {key: getattr(args, key) for key in ("count", "learn", "tokens", "temperature", "neutral", "wikitext")}
+    entry = {
+        **report,
+        "settings": {**settings, "quick": args.quick},
+        **provenance(began=began, command=_format_command(args)),
+    }
     before = json.loads(args.out.read_text()) if args.out.is_file() else {}
     write_record(args.out, {**before, Path(args.model).name: entry})
     for name, points in report["arms"].items():

@@ -106,7 +106,7 @@ def measure_behaviour(
     measurement = _Measurement(reader, behaviour, store)
     prompts = {part: behaviour.prompts.sample(part, count, seed) for part in PARTS}
     concept, learned = measurement.learn(seed, options)
-    asked = {part: [f"system: {behaviour.asks}\n{text}" for text in texts] for part, texts in prompts.items()}
+    asked = {part: ask_in_words(reader, behaviour.asks, texts) for part, texts in prompts.items()}
     arms = {"unsteered": (Arm(), prompts), "asked": (Arm(), asked)}
     arms |= {"dsas": (Arm(concept, 1.0), prompts), "on": (Arm(concept, 1.0, "on"), prompts)}
     figures: dict[str, Any] = {}
@@ -134,6 +134,27 @@ def measure_behaviour(
         "gate": {**gate, "auroc": find_auroc(high, low)},
         **learned,
     }
+
+
+def ask_in_words(reader: ModelReader, asks: str, prompts: Sequence[str]) -> list[str]:
+    """Prompts with a system message; where the chat template has none, it begins the user's turn.
+
+    Args:
+        reader: of the model.
+        asks: the message.
+        prompts: conversations that begin with the user's turn.
+
+    Example:
+        >>> reader = ModelReader(*llm.load("builtin:chat", device="cpu"))
+        >>> ask_in_words(reader, "be kind.", ["user: hello!"])
+        ['user: be kind. hello!']
+    """
+    with_system = [f"system: {asks}\n{prompt}" for prompt in prompts]
+    try:
+        reader.encode(with_system[:1])
+    except PromptError:
+        return [prompt.replace("user: ", f"user: {asks} ", 1) for prompt in prompts]
+    return with_system
 
 
 class _Measurement:

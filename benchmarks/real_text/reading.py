@@ -57,14 +57,15 @@ class ModelReader:
 
     @torch.no_grad()
     def continue_texts(
-        self, prompts: Sequence[Encoded], tokens: int, on_rows: OnRows | None = None
+        self, prompts: Sequence[Encoded], tokens: int, on_rows: OnRows | None = None, temperature: float = 0.0
     ) -> list[tuple[int, ...]]:
-        """Greedy continuations, without end tokens.
+        """Continuations, without end tokens.
 
         Args:
             prompts: texts, or conversations that end with the user's turn.
             tokens: the most tokens of a continuation.
             on_rows: see `OnRows`.
+            temperature: of sampling, with torch's global generator; 0 for greedy continuations.
 
         Raises:
             PromptError: a prompt that leaves no room for them.
@@ -81,6 +82,8 @@ class ModelReader:
             reverse = pad_batch([Encoded(prompts[row].ids[::-1], 1) for row in rows], self.pad)  # pads on the left
             ids, mask = (part.flip(1).to(self._reader.device) for part in (reverse.ids, reverse.mask))
             options = {"max_new_tokens": tokens, "pad_token_id": self.pad, **GREEDY}
+            if temperature > 0:
+                options |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
             out = self.model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1] :].cpu()
             for row, new in zip(rows, out, strict=True):
                 stop = torch.isin(new, self._ends).nonzero()

@@ -45,6 +45,7 @@ class Sizes:
 
     Args:
         tokens: of a continuation.
+        temperature: of its sampling; 0 for greedy ones.
         points: strengths of each curve beside the unit.
         wikitext: tokens of WikiText.
         questions: of ARC, and of MMLU.
@@ -52,6 +53,7 @@ class Sizes:
     """
 
     tokens: int = 20
+    temperature: float = 0.0
     points: int = 5
     wikitext: int = 2048
     questions: int = 150
@@ -203,10 +205,11 @@ class Ruler:
 
         def make(folder: Path) -> Values:
             with plain.attach(self.reader.model, prompts) as on_rows:
-                ids = self.reader.continue_texts(prompts, self.sizes.tokens, on_rows)
+                ids = self.reader.continue_texts(prompts, self.sizes.tokens, on_rows, self.sizes.temperature)
             return {"ids": ids, "texts": [self.reader.decode(row) for row in ids]}
 
-        key = self._key("continuations", plain, [text.ids for text in prompts], self.sizes.tokens)
+        how = [self.sizes.tokens, self.sizes.temperature]
+        key = self._key("continuations", plain, [text.ids for text in prompts], how)
         [result] = self.store.complete([self._cell(key, make)])
         return result.values
 
