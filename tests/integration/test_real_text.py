@@ -28,7 +28,15 @@ from dsas_core.maps import AffineMap
 
 THINGS = ("parcel", "invoice", "receipt", "password", "account", "booking", "room", "router", "ticket")
 ANGRY = ("you stupid clown", "answer me fool", "you useless idiot", "wake up you nitwit", "you lazy donkey")
-CALM = ("can you help me", "what can i do", "i am not happy", "please call the office", "thank you so much")
+CALM = (
+    "can you help me",
+    "what can i do",
+    "i am not happy",
+    "please call the office",
+    "thank you so much",
+    "i hope it comes soon",
+    "have a nice day",
+)
 
 
 def _tweets(ends: tuple[str, ...]) -> list[str]:
@@ -48,25 +56,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.writerow([number, 3, 0, 0, 3, 2, f"&amp;quot;{text}&amp;quot;"])
         rows.writerow([0, 3, 0, 2, 1, 1, "nobody agrees what this tweet about my room is"])
         rows.writerow([0, 2, 0, 2, 0, 1, "too few people read this tweet about my room"])
-    olid = [
-        f"{n}\t@USER {text}\t{label}"
-        for label, ends in (("OFF", ANGRY), ("NOT", CALM))
-        for n, text in enumerate(_tweets(ends))
-    ]
+    olid = [f"1\t@USER {text}\t{label}" for label, ends in (("OFF", ANGRY), ("NOT", CALM)) for text in _tweets(ends)]
     (folder / "olid.tsv").write_text("\n".join(["id\ttweet\tsubtask_a", *olid]) + "\n")
     (folder / "toxigen").mkdir()
     (folder / "toxigen" / "hate_people.txt").write_text("\n".join(_tweets(ANGRY)[::2]))
     (folder / "toxigen" / "neutral_people.txt").write_text("\n".join(_tweets(CALM)[::2]))
-    (folder / "wiki.test.tokens").write_text(
-        " = The harbour = \n " + "the harbour is quiet at noon , of course . " * 30
-    )
-    question = "Please choose the correct answer to the question: {}\n\nAnswer1: soup Answer2: a room Answer3: snow Answer4: a van\n\nAnswer format: answer1/answer2/answer3/answer4"
-    asked = [question.format(text) for text in ("What do people eat?", "What falls in winter?", "why " * 21)]
-    (folder / "arc_easy.json").write_text(
-        json.dumps(
-            [{"instruction": text, "answer": f"answer{right}"} for text, right in zip(asked, (1, 3, 1), strict=True)]
-        )
-    )
+    paragraph = "the harbour is quiet at noon , of course . " * 12
+    (folder / "wiki.test.tokens").write_text(f" = The harbour = \n {paragraph}\n {paragraph}\n")
+    answers = "Answer1: soup Answer2: a room Answer3: snow Answer4: a van\n\nAnswer format: answer1/answer2"
+    asked = {"What do people eat?": "answer1", "What falls in winter?": "answer3", "why " * 21: "answer1"}
+    questions = [{"instruction": f"the question: {q}\n\n{answers}", "answer": right} for q, right in asked.items()]
+    (folder / "arc_easy.json").write_text(json.dumps(questions))
     return folder
 
 
@@ -244,17 +244,9 @@ def test_a_chat_behaviour_is_measured_in_every_arm(
     prompts["evaluation"] = {f"held_out_{side}": evaluation[f"unseen_{side}"] for side in ("source", "control")}
     content = {"shows": r"\b(fool|idiot|clown|stupid)\w*", "asks": "be kind", "tokens": 8, "prompts": prompts}
     (tmp_path / "rude.yaml").write_text(yaml.safe_dump(content))
-    options = [
-        "--model",
-        "builtin:chat",
-        "--behaviour",
-        tmp_path / "rude.yaml",
-        "--prompts",
-        8,
-        "--learn",
-        "{count: 8}",
-    ]
-    _run(monkeypatch, real_chat, *options, "--cache", tmp_path / "cache", "--out", tmp_path / "chat.json")
+    options = ["--model", "builtin:chat", "--behaviour", tmp_path / "rude.yaml", "--prompts", 8]
+    options += ["--learn", "{count: 8}", "--cache", tmp_path / "cache", "--out", tmp_path / "chat.json"]
+    _run(monkeypatch, real_chat, *options)
     found = json.loads((tmp_path / "chat.json").read_text())["builtin:chat"]["behaviours"]["rudeness"]
     assert set(found["arms"]) == {"unsteered", "asked", "dsas", "on"}
     assert len(found["arms"]["dsas"]["texts"]) == 8
