@@ -81,7 +81,7 @@ class ModelReader:
                 on_rows(rows)
             reverse = pad_batch([Encoded(prompts[row].ids[::-1], 1) for row in rows], self.pad)  # pads on the left
             ids, mask = (part.flip(1).to(self._reader.device) for part in (reverse.ids, reverse.mask))
-            options = {"max_new_tokens": tokens, "pad_token_id": self.pad, **GREEDY}
+            options: dict[str, Any] = {"max_new_tokens": tokens, "pad_token_id": self.pad, **GREEDY}
             if temperature > 0:
                 options |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
             out = self.model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1] :].cpu()
