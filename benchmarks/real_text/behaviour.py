@@ -123,7 +123,10 @@ def measure_behaviour(
     for line in figures.values():
         pairs = zip(line["control_texts"], figures["unsteered"]["control_texts"], strict=True)
         line["identical"] = float(np.mean([a == b for a, b in pairs]))
-    high, low = (np.array([highest for highest, _ in measurement.gates(concept, prompts[part])]) for part in PARTS)
+    high, low = (
+        np.array([highest for highest, _ in measurement.gates(concept, prompts[part], figures["unsteered"][key])])
+        for part, key in zip(PARTS, ("texts", "control_texts"), strict=True)
+    )
     gate = {"recall": float((high > TOUCHED).mean()), "touched": float((low > TOUCHED).mean())}
     return {
         "arms": figures,
@@ -198,11 +201,15 @@ class _Measurement:
         about = digest_of([(text.ids, text.answer) for text in texts])
         return float(self._complete({"kind": "likelihood", "about": about}, make).values["nats"])
 
-    def gates(self, concept: Concept, prompts: Sequence[str]) -> list[tuple[float, float]]:
-        def make(folder: Path) -> dict[str, Any]:
-            return {"h": self.reader.gates(concept, self.reader.encode(prompts))}
+    def gates(self, concept: Concept, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[float, float]]:
+        """What gates see: prompts with the unsteered answers, or prompts alone if they decide at a prompt's end."""
+        texts = [f"{prompt}\nassistant: {answer}" for prompt, answer in zip(prompts, answers, strict=True) if answer]
+        texts = list(prompts) if concept.by_prompt else texts
 
-        key = {"kind": "gates", "concept": concept.digest, "about": digest_of(list(prompts))}
+        def make(folder: Path) -> dict[str, Any]:
+            return {"h": self.reader.gates(concept, self.reader.encode(texts))}
+
+        key = {"kind": "gates", "concept": concept.digest, "about": digest_of(texts)}
         return [(highest, mean) for highest, mean in self._complete(key, make).values["h"]]
 
     def _complete(self, key: Mapping[str, Any], make: Any) -> Any:
