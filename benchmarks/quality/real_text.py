@@ -78,7 +78,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder or Hub name of a causal language model")
     parser.add_argument("--data", type=Path, required=True, help="folder of labelled texts")
     parser.add_argument("--count", type=int, default=COUNT, help=f"source texts to learn from, default {COUNT}")
-    parser.add_argument("--learn", default="{}", help="further arguments of llm.learn, as YAML: '{recipe: {form: prefix}}'")
+    parser.add_argument(
+        "--learn", default="{}", help="further arguments of llm.learn, as YAML: '{recipe: {form: prefix}}'"
+    )
     parser.add_argument("--prompts", type=int, default=160, help="cut-off toxic texts, a seed")
     parser.add_argument("--neutral", type=int, default=100, help="neutral texts to read, a seed")
     parser.add_argument("--tokens", type=int, default=20, help="of a continuation")
