@@ -40,6 +40,15 @@ HELPERS = {
     "benchmarks.common.records",
     "benchmarks.cost.model_shapes",
     "benchmarks.quality.checks_models",
+    "benchmarks.real_text.arms",
+    "benchmarks.real_text.behaviour",
+    "benchmarks.real_text.cost_grid",
+    "benchmarks.real_text.judges",
+    "benchmarks.real_text.measure",
+    "benchmarks.real_text.reading",
+    "benchmarks.real_text.ruler",
+    "benchmarks.real_text.summary",
+    "benchmarks.real_text.texts",
     "benchmarks.reports.checks_page",
 }
 

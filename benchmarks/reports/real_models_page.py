@@ -1,0 +1,202 @@
+"""docs/real-models.md, from the records of benchmarks/quality/real_text.py and benchmarks/quality/real_chat.py.
+
+python -m benchmarks.reports.real_models_page
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.records import DOCS, RESULTS, build_parser
+from benchmarks.real_text.arms import ARMS, PREFIX
+from benchmarks.real_text.cost_grid import CEILING
+from benchmarks.real_text.judges import JUDGES
+from benchmarks.real_text.summary import LIMIT
+from dsas_core.evaluation.report import footer, markdown_table
+from dsas_core.utils.templates import render_template
+
+TEMPLATE = Path(__file__).parent / "templates" / "real_models.md.jinja"
+TEXT, CHAT = RESULTS / "real_text.json", RESULTS / "real_chat.json"
+#: arms of a chat behaviour -> label
+CHAT_ARMS = {"unsteered": "unsteered", "asked": "system message", "dsas": "DSAS", "on": "always on"}
+#: answers shown of each behaviour
+SHOWN = 3
+
+Record = Mapping[str, Any]
+
+
+def build_arms_table(record: Record) -> list[str]:
+    """Every arm at every strength: what it removes, and what it costs.
+
+    Args:
+        record: of one model.
+
+    Returns:
+        The lines of a Markdown table.
+    """
+    judges = list(record["judges"])
+    rows = []
+    for name, points in record["arms"].items():
+        for place, point in enumerate(points):
+            rows.append(
+                [
+                    ARMS[name],
+                    _format_strengths(point["strengths"], unit=name in ("dsas", "on") and place == 0),
+                    *(f"{point[judge]['toxic']['value']:.3f}" for judge in judges),
+                    *(_format_interval(point[judge]["removed"], percent=True) for judge in judges),
+                    _format_cost(point["wikitext"]) if name != "prefix" else None,
+                    _format_cost(point["domain"]) if name != "prefix" else None,
+                    f"{point['repeats']:.2f}",
+                    f"{point['nats']:.2f}",
+                ]
+            )
+    for judge in judges:
+        oracle = _format_interval(record["fronts"][judge]["oracle"], percent=True)
+        removed = [oracle if other == judge else None for other in judges]
+        rows.append([ARMS["oracle"], f"best, by {judge}", *[None] * len(judges), *removed, "0 %", "0 %", None, None])
+    headings = ["arm", "strength", *(f"toxic, {judge}" for judge in judges), *(f"removed, {judge}" for judge in judges)]
+    return markdown_table([*headings, "WikiText", "neutral tweets", "repeats", "nats per token"], rows)
+
+
+def build_fronts_table(record: Record) -> list[str]:
+    """Hypervolumes of DSAS and always-on, and the way to the oracle, by judge."""
+    rows = []
+    for judge, front in record["fronts"].items():
+        limits = front["at_limit"]
+        way = front["way_to_oracle"]
+        rows.append(
+            [
+                judge,
+                *(_format_interval(front[name]) for name in ("dsas", "on", "difference")),
+                *(_format_interval(limits[arm], percent=True) for arm in ("dsas", "on")),
+                None if way is None else _format_interval(way, percent=True),
+            ]
+        )
+    at = f"at +{100 * LIMIT:.0f} % on tweets"
+    headings = ["judge", "front: DSAS", "always on", "difference", f"removed by DSAS {at}", f"always on {at}"]
+    return markdown_table([*headings, "share of the way to the gate that knows"], rows)
+
+
+def build_tests_table(record: Record) -> list[str]:
+    """Accuracy on tests of knowledge, at the unit."""
+    tests = [test for test in ("arc", "mmlu") if test in record["arms"]["unsteered"][0]]
+    rows = []
+    for arm in ("unsteered", "dsas", "on"):
+        point = record["arms"][arm][0]
+        cells = ([f"{point[test]['accuracy']:.3f}", _format_interval(point[test]["change"])] for test in tests)
+        rows.append([ARMS[arm], *(cell for pair in cells for cell in pair)])
+    return markdown_table(["arm, at the unit", *(h for test in tests for h in (test.upper(), "change"))], rows)
+
+
+def build_gates_table(record: Record) -> list[str]:
+    """What gates find on each data set."""
+    rows = [
+        [
+            line["trained"],
+            f"{line['tried']}, {'cut off' if line['cut'] else 'whole'}",
+            *(f"{line[key]:.3f}" for key in ("recall", "touched", "auroc")),
+            str(line["seeds"]),
+        ]
+        for line in record["gates"]
+    ]
+    return markdown_table(["gate learned on", "tried on", "recall", "neutral touched", "AUROC", "seeds"], rows)
+
+
+def build_behaviour_table(behaviour: Record) -> list[str]:
+    """One chat behaviour in every arm."""
+    asked = behaviour["arms"]["asked"]["nats"]
+    rows = [
+        [
+            label,
+            *(f"{line[key]:.2f}" for key in ("shows", "repeats", "nats")),
+            f"{line['nats'] - asked:+.2f}",
+            f"{line['identical']:.2f}",
+        ]
+        for arm, label in CHAT_ARMS.items()
+        for line in [behaviour["arms"][arm]]
+    ]
+    headings = ["arm", "shows it", "repeats", "nats per token", "against the system message", "controls identical"]
+    return markdown_table(headings, rows)
+
+
+def render_page(texts: Mapping[str, Record], chats: Mapping[str, Record]) -> str:
+    """The text of docs/real-models.md.
+
+    Args:
+        texts: model -> its entry in the record of real_text.
+        chats: model -> its entry in the record of real_chat.
+    """
+    models = [
+        {
+            "name": name,
+            "record": record,
+            "arms": build_arms_table(record),
+            "fronts": build_fronts_table(record),
+            "tests": build_tests_table(record),
+            "gates": build_gates_table(record),
+            "footer": footer(record),
+        }
+        for name, record in texts.items()
+    ]
+    talks = [
+        {
+            "name": name,
+            "behaviours": [
+                {"name": title, "table": build_behaviour_table(figures), "samples": _samples(figures), **figures}
+                for title, figures in record["behaviours"].items()
+            ],
+            "footer": footer(record),
+        }
+        for name, record in chats.items()
+    ]
+    judges = {name: JUDGES[name] for record in texts.values() for name in record["judges"]}
+    return render_template(
+        TEMPLATE, models=models, chats=talks, judges=judges, prefix=PREFIX, ceiling=f"{100 * CEILING:.0f} %"
+    )
+
+
+def _samples(figures: Record) -> list[dict[str, Any]]:
+    """The first prompts with the answers of every arm, each in one line."""
+    return [
+        {
+            "prompt": prompt.removeprefix("user: "),
+            "answers": {CHAT_ARMS[arm]: " ".join(line["texts"][i].split()) for arm, line in figures["arms"].items()},
+        }
+        for i, prompt in enumerate(figures["prompts"][:SHOWN])
+    ]
+
+
+def _format_interval(value: Mapping[str, float], percent: bool = False) -> str:
+    """A value with its interval, "66 % [50, 80]" or "0.12 [0.05, 0.20]"."""
+    if percent:
+        return f"{100 * value['value']:.0f} % [{100 * value['low']:.0f}, {100 * value['high']:.0f}]"
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def _format_cost(cost: float) -> str:
+    """A change of perplexity: a percentage, or a factor where that would be large."""
+    return f"×{1 + cost:.3g}" if cost > 1 else f"{100 * cost:+.1f} %"
+
+
+def _format_strengths(strengths: list[float], unit: bool) -> str:
+    """The range of the strengths of all seeds."""
+    low, high = min(strengths), max(strengths)
+    text = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    return f"{text}, as learned" if unit else text
+
+
+def main() -> None:
+    parser = build_parser(__doc__, DOCS / "real-models.md")
+    parser.add_argument("--text", type=Path, default=TEXT, help="record of real_text")
+    parser.add_argument("--chat", type=Path, default=CHAT, help="record of real_chat")
+    args = parser.parse_args()
+    texts, chats = (json.loads(path.read_text()) if path.is_file() else {} for path in (args.text, args.chat))
+    args.out.write_text(render_page(texts, chats))
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
