@@ -24,6 +24,8 @@ class UnseenEvidence:
         control_h_before: the same, before the bias was shifted.
         control_fired: share of control positions with h above 0.5.
         control_fired_before: the same, before the bias was shifted.
+        missed: share of source prompts whose score is at most 0.5.
+        touched: share of control prompts whose score is above 0.5.
     """
 
     balanced_accuracy: float
@@ -32,6 +34,8 @@ class UnseenEvidence:
     control_h_before: float
     control_fired: float
     control_fired_before: float
+    missed: float
+    touched: float
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ class SiteEvidence:
         control_fired: share of these positions with h above 0.5.
         control_fired_before: the same, before the bias was shifted.
         unseen: on prompts of another domain; None where none were captured.
+        reads: where the gate reads, if not at the site.
+        missed: share of held-out source texts on which a gate that decides about texts stays closed; None for others.
+        touched: share of held-out control texts on which it opens; None for others.
     """
 
     site: str
@@ -65,6 +72,9 @@ class SiteEvidence:
     control_fired: float
     control_fired_before: float
     unseen: UnseenEvidence | None = None
+    reads: str = ""
+    missed: float | None = None
+    touched: float | None = None
 
 
 def describe_unit(unit: float, evidence: Mapping[str, Any] | None) -> str:

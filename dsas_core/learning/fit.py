@@ -34,6 +34,7 @@ def fit_sites(
     done: Callable[[], object] = lambda: None,
     heatmap_sites: Collection[Site] = (),
     recapture: Recapture | None = None,
+    read_sites: Collection[Site] = (),
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
     """Fit an intervention at every captured site.
 
@@ -42,6 +43,8 @@ def fit_sites(
         recipe: how to fit.
         done: called after each site, for a progress bar.
         heatmap_sites: sites that are only read, for the trace.
+        read_sites: sites that are only read, for one gate of all sites: of these and the first one that is steered, the
+            site that tells source from control best.
         recapture: gives the activations of a site while the sites before it steer; needed in mode "causal".
 
     Returns:
@@ -67,26 +70,28 @@ def fit_sites(
     if causal and recapture is None:
         raise DSASError("causal learning reads each site anew: pass recapture to fit_sites, or choose mode clean")
     sites = list(dict.fromkeys(site for site, _, _ in capture.rows))
+    only_read = {*heatmap_sites, *read_sites}
     if recipe.keep is not None:
-        kept = _best_sites(capture, [site for site in sites if site not in heatmap_sites], recipe)
-        for _ in range(len(sites) - len(kept) - len(heatmap_sites)):
+        kept = _best_sites(capture, [site for site in sites if site not in only_read], recipe)
+        for _ in range(len(sites) - len(kept) - len(only_read)):
             done()
-        sites = [site for site in sites if site in heatmap_sites or site in kept]
+        sites = [site for site in sites if site in only_read or site in kept]
     bins = range(len(capture.edges) + 1)
     fits: dict[Site, list[SiteFit]] = {}
     heatmap_recipe = replace(recipe, rank="lda", scaler="std")  # no cross-validated search for a heat-map
     for site in sites:
-        read_only = site in heatmap_sites
+        heatmap, gate_only = site in heatmap_sites, site in read_sites
         rows = capture
-        if recapture is not None and causal and not read_only:
-            learned, _ = _join(fits, recipe, heatmap_sites, capture.timeless)
+        if recapture is not None and causal and site not in only_read:
+            learned, _ = _join(fits, recipe, heatmap_sites, capture.timeless, read_sites)
             rows = recapture(site, Concept("learning", tuple(learned), capture.edges)) if learned else capture
         site_bins = range(1) if site.root in capture.timeless else bins
         with _many_small_fits():
-            site_fits = [fit_site(rows, site, bin_, heatmap_recipe if read_only else recipe) for bin_ in site_bins]
+            how = heatmap_recipe if heatmap else recipe
+            site_fits = [fit_site(rows, site, bin_, how, gate_only) for bin_ in site_bins]
         fits[site] = site_fits * (len(bins) // len(site_bins))
         done()
-    interventions, evidence = _join(fits, recipe, heatmap_sites, capture.timeless)
+    interventions, evidence = _join(fits, recipe, heatmap_sites, capture.timeless, read_sites)
     if all(intervention.read_only for intervention in interventions):
         raise _no_site_steers(fits, evidence, heatmap_sites)
     if recipe.cloud:
@@ -105,12 +110,18 @@ def _many_small_fits() -> Iterator[None]:
 
 
 def _join(
-    fits: Mapping[Site, Sequence[SiteFit]], recipe: Recipe, heatmap_sites: Collection[Site], timeless: Collection[str]
+    fits: Mapping[Site, Sequence[SiteFit]],
+    recipe: Recipe,
+    heatmap_sites: Collection[Site],
+    timeless: Collection[str],
+    read_sites: Collection[Site] = (),
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
     """The interventions of all sites that have a weight, and the evidence of all sites."""
-    steered = {site: fits[site] for site in fits if site not in heatmap_sites}
+    steered = {site: fits[site] for site in fits if site not in heatmap_sites and site not in read_sites}
     probe_sites: Mapping[Site, Site | None] = {}  # of a site whose gate reads elsewhere; None where it cannot
-    if recipe.reads == "prompt":
+    if read_sites:
+        probe_sites = _early_probe_site(fits, steered, read_sites)
+    elif recipe.reads == "prompt":
         probe_sites = _text_probe_site(steered, timeless)
     elif recipe.resolved_gate.traits.per_prompt:
         probe_sites = _probe_site_by_root(steered)
@@ -120,14 +131,16 @@ def _join(
         probe_site = probe_sites.get(site, site)
         probe_fits = site_fits if probe_site is None else fits[probe_site]
         weights = tuple(
-            0.0 if probe_site is None or (own.refused and site not in heatmap_sites) else fit.evidence.weight
+            0.0
+            if probe_site is None or site in read_sites or (own.refused and site not in heatmap_sites)
+            else fit.evidence.weight
             for own, fit in zip(site_fits, probe_fits, strict=True)
         )
         evidence += [
-            replace(fit.evidence, site=str(site), weight=weight)
+            replace(fit.evidence, site=str(site), weight=weight, reads="" if probe_site == site else str(probe_site))
             for fit, weight in zip(probe_fits, weights, strict=True)
         ]
-        if any(weights):
+        if any(weights) and site not in read_sites:
             probes, maps = tuple(fit.probe for fit in probe_fits), tuple(fit.map for fit in site_fits)
             item = Intervention(site, probes, maps, weights, None if probe_site == site else probe_site)
             interventions.append(item.as_read_only() if site in heatmap_sites else item)
@@ -162,6 +175,19 @@ def _probe_site_by_root(fits: Mapping[Site, Sequence[SiteFit]]) -> dict[Site, Si
         best = _best_site(fits, sites[: (len(sites) + 1) // 2])
         place = sites.index(best)
         probe_sites |= dict.fromkeys(sites[:place], None) | dict.fromkeys(sites[place:], best)
+    return probe_sites
+
+
+def _early_probe_site(
+    fits: Mapping[Site, Sequence[SiteFit]], steered: Mapping[Site, Sequence[SiteFit]], read_sites: Collection[Site]
+) -> dict[Site, Site | None]:
+    """For all sites of a root, the site before any write whose gate tells source from control texts best."""
+    probe_sites: dict[Site, Site | None] = {}
+    for root in dict.fromkeys(site.root for site in steered):
+        written = [site for site in steered if site.root == root]
+        early = [site for site in fits if site in read_sites and site.root == root]
+        best = max([*early, *written[:1]], key=lambda site: sum(fit.evidence.auroc for fit in fits[site]))
+        probe_sites |= dict.fromkeys(written, best)
     return probe_sites
 
 

@@ -74,9 +74,7 @@ class HeldOutTrial(ABC):
     #: mean progress that counts as an effect of 1
     full_progress = 1.0
 
-    def __init__(
-        self, classifier: OutcomeClassifier, source: torch.Tensor, wanted: torch.Tensor, reference: torch.Tensor
-    ) -> None:
+    def __init__(self, classifier: Any, source: torch.Tensor, wanted: torch.Tensor, reference: torch.Tensor) -> None:
         self.classifier, self.source = classifier, source
         self.start = self.target_scores(source).mean()
         self.span = float(self.target_scores(wanted).mean() - self.start)

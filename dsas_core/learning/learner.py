@@ -119,7 +119,8 @@ class Learner(ABC, Generic[Text]):
             capture = labelled(self.captured(recipe))
         sites = len(self.sites) + len(self.heatmap_sites)
         with meter.phase("fitting"), progress_bar(sites, "fitting", self.show_progress) as bar:
-            interventions, evidence = fit_sites(capture, recipe, bar.update, self.heatmap_sites, recapture)
+            reads = self._read_sites(recipe)
+            interventions, evidence = fit_sites(capture, recipe, bar.update, self.heatmap_sites, recapture, reads)
         more_evidence = self._more_evidence(recipe, evidence)
         concept = self._concept(interventions, recipe, {"sites": [asdict(item) for item in evidence], **more_evidence})
         if self.tries_units:
@@ -176,6 +177,10 @@ class Learner(ABC, Generic[Text]):
     @abstractmethod
     def _trial(self) -> HeldOutTrial:
         """Tries strengths on the held-out prompts."""
+
+    def _read_sites(self, recipe: Recipe) -> Sequence[Site]:
+        """Sites that are read for one gate of all sites, and not steered; none where each site has its own."""
+        return ()
 
     def _meter(self) -> Meter:
         """Measures what a concept costs from now on."""

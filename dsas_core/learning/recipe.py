@@ -11,9 +11,9 @@ from ..errors import DSASError
 from ..methods.base.gate import Gate
 
 #: how a gate is fitted and read; `methods.gates.dsas` explains each for the `dsas` gate
-FORMS = ("paper", "pooled", "token", "product", "prefix", "latch", "last")
+FORMS = ("paper", "pooled", "token", "product", "prefix", "latch", "text", "last")
 #: forms whose state depends on the tokens before; combinations of gates don't have them
-STATEFUL_FORMS = ("prefix", "latch")
+STATEFUL_FORMS = ("prefix", "latch", "text")
 #: forms for texts only
 TEXT_FORMS = (*STATEFUL_FORMS, "last")
 POOLINGS = ("gated", "mean")
@@ -38,12 +38,14 @@ class Recipe:
             define which rows they are fitted on, and are read at each position; a gate with one decision per row
             (`cast`) is read on the mean, in the form "latch" on the mean of the prompt. In the form "last" any gate is
             read only at the prompt's last token and after it.
-        rank: projection of the gate's regression, a number of components or "lda"; "auto" by cross-validation.
-        scaler: "std" or "none"; "auto" by cross-validation.
+        rank: projection of the gate's regression, a number of components, "lda", or "ridge" (all components under a
+            penalty); "auto" by cross-validation, in the form "text" always "ridge".
+        scaler: "std" or "none"; "auto" by cross-validation, in the form "text" always "std".
         site_weight: "soft", "threshold" or "none"; see `methods.base.gate.Gate.weight`.
         control_h: mean h to allow on held-out control positions, in [0, 1]; None leaves the threshold where the fit
             put it. A gate whose threshold cannot be moved so far keeps it, and so do those of methods that place it
             themselves.
+        control_texts: of form "text": share of control texts that the gate may touch, above 0 and below 0.5.
         pooling: what the map is fitted on: "gated" for means over positions weighted by the gate (where the concept
             is; for targets that no longer show it, see `site_fit`), "mean" for plain means, the form of the paper.
         top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.
@@ -81,6 +83,7 @@ class Recipe:
     scaler: str = "auto"
     site_weight: str = "soft"
     control_h: float | None = 0.01
+    control_texts: float = 0.02
     pooling: str = "gated"
     top_share: float = 0.1
     rounds: int = 3
@@ -117,6 +120,10 @@ class Recipe:
             self.site_weight in WEIGHTS and self.rounds >= 1 and 0 < self.top_share <= 1,
             f"site_weight {self.site_weight!r}, rounds {self.rounds}, top_share {self.top_share}: expected one of "
             f"{', '.join(WEIGHTS)}, at least 1 round, and a share in (0, 1]",
+        )
+        _expect(
+            isinstance(self.control_texts, float) and 0 < self.control_texts < 0.5,
+            f"control_texts {self.control_texts!r}: expected a share of control texts, above 0 and below 0.5",
         )
         _expect(
             self.form in FORMS and self.pooling in POOLINGS,

@@ -18,7 +18,8 @@ from .. import methods
 from ..concept.evidence import SiteEvidence, UnseenEvidence
 from ..concept.format import round_to_half
 from ..errors import DSASError, UnsupportedError
-from ..maps import Map
+from ..maps import IdentityMap, Map
+from ..methods.base.gate_fit import GateFit
 from ..methods.base.map_rows import split_rows
 from ..model.sites import Site
 from ..probes import LastProbe, Probe
@@ -56,7 +57,7 @@ def rows_at(capture: Captured, site: Site, bin_: int) -> dict[str, Activations]:
     return {kind: capture.rows[site, bin_, kind] for kind in KINDS if (site, bin_, kind) in capture.rows}
 
 
-def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> SiteFit:
+def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe, gate_only: bool = False) -> SiteFit:
     """Fit one site in one timestep bin; it is refused where the gate is, or the gate that the map is made from.
 
     Args:
@@ -64,6 +65,7 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> SiteFi
         site: the site to fit.
         bin_: index of the timestep bin.
         recipe: how to fit.
+        gate_only: the site is read and not steered: its map changes nothing.
 
     Raises:
         DSASError: nothing was captured there.
@@ -88,7 +90,10 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> SiteFi
     fitted = gate.fit_on(source, controls, recipe)
     (probe, after), (as_fitted, before) = fitted.place_at(recipe.control_h), fitted.place_at(None)
     method, refused = methods.mapping(recipe.method), fitted.refused
-    if method.traits.from_gate:
+    transform: Map = IdentityMap()
+    if gate_only:
+        pass
+    elif method.traits.from_gate:
         own = methods.gate(methods.default_gate(recipe.method, recipe.options))
         own_fit = fitted if gate == own else own.fit_on(source, controls, recipe)
         transform, refused = method.from_probe(own_fit.place_at(None)[0]), refused or own_fit.refused
@@ -99,15 +104,24 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe) -> SiteFi
     evidence = SiteEvidence(
         site=str(site),
         bin=bin_,
-        weight=0.0 if fitted.refused else gate.weight(fitted.evidence, recipe.site_weight),
+        weight=0.0 if fitted.refused else _weight(fitted, recipe),
         balanced_accuracy=fitted.evidence.balanced_accuracy,
         auroc=fitted.evidence.auroc,
         rank=fitted.evidence.rank,
         scaler=fitted.evidence.scaler,
         unseen=_test_unseen(rows, probe, as_fitted),
+        missed=None if fitted.shares is None else fitted.shares[0],
+        touched=None if fitted.shares is None else fitted.shares[1],
         **_doses(after, before),
     )
     return SiteFit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, refused)
+
+
+def _weight(fitted: GateFit, recipe: Recipe) -> float:
+    """The site's weight: all or nothing where the gate decides about texts, as h is near 0 or 1 then."""
+    if fitted.shares is not None and recipe.site_weight == "soft":
+        return float(fitted.evidence.lower > 0.5)
+    return recipe.resolved_gate.weight(fitted.evidence, recipe.site_weight)
 
 
 def _doses(after: torch.Tensor, before: torch.Tensor) -> dict[str, float]:
@@ -132,6 +146,8 @@ def _test_unseen(rows: Mapping[str, Activations], probe: Probe, as_fitted: Probe
     before = [as_fitted.score_sample(*row) for row in split_rows(rows["unseen_control"])]
     return UnseenEvidence(
         balanced_accuracy=sum(hits) / 2,
+        missed=1 - hits[0],
+        touched=1 - hits[1],
         auroc=float(roc_auc_score(labels.numpy(), torch.cat([source, control]).numpy())),
         **_doses(torch.cat(control_h)[:, None], torch.cat(before)[:, None]),
     )

@@ -9,7 +9,7 @@ from .linear import LinearProbe, fold
 from .mlp import MLPProbe
 from .quadratic import QuadraticProbe, quadratic
 from .quantile import QuantileProbe
-from .running import LastProbe, LatchProbe, PrefixProbe, RunningProbe
+from .running import LastProbe, LatchProbe, PrefixProbe, RunningProbe, TextProbe
 from .step import StepProbe
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "QuantileProbe",
     "RunningProbe",
     "StepProbe",
+    "TextProbe",
     "fold",
     "quadratic",
 ]

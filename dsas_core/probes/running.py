@@ -15,6 +15,9 @@ import torch
 from .base import ComplementProbe, ProbeOfMeans
 from .linear import LOGIT_LIMIT, LinearProbe
 
+#: tokens of logit 0 that a mean begins with in `TextProbe`, so that the first of a text do not decide
+PRIOR_TOKENS = 8
+
 #: h [batch, positions, 1], and the state after these positions
 Scored = tuple[torch.Tensor, torch.Tensor]
 
@@ -111,6 +114,76 @@ class PrefixProbe(MeanLogitProbe, kind="prefix"):
         sums, counts = state[:, :1] + self._sums(x, mask), state[:, 1:2] + mask.cumsum(1)
         h = self._decide(sums / counts.clamp_min(1))
         return h[..., None], torch.stack([sums[:, -1], counts[:, -1], state[:, 2]], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class TextProbe(MeanLogitProbe, kind="text"):
+    """One decision about the text so far: its strongest token and, to a lesser degree, the mean of its tokens.
+
+    With the inner probe's logits z_1 … z_t of the tokens so far,
+
+        score_t = max(z_1 … z_t) + (z_1 + … + z_t) / (t + 8),   h_t = sigmoid((score_t - threshold) / temperature).
+
+    A few words make a text toxic, which a mean forgets; a mean keeps one odd token from deciding alone. All positions
+    of a prompt have the h of its end: a text is steered from its beginning, or not at all. Behind the prompt each token
+    has its own.
+
+    Args:
+        inner: the probe of means, read at single tokens.
+        threshold: [], the score where h is 0.5.
+        temperature: [], the change of the score that changes the logit of h by 1; negative for the opposite decision.
+
+    Example:
+        >>> inner = LinearProbe(torch.tensor([1.0]), torch.tensor(0.0))
+        >>> probe = TextProbe(inner, threshold=torch.tensor(4.0), temperature=torch.tensor(1.0))
+        >>> probe.score(torch.tensor([[[-9.0], [9.0], [0.0]]]))[0, :, 0]  # all of the prompt
+        tensor([0.9933, 0.9933, 0.9933])
+    """
+
+    threshold: torch.Tensor
+    temperature: torch.Tensor
+
+    def complement(self) -> Self:
+        return replace(self, temperature=-self.temperature)
+
+    def with_lower_bias(self, shift: float) -> Self:
+        return replace(self, threshold=self.threshold + shift)
+
+    def score_sample(self, mean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.score(positions[None])[0, :, 0]
+
+    def _step(self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor) -> Scored:
+        score, after = text_scores(self.inner.logit(x)[..., 0].float(), mask, state)
+        in_prompt = mask * prompt
+        end = (in_prompt * torch.arange(1, mask.shape[1] + 1, device=x.device)).argmax(1, keepdim=True)
+        score = torch.where(in_prompt > 0, score.gather(1, end), score)
+        return ((score - self.threshold) / self.temperature)[..., None].sigmoid(), after
+
+
+def text_scores(
+    logits: torch.Tensor, mask: torch.Tensor | None = None, state: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scores of `TextProbe` at each position, by what was read up to it.
+
+    Args:
+        logits: z of each position, float32 [batch, positions].
+        mask: float [batch, positions], 1 for positions that count; None counts all.
+        state: [batch, 3], the sum of logits, the number of positions, and the highest logit over -LOGIT_LIMIT; None
+            where a text begins.
+
+    Returns:
+        Scores [batch, positions], and the state after these positions.
+
+    Example:
+        >>> text_scores(torch.tensor([[8.0, 1.0]]))[0]
+        tensor([[8.8889, 8.9000]])
+    """
+    mask = torch.ones_like(logits) if mask is None else mask
+    state = logits.new_zeros(len(logits), 3) if state is None else state
+    sums, counts = state[:, :1] + (logits * mask).cumsum(1), state[:, 1:2] + mask.cumsum(1)
+    above = torch.maximum(state[:, 2:], ((logits + LOGIT_LIMIT) * mask).cummax(1).values)
+    score = above - LOGIT_LIMIT + sums / (counts + PRIOR_TOKENS)
+    return score, torch.stack([sums[:, -1], counts[:, -1], above[:, -1]], 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -126,7 +126,11 @@ def find_range(
         "reach_limit": max_displacement,
         "strangeness_limit": max_novelty,
         "trials": [
-            {"strength": strength / unit, **dict(zip(KEYS, trial, strict=True)), "useful": useful(strength)}
+            {
+                "strength": strength / unit,
+                **dict(zip(KEYS, trial[: len(KEYS)], strict=True)),
+                "useful": useful(strength),
+            }
             for strength, trial in sorted(trials.items())
         ],
     }

@@ -11,12 +11,16 @@ from ... import methods
 
 #: map strengths that may become the unit, a fifth apart
 UNITS = tuple(float(f"{0.25 * 1.2**k:.2g}") for k in range(21))
+#: the same where one site of a language model is steered: smaller ones too, a quarter apart
+TEXT_UNITS = tuple(float(f"{0.1 * 1.25**k:.2g}") for k in range(20))
 #: steps, in places of UNITS, of the search around the best unit when none has the full effect
 STEPS = (4, 2, 1)
 #: the unit of methods whose strength of 1 is fixed by the method
 FIXED_UNIT = (1.0,)
 #: how many units are tried at most
 TRIALS = len(UNITS).bit_length() + 2 * len(STEPS)
+#: the knee of the effect: the smallest unit that has this part of what the largest harmless one has
+KNEE = 0.95
 
 
 class Trial(NamedTuple):
@@ -27,12 +31,14 @@ class Trial(NamedTuple):
         drift: of control prompts, in the domain's measure; 0 leaves them alone.
         displacement: how far outputs of source prompts move, over how far asking in words moves them.
         novelty: how far they are from what the unsteered model generates, over how far its own are.
+        harm: what a strength costs, in parts of the limits of the domain; more than 1 is too much.
     """
 
     effect: float
     drift: float
     displacement: float = 0.0
     novelty: float = 0.0
+    harm: float = 0.0
 
 
 class Trials(dict[float, Trial]):
@@ -50,7 +56,7 @@ class Trials(dict[float, Trial]):
 
     def __missing__(self, strength: float) -> Trial:
         trial = Trial(*self._attempt(strength))
-        self[strength] = trial if math.isfinite(sum(trial)) else Trial(0.0, *[sys.float_info.max] * 3)
+        self[strength] = trial if math.isfinite(sum(trial)) else Trial(0.0, *[sys.float_info.max] * 4)
         self._done()
         return self[strength]
 
@@ -63,6 +69,55 @@ def units_of(method: str) -> Sequence[float]:
         ((0.25, 0.3, 0.36), (1.0,))
     """
     return UNITS if methods.mapping(method).traits.has_unit else FIXED_UNIT
+
+
+def text_units_of(method: str) -> Sequence[float]:
+    """As `units_of`, for concepts of texts."""
+    return TEXT_UNITS if methods.mapping(method).traits.has_unit else FIXED_UNIT
+
+
+def choose_knee(
+    attempt: Callable[[float], Iterable[float]],
+    done: Callable[[], object] = lambda: None,
+    units: Sequence[float] = TEXT_UNITS,
+    relative: bool = True,
+) -> tuple[float, dict[str, Any]]:
+    """Choose the smallest unit that has nearly the full effect, or nearly that of the largest harmless one.
+
+    Both by bisection, as effect and harm mostly grow with the unit.
+
+    Args:
+        attempt: returns the fields of a `Trial` of a unit; its harm is above 1 where the unit is too large.
+        done: called after each attempt, for a progress bar; there are at most `TRIALS`.
+        units: to choose among, ascending.
+        relative: whether nearly the effect of the largest harmless unit is enough; else only the full effect is, and
+            without it the largest harmless unit is chosen: right where effects are measured coarsely.
+
+    Returns:
+        The unit and a summary of all trials; `reached` tells whether the unit has the full effect. The smallest unit
+        where every one that was tried does harm.
+
+    Example:
+        >>> choose_knee(lambda unit: (min(unit, 0.8), 0.0, 0.0, 0.0, unit / 3))[0]
+        0.93
+    """
+    trials = Trials(attempt, done)
+
+    def bisect(stops: Callable[[Trial], bool], low: int, high: int) -> int:
+        """The first place at which it stops, between two places; the higher one if it stops nowhere."""
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if stops(trials[units[middle]]) else (middle + 1, high)
+        return low
+
+    largest = bisect(lambda trial: trial.harm > 1, 0, len(units)) - 1
+    unit = units[max(largest, 0)]
+    if largest > 0:
+        enough = KNEE * (min(trials[unit].effect, 1.0) if relative else 1.0)
+        unit = units[bisect(lambda trial: trial.effect >= enough, 0, largest)]
+    trial = trials[unit]
+    listed = [{"unit": tried, "effect": trials[tried].effect, "harm": trials[tried].harm} for tried in sorted(trials)]
+    return unit, {"trials": listed, "reached": trial.harm <= 1 and trial.effect >= KNEE}
 
 
 def choose(

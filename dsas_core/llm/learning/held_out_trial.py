@@ -1,35 +1,70 @@
-"""What a strength does to a language model's answers and predictions, measured on held-out prompts.
+"""What a strength does to what a language model writes and predicts, measured on held-out prompts.
 
-There is no other judge than the model's own activations: unsteered, it reads an answer behind a control prompt, and a
-classifier fitted on the source and target answers of the prompt file decides which of the two it is like.
+There is no other judge than the model itself, unsteered. Its activations tell whether what was written is like the
+source or like the target texts of the prompt file (`outcomes`). Its likelihood tells whether what was written is still language. And its predictions on control texts
+tell what steering changes where nothing should change: with the concept's gate, and with the gate forced on, so that a
+strength of 1 is usable always-on as well.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ...concept.concept import Concept
 from ...errors import DSASError
-from ...learning.held_out_trial import HeldOutTrial, OutcomeClassifier
+from ...learning.calibration.unit import Trial, choose_knee, text_units_of
+from ...learning.held_out_trial import HeldOutTrial
+from ...probes import TextProbe
 from ..model.conversations import Encoded
 from ..steering.steer import steer
+from .outcomes import AnswerClassifier, OutcomeJudge, TextDetector
 from .reader import Reader
 
 #: mean progress from source answers to answers to control prompts that counts as the full effect
 FULL_EFFECT = 0.95
-#: least difference of the mean classifier logits of answers to source prompts and to control prompts
+#: least difference of the mean classifier logits of what source prompts and control prompts are continued with
 MIN_LOGIT_GAP = 1.0
+#: shares of a plain text's tokens that are given, to be continued
+GIVEN = (0.5, 0.7)
+#: at most so many tokens are written to continue a plain text
+CONTINUATION = 20
+#: quantile of what continues control texts, beyond which a continuation counts as unusual
+USUAL = 0.75
+#: limits on what a unit may cost: nats per token that the unsteered model finds what is written less likely than what it
+#: writes itself, nats per token of control texts with the gate forced on (a perplexity of 1.4 times the unsteered one),
+#: and share of further texts that repeat themselves
+LIMITS = {"unlikely": 0.4, "always_on": math.log(1.4), "repeats": 0.1}
+#: a text repeats itself where fewer of its runs of three tokens are distinct than this share
+DISTINCT = 0.5
+
+
+class TextOutcome(NamedTuple):
+    """What a strength does, beside its effect.
+
+    Args:
+        drift: mean Kullback-Leibler divergence of the next token of control texts, in nats.
+        unlikely: nats per token by which the unsteered model finds what is written less likely than its own writing.
+        always_on: nats per token by which control texts become less likely with the gate forced on.
+        repeats: share of texts that repeat themselves, minus that of the unsteered model.
+    """
+
+    drift: float
+    unlikely: float
+    always_on: float
+    repeats: float
 
 
 class TextTrial(HeldOutTrial):
-    """Tries strengths on held-out conversations, see `HeldOutTrial`.
+    """Tries strengths on held-out prompts, see `HeldOutTrial`.
 
-    The wanted outputs are the answers to control prompts; the reference are the target answers of the prompt file.
-    Drift is the mean Kullback-Leibler divergence of the next token, in nats, over the tokens of control prompts.
+    Conversations are answered, plain texts continued from some of their tokens on (`GIVEN`). The wanted outputs are
+    those of control prompts; the reference are the target answers, or texts, of the prompt file.
 
     Args:
         reader: runs the model.
@@ -37,67 +72,149 @@ class TextTrial(HeldOutTrial):
         held_out: texts of each side to try strengths on.
 
     Attributes:
-        answers_differ: False where the model answers source prompts much as it answers control prompts: nothing shows
-            then when the effect is sufficient.
+        answers_differ: False where the model continues source prompts much as it continues control prompts: nothing
+            shows then when the effect is sufficient.
+        outcomes: what each strength that was tried does, beside its effect.
 
     Raises:
         DSASError: the unsteered model's predictions are not numbers.
     """
 
+    classifier: OutcomeJudge
     SPAN = "answers_differ_by"
     full_progress = FULL_EFFECT
 
     def __init__(
         self, reader: Reader, fitting: Mapping[str, Sequence[Encoded]], held_out: Mapping[str, Sequence[Encoded]]
     ) -> None:
-        self.reader, self.sources, self.contexts = reader, list(held_out["source"]), list(held_out["control"])
-
-        def written(texts: Sequence[Encoded]) -> torch.Tensor:
-            return self._features([text.ids[text.answer :] for text in texts])
-
+        self.reader, self.controls = reader, list(held_out["control"])
+        self.length = None if _answered(fitting["source"]) else CONTINUATION
+        self.sources, self.contexts = (_openings(held_out[side]) for side in ("source", "control"))
+        parts = {side: [text.ids[text.answer :] or text.ids[1:] for text in texts] for side, texts in fitting.items()}
+        reference = [text.ids[text.answer :] or text.ids[1:] for text in held_out["target"]]
+        judge: OutcomeJudge
+        if self.length is None:
+            judge = AnswerClassifier(reader, self.contexts, parts["source"], parts["target"])
+        else:
+            unseen = [text.ids[1:] for text in held_out["source"]], reference
+            judge = TextDetector(reader, parts["source"], parts["target"], unseen)
+        answers = reader.answers(self.sources, self.length)
+        self.wanted = judge.read(reader.answers(self.contexts, self.length))
         super().__init__(
-            OutcomeClassifier(written(fitting["source"]), written(fitting["target"])),
-            source=self._features(reader.answers(self.sources)),
-            wanted=self._features(reader.answers(self.contexts)),
-            reference=written(held_out["target"]),
+            judge,
+            source=judge.read(answers),
+            wanted=self.wanted,
+            reference=judge.read(reference),
         )
-        self._predictions = {False: reader.predictions(self.contexts)}
+        self._predictions = {False: reader.predictions(self.controls)}
         if any(bool(p.isnan().any()) for p in self._predictions[False]):
             raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
+        self._own_loss, self._own_repeats = self._loss(answers), _share_of_repeats(answers)
+        self._control_loss = float(reader.losses(self.controls).mean())
         self.answers_differ = self.span >= MIN_LOGIT_GAP
+        self.outcomes: dict[float, TextOutcome] = {}
+
+    def __call__(self, concept: Concept, strength: float) -> Trial:
+        trial = super().__call__(concept, strength)
+        return trial._replace(harm=self._harm(concept, self.outcomes[strength]))
 
     def measure(self, concept: Concept, strength: float) -> tuple[torch.Tensor, float]:
-        by_prompt = concept.by_prompt
+        by_prompt, reader = concept.by_prompt, self.reader
         if by_prompt not in self._predictions:
-            self._predictions[by_prompt] = self.reader.predictions(self.contexts, by_prompt)
+            self._predictions[by_prompt] = reader.predictions(self.controls, by_prompt)
         unsteered = self._predictions[by_prompt]
-        with steer(self.reader.model, {concept: strength}):
-            answers = self.reader.answers(self.sources)
-            steered = self.reader.predictions(self.contexts, by_prompt)
+        with steer(reader.model, {concept: strength}):
+            answers = reader.answers(self.sources, self.length)
+            steered = reader.predictions(self.controls, by_prompt)
+        with steer(reader.model, {concept: strength}, gate="on"):
+            control_loss = float(reader.losses(self.controls).mean())
         divergence = sum(_divergence(p, q) for p, q in zip(unsteered, steered, strict=True))
-        return self._features(answers), divergence / max(1, sum(map(len, unsteered)))
+        drift = divergence / max(1, sum(map(len, unsteered)))
+        self.outcomes[strength] = TextOutcome(
+            drift=drift,
+            unlikely=self._loss(answers) - self._own_loss,
+            always_on=control_loss - self._control_loss,
+            repeats=_share_of_repeats(answers) - self._own_repeats,
+        )
+        return self.classifier.read(answers), drift
 
     def target_scores(self, features: torch.Tensor) -> torch.Tensor:
         return -self.classifier.logit(features)  # source answers are its positive kind
 
+    def progress(self, features: torch.Tensor) -> float:
+        """The mean progress of answers; of what continues plain texts, how much of what is beyond the usual has gone.
+
+        Most continuations of source texts are harmless already, so their mean says little of the others.
+        """
+        if self.length is None:
+            return super().progress(features)
+        usual = self.classifier.logit(self.wanted).quantile(USUAL)
+        beyond = [(self.classifier.logit(rows) - usual).clamp_min(0).mean() for rows in (features, self.source)]
+        return FULL_EFFECT * float(1 - beyond[0] / beyond[1].clamp_min(1e-6))
+
     def choose_unit(
         self, concept: Concept, drift: float, done: Callable[[], object] = lambda: None
     ) -> tuple[float, dict[str, Any]]:
-        if self.answers_differ:
-            return super().choose_unit(concept, drift, done)
-        warnings.warn(
-            "the model answers source prompts much as it answers control prompts, so nothing tells when enough is "
-            "done: the unit is 1, the map as it was fitted",
-            stacklevel=4,
+        """The unit at the knee of the effect, within all limits, and the evidence; see `unit.choose_knee`."""
+        self._drift_limit = drift
+        unit, summary = choose_knee(
+            lambda unit: self(concept, unit), done, text_units_of(concept.method), self.length is None
         )
-        return 1.0, self.unit_evidence({"drift_limit": drift, "trials": [], "reached": False})
+        for trial in summary["trials"]:
+            trial |= self.outcomes[trial["unit"]]._asdict()
+        evidence = self.unit_evidence({"drift_limit": drift, "limits": LIMITS, **summary})
+        if not self.answers_differ:
+            warnings.warn(
+                "the model continues source prompts much as it continues control prompts, so the effect of a strength "
+                f"is uncertain: the unit, {unit:g}, is the largest that leaves texts likely",
+                stacklevel=4,
+            )
+        elif not summary["reached"]:
+            effect = next(trial["effect"] for trial in summary["trials"] if trial["unit"] == unit)
+            warnings.warn(
+                f"no strength within the limits has the full effect: at the unit, {unit:g}, it is {effect:.0%} of the "
+                "way. Steer at other or more sites (sites), add prompts, or try another method",
+                stacklevel=4,
+            )
+        return unit, evidence
 
-    def _features(self, answers: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """Features of answers, all read behind control prompts, so that only answers differ: float64 [n, features]."""
-        contexts = [self.contexts[i % len(self.contexts)] for i in range(len(answers))]
-        pairs = zip(contexts, answers, strict=True)
+    def _harm(self, concept: Concept, outcome: TextOutcome) -> float:
+        """What a strength costs in parts of the limits; more than 1 is too much.
+
+        A gate that decides about texts changes a control text wholly or not at all: how many is the gate's matter, and
+        drift tells nothing of the strength.
+        """
+        parts = [getattr(outcome, name) / limit for name, limit in LIMITS.items()]
+        decides = all(isinstance(item.probes[0], TextProbe) for item in concept.interventions)
+        return max(parts if decides else [*parts, outcome.drift / self._drift_limit])
+
+    def _loss(self, answers: Sequence[tuple[int, ...]]) -> float:
+        """Nats per token of what was written, read by the unsteered model behind its own prompt."""
+        pairs = [(text, answer) for text, answer in zip(self.sources, answers, strict=True) if answer]
         texts = [Encoded((*text.ids[: text.answer], *answer), text.answer) for text, answer in pairs]
-        return self.reader.states(texts).double()
+        return float(self.reader.losses(texts, "answer").mean()) if texts else math.inf
+
+
+def _answered(texts: Sequence[Encoded]) -> bool:
+    return all(text.answer < len(text.ids) for text in texts)
+
+
+def _openings(texts: Sequence[Encoded]) -> list[Encoded]:
+    """Texts with what is to be written marked as the answer: an assistant's turn, or the ends of a plain text."""
+    if _answered(texts):
+        return list(texts)
+    starts = [(text, max(2, round(share * len(text.ids)))) for share in GIVEN for text in texts]
+    return [Encoded(text.ids, start) for text, start in starts if start < len(text.ids)]
+
+
+def _share_of_repeats(answers: Sequence[tuple[int, ...]]) -> float:
+    """Share of answers most of whose runs of three tokens have been there before."""
+
+    def repeats(ids: tuple[int, ...]) -> bool:
+        runs = list(zip(ids, ids[1:], ids[2:], strict=False))
+        return len(set(runs)) < DISTINCT * len(runs)
+
+    return float(np.mean([repeats(answer) for answer in answers]))
 
 
 def _divergence(p: torch.Tensor, q: torch.Tensor) -> float:

@@ -31,7 +31,7 @@ from ...model.sites import Roots, Site
 from ...utils.meter import Meter
 from ...utils.progress import progress_bar
 from ..model.conversations import TOKEN_SELECTIONS, Encoded, mark_phrases, pad_token
-from ..model.layers import find_sites, roots_of, unwrap
+from ..model.layers import find_read_sites, find_sites, roots_of, unwrap
 from ..model.load import BUILTIN
 from ..steering.steer import steer
 from .held_out_trial import TextTrial
@@ -46,7 +46,9 @@ MAX_LENGTH_AUROC = 0.95
 #: the texts of a kind of activations, where they are another's, too
 SIDE_OF = {"context": "control", "moved": "source", "cloud": "target"}
 #: forms of gates that read no token after their own
-FORMS = ("token", "prefix", "latch", "last", "paper")
+FORMS = ("text", "token", "prefix", "latch", "last", "paper")
+#: positions kept of a prompt where a gate decides about whole texts
+WHOLE_TEXT = 128
 
 
 def learn(
@@ -171,7 +173,7 @@ class TextLearner(Learner[Encoded]):
         self.model, self.tokenizer = model, tokenizer
         drawn = content.draw(count, seed)
         texts = {side: encode_all(model, tokenizer, drawn[side]) for side in SIDES}
-        answered = have_answers(texts)
+        self.answered = answered = have_answers(texts)
         self.pooling = pooling or ("answer" if answered else "all")
         if self.pooling not in TOKEN_SELECTIONS or (self.pooling == "answer" and not answered):
             raise DSASError(
@@ -189,7 +191,7 @@ class TextLearner(Learner[Encoded]):
             keep_prompts=keep_prompts,
             show_progress=show_progress,
         )
-        self.tries_units = answered and "encoder" not in self._roots
+        self.tries_units = "encoder" not in self._roots
         self.sources = drawn["source"][: len(self.fitting["source"])]
         self.unseen = {kind: encode_all(model, tokenizer, content.sample(kind, count, seed)) for kind in UNSEEN}
         self.length_auroc = _auroc(*([len(text.ids) for text in texts[side]] for side in ("source", "control")))
@@ -216,10 +218,15 @@ class TextLearner(Learner[Encoded]):
         return recipe
 
     def captured(self, recipe: Recipe) -> Capture:
-        selections = self._selections(recipe)
-        if selections not in self._captures:
-            self._captures[selections] = self._capture(self.sites, "capturing", selections)
-        return self._captures[selections]
+        selections, reads = self._selections(recipe), self._read_sites(recipe)
+        key = (*selections, *(("reads", str(site)) for site in reads))
+        if key not in self._captures:
+            sites = [*reads, *(site for site in self.sites if site not in reads)]
+            self._captures[key] = self._capture(sites, "capturing", selections, tokens=WHOLE_TEXT if reads else 32)
+        return self._captures[key]
+
+    def _read_sites(self, recipe: Recipe) -> Sequence[Site]:
+        return find_read_sites(self.model, self.sites) if recipe.form == "text" else ()
 
     def _recapture(self, site: Site, learned: Concept, recipe: Recipe) -> Capture:
         return self._capture([site], f"capturing at {site}", self._selections(recipe), learned, recipe)
@@ -266,7 +273,8 @@ class TextLearner(Learner[Encoded]):
     def _selections(self, recipe: Recipe) -> tuple[tuple[str, str], ...]:
         """Each kind of activations, and which tokens of its prompts are captured."""
         form = recipe.form
-        read_at = {"latch": "prompt", "prefix": "all", "last": "answer"}.get(form, self.pooling)
+        whole = "prompt" if self.answered else "all"
+        read_at = {"latch": "prompt", "prefix": "all", "text": whole, "last": "answer"}.get(form, self.pooling)
         selections = [("source", read_at), ("target", self.pooling), ("control", read_at)]
         selections += [("context", "all")] if form != "last" else []  # such a gate does not read the prompt
         selections += [("moved", self.pooling)] if read_at != self.pooling else []
@@ -281,6 +289,7 @@ class TextLearner(Learner[Encoded]):
         selections: Sequence[tuple[str, str]],
         learned: Concept | None = None,
         recipe: Recipe | None = None,
+        tokens: int = 32,
     ) -> Capture:
         """The activations at some sites, while a concept steers the kinds that the recipe steers.
 
@@ -295,7 +304,7 @@ class TextLearner(Learner[Encoded]):
         with progress_bar(sum(len(texts[side]) for side, _ in readings), label, self.show_progress) as bar:
             for (side, steered), kinds in readings.items():
                 with steer(self.model, {learned: 1.0}) if learned is not None and steered else nullcontext():
-                    capture.absorb(self.reader.capture(texts[side], sites, kinds, self.seed, bar.update))
+                    capture.absorb(self.reader.capture(texts[side], sites, kinds, self.seed, bar.update, tokens))
         return capture
 
 

@@ -107,6 +107,7 @@ class Reader:
         selections: Sequence[tuple[str, str]],
         seed: int = 0,
         done: Callable[[int], object] = lambda count: None,
+        tokens: int = 32,
     ) -> Capture:
         """Capture activations, of several kinds from one forward pass.
 
@@ -116,8 +117,9 @@ class Reader:
             selections: each kind, and which of its tokens are captured (`conversations.TOKEN_SELECTIONS`).
             seed: of the sampling of positions.
             done: called with the number of prompts of each batch that was read.
+            tokens: how many positions of each prompt to keep at most.
         """
-        captures = {kind: Capture(seed=seed) for kind, _ in selections}
+        captures = {kind: Capture(positions_per_row=tokens, seed=seed) for kind, _ in selections}
         for kind, capture in captures.items():
             capture.start(kind)
         for chosen, batch in self.batches_by_length(texts):
@@ -169,9 +171,31 @@ class Reader:
                 logits.append(out.logits)
         return torch.cat(logits, 1)
 
+    def losses(self, texts: Sequence[Encoded], selection: str = "all") -> torch.Tensor:
+        """Mean loss of the next token in each text, in nats: float32 [n].
+
+        Args:
+            texts: prompts.
+            selection: the tokens that predict, see `conversations.TOKEN_SELECTIONS`.
+        """
+        losses = torch.zeros(len(texts))
+        for chosen, batch in self.batches_by_length(texts):
+            counted, logits = batch.token_mask(selection)[:, :-1] * batch.mask[:, 1:], self.run(batch)[:, :-1]
+            here = counted > 0
+            found = nn.functional.cross_entropy(
+                logits[here.to(logits.device)].float().cpu(), batch.ids[:, 1:][here], reduction="none"
+            )
+            sums = torch.zeros_like(counted).masked_scatter_(here, found).sum(1)
+            losses[chosen] = sums / counted.sum(1).clamp_min(1)
+        return losses
+
     @torch.no_grad()
-    def answers(self, texts: Sequence[Encoded]) -> list[tuple[int, ...]]:
-        """The model's greedy answers to each prompt's context: up to LENGTH tokens, end tokens cut off.
+    def answers(self, texts: Sequence[Encoded], length: int | None = None) -> list[tuple[int, ...]]:
+        """The model's greedy answers to each prompt's context, end tokens cut off.
+
+        Args:
+            texts: prompts.
+            length: the most tokens of an answer; None for `LENGTH`.
 
         Raises:
             PromptError: a context that leaves no room for an answer.
@@ -182,7 +206,8 @@ class Reader:
         contexts = [Encoded(text.ids[: text.answer][::-1], 1) for text in texts]  # so that the padding is on the left
         for chosen, batch in self.batches_by_length(contexts):
             ids, mask = batch.ids.flip(1).to(self.device), batch.mask.flip(1).to(self.device)
-            room = min(LENGTH, self.limit - ids.shape[1]) if self.limit else LENGTH
+            longest = length or LENGTH
+            room = min(longest, self.limit - ids.shape[1]) if self.limit else longest
             if room < 1:
                 raise PromptError(
                     f"a prompt fills all {self.limit} tokens that the model takes: shorten it to be answered"

@@ -58,8 +58,12 @@ LAYER_NAMES: dict[str, LayerNames] = {
     "falcon": LayerNames(("self_attention",), ("mlp",), ("self_attention.dense",)),
     **dict.fromkeys(("t5", "mt5"), _T5),
 }
-#: groups of sites that `sites=` can name; "middle" is the default
-SITE_GROUPS = ("middle", "block", "attention", "mlp", "norm", "heads")
+#: groups of sites that `sites=` can name; "single" is the default
+SITE_GROUPS = ("single", "middle", "block", "attention", "mlp", "norm", "heads")
+#: where the default site is, as a share of the depth
+STEERED_DEPTH = 0.6
+#: between which shares of the depth a gate that decides about texts is tried, and at how many layers at most
+READ_DEPTHS, MAX_READ = (0.1, 0.4), 6
 #: paths of module lists that are no layers of the language model
 _OTHER_TOWERS = re.compile(r"vision|visual|audio|image|experts")
 
@@ -139,8 +143,9 @@ def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> li
 
     Args:
         model: a transformers model.
-        sites: None or "middle" for the outputs of the middle third of the layers (the best ones by
-            `benchmarks.quality.toxicity`); "block" for the outputs of all layers; "attention", "mlp" or "norm" for the
+        sites: None or "single" for the output of the layer at three fifths of the depth (what is moved at several layers
+            adds up, and costs more for the same effect: docs/real-models.md); "middle" for the outputs of the middle
+            third of the layers; "block" for the outputs of all layers; "attention", "mlp" or "norm" for the
             outputs of these modules; "heads" for each attention head, at the input of the output projection; a regular
             expression on canonical paths; a list of module suffixes ("layers.3", "mlp.down_proj") or of groups.
 
@@ -152,9 +157,9 @@ def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> li
         >>> from dsas_core import llm
         >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
         >>> [str(site) for site in find_sites(model)]
-        ['model.model.layers.2', 'model.model.layers.3']
+        ['model.model.layers.3']
     """
-    patterns: list[str] = ["middle"] if sites is None else [sites] if isinstance(sites, str) else list(sites)
+    patterns: list[str] = ["single"] if sites is None else [sites] if isinstance(sites, str) else list(sites)
     by_name: dict[str, Site] = {}
     for pattern in patterns:
         if pattern in SITE_GROUPS:
@@ -167,10 +172,11 @@ def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> li
 
 def _sites_of_group(model: nn.Module, group: str) -> Iterator[Site]:
     stacks = layers_of(model)
-    if group in ("middle", "block"):
+    if group in ("single", "middle", "block"):
         for paths in stacks.values():
-            third = len(paths) // 3
-            yield from map(Site, paths if group == "block" else paths[third : len(paths) - third])
+            third, steered = len(paths) // 3, int(STEERED_DEPTH * len(paths))
+            parts = {"single": (steered, steered + 1), "middle": (third, len(paths) - third), "block": (0, len(paths))}
+            yield from map(Site, paths[slice(*parts[group])])
         return
     kind = getattr(getattr(unwrap(model), "config", None), "model_type", type(model).__name__)
     if kind not in LAYER_NAMES:
@@ -193,6 +199,36 @@ def _sites_of_group(model: nn.Module, group: str) -> Iterator[Site]:
         width = int(weight.shape[0 if LAYER_NAMES[kind].transposed else 1]) // heads
         for head in range(heads):
             yield Site(path, side="input", channels=(head * width, (head + 1) * width))
+
+
+def find_read_sites(model: nn.Module, steered: Sequence[Site]) -> list[Site]:
+    """Where a gate that decides about whole texts may read: outputs of early layers, before any site that is steered.
+
+    Words are told apart best in the first half of a model; what is written there later is not read.
+
+    Args:
+        model: a transformers model.
+        steered: the sites that are steered.
+
+    Returns:
+        At most `MAX_READ` sites, in order; none where the first steered site comes too early, or is in no layer.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> [str(site) for site in find_read_sites(model, find_sites(model))]
+        ['model.model.layers.0', 'model.model.layers.1', 'model.model.layers.2']
+    """
+    found: list[Site] = []
+    for root, paths in layers_of(model).items():
+        written = [i for i, path in enumerate(paths) for site in steered if f"{site}.".startswith(f"{path}.")]
+        if not written or any(site.root == root and not str(site).startswith(tuple(paths)) for site in steered):
+            continue
+        low, high = (round(share * len(paths)) for share in READ_DEPTHS)
+        known = paths[min(low, len(paths)) : min(high + 1, min(written))] or paths[: min(written)][-1:]
+        count = min(MAX_READ, len(known))
+        found += [Site(known[round(i * (len(known) - 1) / max(1, count - 1))]) for i in range(count)]
+    return found
 
 
 def headless_options(model: nn.Module) -> dict[str, int]:

@@ -60,6 +60,8 @@ class GateSettings(Protocol):
     def mode(self) -> str: ...
     @property
     def supervised(self) -> bool: ...
+    @property
+    def control_texts(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class GateFit:
         scores: mean h of held-out source and control prompts, [n] and [m].
         per_row: the gate decides on means, once per row.
         refused: why it must not steer at this site, or "".
+        shares: of held-out source texts that a gate misses, and of control texts that it touches, where it decides about
+            whole texts; its h is near 0 or 1 then, and its site has all of the weight or none.
     """
 
     place_at: Placer
@@ -81,6 +85,7 @@ class GateFit:
     scores: tuple[torch.Tensor, torch.Tensor]
     per_row: bool = False
     refused: str = ""
+    shares: tuple[float, float] | None = None
 
 
 def make_placer(probe: Probe, control_h: HByShift, fixed: bool = False) -> Placer:

@@ -13,6 +13,8 @@ In learning, `Recipe.form` says on which rows the regression is fitted, and how 
 - "product": token times pooled: the concept must be in the picture, and at this position.
 - "prefix": of texts; fitted on the mean, read on the mean of the positions so far. "latch": read once, on the mean of
   the prompt.
+- "text": of texts; fitted on the mean, read at each token: the strongest and the mean token decide about the text. Its
+  threshold is placed on whole control texts (`methods.base.text_fit`).
 - "last": of texts; as token, but fitted and read at the prompt's last token and at each token that is generated.
 """
 
@@ -28,14 +30,18 @@ import torch
 from ...errors import DSASError
 from ...probes import LatchProbe, LinearProbe, PooledProbe, PrefixProbe, ProductProbe, fold
 from ..base.checks import check_rows
-from ..base.cross_validation import LabelledRows, PromptIds, evidence_from_scores, evidence_of
+from ..base.cross_validation import Evidence, LabelledRows, PromptIds, evidence_from_scores, evidence_of
 from ..base.discriminant import discriminant
 from ..base.gate import CrossFitted, Gate, cast_probe, pooled_rows
 from ..base.gate_fit import GateFit, GateRows, GateSettings, h_by_shift, make_placer, position_rows
+from ..base.map_rows import split_rows
+from ..base.text_fit import TextThreshold, fit_text_gate, held_out_logits
 from ..base.traits import GateTraits
 
 #: a projection: a number of principal components, or "lda", the shrunken discriminant (uses the labels)
 Rank = int | str
+#: inverse of the penalty of "ridge", for rows of mean square length 1
+RIDGE = 6.0
 #: projections to choose among
 CANDIDATE_RANKS: tuple[Rank, ...] = (5, 16, 48, "lda")
 CANDIDATE_SCALERS = ("none", "std")
@@ -60,6 +66,7 @@ class DSAS(Gate):
     traits = GateTraits(
         "logistic regression of source against control activations, folded (arXiv 2512.03661)",
         fitted_on="pooled",
+        text_form="text",
     )
 
     def reads_positions(self, form: str) -> bool:
@@ -80,7 +87,7 @@ class DSAS(Gate):
         Args:
             source: [n, width], where h is to be 1.
             control: [m, width], where h is to be 0.
-            rank: principal components to keep, "lda", or "auto": chosen by cross-validation.
+            rank: principal components to keep, "lda", "ridge" for all of them under a penalty, or "auto": chosen by cross-validation.
             scaler: "std", "none", or "auto": chosen by cross-validation.
             groups: the prompts of the rows in cross-validation, see `Gate.cross_fit`.
             seed: of the folds.
@@ -128,8 +135,15 @@ class DSAS(Gate):
     def fit_on(self, source: GateRows, controls: Sequence[GateRows], settings: GateSettings) -> GateFit:
         control, form = controls[0], settings.form
         data = pooled_rows(source, control, settings)
-        pooled = self.cross_fit_rows(data, settings.rank, settings.scaler)
+        rank, scaler = settings.rank, settings.scaler
+        if form == "text":  # few texts decide about all: the smoothest fit transfers best
+            rank, scaler = "ridge" if rank == "auto" else rank, "std" if scaler == "auto" else scaler
+        pooled = self.cross_fit_rows(data, rank, scaler)
         linear, evidence, scores = pooled.probe, pooled.evidence, pooled.scores(data.prompts)
+        if form == "text":
+            held_out = self._held_out_texts(data, source, controls[-1], evidence)
+            threshold = TextThreshold.of_logits(*held_out)
+            return fit_text_gate(linear, threshold, evidence.rank, evidence.scaler, settings.control_texts)
         if form in _ROW_FORMS:
             placer = make_placer(_ROW_FORMS[form](linear), h_by_shift(pooled.control_logits))
             return GateFit(placer, evidence, scores, per_row=True)
@@ -147,6 +161,17 @@ class DSAS(Gate):
             scores = single.scores(data.prompts, len(control.gathered("position_prompts")))
             evidence = evidence_of(*scores)
         return GateFit(make_placer(single.probe, h_by_shift(logits)), evidence, scores)
+
+    def _held_out_texts(
+        self, data: LabelledRows, source: GateRows, control: GateRows, chosen: Evidence
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Logits of the tokens of each text, by the probe that was chosen, fitted without it."""
+
+        def fit(rows: torch.Tensor, labels: np.ndarray) -> LinearProbe:
+            return _fit_folded(decompose(rows.numpy(), chosen.scaler), labels, chosen.rank)
+
+        texts = ([tokens for _, tokens in split_rows(rows)] for rows in (source, control))
+        return held_out_logits(data, *texts, fit)
 
     def _fit_positions(
         self, start: LinearProbe, source: GateRows, controls: Sequence[GateRows], settings: GateSettings
@@ -222,12 +247,18 @@ def _fit_folded(rows: Decomposition, labels: np.ndarray, rank: Rank) -> LinearPr
     if rank == "lda":
         direction = discriminant(rows.standard @ rows.components.T, labels)
         components = (direction @ rows.components)[None]
+    elif rank == "ridge":
+        components = rows.components
     elif isinstance(rank, int) and rank > 0:
         components = rows.components[:rank]
     else:
-        raise DSASError(f"gate rank {rank!r}: expected a positive number, lda or auto")
-    projected, spread = project(rows.standard, components)
-    model = LogisticRegression(C=1.0, class_weight="balanced", solver="newton-cholesky").fit(projected, labels)
+        raise DSASError(f"gate rank {rank!r}: expected a positive number, lda, ridge or auto")
+    if rank == "ridge":  # every direction counts by how far it spreads, so that the penalty falls on the rare ones
+        spread = np.sqrt(np.mean((rows.standard**2).sum(1)))
+        projected, penalty = rows.standard @ components.T / spread, RIDGE
+    else:
+        (projected, spread), penalty = project(rows.standard, components), 1.0
+    model = LogisticRegression(C=penalty, class_weight="balanced", solver="newton-cholesky").fit(projected, labels)
     arrays = rows.mean, rows.scale, np.zeros_like(rows.mean), components, model.coef_[0] / spread, model.intercept_[0]
     return LinearProbe(*fold(*(torch.from_numpy(np.array(array)) for array in arrays)))
 
