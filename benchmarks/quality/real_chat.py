@@ -30,6 +30,7 @@ BEHAVIOURS = sorted((ROOT / "benchmarks" / "behaviours").glob("*.yaml"))
 def main() -> None:
     parser = build_parser(__doc__, record_path(__file__), seed=True)
     parser.add_argument("--model", required=True, help="folder or Hub name of a chat model")
+    parser.add_argument("--dtype", default="auto", help="of the model: float32, bfloat16; default as of llm.load")
     parser.add_argument("--behaviour", type=Path, nargs="+", default=BEHAVIOURS, help="default: those that there are")
     parser.add_argument("--prompts", type=int, default=40, help="held-out prompts a side")
     parser.add_argument("--learn", default="{}", help="further arguments of llm.learn, as YAML: '{count: 32}'")
@@ -37,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     began, name = time.monotonic(), Path(args.model).name
     behaviours = [read_behaviour(path) for path in args.behaviour]
-    reader = ModelReader(*llm.load(args.model))
+    reader = ModelReader(*llm.load(args.model, dtype=args.dtype))
     store, options = open_store(args.cache or OUTPUTS / "real_chat" / name, reader.model), yaml.safe_load(args.learn)
     report = {
         behaviour.prompts.name: {

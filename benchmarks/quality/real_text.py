@@ -49,7 +49,7 @@ QUICK = {"seeds": 1, "prompts": 24, "neutral": 24, "points": 2, "wikitext": 512,
 
 def run_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Load the model, and measure one seed."""
-    reader = ModelReader(*llm.load(args.model))
+    reader = ModelReader(*llm.load(args.model, dtype=args.dtype))
     texts = read_davidson(args.data)
     split = draw_split(texts, seed, args.count, args.prompts, args.neutral)
     questions = {"arc": read_arc(args.data), **({"mmlu": read_mmlu(args.data)} if args.mmlu else {})}
@@ -67,7 +67,9 @@ def run_seeds(args: argparse.Namespace) -> list[dict[str, Any]]:
     workers = min(args.workers, args.seeds)
     if workers == 1:
         return [run_seed(seed, args) for seed in range(args.seeds)]
-    open_store(args.cache, llm.load(args.model)[0])  # processes that make a folder at the same time may collide
+    open_store(
+        args.cache, llm.load(args.model, dtype=args.dtype)[0]
+    )  # processes that make a folder at the same time may collide
     with single_thread_pool(workers) as pool:
         return list(pool.map(run_seed, range(args.seeds), [args] * args.seeds))
 
@@ -76,6 +78,7 @@ def read_options() -> argparse.Namespace:
     """The command line; --quick lowers what is not given."""
     parser = build_parser(__doc__, record_path(__file__), seeds=4)
     parser.add_argument("--model", required=True, help="folder or Hub name of a causal language model")
+    parser.add_argument("--dtype", default="auto", help="of the model: float32, bfloat16; default as of llm.load")
     parser.add_argument("--data", type=Path, required=True, help="folder of labelled texts")
     parser.add_argument("--count", type=int, default=COUNT, help=f"source texts to learn from, default {COUNT}")
     parser.add_argument(
@@ -110,7 +113,9 @@ def main() -> None:
     check_folder(args.data, ["mmlu"] if args.mmlu else [])
     began = time.monotonic()
     report = summarise(run_seeds(args))
-    settings = {key: getattr(args, key) for key in ("count", "learn", "tokens", "temperature", "neutral", "wikitext")}
+    settings = {
+        key: getattr(args, key) for key in ("dtype", "count", "learn", "tokens", "temperature", "neutral", "wikitext")
+    }
     entry = {
         **report,
         "settings": {**settings, "quick": args.quick},

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.real_text.arms import Arm
-from benchmarks.real_text.judges import THRESHOLD, find_toxic, fit_judges
+from benchmarks.real_text.judges import Judge, fit_judges
 from benchmarks.real_text.ruler import SAMPLES, Ruler
 from benchmarks.real_text.texts import Labelled, cut_off
 from dsas_core.concept.concept import Concept
-from dsas_core.llm.evaluation.toxicity import Scorer
 
 #: a gate has touched a text where its h is higher anywhere
 TOUCHED = 0.5
@@ -59,12 +58,12 @@ def measure_seed(ruler: Ruler, others_learned: bool) -> dict[str, Any]:
     }
 
 
-def _measure_point(ruler: Ruler, name: str, arm: Arm, judges: Mapping[str, Scorer], first: bool) -> dict[str, Any]:
+def _measure_point(ruler: Ruler, name: str, arm: Arm, judges: Mapping[str, Judge], first: bool) -> dict[str, Any]:
     texts = ruler.continuations(arm)
     point = {
         "strength": arm.strength,
         **({} if arm.share is None else {"share": arm.share}),
-        "toxic": {judge: find_toxic(score, texts) for judge, score in judges.items()},
+        "toxic": {name: judge.find_toxic(texts) for name, judge in judges.items()},
         "repeats": ruler.repetition(arm),
         "nats": ruler.likelihood(arm),
         "domain": ruler.domain_cost(arm),
@@ -76,13 +75,13 @@ def _measure_point(ruler: Ruler, name: str, arm: Arm, judges: Mapping[str, Score
     return point
 
 
-def _judge_figures(judge: Scorer, held_out: Labelled) -> dict[str, float]:
+def _judge_figures(judge: Judge, held_out: Labelled) -> dict[str, float]:
     """How well a judge tells held-out texts apart, which it was not trained on."""
-    toxic, neutral = (np.array(judge(side)) for side in (held_out.toxic, held_out.neutral))
+    toxic, neutral = (np.array(judge.score(side)) for side in (held_out.toxic, held_out.neutral))
     shares = {"recall": toxic, "false": neutral}
     return {
         "auroc": find_auroc(toxic, neutral),
-        **{name: float((scores >= THRESHOLD).mean()) for name, scores in shares.items()},
+        **{name: float((scores > judge.threshold).mean()) for name, scores in shares.items()},
     }
 
 

@@ -181,14 +181,20 @@ def _probe_site_by_root(fits: Mapping[Site, Sequence[SiteFit]]) -> dict[Site, Si
 def _early_probe_site(
     fits: Mapping[Site, Sequence[SiteFit]], steered: Mapping[Site, Sequence[SiteFit]], read_sites: Collection[Site]
 ) -> dict[Site, Site | None]:
-    """For all sites of a root, the site before any write whose gate tells source from control texts best."""
+    """For all sites of a root, the site before any write whose gate is right about most texts; of equals the latest."""
     probe_sites: dict[Site, Site | None] = {}
     for root in dict.fromkeys(site.root for site in steered):
         written = [site for site in steered if site.root == root]
         early = [site for site in fits if site in read_sites and site.root == root]
-        best = max([*early, *written[:1]], key=lambda site: sum(fit.evidence.auroc for fit in fits[site]))
+        candidates = [*early, *(site for site in written[:1] if site not in early)]
+        best = max(enumerate(candidates), key=lambda item: (_reliability(fits[item[1]]), item[0]))[1]
         probe_sites |= dict.fromkeys(written, best)
     return probe_sites
+
+
+def _reliability(fits: Sequence[SiteFit]) -> float:
+    """Share of source texts that gates catch, minus that of control texts that they touch."""
+    return round(sum(1 - (fit.evidence.missed or 0) - (fit.evidence.touched or 0) for fit in fits), 6)
 
 
 def _text_probe_site(fits: Mapping[Site, Sequence[SiteFit]], timeless: Collection[str]) -> dict[Site, Site | None]:

@@ -11,9 +11,9 @@ from ..errors import DSASError
 from ..methods.base.gate import Gate
 
 #: how a gate is fitted and read; `methods.gates.dsas` explains each for the `dsas` gate
-FORMS = ("paper", "pooled", "token", "product", "prefix", "latch", "text", "last")
+FORMS = ("paper", "pooled", "token", "product", "prefix", "latch", "text", "message", "last")
 #: forms whose state depends on the tokens before; combinations of gates don't have them
-STATEFUL_FORMS = ("prefix", "latch", "text")
+STATEFUL_FORMS = ("prefix", "latch", "text", "message")
 #: forms for texts only
 TEXT_FORMS = (*STATEFUL_FORMS, "last")
 POOLINGS = ("gated", "mean")
@@ -39,13 +39,13 @@ class Recipe:
             (`cast`) is read on the mean, in the form "latch" on the mean of the prompt. In the form "last" any gate is
             read only at the prompt's last token and after it.
         rank: projection of the gate's regression, a number of components, "lda", or "ridge" (all components under a
-            penalty); "auto" by cross-validation, in the form "text" always "ridge".
-        scaler: "std" or "none"; "auto" by cross-validation, in the form "text" always "std".
+            penalty); "auto" by cross-validation, in the forms "text" and "message" always "ridge".
+        scaler: "std" or "none"; "auto" by cross-validation, in these forms always "std".
         site_weight: "soft", "threshold" or "none"; see `methods.base.gate.Gate.weight`.
         control_h: mean h to allow on held-out control positions, in [0, 1]; None leaves the threshold where the fit
             put it. A gate whose threshold cannot be moved so far keeps it, and so do those of methods that place it
             themselves.
-        control_texts: of form "text": share of control texts that the gate may touch, above 0 and below 0.5.
+        control_texts: of the forms "text" and "message": share of control texts that the gate may touch, above 0 and below 0.5.
         pooling: what the map is fitted on: "gated" for means over positions weighted by the gate (where the concept
             is; for targets that no longer show it, see `site_fit`), "mean" for plain means, the form of the paper.
         top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.

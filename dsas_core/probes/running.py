@@ -126,22 +126,24 @@ class TextProbe(MeanLogitProbe, kind="text"):
 
     A few words make a text toxic, which a mean forgets; a mean keeps one odd token from deciding alone. All positions
     of a prompt have the h of its end: a text is steered from its beginning, or not at all. Behind the prompt each token
-    has its own.
+    has its own, or, where what is written does not count, that of the prompt.
 
     Args:
         inner: the probe of means, read at single tokens.
         threshold: [], the score where h is 0.5.
         temperature: [], the change of the score that changes the logit of h by 1; negative for the opposite decision.
+        written: [], 1 where tokens behind the prompt count as well, 0 where the prompt decides alone.
 
     Example:
-        >>> inner = LinearProbe(torch.tensor([1.0]), torch.tensor(0.0))
-        >>> probe = TextProbe(inner, threshold=torch.tensor(4.0), temperature=torch.tensor(1.0))
+        >>> inner, one = LinearProbe(torch.tensor([1.0]), torch.tensor(0.0)), torch.tensor(1.0)
+        >>> probe = TextProbe(inner, threshold=4 * one, temperature=one, written=one)
         >>> probe.score(torch.tensor([[[-9.0], [9.0], [0.0]]]))[0, :, 0]  # all of the prompt
         tensor([0.9933, 0.9933, 0.9933])
     """
 
     threshold: torch.Tensor
     temperature: torch.Tensor
+    written: torch.Tensor
 
     def complement(self) -> Self:
         return replace(self, temperature=-self.temperature)
@@ -153,7 +155,8 @@ class TextProbe(MeanLogitProbe, kind="text"):
         return self.score(positions[None])[0, :, 0]
 
     def _step(self, x: torch.Tensor, mask: torch.Tensor, prompt: torch.Tensor, state: torch.Tensor) -> Scored:
-        score, after = text_scores(self.inner.logit(x)[..., 0].float(), mask, state)
+        counted = mask * torch.maximum(prompt, self.written.to(mask))
+        score, after = text_scores(self.inner.logit(x)[..., 0].float(), counted, state)
         in_prompt = mask * prompt
         end = (in_prompt * torch.arange(1, mask.shape[1] + 1, device=x.device)).argmax(1, keepdim=True)
         score = torch.where(in_prompt > 0, score.gather(1, end), score)

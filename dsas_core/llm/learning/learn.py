@@ -26,6 +26,7 @@ from ...learning.learner import Learner
 from ...learning.prompts.prompt_set import COUNT, SIDES, PromptSet, load_prompts
 from ...learning.recipe import Recipe, recipe_of
 from ...learning.site_fit import UNSEEN
+from ...methods.gates.dsas import WHOLE_TEXT_FORMS
 from ...model.loading import name_of
 from ...model.sites import Roots, Site
 from ...utils.meter import Meter
@@ -46,7 +47,7 @@ MAX_LENGTH_AUROC = 0.95
 #: the texts of a kind of activations, where they are another's, too
 SIDE_OF = {"context": "control", "moved": "source", "cloud": "target"}
 #: forms of gates that read no token after their own
-FORMS = ("text", "token", "prefix", "latch", "last", "paper")
+FORMS = ("text", "message", "token", "prefix", "latch", "last", "paper")
 #: positions kept of a prompt where a gate decides about whole texts
 WHOLE_TEXT = 128
 
@@ -107,7 +108,7 @@ def learn(
         >>> concept.name, concept.method, concept.gate
         ('rudeness', 'caa', 'dsas')
     """
-    chosen = Lesson._recipe(recipe, method=method, gate=gate, seed=seed)  # refused before anything is encoded
+    Lesson.check_recipe(recipe, method=method, gate=gate, seed=seed)  # refused before anything is encoded
     lesson = Lesson(
         model,
         tokenizer,
@@ -120,7 +121,7 @@ def learn(
         keep_prompts=keep_prompts,
         show_progress=show_progress,
     )
-    return lesson.fit(chosen, drift)
+    return lesson.learn(method, gate, drift=drift, recipe=recipe)
 
 
 class TextLearner(Learner[Encoded]):
@@ -198,9 +199,14 @@ class TextLearner(Learner[Encoded]):
         self.reader = Reader(model, pad_token(tokenizer), batch)
         self._captures: dict[tuple[tuple[str, str], ...], Capture] = {}
 
+    def _recipe(self, given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
+        recipe = self.check_recipe(given, **fields)
+        default = recipe.form == "text" and "form" not in (given or {})
+        return replace(recipe, form="message") if default and self.answered else recipe
+
     @staticmethod
-    def _recipe(given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
-        """The recipe of a concept of texts.
+    def check_recipe(given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
+        """The recipe of a concept of texts, before it is known whether they are conversations.
 
         Raises:
             UnsupportedError: one that reads tokens which are not written yet.
@@ -226,7 +232,7 @@ class TextLearner(Learner[Encoded]):
         return self._captures[key]
 
     def _read_sites(self, recipe: Recipe) -> Sequence[Site]:
-        return find_read_sites(self.model, self.sites) if recipe.form == "text" else ()
+        return find_read_sites(self.model, self.sites) if recipe.form in WHOLE_TEXT_FORMS else ()
 
     def _recapture(self, site: Site, learned: Concept, recipe: Recipe) -> Capture:
         return self._capture([site], f"capturing at {site}", self._selections(recipe), learned, recipe)
@@ -274,7 +280,9 @@ class TextLearner(Learner[Encoded]):
         """Each kind of activations, and which tokens of its prompts are captured."""
         form = recipe.form
         whole = "prompt" if self.answered else "all"
-        read_at = {"latch": "prompt", "prefix": "all", "text": whole, "last": "answer"}.get(form, self.pooling)
+        read_at = {"latch": "prompt", "prefix": "all", "text": whole, "message": whole, "last": "answer"}.get(
+            form, self.pooling
+        )
         selections = [("source", read_at), ("target", self.pooling), ("control", read_at)]
         selections += [("context", "all")] if form != "last" else []  # such a gate does not read the prompt
         selections += [("moved", self.pooling)] if read_at != self.pooling else []

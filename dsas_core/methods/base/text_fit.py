@@ -120,8 +120,10 @@ def tail_quantile(scores: torch.Tensor, share: float) -> float:
     return median + (high - median) * math.log(0.5 / share) / math.log(0.5 / TAIL)
 
 
-def fit_text_gate(linear: LinearProbe, threshold: TextThreshold, rank: int | str, scaler: str, share: float) -> GateFit:
-    """The fit of a gate of form "text".
+def fit_text_gate(
+    linear: LinearProbe, threshold: TextThreshold, rank: int | str, scaler: str, share: float, written: bool
+) -> GateFit:
+    """The fit of a gate of form "text" or "message".
 
     Args:
         linear: fitted on means of all texts.
@@ -129,12 +131,13 @@ def fit_text_gate(linear: LinearProbe, threshold: TextThreshold, rank: int | str
         rank: of the linear probe, for the evidence.
         scaler: of the linear probe, for the evidence.
         share: of control texts that the gate may touch.
+        written: whether what is written behind a prompt counts as well.
     """
 
     def place_at(target: float | None) -> tuple[TextProbe, torch.Tensor]:
         where, temperature = (torch.tensor(value) for value in threshold.place(None if target is None else share))
         h = ((threshold.control - where) / temperature).sigmoid()
-        return TextProbe(linear, where, temperature), h[:, None]
+        return TextProbe(linear, where, temperature, torch.tensor(float(written))), h[:, None]
 
     where, temperature = threshold.place(share)
     source, control = (

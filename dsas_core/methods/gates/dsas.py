@@ -14,7 +14,8 @@ In learning, `Recipe.form` says on which rows the regression is fitted, and how 
 - "prefix": of texts; fitted on the mean, read on the mean of the positions so far. "latch": read once, on the mean of
   the prompt.
 - "text": of texts; fitted on the mean, read at each token: the strongest and the mean token decide about the text. Its
-  threshold is placed on whole control texts (`methods.base.text_fit`).
+  threshold is placed on whole control texts (`methods.base.text_fit`). "message": the same of conversations, where the
+  prompt decides alone, and what is answered does not count.
 - "last": of texts; as token, but fitted and read at the prompt's last token and at each token that is generated.
 """
 
@@ -45,6 +46,8 @@ RIDGE = 6.0
 #: projections to choose among
 CANDIDATE_RANKS: tuple[Rank, ...] = (5, 16, 48, "lda")
 CANDIDATE_SCALERS = ("none", "std")
+#: forms that decide about whole texts
+WHOLE_TEXT_FORMS = ("text", "message")
 #: forms with one decision for all positions, or for all so far -> their probes
 _ROW_FORMS = {"pooled": PooledProbe, "prefix": PrefixProbe, "latch": LatchProbe}
 
@@ -136,14 +139,15 @@ class DSAS(Gate):
         control, form = controls[0], settings.form
         data = pooled_rows(source, control, settings)
         rank, scaler = settings.rank, settings.scaler
-        if form == "text":  # few texts decide about all: the smoothest fit transfers best
+        if form in WHOLE_TEXT_FORMS:  # few texts decide about all: the smoothest fit transfers best
             rank, scaler = "ridge" if rank == "auto" else rank, "std" if scaler == "auto" else scaler
         pooled = self.cross_fit_rows(data, rank, scaler)
         linear, evidence, scores = pooled.probe, pooled.evidence, pooled.scores(data.prompts)
-        if form == "text":
-            held_out = self._held_out_texts(data, source, controls[-1], evidence)
-            threshold = TextThreshold.of_logits(*held_out)
-            return fit_text_gate(linear, threshold, evidence.rank, evidence.scaler, settings.control_texts)
+        if form in WHOLE_TEXT_FORMS:
+            written = form == "text"  # then all of a control text may open it
+            held_out = self._held_out_texts(data, source, controls[-1 if written else 0], evidence)
+            threshold, share = TextThreshold.of_logits(*held_out), settings.control_texts
+            return fit_text_gate(linear, threshold, evidence.rank, evidence.scaler, share, written)
         if form in _ROW_FORMS:
             placer = make_placer(_ROW_FORMS[form](linear), h_by_shift(pooled.control_logits))
             return GateFit(placer, evidence, scores, per_row=True)
