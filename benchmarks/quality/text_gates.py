@@ -1,0 +1,141 @@
+"""How well gates tell toxic from neutral texts: the forms of the gate `dsas`, at layers of a real language model.
+
+    python -m benchmarks.quality.text_gates --model models/smollm2 --data FOLDER
+
+The data folder is described in benchmarks/real_text/texts.py. Tweets are read once; then a gate is fitted at each layer
+in each form, for several numbers of source texts (a quarter fewer than `--count` of `learn`, which holds some out), and
+tried on tweets that it was not fitted on. A text is touched where h is above 0.5 at any token. Recall is given where
+the fit puts the threshold, and at the threshold that touches 2 % of the held-out neutral texts: what scores allow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common.records import build_parser, format_command, provenance, record_path, write_record
+from benchmarks.real_text.measure import find_auroc
+from benchmarks.real_text.reading import ModelReader
+from benchmarks.real_text.texts import check_folder, draw_split, read_davidson
+from dsas_core import llm, methods
+from dsas_core.learning.capture import Activations
+from dsas_core.learning.recipe import Recipe
+from dsas_core.llm.learning.reader import Reader
+from dsas_core.methods.base.map_rows import split_rows
+from dsas_core.probes import Probe
+
+#: forms that are compared: the paper's, and those that read every token of a text
+FORMS = ("paper", "token", "prefix", "text")
+#: numbers of source texts that gates are fitted on; controls are twice as many
+COUNTS = (24, 48, 96)
+#: held-out texts a side
+HELD_OUT = 300
+#: share of neutral texts that the second recall allows to be touched
+SHARE = 0.02
+#: tokens kept of each text
+TOKENS = 128
+
+
+def first_rows(rows: Activations, count: int) -> Activations:
+    """The activations of the first prompts."""
+    kept = rows.gathered("position_prompts") < count
+    names = ("positions", "position_prompts", "places")
+    return Activations(
+        **{name: [rows.gathered(name)[:count]] for name in ("pooled", "prompts")},
+        **{name: [rows.gathered(name)[kept]] for name in names},
+        count=rows.count,
+    )
+
+
+def highest_scores(probe: Probe, rows: Activations) -> np.ndarray:
+    """The highest logit of h of each text over its tokens."""
+    with torch.no_grad():
+        scores = [probe.score(tokens[None]).double().logit().amax() for _, tokens in split_rows(rows)]
+    return torch.stack(scores).numpy()
+
+
+def try_gates(sides: dict[str, Activations], seed: int) -> list[dict[str, Any]]:
+    """Figures of every form and count at one layer."""
+    lines = []
+    for count in COUNTS:
+        source, control = first_rows(sides["source"], count), first_rows(sides["control"], 2 * count)
+        for form in FORMS:
+            recipe = Recipe(form=form, top_share=0.25, seed=seed)
+            probe = methods.gate("dsas").fit_on(source, [control], recipe).place_at(recipe.control_h)[0]
+            toxic, neutral = (highest_scores(probe, sides[side]) for side in ("toxic", "neutral"))
+            lines.append(
+                {
+                    "count": count,
+                    "form": form,
+                    "auroc": find_auroc(toxic, neutral),
+                    "recall": float((toxic > 0).mean()),
+                    "touched": float((neutral > 0).mean()),
+                    "possible": float((toxic > np.quantile(neutral, 1 - SHARE)).mean()),
+                }
+            )
+    return lines
+
+
+def run_seed(args: argparse.Namespace, reader: ModelReader, seed: int) -> list[dict[str, Any]]:
+    """Every layer of one seed."""
+    split = draw_split(read_davidson(args.data), seed, max(COUNTS), HELD_OUT, HELD_OUT)
+    texts: dict[str, Sequence[str]] = {
+        "source": split.lesson["source"],
+        "control": split.lesson["control"],
+        "toxic": split.held_out.toxic,
+        "neutral": split.held_out.neutral,
+    }
+    sites = llm.find_sites(reader.model, "block")
+    sites = sites[:: max(1, len(sites) // args.layers)]
+    runner = Reader(reader.model, reader.pad, batch=32)
+    captures = {
+        side: runner.capture(reader.encode(list(part)), sites, [(side, "all")], tokens=TOKENS)
+        for side, part in texts.items()
+    }
+    lines = []
+    for site in sites:
+        rows = {side: captures[side].rows[site, 0, side] for side in texts}
+        lines += [{"seed": seed, "site": str(site), **line} for line in try_gates(rows, seed)]
+        print(f"seed {seed}: {site}", flush=True)
+    return lines
+
+
+def main() -> None:
+    parser = build_parser(__doc__, record_path(__file__), seeds=2)
+    parser.add_argument("--model", required=True, help="folder or Hub name of a causal language model")
+    parser.add_argument("--dtype", default="auto", help="of the model: float32, bfloat16; default as of llm.load")
+    parser.add_argument("--data", type=Path, required=True, help="folder of labelled texts")
+    parser.add_argument("--layers", type=int, default=8, help="layers to read, at about equal distances")
+    args = parser.parse_args()
+    check_folder(args.data)
+    began = time.monotonic()
+    reader = ModelReader(*llm.load(args.model, dtype=args.dtype))
+    lines = [line for seed in range(args.seeds) for line in run_seed(args, reader, seed)]
+    shown = [
+        argument.replace(str(args.data), args.data.name)
+        for argument in ("--model", str(args.model), "--data", str(args.data), "--dtype", args.dtype)
+    ]
+    command = format_command(*shown, module="benchmarks.quality.text_gates")
+    write_record(args.out, {"model": Path(args.model).name, "lines": lines, **provenance(began=began, command=command)})
+    for form in FORMS:
+        for count in COUNTS:
+            own = [line for line in lines if (line["form"], line["count"]) == (form, count)]
+            best = max(
+                {line["site"] for line in own},
+                key=lambda site: np.mean([x["possible"] for x in own if x["site"] == site]),
+            )
+            figures = {
+                key: np.mean([x[key] for x in own if x["site"] == best]).round(3)
+                for key in ("auroc", "recall", "touched", "possible")
+            }
+            print(form, count, best, figures)
+
+
+if __name__ == "__main__":
+    main()
