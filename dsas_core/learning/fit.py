@@ -130,6 +130,7 @@ def _join(
     for site, site_fits in fits.items():
         probe_site = probe_sites.get(site, site)
         probe_fits = site_fits if probe_site is None else fits[probe_site]
+        elsewhere = "" if probe_site in (None, site) else str(probe_site)
         weights = tuple(
             0.0
             if probe_site is None or site in read_sites or (own.refused and site not in heatmap_sites)
@@ -137,7 +138,7 @@ def _join(
             for own, fit in zip(site_fits, probe_fits, strict=True)
         )
         evidence += [
-            replace(fit.evidence, site=str(site), weight=weight, reads="" if probe_site == site else str(probe_site))
+            replace(fit.evidence, site=str(site), weight=weight, reads=elsewhere)
             for fit, weight in zip(probe_fits, weights, strict=True)
         ]
         if any(weights) and site not in read_sites:

@@ -113,17 +113,33 @@ class HeldOutTrial(ABC):
     def choose_unit(
         self, concept: Concept, drift: float, done: Callable[[], object] = lambda: None
     ) -> tuple[float, dict[str, Any]]:
-        """The smallest unit whose effect is 1 within the limit of drift, and the evidence; see `unit.choose`."""
-        unit, summary = choose(lambda unit: self(concept, unit)[:2], drift, done, units_of(concept.method))
+        """The unit of a concept, and the evidence."""
+        unit, summary = self._choose(concept, drift, lambda strength: self(concept, strength), done)
         return unit, self.unit_evidence(summary)
+
+    def _choose(
+        self,
+        concept: Concept,
+        drift: float,
+        attempt: Callable[[float], Trial],
+        done: Callable[[], object] = lambda: None,
+    ) -> tuple[float, dict[str, Any]]:
+        """The smallest unit whose effect is 1 within the limit of drift, and a summary; see `unit.choose`."""
+        return choose(lambda unit: attempt(unit)[:2], drift, done, units_of(concept.method))
 
     def calibrate(self, concept: Concept, drift: float, show_progress: bool = False) -> Concept:
         """The concept with unit and range measured anew; see `slider_range.find_range`."""
         with progress_bar(MAX_TRIALS, "trying strengths", show_progress) as bar:
-            ranged = find_range(concept, lambda strength: self(concept, strength), drift, bar.update)
+            ranged = find_range(
+                concept,
+                lambda strength: self(concept, strength),
+                drift,
+                bar.update,
+                lambda attempt: self._choose(concept, drift, attempt),
+            )
         unit_evidence = self.unit_evidence(ranged.evidence["unit"])
         return replace(ranged, evidence={**ranged.evidence, "unit": unit_evidence})
 
     def unit_evidence(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """The summary of `unit.choose`, with the span and the classifier's accuracy, by which to trust it."""
+        """The summary of `_choose`, with the span and the classifier's accuracy, by which to trust it."""
         return {**summary, self.SPAN: self.span, "eyes_accuracy": self.classifier.accuracy}

@@ -117,9 +117,9 @@ class Learner(ABC, Generic[Text]):
 
         with meter.phase("reading"):
             capture = labelled(self.captured(recipe))
-        sites = len(self.sites) + len(self.heatmap_sites)
+        reads = self._read_sites(recipe)
+        sites = len(self.sites) + len(self.heatmap_sites) + len(reads)
         with meter.phase("fitting"), progress_bar(sites, "fitting", self.show_progress) as bar:
-            reads = self._read_sites(recipe)
             interventions, evidence = fit_sites(capture, recipe, bar.update, self.heatmap_sites, recapture, reads)
         more_evidence = self._more_evidence(recipe, evidence)
         concept = self._concept(interventions, recipe, {"sites": [asdict(item) for item in evidence], **more_evidence})

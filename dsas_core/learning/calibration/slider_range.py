@@ -83,12 +83,16 @@ def prompts_of(
 
 
 def find_range(
-    concept: Concept, attempt: Callable[[float], Trial], drift: float, done: Callable[[], object] = lambda: None
+    concept: Concept,
+    attempt: Callable[[float], Trial],
+    drift: float,
+    done: Callable[[], object] = lambda: None,
+    choose_unit: Callable[[Callable[[float], Trial]], tuple[float, dict[str, Any]]] | None = None,
 ) -> Concept:
     """Measure a concept's unit and the ends of its range anew, with all trials in its evidence.
 
-    The unit is that of `unit.choose`. An end is a multiple of a quarter of a unit, at most 4, found by bisection: the
-    strength is useful there and not a quarter further out. Useful means that the drift is within the limit; that
+    An end is a multiple of a quarter of a unit, at most 4, found by bisection: the strength is useful there and not a
+    quarter further out. Useful means that the drift is within the limit, or the harm where trials tell it; that
     displacement and novelty are at most `MAX_DISPLACEMENT` and `MAX_NOVELTY` (times those of 1 unit, where they are
     above 1); and, above 1 unit, that no more than `MAX_EFFECT_LOSS` of the effect there is lost. Where outputs are the
     same (`SATURATION_TOL`) at a smaller strength that was tried, that is the end; where no change is visible, 0 is.
@@ -98,6 +102,7 @@ def find_range(
         attempt: returns what a map strength of either sign does.
         drift: the limit.
         done: called after each trial, for a progress bar; there are at most `MAX_TRIALS`.
+        choose_unit: chooses the unit by such an `attempt`, and returns it with a summary; None for `unit.choose`.
 
     Returns:
         The concept; its range is None where both ends are 0. Samples, which are by strength, are left out.
@@ -110,14 +115,18 @@ def find_range(
         (1.1, (-2.0, 1.75))
     """
     trials = Trials(attempt, done)
-    unit, summary = choose(lambda strength: trials[strength][:2], drift, units=units_of(concept.method))
+    if choose_unit is None:
+        unit, summary = choose(lambda strength: trials[strength][:2], drift, units=units_of(concept.method))
+    else:
+        unit, summary = choose_unit(lambda strength: trials[strength])
     max_displacement = MAX_DISPLACEMENT * max(1.0, trials[unit].displacement)
     max_novelty = MAX_NOVELTY * max(1.0, trials[unit].novelty)
     min_effect = min(1.0, trials[unit].effect) - MAX_EFFECT_LOSS
 
     def useful(strength: float) -> bool:
         trial = trials[strength]
-        within = trial.drift <= drift and trial.displacement <= max_displacement and trial.novelty <= max_novelty
+        harmless = trial.harm <= 1 if trial.harm else trial.drift <= drift
+        within = harmless and trial.displacement <= max_displacement and trial.novelty <= max_novelty
         return within and (strength <= unit or trial.effect >= min_effect)
 
     low, high = (_end(sign * unit, trials, useful) for sign in (-1, 1))

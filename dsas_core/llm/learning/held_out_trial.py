@@ -9,6 +9,7 @@ strength of 1 is usable always-on as well.
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,14 +18,14 @@ import numpy as np
 import torch
 
 from ...concept.concept import Concept
-from ...errors import DSASError
+from ...errors import DSASError, PromptError
 from ...learning.calibration.unit import Trial, choose_knee, text_units_of
 from ...learning.held_out_trial import HeldOutTrial
 from ...probes import TextProbe
 from ..model.conversations import Encoded
 from ..steering.steer import steer
 from .outcomes import AnswerClassifier, OutcomeJudge, TextDetector
-from .reader import Reader
+from .reader import Reader, have_answers
 
 #: mean progress from source answers to answers to control prompts that counts as the full effect
 FULL_EFFECT = 0.95
@@ -88,8 +89,10 @@ class TextTrial(HeldOutTrial):
         self, reader: Reader, fitting: Mapping[str, Sequence[Encoded]], held_out: Mapping[str, Sequence[Encoded]]
     ) -> None:
         self.reader, self.controls = reader, list(held_out["control"])
-        self.length = None if _answered(fitting["source"]) else CONTINUATION
-        self.sources, self.contexts = (_openings(held_out[side]) for side in ("source", "control"))
+        self.length = None if have_answers(fitting) else CONTINUATION
+        self.sources, self.contexts = (
+            list(held_out[side]) if self.length is None else _openings(held_out[side]) for side in ("source", "control")
+        )
         parts = {side: [text.ids[text.answer :] or text.ids[1:] for text in texts] for side, texts in fitting.items()}
         reference = [text.ids[text.answer :] or text.ids[1:] for text in held_out["target"]]
         judge: OutcomeJudge
@@ -111,6 +114,7 @@ class TextTrial(HeldOutTrial):
             raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
         self._own_loss, self._own_repeats = self._loss(answers), _share_of_repeats(answers)
         self._control_loss = float(reader.losses(self.controls).mean())
+        self._drift_limit = math.inf
         self.answers_differ = self.span >= MIN_LOGIT_GAP
         self.outcomes: dict[float, TextOutcome] = {}
 
@@ -130,12 +134,15 @@ class TextTrial(HeldOutTrial):
             control_loss = float(reader.losses(self.controls).mean())
         divergence = sum(_divergence(p, q) for p, q in zip(unsteered, steered, strict=True))
         drift = divergence / max(1, sum(map(len, unsteered)))
-        self.outcomes[strength] = TextOutcome(
+        silenced = self._own_loss > 0 and not any(answers)
+        outcome = TextOutcome(
             drift=drift,
-            unlikely=self._loss(answers) - self._own_loss,
+            unlikely=math.inf if silenced else self._loss(answers) - self._own_loss,
             always_on=control_loss - self._control_loss,
             repeats=_share_of_repeats(answers) - self._own_repeats,
         )
+        # what overflows is beyond every limit
+        self.outcomes[strength] = TextOutcome(*(x if math.isfinite(x) else sys.float_info.max for x in outcome))
         return self.classifier.read(answers), drift
 
     def target_scores(self, features: torch.Tensor) -> torch.Tensor:
@@ -155,28 +162,35 @@ class TextTrial(HeldOutTrial):
     def choose_unit(
         self, concept: Concept, drift: float, done: Callable[[], object] = lambda: None
     ) -> tuple[float, dict[str, Any]]:
-        """The unit at the knee of the effect, within all limits, and the evidence; see `unit.choose_knee`."""
-        self._drift_limit = drift
-        unit, summary = choose_knee(
-            lambda unit: self(concept, unit), done, text_units_of(concept.method), self.length is None
-        )
-        for trial in summary["trials"]:
-            trial |= self.outcomes[trial["unit"]]._asdict()
-        evidence = self.unit_evidence({"drift_limit": drift, "limits": LIMITS, **summary})
+        unit, evidence = super().choose_unit(concept, drift, done)
         if not self.answers_differ:
             warnings.warn(
                 "the model continues source prompts much as it continues control prompts, so the effect of a strength "
                 f"is uncertain: the unit, {unit:g}, is the largest that leaves texts likely",
                 stacklevel=4,
             )
-        elif not summary["reached"]:
-            effect = next(trial["effect"] for trial in summary["trials"] if trial["unit"] == unit)
+        elif not evidence["reached"]:
+            effect = next(trial["effect"] for trial in evidence["trials"] if trial["unit"] == unit)
             warnings.warn(
                 f"no strength within the limits has the full effect: at the unit, {unit:g}, it is {effect:.0%} of the "
                 "way. Steer at other or more sites (sites), add prompts, or try another method",
                 stacklevel=4,
             )
         return unit, evidence
+
+    def _choose(
+        self,
+        concept: Concept,
+        drift: float,
+        attempt: Callable[[float], Trial],
+        done: Callable[[], object] = lambda: None,
+    ) -> tuple[float, dict[str, Any]]:
+        """The unit at the knee of the effect, within all limits, and a summary; see `unit.choose_knee`."""
+        self._drift_limit = drift
+        unit, summary = choose_knee(attempt, done, text_units_of(concept.method), self.length is None)
+        for trial in summary["trials"]:
+            trial |= self.outcomes[trial["unit"]]._asdict()
+        return unit, {"drift_limit": drift, "limits": LIMITS, **summary}
 
     def _harm(self, concept: Concept, outcome: TextOutcome) -> float:
         """What a strength costs in parts of the limits; more than 1 is too much.
@@ -189,22 +203,26 @@ class TextTrial(HeldOutTrial):
         return max(parts if decides else [*parts, outcome.drift / self._drift_limit])
 
     def _loss(self, answers: Sequence[tuple[int, ...]]) -> float:
-        """Nats per token of what was written, read by the unsteered model behind its own prompt."""
+        """Nats per token of what was written, read by the unsteered model behind its own prompt; 0 of nothing."""
         pairs = [(text, answer) for text, answer in zip(self.sources, answers, strict=True) if answer]
         texts = [Encoded((*text.ids[: text.answer], *answer), text.answer) for text, answer in pairs]
-        return float(self.reader.losses(texts, "answer").mean()) if texts else math.inf
-
-
-def _answered(texts: Sequence[Encoded]) -> bool:
-    return all(text.answer < len(text.ids) for text in texts)
+        return float(self.reader.losses(texts, "answer").mean()) if texts else 0.0
 
 
 def _openings(texts: Sequence[Encoded]) -> list[Encoded]:
-    """Texts with what is to be written marked as the answer: an assistant's turn, or the ends of a plain text."""
-    if _answered(texts):
-        return list(texts)
+    """Plain texts with their ends, which are to be written, marked as the answer.
+
+    Raises:
+        PromptError: texts without an end.
+    """
     starts = [(text, max(2, round(share * len(text.ids)))) for share in GIVEN for text in texts]
-    return [Encoded(text.ids, start) for text, start in starts if start < len(text.ids)]
+    openings = [Encoded(text.ids, start) for text, start in starts if start < len(text.ids)]
+    if not openings:
+        raise PromptError(
+            f"held-out texts have at most {max(len(text.ids) for text in texts)} tokens, at least 3 are needed for one "
+            "to be continued: give longer texts"
+        )
+    return openings
 
 
 def _share_of_repeats(answers: Sequence[tuple[int, ...]]) -> float:

@@ -212,7 +212,7 @@ class TextLearner(Learner[Encoded]):
             UnsupportedError: one that reads tokens which are not written yet.
         """
         recipe = recipe_of(given, form="token", pooling="mean", top_share=0.25, **fields)
-        if "form" not in (given or {}):
+        if "form" not in (given or {}) and not recipe.supervised:  # marked tokens tell nothing of whole texts
             recipe = replace(recipe, form=recipe.resolved_gate.traits.text_form)
         if recipe.form not in FORMS:
             raise UnsupportedError(

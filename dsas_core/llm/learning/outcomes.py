@@ -13,7 +13,6 @@ from typing import Protocol
 import torch
 
 from ... import methods
-from ...errors import DSASError
 from ...learning.held_out_trial import OutcomeClassifier
 from ...model.hooks import Call, visit
 from ...model.sites import Site
@@ -76,18 +75,12 @@ class TextDetector:
         source: texts to be left, to fit on.
         target: texts that are wanted, to fit on.
         unseen: texts of both kinds, to measure the accuracy on.
-
-    Raises:
-        DSASError: a model that has no layer to read.
     """
 
     def __init__(self, reader: Reader, source: Answers, target: Answers, unseen: tuple[Answers, Answers]) -> None:
         self._reader = reader
-        sites = find_read_sites(reader.model, find_sites(reader.model))
-        if not sites:
-            raise DSASError(
-                "the model has no layer before the one that is steered by default: continuations can't be read"
-            )
+        # nothing is steered while it reads, so a model of one layer is read there
+        sites = find_read_sites(reader.model, find_sites(reader.model)) or find_sites(reader.model)
         means = [
             reader.capture([Encoded(ids, len(ids)) for ids in side], sites, [("", "all")], tokens=0)
             for side in (source, target)

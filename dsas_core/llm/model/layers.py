@@ -143,9 +143,9 @@ def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> li
 
     Args:
         model: a transformers model.
-        sites: None or "single" for the output of the layer at three fifths of the depth (what is moved at several layers
-            adds up, and costs more for the same effect: docs/real-models.md); "middle" for the outputs of the middle
-            third of the layers; "block" for the outputs of all layers; "attention", "mlp" or "norm" for the
+        sites: None or "single" for the output of the layer at three fifths of the depth (what is moved at several
+            layers adds up, and costs more for the same effect: docs/real-models.md); "middle" for the outputs of the
+            middle third of the layers; "block" for the outputs of all layers; "attention", "mlp" or "norm" for the
             outputs of these modules; "heads" for each attention head, at the input of the output projection; a regular
             expression on canonical paths; a list of module suffixes ("layers.3", "mlp.down_proj") or of groups.
 
@@ -211,7 +211,8 @@ def find_read_sites(model: nn.Module, steered: Sequence[Site]) -> list[Site]:
         steered: the sites that are steered.
 
     Returns:
-        At most `MAX_READ` sites, in order; none where the first steered site comes too early, or is in no layer.
+        At most `MAX_READ` sites, in order; none where the first layer is steered, or what is in no layer, or where no
+        layers are found.
 
     Example:
         >>> from dsas_core import llm
@@ -219,16 +220,26 @@ def find_read_sites(model: nn.Module, steered: Sequence[Site]) -> list[Site]:
         >>> [str(site) for site in find_read_sites(model, find_sites(model))]
         ['model.model.layers.0', 'model.model.layers.1', 'model.model.layers.2']
     """
+    try:
+        stacks = layers_of(model)
+    except UnsupportedError:  # sites that were named are steered all the same
+        return []
     found: list[Site] = []
-    for root, paths in layers_of(model).items():
-        written = [i for i, path in enumerate(paths) for site in steered if f"{site}.".startswith(f"{path}.")]
-        if not written or any(site.root == root and not str(site).startswith(tuple(paths)) for site in steered):
+    for root, paths in stacks.items():
+        places = [_layer_of(site, paths) for site in steered if site.root == root]
+        written = [place for place in places if place is not None]
+        if not written or None in places:
             continue
         low, high = (round(share * len(paths)) for share in READ_DEPTHS)
         known = paths[min(low, len(paths)) : min(high + 1, min(written))] or paths[: min(written)][-1:]
         count = min(MAX_READ, len(known))
         found += [Site(known[round(i * (len(known) - 1) / max(1, count - 1))]) for i in range(count)]
     return found
+
+
+def _layer_of(site: Site, paths: Sequence[str]) -> int | None:
+    """The place of the layer that a site is in, among the paths of a root's layers; None outside of all."""
+    return next((i for i, path in enumerate(paths) if f"{site.path}.".startswith(f"{path}.")), None)
 
 
 def headless_options(model: nn.Module) -> dict[str, int]:

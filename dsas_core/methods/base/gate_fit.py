@@ -76,8 +76,8 @@ class GateFit:
         scores: mean h of held-out source and control prompts, [n] and [m].
         per_row: the gate decides on means, once per row.
         refused: why it must not steer at this site, or "".
-        shares: of held-out source texts that a gate misses, and of control texts that it touches, where it decides about
-            whole texts; its h is near 0 or 1 then, and its site has all of the weight or none.
+        shares: of held-out source texts that a gate misses, and of control texts that it touches, where it decides
+            about whole texts; its h is near 0 or 1 then, and its site has all of the weight or none.
     """
 
     place_at: Placer

@@ -90,7 +90,8 @@ class DSAS(Gate):
         Args:
             source: [n, width], where h is to be 1.
             control: [m, width], where h is to be 0.
-            rank: principal components to keep, "lda", "ridge" for all of them under a penalty, or "auto": chosen by cross-validation.
+            rank: principal components to keep, "lda", "ridge" for all of them under a penalty, or "auto": chosen by
+                cross-validation.
             scaler: "std", "none", or "auto": chosen by cross-validation.
             groups: the prompts of the rows in cross-validation, see `Gate.cross_fit`.
             seed: of the folds.

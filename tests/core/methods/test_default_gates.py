@@ -171,7 +171,6 @@ def test_gates_read_texts_as_published(name: str, kinds: set[str], last_alone: b
     assert {probe.kind for item in concept.interventions for probe in item.probes} == kinds
     assert len(concept.interventions) == (1 if name == "fairsteer" else 2)
     assert concept.provenance["recipe"]["gate"] == name
-    assert concept.unit == 1
     with llm.steer(model, {concept: 5.0}):
         before = model(IDS).logits[:, :-1]
     base = model(IDS).logits

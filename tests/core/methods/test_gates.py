@@ -277,7 +277,7 @@ def test_what_cannot_be_read_says_why(name: str, message: str) -> None:
         Recipe(gate=name)
 
 
-@pytest.mark.parametrize("form", ["prefix", "latch"])
+@pytest.mark.parametrize("form", ["prefix", "latch", "text"])
 def test_combinations_remember_nothing(form: str) -> None:
     with pytest.raises(DSASError, match=f"form '{form}' goes by the tokens before, no combination does"):
         Recipe(gate="complement(dsas)", form=form)

@@ -17,11 +17,20 @@ import torch
 from dsas_core import Concept, DSASError, llm, visit
 from dsas_core.learning.capture import Capture
 from dsas_core.learning.prompts.prompt_set import SIDES, load_prompts, split_held_out
-from dsas_core.llm.learning.held_out_trial import TextTrial
+from dsas_core.llm.learning.held_out_trial import TextOutcome, TextTrial
 from dsas_core.llm.model.conversations import encode
 from dsas_core.model.hooks import find_visitors
 from tests.fixtures.language_models import PROMPTS, THINGS, Words, concept_for, tiny, written
 from tests.fixtures.visitors import Bare, Recorder
+
+#: texts to be continued
+PLAIN = {
+    "name": "plain",
+    "placeholders": {"thing": THINGS, "place": PROMPTS["placeholders"]["place"]},
+    "source": ["{thing} {place} fool", "{place} fool"],
+    "target": ["{thing} {place} sorry", "{place} sorry"],
+    "control": ["{thing} {place} please", "{place} please", "{thing} please"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +77,7 @@ def test_controls_are_left_alone(learned: Concept, tokenizer: Words) -> None:
     with llm.steer(tiny("llama"), {learned: 1.0}, trace=True, tokenizer=tokenizer) as steering:
         assert steering.trace is not None
         seen = {}
-        for name, text in {"rude": "my key is here you fool", "kind": "my key is here please"}.items():
+        for name, text in {"rude": "my key is here you fool", "kind": "my key is here so please"}.items():
             tiny("llama")(said(tokenizer, text))
             seen[name] = max(token.max_h for token in steering.trace.tokens())
     assert seen["rude"] > 3 * seen["kind"]
@@ -121,17 +130,12 @@ def test_evidence_on_another_domain(tokenizer: Words) -> None:
 
 
 def test_texts_that_are_plain_are_learned_from(tokenizer: Words) -> None:
-    plain = {
-        "name": "plain",
-        "placeholders": {"thing": THINGS, "place": PROMPTS["placeholders"]["place"]},
-        "source": ["{thing} {place} fool", "{place} fool"],
-        "target": ["{thing} {place} sorry", "{place} sorry"],
-        "control": ["{thing} {place} please", "{place} please", "{thing} please"],
-    }
-    for form in ("token", "latch"):
-        concept = llm.learn(tiny("llama"), tokenizer, plain, count=24, recipe={"form": form})
+    for form in ("text", "token", "latch"):
+        concept = llm.learn(tiny("llama"), tokenizer, PLAIN, count=24, sites="block", recipe={"form": form})
         assert concept.provenance["pooling"] == "all"
-        assert concept.unit == 1
+        trials = {trial["unit"]: trial for trial in concept.evidence["unit"]["trials"]}
+        assert set(TextOutcome._fields) <= set(trials[concept.unit])
+        assert concept.unit == min(trials) or trials[concept.unit]["harm"] <= 1
 
 
 def test_an_encoder_is_read_where_it_is(tokenizer: Words) -> None:
@@ -151,7 +155,7 @@ def test_an_encoder_is_read_where_it_is(tokenizer: Words) -> None:
         (
             {},
             {"recipe": {"form": "pooled"}},
-            "reads tokens that are not written yet: choose token, prefix, latch, last, paper",
+            "reads tokens that are not written yet: choose text, token, prefix, latch, last, paper",
         ),
         ({}, {"recipe": {"colour": 1}}, "recipe has no field colour"),
         (
@@ -314,7 +318,7 @@ def test_calibration_finds_unit_and_ends_on_the_same_quarter(
     assert found.unit == learned.unit
     assert chosen == learned.evidence["unit"], "nothing but the ends is new"
     low, high = found.range or (0.0, 0.0)
-    useful = {trial["strength"]: trial["useful"] for trial in trials}
+    useful = {round(trial["strength"], 6): trial["useful"] for trial in trials}
     assert all(useful[end] for end in (low, high) if end)
     assert (
         llm.calibrate(model, tokenizer, given, PROMPTS, count=12, seed=5).evidence["range"] != found.evidence["range"]
@@ -341,14 +345,16 @@ def test_concepts_of_one_lesson_are_read_once(tokenizer: Words, monkeypatch: pyt
     alone = [llm.learn(model, tokenizer, PROMPTS, count=16, method=method, gate=gate) for method, gate in chosen]
     captures: list[Any] = []
     capture = llm.Lesson._capture
-    monkeypatch.setattr(llm.Lesson, "_capture", lambda *given: (captures.append(given), capture(*given))[1])
+    monkeypatch.setattr(
+        llm.Lesson, "_capture", lambda *given, **more: (captures.append(given), capture(*given, **more))[1]
+    )
     lesson = llm.Lesson(model, tokenizer, PROMPTS, count=16)
     assert not captures
     together = [lesson.learn(method, gate) for method, gate in chosen]
-    assert len(captures) == 1
+    assert len(captures) == 2, "gates that decide about texts read at other sites"
     assert together == alone
     lesson.learn("caa", recipe={"form": "latch"})
-    assert len(captures) == 2, "another form reads other tokens"
+    assert len(captures) == 3, "another form reads other tokens"
 
 
 @pytest.mark.parametrize("form", ["token", "latch", "last"])

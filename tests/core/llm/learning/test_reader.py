@@ -93,7 +93,7 @@ def test_sampled_positions_of_a_long_text_are_its_own() -> None:
     assert torch.equal(first, first.sort().values)
 
 
-@pytest.mark.parametrize("form", ["token", "prefix", "latch"])
+@pytest.mark.parametrize("form", ["text", "token", "prefix", "latch"])
 def test_each_text_is_read_once(form: str, tokenizer: Words) -> None:
     model, recipe = tiny("llama"), {"form": form, "cloud": 2}
     lesson = llm.Lesson(model, tokenizer, PROMPTS, count=32)
@@ -122,7 +122,7 @@ def test_steered_kinds_and_others_do_not_share_a_pass(tokenizer: Words) -> None:
     assert same == {"source": False, "target": True, "cloud": False}
 
 
-@pytest.mark.parametrize("form", ["token", "prefix", "latch"])
+@pytest.mark.parametrize("form", ["text", "token", "prefix", "latch"])
 def test_a_model_in_bfloat16_is_learned_from(form: str, tokenizer: Words) -> None:
     model, full = copy.deepcopy(tiny("llama")).to(torch.bfloat16), tiny("llama")
     concept, expected = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,24 +11,24 @@ import torch
 
 from dsas_core import Concept, DSASError, Site, llm
 from dsas_core.evaluation.arms import BLIND, build_arm, collect_scores
-from dsas_core.probes import LatchProbe, LinearProbe, PooledProbe
+from dsas_core.probes import LatchProbe, LinearProbe, PooledProbe, Probe
 from tests.fixtures.checks import differ
 from tests.fixtures.concepts import random_concept
-from tests.fixtures.language_models import IDS, close, concept_for, tiny, written
+from tests.fixtures.language_models import IDS, close, concept_for, text_probe, tiny, written
 
 
-def across(kind: type[LinearProbe | PooledProbe | LatchProbe] = LinearProbe, turned: bool = False) -> Concept:
+def across(kind: Callable[[LinearProbe], Probe] = replace, turned: bool = False) -> Concept:
     """The second layer's map, gated by what the first layer shows; `turned`, the other way round."""
     concept = concept_for(tiny("llama"))
     first, second = concept.interventions[:: -1 if turned else 1]
     probe = first.probes[0]
     assert isinstance(probe, LinearProbe)
-    item = replace(second, probes=(probe if kind is LinearProbe else kind(probe),), probe_site=first.site)
+    item = replace(second, probes=(kind(probe),), probe_site=first.site)
     return replace(concept, interventions=(item,))
 
 
-@pytest.mark.parametrize("kind", [LinearProbe, PooledProbe])
-def test_the_gate_is_what_the_first_layer_shows(kind: type[LinearProbe | PooledProbe]) -> None:
+@pytest.mark.parametrize("kind", [replace, PooledProbe, text_probe])
+def test_the_gate_is_what_the_first_layer_shows(kind: Callable[[LinearProbe], Probe]) -> None:
     model, concept = tiny("llama"), across(kind)
     item = concept.interventions[0]
     with torch.no_grad():
@@ -45,8 +46,8 @@ def test_the_gate_is_what_the_first_layer_shows(kind: type[LinearProbe | PooledP
         assert set(steering.sites) == {item.site, item.probe_site}
 
 
-@pytest.mark.parametrize("kind", [LinearProbe, LatchProbe])
-def test_identities(kind: type[LinearProbe | LatchProbe], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [replace, LatchProbe, text_probe])
+def test_identities(kind: Callable[[LinearProbe], Probe], tmp_path: Path) -> None:
     model, concept = tiny("llama"), across(kind)
     base = written(model)
     with llm.steer(model, {concept: 0.0}) as steering:
@@ -77,8 +78,9 @@ def test_identities(kind: type[LinearProbe | LatchProbe], tmp_path: Path) -> Non
         assert torch.equal(made[0], base) == (gate == "off")
 
 
-def test_cached_decoding_is_a_full_forward() -> None:
-    model, concept = tiny("llama"), across()
+@pytest.mark.parametrize("kind", [replace, text_probe])
+def test_cached_decoding_is_a_full_forward(kind: Callable[[LinearProbe], Probe]) -> None:
+    model, concept = tiny("llama"), across(kind)
     with llm.steer(model, {concept: 3.0}):
         assert close(written(model), written(model, use_cache=False))
 

@@ -14,10 +14,20 @@ from dsas_core import Concept, DSASError, llm
 from dsas_core.probes import LastProbe, LatchProbe, LinearProbe, PrefixProbe, RunningProbe
 from dsas_core.steering.call_state import CallState
 from tests.fixtures.checks import differ
-from tests.fixtures.language_models import IDS, LENGTH, close, concept_for, condition_latch, remembering, tiny, written
+from tests.fixtures.language_models import (
+    IDS,
+    LENGTH,
+    close,
+    concept_for,
+    condition_latch,
+    remembering,
+    text_probe,
+    tiny,
+    written,
+)
 
 
-@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe, LastProbe, condition_latch])
+@pytest.mark.parametrize("kind", [PrefixProbe, text_probe, LatchProbe, LastProbe, condition_latch])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_what_is_remembered_is_the_same_with_and_without_a_cache(
     kind: Callable[[LinearProbe], RunningProbe], family: str
@@ -62,7 +72,7 @@ def test_a_latch_decides_on_the_prompt_and_steers_what_is_written(kind: Callable
     assert [token.max_h > 0 for token in steering.trace.tokens()] == [False] * 6 + [True] * LENGTH
 
 
-@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe, condition_latch])
+@pytest.mark.parametrize("kind", [PrefixProbe, text_probe, LatchProbe, condition_latch])
 @pytest.mark.parametrize(("family", "cache"), [("llama", "dynamic"), ("llama", "static"), ("windowed", "dynamic")])
 def test_what_is_remembered_follows_beams(
     family: str, cache: str, kind: Callable[[LinearProbe], RunningProbe], monkeypatch: pytest.MonkeyPatch
@@ -100,7 +110,7 @@ def _continue(model: Any, concept: Concept, prompts: torch.Tensor, rows: list[in
     return torch.cat(logits, 1), steering.trace
 
 
-@pytest.mark.parametrize("kind", [PrefixProbe, LatchProbe, LastProbe, condition_latch])
+@pytest.mark.parametrize("kind", [PrefixProbe, text_probe, LatchProbe, LastProbe, condition_latch])
 @pytest.mark.parametrize("rows", [[0, 0, 0, 1, 1, 1], [0, 1, 0, 1], [1, 0], [1]])
 def test_what_is_remembered_follows_the_rows_of_a_cached_prompt(
     rows: list[int], kind: Callable[[LinearProbe], RunningProbe]

@@ -37,7 +37,8 @@ def test_layers_are_found(family: str) -> None:
     assert [len(paths) for paths in layers_of(model).values()] == [2] * len(roots_of(model))
     every = [path for paths in layers_of(model).values() for path in paths]
     assert [str(site) for site in llm.find_sites(model, "block")] == every
-    assert [str(site) for site in llm.find_sites(model)] == every, "of two layers, both are the middle"
+    assert [str(site) for site in llm.find_sites(model, "middle")] == every, "of two layers, both are the middle"
+    assert [str(site) for site in llm.find_sites(model)] == every[1::2], "one of each root"
 
 
 @pytest.mark.parametrize(
