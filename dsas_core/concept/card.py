@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..model.loading import is_hub_name
 from ..utils.files import to_readable_json
 from ..utils.templates import render_template
+from .curve import columns_of, legend_of, trial_rows
 from .data import ConceptData
-from .evidence import describe_cost, describe_range, describe_unit
+from .evidence import describe_cost, describe_range, describe_reading, describe_unit
 from .samples import STRIP, Samples
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -24,7 +26,10 @@ _COLUMNS = (
     ("bin", "bin", "{}"),
     ("balanced accuracy", "balanced_accuracy", "{:.3f}"),
     ("AUROC", "auroc", "{:.3f}"),
+    ("misses", "missed", "{:.3f}"),
+    ("touches", "touched", "{:.3f}"),
     ("weight", "weight", "{:.3f}"),
+    ("reads", "reads", "`{}`"),
     ("mean h on controls", "control_h", "{:.4f}"),
     ("controls with h > 0.5", "control_fired", "{:.4f}"),
 )
@@ -64,6 +69,7 @@ def render_card(concept: ConceptData, name: str | None = None) -> str:
         cost=describe_cost(concept.evidence["cost"]) if "cost" in concept.evidence else "",
         provenance=to_readable_json(_shown_provenance(concept)),
         **_evidence(concept),
+        **_trials(concept),
         **_control_scores(concept),
     )
 
@@ -94,13 +100,45 @@ def _escape(text: str) -> str:
 
 
 def _evidence(concept: ConceptData) -> dict[str, Any]:
-    """The table of sites; rows that are equal, as those of equal bins, are listed once."""
+    """The tables of sites, on prompts like those of learning and on others, without sites that are not steered."""
     sites = concept.evidence.get("sites", [])
-    known = {key for site in sites for key in site if concept.edges or key != "bin"}
+    shown = [site for site in sites if not site.get("candidate")]
+    shown = shown if concept.edges else [{key: site[key] for key in site if key != "bin"} for site in shown]
+    headings, rows = _table(shown)
+    unseen = [{"site": site["site"], **site["unseen"]} for site in shown if site.get("unseen")]
+    unseen_headings, unseen_rows = _table(unseen)
+    return {
+        "headings": headings,
+        "rows": rows,
+        "folded": len(rows) > LONG,
+        "has_shares": "misses" in headings,
+        "reading": describe_reading(sites),
+        "unseen_headings": unseen_headings,
+        "unseen_rows": unseen_rows,
+    }
+
+
+def _table(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Headings and rows of what is known; rows that are equal, as those of equal bins, are listed once."""
+    known = {key for record in records for key, value in record.items() if value not in (None, "")}
     columns = [column for column in _COLUMNS if column[1] in known]
-    rows = [tuple(form.format(site[key]) if key in site else "–" for _, key, form in columns) for site in sites]
-    rows = list(dict.fromkeys(rows))
-    return {"headings": [heading for heading, _, _ in columns], "rows": rows, "folded": len(rows) > LONG}
+    rows = [tuple(_cell(record.get(key), form) for _, key, form in columns) for record in records]
+    return [heading for heading, _, _ in columns], list(dict.fromkeys(rows))
+
+
+def _cell(value: object, form: str) -> str:
+    return "–" if value in (None, "") else form.format(value)
+
+
+def _trials(concept: ConceptData) -> dict[str, Any]:
+    """The table of units that were tried."""
+    trials = trial_rows(concept.unit, concept.evidence.get("unit"))
+    columns = columns_of(trials)
+    rows = []
+    for trial in trials:
+        unit, *others = (f"{trial[key]:.3g}" if key in trial else "–" for key in columns.values())
+        rows.append([f"**{unit}**" if trial["chosen"] else unit, *others, trial["breaks"] or "–"])
+    return {"trials": rows, "trial_headings": [*columns, "breaks limit of"], "legend": legend_of(trials)}
 
 
 def _control_scores(concept: ConceptData) -> dict[str, str]:

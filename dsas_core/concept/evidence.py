@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.templates import render_template
+from .curve import broken_limits
 
 #: cross-validated balanced accuracy from which the outcome classifier's judgement of effects is trusted
 MIN_CLASSIFIER_ACCURACY = 0.7
@@ -56,8 +57,9 @@ class SiteEvidence:
         control_fired_before: the same, before the bias was shifted.
         unseen: on prompts of another domain; None where none were captured.
         reads: where the gate reads, if not at the site.
-        missed: share of held-out source texts on which a gate that decides about texts stays closed; None for others.
-        touched: share of held-out control texts on which it opens; None for others.
+        missed: share of held-out source prompts in which the gate opens nowhere; None where it was not measured.
+        touched: share of held-out control prompts in which it opens somewhere.
+        candidate: nothing is steered here; the gate of other sites might have read here, see `reads`.
     """
 
     site: str
@@ -75,6 +77,28 @@ class SiteEvidence:
     reads: str = ""
     missed: float | None = None
     touched: float | None = None
+    candidate: bool = False
+
+
+def describe_reading(sites: Sequence[Mapping[str, Any]]) -> str:
+    """Where the one gate of all sites reads, in a line; "" where every site has a gate of its own.
+
+    Args:
+        sites: the concept's `evidence["sites"]`.
+
+    Example:
+        >>> early = [{"site": f"layers.{i}", "auroc": 0.8 + i / 100, "candidate": True} for i in range(3)]
+        >>> describe_reading([*early, {"site": "layers.9", "auroc": 0.82, "reads": "layers.2"}])
+        'gate read at layers.2, the best of 3 early sites (AUROC 0.80 to 0.82); nothing is steered at these'
+    """
+    early = {site["site"]: site["auroc"] for site in sites if site.get("candidate")}
+    if not early:
+        return ""
+    reads = ", ".join(dict.fromkeys(site["reads"] for site in sites if site.get("reads")))
+    where = f"gate read at {reads}, the best of" if reads else "gate read where it steers, better than at any of"
+    low, high = min(early.values()), max(early.values())
+    count = f"{len(early)} early site{'s' if len(early) > 1 else ''}"
+    return f"{where} {count} (AUROC {low:.2f} to {high:.2f}); nothing is steered at these"
 
 
 def describe_unit(unit: float, evidence: Mapping[str, Any] | None) -> str:
@@ -94,8 +118,16 @@ def describe_unit(unit: float, evidence: Mapping[str, Any] | None) -> str:
     trials = evidence.get("trials") if evidence else None
     chosen = next((trial for trial in trials or () if trial["unit"] == unit), None)
     values = {"unit": unit, "evidence": evidence, "trials": trials, "chosen": chosen}
+    if chosen and evidence and "limits" in evidence:
+        values |= _limits_of_texts(chosen, evidence)
     template = Path(__file__).with_name("unit.txt.jinja")
     return render_template(template, **values, min_accuracy=MIN_CLASSIFIER_ACCURACY).strip()
+
+
+def _limits_of_texts(chosen: Mapping[str, Any], evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """What `unit.txt.jinja` tells of a unit within limits on texts."""
+    harmless = [trial["unit"] for trial in evidence["trials"] if trial["harm"] <= 1]
+    return {"broken": broken_limits(chosen, evidence), "largest_harmless": max(harmless, default=None)}
 
 
 def describe_cost(cost: Mapping[str, Any] | None) -> str:

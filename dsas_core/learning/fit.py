@@ -130,15 +130,15 @@ def _join(
     for site, site_fits in fits.items():
         probe_site = probe_sites.get(site, site)
         probe_fits = site_fits if probe_site is None else fits[probe_site]
-        elsewhere = "" if probe_site in (None, site) else str(probe_site)
         weights = tuple(
             0.0
             if probe_site is None or site in read_sites or (own.refused and site not in heatmap_sites)
             else fit.evidence.weight
             for own, fit in zip(site_fits, probe_fits, strict=True)
         )
+        reads = "" if probe_site in (site, None) else str(probe_site)
         evidence += [
-            replace(fit.evidence, site=str(site), weight=weight, reads=elsewhere)
+            replace(fit.evidence, site=str(site), weight=weight, reads=reads, candidate=site in read_sites)
             for fit, weight in zip(probe_fits, weights, strict=True)
         ]
         if any(weights) and site not in read_sites:

@@ -119,7 +119,7 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe, gate_only
 
 def _weight(fitted: GateFit, recipe: Recipe) -> float:
     """The site's weight: all or nothing where the gate decides about texts, as h is near 0 or 1 then."""
-    if fitted.shares is not None and recipe.site_weight == "soft":
+    if fitted.sharp and recipe.site_weight == "soft":
         return float(fitted.evidence.lower > 0.5)
     return recipe.resolved_gate.weight(fitted.evidence, recipe.site_weight)
 

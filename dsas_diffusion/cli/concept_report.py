@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from dsas_core.concept.concept import Concept
-from dsas_core.concept.evidence import describe_cost, describe_range, describe_unit
+from dsas_core.concept.curve import columns_of, legend_of, trial_rows
+from dsas_core.concept.evidence import describe_cost, describe_range, describe_reading, describe_unit
 
 from .output import print_records
 
 #: heading -> field of a site's evidence
-ACCURACY = {"site": "site", "balanced accuracy": "balanced_accuracy", "AUROC": "auroc"}
+ACCURACY = {
+    "site": "site",
+    "balanced accuracy": "balanced_accuracy",
+    "AUROC": "auroc",
+    "misses": "missed",
+    "touches": "touched",
+}
 #: the same of control positions
 CONTROLS = {
     "control h before": "control_h_before",
@@ -79,6 +86,7 @@ def report_evidence(document: dict[str, Any]) -> None:
     else:
         print("no evidence was recorded")
     print()
+    _report_trials(document)
     print(describe_unit(document["unit"], document["unit_evidence"]))
     print(describe_range(document["range"], document["range_evidence"]))
     if document["cost"]:
@@ -99,16 +107,38 @@ def report_range(document: dict[str, Any]) -> None:
 
 
 def _report_sites(document: dict[str, Any]) -> None:
-    sites = document["sites"]
-    columns = {**ACCURACY, "weight": "weight", **CONTROLS, "rank": "rank", "scaler": "scaler"}
-    print_records({"site": "site", "bin": "bin", **columns} if document["edges"] else columns, sites)
+    sites = [site for site in document["sites"] if not site.get("candidate")]
+    columns = {**ACCURACY, "weight": "weight", **CONTROLS, "rank": "rank", "scaler": "scaler", "reads": "reads"}
+    columns = {"site": "site", "bin": "bin", **columns} if document["edges"] else columns
+    print_records(_known(columns, sites), [{**site, "reads": site.get("reads") or None} for site in sites])
+    if reading := describe_reading(document["sites"]):
+        print(reading)
     print(
         "measured by cross-validation. On what must stay as it is (false positives), control h: the mean h; fired: the"
     )
     print("share with h above 0.5; each before and after the gate's threshold was placed")
+    if any(site.get("missed") is not None for site in sites):
+        print("misses: share of source prompts in which the gate opens nowhere; touches: of controls in which it opens")
     if unseen := [{"site": site["site"], **site["unseen"]} for site in sites if site.get("unseen")]:
         print("\non prompts of another domain, of which learning saw none; a prompt counts by its highest h")
-        print_records({**ACCURACY, **CONTROLS}, unseen)
+        print_records(_known({**ACCURACY, **CONTROLS}, unseen), unseen)
+
+
+def _report_trials(document: dict[str, Any]) -> None:
+    """Print the curve that the unit was chosen from."""
+    rows = trial_rows(document["unit"], document["unit_evidence"])
+    if rows:
+        shown = [{**row, "unit": f"{row['unit']:g}", "mark": "→" if row["chosen"] else " "} for row in rows]
+        unit, *others = columns_of(rows).items()
+        print_records(dict([("", "mark"), unit, ("of the full effect", "bar"), *others, ("breaks", "breaks")]), shown)
+        print(f"{legend_of(rows)} On held-out prompts; → is the unit, and breaks names the limits that a row exceeds\n")
+
+
+def _known(columns: dict[str, str], records: list[dict[str, Any]]) -> dict[str, str]:
+    """The columns of which some record knows something."""
+    return {
+        heading: key for heading, key in columns.items() if any(record.get(key) not in (None, "") for record in records)
+    }
 
 
 def _size(count: float) -> str:

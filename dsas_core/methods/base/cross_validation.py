@@ -152,9 +152,9 @@ def evidence_from_scores(
 
 
 def evidence_of(source: torch.Tensor, control: torch.Tensor) -> Evidence:
-    """The evidence of scores of held-out prompts: the mean h of each.
+    """The evidence of scores of held-out prompts: the mean h of each, or the highest logit.
 
-    A gate that is no classifier has no threshold on mean h; each prompt is classified by the threshold that divides the
+    Nothing says where such a score's threshold is; each prompt is classified by the threshold that divides the
     others best.
 
     Args:
@@ -192,6 +192,23 @@ def mean_by_prompt(values: torch.Tensor, prompts: Any) -> torch.Tensor:
     where = torch.from_numpy(places)
     sums = torch.zeros(int(where.max()) + 1, dtype=torch.float64).index_add_(0, where, values.double())
     return sums / torch.bincount(where)
+
+
+def highest_by_prompt(values: torch.Tensor, prompts: Any) -> torch.Tensor:
+    """As `mean_by_prompt`, the highest of each prompt's rows.
+
+    Args:
+        values: [n].
+        prompts: the prompt of each row, [n].
+
+    Example:
+        >>> highest_by_prompt(torch.tensor([1.0, 3.0, 5.0]), [0, 0, 1])
+        tensor([3., 5.], dtype=torch.float64)
+    """
+    _, places = np.unique(np.asarray(prompts), return_inverse=True)
+    where = torch.from_numpy(places)
+    lowest = torch.full((int(where.max()) + 1,), -torch.inf, dtype=torch.float64)
+    return lowest.scatter_reduce(0, where, values.double(), "amax")
 
 
 def logit_of(h: torch.Tensor) -> torch.Tensor:

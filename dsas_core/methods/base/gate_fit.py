@@ -61,6 +61,8 @@ class GateSettings(Protocol):
     @property
     def supervised(self) -> bool: ...
     @property
+    def control_h(self) -> float | None: ...
+    @property
     def control_texts(self) -> float: ...
 
 
@@ -76,8 +78,9 @@ class GateFit:
         scores: mean h of held-out source and control prompts, [n] and [m].
         per_row: the gate decides on means, once per row.
         refused: why it must not steer at this site, or "".
-        shares: of held-out source texts that a gate misses, and of control texts that it touches, where it decides
-            about whole texts; its h is near 0 or 1 then, and its site has all of the weight or none.
+        shares: of held-out source prompts that the gate misses, and of control prompts that it touches, with its
+            threshold placed; None where it was not measured prompt by prompt.
+        sharp: h is near 0 or 1, so that the site has all of the weight or none.
     """
 
     place_at: Placer
@@ -86,6 +89,7 @@ class GateFit:
     per_row: bool = False
     refused: str = ""
     shares: tuple[float, float] | None = None
+    sharp: bool = False
 
 
 def make_placer(probe: Probe, control_h: HByShift, fixed: bool = False) -> Placer:

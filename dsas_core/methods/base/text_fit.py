@@ -1,4 +1,4 @@
-"""Where a gate that decides about whole texts has its threshold, and how well it decides: by texts, not by tokens.
+"""Where a gate that decides about whole texts has its threshold, and how well gates decide: by texts, not by tokens.
 
 A probe that was fitted on means is read at every token, and the text is judged by its strongest and by its mean token
 (`probes.TextProbe`). How often that is wrong can only be told on whole texts that the probe was not fitted on, so each
@@ -17,7 +17,8 @@ import torch
 from ...probes import LinearProbe, TextProbe
 from ...probes.running import text_scores
 from .cross_validation import Evidence, LabelledRows, evidence_of
-from .gate_fit import GateFit
+from .gate_fit import GateFit, GateRows, HByShift, place_threshold
+from .map_rows import split_rows
 
 #: quantile of control texts' scores at which h is to be `NEARLY_CLOSED` at most
 USUAL = 0.9
@@ -28,32 +29,32 @@ TAIL = 0.05
 #: least temperature
 SHARPEST = 0.05
 
-#: fits a probe on some rows [n, width], whose labels are given (1 for source)
-FitRows = Callable[[torch.Tensor, np.ndarray], LinearProbe]
+#: fits a probe on some texts, given by their indices, [n]; source texts come first
+FitTexts = Callable[[np.ndarray], LinearProbe]
 
 
 def held_out_logits(
-    data: LabelledRows, source: Sequence[torch.Tensor], control: Sequence[torch.Tensor], fit: FitRows
+    data: LabelledRows, source: GateRows, control: GateRows, fit: FitTexts
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Logits of the tokens of each text, by a probe that was fitted without it.
 
     Args:
-        data: means to fit on, a row for each text.
-        source: tokens of each source text, [tokens, width]; texts in the order of the rows.
-        control: tokens of each control text.
+        data: means of the texts, a row for each.
+        source: activations of the source texts, in the order of the rows.
+        control: those of the control texts.
         fit: fits a probe.
 
     Returns:
         Logits of each source text and of each control text, float32 [tokens].
     """
-    rows, labels, _, folds = data.split()
-    tokens = [*source, *control]
+    _, _, _, folds = data.split()
+    tokens = [text for rows in (source, control) for _, text in split_rows(rows)]
     logits: dict[int, torch.Tensor] = {}
     for train, test in folds:
-        probe = fit(rows[train], labels[train])
+        probe = fit(train)
         logits |= {int(i): probe.logit(tokens[i].to(probe.weight))[:, 0].float() for i in test}
     ordered = [logits[i] for i in range(len(tokens))]
-    return ordered[: len(source)], ordered[len(source) :]
+    return ordered[: len(data.source)], ordered[len(data.source) :]
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class TextThreshold:
 
     Example:
         >>> threshold = TextThreshold(torch.tensor([9.0, 8.0]), torch.arange(5.0))
-        >>> threshold.place(0.25), threshold.shares(0.25)
-        ((4.0, 0.1), (0.0, 0.0))
+        >>> [round(value, 2) for value in (*threshold.place(0.25), *threshold.shares(0.25))]
+        [2.54, 0.05, 0.0, 0.4]
     """
 
     source: torch.Tensor
@@ -144,4 +145,50 @@ def fit_text_gate(
         ((side - where) / temperature).double().sigmoid() for side in (threshold.source, threshold.control)
     )
     evidence = replace(threshold.evidence, rank=rank, scaler=scaler)
-    return GateFit(place_at, evidence, (source, control), per_row=True, shares=threshold.shares(share))
+    return GateFit(place_at, evidence, (source, control), per_row=True, shares=threshold.shares(share), sharp=True)
+
+
+# ---- gates that decide token by token: evidence of whole texts -------------------------------------------------------
+
+
+def highest_mean(logits: torch.Tensor) -> torch.Tensor:
+    """The highest mean of a text's logits so far, at which a gate of form "prefix" steers it most.
+
+    Args:
+        logits: of its tokens, [tokens].
+
+    Example:
+        >>> highest_mean(torch.tensor([1.0, 5.0, -9.0]))
+        tensor(3.)
+    """
+    return (logits.cumsum(0) / torch.arange(1, len(logits) + 1)).max()
+
+
+def judge_by_prompts(
+    fit: GateFit, source: torch.Tensor, control: torch.Tensor, control_h: HByShift, target: float | None
+) -> GateFit:
+    """The fit with evidence of whole prompts, as a prompt is steered where its highest logit is above the threshold.
+
+    A probe of means may tell whole texts apart very well and still open somewhere in most controls, or nowhere in most
+    sources: its evidence then promises what the gate does not keep.
+
+    Args:
+        fit: with evidence of means.
+        source: the highest logit of each held-out source prompt, [n].
+        control: that of each held-out control prompt, [m].
+        control_h: held-out h of controls by shift.
+        target: mean h of controls for which the threshold is placed, see `place_threshold`.
+
+    Example:
+        >>> from dsas_core.methods.base.gate_fit import h_by_shift
+        >>> perfect = Evidence(1.0, 1.0, 0.9, 5, "std", 2, 2)
+        >>> means = GateFit(lambda target: ..., perfect, (torch.ones(2), torch.zeros(2)))
+        >>> highest = torch.tensor([9.0, 8.0]), torch.tensor([-1.0, 8.5])
+        >>> judged = judge_by_prompts(means, *highest, h_by_shift(torch.zeros(1)), None)
+        >>> judged.evidence.auroc, judged.shares
+        (0.75, (0.0, 0.5))
+    """
+    shift = place_threshold(control_h, target)
+    shares = float((source <= shift).double().mean()), float((control > shift).double().mean())
+    evidence = replace(evidence_of(source, control), rank=fit.evidence.rank, scaler=fit.evidence.scaler)
+    return replace(fit, evidence=evidence, shares=shares)

@@ -17,13 +17,17 @@ In learning, `Recipe.form` says on which rows the regression is fitted, and how 
   threshold is placed on whole control texts (`methods.base.text_fit`). "message": the same of conversations, where the
   prompt decides alone, and what is answered does not count.
 - "last": of texts; as token, but fitted and read at the prompt's last token and at each token that is generated.
+
+Evidence is of prompts, at the granularity at which the gate steers: of "pooled", "product" and "latch" by the mean, of
+"text" by its score, of the others by the prompt's highest logit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from itertools import starmap
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,12 +35,12 @@ import torch
 from ...errors import DSASError
 from ...probes import LatchProbe, LinearProbe, PooledProbe, PrefixProbe, ProductProbe, fold
 from ..base.checks import check_rows
-from ..base.cross_validation import Evidence, LabelledRows, PromptIds, evidence_from_scores, evidence_of
+from ..base.cross_validation import Evidence, LabelledRows, PromptIds, evidence_from_scores, highest_by_prompt
 from ..base.discriminant import discriminant
 from ..base.gate import CrossFitted, Gate, cast_probe, pooled_rows
-from ..base.gate_fit import GateFit, GateRows, GateSettings, h_by_shift, make_placer, position_rows
+from ..base.gate_fit import GateFit, GateRows, GateSettings, HByShift, h_by_shift, make_placer, position_rows
 from ..base.map_rows import split_rows
-from ..base.text_fit import TextThreshold, fit_text_gate, held_out_logits
+from ..base.text_fit import TextThreshold, fit_text_gate, held_out_logits, highest_mean, judge_by_prompts
 from ..base.traits import GateTraits
 
 #: a projection: a number of principal components, or "lda", the shrunken discriminant (uses the labels)
@@ -137,7 +141,7 @@ class DSAS(Gate):
         return CrossFitted(probe, evidence, source, control, h_by_shift(control))
 
     def fit_on(self, source: GateRows, controls: Sequence[GateRows], settings: GateSettings) -> GateFit:
-        control, form = controls[0], settings.form
+        control, form, target = controls[0], settings.form, settings.control_h
         data = pooled_rows(source, control, settings)
         rank, scaler = settings.rank, settings.scaler
         if form in WHOLE_TEXT_FORMS:  # few texts decide about all: the smoothest fit transfers best
@@ -146,37 +150,61 @@ class DSAS(Gate):
         linear, evidence, scores = pooled.probe, pooled.evidence, pooled.scores(data.prompts)
         if form in WHOLE_TEXT_FORMS:
             written = form == "text"  # then all of a control text may open it
-            held_out = self._held_out_texts(data, source, controls[-1 if written else 0], evidence)
+            held_out = held_out_logits(data, source, controls[-1 if written else 0], _fit_means(data, evidence))
             threshold, share = TextThreshold.of_logits(*held_out), settings.control_texts
             return fit_text_gate(linear, threshold, evidence.rank, evidence.scaler, share, written)
         if form in _ROW_FORMS:
-            placer = make_placer(_ROW_FORMS[form](linear), h_by_shift(pooled.control_logits))
-            return GateFit(placer, evidence, scores, per_row=True)
+            control_h = h_by_shift(pooled.control_logits)
+            fit = GateFit(make_placer(_ROW_FORMS[form](linear), control_h), evidence, scores, per_row=True)
+            return self._judge(fit, data, source, controls, settings, control_h) if form == "prefix" else fit
         if form == "paper":
-            logits = linear.logit(torch.cat([rows.gathered("positions") for rows in controls]))[:, 0]
-            return GateFit(make_placer(linear, h_by_shift(logits)), evidence, scores)
-        single, data = self._fit_positions(linear, source, controls, settings)
+            control_h = h_by_shift(linear.logit(torch.cat([rows.gathered("positions") for rows in controls]))[:, 0])
+            fit = GateFit(make_placer(linear, control_h), evidence, scores)
+            return self._judge(fit, data, source, controls, settings, control_h)
+        single, positions = self._fit_positions(linear, source, controls, settings)
         logits = single.control_logits[: sum(len(rows.gathered("positions")) for rows in controls)]
         if form == "product":
             counts = torch.tensor(control.sampled)
             factor = pooled.control_logits.sigmoid().to(logits).repeat_interleave(counts)
             probe, h = ProductProbe((single.probe, PooledProbe(linear))), h_by_shift(logits[: len(factor)], factor)
             return GateFit(make_placer(probe, h), evidence, scores)
-        if settings.supervised:
-            scores = single.scores(data.prompts, len(control.gathered("position_prompts")))
-            evidence = evidence_of(*scores)
-        return GateFit(make_placer(single.probe, h_by_shift(logits)), evidence, scores)
+        control_h = h_by_shift(logits)
+        fit = GateFit(make_placer(single.probe, control_h), evidence, scores)
+        if not settings.supervised:
+            return self._judge(fit, data, source, controls, settings, control_h)
+        own = single.scores(positions.prompts, len(control.gathered("position_prompts")))
+        source_ids, control_ids = positions.prompts
+        highest = [(single.source_logits, source_ids), (logits, control_ids[: len(logits)])]
+        return judge_by_prompts(replace(fit, scores=own), *starmap(highest_by_prompt, highest), control_h, target)
 
-    def _held_out_texts(
-        self, data: LabelledRows, source: GateRows, control: GateRows, chosen: Evidence
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Logits of the tokens of each text, by the probe that was chosen, fitted without it."""
+    def _judge(
+        self,
+        fit: GateFit,
+        data: LabelledRows,
+        source: GateRows,
+        controls: Sequence[GateRows],
+        settings: GateSettings,
+        control_h: HByShift,
+    ) -> GateFit:
+        """The fit with evidence of whole prompts, read as it will be by a probe that was fitted without them."""
+        fit_means = _fit_means(data, fit.evidence)
 
-        def fit(rows: torch.Tensor, labels: np.ndarray) -> LinearProbe:
-            return _fit_folded(decompose(rows.numpy(), chosen.scaler), labels, chosen.rank)
+        def fit_positions(train: np.ndarray) -> LinearProbe:
+            sides = [source, *controls]
+            first, *others = ([tokens for _, tokens in split_rows(rows)] for rows in sides)
+            texts = [first[i] for i in train if i < len(first)]
+            control = torch.cat([side[i - len(first)] for side in others for i in train if i >= len(first)])
+            chosen = self._choose_positions(fit_means(train), texts, control, settings)
+            return self.fit(torch.cat(texts)[chosen], control, **_settings_of_positions(settings))
 
-        texts = ([tokens for _, tokens in split_rows(rows)] for rows in (source, control))
-        return held_out_logits(data, *texts, fit)
+        fit_fold = fit_means if settings.form in ("paper", "prefix") else fit_positions
+        highest = highest_mean if settings.form == "prefix" else torch.max
+        held_out = held_out_logits(data, source, controls[-1], fit_fold)
+        scores = (
+            highest_by_prompt(torch.stack([highest(text) for text in side]), prompts)
+            for side, prompts in zip(held_out, data.prompts, strict=True)
+        )
+        return judge_by_prompts(fit, *scores, control_h, settings.control_h)
 
     def _fit_positions(
         self, start: LinearProbe, source: GateRows, controls: Sequence[GateRows], settings: GateSettings
@@ -185,27 +213,45 @@ class DSAS(Gate):
 
         Which positions of the source show the concept is known, or estimated by multiple-instance rounds.
         """
-        rank = "lda" if settings.rank == "auto" else settings.rank
-        scaler = "std" if settings.scaler == "auto" else settings.scaler
-        data = position_rows(source, controls, settings)
+        positive = data = position_rows(source, controls, settings)
+        if not settings.supervised:
+            chosen = self._choose_positions(start, data.source.split(source.sampled), data.control, settings)
+            prompts = source.gathered("position_prompts")[chosen].tolist()
+            positive = replace(data, source=data.source[chosen], groups=(prompts, data.prompts[1]))
+        return self.cross_fit_rows(positive, **_settings_of_positions(settings)), positive
+
+    def _choose_positions(
+        self, start: LinearProbe, texts: Sequence[torch.Tensor], control: torch.Tensor, settings: GateSettings
+    ) -> torch.Tensor:
+        """Indices of the source positions that show the concept, by multiple-instance rounds from a first probe on."""
+        source = torch.cat([*texts])
 
         def highest(probe: LinearProbe) -> torch.Tensor:
             """Indices of the positions of each row that the probe scores highest."""
             chosen, begin = [], 0
-            for row in data.source.split(source.sampled):
+            for row in texts:
                 count = max(1, round(settings.top_share * len(row)))
                 chosen.append(probe.logit(row)[:, 0].topk(count).indices + begin)
                 begin += len(row)
             return torch.cat(chosen)
 
-        positive = data
-        if not settings.supervised:
-            for _ in range(settings.rounds - 1):
-                start = self.fit(data.source[highest(start)], data.control, rank=rank, scaler=scaler)
-            chosen = highest(start)
-            prompts = source.gathered("position_prompts")[chosen].tolist()
-            positive = replace(data, source=data.source[chosen], groups=(prompts, data.prompts[1]))
-        return self.cross_fit_rows(positive, rank, scaler), positive
+        for _ in range(settings.rounds - 1):
+            start = self.fit(source[highest(start)], control, **_settings_of_positions(settings))
+        return highest(start)
+
+
+def _settings_of_positions(settings: GateSettings) -> dict[str, Any]:
+    """Rank and scaler of a fit on positions, which are too many to try several."""
+    return {
+        "rank": "lda" if settings.rank == "auto" else settings.rank,
+        "scaler": "std" if settings.scaler == "auto" else settings.scaler,
+    }
+
+
+def _fit_means(data: LabelledRows, chosen: Evidence) -> Callable[[np.ndarray], LinearProbe]:
+    """Fits a probe on some of the rows, by their indices, as it was chosen for all."""
+    rows, labels, _, _ = data.split()
+    return lambda train: _fit_folded(decompose(rows[train].numpy(), chosen.scaler), labels[train], chosen.rank)
 
 
 class Decomposition(NamedTuple):

@@ -14,7 +14,7 @@ from dsas_core.learning.recipe import FORMS
 from dsas_core.methods.base.gate_fit import place_threshold
 from dsas_core.probes import ConstantProbe, LinearProbe, PooledProbe, ProductProbe
 from dsas_core.steering.trace import Trace
-from tests.fixtures.synthetic import CONCEPT, MOVE, POSITIONS, SHOWN, SITE, WIDTH, activations, captured
+from tests.fixtures.synthetic import CONCEPT, MOVE, POSITIONS, SHOWN, SITE, WIDTH, activations, captured, several
 
 
 @functools.cache
@@ -201,3 +201,39 @@ def test_a_target_that_replaces_the_concept_is_still_found(form: str) -> None:
     shift = fit_sites(capture, Recipe(form=form))[0][0].maps[0].tensors()[0]
     assert torch.cosine_similarity(shift, expected, dim=0) > 0.95
     assert 0.7 < float(shift.norm() / expected.norm()) < 1.4, "as long as the change is where it is"
+
+
+@pytest.mark.parametrize("form", ["paper", "token", "prefix"])
+def test_evidence_is_of_prompts_where_the_gate_reads_positions(form: str) -> None:
+    """A concept at a few positions moves the mean little; what counts is where the gate opens."""
+    found = fit_sites(captured(), Recipe(form=form))[1][0]
+    assert found.missed is not None
+    assert found.touched is not None
+    assert found.missed < 0.1, "8 standard deviations are hard to miss"
+    assert found.auroc > 0.95
+    loose = fit_sites(captured(), Recipe(form=form, control_h=None))[1][0]
+    assert loose.touched is not None
+    assert loose.touched > found.touched or loose.touched == 0, "the threshold that was placed counts"
+    assert (loose.auroc, loose.rank) == (found.auroc, found.rank), "AUROC knows no threshold"
+
+
+def test_a_gate_that_opens_somewhere_in_every_control_is_no_good() -> None:
+    """Controls show the concept at one position, though their means do not tell."""
+    capture = captured()
+    rows = capture.rows[SITE, 0, "control"]
+    first = [places == places.min() for places in rows.places]
+    rows.positions = [x + 12 * mask.float()[:, None] * CONCEPT for x, mask in zip(rows.positions, first, strict=True)]
+    pooled, paper = (fit_sites(capture, Recipe(form=form, site_weight="none"))[1][0] for form in ("pooled", "paper"))
+    assert pooled.auroc > 0.95
+    assert paper.auroc < 0.7
+    assert pooled.missed is pooled.touched is None, "it decides by means"
+
+
+@pytest.mark.parametrize("form", ["paper", "token", "prefix"])
+def test_evidence_of_prompts_finds_nothing_where_nothing_is(form: str) -> None:
+    """Positions that a gate chooses by itself are not held out, so they are chosen anew without each prompt."""
+    sites = several({f"unet.{i}": 1e-9 * i for i in range(6)})
+    for i, rows in enumerate(sites.rows.values()):
+        rows.positions = [x + torch.randn(x.shape, generator=torch.Generator().manual_seed(i)) for x in rows.positions]
+    evidence = fit_sites(sites, Recipe(form=form, site_weight="none"))[1]
+    assert 0.35 < sum(found.auroc for found in evidence) / len(evidence) < 0.58

@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, llm, visit
+from dsas_core.concept.evidence import SiteEvidence, UnseenEvidence
 from dsas_core.learning.capture import Capture
 from dsas_core.learning.prompts.prompt_set import SIDES, load_prompts, split_held_out
 from dsas_core.llm.learning.held_out_trial import TextOutcome, TextTrial
+from dsas_core.llm.learning.learn import _weaknesses
 from dsas_core.llm.model.conversations import encode
 from dsas_core.model.hooks import find_visitors
 from tests.fixtures.language_models import PROMPTS, THINGS, Words, concept_for, tiny, written
@@ -387,3 +390,34 @@ def test_learn_has_the_keywords_of_its_lesson_and_hands_them_on(monkeypatch: pyt
     settings: dict[str, Any] = {name: object() for name in list(expected)[3:]}
     llm.learn(torch.nn.Identity(), None, PROMPTS, **settings)
     assert lesson.call_args.kwargs == settings
+
+
+def _site(**fields: Any) -> SiteEvidence:
+    dose = dict.fromkeys(("control_h", "control_h_before", "control_fired", "control_fired_before"), 0.0)
+    return SiteEvidence("layers.7", 0, 1.0, 0.9, 0.95, 5, "std", **{**dose, **fields})
+
+
+def _unseen(**fields: float) -> UnseenEvidence:
+    dose = dict.fromkeys(("control_h", "control_h_before", "control_fired", "control_fired_before"), 0.0)
+    return UnseenEvidence(**{"balanced_accuracy": 0.9, "auroc": 0.95, "missed": 0.1, "touched": 0.02, **dose, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, []),
+        ({"missed": 0.4, "unseen": _unseen(missed=0.5, touched=0.1, auroc=0.75)}, []),
+        ({"missed": 0.41}, ["misses 41% of held-out source texts at layers.7: add source prompts.*control_texts"]),
+        (
+            {"unseen": _unseen(missed=0.83, auroc=0.7)},
+            ["another domain.*misses 83% of source.*, has AUROC 0.70: add"],
+        ),
+        ({"unseen": _unseen(touched=0.2)}, ["touches 20% of controls: add prompts of that kind"]),
+        ({"unseen": _unseen(balanced_accuracy=0.66)}, ["has balanced accuracy 0.66"]),
+        ({"missed": 0.9, "weight": 0.0, "unseen": _unseen(auroc=0.5)}, []),
+    ],
+)
+def test_gates_that_miss_or_do_not_transfer_are_warned_of(fields: dict[str, Any], expected: list[str]) -> None:
+    found = list(_weaknesses([replace(_site(), **fields)], length_auroc=0.5))
+    assert len(found) == len(expected)
+    assert all(re.search(pattern, text) and "\n" not in text for pattern, text in zip(expected, found, strict=True))
