@@ -45,7 +45,8 @@ class Recipe:
         control_h: mean h to allow on held-out control positions, in [0, 1]; None leaves the threshold where the fit
             put it. A gate whose threshold cannot be moved so far keeps it, and so do those of methods that place it
             themselves.
-        control_texts: of the forms "text" and "message": share of control texts that the gate may touch, above 0 and below 0.5.
+        control_texts: of the forms "text" and "message": share of control texts that the gate may touch, above 0 and
+            below 0.5.
         pooling: what the map is fitted on: "gated" for means over positions weighted by the gate (where the concept
             is; for targets that no longer show it, see `site_fit`), "mean" for plain means, the form of the paper.
         top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.

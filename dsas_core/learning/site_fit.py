@@ -9,7 +9,7 @@ finished gate is tested.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -89,18 +89,8 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe, gate_only
     gate = recipe.resolved_gate
     fitted = gate.fit_on(source, controls, recipe)
     (probe, after), (as_fitted, before) = fitted.place_at(recipe.control_h), fitted.place_at(None)
-    method, refused = methods.mapping(recipe.method), fitted.refused
-    transform: Map = IdentityMap()
-    if gate_only:
-        pass
-    elif method.traits.from_gate:
-        own = methods.gate(methods.default_gate(recipe.method, recipe.options))
-        own_fit = fitted if gate == own else own.fit_on(source, controls, recipe)
-        transform, refused = method.from_probe(own_fit.place_at(None)[0]), refused or own_fit.refused
-    else:
-        moved = rows.get("moved", source)
-        transform = method.fit_on(moved, rows["target"], probe, recipe.pooling, **recipe.options)
-        transform = transform.map_tensors(round_to_half)  # not one of the gate, whose plane has to stay the gate's
+    transform, refused = (IdentityMap(), "") if gate_only else _fit_map(rows, controls, recipe, fitted, probe)
+    missed, touched = fitted.shares or (None, None)
     evidence = SiteEvidence(
         site=str(site),
         bin=bin_,
@@ -110,11 +100,26 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe, gate_only
         rank=fitted.evidence.rank,
         scaler=fitted.evidence.scaler,
         unseen=_test_unseen(rows, probe, as_fitted),
-        missed=None if fitted.shares is None else fitted.shares[0],
-        touched=None if fitted.shares is None else fitted.shares[1],
-        **_doses(after, before),
+        missed=missed,
+        touched=touched,
+        **_doses(after, before),  # type: ignore[arg-type]  # mypy would give them to every field
     )
-    return SiteFit(LastProbe(probe) if recipe.form == "last" else probe, transform, evidence, refused)
+    read = LastProbe(probe) if recipe.form == "last" else probe
+    return SiteFit(read, transform, evidence, fitted.refused or refused)
+
+
+def _fit_map(
+    rows: Mapping[str, Activations], controls: Sequence[Activations], recipe: Recipe, fitted: GateFit, probe: Probe
+) -> tuple[Map, str]:
+    """The map of a site, and why the gate that it was made from must not steer there, or ""."""
+    method, gate = methods.mapping(recipe.method), recipe.resolved_gate
+    if method.traits.from_gate:
+        own = methods.gate(methods.default_gate(recipe.method, recipe.options))
+        own_fit = fitted if gate == own else own.fit_on(rows["source"], controls, recipe)
+        return method.from_probe(own_fit.place_at(None)[0]), own_fit.refused
+    moved = rows.get("moved", rows["source"])
+    transform = method.fit_on(moved, rows["target"], probe, recipe.pooling, **recipe.options)
+    return transform.map_tensors(round_to_half), ""  # not one of the gate, whose plane has to stay the gate's
 
 
 def _weight(fitted: GateFit, recipe: Recipe) -> float:

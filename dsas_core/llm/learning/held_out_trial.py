@@ -1,9 +1,9 @@
 """What a strength does to what a language model writes and predicts, measured on held-out prompts.
 
 There is no other judge than the model itself, unsteered. Its activations tell whether what was written is like the
-source or like the target texts of the prompt file (`outcomes`). Its likelihood tells whether what was written is still language. And its predictions on control texts
-tell what steering changes where nothing should change: with the concept's gate, and with the gate forced on, so that a
-strength of 1 is usable always-on as well.
+source or like the target texts of the prompt file (`outcomes`). Its likelihood tells whether what was written is still
+language. And its predictions on control texts tell what steering changes where nothing should change: with the
+concept's gate, and with the gate forced on, so that a strength of 1 is usable always-on as well.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import starmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,10 +171,11 @@ class DSAS(Gate):
         fit = GateFit(make_placer(single.probe, control_h), evidence, scores)
         if not settings.supervised:
             return self._judge(fit, data, source, controls, settings, control_h)
-        own = single.scores(positions.prompts, len(control.gathered("position_prompts")))
+        fit = replace(fit, scores=single.scores(positions.prompts, len(control.gathered("position_prompts"))))
         source_ids, control_ids = positions.prompts
-        highest = [(single.source_logits, source_ids), (logits, control_ids[: len(logits)])]
-        return judge_by_prompts(replace(fit, scores=own), *starmap(highest_by_prompt, highest), control_h, target)
+        highest = highest_by_prompt(single.source_logits, source_ids)
+        control_highest = highest_by_prompt(logits, control_ids[: len(logits)])
+        return judge_by_prompts(fit, highest, control_highest, control_h, target)
 
     def _judge(
         self,
@@ -200,11 +200,11 @@ class DSAS(Gate):
         fit_fold = fit_means if settings.form in ("paper", "prefix") else fit_positions
         highest = highest_mean if settings.form == "prefix" else torch.max
         held_out = held_out_logits(data, source, controls[-1], fit_fold)
-        scores = (
+        scores, control_scores = (
             highest_by_prompt(torch.stack([highest(text) for text in side]), prompts)
             for side, prompts in zip(held_out, data.prompts, strict=True)
         )
-        return judge_by_prompts(fit, *scores, control_h, settings.control_h)
+        return judge_by_prompts(fit, scores, control_scores, control_h, settings.control_h)
 
     def _fit_positions(
         self, start: LinearProbe, source: GateRows, controls: Sequence[GateRows], settings: GateSettings

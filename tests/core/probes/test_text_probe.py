@@ -20,7 +20,7 @@ LOGITS = st.lists(st.floats(-20, 20, width=16), min_size=1, max_size=12)
 def probe() -> TextProbe:
     random = torch.Generator().manual_seed(0)
     inner = LinearProbe(torch.randn(WIDTH, generator=random), torch.tensor(0.2))
-    return TextProbe(inner, threshold=torch.tensor(1.5), temperature=torch.tensor(0.7))
+    return TextProbe(inner, threshold=torch.tensor(1.5), temperature=torch.tensor(0.7), written=torch.tensor(1.0))
 
 
 def texts(rows: int = 2, positions: int = 7) -> torch.Tensor:
@@ -144,3 +144,18 @@ def test_activations_in_half_precision_are_read_in_float32(dtype: torch.dtype) -
     h = probe().score(x)
     assert h.dtype == torch.float32
     torch.testing.assert_close(h, probe().score(x.float()), atol=2e-3, rtol=0)
+
+
+def test_what_is_written_counts_only_where_it_is_to() -> None:
+    inner = LinearProbe(torch.tensor([1.0]), torch.tensor(0.0))
+    x, prompt = torch.tensor([[[-5.0], [-5.0], [9.0]]]), torch.tensor([[1.0, 1.0, 0.0]])
+    texts, messages = (
+        TextProbe(inner, torch.tensor(0.0), torch.tensor(0.5), written=torch.tensor(written)) for written in (1.0, 0.0)
+    )
+    empty = torch.zeros(1, texts.state_size)
+    h, _ = texts.step(x, None, prompt, empty)
+    assert h[0, 2] > 0.99 > 0.01 > h[0, 1], "the token behind the prompt opens the gate"
+    h, state = messages.step(x, None, prompt, empty)
+    assert torch.equal(h[0, 2], h[0, 1]), "the prompt alone decides"
+    later, _ = messages.step(torch.full((1, 1, 1), 30.0), None, torch.zeros(1, 1), state)
+    assert torch.equal(later[0, 0], h[0, 1])
