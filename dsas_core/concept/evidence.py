@@ -39,6 +39,7 @@ class UnseenEvidence:
     touched: float
 
 
+# size: a row of the table of evidence, its fields the columns
 @dataclass(frozen=True)
 class SiteEvidence:
     """Cross-validated evidence of one site and timestep bin.

@@ -17,6 +17,8 @@ from .linear import LOGIT_LIMIT, LinearProbe
 
 #: tokens of logit 0 that a mean begins with in `TextProbe`, so that the first of a text do not decide
 PRIOR_TOKENS = 8
+#: `TextProbe` is closed where the sigmoid is lower, and open where it is that near to 1
+SURE = 0.05
 
 #: h [batch, positions, 1], and the state after these positions
 Scored = tuple[torch.Tensor, torch.Tensor]
@@ -122,7 +124,9 @@ class TextProbe(MeanLogitProbe, kind="text"):
 
     With the inner probe's logits z_1 … z_t of the tokens so far,
 
-        score_t = max(z_1 … z_t) + (z_1 + … + z_t) / (t + 8),   h_t = sigmoid((score_t - threshold) / temperature).
+        score_t = max(z_1 … z_t) + (z_1 + … + z_t) / (t + 8),   h_t = sigmoid((score_t - threshold) / temperature),
+
+    stretched so that what is below 0.05 is 0 and what is above 0.95 is 1: other texts stay bit for bit as they are.
 
     A few words make a text toxic, which a mean forgets; a mean keeps one odd token from deciding alone. All positions
     of a prompt have the h of its end: a text is steered from its beginning, or not at all. Behind the prompt each token
@@ -137,8 +141,8 @@ class TextProbe(MeanLogitProbe, kind="text"):
     Example:
         >>> inner, one = LinearProbe(torch.tensor([1.0]), torch.tensor(0.0)), torch.tensor(1.0)
         >>> probe = TextProbe(inner, threshold=4 * one, temperature=one, written=one)
-        >>> probe.score(torch.tensor([[[-9.0], [9.0], [0.0]]]))[0, :, 0]  # all of the prompt
-        tensor([0.9933, 0.9933, 0.9933])
+        >>> probe.score(torch.tensor([[[-9.0], [5.0], [0.0]]]))[0, :, 0]  # all of the prompt
+        tensor([0.6710, 0.6710, 0.6710])
     """
 
     threshold: torch.Tensor
@@ -151,6 +155,11 @@ class TextProbe(MeanLogitProbe, kind="text"):
     def with_lower_bias(self, shift: float) -> Self:
         return replace(self, threshold=self.threshold + shift)
 
+    def link(self, z: torch.Tensor) -> torch.Tensor:
+        """h of a score."""
+        h = ((z - self.threshold) / self.temperature).sigmoid()
+        return ((h - SURE) / (1 - 2 * SURE)).clamp(0, 1)
+
     def score_sample(self, mean: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return self.score(positions[None])[0, :, 0]
 
@@ -160,7 +169,7 @@ class TextProbe(MeanLogitProbe, kind="text"):
         in_prompt = mask * prompt
         end = (in_prompt * torch.arange(1, mask.shape[1] + 1, device=x.device)).argmax(1, keepdim=True)
         score = torch.where(in_prompt > 0, score.gather(1, end), score)
-        return ((score - self.threshold) / self.temperature)[..., None].sigmoid(), after
+        return self.link(score)[..., None], after
 
 
 def text_scores(

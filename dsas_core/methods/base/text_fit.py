@@ -137,8 +137,8 @@ def fit_text_gate(
 
     def place_at(target: float | None) -> tuple[TextProbe, torch.Tensor]:
         where, temperature = (torch.tensor(value) for value in threshold.place(None if target is None else share))
-        h = ((threshold.control - where) / temperature).sigmoid()
-        return TextProbe(linear, where, temperature, torch.tensor(float(written))), h[:, None]
+        probe = TextProbe(linear, where, temperature, torch.tensor(float(written)))
+        return probe, probe.link(threshold.control)[:, None]
 
     where, temperature = threshold.place(share)
     source, control = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from dsas_core import DSASError, Recipe, methods
+from dsas_core.learning.capture import Activations
 from dsas_core.learning.fit import fit_sites
 from dsas_core.methods.base.cross_validation import LabelledRows
 from dsas_core.methods.base.text_fit import TextThreshold, held_out_logits, tail_quantile
@@ -64,6 +66,17 @@ def test_h_is_nearly_closed_on_usual_controls() -> None:
     assert TextThreshold(torch.ones(9), torch.zeros(9)).place(0.02)[1] > 0, "not even scores that are all equal divide"
 
 
+def rows_of(texts: Sequence[torch.Tensor]) -> Activations:
+    """Texts [tokens, width] as they are captured."""
+    numbers = torch.arange(len(texts))
+    return Activations(
+        pooled=[torch.stack([text.mean(0) for text in texts])],
+        prompts=[numbers],
+        positions=[torch.cat([*texts])],
+        position_prompts=[numbers.repeat_interleave(torch.tensor([len(text) for text in texts]))],
+    )
+
+
 def test_texts_that_a_probe_was_fitted_on_do_not_judge_it() -> None:
     """Random labels in many dimensions are learned by heart, and tell nothing of texts that were left out."""
     random = torch.Generator().manual_seed(0)
@@ -72,13 +85,16 @@ def test_texts_that_a_probe_was_fitted_on_do_not_judge_it() -> None:
     data = LabelledRows(*(torch.stack([text.mean(0) for text in side]) for side in (source, control)))
     gate = methods.get("dsas", "gate")
 
-    def fit(rows: torch.Tensor, labels: np.ndarray) -> LinearProbe:
-        probe: LinearProbe = gate.fit(rows[labels == 1], rows[labels == 0], rank="ridge", scaler="std")
+    rows, labels = torch.cat([data.source, data.control]), np.repeat([1, 0], 40)
+
+    def fit(train: np.ndarray) -> LinearProbe:
+        sides = (rows[train[labels[train] == label]] for label in (1, 0))
+        probe: LinearProbe = gate.fit(*sides, rank="ridge", scaler="std")
         return probe
 
-    held_out = TextThreshold.of_logits(*held_out_logits(data, source, control, fit))
+    held_out = TextThreshold.of_logits(*held_out_logits(data, rows_of(source), rows_of(control), fit))
     assert 0.3 < held_out.evidence.auroc < 0.7
-    probe = fit(torch.cat([data.source, data.control]), np.repeat([1, 0], 40))
+    probe = fit(np.arange(80))
     known = TextThreshold.of_logits(*([probe.logit(text)[:, 0] for text in side] for side in (source, control)))
     assert known.evidence.auroc > 0.95
 
@@ -86,16 +102,16 @@ def test_texts_that_a_probe_was_fitted_on_do_not_judge_it() -> None:
 def test_each_text_is_read_by_a_probe_that_was_fitted_without_it() -> None:
     rows = torch.arange(20.0)[:, None]
     data = LabelledRows(rows[:8], rows[8:])
-    fitted: list[set[float]] = []
+    fitted: list[set[int]] = []
 
-    def fit(train: torch.Tensor, labels: np.ndarray) -> LinearProbe:
-        fitted.append({float(x) for x in train})
+    def fit(train: np.ndarray) -> LinearProbe:
+        fitted.append(set(train.tolist()))
         return LinearProbe(torch.zeros(1), torch.tensor(float(len(fitted))))
 
     texts = [row[None].expand(3, 1) for row in rows]
-    source, control = held_out_logits(data, texts[:8], texts[8:], fit)
+    source, control = held_out_logits(data, rows_of(texts[:8]), rows_of(texts[8:]), fit)
     assert [len(side) for side in (source, control)] == [8, 12]
-    for text, logits in zip(rows[:, 0].tolist(), [*source, *control], strict=True):
+    for text, logits in enumerate([*source, *control]):
         assert text not in fitted[int(logits[0]) - 1]
 
 

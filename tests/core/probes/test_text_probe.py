@@ -90,7 +90,7 @@ def test_all_of_a_prompt_has_the_h_of_its_end() -> None:
     mask[0, 3] = mask[1, 0] = 0  # a shorter prompt, padded on the right, and one on the left
     h, _ = probe().step(x, mask, prompt, torch.zeros(2, 3))
     scores = text_scores(probe().inner.logit(x)[..., 0], mask)[0]
-    by_position = ((scores - probe().threshold) / probe().temperature).sigmoid()
+    by_position = probe().link(scores)
     for row, (first, end) in enumerate([(0, 2), (1, 3)]):
         counted = h[row, first : end + 1, 0]
         assert torch.equal(counted, by_position[row, end].expand_as(counted))
@@ -130,7 +130,9 @@ def test_the_complement_decides_the_opposite() -> None:
 def test_a_lower_bias_takes_more_of_a_text_to_open() -> None:
     lowered = probe().with_lower_bias(2.0)
     assert float(lowered.threshold) == 3.5
-    assert bool((lowered.score(texts()) < probe().score(texts())).all())
+    scores = torch.linspace(-2, 7, 19)
+    assert bool((lowered.link(scores) <= probe().link(scores)).all())
+    assert bool((lowered.link(scores) < probe().link(scores)).any())
 
 
 def test_a_sample_is_judged_by_its_positions() -> None:
@@ -159,3 +161,7 @@ def test_what_is_written_counts_only_where_it_is_to() -> None:
     assert torch.equal(h[0, 2], h[0, 1]), "the prompt alone decides"
     later, _ = messages.step(torch.full((1, 1, 1), 30.0), None, torch.zeros(1, 1), state)
     assert torch.equal(later[0, 0], h[0, 1])
+
+
+def test_what_is_far_from_the_threshold_is_left_bit_for_bit() -> None:
+    assert probe().link(torch.tensor([-5.0, 1.5, 9.0])).tolist() == [0.0, 0.5, 1.0]

@@ -83,7 +83,7 @@ def test_controls_are_left_alone(learned: Concept, tokenizer: Words) -> None:
         for name, text in {"rude": "my key is here you fool", "kind": "my key is here so please"}.items():
             tiny("llama")(said(tokenizer, text))
             seen[name] = max(token.max_h for token in steering.trace.tokens())
-    assert seen["rude"] > 3 * seen["kind"]
+    assert seen["rude"] > 0.9 > 0.5 > seen["kind"]
 
 
 def test_the_monitor_changes_nothing_and_tells_each_request(learned: Concept, tokenizer: Words) -> None:
@@ -158,7 +158,7 @@ def test_an_encoder_is_read_where_it_is(tokenizer: Words) -> None:
         (
             {},
             {"recipe": {"form": "pooled"}},
-            "reads tokens that are not written yet: choose text, token, prefix, latch, last, paper",
+            "reads tokens that are not written yet: choose text, message, token, prefix, latch, last, paper",
         ),
         ({}, {"recipe": {"colour": 1}}, "recipe has no field colour"),
         (
