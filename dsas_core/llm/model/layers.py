@@ -60,8 +60,8 @@ LAYER_NAMES: dict[str, LayerNames] = {
 }
 #: groups of sites that `sites=` can name; "single" is the default
 SITE_GROUPS = ("single", "middle", "block", "attention", "mlp", "norm", "heads")
-#: where the default site is, as a share of the depth
-STEERED_DEPTH = 0.6
+#: where the default site is, as a share of the depth; models of fewer layers than `DEEP` are steered at a third of them
+STEERED_DEPTH, DEEP = 0.6, 12
 #: between which shares of the depth a gate that decides about texts is tried, and at how many layers at most
 READ_DEPTHS, MAX_READ = (0.1, 0.4), 6
 #: paths of module lists that are no layers of the language model
@@ -144,10 +144,11 @@ def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> li
     Args:
         model: a transformers model.
         sites: None or "single" for the output of the layer at three fifths of the depth (what is moved at several
-            layers adds up, and costs more for the same effect: docs/real-models.md); "middle" for the outputs of the
-            middle third of the layers; "block" for the outputs of all layers; "attention", "mlp" or "norm" for the
-            outputs of these modules; "heads" for each attention head, at the input of the output projection; a regular
-            expression on canonical paths; a list of module suffixes ("layers.3", "mlp.down_proj") or of groups.
+            layers adds up, and costs more for the same effect: docs/real-models.md), the same as "middle" in models of
+            fewer than 12 layers; "middle" for the outputs of the middle third of the layers; "block" for the outputs
+            of all layers; "attention", "mlp" or "norm" for the outputs of these modules; "heads" for each attention
+            head, at the input of the output projection; a regular expression on canonical paths; a list of module
+            suffixes ("layers.3", "mlp.down_proj") or of groups.
 
     Raises:
         DSASError: nothing matches; the message says what there is.
@@ -157,7 +158,7 @@ def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> li
         >>> from dsas_core import llm
         >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
         >>> [str(site) for site in find_sites(model)]
-        ['model.model.layers.3']
+        ['model.model.layers.2', 'model.model.layers.3']
     """
     patterns: list[str] = ["single"] if sites is None else [sites] if isinstance(sites, str) else list(sites)
     by_name: dict[str, Site] = {}
@@ -176,7 +177,8 @@ def _sites_of_group(model: nn.Module, group: str) -> Iterator[Site]:
         for paths in stacks.values():
             third, steered = len(paths) // 3, int(STEERED_DEPTH * len(paths))
             parts = {"single": (steered, steered + 1), "middle": (third, len(paths) - third), "block": (0, len(paths))}
-            yield from map(Site, paths[slice(*parts[group])])
+            part = "middle" if group == "single" and len(paths) < DEEP else group
+            yield from map(Site, paths[slice(*parts[part])])
         return
     kind = getattr(getattr(unwrap(model), "config", None), "model_type", type(model).__name__)
     if kind not in LAYER_NAMES:
@@ -218,7 +220,7 @@ def find_read_sites(model: nn.Module, steered: Sequence[Site]) -> list[Site]:
         >>> from dsas_core import llm
         >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
         >>> [str(site) for site in find_read_sites(model, find_sites(model))]
-        ['model.model.layers.0', 'model.model.layers.1', 'model.model.layers.2']
+        ['model.model.layers.1']
     """
     try:
         stacks = layers_of(model)

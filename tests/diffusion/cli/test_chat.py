@@ -21,10 +21,10 @@ INSULT, CALM = "you useless clown! my washer does not start.", "hello, my washer
 
 @pytest.fixture(scope="module")
 def concept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Learned from the command line."""
+    """Learned from the command line, with a gate that reads single tokens."""
     out = tmp_path_factory.mktemp("chat") / "rudeness"
-    command = ["learn", "--model", "builtin:chat", "--prompts", str(PROMPTS), "--out", str(out), "--quiet"]
-    assert main(command) == 0
+    command = ["learn", "--model", "builtin:chat", "--prompts", str(PROMPTS), "--recipe", "form=token"]
+    assert main([*command, "--out", str(out), "--quiet"]) == 0
     return out
 
 
@@ -122,7 +122,7 @@ def test_show_describes_it(concept: Path, capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert "model.model.layers.2" in out
     assert "on prompts of another domain" in out
-    assert re.search(r"unit [\d.]+: the smallest that does what is wanted", out)
+    assert re.search(r"unit [\d.]+: the (smallest|largest)", out)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ PLAN = Plan(count=4, strengths=(1.0, 30.0), targets=(0.5, 0.001))
 
 @pytest.fixture(scope="module")
 def concept(tokenizer: Words) -> Concept:
-    return llm.learn(tiny("llama"), tokenizer, PROMPTS, count=16)
+    return llm.learn(tiny("llama"), tokenizer, PROMPTS, count=16, recipe={"form": "token"})  # "auto" needs its plane
 
 
 def words_of(tokenizer: Words) -> ScoredJudge:
