@@ -38,7 +38,13 @@ def test_layers_are_found(family: str) -> None:
     every = [path for paths in layers_of(model).values() for path in paths]
     assert [str(site) for site in llm.find_sites(model, "block")] == every
     assert [str(site) for site in llm.find_sites(model, "middle")] == every, "of two layers, both are the middle"
-    assert [str(site) for site in llm.find_sites(model)] == every[1::2], "one of each root"
+    assert llm.find_sites(model) == llm.find_sites(model, "middle"), "so few layers are steered at a third of them"
+
+
+def test_deep_models_are_steered_at_one_layer() -> None:
+    model = tiny("deep")
+    assert len(llm.find_sites(model, "block")) == 20
+    assert [str(site) for site in llm.find_sites(model)] == ["model.model.layers.12"]
 
 
 @pytest.mark.parametrize(
