@@ -8,7 +8,8 @@ behind a polite prefix, always on and DSAS at one grid of realised cost, with a 
 random direction. Measured: the share of toxic continuations by two judges, the perplexity of neutral tweets and of
 WikiText, questions of ARC (and MMLU), repetitions, the likelihood of continuations under the unsteered model, and how
 well gates tell texts of this and of other data sets apart. Each measurement is kept in --cache: a run that was stopped
-goes on. Writes the model's entry in benchmarks/results/real_text.json; docs/real-models.md is made from it.
+goes on. Writes the model's entry in benchmarks/results/real_text.json, of which docs/real-models.md is made, and
+samples.json into the cache.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ def main() -> None:
     check_folder(args.data, ["mmlu"] if args.mmlu else [])
     began = time.monotonic()
     report = summarise(run_seeds(args))
+    samples = args.cache / "samples.json"  # what people wrote stays here, it is no part of the record
+    samples.write_text(json.dumps(report.pop("samples"), indent=1, ensure_ascii=False), encoding="utf-8")
     settings = {
         key: getattr(args, key) for key in ("dtype", "count", "learn", "tokens", "temperature", "neutral", "wikitext")
     }
