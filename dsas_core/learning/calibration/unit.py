@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -61,19 +62,14 @@ class Trials(dict[float, Trial]):
         return self[strength]
 
 
-def units_of(method: str) -> Sequence[float]:
-    """The units to choose among for concepts of a map method.
+def units_of(method: str, units: Sequence[float] = UNITS) -> Sequence[float]:
+    """The units to choose among for concepts of a map method: `units`, or the one that the method fixes.
 
     Example:
         >>> units_of("caa")[:3], units_of("mera")
         ((0.25, 0.3, 0.36), (1.0,))
     """
-    return UNITS if methods.mapping(method).traits.has_unit else FIXED_UNIT
-
-
-def text_units_of(method: str) -> Sequence[float]:
-    """As `units_of`, for concepts of texts."""
-    return TEXT_UNITS if methods.mapping(method).traits.has_unit else FIXED_UNIT
+    return units if methods.mapping(method).traits.has_unit else FIXED_UNIT
 
 
 def choose_knee(
@@ -103,18 +99,11 @@ def choose_knee(
     """
     trials = Trials(attempt, done)
 
-    def bisect(stops: Callable[[Trial], bool], low: int, high: int) -> int:
-        """The first place at which it stops, between two places; the higher one if it stops nowhere."""
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if stops(trials[units[middle]]) else (middle + 1, high)
-        return low
-
-    largest = bisect(lambda trial: trial.harm > 1, 0, len(units)) - 1
+    largest = bisect_left(units, True, key=lambda unit: trials[unit].harm > 1) - 1
     unit = units[max(largest, 0)]
     if largest > 0:
         enough = KNEE * (min(trials[unit].effect, 1.0) if relative else 1.0)
-        unit = units[bisect(lambda trial: trial.effect >= enough, 0, largest)]
+        unit = units[bisect_left(units, True, hi=largest, key=lambda unit: trials[unit].effect >= enough)]
     trial = trials[unit]
     listed = [{"unit": tried, "effect": trials[tried].effect, "harm": trials[tried].harm} for tried in sorted(trials)]
     return unit, {"trials": listed, "reached": trial.harm <= 1 and trial.effect >= KNEE}
@@ -151,12 +140,7 @@ def choose(
         within = [unit for unit, trial in trials.items() if trial.drift <= drift]
         return max(within, key=lambda unit: (min(trials[unit].effect, 1.0), -unit), default=None)
 
-    low, high = 0, len(units)
-    while low < high:
-        middle = (low + high) // 2
-        trial = trials[units[middle]]
-        enough = trial.effect >= 1 or trial.drift > drift
-        low, high = (low, middle) if enough else (middle + 1, high)
+    bisect_left(units, True, key=lambda unit: trials[unit].effect >= 1 or trials[unit].drift > drift)  # tries them
     for step in STEPS:
         best = best_unit()
         if best is None or trials[best].effect >= 1:

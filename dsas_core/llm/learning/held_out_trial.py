@@ -19,7 +19,7 @@ import torch
 
 from ...concept.concept import Concept
 from ...errors import DSASError, PromptError
-from ...learning.calibration.unit import Trial, choose_knee, text_units_of
+from ...learning.calibration.unit import TEXT_UNITS, Trial, choose_knee, units_of
 from ...learning.held_out_trial import HeldOutTrial
 from ...probes import TextProbe
 from ..model.conversations import Encoded
@@ -156,8 +156,8 @@ class TextTrial(HeldOutTrial):
         if self.length is None:
             return super().progress(features)
         usual = self.classifier.logit(self.wanted).quantile(USUAL)
-        beyond = [(self.classifier.logit(rows) - usual).clamp_min(0).mean() for rows in (features, self.source)]
-        return FULL_EFFECT * float(1 - beyond[0] / beyond[1].clamp_min(1e-6))
+        beyond = [float((self.classifier.logit(rows) - usual).clamp_min(0).mean()) for rows in (features, self.source)]
+        return FULL_EFFECT * (1 - beyond[0] / beyond[1]) if beyond[1] > 0 else 0.0  # nothing to be gone shows nothing
 
     def choose_unit(
         self, concept: Concept, drift: float, done: Callable[[], object] = lambda: None
@@ -187,7 +187,8 @@ class TextTrial(HeldOutTrial):
     ) -> tuple[float, dict[str, Any]]:
         """The unit at the knee of the effect, within all limits, and a summary; see `unit.choose_knee`."""
         self._drift_limit = drift
-        unit, summary = choose_knee(attempt, done, text_units_of(concept.method), self.length is None)
+        units = units_of(concept.method, TEXT_UNITS)
+        unit, summary = choose_knee(attempt, done, units, self.length is None)
         for trial in summary["trials"]:
             trial |= self.outcomes[trial["unit"]]._asdict()
         return unit, {"drift_limit": drift, "limits": LIMITS, **summary}
@@ -204,8 +205,7 @@ class TextTrial(HeldOutTrial):
 
     def _loss(self, answers: Sequence[tuple[int, ...]]) -> float:
         """Nats per token of what was written, read by the unsteered model behind its own prompt; 0 of nothing."""
-        pairs = [(text, answer) for text, answer in zip(self.sources, answers, strict=True) if answer]
-        texts = [Encoded((*text.ids[: text.answer], *answer), text.answer) for text, answer in pairs]
+        texts = [text.answered(answer) for text, answer in zip(self.sources, answers, strict=True) if answer]
         return float(self.reader.losses(texts, "answer").mean()) if texts else 0.0
 
 

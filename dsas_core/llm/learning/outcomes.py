@@ -8,6 +8,7 @@ strongest tokens, as `probes.TextProbe` reads a text: most of a toxic continuati
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Protocol
 
 import torch
@@ -61,9 +62,7 @@ class AnswerClassifier(OutcomeClassifier):
         super().__init__(self.read(source), self.read(target))
 
     def read(self, answers: Answers) -> torch.Tensor:
-        contexts = [self._contexts[i % len(self._contexts)] for i in range(len(answers))]
-        pairs = zip(contexts, answers, strict=True)
-        texts = [Encoded((*text.ids[: text.answer], *answer), text.answer) for text, answer in pairs]
+        texts = [context.answered(answer) for context, answer in zip(cycle(self._contexts), answers, strict=False)]
         return self._reader.states(texts).double()
 
 

@@ -39,6 +39,10 @@ class Encoded:
     ids: tuple[int, ...]
     answer: int
 
+    def answered(self, ids: Iterable[int]) -> Encoded:
+        """The same prompt with another answer."""
+        return Encoded((*self.ids[: self.answer], *ids), self.answer)
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -188,10 +188,7 @@ def mean_by_prompt(values: torch.Tensor, prompts: Any) -> torch.Tensor:
         >>> mean_by_prompt(torch.tensor([1.0, 3.0, 5.0]), [0, 0, 1])
         tensor([2., 5.], dtype=torch.float64)
     """
-    _, places = np.unique(np.asarray(prompts), return_inverse=True)
-    where = torch.from_numpy(places)
-    sums = torch.zeros(int(where.max()) + 1, dtype=torch.float64).index_add_(0, where, values.double())
-    return sums / torch.bincount(where)
+    return _reduce_by_prompt(values, prompts, "mean")
 
 
 def highest_by_prompt(values: torch.Tensor, prompts: Any) -> torch.Tensor:
@@ -205,10 +202,14 @@ def highest_by_prompt(values: torch.Tensor, prompts: Any) -> torch.Tensor:
         >>> highest_by_prompt(torch.tensor([1.0, 3.0, 5.0]), [0, 0, 1])
         tensor([3., 5.], dtype=torch.float64)
     """
-    _, places = np.unique(np.asarray(prompts), return_inverse=True)
-    where = torch.from_numpy(places)
-    lowest = torch.full((int(where.max()) + 1,), -torch.inf, dtype=torch.float64)
-    return lowest.scatter_reduce(0, where, values.double(), "amax")
+    return _reduce_by_prompt(values, prompts, "amax")
+
+
+def _reduce_by_prompt(values: torch.Tensor, prompts: Any, how: str) -> torch.Tensor:
+    """A reduction of `Tensor.scatter_reduce` over each prompt's rows, float64."""
+    numbers, places = np.unique(np.asarray(prompts), return_inverse=True)
+    empty = torch.zeros(len(numbers), dtype=torch.float64)
+    return empty.scatter_reduce(0, torch.from_numpy(places), values.double(), how, include_self=False)
 
 
 def logit_of(h: torch.Tensor) -> torch.Tensor:

@@ -140,12 +140,10 @@ def fit_text_gate(
         probe = TextProbe(linear, where, temperature, torch.tensor(float(written)))
         return probe, probe.link(threshold.control)[:, None]
 
-    where, temperature = threshold.place(share)
-    source, control = (
-        ((side - where) / temperature).double().sigmoid() for side in (threshold.source, threshold.control)
-    )
+    h = place_at(share)[0].link
+    scores = h(threshold.source).double(), h(threshold.control).double()
     evidence = replace(threshold.evidence, rank=rank, scaler=scaler)
-    return GateFit(place_at, evidence, (source, control), per_row=True, shares=threshold.shares(share), sharp=True)
+    return GateFit(place_at, evidence, scores, per_row=True, shares=threshold.shares(share), sharp=True)
 
 
 # ---- gates that decide token by token: evidence of whole texts -------------------------------------------------------
