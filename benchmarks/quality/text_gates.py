@@ -28,7 +28,8 @@ from dsas_core.learning.capture import Activations
 from dsas_core.learning.recipe import Recipe
 from dsas_core.llm.learning.reader import Reader
 from dsas_core.methods.base.map_rows import split_rows
-from dsas_core.probes import Probe
+from dsas_core.probes import Probe, TextProbe
+from dsas_core.probes.running import text_scores
 
 #: forms that are compared: the paper's, and those that read every token of a text
 FORMS = ("paper", "token", "prefix", "text")
@@ -54,10 +55,15 @@ def first_rows(rows: Activations, count: int) -> Activations:
 
 
 def highest_scores(probe: Probe, rows: Activations) -> np.ndarray:
-    """The highest logit of h of each text over its tokens."""
+    """The highest score of each text over its tokens, above 0 where the gate opens."""
+
+    def score(tokens: torch.Tensor) -> torch.Tensor:
+        if isinstance(probe, TextProbe):  # whose h is exactly 0 or 1 for most texts
+            return text_scores(probe.inner.logit(tokens)[None, :, 0])[0][0, -1] - probe.threshold
+        return probe.score(tokens[None]).double().logit(eps=1e-12).amax()
+
     with torch.no_grad():
-        scores = [probe.score(tokens[None]).double().logit().amax() for _, tokens in split_rows(rows)]
-    return torch.stack(scores).numpy()
+        return torch.stack([score(tokens) for _, tokens in split_rows(rows)]).numpy()
 
 
 def try_gates(sides: dict[str, Activations], seed: int) -> list[dict[str, Any]]:

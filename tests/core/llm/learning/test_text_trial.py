@@ -160,6 +160,13 @@ def test_nothing_is_added_up_over_concepts(answering: TextTrial) -> None:
     assert answering.choose_unit(concept(), drift=0.5) == first
 
 
+def test_where_nothing_is_unusual_nothing_shows_an_effect(trial: TextTrial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the smallest unit would seem to have the full effect."""
+    usual = trial.wanted[trial.classifier.logit(trial.wanted).argmin()]
+    monkeypatch.setattr(trial, "source", usual.expand_as(trial.source))
+    assert trial.progress(trial.source) == 0.0
+
+
 # ---- the judges -----------------------------------------------------------------------------------------------------
 
 
