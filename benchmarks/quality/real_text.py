@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import yaml
 
 from benchmarks.common.processes import single_thread_pool
-from benchmarks.common.records import OUTPUTS, build_parser, format_command, provenance, record_path, write_record
+from benchmarks.common.records import OUTPUTS, build_parser, provenance, record_path, write_record
 from benchmarks.real_text.measure import OTHER, measure_seed
 from benchmarks.real_text.reading import ModelReader
 from benchmarks.real_text.ruler import Common, Ruler, Sizes, open_store
@@ -33,6 +32,7 @@ from benchmarks.real_text.summary import summarise
 from benchmarks.real_text.texts import (
     check_folder,
     draw_split,
+    format_data_command,
     read_arc,
     read_davidson,
     read_mmlu,
@@ -103,12 +103,6 @@ def read_options() -> argparse.Namespace:
     return args
 
 
-def _format_command(args: argparse.Namespace) -> str:
-    """The command, without where on this machine the data are."""
-    arguments = [argument.replace(str(args.data), args.data.name) for argument in sys.argv[1:]]
-    return format_command(*arguments, module="benchmarks.quality.real_text")
-
-
 def main() -> None:
     args = read_options()
     check_folder(args.data, ["mmlu"] if args.mmlu else [])
@@ -122,7 +116,7 @@ def main() -> None:
     entry = {
         **report,
         "settings": {**settings, "quick": args.quick},
-        **provenance(began=began, command=_format_command(args)),
+        **provenance(began=began, command=format_data_command(args.data, "benchmarks.quality.real_text")),
     }
     before = json.loads(args.out.read_text()) if args.out.is_file() else {}
     write_record(args.out, {**before, Path(args.model).name: entry})

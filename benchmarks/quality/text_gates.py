@@ -11,18 +11,19 @@ the fit puts the threshold, and at the threshold that touches 2 % of the held-ou
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common.records import build_parser, format_command, provenance, record_path, write_record
+from benchmarks.common.records import build_parser, provenance, record_path, write_record
 from benchmarks.real_text.measure import find_auroc
 from benchmarks.real_text.reading import ModelReader
-from benchmarks.real_text.texts import check_folder, draw_split, read_davidson
+from benchmarks.real_text.texts import check_folder, draw_split, format_data_command, read_davidson
 from dsas_core import llm, methods
 from dsas_core.learning.capture import Activations
 from dsas_core.learning.recipe import Recipe
@@ -35,6 +36,8 @@ from dsas_core.probes.running import text_scores
 FORMS = ("paper", "token", "prefix", "text")
 #: numbers of source texts that gates are fitted on; controls are twice as many
 COUNTS = (24, 48, 96)
+#: figures of a gate: AUROC, recall and share of neutral texts touched where it is placed, recall at `SHARE` touched
+FIGURES = ("auroc", "recall", "touched", "possible")
 #: held-out texts a side
 HELD_OUT = 300
 #: share of neutral texts that the second recall allows to be touched
@@ -88,6 +91,26 @@ def try_gates(sides: dict[str, Activations], seed: int) -> list[dict[str, Any]]:
     return lines
 
 
+def best_lines(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each form and count the means over seeds at the layer whose scores allow most; chosen on the same texts.
+
+    Args:
+        lines: of the record.
+    """
+    best = []
+    for form, count in itertools.product(FORMS, COUNTS):
+        by_site: dict[str, list[Mapping[str, Any]]] = {}
+        for line in lines:
+            if (line["form"], line["count"]) == (form, count):
+                by_site.setdefault(line["site"], []).append(line)
+        means = [
+            {"site": site, **{key: float(np.mean([line[key] for line in own])) for key in FIGURES}}
+            for site, own in by_site.items()
+        ]
+        best.append({"form": form, "count": count, **max(means, key=lambda line: line["possible"])})
+    return best
+
+
 def run_seed(args: argparse.Namespace, reader: ModelReader, seed: int) -> list[dict[str, Any]]:
     """Every layer of one seed."""
     split = draw_split(read_davidson(args.data), seed, max(COUNTS), HELD_OUT, HELD_OUT)
@@ -123,24 +146,10 @@ def main() -> None:
     began = time.monotonic()
     reader = ModelReader(*llm.load(args.model, dtype=args.dtype))
     lines = [line for seed in range(args.seeds) for line in run_seed(args, reader, seed)]
-    shown = [
-        argument.replace(str(args.data), args.data.name)
-        for argument in ("--model", str(args.model), "--data", str(args.data), "--dtype", args.dtype)
-    ]
-    command = format_command(*shown, module="benchmarks.quality.text_gates")
+    command = format_data_command(args.data, "benchmarks.quality.text_gates")
     write_record(args.out, {"model": Path(args.model).name, "lines": lines, **provenance(began=began, command=command)})
-    for form in FORMS:
-        for count in COUNTS:
-            own = [line for line in lines if (line["form"], line["count"]) == (form, count)]
-            best = max(
-                {line["site"] for line in own},
-                key=lambda site: np.mean([x["possible"] for x in own if x["site"] == site]),
-            )
-            figures = {
-                key: np.mean([x[key] for x in own if x["site"] == best]).round(3)
-                for key in ("auroc", "recall", "touched", "possible")
-            }
-            print(form, count, best, figures)
+    for line in best_lines(lines):
+        print(line)
 
 
 if __name__ == "__main__":

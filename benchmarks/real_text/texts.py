@@ -17,6 +17,7 @@ import csv
 import html
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from benchmarks.common.records import format_command
 from dsas_core.errors import PromptError, UnavailableError
 from dsas_core.learning.prompts.prompt_set import CONTROLS
 
@@ -176,6 +178,16 @@ def undo_tokenisation(text: str) -> str:
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def format_data_command(folder: Path, module: str) -> str:
+    """The command that is running, without where on this machine the data are.
+
+    Args:
+        folder: of the data, as it was given.
+        module: that is run.
+    """
+    return format_command(*(argument.replace(str(folder), folder.name) for argument in sys.argv[1:]), module=module)
 
 
 def check_folder(folder: Path, more: Sequence[str] = ()) -> None:

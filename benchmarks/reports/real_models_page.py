@@ -1,4 +1,4 @@
-"""docs/real-models.md, from the records of benchmarks/quality/real_text.py and benchmarks/quality/real_chat.py.
+"""docs/real-models.md, from the records of benchmarks/quality/{real_text,real_chat,text_gates}.py.
 
 python -m benchmarks.reports.real_models_page
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.records import DOCS, RESULTS, build_parser
+from benchmarks.quality.text_gates import FIGURES, SHARE, best_lines
 from benchmarks.real_text.arms import ARMS, PREFIX
 from benchmarks.real_text.cost_grid import CEILING
 from benchmarks.real_text.judges import JUDGES
@@ -19,7 +20,7 @@ from dsas_core.evaluation.report import footer, markdown_table
 from dsas_core.utils.templates import render_template
 
 TEMPLATE = Path(__file__).parent / "templates" / "real_models.md.jinja"
-TEXT, CHAT = RESULTS / "real_text.json", RESULTS / "real_chat.json"
+TEXT, CHAT, GATES = (RESULTS / f"{name}.json" for name in ("real_text", "real_chat", "text_gates"))
 #: arms of a chat behaviour -> label
 CHAT_ARMS = {"unsteered": "unsteered", "asked": "system message", "dsas": "DSAS", "on": "always on"}
 #: answers shown of each behaviour
@@ -122,12 +123,23 @@ def build_behaviour_table(behaviour: Record) -> list[str]:
     return markdown_table(headings, rows)
 
 
-def render_page(texts: Mapping[str, Record], chats: Mapping[str, Record]) -> str:
+def build_forms_table(gates: Record) -> list[str]:
+    """The forms of the gate, each with several numbers of source texts, at the best layer."""
+    rows = [
+        [line["form"], str(line["count"]), f"`{line['site']}`", *(f"{line[key]:.3f}" for key in FIGURES)]
+        for line in best_lines(gates["lines"])
+    ]
+    figures = ["AUROC", "recall", "neutral touched", f"recall at {100 * SHARE:.0f} % touched"]
+    return markdown_table(["form", "source texts", "best layer", *figures], rows)
+
+
+def render_page(texts: Mapping[str, Record], chats: Mapping[str, Record], gates: Record) -> str:
     """The text of docs/real-models.md.
 
     Args:
         texts: model -> its entry in the record of real_text.
         chats: model -> its entry in the record of real_chat.
+        gates: the record of text_gates; empty where there is none.
     """
     models = [
         {
@@ -154,7 +166,13 @@ def render_page(texts: Mapping[str, Record], chats: Mapping[str, Record]) -> str
     ]
     judges = {name: JUDGES[name] for record in texts.values() for name in record["judges"]}
     return render_template(
-        TEMPLATE, models=models, chats=talks, judges=judges, prefix=PREFIX, ceiling=f"{100 * CEILING:.0f} %"
+        TEMPLATE,
+        models=models,
+        chats=talks,
+        forms={"table": build_forms_table(gates), "footer": footer(gates), **gates} if gates else None,
+        judges=judges,
+        prefix=PREFIX,
+        ceiling=f"{100 * CEILING:.0f} %",
     )
 
 
@@ -192,9 +210,10 @@ def main() -> None:
     parser = build_parser(__doc__, DOCS / "real-models.md")
     parser.add_argument("--text", type=Path, default=TEXT, help="record of real_text")
     parser.add_argument("--chat", type=Path, default=CHAT, help="record of real_chat")
+    parser.add_argument("--gates", type=Path, default=GATES, help="record of text_gates")
     args = parser.parse_args()
-    texts, chats = (json.loads(path.read_text()) if path.is_file() else {} for path in (args.text, args.chat))
-    args.out.write_text(render_page(texts, chats))
+    paths = args.text, args.chat, args.gates
+    args.out.write_text(render_page(*(json.loads(path.read_text()) if path.is_file() else {} for path in paths)))
     print(f"wrote {args.out}")
 
 
