@@ -7,6 +7,7 @@ A record is a JSON file in benchmarks/results/: the figures, then their provenan
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shlex
@@ -97,3 +98,13 @@ def write_record(path: Path, document: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(as_json(document) + "\n")
     print(f"wrote {path}")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record; empty where there is none yet."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def update_record(path: Path, name: str, entry: Mapping[str, Any]) -> None:
+    """Write one entry, of a model, into a record of several; the others stay."""
+    write_record(path, {**read_record(path), name: entry})

@@ -12,13 +12,12 @@ benchmarks/results/real_chat.json, with all answers; docs/real-models.md is made
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 import yaml
 
-from benchmarks.common.records import OUTPUTS, ROOT, build_parser, provenance, record_path, write_record
+from benchmarks.common.records import OUTPUTS, ROOT, build_parser, provenance, record_path, update_record
 from benchmarks.real_text.behaviour import measure_behaviour, read_behaviour
 from benchmarks.real_text.reading import ModelReader
 from benchmarks.real_text.ruler import open_store
@@ -47,8 +46,7 @@ def main() -> None:
         }
         for behaviour in behaviours
     }
-    before = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    write_record(args.out, {**before, name: {"behaviours": report, **provenance(began=began)}})
+    update_record(args.out, name, {"behaviours": report, **provenance(began=began)})
     for behaviour, figures in report.items():
         for arm, line in figures["arms"].items():
             print(behaviour, arm, {key: round(line[key], 3) for key in ("shows", "repeats", "nats", "identical")})

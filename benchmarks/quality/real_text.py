@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from benchmarks.common.processes import single_thread_pool
-from benchmarks.common.records import OUTPUTS, build_parser, provenance, record_path, write_record
+from benchmarks.common.records import OUTPUTS, build_parser, provenance, record_path, update_record
 from benchmarks.real_text.measure import OTHER, measure_seed
 from benchmarks.real_text.reading import ModelReader
 from benchmarks.real_text.ruler import Common, Ruler, Sizes, open_store
@@ -118,8 +118,7 @@ def main() -> None:
         "settings": {**settings, "quick": args.quick},
         **provenance(began=began, command=format_data_command(args.data, "benchmarks.quality.real_text")),
     }
-    before = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    write_record(args.out, {**before, Path(args.model).name: entry})
+    update_record(args.out, Path(args.model).name, entry)
     for name, points in report["arms"].items():
         for point in points:
             removed = {judge: round(point[judge]["removed"]["value"], 2) for judge in report["judges"]}

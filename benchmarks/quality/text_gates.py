@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common.records import build_parser, provenance, record_path, write_record
+from benchmarks.common.records import build_parser, provenance, record_path, update_record
 from benchmarks.real_text.measure import find_auroc
 from benchmarks.real_text.reading import ModelReader
 from benchmarks.real_text.texts import check_folder, draw_split, format_data_command, read_davidson
 from dsas_core import llm, methods
 from dsas_core.learning.capture import Activations
 from dsas_core.learning.recipe import Recipe
-from dsas_core.llm.learning.reader import Reader
 from dsas_core.methods.base.map_rows import split_rows
 from dsas_core.probes import Probe, TextProbe
 from dsas_core.probes.running import text_scores
@@ -92,10 +91,15 @@ def try_gates(sides: dict[str, Activations], seed: int) -> list[dict[str, Any]]:
 
 
 def best_lines(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each form and count the means over seeds at the layer whose scores allow most; chosen on the same texts.
+    """For each form and count the figures at the layer whose scores allow most, by the mean over seeds.
+
+    The layer is chosen on the same texts.
 
     Args:
-        lines: of the record.
+        lines: of one model in the record.
+
+    Returns:
+        `form`, `count` and `site`, and each of `FIGURES` as its mean, lowest and highest value over the seeds.
     """
     best = []
     for form, count in itertools.product(FORMS, COUNTS):
@@ -103,12 +107,16 @@ def best_lines(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for line in lines:
             if (line["form"], line["count"]) == (form, count):
                 by_site.setdefault(line["site"], []).append(line)
-        means = [
-            {"site": site, **{key: float(np.mean([line[key] for line in own])) for key in FIGURES}}
+        figures = [
+            {"site": site, **{key: _spread([line[key] for line in own]) for key in FIGURES}}
             for site, own in by_site.items()
         ]
-        best.append({"form": form, "count": count, **max(means, key=lambda line: line["possible"])})
+        best.append({"form": form, "count": count, **max(figures, key=lambda line: line["possible"])})
     return best
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+    return float(np.mean(values)), min(values), max(values)
 
 
 def run_seed(args: argparse.Namespace, reader: ModelReader, seed: int) -> list[dict[str, Any]]:
@@ -122,9 +130,8 @@ def run_seed(args: argparse.Namespace, reader: ModelReader, seed: int) -> list[d
     }
     sites = llm.find_sites(reader.model, "block")
     sites = sites[:: max(1, len(sites) // args.layers)]
-    runner = Reader(reader.model, reader.pad, batch=32)
     captures = {
-        side: runner.capture(reader.encode(list(part)), sites, [(side, "all")], tokens=TOKENS)
+        side: reader.capture(reader.encode(list(part)), sites, [(side, "all")], tokens=TOKENS)
         for side, part in texts.items()
     }
     lines = []
@@ -147,7 +154,8 @@ def main() -> None:
     reader = ModelReader(*llm.load(args.model, dtype=args.dtype))
     lines = [line for seed in range(args.seeds) for line in run_seed(args, reader, seed)]
     command = format_data_command(args.data, "benchmarks.quality.text_gates")
-    write_record(args.out, {"model": Path(args.model).name, "lines": lines, **provenance(began=began, command=command)})
+    entry = {"seeds": args.seeds, "lines": lines, **provenance(began=began, command=command)}
+    update_record(args.out, Path(args.model).name, entry)
     for line in best_lines(lines):
         print(line)
 

@@ -186,7 +186,7 @@ class _Measurement:
         def make(folder: Path) -> dict[str, Any]:
             with arm.attach(self.reader.model) as on_rows:
                 texts = self.reader.encode(prompts)
-                return {"ids": self.reader.continue_texts(texts, self.behaviour.tokens, on_rows)}
+                return {"ids": self.reader.calling(on_rows).continue_texts(texts, self.behaviour.tokens)}
 
         about = digest_of([list(prompts), self.behaviour.tokens])
         return list(self._complete({"kind": "answers", **arm.key, "about": about}, make).values["ids"])
@@ -196,7 +196,7 @@ class _Measurement:
         texts = [Encoded((*prompt.ids, *ids), len(prompt.ids)) for prompt, ids in pairs if ids]
 
         def make(folder: Path) -> dict[str, Any]:
-            return {"nats": -sum(self.reader.losses(texts)) / max(1, count_tokens(texts))}
+            return {"nats": -sum(self.reader.sum_losses(texts)) / max(1, count_tokens(texts))}
 
         about = digest_of([(text.ids, text.answer) for text in texts])
         return float(self._complete({"kind": "likelihood", "about": about}, make).values["nats"])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -12,13 +12,12 @@ from benchmarks.real_text.texts import Question
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import PromptError
-from dsas_core.llm.learning.reader import GREEDY, Reader
-from dsas_core.llm.model.conversations import Encoded, encode, pad_batch, pad_token
-from dsas_core.llm.model.layers import end_tokens, max_positions
+from dsas_core.llm.learning.reader import Reader
+from dsas_core.llm.model.conversations import Batch, Encoded, encode, pad_token
 
-#: tokens of a batch that is read, padding included: logits of large vocabularies fill memory
-TOKENS = 512
-#: prompts of a batch that is continued
+#: positions of a batch whose logits are read
+POSITIONS = 512
+#: prompts of a batch
 ROWS = 64
 #: tokens of a window of WikiText
 WINDOW = 256
@@ -27,7 +26,7 @@ WINDOW = 256
 OnRows = Callable[[Sequence[int]], None]
 
 
-class ModelReader:
+class ModelReader(Reader):
     """Reads and continues texts in batches of about one length.
 
     Args:
@@ -42,10 +41,24 @@ class ModelReader:
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.pad, self.limit = pad_token(tokenizer), max_positions(model)
-        self._reader = Reader(model, self.pad, ROWS)
-        self._ends = torch.tensor([self.pad, *end_tokens(model)])
+        super().__init__(model, pad_token(tokenizer), ROWS, POSITIONS)
+        self.tokenizer = tokenizer
+        self._on_rows: OnRows | None = None
+
+    def calling(self, on_rows: OnRows | None) -> Self:
+        """The same reader with a call before each batch."""
+        reader = copy.copy(self)
+        reader._on_rows = on_rows
+        return reader
+
+    def batches_by_length(
+        self, texts: Sequence[Encoded], positions: int | None = None
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """As of `Reader`, with the call before each batch."""
+        for rows, batch in super().batches_by_length(texts, positions):
+            if self._on_rows is not None:
+                self._on_rows(rows)
+            yield rows, batch
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Tokenise plain texts or conversations."""
@@ -55,16 +68,14 @@ class ModelReader:
         """The text of tokens, in one piece."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    @torch.no_grad()
     def continue_texts(
-        self, prompts: Sequence[Encoded], tokens: int, on_rows: OnRows | None = None, temperature: float = 0.0
+        self, prompts: Sequence[Encoded], tokens: int, temperature: float = 0.0
     ) -> list[tuple[int, ...]]:
         """Continuations, without end tokens.
 
         Args:
             prompts: texts, or conversations that end with the user's turn.
             tokens: the most tokens of a continuation.
-            on_rows: see `OnRows`.
             temperature: of sampling, with torch's global generator; 0 for greedy continuations.
 
         Raises:
@@ -75,47 +86,28 @@ class ModelReader:
             raise PromptError(
                 f"a prompt of {longest} tokens and {tokens} more, the model takes {self.limit}: ask fewer"
             )
-        written: dict[int, tuple[int, ...]] = {}
-        for rows in _batch_rows(prompts, lambda count, _: count <= ROWS):
-            if on_rows is not None:
-                on_rows(rows)
-            reverse = pad_batch([Encoded(prompts[row].ids[::-1], 1) for row in rows], self.pad)  # pads on the left
-            ids, mask = (part.flip(1).to(self._reader.device) for part in (reverse.ids, reverse.mask))
-            options: dict[str, Any] = {"max_new_tokens": tokens, "pad_token_id": self.pad, **GREEDY}
-            if temperature > 0:
-                options |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-            out = self.model.generate(input_ids=ids, attention_mask=mask, **options)[:, ids.shape[1] :].cpu()
-            for row, new in zip(rows, out, strict=True):
-                stop = torch.isin(new, self._ends).nonzero()
-                written[row] = tuple(new[: int(stop[0]) if len(stop) else len(new)].tolist())
-        return [written[row] for row in range(len(prompts))]
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+        return self.answers([Encoded(prompt.ids, len(prompt.ids)) for prompt in prompts], tokens, **sampling)
 
-    def losses(self, texts: Sequence[Encoded], written: bool = False, on_rows: OnRows | None = None) -> list[float]:
+    def sum_losses(self, texts: Sequence[Encoded], written: bool = False) -> list[float]:
         """Negative log-likelihood of each text, in nats, from the token `answer` on.
 
         Args:
             texts: tokens, `answer` of which is 2 or more: the first token is never read, so the second not steered for.
             written: read the second half of each text with the cache of the first, as in generation, so that gates that
                 decide at the end of a prompt are open there; slow.
-            on_rows: see `OnRows`.
         """
         if written:
-            return [self._written_loss(text, on_rows, row) for row, text in enumerate(texts)]
-        losses: dict[int, float] = {}
-        for rows in _batch_rows(texts, lambda count, longest: count * longest <= TOKENS):
-            if on_rows is not None:
-                on_rows(rows)
-            batch = pad_batch([texts[row] for row in rows], self.pad)
-            for row, logits in zip(rows, self._reader.run(batch), strict=True):  # a row at a time, for memory
-                start, ids = texts[row].answer, texts[row].ids
-                losses[row] = _loss(logits[start - 1 : len(ids) - 1].float(), ids[start:])
-        return [losses[row] for row in range(len(texts))]
+            return [self._written_loss(text, row) for row, text in enumerate(texts)]
+        means = self.losses(texts, "answer").tolist()
+        return [mean * (len(text.ids) - text.answer) for mean, text in zip(means, texts, strict=True)]
 
-    def _written_loss(self, text: Encoded, on_rows: OnRows | None, row: int) -> float:
-        if on_rows is not None:
-            on_rows([row])
-        [predictions] = self._reader.predictions([Encoded(text.ids, max(1, len(text.ids) // 2))], written=True)
-        return _loss(predictions[text.answer - 2 : -1], text.ids[text.answer :])  # nothing is predicted at the first
+    def _written_loss(self, text: Encoded, row: int) -> float:
+        if self._on_rows is not None:
+            self._on_rows([row])
+        [predictions] = self.predictions([Encoded(text.ids, max(1, len(text.ids) // 2))], written=True)
+        targets = torch.tensor(text.ids[text.answer :], device=predictions.device)
+        return -float(predictions[text.answer - 2 : -1].gather(1, targets[:, None]).sum())  # the first predicts nothing
 
     def windows(self, paragraphs: Sequence[str], tokens: int) -> list[Encoded]:
         """The first tokens of running text, in windows that begin like any text."""
@@ -138,14 +130,13 @@ class ModelReader:
                 ids = self.tokenizer(f" {answer}", add_special_tokens=False).input_ids
                 options.append(Encoded((*context, *ids), len(context)))
                 lengths.append(len(answer))
-        scores = iter([loss / length for loss, length in zip(self.losses(options), lengths, strict=True)])
+        scores = iter([loss / length for loss, length in zip(self.sum_losses(options), lengths, strict=True)])
         right = []
         for question in questions:
             own = [next(scores) for _ in question.answers]
             right.append(own.index(min(own)) == question.right)
         return right
 
-    @torch.no_grad()
     def gates(self, concept: Concept, texts: Sequence[Encoded]) -> list[tuple[float, float]]:
         """The highest and the mean h of each text over its positions.
 
@@ -153,13 +144,10 @@ class ModelReader:
         """
         weights = {item.site: item.weights[0] for item in concept.interventions if not item.read_only}
         steered = [site for site, weight in weights.items() if weight > 0]
-        head = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
         found: dict[int, tuple[float, float]] = {}
-        for rows in _batch_rows(texts, lambda count, longest: count * longest <= TOKENS):
-            batch = pad_batch([texts[row] for row in rows], self.pad)
-            ids, mask = batch.ids.to(self._reader.device), batch.mask.to(self._reader.device)
+        for rows, batch in self.batches_by_length(texts):
             with llm.steer(self.model, {concept: 0.0}, trace=True) as steering:
-                self.model(input_ids=ids, attention_mask=mask, use_cache=False, **head)
+                self.read(batch)
                 assert steering.trace is not None
                 records = steering.trace.select(concept.name, sites=steered)
                 scores = torch.stack([record.h / weights[record.site] for record in records]).mean(0)
@@ -170,33 +158,10 @@ class ModelReader:
 
 
 def count_tokens(texts: Sequence[Encoded]) -> int:
-    """The tokens that `ModelReader.losses` counts.
+    """The tokens that `ModelReader.sum_losses` counts.
 
     Example:
         >>> count_tokens([Encoded((1, 2, 3, 4), 2)])
         2
     """
     return sum(len(text.ids) - text.answer for text in texts)
-
-
-def _loss(logits: torch.Tensor, ids: Sequence[int]) -> float:
-    """Negative log-likelihood of tokens by the logits at the positions before them."""
-    targets = torch.tensor(ids, device=logits.device)
-    return float((logits.logsumexp(-1) - logits.gather(1, targets[:, None])[:, 0]).sum())
-
-
-def _batch_rows(texts: Sequence[Encoded], fits: Callable[[int, int], bool]) -> Iterator[list[int]]:
-    """Indices of texts in batches, by length, the longest first.
-
-    Args:
-        texts: the texts.
-        fits: whether a number of texts, the longest of which has so many tokens, is a batch.
-    """
-    rows: list[int] = []
-    for row in sorted(range(len(texts)), key=lambda row: -len(texts[row].ids)):
-        if rows and not fits(len(rows) + 1, len(texts[rows[0]].ids)):
-            yield rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield rows

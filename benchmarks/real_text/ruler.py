@@ -135,7 +135,7 @@ class Ruler:
         texts = [Encoded((*prompt.ids, *ids), len(prompt.ids)) for prompt, ids in pairs if ids]
 
         def make(folder: Path) -> Values:
-            return {"nats": -sum(self.reader.losses(texts)) / max(1, count_tokens(texts))}
+            return {"nats": -sum(self.reader.sum_losses(texts)) / max(1, count_tokens(texts))}
 
         key = self._key("likelihood", Arm(), [(text.ids, text.answer) for text in texts])
         [result] = self.store.complete([self._cell(key, make)])
@@ -205,7 +205,8 @@ class Ruler:
 
         def make(folder: Path) -> Values:
             with plain.attach(self.reader.model, prompts) as on_rows:
-                ids = self.reader.continue_texts(prompts, self.sizes.tokens, on_rows, self.sizes.temperature)
+                reader = self.reader.calling(on_rows)
+                ids = reader.continue_texts(prompts, self.sizes.tokens, self.sizes.temperature)
             return {"ids": ids, "texts": [self.reader.decode(row) for row in ids]}
 
         how = [self.sizes.tokens, self.sizes.temperature]
@@ -222,7 +223,7 @@ class Ruler:
     def _mean_loss(self, arm: Arm, kind: str, texts: Sequence[Encoded], written: bool) -> float:
         def make(folder: Path) -> Values:
             with arm.attach(self.reader.model, texts) as on_rows:
-                total = sum(self.reader.losses(texts, written, on_rows))
+                total = sum(self.reader.calling(on_rows).sum_losses(texts, written))
             return {"nats": min(1e9, total) / count_tokens(texts)}  # NaN of a ruined model counts as 1e9, too
 
         [result] = self.store.complete([self._cell(self._key(kind, arm, [t.ids for t in texts], written), make)])

@@ -5,13 +5,12 @@ python -m benchmarks.reports.real_models_page
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.records import DOCS, RESULTS, build_parser
-from benchmarks.quality.text_gates import FIGURES, SHARE, best_lines
+from benchmarks.common.records import DOCS, RESULTS, build_parser, read_record
+from benchmarks.quality.text_gates import FIGURES, HELD_OUT, SHARE, best_lines
 from benchmarks.real_text.arms import ARMS, PREFIX
 from benchmarks.real_text.cost_grid import CEILING
 from benchmarks.real_text.judges import JUDGES
@@ -123,23 +122,23 @@ def build_behaviour_table(behaviour: Record) -> list[str]:
     return markdown_table(headings, rows)
 
 
-def build_forms_table(gates: Record) -> list[str]:
+def build_forms_table(record: Record) -> list[str]:
     """The forms of the gate, each with several numbers of source texts, at the best layer."""
     rows = [
-        [line["form"], str(line["count"]), f"`{line['site']}`", *(f"{line[key]:.3f}" for key in FIGURES)]
-        for line in best_lines(gates["lines"])
+        [line["form"], str(line["count"]), f"`{line['site']}`", *(_format_spread(line[key]) for key in FIGURES)]
+        for line in best_lines(record["lines"])
     ]
     figures = ["AUROC", "recall", "neutral touched", f"recall at {100 * SHARE:.0f} % touched"]
     return markdown_table(["form", "source texts", "best layer", *figures], rows)
 
 
-def render_page(texts: Mapping[str, Record], chats: Mapping[str, Record], gates: Record) -> str:
+def render_page(texts: Mapping[str, Record], chats: Mapping[str, Record], gates: Mapping[str, Record]) -> str:
     """The text of docs/real-models.md.
 
     Args:
         texts: model -> its entry in the record of real_text.
         chats: model -> its entry in the record of real_chat.
-        gates: the record of text_gates; empty where there is none.
+        gates: model -> its entry in the record of text_gates.
     """
     models = [
         {
@@ -169,7 +168,12 @@ def render_page(texts: Mapping[str, Record], chats: Mapping[str, Record], gates:
         TEMPLATE,
         models=models,
         chats=talks,
-        forms={"table": build_forms_table(gates), "footer": footer(gates), **gates} if gates else None,
+        forms=[
+            {"name": name, "seeds": record["seeds"], "table": build_forms_table(record), "footer": footer(record)}
+            for name, record in gates.items()
+        ],
+        held_out=HELD_OUT,
+        share=f"{100 * SHARE:.0f} %",
         judges=judges,
         prefix=PREFIX,
         ceiling=f"{100 * CEILING:.0f} %",
@@ -194,6 +198,12 @@ def _format_interval(value: Mapping[str, float], percent: bool = False) -> str:
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
+def _format_spread(spread: tuple[float, float, float]) -> str:
+    """The mean over seeds, and the range where they differ: "0.910 (0.880 to 0.950)"."""
+    mean, low, high = spread
+    return f"{mean:.3f}" if low == high else f"{mean:.3f} ({low:.3f} to {high:.3f})"
+
+
 def _format_cost(cost: float) -> str:
     """A change of perplexity: a percentage, or a factor where that would be large."""
     return f"×{1 + cost:.3g}" if cost > 1 else f"{100 * cost:+.1f} %"
@@ -212,8 +222,7 @@ def main() -> None:
     parser.add_argument("--chat", type=Path, default=CHAT, help="record of real_chat")
     parser.add_argument("--gates", type=Path, default=GATES, help="record of text_gates")
     args = parser.parse_args()
-    paths = args.text, args.chat, args.gates
-    args.out.write_text(render_page(*(json.loads(path.read_text()) if path.is_file() else {} for path in paths)))
+    args.out.write_text(render_page(*map(read_record, (args.text, args.chat, args.gates))))
     print(f"wrote {args.out}")
 
 

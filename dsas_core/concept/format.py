@@ -132,9 +132,9 @@ def load_concept(kind: type[AnyConcept], folder: Path) -> AnyConcept:
             )
             for item in config.pop("interventions")
         )
-        edges = tuple(float(edge) for edge in config.pop("edges"))
+        edges = _numbers("edges", config.pop("edges"))
         if config.get("range") is not None:
-            config["range"] = tuple(float(end) for end in config["range"])
+            config["range"] = _numbers("range", config["range"])
         if config.get("samples") is not None:
             config["samples"] = Samples.from_dict(config["samples"], strip)
         concept = kind(interventions=interventions, edges=edges, **config)
@@ -291,6 +291,12 @@ def _to_half_if_exact(tensor: torch.Tensor) -> torch.Tensor:
     return half if torch.equal(half.float(), tensor) else tensor
 
 
+def _numbers(name: str, given: Any) -> tuple[float, ...]:
+    if not isinstance(given, list) or not all(isinstance(number, int | float) for number in given):
+        raise ValueError(f"{name} must be a list of numbers, found {given!r:.80}")
+    return tuple(map(float, given))
+
+
 def _validate(concept: ConceptData) -> None:
     """Raise a ValueError if a file holds what no concept can; `unpack` has checked the parts."""
     texts = (concept.name, concept.method, concept.gate, concept.description)
@@ -305,6 +311,8 @@ def _validate(concept: ConceptData) -> None:
         raise ValueError("base, learned_on, evidence and provenance must be mappings")
     if isinstance(concept.unit, str) or not all(map(math.isfinite, (concept.unit, *concept.edges, *weights))):
         raise ValueError("unit, edges and weights must be finite numbers")
+    if concept.unit <= 0:
+        raise ValueError(f"unit must be above 0, found {concept.unit:g}: no strength would change anything")
     if list(concept.edges) != sorted(set(concept.edges)):
         raise ValueError("edges must ascend")
     if not (ends is None or (len(ends) == 2 and -math.inf < ends[0] <= 0 <= ends[1] < math.inf and ends[0] < ends[1])):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 #: name of the file with the images side by side, in a concept's folder
@@ -29,7 +29,7 @@ class Samples:
     prompts: tuple[str, ...]
     strengths: tuple[float, ...]
     texts: tuple[tuple[str, ...], ...] = ()
-    strip: bytes = b""
+    strip: bytes = field(default=b"", repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the images, as plain data."""

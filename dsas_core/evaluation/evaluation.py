@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..concept.concept import Concept
+from ..learning.prompts.kept import are_private, hash_prompt
 from ..learning.prompts.prompt_set import PromptSet
 from ..steering.requirements import obstacle_to_auto
 from ..steering.strengths import Auto
@@ -26,6 +27,8 @@ from .summary import Point, summarise
 
 #: sample prompts of each side in a report
 SAMPLES = 4
+#: items of the keys of cells that hold prompts
+PROMPT_ITEMS = ("prompts", "prompt", "negative", "tokens")
 
 
 @dataclass(eq=False)
@@ -60,6 +63,10 @@ class Evaluation(ABC):
         self.prompts = self.plan.prompts(self.concept, self.prompt_set)
         #: source prompts that ask in words for what steering does: those of the arm "asked"
         self.rewritten = self.prompts["target"]
+        #: whether reports have hashes in place of prompts, and no samples
+        self.private = are_private(self.concept, self.prompt_set)
+        if self.private:
+            self.store = self.store.hiding(*PROMPT_ITEMS)
         #: how often every prompt is run
         self.seeds = 1
         #: what the oracle knows: which "patches", or only which "prompts", show the concept
@@ -117,7 +124,7 @@ class Evaluation(ABC):
         free = [self._point("dsas", auto) for auto in self.autos]
         figures = summarise(arms, base, asked, self.labels("source"), self.labels("control"), free=free)
         return {
-            "prompts": self.prompts,
+            "prompts": {side: list(map(self._shown, texts)) for side, texts in self.prompts.items()},
             **figures,
             "dose": doses({side: self.mean_h(side) for side in ("source", "control")}, self.plan.arms),
             "oracle": self.oracle_knows,
@@ -128,7 +135,7 @@ class Evaluation(ABC):
             "cost": self.store.complete([self._timing_cell()], "timing")[0].values,
             "samples": [
                 {"side": side, "prompt": prompt, self.outputs: self.sample(side, number)}
-                for side in self.sides
+                for side in (() if self.private else self.sides)
                 for number, prompt in enumerate(self.prompts[side][:SAMPLES])
             ],
             "skipped": self.skipped,
@@ -172,6 +179,9 @@ class Evaluation(ABC):
             name: {"shown": float(self.scores(arm).mean()), **self.baseline_figures(arm)} for name, arm in names.items()
         }
 
+    def _shown(self, prompt: str) -> str:
+        return hash_prompt(prompt) if self.private else prompt
+
     def _point(self, arm: str, strength: float | Auto) -> Point:
         cost_of_controls, more = self.preservation(arm, strength)
         number = strength.target if isinstance(strength, Auto) else strength
@@ -189,7 +199,10 @@ class Evaluation(ABC):
         template_of = self.prompt_set.wordings("source")
         templates = np.array([template_of[text] for _, text in self.labels("source")])
         return [
-            {"wording": " / ".join(str(template).split("\n")), self.outputs: int((templates == template).sum())}
+            {
+                "wording": self._shown(" / ".join(str(template).split("\n"))),
+                self.outputs: int((templates == template).sum()),
+            }
             | {arm: float(values[templates == template].mean()) for arm, values in scores.items()}
             for template in dict.fromkeys(templates)
         ]

@@ -7,17 +7,19 @@ the version: take a new folder after changing the code itself.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from ..concept.concept import Concept
 from ..errors import ArtifactError, DSASError
+from ..learning.prompts.kept import are_private
 from ..learning.prompts.prompt_set import PromptSet
 from ..model.fingerprints import weights_digest
 from ..model.sites import Roots
@@ -29,8 +31,14 @@ IDENTITY, VALUES, CELLS = "run.json", "values.json", "cells"
 
 
 def identity(roots: Roots, concept: Concept, prompts: PromptSet) -> dict[str, Any]:
-    """Plain data that tells a run apart: the model's weights (by its roots), the concept and the prompt file."""
-    return {"model": weights_digest(roots), "concept": concept.digest, "prompts": prompts.to_dict()}
+    """Plain data that tells a run apart: the model's weights (by its roots), the concept and the prompt file.
+
+    Of private prompts (`prompts.kept.are_private`) the hash.
+    """
+    content: Any = prompts.to_dict()
+    if are_private(concept, prompts):
+        content = _hash(content)
+    return {"model": weights_digest(roots), "concept": concept.digest, "prompts": content}
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Cell:
     @property
     def digest(self) -> str:
         """The key's hash, 20 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:20]
+        return _hash(self.key)[:20]
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,13 @@ class RunStore:
         self.share.wait()
         if self.share.process > 0:
             _check(self.folder, identity)
+        self._hidden: tuple[str, ...] = ()
+
+    def hiding(self, *names: str) -> Self:
+        """The same store, in whose files the named items of keys are hashes; values are stored as they are."""
+        store = copy.copy(self)
+        store._hidden = names
+        return store
 
     def complete(self, cells: Sequence[Cell], label: str = "measuring") -> list[CellResult]:
         """Measure the missing cells, wait for those of the other processes, and return all results.
@@ -133,7 +148,8 @@ class RunStore:
                 values = cell.make(draft)
             except OSError as error:  # of the measurement, not of the folder
                 raise DSASError(f"cannot measure {cell.key.get('kind', 'this')}: {error}") from error
-            (draft / "key.json").write_text(json.dumps(cell.key, indent=2, sort_keys=True) + "\n")
+            key = {name: _hash(value) if name in self._hidden else value for name, value in cell.key.items()}
+            (draft / "key.json").write_text(json.dumps(key, indent=2, sort_keys=True) + "\n")
             (draft / VALUES).write_text(json.dumps(values) + "\n")
 
     def _read(self, cell: Cell) -> CellResult:
@@ -142,6 +158,10 @@ class RunStore:
             return CellResult(json.loads(path.read_text()), path.parent)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{path} cannot be read ({error}): remove {path.parent} and run again") from None
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _check(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -70,8 +70,8 @@ class Visitor(Protocol):
 DescribeCall = Callable[[tuple[Any, ...], dict[str, Any]], Call]
 #: called with the name of a root, and the sites below it that a call of the root has not reached
 OnUnreached = Callable[[str, list[Site]], object]
-#: called with the name of a root after each call of it
-OnEnd = Callable[[str], object]
+#: called with the name of a root after each call of it, and with what it returned
+OnEnd = Callable[[str, Any], object]
 
 
 class Visit:
@@ -141,7 +141,7 @@ def visit(
         visitor: reads and changes the activations.
         describe: root name -> makes the Call of a call of that root. `Visitor.begin` is called for these roots only.
         on_unreached: called after each call of a described root with the sites below it that were not reached, if any.
-        on_end: called after each call of a described root, before `on_unreached`.
+        on_end: called after each call of a described root with what it returned, before `on_unreached`.
         unhooked: sites that get no hook, because the caller passes their activations to `Visit.apply` itself.
 
     Returns:
@@ -273,7 +273,7 @@ class _EndHook(DetachedOnCopy):
     @_disable_dynamo
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.on_end is not None:
-            self.on_end(self.begin.name)
+            self.on_end(self.begin.name, output)
         unreached = [hook.site for hook in self.begin.site_hooks if not hook.reached]
         if unreached and self.on_unreached is not None:
             self.on_unreached(self.begin.name, unreached)

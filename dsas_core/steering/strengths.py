@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Any, Literal
 
 import torch
 
@@ -15,6 +15,8 @@ from ..errors import DSASError, UnsupportedError
 from ..model.sites import Roots
 
 AUTO = "auto"
+#: the highest number that strengths can be, which are float32
+HIGHEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,12 @@ class Auto:
     cap: float = 2.0
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.target) and 0 < self.target < 1):
+        if not 0 < _number(self.target) < 1:
             raise DSASError(f"strength auto: the target is a probability between 0 and 1, found {self.target!r}")
-        if not (_is_number(self.cap) and 0 < self.cap < math.inf):
+        if not 0 < _number(self.cap) < math.inf:
             raise DSASError(f"strength auto: the cap is a finite number of units above 0, found {self.cap!r}")
+        for name in ("target", "cap"):
+            object.__setattr__(self, name, _number(getattr(self, name)))
 
     def __str__(self) -> str:
         return f"{AUTO}:{self.target:g}"
@@ -98,10 +102,11 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
                 raise UnsupportedError(f"concept {name!r} cannot take the strength auto: {obstacle}")
             self._autos[name], self._values[name] = value if isinstance(value, Auto) else Auto(), torch.ones(1)
             return
-        numbers = list(value) if isinstance(value, Sequence) else [value]
-        if not numbers or not all(_is_number(number) and math.isfinite(number) for number in numbers):
+        numbers = [_number(item) for item in (value if isinstance(value, Sequence) else [value])]
+        if not numbers or not all(abs(number) <= HIGHEST for number in numbers):  # nor NaN
             raise DSASError(
-                f"strength of {name!r}: expected a finite number, or one per prompt, or {AUTO!r}; found {value!r}"
+                f"strength of {name!r}: expected a finite number, or one per prompt, or {AUTO!r}; found {value!r:.80} "
+                f"(numbers go up to {HIGHEST:.2g})"
             )
         self._values[name] = torch.tensor(numbers, dtype=torch.float32)
         self._autos.pop(name, None)
@@ -129,8 +134,14 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
         return self._autos.get(name)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float)
+def _number(value: Any) -> float:
+    """A number, also one of numpy or torch; NaN for anything else, and for what no float can hold."""
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def load_concepts(

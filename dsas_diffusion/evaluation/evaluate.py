@@ -183,7 +183,7 @@ class PictureEvaluation(Evaluation):
             changes, more = self._changes(control)
             more |= self._change_around(source) | self._clip_score(control)
             figures = {"shown": float(self.scores("negative").mean()), "cost": float(changes.mean()), **more}
-            baselines[f"negative prompt “{self.pictures.negative}”"] = figures
+            baselines[f"negative prompt “{self._shown(self.pictures.negative)}”"] = figures
         return baselines
 
     def baseline_figures(self, arm: str) -> dict[str, float]:

@@ -52,6 +52,7 @@ def settings_of(
 
     Raises:
         UnsupportedError: a pipeline that draws from more than a text.
+        DSASError: less than one step.
 
     Example:
         >>> from dsas_diffusion import load_pipeline
@@ -69,7 +70,11 @@ def settings_of(
     if not adapter.is_builtin:
         usual_steps = min(MAX_STEPS, parameters["num_inference_steps"].default)
         usual_guidance = parameters[guidance_argument(adapter)].default
-    return Settings(steps or usual_steps, usual_guidance if guidance is None else guidance, size=size)
+    if steps is not None and steps < 1:
+        raise DSASError(f"{steps} steps: expected 1 or more, or None for what suits the model")
+    return Settings(
+        usual_steps if steps is None else steps, usual_guidance if guidance is None else guidance, size=size
+    )
 
 
 def guidance_argument(adapter: PipelineAdapter) -> str:

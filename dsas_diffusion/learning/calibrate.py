@@ -74,7 +74,9 @@ def calibrate(
     fitting, held_out = split_held_out(drawn)
     learned = concept.provenance.get("settings") or {}
     guidance = learned.get("guidance") if guidance is None else guidance
-    settings = settings_of(adapter, steps or learned.get("steps"), guidance, size or learned.get("size"))
+    settings = settings_of(
+        adapter, learned.get("steps") if steps is None else steps, guidance, size or learned.get("size")
+    )
     settings = replace(settings, scheduler=learned.get("scheduler"))
     parts: dict[str, list[torch.Tensor]] = {"source": [], "target": []}
     with progress_bar(sum(len(fitting[side]) for side in parts), "drawing", show_progress) as bar:

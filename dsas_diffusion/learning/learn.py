@@ -21,6 +21,7 @@ from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.learning.capture import Capture, LabelPositions
 from dsas_core.learning.capture_store import Captured, CaptureStore
 from dsas_core.learning.learner import Learner
+from dsas_core.learning.prompts.kept import hash_prompt
 from dsas_core.learning.prompts.prompt_set import COUNT, PromptSet, load_prompts
 from dsas_core.learning.recipe import TEXT_FORMS, Recipe, recipe_of
 from dsas_core.model.hooks import visit
@@ -85,7 +86,8 @@ def learn(
             if the recipe asks for this supervision. Causal learning uses the masks of the unsteered pictures, too.
         store: a folder for the captured activations, a file for each batch of prompts, where memory would not hold
             them: of every site, about 32 positions of each picture and step. An interrupted run continues from there,
-            and processes that `accelerate launch` started share the batches. None keeps them in memory.
+            and processes that `accelerate launch` started share the batches. It holds hashes of the prompts where the
+            concept keeps these only. None keeps activations in memory.
         recipe: further fields of `dsas_core.Recipe` (form, rank, site_weight, ...).
         keep_prompts: what the concept keeps of its prompts: "all", or "hash" for no text, only what tells which were
             used (`dsas_core.learning.prompts.kept`); None for "hash" where the prompt file is marked as private, as
@@ -237,7 +239,7 @@ class PictureLearner(Learner[str]):
             return self._capture(sites, "capturing")
         device = self.adapter.pipe.device
         share = process_share(on_cpu=device.type == "cpu")
-        about = {**model_key(self.adapter), "prompts": self.fitting, **self.own_settings}
+        about = {**model_key(self.adapter), "prompts": self._stored_prompts(), **self.own_settings}
         store = CaptureStore(self.store, {**about, "seed": self.seed, "batch": self.batch}, sites, self.edges)
         own_batches = self._batches()[share.process :: share.processes]
         with progress_bar(len(own_batches), "capturing batches", self.show_progress) as bar:
@@ -248,6 +250,12 @@ class PictureLearner(Learner[str]):
         share.wait()
         store.read(list(self.fitting))
         return store, {side: store.read_extra(side, side).to(device) for side in self.fitting}
+
+    def _stored_prompts(self) -> Mapping[str, Sequence[str]]:
+        """The prompts, or their hashes, by which a folder of activations is known again."""
+        if self.keep_prompts == "all":
+            return self.fitting
+        return {side: list(map(hash_prompt, texts)) for side, texts in self.fitting.items()}
 
     def _batches(self) -> list[tuple[str, int]]:
         """Every batch of prompts, as its side and the index of its first prompt."""

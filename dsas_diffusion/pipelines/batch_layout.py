@@ -72,8 +72,9 @@ class BatchLayout:
         positions: str = "all",
         on_generation: Callable[[GenerationRequest], object] | None = None,
     ) -> None:
-        if branch not in BRANCHES or positions not in POSITIONS:
-            raise DSASError(f"branch {branch!r}, positions {positions!r}: expected {BRANCHES} and {POSITIONS}")
+        for name, given, known in (("branch", branch, BRANCHES), ("positions", positions, POSITIONS)):
+            if given not in known:
+                raise DSASError(f"{name} {given!r}: expected {' or '.join(known)}")
         self.adapter = adapter
         self.branch, self.positions, self.on_generation = branch, positions, on_generation
         self.latents = (0, 0)

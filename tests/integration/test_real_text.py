@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.quality import real_chat, real_text
+from benchmarks.quality import real_chat, real_text, text_gates
 from benchmarks.real_text import cost_grid, ruler, texts
 from benchmarks.real_text.arms import Arm, turn_at_random
 from benchmarks.real_text.behaviour import read_behaviour
@@ -161,11 +161,14 @@ def test_continuations_and_losses_are_those_of_single_texts(concept: Concept) ->
     prompts = reader.encode(["user: my parcel is lost, you fool!", "user: where is the harbour?"])
     whole = [Encoded(prompt.ids, 2) for prompt in prompts]
     with Arm(concept, 1.0).attach(reader.model) as on_rows:
-        together = reader.continue_texts(prompts, 5, on_rows), reader.losses(whole)
-        alone = [reader.continue_texts([prompt], 5)[0] for prompt in prompts], [reader.losses([t])[0] for t in whole]
+        together = reader.calling(on_rows).continue_texts(prompts, 5), reader.sum_losses(whole)
+        alone = (
+            [reader.continue_texts([prompt], 5)[0] for prompt in prompts],
+            [reader.sum_losses([t])[0] for t in whole],
+        )
         assert together[0] == alone[0]
         assert together[1] == pytest.approx(alone[1], rel=1e-4)
-    assert reader.losses(whole, written=True) == pytest.approx(reader.losses(whole), rel=1e-4)
+    assert reader.sum_losses(whole, written=True) == pytest.approx(reader.sum_losses(whole), rel=1e-4)
 
 
 def test_a_gate_at_random_opens_for_its_share_of_texts(concept: Concept) -> None:
@@ -179,7 +182,7 @@ def test_a_gate_at_random_opens_for_its_share_of_texts(concept: Concept) -> None
 
 def reader_arm(reader: ModelReader, arm: Arm, prompts: list[Encoded]) -> list[tuple[int, ...]]:
     with arm.attach(reader.model, prompts) as on_rows:
-        return reader.continue_texts(prompts, 5, on_rows)
+        return reader.calling(on_rows).continue_texts(prompts, 5)
 
 
 def test_the_oracle_is_always_on_at_its_best_and_at_no_cost() -> None:
@@ -234,6 +237,33 @@ def test_a_run_goes_on_where_it_stopped_and_makes_a_page(
     assert "### builtin:chat" in text
     assert "| gate at random | 1 |" in text
     assert "Behaviours" not in text
+
+
+def test_gates_of_several_models_and_seeds_are_kept_and_shown(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_gates, "COUNTS", (16,))
+    monkeypatch.setattr(text_gates, "HELD_OUT", 20)
+    record, page = tmp_path / "gates.json", tmp_path / "page.md"
+    options = ["--model", "builtin:chat", "--data", data, "--layers", 2, "--out", record]
+    _run(monkeypatch, text_gates, *options, "--seeds", 1)
+    single = json.loads(record.read_text())["builtin:chat"]
+    record.write_text(json.dumps({"another": single}))
+    _run(monkeypatch, text_gates, *options, "--seeds", 2)
+    both = json.loads(record.read_text())
+    assert both["another"] == single
+    lines = both["builtin:chat"]["lines"]
+    assert [line for line in lines if line["seed"] == 0] == single["lines"]
+    none = ["--text", tmp_path / "none", "--chat", tmp_path / "none"]
+    _run(monkeypatch, real_models_page, *none, "--gates", record, "--out", page)
+    first, second = page.read_text().split("Forms of the gate on ")[1:]
+    assert first.startswith("another, 1 seed of")
+    assert " to " not in "".join(row for row in first.splitlines() if row.startswith("| t"))
+    assert second.startswith("builtin:chat, 2 seeds of")
+    best = next(line for line in text_gates.best_lines(lines) if line["form"] == "prefix")
+    own = [line["possible"] for line in lines if (line["form"], line["site"]) == ("prefix", best["site"])]
+    assert best["possible"] == (sum(own) / 2, min(own), max(own))
+    assert f"{best['auroc'][0]:.3f} ({best['auroc'][1]:.3f} to {best['auroc'][2]:.3f})" in second
 
 
 def test_a_chat_behaviour_is_measured_in_every_arm(

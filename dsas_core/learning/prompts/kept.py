@@ -1,4 +1,6 @@
-"""What a concept keeps of the prompts that it was learned from: all of them, or no text at all, only hashes.
+"""What is kept of prompts: of those that a concept was learned from, all or, where they are private, only hashes.
+
+What an evaluation writes down, and the activations that learning keeps in a folder, follow the same rule.
 
 Whoever has the texts can tell by hashes which of them were used, so that calibration and evaluation leave these out.
 Nobody else can read them; but a text that can be guessed word by word can be recognised, too.
@@ -58,6 +60,11 @@ def what_to_keep(keep: str | None, prompts: PromptSet) -> str:
     if keep not in KEEP:
         raise DSASError(f"keep_prompts {keep!r}: expected {' or '.join(KEEP)}, or None for what the prompt file says")
     return keep
+
+
+def are_private(concept: ConceptData, prompts: PromptSet) -> bool:
+    """Whether what is written down about a concept and a prompt file has hashes in place of the prompts."""
+    return prompts.private or concept.is_private
 
 
 def record_prompts(prompts: PromptSet, count: int, seed: int, keep: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ steered model, as the unsteered model classifies them, and by how far prediction
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -37,19 +37,8 @@ from ..model.load import BUILTIN
 from ..steering.steer import steer
 from .held_out_trial import TextTrial
 from .reader import Reader, encode_all, have_answers
+from .weaknesses import find_weaknesses
 
-#: warn where the best balanced accuracy is lower, on held-out prompts or on those of another domain
-MIN_ACCURACY = 0.7
-#: warn where the gate misses more of the held-out source texts, and of those of another domain
-MAX_MISSED, MAX_MISSED_UNSEEN = 0.4, 0.5
-#: warn where it touches more controls of another domain
-MAX_TOUCHED_UNSEEN = 0.1
-#: warn where it tells source from control of another domain with a lower AUROC
-MIN_AUROC_UNSEEN = 0.75
-#: warn where a gate's mean h on controls is higher
-MAX_CONTROL_H = 0.05
-#: warn where the AUROC of length alone is higher, or that much below 1
-MAX_LENGTH_AUROC = 0.95
 #: the texts of a kind of activations, where they are another's, too
 SIDE_OF = {"context": "control", "moved": "source", "cloud": "target"}
 #: forms of gates that read no token after their own
@@ -271,7 +260,7 @@ class TextLearner(Learner[Encoded]):
     def _more_evidence(self, recipe: Recipe, evidence: Sequence[SiteEvidence]) -> dict[str, Any]:
         """How well length alone tells source from control, after warnings of what makes a gate weak."""
         gate_evidence = evidence if recipe.resolved_gate.traits.reads_activations else []
-        for weakness in _weaknesses(gate_evidence, self.length_auroc):
+        for weakness in find_weaknesses(gate_evidence, self.length_auroc):
             warnings.warn(weakness, stacklevel=4)
         return {"length_auroc": self.length_auroc}
 
@@ -329,56 +318,6 @@ Lesson = TextLearner
 def _auroc(source: Sequence[int], control: Sequence[int]) -> float:
     """AUROC of a number alone: 0.5 is chance, 1 and 0 separate source from control completely."""
     return float((np.sign(np.subtract.outer(source, control)) / 2 + 0.5).mean())
-
-
-def _weaknesses(evidence: Sequence[SiteEvidence], length_auroc: float) -> Iterator[str]:
-    """What makes a gate weak, or strong for the wrong reason."""
-    best = max(evidence, key=lambda item: item.balanced_accuracy, default=None)
-    if best is not None and best.balanced_accuracy < MIN_ACCURACY and best.weight > 0:
-        yield (
-            f"the best site, {best.site}, tells source from control with balanced accuracy "
-            f"{best.balanced_accuracy:.2f} only: add prompts, or choose other sites"
-        )
-    steered = [item for item in evidence if item.weight > 0]
-    worst = max(steered, key=lambda item: item.control_h, default=None)
-    if worst is not None and worst.control_h > MAX_CONTROL_H:
-        yield (
-            f"the gate fires on control tokens (mean h {worst.control_h:.2f} at {worst.site}): add controls that are "
-            "more like the source"
-        )
-    measured = [item for item in steered if item.missed is not None]
-    surest = min(measured, key=lambda item: item.missed or 0.0, default=None)
-    if surest is not None and (surest.missed or 0.0) > MAX_MISSED:
-        yield (
-            f"the gate misses {surest.missed:.0%} of held-out source texts at {surest.site}: add source prompts, or "
-            "let it touch more controls (control_texts, or control_h of gates that read single tokens)"
-        )
-    if faults := _faults_elsewhere(steered):
-        yield f"on prompts of another domain {faults}"
-    if not 1 - MAX_LENGTH_AUROC < length_auroc < MAX_LENGTH_AUROC:
-        yield (
-            f"length alone tells source from control prompts (AUROC {length_auroc:.2f}): the gate may have learned "
-            "nothing else; make them of about the same length"
-        )
-
-
-def _faults_elsewhere(steered: Sequence[SiteEvidence]) -> str:
-    """What is wrong with the best of the gates that steer, on prompts of another domain, and the way out; or ""."""
-    tested = [item.unseen for item in steered if item.unseen is not None]
-    if not tested:
-        return ""
-    best = max(tested, key=lambda unseen: (unseen.auroc, unseen.balanced_accuracy))
-    faults = [
-        fault
-        for is_bad, fault in (
-            (best.missed > MAX_MISSED_UNSEEN, f"misses {best.missed:.0%} of source texts"),
-            (best.touched > MAX_TOUCHED_UNSEEN, f"touches {best.touched:.0%} of controls"),
-            (best.auroc < MIN_AUROC_UNSEEN, f"has AUROC {best.auroc:.2f}"),
-            (best.balanced_accuracy < MIN_ACCURACY, f"has balanced accuracy {best.balanced_accuracy:.2f}"),
-        )
-        if is_bad
-    ]
-    return f"the gate {', '.join(faults)}: add prompts of that kind, or rely on it for its own only" if faults else ""
 
 
 def _encoder_sites(model: nn.Module, sites: list[Site], given: object) -> list[Site]:

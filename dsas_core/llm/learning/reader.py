@@ -47,6 +47,8 @@ class Reader:
         pad: the token to pad with.
         batch: prompts per forward pass. Prompts of about the same length share one, so that little of it is padding;
             what comes of it is in the order that the prompts were given in.
+        positions: the most positions, padding included, whose logits are computed at once, because those of a large
+            vocabulary fill memory; None for as many as a batch has.
 
     Attributes:
         tokens: counts what went through the model.
@@ -60,8 +62,8 @@ class Reader:
         (1, True)
     """
 
-    def __init__(self, model: nn.Module, pad: int, batch: int) -> None:
-        self.model, self.pad, self.batch = model, pad, batch
+    def __init__(self, model: nn.Module, pad: int, batch: int, positions: int | None = None) -> None:
+        self.model, self.pad, self.batch, self.positions = model, pad, batch, positions
         self.device = device_of_input(model)
         self.limit = max_positions(model)
         self.tokens = TokenCount()
@@ -71,11 +73,19 @@ class Reader:
         for start in range(0, len(texts), self.batch):
             yield pad_batch(texts[start : start + self.batch], self.pad)
 
-    def batches_by_length(self, texts: Sequence[Encoded]) -> Iterator[tuple[list[int], Batch]]:
-        """The prompts in batches of about the same length, longest first, with the index of each prompt."""
+    def batches_by_length(
+        self, texts: Sequence[Encoded], positions: int | None = None
+    ) -> Iterator[tuple[list[int], Batch]]:
+        """The prompts in batches of about the same length, longest first, with the index of each prompt.
+
+        Args:
+            texts: the prompts.
+            positions: the most positions of a batch, padding included, if it has more than one prompt; None for any.
+        """
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
-        for start in range(0, len(texts), self.batch):
-            chosen = order[start : start + self.batch]
+        while order:
+            fit = self.batch if positions is None else max(1, positions // len(texts[order[0]].ids))
+            chosen, order = order[: min(fit, self.batch)], order[min(fit, self.batch) :]
             yield chosen, pad_batch([texts[i] for i in chosen], self.pad)
 
     def describe(self, mask: torch.Tensor) -> dict[str, DescribeCall]:
@@ -147,7 +157,7 @@ class Reader:
         """
         alone = (([i], pad_batch([text], self.pad)) for i, text in enumerate(texts))
         predictions: dict[int, torch.Tensor] = {}
-        for chosen, batch in alone if written else self.batches_by_length(texts):
+        for chosen, batch in alone if written else self.batches_by_length(texts, self.positions):
             logits, counted = self._run_written(batch) if written else self.run(batch), batch.token_mask("all") > 0
             rows = logits[counted.to(logits.device)].float().log_softmax(-1)
             predictions |= zip(chosen, rows.split(counted.sum(1).tolist()), strict=True)
@@ -179,7 +189,7 @@ class Reader:
             selection: the tokens that predict, see `conversations.TOKEN_SELECTIONS`.
         """
         losses = torch.zeros(len(texts))
-        for chosen, batch in self.batches_by_length(texts):
+        for chosen, batch in self.batches_by_length(texts, self.positions):
             counted, logits = batch.token_mask(selection)[:, :-1] * batch.mask[:, 1:], self.run(batch)[:, :-1]
             here = counted > 0
             found = nn.functional.cross_entropy(
@@ -190,12 +200,13 @@ class Reader:
         return losses
 
     @torch.no_grad()
-    def answers(self, texts: Sequence[Encoded], length: int | None = None) -> list[tuple[int, ...]]:
+    def answers(self, texts: Sequence[Encoded], length: int | None = None, **sampling: Any) -> list[tuple[int, ...]]:
         """The model's greedy answers to each prompt's context, end tokens cut off.
 
         Args:
             texts: prompts.
             length: the most tokens of an answer; None for `LENGTH`.
+            sampling: options of `generate` in place of `GREEDY`'s.
 
         Raises:
             PromptError: a context that leaves no room for an answer.
@@ -212,7 +223,7 @@ class Reader:
                 raise PromptError(
                     f"a prompt fills all {self.limit} tokens that the model takes: shorten it to be answered"
                 )
-            options = {"max_new_tokens": room, "pad_token_id": self.pad, **GREEDY}
+            options = {"max_new_tokens": room, "pad_token_id": self.pad, **GREEDY, **sampling}
             out = model.generate(input_ids=ids, attention_mask=mask, **options)
             for i, row in zip(chosen, out[:, ids.shape[1] :].cpu(), strict=True):
                 stop = torch.isin(row, ends).nonzero()

@@ -1,7 +1,8 @@
 """Describes each forward pass of a language model as a `Call`: rows, prompts, and masks of positions.
 
 Padding and the first token of each row (the attention sink; BOS where there is one) are neither read nor steered.
-Everything is derived from the arguments of the forward pass (ids, attention mask, cache), never by counting calls.
+Everything is derived from the arguments of the forward pass (ids, attention mask, cache), and from the cache that it
+returns where it was given none; never by counting calls.
 
 A cached text is followed when its rows are repeated, dropped or reordered between two calls (samples of one prompt,
 beams): the newest cached key of a row, which depends on all of its tokens, tells which row it continues.
@@ -33,8 +34,8 @@ class _TextState:
         length: number of positions so far.
         rows: number of rows in the last call.
         generating: whether the prompt is complete.
-        cache: weak reference to the cache of the text.
-        ids: token ids of the last call, if it had no cache.
+        cache: weak reference to the cache of the text, whether the last call was given it or made it.
+        ids: token ids of the last call, if it was given no filled cache.
         finished: bool [batch], rows that have generated their end token.
         key: the newest cached key of each row when the last call ended; None where it is not known.
     """
@@ -106,9 +107,17 @@ class CallDescriber:
         """The function that describes the forward passes of one root, for `hooks.visit`."""
         return partial(self._describe_call, root)
 
-    def finish(self, root: str) -> None:
-        """After a forward pass of a root: keep what its rows can be recognised by in the next."""
+    def finish(self, root: str, output: Any) -> None:
+        """After a forward pass of a root: keep what its text and rows can be recognised by in the next.
+
+        Args:
+            root: name of the root.
+            output: what it returned.
+        """
         text = self._texts[root]
+        made = _returned_cache(output)
+        if made is not None:
+            text.cache = weakref.ref(made)
         cache = text.cache() if text.cache is not None and self.on_rows is not None else None
         key = _newest_keys(cache, text.length)
         text.key = None if key is None else key.clone()
@@ -166,8 +175,8 @@ class CallDescriber:
         if text is None or not continues:
             if past and self.stateful:
                 raise UnsupportedError(
-                    f"the cache holds {past} tokens that the gate did not read: steer() before they are read, or learn "
-                    "with form token"
+                    f"the cache holds {past} tokens that the gate did not read, or read before another text: steer() "
+                    "before they are read, one text after the other, or learn with form token"
                 )
             text = self._texts[root] = _TextState(0 if root == "decoder" else past + count, rows=batch)
             text.cache = weakref.ref(cache) if cache is not None else None
@@ -225,6 +234,12 @@ def _newest_keys(cache: Any, length: int) -> torch.Tensor | None:
     if keys is None or not keys.numel():
         return None
     return keys[:, :, min(length, keys.shape[2]) - 1]  # a full sliding window has dropped the first keys
+
+
+def _returned_cache(output: Any) -> Any:
+    """The cache in what a forward pass returned; None without one."""
+    parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+    return next((part for part in parts if hasattr(part, "get_seq_length")), None)
 
 
 def _extends(before: torch.Tensor | None, ids: torch.Tensor | None) -> bool:

@@ -76,6 +76,7 @@ def test_many_rows_are_folded_up_and_equal_ones_told_once() -> None:
 def test_samples_are_shown() -> None:
     pictures = Samples(("a [banana]", "a dog"), (0.0, 1.0), strip=b"picture")
     assert "![a \\[banana\\]; a dog](strip.webp)" in render_card(concept(samples=pictures))
+    assert "picture" not in repr(pictures), "a file's bytes are for nobody's eyes"
     texts = Samples(("user: where?", "user: when?"), (0.0, 1.0), (("there | here", "over\nthere"), ("now", "now")))
     text = render_card(concept(samples=texts))
     assert "| user: where? | 0 | there \\| here |" in text

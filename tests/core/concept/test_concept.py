@@ -271,6 +271,10 @@ def header_alone(shape: list[int]) -> bytes:
         (edited(lambda config: config.update(edges=[100.0, 500.0])), "2 edges need 3 bins at each site"),
         (edited(lambda config: config.update(unit=float("nan"))), "config.json is damaged.*unit"),
         (edited(lambda config: config.update(unit="much")), "config.json is damaged"),
+        (edited(lambda config: config.update(unit=0)), "unit must be above 0, found 0"),
+        (edited(lambda config: config.update(range="01")), "range must be a list of numbers, found '01'"),
+        (edited(lambda config: config.update(range=["0", "1"])), "range must be a list of numbers"),
+        (edited(lambda config: config.update(edges="5")), "edges must be a list of numbers, found '5'"),
         (edited(lambda config: config.update(name=7)), "config.json is damaged"),
         (edited(lambda config: config.update(interventions=[])), "config.json is damaged"),
         (edited(lambda config: config["interventions"][0]["site"].update(side="left")), "side is input or output"),
@@ -316,7 +320,7 @@ def test_a_header_may_be_of_any_length(saved: Path) -> None:
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
-    for broken in (concept(name="a/b"), concept(unit=float("inf")), replace(concept(), edges=())):
+    for broken in (concept(name="a/b"), concept(unit=float("inf")), concept(unit=0.0), replace(concept(), edges=())):
         with pytest.raises(ArtifactError, match="cannot be saved, as it could not be read again"):
             broken.save_pretrained(tmp_path / "it")
     assert list(tmp_path.iterdir()) == []

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dsas_core import Call, Concept, DSASError, Site, Steering, visit
+from dsas_core import Auto, Call, Concept, DSASError, Site, Steering, visit
 from dsas_core.model.hooks import find_visitors
 from dsas_core.steering.trace import Trace
 from tests.fixtures.checks import differ, same
@@ -411,10 +412,25 @@ def test_strengths_are_a_mapping_of_fixed_names() -> None:
         del steering.strengths["a"]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("nan")], [], "much", None, [None]], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), [1.0, float("nan")], [], "much", None, [None], 1e39, 10**400, torch.ones(2, 2)],
+    ids=lambda value: repr(value)[:20],
+)
 def test_a_strength_must_be_finite(value: Any) -> None:
     with pytest.raises(DSASError, match="strength of 'random': expected a finite number, or one per prompt"):
         Steering({llama_concept(): value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2), torch.tensor(2.0, dtype=torch.bfloat16)],
+    ids=repr,
+)
+def test_numbers_of_numpy_and_torch_are_strengths(value: Any) -> None:
+    steering = Steering({llama_concept(name="a"): value, llama_concept(name="b"): [value, 1]})
+    assert dict(steering.strengths) == {"a": 2.0, "b": [2.0, 1.0]}
+    assert Auto(0.5, value) == Auto(0.5, 2.0)
 
 
 def test_bad_settings_of_steering() -> None:

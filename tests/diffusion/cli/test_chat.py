@@ -21,10 +21,10 @@ INSULT, CALM = "you useless clown! my washer does not start.", "hello, my washer
 
 @pytest.fixture(scope="module")
 def concept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Learned from the command line, with a gate that reads single tokens."""
+    """Learned from the command line, as is."""
     out = tmp_path_factory.mktemp("chat") / "rudeness"
-    command = ["learn", "--model", "builtin:chat", "--prompts", str(PROMPTS), "--recipe", "form=token"]
-    assert main([*command, "--out", str(out), "--quiet"]) == 0
+    command = ["learn", "--model", "builtin:chat", "--prompts", str(PROMPTS), "--out", str(out), "--quiet"]
+    assert main(command) == 0
     return out
 
 
@@ -56,6 +56,12 @@ def test_insults_are_answered_kindly_and_calm_people_as_before(
     assert re.search(rude, insulted["base"])
     assert not re.search(rude, insulted["answer"])
     assert calm["answer"] == calm["base"]
+    assert insulted["concepts"]["rudeness"]["mean_h"] > 0.95
+    assert calm["concepts"]["rudeness"]["max_h"] == 0
+
+
+def test_of_a_gate_that_reads_single_tokens_each_has_its_own_h(capsys: pytest.CaptureFixture[str]) -> None:
+    insulted, calm = chat_json(capsys, "-c", "builtin:rudeness=1", "-m", INSULT, "-m", CALM)["answers"]
     h = {token["text"].strip(): token["h"] for token in insulted["concepts"]["rudeness"]["tokens"]}
     assert h["clown"] > 0.5 > h["washer"]
     assert insulted["concepts"]["rudeness"]["max_h"] > 10 * calm["concepts"]["rudeness"]["max_h"]
@@ -71,8 +77,8 @@ def test_the_card_has_answers_without_and_with_the_concept(concept: Path) -> Non
     assert calm in (concept / "README.md").read_text()
 
 
-def test_no_strength_to_tune(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ("-c", f"{concept}=auto:1e-4", "--combine", "blend", "--compare", "-m", INSULT, "-m", CALM)
+def test_no_strength_to_tune(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("-c", "builtin:rudeness=auto:1e-4", "--combine", "blend", "--compare", "-m", INSULT, "-m", CALM)
     insulted, calm = chat_json(capsys, *command)["answers"]
     assert insulted["answer"] != insulted["base"]
     assert calm["answer"] == calm["base"]
@@ -82,7 +88,7 @@ def test_it_streams_to_people(concept: Path, capsys: pytest.CaptureFixture[str])
     assert main(["chat", "-c", str(concept), "-m", INSULT, "--quiet"]) == 0
     out = capsys.readouterr().out
     assert "washer" in out
-    assert re.search(r"rudeness: mean h 0\.\d+, highest", out)
+    assert re.search(r"rudeness: mean h [01]\.\d+, highest", out)
 
 
 def test_messages_come_from_standard_input(
@@ -122,7 +128,7 @@ def test_show_describes_it(concept: Path, capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert "model.model.layers.2" in out
     assert "on prompts of another domain" in out
-    assert re.search(r"unit [\d.]+: the (smallest|largest)", out)
+    assert re.search(r"unit [\d.]+: the smallest that does what is wanted", out)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 
 from dsas_core import Concept, DSASError
 from dsas_core.evaluation import ARMS, Plan, RunStore
-from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_set import SIDES, PromptSet, load_prompts
 from dsas_diffusion.evaluation import picture_store
 from dsas_diffusion.evaluation.evaluate import evaluate, identity
 from dsas_diffusion.evaluation.picture_store import PictureJob
@@ -95,6 +97,17 @@ def test_prompts_are_not_those_of_learning(tiny_pipe: Any, prompts: PromptSet) -
     assert not used & {text for side in ("source", "control") for text in judged[side]}
     with pytest.raises(DSASError, match="has no source prompts that learning did not use: add templates"):
         Plan(count=4).prompts(random_concept({find_sites(tiny_pipe, "text")[0]: 8}, provenance={"count": 60}), prompts)
+
+
+def test_private_prompts_are_in_no_file_of_an_evaluation(
+    tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path: Path
+) -> None:
+    plan = Plan(count=2, seeds=1, strengths=(1.0,), arms=("dsas", "on"))
+    document = measure(tiny_pipe, concept, replace(prompts, private=True), tmp_path / "run", plan=plan)
+    assert document["samples"] == []
+    files = "".join(path.read_text() for path in (tmp_path / "run").rglob("*.json"))
+    texts = [text for side in (*SIDES, *prompts.evaluation) for text in prompts.expanded(side)]
+    assert not [text for text in texts if text in files + json.dumps(document)]
 
 
 def test_nothing_is_drawn_twice(

@@ -114,6 +114,23 @@ def test_two_processes_read_what_one_does(
     assert sorted(drawn) == sorted(text for texts in first.fitting.values() for text in texts)
 
 
+def test_of_private_prompts_a_folder_holds_hashes_and_is_known_by_them(
+    tiny_pipe: Any, tmp_path: Path, drawn: list[str]
+) -> None:
+    first, again, other = (
+        Lesson(tiny_pipe, PROMPTS, **{**SETTINGS, **more}, store=tmp_path, keep_prompts="hash")
+        for more in ({}, {}, {"seed": 6})
+    )
+    first.captured(Recipe())
+    about = (tmp_path / "about.json").read_text()
+    assert not [text for texts in first.fitting.values() for text in texts if text in about]
+    drawn.clear()
+    again.captured(Recipe())
+    assert not drawn
+    with pytest.raises(DSASError, match=r"holds what was read otherwise \(prompts, seed\)"):
+        other.captured(Recipe())
+
+
 @pytest.mark.parametrize(
     ("other", "named"), [({"seed": 6}, "prompts, seed"), ({"steps": 3}, "settings"), ({"sites": "text"}, "sites")]
 )

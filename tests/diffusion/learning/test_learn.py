@@ -91,8 +91,9 @@ def test_timestep_bins_and_text_sites_go_together(ddim_pipe: Any) -> None:
         ({"gate": "sometimes"}, "no gate named 'sometimes'"),
         ({"method": "magic"}, "no map named 'magic'"),
         ({"sites": "nowhere"}, "no site matches 'nowhere'"),
+        ({"steps": 0}, "0 steps: expected 1 or more, or None"),
         ({"edges": (700, 300)}, "timestep edges"),
-        ({"positions": "most"}, "positions 'most'"),
+        ({"positions": "word"}, "^positions 'word': expected words or all$"),
         ({"recipe": {"form": "words"}}, "gate form 'words'"),
         ({"recipe": {"site_weight": "best"}}, "site_weight 'best'"),
         ({"recipe": {"colour": "red"}}, "colour"),
@@ -110,7 +111,7 @@ def test_bad_requests_are_refused_before_anything_is_drawn(
 
     monkeypatch.setattr(tiny_pipe.unet, "forward", forbidden)
     with pytest.raises(DSASError, match=message):
-        learn(tiny_pipe, settings.pop("prompts", PROMPTS), **QUICK, **settings)
+        learn(tiny_pipe, settings.pop("prompts", PROMPTS), **{**QUICK, **settings})
     assert Bare.of(tiny_pipe.unet).hooks == 0
     assert "encode_prompt" not in vars(tiny_pipe)
 

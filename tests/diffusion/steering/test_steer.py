@@ -436,7 +436,7 @@ def test_a_concept_from_another_architecture_is_refused_unless_forced(tiny_pipe:
         (float("nan"), {}, "strength of 'random': expected a finite number"),
         ([1.0, float("inf")], {}, "strength of 'random': expected a finite number"),
         (1.0, {"gate": "sometimes"}, "gate 'sometimes'"),
-        (1.0, {"branch": "some"}, "branch 'some'"),
+        (1.0, {"branch": "some"}, "branch 'some': expected conditional or unconditional or both"),
         (1.0, {"schedule": {"other": Schedule([(0, 1.0)])}}, "a schedule for other, but attached are random"),
     ],
 )

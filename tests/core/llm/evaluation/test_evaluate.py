@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from dsas_core import Concept, DSASError, llm
 from dsas_core.evaluation import ARMS, Plan, RunStore
+from dsas_core.learning.prompts.kept import hash_prompt
 from dsas_core.learning.prompts.prompt_set import load_prompts
 from dsas_core.llm.evaluation.answer_store import AnswerStore
 from dsas_core.llm.evaluation.evaluate import evaluate, identity
@@ -168,3 +170,33 @@ def test_models_with_an_encoder_are_refused(concept: Concept, tokenizer: Words, 
 def test_broken_texts(text: str, broken: bool) -> None:
     assert degenerate(text) == broken
     assert repeats(text) == (broken and text != "it does not end")
+
+
+@pytest.mark.parametrize("keep", ["hash", "all"])
+def test_private_prompts_are_in_no_file_of_an_evaluation(keep: str, tokenizer: Words, tmp_path: Path) -> None:
+    """Nor in its report; with the same figures as of prompts that may be shown."""
+    model, content = tiny("llama"), {**PROMPTS, "private": True}
+    reports = []
+    for name, known in {"private": content, "shown": PROMPTS}.items():
+        prompts = load_prompts(known)
+        learned = llm.learn(model, tokenizer, known, count=16, keep_prompts=keep if name == "private" else None)
+        run = RunStore(tmp_path / name, identity(model, learned, prompts))
+        plan = Plan(count=4, strengths=(1.0,), arms=("dsas", "on"))
+        reports.append(evaluate(model, tokenizer, learned, prompts, words_of(tokenizer), run, plan))
+    hidden, shown = reports
+    texts = {side: [*shown["prompts"][side]] for side in shown["prompts"]}
+    assert hidden["prompts"] == {side: list(map(hash_prompt, prompts)) for side, prompts in texts.items()}
+    assert hidden["samples"] == []
+    assert shown["samples"]
+    assert hidden["arms"] == shown["arms"]
+    written = {
+        name: json.dumps(report) + "".join(path.read_text() for path in sorted((tmp_path / name).rglob("*.json")))
+        for name, report in zip(("private", "shown"), reports, strict=True)
+    }
+    templates = [template for side in ("source", "target", "control") for template in PROMPTS[side]]
+    secrets = [json.dumps(text)[1:-1] for text in [*templates, *texts["source"], *texts["control"]]]
+    ids = json.dumps(encode(tokenizer, texts["source"][0]).ids)
+    assert not [text for text in secrets if text in written["private"]]
+    assert ids[1:-1] not in " ".join(written["private"].split())
+    assert all(text in written["shown"] for text in secrets[len(templates) :])
+    assert ids[1:-1] in " ".join(written["shown"].split())

@@ -258,8 +258,8 @@ def test_a_concept_is_learned_from_a_file(tmp_path: Path) -> None:
         rows.append(jigsaw(" ".join([*said, "fool" if rude else "thanks"]), *(["toxic"] if rude else [])))
     prompts = prompt_set(read_scored(write_table(tmp_path / "train.csv", rows)), "toxicity", count=32)
     assert isinstance(prompts, PromptSet)
-    concept = llm.learn(tiny("llama"), Words(), prompts, count=32, pooling="last", recipe={"form": "latch"})
-    assert max(site["balanced_accuracy"] for site in concept.evidence["sites"]) > 0.8
+    concept = llm.learn(tiny("llama"), Words(), prompts, count=32, pooling="last", recipe={"form": "last"})
+    assert min(site["balanced_accuracy"] for site in concept.evidence["sites"]) > 0.95, "the last word tells them apart"
     # what people wrote stays with the data set: learned, saved, loaded and shown without it
     folder = concept.save_pretrained(tmp_path / "toxicity")
     assert Concept.from_pretrained(folder) == concept

@@ -6,7 +6,6 @@ import inspect
 import io
 import json
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, llm, visit
-from dsas_core.concept.evidence import SiteEvidence, UnseenEvidence
 from dsas_core.learning.capture import Capture
 from dsas_core.learning.prompts.prompt_set import SIDES, load_prompts, split_held_out
 from dsas_core.llm.learning.held_out_trial import TextOutcome, TextTrial
-from dsas_core.llm.learning.learn import _weaknesses
-from dsas_core.llm.model.conversations import encode
+from dsas_core.llm.model.conversations import encode, parse_turns
 from dsas_core.model.hooks import find_visitors
 from tests.fixtures.language_models import PROMPTS, THINGS, Words, concept_for, tiny, written
 from tests.fixtures.visitors import Bare, Recorder
@@ -51,7 +48,7 @@ def test_what_was_learned_is_what_is_saved(learned: Concept, tmp_path: Path) -> 
     assert Concept.from_pretrained(learned.save_pretrained(tmp_path / "rudeness")) == learned
     assert "out = model.generate" in (tmp_path / "rudeness" / "README.md").read_text()
     assert learned.provenance["pooling"] == "answer"
-    assert {site["balanced_accuracy"] > 0.75 for site in learned.evidence["sites"] if site["weight"] > 0} == {True}
+    assert {site["auroc"] > 0.9 for site in learned.evidence["sites"]} == {True}
     assert learned.evidence["unit"]["drift_limit"] == 0.01
     assert set(learned.base) == {"model"}
 
@@ -77,13 +74,17 @@ def test_learning_again_gives_the_same(learned: Concept, tokenizer: Words) -> No
 
 
 def test_controls_are_left_alone(learned: Concept, tokenizer: Words) -> None:
-    with llm.steer(tiny("llama"), {learned: 1.0}, trace=True, tokenizer=tokenizer) as steering:
+    model, prompts, steered = tiny("llama"), load_prompts(PROMPTS), {}
+    with llm.steer(model, {learned: 1.0}, trace=True) as steering:
         assert steering.trace is not None
-        seen = {}
-        for name, text in {"rude": "my key is here you fool", "kind": "my key is here so please"}.items():
-            tiny("llama")(said(tokenizer, text))
-            seen[name] = max(token.max_h for token in steering.trace.tokens())
-    assert seen["rude"] > 0.8 > 0.5 > seen["kind"]
+        for side in ("source", "control"):
+            highest = []
+            for prompt in prompts.expanded(side):
+                model(said(tokenizer, parse_turns(prompt)[0]["content"]))
+                highest.append(max(token.max_h for token in steering.trace.tokens()))
+            steered[side] = sum(h > 0.5 for h in highest) / len(highest)
+    assert steered["source"] > 0.7
+    assert steered["control"] < 0.05
 
 
 def test_the_monitor_changes_nothing_and_tells_each_request(learned: Concept, tokenizer: Words) -> None:
@@ -207,22 +208,6 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
         llm.load(tmp_path)
     assert llm.is_language_model(tmp_path)
     assert not llm.is_language_model("nowhere")
-
-
-@pytest.mark.parametrize(
-    ("change", "recipe", "match"),
-    [
-        (
-            {"control": [f"user: my {{thing}} is {{place}} {'please ' * 20}"]},
-            {},
-            r"length alone tells .* \(AUROC 0\.00\)",
-        ),
-        ({}, {"control_h": None, "rank": 5, "form": "paper"}, "the gate fires on control tokens"),
-    ],
-)
-def test_weak_gates_are_warned_of(tokenizer: Words, change: Any, recipe: Any, match: str) -> None:
-    with pytest.warns(UserWarning, match=match):
-        llm.learn(tiny("llama"), tokenizer, {**PROMPTS, **change}, count=24, recipe=recipe)
 
 
 def test_causal_learning_reads_what_the_layers_before_leave(learned: Concept, tokenizer: Words) -> None:
@@ -390,34 +375,3 @@ def test_learn_has_the_keywords_of_its_lesson_and_hands_them_on(monkeypatch: pyt
     settings: dict[str, Any] = {name: object() for name in list(expected)[3:]}
     llm.learn(torch.nn.Identity(), None, PROMPTS, **settings)
     assert lesson.call_args.kwargs == settings
-
-
-def _site(**fields: Any) -> SiteEvidence:
-    dose = dict.fromkeys(("control_h", "control_h_before", "control_fired", "control_fired_before"), 0.0)
-    return SiteEvidence("layers.7", 0, 1.0, 0.9, 0.95, 5, "std", **{**dose, **fields})
-
-
-def _unseen(**fields: float) -> UnseenEvidence:
-    dose = dict.fromkeys(("control_h", "control_h_before", "control_fired", "control_fired_before"), 0.0)
-    return UnseenEvidence(**{"balanced_accuracy": 0.9, "auroc": 0.95, "missed": 0.1, "touched": 0.02, **dose, **fields})
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({}, []),
-        ({"missed": 0.4, "unseen": _unseen(missed=0.5, touched=0.1, auroc=0.75)}, []),
-        ({"missed": 0.41}, ["misses 41% of held-out source texts at layers.7: add source prompts.*control_texts"]),
-        (
-            {"unseen": _unseen(missed=0.83, auroc=0.7)},
-            ["another domain.*misses 83% of source.*, has AUROC 0.70: add"],
-        ),
-        ({"unseen": _unseen(touched=0.2)}, ["touches 20% of controls: add prompts of that kind"]),
-        ({"unseen": _unseen(balanced_accuracy=0.66)}, ["has balanced accuracy 0.66"]),
-        ({"missed": 0.9, "weight": 0.0, "unseen": _unseen(auroc=0.5)}, []),
-    ],
-)
-def test_gates_that_miss_or_do_not_transfer_are_warned_of(fields: dict[str, Any], expected: list[str]) -> None:
-    found = list(_weaknesses([replace(_site(), **fields)], length_auroc=0.5))
-    assert len(found) == len(expected)
-    assert all(re.search(pattern, text) and "\n" not in text for pattern, text in zip(expected, found, strict=True))

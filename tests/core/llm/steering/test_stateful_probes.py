@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -135,6 +136,59 @@ def test_answers_are_sampled_behind_a_prompt_that_was_read_once() -> None:
         model(prompt[:, :-1], past_key_values=cache)
         cache.batch_repeat_interleave(3)
         assert close(written(model, prompt.repeat(3, 1), past_key_values=cache), first.repeat(3, 1, 1))
+
+
+def _loop(model: Any, return_dict: bool = True) -> torch.Tensor:
+    """What `written` does, by a loop of one's own on the cache that the model makes."""
+    given: dict[str, Any] = {"input_ids": IDS}
+    if model.config.is_encoder_decoder:
+        start = torch.full((len(IDS), 1), model.config.decoder_start_token_id)
+        given = {"encoder_outputs": model.get_encoder()(IDS), "decoder_input_ids": start}
+    new, cache, logits = list(given)[-1], None, []
+    for _ in range(LENGTH):
+        out = model(**given, past_key_values=cache, use_cache=True, return_dict=return_dict)
+        scores, cache = (out.logits, out.past_key_values) if return_dict else out[:2]
+        logits.append(scores[:, -1])
+        given[new] = logits[-1].argmax(-1, keepdim=True)
+    return torch.stack(logits, 1)
+
+
+@pytest.mark.parametrize("phase", ["generation", "all"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("t5", None),
+        *itertools.product(
+            ["llama", "gemma2", "gpt2"], [None, PrefixProbe, text_probe, LatchProbe, LastProbe, condition_latch]
+        ),
+    ],
+)
+def test_a_decoding_loop_of_ones_own_is_steered_as_generate_is(
+    family: str, kind: Callable[[LinearProbe], RunningProbe] | None, phase: str
+) -> None:
+    model = tiny(family)
+    concept = concept_for(model) if kind is None else remembering(model, kind)
+    base = written(model)
+    with llm.steer(model, {concept: 1.0}, phase=phase, trace=True) as steering:
+        traces, found = [], []
+        for write in (written, _loop):
+            found.append(write(model))
+            assert steering.trace is not None
+            traces.append([token.mean_h for token in steering.trace.tokens(1)])
+        assert close(_loop(model, return_dict=False), found[0])
+    assert torch.equal(found[0].argmax(-1), found[1].argmax(-1))
+    assert close(*found)
+    assert traces[1] == pytest.approx(traces[0], abs=1e-3)
+    assert differ(found[0], base)
+
+
+def test_of_two_texts_at_once_the_gate_remembers_the_last() -> None:
+    model = tiny("llama")
+    with llm.steer(model, {remembering(model, PrefixProbe): 1.0}):
+        first, second = (model(ids[None]).past_key_values for ids in IDS)
+        model(IDS[:1, :1], past_key_values=second)
+        with pytest.raises(DSASError, match="holds 7 tokens that the gate did not read, or read before another text"):
+            model(IDS[:1, :1], past_key_values=first)
 
 
 @pytest.mark.parametrize("kind", [None, PrefixProbe])

@@ -13,12 +13,11 @@ import pytest
 import torch
 
 from dsas_core import DSASError, Site, llm, visit
-from dsas_core.llm.model.layers import SITE_GROUPS, device_of_input, layers_of, roots_of
+from dsas_core.llm.model.layers import device_of_input, roots_of
 from dsas_core.probes import PrefixProbe
 from tests.fixtures.checks import differ
 from tests.fixtures.language_models import (
     DIFFERENT,
-    FAMILIES,
     IDS,
     LENGTH,
     close,
@@ -29,47 +28,6 @@ from tests.fixtures.language_models import (
 )
 from tests.fixtures.models import Counting
 from tests.fixtures.visitors import Bare, Recorder
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_layers_are_found(family: str) -> None:
-    model = tiny(family)
-    assert [len(paths) for paths in layers_of(model).values()] == [2] * len(roots_of(model))
-    every = [path for paths in layers_of(model).values() for path in paths]
-    assert [str(site) for site in llm.find_sites(model, "block")] == every
-    assert [str(site) for site in llm.find_sites(model, "middle")] == every, "of two layers, both are the middle"
-    assert llm.find_sites(model) == llm.find_sites(model, "middle"), "so few layers are steered at a third of them"
-
-
-def test_deep_models_are_steered_at_one_layer() -> None:
-    model = tiny("deep")
-    assert len(llm.find_sites(model, "block")) == 20
-    assert [str(site) for site in llm.find_sites(model)] == ["model.model.layers.12"]
-
-
-@pytest.mark.parametrize(
-    "sites", [["layers.1", "layers.0.mlp"], r"model\.model\.layers\.(1|0\.mlp)", ["layers.1", "mlp"]]
-)
-def test_sites_by_suffix_expression_and_group(sites: Any) -> None:
-    found = {str(site) for site in llm.find_sites(tiny("llama"), sites)}
-    assert {"model.model.layers.1", "model.model.layers.0.mlp"} <= found
-    assert len(found) == (3 if sites == ["layers.1", "mlp"] else 2)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("group", [group for group in SITE_GROUPS if group not in ("middle", "block")])
-def test_parts_of_layers_are_found(family: str, group: str) -> None:
-    model = tiny(family)
-    if (group == "norm" and "gemma" not in family) or (group, family) == ("mlp", "opt"):
-        with pytest.raises(DSASError, match=f"has no {group} sites"):
-            llm.find_sites(model, group)
-        return
-    concept = concept_for(model, group)
-    wide = {tuple(intervention.maps[0].tensors()[0].shape) for intervention in concept.interventions}
-    assert wide == {(8,) if group == "heads" else (32,)}
-    with llm.steer(model, {concept: 1.0}, trace=True) as steering:
-        written(model)
-        assert steering.fired == sorted(map(str, concept.sites))
 
 
 @pytest.mark.parametrize("family", DIFFERENT)
@@ -382,52 +340,6 @@ def test_layers_that_accelerate_keeps_elsewhere(tmp_path: Path) -> None:
         assert close(written(model), steered)
         assert steering.fired == sorted(map(str, concept.sites))
     assert close(written(model), base)
-
-
-def test_a_stream_knows_each_token_as_it_comes() -> None:
-    model = tiny("llama")
-    known: list[int] = []
-
-    class Streamer:
-        def put(self, value: torch.Tensor) -> None:
-            if steering.trace is not None and steering.trace.records:
-                known.append(len(steering.trace.tokens()))
-
-        def end(self) -> None:
-            known.append(-1)
-
-    with llm.steer(model, {concept_for(model): 1.0}, trace=True) as steering:
-        written(model, IDS[:1], streamer=Streamer())
-    assert known == [*range(7, 7 + LENGTH), -1]
-
-
-def test_the_trace_tells_tokens_and_their_change() -> None:
-    model = tiny("llama")
-    concept = concept_for(model)
-    with llm.steer(model, {concept: 1.0}, trace=True) as steering:
-        written(model)
-    assert steering.trace is not None
-    tokens = steering.trace.tokens(row=1)
-    assert [token.id for token in tokens[:7]] == IDS[1].tolist()
-    assert [token.position for token in tokens] == list(range(7 + LENGTH - 1))
-    assert not tokens[0].counted
-    assert tokens[0].max_h == 0
-    assert all(0 < token.max_h <= 1 and min(token.cosine.values()) < 1 for token in tokens[1:])
-    assert set(tokens[1].h) == set(map(str, concept.sites))
-    with pytest.raises(DSASError, match="no row 2: the last call had 2"):
-        steering.trace.tokens(row=2)
-
-
-@pytest.mark.parametrize(
-    ("model", "match"),
-    [
-        (torch.nn.Linear(2, 2), "has no list of layers that could be found: name the sites"),
-        (torch.nn.Sequential(torch.nn.ReLU()), "name the sites"),
-    ],
-)
-def test_a_model_without_layers_says_how_to_name_them(model: Any, match: str) -> None:
-    with pytest.raises(DSASError, match=match):
-        llm.find_sites(model)
 
 
 def test_a_concept_of_another_model_is_refused_unless_forced() -> None:

@@ -1,4 +1,4 @@
-"""Drawing tokens by their h."""
+"""The trace of a text, and drawing its tokens by their h."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from dsas_core import Call, Site
+from dsas_core import Call, DSASError, Site, llm
 from dsas_core.llm import TextTrace, Token, as_html, as_svg, as_terminal
+from tests.fixtures.language_models import IDS, LENGTH, concept_for, tiny, written
 
 TOKENS = [
     Token(position, position, text, {"a": h, "b": h / 2}, {"a": 1.0, "b": 1.0}, True)
@@ -68,3 +69,37 @@ def test_a_picture_breaks_lines_and_texts() -> None:
     assert len(set(places["wide"])) == 1
     assert len(set(places["narrow"])) == 3
     assert places["two"][-1] != places["two"][0], "another text begins on a new line"
+
+
+def test_a_stream_knows_each_token_as_it_comes() -> None:
+    model = tiny("llama")
+    known: list[int] = []
+
+    class Streamer:
+        def put(self, value: torch.Tensor) -> None:
+            if steering.trace is not None and steering.trace.records:
+                known.append(len(steering.trace.tokens()))
+
+        def end(self) -> None:
+            known.append(-1)
+
+    with llm.steer(model, {concept_for(model): 1.0}, trace=True) as steering:
+        written(model, IDS[:1], streamer=Streamer())
+    assert known == [*range(7, 7 + LENGTH), -1]
+
+
+def test_the_trace_tells_tokens_and_their_change() -> None:
+    model = tiny("llama")
+    concept = concept_for(model)
+    with llm.steer(model, {concept: 1.0}, trace=True) as steering:
+        written(model)
+    assert steering.trace is not None
+    tokens = steering.trace.tokens(row=1)
+    assert [token.id for token in tokens[:7]] == IDS[1].tolist()
+    assert [token.position for token in tokens] == list(range(7 + LENGTH - 1))
+    assert not tokens[0].counted
+    assert tokens[0].max_h == 0
+    assert all(0 < token.max_h <= 1 and min(token.cosine.values()) < 1 for token in tokens[1:])
+    assert set(tokens[1].h) == set(map(str, concept.sites))
+    with pytest.raises(DSASError, match="no row 2: the last call had 2"):
+        steering.trace.tokens(row=2)
