@@ -16,7 +16,7 @@ FORMS = ("paper", "pooled", "token", "product", "prefix", "latch", "text", "mess
 STATEFUL_FORMS = ("prefix", "latch", "text", "message")
 #: forms for texts only
 TEXT_FORMS = (*STATEFUL_FORMS, "last")
-POOLINGS = ("gated", "mean")
+POOLINGS = ("gated", "mean", "leading")
 MODES = ("clean", "causal")
 #: whether causal learning captures target prompts from the unsteered model, or from the steered one
 TARGET_ROWS = ("clean", "steered")
@@ -48,7 +48,8 @@ class Recipe:
         control_texts: of the forms "text" and "message": share of control texts that the gate may touch, above 0 and
             below 0.5.
         pooling: what the map is fitted on: "gated" for means over positions weighted by the gate (where the concept
-            is; for targets that no longer show it, see `site_fit`), "mean" for plain means, the form of the paper.
+            is; for targets that no longer show it, see `methods.base.map_rows`), "mean" for plain means, the form of the
+            paper; "leading", of texts, for means over the states that are about to write what shows the concept.
         top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.
         rounds: number of multiple-instance rounds.
         seed: of the cross-validation folds.

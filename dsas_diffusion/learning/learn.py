@@ -207,10 +207,9 @@ class PictureLearner(Learner[str]):
     def _recipe(self, given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
         supervision = {} if self.masks is None else {"supervision": "positions"}
         recipe = recipe_of(given, **supervision, **fields)
-        if recipe.form in TEXT_FORMS:
-            raise UnsupportedError(
-                f"gate form {recipe.form!r} is of texts that are written: choose another for pictures"
-            )
+        for name, choice in (("gate form", recipe.form), ("pooling", recipe.pooling)):
+            if choice in (*TEXT_FORMS, "leading"):
+                raise UnsupportedError(f"{name} {choice!r} is of texts that are written: choose another for pictures")
         return recipe
 
     def captured(self, recipe: Recipe) -> Captured:

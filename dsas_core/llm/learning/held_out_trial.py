@@ -40,7 +40,7 @@ USUAL = 0.75
 #: limits on what a unit may cost: nats per token by which the unsteered model finds what is written less likely than
 #: what it writes itself; nats per token of control texts with the gate forced on (a perplexity of 1.65 times the
 #: unsteered one, where running text has 1.2 times); and the share of further texts that repeat themselves
-LIMITS = {"unlikely": 0.45, "always_on": math.log(1.65), "repeats": 0.2}
+LIMITS = {"unlikely": 0.45, "always_on": math.log(1.4), "repeats": 0.2}
 #: a text repeats itself where fewer of its runs of three tokens are distinct than this share
 DISTINCT = 0.5
 

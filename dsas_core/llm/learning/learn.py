@@ -43,8 +43,8 @@ from .weaknesses import find_weaknesses
 SIDE_OF = {"context": "control", "moved": "source", "cloud": "target"}
 #: forms of gates that read no token after their own
 FORMS = ("text", "message", "token", "prefix", "latch", "last", "paper")
-#: positions kept of a prompt where a gate decides about whole texts
-WHOLE_TEXT = 128
+#: positions kept of a prompt where a gate decides about whole texts, or a map goes by neighbours; and of others
+WHOLE_TEXT, FEW = 128, 32
 
 
 def learn(
@@ -206,9 +206,12 @@ class TextLearner(Learner[Encoded]):
         Raises:
             UnsupportedError: one that reads tokens which are not written yet.
         """
+        given = given or {}
         recipe = recipe_of(given, form="token", pooling="mean", top_share=0.25, **fields)
-        if "form" not in (given or {}) and not recipe.supervised:  # marked tokens tell nothing of whole texts
+        if "form" not in given and not recipe.supervised:  # marked tokens tell nothing of whole texts
             recipe = replace(recipe, form=recipe.resolved_gate.traits.text_form)
+        if "pooling" not in given and recipe.form in WHOLE_TEXT_FORMS:
+            recipe = replace(recipe, pooling="leading")
         if recipe.form not in FORMS:
             raise UnsupportedError(
                 f"gate form {recipe.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}"
@@ -220,17 +223,19 @@ class TextLearner(Learner[Encoded]):
 
     def captured(self, recipe: Recipe) -> Capture:
         selections, reads = self._selections(recipe), self._read_sites(recipe)
-        key = (*selections, *(("reads", str(site)) for site in reads))
+        tokens = WHOLE_TEXT if reads or recipe.pooling == "leading" else FEW
+        key = (*selections, *(("reads", str(site)) for site in reads), ("tokens", str(tokens)))
         if key not in self._captures:
             sites = [*reads, *(site for site in self.sites if site not in reads)]
-            self._captures[key] = self._capture(sites, "capturing", selections, tokens=WHOLE_TEXT if reads else 32)
+            self._captures[key] = self._capture(sites, "capturing", selections, tokens=tokens)
         return self._captures[key]
 
     def _read_sites(self, recipe: Recipe) -> Sequence[Site]:
         return find_read_sites(self.model, self.sites) if recipe.form in WHOLE_TEXT_FORMS else ()
 
     def _recapture(self, site: Site, learned: Concept, recipe: Recipe) -> Capture:
-        return self._capture([site], f"capturing at {site}", self._selections(recipe), learned, recipe)
+        tokens = WHOLE_TEXT if recipe.pooling == "leading" else FEW
+        return self._capture([site], f"capturing at {site}", self._selections(recipe), learned, recipe, tokens)
 
     def _position_labels(self, recipe: Recipe) -> LabelPositions:
         """The positions `lead` tokens before each token of the prompt file's spans.
@@ -292,7 +297,7 @@ class TextLearner(Learner[Encoded]):
         selections: Sequence[tuple[str, str]],
         learned: Concept | None = None,
         recipe: Recipe | None = None,
-        tokens: int = 32,
+        tokens: int = FEW,
     ) -> Capture:
         """The activations at some sites, while a concept steers the kinds that the recipe steers.
 

@@ -103,7 +103,7 @@ class MapMethod:
             source: activations of source prompts.
             target: activations of target prompts.
             probe: the gate of the site, fitted before.
-            pooling: "gated" for means weighted by the gate, "mean" for plain means, see `map_rows`.
+            pooling: which means over positions, "gated", "mean" or "leading", see `map_rows`.
             options: by name, see `options`.
         """
         return self.fit(*map_rows(source, target, probe, pooling), **options)

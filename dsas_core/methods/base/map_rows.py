@@ -1,16 +1,20 @@
-"""The rows that maps are fitted on: means over positions, plain or weighted by the gate."""
+"""The rows that maps are fitted on: means over positions, plain, weighted by the gate, or of those that lead to it."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ...probes import Probe
+from .discriminant import discriminant
 from .gate_fit import GateRows
 
 #: targets still show what the gate detects where their highest h is at least this share of the sources'
 STILL_SHOWN = 0.5
 #: least share of a source prompt's positions that a concept is assumed to occupy
 MIN_SHARE = 0.02
+#: share of a text's tokens that show the concept most, before which a map of pooling "leading" is fitted
+LEADING = 0.25
 
 
 def map_rows(source: GateRows, target: GateRows, probe: Probe, pooling: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,7 +23,11 @@ def map_rows(source: GateRows, target: GateRows, probe: Probe, pooling: str) -> 
     Where targets no longer show what the gate detects (a cat in the dog's place), its weights would pick positions at
     random. There plain means give the change, all of which is at the share of the positions that the gate picks in the
     source; so their difference is divided by that share.
+
+    Of texts, "leading" takes the states that are about to write what shows the concept, see `leading_means`.
     """
+    if pooling == "leading":
+        return leading_means(source, target), target.gathered("pooled")
     plain, changed = source.gathered("pooled"), target.gathered("pooled")
     locator = None if pooling == "mean" else probe.locator
     if locator is None:
@@ -30,6 +38,34 @@ def map_rows(source: GateRows, target: GateRows, probe: Probe, pooling: str) -> 
         return weighted, target_weighted
     centre, share = plain.mean(0), max(share, MIN_SHARE)
     return centre + (plain - centre) / share, centre + (changed - centre) / share
+
+
+def leading_means(source: GateRows, target: GateRows) -> torch.Tensor:
+    """The mean of each source text over the positions right before those that differ most from target texts.
+
+    A state has read its own token and writes the next one. Moving those that are about to write a word of the concept
+    changes what is written; those that have read it differ far more, mostly by the word itself, and a shift by that
+    difference costs more for the same effect.
+
+    Args:
+        source: activations with the positions of each text in order; only pairs that are next to each other count.
+        target: those of target texts.
+
+    Returns:
+        [rows, width]; the plain mean of a text without such a pair.
+    """
+    sides = [rows.gathered("pooled") for rows in (source, target)]
+    means, labels = torch.cat(sides).double().numpy(), np.repeat([1, 0], [len(side) for side in sides])
+    scale = means.std(0).clip(1e-6)
+    direction = torch.from_numpy(discriminant((means - means.mean(0)) / scale, labels) / scale)
+    leading = []
+    places = source.gathered("places").split(source.sampled)
+    for (mean, positions), place in zip(split_rows(source), places, strict=True):
+        adjacent = place.diff() == 1
+        before, shown = positions[:-1][adjacent], positions[1:][adjacent].double() @ direction
+        count = min(len(shown), max(1, round(LEADING * len(positions))))
+        leading.append(before[shown.topk(count).indices].mean(0) if count else mean)
+    return torch.stack(leading)
 
 
 def _weighted_means(rows: GateRows, probe: Probe) -> tuple[torch.Tensor, float, float]:
