@@ -120,7 +120,7 @@ class Ruler:
         return list(self._continuations(arm)["texts"])
 
     def repetition(self, arm: Arm) -> float:
-        """The share of continuations that repeat a word or three right away, or are empty."""
+        """The share of continuations that repeat a word or three right away, go in circles, or are empty."""
         texts = self.continuations(arm)
         return sum(map(repeats, texts)) / len(texts)
 

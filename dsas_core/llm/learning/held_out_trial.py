@@ -22,6 +22,7 @@ from ...errors import DSASError, PromptError
 from ...learning.calibration.unit import TEXT_UNITS, Trial, choose_knee, units_of
 from ...learning.held_out_trial import HeldOutTrial
 from ...probes import TextProbe
+from ...utils.repetition import goes_in_circles
 from ..model.conversations import Encoded
 from ..steering.steer import steer
 from .outcomes import AnswerClassifier, OutcomeJudge, TextDetector
@@ -41,8 +42,6 @@ USUAL = 0.75
 #: what it writes itself; nats per token of control texts with the gate forced on (a perplexity of 1.65 times the
 #: unsteered one, where running text has 1.2 times); and the share of further texts that repeat themselves
 LIMITS = {"unlikely": 0.45, "always_on": math.log(1.65), "repeats": 0.2}
-#: a text repeats itself where fewer of its runs of three tokens are distinct than this share
-DISTINCT = 0.5
 
 
 Out = TypeVar("Out")
@@ -55,7 +54,7 @@ class TextOutcome(NamedTuple):
         drift: mean Kullback-Leibler divergence of the next token of control texts, in nats.
         unlikely: nats per token by which the unsteered model finds what is written less likely than its own writing.
         always_on: nats per token by which control texts become less likely with the gate forced on.
-        repeats: share of texts that repeat themselves, minus that of the unsteered model.
+        repeats: share of texts that go in circles (`utils.repetition`), minus that of the unsteered model.
     """
 
     drift: float
@@ -104,8 +103,9 @@ class TextTrial(HeldOutTrial):
         else:
             unseen = [text.ids[1:] for text in held_out["source"]], reference
             judge = TextDetector(reader, parts["source"], parts["target"], unseen)
-        answers = reader.answers(self.sources, length=self.length)
-        self.wanted = judge.read(reader.answers(self.contexts, length=self.length))
+        written = reader.answers([*self.sources, *self.contexts], length=self.length)
+        answers = written[: len(self.sources)]
+        self.wanted = judge.read(written[len(self.sources) :])
         super().__init__(
             judge,
             source=judge.read(answers),
@@ -262,13 +262,7 @@ def _openings(texts: Sequence[Encoded]) -> list[Encoded]:
 
 
 def _share_of_repeats(answers: Sequence[tuple[int, ...]]) -> float:
-    """Share of answers most of whose runs of three tokens have been there before."""
-
-    def repeats(ids: tuple[int, ...]) -> bool:
-        runs = list(zip(ids, ids[1:], ids[2:], strict=False))
-        return len(set(runs)) < DISTINCT * len(runs)
-
-    return float(np.mean([repeats(answer) for answer in answers]))
+    return float(np.mean([goes_in_circles(answer) for answer in answers]))
 
 
 def _mean(losses: Mapping[int, float]) -> float:

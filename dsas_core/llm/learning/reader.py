@@ -21,6 +21,9 @@ from ..model.layers import device_of_input, end_tokens, find_sites, logits_optio
 
 #: positions that are read, over those that are no padding, are at most so many
 PADDING = 1.2
+#: so many batches of prompts are answered at once: each token takes a pass, which is hardly longer with more rows, and
+#: less is kept of it than of one that reads whole texts with the head
+ANSWERED = 3
 #: tokens of an answer
 LENGTH = 40
 #: called with the numbers of the prompts of each batch, after it was read
@@ -77,18 +80,19 @@ class Reader:
             yield pad_batch(texts[start : start + self.batch], self.pad)
 
     def batches_by_length(
-        self, texts: Sequence[Encoded], padding: float = PADDING
+        self, texts: Sequence[Encoded], padding: float = PADDING, most: int | None = None
     ) -> Iterator[tuple[list[int], Batch]]:
         """The prompts in batches of about the same length, longest first, with the index of each prompt.
 
         Args:
             texts: prompts.
             padding: the most positions that a batch may have, over those of its prompts.
+            most: the most prompts of a batch; None for `batch`.
         """
         left = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
         while left:
             longest, tokens, rows = len(texts[left[0]].ids), 0, 0
-            while rows < min(self.batch, len(left)):
+            while rows < min(most or self.batch, len(left)):
                 tokens += len(texts[left[rows]].ids)
                 if (rows + 1) * longest > padding * tokens:
                     break
@@ -243,7 +247,7 @@ class Reader:
         model: Any = self.model
         ends = torch.tensor([self.pad, *end_tokens(model)])
         contexts = [Encoded(text.ids[: text.answer][::-1], 1) for text in texts]  # so that the padding is on the left
-        for chosen, batch in self.batches_by_length(contexts, math.inf):  # every batch takes a pass for each token
+        for chosen, batch in self.batches_by_length(contexts, math.inf, ANSWERED * self.batch):
             ids, mask = batch.ids.flip(1).to(self.device), batch.mask.flip(1).to(self.device)
             longest = length or LENGTH
             room = min(longest, self.limit - ids.shape[1]) if self.limit else longest

@@ -162,6 +162,8 @@ def test_models_with_an_encoder_are_refused(concept: Concept, tokenizer: Words, 
         ("it does not end", True),
         ("", True),
         ("that that", True),
+        ("clean it with a cloth, then clean it with a cloth, then clean it with a cloth, then clean it.", True),
+        ("clean it with a cloth, then rinse it with water, then dry it with a cloth.", False),
         ("is that so?", False),
     ],
 )
