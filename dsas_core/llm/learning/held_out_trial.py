@@ -115,7 +115,7 @@ class TextTrial(HeldOutTrial):
         self._predictions = {False: reader.predictions(self.controls)}
         if any(bool(p.isnan().any()) for p in self._predictions[False]):
             raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
-        self._answers, self._losses, self._own_repeats = answers, self._read(answers), _share_of_repeats(answers)
+        self._answers, self._losses = answers, self._read(answers)
         self._control_loss = _mean_loss(self.controls, self._predictions[False])
         self._tried: Concept | None = None
         self._open: dict[str, list[int]] = {}  # texts of the tried concept's sides whose gate opens
@@ -127,9 +127,11 @@ class TextTrial(HeldOutTrial):
         if by_prompt not in self._predictions:
             self._predictions[by_prompt] = reader.predictions(self.controls, written=by_prompt)
         unsteered = self._predictions[by_prompt]
-        written = self._steered("source", concept, strength, lambda *args: reader.answers(*args, length=self.length))
+        written = self._steered(
+            "source", concept, strength, lambda texts, told: reader.answers(texts, told, self.length)
+        )
         steered = self._steered(
-            "control", concept, strength, lambda *args: reader.predictions(*args, written=by_prompt)
+            "control", concept, strength, lambda texts, told: reader.predictions(texts, told, by_prompt)
         )
         answers = [written.get(i, answer) for i, answer in enumerate(self._answers)]
         with steer(reader.model, {concept: strength}, gate="on"):
@@ -140,7 +142,7 @@ class TextTrial(HeldOutTrial):
             drift=drift,
             unlikely=loss - _mean(self._losses),
             always_on=control_loss - self._control_loss,
-            repeats=_share_of_repeats(answers) - self._own_repeats,
+            repeats=_share_of_repeats(answers) - _share_of_repeats(self._answers),
         )
         # what overflows is beyond every limit
         self.outcomes[strength] = TextOutcome(*(x if math.isfinite(x) else sys.float_info.max for x in outcome))
