@@ -54,7 +54,8 @@ class Reader:
         model: a transformers language model.
         pad: the token to pad with.
         batch: prompts per forward pass, at most. Prompts of about the same length share one, so that little of it is
-            padding (`PADDING`); what comes of it is in the order that the prompts were given in.
+            padding (`PADDING`); what comes of it is in the order that the prompts were given in. More are answered at
+            once (`ANSWERED`).
 
     Attributes:
         tokens: counts what went through the model.
