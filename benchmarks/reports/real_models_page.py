@@ -144,16 +144,15 @@ def build_cost_table(cost: Record) -> list[str]:
             rows.append(
                 [
                     f"{dtype}, {form}",
-                    *(f"{found[key]:.0f}" for key in ("seconds", "cpu_seconds")),
-                    f"{found['seconds_reading']:.0f}",
+                    *(f"{found[key]:.0f}" for key in ("cpu_seconds", "seconds", "seconds_reading")),
                     f"{found['passes_of_needed']:.2f}",
                     f"{reading['run'] + all_of_it['tokens_run']:,}",
                     str(found["trials"]),
                     f"{found['unit']:.3g}",
                 ]
             )
-    figures = ["seconds", "of processors", "of them reading", "passes of those needed", "tokens run", "trials", "unit"]
-    return markdown_table(["dtype, form of the gate", *figures], rows)
+    figures = ["processor seconds", "seconds", "of these reading", "passes of those needed"]
+    return markdown_table(["dtype, form of the gate", *figures, "tokens run", "trials", "unit"], rows)
 
 
 def render_page(texts: Mapping[str, Record], chats: Mapping[str, Record], gates: Record, cost: Record) -> str:
