@@ -52,10 +52,10 @@ class ModelReader(Reader):
         return reader
 
     def batches_by_length(
-        self, texts: Sequence[Encoded], positions: int | None = None
+        self, texts: Sequence[Encoded], *limits: Any, **named: Any
     ) -> Iterator[tuple[list[int], Batch]]:
         """As of `Reader`, with the call before each batch."""
-        for rows, batch in super().batches_by_length(texts, positions):
+        for rows, batch in super().batches_by_length(texts, *limits, **named):
             if self._on_rows is not None:
                 self._on_rows(rows)
             yield rows, batch
@@ -87,7 +87,7 @@ class ModelReader(Reader):
                 f"a prompt of {longest} tokens and {tokens} more, the model takes {self.limit}: ask fewer"
             )
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-        return self.answers([Encoded(prompt.ids, len(prompt.ids)) for prompt in prompts], tokens, **sampling)
+        return self.answers([Encoded(prompt.ids, len(prompt.ids)) for prompt in prompts], length=tokens, **sampling)
 
     def sum_losses(self, texts: Sequence[Encoded], written: bool = False) -> list[float]:
         """Negative log-likelihood of each text, in nats, from the token `answer` on.

@@ -99,7 +99,7 @@ class Ruler:
 
     def learn(self, lesson: Mapping[str, Sequence[str]], name: str = "toxicity") -> tuple[Concept, Values]:
         """A concept of some texts, and how it was learned: `seconds` and `warnings`."""
-        prompts = {"name": name, **{side: [_escape(text) for text in texts] for side, texts in lesson.items()}}
+        prompts = prompt_file(name, lesson)
         options = {"count": len(lesson["source"]), "seed": self.seed, **self.options}
 
         def make(folder: Path) -> Values:
@@ -120,7 +120,7 @@ class Ruler:
         return list(self._continuations(arm)["texts"])
 
     def repetition(self, arm: Arm) -> float:
-        """The share of continuations that repeat a word or three right away, or are empty."""
+        """The share of continuations that repeat a word or three right away, go in circles, or are empty."""
         texts = self.continuations(arm)
         return sum(map(repeats, texts)) / len(texts)
 
@@ -287,6 +287,7 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _escape(text: str) -> str:
-    """A template of a prompt file that gives the text: braces would be placeholders."""
-    return text.replace("{", "{{").replace("}", "}}")
+def prompt_file(name: str, lesson: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The content of a prompt file that gives some texts; their braces would be placeholders."""
+    sides = {side: [text.replace("{", "{{").replace("}", "}}") for text in texts] for side, texts in lesson.items()}
+    return {"name": name, **sides}

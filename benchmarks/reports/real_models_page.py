@@ -1,4 +1,4 @@
-"""docs/real-models.md, from the records of benchmarks/quality/{real_text,real_chat,text_gates}.py.
+"""docs/real-models.md, from the records of benchmarks/quality/{real_text,real_chat,text_gates}.py and cost/learning.py.
 
 python -m benchmarks.reports.real_models_page
 """
@@ -19,7 +19,9 @@ from dsas_core.evaluation.report import footer, markdown_table
 from dsas_core.utils.templates import render_template
 
 TEMPLATE = Path(__file__).parent / "templates" / "real_models.md.jinja"
-TEXT, CHAT, GATES = (RESULTS / f"{name}.json" for name in ("real_text", "real_chat", "text_gates"))
+TEXT, CHAT, GATES, COST = (
+    RESULTS / f"{name}.json" for name in ("real_text", "real_chat", "text_gates", "learning_cost")
+)
 #: arms of a chat behaviour -> label
 CHAT_ARMS = {"unsteered": "unsteered", "asked": "system message", "dsas": "DSAS", "on": "always on"}
 #: answers shown of each behaviour
@@ -132,13 +134,36 @@ def build_forms_table(record: Record) -> list[str]:
     return markdown_table(["form", "source texts", "best layer", *figures], rows)
 
 
-def render_page(texts: Mapping[str, Record], chats: Mapping[str, Record], gates: Mapping[str, Record]) -> str:
+def build_cost_table(cost: Record) -> list[str]:
+    """What learning took, by dtype and form of the gate."""
+    rows = []
+    for dtype, forms in cost["dtypes"].items():
+        for form, found in forms.items():
+            reading, all_of_it = found["reading"], found["after_reading"]
+            rows.append(
+                [
+                    f"{dtype}, {form}",
+                    *(f"{found[key]:.0f}" for key in ("cpu_seconds", "seconds", "seconds_reading")),
+                    f"{found['passes_of_needed']:.2f}",
+                    f"{reading['run'] + all_of_it['tokens_run']:,}",
+                    str(found["trials"]),
+                    f"{found['unit']:.3g}",
+                ]
+            )
+    figures = ["processor seconds", "seconds", "of these reading", "passes of those needed"]
+    return markdown_table(["dtype, form of the gate", *figures, "tokens run", "trials", "unit"], rows)
+
+
+def render_page(
+    texts: Mapping[str, Record], chats: Mapping[str, Record], gates: Mapping[str, Record], cost: Record
+) -> str:
     """The text of docs/real-models.md.
 
     Args:
         texts: model -> its entry in the record of real_text.
         chats: model -> its entry in the record of real_chat.
         gates: model -> its entry in the record of text_gates.
+        cost: the record of cost/learning; empty where there is none.
     """
     models = [
         {
@@ -174,6 +199,7 @@ def render_page(texts: Mapping[str, Record], chats: Mapping[str, Record], gates:
         ],
         held_out=HELD_OUT,
         share=f"{100 * SHARE:.0f} %",
+        cost={"table": build_cost_table(cost), "footer": footer(cost), **cost} if cost else None,
         judges=judges,
         prefix=PREFIX,
         ceiling=f"{100 * CEILING:.0f} %",
@@ -221,8 +247,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=TEXT, help="record of real_text")
     parser.add_argument("--chat", type=Path, default=CHAT, help="record of real_chat")
     parser.add_argument("--gates", type=Path, default=GATES, help="record of text_gates")
+    parser.add_argument("--cost", type=Path, default=COST, help="record of cost/learning")
     args = parser.parse_args()
-    args.out.write_text(render_page(*map(read_record, (args.text, args.chat, args.gates))))
+    args.out.write_text(render_page(*map(read_record, (args.text, args.chat, args.gates, args.cost))))
     print(f"wrote {args.out}")
 
 

@@ -6,6 +6,7 @@ former to the latter. Pictures and texts differ in how outputs, features and dri
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -83,19 +84,24 @@ class HeldOutTrial(ABC):
         self.reference_displacement = max(self._displacement(reference), 1e-6)
         self.usual = NearestNeighbourNovelty(classifier.features, both)
 
-    def __call__(self, concept: Concept, strength: float) -> Trial:
-        """Try a concept at a map strength of either sign."""
+    def __call__(self, concept: Concept, strength: float, drift_limit: float = math.inf) -> Trial:
+        """Try a concept at a map strength of either sign; a drift of the limit counts as a harm of 1."""
         features, drift = self.measure(concept.with_unit(1.0), strength)
         return Trial(
             effect=self.progress(features) / self.full_progress,
             drift=drift,
             displacement=self._displacement(features) / self.reference_displacement,
             novelty=self.usual.novelty(features),
+            harm=self.harm(concept, strength, drift_limit),
         )
 
     @abstractmethod
     def measure(self, concept: Concept, strength: float) -> tuple[torch.Tensor, float]:
         """Features of the steered outputs of held-out source prompts, and the drift of control prompts."""
+
+    def harm(self, concept: Concept, strength: float, drift_limit: float) -> float | None:
+        """What a strength that was measured costs, in parts of the limits; None where drift alone tells it."""
+        return None
 
     def target_scores(self, features: torch.Tensor) -> torch.Tensor:
         """The logit that outputs are like targets rather than sources, float64 [n]."""
@@ -114,7 +120,7 @@ class HeldOutTrial(ABC):
         self, concept: Concept, drift: float, done: Callable[[], object] = lambda: None
     ) -> tuple[float, dict[str, Any]]:
         """The unit of a concept, and the evidence."""
-        unit, summary = self._choose(concept, drift, lambda strength: self(concept, strength), done)
+        unit, summary = self._choose(concept, drift, lambda strength: self(concept, strength, drift), done)
         return unit, self.unit_evidence(summary)
 
     def _choose(
@@ -132,7 +138,7 @@ class HeldOutTrial(ABC):
         with progress_bar(MAX_TRIALS, "trying strengths", show_progress) as bar:
             ranged = find_range(
                 concept,
-                lambda strength: self(concept, strength),
+                lambda strength: self(concept, strength, drift),
                 drift,
                 bar.update,
                 lambda attempt: self._choose(concept, drift, attempt),

@@ -47,9 +47,9 @@ class Recipe:
             themselves.
         control_texts: of the forms "text" and "message": share of control texts that the gate may touch, above 0 and
             below 0.5.
-        pooling: what the map is fitted on: "gated" for means over positions weighted by the gate (where the concept
-            is; for targets that no longer show it, see `methods.base.map_rows`), "mean" for plain means, the form of the
-            paper; "leading", of texts, for means over the states that are about to write what shows the concept.
+        pooling: what the map is fitted on (`methods.base.map_rows`): "gated" for means over positions weighted by the
+            gate, "mean" for plain means, the form of the paper; "leading", of texts, for means over the states that are
+            about to write what shows the concept.
         top_share: share of a source prompt's positions that a multiple-instance round takes as showing the concept.
         rounds: number of multiple-instance rounds.
         seed: of the cross-validation folds.

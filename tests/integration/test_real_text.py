@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from benchmarks.cost import learning
 from benchmarks.quality import real_chat, real_text, text_gates
 from benchmarks.real_text import cost_grid, ruler, texts
 from benchmarks.real_text.arms import Arm, turn_at_random
@@ -264,6 +265,23 @@ def test_gates_of_several_models_and_seeds_are_kept_and_shown(
     own = [line["possible"] for line in lines if (line["form"], line["site"]) == ("prefix", best["site"])]
     assert best["possible"] == (sum(own) / 2, min(own), max(own))
     assert f"{best['auroc'][0]:.3f} ({best['auroc'][1]:.3f} to {best['auroc'][2]:.3f})" in second
+
+
+def test_what_learning_costs_is_measured(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, page = tmp_path / "cost.json", tmp_path / "page.md"
+    _run(monkeypatch, learning, "--data", data, "--threads", 1, "--out", record)
+    found = json.loads(record.read_text())
+    figures = found["dtypes"]["float32"]["text"]
+    assert found["texts"] == "tweets"
+    assert 1 <= figures["passes_of_needed"] <= found["limits"]["passes_of_needed"]
+    assert figures["trials"] >= 1
+    none = tmp_path / "none"
+    _run(
+        monkeypatch, real_models_page, "--text", none, "--chat", none, "--gates", none, "--cost", record, "--out", page
+    )
+    text = page.read_text()
+    assert "## What learning costs" in text
+    assert f"| {figures['passes_of_needed']:.2f} |" in text
 
 
 def test_a_chat_behaviour_is_measured_in_every_arm(

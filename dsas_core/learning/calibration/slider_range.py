@@ -125,7 +125,7 @@ def find_range(
 
     def useful(strength: float) -> bool:
         trial = trials[strength]
-        harmless = trial.harm <= 1 if trial.harm else trial.drift <= drift
+        harmless = trial.is_harmless(drift)
         within = harmless and trial.displacement <= max_displacement and trial.novelty <= max_novelty
         return within and (strength <= unit or trial.effect >= min_effect)
 

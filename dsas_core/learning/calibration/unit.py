@@ -32,14 +32,24 @@ class Trial(NamedTuple):
         drift: of control prompts, in the domain's measure; 0 leaves them alone.
         displacement: how far outputs of source prompts move, over how far asking in words moves them.
         novelty: how far they are from what the unsteered model generates, over how far its own are.
-        harm: what a strength costs, in parts of the limits of the domain; more than 1 is too much.
+        harm: what a strength costs, in parts of the limits of the domain; more than 1 is too much. None where nothing
+            but drift tells it.
     """
 
     effect: float
     drift: float
     displacement: float = 0.0
     novelty: float = 0.0
-    harm: float = 0.0
+    harm: float | None = None
+
+    def is_harmless(self, drift: float = math.inf) -> bool:
+        """Whether the harm is within the limits; where none is told, whether the drift is within its limit.
+
+        Example:
+            >>> Trial(1.0, drift=0.5, harm=0.9).is_harmless(drift=0.1), Trial(1.0, drift=0.5).is_harmless(drift=0.1)
+            (True, False)
+        """
+        return self.drift <= drift if self.harm is None else self.harm <= 1
 
 
 class Trials(dict[float, Trial]):
@@ -51,13 +61,14 @@ class Trials(dict[float, Trial]):
         done: called after each attempt, for a progress bar.
     """
 
-    def __init__(self, attempt: Callable[[float], Iterable[float]], done: Callable[[], object]) -> None:
+    def __init__(self, attempt: Callable[[float], Iterable[float | None]], done: Callable[[], object]) -> None:
         super().__init__()
         self._attempt, self._done = attempt, done
 
     def __missing__(self, strength: float) -> Trial:
-        trial = Trial(*self._attempt(strength))
-        self[strength] = trial if math.isfinite(sum(trial)) else Trial(0.0, *[sys.float_info.max] * 4)
+        trial = Trial(*self._attempt(strength))  # type: ignore[arg-type]
+        finite = all(math.isfinite(value) for value in trial if value is not None)
+        self[strength] = trial if finite else Trial(0.0, *[sys.float_info.max] * 4)
         self._done()
         return self[strength]
 
@@ -73,14 +84,14 @@ def units_of(method: str, units: Sequence[float] = UNITS) -> Sequence[float]:
 
 
 def choose_knee(
-    attempt: Callable[[float], Iterable[float]],
+    attempt: Callable[[float], Iterable[float | None]],
     done: Callable[[], object] = lambda: None,
     units: Sequence[float] = TEXT_UNITS,
     relative: bool = True,
 ) -> tuple[float, dict[str, Any]]:
     """Choose the smallest unit that has nearly the full effect, or nearly that of the largest harmless one.
 
-    Both by bisection, as effect and harm mostly grow with the unit.
+    Both by bisection, as effect and harm mostly grow with the unit; the second among what the first has left open.
 
     Args:
         attempt: returns the fields of a `Trial` of a unit; its harm is above 1 where the unit is too large.
@@ -99,14 +110,17 @@ def choose_knee(
     """
     trials = Trials(attempt, done)
 
-    largest = bisect_left(units, True, key=lambda unit: trials[unit].harm > 1) - 1
+    largest = bisect_left(units, True, key=lambda unit: not trials[unit].is_harmless()) - 1
     unit = units[max(largest, 0)]
     if largest > 0:
         enough = KNEE * (min(trials[unit].effect, 1.0) if relative else 1.0)
-        unit = units[bisect_left(units, True, hi=largest, key=lambda unit: trials[unit].effect >= enough)]
+        known = {place: trials[unit].effect >= enough for place, unit in enumerate(units[:largest]) if unit in trials}
+        low = 1 + max((place for place in known if not known[place]), default=-1)
+        high = min((place for place in known if known[place] and place >= low), default=largest)
+        unit = units[bisect_left(units, True, lo=low, hi=high, key=lambda unit: trials[unit].effect >= enough)]
     trial = trials[unit]
     listed = [{"unit": tried, "effect": trials[tried].effect, "harm": trials[tried].harm} for tried in sorted(trials)]
-    return unit, {"trials": listed, "reached": trial.harm <= 1 and trial.effect >= KNEE}
+    return unit, {"trials": listed, "reached": trial.is_harmless() and trial.effect >= KNEE}
 
 
 def choose(

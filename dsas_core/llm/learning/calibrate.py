@@ -44,7 +44,7 @@ def calibrate(
         count: source and target prompts, where `prompts` are given; None for as many as learning took.
         seed: of the choice among `prompts`; None for that of learning.
         drift: mean Kullback-Leibler divergence per control token, in nats, that a strength may cost.
-        batch: prompts per forward pass.
+        batch: prompts per forward pass; three times as many are answered at once.
         show_progress: whether to show progress bars.
 
     Returns:

@@ -12,7 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from ...errors import DSASError, PromptError
 from ...learning.calibration.unit import TEXT_UNITS, Trial, choose_knee, units_of
 from ...learning.held_out_trial import HeldOutTrial
 from ...probes import TextProbe
+from ...utils.repetition import goes_in_circles
 from ..model.conversations import Encoded
 from ..steering.steer import steer
 from .outcomes import AnswerClassifier, OutcomeJudge, TextDetector
-from .reader import Reader, have_answers
+from .reader import OnBatch, Reader, have_answers
 
 #: mean progress from source answers to answers to control prompts that counts as the full effect
 FULL_EFFECT = 0.95
@@ -41,8 +42,9 @@ USUAL = 0.75
 #: what it writes itself; nats per token of control texts with the gate forced on (a perplexity of 1.65 times the
 #: unsteered one, where running text has 1.2 times); and the share of further texts that repeat themselves
 LIMITS = {"unlikely": 0.45, "always_on": math.log(1.4), "repeats": 0.2}
-#: a text repeats itself where fewer of its runs of three tokens are distinct than this share
-DISTINCT = 0.5
+
+
+Out = TypeVar("Out")
 
 
 class TextOutcome(NamedTuple):
@@ -52,7 +54,7 @@ class TextOutcome(NamedTuple):
         drift: mean Kullback-Leibler divergence of the next token of control texts, in nats.
         unlikely: nats per token by which the unsteered model finds what is written less likely than its own writing.
         always_on: nats per token by which control texts become less likely with the gate forced on.
-        repeats: share of texts that repeat themselves, minus that of the unsteered model.
+        repeats: share of texts that go in circles (`utils.repetition`), minus that of the unsteered model.
     """
 
     drift: float
@@ -101,8 +103,9 @@ class TextTrial(HeldOutTrial):
         else:
             unseen = [text.ids[1:] for text in held_out["source"]], reference
             judge = TextDetector(reader, parts["source"], parts["target"], unseen)
-        answers = reader.answers(self.sources, self.length)
-        self.wanted = judge.read(reader.answers(self.contexts, self.length))
+        written = reader.answers([*self.sources, *self.contexts], length=self.length)
+        answers = written[: len(self.sources)]
+        self.wanted = judge.read(written[len(self.sources) :])
         super().__init__(
             judge,
             source=judge.read(answers),
@@ -112,38 +115,69 @@ class TextTrial(HeldOutTrial):
         self._predictions = {False: reader.predictions(self.controls)}
         if any(bool(p.isnan().any()) for p in self._predictions[False]):
             raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
-        self._own_loss, self._own_repeats = self._loss(answers), _share_of_repeats(answers)
-        self._control_loss = float(reader.losses(self.controls).mean())
-        self._drift_limit = math.inf
+        self._answers, self._losses = answers, self._read(answers)
+        self._control_loss = _mean_loss(self.controls, self._predictions[False])
+        self._tried: Concept | None = None
+        self._open: dict[str, list[int]] = {}  # texts of the tried concept's sides whose gate opens
         self.answers_differ = self.span >= MIN_LOGIT_GAP
         self.outcomes: dict[float, TextOutcome] = {}
-
-    def __call__(self, concept: Concept, strength: float) -> Trial:
-        trial = super().__call__(concept, strength)
-        return trial._replace(harm=self._harm(concept, self.outcomes[strength]))
 
     def measure(self, concept: Concept, strength: float) -> tuple[torch.Tensor, float]:
         by_prompt, reader = concept.by_prompt, self.reader
         if by_prompt not in self._predictions:
-            self._predictions[by_prompt] = reader.predictions(self.controls, by_prompt)
+            self._predictions[by_prompt] = reader.predictions(self.controls, written=by_prompt)
         unsteered = self._predictions[by_prompt]
-        with steer(reader.model, {concept: strength}):
-            answers = reader.answers(self.sources, self.length)
-            steered = reader.predictions(self.controls, by_prompt)
+        written = self._steered(
+            "source", concept, strength, lambda texts, told: reader.answers(texts, told, self.length)
+        )
+        steered = self._steered(
+            "control", concept, strength, lambda texts, told: reader.predictions(texts, told, by_prompt)
+        )
+        answers = [written.get(i, answer) for i, answer in enumerate(self._answers)]
         with steer(reader.model, {concept: strength}, gate="on"):
             control_loss = float(reader.losses(self.controls).mean())
-        divergence = sum(_divergence(p, q) for p, q in zip(unsteered, steered, strict=True))
-        drift = divergence / max(1, sum(map(len, unsteered)))
-        silenced = self._own_loss > 0 and not any(answers)
+        drift = sum(_divergence(unsteered[i], rows) for i, rows in steered.items()) / max(1, sum(map(len, unsteered)))
+        features, loss = self._judge(answers)
         outcome = TextOutcome(
             drift=drift,
-            unlikely=math.inf if silenced else self._loss(answers) - self._own_loss,
+            unlikely=loss - _mean(self._losses),
             always_on=control_loss - self._control_loss,
-            repeats=_share_of_repeats(answers) - self._own_repeats,
+            repeats=_share_of_repeats(answers) - _share_of_repeats(self._answers),
         )
         # what overflows is beyond every limit
         self.outcomes[strength] = TextOutcome(*(x if math.isfinite(x) else sys.float_info.max for x in outcome))
-        return self.classifier.read(answers), drift
+        return features, drift
+
+    def _steered(
+        self, side: str, concept: Concept, strength: float, read: Callable[[list[Encoded], OnBatch], list[Out]]
+    ) -> dict[int, Out]:
+        """What a strength makes of those texts of a side that it changes, by number.
+
+        Where a gate is closed from the first token to the last, nothing changes at any strength: such texts are found
+        by the first trial of a concept, and left out by the others.
+        """
+        texts = self.sources if side == "source" else self.controls
+        if concept != self._tried:
+            self._tried, self._open = concept, {}
+        chosen, opened = self._open.get(side, list(range(len(texts)))), set[int]()
+        with steer(self.reader.model, {concept: strength}, trace=side not in self._open) as steering:
+
+            def note(batch: list[int]) -> None:
+                if steering.trace is not None:
+                    opened.update(i for i, is_open in zip(batch, steering.trace.opened(), strict=True) if is_open)
+
+            found = dict(zip(chosen, read([texts[i] for i in chosen], note), strict=True))
+        self._open.setdefault(side, sorted(opened))
+        return found
+
+    def _judge(self, answers: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, float]:
+        """Features of answers, and the mean of their losses; those that are as they were unsteered are not read."""
+        changed = [i for i, answer in enumerate(answers) if answer != self._answers[i]]
+        features = self.source.clone()
+        if changed:
+            features[changed] = self.classifier.read([answers[i] for i in changed], changed)
+        losses = {i: loss for i, loss in self._losses.items() if i not in changed} | self._read(answers, changed)
+        return features, math.inf if self._losses and not losses else _mean(losses)  # where it fell silent
 
     def target_scores(self, features: torch.Tensor) -> torch.Tensor:
         return -self.classifier.logit(features)  # source answers are its positive kind
@@ -165,8 +199,8 @@ class TextTrial(HeldOutTrial):
         unit, evidence = super().choose_unit(concept, drift, done)
         if not self.answers_differ:
             warnings.warn(
-                "the model continues source prompts much as it continues control prompts, so the effect of a strength "
-                f"is uncertain: the unit, {unit:g}, is the largest that leaves texts likely",
+                "the model continues source prompts much as it continues control prompts, so the effects by which the "
+                f"unit, {unit:g}, was chosen are uncertain: read steered answers before you rely on it, or add prompts",
                 stacklevel=4,
             )
         elif not evidence["reached"]:
@@ -186,27 +220,31 @@ class TextTrial(HeldOutTrial):
         done: Callable[[], object] = lambda: None,
     ) -> tuple[float, dict[str, Any]]:
         """The unit at the knee of the effect, within all limits, and a summary; see `unit.choose_knee`."""
-        self._drift_limit = drift
         units = units_of(concept.method, TEXT_UNITS)
         unit, summary = choose_knee(attempt, done, units, self.length is None)
         for trial in summary["trials"]:
             trial |= self.outcomes[trial["unit"]]._asdict()
         return unit, {"drift_limit": drift, "limits": LIMITS, **summary}
 
-    def _harm(self, concept: Concept, outcome: TextOutcome) -> float:
-        """What a strength costs in parts of the limits; more than 1 is too much.
+    def harm(self, concept: Concept, strength: float, drift_limit: float) -> float:
+        """What a strength costs in parts of the limits.
 
         A gate that decides about texts changes a control text wholly or not at all: how many is the gate's matter, and
         drift tells nothing of the strength.
         """
+        outcome = self.outcomes[strength]
         parts = [getattr(outcome, name) / limit for name, limit in LIMITS.items()]
         decides = all(isinstance(item.probes[0], TextProbe) for item in concept.interventions)
-        return max(parts if decides else [*parts, outcome.drift / self._drift_limit])
+        return max(parts if decides else [*parts, outcome.drift / drift_limit])
 
-    def _loss(self, answers: Sequence[tuple[int, ...]]) -> float:
-        """Nats per token of what was written, read by the unsteered model behind its own prompt; 0 of nothing."""
-        texts = [text.answered(answer) for text, answer in zip(self.sources, answers, strict=True) if answer]
-        return float(self.reader.losses(texts, "answer").mean()) if texts else 0.0
+    def _read(self, answers: Sequence[tuple[int, ...]], chosen: Sequence[int] | None = None) -> dict[int, float]:
+        """Nats per token of chosen answers by their number, read by the unsteered model behind its own prompts.
+
+        An answer of nothing has none.
+        """
+        written = [i for i in (range(len(answers)) if chosen is None else chosen) if answers[i]]
+        losses = self.reader.losses([self.sources[i].answered(answers[i]) for i in written], "answer")
+        return dict(zip(written, losses.tolist(), strict=True))
 
 
 def _openings(texts: Sequence[Encoded]) -> list[Encoded]:
@@ -226,13 +264,21 @@ def _openings(texts: Sequence[Encoded]) -> list[Encoded]:
 
 
 def _share_of_repeats(answers: Sequence[tuple[int, ...]]) -> float:
-    """Share of answers most of whose runs of three tokens have been there before."""
+    return float(np.mean([goes_in_circles(answer) for answer in answers]))
 
-    def repeats(ids: tuple[int, ...]) -> bool:
-        runs = list(zip(ids, ids[1:], ids[2:], strict=False))
-        return len(set(runs)) < DISTINCT * len(runs)
 
-    return float(np.mean([repeats(answer) for answer in answers]))
+def _mean(losses: Mapping[int, float]) -> float:
+    """0 of nothing."""
+    return float(np.mean(list(losses.values()))) if losses else 0.0
+
+
+def _mean_loss(texts: Sequence[Encoded], predictions: Sequence[torch.Tensor]) -> float:
+    """Mean over texts of the nats per token that their predictions cost, as `Reader.losses` reads them."""
+    found = []
+    for text, rows in zip(texts, predictions, strict=True):  # a row for each token but the first
+        read = rows[:-1].gather(1, torch.tensor(text.ids[2:], device=rows.device)[:, None])
+        found.append(-float(read.sum()) / max(1, len(read)))
+    return float(np.mean(found))
 
 
 def _divergence(p: torch.Tensor, q: torch.Tensor) -> float:

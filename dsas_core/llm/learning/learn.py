@@ -83,7 +83,7 @@ def learn(
         count: source prompts, and as many target prompts; controls are twice as many. A quarter is held out for
             choosing the unit.
         drift: mean Kullback-Leibler divergence per control token, in nats, that the unit may cost.
-        batch: prompts per forward pass.
+        batch: prompts per forward pass; three times as many are answered at once.
         recipe: further fields of `dsas_core.Recipe` (form, rank, site_weight, ...).
         keep_prompts: what the concept keeps of its prompts: "all", or "hash" for no text, only what tells which were
             used (`dsas_core.learning.prompts.kept`); None for "hash" where the prompt file is marked as private, as

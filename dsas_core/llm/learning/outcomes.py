@@ -8,7 +8,6 @@ strongest tokens, as `probes.TextProbe` reads a text: most of a toxic continuati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
 from typing import Protocol
 
 import torch
@@ -38,8 +37,13 @@ class OutcomeJudge(Protocol):
     features: torch.Tensor
     accuracy: float
 
-    def read(self, answers: Answers) -> torch.Tensor:
-        """Features of what was written, float64 [n, features]."""
+    def read(self, answers: Answers, places: Sequence[int] | None = None) -> torch.Tensor:
+        """Features of what was written, float64 [n, features].
+
+        Args:
+            answers: what was written.
+            places: the number of each answer, by which it is read in context; None for 0, 1, …
+        """
         ...
 
     def logit(self, features: torch.Tensor) -> torch.Tensor:
@@ -61,8 +65,9 @@ class AnswerClassifier(OutcomeClassifier):
         self._reader, self._contexts = reader, contexts
         super().__init__(self.read(source), self.read(target))
 
-    def read(self, answers: Answers) -> torch.Tensor:
-        texts = [context.answered(answer) for context, answer in zip(cycle(self._contexts), answers, strict=False)]
+    def read(self, answers: Answers, places: Sequence[int] | None = None) -> torch.Tensor:
+        contexts = [self._contexts[i % len(self._contexts)] for i in places or range(len(answers))]
+        texts = [context.answered(answer) for context, answer in zip(contexts, answers, strict=True)]
         return self._reader.states(texts).double()
 
 
@@ -95,12 +100,13 @@ class TextDetector:
         shares = [float((self.logit(self.read(side)) > middle).double().mean()) for side in unseen]
         self.accuracy = (shares[0] + 1 - shares[1]) / 2
 
-    def read(self, answers: Answers) -> torch.Tensor:
+    def read(self, answers: Answers, places: Sequence[int] | None = None) -> torch.Tensor:
         rows: dict[int, torch.Tensor] = {}
         texts = [Encoded((self._reader.pad, *answer), 1 + len(answer)) for answer in answers]  # the first is not read
         for chosen, batch in self._reader.batches_by_length(texts):
             recorder = _ScoreRecorder(self._probes, batch.token_mask("all").to(self._reader.device))
-            with visit(roots_of(self._reader.model), list(self._probes), recorder):
+            sites = list(self._probes)
+            with self._reader.stop_after(sites), visit(roots_of(self._reader.model), sites, recorder):
                 self._reader.read(batch)
             rows |= zip(chosen, torch.stack(recorder.scores, 1).cpu(), strict=True)
         return torch.stack([rows[i] for i in range(len(texts))]).double()

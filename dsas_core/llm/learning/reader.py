@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -11,15 +12,22 @@ from torch import nn
 
 from ...errors import PromptError
 from ...learning.capture import Capture
-from ...model.hooks import Call, DescribeCall, visit
+from ...model.hooks import Call, DescribeCall, Visit, is_compiled, visit
 from ...model.sites import Site
 from ...probes.combine import pool
 from ...utils.meter import TokenCount
 from ..model.conversations import Batch, Encoded, encode, pad_batch
-from ..model.layers import device_of_input, end_tokens, find_sites, headless_options, max_positions, roots_of
+from ..model.layers import device_of_input, end_tokens, find_sites, logits_options, max_positions, roots_of
 
+#: positions that are read, over those that are no padding, are at most so many
+PADDING = 1.2
+#: so many batches of prompts are answered at once: each token takes a pass, which is hardly longer with more rows, and
+#: less is kept of it than of one that reads whole texts with the head
+ANSWERED = 3
 #: tokens of an answer
 LENGTH = 40
+#: called with the numbers of the prompts of each batch, after it was read
+OnBatch = Callable[[list[int]], object]
 #: options of `generate` for one greedy answer to each prompt, whatever the model's own defaults
 GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
 
@@ -45,8 +53,9 @@ class Reader:
     Args:
         model: a transformers language model.
         pad: the token to pad with.
-        batch: prompts per forward pass. Prompts of about the same length share one, so that little of it is padding;
-            what comes of it is in the order that the prompts were given in.
+        batch: prompts per forward pass, at most. Prompts of about the same length share one, so that little of it is
+            padding (`PADDING`); what comes of it is in the order that the prompts were given in. More are answered at
+            once (`ANSWERED`).
         positions: the most positions, padding included, whose logits are computed at once, because those of a large
             vocabulary fill memory; None for as many as a batch has.
 
@@ -74,18 +83,26 @@ class Reader:
             yield pad_batch(texts[start : start + self.batch], self.pad)
 
     def batches_by_length(
-        self, texts: Sequence[Encoded], positions: int | None = None
+        self, texts: Sequence[Encoded], padding: float = PADDING, most: int | None = None, positions: int | None = None
     ) -> Iterator[tuple[list[int], Batch]]:
         """The prompts in batches of about the same length, longest first, with the index of each prompt.
 
         Args:
-            texts: the prompts.
+            texts: prompts.
+            padding: the most positions that a batch may have, over those of its prompts.
+            most: the most prompts of a batch; None for `batch`.
             positions: the most positions of a batch, padding included, if it has more than one prompt; None for any.
         """
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
-        while order:
-            fit = self.batch if positions is None else max(1, positions // len(texts[order[0]].ids))
-            chosen, order = order[: min(fit, self.batch)], order[min(fit, self.batch) :]
+        left = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
+        while left:
+            longest, tokens, rows = len(texts[left[0]].ids), 0, 0
+            fit = len(left) if positions is None else max(1, positions // longest)
+            while rows < min(most or self.batch, fit, len(left)):
+                tokens += len(texts[left[rows]].ids)
+                if (rows + 1) * longest > padding * tokens:
+                    break
+                rows += 1
+            chosen, left = left[:rows], left[rows:]
             yield chosen, pad_batch([texts[i] for i in chosen], self.pad)
 
     def describe(self, mask: torch.Tensor) -> dict[str, DescribeCall]:
@@ -100,8 +117,15 @@ class Reader:
         return logits
 
     def read(self, batch: Batch) -> None:
-        """Run the model for the sake of its hidden states; almost nothing is computed behind the last layer."""
-        self._call(batch, **headless_options(self.model))
+        """Run the model for the sake of its hidden states: as far as `stop_after` lets it, and without the head."""
+        with suppress(_Finished):
+            self._call(batch, **logits_options(self.model, 1))
+
+    def stop_after(self, sites: Sequence[Site]) -> Visit:
+        """Let one `read` end at the last of some sites. Visitors that are placed later see it before."""
+        roots = roots_of(self.model)
+        stops = not any(map(is_compiled, roots.values()))  # a compiled graph cannot be left halfway
+        return visit(roots, sites if stops else [], _Stopper(sites))
 
     @torch.no_grad()
     def _call(self, batch: Batch, **options: Any) -> Any:
@@ -134,6 +158,7 @@ class Reader:
             capture.start(kind)
         for chosen, batch in self.batches_by_length(texts):
             with ExitStack() as visits:
+                visits.enter_context(self.stop_after(sites))
                 for kind, selection in selections:
                     captures[kind].choose(chosen)
                     described = self.describe(batch.token_mask(selection))
@@ -147,20 +172,24 @@ class Reader:
             rows.sort()
         return together
 
-    def predictions(self, texts: Sequence[Encoded], written: bool = False) -> list[torch.Tensor]:
+    def predictions(
+        self, texts: Sequence[Encoded], on_batch: OnBatch = lambda chosen: None, written: bool = False
+    ) -> list[torch.Tensor]:
         """Log-probabilities of the next token at every token that counts, [tokens, vocabulary] for each text.
 
         Args:
             texts: prompts.
             written: read each answer with the cache of its prompt, as in generation, so that gates that decide at the
                 end of a prompt are open there; one text at a time.
+            on_batch: called after each batch.
         """
         alone = (([i], pad_batch([text], self.pad)) for i, text in enumerate(texts))
         predictions: dict[int, torch.Tensor] = {}
-        for chosen, batch in alone if written else self.batches_by_length(texts, self.positions):
-            logits, counted = self._run_written(batch) if written else self.run(batch), batch.token_mask("all") > 0
-            rows = logits[counted.to(logits.device)].float().log_softmax(-1)
-            predictions |= zip(chosen, rows.split(counted.sum(1).tolist()), strict=True)
+        for chosen, batch in alone if written else self.batches_by_length(texts, positions=self.positions):
+            counted = batch.token_mask("all") > 0
+            logits = self._run_written(batch)[counted.to(self.device)] if written else self._logits_at(batch, counted)
+            predictions |= zip(chosen, logits.float().log_softmax(-1).split(counted.sum(1).tolist()), strict=True)
+            on_batch(chosen)
         return [predictions[i] for i in range(len(texts))]
 
     @torch.no_grad()
@@ -189,23 +218,36 @@ class Reader:
             selection: the tokens that predict, see `conversations.TOKEN_SELECTIONS`.
         """
         losses = torch.zeros(len(texts))
-        for chosen, batch in self.batches_by_length(texts, self.positions):
-            counted, logits = batch.token_mask(selection)[:, :-1] * batch.mask[:, 1:], self.run(batch)[:, :-1]
+        for chosen, batch in self.batches_by_length(texts, positions=self.positions):
+            counted = batch.token_mask(selection)[:, :-1] * batch.mask[:, 1:]
             here = counted > 0
-            found = nn.functional.cross_entropy(
-                logits[here.to(logits.device)].float().cpu(), batch.ids[:, 1:][here], reduction="none"
-            )
+            logits = self._logits_at(batch, nn.functional.pad(here, (0, 1))).float().cpu()
+            found = nn.functional.cross_entropy(logits, batch.ids[:, 1:][here], reduction="none")
             sums = torch.zeros_like(counted).masked_scatter_(here, found).sum(1)
             losses[chosen] = sums / counted.sum(1).clamp_min(1)
         return losses
 
+    def _logits_at(self, batch: Batch, counted: torch.Tensor) -> torch.Tensor:
+        """Logits [n, vocabulary] at the positions that a mask counts, row by row; the head reads little else."""
+        columns = counted.any(0).nonzero()[:, 0]
+        logits: torch.Tensor = self._call(batch, **logits_options(self.model, columns.to(self.device))).logits
+        kept = counted[:, columns] if logits.shape[1] == len(columns) else counted
+        return logits[kept.to(logits.device)]
+
     @torch.no_grad()
-    def answers(self, texts: Sequence[Encoded], length: int | None = None, **sampling: Any) -> list[tuple[int, ...]]:
+    def answers(
+        self,
+        texts: Sequence[Encoded],
+        on_batch: OnBatch = lambda chosen: None,
+        length: int | None = None,
+        **sampling: Any,
+    ) -> list[tuple[int, ...]]:
         """The model's greedy answers to each prompt's context, end tokens cut off.
 
         Args:
             texts: prompts.
             length: the most tokens of an answer; None for `LENGTH`.
+            on_batch: called after each batch.
             sampling: options of `generate` in place of `GREEDY`'s.
 
         Raises:
@@ -215,7 +257,7 @@ class Reader:
         model: Any = self.model
         ends = torch.tensor([self.pad, *end_tokens(model)])
         contexts = [Encoded(text.ids[: text.answer][::-1], 1) for text in texts]  # so that the padding is on the left
-        for chosen, batch in self.batches_by_length(contexts):
+        for chosen, batch in self.batches_by_length(contexts, math.inf, ANSWERED * self.batch):
             ids, mask = batch.ids.flip(1).to(self.device), batch.mask.flip(1).to(self.device)
             longest = length or LENGTH
             room = min(longest, self.limit - ids.shape[1]) if self.limit else longest
@@ -230,6 +272,7 @@ class Reader:
                 answers[i] = tuple(row[: int(stop[0]) if len(stop) else len(row)].tolist())
             written = sum(len(answers[i]) for i in chosen)
             self.tokens.add(out.numel(), int(batch.mask.sum()) + written, passes=out.shape[1] - ids.shape[1])
+            on_batch(chosen)
         return [answers[i] for i in range(len(texts))]
 
     def states(self, texts: Sequence[Encoded]) -> torch.Tensor:
@@ -238,7 +281,7 @@ class Reader:
         roots, sites = roots_of(self.model), find_sites(self.model, "block")
         for chosen, batch in self.batches_by_length(texts):
             recorder = _MeanRecorder(batch.token_mask("answer").to(self.device))
-            with visit(roots, sites, recorder):
+            with self.stop_after(sites), visit(roots, sites, recorder):
                 self.read(batch)
             rows |= zip(chosen, torch.cat(recorder.means, 1).cpu(), strict=True)
         return torch.stack([rows[i] for i in range(len(texts))])
@@ -256,3 +299,22 @@ class _MeanRecorder:
 
     def visit(self, site: Site, x: torch.Tensor) -> None:
         self.means.append(pool(x.detach(), self.mask.to(x.device))[:, 0])
+
+
+class _Finished(BaseException):
+    """Ends a forward pass of which nothing more is wanted."""
+
+
+class _Stopper:
+    """A visitor that ends the forward pass once all of some sites were seen."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self._left = set(sites)
+
+    def begin(self, root: str, call: Call) -> None:
+        """Every row counts."""
+
+    def visit(self, site: Site, x: torch.Tensor) -> None:
+        self._left.discard(site)
+        if not self._left:
+            raise _Finished

@@ -244,18 +244,22 @@ def _layer_of(site: Site, paths: Sequence[str]) -> int | None:
     return next((i for i, path in enumerate(paths) if f"{site.path}.".startswith(f"{path}.")), None)
 
 
-def headless_options(model: nn.Module) -> dict[str, int]:
-    """Options of a forward pass that is run for its hidden states: the head reads one position of each row.
+def logits_options(model: nn.Module, kept: int | torch.Tensor) -> dict[str, int | torch.Tensor]:
+    """Options of a forward pass whose head reads some positions alone, where the model knows them.
 
     The model itself is called, not the one inside it: hooks on the model tell rows and positions.
 
+    Args:
+        model: a language model.
+        kept: the number of last positions that are read, or the indices of those that are, int64 [n].
+
     Example:
         >>> from dsas_core import llm
-        >>> headless_options(llm.load("builtin:chat", device="cpu")[0])
+        >>> logits_options(llm.load("builtin:chat", device="cpu")[0], 1)
         {'logits_to_keep': 1}
     """
     takes_it = "logits_to_keep" in inspect.signature(unwrap(model).forward).parameters
-    return {"logits_to_keep": 1} if takes_it else {}
+    return {"logits_to_keep": kept} if takes_it else {}
 
 
 def device_of_input(model: nn.Module) -> torch.device:

@@ -175,6 +175,20 @@ class TextTrace(Trace):
         """Number of rows of the last call of a root."""
         return len(self._calls[root][-1].mask)
 
+    def opened(self) -> list[bool]:
+        """Whether a gate was open at some token of each row of the last text.
+
+        Example:
+            >>> from dsas_core import llm
+            >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+            >>> with llm.steer(model, {"builtin:rudeness": 1.0}, trace=True) as steering:
+            ...     out = model(**tokenizer("user: you fool!", return_tensors="pt"))
+            >>> steering.trace.opened()
+            [True]
+        """
+        highest = torch.stack([record.h.abs().amax(1) for record in self.records])  # all calls have the same rows
+        return (highest.amax(0) != 0).tolist()  # what is not a number is not closed
+
     def _add_texts(self, tokens: list[Token]) -> list[Token]:
         """Set the text of each token: what it adds to that of the token before it when both are decoded together."""
         if self.tokenizer is None:

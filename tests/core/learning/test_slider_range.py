@@ -111,6 +111,13 @@ def test_what_ends_a_range(change: Any, expected: tuple[float, float] | None) ->
     json.dumps(found.evidence, allow_nan=False)
 
 
+def test_a_harm_of_nothing_is_told_whatever_the_drift() -> None:
+    drifting = lambda s: line(s)._replace(drift=2 * DRIFT)  # noqa: E731 - two of one form
+    unranged = find_range(CONCEPT, drifting, DRIFT)
+    ranged = find_range(CONCEPT, lambda s: drifting(s)._replace(harm=0.0), DRIFT, choose_unit=lambda _: (UNIT, {}))
+    assert (unranged.range, ranged.range) == (None, (-4.0, 4.0))
+
+
 def test_the_smallest_of_equal_strengths_that_were_tried_is_the_end() -> None:
     """The plateau begins at 1 unit, which choosing the unit has tried: no trial is spent on finding it."""
     found = find_range(

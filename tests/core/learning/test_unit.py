@@ -70,6 +70,25 @@ def test_the_knee_is_the_smallest_unit_with_nearly_the_effect_of_the_largest_har
     assert [trial["unit"] for trial in summary["trials"]] == sorted(tried)
 
 
+def test_what_the_search_for_harm_has_tried_narrows_that_for_the_effect() -> None:
+    tried: list[float] = []
+
+    def attempt(unit: float) -> Trial:
+        tried.append(unit)
+        return Trial(effect=unit / TEXT_UNITS[14], drift=0.0, harm=unit / TEXT_UNITS[14])
+
+    unit, _ = choose_knee(attempt, relative=True)
+    assert unit == TEXT_UNITS[14]
+    assert tried == [TEXT_UNITS[place] for place in (10, 15, 13, 14)], "13 is not enough, which ends the second search"
+
+
+def test_harm_that_is_not_told_is_not_none() -> None:
+    trial = Trial(1.0, drift=0.5)
+    assert trial.harm is None
+    assert (trial.is_harmless(0.5), trial.is_harmless(0.4), trial.is_harmless()) == (True, False, True)
+    assert trial._replace(harm=0.0).is_harmless(0.4), "a harm of 0 is told"
+
+
 @pytest.mark.parametrize(("harm", "unit"), [(2.0, TEXT_UNITS[0]), (0.0, TEXT_UNITS[-1])])
 def test_where_all_units_do_harm_it_is_the_smallest_and_where_none_do_effect_decides(harm: float, unit: float) -> None:
     found, summary = choose_knee(lambda tried: Trial(effect=tried / 100, drift=0.0, harm=harm), relative=False)

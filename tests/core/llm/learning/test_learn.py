@@ -363,7 +363,7 @@ def test_drift_is_seen_where_the_gate_is_open(form: str, tokenizer: Words) -> No
 def test_an_answer_reads_the_same_behind_its_prompt(tokenizer: Words) -> None:
     lesson = llm.Lesson(tiny("llama"), tokenizer, PROMPTS, count=32)
     texts = lesson.held_out["control"]
-    whole, written = (torch.cat(lesson.reader.predictions(texts, how)) for how in (False, True))
+    whole, written = (torch.cat(lesson.reader.predictions(texts, written=how)) for how in (False, True))
     torch.testing.assert_close(whole, written, atol=1e-3, rtol=1e-3)
 
 

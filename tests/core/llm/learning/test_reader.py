@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 from dsas_core import Concept, llm, visit
 from dsas_core.concept.card import render_card
 from dsas_core.learning.capture import Capture
-from dsas_core.llm.learning.reader import Reader, encode_all
+from dsas_core.llm.learning.reader import PADDING, Reader, encode_all
 from dsas_core.llm.model.conversations import Encoded
-from dsas_core.llm.model.layers import roots_of
+from dsas_core.llm.model.layers import logits_options, roots_of
 from tests.fixtures.checks import differ
 from tests.fixtures.language_models import FAMILIES, PROMPTS, Words, close, tiny
+from tests.fixtures.visitors import Bare
 
 #: module -> the shapes that it returned
 Sizes = dict[str, list[tuple[int, ...]]]
@@ -41,15 +43,24 @@ def sizes_of(**modules: torch.nn.Module) -> Iterator[Sizes]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_head_reads_one_position_where_only_states_are_wanted(family: str) -> None:
+def test_a_model_is_read_as_far_as_the_last_site(family: str) -> None:
     model = tiny(family)
     reader = Reader(model, 0, batch=4)
-    sites = [site for site in llm.find_sites(model, "block") if site.root != "decoder"]
+    first, *behind = (site for site in llm.find_sites(model, "block") if site.root != "decoder")
+    modules = {
+        str(site): dict(roots_of(model)[site.root].named_modules())[site.path.partition(".")[2]] for site in behind
+    }
+    with sizes_of(head=model.get_output_embeddings(), **modules) as sizes:
+        reader.capture(TEXTS, [first], [("source", "all"), ("control", "last")])
+    assert not any(sizes.values())
+    bare = Bare.of(model)
+    sites = [first, *behind]
     with sizes_of(head=model.get_output_embeddings()) as sizes:
         found = reader.capture(TEXTS, sites, [("source", "all")])
         if family != "t5":
             reader.states(TEXTS)
-    assert {size[:2] for size in sizes["head"]} == {(4, 1)}
+    assert not sizes["head"]
+    assert Bare.of(model) == bare
     expected = Capture()
     expected.start("source")
     for chosen, batch in reader.batches_by_length(TEXTS):
@@ -60,6 +71,38 @@ def test_the_head_reads_one_position_where_only_states_are_wanted(family: str) -
         rows.sort()
         for name in ("pooled", "positions", "prompts", "places"):
             assert torch.equal(rows.gathered(name), found.rows[key].gathered(name))
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "t5"])
+def test_the_head_reads_what_is_asked_for(family: str) -> None:
+    model = tiny(family)
+    reader = Reader(model, 0, batch=8)
+    texts = [Encoded(tuple(range(3, 3 + length)), length - 2) for length in (5, 9, 7)]
+    with sizes_of(head=model.get_output_embeddings()) as sizes:
+        losses, predictions = reader.losses(texts, "answer"), reader.predictions(texts)
+    takes_it = "logits_to_keep" in logits_options(model, 1)
+    assert [size[1] for size in sizes["head"]] == ([4, 2, 8, 4] if takes_it else [9, 5, 9, 5])
+    for text, loss, rows in zip(texts, losses, predictions, strict=True):
+        last = torch.tensor(text.ids[-2:])
+        assert float(loss) == pytest.approx(-float(rows[-3:-1].gather(1, last[:, None]).mean()), rel=1e-4)
+
+
+def test_little_of_a_batch_is_padding() -> None:
+    texts = [Encoded(tuple(range(3, 3 + length)), 2) for length in (30, 4, 29, 9, 3, 30, 8, 5, 28, 10, 30)]
+    reader = Reader(tiny("llama"), 0, batch=4)
+    batches = list(reader.batches_by_length(texts))
+    assert sorted(i for chosen, _ in batches for i in chosen) == list(range(len(texts)))
+    assert [len(chosen) for chosen, _ in batches] == [4, 1, 3, 2, 1]
+    assert all(batch.ids.numel() <= PADDING * int(batch.mask.sum()) for _, batch in batches)
+    assert [len(chosen) for chosen, _ in reader.batches_by_length(texts, math.inf)] == [4, 4, 3]
+
+
+def test_each_batch_is_told_of() -> None:
+    reader, told = Reader(tiny("llama"), 0, batch=2), list[list[int]]()
+    reader.predictions(TEXTS, told.append)
+    reader.answers(TEXTS, told.append, length=2)
+    assert [len(batch) for batch in told] == [2, 2, 2, 2, 6, 2]
+    assert sorted(i for batch in told for i in batch) == sorted([*range(len(TEXTS))] * 2)
 
 
 def test_what_is_read_does_not_depend_on_the_batches() -> None:

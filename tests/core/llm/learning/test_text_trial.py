@@ -16,7 +16,7 @@ from dsas_core import Concept, llm
 from dsas_core.errors import PromptError
 from dsas_core.llm.learning.held_out_trial import CONTINUATION, GIVEN, LIMITS, TextOutcome, TextTrial
 from dsas_core.llm.learning.outcomes import AnswerClassifier, TextDetector
-from dsas_core.llm.learning.reader import Reader
+from dsas_core.llm.learning.reader import OnBatch, Reader
 from dsas_core.llm.model.conversations import Encoded
 from dsas_core.probes import ConstantProbe, LinearProbe
 from tests.fixtures.language_models import PROMPTS, Words, close, concept_for, text_probe, tiny
@@ -82,11 +82,43 @@ def test_harm_is_the_largest_part_of_a_limit(trial: TextTrial) -> None:
 
 @pytest.mark.parametrize(("form", "counts"), [(replace, True), (text_probe, False)])
 def test_drift_counts_where_a_gate_does_not_decide_about_whole_texts(form: Any, counts: bool, trial: TextTrial) -> None:
-    trial._drift_limit = 1e-6
-    try:
-        assert (trial(concept(form), 0.05).harm > 100) == counts
-    finally:
-        trial._drift_limit = math.inf
+    found, within = (trial(concept(form), 0.05, drift_limit=limit).harm for limit in (1e-6, math.inf))
+    assert found is not None
+    assert (found > 100) == counts
+    assert (found == within) != counts
+
+
+def test_only_texts_whose_gate_opens_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is measured is the same as by a trial that tries all of them."""
+
+    def gated_at(threshold: float) -> Concept:
+        steep = {"threshold": torch.tensor(threshold), "temperature": torch.tensor(1e-3)}
+        return concept(lambda probe: replace(text_probe(probe), **steep))
+
+    tried, fresh = (TextTrial(Reader(tiny("llama"), 0, 16), sides(0, 16), sides(1, 6)) for _ in range(2))
+    gated = gated_at(1.25)  # open for some of the texts
+    tried(gated, 0.3)
+    opened = dict(tried._open)
+    assert 0 < len(opened["source"]) < len(tried.sources)
+    assert 0 < len(opened["control"]) < len(tried.controls)
+    read: dict[str, int] = {}
+    for name in ("answers", "predictions"):
+        method = getattr(Reader, name)
+
+        def counted(reader: Reader, texts: Any, *args: Any, name: str = name, method: Any = method, **more: Any) -> Any:
+            read[name] = len(texts)
+            return method(reader, texts, *args, **more)
+
+        monkeypatch.setattr(Reader, name, counted)
+    again = tried(gated, 5.0)
+    assert read == {"answers": len(opened["source"]), "predictions": len(opened["control"])}
+    expected = fresh(gated, 5.0)
+    assert read == {"answers": len(tried.sources), "predictions": len(tried.controls)}
+    assert again.displacement > 0
+    assert again == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert tried.outcomes[5.0] == pytest.approx(fresh.outcomes[5.0], rel=1e-3, abs=1e-5)
+    tried(gated_at(1.0), 0.3)
+    assert read == {"answers": len(tried.sources), "predictions": len(tried.controls)}, "of another concept, all"
 
 
 def test_plain_texts_are_continued_from_some_of_their_tokens_on(
@@ -97,8 +129,10 @@ def test_plain_texts_are_continued_from_some_of_their_tokens_on(
     asked: list[tuple[int, Any]] = []
     answers = Reader.answers
 
-    def watched(reader: Reader, texts: Sequence[Encoded], length: int | None = None) -> list[tuple[int, ...]]:
-        written = answers(reader, texts, length)
+    def watched(
+        reader: Reader, texts: Sequence[Encoded], on_batch: OnBatch, length: int | None = None
+    ) -> list[tuple[int, ...]]:
+        written = answers(reader, texts, on_batch, length)
         asked.append((max(map(len, written)), length))
         return written
 
@@ -121,8 +155,8 @@ def test_controls_of_conversations_are_answered_though_they_have_no_answer(token
 
 
 def test_a_model_that_falls_silent_was_steered_too_far(trial: TextTrial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Reader, "answers", lambda reader, texts, length=None: [()] * len(texts))
-    assert trial(concept(), 7.0).harm > 1
+    monkeypatch.setattr(Reader, "answers", lambda reader, texts, on_batch, length=None: [()] * len(texts))
+    assert not trial(concept(), 7.0).is_harmless()
     assert trial.outcomes[7.0].unlikely == sys.float_info.max
     json.dumps(trial.outcomes[7.0], allow_nan=False)
 
@@ -132,7 +166,7 @@ def test_a_model_that_falls_silent_was_steered_too_far(trial: TextTrial, monkeyp
 
 def test_the_unit_is_within_the_limits_and_says_why(trial: TextTrial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "answers_differ", True)
-    monkeypatch.setattr(trial, "_harm", lambda concept, outcome: 2.0)
+    monkeypatch.setattr(trial, "harm", lambda concept, strength, drift_limit: 2.0)
     with pytest.warns(UserWarning, match=r"no strength within the limits has the full effect: at the unit, 0\.1, .*"):
         unit, evidence = trial.choose_unit(concept(), drift=1.0)
     assert unit == 0.1
@@ -143,7 +177,8 @@ def test_the_unit_is_within_the_limits_and_says_why(trial: TextTrial, monkeypatc
 
 def test_continuations_that_do_not_differ_are_warned_of(trial: TextTrial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "answers_differ", False)
-    with pytest.warns(UserWarning, match="the model continues source prompts much as it continues control prompts"):
+    told = r"the model continues source prompts much as .* by which the unit, [\d.]+, was chosen are uncertain"
+    with pytest.warns(UserWarning, match=told):
         unit, evidence = trial.choose_unit(concept(), drift=1.0)
     (chosen,) = (found for found in evidence["trials"] if found["unit"] == unit)
     assert chosen["harm"] <= 1 or unit == min(found["unit"] for found in evidence["trials"])

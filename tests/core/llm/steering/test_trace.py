@@ -46,6 +46,15 @@ def test_tokens_spell_the_text_together() -> None:
     assert [token.h.get(str(site)) for token in tokens] == pytest.approx([0, 0.1, 0.2, None, 0.4])
 
 
+def test_a_row_is_open_where_its_gate_was_at_any_token() -> None:
+    trace, x, call = TextTrace(), torch.ones(4, 2, 3), Call(torch.ones(4), torch.arange(4))
+    nan = float("nan")  # of a model that overflows
+    for start, h in ((0, [[0, 0], [0, 0.1], [0, 0], [0, 0]]), (2, [[0, 0], [0, 0], [1.0, 0], [0, nan]])):
+        trace.note_tokens("model", start, None, torch.ones(4, 2))
+        trace.record("blur", Site("model.layers.0"), call, torch.tensor(h)[..., None], x, x)
+    assert trace.opened() == [False, True, True, True]
+
+
 def test_a_page_is_well_formed_and_as_deep_as_h() -> None:
     paragraph = ElementTree.fromstring(as_html(TOKENS))
     assert [span.text for span in paragraph] == ["you", "<fo", "ol>", "hello"]
