@@ -85,7 +85,7 @@ class Recipe:
     scaler: str = "auto"
     site_weight: str = "soft"
     control_h: float | None = 0.01
-    control_texts: float = 0.015
+    control_texts: float = 0.01
     pooling: str = "gated"
     top_share: float = 0.1
     rounds: int = 3

@@ -12,8 +12,8 @@ from ... import methods
 
 #: map strengths that may become the unit, a fifth apart
 UNITS = tuple(float(f"{0.25 * 1.2**k:.2g}") for k in range(21))
-#: the same where one site of a language model is steered: smaller ones too, a seventh apart
-TEXT_UNITS = tuple(float(f"{0.1 * 1.15**k:.2g}") for k in range(32))
+#: the same where one site of a language model is steered: smaller ones too, a tenth apart
+TEXT_UNITS = tuple(float(f"{0.1 * 1.1**k:.3g}") for k in range(46))
 #: steps, in places of UNITS, of the search around the best unit when none has the full effect
 STEPS = (4, 2, 1)
 #: the unit of methods whose strength of 1 is fixed by the method

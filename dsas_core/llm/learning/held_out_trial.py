@@ -39,9 +39,9 @@ CONTINUATION = 20
 #: quantile of what continues control texts, beyond which a continuation counts as unusual
 USUAL = 0.75
 #: limits on what a unit may cost: nats per token by which the unsteered model finds what is written less likely than
-#: what it writes itself; nats per token of control texts with the gate forced on (a perplexity of 1.65 times the
+#: what it writes itself; nats per token of control texts with the gate forced on (a perplexity of 1.5 times the
 #: unsteered one, where running text has 1.2 times); and the share of further texts that repeat themselves
-LIMITS = {"unlikely": 0.45, "always_on": math.log(1.4), "repeats": 0.2}
+LIMITS = {"unlikely": 0.45, "always_on": math.log(1.5), "repeats": 0.2}
 
 
 Out = TypeVar("Out")

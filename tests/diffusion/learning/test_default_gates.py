@@ -78,8 +78,9 @@ def test_pictures(pictured: Pictured, name: str, part: str, tmp_path: Path) -> N
 def test_forms_of_texts_are_not_for_pictures(pictured: Pictured) -> None:
     pipe, _, sites = pictured
     prompts = {"name": "it", "source": list("abcdefgh"), "target": list("ijklmnop"), "control": list("qrstuvwx")}
-    with pytest.raises(DSASError, match="gate form 'last' is of texts that are written: choose another for pictures"):
-        learn(pipe, prompts, method="fairsteer", recipe={"form": "last"})
+    for recipe, name in (({"form": "last"}, "gate form 'last'"), ({"pooling": "leading"}, "pooling 'leading'")):
+        with pytest.raises(DSASError, match=f"{name} is of texts that are written: choose another for pictures"):
+            learn(pipe, prompts, method="fairsteer", recipe=recipe)
     width = seen_at(pipe, sites[-1:])[sites[-1]].shape[-1]
     inner = LinearProbe(torch.ones(width), torch.tensor(0.0))
     for probe in (LastProbe(inner), condition_latch(inner)):
