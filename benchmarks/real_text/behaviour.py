@@ -7,7 +7,7 @@ tokens: 40                              # of an answer
 prompts: ../../prompts/apologies.yaml   # a prompt file, from the behaviour's folder, or its content
 ```
 
-The evaluation of the prompt file has `unseen_source` and `unseen_control`, prompts of another domain: these are answered.
+The evaluation of the prompt file has `unseen_source` and `unseen_control`, of another domain, which are answered.
 """
 
 from __future__ import annotations
