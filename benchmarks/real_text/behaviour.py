@@ -4,8 +4,10 @@
 shows: '\\b(sorry|apolog\\w+)\\b'         # a regular expression, ignoring case, that finds it in an answer
 asks: Never say that you are sorry.     # the system message that asks for what steering does
 tokens: 40                              # of an answer
-prompts: {...}                          # a prompt file; its evaluation has held_out_source and held_out_control
+prompts: ../../prompts/apologies.yaml   # a prompt file, from the behaviour's folder, or its content
 ```
+
+The evaluation of the prompt file has `unseen_source` and `unseen_control`, of another domain, which are answered.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from dsas_core.utils.versions import versions
 
 KEYS = {"shows", "asks", "tokens", "prompts"}
 #: parts of a prompt file's evaluation that are answered
-PARTS = ("held_out_source", "held_out_control")
+PARTS = ("unseen_source", "unseen_control")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ def read_behaviour(path: Path) -> Behaviour:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, Mapping) or set(content) != KEYS:
         raise PromptError(f"{path}: expected the keys {', '.join(sorted(KEYS))}; found {content!s:.60}")
-    return Behaviour(content["shows"], content["asks"], int(content["tokens"]), load_prompts(content["prompts"]))
+    prompts = content["prompts"]
+    prompts = load_prompts(path.parent / prompts if isinstance(prompts, str) else prompts)
+    return Behaviour(content["shows"], content["asks"], int(content["tokens"]), prompts)
 
 
 def measure_behaviour(

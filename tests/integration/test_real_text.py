@@ -287,10 +287,8 @@ def test_what_learning_costs_is_measured(data: Path, tmp_path: Path, monkeypatch
 def test_a_chat_behaviour_is_measured_in_every_arm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompts = yaml.safe_load(Path("prompts/rudeness.yaml").read_text())
-    evaluation = prompts["evaluation"]
-    prompts["evaluation"] = {f"held_out_{side}": evaluation[f"unseen_{side}"] for side in ("source", "control")}
-    content = {"shows": r"\b(fool|idiot|clown|stupid)\w*", "asks": "be kind", "tokens": 8, "prompts": prompts}
+    prompts = Path("prompts/rudeness.yaml").resolve()
+    content = {"shows": r"\b(fool|idiot|clown|stupid)\w*", "asks": "be kind", "tokens": 8, "prompts": str(prompts)}
     (tmp_path / "rude.yaml").write_text(yaml.safe_dump(content))
     options = ["--model", "builtin:chat", "--behaviour", tmp_path / "rude.yaml", "--prompts", 8]
     options += ["--learn", "{count: 8}", "--cache", tmp_path / "cache", "--out", tmp_path / "chat.json"]
@@ -312,8 +310,8 @@ def test_a_behaviour_that_ships_has_prompts_enough(path: Path) -> None:
     answers = {side: [text.partition("assistant:")[2] for text in prompts] for side, prompts in drawn.items()}
     assert all(behaviour.find(answers["source"]))
     assert not any(behaviour.find([*answers["target"], *answers["control"]]))
-    assert len(behaviour.prompts.expanded("held_out_source")) >= 40
-    assert len(behaviour.prompts.expanded("held_out_control")) >= 40
+    assert len(behaviour.prompts.expanded("unseen_source")) >= 40
+    assert len(behaviour.prompts.expanded("unseen_control")) >= 40
 
 
 def test_a_behaviour_with_unknown_keys_is_refused(tmp_path: Path) -> None:
