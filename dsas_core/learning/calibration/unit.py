@@ -106,7 +106,7 @@ def choose_knee(
 
     Example:
         >>> choose_knee(lambda unit: (min(unit, 0.8), 0.0, 0.0, 0.0, unit / 3))[0]
-        0.93
+        0.814
     """
     trials = Trials(attempt, done)
 

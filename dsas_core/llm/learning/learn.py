@@ -196,8 +196,12 @@ class TextLearner(Learner[Encoded]):
 
     def _recipe(self, given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
         recipe = self.check_recipe(given, **fields)
-        default = recipe.form == "text" and "form" not in (given or {})
-        return replace(recipe, form="message") if default and self.answered else recipe
+        chosen = given or {}
+        if recipe.form == "text" and self.answered and "form" not in chosen:
+            recipe = replace(recipe, form="message")
+        if recipe.form == "text" and not self.answered and "pooling" not in chosen:
+            recipe = replace(recipe, pooling="leading")  # a few words make the text; answers differ all over
+        return recipe
 
     @staticmethod
     def check_recipe(given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
@@ -206,12 +210,9 @@ class TextLearner(Learner[Encoded]):
         Raises:
             UnsupportedError: one that reads tokens which are not written yet.
         """
-        given = given or {}
         recipe = recipe_of(given, form="token", pooling="mean", top_share=0.25, **fields)
-        if "form" not in given and not recipe.supervised:  # marked tokens tell nothing of whole texts
+        if "form" not in (given or {}) and not recipe.supervised:  # marked tokens tell nothing of whole texts
             recipe = replace(recipe, form=recipe.resolved_gate.traits.text_form)
-        if "pooling" not in given and recipe.form in WHOLE_TEXT_FORMS:
-            recipe = replace(recipe, pooling="leading")
         if recipe.form not in FORMS:
             raise UnsupportedError(
                 f"gate form {recipe.form!r} reads tokens that are not written yet: choose {', '.join(FORMS)}"

@@ -77,7 +77,7 @@ def test_what_the_search_for_harm_has_tried_narrows_that_for_the_effect() -> Non
         tried.append(unit)
         return Trial(effect=unit / TEXT_UNITS[14], drift=0.0, harm=unit / TEXT_UNITS[14])
 
-    unit, _ = choose_knee(attempt, relative=True)
+    unit, _ = choose_knee(attempt, units=TEXT_UNITS[:20], relative=True)
     assert unit == TEXT_UNITS[14]
     assert tried == [TEXT_UNITS[place] for place in (10, 15, 13, 14)], "13 is not enough, which ends the second search"
 
