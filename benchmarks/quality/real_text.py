@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common.processes import single_thread_pool
+from benchmarks.common.processes import map_seeds
 from benchmarks.common.records import OUTPUTS, build_parser, provenance, record_path, update_record
 from benchmarks.real_text.measure import OTHER, measure_seed
 from benchmarks.real_text.reading import ModelReader
@@ -63,18 +63,6 @@ def run_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     return measure_seed(ruler, others_learned=seed == 0)
 
 
-def run_seeds(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """All seeds, several at a time where there are workers for them."""
-    workers = min(args.workers, args.seeds)
-    if workers == 1:
-        return [run_seed(seed, args) for seed in range(args.seeds)]
-    open_store(
-        args.cache, llm.load(args.model, dtype=args.dtype)[0]
-    )  # processes that make a folder at the same time may collide
-    with single_thread_pool(workers) as pool:
-        return list(pool.map(run_seed, range(args.seeds), [args] * args.seeds))
-
-
 def read_options() -> argparse.Namespace:
     """The command line; --quick lowers what is not given."""
     parser = build_parser(__doc__, record_path(__file__), seeds=4)
@@ -107,7 +95,8 @@ def main() -> None:
     args = read_options()
     check_folder(args.data, ["mmlu"] if args.mmlu else [])
     began = time.monotonic()
-    report = summarise(run_seeds(args))
+    open_store(args.cache, llm.load(args.model, dtype=args.dtype)[0])  # before processes make it at the same time
+    report = summarise(map_seeds(run_seed, args))
     samples = args.cache / "samples.json"  # what people wrote stays here, it is no part of the record
     samples.write_text(json.dumps(report.pop("samples"), indent=1, ensure_ascii=False), encoding="utf-8")
     settings = {

@@ -60,9 +60,9 @@ class Comparison:
         """The share of the unsteered model's toxic continuations that an arm takes away; negative where it adds."""
         return self._interval(lambda at: self._gains(arm, at)[place])
 
-    def difference(self, place: int) -> Interval:
-        """What DSAS removes at a place of the grid more than always-on does."""
-        return self._interval(lambda at: self._gains("dsas", at)[place] - self._gains("on", at)[place])
+    def lead(self, arm: str, other: str, place: int) -> Interval:
+        """What an arm removes at a place of the grid more than another does."""
+        return self._interval(lambda at: self._gains(arm, at)[place] - self._gains(other, at)[place])
 
     def volume(self, arm: str) -> Interval:
         """Hypervolume of an arm's front, removal over cost up to the ceiling; 1 is everything removed at no cost."""
@@ -130,7 +130,7 @@ def summarise(runs: Sequence[Run]) -> dict[str, Any]:
             "at_limit": {arm: asdict(comparison.at_limit(arm)) for arm in ("dsas", "on")},
             "oracle": asdict(comparison.oracle()),
             "way_to_oracle": way and asdict(way),
-            "difference_by_place": [asdict(comparison.difference(i)) for i in _places(runs)["dsas"]],
+            "difference_by_place": [asdict(comparison.lead("dsas", "on", i)) for i in _places(runs)["dsas"]],
         }
     return {
         "seeds": len(runs),

@@ -1,4 +1,5 @@
-"""docs/real-models.md, from the records of benchmarks/quality/{real_text,real_chat,text_gates}.py and cost/learning.py.
+"""docs/real-models.md, from the records of benchmarks/quality/{real_text,real_chat,text_gates,text_maps}.py and of
+benchmarks/cost/learning.py.
 
 python -m benchmarks.reports.real_models_page
 """
@@ -19,9 +20,13 @@ from dsas_core.evaluation.report import footer, markdown_table
 from dsas_core.utils.templates import render_template
 
 TEMPLATE = Path(__file__).parent / "templates" / "real_models.md.jinja"
-TEXT, CHAT, GATES, COST = (
-    RESULTS / f"{name}.json" for name in ("real_text", "real_chat", "text_gates", "learning_cost")
-)
+RECORDS = {
+    "text": "real_text",
+    "chat": "real_chat",
+    "gates": "text_gates",
+    "maps": "text_maps",
+    "cost": "learning_cost",
+}
 #: arms of a chat behaviour -> label
 CHAT_ARMS = {"unsteered": "unsteered", "asked": "system message", "dsas": "DSAS", "on": "always on"}
 #: answers shown of each behaviour
@@ -134,6 +139,24 @@ def build_forms_table(record: Record) -> list[str]:
     return markdown_table(["form", "source texts", "best layer", *figures], rows)
 
 
+def build_maps_table(record: Record) -> list[str]:
+    """What each map removes always on, where all cost the same."""
+    rows = []
+    for name, line in list(record["maps"].items())[1:]:  # the first is the unsteered model
+        judged = [line[judge] for judge in record["judges"]]
+        rows.append(
+            [
+                name,
+                *(_format_interval(found["removed"], percent=True) for found in judged),
+                *(_format_interval(found["more"], percent=True) if "more" in found else None for found in judged),
+                *(_format_cost(line[key]) for key in ("wikitext", "domain")),
+                f"{line['nats']:.2f}",
+            ]
+        )
+    kinds = [f"{what}, {judge}" for what in ("removed", "more than the first") for judge in record["judges"]]
+    return markdown_table(["fitted on", *kinds, "WikiText", "neutral tweets", "nats per token"], rows)
+
+
 def build_cost_table(cost: Record) -> list[str]:
     """What learning took, by dtype and form of the gate."""
     rows = []
@@ -155,7 +178,11 @@ def build_cost_table(cost: Record) -> list[str]:
 
 
 def render_page(
-    texts: Mapping[str, Record], chats: Mapping[str, Record], gates: Mapping[str, Record], cost: Record
+    texts: Mapping[str, Record],
+    chats: Mapping[str, Record],
+    gates: Mapping[str, Record],
+    maps: Mapping[str, Record],
+    cost: Record,
 ) -> str:
     """The text of docs/real-models.md.
 
@@ -163,6 +190,7 @@ def render_page(
         texts: model -> its entry in the record of real_text.
         chats: model -> its entry in the record of real_chat.
         gates: model -> its entry in the record of text_gates.
+        maps: model -> its entry in the record of text_maps.
         cost: the record of cost/learning; empty where there is none.
     """
     models = [
@@ -196,6 +224,10 @@ def render_page(
         forms=[
             {"name": name, "seeds": record["seeds"], "table": build_forms_table(record), "footer": footer(record)}
             for name, record in gates.items()
+        ],
+        maps=[
+            {"name": name, **record, "table": build_maps_table(record), "footer": footer(record)}
+            for name, record in maps.items()
         ],
         held_out=HELD_OUT,
         share=f"{100 * SHARE:.0f} %",
@@ -244,12 +276,10 @@ def _format_strengths(strengths: list[float], unit: bool) -> str:
 
 def main() -> None:
     parser = build_parser(__doc__, DOCS / "real-models.md")
-    parser.add_argument("--text", type=Path, default=TEXT, help="record of real_text")
-    parser.add_argument("--chat", type=Path, default=CHAT, help="record of real_chat")
-    parser.add_argument("--gates", type=Path, default=GATES, help="record of text_gates")
-    parser.add_argument("--cost", type=Path, default=COST, help="record of cost/learning")
+    for option, name in RECORDS.items():
+        parser.add_argument(f"--{option}", type=Path, default=RESULTS / f"{name}.json", help=f"record of {name}")
     args = parser.parse_args()
-    args.out.write_text(render_page(*map(read_record, (args.text, args.chat, args.gates, args.cost))))
+    args.out.write_text(render_page(*(read_record(getattr(args, option)) for option in RECORDS)))
     print(f"wrote {args.out}")
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from benchmarks.cost import learning
-from benchmarks.quality import real_chat, real_text, text_gates
+from benchmarks.quality import real_chat, real_text, text_gates, text_maps
 from benchmarks.real_text import cost_grid, ruler, texts
 from benchmarks.real_text.arms import Arm, turn_at_random
 from benchmarks.real_text.behaviour import read_behaviour
@@ -238,6 +238,26 @@ def test_a_run_goes_on_where_it_stopped_and_makes_a_page(
     assert "### builtin:chat" in text
     assert "| gate at random | 1 |" in text
     assert "Behaviours" not in text
+
+
+def test_maps_are_compared_where_they_cost_the_same(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, page = tmp_path / "maps.json", tmp_path / "page.md"
+    options = ["--model", "builtin:chat", "--data", data, "--out", record, "--cache", tmp_path / "cells"]
+    few = ["--seeds", 1, "--count", 24, "--prompts", 8, "--neutral", 8, "--wikitext", 64]
+    _run(monkeypatch, text_maps, *options, *few)
+    found = json.loads(record.read_text())["builtin:chat"]
+    first, second = (found["maps"][name] for name in text_maps.MAPS)
+    assert 0 < first["domain"] <= text_maps.COST
+    assert 0 < second["domain"] <= text_maps.COST
+    for judge in found["judges"]:
+        gained = second[judge]["removed"]["value"] - first[judge]["removed"]["value"]
+        assert second[judge]["more"]["value"] == pytest.approx(gained)
+    none = tmp_path / "none"
+    others = [part for name in ("text", "chat", "gates", "cost") for part in (f"--{name}", none)]
+    _run(monkeypatch, real_models_page, *others, "--maps", record, "--out", page)
+    assert "| states about to write |" in page.read_text()
 
 
 def test_gates_of_several_models_and_seeds_are_kept_and_shown(
