@@ -87,7 +87,7 @@ def test_no_strength_to_tune(capsys: pytest.CaptureFixture[str]) -> None:
 def test_it_streams_to_people(concept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", "-c", str(concept), "-m", INSULT, "--quiet"]) == 0
     out = capsys.readouterr().out
-    assert "washer" in out
+    assert "please write again" in out, "the end of a kind answer"
     assert re.search(r"rudeness: mean h [01]\.\d+, highest", out)
 
 
