@@ -292,7 +292,7 @@ def _to_half_if_exact(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _numbers(name: str, given: Any) -> tuple[float, ...]:
-    if not isinstance(given, list) or not all(isinstance(number, int | float) for number in given):
+    if not isinstance(given, list) or not all(type(number) in (int, float) for number in given):
         raise ValueError(f"{name} must be a list of numbers, found {given!r:.80}")
     return tuple(map(float, given))
 
@@ -312,7 +312,7 @@ def _validate(concept: ConceptData) -> None:
     if isinstance(concept.unit, str) or not all(map(math.isfinite, (concept.unit, *concept.edges, *weights))):
         raise ValueError("unit, edges and weights must be finite numbers")
     if concept.unit <= 0:
-        raise ValueError(f"unit must be above 0, found {concept.unit:g}: no strength would change anything")
+        raise ValueError(f"unit must be above 0, found {concept.unit:g}")
     if list(concept.edges) != sorted(set(concept.edges)):
         raise ValueError("edges must ascend")
     if not (ends is None or (len(ends) == 2 and -math.inf < ends[0] <= 0 <= ends[1] < math.inf and ends[0] < ends[1])):

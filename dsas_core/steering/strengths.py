@@ -102,7 +102,8 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
                 raise UnsupportedError(f"concept {name!r} cannot take the strength auto: {obstacle}")
             self._autos[name], self._values[name] = value if isinstance(value, Auto) else Auto(), torch.ones(1)
             return
-        numbers = [_number(item) for item in (value if isinstance(value, Sequence) else [value])]
+        several = isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1
+        numbers = [_number(item) for item in (value if several else [value])]
         if not numbers or not all(abs(number) <= HIGHEST for number in numbers):  # nor NaN
             raise DSASError(
                 f"strength of {name!r}: expected a finite number, or one per prompt, or {AUTO!r}; found {value!r:.80} "
@@ -136,11 +137,11 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
 
 def _number(value: Any) -> float:
     """A number, also one of numpy or torch; NaN for anything else, and for what no float can hold."""
-    if getattr(value, "ndim", None) == 0:
-        value = value.item()
     try:
+        if getattr(value, "ndim", None) == 0:
+            value = value.item()
         return float(value) if isinstance(value, int | float) else math.nan
-    except OverflowError:
+    except (OverflowError, RuntimeError):  # too large, or a tensor without data
         return math.nan
 
 

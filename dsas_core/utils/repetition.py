@@ -9,7 +9,7 @@ DISTINCT = 0.5
 
 
 def goes_in_circles(items: Sequence[Hashable]) -> bool:
-    """Whether most runs of three items have been there before, however long the circle is.
+    """Whether most runs of three items have been there before, as in what is said three times or more.
 
     Args:
         items: words or tokens.

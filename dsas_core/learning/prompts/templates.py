@@ -87,12 +87,16 @@ def _fix_articles(text: str) -> str:
 def draw_evenly(pools: Sequence[Sequence[Any]], count: int, seed: int | tuple[int, int]) -> list[Any]:
     """Up to `count` different items, the same number from each pool as long as it lasts, shuffled.
 
+    Of more pools than items, which pools are drawn from is chosen at random.
+
     Example:
         >>> sorted(draw_evenly([["a", "b", "c"], ["d"]], 3, seed=0))[-1]
         'd'
     """
     rng = np.random.default_rng(seed)
     mixed = [[pool[i] for i in rng.permutation(len(pool))] for pool in pools]
+    if len(mixed) > count:
+        mixed = [mixed[i] for i in rng.permutation(len(mixed))]
     rounds = itertools.chain.from_iterable(itertools.zip_longest(*mixed))
     chosen = list(dict.fromkeys(item for item in rounds if item is not None))[:count]
     return [chosen[i] for i in rng.permutation(len(chosen))]

@@ -117,7 +117,7 @@ class TextTrial(HeldOutTrial):
             raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
         self._answers, self._losses = answers, self._read(answers)
         self._control_loss = _mean_loss(self.controls, self._predictions[False])
-        self._tried: Concept | None = None
+        self._tried = ""
         self._open: dict[str, list[int]] = {}  # texts of the tried concept's sides whose gate opens
         self.answers_differ = self.span >= MIN_LOGIT_GAP
         self.outcomes: dict[float, TextOutcome] = {}
@@ -157,8 +157,8 @@ class TextTrial(HeldOutTrial):
         by the first trial of a concept, and left out by the others.
         """
         texts = self.sources if side == "source" else self.controls
-        if concept != self._tried:
-            self._tried, self._open = concept, {}
+        if concept.digest != self._tried:
+            self._tried, self._open = concept.digest, {}
         chosen, opened = self._open.get(side, list(range(len(texts)))), set[int]()
         with steer(self.reader.model, {concept: strength}, trace=side not in self._open) as steering:
 

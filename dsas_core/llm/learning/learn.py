@@ -199,7 +199,7 @@ class TextLearner(Learner[Encoded]):
         chosen = given or {}
         if recipe.form == "text" and self.answered and "form" not in chosen:
             recipe = replace(recipe, form="message")
-        if recipe.form == "text" and not self.answered and "pooling" not in chosen:
+        if recipe.form == "text" and self.pooling == "all" and "pooling" not in chosen:
             recipe = replace(recipe, pooling="leading")  # a few words make the text; answers differ all over
         return recipe
 

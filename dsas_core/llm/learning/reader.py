@@ -124,7 +124,10 @@ class Reader:
     def stop_after(self, sites: Sequence[Site]) -> Visit:
         """Let one `read` end at the last of some sites. Visitors that are placed later see it before."""
         roots = roots_of(self.model)
-        stops = not any(map(is_compiled, roots.values()))  # a compiled graph cannot be left halfway
+        # a compiled graph cannot be left halfway; before transformers 5, outputs that the configuration asks for leave
+        # their wrappers on a model that is
+        asked = any(getattr(self.model.config, name, False) for name in ("output_hidden_states", "output_attentions"))
+        stops = not asked and not any(map(is_compiled, roots.values()))
         return visit(roots, sites if stops else [], _Stopper(sites))
 
     @torch.no_grad()
@@ -230,7 +233,7 @@ class Reader:
     def _logits_at(self, batch: Batch, counted: torch.Tensor) -> torch.Tensor:
         """Logits [n, vocabulary] at the positions that a mask counts, row by row; the head reads little else."""
         columns = counted.any(0).nonzero()[:, 0]
-        logits: torch.Tensor = self._call(batch, **logits_options(self.model, columns.to(self.device))).logits
+        logits: torch.Tensor = self._call(batch, **logits_options(self.model, columns.tolist())).logits
         kept = counted[:, columns] if logits.shape[1] == len(columns) else counted
         return logits[kept.to(logits.device)]
 
@@ -301,7 +304,7 @@ class _MeanRecorder:
         self.means.append(pool(x.detach(), self.mask.to(x.device))[:, 0])
 
 
-class _Finished(BaseException):
+class _Finished(Exception):  # noqa: N818, it is no error
     """Ends a forward pass of which nothing more is wanted."""
 
 

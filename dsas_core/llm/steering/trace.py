@@ -74,6 +74,9 @@ class _CallTokens:
     records: list[Record] = field(default_factory=list)
 
 
+EMPTY = "the trace is empty: run the model inside the steer() block first"
+
+
 class TextTrace(Trace):
     """Records of the last text of each root; the next prompt replaces them.
 
@@ -149,7 +152,7 @@ class TextTrace(Trace):
         if concept is None and len(names) > 1:
             raise DSASError(f"the trace holds {', '.join(names)}: say which, tokens(concept=…)")
         if not names or not self._calls:
-            raise DSASError("the trace is empty: run the model inside the steer() block first")
+            raise DSASError(EMPTY)
         root = root or [name for name, calls in self._calls.items() if any(call.records for call in calls)][-1]
         if not 0 <= row < self.rows(root):
             raise DSASError(f"no row {row}: the last call had {self.rows(root)}")
@@ -176,7 +179,10 @@ class TextTrace(Trace):
         return len(self._calls[root][-1].mask)
 
     def opened(self) -> list[bool]:
-        """Whether a gate was open at some token of each row of the last text.
+        """Whether a gate was open at some token of each row of the batch, as it was in the last call.
+
+        Raises:
+            DSASError: nothing recorded.
 
         Example:
             >>> from dsas_core import llm
@@ -186,8 +192,11 @@ class TextTrace(Trace):
             >>> steering.trace.opened()
             [True]
         """
-        highest = torch.stack([record.h.abs().amax(1) for record in self.records])  # all calls have the same rows
-        return (highest.amax(0) != 0).tolist()  # what is not a number is not closed
+        calls = [call for root in self._calls.values() for call in root]
+        highest = [record.h.abs().amax(1)[call.rows] for call in calls for record in call.records]
+        if not highest:
+            raise DSASError(EMPTY)
+        return (torch.stack(highest).amax(0) != 0).tolist()  # what is not a number is not closed
 
     def _add_texts(self, tokens: list[Token]) -> list[Token]:
         """Set the text of each token: what it adds to that of the token before it when both are decoded together."""

@@ -48,7 +48,8 @@ def leading_means(source: GateRows, target: GateRows) -> torch.Tensor:
     difference costs more for the same effect.
 
     Args:
-        source: activations with the positions of each text in order; only pairs that are next to each other count.
+        source: activations with the positions of each text in order. Only pairs that are next to each other count: of a
+            text of which few positions were sampled, few.
         target: those of target texts.
 
     Returns:
@@ -63,8 +64,8 @@ def leading_means(source: GateRows, target: GateRows) -> torch.Tensor:
     for (mean, positions), place in zip(split_rows(source), places, strict=True):
         adjacent = place.diff() == 1
         before, shown = positions[:-1][adjacent], positions[1:][adjacent].double() @ direction
-        count = min(len(shown), max(1, round(LEADING * len(positions))))
-        leading.append(before[shown.topk(count).indices].mean(0) if count else mean)
+        count = max(1, round(LEADING * (len(shown) + 1)))
+        leading.append(before[shown.topk(count).indices].mean(0) if len(shown) else mean)
     return torch.stack(leading)
 
 

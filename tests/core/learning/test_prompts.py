@@ -129,6 +129,17 @@ def test_seeds_draw_differently_and_avoided_prompts_stay_out() -> None:
     assert not set(rest["source"]) & set(first["source"][:5])
 
 
+def test_of_more_templates_than_prompts_any_may_be_drawn() -> None:
+    """Not the first ones, whatever the seed: files may be in an order."""
+    sides = {side: [f"{side} {n}" for n in range(100)] for side in ("source", "target", "control")}
+    prompts = load_prompts({"name": "it", **sides})
+    drawn = [prompts.draw(20, seed) for seed in range(8)]
+    for side, size in (("source", 20), ("control", 40)):
+        assert all(len(found[side]) == size for found in drawn)
+        assert len({text for found in drawn for text in found[side]}) > 75
+    assert [text.split()[1] for text in drawn[0]["source"]] == [text.split()[1] for text in drawn[0]["target"]]
+
+
 def test_nothing_left_to_draw_raises() -> None:
     prompts = load_prompts(GOOD)
     with pytest.raises(DSASError, match="control has 0 prompts outside the evaluation, at least 8"):

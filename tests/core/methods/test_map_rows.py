@@ -50,6 +50,19 @@ def test_each_text_has_a_row_of_its_own() -> None:
     torch.testing.assert_close(leading_means(swapped, target), rows.flip(0))
 
 
+def test_of_sampled_positions_the_pairs_that_are_left_count() -> None:
+    """A text that is longer than what is kept of it: less is found, and it is no mean of everything."""
+    source, target = texts(True, 6, count=200), texts(False, 7, count=200)
+    random = torch.Generator().manual_seed(0)
+    for number in range(200):
+        kept = torch.randperm(LENGTH, generator=random)[: LENGTH * 3 // 4].sort().values
+        for name in ("positions", "position_prompts", "places"):
+            getattr(source, name)[number] = getattr(source, name)[number][kept]
+    leading, mean = leading_means(source, target).mean(0), source.gathered("pooled").mean(0)
+    assert leading[ABOUT] > 2 * mean[ABOUT]
+    assert leading[READ].abs() < 0.5 * mean[READ]
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_without_neighbours_a_text_counts_by_its_mean(alone: bool) -> None:
     """Of one position, or sampled with gaps: which state wrote what is not known."""

@@ -414,7 +414,19 @@ def test_strengths_are_a_mapping_of_fixed_names() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [float("nan"), float("inf"), [1.0, float("nan")], [], "much", None, [None], 1e39, 10**400, torch.ones(2, 2)],
+    [
+        float("nan"),
+        float("inf"),
+        [1.0, float("nan")],
+        [],
+        "much",
+        None,
+        [None],
+        1e39,
+        10**400,
+        torch.ones(2, 2),
+        torch.ones((), device="meta"),
+    ],
     ids=lambda value: repr(value)[:20],
 )
 def test_a_strength_must_be_finite(value: Any) -> None:
@@ -431,6 +443,11 @@ def test_numbers_of_numpy_and_torch_are_strengths(value: Any) -> None:
     steering = Steering({llama_concept(name="a"): value, llama_concept(name="b"): [value, 1]})
     assert dict(steering.strengths) == {"a": 2.0, "b": [2.0, 1.0]}
     assert Auto(0.5, value) == Auto(0.5, 2.0)
+
+
+@pytest.mark.parametrize("values", [np.array([2.0, 1.0]), torch.tensor([2, 1]), (2, 1)], ids=repr)
+def test_arrays_of_numpy_and_torch_are_one_strength_per_prompt(values: Any) -> None:
+    assert dict(Steering({llama_concept(): values}).strengths) == {"random": [2.0, 1.0]}
 
 
 def test_bad_settings_of_steering() -> None:

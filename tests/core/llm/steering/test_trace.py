@@ -53,6 +53,10 @@ def test_a_row_is_open_where_its_gate_was_at_any_token() -> None:
         trace.note_tokens("model", start, None, torch.ones(4, 2))
         trace.record("blur", Site("model.layers.0"), call, torch.tensor(h)[..., None], x, x)
     assert trace.opened() == [False, True, True, True]
+    trace.take_rows("model", torch.tensor([0, 0, 3]))
+    assert trace.opened() == [False, False, True], "rows that are dropped, repeated or moved take theirs with them"
+    with pytest.raises(DSASError, match="the trace is empty"):
+        TextTrace().opened()
 
 
 def test_a_page_is_well_formed_and_as_deep_as_h() -> None:
