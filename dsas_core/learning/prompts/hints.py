@@ -20,11 +20,12 @@ MAX_WORDS = 55
 ADDED = 0.5
 
 
-def hints(prompts: Mapping[str, Sequence[str]]) -> list[str]:
+def hints(prompts: Mapping[str, Sequence[str]], pictures: bool = True) -> list[str]:
     """Say what could be better about prompts.
 
     Args:
         prompts: by side, "source", "target" and "control": texts without placeholders.
+        pictures: whether a text encoder of CLIP may read them, which takes only so many words.
 
     Returns:
         One sentence for each hint; [] where there is none.
@@ -35,7 +36,7 @@ def hints(prompts: Mapping[str, Sequence[str]]) -> list[str]:
         ['Too few: control has 1 prompt, 7 more needed.']
     """
     sides = {side: [" ".join(text.split()) for text in prompts.get(side, ()) if text.strip()] for side in SIDES}
-    tips = [*_counts(sides), *_doubles(sides), *_lengths(sides)]
+    tips = [*_counts(sides), *_doubles(sides), *(_lengths(sides) if pictures else [])]
     if all(sides.values()):
         tips += _hard_negatives(sides)
     return tips

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     is_text = llm.is_language_model(args.model)
     _check_model(args, is_text)
     prompts, drafted = _prompts(args)
-    advice = hints(prompts.draw(args.count, args.seed))
+    advice = hints(prompts.draw(args.count, args.seed), pictures=not is_text)
     recipe: dict[str, Any] = {"options": dict(args.option), "cloud": RANK if args.cloud else 0} | dict(args.recipe)
     checked = recipe_of({"method": args.method, "gate": args.gate, **recipe})
     masks = None if is_text or not (args.masks or checked.supervised) else segmenter_for(prompts, args.masks)

@@ -42,6 +42,10 @@ def test_good_prompts_and_drafts_are_left_in_peace() -> None:
         assert hints(load_prompts(draft(source, target)).draw(8)) == []
 
 
+def test_texts_for_language_models_may_be_long() -> None:
+    assert hints({**GOOD, "source": [*GOOD["source"], "very " * 60]}, pictures=False) == []
+
+
 @pytest.mark.parametrize("name", ["banana-blur", "dog-to-cat", "fruit-to-pear", "red-to-blue"])
 def test_shipped_prompts_are_left_in_peace(name: str) -> None:
     assert hints(load_prompts(Path("prompts") / f"{name}.yaml").draw(48)) == []
