@@ -102,8 +102,8 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
                 raise UnsupportedError(f"concept {name!r} cannot take the strength auto: {obstacle}")
             self._autos[name], self._values[name] = value if isinstance(value, Auto) else Auto(), torch.ones(1)
             return
-        several = isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1
-        numbers = [_number(item) for item in (value if several else [value])]
+        several: Any = value if isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1 else [value]
+        numbers = [_number(item) for item in several]
         if not numbers or not all(abs(number) <= HIGHEST for number in numbers):  # nor NaN
             raise DSASError(
                 f"strength of {name!r}: expected a finite number, or one per prompt, or {AUTO!r}; found {value!r:.80} "

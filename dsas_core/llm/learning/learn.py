@@ -74,11 +74,13 @@ def learn(
             evidence tests the gates on these.
         method: a map method of `dsas_core.methods`.
         gate: a gate of `dsas_core.methods`, also combined, "product(dsas, gaps)"; None for the method's own, or `dsas`.
-        sites: where to steer, see `dsas_core.llm.find_sites`; None for the outputs of the middle third of the layers.
-        pooling: which tokens of source and target prompts are captured: "answer", "prompt", "last" or "all"; None for
-            answers where prompts have them, else all. The gate of form "prefix" is fitted on all tokens, that of form
-            "latch" on the prompt, and that of form "last" on the states that write the answer, as they read. Of control
-            prompts every token that a gate will read takes part in placing its threshold.
+        sites: where to steer, see `dsas_core.llm.find_sites`; None for the output of the layer at three fifths of the
+            depth, or, of fewer than 12 layers, of the middle third.
+        pooling: which tokens of source and target prompts are captured for the map: "answer", "prompt", "last" or
+            "all"; None for answers where prompts have them, else all. Of all, with the default gate, a map goes by
+            those that are about to write what shows the concept (`Recipe.pooling`). A gate is fitted on what it reads:
+            of forms "text" and "message" the prompt, "prefix" all tokens, "latch" the prompt, "last" the states that
+            write the answer. Of control prompts every token that a gate will read takes part in placing its threshold.
         seed: of prompt choice and cross-validation.
         count: source prompts, and as many target prompts; controls are twice as many. A quarter is held out for
             choosing the unit.
@@ -91,8 +93,8 @@ def learn(
         show_progress: whether to show progress bars.
 
     Returns:
-        The concept with its unit and evidence; not saved yet. Without conversations in the prompt file nothing shows
-        when the effect is sufficient, and the unit is 1: the mean difference itself.
+        The concept with its unit and evidence; not saved yet. The unit is chosen by what held-out prompts are answered,
+        or continued, with: see docs/language-models.md.
 
     Raises:
         DSASError: bad prompts, names or sites; no site tells source from control.

@@ -244,14 +244,15 @@ def _layer_of(site: Site, paths: Sequence[str]) -> int | None:
     return next((i for i, path in enumerate(paths) if f"{site.path}.".startswith(f"{path}.")), None)
 
 
-def logits_options(model: nn.Module, kept: int | torch.Tensor) -> dict[str, int | torch.Tensor]:
+def logits_options(model: nn.Module, kept: int | list[int]) -> dict[str, int | list[int]]:
     """Options of a forward pass whose head reads some positions alone, where the model knows them.
 
     The model itself is called, not the one inside it: hooks on the model tell rows and positions.
 
     Args:
         model: a language model.
-        kept: the number of last positions that are read, or the indices of those that are, int64 [n].
+        kept: the number of last positions that are read, or a list of the indices of those that are, as the head may be
+            on another device.
 
     Example:
         >>> from dsas_core import llm
