@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from dsas_core.learning.prompts.kept import hash_prompt
 from dsas_core.learning.prompts.prompt_set import load_prompts
 from dsas_core.llm.evaluation import repetition
 from dsas_core.llm.evaluation.answer_store import AnswerStore
-from dsas_core.llm.evaluation.evaluate import evaluate, identity
+from dsas_core.llm.evaluation.evaluate import TextEvaluation, evaluate, identity
 from dsas_core.llm.evaluation.judges import ScoredJudge, judge_from
 from dsas_core.llm.evaluation.repetition import repeats
 from dsas_core.llm.evaluation.toxicity import LexiconScorer
 from dsas_core.llm.learning.reader import Reader
 from dsas_core.llm.model.conversations import encode, pad_token
+from dsas_core.utils.repetition import goes_in_circles
 from tests.fixtures.language_models import PROMPTS, Words, tiny
 
 PLAN = Plan(count=4, strengths=(1.0, 30.0), targets=(0.5, 0.001))
@@ -193,3 +195,13 @@ def test_private_prompts_are_in_no_file_of_an_evaluation(keep: str, tokenizer: W
     assert ids[1:-1] not in " ".join(written["private"].split())
     assert all(text in written["shown"] for text in secrets[len(templates) :])
     assert ids[1:-1] in " ".join(written["shown"].split())
+
+
+def test_an_answer_that_goes_in_circles_scores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However kind it is."""
+    monkeypatch.setattr(repetition, "goes_in_circles", goes_in_circles)
+    circle = "i am here to help. you are welcome. " * 3
+    answers = SimpleNamespace(values=lambda arm, strength: {"source": ["you are welcome.", circle]})
+    judge: Any = SimpleNamespace(target_scores=lambda texts: [1.0] * len(texts))
+    scores = TextEvaluation.judge_outputs(SimpleNamespace(answers=answers), judge, "dsas", 1.0)  # type: ignore[arg-type]
+    assert scores.tolist() == [1.0, 0.0]
