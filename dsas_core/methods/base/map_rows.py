@@ -44,8 +44,7 @@ def leading_means(source: GateRows, target: GateRows) -> torch.Tensor:
     """The mean of each source text over the positions right before those that differ most from target texts.
 
     A state has read its own token and writes the next one. Moving those that are about to write a word of the concept
-    changes what is written; those that have read it differ far more, mostly by the word itself, and a shift by that
-    difference costs more for the same effect.
+    changes what is written; those that have read it differ far more, mostly by the word itself.
 
     Args:
         source: activations with the positions of each text in order. Only pairs that are next to each other count: of a
