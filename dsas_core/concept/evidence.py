@@ -96,7 +96,7 @@ def describe_reading(sites: Sequence[Mapping[str, Any]]) -> str:
     if not early:
         return ""
     reads = ", ".join(dict.fromkeys(site["reads"] for site in sites if site.get("reads")))
-    where = f"gate read at {reads}, the best of" if reads else "gate read where it steers, better than at any of"
+    where = f"gate read at {reads}, the best of" if reads else "gate read where it steers, no worse than at any of"
     low, high = min(early.values()), max(early.values())
     count = f"{len(early)} early site{'s' if len(early) > 1 else ''}"
     return f"{where} {count} (AUROC {low:.2f} to {high:.2f}); nothing is steered at these"

@@ -200,14 +200,15 @@ class TextTrial(HeldOutTrial):
         if not self.answers_differ:
             warnings.warn(
                 "the model continues source prompts much as it continues control prompts, so the effects by which the "
-                f"unit, {unit:g}, was chosen are uncertain: read steered answers before you rely on it, or add prompts",
+                f"unit, {unit:g}, was chosen are uncertain: read steered answers, also at twice and four times the "
+                "strength, before you rely on it, or add prompts",
                 stacklevel=4,
             )
         elif not evidence["reached"]:
             effect = next(trial["effect"] for trial in evidence["trials"] if trial["unit"] == unit)
             warnings.warn(
-                f"no strength within the limits has the full effect: at the unit, {unit:g}, it is {effect:.0%} of the "
-                "way. Steer at other or more sites (sites), add prompts, or try another method",
+                f"the unit, {unit:g}, has {effect:.0%} of the full effect, and the largest one within the limits has "
+                "not much more. Steer at other or more sites (sites), add prompts, or try another method",
                 stacklevel=4,
             )
         return unit, evidence

@@ -105,13 +105,18 @@ def report(document: dict[str, Any]) -> None:
         print(f"its prompts were drafted: edit {document['out']}/{PROMPTS} and pass it as --prompts to do better")
 
 
+def _why_no_text_model(name: str) -> str:
+    known = name.startswith("builtin:") or Path(name).is_dir()
+    return "draws pictures" if known else "is no folder here, and no language model of the Hub that could be reached"
+
+
 def _check_model(args: argparse.Namespace, is_text: bool) -> None:
     """Raise an error for options that a picture model, or a language model, does not take."""
     if not is_text:
         if args.prompts is not None and parse_turns(load_prompts(args.prompts).expanded("source")[0]):
             raise PromptError(
-                f"{args.prompts} holds conversations, but {args.model} draws pictures: pass --model builtin:chat, or "
-                "another language model"
+                f"{args.prompts} holds conversations, but {args.model} {_why_no_text_model(args.model)}: pass --model "
+                "builtin:chat, or another language model (`make real-models` fetches two into models/)"
             )
         return
     refuse_generation(args, args.model)

@@ -86,7 +86,7 @@ def test_why_a_unit_was_chosen_is_told(unit: float, reached: bool, words: str) -
 def test_a_site_that_is_only_read_is_not_taken_for_one_that_steers() -> None:
     line = "gate read at layers.1, the best of 2 early sites (AUROC 0.80 to 0.90); nothing is steered at these"
     assert describe_reading([*EARLY, STEERED]) == line
-    assert describe_reading([*EARLY, {**STEERED, "reads": ""}]).startswith("gate read where it steers, better than")
+    assert describe_reading([*EARLY, {**STEERED, "reads": ""}]).startswith("gate read where it steers, no worse than")
     assert describe_reading([STEERED]) == ""
 
 

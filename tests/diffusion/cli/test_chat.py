@@ -148,6 +148,11 @@ def test_show_describes_it(concept: Path, capsys: pytest.CaptureFixture[str]) ->
         ),
         (["doctor", "--model", "builtin:chat", "-c", "x", "-p", "hi"], 1, "no concept at x"),
         (["learn", "--prompts", str(PROMPTS), "--out", "x"], 1, "but builtin:emoji draws pictures"),
+        (
+            ["learn", "--model", "models/none", "--prompts", str(PROMPTS), "--out", "x"],
+            1,
+            "models/none is no folder here",
+        ),
         (["chat", "-m", "hi", "-c", f"{PROMPTS}=1"], 1, "a prompt file is to be learned first"),
         (["chat", "-m", "hi", "--temperature", "-1"], 2, "expected a number from 0 up, found '-1'"),
     ],

@@ -167,7 +167,7 @@ def test_a_model_that_falls_silent_was_steered_too_far(trial: TextTrial, monkeyp
 def test_the_unit_is_within_the_limits_and_says_why(trial: TextTrial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "answers_differ", True)
     monkeypatch.setattr(trial, "harm", lambda concept, strength, drift_limit: 2.0)
-    with pytest.warns(UserWarning, match=r"no strength within the limits has the full effect: at the unit, 0\.1, .*"):
+    with pytest.warns(UserWarning, match=r"the unit, 0\.1, has .* of the full effect, and the largest one within"):
         unit, evidence = trial.choose_unit(concept(), drift=1.0)
     assert unit == 0.1
     assert not evidence["reached"]
