@@ -98,7 +98,7 @@ def evaluate(
         >>> judge = judge_from(prompts.judges[0])
         >>> figures = evaluate(pipe, concept, prompts, judge, run, plan, steps=2)
         >>> list(figures["arms"]), figures["prompts"]["source"][0]
-        (['dsas'], 'a picture of a banana on a yellow background')
+        (['dsas'], 'a banana to the left of a house on a yellow background')
     """
     settings = settings_of(pipe, steps, guidance, size)
     return PictureEvaluation(

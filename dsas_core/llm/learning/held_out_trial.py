@@ -12,6 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -40,7 +41,8 @@ CONTINUATION = 20
 USUAL = 0.75
 #: limits on what a unit may cost: nats per token by which the unsteered model finds what is written less likely than
 #: what it writes itself; nats per token of control texts with the gate forced on (a perplexity of 1.5 times the
-#: unsteered one, where running text has 1.2 times); and the share of further texts that repeat themselves
+#: unsteered one, where running text has 1.2 times); and the share of further texts that repeat themselves. Where target
+#: answers are less likely than source answers, what is written may be so as well: an answer on another topic is
 LIMITS = {"unlikely": 0.45, "always_on": math.log(1.5), "repeats": 0.2}
 
 
@@ -78,6 +80,7 @@ class TextTrial(HeldOutTrial):
         answers_differ: False where the model continues source prompts much as it continues control prompts: nothing
             shows then when the effect is sufficient.
         outcomes: what each strength that was tried does, beside its effect.
+        limits: on what a strength may cost, see `LIMITS`.
 
     Raises:
         DSASError: the unsteered model's predictions are not numbers.
@@ -117,7 +120,8 @@ class TextTrial(HeldOutTrial):
             raise DSASError("the model's predictions are not numbers (NaN), unsteered: load it with another dtype")
         self._answers, self._losses = answers, self._read(answers)
         self._control_loss = _mean_loss(self.controls, self._predictions[False])
-        self._tried = ""
+        self.limits = {**LIMITS, "unlikely": max(LIMITS["unlikely"], self._unlikelier(held_out))}
+        self._tried: tuple[str, ...] = ()
         self._open: dict[str, list[int]] = {}  # texts of the tried concept's sides whose gate opens
         self.answers_differ = self.span >= MIN_LOGIT_GAP
         self.outcomes: dict[float, TextOutcome] = {}
@@ -157,8 +161,9 @@ class TextTrial(HeldOutTrial):
         by the first trial of a concept, and left out by the others.
         """
         texts = self.sources if side == "source" else self.controls
-        if concept.digest != self._tried:
-            self._tried, self._open = concept.digest, {}
+        tried = (concept.method, concept.gate, concept.digest)
+        if tried != self._tried:
+            self._tried, self._open = tried, {}
         chosen, opened = self._open.get(side, list(range(len(texts)))), set[int]()
         with steer(self.reader.model, {concept: strength}, trace=side not in self._open) as steering:
 
@@ -225,7 +230,7 @@ class TextTrial(HeldOutTrial):
         unit, summary = choose_knee(attempt, done, units, self.length is None)
         for trial in summary["trials"]:
             trial |= self.outcomes[trial["unit"]]._asdict()
-        return unit, {"drift_limit": drift, "limits": LIMITS, **summary}
+        return unit, {"drift_limit": drift, "limits": self.limits, **summary}
 
     def harm(self, concept: Concept, strength: float, drift_limit: float) -> float:
         """What a strength costs in parts of the limits.
@@ -234,9 +239,18 @@ class TextTrial(HeldOutTrial):
         drift tells nothing of the strength.
         """
         outcome = self.outcomes[strength]
-        parts = [getattr(outcome, name) / limit for name, limit in LIMITS.items()]
+        parts = [getattr(outcome, name) / limit for name, limit in self.limits.items()]
         decides = all(isinstance(item.probes[0], TextProbe) for item in concept.interventions)
         return max(parts if decides else [*parts, outcome.drift / drift_limit])
+
+    def _unlikelier(self, held_out: Mapping[str, Sequence[Encoded]]) -> float:
+        """Nats per token by which target answers are less likely than source answers behind the same prompts."""
+        if self.length is not None:
+            return 0.0
+        targets = [text.ids[text.answer :] for text in held_out["target"]]
+        pairs = zip(self.sources, cycle(targets), strict=False)
+        losses = self.reader.losses([text.answered(target) for text, target in pairs], "answer")
+        return float(losses.mean() - self.reader.losses(self.sources, "answer").mean())
 
     def _read(self, answers: Sequence[tuple[int, ...]], chosen: Sequence[int] | None = None) -> dict[int, float]:
         """Nats per token of chosen answers by their number, read by the unsteered model behind its own prompts.

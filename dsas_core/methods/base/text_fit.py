@@ -26,6 +26,8 @@ USUAL = 0.9
 NEARLY_CLOSED = -4.0
 #: share of control texts from whose scores the tail of all is extrapolated
 TAIL = 0.05
+#: share of held-out source texts that a gate may miss for the sake of controls
+MISSED = 0.25
 #: least temperature
 SHARPEST = 0.05
 
@@ -83,13 +85,16 @@ class TextThreshold:
         """Threshold and temperature, so that about a share of control texts is above the threshold.
 
         Args:
-            share: of control texts; None for the threshold halfway between the medians of the two sides.
+            share: of control texts, or more where the gate would else miss more than `MISSED` of the source texts; None
+                for the threshold halfway between the medians of the two sides.
 
         Returns:
             The threshold, and the temperature at which h is below 0.02 in nine of ten control texts.
         """
         middle = float((self.source.median() + self.control.median()) / 2)
-        threshold = middle if share is None else tail_quantile(self.control, share)
+        threshold = middle
+        if share is not None:  # a gate that misses most is of no use, however few controls it touches
+            threshold = min(tail_quantile(self.control, share), max(middle, float(self.source.quantile(MISSED))))
         usual = float(self.control.quantile(USUAL))
         return threshold, max((usual - threshold) / NEARLY_CLOSED, SHARPEST)
 
