@@ -95,18 +95,18 @@ class TextTrial(HeldOutTrial):
     ) -> None:
         self.reader, self.controls = reader, list(held_out["control"])
         self.length = None if have_answers(fitting) else CONTINUATION
-        self.sources, self.contexts = (
+        self.sources, contexts = (
             list(held_out[side]) if self.length is None else _openings(held_out[side]) for side in ("source", "control")
         )
         parts = {side: [text.ids[text.answer :] or text.ids[1:] for text in texts] for side, texts in fitting.items()}
         reference = [text.ids[text.answer :] or text.ids[1:] for text in held_out["target"]]
         judge: OutcomeJudge
         if self.length is None:
-            judge = AnswerClassifier(reader, self.contexts, parts["source"], parts["target"])
+            judge = AnswerClassifier(reader, contexts, parts["source"], parts["target"])
         else:
             unseen = [text.ids[1:] for text in held_out["source"]], reference
             judge = TextDetector(reader, parts["source"], parts["target"], unseen)
-        written = reader.answers([*self.sources, *self.contexts], length=self.length)
+        written = reader.answers([*self.sources, *contexts], length=self.length)
         answers = written[: len(self.sources)]
         self.wanted = judge.read(written[len(self.sources) :])
         super().__init__(

@@ -26,8 +26,9 @@ USUAL = 0.9
 NEARLY_CLOSED = -4.0
 #: share of control texts from whose scores the tail of all is extrapolated
 TAIL = 0.05
-#: share of held-out source texts that a gate may miss for the sake of controls
-MISSED = 0.25
+#: share of held-out source texts beyond which a gate touches more controls than was asked for, to miss fewer, and the
+#: share of controls that it touches at most for that
+MISSED, TOUCHED = 0.25, 0.1
 #: least temperature
 SHARPEST = 0.05
 
@@ -85,8 +86,8 @@ class TextThreshold:
         """Threshold and temperature, so that about a share of control texts is above the threshold.
 
         Args:
-            share: of control texts, or more where the gate would else miss more than `MISSED` of the source texts; None
-                for the threshold halfway between the medians of the two sides.
+            share: of control texts, or more, up to `TOUCHED`, where the gate would else miss more than `MISSED` of the
+                source texts; None for the threshold halfway between the medians of the two sides.
 
         Returns:
             The threshold, and the temperature at which h is below 0.02 in nine of ten control texts.
@@ -94,7 +95,8 @@ class TextThreshold:
         middle = float((self.source.median() + self.control.median()) / 2)
         threshold = middle
         if share is not None:  # a gate that misses most is of no use, however few controls it touches
-            threshold = min(tail_quantile(self.control, share), max(middle, float(self.source.quantile(MISSED))))
+            fewest, most = (tail_quantile(self.control, touched) for touched in (share, max(share, TOUCHED)))
+            threshold = min(fewest, max(most, float(self.source.quantile(MISSED))))
         usual = float(self.control.quantile(USUAL))
         return threshold, max((usual - threshold) / NEARLY_CLOSED, SHARPEST)
 

@@ -172,3 +172,12 @@ def test_scores_of_texts_are_those_that_steering_reads() -> None:
     placed = TextThreshold.of_logits(logits, logits[:1])
     expected = [float(text_scores(z[None])[0][0, -1]) for z in logits]
     assert placed.source.tolist() == expected
+
+
+@pytest.mark.parametrize(("apart", "missed", "touched"), [(6.0, 0.02, 0.015), (3.0, 0.26, 0.05), (0.5, 0.95, 0.13)])
+def test_more_is_touched_where_most_would_be_missed_but_never_much(apart: float, missed: float, touched: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    control, source = (torch.randn(400, generator=random) + shift for shift in (0.0, apart))
+    found = TextThreshold(source, control).shares(0.01)
+    assert found[0] <= missed
+    assert found[1] <= touched

@@ -83,8 +83,8 @@ def test_controls_are_left_alone(learned: Concept, tokenizer: Words) -> None:
                 model(said(tokenizer, parse_turns(prompt)[0]["content"]))
                 highest.append(max(token.max_h for token in steering.trace.tokens()))
             steered[side] = sum(h > 0.5 for h in highest) / len(highest)
-    assert steered["source"] > 0.25, "the gate may touch one control in a hundred, which is far off for random weights"
-    assert steered["control"] < 0.05
+    assert steered["source"] > 0.7
+    assert steered["control"] < 0.4 * steered["source"], "random weights tell them apart a little"
 
 
 def test_the_monitor_changes_nothing_and_tells_each_request(learned: Concept, tokenizer: Words) -> None:
