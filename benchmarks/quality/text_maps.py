@@ -23,8 +23,7 @@ from benchmarks.common.processes import map_seeds
 from benchmarks.common.records import OUTPUTS, build_parser, provenance, record_path, update_record
 from benchmarks.real_text.arms import Arm
 from benchmarks.real_text.cost_grid import find_strengths
-from benchmarks.real_text.judges import fit_judges
-from benchmarks.real_text.measure import OTHER
+from benchmarks.real_text.measure import OTHER, fit_own_judges, measure_point
 from benchmarks.real_text.reading import ModelReader
 from benchmarks.real_text.ruler import Common, Ruler, Sizes, open_store
 from benchmarks.real_text.summary import Comparison
@@ -50,12 +49,11 @@ FIGURES = ("domain", "wikitext", "nats", "repeats")
 
 def run_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Every map of one seed, in the form that `Comparison` reads."""
-    reader, olid = ModelReader(*llm.load(args.model, dtype=args.dtype)), read_olid(args.data)
+    reader = ModelReader(*llm.load(args.model, dtype=args.dtype))
     split = draw_split(read_davidson(args.data), seed, args.count, args.prompts, args.neutral)
-    common = Common(read_wikitext(args.data), {}, {OTHER: olid})
+    common = Common(read_wikitext(args.data), {}, {OTHER: read_olid(args.data)})
     ruler = Ruler(reader, split, common, Sizes(wikitext=args.wikitext), open_store(args.cache, reader.model), seed)
-    judging, rest = olid.split(seed)
-    judges = fit_judges(split.judge, rest.split(seed)[0].neutral, judging, seed)
+    judges, _ = fit_own_judges(ruler)
     arms = {"unsteered": Arm()}
     for name, options in MAPS.items():
         concept = replace(ruler, options=options).learn(split.lesson)[0]
@@ -63,16 +61,7 @@ def run_seed(seed: int, args: argparse.Namespace) -> dict[str, Any]:
             lambda strength, learned=concept: ruler.domain_cost(Arm(learned, strength, "on")), [COST]
         )
         arms[name] = Arm(concept, strength, "on")
-    points = {
-        name: {
-            "toxic": {key: judge.find_toxic(ruler.continuations(arm)) for key, judge in judges.items()},
-            "domain": ruler.domain_cost(arm),
-            "wikitext": ruler.wikitext_cost(arm),
-            "nats": ruler.likelihood(arm),
-            "repeats": ruler.repetition(arm),
-        }
-        for name, arm in arms.items()
-    }
+    points = {name: measure_point(ruler, name, arm, judges, first=False) for name, arm in arms.items()}
     return {"seed": seed, "prompts": split.prompts, "arms": {name: [point] for name, point in points.items()}}
 
 

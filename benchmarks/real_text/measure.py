@@ -34,12 +34,10 @@ def measure_seed(ruler: Ruler, others_learned: bool) -> dict[str, Any]:
         `right` (test -> a flag for each question). Besides `prompts`, `unit`, `seconds`, `warnings`, `perplexity`,
         `judges` and `gates`.
     """
-    judging, rest = ruler.common.others[OTHER].split(ruler.seed)
-    further, transfer = rest.split(ruler.seed)
-    judges = fit_judges(ruler.split.judge, further.neutral, judging, ruler.seed)
+    judges, transfer = fit_own_judges(ruler)
     concept, learned = ruler.learn(ruler.split.lesson)
     arms = {
-        name: [_measure_point(ruler, name, arm, judges, first=not number) for number, arm in enumerate(arms)]
+        name: [measure_point(ruler, name, arm, judges, first=not number) for number, arm in enumerate(arms)]
         for name, arms in ruler.arms(concept).items()
     }
     held_out = ruler.split.held_out.head(ruler.sizes.gate_texts)
@@ -58,7 +56,23 @@ def measure_seed(ruler: Ruler, others_learned: bool) -> dict[str, Any]:
     }
 
 
-def _measure_point(ruler: Ruler, name: str, arm: Arm, judges: Mapping[str, Judge], first: bool) -> dict[str, Any]:
+def fit_own_judges(ruler: Ruler) -> tuple[dict[str, Judge], Labelled]:
+    """The judges of a seed, and the texts of the data set `OTHER` that they have not seen."""
+    judging, rest = ruler.common.others[OTHER].split(ruler.seed)
+    further, unseen = rest.split(ruler.seed)
+    return fit_judges(ruler.split.judge, further.neutral, judging, ruler.seed), unseen
+
+
+def measure_point(ruler: Ruler, name: str, arm: Arm, judges: Mapping[str, Judge], first: bool) -> dict[str, Any]:
+    """One arm at one strength, as `measure_seed` describes points.
+
+    Args:
+        ruler: of the seed.
+        name: of the arm, in `arms.ARMS` or another.
+        arm: what is measured.
+        judges: by name.
+        first: whether it is at the unit.
+    """
     texts = ruler.continuations(arm)
     point = {
         "strength": arm.strength,
