@@ -37,7 +37,7 @@ CALLBACK, INPUTS = "callback_on_step_end", "callback_on_step_end_tensor_inputs"
 Tensors = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Generation:
     """What one `generate` drew.
 

@@ -287,6 +287,7 @@ def test_only_concepts_that_steer_a_picture_are_kept_in_it(seeing: type[Seeing])
         made = steering.generate(**options, preserve=True)
     assert [bool(mask.any()) for mask in made.masks or []] == [True, True, False, False]
     assert equal(made.images, made.unsteered) == [False, False, True, True]
+    assert all(made.images[i] is made.unsteered[i] for i in (2, 3))  # whatever a VAE makes of equal latents
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
@@ -461,7 +462,29 @@ def test_a_compiled_denoiser_takes_a_mask(tmp_path: Any) -> None:
         assert np.abs(pixels(made[0]) - pixels(expected[0])).max() <= 1
 
 
-# ---- figures --------------------------------------------------------------------------------------------------------
+# ---- latents and figures ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 4), (1, 32, 16), (1, 4, 1, 8, 4)], ids=["plain", "packed", "with frames"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_masks_cover_the_cells_of_latents_that_they_touch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Of a picture that is no square; and latents are blended exactly there."""
+    mask, base = (
+        np.zeros((64, 32), np.float32),
+        torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype),
+    )
+    mask[7:10, 31] = 1  # in the last column, the first and second row
+    on_latents = latents_mask([mask], base).expand_as(base)
+    cells = (on_latents if len(shape) == 3 else on_latents.flatten(2).transpose(1, 2))[0, :, 0]
+    assert cells.nonzero().flatten().tolist() == [3, 7]
+    blended = torch.lerp(base, 3 * base, on_latents)
+    assert torch.equal(blended, torch.where(on_latents > 0, 3 * base, base))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 4), (1, 4, 8, 8), (1, 31, 16), (1, 4)])
+def test_latents_of_another_form_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UnsupportedError, match=r"latents \[.*\] of 1 pictures of 32 × 64: expected"):
+        latents_mask([np.ones((64, 32), np.float32)], torch.zeros(shape))
 
 
 def test_latents_of_sdxl_are_little() -> None:
