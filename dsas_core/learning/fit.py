@@ -32,7 +32,6 @@ def fit_sites(
     capture: Captured,
     recipe: Recipe,
     done: Callable[[], object] = lambda: None,
-    heatmap_sites: Collection[Site] = (),
     recapture: Recapture | None = None,
     read_sites: Collection[Site] = (),
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
@@ -42,7 +41,6 @@ def fit_sites(
         capture: activations of kinds "source", "target", "control", and perhaps of the others of `site_fit.KINDS`.
         recipe: how to fit.
         done: called after each site, for a progress bar.
-        heatmap_sites: sites that are only read, for the trace.
         read_sites: sites that are only read, for one gate of all sites: of these and the first one that is steered, the
             site that tells source from control best.
         recapture: gives the activations of a site while the sites before it steer; needed in mode "causal".
@@ -70,30 +68,26 @@ def fit_sites(
     if causal and recapture is None:
         raise DSASError("causal learning reads each site anew: pass recapture to fit_sites, or choose mode clean")
     sites = list(dict.fromkeys(site for site, _, _ in capture.rows))
-    only_read = {*heatmap_sites, *read_sites}
     if recipe.keep is not None:
-        kept = _best_sites(capture, [site for site in sites if site not in only_read], recipe)
-        for _ in range(len(sites) - len(kept) - len(only_read)):
+        kept = _best_sites(capture, [site for site in sites if site not in read_sites], recipe)
+        for _ in range(len(sites) - len(kept) - len(read_sites)):
             done()
-        sites = [site for site in sites if site in only_read or site in kept]
+        sites = [site for site in sites if site in read_sites or site in kept]
     bins = range(len(capture.edges) + 1)
     fits: dict[Site, list[SiteFit]] = {}
-    heatmap_recipe = replace(recipe, rank="lda", scaler="std")  # no cross-validated search for a heat-map
     for site in sites:
-        heatmap, gate_only = site in heatmap_sites, site in read_sites
         rows = capture
-        if recapture is not None and causal and site not in only_read:
-            learned, _ = _join(fits, recipe, heatmap_sites, capture.timeless, read_sites)
+        if recapture is not None and causal and site not in read_sites:
+            learned, _ = _join(fits, recipe, capture.timeless, read_sites)
             rows = recapture(site, Concept("learning", tuple(learned), capture.edges)) if learned else capture
         site_bins = range(1) if site.root in capture.timeless else bins
         with _many_small_fits():
-            how = heatmap_recipe if heatmap else recipe
-            site_fits = [fit_site(rows, site, bin_, how, gate_only) for bin_ in site_bins]
+            site_fits = [fit_site(rows, site, bin_, recipe, site in read_sites) for bin_ in site_bins]
         fits[site] = site_fits * (len(bins) // len(site_bins))
         done()
-    interventions, evidence = _join(fits, recipe, heatmap_sites, capture.timeless, read_sites)
-    if all(intervention.read_only for intervention in interventions):
-        raise _no_site_steers(fits, evidence, heatmap_sites)
+    interventions, evidence = _join(fits, recipe, capture.timeless, read_sites)
+    if not interventions:
+        raise _no_site_steers(fits, evidence)
     if recipe.cloud:
         interventions = with_envelopes(interventions, capture, recipe.cloud)
     return interventions, evidence
@@ -112,12 +106,11 @@ def _many_small_fits() -> Iterator[None]:
 def _join(
     fits: Mapping[Site, Sequence[SiteFit]],
     recipe: Recipe,
-    heatmap_sites: Collection[Site],
     timeless: Collection[str],
     read_sites: Collection[Site] = (),
 ) -> tuple[list[Intervention], list[SiteEvidence]]:
     """The interventions of all sites that have a weight, and the evidence of all sites."""
-    steered = {site: fits[site] for site in fits if site not in heatmap_sites and site not in read_sites}
+    steered = {site: fits[site] for site in fits if site not in read_sites}
     probe_sites: Mapping[Site, Site | None] = {}  # of a site whose gate reads elsewhere; None where it cannot
     if read_sites:
         probe_sites = _early_probe_site(fits, steered, read_sites)
@@ -132,7 +125,7 @@ def _join(
         probe_fits = site_fits if probe_site is None else fits[probe_site]
         weights = tuple(
             0.0
-            if probe_site is None or site in read_sites or (own.refused and site not in heatmap_sites)
+            if probe_site is None or site in read_sites or own.refused
             else fit.evidence.weight
             for own, fit in zip(site_fits, probe_fits, strict=True)
         )
@@ -143,16 +136,15 @@ def _join(
         ]
         if any(weights) and site not in read_sites:
             probes, maps = tuple(fit.probe for fit in probe_fits), tuple(fit.map for fit in site_fits)
-            item = Intervention(site, probes, maps, weights, None if probe_site == site else probe_site)
-            interventions.append(item.as_read_only() if site in heatmap_sites else item)
+            interventions.append(Intervention(site, probes, maps, weights, None if probe_site == site else probe_site))
     return interventions, evidence
 
 
 def _no_site_steers(
-    fits: Mapping[Site, Sequence[SiteFit]], evidence: Sequence[SiteEvidence], heatmap_sites: Collection[Site]
+    fits: Mapping[Site, Sequence[SiteFit]], evidence: Sequence[SiteEvidence]
 ) -> DSASError:
     """The error that says why no site steers."""
-    steered = {str(site): site_fits for site, site_fits in fits.items() if site not in heatmap_sites}
+    steered = {str(site): site_fits for site, site_fits in fits.items()}
     refused = {site: fit.refused for site, site_fits in steered.items() for fit in site_fits if fit.refused}
     if refused:
         reason = ": ".join(list(refused.items())[-1])

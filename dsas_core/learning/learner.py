@@ -40,7 +40,6 @@ class Learner(ABC, Generic[Text]):
         sites: where to fit.
         model_name: the model's name in the provenance.
         settings: settings of the domain to record in the provenance, as plain data.
-        heatmap_sites: sites that are only read, for the trace.
         edges: ascending timesteps that separate bins.
         count: number of source prompts that were drawn.
         seed: seed with which they were drawn, and of cross-validation.
@@ -63,14 +62,13 @@ class Learner(ABC, Generic[Text]):
         *,
         model_name: str,
         settings: Mapping[str, Any],
-        heatmap_sites: Sequence[Site] = (),
         edges: Sequence[float] = (),
         count: int,
         seed: int,
         keep_prompts: str | None = None,
         show_progress: bool,
     ) -> None:
-        self.content, self.sites, self.heatmap_sites, self.edges = content, sites, list(heatmap_sites), tuple(edges)
+        self.content, self.sites, self.edges = content, sites, tuple(edges)
         self.model_name, self.own_settings = model_name, settings
         self.count, self.seed, self.show_progress = count, seed, show_progress
         self.keep_prompts = what_to_keep(keep_prompts, content)
@@ -118,11 +116,13 @@ class Learner(ABC, Generic[Text]):
         with meter.phase("reading"):
             capture = labelled(self.captured(recipe))
         reads = self._read_sites(recipe)
-        sites = len(self.sites) + len(self.heatmap_sites) + len(reads)
+        sites = len(self.sites) + len(reads)
         with meter.phase("fitting"), progress_bar(sites, "fitting", self.show_progress) as bar:
-            interventions, evidence = fit_sites(capture, recipe, bar.update, self.heatmap_sites, recapture, reads)
-        more_evidence = self._more_evidence(recipe, evidence)
-        concept = self._concept(interventions, recipe, {"sites": [asdict(item) for item in evidence], **more_evidence})
+            interventions, evidence = fit_sites(capture, recipe, bar.update, recapture, reads)
+            readers, reading = self._fit_readers()
+        more_evidence = {**self._more_evidence(recipe, evidence), **reading}
+        all_evidence = {"sites": [asdict(item) for item in evidence], **more_evidence}
+        concept = self._concept([*interventions, *readers], recipe, all_evidence)
         if self.tries_units:
             trials, label = min(TRIALS, len(units_of(concept.method))), "choosing the unit"
             with meter.phase(label), progress_bar(trials, label, self.show_progress) as bar:
@@ -181,6 +181,10 @@ class Learner(ABC, Generic[Text]):
     def _read_sites(self, recipe: Recipe) -> Sequence[Site]:
         """Sites that are read for one gate of all sites, and not steered; none where each site has its own."""
         return ()
+
+    def _fit_readers(self) -> tuple[Sequence[Intervention], Mapping[str, Any]]:
+        """Interventions that only read, for masks and heat-maps, and their evidence; none where there are no places."""
+        return (), {}
 
     def _meter(self) -> Meter:
         """Measures what a concept costs from now on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from ..generation.compare import UNCHANGED, change
 from ..generation.pictures import decode, latents_of, seeds_for
 from ..generation.settings import Settings
 from ..pipelines.adapter import PipelineAdapter
+from ..steering.concept_masks import MaskRule, rule_as_evidence
 from ..steering.steer import steer
 from .denoiser_features import DenoiserFeatures
+from .reach import measure_reach
 
 
 class PictureTrial(HeldOutTrial):
@@ -52,7 +55,8 @@ class PictureTrial(HeldOutTrial):
         for i, (side, texts) in enumerate(held_out.items()):
             seeds[side] = seeds_for(texts, seed + 1 + (i == 2))
             unsteered[side] = latents_of(self.adapter, texts, seeds[side], settings, batch)
-        self.texts = [*held_out["source"], *held_out["control"]]
+        self.sources = held_out["source"]
+        self.texts = [*self.sources, *held_out["control"]]
         self.seeds = [*seeds["source"], *seeds["control"]]
         self.controls = decode(self.adapter, unsteered["control"])
         source, target = (self.features(unsteered[side]) for side in ("source", "target"))
@@ -66,6 +70,14 @@ class PictureTrial(HeldOutTrial):
         controls = decode(self.adapter, latents[len(self.source) :])
         changed = change(self.controls, controls) > UNCHANGED
         return self.features(latents[: len(self.source)]), float(changed.mean())
+
+    def measure_reach(self, concept: Concept) -> Concept:
+        """The concept with a mask that grows by how far, at a strength of 1, its change reaches beyond its thing."""
+        rule = MaskRule.of(concept)
+        if rule is None or not rule.localises:
+            return concept
+        growth = measure_reach(self.adapter, concept, self.sources, self.seeds[: len(self.sources)], self.settings, self.batch)
+        return replace(concept, evidence={**concept.evidence, "mask": rule_as_evidence(replace(rule, growth=growth))})
 
     def unit_evidence(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         reached = summary["reached"] and self.classifier.accuracy >= MIN_CLASSIFIER_ACCURACY

@@ -12,11 +12,13 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 
 from dsas_core.concept.concept import Concept
+from dsas_core.concept.intervention import Intervention
 from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.learning.capture import Capture, LabelPositions
 from dsas_core.learning.capture_store import Captured, CaptureStore
@@ -30,13 +32,22 @@ from dsas_core.steering.steering import Steering
 from dsas_core.utils.processes import process_share
 from dsas_core.utils.progress import progress_bar
 
-from ..generation.pictures import decode, latent_batches, model_key, seeds_for
+from ..generation.pictures import decode, latents_of, model_key, seeds_for
 from ..generation.settings import settings_of
 from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
-from ..vision.segmentation import Masks
+from ..steering.concept_masks import LateMeans, rule_as_evidence
+from ..vision.segmentation import Masks, masks_from
 from .held_out_trial import PictureTrial
+from .mask_fit import fit_mask, pool_patches
 from .supervision import masks_for, patch_labels
+
+#: name of the final latents among what is kept of a side beside activations at the steered sites
+LATENTS = "latents"
+#: sides whose pictures probes of masks are fitted on; what these read is kept by the names of the candidate sites
+MASK_SIDES = ("source", "control")
+#: side -> name -> a row for each prompt
+Extra = dict[str, dict[str, torch.Tensor]]
 
 
 def learn(
@@ -129,6 +140,18 @@ def learn(
     return lesson.learn(method, gate, drift=drift, recipe=recipe)
 
 
+class _Unsteered(NamedTuple):
+    """What the unsteered model does on the prompts that are fitted on: activations at the steered sites, and the rest."""
+
+    captured: Captured
+    extra: Extra
+
+    @property
+    def latents(self) -> dict[str, torch.Tensor]:
+        """The final latents of each side."""
+        return {side: tensors[LATENTS] for side, tensors in self.extra.items()}
+
+
 class PictureLearner(Learner[str]):
     """The prompts of a concept, drawn and captured once; any number of concepts are fitted on what was captured.
 
@@ -186,8 +209,8 @@ class PictureLearner(Learner[str]):
         family, content = self.adapter.family, load_prompts(prompts)
         steered = self.adapter.find_sites(sites)
         self.text_sites = [site for site in steered if site.root != family.denoiser]
-        #: where only text encoders steer, the denoiser is read for the heat-map
-        heatmap_sites = self.adapter.find_sites(family.heatmap_sites) if self.text_sites == steered else []
+        #: candidates for the probes that see where a picture shows the concept
+        self.mask_sites = self.adapter.find_mask_sites()
         self.settings = settings_of(self.adapter, steps, guidance, size)
         self.positions, self.batch, self.masks, self.store = positions, batch, masks, store
         super().__init__(
@@ -196,7 +219,6 @@ class PictureLearner(Learner[str]):
             steered,
             model_name=self.adapter.name,
             settings={"settings": asdict(self.settings), "positions": positions},
-            heatmap_sites=heatmap_sites,
             edges=family.edges if edges is None else edges,
             count=count,
             seed=seed,
@@ -213,42 +235,61 @@ class PictureLearner(Learner[str]):
         return recipe
 
     def captured(self, recipe: Recipe) -> Captured:
-        return self._unsteered[0]
+        return self._unsteered.captured
 
     def _recapture(self, site: Site, learned: Concept, recipe: Recipe) -> Capture:
         return self._capture([site], f"capturing at {site}", learned, recipe)[0]
 
     def _position_labels(self, recipe: Recipe) -> LabelPositions:
         masks = masks_for(self.masks, self.content, self.text_sites)
-        return patch_labels(masks(decode(self.adapter, self._unsteered[1]["source"])))
+        return patch_labels(masks(self._source_pictures()))
+
+    def _source_pictures(self) -> list[Image.Image]:
+        return decode(self.adapter, self._unsteered.latents["source"])
+
+    def _fit_readers(self) -> tuple[list[Intervention], dict[str, Any]]:
+        masks = masks_from(self.content.masks) if self.masks is None and self.content.masks else self.masks
+        known = None if masks is None else masks(self._source_pictures())
+        grids = ({site: self._unsteered.extra[side][str(site)] for site in self.mask_sites} for side in MASK_SIDES)
+        fitted = fit_mask(*grids, len(self.edges) + 1, known)
+        return fitted.interventions, {"mask": rule_as_evidence(fitted.rule)}
+
+    def fit(self, recipe: Recipe, drift: float) -> Concept:
+        concept = super().fit(recipe, drift)
+        return self._trial.measure_reach(concept)
 
     @cached_property
     def _trial(self) -> PictureTrial:
-        return PictureTrial(self.adapter, self._unsteered[1], self.held_out, self.settings, self.seed, self.batch)
+        return PictureTrial(self.adapter, self._unsteered.latents, self.held_out, self.settings, self.seed, self.batch)
 
     @property
     def _roots(self) -> Roots:
         return self.adapter.roots
 
     @cached_property
-    def _unsteered(self) -> tuple[Captured, dict[str, torch.Tensor]]:
-        """Activations of every site of the unsteered model, and the final latents of each side."""
-        sites = [*self.sites, *self.heatmap_sites]
+    def _unsteered(self) -> _Unsteered:
+        """What the unsteered model does on the prompts that are fitted on."""
         if self.store is None:
-            return self._capture(sites, "capturing")
+            return _Unsteered(*self._capture(self.sites, "capturing", masks=True))
         device = self.adapter.pipe.device
         share = process_share(on_cpu=device.type == "cpu")
         about = {**model_key(self.adapter), "prompts": self._stored_prompts(), **self.own_settings}
-        store = CaptureStore(self.store, {**about, "seed": self.seed, "batch": self.batch}, sites, self.edges)
+        about |= {"seed": self.seed, "batch": self.batch, "mask sites": list(map(str, self.mask_sites))}
+        store = CaptureStore(self.store, about, self.sites, self.edges)
         own_batches = self._batches()[share.process :: share.processes]
         with progress_bar(len(own_batches), "capturing batches", self.show_progress) as bar:
             for side, start in own_batches:
                 if not store.has(side, start):
-                    store.write(side, start, *self._capture(sites, "", batches=[(side, start)]))
+                    capture, extra = self._capture(self.sites, "", batches=[(side, start)], masks=True)
+                    store.write(side, start, capture, extra[side])
                 bar.update()
         share.wait()
         store.read(list(self.fitting))
-        return store, {side: store.read_extra(side, side).to(device) for side in self.fitting}
+        names = {side: [LATENTS, *(map(str, self.mask_sites) if side in MASK_SIDES else ())] for side in self.fitting}
+        extra = {side: {name: store.read_extra(side, name) for name in names[side]} for side in names}
+        for tensors in extra.values():
+            tensors[LATENTS] = tensors[LATENTS].to(device)
+        return _Unsteered(store, extra)
 
     def _stored_prompts(self) -> Mapping[str, Sequence[str]]:
         """The prompts, or their hashes, by which a folder of activations is known again."""
@@ -279,8 +320,9 @@ class PictureLearner(Learner[str]):
         learned: Concept | None = None,
         recipe: Recipe | None = None,
         batches: Sequence[tuple[str, int]] | None = None,
-    ) -> tuple[Capture, dict[str, torch.Tensor]]:
-        """The activations at some sites, and the final latents of each side; of all batches, or some.
+        masks: bool = False,
+    ) -> tuple[Capture, Extra]:
+        """The activations at some sites; of each side the final latents, and what probes of masks are fitted on.
 
         The concept learned so far steers the sides that the recipe steers. Where all sites are in text encoders and a
         concept steers, one step is enough: these pictures are not used.
@@ -289,11 +331,12 @@ class PictureLearner(Learner[str]):
         text_only = learned is not None and all(site in self.text_sites for site in sites)
         settings = replace(self.settings, steps=1) if text_only else self.settings
         capture = Capture(self.edges, seed=self.seed)
-        latents: dict[str, list[torch.Tensor]] = {}
+        parts: dict[str, dict[str, list[torch.Tensor]]] = {}
         batches = self._batches() if batches is None else batches
         with (
             BatchLayout(adapter, positions=self.positions) as layout,
             visit(roots, sites, capture, layout.describe()),
+            LateMeans(layout, self.mask_sites if masks else (), lambda site, x: pool_patches(x)) as means,
             progress_bar(len(batches), label, self.show_progress and bool(label)) as bar,
         ):
             for side, start in batches:
@@ -304,10 +347,13 @@ class PictureLearner(Learner[str]):
                 texts, seeds = self.fitting[side][part], seeds_for(self.fitting[side], self.seed)[part]
                 steering = learned if recipe is not None and recipe.steers(side) else None
                 with nullcontext() if steering is None else Steering({steering: 1.0}).attach(roots, layout.describe()):
-                    latents.setdefault(side, []).extend(latent_batches(adapter, texts, seeds, settings, self.batch))
+                    latents = latents_of(adapter, texts, seeds, settings, self.batch)
+                grids = {str(site): mean for site, mean in means.take().items() if side in MASK_SIDES}
+                for name, tensor in {LATENTS: latents, **grids}.items():
+                    parts.setdefault(side, {}).setdefault(name, []).append(tensor)
                 self._check_bins(capture, sites)
                 bar.update()
-        return capture, {side: torch.cat(parts) for side, parts in latents.items()}
+        return capture, {side: {name: torch.cat(own) for name, own in named.items()} for side, named in parts.items()}
 
 
 #: the public name

@@ -23,6 +23,9 @@ from .load import BUILTIN
 from .prompt_tokens import PromptTokens
 from .sites import match_sites, role_of, unused_layers
 
+#: candidates for reading masks, at most
+MASK_SITES = 12
+
 
 class PipelineAdapter:
     """A diffusers pipeline of a known family, with what is known of it.
@@ -112,6 +115,11 @@ class PipelineAdapter:
     def find_sites(self, sites: str | Sequence[str] | None = None) -> list[Site]:
         """Sites by role, name or path; see `dsas_diffusion.find_sites`."""
         return match_sites(self.family, self.roots, sites)
+
+    def find_mask_sites(self) -> list[Site]:
+        """Sites that may show where in a picture a thing is, at most `MASK_SITES`, evenly among the family's."""
+        sites = self.find_sites(self.family.mask_sites)
+        return sites[:: -(-len(sites) // MASK_SITES)]
 
     def role_of(self, site: Site) -> str:
         """The role that a site has in the family, or "" for a site that was named by its path."""

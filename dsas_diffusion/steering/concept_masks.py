@@ -1,26 +1,161 @@
-"""Where pictures show concepts, read by the concepts' own probes while an unsteered pass draws them."""
+"""Where pictures show concepts, read by the concepts' own probes while an unsteered pass draws them.
+
+Below timestep 500 a denoiser's activations show what is in the picture, whatever the prompt calls it. A concept has probes
+for that at one site or two (`dsas_diffusion.learning.mask_fit`). The mean of their logits, over those steps and sites, is
+above 0 where a patch shows the concept. Things that look alike pass 0 here and there, too, so only regions count whose
+highest logit is above a second threshold, placed between what held-out control and source pictures reach; that is
+thresholding with hysteresis (Canny, 1986). A region grows by how far the concept's change reaches beyond its thing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from typing import Self
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from dsas_core.concept.concept import Concept
-from dsas_core.model.hooks import Call
-from dsas_core.model.sites import patch_grid
-from dsas_core.steering.steering import Steering
+from dsas_core.errors import ArtifactError
+from dsas_core.model.hooks import Call, Visit, visit
+from dsas_core.model.sites import Site, patch_grid
+from dsas_core.probes import Probe
 
 from ..pipelines.batch_layout import BatchLayout
-from .trace import PictureTrace
 
-#: h above which a patch shows the concept; up to which timestep it is read, as earlier steps show no picture yet; the
-#: share of a picture above which a concept is no thing in it
-THRESHOLD, LATEST, MOST = 0.5, 700.0, 0.6
+#: in the steps below this timestep, of 1000, activations are read
+LATE = 500.0
+#: a concept is a thing at some place where its mask covers up to this share of a source picture, and is found in more
+#: than this share of them
+MOST, FOUND = 0.6, 0.5
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """How a concept's mask is made of its probes' logits; kept as `evidence["mask"]`.
+
+    Args:
+        sites: whose probes are read.
+        seed: logit that a region's highest must be above.
+        growth: by how much a region grows on each side, in widths of the picture.
+        covered: mean share of the source pictures that the mask covers, before it grows.
+        missed: share of held-out source pictures in which nothing is seen.
+        touched: share of held-out control pictures in which something is seen.
+
+    Example:
+        >>> rule = MaskRule(("unet.up_blocks.1.resnets.0",), seed=5.0)
+        >>> logits = np.array([[9.0, 1.0, -1.0, 4.0]])
+        >>> rule.apply(logits).tolist()
+        [[1.0, 1.0, 0.0, 0.0]]
+    """
+
+    sites: tuple[str, ...]
+    seed: float
+    growth: float = 0.0
+    covered: float = 0.0
+    missed: float = 0.0
+    touched: float = 0.0
+
+    @classmethod
+    def of(cls, concept: Concept) -> MaskRule | None:
+        """The rule of a concept; None where it has none.
+
+        Raises:
+            ArtifactError: one that this version cannot read.
+        """
+        given = concept.evidence.get("mask")
+        if given is None:
+            return None
+        known = {str(item.probe_site or item.site) for item in concept.interventions}
+        try:
+            rule = cls(**{**given, "sites": tuple(given["sites"])})
+            numbers = (rule.seed, rule.growth, rule.covered)
+            if not rule.sites or not known.issuperset(rule.sites) or not np.isfinite(numbers).all() or rule.growth < 0:
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise ArtifactError(
+                f"concept {concept.name!r}: evidence of its mask is damaged, found {given!r}: expected sites among its "
+                "own, a finite seed, and a growth from 0 up; learn it anew"
+            ) from None
+        return rule
+
+    @property
+    def localises(self) -> bool:
+        """Whether the concept is a thing at some place of the picture."""
+        return self.covered <= MOST and 1 - self.missed > FOUND
+
+    def apply(self, logits: np.ndarray) -> np.ndarray:
+        """The mask of a picture, float32 [height, width], 0 or 1, of its logits in the same size."""
+        from scipy import ndimage
+
+        regions, count = ndimage.label(logits > 0)
+        seen = np.zeros(count + 1, bool)
+        seen[np.unique(regions[logits > max(self.seed, 0)])] = True
+        seen[0] = False
+        mask = seen[regions]
+        radius = self.growth * logits.shape[1]
+        if radius > 0 and mask.any():
+            mask = ndimage.distance_transform_edt(~mask) <= radius
+        return mask.astype(np.float32)
+
+
+class LateMeans:
+    """A visitor that keeps the mean over a generation's late steps of what each picture has at some sites.
+
+    A generation without steps below `LATE` is read in its last step.
+
+    Args:
+        layout: of the pipeline's batches.
+        sites: sites of the denoiser.
+        read: what to keep of an activation [pictures, patches, width] at a site.
+    """
+
+    def __init__(
+        self, layout: BatchLayout, sites: Collection[Site], read: Callable[[Site, torch.Tensor], torch.Tensor]
+    ) -> None:
+        self._layout, self._sites, self._read = layout, sites, read
+        self._rows = torch.zeros(0, dtype=torch.long)
+        self._timestep = 0.0
+        self._sums: dict[Site, tuple[torch.Tensor, int]] = {}
+        self._counts = self._late = False
+        self._visit: Visit | None = None
+
+    def __enter__(self) -> Self:
+        root = self._layout.adapter.family.denoiser
+        self._visit = visit(self._layout.adapter.roots, self._sites, self, {root: self._layout.prompt_call})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._visit is not None:
+            self._visit.detach()
+            self._visit = None
+
+    def begin(self, root: str, call: Call) -> None:
+        self._rows = call.steered.nonzero().flatten()
+        timestep = 0.0 if call.timestep is None else float(call.timestep)
+        if not len(self._rows):  # of negative prompts alone
+            return
+        late = timestep < LATE
+        if not self._late and (late or timestep != self._timestep):
+            self._sums.clear()
+        self._counts, self._late, self._timestep = late or not self._late, self._late or late, timestep
+
+    def visit(self, site: Site, x: torch.Tensor) -> None:
+        if not self._counts or not len(self._rows):
+            return
+        own = x.index_select(0, self._rows.to(x.device))[:, : self._layout.request.patches]
+        values = self._read(site, own.float())
+        total, count = self._sums.get(site, (torch.zeros_like(values), 0))
+        self._sums[site] = total + values, count + 1
+
+    def take(self) -> dict[Site, torch.Tensor]:
+        """The means of the generation that has ended, by site; forgets it."""
+        means = {site: total / count for site, (total, count) in self._sums.items()}
+        self._sums.clear()
+        self._late = False
+        return means
 
 
 class MaskReader:
@@ -29,6 +164,9 @@ class MaskReader:
     Args:
         layout: of the pipeline's batches, which is watched already.
         concepts: whose probes read.
+
+    Attributes:
+        unlocalised: names of concepts that are no thing at some place, or have no probes for it.
 
     Example:
         >>> from dsas_diffusion import load_pipeline
@@ -42,33 +180,28 @@ class MaskReader:
     """
 
     def __init__(self, layout: BatchLayout, concepts: Sequence[Concept]) -> None:
-        self._layout, self._names = layout, [concept.name for concept in concepts]
-        watched = [_watching(concept, layout.adapter.family.denoiser) for concept in concepts]
-        self._watching = [concept for concept in watched if concept.interventions]
-        self._trace = PictureTrace()
-        self._undo = ExitStack()
+        rules = {concept.name: MaskRule.of(concept) for concept in concepts}
+        self.unlocalised = [name for name, rule in rules.items() if rule is None or not rule.localises]
+        self._rules = {name: rule for name, rule in rules.items() if rule is not None and rule.localises}
+        self._probes: dict[Site, dict[str, Probe]] = {}
+        for concept in concepts:
+            for item in concept.interventions if concept.name in self._rules else ():
+                site = item.probe_site or item.site
+                if str(site) in self._rules[concept.name].sites and item.read_only:
+                    self._probes.setdefault(site, {})[concept.name] = item.probes[0]
+        self._means = LateMeans(layout, self._probes, self._logits)
 
     def __enter__(self) -> Self:
-        if self._watching:
-            watcher, denoiser = (
-                _Watcher(self._layout, self._watching, self._trace),
-                self._layout.adapter.family.denoiser,
-            )
-            # the denoiser alone: what describes calls of text encoders may be asked once for each
-            describe = {denoiser: self._layout.describe()[denoiser]}
-            self._undo.enter_context(watcher.attach(self._layout.adapter.roots, describe))
+        if self._probes:
+            self._means.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._undo.close()
+        self._means.__exit__()
 
-    @property
-    def unlocalised(self) -> list[str]:
-        """Names of concepts that are no thing at some place: their probes see no patches, or most of the pictures."""
-        blind = set(self._names) - {concept.name for concept in self._watching}
-        shares = {name: self._shares(name) for name in self._names if name not in blind}
-        wide = {name for name, shown in shares.items() if shown and float(np.mean(shown)) > MOST}
-        return [name for name in self._names if name in blind | wide]
+    def _logits(self, site: Site, x: torch.Tensor) -> torch.Tensor:
+        """Logits of every concept's probe at a site, float32 [pictures, patches, concepts]."""
+        return torch.cat([probe.map_tensors(lambda t: t.to(x)).logit(x) for probe in self._probes[site].values()], -1)
 
     def masks(self, size: tuple[int, int], pictures: int) -> list[np.ndarray]:
         """Where each picture shows one of the concepts.
@@ -80,57 +213,35 @@ class MaskReader:
         Returns:
             float32 [height, width] in [0, 1], one for each picture; all 0 where nothing is seen.
         """
+        read = self._means.take()
+        by_concept: dict[str, list[torch.Tensor]] = {}
+        for site, logits in read.items():
+            for name, own in zip(self._probes[site], logits.unbind(-1), strict=True):
+                by_concept.setdefault(name, []).append(on_picture(own, size))
         masks = [np.zeros(size[::-1], np.float32) for _ in range(pictures)]
-        for name in self._traced():
-            for mask, heat in zip(masks, self._heat(name, size, pictures), strict=True):
-                np.maximum(mask, _grow(heat > THRESHOLD, self._cell(name, size)), out=mask)
+        for name, maps in by_concept.items():
+            logits = torch.stack(maps).mean(0).cpu().numpy()
+            for mask, own in zip(masks, logits, strict=True):
+                np.maximum(mask, self._rules[name].apply(own), out=mask)
         return masks
 
-    def _shares(self, name: str) -> list[float]:
-        """The share of each picture in which a concept is seen, of those that show it."""
-        if name not in self._traced():
-            return []
-        shares = [float((heat > THRESHOLD).mean()) for heat in self._heat(name, (64, 64), self._trace.pictures)]
-        return [share for share in shares if share]
 
-    def _traced(self) -> list[str]:
-        return [concept.name for concept in self._watching if self._trace.patch_sites(concept.name)]
+def on_picture(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Values by patch [pictures, patches] as maps of the pictures' size, float32 [pictures, height, width].
 
-    def _heat(self, name: str, size: tuple[int, int], pictures: int) -> list[np.ndarray]:
-        steps = [record.timestep for record in self._trace.select(name) if record.timestep is not None]
-        below = max(LATEST, min(steps, default=LATEST))  # one of a single step reads in that
-        return [self._trace.heat(name, size, image=image, below=below) for image in range(pictures)]
+    Args:
+        values: of every patch.
+        size: (width, height).
 
-    def _cell(self, name: str, size: tuple[int, int]) -> int:
-        """The width of the largest patch that is read, in pixels."""
-        counts = [record.pictures.shape[1] for record in self._trace._of_patches(name) if record.pictures is not None]
-        return -(-size[0] // patch_grid(min(counts), size[1], size[0])[1])
+    Example:
+        >>> on_picture(torch.tensor([[0.0, 1.0]]), (2, 1)).tolist()
+        [[[0.0, 1.0]]]
+    """
+    width, height = size
+    grid = values.float().unflatten(1, patch_grid(values.shape[1], height, width))[:, None]
+    return F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[:, 0]
 
 
-class _Watcher(Steering):
-    """Records what some concepts' probes see."""
-
-    def __init__(self, layout: BatchLayout, concepts: Sequence[Concept], trace: PictureTrace) -> None:
-        super().__init__(dict.fromkeys(concepts, 0.0), trace=trace)
-        self._layout, self._pictures = layout, trace
-
-    def begin(self, root: str, call: Call) -> None:
-        if root == self._layout.adapter.family.denoiser:
-            self._pictures.follow(self._layout)
-        super().begin(root, call)
-
-
-def _watching(concept: Concept, denoiser: str) -> Concept:
-    """A copy of a concept that only reads, in the denoiser."""
-    read = [
-        item.as_read_only()
-        for item in concept.interventions
-        if item.site.root == denoiser and (item.probe_site is None or item.probe_site.root == denoiser)
-    ]
-    return replace(concept, interventions=tuple(read))
-
-
-def _grow(mask: np.ndarray, cells: int) -> np.ndarray:
-    """A bool mask grown by so many pixels on each side, float32."""
-    grown = torch.nn.functional.max_pool2d(torch.from_numpy(mask)[None].float(), 2 * cells + 1, 1, cells)[0]
-    return grown.numpy()
+def rule_as_evidence(rule: MaskRule) -> Mapping[str, Any]:
+    """A rule as plain data."""
+    return {**vars(rule), "sites": list(rule.sites)}

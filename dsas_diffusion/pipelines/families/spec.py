@@ -105,9 +105,9 @@ class Family:
         groups: role -> its sites; a role may lie in blocks of more than one kind.
         default: the roles that steer when the user names none.
         denoiser_default: the roles that "denoiser" stands for.
-        heatmap_sites: the roles that a concept of text sites alone reads for the heat-map, without changing them.
         cross_attention: the role whose layers attend from patches of the picture to the prompt's tokens, if any.
         classifier_sites: the role whose activations show what is in a picture (`held_out_trial.OutcomeClassifier`).
+        mask_sites: the role whose activations show where in a picture a thing is: candidates for reading masks.
         edges: timesteps that separate the bins of denoiser sites, unless the user names others.
         timestep_range: the denoiser's timestep at pure noise and at the clean picture; 1000 and 0 for raw timesteps.
             Where its config has a `timestep_scale`, times that.
@@ -128,9 +128,9 @@ class Family:
     groups: Mapping[str, tuple[SiteGroup, ...]]
     default: tuple[str, ...]
     denoiser_default: tuple[str, ...]
-    heatmap_sites: tuple[str, ...]
     cross_attention: str | None = None
     classifier_sites: str = "block"
+    mask_sites: str = "block"
     edges: tuple[float, ...] = (500.0,)
     timestep_range: tuple[float, float] = (1000.0, 0.0)
     guidance: str = "uncond, cond"
@@ -143,7 +143,7 @@ class Family:
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise DSASError(f"family {self.name!r}: {name} {value!r}, expected one of {choices}")
-        named = {*self.default, *self.denoiser_default, *self.heatmap_sites}
+        named = {*self.default, *self.denoiser_default, self.mask_sites}
         named |= {self.cross_attention} if self.cross_attention else set()
         if unknown := sorted(named - set(self.groups)):
             raise DSASError(f"family {self.name!r} names roles without sites: {', '.join(unknown)}")

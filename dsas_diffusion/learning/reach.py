@@ -1,0 +1,95 @@
+"""How far a concept's change reaches beyond its thing: a blur is wider than what it blurs, another fruit has another shape.
+
+Pictures of source prompts are drawn unsteered, with the mask that the concept's probes see, and steered. By the distance
+from the mask, the mean change of pixels falls from what it is inside to what it is everywhere, as steering the prompt
+moves all of the picture a little. The reach is where it has fallen by half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from dsas_core.concept.concept import Concept
+
+from ..generation.pictures import decode, latent_batches
+from ..generation.settings import Settings
+from ..pipelines.adapter import PipelineAdapter
+from ..pipelines.batch_layout import BatchLayout
+from ..steering.concept_masks import MaskReader, MaskRule, rule_as_evidence
+from ..steering.steer import steer
+
+#: widths of the picture by which a mask may grow, as far as is looked
+WIDEST = 0.125
+#: distances that are compared
+RINGS = 8
+#: share of the change inside, both beyond that of the picture's far parts, from which on a distance is within reach
+WITHIN = 0.5
+
+
+def measure_reach(
+    adapter: PipelineAdapter,
+    concept: Concept,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    batch: int,
+) -> float:
+    """How far a concept's change reaches beyond its mask at a strength of 1, in widths of the picture.
+
+    Args:
+        adapter: of the pipeline.
+        concept: with its mask; the growth that it has so far does not count.
+        prompts: source prompts.
+        seeds: of the noise, one for each prompt.
+        settings: of the pictures.
+        batch: prompts per generation.
+    """
+    rule = MaskRule.of(concept)
+    assert rule is not None
+    plain = replace(concept, evidence={**concept.evidence, "mask": rule_as_evidence(replace(rule, growth=0.0))})
+    unsteered: list[Image.Image] = []
+    masks: list[np.ndarray] = []
+    with BatchLayout(adapter) as layout, MaskReader(layout, [plain]) as reader:
+        for latents in latent_batches(adapter, prompts, seeds, settings, batch):
+            pictures = decode(adapter, latents)
+            unsteered += pictures
+            masks += reader.masks(pictures[0].size, len(pictures))
+    steered: list[Image.Image] = []
+    with steer(adapter, {concept: 1.0}):
+        for latents in latent_batches(adapter, prompts, seeds, settings, batch):
+            steered += decode(adapter, latents)
+    return reach_of([np.asarray(p, float) - np.asarray(q, float) for p, q in zip(steered, unsteered, strict=True)], masks)
+
+
+def reach_of(changes: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> float:
+    """How far changes reach beyond masks, in widths of the picture.
+
+    Args:
+        changes: differences of pixels, [height, width, 3] each.
+        masks: of each picture, above 0 inside, [height, width]; those that mark nothing, or everything, do not count.
+
+    Example:
+        >>> change = np.zeros((64, 64, 3))
+        >>> change[:, :36] = 40
+        >>> mask = np.zeros((64, 64))
+        >>> mask[:, :32] = 1
+        >>> reach_of([change], [mask])
+        0.0625
+    """
+    from scipy import ndimage
+
+    sums, counts = np.zeros(RINGS + 2), np.zeros(RINGS + 2)
+    for change, mask in zip(changes, masks, strict=True):
+        if (mask > 0).any() and not (mask > 0).all():
+            distance = ndimage.distance_transform_edt(mask == 0) / mask.shape[1]
+            ring = np.ceil(np.minimum(distance / WIDEST, 1 + 1 / RINGS) * RINGS).astype(int)
+            sums += np.bincount(ring.ravel(), np.abs(change).mean(-1).ravel(), RINGS + 2)
+            counts += np.bincount(ring.ravel(), minlength=RINGS + 2)
+    means = sums / np.maximum(counts, 1)
+    excess = means - means[-1]  # over that of the far parts
+    wide = [ring for ring in range(1, RINGS + 1) if excess[ring] > WITHIN * excess[0]]
+    return max(wide, default=0) * WIDEST / RINGS
