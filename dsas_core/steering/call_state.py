@@ -29,12 +29,16 @@ class CallState:
         concepts: the attached concepts.
         strengths: the user's strengths.
         schedules: concept name -> strength over the timestep.
+
+    Attributes:
+        muted: None, or, while all strengths count as 0, concept name -> the prompts that they would have steered.
     """
 
     def __init__(
         self, concepts: Sequence[BoundConcept], strengths: Strengths, schedules: Mapping[str, Schedule]
     ) -> None:
         self._concepts, self._strengths, self._schedules = concepts, strengths, schedules
+        self.muted: dict[str, set[int]] | None = None
         #: roots where a probe reads for a map in another root: a text encoder for the denoiser
         self._shared = {e.probe_site.root for concept in concepts for e in concept.entries if e.reads_other_root}
         # by root
@@ -59,7 +63,11 @@ class CallState:
                 del self._scores[score_key]
         for concept in self._concepts:
             key = root, concept.name
-            _write(self._doses, key, self._dose(concept, call))
+            dose = self._dose(concept, call)
+            if self.muted is not None:
+                self.muted[concept.name].update(call.prompts[dose[:, 0, 0] != 0].tolist())
+                dose = torch.zeros_like(dose)
+            _write(self._doses, key, dose)
             auto = self._strengths.auto_of(concept.name)
             if auto is None:
                 self._targets.pop(key, None)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import torch
@@ -166,6 +167,24 @@ class Steering:
 
     def __exit__(self, *_: object) -> None:
         self.detach()
+
+    @contextmanager
+    def muted(self) -> Iterator[Mapping[str, Collection[int]]]:
+        """In this block every strength counts as 0, whatever it is set to meanwhile: probes read, and nothing changes.
+
+        Yields:
+            Concept name -> numbers of the prompts that the strengths would have steered in the calls so far.
+
+        Raises:
+            DSASError: it is muted already.
+        """
+        if self._state.muted is not None:
+            raise DSASError("this steering is muted already: wait until that generation ends")
+        self._state.muted = {name: set() for name in self.strengths}
+        try:
+            yield self._state.muted
+        finally:
+            self._state.muted = None
 
     @property
     def fired(self) -> list[str]:

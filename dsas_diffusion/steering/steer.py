@@ -19,6 +19,7 @@ from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
 from ..pipelines.caches import caches_of, sites_steered_twice
 from ..pipelines.generation_watcher import GenerationRequest
+from .preserve import Generation, generate_preserving
 from .processor import SteeredProcessors
 from .trace import PictureTrace
 from .word_masks import WordMasks, Words, check_words
@@ -28,7 +29,7 @@ ATTACH = ("hooks", "processor")
 
 
 class PipelineSteering(Steering):
-    """The handle that `steer` returns: `strengths`, `trace`, `detach()`. A context manager.
+    """The handle that `steer` returns: `strengths`, `generate()`, `trace`, `detach()`. A context manager.
 
     Args:
         layout: of the pipeline's batches.
@@ -92,6 +93,42 @@ class PipelineSteering(Steering):
             self._undo.close()
             self._layout.on_generation = None  # which holds this: traces would wait for the garbage collector
 
+    def generate(self, *args: Any, preserve: Any = False, **kwargs: Any) -> Generation:
+        """Draw pictures; with `preserve` everything in them stays as it is without steering, but for the concepts.
+
+        `preserve` calls the pipeline twice, with the same random numbers. Where the concepts' probes see nothing, or
+        strengths are 0, a picture is the unsteered one, bit for bit; the second pass is left out where all are.
+
+        Args:
+            args: of the pipeline.
+            preserve: False for `pipe(*args, **kwargs)`; True keeps latents and pixels outside of where the concepts'
+                probes see them; "latents" does not compose pixels in the end; a mask keeps what is outside of it: a PIL
+                picture or an array [height, width] of bools, floats in [0, 1] or uint8, of any size with the pictures'
+                aspect, or a list with one for each picture.
+            kwargs: of the pipeline; a callback of the user runs in both passes.
+
+        Returns:
+            The images; with `preserve` also the unsteered ones and the masks. The trace is of the last pass.
+
+        Raises:
+            UnsupportedError: a pipeline that gives no latents after its steps; with `preserve`, an `output_type` other
+                than "pil" ("latent" works with preserve="latents").
+            DSASError: a bad mask; steering that has ended.
+
+        Example:
+            >>> from dsas_diffusion import load_pipeline
+            >>> pipe = load_pipeline("builtin:emoji", device="cpu")
+            >>> with steer(pipe, {"builtin:banana-blur": 1.0}) as steering:
+            ...     made = steering.generate("a dog", preserve=True, num_inference_steps=4)
+            >>> made.images == made.unsteered, made.masks[0].shape
+            (True, (64, 64))
+        """
+        if self._visit is None:
+            raise DSASError("this steering has ended: call generate in its with block, or before detach()")
+        if preserve is False:
+            return Generation(self.adapter.pipe(*args, **kwargs)[0])
+        return generate_preserving(self, self._layout, self._concepts, preserve, args, kwargs)
+
     def bring(self, site: Site, value: Any) -> Any:
         """The output of an attention layer, steered; unchanged once this is detached."""
         current = self._visit  # another thread may detach meanwhile
@@ -118,9 +155,7 @@ class PipelineSteering(Steering):
             self._check_strengths()
             self._check_texts()
             if self.trace is not None:
-                request = self._layout.request
-                self.trace.pictures, self.trace.patches = request.pictures, request.patches
-                self.trace.block = self._layout.heatmap_block
+                self.trace.follow(self._layout)
         super().begin(root, call)
 
     def _generation_begins(self, request: GenerationRequest) -> None:

@@ -15,6 +15,7 @@ from dsas_core.model.sites import Site, patch_grid
 from dsas_core.steering.trace import Record, Trace
 
 from ..generation.strips import overlay
+from ..pipelines.batch_layout import BatchLayout
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class PictureTrace(Trace):
         self.pictures = 1
         self.block: int | None = 0
         self.patches: int | None = None
+
+    def follow(self, layout: BatchLayout) -> None:
+        """Take from the layout, before a call of the denoiser is recorded, which rows and positions are pictures."""
+        self.pictures, self.patches = layout.request.pictures, layout.request.patches
+        self.block = layout.heatmap_block
 
     def record(self, *args: Any, **options: Any) -> Record:
         """Keep what one concept did at one site in one call, see `Trace.record`."""

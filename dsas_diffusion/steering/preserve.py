@@ -1,0 +1,286 @@
+"""Pictures of which only the concept changes: `PipelineSteering.generate(…, preserve=…)`.
+
+The pipeline is called twice with the same arguments and random numbers. The first pass is muted: it draws the unsteered
+picture, leaves its latents after every step, and the concepts' probes tell where they are. In the second pass latents
+outside that mask become the unsteered ones after every step, and so do pixels at the end.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dsas_core.concept.concept import Concept
+from dsas_core.errors import DSASError, UnsupportedError
+from dsas_core.steering.steering import Steering
+
+from ..generation.pictures import size_of
+from ..pipelines.adapter import PipelineAdapter
+from ..pipelines.batch_layout import BatchLayout
+from .blending import compose, fit_masks, latents_mask, read_masks
+from .concept_masks import MaskReader
+
+#: the tensors of a pipeline's state that pictures are made of; some decode the second one
+STATE = ("latents", "denoised")
+CALLBACK, INPUTS = "callback_on_step_end", "callback_on_step_end_tensor_inputs"
+
+#: tensors of a pipeline by name
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one `generate` drew.
+
+    Args:
+        images: as the pipeline returns them, a list of PIL pictures unless it was asked for something else.
+        unsteered: the same without steering, where it was drawn; else None.
+        masks: float32 [height, width] in [0, 1] for each picture, 1 where it was steered; None without `preserve`.
+    """
+
+    images: Any
+    unsteered: Any = None
+    masks: list[np.ndarray] | None = None
+
+
+def generate_preserving(
+    steering: Steering,
+    layout: BatchLayout,
+    concepts: Sequence[Concept],
+    preserve: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Generation:
+    """See `PipelineSteering.generate`.
+
+    Args:
+        steering: attached to the pipeline.
+        layout: of its batches.
+        concepts: those that steer.
+        preserve: True, "latents", or masks.
+        args: of the pipeline.
+        kwargs: of the pipeline.
+    """
+    latents_only = isinstance(preserve, str) and preserve == "latents"
+    given = None if preserve is True or latents_only else read_masks(preserve)
+    passes = _Passes(layout.adapter, args, kwargs, composed=not latents_only)
+    readers = {} if given is not None else {concept.name: MaskReader(layout, [concept]) for concept in concepts}
+    blind = {name: steering.strengths.values_of(name).any() for name, reader in readers.items() if reader.unlocalised}
+    if _warn_unlocalised([name for name, steers in blind.items() if steers]):
+        return Generation(passes.draw())
+    with ExitStack() as reading:
+        _attach(readers.values(), reading)
+        wanted = reading.enter_context(steering.muted())
+        unsteered = passes.draw(passes.record)
+    _check_unsteered(layout, concepts)
+    if _warn_unlocalised([name for name, reader in readers.items() if wanted[name] and reader.unlocalised]):
+        return Generation(passes.draw_again(), unsteered)
+    count, size = len(unsteered), passes.size(unsteered)
+    prompts = [picture // max(1, layout.request.images_per_prompt) for picture in range(count)]
+    masks = [np.zeros(size[::-1], np.float32) for _ in prompts]
+    for name, steered in wanted.items():
+        of_concept = readers[name].masks(size, count) if given is None else fit_masks(given, size, count)
+        masks = [
+            np.maximum(mask, own) if prompt in steered else mask
+            for mask, own, prompt in zip(masks, of_concept, prompts, strict=True)
+        ]
+    if not any(mask.any() for mask in masks):
+        return Generation(unsteered, unsteered, masks)
+    return Generation(passes.draw_blended(unsteered, masks), unsteered, masks)
+
+
+class _Passes:
+    """Calls of a pipeline with the same arguments, that start from the same random numbers.
+
+    Args:
+        adapter: of the pipeline.
+        args: of the pipeline.
+        kwargs: of the pipeline.
+        composed: whether pixels are composed in the end.
+
+    Raises:
+        UnsupportedError: a pipeline whose latents cannot be seen after its steps, or an output that is no picture.
+    """
+
+    def __init__(
+        self, adapter: PipelineAdapter, args: tuple[Any, ...], kwargs: Mapping[str, Any], composed: bool
+    ) -> None:
+        self.adapter, self._composed = adapter, composed
+        if CALLBACK not in adapter.call_parameters or STATE[0] not in self._inputs():
+            raise UnsupportedError(_no_callback(adapter, "gives no latents after its steps"))
+        self._arguments = _by_name(adapter, args, kwargs)
+        output = self._argument("output_type")
+        allowed = ("pil",) if composed else ("pil", "latent")
+        if output not in allowed:
+            raise UnsupportedError(
+                f"output_type {output!r} with preserve: expected {' or '.join(map(repr, allowed))}"
+                + (" (or 'latent' with preserve='latents')" if composed else "")
+            )
+        self._random = _RandomStates(self._arguments.values())
+        self._steps: list[Tensors] = []  # of the unsteered pass
+
+    def draw(self, change: Callable[[Tensors], Tensors] | None = None) -> Any:
+        """Pictures, or latents; `change` gets the tensors of `STATE` after each step, and returns what they become."""
+        options = {} if change is None else self._callback(change)
+        return self.adapter.pipe(**{**self._arguments, **options})[0]
+
+    def draw_again(self, change: Callable[[Tensors], Tensors] | None = None) -> Any:
+        """As `draw`, with the random numbers of the first time."""
+        self._random.restore()
+        return self.draw(change)
+
+    def record(self, state: Tensors) -> Tensors:
+        """Keep what the unsteered pass has after a step."""
+        self._steps.append({name: tensor.detach().clone() for name, tensor in state.items()})
+        return state
+
+    def size(self, pictures: Any) -> tuple[int, int]:
+        """(width, height) of the pictures.
+
+        Raises:
+            UnsupportedError: the first pass has shown no latents.
+        """
+        if not self._steps:
+            raise UnsupportedError(_no_callback(self.adapter, f"takes {CALLBACK}, but has not called it"))
+        if isinstance(pictures, list):
+            width, height = pictures[0].size
+            return width, height
+        asked = self._argument("width"), self._argument("height")
+        return asked if all(asked) else size_of(self.adapter, pictures)[::-1]
+
+    def draw_blended(self, unsteered: Any, masks: Sequence[np.ndarray]) -> Any:
+        """Steered pictures that are the unsteered ones outside the masks."""
+        blend = _Blend(self._steps, masks)
+        steered = self.draw_again(blend)
+        pairs = list(zip(steered, unsteered, masks, strict=True))
+        if isinstance(steered, torch.Tensor):
+            return torch.stack([picture if mask.any() else base for picture, base, mask in pairs])
+        return [self._finish(*pair) for pair in pairs]
+
+    def _finish(self, steered: Image.Image, unsteered: Image.Image, mask: np.ndarray) -> Image.Image:
+        if not mask.any():
+            return unsteered
+        return compose(steered, unsteered, mask) if self._composed else steered
+
+    def _argument(self, name: str) -> Any:
+        """An argument of the call, or its default."""
+        parameter = self.adapter.call_parameters.get(name)
+        return self._arguments.get(name, None if parameter is None else parameter.default)
+
+    def _inputs(self) -> Collection[str]:
+        """Names of the tensors that the pipeline gives to callbacks."""
+        return getattr(self.adapter.pipe, "_callback_tensor_inputs", ())
+
+    def _callback(self, change: Callable[[Tensors], Tensors]) -> dict[str, Any]:
+        """Arguments that let the user's callback run, if there is one, and then the change."""
+        own = self._arguments.get(CALLBACK)
+        asked = list(getattr(own, "tensor_inputs", None) or self._argument(INPUTS) or ()) if own is not None else []
+        state = [name for name in STATE if name in self._inputs()]
+
+        def step_ends(pipe: Any, step: int, timestep: Any, tensors: Tensors) -> dict[str, Any]:
+            returned: dict[str, Any] = dict(tensors)
+            if own is not None:
+                returned |= own(pipe, step, timestep, {name: tensors[name] for name in asked})
+            return {**returned, **change({name: returned[name] for name in state})}
+
+        return {CALLBACK: step_ends, INPUTS: list(dict.fromkeys([*asked, *state]))}
+
+
+class _Blend:
+    """Makes latents outside the masks those of the unsteered pass, call by call."""
+
+    def __init__(self, steps: Sequence[Tensors], masks: Sequence[np.ndarray]) -> None:
+        self._steps, self._masks = iter(steps), masks
+        self._on_latents: dict[torch.Size, torch.Tensor] = {}
+
+    def __call__(self, state: Tensors) -> Tensors:
+        bases = next(self._steps, None)
+        if bases is None:
+            raise UnsupportedError(
+                "the steered pass has more steps than the unsteered one: preserve takes a pipeline and callbacks that "
+                "do the same in both"
+            )
+        return {name: torch.lerp(bases[name], tensor, self._mask(tensor)) for name, tensor in state.items()}
+
+    def _mask(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape not in self._on_latents:
+            self._on_latents[tensor.shape] = latents_mask(self._masks, tensor)
+        return self._on_latents[tensor.shape].expand_as(tensor)
+
+
+class _RandomStates:
+    """Where the random numbers of a call start: its generators, and torch's own, which are used where there is none."""
+
+    def __init__(self, arguments: Collection[Any]) -> None:
+        listed = [item for value in arguments for item in (value if isinstance(value, list | tuple) else [value])]
+        self._generators = [(item, item.get_state()) for item in listed if isinstance(item, torch.Generator)]
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        self._mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+
+    def restore(self) -> None:
+        """Put all of them back."""
+        for generator, state in self._generators:
+            generator.set_state(state)
+        torch.set_rng_state(self._cpu)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+        if self._mps is not None:
+            torch.mps.set_rng_state(self._mps)
+
+
+def _by_name(adapter: PipelineAdapter, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a pipeline's call by name; TypeError as the call itself would raise it."""
+    signature = inspect.Signature(list(adapter.call_parameters.values()))
+    arguments = dict(list(signature.bind(adapter.pipe, *args, **kwargs).arguments.items())[1:])
+    for name, parameter in adapter.call_parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    return arguments
+
+
+def _attach(readers: Collection[MaskReader], reading: ExitStack) -> None:
+    for reader in readers:
+        try:
+            reading.enter_context(reader)
+        except UnsupportedError as error:
+            raise UnsupportedError(
+                f"the probes that see where a concept is cannot be attached now; give a mask, preserve=mask ({error})"
+            ) from error
+
+
+def _check_unsteered(layout: BatchLayout, concepts: Sequence[Concept]) -> None:
+    """Refuse embeddings that were made while steering: no picture of them is unsteered."""
+    denoiser = layout.adapter.family.denoiser
+    texts = any(site.root != denoiser for concept in concepts for site in concept.steered_sites)
+    if texts and layout.request.embeddings == "encoded here":
+        raise DSASError(
+            "prompt_embeds were made inside the steer() block, and steered there, so that no unsteered picture can be "
+            "drawn of them to preserve: pass prompt= instead"
+        )
+
+
+def _warn_unlocalised(names: Sequence[str]) -> bool:
+    """Warn of concepts that have no place in the picture, if any."""
+    if names:
+        warnings.warn(
+            f"{', '.join(names)}: probes see no place of it in the picture (they read texts alone, or see most of the "
+            "picture), so that nothing is preserved; give a mask, preserve=mask",
+            stacklevel=4,
+        )
+    return bool(names)
+
+
+def _no_callback(adapter: PipelineAdapter, why: str) -> str:
+    return (
+        f"{type(adapter.pipe).__name__} {why}, so that nothing can be preserved: generate without preserve, or with a "
+        "pipeline of diffusers that calls back after each step"
+    )
