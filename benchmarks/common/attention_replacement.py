@@ -1,7 +1,7 @@
 """Attention replacement: a picture of a rewritten prompt that attends as the picture of the plain prompt does.
 
-A baseline for U-Nets after the idea of prompt-to-prompt (Hertz et al. 2022, arXiv 2208.01626). Both prompts are denoised
-from the same noise, in one batch. In the first steps each cross-attention map of the rewritten prompt,
+A baseline for U-Nets after the idea of prompt-to-prompt (Hertz et al. 2022, arXiv 2208.01626). Both prompts are
+denoised from the same noise, in one batch. In the first steps each cross-attention map of the rewritten prompt,
 
     M = softmax(Q Kᵀ · scale),
 
@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
-#: share of the steps in which attention is replaced; of those tried on the built-in model, with this one least changes
-#: outside the thing, and the edit is shown as often as without replacement
+from dsas_diffusion.steering.preserve import Generation
+
+#: share of the steps in which attention is replaced; the most that helped on the built-in model, where the edit shows
+#: as often as without replacement at any share
 SHARE = 0.8
 
 
@@ -82,7 +84,7 @@ def generate_replaced(
     num_inference_steps: int,
     share: float = SHARE,
     **options: Any,
-) -> list[Any]:
+) -> Generation:
     """Pictures of the rewritten prompts.
 
     Args:
@@ -118,4 +120,4 @@ def generate_replaced(
         )
     finally:
         pipe.unet.set_attn_processor(before)
-    return list(made.images[len(prompts) :])
+    return Generation(made.images[len(prompts) :])

@@ -9,6 +9,9 @@ from PIL import Image
 
 from dsas_diffusion.vision.similarity import surroundings
 
+#: pixels of a mask's edge
+EDGE = 3
+
 
 def squared_error_outside(before: Image.Image, after: Image.Image, mask: np.ndarray) -> float:
     """Mean squared difference of pixels outside a mask, dilated as for `similarity.change_outside`.
@@ -40,20 +43,24 @@ def psnr_of(squared_error: float) -> float:
 def gradient_across(picture: Image.Image, mask: np.ndarray) -> float:
     """Mean absolute difference of neighbouring pixels on two sides of a mask's edge, of 255; 0 without an edge.
 
-    Compared with that of the unsteered picture it tells of a seam (above 1) or of what was smoothed away (below 1).
+    The edge is that of the mask and those one and two pixels farther out, as composed pictures have a feathered edge.
+    Compared with the unsteered picture it tells of a seam (above 1) or of what was smoothed away (below 1).
 
     Args:
         picture: of any mode.
         mask: bool [height, width].
 
     Example:
-        >>> mask = np.arange(4)[None].repeat(4, 0) < 2
+        >>> mask = np.arange(8)[None].repeat(8, 0) < 2
         >>> gradient_across(Image.fromarray(np.where(mask, 0, 90).astype(np.uint8)), mask)
-        90.0
+        30.0
     """
+    from scipy.ndimage import maximum_filter
+
     pixels = np.asarray(picture.convert("RGB"), np.float32)
-    steps = [np.abs(np.diff(pixels, axis=axis)).mean(-1)[np.diff(mask, axis=axis)] for axis in (0, 1)]
-    across = np.concatenate(steps)
+    steps = [np.abs(np.diff(pixels, axis=axis)).mean(-1) for axis in (0, 1)]
+    grown = [maximum_filter(mask.astype(np.uint8), 2 * reach + 1, mode="constant") for reach in range(EDGE)]
+    across = np.concatenate([step[np.diff(one, axis=axis) != 0] for one in grown for axis, step in enumerate(steps)])
     return float(across.mean()) if len(across) else 0.0
 
 
