@@ -168,6 +168,7 @@ class Trial:
             "change": similarity.change_outside(base, pictures, things),
             "squared error": [*map(region_metrics.squared_error_outside, base, pictures, things)],
             "intact": builtin_metrics.detect_neighbours(self.judge.judge, pictures, names).tolist(),
+            "regions": builtin_metrics.count_regions(self.judge.judge, pictures),
             "gradient": [*map(region_metrics.gradient_across, pictures, edges)],
             "gradient before": [*map(region_metrics.gradient_across, base, edges)],
             "passes": [drawn.rows / self.base["beside"].rows],
@@ -183,7 +184,10 @@ class Trial:
 
     def judge_rest(self, without: Drawn, unnamed: Drawn | None, has_masks: bool) -> Raw:
         """Raw lists for pictures without the thing, and for those of prompts that do not name it."""
-        raw: Raw = {"control change": change(self.base["without"].pictures, without.pictures).tolist()}
+        raw: Raw = {
+            "control change": change(self.base["without"].pictures, without.pictures).tolist(),
+            "control passes": [without.rows / self.base["without"].rows],
+        }
         if unnamed is not None:
             prompts, base = [case.prompt for case in self.cases["unnamed"]], self.base["unnamed"].pictures
             raw["unnamed shown"] = self.judge.target_scores(unnamed.pictures, prompts).tolist()
@@ -233,6 +237,7 @@ def run_seed(seed: int, args: argparse.Namespace) -> Raw:
         "control labels": [(seed, case.prompt) for case in trial.cases["without"]],
         "unnamed labels": [(seed, f"{i} {case.prompt}") for i, case in enumerate(trial.cases["unnamed"])],
         "base intact": builtin_metrics.detect_neighbours(trial.judge.judge, base, names).tolist(),
+        "base regions": builtin_metrics.count_regions(trial.judge.judge, base),
         "unnamed shows": [mask is not None for mask in trial.things["unnamed"]],
         "units": [{name: concept.unit for name, concept in trial.concepts.items()}],
     }

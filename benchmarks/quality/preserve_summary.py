@@ -54,8 +54,9 @@ def summarise_arm(raw: Raw, arm: str) -> Figures:
         "shown": _mean(shown, labels),
         "effect": _ratio(shown, words, labels),
         "change_outside": _mean(lists["change"], labels),
-        "psnr_outside": _interval(lambda at: psnr_of(float(lists["squared error"][at].mean())), labels),
+        "psnr_outside": _psnr(lists["squared error"], labels),
         "neighbours_kept": _ratio(kept, had, labels),
+        "more_things": _mean(lists["regions"] > np.asarray(raw["base regions"]), labels),
         "seam": _ratio(lists["gradient"], lists["gradient before"], labels),
         "cost": {name: round(float(np.median(lists[name])), 3) for name in ("passes", "seconds")},
     }
@@ -65,7 +66,8 @@ def summarise_arm(raw: Raw, arm: str) -> Figures:
             "missed": _mean(lists["covered"] < MISSED, labels),
         }
     if "control change" in lists:
-        figures["controls"] = _summarise_changes(lists["control change"], raw["control labels"])
+        changes = _summarise_changes(lists["control change"], raw["control labels"])
+        figures["controls"] = {**changes, "passes": round(float(np.median(lists["control passes"])), 3)}
     if "unnamed shown" in lists:
         figures["unnamed"] = _summarise_unnamed(lists, np.asarray(raw["unnamed shows"], bool), raw["unnamed labels"])
     if points := _points(lists, float(np.mean(raw["grid in words"]))):
@@ -82,6 +84,7 @@ def format_lines(figures: Mapping[str, Any]) -> list[str]:
     for arm, of_arm in figures["arms"].items():
         parts = [f"effect {of_arm['effect']['value']:.2f}", f"outside {of_arm['change_outside']['value']:.2f}"]
         parts += [f"neighbours {of_arm['neighbours_kept']['value']:.2f}", f"seam {of_arm['seam']['value']:.2f}"]
+        parts.append(f"more things {of_arm['more_things']['value']:.2f}")
         if mask := of_arm.get("mask"):
             parts += [f"IoU {mask['iou']['value']:.2f}", f"missed {mask['missed']['value']:.2f}"]
         if controls := of_arm.get("controls"):
@@ -137,6 +140,13 @@ def _mean(values: np.ndarray, labels: Sequence[Label]) -> dict[str, float]:
 def _ratio(values: np.ndarray, others: np.ndarray, labels: Sequence[Label]) -> dict[str, float]:
     """The ratio of two sums."""
     return _interval(lambda at: float(values[at].sum() / max(float(others[at].sum()), 1e-9)), labels)
+
+
+def _psnr(squared_errors: np.ndarray, labels: Sequence[Label]) -> dict[str, float]:
+    """That of all pictures together; without a number where all of them are identical."""
+    error = bootstrap_interval(lambda at: float(squared_errors[at].mean()), labels)
+    ends = {"value": error.value, "low": error.high, "high": error.low}
+    return {key: round(psnr_of(value), 2) for key, value in ends.items()}
 
 
 def _interval(statistic: Callable[[np.ndarray], float], labels: Sequence[Label]) -> dict[str, float]:
