@@ -95,6 +95,13 @@ def generate_replaced(
         num_inference_steps: of denoising.
         share: of the steps in which attention is replaced.
         options: further arguments of the pipeline.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> pipe, noise = load_pipeline("builtin:emoji", device="cpu"), torch.Generator().manual_seed(7)
+        >>> steps = {"generator": [noise], "num_inference_steps": 2}
+        >>> generate_replaced(pipe, ["a dog"], rewritten=["a grey dog"], **steps).images[0].size
+        (64, 64)
     """
     texts = [*prompts, *rewritten]
     ids = pipe.tokenizer(texts, padding="max_length", truncation=True).input_ids
