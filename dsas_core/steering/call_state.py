@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from ..errors import DSASError, UnsupportedError
+from ..maps import IdentityMap
 from ..model.hooks import Call
 from ..model.sites import Site
 from ..probes import RunningProbe
@@ -65,7 +66,8 @@ class CallState:
             key = root, concept.name
             dose = self._dose(concept, call)
             if self.muted is not None:
-                self.muted[concept.name].update(call.prompts[dose[:, 0, 0] != 0].tolist())
+                if any(e.map_site.root == root and not isinstance(e.map, IdentityMap) for e in concept.entries):
+                    self.muted[concept.name].update(call.prompts[dose[:, 0, 0] != 0].tolist())
                 dose = torch.zeros_like(dose)
             _write(self._doses, key, dose)
             auto = self._strengths.auto_of(concept.name)

@@ -124,7 +124,8 @@ def latents_mask(masks: Sequence[np.ndarray], latents: torch.Tensor) -> torch.Te
     if not known:
         raise UnsupportedError(
             f"latents {list(latents.shape)} of {len(masks)} pictures of {width} × {height}: expected [pictures, "
-            "channels, height, width] or [pictures, patches, channels] of their aspect; generate without preserve"
+            "channels, height, width] or [pictures, patches, channels] of their aspect; generate without preserve, or, "
+            "where the pipeline resizes them at the end, with use_resolution_binning=False"
         )
     pooled = torch.cat([_pool(mask, rows, columns) for mask in masks]).to(latents)
     return pooled.flatten(1)[..., None] if packed else pooled.unflatten(1, (1,) * (latents.ndim - 3))

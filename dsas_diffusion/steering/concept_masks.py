@@ -50,8 +50,13 @@ class MaskReader:
 
     def __enter__(self) -> Self:
         if self._watching:
-            watcher = _Watcher(self._layout, self._watching, self._trace)
-            self._undo.enter_context(watcher.attach(self._layout.adapter.roots, self._layout.describe()))
+            watcher, denoiser = (
+                _Watcher(self._layout, self._watching, self._trace),
+                self._layout.adapter.family.denoiser,
+            )
+            # the denoiser alone: what describes calls of text encoders may be asked once for each
+            describe = {denoiser: self._layout.describe()[denoiser]}
+            self._undo.enter_context(watcher.attach(self._layout.adapter.roots, describe))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,6 +11,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from dsas_core.steering.steering import Steering
 from ..generation.pictures import size_of
 from ..pipelines.adapter import PipelineAdapter
 from ..pipelines.batch_layout import BatchLayout
-from .blending import compose, fit_masks, latents_mask, read_masks
+from .blending import compose, count_bytes, fit_masks, latents_mask, read_masks
 from .concept_masks import MaskReader
 
 #: the tensors of a pipeline's state that pictures are made of; some decode the second one
@@ -36,7 +37,7 @@ CALLBACK, INPUTS = "callback_on_step_end", "callback_on_step_end_tensor_inputs"
 Tensors = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Generation:
     """What one `generate` drew.
 
@@ -44,11 +45,13 @@ class Generation:
         images: as the pipeline returns them, a list of PIL pictures unless it was asked for something else.
         unsteered: the same without steering, where it was drawn; else None.
         masks: float32 [height, width] in [0, 1] for each picture, 1 where it was steered; None without `preserve`.
+        kept_bytes: memory that the latents of the unsteered pass took until the end.
     """
 
     images: Any
     unsteered: Any = None
     masks: list[np.ndarray] | None = None
+    kept_bytes: int = 0
 
 
 def generate_preserving(
@@ -93,8 +96,8 @@ def generate_preserving(
             for mask, own, prompt in zip(masks, of_concept, prompts, strict=True)
         ]
     if not any(mask.any() for mask in masks):
-        return Generation(unsteered, unsteered, masks)
-    return Generation(passes.draw_blended(unsteered, masks), unsteered, masks)
+        return Generation(unsteered, unsteered, masks, passes.kept_bytes)
+    return Generation(passes.draw_blended(unsteered, masks), unsteered, masks, passes.kept_bytes)
 
 
 class _Passes:
@@ -130,7 +133,9 @@ class _Passes:
     def draw(self, change: Callable[[Tensors], Tensors] | None = None) -> Any:
         """Pictures, or latents; `change` gets the tensors of `STATE` after each step, and returns what they become."""
         options = {} if change is None else self._callback(change)
-        return self.adapter.pipe(**{**self._arguments, **options})[0]
+        # of lists and dicts copies, because some pipelines write into them: Z-Image wraps prompts in their own list
+        arguments = {name: copy(it) if isinstance(it, list | dict) else it for name, it in self._arguments.items()}
+        return self.adapter.pipe(**{**arguments, **options})[0]
 
     def draw_again(self, change: Callable[[Tensors], Tensors] | None = None) -> Any:
         """As `draw`, with the random numbers of the first time."""
@@ -141,6 +146,11 @@ class _Passes:
         """Keep what the unsteered pass has after a step."""
         self._steps.append({name: tensor.detach().clone() for name, tensor in state.items()})
         return state
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that the latents of the unsteered pass take."""
+        return count_bytes(tensor for state in self._steps for tensor in state.values())
 
     def size(self, pictures: Any) -> tuple[int, int]:
         """(width, height) of the pictures.
@@ -182,7 +192,9 @@ class _Passes:
     def _callback(self, change: Callable[[Tensors], Tensors]) -> dict[str, Any]:
         """Arguments that let the user's callback run, if there is one, and then the change."""
         own = self._arguments.get(CALLBACK)
-        asked = list(getattr(own, "tensor_inputs", None) or self._argument(INPUTS) or ()) if own is not None else []
+        asked: list[str] = []
+        if own is not None:
+            asked = list(getattr(own, "tensor_inputs", self._argument(INPUTS)))  # as diffusers does
         state = [name for name in STATE if name in self._inputs()]
 
         def step_ends(pipe: Any, step: int, timestep: Any, tensors: Tensors) -> dict[str, Any]:

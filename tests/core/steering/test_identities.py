@@ -11,8 +11,8 @@ from torch import nn
 
 from dsas_core import Call, Concept, Site, Steering, methods
 from dsas_core.concept.intervention import Intervention
-from dsas_core.maps import Map
-from dsas_core.probes import Probe
+from dsas_core.maps import AffineMap, Map
+from dsas_core.probes import ConstantProbe, Probe
 
 WIDTH, SITE = 12, Site("model.0")
 MAPS = [described.name for described in methods.available() if described.kind in ("map", "both")]
@@ -76,3 +76,18 @@ def test_identities(name: str, gate: str, tmp_path: Path) -> None:
     again = Concept.from_pretrained(concept.save_pretrained(tmp_path / "it"))
     assert again == concept
     assert torch.equal(steered(again, x, 1.3, mask=mask), own)
+
+
+def test_muted_it_changes_nothing_whatever_strengths_are_set_to() -> None:
+    """And it tells whom they would have steered; afterwards they count."""
+    concept = Concept("one", (Intervention(SITE, (ConstantProbe(1.0),), (AffineMap(torch.ones(WIDTH)),), (1.0,)),))
+    model, x = nn.Sequential(nn.Identity()), torch.zeros(3, 2, WIDTH)
+    call = Call(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0, 1, 2]))
+    with Steering({concept: 0.0}).attach({"model": model}, {"model": lambda args, kwargs: call}) as steering:
+        with steering.muted() as wanted:
+            assert torch.equal(model(x), x)
+            assert wanted == {"one": set()}
+            steering.strengths["one"] = [0.0, 1.0, 1.0]
+            assert torch.equal(model(x), x)
+            assert wanted == {"one": {1}}
+        assert model(x)[:, 0, 0].tolist() == [0, 1, 0]
