@@ -232,6 +232,7 @@ def run_seed(seed: int, args: argparse.Namespace) -> Raw:
     beside = [trial.cases["beside"][i] for i in trial.usable]
     names = [case.neighbour for case in beside]
     base = [trial.base["beside"].pictures[i] for i in trial.usable]
+    grid = sum(i < args.grid for i in trial.usable)
     raw: Raw = {
         "labels": [(seed, case.prompt) for case in beside],
         "control labels": [(seed, case.prompt) for case in trial.cases["without"]],
@@ -245,20 +246,22 @@ def run_seed(seed: int, args: argparse.Namespace) -> Raw:
     def add(arm: str, figures: Raw) -> None:
         raw.update({f"{arm}|{name}": values for name, values in figures.items()})
 
+    def add_point(arm: str, strength: float, figures: Raw) -> None:
+        add(arm, {f"{name}@{strength}": figures[name][:grid] for name in ("shown", "change")})
+
     for arm, drawn in trial.draw_baselines():
-        add(arm, trial.judge_beside(drawn, has_masks=False))
+        figures = trial.judge_beside(drawn, has_masks=False)
+        add(arm, figures)
+        add_point(arm, 1.0, figures)
     add("negative prompt", trial.judge_rest(trial.draw("without", trial.call_with_negative), None, has_masks=False))
-    grid = sum(i < args.grid for i in trial.usable)
-    raw["grid in words"] = raw["in words|shown"][:grid]
     for arm, (_, preserve) in STEERED.items():
         has_masks = preserve is True or preserve == "latents"
         figures = trial.judge_beside(trial.draw_steered(arm, "beside"), has_masks)
         add(arm, figures)
-        raw[f"{arm}|shown@1.0"], raw[f"{arm}|change@1.0"] = figures["shown"][:grid], figures["change"][:grid]
+        add_point(arm, 1.0, figures)
         for strength in STRENGTHS:
             drawn = trial.draw_steered(arm, "beside", strength, args.grid)
-            judged = trial.judge_beside(drawn, has_masks)
-            raw |= {f"{arm}|{name}@{strength}": judged[name] for name in ("shown", "change")}
+            add_point(arm, strength, trial.judge_beside(drawn, has_masks))
         if preserve != JUDGED:
             without = trial.draw_steered(arm, "without")
             unnamed = trial.draw_steered(arm, "unnamed")

@@ -70,11 +70,10 @@ def summarise_arm(raw: Raw, arm: str) -> Figures:
         figures["controls"] = {**changes, "passes": round(float(np.median(lists["control passes"])), 3)}
     if "unnamed shown" in lists:
         figures["unnamed"] = _summarise_unnamed(lists, np.asarray(raw["unnamed shows"], bool), raw["unnamed labels"])
-    if points := _points(lists, float(np.mean(raw["grid in words"]))):
-        in_words = float(np.mean(raw[f"{IN_WORDS}|change"]))
-        figures["by_strength"] = points
-        curve = [(point["change_outside"], point["effect"]) for point in points]
-        figures["at_equal_effect_with_words"] = asdict(at_equal_gain(curve, [(in_words, 1.0)], EQUAL_EFFECT))
+    figures["by_strength"] = points = _points(lists, raw)
+    curve = [(point["change_outside"], point["effect"]) for point in points]
+    in_words = float(np.mean(raw[f"{IN_WORDS}|change@1.0"]))
+    figures["at_equal_effect_with_words"] = asdict(at_equal_gain(curve, [(in_words, 1.0)], EQUAL_EFFECT))
     return figures
 
 
@@ -95,13 +94,14 @@ def format_lines(figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _points(lists: Mapping[str, np.ndarray], in_words: float) -> list[dict[str, float]]:
-    """Effect and change outside by strength, ascending; empty for an arm without strengths."""
+def _points(lists: Mapping[str, np.ndarray], raw: Raw) -> list[dict[str, float]]:
+    """Effect and change outside by strength, ascending, on the grid's prompts; arms without strengths have one, 1."""
+    in_words = max(float(np.mean(raw[f"{IN_WORDS}|shown@1.0"])), 1e-9)
     strengths = sorted(float(name.split("@")[1]) for name in lists if name.startswith("shown@"))
     return [
         {
             "strength": s,
-            "effect": float(lists[f"shown@{s}"].mean()) / max(in_words, 1e-9),
+            "effect": float(lists[f"shown@{s}"].mean()) / in_words,
             "change_outside": float(lists[f"change@{s}"].mean()),
         }
         for s in strengths
