@@ -21,8 +21,8 @@ from torch import nn
 
 from dsas_diffusion.steering.preserve import Generation
 
-#: share of the steps in which attention is replaced; the most that helped on the built-in model, where the edit shows
-#: as often as without replacement at any share
+#: share of the steps in which attention is replaced: of .1, .3, .5, .8 and 1, on a dozen prompts of banana-blur and of
+#: fruit-to-pear each, all showed the edit in every picture, and from .8 on nothing more was kept
 SHARE = 0.8
 
 

@@ -138,8 +138,8 @@ def _mean(values: np.ndarray, labels: Sequence[Label]) -> dict[str, float]:
 
 
 def _ratio(values: np.ndarray, others: np.ndarray, labels: Sequence[Label]) -> dict[str, float]:
-    """The ratio of two sums."""
-    return _interval(lambda at: float(values[at].sum() / max(float(others[at].sum()), 1e-9)), labels)
+    """The ratio of two sums; not a number where the second is 0."""
+    return _interval(lambda at: float(values[at].sum()) / (float(others[at].sum()) or np.nan), labels)
 
 
 def _psnr(squared_errors: np.ndarray, labels: Sequence[Label]) -> dict[str, float]:
