@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dsas_diffusion.builtin.judge import Judge
+from dsas_diffusion.builtin.judge import MIN_SHARE, Judge
 from dsas_diffusion.builtin.scenes import NAMES
 
 
@@ -60,3 +60,19 @@ def detect_neighbours(judge: Judge, pictures: Sequence[Image.Image], names: Sequ
 def find_masks(judge: Judge, pictures: Sequence[Image.Image], thing: str) -> list[np.ndarray | None]:
     """The thing's mask in each picture, bool [height, width], or None if it is not shown."""
     return [verdict.masks.get(thing) for verdict in judge.look(list(pictures))]
+
+
+def count_regions(judge: Judge, pictures: Sequence[Image.Image]) -> list[int]:
+    """In each picture, how many connected regions things cover: a second banana beside the first counts.
+
+    Args:
+        judge: the judge; regions smaller than those that it takes for things do not count.
+        pictures: of one size.
+    """
+    from scipy.ndimage import label
+
+    counts = []
+    for verdict in judge.look(list(pictures)):
+        sizes = [np.bincount(label(mask)[0].ravel())[1:] / mask.size for mask in verdict.masks.values()]
+        counts.append(sum(int((shares >= MIN_SHARE).sum()) for shares in sizes))
+    return counts

@@ -165,16 +165,19 @@ def change_outside(
         >>> change_outside([grey, grey], [black, black], [np.zeros((16, 16), bool), None])
         [128.0]
     """
-    from scipy.ndimage import maximum_filter
-
     changes = []
     for before, after, mask in zip(base, steered, masks, strict=True):
-        if mask is not None:
-            dilated = maximum_filter(mask.astype(np.uint8), 2 * (before.width // 10) + 1, mode="constant") > 0
+        if mask is not None and (around := surroundings(mask)).any():
             difference = np.abs(np.asarray(before, np.float32) - np.asarray(after, np.float32)).mean(-1)
-            if not dilated.all():
-                changes.append(float(difference[~dilated].mean()))
+            changes.append(float(difference[around].mean()))
     return changes
+
+
+def surroundings(mask: np.ndarray) -> np.ndarray:
+    """The pixels outside a mask [height, width] that is dilated by a tenth of its width, bool [height, width]."""
+    from scipy.ndimage import maximum_filter
+
+    return maximum_filter(mask.astype(np.uint8), 2 * (mask.shape[1] // 10) + 1, mode="constant") == 0
 
 
 # ---- sets -------------------------------------------------------------------------------------------------------

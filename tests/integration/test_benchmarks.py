@@ -18,7 +18,7 @@ import torch
 
 import benchmarks
 from benchmarks.common import records
-from benchmarks.quality import checks, concept, digests
+from benchmarks.quality import checks, concept, digests, preserve_summary
 from benchmarks.reports import checks_page
 from dsas_core.errors import DSASError
 from dsas_core.learning.prompts.prompt_set import PromptSet
@@ -35,11 +35,15 @@ HELPERS = {
     "benchmarks.builtin_models.picture_scenes",
     "benchmarks.builtin_models.trainer",
     "benchmarks.common.arms",
+    "benchmarks.common.attention_replacement",
     "benchmarks.common.builtin_metrics",
+    "benchmarks.common.edits",
     "benchmarks.common.processes",
     "benchmarks.common.records",
+    "benchmarks.common.region_metrics",
     "benchmarks.cost.model_shapes",
     "benchmarks.quality.checks_models",
+    "benchmarks.quality.preserve_summary",
     "benchmarks.real_text.arms",
     "benchmarks.real_text.behaviour",
     "benchmarks.real_text.cost_grid",
@@ -118,6 +122,52 @@ def test_the_command_of_a_concept_record_names_the_seeds_that_are_done(
     assert record["command"].endswith(
         " --seeds 2 --model builtin:emoji --size 17 --grid 8 --learning-steps 8 --sites default"
     )
+
+
+# ---- what preserve keeps ---------------------------------------------------------------------------------------------
+
+
+def _arm(name: str, shown: list[float], change: list[float], **more: list[float]) -> dict[str, list[Any]]:
+    figures = {"shown": shown, "change": change, "squared error": change, "intact": [1, 0, 1], "regions": [2, 2, 3]}
+    figures |= {"gradient": [0, 0, 0], "gradient before": [0, 0, 0], "passes": [2.0], "seconds": [2.1], **more}
+    points = {f"{figure}@{s}": [s * value for value in figures[figure]] for s in (0.5, 1.0) for figure in ("change",)}
+    points |= {"shown@0.5": [0.0] * len(shown), "shown@1.0": shown}
+    return {f"{name}|{figure}": values for figure, values in {**figures, **points}.items()}
+
+
+def test_figures_of_preserve_are_relative_to_asking_in_words() -> None:
+    masks = {"iou": [0.5, 0.7, 0.9], "iou grown": [0, 0, 0], "covered": [1, 1, 0.05], "area": [0.1, 0.1, 0.1]}
+    rest = {"control change": [0, 0, 3, 0], "control passes": [1.5], "unnamed shown": [1, 0, 0]}
+    rest |= {"unnamed change": [9, 0, 0.5], "unnamed covered": [1, 0, 0]}
+    raw = {
+        **_arm("in words", [1, 1, 0], [2, 2, 2]),
+        **_arm("kept", [1, 0, 0], [0, 0, 0.6], **masks, **rest),
+        "labels": [(0, "a"), (0, "b"), (1, "c")],
+        "control labels": [(0, "a"), (0, "b"), (1, "c"), (1, "d")],
+        "unnamed labels": [(0, "a"), (0, "b"), (1, "c")],
+        "base intact": [1, 1, 0],
+        "base regions": [2, 2, 2],
+        "unnamed shows": [True, True, False],
+        "units": [],
+    }
+    figures = preserve_summary.summarise(raw)
+    kept = figures["arms"]["kept"]
+    values = {name: figure["value"] for name, figure in kept.items() if "value" in figure}
+    assert values["effect"] == 0.5
+    assert values["change_outside"] == pytest.approx(0.2)
+    assert values["neighbours_kept"] == 0.5
+    assert values["more_things"] == pytest.approx(1 / 3, abs=1e-4)
+    assert values["seam"] != values["seam"], "nothing has an edge here"
+    assert kept["mask"]["missed"]["value"] == pytest.approx(1 / 3, abs=1e-4)
+    assert (kept["controls"]["identical"]["value"], kept["controls"]["mean_change_of_the_rest"]) == (0.75, 3.0)
+    assert kept["unnamed"]["found"]["value"] == 0.5
+    assert kept["unnamed"]["effect_of_the_named"]["value"] == pytest.approx(0.5 / (1 / 3))
+    assert kept["unnamed"]["others"]["mean_change"]["value"] == 0.5
+    # it reaches half of the effect: compared there, where rewriting changes half of its 2
+    equal = kept["at_equal_effect_with_words"]
+    assert (equal["lowered"], equal["gain"], equal["other_cost"]) == (True, 0.5, 1.0)
+    assert equal["cost"] == pytest.approx(0.2)
+    assert len(preserve_summary.format_lines(figures)) == 2
 
 
 # ---- digests ---------------------------------------------------------------------------------------------------------

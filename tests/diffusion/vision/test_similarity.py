@@ -14,7 +14,7 @@ from torch import nn
 from dsas_core import DSASError
 from dsas_core.errors import UnavailableError
 from dsas_diffusion.vision import similarity
-from dsas_diffusion.vision.similarity import identical, latent_change, lpips, ssim
+from dsas_diffusion.vision.similarity import change_outside, identical, latent_change, lpips, ssim, surroundings
 from tests.fixtures.vision_models import noise_pictures
 
 
@@ -93,6 +93,26 @@ def test_latent_change(dtype: torch.dtype) -> None:
     base = torch.randn(3, 4, 8, 8).to(dtype)
     steered = torch.stack([base[0], base[1] * 1.5, -base[2]])
     assert latent_change(base, steered) == pytest.approx([0, 0.5, 2], rel=1e-3)
+
+
+def test_surroundings_begin_a_tenth_of_the_width_away() -> None:
+    mask = np.zeros((40, 30), bool)
+    mask[20, 10] = True
+    inside = np.zeros_like(mask)
+    inside[17:24, 7:14] = True
+    assert np.array_equal(surroundings(mask), ~inside)
+    assert not surroundings(np.ones((4, 4), bool)).any()
+
+
+def test_changes_within_the_dilated_mask_do_not_count() -> None:
+    mask = np.zeros((40, 30), bool)
+    mask[20, 10] = True
+    near, far = np.zeros((2, 40, 30, 3), np.uint8)
+    near[17:24, 7:14] = 90
+    far[16, 7] = 90
+    before, *after = (Image.fromarray(pixels) for pixels in (np.zeros_like(near), near, far))
+    changes = change_outside([before] * 3, [*after, before], [mask, mask, np.ones_like(mask)])
+    assert changes == pytest.approx([0.0, 90 / (40 * 30 - 49)])
 
 
 def test_latent_change_from_nothing() -> None:
