@@ -45,8 +45,9 @@ CONTROL_ROWS = 8000
 FOLDS = 4
 #: share of controls that the seed threshold may let through, by the tail of held-out ones, and what counts as the tail
 TOUCHED, TAIL = 0.005, 0.05
-#: quantile of held-out sources that the seed threshold is kept away from
-USUAL = 0.05
+#: low quantile of held-out sources, and how far from the controls' tail to it the seed threshold is placed: near the
+#: tail, as things that no prompt named reach less
+USUAL, TOWARDS = 0.05, 0.25
 
 #: site -> means over the late steps, [pictures, patches, width]
 Grids = Mapping[Site, torch.Tensor]
@@ -194,7 +195,7 @@ def _place(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> MaskRule:
     top = np.sort(low)[-max(3, round(TAIL * len(low))) :]
     tail = top[0] + (top - top[0]).mean() * math.log(len(top) / len(low) / TOUCHED)  # an exponential tail
     usual = float(np.quantile(high, USUAL))
-    rule = replace(rule, seed=float(max(tail, (tail + usual) / 2, 0.0)))
+    rule = replace(rule, seed=float(max(tail, tail + TOWARDS * (usual - tail), 0.0)))
     seen = [rule.apply(logits) for logits in source]
     shown = [mask.mean() for mask in seen if mask.any()]
     return replace(
