@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageChops
+from scipy import ndimage
 
 import dsas_core
 import dsas_diffusion as dsas
@@ -47,16 +48,34 @@ from dsas_diffusion.generation import strips
 from dsas_diffusion.generation.compare import change
 from dsas_diffusion.generation.pictures import seeds_for
 from dsas_diffusion.generation.settings import settings_of
+from dsas_diffusion.steering.blending import compose
 from dsas_diffusion.vision import similarity
 from dsas_diffusion.vision.judges import judge_from
 
 CONCEPTS = ("banana-blur", "dog-grey", "vehicles-pixelated", "fruit-to-pear", "animals-blurred")
 SITES = {"text": None, "denoiser": "denoiser"}
-#: what is kept -> `preserve` of `generate`; JUDGED stands for the judge's masks
+#: `preserve` that stands for the judge's masks
 JUDGED = "judged"
-KEPT: dict[str, bool | str] = {"": False, ", latents kept": "latents", ", all kept": True, ", judge's mask": JUDGED}
-#: steering arm -> sites and `preserve`
-STEERED = {f"{sites}{suffix}": (sites, preserve) for sites in SITES for suffix, preserve in KEPT.items()}
+
+
+class Arm(NamedTuple):
+    """How one arm steers: sites of the concept, `preserve`, the gate, and strength."""
+
+    sites: str
+    preserve: bool | str = False
+    gate: str | None = None
+    strength: float = 1.0
+
+
+#: steering arms; of those with latents kept, all is kept in another, of the same pictures. Where the gate is on, the
+#: mask alone decides what is steered: also what no prompt names
+STEERED = {
+    **{sites: Arm(sites) for sites in SITES},
+    **{f"{sites}, latents kept": Arm(sites, "latents") for sites in SITES},
+    **{f"{sites}, judge's mask": Arm(sites, JUDGED) for sites in SITES},
+    "denoiser, where seen, latents kept": Arm("denoiser", "latents", "on", 0.5),
+}
+LATENTS_KEPT, ALL_KEPT = ", latents kept", ", all kept"
 #: strengths beside 1, on fewer prompts, for the change at equal effect
 STRENGTHS = (0.5, 1.5)
 #: prompts and noises of the sheets, and how much stronger they show differences
@@ -85,7 +104,7 @@ class Trial:
         self.pipe = dsas.load_pipeline(args.model)
         self.settings, self.edit = settings_of(self.pipe), Edit.of(content)
         self.judge: Any = judge_from(content.judges[0])
-        self.concepts = find_concepts(self.pipe, content, seed, args.learning_steps)
+        self.concepts = find_concepts(self.pipe, content, seed, args)
         draws = {(COUNT, seed), *((c.provenance["count"], c.provenance["seed"]) for c in self.concepts.values())}
         used = {prompt for drawn in draws for side in content.draw(*drawn).values() for prompt in side}
         self.cases = draw_cases(self.edit, used, seed, args.size)
@@ -130,8 +149,8 @@ class Trial:
 
     def draw_steered(self, arm: str, part: str, strength: float = 1.0, count: int | None = None) -> Drawn:
         """Draw the prompts of a part in a steering arm."""
-        sites, preserve = STEERED[arm]
-        with dsas.steer(self.pipe, {self.concepts[sites]: strength}) as steering:
+        sites, preserve, gate, share = STEERED[arm]
+        with dsas.steer(self.pipe, {self.concepts[sites]: strength * share}, gate=gate) as steering:
             if preserve != JUDGED:
                 return self.draw(part, partial(steering.generate, preserve=preserve), count)
             shape = self.base[part].pictures[0].size[::-1]
@@ -149,7 +168,7 @@ class Trial:
         """The pipeline with the negative prompt of the prompt file."""
         return self.pipe(prompts, negative_prompt=[self.negative] * len(prompts), **options)
 
-    def judge_beside(self, drawn: Drawn, has_masks: bool) -> Raw:
+    def judge_beside(self, drawn: Drawn, has_masks: bool, sites: str = "") -> Raw:
         """Raw lists for pictures of the thing beside something else, of those whose unsteered picture shows it."""
         usable = [i for i in self.usable if i < len(drawn.pictures)]
         listed = (
@@ -176,7 +195,9 @@ class Trial:
         }
         if has_masks:
             hot = [mask >= 0.5 for mask in masks]
-            raw["iou"] = [*map(region_metrics.overlap, hot, things)]
+            growth = self.concepts[sites].evidence["mask"]["growth"]
+            seen = [ndimage.distance_transform_edt(mask) > growth * mask.shape[1] for mask in hot]
+            raw["iou"] = [*map(region_metrics.overlap, seen, things)]  # as it is before it grows
             raw["iou grown"] = [*map(region_metrics.overlap, hot, around)]
             raw["covered"] = [*map(region_metrics.covered_share, hot, things)]
             raw["area"] = [float(mask.mean()) for mask in hot]
@@ -200,19 +221,24 @@ class Trial:
         return raw
 
 
-def find_concepts(pipe: Any, content: PromptSet, seed: int, steps: int) -> dict[str, dsas.Concept]:
-    """Concepts by sites: the one that ships, for the sites that it has, and others learned now."""
+def keep_all(drawn: Drawn, unsteered: Sequence[Image.Image]) -> Drawn:
+    """Pictures with latents kept, as they are with all kept: composed with the unsteered ones, which may be more."""
+    parts = zip(drawn.pictures, unsteered, drawn.masks, strict=False)
+    pictures = [compose(picture, base, mask) if mask.any() else base for picture, base, mask in parts]
+    return drawn._replace(pictures=pictures)
+
+
+def find_concepts(pipe: Any, content: PromptSet, seed: int, args: argparse.Namespace) -> dict[str, dsas.Concept]:
+    """Concepts by the sites that are asked for: the one that ships, for those that it has, and others learned now."""
     concepts = {}
     if content.name in {entry.name.removeprefix("builtin:") for entry in dsas_core.shipped()}:
         concept = dsas.Concept.from_pretrained(f"builtin:{content.name}")
         in_texts = any(site.root == "text_encoder" for site in concept.steered_sites)
         concepts["text" if in_texts else "denoiser"] = concept
-    learned = {
-        name: dsas.learn(pipe, content, sites=sites, seed=seed, steps=steps)
-        for name, sites in SITES.items()
-        if name not in concepts
-    }
-    return {name: {**concepts, **learned}[name] for name in SITES}
+    for name in args.sites:
+        if name not in concepts:
+            concepts[name] = dsas.learn(pipe, content, sites=SITES[name], seed=seed, steps=args.learning_steps)
+    return {name: concepts[name] for name in args.sites}
 
 
 @contextmanager
@@ -254,21 +280,28 @@ def run_seed(seed: int, args: argparse.Namespace) -> Raw:
         add(arm, figures)
         add_point(arm, 1.0, figures)
     add("negative prompt", trial.judge_rest(trial.draw("without", trial.call_with_negative), None, has_masks=False))
-    for arm, (_, preserve) in STEERED.items():
-        has_masks = preserve is True or preserve == "latents"
-        figures = trial.judge_beside(trial.draw_steered(arm, "beside"), has_masks)
-        add(arm, figures)
-        add_point(arm, 1.0, figures)
-        for strength in STRENGTHS:
-            drawn = trial.draw_steered(arm, "beside", strength, args.grid)
-            add_point(arm, strength, trial.judge_beside(drawn, has_masks))
-        if preserve != JUDGED:
-            without = trial.draw_steered(arm, "without")
-            unnamed = trial.draw_steered(arm, "unnamed")
-            add(arm, trial.judge_rest(without, unnamed, has_masks))
+    for arm, how in STEERED.items():
+        if how.sites not in trial.concepts:
+            continue
+        beside, *rest = (trial.draw_steered(arm, part) for part in ("beside", "without", "unnamed"))
+        points = {s: trial.draw_steered(arm, "beside", s, args.grid) for s in (() if how.gate else STRENGTHS)}
+        versions: dict[str, Callable[[Drawn, Sequence[Image.Image]], Drawn]] = {arm: lambda drawn, _: drawn}
+        if how.preserve == "latents":
+            versions[arm.replace(LATENTS_KEPT, ALL_KEPT)] = keep_all
+        before = {part: trial.base[part].pictures for part in trial.base}
+        for name, version in versions.items():
+            has_masks = how.preserve == "latents"
+            figures = trial.judge_beside(version(beside, before["beside"]), has_masks, how.sites)
+            add(name, figures)
+            add_point(name, 1.0, figures)
+            for strength, drawn in points.items():
+                add_point(name, strength, trial.judge_beside(version(drawn, before["beside"]), has_masks, how.sites))
+            if how.preserve != JUDGED:
+                without, unnamed = map(version, rest, (before["without"], before["unnamed"]))
+                add(name, trial.judge_rest(without, unnamed, has_masks))
     if seed == 0:
         args.sheets.mkdir(parents=True, exist_ok=True)
-        for sites in SITES:
+        for sites in trial.concepts:
             suffix = "" if sites == "text" else f"-{sites}"
             save_sheet(trial, sites, args.sheets / f"preserve-{args.concept}{suffix}.png")
     return raw
@@ -281,7 +314,7 @@ def save_sheet(trial: Trial, sites: str, path: Path) -> None:
         trial.seeds["beside"] = seeds_for(trial.cases["beside"], 10_000 + noise)
         base = trial.draw("beside", trial.pipe, SHEET_PROMPTS).pictures
         steered = trial.draw_steered(sites, "beside", count=SHEET_PROMPTS).pictures
-        kept = trial.draw_steered(f"{sites}, all kept", "beside", count=SHEET_PROMPTS)
+        kept = keep_all(trial.draw_steered(f"{sites}{LATENTS_KEPT}", "beside", count=SHEET_PROMPTS), base)
         for row, before, plain, after, mask in zip(rows, base, steered, kept.pictures, kept.masks, strict=True):
             difference = ImageChops.difference(before, after).point(lambda value: min(255, GAIN * value))
             row += [before, plain, after, difference, strips.overlay(before, mask)]
@@ -295,6 +328,7 @@ def main() -> None:
     parser.add_argument("--concepts", nargs="+", choices=CONCEPTS, default=CONCEPTS, metavar="NAME")
     parser.add_argument("--size", type=int, default=50, help="fresh prompts a part and seed")
     parser.add_argument("--grid", type=int, default=12, help="of them, prompts of each seed at other strengths than 1")
+    parser.add_argument("--sites", nargs="+", choices=SITES, default=[*SITES], metavar="NAME", help="text, denoiser")
     parser.add_argument("--learning-steps", type=int, default=8, help="denoising steps while learning")
     parser.add_argument("--sheets", type=Path, default=OUTPUTS, help="folder of pictures to look at")
     args = parser.parse_args()
@@ -305,7 +339,7 @@ def main() -> None:
         figures = {"seeds": args.seeds, **summarise(raw)}
         command = format_command(
             *("--concepts", name, "--seeds", args.seeds, "--model", args.model, "--size", args.size),
-            *("--grid", args.grid, "--learning-steps", args.learning_steps),
+            *("--grid", args.grid, "--sites", *args.sites, "--learning-steps", args.learning_steps),
         )
         update_record(args.out, name, {**figures, **provenance(began=began, command=command)})
         print(name, *format_lines(figures), sep="\n  ", flush=True)
