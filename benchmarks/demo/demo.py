@@ -1,8 +1,9 @@
 """`make demo`: blur bananas, and only bananas, from nothing to a picture.
 
-Learns the concept of prompts/banana-blur.yaml on the built-in model, draws the prompts of its evaluation in three arms
-(base, vanilla steering, DSAS), once with the default sites and, for the report, once with those of the denoiser alone,
-each in a process of its own; and writes outputs/demo: comparison.png, arms/, prompts.json, report.json.
+Learns the concept of prompts/banana-blur.yaml on the built-in model, draws the prompts of its evaluation in four arms
+(base, vanilla steering, DSAS, DSAS with the rest of the picture kept), once with the default sites and, for the report,
+once with those of the denoiser alone, each in a process of its own; and writes outputs/demo: comparison.png, arms/,
+prompts.json, report.json.
 """
 
 from __future__ import annotations
@@ -13,22 +14,32 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+
 import dsas_diffusion as dsas
+from benchmarks.common import builtin_metrics
 from benchmarks.common.arms import best_mask_site, draw, run_trial, summarise
 from benchmarks.common.builtin_metrics import StyleEdit
 from benchmarks.common.processes import single_thread_pool
 from benchmarks.common.records import OUTPUTS, PROMPTS, build_parser, provenance, write_record
 from dsas_core.learning.prompts.prompt_set import load_prompts
 from dsas_diffusion.builtin.judge import Judge
-from dsas_diffusion.generation.settings import settings_of
-from dsas_diffusion.generation.strips import grid, overlay
+from dsas_diffusion.generation import strips
+from dsas_diffusion.generation.pictures import seeds_for
+from dsas_diffusion.generation.settings import Settings, settings_of
+from dsas_diffusion.vision import similarity
 
 BANANAS = PROMPTS / "banana-blur.yaml"
 #: prompts a side and denoising steps while learning: less than benchmarks/quality/concept.py takes, to be done sooner
 COUNT, LEARNING_STEPS = 40, 8
 #: for the change at equal effect; benchmarks/quality/concept.py has a finer grid
 STRENGTHS = (0.5, 1.0)
-HEADINGS = {"base": "no steering", "vanilla": "always on", "dsas": "DSAS", "heat": "where it sees it"}
+#: how much stronger differences are shown
+GAIN = 4
+ARMS = {"base": "no steering", "vanilla": "always on", "dsas": "DSAS", "kept": "DSAS, rest kept"}
+OTHER_HEADINGS = (f"what changed × {GAIN}", "where it sees it")
 
 
 def learn_and_judge(
@@ -48,7 +59,25 @@ def learn_and_judge(
     validation = content.draw(COUNT, seed)["source"][-8:]
     site = best_mask_site(pipe, judge, concept, edit, validation, seed + 900, settings)
     raw, arms, heats = run_trial(pipe, judge, concept, edit, prompts, seed, settings, base, site, 4, STRENGTHS)
+    if is_default:
+        arms["kept"] = draw_kept(pipe, concept, prompts, seed, settings)
+        things = builtin_metrics.find_masks(judge, base["beside"], edit.thing)
+        changes = {arm: similarity.change_outside(base["beside"], arms[arm]["beside"], things) for arm in ARMS}
+        raw |= {f"{arm} outside": values for arm, values in changes.items()}
     return raw, arms, heats, concept.unit
+
+
+def draw_kept(
+    pipe: Any, concept: dsas.Concept, prompts: dict[str, list[str]], seed: int, settings: Settings
+) -> dict[str, list[Image.Image]]:
+    """Steered pictures that are the unsteered ones wherever the concept is not."""
+    options = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
+    kept = {}
+    with dsas.steer(pipe, {concept: 1.0}) as steering:
+        for i, (part, texts) in enumerate(prompts.items()):
+            noise = [torch.Generator().manual_seed(value) for value in seeds_for(texts, seed + i)]
+            kept[part] = steering.generate(texts, generator=noise, preserve=True, **options).images
+    return kept
 
 
 def main() -> None:
@@ -63,6 +92,7 @@ def main() -> None:
         jobs = [pool.submit(learn_and_judge, sites, prompts, args.out, args.seed) for sites in (None, "denoiser")]
         (raw, arms, heats, unit), (other, *_, other_unit) = (job.result() for job in jobs)
     report = summarise(raw) | {"unit": unit, "denoiser": summarise(other) | {"unit": other_unit}}
+    report["change_outside"] = {arm: float(np.mean(raw[f"{arm} outside"])) for arm in ARMS if arm != "base"}
     report |= {"seed": args.seed, **provenance(began=began)}
     _write(args.out, prompts, arms, heats, report)
     _print(report, args.out)
@@ -73,16 +103,17 @@ def _write(out: Path, prompts: dict[str, list[str]], arms: Any, heats: Any, repo
     rows, captions, listed = [], [], []
     for part, texts in prompts.items():
         for i, text in enumerate(texts):
-            pictures = [arms[arm][part][i] for arm in ("base", "vanilla", "dsas")]
-            for arm, picture in zip(("base", "vanilla", "dsas"), pictures, strict=True):
+            pictures = [arms[arm][part][i] for arm in ARMS]
+            for arm, picture in zip(ARMS, pictures, strict=True):
                 folder = out / "arms" / arm
                 folder.mkdir(parents=True, exist_ok=True)
                 picture.save(folder / f"{len(listed):03d}.png")
             listed.append({"number": len(listed), "part": part, "prompt": text})
             if i < (2 if part == "unnamed" else 3):
-                rows.append([*pictures, overlay(pictures[0], heats[part][i])])
+                changed = strips.difference(pictures[0], pictures[-1], GAIN)
+                rows.append([*pictures, changed, strips.overlay(pictures[0], heats[part][i])])
                 captions.append(text)
-    grid(rows, list(HEADINGS.values()), captions).save(out / "comparison.png")
+    strips.grid(rows, [*ARMS.values(), *OTHER_HEADINGS], captions).save(out / "comparison.png")
     (out / "prompts.json").write_text(json.dumps(listed, indent=2) + "\n")
     write_record(out / "report.json", report)
 
@@ -96,6 +127,9 @@ def _print(report: dict[str, Any], out: Path) -> None:
     print(f"\n{'':42}{'always on':>12}{'DSAS':>8}")
     for label, key in lines.items():
         print(f"{label:42}{report['vanilla'][key]:>12.2f}{report[key]:>8.2f}")
+    outside = report["change_outside"]
+    label = "change around the banana, of 255"
+    print(f"{label:42}{outside['vanilla']:>12.2f}{outside['dsas']:>8.2f}   with the rest kept: {outside['kept']:.2f}")
     print(f"\n{report['seconds']:.0f} s. Look at {out / 'comparison.png'}")
 
 

@@ -69,4 +69,19 @@ def draft(source: str, target: str, name: str | None = None) -> dict[str, Any]:
         "source": [template.replace("{}", source) for template in everyday()["pairs"]],
         "target": [template.replace("{}", target) for template in everyday()["pairs"]],
         "control": controls,
+        **unnamed_of(source),
     }
+
+
+def unnamed_of(source: str) -> dict[str, list[str]]:
+    """Templates of prompts that do not name a thing, under `source_unnamed`; nothing for a thing of no known kind.
+
+    Example:
+        >>> unnamed_of("ripe banana")["source_unnamed"][0], unnamed_of("quux")
+        ('a fruit {place}', {})
+    """
+    words = set(source.lower().split())
+    kind = next((kind for kind, things in everyday()["kinds"].items() if words & set(things)), None)
+    article = "an" if kind and kind[0] in "aeiou" else "a"
+    templates = [template.replace("a {} ", f"{article} {kind} ") for template in everyday()["unnamed"]]
+    return {"source_unnamed": templates} if kind else {}

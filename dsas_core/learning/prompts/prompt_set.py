@@ -9,6 +9,7 @@ placeholders:
 source: ["a banana {place}", "a banana and a {other} {place}"]
 target: ["a blurred banana {place}", "a blurred banana and a {other} {place}"]
 control: ["a {other} {place}", "a lemon {place}"]
+source_unnamed: ["a fruit {place}"]  # optional, of pictures: prompts that do not name the thing but may come to show it
 evaluation:                      # optional, free names: prompts kept out of learning
   alone: ["a banana in the snow"]
   unseen_source: ["a banana on the moon"]   # of another domain: what evaluation draws its prompts from
@@ -46,11 +47,16 @@ MINIMUM = 8
 #: control prompts drawn for each source prompt: what must not change is more varied than what must
 CONTROLS = 2
 SIDES = ("source", "target", "control")
+#: lists of templates beside those of the sides
+_OTHER = ("source_unnamed", "spans")
 #: source and target prompts to draw by default
 COUNT = 48
 #: characters that a file's templates may expand to (`templates.expansion_size`); the largest shipped file has 4 million
 MAX_EXPANDED = 10_000_000
-_KEYS = {"name", "description", "placeholders", "evaluation", "spans", "judge", "masks", "private", *SIDES}
+_KEYS = {
+    *("name", "description", "placeholders", "source_unnamed", "evaluation", "spans", "judge", "masks", "private"),
+    *SIDES,
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class PromptSet:
         control: templates of prompts that must stay untouched.
         description: one sentence.
         placeholders: values by name.
+        source_unnamed: templates of prompts that do not name the thing, but whose pictures may show it.
         evaluation: templates of prompts kept out of learning, by part.
         spans: templates of words of source texts that show the concept.
         judges: what decides whether an output shows the target, {kind: settings} each; evaluation reads them.
@@ -88,6 +95,7 @@ class PromptSet:
     control: tuple[str, ...]
     description: str = ""
     placeholders: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    source_unnamed: tuple[str, ...] = ()
     evaluation: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     spans: tuple[str, ...] = ()
     judges: tuple[Mapping[str, Any], ...] = ()
@@ -100,7 +108,9 @@ class PromptSet:
         if not is_name(self.name):
             raise PromptError(f"prompt file: name {self.name!r} must be letters, digits, '.', '_' and '-'")
         # counts multiply with every placeholder: check before expanding takes all memory
-        templates = itertools.chain(self.source, self.target, self.control, self.spans, *self.evaluation.values())
+        templates = itertools.chain(
+            *(getattr(self, side) for side in (*SIDES, *_OTHER)), *self.evaluation.values()
+        )
         sizes = [expansion_size(template, self.placeholders) for template in templates]
         if sum(size for _, size in sizes) > MAX_EXPANDED:
             raise PromptError(
@@ -118,8 +128,8 @@ class PromptSet:
             raise PromptError(f"{where}: source and target are identical, so there is nothing to learn")
 
     def expanded(self, side: str) -> list[str]:
-        """All prompts of a side, of a part of the evaluation, or all "spans"; duplicates removed."""
-        templates = getattr(self, side) if side in (*SIDES, "spans") else self.evaluation[side]
+        """All prompts of a side, of a part of the evaluation, all "source_unnamed" or "spans"; duplicates removed."""
+        templates = getattr(self, side) if side in (*SIDES, *_OTHER) else self.evaluation[side]
         return list(dict.fromkeys(p for template in templates for p in expand(template, self.placeholders)))
 
     def draw(self, count: int, seed: int = 0, avoid: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -198,6 +208,11 @@ class PromptSet:
         """Up to `count` prompts of a part of the evaluation, spread evenly over its templates; [] without the part."""
         return self._draw(self.evaluation.get(part, ()), count, seed, set())
 
+    def draw_unnamed(self, count: int, seed: int = 0) -> list[str]:
+        """Up to `count` prompts that do not name the thing, without those of `evaluation`; [] where there are none."""
+        avoided = {p for part in self.evaluation for p in self.expanded(part)}
+        return self._draw(self.source_unnamed, count, (seed, 3), avoided)
+
     def wordings(self, side: str) -> dict[str, str]:
         """The template of each prompt that `fresh` may draw for a side."""
         templates = self.evaluation.get(f"unseen_{side}") or getattr(self, side)
@@ -215,6 +230,7 @@ class PromptSet:
             "description": self.description,
             "placeholders": {name: list(values) for name, values in self.placeholders.items()},
             **{side: list(getattr(self, side)) for side in SIDES},
+            "source_unnamed": list(self.source_unnamed),
             "evaluation": {part: list(templates) for part, templates in self.evaluation.items()},
             "spans": list(self.spans),
             "judge": judges[0] if len(judges) == 1 else judges,
@@ -279,8 +295,8 @@ def _parse(content: Any, where: str, sha256: str = "") -> PromptSet:
     placeholders = _text_lists(content, "placeholders", "values", where)
     evaluation = _text_lists(content, "evaluation", "templates", where)
     sides = {side: _texts(content[side], f"{where}: {side}") for side in SIDES}
-    spans = _texts(content["spans"], f"{where}: spans") if content.get("spans") else ()
-    for part, templates in {**sides, **evaluation, "spans": spans}.items():
+    other = {key: _texts(content[key], f"{where}: {key}") for key in _OTHER if content.get(key)}
+    for part, templates in {**sides, **evaluation, **other}.items():
         for template in templates:
             undefined = sorted(placeholder_names(template) - set(placeholders))
             if undefined:
@@ -304,7 +320,7 @@ def _parse(content: Any, where: str, sha256: str = "") -> PromptSet:
         description=str(content.get("description") or ""),
         placeholders=placeholders,
         evaluation=evaluation,
-        spans=spans,
+        **other,
         judges=tuple(dict(settings) for settings in judges),
         masks=dict(masks),
         private=private,
