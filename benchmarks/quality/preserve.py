@@ -283,7 +283,8 @@ def run_seed(seed: int, args: argparse.Namespace) -> Raw:
     for arm, how in STEERED.items():
         if how.sites not in trial.concepts:
             continue
-        beside, *rest = (trial.draw_steered(arm, part) for part in ("beside", "without", "unnamed"))
+        parts = ("beside",) if how.preserve == JUDGED else ("beside", "without", "unnamed")
+        beside, *rest = (trial.draw_steered(arm, part) for part in parts)
         points = {s: trial.draw_steered(arm, "beside", s, args.grid) for s in (() if how.gate else STRENGTHS)}
         versions: dict[str, Callable[[Drawn, Sequence[Image.Image]], Drawn]] = {arm: lambda drawn, _: drawn}
         if how.preserve == "latents":
@@ -296,7 +297,7 @@ def run_seed(seed: int, args: argparse.Namespace) -> Raw:
             add_point(name, 1.0, figures)
             for strength, drawn in points.items():
                 add_point(name, strength, trial.judge_beside(version(drawn, before["beside"]), has_masks, how.sites))
-            if how.preserve != JUDGED:
+            if rest:
                 without, unnamed = map(version, rest, (before["without"], before["unnamed"]))
                 add(name, trial.judge_rest(without, unnamed, has_masks))
     if seed == 0:
@@ -341,7 +342,8 @@ def main() -> None:
             *("--concepts", name, "--seeds", args.seeds, "--model", args.model, "--size", args.size),
             *("--grid", args.grid, "--sites", *args.sites, "--learning-steps", args.learning_steps),
         )
-        update_record(args.out, name, {**figures, **provenance(began=began, command=command)})
+        entry = name if "text" in args.sites else f"{name}-denoiser"
+        update_record(args.out, entry, {**figures, **provenance(began=began, command=command)})
         print(name, *format_lines(figures), sep="\n  ", flush=True)
 
 
