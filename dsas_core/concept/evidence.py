@@ -102,6 +102,33 @@ def describe_reading(sites: Sequence[Mapping[str, Any]]) -> str:
     return f"{where} {count} (AUROC {low:.2f} to {high:.2f}); nothing is steered at these"
 
 
+def describe_mask(mask: Mapping[str, Any] | None) -> str:
+    """Where a concept's place in pictures is read, and how well, in a line; "" where it is not read.
+
+    Args:
+        mask: the concept's `evidence["mask"]`; None where there is none.
+
+    Raises:
+        KeyError: evidence that lacks an entry.
+
+    Example:
+        >>> found = {"sites": ["unet.up.1"], "missed": 0.04, "touched": 0.01, "covered": 0.12, "growth": 0.03}
+        >>> describe_mask(found)  # doctest: +NORMALIZE_WHITESPACE
+        'place in pictures read at unet.up.1: on held-out prompts it misses 4 % of source pictures and touches 1 % of
+        control pictures; the mask covers 12 % of a picture, and grows by 3 % of its width'
+    """
+    if mask is None:
+        return ""
+    missed, touched, covered, growth = (
+        f"{100 * mask[key]:.3g} %" for key in ("missed", "touched", "covered", "growth")
+    )
+    return (
+        f"place in pictures read at {' and '.join(mask['sites'])}: on held-out prompts it misses {missed} of source "
+        f"pictures and touches {touched} of control pictures; the mask covers {covered} of a picture, and grows by "
+        f"{growth} of its width"
+    )
+
+
 def describe_unit(unit: float, evidence: Mapping[str, Any] | None) -> str:
     """The unit of strength and how it was chosen, in one to three lines.
 

@@ -124,9 +124,7 @@ def _join(
         probe_site = probe_sites.get(site, site)
         probe_fits = site_fits if probe_site is None else fits[probe_site]
         weights = tuple(
-            0.0
-            if probe_site is None or site in read_sites or own.refused
-            else fit.evidence.weight
+            0.0 if probe_site is None or site in read_sites or own.refused else fit.evidence.weight
             for own, fit in zip(site_fits, probe_fits, strict=True)
         )
         reads = "" if probe_site in (site, None) else str(probe_site)
@@ -140,16 +138,13 @@ def _join(
     return interventions, evidence
 
 
-def _no_site_steers(
-    fits: Mapping[Site, Sequence[SiteFit]], evidence: Sequence[SiteEvidence]
-) -> DSASError:
+def _no_site_steers(fits: Mapping[Site, Sequence[SiteFit]], evidence: Sequence[SiteEvidence]) -> DSASError:
     """The error that says why no site steers."""
-    steered = {str(site): site_fits for site, site_fits in fits.items()}
-    refused = {site: fit.refused for site, site_fits in steered.items() for fit in site_fits if fit.refused}
+    refused = {str(site): fit.refused for site, site_fits in fits.items() for fit in site_fits if fit.refused}
     if refused:
         reason = ": ".join(list(refused.items())[-1])
         return DSASError(f"no site is left to steer: at {len(refused)} the gate was refused, as at {reason}")
-    best = max((item.balanced_accuracy for item in evidence if item.site in steered), default=0.0)
+    best = max((item.balanced_accuracy for item in evidence), default=0.0)
     return DSASError(
         f"no site tells source from control prompts (best cross-validated balanced accuracy {best:.2f}): add prompts, "
         "make controls differ from sources only in the concept, or choose other sites"

@@ -119,7 +119,7 @@ class Learner(ABC, Generic[Text]):
         sites = len(self.sites) + len(reads)
         with meter.phase("fitting"), progress_bar(sites, "fitting", self.show_progress) as bar:
             interventions, evidence = fit_sites(capture, recipe, bar.update, recapture, reads)
-            readers, reading = self._fit_readers()
+            readers, reading = self._fit_readers(recipe)
         more_evidence = {**self._more_evidence(recipe, evidence), **reading}
         all_evidence = {"sites": [asdict(item) for item in evidence], **more_evidence}
         concept = self._concept([*interventions, *readers], recipe, all_evidence)
@@ -182,7 +182,7 @@ class Learner(ABC, Generic[Text]):
         """Sites that are read for one gate of all sites, and not steered; none where each site has its own."""
         return ()
 
-    def _fit_readers(self) -> tuple[Sequence[Intervention], Mapping[str, Any]]:
+    def _fit_readers(self, recipe: Recipe) -> tuple[Sequence[Intervention], Mapping[str, Any]]:
         """Interventions that only read, for masks and heat-maps, and their evidence; none where there are no places."""
         return (), {}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.curve import columns_of, legend_of, trial_rows
-from dsas_core.concept.evidence import describe_cost, describe_range, describe_reading, describe_unit
+from dsas_core.concept.evidence import describe_cost, describe_mask, describe_range, describe_reading, describe_unit
 
 from .output import print_records
 
@@ -58,6 +58,7 @@ def describe_concept(concept: Concept, folder: Path) -> dict[str, Any]:
         "bytes": {path.name: path.stat().st_size for path in files},
         "unit_evidence": concept.evidence.get("unit"),
         "range_evidence": concept.evidence.get("range"),
+        "mask_evidence": concept.evidence.get("mask"),
         "cost": concept.evidence.get("cost"),
         "base": dict(concept.base),
         "provenance": dict(concept.provenance),
@@ -89,6 +90,8 @@ def report_evidence(document: dict[str, Any]) -> None:
     _report_trials(document)
     print(describe_unit(document["unit"], document["unit_evidence"]))
     print(describe_range(document["range"], document["range_evidence"]))
+    if document["mask_evidence"]:
+        print(describe_mask(document["mask_evidence"]))
     if document["cost"]:
         print(describe_cost(document["cost"]))
 

@@ -76,7 +76,8 @@ class PictureTrial(HeldOutTrial):
         rule = MaskRule.of(concept)
         if rule is None or not rule.localises:
             return concept
-        growth = measure_reach(self.adapter, concept, self.sources, self.seeds[: len(self.sources)], self.settings, self.batch)
+        seeds = self.seeds[: len(self.sources)]
+        growth = measure_reach(self.adapter, concept, self.sources, seeds, self.settings, self.batch)
         return replace(concept, evidence={**concept.evidence, "mask": rule_as_evidence(replace(rule, growth=growth))})
 
     def unit_evidence(self, summary: Mapping[str, Any]) -> dict[str, Any]:

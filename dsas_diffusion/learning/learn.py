@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
 
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.intervention import Intervention
@@ -37,7 +37,7 @@ from ..generation.settings import settings_of
 from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
 from ..steering.concept_masks import LateMeans, rule_as_evidence
-from ..vision.segmentation import Masks, masks_from
+from ..vision.segmentation import Masks
 from .held_out_trial import PictureTrial
 from .mask_fit import fit_mask, pool_patches
 from .supervision import masks_for, patch_labels
@@ -141,7 +141,7 @@ def learn(
 
 
 class _Unsteered(NamedTuple):
-    """What the unsteered model does on the prompts that are fitted on: activations at the steered sites, and the rest."""
+    """What the unsteered model does on the prompts to fit on: activations at the steered sites, and the rest."""
 
     captured: Captured
     extra: Extra
@@ -241,17 +241,18 @@ class PictureLearner(Learner[str]):
         return self._capture([site], f"capturing at {site}", learned, recipe)[0]
 
     def _position_labels(self, recipe: Recipe) -> LabelPositions:
+        return patch_labels(self._source_masks)
+
+    @cached_property
+    def _source_masks(self) -> list[np.ndarray | None]:
+        """Where the pictures of source prompts show the concept."""
         masks = masks_for(self.masks, self.content, self.text_sites)
-        return patch_labels(masks(self._source_pictures()))
+        return masks(decode(self.adapter, self._unsteered.latents["source"]))
 
-    def _source_pictures(self) -> list[Image.Image]:
-        return decode(self.adapter, self._unsteered.latents["source"])
-
-    def _fit_readers(self) -> tuple[list[Intervention], dict[str, Any]]:
-        masks = masks_from(self.content.masks) if self.masks is None and self.content.masks else self.masks
-        known = None if masks is None else masks(self._source_pictures())
-        grids = ({site: self._unsteered.extra[side][str(site)] for site in self.mask_sites} for side in MASK_SIDES)
-        fitted = fit_mask(*grids, len(self.edges) + 1, known)
+    def _fit_readers(self, recipe: Recipe) -> tuple[list[Intervention], dict[str, Any]]:
+        extra = self._unsteered.extra
+        source, control = ({site: extra[side][str(site)] for site in self.mask_sites} for side in MASK_SIDES)
+        fitted = fit_mask(source, control, len(self.edges) + 1, self._source_masks if recipe.supervised else None)
         return fitted.interventions, {"mask": rule_as_evidence(fitted.rule)}
 
     def fit(self, recipe: Recipe, drift: float) -> Concept:

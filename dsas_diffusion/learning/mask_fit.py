@@ -1,10 +1,10 @@
-"""Probes that see where a picture shows the concept, whatever the prompt calls it, and the rule that makes masks of them.
+"""Probes that see where a picture shows the concept, whatever the prompt calls it, and the rule of its masks.
 
 They read outputs of the denoiser's blocks, means over the late steps, in which the picture is seen. Nobody has to mark
 where pictures show the concept: source prompts say that it is there, control prompts that it is not.
 
-1. At each candidate site a probe is fitted in multiple-instance rounds: on the source patches that the probe of the round
-   before scores highest, against the patches of control pictures.
+1. At each candidate site a probe is fitted in multiple-instance rounds: on the source patches that the probe of the
+   round before scores highest, against the patches of control pictures.
 2. The site whose highest logits tell held-out source from control pictures by the largest margin labels the patches of
    source pictures: those of the regions around the highest logit. Given masks take the place of these labels.
 3. With labels a probe learns from patches beside the concept, too. The best site is fitted anew; where candidates of a
@@ -143,13 +143,16 @@ def _by_labels(sides: _Sides, labels: torch.Tensor) -> Callable[[torch.Tensor, t
 
     def fit(in_source: torch.Tensor, in_control: torch.Tensor) -> LinearProbe:
         source, cover = sides.source[in_source], covered[in_source]
-        beside = source[cover <= BESIDE]
-        return _fit(source[cover >= INSIDE], torch.cat([beside, _thinned(sides.control[in_control])]))
+        most = cover.amax(1, keepdim=True).clamp(BESIDE, INSIDE)  # a thing may be smaller than a patch
+        inside, beside = source[(cover >= most) & (cover > BESIDE)], source[cover <= BESIDE]
+        return _fit(inside, torch.cat([beside, _thinned(sides.control[in_control])]))
 
     return fit
 
 
 def _fit(positive: torch.Tensor, negative: torch.Tensor) -> LinearProbe:
+    if not len(positive):  # nothing is labelled: a probe that sees nothing
+        return LinearProbe(torch.zeros(negative.shape[-1]).double(), torch.tensor(-1.0).double())
     gate = methods.get("dsas", "gate")
     return gate.fit(positive.double(), negative.double(), rank="ridge", scaler="std")
 
@@ -217,7 +220,7 @@ def _grid_of(patches: torch.Tensor) -> tuple[int, int]:
 
 
 def pool_patches(x: torch.Tensor) -> torch.Tensor:
-    """Patches [pictures, patches, width], averaged down to `GRID` rows and columns at most, float16.
+    """Patches [pictures, patches, width], averaged down to `GRID` rows and columns at most, float16 if that holds them.
 
     Example:
         >>> pool_patches(torch.zeros(2, 32 * 32, 5)).shape
@@ -225,4 +228,6 @@ def pool_patches(x: torch.Tensor) -> torch.Tensor:
     """
     rows, columns = _grid_of(x)
     grid = x.transpose(1, 2).unflatten(2, (rows, columns))
-    return F.adaptive_avg_pool2d(grid, (min(rows, GRID), min(columns, GRID))).flatten(2).transpose(1, 2).half().cpu()
+    pooled = F.adaptive_avg_pool2d(grid, (min(rows, GRID), min(columns, GRID))).flatten(2).transpose(1, 2).cpu()
+    half = pooled.half()
+    return half if half.isfinite().all() else pooled

@@ -1,8 +1,8 @@
-"""How far a concept's change reaches beyond its thing: a blur is wider than what it blurs, another fruit has another shape.
+"""How far a concept's change reaches beyond its thing: a blur is wider, another fruit has another shape.
 
-Pictures of source prompts are drawn unsteered, with the mask that the concept's probes see, and steered. By the distance
-from the mask, the mean change of pixels falls from what it is inside to what it is everywhere, as steering the prompt
-moves all of the picture a little. The reach is where it has fallen by half.
+Pictures of source prompts are drawn unsteered, with the mask that the concept's probes see, and steered. By the
+distance from the mask, the mean change of pixels falls from what it is inside to what it is everywhere, as steering the
+prompt moves all of the picture a little. The reach is where it has fallen by half.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measure_reach(
     plain = replace(concept, evidence={**concept.evidence, "mask": rule_as_evidence(replace(rule, growth=0.0))})
     unsteered: list[Image.Image] = []
     masks: list[np.ndarray] = []
-    with BatchLayout(adapter) as layout, MaskReader(layout, [plain]) as reader:
+    with BatchLayout(adapter) as layout, MaskReader(layout, plain) as reader:
         for latents in latent_batches(adapter, prompts, seeds, settings, batch):
             pictures = decode(adapter, latents)
             unsteered += pictures
@@ -62,7 +62,8 @@ def measure_reach(
     with steer(adapter, {concept: 1.0}):
         for latents in latent_batches(adapter, prompts, seeds, settings, batch):
             steered += decode(adapter, latents)
-    return reach_of([np.asarray(p, float) - np.asarray(q, float) for p, q in zip(steered, unsteered, strict=True)], masks)
+    pairs = zip(steered, unsteered, strict=True)
+    return reach_of([np.asarray(after, float) - np.asarray(before, float) for after, before in pairs], masks)
 
 
 def reach_of(changes: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> float:

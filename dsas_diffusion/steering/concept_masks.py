@@ -1,15 +1,16 @@
 """Where pictures show concepts, read by the concepts' own probes while an unsteered pass draws them.
 
-Below timestep 500 a denoiser's activations show what is in the picture, whatever the prompt calls it. A concept has probes
-for that at one site or two (`dsas_diffusion.learning.mask_fit`). The mean of their logits, over those steps and sites, is
-above 0 where a patch shows the concept. Things that look alike pass 0 here and there, too, so only regions count whose
-highest logit is above a second threshold, placed between what held-out control and source pictures reach; that is
-thresholding with hysteresis (Canny, 1986). A region grows by how far the concept's change reaches beyond its thing.
+Below timestep 500 a denoiser's activations show what is in the picture, whatever the prompt calls it. A concept has
+probes for that at one site or two (`dsas_diffusion.learning.mask_fit`). The mean of their logits, over those steps and
+sites, is above 0 where a patch shows the concept. Things that look alike pass 0 here and there, too, so only regions
+count whose highest logit is above a second threshold, placed between what held-out control and source pictures reach;
+that is thresholding with hysteresis (Canny, 1986). A region grows by how far the concept's change reaches beyond its
+thing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -68,7 +69,7 @@ class MaskRule:
         given = concept.evidence.get("mask")
         if given is None:
             return None
-        known = {str(item.probe_site or item.site) for item in concept.interventions}
+        known = {str(item.site) for item in concept.interventions if item.read_only}
         try:
             rule = cls(**{**given, "sites": tuple(given["sites"])})
             numbers = (rule.seed, rule.growth, rule.covered)
@@ -159,36 +160,35 @@ class LateMeans:
 
 
 class MaskReader:
-    """Reads where pictures show some concepts, in the generation that runs in its `with` block.
+    """Reads where pictures show a concept, in the generation that runs in its `with` block.
 
     Args:
         layout: of the pipeline's batches, which is watched already.
-        concepts: whose probes read.
+        concept: whose probes read.
+
+    Raises:
+        ArtifactError: a rule of masks that this version cannot read.
 
     Attributes:
-        unlocalised: names of concepts that are no thing at some place, or have no probes for it.
+        localises: whether the concept is a thing at some place, and has probes for it; if not, nothing is read.
 
     Example:
         >>> from dsas_diffusion import load_pipeline
         >>> from dsas_diffusion.pipelines.adapter import adapt
         >>> adapter = adapt(load_pipeline("builtin:emoji", device="cpu"))
         >>> with BatchLayout(adapter) as layout:
-        ...     with MaskReader(layout, [Concept.from_pretrained("builtin:banana-blur")]) as reader:
+        ...     with MaskReader(layout, Concept.from_pretrained("builtin:banana-blur")) as reader:
         ...         images = adapter.pipe("a banana", num_inference_steps=4).images
-        >>> reader.masks(images[0].size, 1)[0].shape, reader.unlocalised
-        ((64, 64), [])
+        >>> reader.localises, reader.masks(images[0].size, 1)[0].shape
+        (True, (64, 64))
     """
 
-    def __init__(self, layout: BatchLayout, concepts: Sequence[Concept]) -> None:
-        rules = {concept.name: MaskRule.of(concept) for concept in concepts}
-        self.unlocalised = [name for name, rule in rules.items() if rule is None or not rule.localises]
-        self._rules = {name: rule for name, rule in rules.items() if rule is not None and rule.localises}
-        self._probes: dict[Site, dict[str, Probe]] = {}
-        for concept in concepts:
-            for item in concept.interventions if concept.name in self._rules else ():
-                site = item.probe_site or item.site
-                if str(site) in self._rules[concept.name].sites and item.read_only:
-                    self._probes.setdefault(site, {})[concept.name] = item.probes[0]
+    def __init__(self, layout: BatchLayout, concept: Concept) -> None:
+        self._rule = MaskRule.of(concept)
+        self.localises = self._rule is not None and self._rule.localises
+        read = self._rule.sites if self._rule is not None and self.localises else ()
+        readers = [item for item in concept.interventions if item.read_only and str(item.site) in read]
+        self._probes: dict[Site, Probe] = {item.site: item.probes[0] for item in readers}
         self._means = LateMeans(layout, self._probes, self._logits)
 
     def __enter__(self) -> Self:
@@ -200,30 +200,23 @@ class MaskReader:
         self._means.__exit__()
 
     def _logits(self, site: Site, x: torch.Tensor) -> torch.Tensor:
-        """Logits of every concept's probe at a site, float32 [pictures, patches, concepts]."""
-        return torch.cat([probe.map_tensors(lambda t: t.to(x)).logit(x) for probe in self._probes[site].values()], -1)
+        """Logits at a site, float32 [pictures, patches]."""
+        return self._probes[site].map_tensors(lambda tensor: tensor.to(x)).logit(x)[..., 0]
 
     def masks(self, size: tuple[int, int], pictures: int) -> list[np.ndarray]:
-        """Where each picture shows one of the concepts.
+        """Where each picture shows the concept.
 
         Args:
             size: (width, height) of the pictures.
             pictures: how many were drawn.
 
         Returns:
-            float32 [height, width] in [0, 1], one for each picture; all 0 where nothing is seen.
+            float32 [height, width], 0 or 1, one for each picture; all 0 where nothing is seen.
         """
-        read = self._means.take()
-        by_concept: dict[str, list[torch.Tensor]] = {}
-        for site, logits in read.items():
-            for name, own in zip(self._probes[site], logits.unbind(-1), strict=True):
-                by_concept.setdefault(name, []).append(on_picture(own, size))
-        masks = [np.zeros(size[::-1], np.float32) for _ in range(pictures)]
-        for name, maps in by_concept.items():
-            logits = torch.stack(maps).mean(0).cpu().numpy()
-            for mask, own in zip(masks, logits, strict=True):
-                np.maximum(mask, self._rules[name].apply(own), out=mask)
-        return masks
+        maps = [on_picture(logits, size) for logits in self._means.take().values()]
+        if self._rule is None or not maps:
+            return [np.zeros(size[::-1], np.float32) for _ in range(pictures)]
+        return [self._rule.apply(logits) for logits in torch.stack(maps).mean(0).cpu().numpy()]
 
 
 def on_picture(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -75,17 +75,16 @@ def generate_preserving(
     latents_only = isinstance(preserve, str) and preserve == "latents"
     given = None if preserve is True or latents_only else read_masks(preserve)
     passes = _Passes(layout.adapter, args, kwargs, composed=not latents_only)
-    readers = {} if given is not None else {concept.name: MaskReader(layout, [concept]) for concept in concepts}
-    blind = {name: steering.strengths.values_of(name).any() for name, reader in readers.items() if reader.unlocalised}
-    if _warn_unlocalised([name for name, steers in blind.items() if steers]):
-        return Generation(passes.draw())
+    readers = {} if given is not None else {concept.name: MaskReader(layout, concept) for concept in concepts}
     with ExitStack() as reading:
         _attach(readers.values(), reading)
         wanted = reading.enter_context(steering.muted())
         unsteered = passes.draw(passes.record)
-    _check_unsteered(layout, concepts)
-    if _warn_unlocalised([name for name, reader in readers.items() if wanted[name] and reader.unlocalised]):
+    # known only now: a callback may have moved a strength that was 0
+    if blind := [name for name, reader in readers.items() if wanted[name] and not reader.localises]:
+        _warn_unlocalised(blind)
         return Generation(passes.draw_again(), unsteered)
+    _check_unsteered(layout, concepts)
     count, size = len(unsteered), passes.size(unsteered)
     prompts = [picture // max(1, layout.request.images_per_prompt) for picture in range(count)]
     masks = [np.zeros(size[::-1], np.float32) for _ in prompts]
@@ -280,15 +279,13 @@ def _check_unsteered(layout: BatchLayout, concepts: Sequence[Concept]) -> None:
         )
 
 
-def _warn_unlocalised(names: Sequence[str]) -> bool:
-    """Warn of concepts that have no place in the picture, if any."""
-    if names:
-        warnings.warn(
-            f"{', '.join(names)}: probes see no place of it in the picture (they read texts alone, or see most of the "
-            "picture), so that nothing is preserved; give a mask, preserve=mask",
-            stacklevel=4,
-        )
-    return bool(names)
+def _warn_unlocalised(names: Sequence[str]) -> None:
+    """Warn of concepts that have no place in the picture."""
+    warnings.warn(
+        f"{', '.join(names)}: no probes that see it at some place of the picture (none were learned, or they see it in "
+        "most of the picture, or in few pictures), so that nothing is preserved; give a mask, preserve=mask",
+        stacklevel=4,
+    )
 
 
 def _no_callback(adapter: PipelineAdapter, why: str) -> str:

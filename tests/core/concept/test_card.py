@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from dsas_core import Concept, Site
 from dsas_core.concept.card import render_card
 from dsas_core.concept.samples import Samples
+from dsas_core.errors import ArtifactError
 from tests.fixtures.concepts import random_concept
 
 EVIDENCE: dict[str, Any] = {
@@ -64,6 +68,34 @@ def test_it_tells_nothing_that_the_concept_does_not() -> None:
     assert "from dsas_core import llm" in bare
     for absent in ("base_model", "pipeline_tag", "learned on", "SHA-256", "control prompts", "strip.webp", "unet UNet"):
         assert absent not in bare
+
+
+MASK = {
+    "sites": ["unet.up.0", "unet.up.1"],
+    "missed": 0.05,
+    "touched": 0.0,
+    "covered": 0.125,
+    "growth": 0.03,
+    "seed": 4.0,
+}
+
+
+def test_it_tells_where_the_place_in_pictures_is_read() -> None:
+    for evidence in (EVIDENCE, {}):
+        assert "place in pictures" not in render_card(concept(evidence=evidence)).lower()
+        told = render_card(concept(evidence={**evidence, "mask": MASK}))
+        assert "\n\nPlace in pictures read at unet.up.0 and unet.up.1: on held-out prompts it misses 5 % of" in told
+        assert "touches 0 % of control pictures; the mask covers 12.5 % of a picture, and grows by 3 % of" in told
+
+
+@pytest.mark.parametrize("damaged", [{}, {**MASK, "missed": "few"}, {**MASK, "sites": [1]}, [MASK], "unet.up"])
+def test_a_mask_that_no_card_can_show_is_refused(damaged: Any, tmp_path: Path) -> None:
+    folder = concept().save_pretrained(tmp_path / "it")
+    config = json.loads((folder / "config.json").read_text())
+    config["evidence"]["mask"] = damaged
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="damaged"):
+        Concept.from_pretrained(folder)
 
 
 def test_many_rows_are_folded_up_and_equal_ones_told_once() -> None:

@@ -112,7 +112,7 @@ def test_the_card_shows_gates_and_curve() -> None:
 
 def test_the_terminal_shows_gates_and_curve(capsys: pytest.CaptureFixture[str]) -> None:
     document = {"sites": [*EARLY, STEERED], "edges": [], "unit": 1.0, "unit_evidence": evidence(*TRIALS)}
-    report_evidence({**document, "range": None, "range_evidence": None, "cost": None})
+    report_evidence({**document, "range": None, "range_evidence": None, "mask_evidence": None, "cost": None})
     text = capsys.readouterr().out
     for expected in (
         "misses",
@@ -134,7 +134,7 @@ def test_what_was_learned_before_shows_as_before(capsys: pytest.CaptureFixture[s
     site = {"site": "unet.mid", "bin": 0, "weight": 1.0, "balanced_accuracy": 0.9, "auroc": 0.9, "missed": None}
     unit = {"trials": [{"unit": 1.0, "effect": 1.0, "drift": 0.2}], "drift_limit": 0.1, "reached": True}
     document = {"sites": [site], "edges": [], "unit": 1.0, "unit_evidence": {**unit, "eyes_accuracy": 0.9}}
-    report_evidence({**document, "range": None, "range_evidence": None, "cost": None})
+    report_evidence({**document, "range": None, "range_evidence": None, "mask_evidence": None, "cost": None})
     text = capsys.readouterr().out
     assert "drift" in text
     for absent in ("misses", "touches", "reads", "unlikely", "repeats", "another domain"):

@@ -152,16 +152,6 @@ def test_evidence_tells_what_calibration_did() -> None:
     assert found.control_fired < found.control_fired_before == loose.control_fired
 
 
-def test_watched_sites_only_read_and_do_not_make_a_concept_alone() -> None:
-    watched = Site("unet.other")
-    capture, more = captured(), captured(site=watched)
-    capture.rows |= more.rows
-    interventions, _ = fit_sites(capture, Recipe(form="pooled"), heatmap_sites=[watched])
-    assert {item.site: item.read_only for item in interventions} == {SITE: False, watched: True}
-    with pytest.raises(DSASError, match="no site tells source from control"):
-        fit_sites(more, Recipe(form="pooled"), heatmap_sites=[watched])
-
-
 def test_a_concept_that_only_watches_steers_nothing() -> None:
     concept = Concept("watcher", tuple(item.as_read_only() for item in fit_sites(captured(), Recipe(form="pooled"))[0]))
     assert Steering({concept: 1.0}).sites == []

@@ -47,9 +47,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def noted(adapter: PipelineAdapter, texts: list[str], *settings: Any) -> Any:
         found.extend(texts)
-        return pictures.latent_batches(adapter, texts, *settings)
+        return pictures.latents_of(adapter, texts, *settings)
 
-    monkeypatch.setitem(Lesson._capture.__globals__, "latent_batches", noted)
+    monkeypatch.setitem(Lesson._capture.__globals__, "latents_of", noted)
     return found
 
 

@@ -48,7 +48,10 @@ def test_a_concept_knows_where_it_comes_from(learned: Concept, tiny_pipe: Any) -
     assert learned.provenance["prompts"]["source"] == PROMPTS["source"]
     assert learned.provenance["settings"] == {"steps": 2, "guidance": 7.5, "scheduler": None, "size": None}
     measured = {item["site"] for item in learned.evidence["sites"]}
-    assert {str(site) for site in learned.sites} <= measured
+    assert {str(site) for site in learned.steered_sites} <= measured
+    assert {str(item.site) for item in learned.interventions if item.read_only} == set(
+        learned.evidence["mask"]["sites"]
+    )
     tried = [trial["unit"] for trial in learned.evidence["unit"]["trials"]]
     assert 0 < len(tried) <= TRIALS
     assert tried == sorted(set(tried) & set(UNITS))
@@ -124,10 +127,10 @@ def test_a_bin_that_no_step_comes_to_is_told_after_the_first_batch(
 
     def noted(adapter: PipelineAdapter, texts: list[str], *settings: Any) -> Any:
         drawn.extend(texts)
-        return pictures.latent_batches(adapter, texts, *settings)
+        return pictures.latents_of(adapter, texts, *settings)
 
-    monkeypatch.setitem(Lesson._capture.__globals__, "latent_batches", noted)
-    settings = {"count": 8, "steps": 1, "batch": 4, "store": tmp_path if stored else None}
+    monkeypatch.setitem(Lesson._capture.__globals__, "latents_of", noted)
+    settings = {"count": 8, "steps": 1, "batch": 4, "sites": "denoiser", "store": tmp_path if stored else None}
     with pytest.raises(DSASError, match=r"none of 1 steps comes to timesteps 0 to 500, .*use more steps.*--edges none"):
         learn(tiny_pipe, PROMPTS, **settings)
     assert len(drawn) == 4
@@ -193,7 +196,9 @@ def test_clouds_of_single_positions_are_kept_where_asked(tiny_pipe: Any) -> None
     settings = {**QUICK, "sites": ["text", "cross"], "edges": (500,)}
     concept = learn(tiny_pipe, PROMPTS, recipe={"cloud": 2}, **settings)
     for item in concept.interventions:
-        assert len(item.clouds) == len(item.maps) == 2
+        assert len(item.maps) == 2
+        assert len(item.clouds) == (0 if item.read_only else 2)
+    for item in [item for item in concept.interventions if not item.read_only]:
         assert len({cloud.axes.shape for cloud in item.clouds}) == 1
         assert 1 <= len(item.clouds[0].axes) <= 2
     plain = learn(tiny_pipe, PROMPTS, **settings)
@@ -210,13 +215,13 @@ def test_concepts_of_one_lesson_are_drawn_once(
 ) -> None:
     """Every method from one pass over the prompts; the first is what it would be if it had been learned alone."""
     drawn: list[str] = []
-    draw = pictures.latent_batches
+    draw = pictures.latents_of
 
     def noted(adapter: PipelineAdapter, texts: list[str], *settings: Any) -> Any:
         drawn.extend(texts)
         return draw(adapter, texts, *settings)
 
-    monkeypatch.setitem(Lesson._capture.__globals__, "latent_batches", noted)
+    monkeypatch.setitem(Lesson._capture.__globals__, "latents_of", noted)
     lesson = Lesson(tiny_pipe, PROMPTS, **QUICK, seed=3)
     assert not drawn
     assert lesson.learn() == learned

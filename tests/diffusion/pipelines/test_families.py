@@ -90,7 +90,7 @@ def test_what_is_not_loaded_is_no_obstacle_to_steering_but_to_drawing_from_promp
         with pytest.raises(DSASError, match=f"the pipeline's {part} is not loaded, and drawing from prompts takes it"):
             wants()
     if part == "text_encoder":
-        with pytest.raises(DSASError, match=r"no sites of the role 'text': it has cross, self, block$"):
+        with pytest.raises(DSASError, match=r"no sites of the role 'text': it has cross, self, block, decoder$"):
             find_sites(ddim_pipe)
         with pytest.raises(DSASError, match="no text encoder, whose tokens are asked for"):
             check_prompt(adapt(ddim_pipe), "a dog")

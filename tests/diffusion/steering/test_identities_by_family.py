@@ -491,7 +491,9 @@ def test_learning(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     alike = {"site_weight": "none"}  # a random denoiser may show little of what its prompts differ in
     concept = learn(pipe, PROMPTS, sites="denoiser", count=8, steps=2, size=SIZE, edges=(), batch=4, recipe=alike)
     assert concept.provenance["settings"]["size"] == SIZE
-    assert {item.site for item in concept.interventions} <= set(find_sites(pipe, "denoiser"))
+    assert set(concept.steered_sites) <= set(find_sites(pipe, "denoiser"))
+    readers = {str(item.site) for item in concept.interventions if item.read_only}
+    assert readers == set(concept.evidence["mask"]["sites"]) <= set(map(str, adapt(pipe).find_mask_sites()))
     assert {item.site.stream for item in concept.interventions} == ({"image"} if "image" in ROLES[family] else {""})
     again = Concept.from_pretrained(concept.save_pretrained(tmp_path / "concept"))
     assert again == concept

@@ -18,7 +18,7 @@ from dsas_core.errors import UnsupportedError
 from dsas_diffusion import DSASCallback, load_pipeline, steer
 from dsas_diffusion.steering import preserve as passes
 from dsas_diffusion.steering.blending import count_bytes, feather_width, latents_mask, read_masks
-from dsas_diffusion.steering.concept_masks import MaskReader
+from dsas_diffusion.steering.concept_masks import MaskReader, MaskRule, rule_as_evidence
 from dsas_diffusion.steering.preserve import Generation
 from tests.diffusion.pipelines.test_other_pipelines import MASK, PICTURE, other, sized
 from tests.diffusion.steering.test_compile import compile_denoiser
@@ -40,6 +40,13 @@ def concept_in(family: str) -> Concept:
     return concept_of(family, "image" if "image" in ROLES[family] else "cross").with_unit(4.0)
 
 
+def with_reader(concept: Concept) -> Concept:
+    """The concept with a rule for masks, and the probe of its last site to read by."""
+    reader = concept.interventions[-1].as_read_only()
+    rule = rule_as_evidence(MaskRule((str(reader.site),), seed=0.0))
+    return replace(concept, interventions=(*concept.interventions, reader), evidence={"mask": rule})
+
+
 def pixels(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture, np.int16)
 
@@ -57,9 +64,9 @@ class Seeing:
     """A reader of masks that sees every concept in the left half of the pictures that it is told, or of all."""
 
     pictures: tuple[int, ...] | None = None
-    unlocalised: tuple[str, ...] = ()
+    localises = True
 
-    def __init__(self, layout: Any, concepts: Any) -> None: ...
+    def __init__(self, layout: Any, concept: Any) -> None: ...
 
     def __enter__(self) -> Seeing:
         return self
@@ -320,18 +327,18 @@ def test_without_preserve_it_is_the_pipeline() -> None:
     assert equal(positional.images, preserved.images) == [True]
 
 
-@pytest.mark.parametrize("known", ["before", "after"])
-def test_what_has_no_place_in_the_picture_is_named(known: str, seeing: type[Seeing]) -> None:
-    """And the picture is that without preserve."""
-    pipe, concept = pipe_of("sd"), concept_in("sd")
-    if known == "before":
-        seeing.unlocalised = (concept.name,)
-    else:
-        seeing.__exit__ = lambda self, *_: setattr(self, "unlocalised", (concept.name,))  # type: ignore[method-assign]
-    with steer(pipe, {concept: 1.0}) as steering:
-        expected = steering.generate(**asked("sd")).images
-        with pytest.warns(UserWarning, match=rf"{concept.name}: probes see no place of it.*preserve=mask"):
-            made = steering.generate(**asked("sd"), preserve=True)
+@pytest.mark.parametrize("moved", [False, True], ids=["given", "moved by a callback"])
+def test_what_has_no_place_in_the_picture_is_named(moved: bool, seeing: type[Seeing]) -> None:
+    """And the picture is that without preserve; where nothing steers, nobody is told."""
+    pipe, concept, options = pipe_of("sd"), concept_in("sd"), {}
+    seeing.localises = False
+    with steer(pipe, {concept: 0.0 if moved else 1.0}) as steering:
+        if moved:
+            callback = DSASCallback(steering, {concept.name: {0: 0.0, 1: 1.0}})
+            options = {"callback_on_step_end": callback}
+        expected = steering.generate(**asked("sd", **options)).images
+        with pytest.warns(UserWarning, match=rf"{concept.name}: no probes that see it at some place.*preserve=mask"):
+            made = steering.generate(**asked("sd", **options), preserve=True)
         steering.strengths[concept.name] = 0.0
         unsteered = steering.generate(**asked("sd"), preserve=True)
     assert equal(made.images, expected) == [True]
@@ -341,7 +348,7 @@ def test_what_has_no_place_in_the_picture_is_named(known: str, seeing: type[Seei
 
 def test_a_concept_of_texts_alone_has_no_place() -> None:
     pipe, concept = pipe_of("sd"), concept_of("sd", "text")
-    with steer(pipe, {concept: 1.0}) as steering, pytest.warns(UserWarning, match="read texts alone"):
+    with steer(pipe, {concept: 1.0}) as steering, pytest.warns(UserWarning, match="none were learned"):
         steering.generate(**asked("sd"), preserve=True)
 
 
@@ -349,9 +356,11 @@ def test_a_reader_leaves_the_texts_to_the_steering() -> None:
     """Also where prompts and negative prompts are the same, and are told apart by which comes first."""
     pipe, texts = pipe_of("sd"), concept_of("sd", "text")
     seen = [item.as_read_only() for item in concept_of("sd", "cross").interventions]
-    concept = replace(texts, interventions=(*texts.interventions, *seen), edges=(), base={})
-    with steer(pipe, {concept: 1.0}) as steering, MaskReader(steering._layout, [concept]), steering.muted() as wanted:
-        steering.generate(**asked("sd", negative_prompt=BANANA))
+    concept = with_reader(replace(texts, interventions=(*texts.interventions, *seen), edges=(), base={}))
+    with steer(pipe, {concept: 1.0}) as steering, steering.muted() as wanted:
+        with MaskReader(steering._layout, concept) as reader:
+            steering.generate(**asked("sd", negative_prompt=BANANA))
+        assert reader.localises
     assert wanted == {concept.name: {0}}
 
 
@@ -450,7 +459,7 @@ def test_ended_and_muted_steering() -> None:
 
 @pytest.mark.usefixtures("fresh_graphs")
 def test_a_compiled_denoiser_takes_a_mask(tmp_path: Any) -> None:
-    pipe, concept = models.build("sd", tmp_path), concept_in("sd")
+    pipe, concept = models.build("sd", tmp_path), with_reader(concept_in("sd"))
     with steer(pipe, {concept: 1.0}) as steering:
         eager = steering.generate(**asked("sd"), preserve=left())
         compile_denoiser(pipe)
