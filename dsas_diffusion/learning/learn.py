@@ -24,7 +24,7 @@ from dsas_core.learning.capture import Capture, LabelPositions
 from dsas_core.learning.capture_store import Captured, CaptureStore
 from dsas_core.learning.learner import Learner
 from dsas_core.learning.prompts.kept import hash_prompt
-from dsas_core.learning.prompts.prompt_set import COUNT, PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_set import CONTROLS, COUNT, PromptSet, load_prompts
 from dsas_core.learning.recipe import TEXT_FORMS, Recipe, recipe_of
 from dsas_core.model.hooks import visit
 from dsas_core.model.sites import Roots, Site
@@ -32,15 +32,15 @@ from dsas_core.steering.steering import Steering
 from dsas_core.utils.processes import process_share
 from dsas_core.utils.progress import progress_bar
 
-from ..generation.pictures import decode, latents_of, model_key, seeds_for
+from ..generation.pictures import decode, latent_batches, latents_of, model_key, seeds_for
 from ..generation.settings import settings_of
 from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
 from ..steering.concept_masks import LateMeans, rule_as_evidence
 from ..vision.segmentation import Masks
 from .held_out_trial import PictureTrial
-from .mask_fit import fit_mask, pool_patches
-from .supervision import masks_for, patch_labels
+from .mask_fit import Unnamed, fit_mask, pool_patches
+from .supervision import find_marked, masks_for, patch_labels
 
 #: name of the final latents among what is kept of a side beside activations at the steered sites
 LATENTS = "latents"
@@ -92,9 +92,11 @@ def learn(
         size: side of a picture in pixels; None for what suits the model.
         drift: share of control prompts whose picture may change while the unit is chosen.
         batch: prompts per generation.
-        masks: supervision by positions: pictures of source prompts -> where each shows the concept, bool [height,
-            width] or None (`dsas_diffusion.vision.segmentation`); None for the segmentation model of the prompt file,
-            if the recipe asks for this supervision. Causal learning uses the masks of the unsteered pictures, too.
+        masks: pictures -> where each shows the concept, bool [height, width] or None
+            (`dsas_diffusion.vision.segmentation`), for the probes that see where it is, also in pictures of the file's
+            `source_unnamed`; where gates read patches, these are supervised by positions, too. None for finding out,
+            or for the segmentation model of the prompt file, if the recipe asks for this supervision. Causal learning
+            uses the masks of the unsteered pictures, too.
         store: a folder for the captured activations, a file for each batch of prompts, where memory would not hold
             them: of every site, about 32 positions of each picture and step. An interrupted run continues from there,
             and processes that `accelerate launch` started share the batches. It holds hashes of the prompts where the
@@ -211,6 +213,7 @@ class PictureLearner(Learner[str]):
         self.text_sites = [site for site in steered if site.root != family.denoiser]
         #: candidates for the probes that see where a picture shows the concept
         self.mask_sites = self.adapter.find_mask_sites()
+        self.unnamed = content.draw_unnamed(CONTROLS * count, seed)
         self.settings = settings_of(self.adapter, steps, guidance, size)
         self.positions, self.batch, self.masks, self.store = positions, batch, masks, store
         super().__init__(
@@ -227,7 +230,7 @@ class PictureLearner(Learner[str]):
         )
 
     def _recipe(self, given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
-        supervision = {} if self.masks is None else {"supervision": "positions"}
+        supervision = {} if self.masks is None or self.text_sites else {"supervision": "positions"}
         recipe = recipe_of(given, **supervision, **fields)
         for name, choice in (("gate form", recipe.form), ("pooling", recipe.pooling)):
             if choice in (*TEXT_FORMS, "leading"):
@@ -241,19 +244,40 @@ class PictureLearner(Learner[str]):
         return self._capture([site], f"capturing at {site}", learned, recipe)[0]
 
     def _position_labels(self, recipe: Recipe) -> LabelPositions:
+        masks_for(self.masks, self.content, self.text_sites)  # raises where gates read words
         return patch_labels(self._source_masks)
+
+    @cached_property
+    def _find_masks(self) -> Masks:
+        return masks_for(self.masks, self.content)
 
     @cached_property
     def _source_masks(self) -> list[np.ndarray | None]:
         """Where the pictures of source prompts show the concept."""
-        masks = masks_for(self.masks, self.content, self.text_sites)
-        return masks(decode(self.adapter, self._unsteered.latents["source"]))
+        return find_marked(self._find_masks, decode(self.adapter, self._unsteered.latents["source"]))
 
     def _fit_readers(self, recipe: Recipe) -> tuple[list[Intervention], dict[str, Any]]:
         extra = self._unsteered.extra
         source, control = ({site: extra[side][str(site)] for site in self.mask_sites} for side in MASK_SIDES)
-        fitted = fit_mask(source, control, len(self.edges) + 1, self._source_masks if recipe.supervised else None)
-        return fitted.interventions, {"mask": rule_as_evidence(fitted.rule)}
+        masks = self._source_masks if recipe.supervised or self.masks is not None else None
+        unnamed = self._draw_unnamed() if masks is not None and self.unnamed else None
+        fitted = fit_mask(source, control, len(self.edges) + 1, masks, unnamed)
+        evidence: dict[str, Any] = {"mask": rule_as_evidence(fitted.rule)}
+        return fitted.interventions, {**evidence, **({"unnamed": fitted.unnamed} if fitted.unnamed else {})}
+
+    def _draw_unnamed(self) -> Unnamed:
+        """Pictures of prompts that do not name the thing, and where they show it."""
+        seeds = seeds_for(self.unnamed, self.seed + 3)
+        grids: list[dict[Site, torch.Tensor]] = []
+        masks: list[np.ndarray | None] = []
+        with (
+            BatchLayout(self.adapter, positions=self.positions) as layout,
+            LateMeans(layout, self.mask_sites, lambda site, x: pool_patches(x)) as means,
+        ):
+            for latents in latent_batches(self.adapter, self.unnamed, seeds, self.settings, self.batch):
+                grids.append(means.take())
+                masks += self._find_masks(decode(self.adapter, latents))
+        return Unnamed({site: torch.cat([part[site] for part in grids]) for site in self.mask_sites}, masks)
 
     def fit(self, recipe: Recipe, drift: float) -> Concept:
         concept = super().fit(recipe, drift)

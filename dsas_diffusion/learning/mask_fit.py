@@ -59,6 +59,10 @@ class _Sides(NamedTuple):
     source: torch.Tensor
     control: torch.Tensor
 
+    def joined(self, more: torch.Tensor, shows: torch.Tensor) -> _Sides:
+        """With more pictures, of which those count as source that show the concept."""
+        return _Sides(torch.cat([self.source, more[shows]]), torch.cat([self.control, more[~shows]]))
+
     def logits(self, fit: Callable[[torch.Tensor, torch.Tensor], LinearProbe]) -> tuple[np.ndarray, np.ndarray]:
         """Logits [pictures, side, side] of both, of each picture by a probe that was fitted without it.
 
@@ -81,13 +85,30 @@ class MaskFit(NamedTuple):
     Args:
         interventions: that only read, at the rule's sites.
         rule: how masks are made of their logits.
+        unnamed: of held-out pictures of prompts that do not name the concept, if there are any: how many there are and
+            show it ("pictures", "showing"), and the shares of those in which it is seen, and of the others ("found",
+            "touched").
     """
 
     interventions: list[Intervention]
     rule: MaskRule
+    unnamed: dict[str, float]
 
 
-def fit_mask(source: Grids, control: Grids, bins: int, masks: Sequence[np.ndarray | None] | None = None) -> MaskFit:
+class Unnamed(NamedTuple):
+    """Pictures of prompts that do not name the concept: their activations, and where each shows it, or None."""
+
+    grids: Grids
+    masks: Sequence[np.ndarray | None]
+
+
+def fit_mask(
+    source: Grids,
+    control: Grids,
+    bins: int,
+    masks: Sequence[np.ndarray | None] | None = None,
+    unnamed: Unnamed | None = None,
+) -> MaskFit:
     """Fit the probes that see where pictures show the concept.
 
     Args:
@@ -95,6 +116,8 @@ def fit_mask(source: Grids, control: Grids, bins: int, masks: Sequence[np.ndarra
         control: of pictures of control prompts.
         bins: number of timestep bins of the concept.
         masks: where each source picture shows the concept, bool [height, width] or None; None for finding out.
+        unnamed: pictures of prompts that do not name it, where masks are known; those that show it count as source
+            pictures, the others as controls.
 
     Example:
         >>> grids = {kind: torch.randn(12, 16, 4, generator=torch.Generator().manual_seed(0)) for kind in "sc"}
@@ -104,6 +127,11 @@ def fit_mask(source: Grids, control: Grids, bins: int, masks: Sequence[np.ndarra
         (('unet.up',), 0.0, 0.2)
     """
     sides = {site: _Sides(source[site].float(), control[site].float()) for site in source}
+    shows: list[bool] = []
+    if unnamed is not None and masks is not None:
+        shows = [mask is not None for mask in unnamed.masks]
+        sides = {site: own.joined(unnamed.grids[site].float(), torch.tensor(shows)) for site, own in sides.items()}
+        masks = [*masks, *(mask for mask in unnamed.masks if mask is not None)]
     if masks is None:
         found = {site: sides[site].logits(_by_rounds(sides[site])) for site in sides}
         best = max(found, key=lambda site: _margin(*found[site]))
@@ -120,8 +148,9 @@ def fit_mask(source: Grids, control: Grids, bins: int, masks: Sequence[np.ndarra
     for site in chosen:
         probe = fits[site](*everything)
         interventions.append(Intervention(site, (probe,) * bins, (IdentityMap(),) * bins, (1.0,) * bins))
-    rule = MaskRule(tuple(map(str, chosen)), seed=0.0)
-    return MaskFit(interventions, _place(rule, *(_join([found[site][i] for site in chosen]) for i in range(2))))
+    logits = [_join([found[site][i] for site in chosen]) for i in range(2)]
+    rule = _place(MaskRule(tuple(map(str, chosen)), seed=0.0), *logits)
+    return MaskFit(interventions, rule, _judge_unnamed(rule, *logits, shows) if shows else {})
 
 
 def _by_rounds(sides: _Sides) -> Callable[[torch.Tensor, torch.Tensor], LinearProbe]:
@@ -207,6 +236,14 @@ def _place(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> MaskRule:
         missed=1 - len(shown) / len(seen),
         touched=float((low > rule.seed).mean()),
     )
+
+
+def _judge_unnamed(rule: MaskRule, source: np.ndarray, control: np.ndarray, shows: Sequence[bool]) -> dict[str, float]:
+    """What is seen of pictures that come last on either side, see `MaskFit`."""
+    showing = sum(shows)
+    sides = (source[len(source) - showing :], control[len(control) - len(shows) + showing :])
+    found, touched = (float(np.mean([rule.apply(own).any() for own in side])) if len(side) else 0.0 for side in sides)
+    return {"pictures": len(shows), "showing": showing, "found": found, "touched": touched}
 
 
 def _as_grid(patches: torch.Tensor) -> torch.Tensor:

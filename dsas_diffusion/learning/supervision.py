@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.learning.capture import LabelPositions
@@ -16,7 +17,7 @@ from dsas_core.model.sites import Site, patch_grid
 from ..vision.segmentation import Masks, masks_from
 
 
-def masks_for(masks: Masks | None, content: PromptSet, text_sites: Sequence[Site]) -> Masks:
+def masks_for(masks: Masks | None, content: PromptSet, text_sites: Sequence[Site] = ()) -> Masks:
     """Choose what finds where pictures show the concept.
 
     Args:
@@ -44,14 +45,23 @@ def masks_for(masks: Masks | None, content: PromptSet, text_sites: Sequence[Site
     return masks_from(content.masks) if masks is None else masks
 
 
+def find_marked(masks: Masks, pictures: Sequence[Image.Image]) -> list[np.ndarray | None]:
+    """Where the pictures of source prompts show the concept.
+
+    Raises:
+        DSASError: no mask marks anything.
+    """
+    found = masks(pictures)
+    if all(mask is None for mask in found):
+        raise DSASError(f"masks mark nothing in any of {len(found)} pictures of source prompts: look at both")
+    return found
+
+
 def patch_labels(masks: Sequence[np.ndarray | None]) -> LabelPositions:
     """Labels of patches: those that a mask covers at least half of.
 
     Args:
         masks: of each picture, bool [height, width], or None where nothing is marked.
-
-    Raises:
-        DSASError: no mask marks anything.
 
     Example:
         >>> mask = np.zeros((8, 8), bool)
@@ -59,8 +69,6 @@ def patch_labels(masks: Sequence[np.ndarray | None]) -> LabelPositions:
         >>> patch_labels([mask])(0, 4)  # the first picture, on a grid of four patches
         [True, False, True, False]
     """
-    if all(mask is None for mask in masks):
-        raise DSASError(f"masks mark nothing in any of {len(masks)} pictures of source prompts: look at both")
 
     def labels(picture: int, count: int) -> Sequence[bool]:
         mask = masks[picture]

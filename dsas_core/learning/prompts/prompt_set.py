@@ -108,9 +108,7 @@ class PromptSet:
         if not is_name(self.name):
             raise PromptError(f"prompt file: name {self.name!r} must be letters, digits, '.', '_' and '-'")
         # counts multiply with every placeholder: check before expanding takes all memory
-        templates = itertools.chain(
-            *(getattr(self, side) for side in (*SIDES, *_OTHER)), *self.evaluation.values()
-        )
+        templates = itertools.chain(*(getattr(self, side) for side in (*SIDES, *_OTHER)), *self.evaluation.values())
         sizes = [expansion_size(template, self.placeholders) for template in templates]
         if sum(size for _, size in sizes) > MAX_EXPANDED:
             raise PromptError(
