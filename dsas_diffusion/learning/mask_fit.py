@@ -149,7 +149,8 @@ def fit_mask(
         probe = fits[site](*everything)
         interventions.append(Intervention(site, (probe,) * bins, (IdentityMap(),) * bins, (1.0,) * bins))
     logits = [_join([found[site][i] for site in chosen]) for i in range(2)]
-    rule = _place(MaskRule(tuple(map(str, chosen)), seed=0.0), *logits)
+    named = (logits[0][: len(source[best])], logits[1][: len(control[best])])
+    rule = _place(MaskRule(tuple(map(str, chosen)), seed=0.0), *named)
     return MaskFit(interventions, rule, _judge_unnamed(rule, *logits, shows) if shows else {})
 
 

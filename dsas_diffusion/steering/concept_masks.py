@@ -30,7 +30,7 @@ from ..pipelines.batch_layout import BatchLayout
 LATE = 500.0
 #: a concept is a thing at some place where its mask covers up to this share of a source picture, and is found in more
 #: than this share of them
-MOST, FOUND = 0.6, 0.5
+MOST, FOUND = 0.5, 0.5
 
 
 @dataclass(frozen=True)
