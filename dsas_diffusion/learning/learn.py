@@ -94,7 +94,7 @@ def learn(
         batch: prompts per generation.
         masks: pictures -> where each shows the concept, bool [height, width] or None
             (`dsas_diffusion.vision.segmentation`), for the probes that see where it is, also in pictures of the file's
-            `source_unnamed`; where gates read patches, these are supervised by positions, too. None for finding out,
+            `source_unnamed`; where gates read patches, these are supervised by positions, too. None for finding out (`mask_fit`),
             or for the segmentation model of the prompt file, if the recipe asks for this supervision. Causal learning
             uses the masks of the unsteered pictures, too.
         store: a folder for the captured activations, a file for each batch of prompts, where memory would not hold

@@ -72,13 +72,13 @@ class MaskRule:
         known = {str(item.site) for item in concept.interventions if item.read_only}
         try:
             rule = cls(**{**given, "sites": tuple(given["sites"])})
-            numbers = (rule.seed, rule.growth, rule.covered)
+            numbers = (rule.seed, rule.growth, rule.covered, rule.missed, rule.touched)
             if not rule.sites or not known.issuperset(rule.sites) or not np.isfinite(numbers).all() or rule.growth < 0:
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise ArtifactError(
-                f"concept {concept.name!r}: evidence of its mask is damaged, found {given!r}: expected sites among its "
-                "own, a finite seed, and a growth from 0 up; learn it anew"
+                f"concept {concept.name!r}: evidence of its mask is damaged, found {given!r}: expected sites that "
+                "it only reads, finite numbers, and a growth from 0 up; learn it anew"
             ) from None
         return rule
 

@@ -22,8 +22,10 @@ def test_show(dsas, concept: str) -> None:
     assert shown["bytes"]["concept.safetensors"] == (Path(concept) / "concept.safetensors").stat().st_size
     parts = [part for item in saved.interventions for part in (*item.probes, *item.maps)]
     assert shown["parameters"] == sum(tensor.numel() for part in parts for tensor in part.tensors()) > 0
+    assert shown["mask_evidence"] == saved.evidence["mask"]
     code, text, _ = dsas("show", concept)
     assert code == 0
+    assert f"place in pictures read at {saved.evidence['mask']['sites'][0]}" in text
     places = {steers: [str(item.site) for item in saved.interventions if item.read_only != steers] for steers in (1, 0)}
     assert (shown["steered_sites"], shown["watched_sites"]) == (places[1], places[0])
     assert f"steering at {len(places[1])} sites, watching {len(places[0])} more" in text
@@ -44,6 +46,7 @@ def test_show_without_evidence(dsas, concept: str, tmp_path: Path) -> None:
     code, text, _ = dsas("show", tmp_path / "bare")
     assert code == 0
     assert "no evidence was recorded" in text
+    assert "place in pictures" not in text
 
 
 def test_doctor(dsas, model: str, concept: str) -> None:

@@ -66,6 +66,9 @@ def test_it_is_what_memory_holds(tiny_pipe: Any, expected: Concept, tmp_path: Pa
             assert again.gathered(name).equal(rows.gathered(name)), name
     assert capture.timeless == other.timeless
     assert kept.learn() == expected
+    assert {str(item.site) for item in expected.interventions if item.read_only} == set(
+        expected.evidence["mask"]["sites"]
+    )
 
 
 def test_what_was_read_is_not_read_again(
