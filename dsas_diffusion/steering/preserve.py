@@ -84,6 +84,17 @@ class Recorded:
     random: RandomStates
 
 
+def can_preserve(adapter: PipelineAdapter) -> bool:
+    """Whether a pipeline gives its latents to a callback after each step.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> can_preserve(PipelineAdapter(load_pipeline("builtin:emoji", device="cpu")))
+        True
+    """
+    return CALLBACK in adapter.call_parameters and STATE[0] in _callback_inputs(adapter)
+
+
 def generate_preserving(
     steering: Steering,
     layout: BatchLayout,
@@ -154,7 +165,7 @@ class _Passes:
         self, adapter: PipelineAdapter, args: tuple[Any, ...], kwargs: Mapping[str, Any], composed: bool
     ) -> None:
         self.adapter, self._composed = adapter, composed
-        if CALLBACK not in adapter.call_parameters or STATE[0] not in self._inputs():
+        if not can_preserve(adapter):
             raise UnsupportedError(_no_callback(adapter, "gives no latents after its steps"))
         self._arguments = _by_name(adapter, args, kwargs)
         output = self._argument("output_type")
@@ -256,17 +267,13 @@ class _Passes:
         parameter = self.adapter.call_parameters.get(name)
         return self._arguments.get(name, None if parameter is None else parameter.default)
 
-    def _inputs(self) -> Collection[str]:
-        """Names of the tensors that the pipeline gives to callbacks."""
-        return getattr(self.adapter.pipe, "_callback_tensor_inputs", ())
-
     def _callback(self, change: Callable[[Tensors], Tensors]) -> dict[str, Any]:
         """Arguments that let the user's callback run, if there is one, and then the change."""
         own = self._arguments.get(CALLBACK)
         asked: list[str] = []
         if own is not None:
             asked = list(getattr(own, "tensor_inputs", self._argument(INPUTS)))  # as diffusers does
-        state = [name for name in STATE if name in self._inputs()]
+        state = [name for name in STATE if name in _callback_inputs(self.adapter)]
 
         def step_ends(pipe: Any, step: int, timestep: Any, tensors: Tensors) -> dict[str, Any]:
             returned: dict[str, Any] = dict(tensors)
@@ -324,6 +331,11 @@ class RandomStates:
             torch.cuda.set_rng_state_all(self._cuda)
         if self._mps is not None:
             torch.mps.set_rng_state(self._mps)
+
+
+def _callback_inputs(adapter: PipelineAdapter) -> Collection[str]:
+    """Names of the tensors that a pipeline gives to callbacks."""
+    return getattr(adapter.pipe, "_callback_tensor_inputs", ())
 
 
 def _steered_prompts(strengths: torch.Tensor, prompts: Collection[int]) -> set[int]:
