@@ -36,10 +36,8 @@ BANANAS = PROMPTS / "banana-blur.yaml"
 COUNT, LEARNING_STEPS = 40, 8
 #: for the change at equal effect; benchmarks/quality/concept.py has a finer grid
 STRENGTHS = (0.5, 1.0)
-#: how much stronger differences are shown
-GAIN = 4
 ARMS = {"base": "no steering", "vanilla": "always on", "dsas": "DSAS", "kept": "DSAS, rest kept"}
-OTHER_HEADINGS = (f"what changed × {GAIN}", "where it sees it")
+OTHER_HEADINGS = (f"what changed × {strips.GAIN}", "where it sees it")
 
 
 def learn_and_judge(
@@ -110,7 +108,7 @@ def _write(out: Path, prompts: dict[str, list[str]], arms: Any, heats: Any, repo
                 picture.save(folder / f"{len(listed):03d}.png")
             listed.append({"number": len(listed), "part": part, "prompt": text})
             if i < (2 if part == "unnamed" else 3):
-                changed = strips.difference(pictures[0], pictures[-1], GAIN)
+                changed = strips.difference(pictures[0], pictures[-1])
                 rows.append([*pictures, changed, strips.overlay(pictures[0], heats[part][i])])
                 captions.append(text)
     strips.grid(rows, [*ARMS.values(), *OTHER_HEADINGS], captions).save(out / "comparison.png")

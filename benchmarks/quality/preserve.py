@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops
+from PIL import Image
 from scipy import ndimage
 
 import dsas_core
@@ -78,8 +78,8 @@ STEERED = {
 LATENTS_KEPT, ALL_KEPT = ", latents kept", ", all kept"
 #: strengths beside 1, on fewer prompts, for the change at equal effect
 STRENGTHS = (0.5, 1.5)
-#: prompts and noises of the sheets, and how much stronger they show differences
-SHEET_PROMPTS, SHEET_SEEDS, GAIN = 12, 3, 4
+#: prompts and noises of the sheets
+SHEET_PROMPTS, SHEET_SEEDS = 12, 3
 
 
 class Drawn(NamedTuple):
@@ -317,9 +317,8 @@ def save_sheet(trial: Trial, sites: str, path: Path) -> None:
         steered = trial.draw_steered(sites, "beside", count=SHEET_PROMPTS).pictures
         kept = keep_all(trial.draw_steered(f"{sites}{LATENTS_KEPT}", "beside", count=SHEET_PROMPTS), base)
         for row, before, plain, after, mask in zip(rows, base, steered, kept.pictures, kept.masks, strict=True):
-            difference = ImageChops.difference(before, after).point(lambda value: min(255, GAIN * value))
-            row += [before, plain, after, difference, strips.overlay(before, mask)]
-    columns = ["unsteered", "steered", "all kept", f"difference × {GAIN}", "mask"] * SHEET_SEEDS
+            row += [before, plain, after, strips.difference(before, after), strips.overlay(before, mask)]
+    columns = ["unsteered", "steered", "all kept", f"difference × {strips.GAIN}", "mask"] * SHEET_SEEDS
     strips.grid(rows, columns, [case.prompt for case in trial.cases["beside"][:SHEET_PROMPTS]], 136).save(path)
 
 

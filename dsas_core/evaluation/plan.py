@@ -26,10 +26,11 @@ class Plan:
         arms: names in `ARMS`; "dsas" must be among them.
         robustness: measure also under other settings than the concept was learned with.
         targets: target probabilities; for each, DSAS that chooses its own strength (`Auto`) is measured too.
+        preserve: of pictures: True or "latents" for arms that leave everything else as it is without steering.
 
     Raises:
-        DSASError: an unknown arm, a grid that does not ascend from above 0 or lacks 1, too few prompts or seeds, or a
-            target that is no probability.
+        DSASError: an unknown arm or way to preserve, a grid that does not ascend from above 0 or lacks 1, too few
+            prompts or seeds, or a target that is no probability.
 
     Example:
         >>> Plan(count=4, seeds=1, arms=("dsas", "on")).strengths
@@ -42,6 +43,7 @@ class Plan:
     arms: tuple[str, ...] = tuple(ARMS)
     robustness: bool = True
     targets: tuple[float, ...] = ()
+    preserve: bool | str = False
 
     def __post_init__(self) -> None:
         if set(self.arms) - set(ARMS) or "dsas" not in self.arms:
@@ -52,6 +54,8 @@ class Plan:
             raise DSASError(f"strengths {listed}: expected ascending numbers above 0, 1 among them")
         if self.count < 2 or self.seeds < 1:
             raise DSASError(f"{self.count} prompts, {self.seeds} seeds: expected at least 2 prompts and 1 seed")
+        if self.preserve not in (False, True, "latents"):
+            raise DSASError(f"preserve {self.preserve!r}: expected true, false or latents")
         object.__setattr__(self, "targets", tuple(Auto(target).target for target in self.targets))
 
     def prompts(self, concept: Concept, prompts: PromptSet) -> dict[str, list[str]]:

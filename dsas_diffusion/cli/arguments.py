@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
@@ -19,6 +20,7 @@ from dsas_core.utils.progress import progress_bar
 from ..generation.settings import Settings, settings_of
 from ..pipelines.adapter import PipelineAdapter, adapt
 from ..pipelines.load import load_pipeline
+from ..steering.blending import read_masks
 
 #: options that only pictures are drawn with; fields of Settings as well
 SETTINGS = ("steps", "guidance", "size")
@@ -42,6 +44,25 @@ def words_by_concept(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
         {'blur': ['banana', 'fruit'], 'grey': ['dog']}
     """
     return {name: [word for other, word in pairs if other == name] for name, _ in pairs}
+
+
+def read_preserve(given: bool | str) -> Any:
+    """The value of --preserve as `generate` takes it: a picture file as a mask.
+
+    Raises:
+        DSASError: no such file, or no mask.
+    """
+    if given is True or given is False or given == "latents":
+        return given
+    try:
+        with Image.open(given) as picture:
+            return read_masks(picture)
+    except OSError:
+        raise DSASError(
+            f"--preserve {given}: expected no value, latents, or a grey picture file, white where it may change"
+        ) from None
+    except DSASError as error:
+        raise DSASError(f"--preserve {given}: {error}") from None
 
 
 def generation_record(args: argparse.Namespace, adapter: PipelineAdapter, settings: Settings) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ..generation.compare import UNCHANGED, change
 from ..generation.pictures import latent_batches
 from ..generation.settings import Settings, other_schedulers, settings_of
 from ..pipelines.adapter import PipelineAdapter, adapt
+from ..steering.concept_masks import localises
 from ..steering.steer import steer
 from ..vision import similarity
 from ..vision.image_models import Clip
@@ -122,8 +123,12 @@ class PictureEvaluation(Evaluation):
         super().__post_init__()
         self.seeds = self.plan.seeds
         negative = next(iter(self.prompt_set.sample("negative", 1)), None)
+        preserve = self.plan.preserve
+        if preserve and not localises(self.concept):
+            self.skip("preserve: the concept's probes see no place of it in pictures, so all arms are without")
+            preserve = False
         self.pictures = PictureStore(
-            self.adapter, self.concept, self.prompts, negative, self.store, self.settings, self.seeds
+            self.adapter, self.concept, self.prompts, negative, self.store, self.settings, self.seeds, preserve
         )
         self.masks = self.masks or getattr(self.judge, "masks", None)
         self._masks_by_side: dict[str, list[np.ndarray | None]] = {}
@@ -196,6 +201,8 @@ class PictureEvaluation(Evaluation):
             "unnamed": self._unnamed(),
             "robustness": [self._robustness(settings) for settings in self._other_settings()],
         }
+        if self.pictures.preserve:
+            figures["preserve"] = self.pictures.preserve
         if not self.rewritten:
             self.skip("asking in words: source and target templates do not go in pairs")
         if self.pictures.negative is None:
@@ -253,13 +260,14 @@ class PictureEvaluation(Evaluation):
         """1 - SSIM of each picture of a job with the unsteered one, and further figures of change."""
         base, steered = self._pair(job)
         pixels = change(base, steered)
-        latents = [self.pictures.latents(each) for each in (job.unsteered, job)]
+        unsteered, latents = (self.pictures.latents(each) for each in (job.unsteered, job))
         figures = {
             "unchanged": float((pixels <= UNCHANGED).mean()),
             "identical": float(similarity.identical(base, steered).mean()),
             "pixel_change": float(pixels.mean()),
-            "latent_change": float(similarity.latent_change(*latents).mean()),
         }
+        if unsteered is not None and latents is not None:
+            figures["latent_change"] = float(similarity.latent_change(unsteered, latents).mean())
         return 1 - similarity.ssim(base, steered), figures
 
     def _change_around(self, job: PictureJob) -> dict[str, float]:

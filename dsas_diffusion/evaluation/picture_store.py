@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from dsas_core.steering.strengths import Auto
 from ..generation.pictures import decode, latent_batches, model_key, seeds_for, size_of
 from ..generation.settings import Settings
 from ..pipelines.adapter import PipelineAdapter
+from ..steering.drawing import generate_batches
 from ..steering.steer import steer
 from ..steering.trace import PictureTrace
 
@@ -72,6 +73,7 @@ class PictureStore:
         store: caches results.
         settings: of the generation.
         seeds: noise seeds that every prompt is drawn with.
+        preserve: as for `generate`, of every arm that steers: False, True or "latents".
     """
 
     adapter: PipelineAdapter
@@ -81,6 +83,7 @@ class PictureStore:
     store: RunStore
     settings: Settings
     seeds: int
+    preserve: bool | str = False
 
     def __post_init__(self) -> None:
         adapter = self.adapter
@@ -132,9 +135,10 @@ class PictureStore:
         """The file of a picture."""
         return self._result(job).folder / f"{number:03d}.png"
 
-    def latents(self, job: PictureJob) -> torch.Tensor:
-        """The latents of a job's pictures, float [n, channels, height, width]."""
-        return torch.from_numpy(np.load(self._result(job).folder / "latents.npy"))
+    def latents(self, job: PictureJob) -> torch.Tensor | None:
+        """The latents of a job's pictures, float [n, channels, height, width]; None of pictures that were composed."""
+        path = self._result(job).folder / "latents.npy"
+        return torch.from_numpy(np.load(path)) if path.is_file() else None
 
     def heat(self, side: str) -> np.ndarray | None:
         """The heat of the denoiser's gates in unsteered pictures, float [n, height, width], or None."""
@@ -172,6 +176,8 @@ class PictureStore:
             "settings": asdict(job.settings or self.settings),
             "negative": self.negative if job.arm == "negative" else None,
         }
+        if self._preserves(job):
+            key |= {"preserve": self.preserve, "mask": self.concept.evidence.get("mask")}
         if job.arm in BLIND:
             key["scores"] = self._cell(_DSAS).digest
         if job.arm == "oracle":
@@ -180,10 +186,14 @@ class PictureStore:
         return Cell(key, lambda folder: self._draw(job, folder))
 
     def _draw(self, job: PictureJob, folder: Path) -> dict[str, Any]:
-        """Draw and store pictures and latents; of DSAS at strength 0 also heat, at 1 the scores of the gates."""
+        """Draw and store pictures, and latents of those that are not composed.
+
+        Of DSAS at strength 0 also heat, at 1 the scores of the gates.
+        """
         adapter, prompts, noise = self.adapter, self.prompts_of(job), self._noise(job)
         negative = self.negative if job.arm == "negative" else None
         stores_heat, stores_scores = job == PictureJob("dsas", job.side), job == PictureJob("dsas", job.side, 1.0)
+        pictures: list[Image.Image] = []
         batches: list[torch.Tensor] = []
         heatmaps: list[np.ndarray] = []
         scores: list[Scores] = []
@@ -191,21 +201,31 @@ class PictureStore:
             part = slice(start, start + BATCH)
             with self._attach(job, part, stores_heat or stores_scores) as steering:
                 settings = job.settings or self.settings
-                (batch,) = latent_batches(adapter, prompts[part], noise[part], settings, BATCH, negative)
-                batches.append(batch.float().cpu())
+                if self._preserves(job):
+                    (made,) = generate_batches(steering, prompts[part], noise[part], settings, self.preserve, BATCH)
+                    pictures += made.images
+                else:
+                    (batch,) = latent_batches(adapter, prompts[part], noise[part], settings, BATCH, negative)
+                    batches.append(batch.float().cpu())
                 if stores_heat:
                     heatmaps += self._heatmaps(steering.trace, batch)
                 if stores_scores:
                     scores.append(collect_scores(steering.trace, self.concept))
-        latents = torch.cat(batches)
-        for i, picture in enumerate(decode(adapter, latents.to(adapter.pipe.vae.device))):
+        if batches:
+            latents = torch.cat(batches)
+            np.save(folder / "latents.npy", latents.numpy())
+            pictures = decode(adapter, latents.to(adapter.pipe.vae.device))
+        for i, picture in enumerate(pictures):
             picture.convert("RGB").save(folder / f"{i:03d}.png")
-        np.save(folder / "latents.npy", latents.numpy())
         if heatmaps:
             np.save(folder / "heat.npy", np.stack(heatmaps).astype(np.float16))
         if scores:
             save_scores(scores, folder / SCORES)
-        return {"pictures": len(latents)}
+        return {"pictures": len(pictures)}
+
+    def _preserves(self, job: PictureJob) -> bool:
+        """Whether the rest of a job's pictures is kept; at strength 0 all of them is anyway."""
+        return bool(self.preserve) and job.arm not in BASELINES and job.strength != 0.0
 
     def _attach(self, job: PictureJob, part: slice, traced: bool) -> AbstractContextManager[Any]:
         """Steer for some of a job's pictures, as a context."""
@@ -220,6 +240,9 @@ class PictureStore:
             smaller = torch.nn.functional.adaptive_avg_pool2d(masks[:, None], (height, width))[:, 0]
             by_root = {self.adapter.family.denoiser: smaller}
         concept, gate = build_arm(self.concept, job.arm, scores, masks=by_root)
+        if self._preserves(job) and not any(item.read_only for item in concept.interventions):
+            watching = tuple(item for item in self.concept.interventions if item.read_only)  # the probes of its masks
+            concept = replace(concept, interventions=(*concept.interventions, *watching))
         return steer(self.adapter.pipe, {concept: job.strength}, gate=gate, trace=traced)
 
     def _heatmaps(self, trace: PictureTrace, latents: torch.Tensor) -> list[np.ndarray]:

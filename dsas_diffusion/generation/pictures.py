@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -81,8 +81,34 @@ def latent_batches(
         batch: prompts per call of the pipeline.
         negative: a negative prompt for all, or None.
     """
+    for result in draw_batches(adapter.pipe, adapter, prompts, seeds, settings, batch, negative, output_type="latent"):
+        yield result.images
+
+
+def draw_batches(
+    call: Callable[..., Any],
+    adapter: PipelineAdapter,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    batch: int = 8,
+    negative: str | None = None,
+    **more: Any,
+) -> Iterator[Any]:
+    """What calls of a pipeline return, batch by batch.
+
+    Args:
+        call: the pipeline, or what takes its arguments and calls it, as `generate` of a steering does.
+        adapter: of the pipeline.
+        prompts: what to draw.
+        seeds: of the noise, one per prompt.
+        settings: how to draw.
+        batch: prompts per call.
+        negative: a negative prompt for all, or None.
+        more: further arguments of every call.
+    """
     scale = guidance_argument(adapter)
-    options: dict[str, Any] = {scale: settings.guidance, "num_inference_steps": settings.steps, "output_type": "latent"}
+    options: dict[str, Any] = {scale: settings.guidance, "num_inference_steps": settings.steps, **more}
     if scale == "true_cfg_scale" and settings.guidance > 1 and negative is None:
         negative = " "  # without one it would not be guided
     if settings.size is not None:
@@ -96,8 +122,8 @@ def latent_batches(
             options["negative_prompt"] = [negative] * len(texts)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + batch]]
         with use_scheduler(adapter, settings.scheduler):
-            result = adapter.pipe(prompt=texts, generator=generators, **options)
-        yield result.images
+            result = call(prompt=texts, generator=generators, **options)
+        yield result
 
 
 def size_of(adapter: PipelineAdapter, latents: torch.Tensor) -> tuple[int, int]:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 #: dark violet to yellow, perceptually even: h = 0 and h = 1
 _LOW, _MIDDLE, _HIGH = np.array((30, 12, 72)), np.array((214, 66, 88)), np.array((252, 240, 130))
+
+#: how much stronger differences are shown than they are
+GAIN = 4
 
 
 def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
@@ -27,6 +30,16 @@ def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
     level = heat[..., None]
     colour = np.where(level < 0.5, _LOW + (_MIDDLE - _LOW) * level * 2, _MIDDLE + (_HIGH - _MIDDLE) * (level - 0.5) * 2)
     return Image.fromarray((0.45 * grey + 0.55 * colour).clip(0, 255).astype(np.uint8))
+
+
+def difference(before: Image.Image, after: Image.Image) -> Image.Image:
+    """How far pixels moved, black where they did not, `GAIN` times as bright as it is.
+
+    Example:
+        >>> difference(Image.new("RGB", (1, 1), (10, 10, 99)), Image.new("RGB", (1, 1), (8, 10, 0))).getpixel((0, 0))
+        (8, 0, 255)
+    """
+    return ImageChops.difference(before, after).point(lambda value: min(255, GAIN * value))
 
 
 def grid(

@@ -94,9 +94,9 @@ def learn(
         batch: prompts per generation.
         masks: pictures -> where each shows the concept, bool [height, width] or None
             (`dsas_diffusion.vision.segmentation`), for the probes that see where it is, also in pictures of the file's
-            `source_unnamed`; where gates read patches, these are supervised by positions, too. None for finding out (`mask_fit`),
-            or for the segmentation model of the prompt file, if the recipe asks for this supervision. Causal learning
-            uses the masks of the unsteered pictures, too.
+            `source_unnamed`; where gates read patches, these are supervised by positions, too, also in causal learning.
+            None for finding out (`mask_fit`), or, if the recipe asks for this supervision, for the segmentation model
+            of the prompt file.
         store: a folder for the captured activations, a file for each batch of prompts, where memory would not hold
             them: of every site, about 32 positions of each picture and step. An interrupted run continues from there,
             and processes that `accelerate launch` started share the batches. It holds hashes of the prompts where the

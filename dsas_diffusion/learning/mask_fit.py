@@ -148,10 +148,13 @@ def fit_mask(
     for site in chosen:
         probe = fits[site](*everything)
         interventions.append(Intervention(site, (probe,) * bins, (IdentityMap(),) * bins, (1.0,) * bins))
-    logits = [_join([found[site][i] for site in chosen]) for i in range(2)]
-    named = (logits[0][: len(source[best])], logits[1][: len(control[best])])
-    rule = _place(MaskRule(tuple(map(str, chosen)), seed=0.0), *named)
-    return MaskFit(interventions, rule, _judge_unnamed(rule, *logits, shows) if shows else {})
+    source_logits, control_logits = (_join([found[site][i] for site in chosen]) for i in range(2))
+    n, m = len(source[best]), len(control[best])  # pictures of prompts that do not name it come behind these
+    rule = _place(MaskRule(tuple(map(str, chosen)), seed=0.0), source_logits[:n], control_logits[:m])
+    evidence = {}
+    if shows:
+        rule, evidence = _place_unnamed(rule, source_logits[n:], control_logits[m:])
+    return MaskFit(interventions, _judge(rule, source_logits[:n], control_logits[:m]), evidence)
 
 
 def _by_rounds(sides: _Sides) -> Callable[[torch.Tensor, torch.Tensor], LinearProbe]:
@@ -195,7 +198,7 @@ def _thinned(control: torch.Tensor) -> torch.Tensor:
 
 def _margin(source: np.ndarray, control: np.ndarray) -> float:
     """How far apart the highest logits of source and control pictures are, in standard deviations."""
-    high, low = (part.reshape(len(part), -1).max(1) for part in (source, control))
+    high, low = map(_highest, (source, control))
     spread = np.sqrt((high.var() * len(high) + low.var() * len(low)) / (len(high) + len(low)))
     return float((np.quantile(high, USUAL) - np.quantile(low, 1 - TOUCHED)) / max(spread, 1e-9))
 
@@ -223,12 +226,17 @@ def _join(logits: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _place(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> MaskRule:
-    """A rule with its seed threshold placed on held-out logits, and what it then finds."""
-    high, low = (part.reshape(len(part), -1).max(1) for part in (source, control))
+    """A rule with its seed threshold placed on held-out logits [pictures, rows, columns] of both sides."""
+    high, low = map(_highest, (source, control))
     top = np.sort(low)[-max(3, round(TAIL * len(low))) :]
     tail = top[0] + (top - top[0]).mean() * math.log(len(top) / len(low) / TOUCHED)  # an exponential tail
     usual = float(np.quantile(high, USUAL))
-    rule = replace(rule, seed=float(max(tail, tail + TOWARDS * (usual - tail), 0.0)))
+    return replace(rule, seed=float(max(tail, tail + TOWARDS * (usual - tail), 0.0)))
+
+
+def _judge(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> MaskRule:
+    """A rule with what it finds in held-out pictures."""
+    low = _highest(control)
     seen = [rule.apply(logits) for logits in source]
     shown = [mask.mean() for mask in seen if mask.any()]
     return replace(
@@ -239,12 +247,30 @@ def _place(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> MaskRule:
     )
 
 
-def _judge_unnamed(rule: MaskRule, source: np.ndarray, control: np.ndarray, shows: Sequence[bool]) -> dict[str, float]:
-    """What is seen of pictures that come last on either side, see `MaskFit`."""
-    showing = sum(shows)
-    sides = (source[len(source) - showing :], control[len(control) - len(shows) + showing :])
-    found, touched = (float(np.mean([rule.apply(own).any() for own in side])) if len(side) else 0.0 for side in sides)
-    return {"pictures": len(shows), "showing": showing, "found": found, "touched": touched}
+def _place_unnamed(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> tuple[MaskRule, dict[str, float]]:
+    """A rule with a seed threshold, no higher than its own, that tells pictures of unnamed prompts apart best.
+
+    Args:
+        rule: as it was placed on pictures of prompts that name the concept.
+        source: held-out logits [pictures, rows, columns] of pictures that show it although no prompt named it.
+        control: of the others.
+
+    Returns:
+        The rule, and what it finds, see `MaskFit`.
+    """
+    high, low = _highest(source), _highest(control)
+    if len(high) and len(low):
+        ordered = np.unique(np.concatenate([high, low]))
+        between = np.append((ordered[1:] + ordered[:-1]) / 2, rule.seed).clip(0.0, rule.seed)
+        told_apart = [(high > seed).mean() - (low > seed).mean() for seed in between]
+        rule = replace(rule, seed=float(between[int(np.argmax(told_apart))]))
+    found, touched = (float((part > rule.seed).mean()) if len(part) else 0.0 for part in (high, low))
+    return rule, {"pictures": len(high) + len(low), "showing": len(high), "found": found, "touched": touched}
+
+
+def _highest(logits: np.ndarray) -> np.ndarray:
+    """The highest logit of each picture, of logits [pictures, rows, columns]."""
+    return logits.max((1, 2)) if len(logits) else np.zeros(0)
 
 
 def _as_grid(patches: torch.Tensor) -> torch.Tensor:

@@ -102,6 +102,18 @@ class MaskRule:
         return mask.astype(np.float32)
 
 
+def localises(concept: Concept) -> bool:
+    """Whether a concept has probes that tell where a picture shows it, and is a thing at some place.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> localises(replace(Concept.from_pretrained("builtin:banana-blur"), evidence={}))
+        False
+    """
+    rule = MaskRule.of(concept)
+    return rule is not None and rule.localises
+
+
 class LateMeans:
     """A visitor that keeps the mean over a generation's late steps of what each picture has at some sites.
 

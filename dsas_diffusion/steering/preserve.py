@@ -2,7 +2,8 @@
 
 The pipeline is called twice with the same arguments and random numbers. The first pass is muted: it draws the unsteered
 picture, leaves its latents after every step, and the concepts' probes tell where they are. In the second pass latents
-outside that mask become the unsteered ones after every step, and so do pixels at the end.
+outside that mask become the unsteered ones after every step, and so do pixels at the end. What the first pass left can
+be used again by calls that differ in strengths alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -46,12 +48,51 @@ class Generation:
         unsteered: the same without steering, where it was drawn; else None.
         masks: float32 [height, width] in [0, 1] for each picture, 1 where it was steered; None without `preserve`.
         kept_bytes: memory that the latents of the unsteered pass took until the end.
+        recorded: what the unsteered pass left, for another `generate(…, unsteered=…)`; it holds that memory.
     """
 
     images: Any
     unsteered: Any = None
     masks: list[np.ndarray] | None = None
     kept_bytes: int = 0
+    recorded: Recorded | None = field(default=None, repr=False)
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether a steered pass was run: not where no picture shows the concept, or strengths are 0."""
+        return self.masks is None or any(mask.any() for mask in self.masks)
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """What an unsteered pass left.
+
+    Args:
+        steps: the tensors of `STATE` after each step.
+        masks: concept name -> where each picture shows it.
+        size: (width, height) of the pictures.
+        prompts: of each picture, the number of its prompt.
+        arguments: of the call, as far as they can be compared.
+        random: where its random numbers started.
+    """
+
+    steps: list[Tensors]
+    masks: Mapping[str, list[np.ndarray]]
+    size: tuple[int, int]
+    prompts: list[int]
+    arguments: Mapping[str, Any]
+    random: RandomStates
+
+
+def can_preserve(adapter: PipelineAdapter) -> bool:
+    """Whether a pipeline gives its latents to a callback after each step.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> can_preserve(PipelineAdapter(load_pipeline("builtin:emoji", device="cpu")))
+        True
+    """
+    return CALLBACK in adapter.call_parameters and STATE[0] in _callback_inputs(adapter)
 
 
 def generate_preserving(
@@ -59,6 +100,7 @@ def generate_preserving(
     layout: BatchLayout,
     concepts: Sequence[Concept],
     preserve: Any,
+    base: Generation | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Generation:
@@ -69,6 +111,7 @@ def generate_preserving(
         layout: of its batches.
         concepts: those that steer.
         preserve: True, "latents", or masks.
+        base: an earlier generation, whose unsteered pass is used again; None to draw it.
         args: of the pipeline.
         kwargs: of the pipeline.
     """
@@ -76,27 +119,36 @@ def generate_preserving(
     given = None if preserve is True or latents_only else read_masks(preserve)
     passes = _Passes(layout.adapter, args, kwargs, composed=not latents_only)
     readers = {} if given is not None else {concept.name: MaskReader(layout, concept) for concept in concepts}
-    with ExitStack() as reading:
-        _attach(readers.values(), reading)
-        wanted = reading.enter_context(steering.muted())
-        unsteered = passes.draw(passes.record)
-    # known only now: a callback may have moved a strength that was 0
-    if blind := [name for name, reader in readers.items() if wanted[name] and not reader.localises]:
-        _warn_unlocalised(blind)
-        return Generation(passes.draw_again(), unsteered)
-    _check_unsteered(layout, concepts)
-    count, size = len(unsteered), passes.size(unsteered)
-    prompts = [picture // max(1, layout.request.images_per_prompt) for picture in range(count)]
-    masks = [np.zeros(size[::-1], np.float32) for _ in prompts]
+    strengths = {concept.name: steering.strengths.values_of(concept.name) for concept in concepts}
+    blind = [name for name, reader in readers.items() if not reader.localises]
+    if unseen := [name for name in blind if strengths[name].any()]:
+        _warn_unlocalised(unseen)
+        return Generation(passes.draw())
+    if base is None:
+        with ExitStack() as reading:
+            _attach(readers.values(), reading)
+            wanted = reading.enter_context(steering.muted())
+            unsteered = passes.draw(passes.record)
+        if unseen := [name for name in blind if wanted[name]]:  # a callback has moved a strength that was 0
+            _warn_unlocalised(unseen)
+            return Generation(passes.draw_again(), unsteered)
+        _check_unsteered(layout, concepts)
+        recorded = passes.recorded(unsteered, layout.request.images_per_prompt, readers)
+    else:
+        unsteered, recorded = base.unsteered, passes.use(base.recorded, readers)
+        wanted = {name: _steered_prompts(values, recorded.prompts) for name, values in strengths.items()}
+    masks = [np.zeros(recorded.size[::-1], np.float32) for _ in recorded.prompts]
     for name, steered in wanted.items():
-        of_concept = readers[name].masks(size, count) if given is None else fit_masks(given, size, count)
+        of_concept = recorded.masks[name] if given is None else fit_masks(given, recorded.size, len(masks))
         masks = [
             np.maximum(mask, own) if prompt in steered else mask
-            for mask, own, prompt in zip(masks, of_concept, prompts, strict=True)
+            for mask, own, prompt in zip(masks, of_concept, recorded.prompts, strict=True)
         ]
-    if not any(mask.any() for mask in masks):
-        return Generation(unsteered, unsteered, masks, passes.kept_bytes)
-    return Generation(passes.draw_blended(unsteered, masks), unsteered, masks, passes.kept_bytes)
+    steers = any(mask.any() for mask in masks)
+    images = passes.draw_blended(recorded.steps, unsteered, masks) if steers else unsteered
+    return Generation(
+        images, unsteered, masks, count_bytes(t for step in recorded.steps for t in step.values()), recorded
+    )
 
 
 class _Passes:
@@ -116,7 +168,7 @@ class _Passes:
         self, adapter: PipelineAdapter, args: tuple[Any, ...], kwargs: Mapping[str, Any], composed: bool
     ) -> None:
         self.adapter, self._composed = adapter, composed
-        if CALLBACK not in adapter.call_parameters or STATE[0] not in self._inputs():
+        if not can_preserve(adapter):
             raise UnsupportedError(_no_callback(adapter, "gives no latents after its steps"))
         self._arguments = _by_name(adapter, args, kwargs)
         output = self._argument("output_type")
@@ -126,7 +178,7 @@ class _Passes:
                 f"output_type {output!r} with preserve: expected {' or '.join(map(repr, allowed))}"
                 + (" (or 'latent' with preserve='latents')" if composed else "")
             )
-        self._random = _RandomStates(self._arguments.values())
+        self._random = RandomStates(self._arguments.values())
         self._steps: list[Tensors] = []  # of the unsteered pass
 
     def draw(self, change: Callable[[Tensors], Tensors] | None = None) -> Any:
@@ -146,28 +198,62 @@ class _Passes:
         self._steps.append({name: tensor.detach().clone() for name, tensor in state.items()})
         return state
 
-    @property
-    def kept_bytes(self) -> int:
-        """Memory that the latents of the unsteered pass take."""
-        return count_bytes(tensor for state in self._steps for tensor in state.values())
-
-    def size(self, pictures: Any) -> tuple[int, int]:
-        """(width, height) of the pictures.
+    def recorded(self, pictures: Any, images_per_prompt: int, readers: Mapping[str, MaskReader]) -> Recorded:
+        """What the unsteered pass, which drew these pictures, has left.
 
         Raises:
-            UnsupportedError: the first pass has shown no latents.
+            UnsupportedError: it has shown no latents.
         """
         if not self._steps:
             raise UnsupportedError(_no_callback(self.adapter, f"takes {CALLBACK}, but has not called it"))
+        count, size = len(pictures), self._size(pictures)
+        prompts = [picture // max(1, images_per_prompt) for picture in range(count)]
+        masks = {name: reader.masks(size, count) for name, reader in readers.items()}
+        return Recorded(self._steps, masks, size, prompts, self._comparable(), self._random)
+
+    def use(self, recorded: Recorded | None, names: Collection[str]) -> Recorded:
+        """Check that what an earlier call left is of the same call, and start from its random numbers.
+
+        Args:
+            recorded: what it left.
+            names: of the concepts whose masks are needed.
+
+        Raises:
+            DSASError: it preserved nothing, or is of another call or of other concepts.
+        """
+        if recorded is None:
+            raise DSASError("unsteered: expected what generate(…, preserve=…) returned; that one preserved nothing")
+        here, there = self._comparable(), recorded.arguments
+        others = [name for name in {**here, **there} if name not in here or here[name] != there.get(name)]
+        if others or not self._random.start_as(recorded.random):
+            raise DSASError(
+                f"unsteered: that call had another {others[0] if others else 'generator, or the same drawn from since'}"
+                ": give the same arguments and seeds, or leave unsteered= out"
+            )
+        if missing := [name for name in names if name not in recorded.masks]:
+            raise DSASError(f"unsteered: in that call nothing looked for {missing[0]}: leave unsteered= out")
+        return recorded
+
+    def _comparable(self) -> dict[str, Any]:
+        """The arguments that are texts, numbers, or lists of them."""
+        plain = (str, int, float, type(None))
+        return {
+            name: value
+            for name, value in self._arguments.items()
+            if all(isinstance(item, plain) for item in (value if isinstance(value, list | tuple) else [value]))
+        }
+
+    def _size(self, pictures: Any) -> tuple[int, int]:
+        """(width, height) of the pictures."""
         if isinstance(pictures, list):
             width, height = pictures[0].size
             return width, height
         asked = self._argument("width"), self._argument("height")
         return asked if all(asked) else size_of(self.adapter, pictures)[::-1]
 
-    def draw_blended(self, unsteered: Any, masks: Sequence[np.ndarray]) -> Any:
-        """Steered pictures that are the unsteered ones outside the masks."""
-        blend = _Blend(self._steps, masks)
+    def draw_blended(self, steps: Sequence[Tensors], unsteered: Any, masks: Sequence[np.ndarray]) -> Any:
+        """Steered pictures that are the unsteered ones outside the masks; `steps` are those of the unsteered pass."""
+        blend = _Blend(steps, masks)
         steered = self.draw_again(blend)
         pairs = list(zip(steered, unsteered, masks, strict=True))
         if isinstance(steered, torch.Tensor):
@@ -184,17 +270,13 @@ class _Passes:
         parameter = self.adapter.call_parameters.get(name)
         return self._arguments.get(name, None if parameter is None else parameter.default)
 
-    def _inputs(self) -> Collection[str]:
-        """Names of the tensors that the pipeline gives to callbacks."""
-        return getattr(self.adapter.pipe, "_callback_tensor_inputs", ())
-
     def _callback(self, change: Callable[[Tensors], Tensors]) -> dict[str, Any]:
         """Arguments that let the user's callback run, if there is one, and then the change."""
         own = self._arguments.get(CALLBACK)
         asked: list[str] = []
         if own is not None:
             asked = list(getattr(own, "tensor_inputs", self._argument(INPUTS)))  # as diffusers does
-        state = [name for name in STATE if name in self._inputs()]
+        state = [name for name in STATE if name in _callback_inputs(self.adapter)]
 
         def step_ends(pipe: Any, step: int, timestep: Any, tensors: Tensors) -> dict[str, Any]:
             returned: dict[str, Any] = dict(tensors)
@@ -227,7 +309,7 @@ class _Blend:
         return self._on_latents[tensor.shape].expand_as(tensor)
 
 
-class _RandomStates:
+class RandomStates:
     """Where the random numbers of a call start: its generators, and torch's own, which are used where there is none."""
 
     def __init__(self, arguments: Collection[Any]) -> None:
@@ -236,6 +318,12 @@ class _RandomStates:
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         self._mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+
+    def start_as(self, other: RandomStates) -> bool:
+        """Start torch's own where another call did; whether the generators stand where that call's stood."""
+        self._cpu, self._cuda, self._mps = other._cpu, other._cuda, other._mps
+        pairs = list(zip_longest((own for _, own in self._generators), (its for _, its in other._generators)))
+        return all(own is not None and its is not None and torch.equal(own, its) for own, its in pairs)
 
     def restore(self) -> None:
         """Put all of them back."""
@@ -246,6 +334,16 @@ class _RandomStates:
             torch.cuda.set_rng_state_all(self._cuda)
         if self._mps is not None:
             torch.mps.set_rng_state(self._mps)
+
+
+def _callback_inputs(adapter: PipelineAdapter) -> Collection[str]:
+    """Names of the tensors that a pipeline gives to callbacks."""
+    return getattr(adapter.pipe, "_callback_tensor_inputs", ())
+
+
+def _steered_prompts(strengths: torch.Tensor, prompts: Collection[int]) -> set[int]:
+    """Numbers of the prompts that strengths steer, one for all or one for each."""
+    return set(strengths.nonzero().flatten().tolist() if len(strengths) > 1 else prompts if strengths.any() else ())
 
 
 def _by_name(adapter: PipelineAdapter, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,9 @@ class PipelineSteering(Steering):
             self._undo.close()
             self._layout.on_generation = None  # which holds this: traces would wait for the garbage collector
 
-    def generate(self, *args: Any, preserve: Any = False, **kwargs: Any) -> Generation:
+    def generate(
+        self, *args: Any, preserve: Any = False, unsteered: Generation | None = None, **kwargs: Any
+    ) -> Generation:
         """Draw pictures; with `preserve` everything in them stays as it is without steering, but for the concepts.
 
         `preserve` calls the pipeline twice, with the same random numbers. Where the concepts' probes see nothing, or
@@ -105,6 +107,8 @@ class PipelineSteering(Steering):
                 probes see them; "latents" does not compose pixels in the end; a mask keeps what is outside of it: a PIL
                 picture or an array [height, width] of bools, floats in [0, 1] or uint8, of any size with the pictures'
                 aspect, or a list with one for each picture.
+            unsteered: with `preserve`, what an earlier call with the same arguments and seeds returned, at whatever
+                strengths: its unsteered pass is used again, and only the steered one is run.
             kwargs: of the pipeline; a callback of the user runs in both passes.
 
         Returns:
@@ -113,7 +117,7 @@ class PipelineSteering(Steering):
         Raises:
             UnsupportedError: a pipeline that gives no latents after its steps; with `preserve`, an `output_type` other
                 than "pil" ("latent" works with preserve="latents").
-            DSASError: a bad mask; steering that has ended.
+            DSASError: a bad mask; `unsteered` of another call; steering that has ended.
 
         Example:
             >>> from dsas_diffusion import load_pipeline
@@ -126,8 +130,10 @@ class PipelineSteering(Steering):
         if self._visit is None:
             raise DSASError("this steering has ended: call generate in its with block, or before detach()")
         if preserve is False:
+            if unsteered is not None:
+                raise DSASError("unsteered= is what preserve= puts back: give preserve=True, or leave it out")
             return Generation(self.adapter.pipe(*args, **kwargs)[0])
-        return generate_preserving(self, self._layout, self._concepts, preserve, args, kwargs)
+        return generate_preserving(self, self._layout, self._concepts, preserve, unsteered, args, kwargs)
 
     def bring(self, site: Site, value: Any) -> Any:
         """The output of an attention layer, steered; unchanged once this is detached."""

@@ -119,6 +119,8 @@ def _job(entry: GridEntry, args: argparse.Namespace) -> _Job:
     entry, is_text = replace(entry, plan=_override(entry.plan, args)), llm.is_language_model(entry.model)
     if is_text:
         refuse_generation(args, entry.model)
+        if entry.plan.preserve:
+            args.usage(f"preserve is about pictures, and {entry.model} is a language model: leave it out")
         if option := next((name for name in PICTURES if getattr(args, name)), None):
             args.usage(f"--{option} is about pictures: what judges a language model stands in its prompt file")
     elif option := next((name for name in TEXTS if getattr(args, name)), None):
@@ -133,7 +135,7 @@ def _job(entry: GridEntry, args: argparse.Namespace) -> _Job:
 
 def _override(plan: Plan, args: argparse.Namespace) -> Plan:
     """The plan, with the options of the command line in place of its own."""
-    options = {key: value for key, value in values_of(args, "count", "seeds").items() if value is not None}
+    options = {key: value for key, value in values_of(args, "count", "seeds", "preserve").items() if value is not None}
     options |= {key: tuple(value) for key, value in values_of(args, "strengths", "targets", "arms").items() if value}
     if args.quick:
         options = {"arms": ("dsas", "on"), **options, "robustness": False}

@@ -20,10 +20,11 @@ from dsas_core.utils.versions import versions
 
 from ... import __version__
 from ...generation import strips
-from ...generation.pictures import decode, latent_batches, pictures_of, seeds_for
+from ...generation.pictures import pictures_of, seeds_for
 from ...generation.settings import Settings
 from ...pipelines.adapter import PipelineAdapter
 from ...pipelines.prompt_check import unknown_words
+from ...steering.drawing import generate_batches
 from ...steering.steer import steer
 from .. import arguments
 from ..options import GATES
@@ -53,6 +54,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.usage("--compare needs a --concept to compare with")
     if args.words and not args.concept:
         args.usage("--words are of a --concept: give one")
+    if args.preserve and not args.concept:
+        args.usage("--preserve leaves what is not a --concept's: give one")
     out = Path(args.out).expanduser()
     suffix = out.suffix.lower()
     if suffix in IMAGE_FORMATS:
@@ -61,12 +64,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise DSASError(f"{out}: pictures are written as {', '.join(IMAGE_FORMATS)}; without a suffix, into a folder")
     else:
         check_output_folder(out, OURS, args.overwrite)
-    concepts = arguments.read_concepts(args.concept)
+    concepts, preserve = arguments.read_concepts(args.concept), arguments.read_preserve(args.preserve)
 
     adapter, settings = arguments.open_for_drawing(args)
     if unknown := unknown_words(adapter, args.prompt):
         warnings.warn(unknown_words_message(unknown), stacklevel=2)
-    columns = _draw(adapter, args, concepts, settings)
+    columns = _draw(adapter, args, concepts, settings, preserve)
     document = _document(adapter, args, concepts, settings)
     if suffix in IMAGE_FORMATS:
         single = len(args.prompt) == 1 and not args.compare
@@ -100,12 +103,20 @@ def _steering(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _draw(
-    adapter: PipelineAdapter, args: argparse.Namespace, concepts: Mapping[Concept, Strength], settings: Settings
+    adapter: PipelineAdapter,
+    args: argparse.Namespace,
+    concepts: Mapping[Concept, Strength],
+    settings: Settings,
+    preserve: Any,
 ) -> dict[str, list[Image.Image]]:
-    """Pictures by kind: "base", "picture" (steered, where there are concepts), and a map of h for each concept."""
+    """Pictures by kind: "picture" (steered, where there are concepts).
+
+    With --compare also "base", a map of h for each concept, and "changed" where the rest is preserved.
+    """
     seeds = seeds_for(args.prompt, args.seed)
     if not concepts:
         return {"picture": pictures_of(adapter, args.prompt, seeds, settings)}
+    base: list[Image.Image] = []
     columns: dict[str, list[Image.Image]] = {"picture": []}
     # a site in the text encoder has no patches to map
     denoiser = adapter.family.denoiser
@@ -113,16 +124,19 @@ def _draw(
     options = {**_steering(args), "gate": GATES[args.gate], "trace": args.compare}
     options["branch"] = options.pop("rows")
     with steer(adapter, dict(concepts), **options) as steering:
-        for latents in latent_batches(adapter, args.prompt, seeds, settings):
-            pictures = decode(adapter, latents)
-            columns["picture"] += pictures
+        for made in generate_batches(steering, args.prompt, seeds, settings, preserve):
+            columns["picture"] += made.images
+            base += made.unsteered or []
             if steering.trace is None:
                 continue
             for name in mapped:
-                maps = [steering.trace.heatmap(name, picture, image=i) for i, picture in enumerate(pictures)]
+                maps = [steering.trace.heatmap(name, picture, image=i) for i, picture in enumerate(made.images)]
                 columns.setdefault(f"where {name}", []).extend(maps)
     if args.compare:
-        columns = {"base": pictures_of(adapter, args.prompt, seeds, settings), **columns}
+        columns = {"base": base or pictures_of(adapter, args.prompt, seeds, settings), **columns}
+        if args.preserve:
+            pairs = zip(columns["base"], columns["picture"], strict=True)
+            columns["changed"] = [strips.difference(*pair) for pair in pairs]
     return columns
 
 
@@ -143,6 +157,7 @@ def _document(
             for (source, _), (concept, strength) in zip(args.concept, concepts.items(), strict=True)
         ],
         **_steering(args),
+        "preserve": args.preserve,
         "schedule": None if args.schedule is None else args.schedule.points,
         **arguments.generation_record(args, adapter, settings),
         "pictures": [{"prompt": prompt, "noise_seed": seed} for prompt, seed in zip(args.prompt, seeds, strict=True)],

@@ -22,12 +22,14 @@ from ... import __version__
 from ...generation import strips
 from ...generation.animation import ANIMATIONS, encode_animation
 from ...generation.compare import change
-from ...generation.pictures import decode, latent_batches, seeds_for
+from ...generation.pictures import seeds_for
 from ...generation.settings import Settings
 from ...learning.illustrate import ENDS
 from ...pipelines.adapter import PipelineAdapter
+from ...steering.drawing import generate_batches
+from ...steering.preserve import Generation
 from ...steering.steer import steer
-from ..arguments import generation_record, open_for_drawing, shows_progress, words_by_concept
+from ..arguments import generation_record, open_for_drawing, read_preserve, shows_progress, words_by_concept
 from ..options import GATES
 from ..output import check_output_files, encode_picture, print_table, write_files
 
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         check_output_files([out], args.overwrite)
     if llm.is_language_model(args.model):
         args.usage(f"{args.model} is a language model, which draws nothing: use `dsas chat`")
-    concept = Concept.from_pretrained(args.concept)
+    concept, preserve = Concept.from_pretrained(args.concept), read_preserve(args.preserve)
     low, high = concept.range or ENDS
     low, high = low if args.low is None else args.low, high if args.high is None else args.high
     if low >= high:
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     adapter, settings = open_for_drawing(args)
     strengths = strengths_between(low, high, args.count)
-    rows = _draw(adapter, args, concept, strengths, settings)
+    rows = _draw(adapter, args, concept, strengths, settings, preserve)
     document = _document(adapter, args, concept, strengths, settings, rows)
     files = {out: _encode(out.suffix.lower(), concept, strengths, rows, document) for out in outs}
     write_files(files)
@@ -101,20 +103,33 @@ class _Row:
         noise_seed: seed of its noise.
         gate: a key of GATES.
         label: name of the gate; empty where no other gate is beside the concept's own.
-        pictures: by strength.
-        mean_h: by strength, the mean h of the sites that steer.
+        drawn: by strength, the picture and the mean h of the sites that steer.
     """
 
     prompt: str
     noise_seed: int
     gate: str
     label: str
-    pictures: list[Image.Image] = field(default_factory=list)
-    mean_h: list[float] = field(default_factory=list)
+    drawn: dict[float, tuple[Image.Image, float]] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """From the lowest strength to the highest."""
+        return [self.drawn[strength][0] for strength in sorted(self.drawn)]
+
+    @property
+    def mean_h(self) -> list[float]:
+        """From the lowest strength to the highest."""
+        return [self.drawn[strength][1] for strength in sorted(self.drawn)]
 
 
 def _draw(
-    adapter: PipelineAdapter, args: argparse.Namespace, concept: Concept, strengths: Sequence[float], settings: Settings
+    adapter: PipelineAdapter,
+    args: argparse.Namespace,
+    concept: Concept,
+    strengths: Sequence[float],
+    settings: Settings,
+    preserve: Any,
 ) -> list[_Row]:
     """Every prompt at every strength; the rows of a prompt, one per gate, lie together."""
     gates = [args.gate, "on"] if args.compare else [args.gate]
@@ -129,18 +144,22 @@ def _draw(
             how = {"gate": GATES[gate], "within": args.within, "words": words}
             with steer(adapter, {concept: 0.0}, trace=True, **how) as steering:
                 assert steering.trace is not None
-                for strength in strengths:
+                first: list[Generation] = []
+                for strength in sorted(strengths, key=abs):  # 0 first: its passes are the unsteered ones of the others
                     steering.strengths[concept.name] = strength
-                    remaining = iter(rows[gate])
+                    remaining, earlier = iter(rows[gate]), tuple(first)
                     # the same batches at every strength: pictures then differ by nothing but the strength
-                    for latents in latent_batches(adapter, args.prompt, seeds, settings):
-                        for i, picture in enumerate(decode(adapter, latents)):
+                    for made in generate_batches(steering, args.prompt, seeds, settings, preserve, unsteered=earlier):
+                        if preserve is not False and strength == 0:
+                            first.append(made)
+                        for i, picture in enumerate(made.images):
                             row = next(remaining)
-                            row.pictures.append(picture)
-                            row.mean_h.append(
-                                steering.trace.mean_h(concept.name, sites=concept.steered_sites, prompt=i)
-                            )
-                        bar.update(len(latents))
+                            if made.is_steered or not row.drawn:  # else no pass was run at this strength
+                                h = steering.trace.mean_h(concept.name, sites=concept.steered_sites, prompt=i)
+                            else:
+                                h = row.drawn[0.0][1]
+                            row.drawn[strength] = picture, h
+                        bar.update(len(made.images))
     return [row for rows_of_prompt in zip(*rows.values(), strict=True) for row in rows_of_prompt]
 
 
@@ -160,6 +179,7 @@ def _document(
         "strengths": list(strengths),
         "within": args.within,
         "words": words_by_concept(args.words),
+        "preserve": args.preserve,
         **generation_record(args, adapter, settings),
         "rows": [
             {

@@ -38,6 +38,7 @@ class Order:
         combine: of several concepts at one site, as for `steer`.
         schedule: strength over the timestep; None for a constant one.
         sites: where to steer, by `site_name`; none for wherever the concepts do.
+        preserve: keep the rest of the picture as it is without steering, where the concepts have a place in it.
 
     Raises:
         DSASError: no prompt, or a prompt or number of steps beyond the limits.
@@ -52,6 +53,7 @@ class Order:
     combine: str = "sum"
     schedule: Schedule | None = None
     sites: Sequence[str] = ()
+    preserve: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -90,6 +92,8 @@ class Drawing:
         conflicts: pairs of concepts that undo one another.
         at: when it was drawn, which tells it from others alike.
         trace: of the steered picture.
+        area: share of the picture that was steered, where the rest was kept; None where it was not.
+        unplaced: concepts because of which the rest could not be kept: they have no place in pictures.
     """
 
     order: Order
@@ -104,6 +108,8 @@ class Drawing:
     conflicts: tuple[tuple[str, str], ...] = ()
     at: float = field(default_factory=time.time)
     trace: PictureTrace | None = None
+    area: float | None = None
+    unplaced: tuple[str, ...] = ()
 
     @property
     def untouched(self) -> bool:

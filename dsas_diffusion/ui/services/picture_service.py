@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,13 +25,16 @@ from dsas_core.errors import DSASError, ModelMismatchError
 from dsas_core.steering.trace import Record
 
 from ...generation.compare import change
-from ...generation.pictures import decode, latents_of
+from ...generation.pictures import latents_of, pictures_of
 from ...generation.settings import settings_of
 from ...learning.illustrate import ENDS
 from ...pipelines.adapter import adapt
 from ...pipelines.families.prompt_templates import plain
 from ...pipelines.prompt_check import check_prompt
 from ...pipelines.sites import site_name
+from ...steering.concept_masks import localises
+from ...steering.drawing import generate_batches
+from ...steering.preserve import Generation, can_preserve
 from ...steering.steer import PipelineSteering, steer
 from ...steering.trace import PictureTrace
 from .concepts import conflicting_pairs, gate_of, index_concepts, keep_latest
@@ -39,6 +42,8 @@ from .drawing import Drawing, GateReading, Order, Strip
 
 #: unsteered pictures that are kept, so that moving a slider costs one generation
 MAX_BASES = 64
+#: unsteered passes that are kept, with their latents after every step, so that pictures beside them cost no more
+MAX_UNSTEERED = 8
 #: bytes of the traces of all drawings; one of a large model has some 100 MB
 MAX_TRACE_BYTES = 2**30
 #: a model of up to this many bytes is copied for learning, so that others can go on drawing meanwhile
@@ -71,6 +76,8 @@ class PictureService:
         self.defaults = settings_of(pipe)
         self._turn = threading.Lock()
         self._bases: OrderedDict[Any, tuple[Image.Image, float]] = OrderedDict()
+        self._unsteered: OrderedDict[Any, _Unsteered] = OrderedDict()
+        self.can_preserve = can_preserve(self.adapter)
         self._files = tempfile.TemporaryDirectory(prefix="dsas-app-")
         self._traces: WeakKeyDictionary[PictureTrace, None] = WeakKeyDictionary()  # oldest first; drawings own them
         self.concepts = index_concepts(concepts, self.adapter.roots)
@@ -106,8 +113,10 @@ class PictureService:
             DSASError: the order cannot be drawn, see `steer`.
         """
         strengths = {concepts[name]: strength for name, strength in order.strengths.items() if strength != 0}
+        unplaced = self.find_unplaced(order, list(strengths))
+        preserved = list(strengths) if order.preserve and not unplaced else []
         with self._turn:
-            drawing = self._base(order)
+            drawing = replace(self._base(order, preserved), unplaced=unplaced)
         if not strengths:
             yield replace(drawing, steered=drawing.base)
             return
@@ -115,17 +124,17 @@ class PictureService:
         strengths = {_restrict(concept, order.sites): strength for concept, strength in strengths.items()}
         with self._turn, self._steered(order, strengths) as steering:
             began = time.perf_counter()
-            steered = self._picture(order)
+            made = self._generate(steering, order, preserved)
             seconds = time.perf_counter() - began
             conflicts = conflicting_pairs(steering)
         trace = steering.trace
         assert trace is not None
         gates = tuple(self._read_gate(order, concept, s, trace) for concept, s in strengths.items())
-        moved = float(change([drawing.base], [steered])[0])
         results: dict[str, Any] = {
-            "steered": steered,
+            "steered": made.images[0],
             "seconds": seconds,
-            "moved": moved,
+            "moved": float(change([drawing.base], made.images)[0]),
+            "area": None if made.masks is None else float(made.masks[0].mean()),
             "gates": gates,
             "conflicts": conflicts,
         }
@@ -137,10 +146,14 @@ class PictureService:
         self, order: Order, concept: Concept, strengths: Sequence[float], on_picture: Callable[[int], object] = int
     ) -> Strip:
         """The order's picture at each strength of one concept; `on_picture` is called with the number drawn so far."""
-        pictures = []
+        pictures: list[Image.Image] = []
+        preserved = [concept] if order.preserve and not self.find_unplaced(order, [concept]) else []
         for strength in strengths:
-            with self._turn, self._steered(order, {_restrict(concept, order.sites): strength}):
-                pictures.append(self._picture(order))
+            with self._turn:
+                if preserved:
+                    self._base(order, preserved)
+                with self._steered(order, {_restrict(concept, order.sites): strength}) as steering:
+                    pictures += self._generate(steering, order, preserved).images
             on_picture(len(pictures))
         return Strip(concept.name, order.prompt, tuple(strengths), tuple(pictures))
 
@@ -174,16 +187,44 @@ class PictureService:
         """Remove all files to download."""
         self._files.cleanup()
 
-    def _base(self, order: Order) -> Drawing:
-        """The picture without steering, from memory where it was drawn before."""
-        key = (order.prompt, order.seed, order.settings)
-        base = self._bases.get(key)
-        cached = base is not None
-        if base is None:
+    def find_unplaced(self, order: Order, concepts: Sequence[Concept]) -> tuple[str, ...]:
+        """The names of concepts because of which an order's wish to keep the rest of the picture cannot be met."""
+        if not order.preserve:
+            return ()
+        return tuple(c.name for c in concepts if not (self.can_preserve and localises(c)))
+
+    def _base(self, order: Order, preserved: Sequence[Concept]) -> Drawing:
+        """The picture without steering, from memory where it was drawn before.
+
+        Args:
+            order: what to draw.
+            preserved: concepts outside of which it is to be kept: what that takes is drawn at once.
+        """
+        key = _key_of(order)
+        base, recorded = self._bases.get(key), self._unsteered.get(key)
+        missing = recorded is None or not {c.digest for c in preserved} <= recorded.concepts
+        cached = base is not None and not (preserved and missing)
+        if base is None or not cached:
             began = time.perf_counter()
-            base = self._picture(order), time.perf_counter() - began
+            if preserved:
+                with self._steered(order, dict.fromkeys(preserved, 0.0)) as steering:
+                    made = self._generate(steering, order, preserved)
+                kept = _Unsteered(made, frozenset(concept.digest for concept in preserved))
+                keep_latest(self._unsteered, key, kept, MAX_UNSTEERED)
+                picture = made.images[0]
+            else:
+                picture = pictures_of(self.adapter, [order.prompt], [order.seed], order.settings)[0]
+            base = picture, time.perf_counter() - began
         keep_latest(self._bases, key, base, MAX_BASES)
         return Drawing(order, check_prompt(self.adapter, order.prompt), *base, cached)
+
+    def _generate(self, steering: PipelineSteering, order: Order, preserved: Sequence[Concept]) -> Generation:
+        """The order's picture, whatever the steering is set to; beside its unsteered pass, where that is kept."""
+        kept = self._unsteered.get(_key_of(order)) if preserved else None
+        earlier = [kept.made] if kept is not None and {c.digest for c in preserved} <= kept.concepts else []
+        arguments = [order.prompt], [order.seed], order.settings
+        (made,) = generate_batches(steering, *arguments, preserve=bool(preserved), unsteered=earlier)
+        return made
 
     def _keep(self, newest: PictureTrace) -> None:
         """Keep a trace, and empty the oldest ones where those of all drawings are too large."""
@@ -193,9 +234,6 @@ class PictureService:
             size += _bytes(older)
             if size > MAX_TRACE_BYTES:
                 older.clear()
-
-    def _picture(self, order: Order) -> Image.Image:
-        return decode(self.adapter, latents_of(self.adapter, [order.prompt], [order.seed], order.settings))[0]
 
     def _steered(self, order: Order, concepts: Mapping[Concept, float]) -> PipelineSteering:
         settings: dict[str, Any] = {name: getattr(order, name) for name in ("branch", "combine", "schedule")}
@@ -221,6 +259,19 @@ class PictureService:
         special = set(tokenizer.all_special_ids)
         words = [str(tokenizer.decode([int(i)])).strip() for i in ids[is_open] if int(i) not in special]
         return tuple(dict.fromkeys(filter(None, words)))
+
+
+@dataclass(frozen=True)
+class _Unsteered:
+    """An unsteered pass that is kept, and the digests of the concepts that were looked for in it."""
+
+    made: Generation
+    concepts: frozenset[str]
+
+
+def _key_of(order: Order) -> tuple[Any, ...]:
+    """What an unsteered picture depends on."""
+    return order.prompt, order.seed, order.settings
 
 
 def slider_ends(concept: Concept, step: float = 0.05) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import gradio as gr
 
 from dsas_core.errors import DSASError
 
+from ...steering.concept_masks import localises
 from ..page import controls, markup
 from ..page.session import MAX_OWN_CONCEPTS, Session, report_errors, until_failure
 from ..services.drawing import MAX_CHARACTERS, Order
@@ -22,6 +23,9 @@ EXAMPLES = (
     "a red car and a banana on the beach",
     "an apple and a lemon on a table",
     "a dog in the snow",
+)
+KEEPS = (
+    "only where the concept is seen may the picture change; concepts without a place, such as a background, ignore it"
 )
 GATES = {"DSAS: where the concept is": "dsas", "always on: everywhere": "on", "off": "off"}
 
@@ -51,7 +55,7 @@ class CreateTab:
                 layout: dict[str, Any] = {"slider_position": 25, "max_height": 560, **controls.PICTURE}
                 self.compare = gr.ImageSlider(label="unsteered | steered", type="pil", elem_id="compare", **layout)
                 self.explain = gr.HTML(markup.render_drawing(None), elem_id="explain")
-        self.inputs: set[Any] = {self.session, self.prompt, self.gate, *self.sliders}
+        self.inputs: set[Any] = {self.session, self.prompt, self.gate, self.preserve, *self.sliders}
         self.inputs |= self.seed.inputs | self.advanced.inputs
         self.draw_events = self._wire()
 
@@ -67,6 +71,14 @@ class CreateTab:
             self.live = gr.Checkbox(False, label="draw when a slider is let go", elem_id="live", min_width=200)
             self.let_go = gr.Number(0, label="how often one was let go", visible="hidden", elem_id="let-go")
             self.zero = gr.Button("All to 0", size="sm", elem_id="zero", min_width=90)
+        localised = self.service.can_preserve and any(map(localises, concepts))
+        self.preserve = gr.Checkbox(
+            localised,
+            label="Keep the rest of the picture",
+            info=KEEPS,
+            visible=self.service.can_preserve,
+            elem_id="keep",
+        )
         self.gate = controls.gate_choice(GATES, "gate")
         self.seed = SeedControls()
         self.advanced = AdvancedSettings(self.service.defaults, concepts)
@@ -127,6 +139,7 @@ class CreateTab:
             )
         fields = self.advanced.order_fields(data, self.service.defaults)
         fields |= {"strengths": dict(zip(names, strengths, strict=False)), "gate": data[self.gate]}
+        fields["preserve"] = bool(data[self.preserve])
         return Order(data[self.prompt] or "", controls.read_seed(data[self.seed.seed]), **fields)
 
     def slots(self, session: Session) -> list[Any]:

@@ -75,8 +75,11 @@ class StripTab:
         write, name = self.service.write_download, concept.name
         png = write(f"{name}-strip.png", strip.as_png())
         webp, gif = (write(f"{name}{suffix}", strip.animated(suffix)) for suffix in (".webp", ".gif"))
+        told = f"{name} from {low:g} to {high:g}: “{strip.prompt}”"
+        if self.service.find_unplaced(order, [concept]):
+            told += ". It has no place in the picture, so the rest was not kept."
         return (
-            markup.render_note(f"{name} from {low:g} to {high:g}: “{strip.prompt}”"),
+            markup.render_note(told),
             [(enlarge(picture), caption) for picture, caption in zip(strip.pictures, captions, strict=True)],
             webp,
             *(gr.update(value=file, interactive=True) for file in (png, webp, gif)),

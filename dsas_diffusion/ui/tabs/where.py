@@ -18,6 +18,7 @@ from ..page.session import Session, report_errors
 
 ALL_LAYERS = "all layers"
 NOTHING = "Draw a picture with a slider off 0, then come back: here is where its gates opened."
+NOT_SEEN = "The concept is not seen in this picture, so nothing was steered: the rest of the picture is kept."
 TRACE_GONE = "Others have drawn much since: draw the picture again to see where its gates opened."
 
 
@@ -78,6 +79,8 @@ class WhereTab:
     ) -> tuple[Image.Image | None, str]:
         """One concept's h over the picture, at one layer or all and at one step or all, and a line that says so."""
         drawing = session.drawing
+        if drawing is not None and drawing.area == 0:
+            return None, markup.render_note(NOT_SEEN)
         if drawing is None or drawing.trace is None or not concept or drawing.steered is None:
             return None, markup.render_note(NOTHING)
         if not drawing.trace.records:

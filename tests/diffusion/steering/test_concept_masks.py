@@ -68,7 +68,7 @@ def test_growth_is_in_widths_of_the_picture() -> None:
 
 
 def test_what_localises() -> None:
-    assert replace(RULE, covered=0.6, missed=0.49).localises
+    assert replace(RULE, covered=0.5, missed=0.49).localises
     assert not replace(RULE, covered=0.61, missed=0.0).localises
     assert not replace(RULE, covered=0.1, missed=0.5).localises
 
