@@ -196,7 +196,7 @@ class PictureEvaluation(Evaluation):
         return self._clip_score(control) if arm == "base" else self._change_around(source)
 
     def further_figures(self) -> dict[str, Any]:
-        figures = {
+        figures: dict[str, Any] = {
             "localisation": self._localisation(),
             "unnamed": self._unnamed(),
             "robustness": [self._robustness(settings) for settings in self._other_settings()],

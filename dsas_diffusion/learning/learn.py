@@ -213,7 +213,6 @@ class PictureLearner(Learner[str]):
         self.text_sites = [site for site in steered if site.root != family.denoiser]
         #: candidates for the probes that see where a picture shows the concept
         self.mask_sites = self.adapter.find_mask_sites()
-        self.unnamed = content.draw_unnamed(CONTROLS * count, seed)
         self.settings = settings_of(self.adapter, steps, guidance, size)
         self.positions, self.batch, self.masks, self.store = positions, batch, masks, store
         super().__init__(
@@ -260,21 +259,22 @@ class PictureLearner(Learner[str]):
         extra = self._unsteered.extra
         source, control = ({site: extra[side][str(site)] for site in self.mask_sites} for side in MASK_SIDES)
         masks = self._source_masks if recipe.supervised or self.masks is not None else None
-        unnamed = self._draw_unnamed() if masks is not None and self.unnamed else None
+        unnamed = self._draw_unnamed() if masks is not None and self.content.source_unnamed else None
         fitted = fit_mask(source, control, len(self.edges) + 1, masks, unnamed)
         evidence: dict[str, Any] = {"mask": rule_as_evidence(fitted.rule)}
         return fitted.interventions, {**evidence, **({"unnamed": fitted.unnamed} if fitted.unnamed else {})}
 
     def _draw_unnamed(self) -> Unnamed:
         """Pictures of prompts that do not name the thing, and where they show it."""
-        seeds = seeds_for(self.unnamed, self.seed + 3)
+        prompts = self.content.draw_unnamed(CONTROLS * self.count, self.seed)
+        seeds = seeds_for(prompts, self.seed + 3)
         grids: list[dict[Site, torch.Tensor]] = []
         masks: list[np.ndarray | None] = []
         with (
             BatchLayout(self.adapter, positions=self.positions) as layout,
             LateMeans(layout, self.mask_sites, lambda site, x: pool_patches(x)) as means,
         ):
-            for latents in latent_batches(self.adapter, self.unnamed, seeds, self.settings, self.batch):
+            for latents in latent_batches(self.adapter, prompts, seeds, self.settings, self.batch):
                 grids.append(means.take())
                 masks += self._find_masks(decode(self.adapter, latents))
         return Unnamed({site: torch.cat([part[site] for part in grids]) for site in self.mask_sites}, masks)

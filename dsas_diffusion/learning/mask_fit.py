@@ -151,7 +151,7 @@ def fit_mask(
     source_logits, control_logits = (_join([found[site][i] for site in chosen]) for i in range(2))
     n, m = len(source[best]), len(control[best])  # pictures of prompts that do not name it come behind these
     rule = _place(MaskRule(tuple(map(str, chosen)), seed=0.0), source_logits[:n], control_logits[:m])
-    evidence = {}
+    evidence: dict[str, float] = {}
     if shows:
         rule, evidence = _place_unnamed(rule, source_logits[n:], control_logits[m:])
     return MaskFit(interventions, _judge(rule, source_logits[:n], control_logits[:m]), evidence)
