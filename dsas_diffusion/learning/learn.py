@@ -94,8 +94,8 @@ def learn(
         batch: prompts per generation.
         masks: supervision by positions: pictures of source prompts -> where each shows the concept, bool [height,
             width] or None (`dsas_diffusion.vision.segmentation`); None for the segmentation model of the prompt file,
-            if the recipe asks for this supervision. Causal learning uses the masks of the unsteered pictures, too; so do
-            the probes that see where pictures show the concept, which else find out by themselves (`mask_fit`).
+            if the recipe asks for this supervision. Causal learning uses the masks of the unsteered pictures, too, as
+            do the probes that see where pictures show the concept, which else find out by themselves (`mask_fit`).
         store: a folder for the captured activations, a file for each batch of prompts, where memory would not hold
             them: of every site, about 32 positions of each picture and step. An interrupted run continues from there,
             and processes that `accelerate launch` started share the batches. It holds hashes of the prompts where the
