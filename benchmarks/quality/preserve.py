@@ -54,6 +54,8 @@ from dsas_diffusion.vision.judges import judge_from
 
 CONCEPTS = ("banana-blur", "dog-grey", "vehicles-pixelated", "fruit-to-pear", "animals-blurred")
 SITES = {"text": None, "denoiser": "denoiser"}
+#: in place of sites: at the denoiser, its masks learned from the judge's, also of pictures of unnamed prompts
+TOLD = "told"
 #: `preserve` that stands for the judge's masks
 JUDGED = "judged"
 
@@ -74,6 +76,7 @@ STEERED = {
     **{f"{sites}, latents kept": Arm(sites, "latents") for sites in SITES},
     **{f"{sites}, judge's mask": Arm(sites, JUDGED) for sites in SITES},
     "denoiser, where seen, latents kept": Arm("denoiser", "latents", "on", 0.5),
+    "told, where seen, latents kept": Arm(TOLD, "latents", "on", 0.5),
 }
 LATENTS_KEPT, ALL_KEPT = ", latents kept", ", all kept"
 #: strengths beside 1, on fewer prompts, for the change at equal effect
@@ -235,9 +238,14 @@ def find_concepts(pipe: Any, content: PromptSet, seed: int, args: argparse.Names
         concept = dsas.Concept.from_pretrained(f"builtin:{content.name}")
         in_texts = any(site.root == "text_encoder" for site in concept.steered_sites)
         concepts["text" if in_texts else "denoiser"] = concept
+    options: dict[str, Any] = {"seed": seed, "steps": args.learning_steps}
     for name in args.sites:
-        if name not in concepts:
-            concepts[name] = dsas.learn(pipe, content, sites=SITES[name], seed=seed, steps=args.learning_steps)
+        if name == TOLD:
+            judge: Any = judge_from(content.judges[0])
+            told = {"masks": judge.masks, "recipe": {"supervision": "prompts"}}  # masks alone
+            concepts[name] = dsas.learn(pipe, content, sites="denoiser", **told, **options)
+        elif name not in concepts:
+            concepts[name] = dsas.learn(pipe, content, sites=SITES[name], **options)
     return {name: concepts[name] for name in args.sites}
 
 
@@ -302,7 +310,7 @@ def run_seed(seed: int, args: argparse.Namespace) -> Raw:
                 add(name, trial.judge_rest(without, unnamed, has_masks))
     if seed == 0:
         args.sheets.mkdir(parents=True, exist_ok=True)
-        for sites in trial.concepts:
+        for sites in set(trial.concepts) - {TOLD}:
             suffix = "" if sites == "text" else f"-{sites}"
             save_sheet(trial, sites, args.sheets / f"preserve-{args.concept}{suffix}.png")
     return raw
@@ -328,7 +336,9 @@ def main() -> None:
     parser.add_argument("--concepts", nargs="+", choices=CONCEPTS, default=CONCEPTS, metavar="NAME")
     parser.add_argument("--size", type=int, default=50, help="fresh prompts a part and seed")
     parser.add_argument("--grid", type=int, default=12, help="of them, prompts of each seed at other strengths than 1")
-    parser.add_argument("--sites", nargs="+", choices=SITES, default=[*SITES], metavar="NAME", help="text, denoiser")
+    parser.add_argument(
+        "--sites", nargs="+", choices=(*SITES, TOLD), default=[*SITES], metavar="NAME", help="text, denoiser, told"
+    )
     parser.add_argument("--learning-steps", type=int, default=8, help="denoising steps while learning")
     parser.add_argument("--sheets", type=Path, default=OUTPUTS, help="folder of pictures to look at")
     args = parser.parse_args()
@@ -341,7 +351,7 @@ def main() -> None:
             *("--concepts", name, "--seeds", args.seeds, "--model", args.model, "--size", args.size),
             *("--grid", args.grid, "--sites", *args.sites, "--learning-steps", args.learning_steps),
         )
-        entry = name if "text" in args.sites else f"{name}-denoiser"
+        entry = name if "text" in args.sites else f"{name}-{args.sites[0]}"
         update_record(args.out, entry, {**figures, **provenance(began=began, command=command)})
         print(name, *format_lines(figures), sep="\n  ", flush=True)
 
