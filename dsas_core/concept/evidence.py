@@ -122,11 +122,17 @@ def describe_mask(mask: Mapping[str, Any] | None) -> str:
     missed, touched, covered, growth = (
         f"{100 * mask[key]:.3g} %" for key in ("missed", "touched", "covered", "growth")
     )
-    return (
+    line = (
         f"place in pictures read at {' and '.join(mask['sites'])}: on held-out prompts it misses {missed} of source "
         f"pictures and touches {touched} of control pictures; the mask covers {covered} of a picture, and grows by "
         f"{growth} of its width"
     )
+    if unnamed := mask.get("unnamed"):
+        line += (
+            f"; of {unnamed['pictures']} pictures of prompts that do not name it, {unnamed['showing']} show it: it finds "
+            f"{100 * unnamed['found']:.3g} % of these, and touches {100 * unnamed['touched']:.3g} % of the others"
+        )
+    return line
 
 
 def describe_unit(unit: float, evidence: Mapping[str, Any] | None) -> str:

@@ -261,8 +261,7 @@ class PictureLearner(Learner[str]):
         masks = self._source_masks if recipe.supervised or self.masks is not None else None
         unnamed = self._draw_unnamed() if masks is not None and self.content.source_unnamed else None
         fitted = fit_mask(source, control, len(self.edges) + 1, masks, unnamed)
-        evidence: dict[str, Any] = {"mask": rule_as_evidence(fitted.rule)}
-        return fitted.interventions, {**evidence, **({"unnamed": fitted.unnamed} if fitted.unnamed else {})}
+        return fitted.interventions, {"mask": rule_as_evidence(fitted.rule)}
 
     def _draw_unnamed(self) -> Unnamed:
         """Pictures of prompts that do not name the thing, and where they show it."""

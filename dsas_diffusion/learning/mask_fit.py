@@ -85,14 +85,10 @@ class MaskFit(NamedTuple):
     Args:
         interventions: that only read, at the rule's sites.
         rule: how masks are made of their logits.
-        unnamed: of held-out pictures of prompts that do not name the concept, if there are any: how many there are and
-            show it ("pictures", "showing"), and the shares of those in which it is seen, and of the others ("found",
-            "touched").
     """
 
     interventions: list[Intervention]
     rule: MaskRule
-    unnamed: dict[str, float]
 
 
 class Unnamed(NamedTuple):
@@ -151,10 +147,9 @@ def fit_mask(
     source_logits, control_logits = (_join([found[site][i] for site in chosen]) for i in range(2))
     n, m = len(source[best]), len(control[best])  # pictures of prompts that do not name it come behind these
     rule = _place(MaskRule(tuple(map(str, chosen)), seed=0.0), source_logits[:n], control_logits[:m])
-    evidence: dict[str, float] = {}
     if shows:
-        rule, evidence = _place_unnamed(rule, source_logits[n:], control_logits[m:])
-    return MaskFit(interventions, _judge(rule, source_logits[:n], control_logits[:m]), evidence)
+        rule = _place_unnamed(rule, source_logits[n:], control_logits[m:])
+    return MaskFit(interventions, _judge(rule, source_logits[:n], control_logits[:m]))
 
 
 def _by_rounds(sides: _Sides) -> Callable[[torch.Tensor, torch.Tensor], LinearProbe]:
@@ -247,16 +242,13 @@ def _judge(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> MaskRule:
     )
 
 
-def _place_unnamed(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> tuple[MaskRule, dict[str, float]]:
+def _place_unnamed(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> MaskRule:
     """A rule with a seed threshold, no higher than its own, that tells pictures of unnamed prompts apart best.
 
     Args:
         rule: as it was placed on pictures of prompts that name the concept.
         source: held-out logits [pictures, rows, columns] of pictures that show it although no prompt named it.
         control: of the others.
-
-    Returns:
-        The rule, and what it finds, see `MaskFit`.
     """
     high, low = _highest(source), _highest(control)
     if len(high) and len(low):
@@ -265,7 +257,8 @@ def _place_unnamed(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> t
         told_apart = [(high > seed).mean() - (low > seed).mean() for seed in between]
         rule = replace(rule, seed=float(between[int(np.argmax(told_apart))]))
     found, touched = (float((part > rule.seed).mean()) if len(part) else 0.0 for part in (high, low))
-    return rule, {"pictures": len(high) + len(low), "showing": len(high), "found": found, "touched": touched}
+    counts = {"pictures": len(high) + len(low), "showing": len(high)}
+    return replace(rule, unnamed={**counts, "found": found, "touched": touched})
 
 
 def _highest(logits: np.ndarray) -> np.ndarray:

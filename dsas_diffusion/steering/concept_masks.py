@@ -44,6 +44,9 @@ class MaskRule:
         covered: mean share of the source pictures that the mask covers, before it grows.
         missed: share of held-out source pictures in which nothing is seen.
         touched: share of held-out control pictures in which something is seen.
+        unnamed: of held-out pictures of prompts that do not name the concept, where masks of them were known: how many
+            there are and show it ("pictures", "showing"), and the shares of those in which it is seen, and of the
+            others ("found", "touched").
 
     Example:
         >>> rule = MaskRule(("unet.up_blocks.1.resnets.0",), seed=5.0)
@@ -58,6 +61,7 @@ class MaskRule:
     covered: float = 0.0
     missed: float = 0.0
     touched: float = 0.0
+    unnamed: Mapping[str, float] | None = None
 
     @classmethod
     def of(cls, concept: Concept) -> MaskRule | None:
@@ -248,5 +252,5 @@ def on_picture(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def rule_as_evidence(rule: MaskRule) -> Mapping[str, Any]:
-    """A rule as plain data."""
-    return {**vars(rule), "sites": list(rule.sites)}
+    """A rule as plain data, without what is not known."""
+    return {**{name: value for name, value in vars(rule).items() if value is not None}, "sites": list(rule.sites)}

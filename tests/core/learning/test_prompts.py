@@ -157,6 +157,25 @@ def test_judges_and_masks_come_back_as_they_were_written(judge: Any) -> None:
     assert load_prompts(found.to_dict()) == found
 
 
+def test_prompts_that_do_not_name_the_thing() -> None:
+    prompts = load_prompts(changed(source_unnamed=["a fruit {place}"], evaluation={"unnamed": ["a fruit at night"]}))
+    drawn = prompts.draw_unnamed(9)
+    assert sorted(drawn) == ["a fruit in the snow", "a fruit on a table", "a fruit on the grass"]
+    assert load_prompts(prompts.to_dict()) == prompts
+    assert "source_unnamed" not in load_prompts(GOOD).to_dict()
+    assert load_prompts(GOOD).draw_unnamed(9) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "first"),
+    [("a ripe banana", "a fruit {place}"), ("dog", "an animal {place}"), ("quux", None)],
+)
+def test_a_draft_names_the_kind_of_a_thing(source: str, first: str | None) -> None:
+    prompts = load_prompts(draft(source, f"blurred {source}"))
+    assert next(iter(prompts.source_unnamed), None) == first
+    assert not any(source.split()[-1] in text for text in prompts.expanded("source_unnamed"))
+
+
 def test_wordings_are_the_templates_that_fresh_prompts_come_from() -> None:
     prompts = load_prompts(GOOD)
     told = prompts.wordings("source")
@@ -172,6 +191,7 @@ def test_wordings_are_the_templates_that_fresh_prompts_come_from() -> None:
     [
         ([1, 2], "expected a mapping with name, source, target and control"),
         (None, "expected a mapping"),
+        (changed(source_unnamed=["a fruit {nowhere}"]), "source_unnamed template .*nowhere"),
         (changed(source=None), "lacks source; known are control, description, evaluation"),
         (changed(name=""), "lacks name"),
         (changed(target=[]), "lacks target"),

@@ -189,9 +189,21 @@ def test_masks_mark_patches(ddim_pipe: Any) -> None:
     assert np.mean(left) > np.mean(right)
 
 
-def test_masks_of_nothing(ddim_pipe: Any) -> None:
+@pytest.mark.parametrize("sites", ["text", "denoiser"])
+def test_masks_of_nothing(sites: str, ddim_pipe: Any) -> None:
     with pytest.raises(DSASError, match=r"masks mark nothing in any of \d+ pictures"):
-        learn(ddim_pipe, PROMPTS, sites="denoiser", **QUICK, masks=lambda found: [None] * len(found))
+        learn(ddim_pipe, PROMPTS, sites=sites, **QUICK, masks=lambda found: [None] * len(found))
+
+
+@pytest.mark.usefixtures("one_unit")
+def test_masks_teach_the_probes_that_see_where_gates_read_words(ddim_pipe: Any) -> None:
+    """Also on pictures of prompts that do not name the thing; without masks, nobody knows whether these show it."""
+    prompts = {**PROMPTS, "source_unnamed": ["a fruit {place}"]}
+    concept = learn(ddim_pipe, prompts, masks=left_half, sites="text", **QUICK)
+    assert concept.provenance["recipe"]["supervision"] == "prompts"
+    unnamed = concept.evidence["mask"]["unnamed"]
+    assert 0 < unnamed["showing"] <= unnamed["pictures"] == 3
+    assert "unnamed" not in learn(ddim_pipe, prompts, sites="text", **QUICK).evidence["mask"]
 
 
 @pytest.mark.usefixtures("one_unit")

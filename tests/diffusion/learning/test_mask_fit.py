@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsas_core import Site
-from dsas_diffusion.learning.mask_fit import GRID, MaskFit, fit_mask, pool_patches
+from dsas_diffusion.learning.mask_fit import GRID, MaskFit, Unnamed, fit_mask, pool_patches
 
 COARSE, FINE, BLIND = Site("unet.coarse"), Site("unet.fine"), Site("unet.blind")
 WIDTH = 6
@@ -188,3 +188,32 @@ def test_pooling_keeps_what_float16_cannot_hold() -> None:
     assert torch.isfinite(large).all()
     assert torch.allclose(large / 1e6, pooled.float(), atol=1e-3)
     assert pool_patches(noise(1, 4, 0)).shape == (1, 16, WIDTH), "small grids stay as they are"
+
+
+def test_pictures_of_unnamed_prompts_count_where_masks_are_known() -> None:
+    """They show the thing more faintly, so that the seed threshold has to be lower to find them."""
+    shown, faint = places(12), places(8, seed=2)
+    source, control = grids(shown, strength=12.0)
+    unnamed = {COARSE: torch.cat([grids(faint, strength=6.0)[0][COARSE], noise(24, 4, 55)])}
+    known = [*faint, *[None] * 24]
+    plain = fit_mask(source, control, 1, list(shown))
+    taught = fit_mask(source, control, 1, list(shown), Unnamed(unnamed, known))
+    assert plain.rule.unnamed is None
+    assert (taught.rule.unnamed["pictures"], taught.rule.unnamed["showing"]) == (32, 8)
+    assert taught.rule.unnamed["found"] == 1
+    assert taught.rule.unnamed["touched"] <= 0.1
+    assert taught.rule.missed == 0
+    new = {COARSE: grids(places(8, seed=9), strength=6.0)[0][COARSE]}
+    assert seen(taught, new).any((1, 2)).mean() >= seen(plain, new).any((1, 2)).mean()
+
+
+@pytest.mark.parametrize("showing", [0, 4])
+def test_unnamed_pictures_of_one_kind_alone(showing: int) -> None:
+    """None of them, or all of them, show the thing: the seed threshold stays where it was."""
+    source, control = grids(places(12))
+    shown = places(4, seed=2)
+    pictures = grids(shown)[0] if showing else {COARSE: noise(4, 4, 5)}
+    known = list(shown) if showing else [None] * 4
+    taught = fit_mask(source, control, 1, list(places(12)), Unnamed(pictures, known))
+    assert (taught.rule.unnamed["showing"], taught.rule.unnamed["touched"]) == (showing, 0)
+    assert taught.rule.unnamed["found"] == (1 if showing else 0)
