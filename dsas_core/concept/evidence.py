@@ -129,8 +129,8 @@ def describe_mask(mask: Mapping[str, Any] | None) -> str:
     )
     if unnamed := mask.get("unnamed"):
         line += (
-            f"; of {unnamed['pictures']} pictures of prompts that do not name it, {unnamed['showing']} show it: it finds "
-            f"{100 * unnamed['found']:.3g} % of these, and touches {100 * unnamed['touched']:.3g} % of the others"
+            f"; of {unnamed['pictures']} pictures of prompts that do not name it, {unnamed['showing']} show it: "
+            f"it finds {100 * unnamed['found']:.3g} % of these, and touches {100 * unnamed['touched']:.3g} % of the others"
         )
     return line
 
