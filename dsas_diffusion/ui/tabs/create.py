@@ -68,7 +68,8 @@ class CreateTab:
         with gr.Row(equal_height=True):
             self.live = gr.Checkbox(False, label="draw when a slider is let go", elem_id="live", min_width=200)
             self.let_go = gr.Number(0, label="how often one was let go", visible="hidden", elem_id="let-go")
-            self.zero = gr.Button("All to 0", size="sm", elem_id="zero", min_width=90)
+            zero = gr.Button("All to 0", size="sm", elem_id="zero", min_width=90)
+            zero.click(None, None, self.sliders, js=f"() => {json.dumps([0] * len(self.sliders))}", **controls.QUICK)
         can, label = self.service.can_preserve, "Keep the rest of the picture"
         localised = can and any(map(localises, concepts))
         self.preserve = gr.Checkbox(localised, label=label, info=KEEPS, visible=can, elem_id="keep")
@@ -97,7 +98,6 @@ class CreateTab:
         released = [slider.release for slider in self.sliders]
         gr.on(released, None, [self.live, self.let_go], self.let_go, js=count, **controls.QUICK)
         self.seed.wire()
-        self.zero.click(None, None, self.sliders, js=f"() => {json.dumps([0] * len(self.sliders))}", **controls.QUICK)
         self.advanced.wire()
         return draw_events
 
