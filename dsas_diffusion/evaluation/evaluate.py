@@ -123,10 +123,7 @@ class PictureEvaluation(Evaluation):
         super().__post_init__()
         self.seeds = self.plan.seeds
         negative = next(iter(self.prompt_set.sample("negative", 1)), None)
-        preserve = self.plan.preserve
-        if preserve and not localises(self.concept):
-            self.skip("preserve: the concept's probes see no place of it in pictures, so all arms are without")
-            preserve = False
+        preserve = _preserve_of(self.plan, self.concept, self.skip)
         self.pictures = PictureStore(
             self.adapter, self.concept, self.prompts, negative, self.store, self.settings, self.seeds, preserve
         )
@@ -197,12 +194,11 @@ class PictureEvaluation(Evaluation):
 
     def further_figures(self) -> dict[str, Any]:
         figures: dict[str, Any] = {
+            **({"preserve": self.pictures.preserve} if self.pictures.preserve else {}),
             "localisation": self._localisation(),
             "unnamed": self._unnamed(),
             "robustness": [self._robustness(settings) for settings in self._other_settings()],
         }
-        if self.pictures.preserve:
-            figures["preserve"] = self.pictures.preserve
         if not self.rewritten:
             self.skip("asking in words: source and target templates do not go in pairs")
         if self.pictures.negative is None:
@@ -362,3 +358,11 @@ class PictureEvaluation(Evaluation):
         changes = self._changes(PictureJob("dsas", "control", 1.0, settings))[1]
         scheduler = settings.scheduler or type(self.adapter.pipe.scheduler).__name__
         return {**asdict(settings), "scheduler": scheduler, **means, **changes}
+
+
+def _preserve_of(plan: Plan, concept: Concept, skip: Callable[[str], object]) -> bool | str:
+    """What the plan preserves; nothing of concepts that have no place in pictures, which is recorded as skipped."""
+    if plan.preserve and not localises(concept):
+        skip("preserve: the concept's probes see no place of it in pictures, so all arms are without")
+        return False
+    return plan.preserve

@@ -33,11 +33,13 @@ def generate_batches(
         unsteered: what the same batches were before, at other strengths: their unsteered passes are used again.
 
     Example:
+        >>> import numpy as np
         >>> from dsas_diffusion import load_pipeline, steer
         >>> from dsas_diffusion.generation.settings import settings_of
         >>> pipe = load_pipeline("builtin:emoji", device="cpu")
         >>> with steer(pipe, {"builtin:banana-blur": 1.0}) as steering:
-        ...     (made,) = generate_batches(steering, ["a dog"], [7], settings_of(pipe, steps=2), preserve=True)
+        ...     keep_all = np.zeros((64, 64), bool)
+        ...     (made,) = generate_batches(steering, ["a dog"], [7], settings_of(pipe, steps=2), keep_all)
         >>> made.images == made.unsteered
         True
     """

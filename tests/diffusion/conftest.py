@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dsas_diffusion import cli
+from tests.fixtures.judges import random_banana_with_place
 from tests.fixtures.models import build_flow_pipe
 from tests.fixtures.vision_models import save_clip
 
@@ -57,3 +59,9 @@ def dsas(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
         return code, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def placed(tiny_pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a concept that is seen in a part of each picture."""
+    return str(random_banana_with_place(tiny_pipe).save_pretrained(tmp_path_factory.mktemp("placed") / "b"))

@@ -32,7 +32,7 @@ from ...pipelines.adapter import adapt
 from ...pipelines.families.prompt_templates import plain
 from ...pipelines.prompt_check import check_prompt
 from ...pipelines.sites import site_name
-from ...steering.concept_masks import localises
+from ...steering.concept_masks import MaskRule, localises
 from ...steering.drawing import generate_batches
 from ...steering.preserve import Generation, can_preserve
 from ...steering.steer import PipelineSteering, steer
@@ -202,14 +202,14 @@ class PictureService:
         """
         key = _key_of(order)
         base, recorded = self._bases.get(key), self._unsteered.get(key)
-        missing = recorded is None or not {c.digest for c in preserved} <= recorded.concepts
+        missing = recorded is None or not _looked_for(preserved) <= recorded.concepts
         cached = base is not None and not (preserved and missing)
         if base is None or not cached:
             began = time.perf_counter()
             if preserved:
                 with self._steered(order, dict.fromkeys(preserved, 0.0)) as steering:
                     made = self._generate(steering, order, preserved)
-                kept = _Unsteered(made, frozenset(concept.digest for concept in preserved))
+                kept = _Unsteered(made, _looked_for(preserved))
                 keep_latest(self._unsteered, key, kept, MAX_UNSTEERED)
                 picture = made.images[0]
             else:
@@ -221,7 +221,7 @@ class PictureService:
     def _generate(self, steering: PipelineSteering, order: Order, preserved: Sequence[Concept]) -> Generation:
         """The order's picture, whatever the steering is set to; beside its unsteered pass, where that is kept."""
         kept = self._unsteered.get(_key_of(order)) if preserved else None
-        earlier = [kept.made] if kept is not None and {c.digest for c in preserved} <= kept.concepts else []
+        earlier = [kept.made] if kept is not None and _looked_for(preserved) <= kept.concepts else []
         arguments = [order.prompt], [order.seed], order.settings
         (made,) = generate_batches(steering, *arguments, preserve=bool(preserved), unsteered=earlier)
         return made
@@ -263,10 +263,15 @@ class PictureService:
 
 @dataclass(frozen=True)
 class _Unsteered:
-    """An unsteered pass that is kept, and the digests of the concepts that were looked for in it."""
+    """An unsteered pass that is kept, and what tells the concepts apart that were looked for in it."""
 
     made: Generation
-    concepts: frozenset[str]
+    concepts: frozenset[tuple[str, ...]]
+
+
+def _looked_for(concepts: Sequence[Concept]) -> frozenset[tuple[str, ...]]:
+    """What tells concepts apart that are looked for in a picture; visitors may have others of the same name."""
+    return frozenset((concept.name, concept.digest, str(MaskRule.of(concept))) for concept in concepts)
 
 
 def _key_of(order: Order) -> tuple[Any, ...]:

@@ -24,9 +24,7 @@ EXAMPLES = (
     "an apple and a lemon on a table",
     "a dog in the snow",
 )
-KEEPS = (
-    "only where the concept is seen may the picture change; concepts without a place, such as a background, ignore it"
-)
+KEEPS = "the picture changes only where the concept is seen; a concept without a place, as a background, ignores this"
 GATES = {"DSAS: where the concept is": "dsas", "always on: everywhere": "on", "off": "off"}
 
 
@@ -70,15 +68,11 @@ class CreateTab:
         with gr.Row(equal_height=True):
             self.live = gr.Checkbox(False, label="draw when a slider is let go", elem_id="live", min_width=200)
             self.let_go = gr.Number(0, label="how often one was let go", visible="hidden", elem_id="let-go")
-            self.zero = gr.Button("All to 0", size="sm", elem_id="zero", min_width=90)
-        localised = self.service.can_preserve and any(map(localises, concepts))
-        self.preserve = gr.Checkbox(
-            localised,
-            label="Keep the rest of the picture",
-            info=KEEPS,
-            visible=self.service.can_preserve,
-            elem_id="keep",
-        )
+            zero = gr.Button("All to 0", size="sm", elem_id="zero", min_width=90)
+            zero.click(None, None, self.sliders, js=f"() => {json.dumps([0] * len(self.sliders))}", **controls.QUICK)
+        can, label = self.service.can_preserve, "Keep the rest of the picture"
+        localised = can and any(map(localises, concepts))
+        self.preserve = gr.Checkbox(localised, label=label, info=KEEPS, visible=can, elem_id="keep")
         self.gate = controls.gate_choice(GATES, "gate")
         self.seed = SeedControls()
         self.advanced = AdvancedSettings(self.service.defaults, concepts)
@@ -104,7 +98,6 @@ class CreateTab:
         released = [slider.release for slider in self.sliders]
         gr.on(released, None, [self.live, self.let_go], self.let_go, js=count, **controls.QUICK)
         self.seed.wire()
-        self.zero.click(None, None, self.sliders, js=f"() => {json.dumps([0] * len(self.sliders))}", **controls.QUICK)
         self.advanced.wire()
         return draw_events
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dsas_core import Concept
 from dsas_diffusion.evaluation import picture_store
 from tests.fixtures.checks import assert_one_line, document_of
 from tests.fixtures.judges import PROMPTS, random_banana
@@ -78,6 +79,7 @@ def test_two_processes_agree_with_one(dsas, model: str, concept: str, tmp_path: 
         (("--concept", "CONCEPT", *JUDGE, "--tasks", "mmlu"), 2, "--tasks is about language models"),
         (("--concept", "CONCEPT", *JUDGE, "--masks", "nowhere:f"), 1, "masks 'nowhere:f'"),
         (("--concept", "CONCEPT", *JUDGE, "--features", "nowhere:f"), 1, "features 'nowhere:f'"),
+        (("--concept", "CONCEPT", *JUDGE, "--preserve", "all"), 2, "invalid choice: 'all'"),
         (("--concept", "CONCEPT", *JUDGE, "--limit", "3"), 2, "--limit is about language models"),
         ((), 2, "one of the arguments --concept/-c --grid is required"),
     ],
@@ -89,3 +91,29 @@ def test_errors_are_one_line(
     result, _, err = dsas("eval", "--model", model, *given, "--out", tmp_path / "out", "--quiet")
     assert result == code
     assert_one_line(err, message)
+
+
+def test_arms_preserve_the_rest(dsas, model: str, concept: str, placed: str, tmp_path: Path) -> None:
+    told = replace(Concept.from_pretrained(placed), provenance=Concept.from_pretrained(concept).provenance)
+    kept = told.save_pretrained(tmp_path / "kept")
+    command = ("eval", "--model", model, *MEASURED, "--arms", "dsas", "--out", tmp_path / "out", "--json")
+    (measured,) = document_of(dsas(*command, "--concept", kept, "--preserve", "latents"))["concepts"]
+    assert (measured["plan"]["preserve"], measured["preserve"]) == ("latents", "latents")
+    assert "preserve=latents" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("where", ["option", "grid"])
+def test_texts_have_nothing_to_preserve(dsas, where: str, tmp_path: Path) -> None:
+    prompts = Path(__file__).resolve().parents[3] / "prompts" / "rudeness.yaml"
+    (tmp_path / "grid.yaml").write_text(
+        json.dumps(
+            {
+                "concepts": [{"prompts": str(prompts), "models": ["builtin:chat"]}],
+                "measure": {"preserve": True} if where == "grid" else {},
+            }
+        )
+    )
+    option = ["--preserve"] if where == "option" else []
+    code, _, err = dsas("eval", "--grid", tmp_path / "grid.yaml", "--out", tmp_path / "out", "--quiet", *option)
+    assert code == 2
+    assert_one_line(err, "preserve is about pictures, and builtin:chat is a language model: leave it out")

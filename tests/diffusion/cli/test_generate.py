@@ -6,16 +6,20 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageChops
 
 from dsas_core import Concept
+from dsas_diffusion import steer
 from dsas_diffusion.cli import output
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings
 from dsas_diffusion.pipelines import load
 from dsas_diffusion.pipelines.adapter import adapt
-from tests.fixtures.checks import document_of
+from dsas_diffusion.steering.blending import feather
+from tests.fixtures.checks import assert_one_line, document_of
 
 PROMPTS = ("--prompt", "a banana", "--prompt", "a dog on the grass")
 
@@ -114,3 +118,83 @@ def test_unknown_words_are_warned_of(dsas, model: str, tmp_path: Path, monkeypat
     out = tmp_path / "a.png"
     code, _, err = dsas("generate", "--model", model, "-p", "a unicorn", "--steps", "1", "--out", out, "--quiet")
     assert (code, err) == (0, "dsas: warning: the model does not know unicorn, and cannot heed it\n")
+
+
+# ---- the rest of the picture is kept ---------------------------------------------------------------------------------
+
+
+def half(path: Path) -> Path:
+    """A mask in a file: the left half may change."""
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, :16] = 255
+    Image.fromarray(mask).save(path)
+    return path
+
+
+@pytest.mark.parametrize("how", ["", "latents", "mask"])
+def test_what_is_preserved_is_what_python_preserves(dsas, model: str, placed: str, tmp_path: Path, how: str) -> None:
+    out, given = tmp_path / "out", str(half(tmp_path / "half.png")) if how == "mask" else how
+    asked = ("--concept", placed, "--steps", 2, "--guidance", 3, "--seed", 3, "--out", out, "--json", "--compare")
+    written = document_of(dsas("generate", "--model", model, *PROMPTS, *asked, "--preserve", *filter(None, [given])))
+    assert written["preserve"] == (given or True)
+    preserve = Image.open(given) if how == "mask" else given or True
+    pipe, concept = load.load_pipeline(model), Concept.from_pretrained(placed)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds_for(PROMPTS[1::2], 3)]
+    with steer(pipe, {concept: 1.0}) as steering:
+        options = {"num_inference_steps": 2, "guidance_scale": 3.0, "generator": generators}
+        made = steering.generate(list(PROMPTS[1::2]), preserve=preserve, **options)
+    for i, (picture, base) in enumerate(zip(made.images, made.unsteered, strict=True), 1):
+        read = {kind: Image.open(out / f"00{i}{kind}.png") for kind in ("", "-base", "-changed")}
+        assert read[""].tobytes() == picture.tobytes() != base.tobytes()
+        assert read["-base"].tobytes() == base.tobytes()
+        apart = np.asarray(ImageChops.difference(picture, base), int)
+        assert (np.asarray(read["-changed"]) == np.minimum(255, 4 * apart)).all()
+        if how != "latents":
+            outside = feather(made.masks[i - 1]) == 0
+            assert outside.any()
+            assert not apart[outside].any()
+
+
+def test_the_unsteered_picture_is_drawn_once(dsas, model: str, placed: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("dsas_diffusion.cli.commands.generate.pictures_of", lambda *_: pytest.fail("drawn twice"))
+    given = ("--concept", placed, "--steps", 1, "--out", tmp_path / "a.png", "--quiet", "--preserve", "--compare")
+    assert dsas("generate", "--model", model, "-p", "a banana", *given)[0] == 0
+    with Image.open(tmp_path / "a.png") as grid:
+        assert grid.width == 190 + 4 * 168 + 8, "unsteered, steered, where it was seen, and what changed"
+
+
+def test_a_concept_without_a_place_is_warned_of(dsas, model: str, placed: str, tmp_path: Path) -> None:
+    blind = replace(Concept.from_pretrained(placed), evidence={}).save_pretrained(tmp_path / "blind")
+    given = ("--concept", blind, "--steps", 1, "--quiet", "--preserve", "--compare", "--out", tmp_path / "out")
+    code, _, err = dsas("generate", "--model", model, *PROMPTS, *given)
+    assert code == 0
+    assert_one_line(err, "warning: banana: probes see no place of it in the picture")
+    assert (tmp_path / "out" / "001-changed.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "message"),
+    [
+        (["--preserve"], 2, "--preserve leaves what is not a --concept's: give one"),
+        (
+            ["--preserve", "nowhere.png", "-c"],
+            1,
+            "--preserve nowhere.png: expected no value, latents, or a grey",
+        ),
+        (["--preserve", "TEXT", "-c"], 1, "expected no value, latents, or a grey picture file"),
+        (["--preserve", "COLOUR", "-c"], 1, "a mask of mode RGBA: expected a grey picture"),
+        (["--preserve", "WIDE", "-c"], 1, "a mask of 64 × 32 for pictures of 32 × 32: expected the same aspect"),
+    ],
+)
+def test_bad_masks_are_told_in_one_line(
+    dsas, model: str, placed: str, tmp_path: Path, given: list[str], code: int, message: str
+) -> None:
+    files = {name: tmp_path / f"{name}.png" for name in ("TEXT", "COLOUR", "WIDE")}
+    files["TEXT"].write_text("no picture")
+    Image.new("RGBA", (32, 32)).save(files["COLOUR"])
+    Image.new("L", (64, 32), 255).save(files["WIDE"])
+    argv = [str(files.get(part, part)) for part in given] + ([placed] if "-c" in given else [])
+    result = dsas("generate", "--model", model, "-p", "x", "--steps", 1, "--out", tmp_path / "out", "--quiet", *argv)
+    assert result[0] == code
+    assert_one_line(result[2], message)
+    assert not (tmp_path / "out").exists()

@@ -175,6 +175,44 @@ def test_0_is_always_among_the_strengths(low: float, high: float, count: int, ex
     assert all(a < b for a, b in itertools.pairwise(strengths))
 
 
+def test_the_rest_is_preserved_beside_one_unsteered_pass(
+    dsas: Run, placed: str, model: str, drawn: list[list[Image.Image]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    generate = sweep.generate_batches
+    monkeypatch.setattr(sweep, "generate_batches", lambda *a, **o: (made.append(it) or it for it in generate(*a, **o)))
+    kept, given = (
+        replace(Concept.from_pretrained(placed), base={}),
+        ("--from", -1, "--to", 1, "--count", 3, "--seed", 5),
+    )
+    folder = kept.save_pretrained(tmp_path / "kept")
+    document = document_of(
+        dsas(*prompts(*PROMPTS), *given, "--concept", folder, "--preserve", "--out", tmp_path / "a.png", "--json")
+    )
+    assert document["preserve"] is True
+    assert made[0].recorded is made[1].recorded is made[2].recorded
+    pipe, seeds, settings = load_pipeline(model), seeds_for(PROMPTS, 5), Settings(2, document["guidance"])
+    for i, strength in enumerate((-1.0, 0.0, 1.0)):
+        with steer(pipe, {kept: strength}, trace=True) as steering:
+            (expected,) = generate(steering, PROMPTS, seeds, settings, True)
+            assert steering.trace is not None
+            h = [steering.trace.mean_h("banana", sites=kept.steered_sites, prompt=j) for j in range(2)]
+        assert [row[i].tobytes() for row in drawn] == [picture.tobytes() for picture in expected.images]
+        assert [row["mean_h"][i] for row in document["rows"]] == pytest.approx(h)
+    assert [row[1].tobytes() for row in drawn] == [
+        p.tobytes() for p in pictures_of(adapt(pipe), PROMPTS, seeds, settings)
+    ]
+
+
+def test_mean_h_where_nothing_is_seen_is_that_of_the_unsteered_pass(dsas: Run, placed: str, tmp_path: Path) -> None:
+    evidence = {"mask": {**Concept.from_pretrained(placed).evidence["mask"], "seed": 1e9}}
+    unseen = replace(Concept.from_pretrained(placed), base={}, evidence=evidence).save_pretrained(tmp_path / "unseen")
+    given = (*prompts("a banana"), "--from", 0, "--to", 1, "--count", 2, "--concept", unseen, "--preserve")
+    (row,) = document_of(dsas(*given, "--out", tmp_path / "a.png", "--json"))["rows"]
+    assert row["change"] == [0.0, 0.0]
+    assert row["mean_h"][0] == row["mean_h"][1] > 0
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +325,7 @@ def test_people_get_a_table_and_a_bar(dsas: Run, tmp_path: Path, monkeypatch: py
         ("-p x --gate maybe", 2, "--gate"),
         ("-p x --gate on --compare", 2, "leave --gate on out"),
         ("-p x --model builtin:chat --out {new}/a.png", 2, "is a language model, which draws nothing: use `dsas chat`"),
+        ("-p x --preserve {new}/none.png", 1, "none.png: expected no value, latents, or a grey picture file"),
         ("-p x --out {new}/a.jpg", 1, "a.jpg: a strip is written as .png, an animation as .gif or .webp"),
         ("-p x --out {new}/a", 1, "a strip is written as .png"),
         ("-p x --out {new}/a.png --out {new}/a.mp4", 1, "a.mp4: a strip is written as .png"),

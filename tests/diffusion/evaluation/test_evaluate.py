@@ -19,9 +19,19 @@ from dsas_diffusion.evaluation.evaluate import evaluate, identity
 from dsas_diffusion.evaluation.picture_store import PictureJob
 from dsas_diffusion.generation.settings import Settings
 from dsas_diffusion.pipelines.adapter import adapt, find_sites
+from dsas_diffusion.steering.drawing import generate_batches
+from dsas_diffusion.steering.steer import steer
 from tests.fixtures.checks import differ
 from tests.fixtures.concepts import random_concept
-from tests.fixtures.judges import PROMPTS, Brightness, Redness, colours, halves, random_banana
+from tests.fixtures.judges import (
+    PROMPTS,
+    Brightness,
+    Redness,
+    colours,
+    halves,
+    random_banana,
+    random_banana_with_place,
+)
 from tests.fixtures.models import bases
 from tests.fixtures.visitors import seen_at
 
@@ -190,3 +200,64 @@ def test_the_oracle_steers_inside_its_masks(
     moved = (other.latents(oracle) - store.latents(base)).abs().mean((0, 1, 3))
     upper, lower = moved.chunk(2)
     assert upper.mean() > lower.mean(), "the upper half was marked"
+
+
+# ---- the rest of the picture is kept ---------------------------------------------------------------------------------
+
+
+def test_every_steering_arm_can_preserve_the_rest(tiny_pipe: Any, prompts: PromptSet, tmp_path: Path) -> None:
+    concept = random_banana_with_place(tiny_pipe)
+    plan = Plan(count=2, seeds=1, strengths=(1.0,), robustness=False)
+    plain = measure(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan)
+    cells = {path.name for path in (tmp_path / "run" / "cells").iterdir()}
+    kept = measure(tiny_pipe, concept, prompts, tmp_path / "run", plan=replace(plan, preserve=True))
+    assert list(kept["arms"]) == list(ARMS)
+    for name, arm in kept["arms"].items():
+        before, after = plain["arms"][name]["points"][0], arm["points"][0]
+        if name != "oracle":
+            assert 0 < after["pixel_change"] < before["pixel_change"], name
+            assert "latent_change" in before
+            assert "latent_change" not in after, "pictures are composed"
+    assert (kept["preserve"], kept["baselines"]) == (True, plain["baselines"])
+    assert "preserve" not in plain
+    assert cells < {path.name for path in (tmp_path / "run" / "cells").iterdir()}
+
+
+def test_preserved_pictures_are_those_of_generate_and_others_keep_their_keys(
+    tiny_pipe: Any, prompts: PromptSet, tmp_path: Path
+) -> None:
+    concept, chosen = random_banana_with_place(tiny_pipe), prompts.fresh(3)
+    run = RunStore(tmp_path / "run", identity(tiny_pipe, concept, prompts))
+    arguments = (adapt(tiny_pipe), concept, chosen, None, run, Settings(2, 3.0), 1)
+    plain, *kept = (picture_store.PictureStore(*arguments, how) for how in (False, True, "latents"))
+    steered = PictureJob("dsas", "source", 1.0)
+    for job in (PictureJob("base", "source"), PictureJob("asked", "source"), PictureJob("dsas", "source"), steered):
+        assert "preserve" not in plain._cell(job).key
+        assert [store._cell(job).digest == plain._cell(job).digest for store in kept] == [job is not steered] * 2
+    assert len({store._cell(steered).digest for store in (plain, *kept)}) == 3
+    grown = {"mask": {**concept.evidence["mask"], "growth": 0.1}}
+    other = picture_store.PictureStore(adapt(tiny_pipe), replace(concept, evidence=grown), *arguments[2:], True)
+    assert other._cell(steered).digest != kept[0]._cell(steered).digest, "the mask's rule is no part of the concept"
+    kept[0].complete([steered], "drawing")
+    with steer(tiny_pipe, {concept: 1.0}) as steering:
+        batches = generate_batches(steering, chosen["source"], kept[0]._noise(steered), Settings(2, 3.0), True)
+        expected = [picture.tobytes() for made in batches for picture in made.images]
+    assert [picture.tobytes() for picture in kept[0].load(steered)] == expected
+
+
+def test_a_concept_without_a_place_is_measured_without(
+    tiny_pipe: Any, concept: Concept, prompts: PromptSet, tmp_path: Path
+) -> None:
+    plan = Plan(count=2, seeds=1, strengths=(1.0,), arms=("dsas",), robustness=False)
+    plain = measure(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan)
+    asked = measure(tiny_pipe, concept, prompts, tmp_path / "run", plan=replace(plan, preserve=True))
+    assert asked["arms"] == plain["arms"]
+    assert [reason for reason in asked["skipped"] if reason not in plain["skipped"]] == [
+        "preserve: the concept's probes see no place of it in pictures, so all arms are without"
+    ]
+
+
+@pytest.mark.parametrize("how", ["all", None, 2])
+def test_plans_that_preserve_otherwise(how: Any) -> None:
+    with pytest.raises(DSASError, match=f"preserve {how!r}: expected true, false or latents"):
+        Plan(preserve=how)

@@ -91,6 +91,7 @@ def test_a_grid_has_each_methods_own_gate_once(tmp_path: Path) -> None:
         ("concepts: [{prompts: nowhere.yaml, models: [a]}]", "no prompt file"),
         ("colour: red", "found colour"),
         ("{concepts: [{prompts: x}], measure: {strengths: [2, 3]}}", "1 among them"),
+        ("{concepts: [{prompts: x}], measure: {preserve: all}}", "preserve 'all': expected true, false or latents"),
         ("concepts: [{prompts: x, measure: {size: 3}}]", "measure: expected a mapping with count, seeds"),
         (
             "{concepts: [{prompts: x}], learn: {width: 3}}",

@@ -25,6 +25,7 @@ from dsas_diffusion.ui.tabs.create import CreateTab
 from dsas_diffusion.ui.tabs.strip import StripTab
 from dsas_diffusion.ui.tabs.where import ALL_LAYERS, WhereTab
 from tests.diffusion.ui.conftest import make_service
+from tests.fixtures.judges import random_banana_with_place
 
 
 class Page:
@@ -335,3 +336,45 @@ def test_small_pictures_are_enlarged() -> None:
     assert enlarge(Image.new("RGB", (64, 64))).size == (512, 512)
     large = Image.new("RGB", (768, 512))
     assert enlarge(large) is large
+
+
+# ---- the rest of the picture is kept ---------------------------------------------------------------------------------
+
+
+def test_the_rest_is_kept_by_default_where_a_concept_has_a_place(
+    page: Page, service: PictureService, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert page.create.preserve.value is False, "none of these concepts has a place"
+    assert page.create.order(page.data(Session(), preserve=True)).preserve
+    monkeypatch.setattr(service, "concepts", {"banana": random_banana_with_place(tiny_pipe), **service.concepts})
+    other, session = Page(service), Session()
+    assert other.create.preserve.value is True
+    told = other.draw(session, strengths=[1.0])[2]
+    assert session.drawing is not None
+    assert session.drawing.area
+    assert f"The rest is kept: {100 * session.drawing.area:.0f} % of the picture may change." in told
+    assert "always on, where it is seen" in other.draw(session, strengths=[1.0], gate="on")[2]
+    assert (
+        "patches</b> has no place in the picture, so the rest of it is not kept"
+        in (other.draw(session, strengths=[1.0, 0, 1.0])[2])
+    )
+    assert "no place" not in other.draw(session, strengths=[0, 0, 1.0], preserve=False)[2]
+    data = {**other.data(Session(), prompt="a banana"), other.strip.count: 3}
+    told = [other.strip.draw({**data, other.strip.concept: n}, lambda *_, **__: None)[0] for n in ("banana", "patches")]
+    assert ["no place in the picture" in line for line in told] == [False, True]
+
+
+def test_what_is_not_seen_is_told(page: Page, service: PictureService, tiny_pipe: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(service, "concepts", {"banana": random_banana_with_place(tiny_pipe, seed=1e9)})
+    other, session = Page(service), Session()
+    assert (
+        "<b>banana</b> is not seen in this picture, which therefore stays as it is"
+        in (other.draw(session, strengths=[1.0])[2])
+    )
+    assert "not seen in this picture" in other.where.begin(session, "banana")[4]
+
+
+def test_a_pipeline_that_cannot_has_no_such_box(service: PictureService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "can_preserve", False)
+    box = Page(service).create.preserve
+    assert (box.visible, box.value) == (False, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from dsas_diffusion.generation.pictures import pictures_of
 from dsas_diffusion.generation.settings import Settings
 from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.prompt_check import check_prompt
+from dsas_diffusion.steering.drawing import generate_batches
+from dsas_diffusion.steering.steer import steer
 from dsas_diffusion.ui.services import picture_service
 from dsas_diffusion.ui.services.drawing import Drawing, Order
 from dsas_diffusion.ui.services.picture_service import PictureService, slider_ends, steered_sites
 from tests.diffusion.steering.test_identities_by_family import concept_of, pipe_of
 from tests.diffusion.ui.conftest import SETTINGS
+from tests.fixtures.judges import random_banana_with_place
 from tests.fixtures.pipelines import SIZE, STEPS
 from tests.fixtures.visitors import Bare
 
@@ -58,8 +62,9 @@ def test_the_base_comes_first_and_is_what_the_pipeline_draws(service: PictureSer
 
 def test_a_slider_costs_one_picture(service: PictureService, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
-    draw = picture_service.latents_of
-    monkeypatch.setattr(picture_service, "latents_of", lambda *args: made.append(args[1][0]) or draw(*args))
+    for name in ("pictures_of", "generate_batches"):
+        draw = getattr(picture_service, name)
+        monkeypatch.setattr(picture_service, name, lambda *a, draw=draw, **o: made.append(a[1][0]) or draw(*a, **o))
     first, again = (drawn(service, order(strengths={"patches": strength})) for strength in (0.5, 1.0))
     assert len(made) == 3
     assert (first.cached, again.cached) == (False, True)
@@ -294,3 +299,82 @@ def test_a_concept_from_elsewhere_is_tried_on_every_layer(service: PictureServic
         service.try_concept(replace(concepts[1], unit=1e30))
     service.try_concept(concepts[1])
     assert Bare.of(service.pipe.unet).hooks == 0
+
+
+# ---- the rest of the picture is kept ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def placed(tiny_pipe: Any) -> Concept:
+    return replace(random_banana_with_place(tiny_pipe), name="placed")
+
+
+@pytest.fixture
+def passes(tiny_pipe: Any) -> Iterator[list[int]]:
+    """The calls of the denoiser."""
+    calls: list[int] = []
+    handle = tiny_pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    yield calls
+    handle.remove()
+
+
+def test_the_rest_is_kept_at_the_cost_of_a_slider(
+    service: PictureService, tiny_pipe: Any, placed: Concept, passes: list[int]
+) -> None:
+    service.concepts["placed"] = placed
+    plain = drawn(service, order(3, strengths={"placed": 1.0}))
+    service._bases.clear()
+    passes.clear()
+    first, both = service.draw(order(3, strengths={"placed": 1.0}, preserve=True), service.concepts)
+    assert len(passes) == 2 * SETTINGS.steps, "the unsteered picture is drawn once"
+    assert same(first.base, plain.base)
+    with steer(tiny_pipe, {placed: 1.0}) as steering:
+        (made,) = generate_batches(steering, [BANANA], [3], SETTINGS, True)
+    assert same(both.steered, made.images[0])
+    assert not same(both.steered, plain.steered)
+    assert (both.area, both.unplaced, both.cached) == (made.masks[0].mean(), (), False)
+    assert 0 < both.area < 1
+    assert both.gates[0].mean_h > 0
+    passes.clear()
+    again = drawn(service, order(3, strengths={"placed": -0.5}, preserve=True))
+    assert (len(passes), again.cached) == (SETTINGS.steps, True)
+    strip = service.strip(order(3, preserve=True), placed, [-1.0, 0.0, 1.0])
+    assert [same(strip.pictures[i], other) for i, other in ((1, plain.base), (2, both.steered))] == [True, True]
+    assert len(passes) == 3 * SETTINGS.steps, "0 costs nothing"
+
+
+def test_an_unsteered_pass_that_is_gone_is_drawn_again(
+    service: PictureService, placed: Concept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picture_service, "MAX_UNSTEERED", 1)
+    service.concepts["placed"] = placed
+    asked = order(strengths={"placed": 1.0}, preserve=True)
+    first = drawn(service, asked)
+    drawn(service, replace(asked, seed=1))
+    again = drawn(service, asked)
+    assert (len(service._unsteered), again.cached, same(first.steered, again.steered)) == (1, False, True)
+    another = replace(placed, name="another")
+    service.concepts["another"] = another
+    both = drawn(service, replace(asked, strengths={"placed": 1.0, "another": 1.0}))
+    assert both.area == first.area, "it is looked for in a pass that is drawn for both"
+
+
+def test_where_nothing_is_seen_the_picture_stays(service: PictureService, placed: Concept) -> None:
+    service.concepts["placed"] = replace(placed, evidence={"mask": {**placed.evidence["mask"], "seed": 1e9}})
+    drawing = drawn(service, order(strengths={"placed": 1.0}, gate="on", preserve=True))
+    assert same(drawing.steered, drawing.base)
+    assert (drawing.area, drawing.moved, drawing.gates[0].mean_h) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.filterwarnings("error:.*see no place")
+def test_concepts_without_a_place_are_told_and_steer_everywhere(
+    service: PictureService, placed: Concept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.concepts["placed"] = placed
+    strengths = {"placed": 1.0, "patches": 1.0}
+    drawing, plain = (drawn(service, order(strengths=strengths, preserve=preserve)) for preserve in (True, False))
+    assert (drawing.unplaced, drawing.area, plain.unplaced) == (("patches",), None, ())
+    assert same(drawing.steered, plain.steered)
+    assert drawn(service, order(strengths={"placed": 1.0, "patches": 0.0}, preserve=True)).unplaced == ()
+    monkeypatch.setattr(service, "can_preserve", False)
+    assert drawn(service, order(strengths={"placed": 1.0}, preserve=True)).unplaced == ("placed",)
