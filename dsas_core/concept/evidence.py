@@ -130,8 +130,8 @@ def describe_mask(mask: Mapping[str, Any] | None) -> str:
     if unnamed := mask.get("unnamed"):
         found, others = (f"{100 * unnamed[key]:.3g} %" for key in ("found", "touched"))
         line += (
-            f"; of {unnamed['pictures']} pictures of prompts that do not name it, {unnamed['showing']} show it: it finds "
-            f"{found} of these, and touches {others} of the others"
+            f"; of {unnamed['pictures']} pictures of prompts that do not name it, {unnamed['showing']} show it: "
+            f"it finds {found} of these, and touches {others} of the others"
         )
     return line
 
