@@ -58,7 +58,7 @@ def learn_and_judge(
     site = best_mask_site(pipe, judge, concept, edit, validation, seed + 900, settings)
     raw, arms, heats = run_trial(pipe, judge, concept, edit, prompts, seed, settings, base, site, 4, STRENGTHS)
     if is_default:
-        arms["kept"] = draw_kept(pipe, concept, prompts, seed, settings)
+        arms["kept"], heats = draw_kept(pipe, concept, prompts, seed, settings)
         things = builtin_metrics.find_masks(judge, base["beside"], edit.thing)
         changes = {arm: similarity.change_outside(base["beside"], arms[arm]["beside"], things) for arm in ARMS}
         raw |= {f"{arm} outside": values for arm, values in changes.items()}
@@ -67,15 +67,16 @@ def learn_and_judge(
 
 def draw_kept(
     pipe: Any, concept: dsas.Concept, prompts: dict[str, list[str]], seed: int, settings: Settings
-) -> dict[str, list[Image.Image]]:
-    """Steered pictures that are the unsteered ones wherever the concept is not."""
+) -> tuple[dict[str, list[Image.Image]], dict[str, list[np.ndarray]]]:
+    """Steered pictures that are the unsteered ones wherever the concept is not, and the masks of where it is."""
     options = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance}
-    kept = {}
+    kept, masks = {}, {}
     with dsas.steer(pipe, {concept: 1.0}) as steering:
         for i, (part, texts) in enumerate(prompts.items()):
             noise = [torch.Generator().manual_seed(value) for value in seeds_for(texts, seed + i)]
-            kept[part] = steering.generate(texts, generator=noise, preserve=True, **options).images
-    return kept
+            made = steering.generate(texts, generator=noise, preserve=True, **options)
+            kept[part], masks[part] = made.images, made.masks or []
+    return kept, masks
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from ..concept.concept import Concept
 from ..errors import DSASError, UnsupportedError
+from ..maps import IdentityMap
 from ..model.hooks import Call, DescribeCall, OnEnd, OnUnreached, Visit, visit
 from ..model.sites import Roots, Site
 from .binding import BoundConcept, BoundIntervention
@@ -233,6 +234,8 @@ class Steering:
         out = interpolate(x, [(step.entry.map, _bounded_strength(x, step), step.h) for step in self._blend(steps)])
         if self.trace is not None:
             for step in steps:
+                if isinstance(step.entry.map, IdentityMap) and not step.entry.weight:
+                    continue  # what only reads does not read at this timestep
                 self.trace.record(step.entry.concept, site, call, step.trace_h, x, out, step.solved)
         return out
 

@@ -36,7 +36,7 @@ from ..generation.pictures import decode, latent_batches, latents_of, model_key,
 from ..generation.settings import settings_of
 from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
-from ..steering.concept_masks import LateMeans, rule_as_evidence
+from ..steering.concept_masks import LATE, LateMeans, rule_as_evidence
 from ..vision.segmentation import Masks
 from .held_out_trial import PictureTrial
 from .mask_fit import Unnamed, fit_mask, pool_patches
@@ -260,7 +260,8 @@ class PictureLearner(Learner[str]):
         source, control = ({site: extra[side][str(site)] for site in self.mask_sites} for side in MASK_SIDES)
         masks = self._source_masks if recipe.supervised or self.masks is not None else None
         unnamed = self._draw_unnamed() if masks is not None and self.content.source_unnamed else None
-        fitted = fit_mask(source, control, len(self.edges) + 1, masks, unnamed)
+        weights = tuple(float(start < LATE) for start in (0.0, *self.edges))
+        fitted = fit_mask(source, control, weights, masks, unnamed)
         return fitted.interventions, {"mask": rule_as_evidence(fitted.rule)}
 
     def _draw_unnamed(self) -> Unnamed:

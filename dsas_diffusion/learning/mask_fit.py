@@ -9,7 +9,8 @@ where pictures show the concept: source prompts say that it is there, control pr
    source pictures: those of the regions around the highest logit. Given masks take the place of these labels.
 3. With labels a probe learns from patches beside the concept, too. The best site is fitted anew; where candidates of a
    finer grid exist, the best of them is added, for a sharper outline.
-4. The seed threshold is placed between what held-out controls and sources reach.
+4. The threshold above which the concept is seen is placed between what held-out controls and sources reach, and made 0,
+   so that h is above 0.5 there; the edge of a region is where the logits that were fitted are 0.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ INSIDE, BESIDE = 0.5, 0.05
 CONTROL_ROWS = 8000
 #: folds of cross-validation, by picture
 FOLDS = 4
-#: share of controls that the seed threshold may let through, by the tail of held-out ones, and what counts as the tail
+#: share of controls that the threshold may let through, by the tail of held-out ones, and what counts as the tail
 TOUCHED, TAIL = 0.005, 0.05
-#: low quantile of held-out sources, and how far from the controls' tail to it the seed threshold is placed: near the
+#: low quantile of held-out sources, and how far from the controls' tail to it the threshold is placed: near the
 #: tail, as things that no prompt named reach less
 USUAL, TOWARDS = 0.05, 0.25
 
@@ -101,7 +102,7 @@ class Unnamed(NamedTuple):
 def fit_mask(
     source: Grids,
     control: Grids,
-    bins: int,
+    weights: tuple[float, ...],
     masks: Sequence[np.ndarray | None] | None = None,
     unnamed: Unnamed | None = None,
 ) -> MaskFit:
@@ -110,7 +111,7 @@ def fit_mask(
     Args:
         source: of pictures of source prompts, at every candidate site.
         control: of pictures of control prompts.
-        bins: number of timestep bins of the concept.
+        weights: of the concept's timestep bins: 1 where it is read, else 0.
         masks: where each source picture shows the concept, bool [height, width] or None; None for finding out.
         unnamed: pictures of prompts that do not name it, where masks are known; those that show it count as source
             pictures, the others as controls.
@@ -118,7 +119,7 @@ def fit_mask(
     Example:
         >>> grids = {kind: torch.randn(12, 16, 4, generator=torch.Generator().manual_seed(0)) for kind in "sc"}
         >>> grids["s"][:, :4, 0] += 9
-        >>> fitted = fit_mask({Site("unet.up"): grids["s"]}, {Site("unet.up"): grids["c"]}, bins=1)
+        >>> fitted = fit_mask({Site("unet.up"): grids["s"]}, {Site("unet.up"): grids["c"]}, weights=(1.0,))
         >>> fitted.rule.sites, fitted.rule.missed, round(fitted.rule.covered, 1)
         (('unet.up',), 0.0, 0.2)
     """
@@ -139,17 +140,21 @@ def fit_mask(
     best = max(found, key=lambda site: _margin(*found[site]))
     finer = [site for site in found if sides[site].source.shape[1] > sides[best].source.shape[1]]
     chosen = [best, *([max(finer, key=lambda site: _margin(*found[site]))] if finer else [])]
+    source_logits, control_logits = (_join([found[site][i] for site in chosen]) for i in range(2))
+    n, m = len(source[best]), len(control[best])  # pictures of prompts that do not name it come behind these
+    threshold = _place(source_logits[:n], control_logits[:m])
+    if shows:
+        threshold = _place_unnamed(threshold, source_logits[n:], control_logits[m:])
     everything = [torch.ones(len(part), dtype=torch.bool) for part in sides[best]]
     interventions = []
     for site in chosen:
-        probe = fits[site](*everything)
-        interventions.append(Intervention(site, (probe,) * bins, (IdentityMap(),) * bins, (1.0,) * bins))
-    source_logits, control_logits = (_join([found[site][i] for site in chosen]) for i in range(2))
-    n, m = len(source[best]), len(control[best])  # pictures of prompts that do not name it come behind these
-    rule = _place(MaskRule(tuple(map(str, chosen)), seed=0.0), source_logits[:n], control_logits[:m])
+        probe = fits[site](*everything).with_lower_bias(threshold)
+        interventions.append(Intervention(site, (probe,) * len(weights), (IdentityMap(),) * len(weights), weights))
+    rule = MaskRule(tuple(map(str, chosen)), margin=threshold)
+    rule = _judge(rule, source_logits[:n] - threshold, control_logits[:m] - threshold)
     if shows:
-        rule = _place_unnamed(rule, source_logits[n:], control_logits[m:])
-    return MaskFit(interventions, _judge(rule, source_logits[:n], control_logits[:m]))
+        rule = _judge_unnamed(rule, source_logits[n:] - threshold, control_logits[m:] - threshold)
+    return MaskFit(interventions, rule)
 
 
 def _by_rounds(sides: _Sides) -> Callable[[torch.Tensor, torch.Tensor], LinearProbe]:
@@ -220,44 +225,48 @@ def _join(logits: Sequence[np.ndarray]) -> np.ndarray:
     return torch.stack(maps).mean(0).numpy()
 
 
-def _place(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> MaskRule:
-    """A rule with its seed threshold placed on held-out logits [pictures, rows, columns] of both sides."""
+def _place(source: np.ndarray, control: np.ndarray) -> float:
+    """The threshold above which the concept is seen, by held-out logits [pictures, rows, columns] of both sides."""
     high, low = map(_highest, (source, control))
     top = np.sort(low)[-max(3, round(TAIL * len(low))) :]
     tail = top[0] + (top - top[0]).mean() * math.log(len(top) / len(low) / TOUCHED)  # an exponential tail
     usual = float(np.quantile(high, USUAL))
-    return replace(rule, seed=float(max(tail, tail + TOWARDS * (usual - tail), 0.0)))
+    return float(max(tail, tail + TOWARDS * (usual - tail), 0.0))
+
+
+def _place_unnamed(threshold: float, source: np.ndarray, control: np.ndarray) -> float:
+    """The threshold, no higher than before, that tells pictures of unnamed prompts apart best.
+
+    Args:
+        threshold: as it was placed on pictures of prompts that name the concept.
+        source: held-out logits [pictures, rows, columns] of pictures that show it although no prompt named it.
+        control: of the others.
+    """
+    high, low = _highest(source), _highest(control)
+    if not (len(high) and len(low)):
+        return threshold
+    ordered = np.unique(np.concatenate([high, low]))
+    between = np.append((ordered[1:] + ordered[:-1]) / 2, threshold).clip(0.0, threshold)
+    told_apart = [(high > at).mean() - (low > at).mean() for at in between]
+    return float(between[int(np.argmax(told_apart))])
 
 
 def _judge(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> MaskRule:
     """A rule with what it finds in held-out pictures."""
-    low = _highest(control)
     seen = [rule.apply(logits) for logits in source]
     shown = [mask.mean() for mask in seen if mask.any()]
     return replace(
         rule,
         covered=float(np.mean(shown)) if shown else 0.0,
         missed=1 - len(shown) / len(seen),
-        touched=float((low > rule.seed).mean()),
+        touched=float((_highest(control) > 0).mean()),
     )
 
 
-def _place_unnamed(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> MaskRule:
-    """A rule with a seed threshold, no higher than its own, that tells pictures of unnamed prompts apart best.
-
-    Args:
-        rule: as it was placed on pictures of prompts that name the concept.
-        source: held-out logits [pictures, rows, columns] of pictures that show it although no prompt named it.
-        control: of the others.
-    """
-    high, low = _highest(source), _highest(control)
-    if len(high) and len(low):
-        ordered = np.unique(np.concatenate([high, low]))
-        between = np.append((ordered[1:] + ordered[:-1]) / 2, rule.seed).clip(0.0, rule.seed)
-        told_apart = [(high > seed).mean() - (low > seed).mean() for seed in between]
-        rule = replace(rule, seed=float(between[int(np.argmax(told_apart))]))
-    found, touched = (float((part > rule.seed).mean()) if len(part) else 0.0 for part in (high, low))
-    counts = {"pictures": len(high) + len(low), "showing": len(high)}
+def _judge_unnamed(rule: MaskRule, source: np.ndarray, control: np.ndarray) -> MaskRule:
+    """A rule with what it finds in held-out pictures of prompts that do not name the concept."""
+    found, touched = (float((_highest(part) > 0).mean()) if len(part) else 0.0 for part in (source, control))
+    counts = {"pictures": len(source) + len(control), "showing": len(source)}
     return replace(rule, unnamed={**counts, "found": found, "touched": touched})
 
 

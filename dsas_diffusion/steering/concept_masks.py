@@ -39,7 +39,7 @@ class MaskRule:
 
     Args:
         sites: whose probes are read.
-        seed: logit that a region's highest must be above.
+        margin: a region has a logit above 0, and goes on around where it is above minus this.
         growth: by how much a region grows on each side, in widths of the picture.
         covered: mean share of the source pictures that the mask covers, before it grows.
         missed: share of held-out source pictures in which nothing is seen.
@@ -49,14 +49,14 @@ class MaskRule:
             others ("found", "touched").
 
     Example:
-        >>> rule = MaskRule(("unet.up_blocks.1.resnets.0",), seed=5.0)
-        >>> logits = np.array([[9.0, 1.0, -1.0, 4.0]])
+        >>> rule = MaskRule(("unet.up_blocks.1.resnets.0",), margin=5.0)
+        >>> logits = np.array([[4.0, -4.0, -6.0, -1.0]])
         >>> rule.apply(logits).tolist()
         [[1.0, 1.0, 0.0, 0.0]]
     """
 
     sites: tuple[str, ...]
-    seed: float
+    margin: float
     growth: float = 0.0
     covered: float = 0.0
     missed: float = 0.0
@@ -76,13 +76,14 @@ class MaskRule:
         known = {str(item.site) for item in concept.interventions if item.read_only}
         try:
             rule = cls(**{**given, "sites": tuple(given["sites"])})
-            numbers = (rule.seed, rule.growth, rule.covered, rule.missed, rule.touched)
-            if not rule.sites or not known.issuperset(rule.sites) or not np.isfinite(numbers).all() or rule.growth < 0:
+            numbers = (rule.margin, rule.growth, rule.covered, rule.missed, rule.touched)
+            least = min(rule.margin, rule.growth)
+            if not rule.sites or not known.issuperset(rule.sites) or not np.isfinite(numbers).all() or least < 0:
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise ArtifactError(
                 f"concept {concept.name!r}: evidence of its mask is damaged, found {given!r}: expected sites that "
-                "it only reads, finite numbers, and a growth from 0 up; learn it anew"
+                "it only reads, and finite numbers, margin and growth from 0 up; learn it anew"
             ) from None
         return rule
 
@@ -95,9 +96,9 @@ class MaskRule:
         """The mask of a picture, float32 [height, width], 0 or 1, of its logits in the same size."""
         from scipy import ndimage
 
-        regions, count = ndimage.label(logits > 0)
+        regions, count = ndimage.label(logits > -self.margin)
         seen = np.zeros(count + 1, bool)
-        seen[np.unique(regions[logits > max(self.seed, 0)])] = True
+        seen[np.unique(regions[logits > 0])] = True
         seen[0] = False
         mask = seen[regions]
         radius = self.growth * logits.shape[1]

@@ -69,7 +69,7 @@ def test_a_planted_thing_is_found(given_masks: bool) -> None:
     """In pictures that were not fitted on, too; and not in controls."""
     shown, others = places(12), places(12, seed=1)
     source, control = grids(shown)
-    fitted = fit_mask(source, control, 2, list(shown) if given_masks else None)
+    fitted = fit_mask(source, control, (1.0, 0.0), list(shown) if given_masks else None)
     assert (fitted.rule.sites, fitted.rule.missed, fitted.rule.touched) == ((str(COARSE),), 0.0, 0.0)
     assert fitted.rule.localises
     assert fitted.rule.covered == pytest.approx(0.25, abs=0.06)
@@ -78,16 +78,16 @@ def test_a_planted_thing_is_found(given_masks: bool) -> None:
     assert seen(fitted, clean).any((1, 2)).mean() < 0.1
     (reader,) = fitted.interventions
     assert reader.read_only
-    assert reader.weights == (1.0, 1.0)
+    assert reader.weights == (1.0, 0.0)
 
 
-def test_what_looks_alike_stays_below_the_seed() -> None:
-    """Controls pass 0 in places; the threshold for seeds is above what they reach."""
+def test_what_looks_alike_stays_below_the_threshold() -> None:
+    """Controls come within the margin in places; none passes 0."""
     shown = places(16)
     source, control = grids(shown, strength=12.0, lookalike=7.0)
-    fitted = fit_mask(source, control, 1)
+    fitted = fit_mask(source, control, (1.0,))
     logits = fitted.interventions[0].probes[0].logit(control[COARSE])[..., 0].flatten(1).amax(1)
-    assert 0 < float(logits.max()) < fitted.rule.seed
+    assert -fitted.rule.margin < float(logits.max()) < 0
     assert (fitted.rule.missed, fitted.rule.touched) == (0.0, 0.0)
     assert overlap(seen(fitted, source), shown) > 0.8
 
@@ -100,7 +100,7 @@ def test_the_site_that_sees_it_is_chosen_and_a_finer_one_added(side: int) -> Non
     for pictures in (source, control):
         pictures[BLIND] = noise(len(pictures[BLIND]), 4, len(pictures[BLIND]))
     source[FINE][..., THING] -= 3 * shown_on(shown, side)  # less than at the coarse one
-    fitted = fit_mask(source, control, 1)
+    fitted = fit_mask(source, control, (1.0,))
     assert fitted.rule.sites == ((str(COARSE), str(FINE)) if side > 4 else (str(COARSE),))
     assert [str(item.site) for item in fitted.interventions] == list(fitted.rule.sites)
 
@@ -108,12 +108,12 @@ def test_the_site_that_sees_it_is_chosen_and_a_finer_one_added(side: int) -> Non
 @pytest.mark.parametrize("seed", range(3))
 def test_sides_that_cannot_be_told_apart_have_no_place(seed: int) -> None:
     source, control = noise(12, 4, 2 * seed), noise(24, 4, 2 * seed + 1)
-    assert not fit_mask({COARSE: source}, {COARSE: control}, 1).rule.localises
+    assert not fit_mask({COARSE: source}, {COARSE: control}, (1.0,)).rule.localises
 
 
 def test_what_covers_everything_has_no_place() -> None:
     source, control = grids(np.ones((12, GRID, GRID), bool))
-    rule = fit_mask(source, control, 1).rule
+    rule = fit_mask(source, control, (1.0,)).rule
     assert rule.covered > 0.9
     assert rule.missed == 0
     assert not rule.localises
@@ -131,7 +131,7 @@ def test_masks_of_little_are_no_obstacle(marked: str) -> None:
         for mask, place in zip(masks, shown, strict=True):
             mask.flat[place.argmax()] = True  # type: ignore[union-attr]
     source, control = grids(shown)
-    fitted = fit_mask(source, control, 1, masks)
+    fitted = fit_mask(source, control, (1.0,), masks)
     assert fitted.rule.localises is (marked != "nothing")
     if marked != "nothing":
         assert seen(fitted, source)[shown].mean() > 0.4
@@ -141,9 +141,9 @@ def test_masks_of_little_are_no_obstacle(marked: str) -> None:
 def test_few_pictures(pictures: int) -> None:
     """Fewer than there are folds."""
     shown = places(pictures)
-    fitted = fit_mask(*grids(shown, controls=pictures, strength=9.0), 1)
-    assert np.isfinite(fitted.rule.seed)
-    assert fitted.rule.seed >= 0
+    fitted = fit_mask(*grids(shown, controls=pictures, strength=9.0), (1.0,))
+    assert np.isfinite(fitted.rule.margin)
+    assert fitted.rule.margin >= 0
 
 
 @settings(max_examples=4, deadline=None)
@@ -157,9 +157,9 @@ def test_units_of_activations_do_not_matter(scale: float, shift: float, order: l
     """Nor where they are zero, nor the order of channels: they are standardised."""
     source, control = grids(places(8, seed))
     other = ({site: (x[..., order] + shift) * scale for site, x in side.items()} for side in (source, control))
-    rule, again = fit_mask(source, control, 1).rule, fit_mask(*other, 1).rule
+    rule, again = fit_mask(source, control, (1.0,)).rule, fit_mask(*other, (1.0,)).rule
     assert again.sites == rule.sites
-    assert again.seed == pytest.approx(rule.seed, rel=0.02, abs=0.02)
+    assert again.margin == pytest.approx(rule.margin, rel=0.02, abs=0.02)
     assert (again.missed, again.touched) == (rule.missed, rule.touched)
     assert again.covered == pytest.approx(rule.covered, abs=0.02)
 
@@ -170,11 +170,11 @@ def test_the_probe_of_given_masks_does_not_hang_on_the_order_of_pictures(order: 
     """It is fitted on all; only what is held out, and with it the threshold, hangs on the folds."""
     shown = places(8, seed)
     source, control = grids(shown)
-    fitted = fit_mask(source, control, 1, list(shown))
-    again = fit_mask({COARSE: source[COARSE][order]}, control, 1, list(shown[order]))
-    probes = [item.interventions[0].probes[0].tensors() for item in (fitted, again)]
-    for one, other in zip(*probes, strict=True):
-        assert torch.allclose(one, other, atol=1e-4)
+    fitted = fit_mask(source, control, (1.0,), list(shown))
+    again = fit_mask({COARSE: source[COARSE][order]}, control, (1.0,), list(shown[order]))
+    one, other = (item.interventions[0].probes[0].with_lower_bias(-item.rule.margin) for item in (fitted, again))
+    assert torch.allclose(one.weight, other.weight, atol=1e-4)
+    assert torch.allclose(one.bias, other.bias, atol=1e-4)
 
 
 def test_pooling_keeps_what_float16_cannot_hold() -> None:
@@ -191,13 +191,13 @@ def test_pooling_keeps_what_float16_cannot_hold() -> None:
 
 
 def test_pictures_of_unnamed_prompts_count_where_masks_are_known() -> None:
-    """They show the thing more faintly, so that the seed threshold has to be lower to find them."""
+    """They show the thing more faintly, so that the threshold has to be lower to find them."""
     shown, faint = places(12), places(8, seed=2)
     source, control = grids(shown, strength=12.0)
     unnamed = {COARSE: torch.cat([grids(faint, strength=6.0)[0][COARSE], noise(24, 4, 55)])}
     known = [*faint, *[None] * 24]
-    plain = fit_mask(source, control, 1, list(shown))
-    taught = fit_mask(source, control, 1, list(shown), Unnamed(unnamed, known))
+    plain = fit_mask(source, control, (1.0,), list(shown))
+    taught = fit_mask(source, control, (1.0,), list(shown), Unnamed(unnamed, known))
     assert plain.rule.unnamed is None
     assert (taught.rule.unnamed["pictures"], taught.rule.unnamed["showing"]) == (32, 8)
     assert taught.rule.unnamed["found"] == 1
@@ -209,11 +209,11 @@ def test_pictures_of_unnamed_prompts_count_where_masks_are_known() -> None:
 
 @pytest.mark.parametrize("showing", [0, 4])
 def test_unnamed_pictures_of_one_kind_alone(showing: int) -> None:
-    """None of them, or all of them, show the thing: the seed threshold stays where it was."""
+    """None of them, or all of them, show the thing: the threshold stays where it was."""
     source, control = grids(places(12))
     shown = places(4, seed=2)
     pictures = grids(shown)[0] if showing else {COARSE: noise(4, 4, 5)}
     known = list(shown) if showing else [None] * 4
-    taught = fit_mask(source, control, 1, list(places(12)), Unnamed(pictures, known))
+    taught = fit_mask(source, control, (1.0,), list(places(12)), Unnamed(pictures, known))
     assert (taught.rule.unnamed["showing"], taught.rule.unnamed["touched"]) == (showing, 0)
     assert taught.rule.unnamed["found"] == (1 if showing else 0)

@@ -30,38 +30,38 @@ from tests.fixtures.visitors import Bare, Recorder
 #: one batch of both branches, guidance in two calls with packed latents, prompts that share a sequence with pictures
 READ = [family for family in ("sd", "sd3", "flux", "qwen", "zimage") if family in FAMILIES]
 STEPS = 4
-RULE = MaskRule(("unet.up",), seed=5.0)
+RULE = MaskRule(("unet.up",), margin=5.0)
 
 # ---- the rule --------------------------------------------------------------------------------------------------------
 
 LOGITS = arrays.arrays(np.float32, (6, 8), elements=st.floats(-9, 9, width=32))
 
 
-def test_regions_need_a_seed() -> None:
-    """Two regions: one has a peak above the seed, and is taken as far as logits are above 0."""
-    logits = np.array([[9.0, 1.0, -1.0, 4.0, 4.9], [0.5, -2.0, -1.0, 4.0, -1.0]])
+def test_regions_need_a_peak() -> None:
+    """Two regions: one has a logit above 0, and is taken as far as the margin goes."""
+    logits = np.array([[4.0, -4.0, -6.0, -1.0, -0.1], [-4.5, -7.0, -6.0, -1.0, -6.0]])
     assert RULE.apply(logits).tolist() == [[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]
-    assert replace(RULE, seed=3.0).apply(logits).tolist() == [[1, 1, 0, 1, 1], [1, 0, 0, 1, 0]]
-    assert not replace(RULE, seed=9.0).apply(logits).any()
+    assert RULE.apply(logits + 2).tolist() == [[1, 1, 1, 1, 1], [1, 0, 1, 1, 1]]
+    assert not RULE.apply(logits - 4).any()
 
 
-@given(logits=LOGITS, seed=st.floats(0, 8), more=st.floats(0, 4), growth=st.floats(0, 0.5))
-def test_what_masks_are(logits: np.ndarray, seed: float, more: float, growth: float) -> None:
-    """Between the seeds and what is above 0; a higher seed takes away, growth adds, and both in place."""
-    mask = replace(RULE, seed=seed).apply(logits) > 0
-    assert mask[logits > seed].all()
-    assert (logits[mask] > 0).all()
-    assert mask.any() == (logits > seed).any()
-    assert not (replace(RULE, seed=seed + more).apply(logits) > mask).any()
-    grown = replace(RULE, seed=seed, growth=growth).apply(logits) > 0
+@given(logits=LOGITS, margin=st.floats(0, 8), more=st.floats(0, 4), growth=st.floats(0, 0.5))
+def test_what_masks_are(logits: np.ndarray, margin: float, more: float, growth: float) -> None:
+    """Between what is above 0 and what is within the margin; a wider margin adds, growth adds, and both in place."""
+    mask = replace(RULE, margin=margin).apply(logits) > 0
+    assert mask[logits > 0].all()
+    assert (logits[mask] > -margin).all()
+    assert mask.any() == (logits > 0).any()
+    assert not (mask > replace(RULE, margin=margin + more).apply(logits)).any()
+    grown = replace(RULE, margin=margin, growth=growth).apply(logits) > 0
     assert (grown >= mask).all()
     assert grown.any() == mask.any()
-    flipped = replace(RULE, seed=seed, growth=growth).apply(np.ascontiguousarray(logits[:, ::-1]))
+    flipped = replace(RULE, margin=margin, growth=growth).apply(np.ascontiguousarray(logits[:, ::-1]))
     assert np.array_equal(flipped[:, ::-1] > 0, grown)
 
 
 def test_growth_is_in_widths_of_the_picture() -> None:
-    logits = np.full((32, 64), -1.0)
+    logits = np.full((32, 64), -9.0)
     logits[16, 20] = 9
     rows, columns = replace(RULE, growth=0.125).apply(logits).nonzero()
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 24, 12, 28)
@@ -97,8 +97,8 @@ def test_a_rule_is_read_as_it_was_written() -> None:
         {"sites": []},
         {"sites": ["unet.down"]},
         {"sites": None},
-        {"seed": float("nan")},
-        {"seed": "high"},
+        {"margin": float("nan")},
+        {"margin": "high"},
         {"growth": -0.1},
         {"growth": float("inf")},
         {"covered": None},
@@ -197,7 +197,7 @@ def seer(family: str) -> Concept:
     for site, mean in read_of(family).items():
         weight = torch.randn(mean.shape[-1], generator=random) / float(mean.std())
         probes[site] = LinearProbe(weight, -(mean @ weight).median())
-    return concept_with(probes, rule_as_evidence(MaskRule(tuple(map(str, probes)), seed=0.0)))
+    return concept_with(probes, rule_as_evidence(MaskRule(tuple(map(str, probes)), margin=0.0)))
 
 
 def masks_of(family: str, concept: Concept, prompts: Any = BANANA, seeds: tuple[int, ...] = (0,)) -> list[np.ndarray]:

@@ -43,7 +43,7 @@ def concept_in(family: str) -> Concept:
 def with_reader(concept: Concept) -> Concept:
     """The concept with a rule for masks, and the probe of its last site to read by."""
     reader = concept.interventions[-1].as_read_only()
-    rule = rule_as_evidence(MaskRule((str(reader.site),), seed=0.0))
+    rule = rule_as_evidence(MaskRule((str(reader.site),), margin=0.0))
     return replace(concept, interventions=(*concept.interventions, reader), evidence={"mask": rule})
 
 
