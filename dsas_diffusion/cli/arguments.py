@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,8 +59,10 @@ def read_preserve(given: bool | str) -> Any:
         with Image.open(given) as picture:
             return read_masks(picture)
     except OSError:
+        found = "no picture" if Path(given).is_file() else "no such file"
         raise DSASError(
-            f"--preserve {given}: expected no value, latents, or a grey picture file, white where it may change"
+            f"--preserve {given}: {found}: expected no value, latents, or a grey picture file, white where the picture "
+            "may change"
         ) from None
     except DSASError as error:
         raise DSASError(f"--preserve {given}: {error}") from None

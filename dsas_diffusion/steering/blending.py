@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.model.sites import patch_grid
@@ -38,9 +38,13 @@ def read_masks(given: Any) -> np.ndarray | list[np.ndarray]:
 
 def _read_mask(given: Any) -> np.ndarray:
     if isinstance(given, Image.Image):
-        if given.mode not in ("1", "L", "RGB", "F"):
-            raise DSASError(f"a mask of mode {given.mode}: expected a grey picture, mask.convert('L')")
-        given = given.convert("L") if given.mode == "RGB" else given
+        if given.mode == "RGB" and not ImageChops.difference(given, given.convert("L").convert("RGB")).getbbox():
+            given = given.convert("L")
+        if given.mode not in ("1", "L", "F"):
+            raise DSASError(
+                f"a mask in colour or with transparency (mode {given.mode}): expected a grey picture, white where "
+                "pictures may change"
+            )
     array = np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else given)
     kind = array.dtype.kind
     if array.ndim != 2 or not array.size or not (kind in "bf" or array.dtype == np.uint8):

@@ -28,7 +28,7 @@ from dsas_core.steering.steering import Steering
 from ..generation.pictures import size_of
 from ..pipelines.adapter import PipelineAdapter
 from ..pipelines.batch_layout import BatchLayout
-from .blending import compose, count_bytes, fit_masks, latents_mask, read_masks
+from .blending import compose, count_bytes, feather, fit_masks, latents_mask, read_masks
 from .concept_masks import MaskReader
 
 #: the tensors of a pipeline's state that pictures are made of; some decode the second one
@@ -46,7 +46,8 @@ class Generation:
     Args:
         images: as the pipeline returns them, a list of PIL pictures unless it was asked for something else.
         unsteered: the same without steering, where it was drawn; else None.
-        masks: float32 [height, width] in [0, 1] for each picture, 1 where it was steered; None without `preserve`.
+        masks: float32 [height, width] in [0, 1] for each picture: 1 where it was steered, and where pixels are composed
+            between 0 and 1 at its feathered edge; None where nothing was to be preserved.
         kept_bytes: memory that the latents of the unsteered pass took until the end.
         recorded: what the unsteered pass left, for another `generate(…, unsteered=…)`; it holds that memory.
     """
@@ -146,9 +147,8 @@ def generate_preserving(
         ]
     steers = any(mask.any() for mask in masks)
     images = passes.draw_blended(recorded.steps, unsteered, masks) if steers else unsteered
-    return Generation(
-        images, unsteered, masks, count_bytes(t for step in recorded.steps for t in step.values()), recorded
-    )
+    kept_bytes = count_bytes(tensor for step in recorded.steps for tensor in step.values())
+    return Generation(images, unsteered, passes.as_composed(masks), kept_bytes, recorded)
 
 
 class _Passes:
@@ -259,6 +259,10 @@ class _Passes:
         if isinstance(steered, torch.Tensor):
             return torch.stack([picture if mask.any() else base for picture, base, mask in pairs])
         return [self._finish(*pair) for pair in pairs]
+
+    def as_composed(self, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The share of the steered picture at each pixel: with a feathered edge where pixels are composed."""
+        return [feather(mask) if self._composed and mask.any() else mask for mask in masks]
 
     def _finish(self, steered: Image.Image, unsteered: Image.Image, mask: np.ndarray) -> Image.Image:
         if not mask.any():

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from dsas_core.concept.concept import Concept
@@ -111,12 +112,13 @@ def _draw(
 ) -> dict[str, list[Image.Image]]:
     """Pictures by kind: "picture" (steered, where there are concepts).
 
-    With --compare also "base", a map of h for each concept, and "changed" where the rest is preserved.
+    With --compare also "base", a map of h for each concept, and "changed" and "mask" where the rest is preserved.
     """
     seeds = seeds_for(args.prompt, args.seed)
     if not concepts:
         return {"picture": pictures_of(adapter, args.prompt, seeds, settings)}
     base: list[Image.Image] = []
+    masks: list[np.ndarray] = []
     columns: dict[str, list[Image.Image]] = {"picture": []}
     # a site in the text encoder has no patches to map
     denoiser = adapter.family.denoiser
@@ -127,6 +129,7 @@ def _draw(
         for made in generate_batches(steering, args.prompt, seeds, settings, preserve):
             columns["picture"] += made.images
             base += made.unsteered or []
+            masks += made.masks or []
             if steering.trace is None:
                 continue
             for name in mapped:
@@ -137,6 +140,10 @@ def _draw(
         if args.preserve:
             pairs = zip(columns["base"], columns["picture"], strict=True)
             columns["changed"] = [strips.difference(*pair) for pair in pairs]
+        if masks:
+            columns["mask"] = [strips.overlay(*pair) for pair in zip(columns["base"], masks, strict=True)]
+    if unseen := sum(not mask.any() for mask in masks):
+        print(f"{unseen} of {len(masks)} pictures stay as they are: nothing that is steered is seen in them")
     return columns
 
 

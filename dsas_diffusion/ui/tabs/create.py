@@ -24,7 +24,7 @@ EXAMPLES = (
     "an apple and a lemon on a table",
     "a dog in the snow",
 )
-KEEPS = "the picture changes only where the concept is seen; a concept without a place, as a background, ignores this"
+KEEPS = "the picture changes only where the concept is seen; with a concept without a place, as a background, all may"
 GATES = {"DSAS: where the concept is": "dsas", "always on: everywhere": "on", "off": "off"}
 
 

@@ -18,7 +18,6 @@ from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings
 from dsas_diffusion.pipelines import load
 from dsas_diffusion.pipelines.adapter import adapt
-from dsas_diffusion.steering.blending import feather
 from tests.fixtures.checks import assert_one_line, document_of
 
 PROMPTS = ("--prompt", "a banana", "--prompt", "a dog on the grass")
@@ -150,7 +149,7 @@ def test_what_is_preserved_is_what_python_preserves(dsas, model: str, placed: st
         apart = np.asarray(ImageChops.difference(picture, base), int)
         assert (np.asarray(read["-changed"]) == np.minimum(255, 4 * apart)).all()
         if how != "latents":
-            outside = feather(made.masks[i - 1]) == 0
+            outside = made.masks[i - 1] == 0
             assert outside.any()
             assert not apart[outside].any()
 
@@ -160,7 +159,7 @@ def test_the_unsteered_picture_is_drawn_once(dsas, model: str, placed: str, tmp_
     given = ("--concept", placed, "--steps", 1, "--out", tmp_path / "a.png", "--quiet", "--preserve", "--compare")
     assert dsas("generate", "--model", model, "-p", "a banana", *given)[0] == 0
     with Image.open(tmp_path / "a.png") as grid:
-        assert grid.width == 190 + 4 * 168 + 8, "unsteered, steered, where it was seen, and what changed"
+        assert grid.width == 190 + 5 * 168 + 10, "unsteered, steered, where it was seen, what changed, and the mask"
 
 
 def test_a_concept_without_a_place_is_warned_of(dsas, model: str, placed: str, tmp_path: Path) -> None:
@@ -168,7 +167,7 @@ def test_a_concept_without_a_place_is_warned_of(dsas, model: str, placed: str, t
     given = ("--concept", blind, "--steps", 1, "--quiet", "--preserve", "--compare", "--out", tmp_path / "out")
     code, _, err = dsas("generate", "--model", model, *PROMPTS, *given)
     assert code == 0
-    assert_one_line(err, "warning: banana: probes see no place of it in the picture")
+    assert_one_line(err, "warning: banana: no probes that see it at some place of the picture")
     assert (tmp_path / "out" / "001-changed.png").is_file()
 
 
@@ -179,10 +178,10 @@ def test_a_concept_without_a_place_is_warned_of(dsas, model: str, placed: str, t
         (
             ["--preserve", "nowhere.png", "-c"],
             1,
-            "--preserve nowhere.png: expected no value, latents, or a grey",
+            "--preserve nowhere.png: no such file: expected no value, latents, or a grey",
         ),
-        (["--preserve", "TEXT", "-c"], 1, "expected no value, latents, or a grey picture file"),
-        (["--preserve", "COLOUR", "-c"], 1, "a mask of mode RGBA: expected a grey picture"),
+        (["--preserve", "TEXT", "-c"], 1, "no picture: expected no value, latents, or a grey picture file"),
+        (["--preserve", "COLOUR", "-c"], 1, "in colour or with transparency (mode RGBA): expected a grey picture"),
         (["--preserve", "WIDE", "-c"], 1, "a mask of 64 × 32 for pictures of 32 × 32: expected the same aspect"),
     ],
 )

@@ -325,7 +325,11 @@ def test_people_get_a_table_and_a_bar(dsas: Run, tmp_path: Path, monkeypatch: py
         ("-p x --gate maybe", 2, "--gate"),
         ("-p x --gate on --compare", 2, "leave --gate on out"),
         ("-p x --model builtin:chat --out {new}/a.png", 2, "is a language model, which draws nothing: use `dsas chat`"),
-        ("-p x --preserve {new}/none.png", 1, "none.png: expected no value, latents, or a grey picture file"),
+        (
+            "-p x --preserve {new}/none.png",
+            1,
+            "none.png: no such file: expected no value, latents, or",
+        ),
         ("-p x --out {new}/a.jpg", 1, "a.jpg: a strip is written as .png, an animation as .gif or .webp"),
         ("-p x --out {new}/a", 1, "a strip is written as .png"),
         ("-p x --out {new}/a.png --out {new}/a.mp4", 1, "a.mp4: a strip is written as .png"),

@@ -101,10 +101,11 @@ def test_pixels_outside_of_a_mask_stay(family: str) -> None:
         )
     side = base[0].width
     assert made.masks is not None
-    assert np.array_equal(made.masks[0], left(side).astype(np.float32))
+    assert np.array_equal(made.masks[0] == 1, left(side))
     assert equal(made.unsteered, base) == equal(everything.images, plain) == equal(nothing.images, base) == [True]
     changed = (pixels(made.images[0]) != pixels(base[0])).any((0, 2))
     assert changed[: side // 2].any()
+    assert not (pixels(made.images[0]) != pixels(base[0])).any(-1)[made.masks[0] == 0].any()
     assert not changed[side // 2 + 2 * feather_width((side, side)) :].any()
     assert (pixels(plain[0]) != pixels(base[0])).any((0, 2))[-1]
 
@@ -376,7 +377,8 @@ BAD: list[tuple[Any, str]] = [
     (np.full((4, 4), 2.0), "this one from 2 to 2"),
     (torch.full((4, 4), -1.0), "this one from -1 to -1"),
     (np.ones((4, 4), np.uint8), r"from 0 to 255, and this one from 0 to 1: mask.astype\(bool\)"),
-    (Image.new("RGBA", (4, 4)), "a mask of mode RGBA"),
+    (Image.new("RGBA", (4, 4)), r"transparency \(mode RGBA\): expected a grey picture"),
+    (Image.new("RGB", (4, 4), "red"), r"in colour or with transparency \(mode RGB\)"),
     (np.ones((4, 8)), r"a mask of 8 × 4 for pictures of .*same aspect"),
     ([np.ones((4, 4))] * 2, "2 masks for 1 pictures"),
     ([], "0 masks for 1 pictures"),
