@@ -159,7 +159,7 @@ def test_the_unsteered_picture_is_drawn_once(dsas, model: str, placed: str, tmp_
     given = ("--concept", placed, "--steps", 1, "--out", tmp_path / "a.png", "--quiet", "--preserve", "--compare")
     assert dsas("generate", "--model", model, "-p", "a banana", *given)[0] == 0
     with Image.open(tmp_path / "a.png") as grid:
-        assert grid.width == 190 + 5 * 168 + 10, "unsteered, steered, where it was seen, what changed, and the mask"
+        assert grid.width == 190 + 5 * 168 + 8, "unsteered, steered, where it was seen, what changed, and the mask"
 
 
 def test_a_concept_without_a_place_is_warned_of(dsas, model: str, placed: str, tmp_path: Path) -> None:

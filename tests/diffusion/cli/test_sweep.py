@@ -28,7 +28,7 @@ from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.load import load_pipeline
 from dsas_diffusion.steering.steer import steer
 from tests.fixtures.checks import assert_one_line, document_of
-from tests.fixtures.concepts import random_concept
+from tests.fixtures.concepts import random_concept, unseen
 from tests.fixtures.models import TINY, bases, build_flow_pipe
 
 PROMPTS = ("a banana", "a dog on the grass")
@@ -205,9 +205,8 @@ def test_the_rest_is_preserved_beside_one_unsteered_pass(
 
 
 def test_mean_h_where_nothing_is_seen_is_that_of_the_unsteered_pass(dsas: Run, placed: str, tmp_path: Path) -> None:
-    evidence = {"mask": {**Concept.from_pretrained(placed).evidence["mask"], "seed": 1e9}}
-    unseen = replace(Concept.from_pretrained(placed), base={}, evidence=evidence).save_pretrained(tmp_path / "unseen")
-    given = (*prompts("a banana"), "--from", 0, "--to", 1, "--count", 2, "--concept", unseen, "--preserve")
+    folder = replace(unseen(Concept.from_pretrained(placed)), base={}).save_pretrained(tmp_path / "unseen")
+    given = (*prompts("a banana"), "--from", 0, "--to", 1, "--count", 2, "--concept", folder, "--preserve")
     (row,) = document_of(dsas(*given, "--out", tmp_path / "a.png", "--json"))["rows"]
     assert row["change"] == [0.0, 0.0]
     assert row["mean_h"][0] == row["mean_h"][1] > 0

@@ -25,6 +25,7 @@ from dsas_diffusion.ui.tabs.create import CreateTab
 from dsas_diffusion.ui.tabs.strip import StripTab
 from dsas_diffusion.ui.tabs.where import ALL_LAYERS, WhereTab
 from tests.diffusion.ui.conftest import make_service
+from tests.fixtures.concepts import unseen
 from tests.fixtures.judges import random_banana_with_place
 
 
@@ -365,7 +366,7 @@ def test_the_rest_is_kept_by_default_where_a_concept_has_a_place(
 
 
 def test_what_is_not_seen_is_told(page: Page, service: PictureService, tiny_pipe: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(service, "concepts", {"banana": random_banana_with_place(tiny_pipe, seed=1e9)})
+    monkeypatch.setattr(service, "concepts", {"banana": unseen(random_banana_with_place(tiny_pipe))})
     other, session = Page(service), Session()
     assert (
         "<b>banana</b> is not seen in this picture, which therefore stays as it is"

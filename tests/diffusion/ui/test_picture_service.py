@@ -28,6 +28,7 @@ from dsas_diffusion.ui.services.drawing import Drawing, Order
 from dsas_diffusion.ui.services.picture_service import PictureService, slider_ends, steered_sites
 from tests.diffusion.steering.test_identities_by_family import concept_of, pipe_of
 from tests.diffusion.ui.conftest import SETTINGS
+from tests.fixtures.concepts import unseen
 from tests.fixtures.judges import random_banana_with_place
 from tests.fixtures.pipelines import SIZE, STEPS
 from tests.fixtures.visitors import Bare
@@ -360,7 +361,7 @@ def test_an_unsteered_pass_that_is_gone_is_drawn_again(
 
 
 def test_where_nothing_is_seen_the_picture_stays(service: PictureService, placed: Concept) -> None:
-    service.concepts["placed"] = replace(placed, evidence={"mask": {**placed.evidence["mask"], "seed": 1e9}})
+    service.concepts["placed"] = unseen(placed)
     drawing = drawn(service, order(strengths={"placed": 1.0}, gate="on", preserve=True))
     assert same(drawing.steered, drawing.base)
     assert (drawing.area, drawing.moved, drawing.gates[0].mean_h) == (0.0, 0.0, 0.0)
