@@ -128,6 +128,7 @@ class Learner(ABC, Generic[Text]):
             with meter.phase(label), progress_bar(trials, label, self.show_progress) as bar:
                 unit, unit_evidence = self._trial.choose_unit(concept, drift, bar.update)
             concept = replace(concept, unit=unit, evidence={**concept.evidence, "unit": unit_evidence})
+        concept = self._finish(concept, meter)
         return replace(concept, evidence={**concept.evidence, "cost": meter.summary()})
 
     def _concept(self, interventions: Sequence[Intervention], recipe: Recipe, evidence: Mapping[str, Any]) -> Concept:
@@ -185,6 +186,10 @@ class Learner(ABC, Generic[Text]):
     def _fit_readers(self, recipe: Recipe) -> tuple[Sequence[Intervention], Mapping[str, Any]]:
         """Interventions that only read, for masks and heat-maps, and their evidence; none where there are no places."""
         return (), {}
+
+    def _finish(self, concept: Concept, meter: Meter) -> Concept:
+        """The concept with what the domain measures once its unit is chosen."""
+        return concept
 
     def _meter(self) -> Meter:
         """Measures what a concept costs from now on."""

@@ -234,9 +234,9 @@ class Steering:
         out = interpolate(x, [(step.entry.map, _bounded_strength(x, step), step.h) for step in self._blend(steps)])
         if self.trace is not None:
             for step in steps:
-                if isinstance(step.entry.map, IdentityMap) and not step.entry.weight:
-                    continue  # what only reads does not read at this timestep
-                self.trace.record(step.entry.concept, site, call, step.trace_h, x, out, step.solved)
+                writes = not isinstance(step.entry.map, IdentityMap)
+                if writes or step.entry.weight:  # or it does not read at this timestep
+                    self.trace.record(step.entry.concept, site, call, step.trace_h, x, out, step.solved, writes)
         return out
 
     def _step(self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None) -> _Step:

@@ -30,6 +30,7 @@ class Record:
             `within` shortens it; else None.
         unreachable: [rows, positions], with strength "auto" 1 where the probe is above its target and the map does not
             lower it, so that nothing was changed; else None.
+        writes: whether the site is steered; False for what only reads there.
     """
 
     concept: str
@@ -42,6 +43,7 @@ class Record:
     mask: torch.Tensor | None
     chosen: torch.Tensor | None = None
     unreachable: torch.Tensor | None = None
+    writes: bool = True
 
 
 class Trace:
@@ -70,6 +72,7 @@ class Trace:
         before: torch.Tensor,
         after: torch.Tensor,
         solved: SolvedStrength | None = None,
+        writes: bool = True,
     ) -> Record:
         """Record what one concept did at one site in one call.
 
@@ -81,6 +84,7 @@ class Trace:
             before: activation before steering, [batch, positions, width].
             after: activation after steering, of the same shape.
             solved: the solved strength, where it is "auto".
+            writes: whether the site is steered, not only read.
 
         Returns:
             The new record.
@@ -104,6 +108,7 @@ class Trace:
             mask=None if mask is None else mask.cpu()[kept],
             chosen=None if solved is None else by_position(solved.strength),
             unreachable=None if solved is None else by_position(solved.unreachable),
+            writes=writes,
         )
         self.records.append(record)
         return record
@@ -117,7 +122,7 @@ class Trace:
             concept: name of the concept.
             site: only at this site; None for all.
             root: only in this root; None for all.
-            sites: only at these sites; None for all.
+            sites: only where these sites are steered; None for all records.
         """
         return [
             record
@@ -125,7 +130,7 @@ class Trace:
             if record.concept == concept
             and (site is None or str(record.site) == site)
             and (root is None or record.site.root == root)
-            and (sites is None or record.site in sites)
+            and (sites is None or (record.site in sites and record.writes))
         ]
 
     def mean_h(

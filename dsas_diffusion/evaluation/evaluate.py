@@ -29,6 +29,7 @@ from ..generation.pictures import latent_batches
 from ..generation.settings import Settings, other_schedulers, settings_of
 from ..pipelines.adapter import PipelineAdapter, adapt
 from ..steering.concept_masks import localises
+from ..steering.preserve import can_preserve
 from ..steering.steer import steer
 from ..vision import similarity
 from ..vision.image_models import Clip
@@ -123,7 +124,7 @@ class PictureEvaluation(Evaluation):
         super().__post_init__()
         self.seeds = self.plan.seeds
         negative = next(iter(self.prompt_set.sample("negative", 1)), None)
-        preserve = _preserve_of(self.plan, self.concept, self.skip)
+        preserve = _preserve_of(self.plan, self.adapter, self.concept, self.skip)
         self.pictures = PictureStore(
             self.adapter, self.concept, self.prompts, negative, self.store, self.settings, self.seeds, preserve
         )
@@ -360,8 +361,11 @@ class PictureEvaluation(Evaluation):
         return {**asdict(settings), "scheduler": scheduler, **means, **changes}
 
 
-def _preserve_of(plan: Plan, concept: Concept, skip: Callable[[str], object]) -> bool | str:
-    """What the plan preserves; nothing of concepts that have no place in pictures, which is recorded as skipped."""
+def _preserve_of(plan: Plan, adapter: PipelineAdapter, concept: Concept, skip: Callable[[str], object]) -> bool | str:
+    """What the plan preserves; nothing of concepts that have no place in pictures, nor in pipelines that cannot."""
+    if plan.preserve and not can_preserve(adapter):
+        skip("preserve: the pipeline gives no latents after its steps, so all arms are without")
+        return False
     if plan.preserve and not localises(concept):
         skip("preserve: the concept's probes see no place of it in pictures, so all arms are without")
         return False

@@ -29,6 +29,7 @@ from dsas_core.learning.recipe import TEXT_FORMS, Recipe, recipe_of
 from dsas_core.model.hooks import visit
 from dsas_core.model.sites import Roots, Site
 from dsas_core.steering.steering import Steering
+from dsas_core.utils.meter import Meter
 from dsas_core.utils.processes import process_share
 from dsas_core.utils.progress import progress_bar
 
@@ -36,10 +37,10 @@ from ..generation.pictures import decode, latent_batches, latents_of, model_key,
 from ..generation.settings import settings_of
 from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
-from ..steering.concept_masks import LATE, LateMeans, rule_as_evidence
+from ..steering.concept_masks import LATE, LateMeans, localises, rule_as_evidence
 from ..vision.segmentation import Masks
 from .held_out_trial import PictureTrial
-from .mask_fit import Unnamed, fit_mask, pool_patches
+from .mask_fit import Unnamed, compact, fit_mask, pool_patches
 from .supervision import find_marked, masks_for, patch_labels
 
 #: name of the final latents among what is kept of a side beside activations at the steered sites
@@ -259,12 +260,19 @@ class PictureLearner(Learner[str]):
         extra = self._unsteered.extra
         source, control = ({site: extra[side][str(site)] for site in self.mask_sites} for side in MASK_SIDES)
         masks = self._source_masks if recipe.supervised or self.masks is not None else None
-        unnamed = self._draw_unnamed() if masks is not None and self.content.source_unnamed else None
+        unnamed = self._unnamed if masks is not None and self.content.source_unnamed else None
         weights = tuple(float(start < LATE) for start in (0.0, *self.edges))
         fitted = fit_mask(source, control, weights, masks, unnamed)
         return fitted.interventions, {"mask": rule_as_evidence(fitted.rule)}
 
-    def _draw_unnamed(self) -> Unnamed:
+    def _finish(self, concept: Concept, meter: Meter) -> Concept:
+        if not localises(concept):
+            return concept
+        with meter.phase("measuring the reach"):
+            return self._trial.measure_reach(concept)
+
+    @cached_property
+    def _unnamed(self) -> Unnamed:
         """Pictures of prompts that do not name the thing, and where they show it."""
         prompts = self.content.draw_unnamed(CONTROLS * self.count, self.seed)
         seeds = seeds_for(prompts, self.seed + 3)
@@ -278,10 +286,6 @@ class PictureLearner(Learner[str]):
                 grids.append(means.take())
                 masks += self._find_masks(decode(self.adapter, latents))
         return Unnamed({site: torch.cat([part[site] for part in grids]) for site in self.mask_sites}, masks)
-
-    def fit(self, recipe: Recipe, drift: float) -> Concept:
-        concept = super().fit(recipe, drift)
-        return self._trial.measure_reach(concept)
 
     @cached_property
     def _trial(self) -> PictureTrial:
@@ -373,7 +377,7 @@ class PictureLearner(Learner[str]):
                 steering = learned if recipe is not None and recipe.steers(side) else None
                 with nullcontext() if steering is None else Steering({steering: 1.0}).attach(roots, layout.describe()):
                     latents = latents_of(adapter, texts, seeds, settings, self.batch)
-                grids = {str(site): mean for site, mean in means.take().items() if side in MASK_SIDES}
+                grids = {str(site): compact(mean) for site, mean in means.take().items() if side in MASK_SIDES}
                 for name, tensor in {LATENTS: latents, **grids}.items():
                     parts.setdefault(side, {}).setdefault(name, []).append(tensor)
                 self._check_bins(capture, sites)

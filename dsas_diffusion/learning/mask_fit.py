@@ -30,10 +30,8 @@ from dsas_core.maps import IdentityMap
 from dsas_core.model.sites import Site, patch_grid
 from dsas_core.probes import LinearProbe
 
-from ..steering.concept_masks import MaskRule, on_picture
+from ..steering.concept_masks import GRID, SIDE, MaskRule, on_picture, pool_grid
 
-#: side of the largest grid that is kept of a picture; finer ones are averaged down to it
-GRID = 16
 #: rounds, and share of a source picture's patches that each takes as showing the concept
 ROUNDS, TOP_SHARE = 3, 0.1
 #: share of a picture's highest logit above which a patch counts as showing the concept while labels are made
@@ -220,8 +218,8 @@ def _cover(mask: np.ndarray | None) -> torch.Tensor:
 
 
 def _join(logits: Sequence[np.ndarray]) -> np.ndarray:
-    """The mean of logits of several sites on one grid, [pictures, GRID, GRID]."""
-    maps = [on_picture(torch.from_numpy(part).flatten(1), (GRID, GRID)) for part in logits]
+    """The mean of logits of several sites, on the maps on which regions are found, [pictures, SIDE, SIDE]."""
+    maps = [on_picture(torch.from_numpy(part).flatten(1), (SIDE, SIDE)) for part in logits]
     return torch.stack(maps).mean(0).numpy()
 
 
@@ -286,14 +284,17 @@ def _grid_of(patches: torch.Tensor) -> tuple[int, int]:
 
 
 def pool_patches(x: torch.Tensor) -> torch.Tensor:
-    """Patches [pictures, patches, width], averaged down to `GRID` rows and columns at most, float16 if that holds them.
+    """Patches [pictures, patches, width] of square pictures, fine grids averaged (`pool_grid`), on the CPU.
 
     Example:
         >>> pool_patches(torch.zeros(2, 32 * 32, 5)).shape
         torch.Size([2, 256, 5])
     """
-    rows, columns = _grid_of(x)
-    grid = x.transpose(1, 2).unflatten(2, (rows, columns))
-    pooled = F.adaptive_avg_pool2d(grid, (min(rows, GRID), min(columns, GRID))).flatten(2).transpose(1, 2).cpu()
-    half = pooled.half()
-    return half if half.isfinite().all() else pooled
+    grid = x.transpose(1, 2).unflatten(2, _grid_of(x))
+    return pool_grid(grid).flatten(2).transpose(1, 2).cpu()
+
+
+def compact(x: torch.Tensor) -> torch.Tensor:
+    """In float16, if that holds it."""
+    half = x.half()
+    return half if half.isfinite().all() else x

@@ -28,6 +28,8 @@ WIDEST = 0.125
 RINGS = 8
 #: share of the change inside, both beyond that of the picture's far parts, from which on a distance is within reach
 WITHIN = 0.5
+#: how much more the inside has to change than the picture's far parts, in the change of these, for a reach to be told
+CLEAR = 0.5
 
 
 def measure_reach(
@@ -92,5 +94,7 @@ def reach_of(changes: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> floa
             counts += np.bincount(ring.ravel(), minlength=RINGS + 2)
     means = sums / np.maximum(counts, 1)
     excess = means - means[-1]  # over that of the far parts
-    wide = [ring for ring in range(1, RINGS + 1) if excess[ring] > WITHIN * excess[0]]
-    return max(wide, default=0) * WIDEST / RINGS
+    if excess[0] < CLEAR * means[-1] or not counts[0]:  # nothing stands out
+        return 0.0
+    fallen = [ring for ring in range(1, RINGS + 1) if excess[ring] <= WITHIN * excess[0]]
+    return (min(fallen, default=RINGS + 1) - 1) * WIDEST / RINGS

@@ -10,6 +10,7 @@ thing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from dsas_core.concept.concept import Concept
+from dsas_core.concept.evidence import describe_mask
 from dsas_core.errors import ArtifactError
 from dsas_core.model.hooks import Call, Visit, visit
 from dsas_core.model.sites import Site, patch_grid
@@ -28,6 +30,8 @@ from ..pipelines.batch_layout import BatchLayout
 
 #: in the steps below this timestep, of 1000, activations are read
 LATE = 500.0
+#: rows and columns of the grids that are read, about, and the shorter side of the maps on which regions are found
+GRID, SIDE = 16, 64
 #: a concept is a thing at some place where its mask covers up to this share of a source picture, and is found in more
 #: than this share of them
 MOST, FOUND = 0.5, 0.5
@@ -76,6 +80,7 @@ class MaskRule:
         known = {str(item.site) for item in concept.interventions if item.read_only}
         try:
             rule = cls(**{**given, "sites": tuple(given["sites"])})
+            describe_mask(given)  # as the card will
             numbers = (rule.margin, rule.growth, rule.covered, rule.missed, rule.touched)
             least = min(rule.margin, rule.growth)
             if not rule.sites or not known.issuperset(rule.sites) or not np.isfinite(numbers).all() or least < 0:
@@ -164,7 +169,7 @@ class LateMeans:
         if not self._counts or not len(self._rows):
             return
         own = x.index_select(0, self._rows.to(x.device))[:, : self._layout.request.patches]
-        values = self._read(site, own.float())
+        values = self._read(site, own.float()).float()  # the sum may be beyond what float16 holds
         total, count = self._sums.get(site, (torch.zeros_like(values), 0))
         self._sums[site] = total + values, count + 1
 
@@ -230,17 +235,23 @@ class MaskReader:
         Returns:
             float32 [height, width], 0 or 1, one for each picture; all 0 where nothing is seen.
         """
-        maps = [on_picture(logits, size) for logits in self._means.take().values()]
+        scale = SIDE / min(size)
+        small = round(size[0] * scale), round(size[1] * scale)
+        maps = [on_picture(logits, small) for logits in self._means.take().values()]
         if self._rule is None or not maps:
             return [np.zeros(size[::-1], np.float32) for _ in range(pictures)]
-        return [self._rule.apply(logits) for logits in torch.stack(maps).mean(0).cpu().numpy()]
+        regions = np.stack([self._rule.apply(logits) for logits in torch.stack(maps).mean(0).cpu().numpy()])
+        if small == size:
+            return list(regions)
+        resized = F.interpolate(torch.from_numpy(regions)[:, None], size[::-1], mode="bilinear", align_corners=False)
+        return list((resized[:, 0] >= 0.5).float().numpy())
 
 
 def on_picture(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Values by patch [pictures, patches] as maps of the pictures' size, float32 [pictures, height, width].
+    """Values by patch [pictures, patches] as maps of another size, float32 [pictures, height, width].
 
     Args:
-        values: of every patch.
+        values: of every patch; those of fine grids are averaged first, see `pool_grid`.
         size: (width, height).
 
     Example:
@@ -248,8 +259,20 @@ def on_picture(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         [[[0.0, 1.0]]]
     """
     width, height = size
-    grid = values.float().unflatten(1, patch_grid(values.shape[1], height, width))[:, None]
+    grid = pool_grid(values.float().unflatten(1, patch_grid(values.shape[1], height, width))[:, None])
     return F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[:, 0]
+
+
+def pool_grid(grid: torch.Tensor) -> torch.Tensor:
+    """Averages of a grid [pictures, …, rows, columns] on about `GRID` x `GRID` cells; coarser ones stay.
+
+    Example:
+        >>> pool_grid(torch.zeros(1, 1, 64, 96)).shape, pool_grid(torch.zeros(1, 1, 8, 8)).shape
+        (torch.Size([1, 1, 13, 20]), torch.Size([1, 1, 8, 8]))
+    """
+    rows, columns = grid.shape[-2:]
+    factor = max(1.0, math.sqrt(rows * columns) / GRID)
+    return F.adaptive_avg_pool2d(grid, (max(1, round(rows / factor)), max(1, round(columns / factor))))
 
 
 def rule_as_evidence(rule: MaskRule) -> Mapping[str, Any]:

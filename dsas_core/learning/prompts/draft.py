@@ -80,8 +80,9 @@ def unnamed_of(source: str) -> dict[str, list[str]]:
         >>> unnamed_of("ripe banana")["source_unnamed"][0], unnamed_of("quux")
         ('a fruit {place}', {})
     """
-    words = set(source.lower().split())
-    kind = next((kind for kind, things in everyday()["kinds"].items() if words & set(things)), None)
+    *_, noun = source.lower().split()
+    forms = {noun, noun.removesuffix("s"), noun.removesuffix("es")}
+    kind = next((kind for kind, things in everyday()["kinds"].items() if forms & set(things)), None)
     article = "an" if kind and kind[0] in "aeiou" else "a"
     templates = [template.replace("a {} ", f"{article} {kind} ") for template in everyday()["unnamed"]]
     return {"source_unnamed": templates} if kind else {}

@@ -9,7 +9,8 @@ placeholders:
 source: ["a banana {place}", "a banana and a {other} {place}"]
 target: ["a blurred banana {place}", "a blurred banana and a {other} {place}"]
 control: ["a {other} {place}", "a lemon {place}"]
-source_unnamed: ["a fruit {place}"]  # optional, of pictures: prompts that do not name the thing but may come to show it
+source_unnamed: ["a fruit {place}"]  # optional: prompts that do not name the thing, but whose pictures may show it;
+                                 # read where learning is given masks, which tell whether they do
 evaluation:                      # optional, free names: prompts kept out of learning
   alone: ["a banana in the snow"]
   unseen_source: ["a banana on the moon"]   # of another domain: what evaluation draws its prompts from

@@ -41,9 +41,15 @@ def test_it_is_the_width_of_what_changes_around_the_thing(beyond: int) -> None:
 
 def test_far_changes_are_of_the_whole_picture() -> None:
     """As far as is looked, and no farther; what changes everywhere alike reaches nowhere."""
-    assert reach_of([change(20)], [thing()]) == WIDEST
+    assert reach_of([change(12)], [thing()]) == WIDEST
     assert reach_of([change(4, elsewhere=15.0)], [thing()]) == reach_of([change(4)], [thing()])
     assert reach_of([change(0, inside=9.0, elsewhere=9.0)], [thing()]) == 0
+    assert reach_of([change(0, inside=1.0, elsewhere=5.0)], [thing()]) == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_reaches_nowhere(seed: int) -> None:
+    assert reach_of([np.random.default_rng(seed).normal(0, 5, (SIDE, SIDE, 3))], [thing()]) == 0
 
 
 @settings(max_examples=20, deadline=None)
@@ -68,7 +74,7 @@ def test_it_is_measured_on_pictures_unsteered_and_at_strength_1(monkeypatch: pyt
     """In the order of the prompts; the growth that the concept has so far does not count."""
     pipe, concept = pipe_of("sd"), concept_of("sd", "cross").with_unit(4.0)
     reader = concept.interventions[-1].as_read_only()
-    rule = MaskRule((str(reader.site),), seed=0.0)
+    rule = MaskRule((str(reader.site),), margin=0.0)
     compared: list[tuple[Any, Any]] = []
 
     def noted(changes: Any, masks: Any) -> float:

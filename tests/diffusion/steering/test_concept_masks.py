@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from dsas_core.maps import IdentityMap
 from dsas_core.probes import LinearProbe
 from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.batch_layout import BatchLayout
-from dsas_diffusion.steering.concept_masks import LATE, LateMeans, MaskReader, MaskRule, rule_as_evidence
+from dsas_diffusion.steering.concept_masks import LATE, LateMeans, MaskReader, MaskRule, on_picture, rule_as_evidence
 from tests.diffusion.steering.test_identities_by_family import BANANA, DOG, invariant, pipe_of
 from tests.fixtures.checks import same
 from tests.fixtures.concepts import random_concept
@@ -232,3 +233,30 @@ def test_what_has_no_place_reads_nothing(evidence: dict[str, float] | None) -> N
             assert Bare.of(pipe_of("sd").unet) == bare
     assert not reader.localises
     assert not np.any(reader.masks((8, 8), 2))
+
+
+# ---- any resolution --------------------------------------------------------------------------------------------------
+
+
+def test_fine_grids_are_read_as_coarse_ones_were() -> None:
+    """Noise of fine patches, which averages out, opens nothing: probes are fitted on averages."""
+    coarse = torch.randn(3, 16 * 16, generator=torch.Generator().manual_seed(0))
+    fine = coarse.view(3, 16, 16).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    noise = 9 * torch.randn(3, 16, 4, 16, 4, generator=torch.Generator().manual_seed(1))
+    noise = (noise - noise.mean((2, 4), keepdim=True)).reshape(3, 64, 64)
+    assert torch.allclose(on_picture((fine + noise).flatten(1), (64, 64)), on_picture(coarse, (64, 64)), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (256, 256), (1024, 512), (40, 80)])
+def test_masks_are_the_same_at_any_resolution(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = MaskReader.__new__(MaskReader)
+    wide = size[0] / size[1]
+    columns, rows = (round(8 * wide), 8) if wide >= 1 else (8, round(8 / wide))
+    logits = torch.full((1, rows, columns), -9.0)
+    logits[0, 2:5, 1:3] = 4
+    reader._rule = MaskRule(("unet.up",), margin=1.0)
+    reader._means = SimpleNamespace(take=lambda: {Site("unet.up"): logits.flatten(1)})
+    (mask,) = reader.masks(size, 1)
+    assert mask.shape == size[::-1]
+    assert mask.mean() == pytest.approx(6 / (rows * columns), rel=0.25)
+    assert mask[round(size[1] * 3.5 / rows), round(size[0] * 2 / columns)] == 1
