@@ -258,5 +258,5 @@ def test_masks_are_the_same_at_any_resolution(size: tuple[int, int], monkeypatch
     reader._means = SimpleNamespace(take=lambda: {Site("unet.up"): logits.flatten(1)})
     (mask,) = reader.masks(size, 1)
     assert mask.shape == size[::-1]
-    assert mask.mean() == pytest.approx(6 / (rows * columns), rel=0.25)
+    assert mask.mean() == pytest.approx(6 / (rows * columns), rel=0.4)
     assert mask[round(size[1] * 3.5 / rows), round(size[0] * 2 / columns)] == 1
