@@ -112,7 +112,8 @@ class PipelineSteering(Steering):
             kwargs: of the pipeline; a callback of the user runs in both passes.
 
         Returns:
-            The images; with `preserve` also the unsteered ones and the masks. The trace is of the last pass.
+            The images; with `preserve` also the unsteered ones and the masks. The trace is of the last pass; where
+            `unsteered` is given and nothing is steered, no pass runs, and the trace stays as it was.
 
         Raises:
             UnsupportedError: a pipeline that gives no latents after its steps; with `preserve`, an `output_type` other
