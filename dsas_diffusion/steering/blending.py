@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageChops
 
 from dsas_core.errors import DSASError, UnsupportedError
@@ -14,6 +15,8 @@ from dsas_core.model.sites import patch_grid
 
 #: the feather of a composed picture: so many steps of its shorter side, and twice as wide in all
 FEATHER = 1 / 128
+#: by how much a mask's aspect may differ from that of the pictures
+ASPECT_TOLERANCE = 0.02
 
 
 def read_masks(given: Any) -> np.ndarray | list[np.ndarray]:
@@ -69,7 +72,7 @@ def fit_masks(masks: np.ndarray | Sequence[np.ndarray], size: tuple[int, int], p
     """Masks in the size of the pictures, one for each.
 
     Args:
-        masks: as `read_masks` returns them.
+        masks: as `read_masks` returns them, of the pictures' aspect up to 2 %; or 1 × 1, one value for all pixels.
         size: (width, height) of the pictures.
         pictures: how many there are.
 
@@ -89,7 +92,7 @@ def fit_masks(masks: np.ndarray | Sequence[np.ndarray], size: tuple[int, int], p
     width, height = size
     for mask in several:
         rows, columns = mask.shape
-        if not _same_aspect(rows, columns, height, width):
+        if (rows, columns) != (1, 1) and abs(columns * height / (rows * width) - 1) > ASPECT_TOLERANCE:
             raise DSASError(
                 f"a mask of {columns} × {rows} for pictures of {width} × {height}: expected the same aspect"
             )
@@ -124,7 +127,7 @@ def latents_mask(masks: Sequence[np.ndarray], latents: torch.Tensor) -> torch.Te
     if known:
         packed = latents.ndim == 3
         rows, columns = patch_grid(latents.shape[1], height, width) if packed else latents.shape[-2:]
-        known = _same_aspect(rows, columns, height, width)
+        known = abs(rows * width - columns * height) <= max(height, width)  # up to one row or column
     if not known:
         raise UnsupportedError(
             f"latents {list(latents.shape)} of {len(masks)} pictures of {width} × {height}: expected [pictures, "
@@ -135,14 +138,9 @@ def latents_mask(masks: Sequence[np.ndarray], latents: torch.Tensor) -> torch.Te
     return pooled.flatten(1)[..., None] if packed else pooled.unflatten(1, (1,) * (latents.ndim - 3))
 
 
-def _same_aspect(rows: int, columns: int, height: int, width: int) -> bool:
-    """Whether a grid has the aspect of a picture, up to one row or column."""
-    return abs(rows * width - columns * height) <= max(height, width)
-
-
 def _pool(mask: np.ndarray, rows: int, columns: int) -> torch.Tensor:
     """[1, 1, rows, columns]: the highest value of each cell, or, on a finer grid, that of the cell around it."""
-    return torch.nn.functional.adaptive_max_pool2d(torch.from_numpy(mask)[None, None], (rows, columns))
+    return F.adaptive_max_pool2d(torch.from_numpy(mask)[None, None], (rows, columns))
 
 
 def feather(mask: np.ndarray) -> np.ndarray:
@@ -155,12 +153,12 @@ def feather(mask: np.ndarray) -> np.ndarray:
         array([1.  , 0.67, 0.33, 0.  , 0.  , 0.  , 0.  , 0.  ], dtype=float32)
     """
     reach = feather_width(mask.shape)
-    side = 2 * reach + 1
-    grown = torch.nn.functional.max_pool2d(torch.from_numpy(mask)[None, None], side, 1, reach)
-    padded = torch.nn.functional.pad(grown, (reach,) * 4, mode="replicate")
-    kernel = torch.ones(1, 1, 1, side)
-    summed = torch.nn.functional.conv2d(torch.nn.functional.conv2d(padded, kernel), kernel.transpose(2, 3))
-    return np.maximum((summed / side**2)[0, 0].numpy(), mask).clip(0, 1)
+    column, row = (2 * reach + 1, 1), (1, 2 * reach + 1)  # one after the other, as a square takes many times as long
+    grown = F.max_pool2d(torch.from_numpy(mask)[None, None], column, 1, (reach, 0))
+    grown = F.max_pool2d(grown, row, 1, (0, reach))
+    padded = F.pad(grown, (reach,) * 4, mode="replicate")
+    mean = F.avg_pool2d(F.avg_pool2d(padded, column, 1), row, 1)
+    return np.maximum(mean[0, 0].numpy(), mask).clip(0, 1)
 
 
 def feather_width(shape: tuple[int, ...]) -> int:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -22,21 +21,20 @@ import torch
 from PIL import Image
 
 from dsas_core.concept.concept import Concept
+from dsas_core.concept.data import ConceptData
 from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.steering.steering import Steering
 
 from ..generation.pictures import size_of
+from ..generation.recorded import RandomStates, Recorded, Tensors, describe_call
 from ..pipelines.adapter import PipelineAdapter
 from ..pipelines.batch_layout import BatchLayout
 from .blending import compose, count_bytes, feather, fit_masks, latents_mask, read_masks
-from .concept_masks import MaskReader
+from .concept_masks import MaskReader, MaskRule
 
 #: the tensors of a pipeline's state that pictures are made of; some decode the second one
 STATE = ("latents", "denoised")
 CALLBACK, INPUTS = "callback_on_step_end", "callback_on_step_end_tensor_inputs"
-
-#: tensors of a pipeline by name
-Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +46,8 @@ class Generation:
         unsteered: the same without steering, where it was drawn; else None.
         masks: float32 [height, width] in [0, 1] for each picture: 1 where it was steered, and where pixels are composed
             between 0 and 1 at its feathered edge; None where nothing was to be preserved.
-        kept_bytes: memory that the latents of the unsteered pass took until the end.
-        recorded: what the unsteered pass left, for another `generate(…, unsteered=…)`; it holds that memory.
+        kept_bytes: memory that the latents of the unsteered pass take, as long as `recorded` is held.
+        recorded: what the unsteered pass left, for another `generate(…, unsteered=…)`.
     """
 
     images: Any
@@ -63,26 +61,9 @@ class Generation:
         """Whether a steered pass was run: not where no picture shows the concept, or strengths are 0."""
         return self.masks is None or any(mask.any() for mask in self.masks)
 
-
-@dataclass(frozen=True, eq=False)
-class Recorded:
-    """What an unsteered pass left.
-
-    Args:
-        steps: the tensors of `STATE` after each step.
-        masks: concept name -> where each picture shows it.
-        size: (width, height) of the pictures.
-        prompts: of each picture, the number of its prompt.
-        arguments: of the call, as far as they can be compared.
-        random: where its random numbers started.
-    """
-
-    steps: list[Tensors]
-    masks: Mapping[str, list[np.ndarray]]
-    size: tuple[int, int]
-    prompts: list[int]
-    arguments: Mapping[str, Any]
-    random: RandomStates
+    def looked_for(self, concepts: Iterable[Concept]) -> bool:
+        """Whether all of these concepts, by their probes, were looked for in the unsteered pass."""
+        return self.recorded is not None and all(_key_of(concept) in self.recorded.masks for concept in concepts)
 
 
 def can_preserve(adapter: PipelineAdapter) -> bool:
@@ -125,7 +106,8 @@ def generate_preserving(
     if unseen := [name for name in blind if strengths[name].any()]:
         _warn_unlocalised(unseen)
         return Generation(passes.draw())
-    if base is None:
+    keys = {concept.name: _key_of(concept) for concept in concepts if concept.name in readers}
+    if base is None or (blind and passes.calls_back):  # which may raise the strength of what has no place
         with ExitStack() as reading:
             _attach(readers.values(), reading)
             wanted = reading.enter_context(steering.muted())
@@ -134,19 +116,22 @@ def generate_preserving(
             _warn_unlocalised(unseen)
             return Generation(passes.draw_again(), unsteered)
         _check_unsteered(layout, concepts)
-        recorded = passes.recorded(unsteered, layout.request.images_per_prompt, readers)
+        recorded = passes.recorded(unsteered, layout.request.images_per_prompt, readers, keys)
     else:
-        unsteered, recorded = base.unsteered, passes.use(base.recorded, readers)
-        wanted = {name: _steered_prompts(values, recorded.prompts) for name, values in strengths.items()}
+        unsteered, recorded = base.unsteered, passes.use(base.recorded, keys)
+        everyone = set(recorded.prompts) if passes.calls_back else None  # a callback may raise any strength
+        wanted = {name: everyone or _steered_prompts(it, recorded.prompts) for name, it in strengths.items()}
     masks = [np.zeros(recorded.size[::-1], np.float32) for _ in recorded.prompts]
     for name, steered in wanted.items():
-        of_concept = recorded.masks[name] if given is None else fit_masks(given, recorded.size, len(masks))
+        of_concept = recorded.masks[keys[name]] if given is None else fit_masks(given, recorded.size, len(masks))
         masks = [
             np.maximum(mask, own) if prompt in steered else mask
             for mask, own, prompt in zip(masks, of_concept, recorded.prompts, strict=True)
         ]
-    steers = any(mask.any() for mask in masks)
-    images = passes.draw_blended(recorded.steps, unsteered, masks) if steers else unsteered
+    if any(mask.any() for mask in masks):
+        images = passes.draw_blended(recorded.steps, unsteered, masks)
+    else:
+        images = passes.draw_nothing(recorded, unsteered)
     kept_bytes = count_bytes(tensor for step in recorded.steps for tensor in step.values())
     return Generation(images, unsteered, passes.as_composed(masks), kept_bytes, recorded)
 
@@ -178,8 +163,17 @@ class _Passes:
                 f"output_type {output!r} with preserve: expected {' or '.join(map(repr, allowed))}"
                 + (" (or 'latent' with preserve='latents')" if composed else "")
             )
-        self._random = RandomStates(self._arguments.values())
+        self._call = describe_call(adapter, self._arguments)
+        self._start = self._own = self._random()
         self._steps: list[Tensors] = []  # of the unsteered pass
+
+    @property
+    def calls_back(self) -> bool:
+        """Whether the user has a callback."""
+        return self._arguments.get(CALLBACK) is not None
+
+    def _random(self) -> RandomStates:
+        return RandomStates(self._arguments.values(), torch.device(self.adapter.pipe._execution_device))
 
     def draw(self, change: Callable[[Tensors], Tensors] | None = None) -> Any:
         """Pictures, or latents; `change` gets the tensors of `STATE` after each step, and returns what they become."""
@@ -190,15 +184,27 @@ class _Passes:
 
     def draw_again(self, change: Callable[[Tensors], Tensors] | None = None) -> Any:
         """As `draw`, with the random numbers of the first time."""
-        self._random.restore()
-        return self.draw(change)
+        self._start.restore(self._own.generators)
+        try:
+            return self.draw(change)
+        finally:
+            if self._own is not self._start and self._own.generators:  # torch's own were of an earlier call
+                self._own.restore_own()
 
     def record(self, state: Tensors) -> Tensors:
         """Keep what the unsteered pass has after a step."""
         self._steps.append({name: tensor.detach().clone() for name, tensor in state.items()})
         return state
 
-    def recorded(self, pictures: Any, images_per_prompt: int, readers: Mapping[str, MaskReader]) -> Recorded:
+    def draw_nothing(self, recorded: Recorded, unsteered: Any) -> Any:
+        """The unsteered pictures, and random numbers as their pass has left them."""
+        if self._own is not self._start:
+            recorded.end.restore(self._own.generators, own=not self._own.generators)
+        return unsteered.clone() if isinstance(unsteered, torch.Tensor) else list(unsteered)
+
+    def recorded(
+        self, pictures: Any, images_per_prompt: int, readers: Mapping[str, MaskReader], keys: Mapping[str, Any]
+    ) -> Recorded:
         """What the unsteered pass, which drew these pictures, has left.
 
         Raises:
@@ -208,40 +214,29 @@ class _Passes:
             raise UnsupportedError(_no_callback(self.adapter, f"takes {CALLBACK}, but has not called it"))
         count, size = len(pictures), self._size(pictures)
         prompts = [picture // max(1, images_per_prompt) for picture in range(count)]
-        masks = {name: reader.masks(size, count) for name, reader in readers.items()}
-        return Recorded(self._steps, masks, size, prompts, self._comparable(), self._random)
+        masks = {keys[name]: reader.masks(size, count) for name, reader in readers.items()}
+        return Recorded(self._steps, masks, size, prompts, self._call, self._start, self._random())
 
-    def use(self, recorded: Recorded | None, names: Collection[str]) -> Recorded:
+    def use(self, recorded: Recorded | None, keys: Mapping[str, Any]) -> Recorded:
         """Check that what an earlier call left is of the same call, and start from its random numbers.
 
         Args:
             recorded: what it left.
-            names: of the concepts whose masks are needed.
+            keys: concept name -> key of the masks that are needed.
 
         Raises:
             DSASError: it preserved nothing, or is of another call or of other concepts.
         """
         if recorded is None:
             raise DSASError("unsteered: expected what generate(…, preserve=…) returned; that one preserved nothing")
-        here, there = self._comparable(), recorded.arguments
-        others = [name for name in {**here, **there} if name not in here or here[name] != there.get(name)]
-        if others or not self._random.start_as(recorded.random):
+        if other := recorded.differs_from(self._call, self._start):
             raise DSASError(
-                f"unsteered: that call had another {others[0] if others else 'generator, or the same drawn from since'}"
-                ": give the same arguments and seeds, or leave unsteered= out"
+                f"unsteered: that call had another {other}: give the same arguments and seeds, or leave unsteered= out"
             )
-        if missing := [name for name in names if name not in recorded.masks]:
+        if missing := [name for name, key in keys.items() if key not in recorded.masks]:
             raise DSASError(f"unsteered: in that call nothing looked for {missing[0]}: leave unsteered= out")
+        self._start = recorded.start
         return recorded
-
-    def _comparable(self) -> dict[str, Any]:
-        """The arguments that are texts, numbers, or lists of them."""
-        plain = (str, int, float, type(None))
-        return {
-            name: value
-            for name, value in self._arguments.items()
-            if all(isinstance(item, plain) for item in (value if isinstance(value, list | tuple) else [value]))
-        }
 
     def _size(self, pictures: Any) -> tuple[int, int]:
         """(width, height) of the pictures."""
@@ -313,36 +308,17 @@ class _Blend:
         return self._on_latents[tensor.shape].expand_as(tensor)
 
 
-class RandomStates:
-    """Where the random numbers of a call start: its generators, and torch's own, which are used where there is none."""
-
-    def __init__(self, arguments: Collection[Any]) -> None:
-        listed = [item for value in arguments for item in (value if isinstance(value, list | tuple) else [value])]
-        self._generators = [(item, item.get_state()) for item in listed if isinstance(item, torch.Generator)]
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        self._mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-
-    def start_as(self, other: RandomStates) -> bool:
-        """Start torch's own where another call did; whether the generators stand where that call's stood."""
-        self._cpu, self._cuda, self._mps = other._cpu, other._cuda, other._mps
-        pairs = list(zip_longest((own for _, own in self._generators), (its for _, its in other._generators)))
-        return all(own is not None and its is not None and torch.equal(own, its) for own, its in pairs)
-
-    def restore(self) -> None:
-        """Put all of them back."""
-        for generator, state in self._generators:
-            generator.set_state(state)
-        torch.set_rng_state(self._cpu)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
-        if self._mps is not None:
-            torch.mps.set_rng_state(self._mps)
-
-
 def _callback_inputs(adapter: PipelineAdapter) -> Collection[str]:
     """Names of the tensors that a pipeline gives to callbacks."""
     return getattr(adapter.pipe, "_callback_tensor_inputs", ())
+
+
+def _key_of(concept: Concept) -> tuple[str, str, str]:
+    """What tells masks apart: a concept's name, its rule, and the probes that are read, whatever it steers."""
+    rule = MaskRule.of(concept)
+    read = () if rule is None else rule.sites
+    probes = tuple(item for item in concept.interventions if item.read_only and str(item.site) in read)
+    return concept.name, str(rule), ConceptData(concept.name, probes).digest
 
 
 def _steered_prompts(strengths: torch.Tensor, prompts: Collection[int]) -> set[int]:

@@ -106,13 +106,14 @@ class PipelineSteering(Steering):
             preserve: False for `pipe(*args, **kwargs)`; True keeps latents and pixels outside of where the concepts'
                 probes see them; "latents" does not compose pixels in the end; a mask keeps what is outside of it: a PIL
                 picture or an array [height, width] of bools, floats in [0, 1] or uint8, of any size with the pictures'
-                aspect, or a list with one for each picture.
+                aspect (1 × 1 is one value for all of it), or a list with one for each picture.
             unsteered: with `preserve`, what an earlier call with the same arguments and seeds returned, at whatever
                 strengths: its unsteered pass is used again, and only the steered one is run.
             kwargs: of the pipeline; a callback of the user runs in both passes.
 
         Returns:
-            The images; with `preserve` also the unsteered ones and the masks. The trace is of the last pass.
+            The images; with `preserve` also the unsteered ones and the masks. The trace is of the last pass; where
+            `unsteered` is given and nothing is steered, no pass runs, and the trace stays as it was.
 
         Raises:
             UnsupportedError: a pipeline that gives no latents after its steps; with `preserve`, an `output_type` other

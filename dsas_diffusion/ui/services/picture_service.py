@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,7 +32,7 @@ from ...pipelines.adapter import adapt
 from ...pipelines.families.prompt_templates import plain
 from ...pipelines.prompt_check import check_prompt
 from ...pipelines.sites import site_name
-from ...steering.concept_masks import MaskRule, localises
+from ...steering.concept_masks import localises
 from ...steering.drawing import generate_batches
 from ...steering.preserve import Generation, can_preserve
 from ...steering.steer import PipelineSteering, steer
@@ -76,7 +76,7 @@ class PictureService:
         self.defaults = settings_of(pipe)
         self._turn = threading.Lock()
         self._bases: OrderedDict[Any, tuple[Image.Image, float]] = OrderedDict()
-        self._unsteered: OrderedDict[Any, _Unsteered] = OrderedDict()
+        self._unsteered: OrderedDict[Any, Generation] = OrderedDict()
         self.can_preserve = can_preserve(self.adapter)
         self._files = tempfile.TemporaryDirectory(prefix="dsas-app-")
         self._traces: WeakKeyDictionary[PictureTrace, None] = WeakKeyDictionary()  # oldest first; drawings own them
@@ -202,15 +202,14 @@ class PictureService:
         """
         key = _key_of(order)
         base, recorded = self._bases.get(key), self._unsteered.get(key)
-        missing = recorded is None or not _looked_for(preserved) <= recorded.concepts
+        missing = recorded is None or not recorded.looked_for(preserved)
         cached = base is not None and not (preserved and missing)
         if base is None or not cached:
             began = time.perf_counter()
             if preserved:
                 with self._steered(order, dict.fromkeys(preserved, 0.0)) as steering:
                     made = self._generate(steering, order, preserved)
-                kept = _Unsteered(made, _looked_for(preserved))
-                keep_latest(self._unsteered, key, kept, MAX_UNSTEERED)
+                keep_latest(self._unsteered, key, made, MAX_UNSTEERED)
                 picture = made.images[0]
             else:
                 picture = pictures_of(self.adapter, [order.prompt], [order.seed], order.settings)[0]
@@ -221,7 +220,7 @@ class PictureService:
     def _generate(self, steering: PipelineSteering, order: Order, preserved: Sequence[Concept]) -> Generation:
         """The order's picture, whatever the steering is set to; beside its unsteered pass, where that is kept."""
         kept = self._unsteered.get(_key_of(order)) if preserved else None
-        earlier = [kept.made] if kept is not None and _looked_for(preserved) <= kept.concepts else []
+        earlier = [kept] if kept is not None and kept.looked_for(preserved) else []
         arguments = [order.prompt], [order.seed], order.settings
         (made,) = generate_batches(steering, *arguments, preserve=bool(preserved), unsteered=earlier)
         return made
@@ -259,19 +258,6 @@ class PictureService:
         special = set(tokenizer.all_special_ids)
         words = [str(tokenizer.decode([int(i)])).strip() for i in ids[is_open] if int(i) not in special]
         return tuple(dict.fromkeys(filter(None, words)))
-
-
-@dataclass(frozen=True)
-class _Unsteered:
-    """An unsteered pass that is kept, and what tells the concepts apart that were looked for in it."""
-
-    made: Generation
-    concepts: frozenset[tuple[str, ...]]
-
-
-def _looked_for(concepts: Sequence[Concept]) -> frozenset[tuple[str, ...]]:
-    """What tells concepts apart that are looked for in a picture; visitors may have others of the same name."""
-    return frozenset((concept.name, concept.digest, str(MaskRule.of(concept))) for concept in concepts)
 
 
 def _key_of(order: Order) -> tuple[Any, ...]:

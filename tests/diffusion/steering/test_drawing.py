@@ -100,6 +100,58 @@ def test_the_unsteered_pass_of_another_call_is_refused(tiny_pipe: Any, concept: 
         generate(steering, preserve=True, unsteered=first)
 
 
+def test_concepts_of_one_name_are_told_apart_by_what_their_masks_are_read_with(
+    tiny_pipe: Any, concept: Concept
+) -> None:
+    """What they steer, and how far, does not matter."""
+    rule = dict(concept.evidence["mask"])
+    wider = replace(concept, evidence={"mask": {**rule, "growth": rule.get("growth", 0.0) + 0.1}})
+    stronger = concept.with_unit(2 * concept.unit)
+    with steer(tiny_pipe, {concept: 0.0}) as steering:
+        first = generate(steering, preserve=True)
+    assert [first.looked_for([it]) for it in (concept, stronger, wider)] == [True, True, False]
+    with steer(tiny_pipe, {stronger: 1.0}) as steering:
+        again = generate(steering, preserve=True, unsteered=first)
+        assert contents(again.images) == contents(generate(steering, preserve=True).images)
+    with steer(tiny_pipe, {wider: 1.0}) as steering, pytest.raises(DSASError, match="in that call nothing looked for"):
+        generate(steering, preserve=True, unsteered=first)
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+@pytest.mark.parametrize("given", [True, False], ids=["generator", "torch's own"])
+def test_random_numbers_end_where_one_pass_leaves_them(
+    tiny_pipe: Any, concept: Concept, strength: float, given: bool
+) -> None:
+    """Also where no pass is run; and torch's own stay the caller's where a generator is given."""
+
+    def begin() -> dict[str, Any]:
+        torch.manual_seed(5)
+        return {"generator": torch.Generator().manual_seed(3) if given else None, "num_inference_steps": 2}
+
+    asked = begin()
+    tiny_pipe("a banana", **asked)
+    expected = torch.get_rng_state() if asked["generator"] is None else asked["generator"].get_state()
+    with steer(tiny_pipe, {concept: strength}) as steering:
+        first = steering.generate("a banana", **begin(), preserve=True)
+        asked = begin()
+        torch.manual_seed(6)
+        own = torch.get_rng_state()
+        again = steering.generate("a banana", **asked, preserve=True, unsteered=first)
+    assert again.is_steered == bool(strength)
+    if given:
+        assert torch.equal(asked["generator"].get_state(), expected)
+        assert torch.equal(torch.get_rng_state(), own)
+    else:
+        assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_lists_of_pictures_are_the_users_own(tiny_pipe: Any, concept: Concept) -> None:
+    with steer(tiny_pipe, {concept: 0.0}) as steering:
+        made = generate(steering, preserve=True)
+    made.images.clear()
+    assert len(made.unsteered) == 1
+
+
 def test_prompts_with_strengths_of_their_own(tiny_pipe: Any, concept: Concept) -> None:
     with steer(tiny_pipe, {concept: [0.0, 1.0, 0.0]}) as steering:
         (first,) = generate_batches(steering, PROMPTS, SEEDS, SETTINGS, True)

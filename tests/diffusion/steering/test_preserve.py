@@ -17,7 +17,7 @@ from dsas_core import Concept, DSASError
 from dsas_core.errors import UnsupportedError
 from dsas_diffusion import DSASCallback, load_pipeline, steer
 from dsas_diffusion.steering import preserve as passes
-from dsas_diffusion.steering.blending import count_bytes, feather_width, latents_mask, read_masks
+from dsas_diffusion.steering.blending import count_bytes, feather, feather_width, latents_mask, read_masks
 from dsas_diffusion.steering.concept_masks import MaskReader, MaskRule, rule_as_evidence
 from dsas_diffusion.steering.preserve import Generation
 from tests.diffusion.pipelines.test_other_pipelines import MASK, PICTURE, other, sized
@@ -283,6 +283,21 @@ def test_strengths_that_the_callback_moves_count(seeing: type[Seeing]) -> None:
     assert equal(made.images, made.unsteered) == [False]
 
 
+def test_strengths_that_the_callback_moves_count_beside_an_earlier_pass(seeing: type[Seeing]) -> None:
+    """They are 0 when the call begins that uses it again."""
+    pipe, concept = pipe_of("sd"), concept_in("sd")
+    with steer(pipe, {concept: 0.0}) as steering:
+        callback = DSASCallback(steering, {concept.name: {0: 0.0, 1: 1.0}})
+        expected = steering.generate(**asked("sd", callback_on_step_end=callback), preserve=True)
+        base = steering.generate(**asked("sd"), preserve=True)
+        made = steering.generate(**asked("sd", callback_on_step_end=callback), preserve=True, unsteered=base)
+        seeing.localises = False
+        with pytest.warns(UserWarning, match="no probes that see it at some place"):
+            unplaced = steering.generate(**asked("sd", callback_on_step_end=callback), preserve=True, unsteered=base)
+    assert equal(made.images, expected.images) == [True]
+    assert equal(made.images, made.unsteered) == equal(unplaced.images, made.unsteered) == [False]
+
+
 # ---- several pictures, several concepts, the trace ------------------------------------------------------------------
 
 
@@ -380,6 +395,8 @@ BAD: list[tuple[Any, str]] = [
     (Image.new("RGBA", (4, 4)), r"transparency \(mode RGBA\): expected a grey picture"),
     (Image.new("RGB", (4, 4), "red"), r"in colour or with transparency \(mode RGB\)"),
     (np.ones((4, 8)), r"a mask of 8 × 4 for pictures of .*same aspect"),
+    (np.ones((1, 2)), r"a mask of 2 × 1 for pictures of .*same aspect"),
+    (np.ones((30, 31)), r"a mask of 31 × 30 for pictures of .*same aspect"),
     ([np.ones((4, 4))] * 2, "2 masks for 1 pictures"),
     ([], "0 masks for 1 pictures"),
 ]
@@ -473,6 +490,56 @@ def test_a_compiled_denoiser_takes_a_mask(tmp_path: Any) -> None:
         assert np.abs(pixels(made[0]) - pixels(expected[0])).max() <= 1
 
 
+def test_other_pictures_and_latents_are_another_call() -> None:
+    """Also by the same name, size and seed; equal ones are the same, and defaults may be given or not."""
+    pipe, concept = other("StableDiffusionImg2ImgPipeline", "sd"), replace(concept_in("sd"), base={}, learned_on={})
+    options = sized(type(pipe).__name__, {"image": PICTURE, "strength": 0.7, "num_inference_steps": 4})
+
+    def draw(steering: Any, **more: Any) -> Generation:
+        generator = torch.Generator().manual_seed(0)
+        made: Generation = steering.generate(BANANA, generator=generator, **{**options, **more}, preserve=left())
+        return made
+
+    with steer(pipe, {concept: 1.0}) as steering:
+        first = draw(steering)
+        again = draw(steering, image=PICTURE.copy(), eta=0.0, unsteered=first)
+        assert equal(again.images, first.images) == [True]
+        array = np.asarray(PICTURE, np.float32)[None] / 255
+        for image in (PICTURE.rotate(90), array, torch.from_numpy(array).permute(0, 3, 1, 2)):
+            with pytest.raises(DSASError, match="that call had another image: give the same"):
+                draw(steering, image=image, unsteered=first)
+    made = None
+    with steer(pipe_of("sd"), {concept_in("sd"): 1.0}) as steering:
+        shape = (1, pipe_of("sd").unet.config.in_channels, 8, 8)
+        size = {"height": 8 * pipe_of("sd").vae_scale_factor, "width": 8 * pipe_of("sd").vae_scale_factor}
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+        made = steering.generate(**asked("sd", latents=noise, **size), preserve=left())
+        steering.generate(**asked("sd", latents=noise.clone(), **size), preserve=left(), unsteered=made)
+        for latents in (-noise, noise.bfloat16()):
+            with pytest.raises(DSASError, match="another latents"):
+                steering.generate(**asked("sd", latents=latents, **size), preserve=left(), unsteered=made)
+
+
+def test_another_pipeline_or_scheduler_is_another_call() -> None:
+    concept = concept_in("sd")
+    pipes = [with_sampler("DDIMScheduler"), with_sampler("DDIMScheduler")]
+    with steer(pipes[0], {concept: 1.0}) as steering:
+        first = steering.generate(**asked("sd"), preserve=left())
+        own = pipes[0].scheduler
+        for scheduler in (
+            diffusers.EulerDiscreteScheduler.from_config(own.config),
+            diffusers.DDIMScheduler.from_config(own.config, beta_end=0.5),
+        ):
+            pipes[0].scheduler = scheduler
+            with pytest.raises(DSASError, match="another scheduler"):
+                steering.generate(**asked("sd"), preserve=left(), unsteered=first)
+    with (
+        steer(pipes[1], {concept: 1.0}) as steering,
+        pytest.raises(DSASError, match="another pipeline"),
+    ):
+        steering.generate(**asked("sd"), preserve=left(), unsteered=first)
+
+
 # ---- latents and figures ---------------------------------------------------------------------------------------------
 
 
@@ -496,6 +563,18 @@ def test_masks_cover_the_cells_of_latents_that_they_touch(shape: tuple[int, ...]
 def test_latents_of_another_form_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UnsupportedError, match=r"latents \[.*\] of 1 pictures of 32 × 64: expected"):
         latents_mask([np.ones((64, 32), np.float32)], torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(24, 17), (300, 400)])
+def test_the_feather_is_that_of_a_square(shape: tuple[int, int]) -> None:
+    mask = np.random.default_rng(0).choice([0, 0, 0, 0.5, 1], shape).astype(np.float32)
+    mask[:, : shape[1] // 2] = 0
+    reach = feather_width(shape)
+    grown, feathered = np.pad(mask, reach), feather(mask)
+    grown = np.lib.stride_tricks.sliding_window_view(grown, (2 * reach + 1,) * 2).max((2, 3))
+    mean = np.lib.stride_tricks.sliding_window_view(np.pad(grown, reach, "edge"), (2 * reach + 1,) * 2).mean((2, 3))
+    assert np.abs(feathered - np.maximum(mean, mask)).max() < 1e-6
+    assert 0 < feathered[:, : shape[1] // 2].max() <= 1
 
 
 def test_latents_of_sdxl_are_little() -> None:
