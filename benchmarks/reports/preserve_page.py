@@ -45,7 +45,7 @@ def build_table(record: Record) -> list[str]:
                 _format(figures["neighbours_kept"]),
                 f"{figures['more_things']['value']:.2f}",
                 _format(figures["seam"]),
-                mask and _format(mask["iou"]),
+                _format(mask and mask["iou"]),
                 mask and f"{mask['missed']['value']:.2f}",
                 controls and f"{controls['identical']['value']:.2f}",
                 f"{figures['cost']['passes']:.2f}, {figures['cost']['seconds']:.2f}",
@@ -60,9 +60,9 @@ def build_unnamed_table(record: Record) -> list[str]:
     for arm, figures in record["arms"].items():
         unnamed = figures.get("unnamed", {})
         if "effect_of_the_named" in unnamed:
-            found, others = unnamed.get("found"), unnamed["others"]
-            effect, identical, change = unnamed["effect_of_the_named"], others["identical"], others["mean_change"]
-            rows.append([arm, _format(effect), found and _format(found), _format(identical), _format(change)])
+            figures_of = unnamed, unnamed, unnamed["others"], unnamed["others"]
+            names = "effect_of_the_named", "found", "identical", "mean_change"
+            rows.append([arm, *(_format(own.get(name)) for own, name in zip(figures_of, names, strict=True))])
     return markdown_table(UNNAMED_HEADINGS, rows)
 
 
@@ -81,8 +81,10 @@ def render_page(record: Record) -> str:
     return render_template(TEMPLATE, concepts=concepts)
 
 
-def _format(value: Mapping[str, float]) -> str:
-    """A value with its interval, "0.12 [0.05, 0.20]"; of three digits where it is small."""
+def _format(value: Mapping[str, float] | None) -> str | None:
+    """A value with its interval, "0.12 [0.05, 0.20]"; of three digits where it is small. None without one."""
+    if value is None:
+        return None
     digits = 2 if abs(value["value"]) >= 0.1 or not value["value"] else 3
     return f"{value['value']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
 
