@@ -77,8 +77,8 @@ def test_a_prompt_without_the_concept_is_untouched(visit: Visit) -> None:
     demo.ask(NONE)
     demo.slide(0, 1.0)
     base, steered = demo.draw()
-    assert moved(base, steered) < 0.5
-    assert "untouched" in demo.explained()
+    assert np.array_equal(base, steered)
+    assert "is not seen in this picture, which therefore stays as it is" in demo.explained()
 
 
 def test_live_mode_and_gates(visit: Visit) -> None:
@@ -86,6 +86,9 @@ def test_live_mode_and_gates(visit: Visit) -> None:
     demo.ask(NONE)
     demo.slide(0, 1.0)
     demo.page.get_by_label("always on").check()
+    base, kept = demo.draw()
+    assert np.array_equal(base, kept), "the rest is kept, whatever the gate"
+    demo.page.locator("#keep input").uncheck()
     base, everywhere = demo.draw()
     assert moved(base, everywhere) > VISIBLE
     before = demo.drawing()
