@@ -143,7 +143,8 @@ def _loop(model: Any, return_dict: bool = True) -> torch.Tensor:
     given: dict[str, Any] = {"input_ids": IDS}
     if model.config.is_encoder_decoder:
         start = torch.full((len(IDS), 1), model.config.decoder_start_token_id)
-        given = {"encoder_outputs": model.get_encoder()(IDS), "decoder_input_ids": start}
+        read = model.get_encoder()(IDS, return_dict=return_dict)  # what models of transformers 4 add to their outputs
+        given = {"encoder_outputs": read, "decoder_input_ids": start}
     new, cache, logits = list(given)[-1], None, []
     for _ in range(LENGTH):
         out = model(**given, past_key_values=cache, use_cache=True, return_dict=return_dict)
