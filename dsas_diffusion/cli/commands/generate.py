@@ -70,8 +70,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     adapter, settings = arguments.open_for_drawing(args)
     if unknown := unknown_words(adapter, args.prompt):
         warnings.warn(unknown_words_message(unknown), stacklevel=2)
-    columns = _draw(adapter, args, concepts, settings, preserve)
+    columns, masks = _draw(adapter, args, concepts, settings, preserve)
     document = _document(adapter, args, concepts, settings)
+    for entry, mask in zip(document["pictures"], masks, strict=False):  # no masks where nothing is preserved
+        entry["seen"] = bool(mask.any())
     if suffix in IMAGE_FORMATS:
         single = len(args.prompt) == 1 and not args.compare
         picture = columns["picture"][0] if single else _grid(columns, args.prompt)
@@ -94,6 +96,8 @@ def report(document: dict[str, Any]) -> None:
     count = len(document["pictures"])
     out = Path(document["out"])
     settings = out.with_suffix(".json") if out.suffix.lower() in IMAGE_FORMATS else out / SETTINGS
+    if unseen := sum(not entry.get("seen", True) for entry in document["pictures"]):
+        print(f"{unseen} of {count} pictures stay as they are: nothing that is steered is seen in them")
     print(f"wrote {count} picture{'s' if count > 1 else ''} to {out}, settings to {settings}")
 
 
@@ -109,14 +113,14 @@ def _draw(
     concepts: Mapping[Concept, Strength],
     settings: Settings,
     preserve: Any,
-) -> dict[str, list[Image.Image]]:
-    """Pictures by kind: "picture" (steered, where there are concepts).
+) -> tuple[dict[str, list[Image.Image]], list[np.ndarray]]:
+    """Pictures by kind: "picture" (steered, where there are concepts); and the masks of what was preserved, or none.
 
     With --compare also "base", a map of h for each concept, and "changed" and "mask" where the rest is preserved.
     """
     seeds = seeds_for(args.prompt, args.seed)
     if not concepts:
-        return {"picture": pictures_of(adapter, args.prompt, seeds, settings)}
+        return {"picture": pictures_of(adapter, args.prompt, seeds, settings)}, []
     base: list[Image.Image] = []
     masks: list[np.ndarray] = []
     columns: dict[str, list[Image.Image]] = {"picture": []}
@@ -142,9 +146,7 @@ def _draw(
             columns["changed"] = [strips.difference(*pair) for pair in pairs]
         if masks:
             columns["mask"] = [strips.overlay(*pair) for pair in zip(columns["base"], masks, strict=True)]
-    if unseen := sum(not mask.any() for mask in masks):
-        print(f"{unseen} of {len(masks)} pictures stay as they are: nothing that is steered is seen in them")
-    return columns
+    return columns, masks
 
 
 def _document(

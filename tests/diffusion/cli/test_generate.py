@@ -19,6 +19,7 @@ from dsas_diffusion.generation.settings import Settings
 from dsas_diffusion.pipelines import load
 from dsas_diffusion.pipelines.adapter import adapt
 from tests.fixtures.checks import assert_one_line, document_of
+from tests.fixtures.concepts import unseen
 
 PROMPTS = ("--prompt", "a banana", "--prompt", "a dog on the grass")
 
@@ -152,6 +153,16 @@ def test_what_is_preserved_is_what_python_preserves(dsas, model: str, placed: st
             outside = made.masks[i - 1] == 0
             assert outside.any()
             assert not apart[outside].any()
+
+
+def test_what_is_not_seen_is_told_and_leaves_json_readable(dsas, model: str, placed: str, tmp_path: Path) -> None:
+    folder = replace(unseen(Concept.from_pretrained(placed)), base={}).save_pretrained(tmp_path / "unseen")
+    given = ("--model", model, "-p", "a banana", "--steps", 1, "--quiet", "--preserve", "--concept")
+    document = document_of(dsas("generate", *given, folder, "--out", tmp_path / "a.png", "--json"))
+    assert [entry["seen"] for entry in document["pictures"]] == [False]
+    told = "1 of 1 pictures stay as they are: nothing that is steered is seen in them"
+    assert told in dsas("generate", *given, folder, "--out", tmp_path / "b.png")[1]
+    assert told not in dsas("generate", *given, placed, "--out", tmp_path / "c.png")[1]
 
 
 def test_the_unsteered_picture_is_drawn_once(dsas, model: str, placed: str, tmp_path: Path, monkeypatch) -> None:
