@@ -9,7 +9,7 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test test-slow test-all test-floor test-browser lint format bench soak screenshots results methods learning \
+.PHONY: help demo app test test-slow test-all test-floor test-browser fuzz lint format bench soak screenshots results methods learning \
 	families concepts train-builtin real-models clean
 
 help:  ## this list
@@ -60,6 +60,13 @@ test-floor: .floor/.installed  ## run the tests with the oldest versions of diff
 
 test-browser: .venv/.browser  ## drive the demo in a real browser
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/browser -m browser
+
+FUZZ_SECONDS ?= 900
+FUZZ_SEED ?= 0
+
+fuzz: $(STAMP)  ## try to break everything at random: FUZZ_SECONDS for each campaign, FUZZ_SEED
+	DSAS_FUZZ=1 DSAS_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz --timeout 0 \
+		--hypothesis-seed $(FUZZ_SEED) --hypothesis-show-statistics
 
 soak: .venv/.browser  ## 8 visitors of the demo for 3 minutes
 	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.demo.soak

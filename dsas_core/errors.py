@@ -1,10 +1,43 @@
 """Errors that the user can fix: each is one line that says what was found, what was expected, and the way out."""
 
+#: longest message, and longest value that a message quotes, in characters
+LONGEST_MESSAGE, LONGEST_QUOTE = 500, 80
+
+
+def shorten(text: str, limit: int) -> str:
+    """A text without its middle, if it is longer than `limit` characters.
+
+    Example:
+        >>> shorten("a very long name", 9)
+        'a ve…name'
+    """
+    if len(text) <= limit:
+        return text
+    end = (limit - 1) // 2
+    return f"{text[: limit - 1 - end]}…{text[len(text) - end :]}"
+
+
+def quote(value: object, limit: int = LONGEST_QUOTE) -> str:
+    """A value of the user's as messages quote it: its `repr`, shortened.
+
+    Example:
+        >>> quote("one line")
+        "'one line'"
+    """
+    try:
+        return shorten(repr(value), limit)
+    except ValueError:  # a whole number of more digits than Python prints
+        return f"{type(value).__name__} of thousands of digits"
+
 
 class DSASError(ValueError):
     """Bad input of any kind; the base of all errors that this project raises on purpose.
 
-    Commands print the message and exit with 1; no half-written file is left behind.
+    The message is one line of printable characters, whatever of the user's it quotes, and its middle is left out where
+    it is too long to read. Commands print it and exit with 1; no half-written file is left behind.
+
+    Args:
+        message: what was found, what was expected, the way out. Quote what users gave with `quote`.
 
     Example:
         >>> from dsas_core import Concept
@@ -14,6 +47,11 @@ class DSASError(ValueError):
         ...     type(error).__name__
         'UnavailableError'
     """
+
+    def __init__(self, message: str = "") -> None:
+        line = " ".join(message.split())
+        printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        super().__init__(shorten(printable, LONGEST_MESSAGE))
 
 
 class PromptError(DSASError):
