@@ -3,7 +3,8 @@
     make soak                        # 8 visitors, 3 minutes
 
 Each visitor is a browser page of its own. In every round all press Draw at once, each with a prompt, a seed and sliders
-drawn at random; what each page then shows must be, to the pixel, what the service draws alone, in another process.
+drawn at random; what each page then shows must be, to the pixel, what the service draws alone, in another process. In
+the second half of the time, 200 calls whose answers nobody listens for are made before each round.
 
 Writes benchmarks/results/soak.json; exits with 1 where anything was wrong.
 """
@@ -19,6 +20,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+import httpx
 import numpy as np
 import torch
 
@@ -33,6 +35,8 @@ from tests.fixtures.browser import Demo, browser, serving
 PROMPTS = ("a banana and a dog on the grass", "a red car on the beach", "an apple and a banana", "a dog in the snow")
 SEEDS = (1, 2)
 STRENGTHS = (0.0, 0.5, 1.0)
+#: calls before a round that nobody listens to
+UNHEARD = 200
 #: largest difference of pixels, of 255, from the picture drawn in another process
 TOLERANCE = 2
 
@@ -55,11 +59,14 @@ def main() -> int:
         assert drawing.steered is not None
         return tuple(np.asarray(enlarge(picture)) for picture in (drawing.base, drawing.steered))  # type: ignore[return-value]
 
-    draws, errors, wrong_pictures, waits = 0, [], 0, []
+    draws, errors, wrong_pictures, refused = 0, [], 0, 0
+    waits: dict[bool, list[float]] = {False: [], True: []}  # by whether there were calls that nobody listens to
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder) / "log") as server, browser() as chromium:
         visitors = [Demo(chromium, server.address) for _ in range(args.visitors)]
-        end = time.monotonic() + 60 * args.minutes
-        while time.monotonic() < end:
+        begin = time.monotonic()
+        while (elapsed := time.monotonic() - begin) < 60 * args.minutes:
+            crowded = elapsed > 30 * args.minutes
+            refused += call_unheard(server.address, draws) if crowded else 0
             orders = []
             for demo in visitors:
                 order = choose.choice(PROMPTS), choose.choice(SEEDS), tuple(choose.choice(STRENGTHS) for _ in names)
@@ -72,7 +79,7 @@ def main() -> int:
             for demo, order, mark in zip(visitors, orders, before, strict=True):
                 try:
                     demo.wait_for_drawing(mark)
-                    waits.append(time.monotonic() - began)
+                    waits[crowded].append(time.monotonic() - began)
                     differs = [
                         np.abs(displayed.astype(int) - pixels).max() > TOLERANCE
                         for displayed, pixels in zip(demo.pictures(), expected(*order), strict=True)
@@ -89,13 +96,31 @@ def main() -> int:
         "draws": draws,
         "errors": errors,
         "mixed": wrong_pictures,
-        "seconds_from_click": {"median": round(statistics.median(waits), 1), "highest": round(max(waits), 1)},
+        "seconds_from_click": describe(waits[False]),
+        "seconds_from_click_beside_unheard_calls": describe(waits[True]),
+        "unheard_calls_refused": refused,
         "seed": args.seed,
         **provenance("gradio", "playwright"),
     }
     write_record(args.out, document)
     print(json.dumps(document, indent=2))
     return 1 if errors or wrong_pictures or not draws else 0
+
+
+def describe(seconds: list[float]) -> dict[str, float]:
+    """Median and highest of some waits."""
+    return {"median": round(statistics.median(seconds), 1), "highest": round(max(seconds), 1)}
+
+
+def call_unheard(address: str, number: int) -> int:
+    """Ask for drawings without listening for them; how many of the calls were refused."""
+    with httpx.Client(base_url=address, timeout=60) as client:
+        config = client.get("/config").json()
+        values = {component["id"]: component["props"].get("value") for component in config["components"]}
+        draw = next(event for event in config["dependencies"] if event["api_name"] == "draw")
+        call = {"data": [values[i] for i in draw["inputs"]], "fn_index": draw["id"], "trigger_id": None}
+        calls = [{**call, "session_hash": f"unheard {number} {i}"} for i in range(UNHEARD)]
+        return sum(client.post("/gradio_api/queue/join", json=body).status_code == 503 for body in calls)
 
 
 if __name__ == "__main__":

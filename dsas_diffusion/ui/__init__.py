@@ -10,6 +10,8 @@ import gradio as gr
 from .page import markup
 from .page.session import SESSION_SECONDS, Session
 from .page.theme import STYLE_SHEET, theme
+from .server.guard import middleware_of
+from .server.page import Page
 from .services.chat_service import ChatService
 from .services.picture_service import PictureService
 from .tabs.create import CreateTab
@@ -26,7 +28,7 @@ MAX_SESSIONS = 256
 MAX_UPLOAD_BYTES = 64 * 2**20
 
 
-def build(service: PictureService, chat: ChatService | None = None, saves: Path | None = None) -> gr.Blocks:
+def build(service: PictureService, chat: ChatService | None = None, saves: Path | None = None) -> Page:
     """The page, not served yet.
 
     Args:
@@ -34,7 +36,7 @@ def build(service: PictureService, chat: ChatService | None = None, saves: Path 
         chat: what the tab Text writes with; None for no such tab.
         saves: a folder in which visitors may save what they learn; None for nowhere.
     """
-    with gr.Blocks(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, SESSION_SECONDS)) as page:
+    with Page(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, SESSION_SECONDS)) as page:
         session = gr.State(Session(), time_to_live=SESSION_SECONDS)
         gr.HTML(markup.HEADING, elem_id="heading")
         with gr.Tabs(elem_id="tabs"):
@@ -50,10 +52,11 @@ def build(service: PictureService, chat: ChatService | None = None, saves: Path 
                 with gr.Tab("Text", id="text"):
                     TextTab(chat, session)
         page.unload(learn.cancel)
-    return page.queue(max_size=MAX_WAITING, api_open=False)
+    page.queue(max_size=MAX_WAITING, api_open=False)
+    return page
 
 
-def serve(page: gr.Blocks, host: str | None, port: int | None, *, share: bool = False) -> Any:
+def serve(page: Page, host: str | None, port: int | None, *, share: bool = False) -> Any:
     """Serve a page, in threads of its own, until it is closed.
 
     Args:
@@ -75,6 +78,7 @@ def serve(page: gr.Blocks, host: str | None, port: int | None, *, share: bool = 
         prevent_thread_lock=True,
         theme=theme(),
         css_paths=STYLE_SHEET,
+        app_kwargs={"middleware": middleware_of(page, host, share=share)},
         footer_links=["settings"],
         max_file_size=MAX_UPLOAD_BYTES,
         state_session_capacity=MAX_SESSIONS,

@@ -6,13 +6,16 @@ import functools
 import html
 import inspect
 import logging
+import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dsas_core.concept.concept import Concept
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, quote
 
 from ..services.chat_service import Reply
 from ..services.drawing import Drawing
@@ -116,6 +119,15 @@ def report_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
     return stepwise
 
 
+def log_failure(what: str, error: BaseException) -> None:
+    """Write one line about an error that is none of ours into the server's log; with DSAS_DEBUG, where it came from."""
+    reason = " ".join(str(error).split())
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" ({Path(place[0].filename).name}:{place[0].lineno})" if place else ""
+    details = error if os.environ.get("DSAS_DEBUG") else None
+    _log.error("%s failed: %s: %s%s", what, type(error).__name__, quote(reason, 200), where, exc_info=details)
+
+
 @contextmanager
 def _errors_as_messages(name: str) -> Iterator[None]:
     import gradio as gr
@@ -128,6 +140,6 @@ def _errors_as_messages(name: str) -> Iterator[None]:
         message = html.escape(str(error), quote=False)
         raise gr.Error(message, duration=12, print_exception=False) from None
     except Exception as error:
-        _log.error("%s failed", name, exc_info=error)
+        log_failure(name, error)
         message = f"{type(error).__name__}; the server's log has more"
         raise gr.Error(message, duration=12, print_exception=False) from None

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import gradio as gr
+import httpx
 import pytest
 
 from dsas_core import Concept
-from dsas_diffusion import find_sites
+from dsas_diffusion import find_sites, ui
 from dsas_diffusion.generation.settings import Settings
 from dsas_diffusion.ui.services.picture_service import PictureService
 from tests.fixtures.concepts import random_concept
@@ -44,3 +46,24 @@ def make_service(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[PictureSer
 
 
 service = pytest.fixture(make_service)
+
+
+@pytest.fixture(scope="module")
+def served(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[gr.Blocks]:
+    """The page, at work."""
+    service = PictureService(tiny_pipe, "tiny", concepts)
+    service.defaults = SETTINGS
+    page = ui.build(service)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ui, "MAX_UPLOAD_BYTES", 1000)
+        ui.serve(page, "127.0.0.1", None)
+    yield page
+    page.close(verbose=False)
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def client(served: gr.Blocks) -> Iterator[httpx.Client]:
+    """Somebody who knows the address."""
+    with httpx.Client(base_url=str(served.local_url), timeout=30) as client:
+        yield client

@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 import httpx
 import pytest
 
-from dsas_core import Concept
 from dsas_diffusion import ui
 from dsas_diffusion.ui.page.theme import STYLE_SHEET
 from dsas_diffusion.ui.services import picture_service
-from dsas_diffusion.ui.services.picture_service import PictureService
-
-
-@pytest.fixture(scope="module")
-def served(tiny_pipe: Any, concepts: list[Concept]) -> Iterator[gr.Blocks]:
-    """The page, at work."""
-    service = PictureService(tiny_pipe, "tiny", concepts)
-    page = ui.build(service)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ui, "MAX_UPLOAD_BYTES", 1000)
-        ui.serve(page, "127.0.0.1", None)
-    yield page
-    page.close(verbose=False)
-    service.close()
-
-
-@pytest.fixture(scope="module")
-def client(served: gr.Blocks) -> Iterator[httpx.Client]:
-    """Somebody who knows the address."""
-    with httpx.Client(base_url=str(served.local_url), timeout=30) as client:
-        yield client
 
 
 def test_the_page_is_there_and_fetches_nothing_from_elsewhere(client: httpx.Client) -> None:

@@ -1,0 +1,1 @@
+"""What stands between the demo's page and whoever calls it: hosts, waiting, files, and errors in one line."""
