@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hypothesis import HealthCheck, event, given, settings
+import pytest
+from hypothesis import HealthCheck, event, given, seed, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from hypothesis.strategies import SearchStrategy
 
 from dsas_core.errors import LONGEST_MESSAGE, DSASError
@@ -25,6 +27,8 @@ WHOLE = bool(os.environ.get("DSAS_FUZZ"))
 SECONDS = float(os.environ.get("DSAS_FUZZ_SECONDS", 900))
 #: one in so many cases runs in `make test`, and at least so many
 SHORT_CUT, LEAST = 100, 10
+#: sequences of events in one test of a whole campaign
+CHUNK = 50
 #: seconds of processor time after which a case counts as one that hangs
 HANGS = 20.0
 
@@ -38,15 +42,12 @@ def campaign(cases: int, **strategies: SearchStrategy[Any]) -> Callable[[Callabl
     """
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
-        ends: list[float] = []
+        budget = Budget()
 
         @functools.wraps(test)
         def run_in_time(*args: Any, **kwargs: Any) -> None:
-            ends.extend([time.monotonic() + SECONDS] * (not ends))
-            if WHOLE and time.monotonic() > ends[0]:
-                event("not run: out of time")
-                return
-            test(*args, **kwargs)
+            if budget.has_time():
+                test(*args, **kwargs)
 
         chosen = settings(
             max_examples=cases if WHOLE else max(LEAST, cases // SHORT_CUT),
@@ -56,6 +57,44 @@ def campaign(cases: int, **strategies: SearchStrategy[Any]) -> Callable[[Callabl
         return chosen(given(**strategies)(run_in_time))
 
     return decorate
+
+
+def run_machine(machine: type[RuleBasedStateMachine], part: int, budget: Budget, **more: Any) -> None:
+    """Run a part of a campaign of sequences, `CHUNK` of them; fewer in a short cut.
+
+    Args:
+        machine: draws the sequences.
+        part: which one; `parts` lists them.
+        budget: of the campaign.
+        more: settings of Hypothesis.
+    """
+    if not budget.has_time():
+        pytest.skip("out of time")
+    count = CHUNK if WHOLE else LEAST
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        seed(part)(machine),
+        settings=settings(max_examples=count, suppress_health_check=list(HealthCheck), derandomize=False, **more),
+    )
+
+
+def parts(cases: int) -> range:
+    """The parts of a campaign of so many sequences."""
+    return range(cases // CHUNK if WHOLE else 1)
+
+
+class Budget:
+    """The time of one campaign, from its first case on."""
+
+    def __init__(self) -> None:
+        self._end: float | None = None
+
+    def has_time(self) -> bool:
+        """Whether another case may run; one that may not is counted in the statistics."""
+        self._end = self._end or time.monotonic() + SECONDS
+        if WHOLE and time.monotonic() > self._end:
+            event("not run: out of time")
+            return False
+        return True
 
 
 @contextmanager
