@@ -65,7 +65,7 @@ FUZZ_SECONDS ?= 900
 FUZZ_SEED ?= 0
 
 fuzz: $(STAMP)  ## try to break everything at random: FUZZ_SECONDS for each campaign, FUZZ_SEED
-	DSAS_FUZZ=1 DSAS_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) tests/fuzz --timeout 0 \
+	DSAS_FUZZ=1 DSAS_FUZZ_SECONDS=$(FUZZ_SECONDS) DSAS_FUZZ_SEED=$(FUZZ_SEED) $(PYTEST) tests/fuzz --timeout 0 \
 		--hypothesis-seed $(FUZZ_SEED) --hypothesis-show-statistics
 
 soak: .venv/.browser  ## 8 visitors of the demo for 3 minutes
