@@ -50,7 +50,7 @@ def parse_yaml(text: str, where: str, max_nodes: int = MAX_NODES) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         reason = shorten(f"{error.problem or error.context}", 250)
-        if isinstance(error, _Refusal):
+        if isinstance(error, _RefusalError):
             raise PromptError(f"{where}{line}: {reason}") from None
         raise PromptError(
             f"{where}{line} is not YAML: {reason}; texts with braces or colons belong in quotes"
@@ -63,7 +63,7 @@ def parse_yaml(text: str, where: str, max_nodes: int = MAX_NODES) -> Any:
         ) from None
 
 
-class _Refusal(ConstructorError):
+class _RefusalError(ConstructorError):
     """YAML that is valid, and not taken."""
 
 
@@ -149,5 +149,5 @@ def _found(node: Any) -> str:
     return quote(node.value, 40) if isinstance(node, yaml.ScalarNode) else "in brackets"
 
 
-def _refusal(reason: str, found: Any) -> _Refusal:
-    return _Refusal(None, None, reason, found.start_mark)
+def _refusal(reason: str, found: Any) -> _RefusalError:
+    return _RefusalError(None, None, reason, found.start_mark)

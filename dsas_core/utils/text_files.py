@@ -83,13 +83,14 @@ def not_utf_8(where: str, line: int) -> PromptError:
     )
 
 
-def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
+def read_bytes(path: str | Path, limit: int, what: str, kind: str = "prompt file") -> bytes:
     """The bytes of a file.
 
     Args:
         path: the file.
         limit: bytes that it may have.
-        what: what is expected, and where there are examples of it, for errors.
+        what: what to do, and where there are examples, for errors.
+        kind: of the file, for errors.
 
     Raises:
         PromptError: no such file, a folder, a file that cannot be read, or that is larger.
@@ -97,13 +98,13 @@ def read_bytes(path: str | Path, limit: int, what: str) -> bytes:
     try:
         path = Path(path)
         if not path.is_file():
-            raise PromptError(f"{path} is a folder: {what}" if path.is_dir() else f"no prompt file {path}: {what}")
+            raise PromptError(f"{path} is a folder: {what}" if path.is_dir() else f"no {kind} {path}: {what}")
         with open(path, "rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
         raise PromptError(f"cannot read {path}: {error.strerror or error}; {what}") from None
     if len(content) > limit:
-        raise PromptError(f"{path} has more than {limit // 2**20} MiB: {what}, with placeholders in place of lists")
+        raise PromptError(f"{path} has more than {limit // 2**20} MiB: use placeholders in place of long lists")
     return content
 
 

@@ -45,6 +45,16 @@ def is_english(texts: Iterable[str]) -> bool | None:
     return None if english == other == 0 else english > other
 
 
+def has_words(texts: Iterable[str]) -> bool:
+    """Whether texts have words but for articles.
+
+    Example:
+        >>> has_words(["a ", ", "]), has_words(["a ", " here"])
+        (False, True)
+    """
+    return any(word.lower() not in ("a", "an") for text in texts for word in _WORD.findall(text))
+
+
 def are_english(texts: Sequence[Sequence[str]]) -> bool | None:
     """Whether all of several texts, each in pieces, are in English as far as it can be told; None where none tells.
 

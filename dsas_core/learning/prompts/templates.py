@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import PromptError, quote, shorten
-from .articles import is_english, split_article, with_article
+from .articles import has_words, is_english, split_article, with_article
 
 #: characters that a prompt costs beside its own, where the size of an expansion is estimated
 OVERHEAD = 64
@@ -149,7 +149,7 @@ def expand(
         template: the text with placeholders in braces; braces that are text are written twice, here and in values.
         placeholders: values by name.
         names: placeholders to choose values for; None for those of the template.
-        english: whether texts around the template are in English, where it does not tell itself (`articles.py`).
+        english: whether texts around a template without words, such as "a {fruit}", are in English (`articles.py`).
 
     Returns:
         Texts as they were written, but for the placeholders; in English with the article, "a" or "an", that the value
@@ -191,10 +191,10 @@ def _articles(
     """For each piece, by the value behind it, the text with the article that the value takes; None to leave it."""
     found = [None if name is None else split_article(text, at_start=i == 0) for i, (text, name) in enumerate(pieces)]
     if any(found):
-        own = is_english(text for text, _ in pieces)
-        english = own if own is not None else english
-        if english is None:
-            english = is_english(itertools.chain(*values.values()))
+        told = is_english(text for text, _ in pieces)
+        told = is_english(itertools.chain(*values.values())) if told is None else told
+        # what is around says nothing of a sentence of its own: it may be in another language
+        english = told if told is not None or has_words(text for text, _ in pieces) else english
     if not english:
         return [None] * len(pieces)
     return [

@@ -1,8 +1,9 @@
-"""What prompt files say is what is trained on: texts, articles, braces, encodings, and YAML that means something else."""
+"""What prompt files say is what is trained on: texts, articles, braces, encodings, and what YAML makes of texts."""
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from dsas_core import DSASError
 from dsas_core.learning.prompts.draft import draft
 from dsas_core.learning.prompts.prompt_set import MINIMUM, PromptSet, load_prompts
-from dsas_core.learning.prompts.templates import expand
+from dsas_core.learning.prompts.templates import as_same, expand
 from dsas_core.llm.learning.scored_texts import Scored, read_scored
 from tests.fuzz.campaign import check_message
 
@@ -46,6 +47,13 @@ def content(template: str = "{n}", **changes: Any) -> dict[str, Any]:
     return {"name": "it", "placeholders": {"n": NUMBERS}, **sides} | changes
 
 
+def bomb(first: str, more: str, levels: int = 9, times: int = 30) -> str:
+    """A YAML file whose lines each stand for the one before, many times."""
+    lines = [f"a0: &a0 {first}"]
+    lines += [f"a{i}: &a{i} {more.format(f'*a{i - 1}, ' * times)}" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
 def refusal(tmp_path: Path, text: str | bytes, name: str = "bad.yaml") -> str:
     """The message with which a prompt file is refused."""
     path = tmp_path / name
@@ -56,7 +64,7 @@ def refusal(tmp_path: Path, text: str | bytes, name: str = "bad.yaml") -> str:
     return str(error.value)
 
 
-# ---- texts stay as they are -------------------------------------------------------------------------------------------
+# ---- texts stay as they are -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -151,6 +159,10 @@ def test_a_block_ends_without_the_line_break_that_its_style_puts_there(tmp_path:
         assert load_prompts(path).expanded("source")[0] == f"user: 10\n\tcode{end}"
 
 
+def is_seen(text: str) -> bool:
+    return any(character.isprintable() and not character.isspace() for character in text)
+
+
 pieces = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="{}"), max_size=8)
 
 
@@ -171,9 +183,7 @@ def test_whatever_stands_around_placeholders_stays(
     prompts = load_prompts(content(f"{template} {{x}}", placeholders={"n": NUMBERS, "x": values}))
     texts = set(prompts.expanded("source"))
     wanted = [f"{sentence}{before}{space}{n}{space}{after} {value}" for n in NUMBERS for value in values if n != value]
-    import unicodedata
-
-    assert {unicodedata.normalize("NFC", text) for text in wanted} <= {unicodedata.normalize("NFC", t) for t in texts}
+    assert set(map(as_same, wanted)) <= set(map(as_same, texts))
     assert load_prompts(prompts.to_dict()) == prompts
     assert load_prompts(yaml.safe_load(yaml.safe_dump(prompts.to_dict(), allow_unicode=True))) == prompts
 
@@ -195,7 +205,7 @@ def test_a_draft_takes_phrases_as_they_are() -> None:
     assert "a photo of a unicorn at night" in prompts.expanded("target")
 
 
-# ---- braces -----------------------------------------------------------------------------------------------------------
+# ---- braces -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -247,7 +257,7 @@ def test_other_braces_are_refused(template: str, value: str, message: str) -> No
         PromptSet("it", (template,), ("to {n}",), ("hm {n}",), placeholders=placeholders)
 
 
-# ---- files ------------------------------------------------------------------------------------------------------------
+# ---- files ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -266,7 +276,7 @@ def test_encodings_with_a_mark_are_read(tmp_path: Path, encoding: str) -> None:
     ("text", "message"),
     [
         ("name: x\nsource: [für]".encode("latin-1"), "line 2 is not in UTF-8: byte 0xfc.*iconv -f LATIN1"),
-        ("name: x\nsource: [a]".encode("utf-16-le"), "line 1: a byte is 0, as in UTF-16 without a byte order mark.*iconv"),
+        ("name: x\nsource: [a]".encode("utf-16-le"), "line 1: a byte is 0, as in UTF-16.*iconv"),
         ("name: [ü".encode("utf-16")[:-1], "is not in UTF-16"),
         (b"\x80\x04\x95\x00", "is not in UTF-8: byte 0x80"),
         ("name: a\nsource: [2024-99-99]", "line 2: '2024-99-99' is read as a date: put it in quotes"),
@@ -276,9 +286,9 @@ def test_encodings_with_a_mark_are_read(tmp_path: Path, encoding: str) -> None:
         ("{a: " * 5_000, "more than 24 lists"),
         (f"name: a\nsource: [{'9' * 10_000}]", "line 2: '99.*' cannot be read as a number: put a text in quotes"),
         ("name: a\nsource: [0b_]", "line 2: '0b_' cannot be read as a number"),
-        ("a: &a [" + "x, " * 100 + "]\n" + "\n".join(f"{b}: &{b} [{f'*{a}, ' * 50}]" for a, b in zip("abcdef", "bcdefg", strict=True)), "line 4: it has more than 100,000 texts"),
-        ("a: &a {x: y}\n" + "\n".join(f"{b}: &{b} {{<<: [{f'*{a}, ' * 60}]}}" for a, b in zip("abcdef", "bcdefg", strict=True)), "it has more than 100,000 texts"),
-        ("\n".join(f"a{i}: &a{i} [{f'*a{i - 1}' if i else 'x'}]" for i in range(500)), "more than 24 lists or mappings"),
+        (bomb("[x]", "[{}]"), "it has more than 100,000 texts"),
+        (bomb("{x: y}", "{{<<: [{}]}}"), "it has more than 100,000 texts"),
+        (bomb("[x]", "[[{}]]", 500, 1), "more than 24 lists or mappings"),
         ("a: &a [*a]", r"line 1: \*a is within what it stands for"),
         ("a: *b", "undefined alias"),
         ("name: a\nname: b", "line 2: the key 'name' stands twice"),
@@ -301,14 +311,12 @@ def test_encodings_with_a_mark_are_read(tmp_path: Path, encoding: str) -> None:
         ("\ufeff", "expected a mapping"),
         ("just a text", "expected a mapping.* found 'just a text'"),
         ("x" * 9_000_000, "has more than 8 MiB"),
-        (f"name: {'x' * 22_000} y", "name 'xx"),
-        (f"{'x' * 22_000}: y", "lacks name"),
+        (f"name: {'x' * 22_000} y", "lacks source"),
+        (f"? {'x' * 22_000}\n: y", "lacks name"),
     ],
     ids=range(38),
 )  # fmt: skip
 def test_files_that_are_refused_in_one_line(tmp_path: Path, text: str | bytes, message: str) -> None:
-    import re
-
     found = refusal(tmp_path, text)
     assert re.search(message, found), found
 
@@ -409,7 +417,7 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("builtins.open", refuse)
     for read in (load_prompts, read_scored):
-        with pytest.raises(DSASError, match="cannot read .*: Permission denied"):
+        with pytest.raises(DSASError, match=r"cannot read .*: Permission denied"):
             read(path)
 
 

@@ -180,12 +180,12 @@ def test_files_that_are_refused_in_one_line(tmp_path: Path, content: str | bytes
 
 def test_code_keeps_its_indentation() -> None:
     code = "    if x:\n\treturn  {}"
-    prompts = prompt_set([Scored(f"{code} a{i}", i % 3 / 2) for i in range(30)], "x", count=8)
+    prompts = prompt_set([Scored(f"{code} a{i}", float(i < 10)) for i in range(40)], "x", count=8)
     assert all(text.startswith(code) for side in SIDES for text in prompts.expanded(side))
 
 
 def test_texts_that_no_prompt_can_be_are_left_out() -> None:
-    good = [Scored(f"fine {i}", i % 3 / 2) for i in range(30)]
+    good = [Scored(f"fine {i}", float(i < 10)) for i in range(40)]
     bad = [Scored(f"\0 {i}", i % 2) for i in range(9)] + [Scored("\u200b", 1)]
     assert prompt_set(good + bad, "x", count=8) == prompt_set(good, "x", count=8)
 
