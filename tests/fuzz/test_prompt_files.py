@@ -28,12 +28,14 @@ from dsas_core.llm.model.conversations import parse_turns
 
 from .campaign import campaign, works_or_is_refused
 
-# ---- valid files ------------------------------------------------------------------------------------------------------
+# ---- valid files ---------------------------------------------------------------------------------------------------
 
 WORDS = (
-    ["a", "an", "the", "on", "apple", "hour", "unicorn", "va", "insultar", "uva", "é", "e\u0301", "日本", "שלום", "مرحبا"]
-    + ["😀", "\u200f", "{{x}}", '{{"a": 1}}', "user:", "\nassistant:", "\n\t", "    ", "\r\n", "no", "2024-01-01", "'", '"', "#"]
+    ["a", "an", "the", "on", "apple", "hour", "unicorn", "va", "insultar", "uva", "é", "e\u0301", "日本", "שלום"]
+    + ["مرحبا", "😀", "\u200f", "{{x}}", '{{"a": 1}}', "user:", "\nassistant:", "\n\t", "    ", "\r\n", "no"]
+    + ["2024-01-01", "'", '"', "#"]
 )  # fmt: skip
+PARTS = ["alone", "unseen_source", "unnamed"]
 NAMES = ["place", "other", "größe", "a.b", "0"]
 PLACEHOLDERS = st.sampled_from([f"{{{name}}}" for name in NAMES[:3]])
 words = st.sampled_from(WORDS)
@@ -57,7 +59,7 @@ def contents(draw: Callable[..., Any]) -> dict[str, Any]:
         "description": words.map(lambda word: f"It is {word}."),
         "source_unnamed": st.lists(templates, min_size=1, max_size=2),
         "spans": st.lists(words.map(lambda word: f"{word}s"), min_size=1, max_size=2),
-        "evaluation": st.dictionaries(st.sampled_from(["alone", "unseen_source", "unnamed"]), st.lists(templates, min_size=1)),
+        "evaluation": st.dictionaries(st.sampled_from(PARTS), st.lists(templates, min_size=1)),
         "judge": settings_of_judges | st.lists(settings_of_judges, max_size=2),
         "masks": settings_of_judges,
         "private": st.booleans(),
@@ -67,84 +69,73 @@ def contents(draw: Callable[..., Any]) -> dict[str, Any]:
     return content
 
 
-# ---- damage -----------------------------------------------------------------------------------------------------------
+# ---- damage --------------------------------------------------------------------------------------------------------
 
 
-def deep(levels: int, of: Callable[[Any], Any] = lambda value: [value]) -> Any:
+def deep(levels: int, of: Callable[[Any], Any] = lambda value: (value,)) -> Any:
     value: Any = "x"
     for _ in range(levels):
         value = of(value)
     return value
 
 
-ODD: list[Any] = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    1.5,
-    math.nan,
-    math.inf,
-    10**30,
-    10**5000,
+# what is odd in any place; what is deep is made of tuples, which `damaged` leaves alone
+ODD: list[Any] = [None, True, False, 0, -1, 1.5, math.nan, math.inf, 10**30, 10**5000, datetime.date(2024, 1, 1), b"a"]
+ODD += [
     "",
     " ",
     "\n",
     "\0",
     "\x1b[0m",
     "\ud800",
-]
-ODD += [
     "\u200b",
-    "{",
-    "}",
-    "{}",
-    "{{",
-    "{x}",
-    "{place}",
-    "{{place}}",
-    "{place:>10}",
-    "{place!r}",
-    "{other.a}",
-    "{0}",
-    "{a[0]}",
-]
-ODD += [
     "x" * 22_000,
     "../up",
     "a b",
     "no",
     "~",
-    [],
-    {},
-    [[]],
-    [None],
-    ["a", 1],
-    {"a": 1},
-    {1: "a"},
-    {"a": ["b"]},
-    ["a", "a"],
-]
-ODD += [
-    deep(50),
-    deep(5000),
-    deep(5000, lambda value: {"a": value}),
-    datetime.date(2024, 1, 1),
-    b"a",
     {"a", "b"},
     object(),
-    ("a",),
 ]
-ODD += [
-    [f"text {i}" for i in range(2000)],
-    ["{place} {other}" * 20],
-    {"a": {"b": [math.inf]}},
-    {"e\u0301": ["x"], "é": ["y"]},
-]
+ODD += ["{", "}", "{}", "{{", "{x}", "{place}", "{{place}}", "{place:>10}", "{place!r}", "{other.a}", "{0}", "{a[0]}"]
+ODD += [[], {}, [[]], [None], ["a", 1], {"a": 1}, {1: "a"}, {"a": ["b"]}, ["a", "a"], ("a",), {"a": {"b": [math.inf]}}]
+ODD += [deep(50), deep(5000), (deep(5000, lambda value: {"a": value}),), {"e\u0301": ["x"], "é": ["y"]}]
+ODD += [[f"text {i}" for i in range(2000)], ["{place} {other}" * 20]]
 TOKENS = [
-    "&a ",
+    "-",
+    "?",
+    ":",
+    "{",
+    "}",
+    "[",
+    "]",
+    "'",
+    '"',
+    "#",
+    "@",
+    "`",
+    "\\",
+    "=",
+    ",",
+    ";",
+    "|",
+    "~",
     "*a",
+    "2024-99-99",
+    "0b_",
+    "no",
+    ".inf",
+    "\\ud800",
+    "{x}",
+    "{{",
+    "NaN",
+    "1e999",
+    "-1",
+    "1:30:",
+    "score",
+]
+TOKENS += [
+    "&a ",
     "!!python/name:os.system ",
     "!x ",
     "!!str ",
@@ -153,54 +144,40 @@ TOKENS = [
     "- ",
     "? ",
     ": ",
-    "{",
-    "}",
-    "[",
-    "]",
-    "'",
-]
-TOKENS += [
-    '"',
-    "\t",
     "|\n",
     ">+\n",
+    "[" * 2000,
+]
+TOKENS += [
     "%YAML 1.1\n",
     "---\n",
     "...\n",
-    "2024-99-99",
     "9" * 5000,
-    "0b_",
-    "no",
-    "~",
-    ".inf",
-    "\\ud800",
-]
-TOKENS += [
-    "[" * 2000,
     "\0",
     "\x07",
     "\x85",
     "\u2028",
     "\ufeff",
     "\u202e",
-    "{x}",
-    "{{",
-    "1:30: ",
-    "#",
-    "@",
-    "`",
-    "\\",
+    "\t",
     "\r",
-    "=",
-    ",",
+    "\n\n",
 ]
-TOKENS += [";", "|", "NaN", "1e999", "-1", '{"text": "a"}', "\n\n", "sep=;\n", "score"]
+TOKENS += ["sep=;\n", '{"text": "a"}']
+
+
+def copied(value: Any) -> Any:
+    """A value of its own, so that damage does not reach the next case; what is too deep is shared."""
+    try:
+        return copy.deepcopy(value)
+    except RecursionError:
+        return value
 
 
 @st.composite
 def damaged(draw: Callable[..., Any], of: Any) -> Any:
     """Plain data, up to three places of which are replaced, taken away or doubled."""
-    content = copy.deepcopy(draw(of))
+    content = copied(draw(of))
     for _ in range(draw(st.integers(0, 3))):
         parent, key, value = None, None, content
         while isinstance(value, dict | list) and value and (parent is None or draw(st.booleans())):
@@ -213,12 +190,12 @@ def damaged(draw: Callable[..., Any], of: Any) -> Any:
             case "delete":
                 del parent[key]
             case "swap":
-                parent[key] = copy.deepcopy(content.get(draw(st.sampled_from([*SIDES, "name", "judge", "evaluation"]))))
+                parent[key] = copied(content.get(draw(st.sampled_from([*SIDES, "name", "judge", "evaluation"]))))
             case "rename" if isinstance(parent, dict):
                 new = draw(st.sampled_from(["sauce", "source", "", "a b", 1, None, True, "é", "x" * 5000]))
                 parent[new] = parent.pop(key)
             case _:
-                parent[key] = draw(st.sampled_from(ODD))
+                parent[key] = copied(draw(st.sampled_from(ODD)))
     return content
 
 
@@ -263,7 +240,7 @@ def damaged_bytes(draw: Callable[..., Any], of: Any) -> bytes:
     return bytes(content)
 
 
-# ---- what must hold of what is accepted -------------------------------------------------------------------------------
+# ---- what must hold of what is accepted ----------------------------------------------------------------------------
 
 
 def check(prompts: PromptSet) -> None:
@@ -272,7 +249,8 @@ def check(prompts: PromptSet) -> None:
         templates = getattr(prompts, part, None) or prompts.evaluation.get(part, ())
         patterns = [pattern_of(template) for template in templates]
         for text in prompts.expanded(part):
-            assert isinstance(text, str) and text.strip() and text.encode(), part
+            assert text.strip()
+            assert text.encode()
             assert "\0" not in text
             assert any(pattern.fullmatch(text) for pattern in patterns), (text, templates)
             assert "{b}" not in text
@@ -287,7 +265,6 @@ def check(prompts: PromptSet) -> None:
     hash_content(prompts)
     for drawn in (prompts.draw(8, 1), prompts.fresh(8, 1)):
         assert all(isinstance(hint, str) for hint in hints(drawn))
-        assert all(len(texts) == len(set(texts)) for texts in drawn.values())
         for texts in drawn.values():
             for text in texts:
                 parse_turns(text)
@@ -304,7 +281,7 @@ def pattern_of(template: str) -> re.Pattern[str]:
     return re.compile(pattern, re.DOTALL)
 
 
-# ---- campaigns --------------------------------------------------------------------------------------------------------
+# ---- campaigns -----------------------------------------------------------------------------------------------------
 
 
 @campaign(3000, content=damaged(contents()), form=st.sampled_from(["mapping", "yaml", "block", "json"]))
@@ -339,8 +316,8 @@ TEXTS = st.lists(words, min_size=1, max_size=5).map(" ".join)
 SCORES = st.sampled_from([0, 1, 0.0, 0.05, 0.9, "0.5", True, None])
 ROWS: dict[str, Any] = {
     "plain": st.fixed_dictionaries({"text": TEXTS, "score": SCORES, "group": words}),
-    "jigsaw": st.fixed_dictionaries({"id": words, "comment_text": TEXTS, "toxic": SCORES, "insult": st.sampled_from([0, 1, -1])}),
-    "toxigen": st.fixed_dictionaries({"text": TEXTS, "toxicity_human": st.sampled_from([1, 3.5, 5]), "target_group": words}),
+    "jigsaw": st.fixed_dictionaries({"comment_text": TEXTS, "toxic": SCORES, "insult": st.sampled_from([0, 1, -1])}),
+    "toxigen": st.fixed_dictionaries({"text": TEXTS, "toxicity_human": st.sampled_from([1, 3.5, 5]), "group": words}),
     "realtoxicityprompts": st.fixed_dictionaries(
         {part: st.fixed_dictionaries({"text": TEXTS, "toxicity": SCORES}) for part in ("prompt", "continuation")}
     ),
