@@ -45,14 +45,14 @@ def is_english(texts: Iterable[str]) -> bool | None:
     return None if english == other == 0 else english > other
 
 
-def has_words(texts: Iterable[str]) -> bool:
-    """Whether texts have words but for articles.
+def may_be_english(texts: Iterable[str]) -> bool:
+    """Whether texts, which do not tell their language, have no word that is not known in English, but for names.
 
     Example:
-        >>> has_words(["a ", ", "]), has_words(["a ", " here"])
-        (False, True)
+        >>> may_be_english(["a ", " in Paris"]), may_be_english(["llama a "])
+        (True, False)
     """
-    return any(word.lower() not in ("a", "an") for text in texts for word in _WORD.findall(text))
+    return all(word[0].isupper() or word in _set_of("shared") for text in texts for word in _WORD.findall(text))
 
 
 def are_english(texts: Sequence[Sequence[str]]) -> bool | None:

@@ -162,9 +162,10 @@ class PromptSet:
             )
         if self.description:
             check_text(self.description, f"{where}: description")
-        for side in (*SIDES, *_OTHER):
-            if isinstance(getattr(self, side), str):
-                raise PromptError(f"{where}: {side}: expected a tuple of texts, found {quote(getattr(self, side))}")
+        parts = {side: getattr(self, side) for side in (*SIDES, *_OTHER)}
+        for part, texts in itertools.chain(parts.items(), self.evaluation.items()):
+            if isinstance(texts, str):
+                raise PromptError(f"{where}: {shorten(part, 40)}: expected a tuple of texts, found {quote(texts)}")
         for name, values in self.placeholders.items():
             for value in as_texts(values, f"{where}: placeholder {shorten(name, 40)}"):
                 literal(value, f"{where}: placeholder {shorten(name, 40)}: value", self.placeholders)

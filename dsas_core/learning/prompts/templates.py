@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import PromptError, quote, shorten
-from .articles import has_words, is_english, split_article, with_article
+from .articles import is_english, may_be_english, split_article, with_article
 
 #: characters that a prompt costs beside its own, where the size of an expansion is estimated
 OVERHEAD = 64
@@ -92,6 +92,10 @@ def check_template(template: str, placeholders: Mapping[str, Sequence[str]], wha
                 f"{what} {quote(template)} uses {{{shorten(name, 40)}}}, which placeholders does not define: define "
                 f"it; {_TWICE}"
             )
+        if name is not None and isinstance(placeholders[name], str):
+            raise PromptError(
+                f"placeholder {shorten(name, 40)}: expected a list of texts, found a text: put it in a list"
+            )
         for written in re.findall(r"\{\s*([^{}]*?)\s*\}", text):
             if written in placeholders:
                 raise PromptError(
@@ -149,7 +153,7 @@ def expand(
         template: the text with placeholders in braces; braces that are text are written twice, here and in values.
         placeholders: values by name.
         names: placeholders to choose values for; None for those of the template.
-        english: whether texts around a template without words, such as "a {fruit}", are in English (`articles.py`).
+        english: whether the texts around a template are, where it does not tell itself (`articles.py`).
 
     Returns:
         Texts as they were written, but for the placeholders; in English with the article, "a" or "an", that the value
@@ -193,8 +197,8 @@ def _articles(
     if any(found):
         told = is_english(text for text, _ in pieces)
         told = is_english(itertools.chain(*values.values())) if told is None else told
-        # what is around says nothing of a sentence of its own: it may be in another language
-        english = told if told is not None or has_words(text for text, _ in pieces) else english
+        if told is not None or not may_be_english(text for text, _ in pieces):
+            english = told  # whatever is around it: one file may have several languages
     if not english:
         return [None] * len(pieces)
     return [

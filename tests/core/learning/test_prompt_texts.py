@@ -140,6 +140,30 @@ def test_what_is_not_filled_is_not_mended(text: str) -> None:
     assert expand(text, {"n": NUMBERS}) == [text.replace("{n}", number) for number in NUMBERS]
 
 
+def test_the_file_tells_the_language_of_templates_that_do_not() -> None:
+    values = {"n": NUMBERS, "x": ["uva", "uomo", "idea"]}
+    sides = {"source": ["a {x} in Roma {n}"], "target": ["so {n}"]}
+    for around, article in (("that is {n}", "an"), ("este es {n}", "a"), ("hm {n}", "a")):
+        control = ["a {x}", "llama a {x}", "hm {n}", around]
+        prompts = load_prompts({"name": "it", "placeholders": values, **sides, "control": control})
+        assert f"{article} uomo in Roma 10" in prompts.expanded("source")
+        assert {f"{article} idea", "llama a idea"} <= set(prompts.expanded("control"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": "a text"},
+        {"evaluation": {"alone": "a text"}},
+        {"placeholders": {"n": "12345678"}, "source": ("a {n}",)},
+    ],
+)
+def test_texts_in_place_of_lists_are_refused(changes: dict[str, Any]) -> None:
+    texts = tuple(f"text {n}" for n in NUMBERS)
+    with pytest.raises(DSASError, match="expected a"):
+        PromptSet(**{"name": "it", "source": texts, "target": texts[1:], "control": texts, **changes})
+
+
 CODE = "def f(x):\n\tif x:\n\t\treturn  x   # {n}\n    \n\telse:\r\n        return {{1: 2}}  "
 
 
