@@ -248,7 +248,8 @@ def check(prompts: PromptSet) -> None:
     for part in (*SIDES, "source_unnamed", "spans", *prompts.evaluation):
         templates = getattr(prompts, part, None) or prompts.evaluation.get(part, ())
         patterns = [pattern_of(template) for template in templates]
-        for text in prompts.expanded(part):
+        texts = prompts.expanded(part)
+        for text in texts[:: 1 + len(texts) // 50]:  # each is compared with all templates
             assert text.strip()
             assert text.encode()
             assert "\0" not in text
@@ -330,7 +331,8 @@ def data_sets(draw: Callable[..., Any]) -> str:
     kind = draw(st.sampled_from(sorted(ROWS)))
     row = ROWS[kind] if draw(st.booleans()) else damaged(ROWS[kind])
     rows = draw(st.lists(row, min_size=1, max_size=4))
-    rows += [{**rows[i % len(rows)], "text": f"text {i}"} for i in range(draw(st.sampled_from([0, 40])))]
+    if kind == "plain":  # enough to choose from
+        rows += [{"text": f"text {i}", "score": int(i % 4 == 0), "group": ""} for i in range(48)]
     if kind == "realtoxicityprompts" or draw(st.booleans()):
         lines = [write(row, "json") or "{}" for row in rows]
         return "\n".join(line.encode("utf-8", "replace").decode() for line in lines)
@@ -351,7 +353,11 @@ def csv_value(value: Any) -> str:
         return "9" * 5000
 
 
-@campaign(2000, content=damaged_bytes(data_sets()), kind=st.sampled_from([None, None, None, *KINDS]))
+@campaign(
+    2000,
+    content=damaged_bytes(data_sets()) | data_sets().map(str.encode),
+    kind=st.sampled_from([None, None, None, *KINDS]),
+)
 def test_damaged_data_sets(content: bytes, kind: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder, works_or_is_refused():
         path = Path(folder, "texts")
