@@ -28,6 +28,8 @@ def quote(value: object, limit: int = LONGEST_QUOTE) -> str:
         return shorten(repr(value), limit)
     except ValueError:  # a whole number of more digits than Python prints
         return f"{type(value).__name__} of thousands of digits"
+    except RecursionError:
+        return f"{type(value).__name__} of very many levels"
 
 
 class DSASError(ValueError):

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from benchmarks.real_text.arms import Arm
 from benchmarks.real_text.measure import TOUCHED, find_auroc
@@ -29,11 +28,13 @@ from benchmarks.real_text.reading import ModelReader, count_tokens
 from benchmarks.real_text.ruler import CONCEPT, PACKAGES, code_digest, digest_of
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
-from dsas_core.errors import PromptError
+from dsas_core.errors import PromptError, quote
 from dsas_core.evaluation import Cell, RunStore
-from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_set import MAX_BYTES, PromptSet, load_prompts
 from dsas_core.llm.evaluation.repetition import repeats
 from dsas_core.llm.model.conversations import Encoded
+from dsas_core.utils.plain_yaml import parse_yaml
+from dsas_core.utils.text_files import decode, read_bytes
 from dsas_core.utils.versions import versions
 
 KEYS = {"shows", "asks", "tokens", "prompts"}
@@ -73,20 +74,25 @@ def read_behaviour(path: Path) -> Behaviour:
     """Read a behaviour's file.
 
     Raises:
-        PromptError: no such file, or keys other than those that the format has.
+        PromptError: no such file, or another content than the format has.
 
     Example:
         >>> read_behaviour(Path("benchmarks/behaviours/apologising.yaml")).find(["I'm sorry.", "Let me see."])
         [True, False]
     """
-    if not path.is_file():
-        raise PromptError(f"no file {path}: give a behaviour such as benchmarks/behaviours/apologising.yaml")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    raw = read_bytes(path, MAX_BYTES, "give a behaviour such as benchmarks/behaviours/apologising.yaml", "file")
+    content = parse_yaml(decode(raw, str(path)), str(path))
     if not isinstance(content, Mapping) or set(content) != KEYS:
-        raise PromptError(f"{path}: expected the keys {', '.join(sorted(KEYS))}; found {content!s:.60}")
-    prompts = content["prompts"]
-    prompts = load_prompts(path.parent / prompts if isinstance(prompts, str) else prompts)
-    return Behaviour(content["shows"], content["asks"], int(content["tokens"]), prompts)
+        raise PromptError(f"{path}: expected the keys {', '.join(sorted(KEYS))}; found {quote(content)}")
+    shows, asks, tokens, prompts = (content[key] for key in ("shows", "asks", "tokens", "prompts"))
+    for key, value, kind in (("shows", shows, str), ("asks", asks, str), ("tokens", tokens, int)):
+        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 1):
+            raise PromptError(f"{path}: {key} must be {'a text' if kind is str else 'from 1 up'}, found {quote(value)}")
+    try:
+        re.compile(shows)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise PromptError(f"{path}: shows {quote(shows)} is no regular expression: {error}") from None
+    return Behaviour(shows, asks, tokens, load_prompts(path.parent / prompts if isinstance(prompts, str) else prompts))
 
 
 def measure_behaviour(

@@ -30,8 +30,9 @@ from typing import Any
 from dsas_core import methods
 from dsas_core.errors import DSASError
 from dsas_core.evaluation import Plan
-from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_set import MAX_BYTES, PromptSet, load_prompts
 from dsas_core.learning.recipe import recipe_of
+from dsas_core.utils.text_files import decode, read_bytes
 
 _KEYS = ("title", "models", "concepts", "methods", "gates", "recipes", "learn", "measure")
 _CONCEPT = ("prompts", "models", "sites", "name", "measure")
@@ -70,15 +71,11 @@ class EvaluationGrid:
         Raises:
             DSASError: no such file, no YAML, an unknown key, no concept, or two entries of one name.
         """
-        import yaml
+        from dsas_core.utils.plain_yaml import parse_yaml
 
         path = Path(path)
-        if not path.is_file():
-            raise DSASError(f"no grid file {path}: write one (see benchmarks/grids/results.yaml)")
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DSASError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raw = read_bytes(path, MAX_BYTES, "write a grid file (see benchmarks/grids/results.yaml)", "grid file")
+        content = parse_yaml(decode(raw, str(path)), str(path))
         _check_keys(content, _KEYS, str(path))
         learn = content.get("learn") or {}
         _check_keys(learn, _LEARN, f"{path}, learn")

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...errors import PromptError
+from ...errors import PromptError, quote
+from .articles import with_article
 
 
 def is_name(text: str) -> bool:
@@ -51,23 +52,25 @@ def draft(source: str, target: str, name: str | None = None) -> dict[str, Any]:
         >>> draft("a banana", "blurred banana")["target"][0]
         'a blurred banana {place}'
     """
+    if not isinstance(source, str) or not isinstance(target, str):
+        raise PromptError(f"expected two phrases, found {quote(source)} and {quote(target)}")
     source, target = (" ".join(re.sub(r"^(an?|the)\s+", "", phrase.strip()).split()) for phrase in (source, target))
     if not source or not target:
         raise PromptError("two phrases are needed, what to change and what into: for example banana, blurred banana")
     if source.lower() == target.lower():
-        raise PromptError(f"both phrases are {source!r}: there is nothing to learn")
+        raise PromptError(f"both phrases are {quote(source)}: there is nothing to learn")
     words = {word.lower() for word in f"{source} {target}".split()}
     others = [thing for thing in everyday()["things"] if thing not in words]
     added = [word for word in target.split() if word.lower() not in {w.lower() for w in source.split()}]
     controls = list(everyday()["controls"])
     if added and target.lower().endswith(source.lower()):
-        controls.append(f"a {' '.join(added)} {{other}} {{place}}")
+        controls.append(_name(" ".join(added), "a {} {other} {place}"))
     return {
         "name": name or re.sub(r"[^a-z0-9]+", "-", f"{source} to {target}".lower()).strip("-"),
         "description": f"Turns {source} into {target}; drafted, edit freely.",
         "placeholders": {"other": others, "second": others[::-1], "place": list(everyday()["places"])},
-        "source": [template.replace("{}", source) for template in everyday()["pairs"]],
-        "target": [template.replace("{}", target) for template in everyday()["pairs"]],
+        "source": [_name(source, template) for template in everyday()["pairs"]],
+        "target": [_name(target, template) for template in everyday()["pairs"]],
         "control": controls,
         **unnamed_of(source),
     }
@@ -83,6 +86,10 @@ def unnamed_of(source: str) -> dict[str, list[str]]:
     *_, noun = source.lower().split()
     forms = {noun, noun.removesuffix("s"), noun.removesuffix("es")}
     kind = next((kind for kind, things in everyday()["kinds"].items() if forms & set(things)), None)
-    article = "an" if kind and kind[0] in "aeiou" else "a"
-    templates = [template.replace("a {} ", f"{article} {kind} ") for template in everyday()["unnamed"]]
-    return {"source_unnamed": templates} if kind else {}
+    return {"source_unnamed": [_name(kind, template) for template in everyday()["unnamed"]]} if kind else {}
+
+
+def _name(phrase: str, template: str) -> str:
+    """A template with a phrase in place of {}, behind the article that it takes."""
+    phrase = phrase.replace("{", "{{").replace("}", "}}")
+    return template.replace("a {}", f"{with_article('a', phrase)} {phrase}")

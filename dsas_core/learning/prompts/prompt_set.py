@@ -25,21 +25,38 @@ private: true                    # optional: concepts keep hashes of these promp
 Several judges make a list: the first one's figures count, those of the others are reported beside.
 
 A template is expanded over all values of its placeholders. Source and target templates that stand at the same place
-and use the same placeholders are expanded together, so their prompts form pairs.
+and use the same placeholders are expanded together, so their prompts form pairs. What stands around placeholders stays
+as it is written, indentation and spaces included; but in English "a {other}" becomes "an apple" where the value asks
+for it. Braces that are text are written twice, in templates and in values: "{{x}}" is "{x}".
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...errors import PromptError
+from ...errors import PromptError, quote, shorten
+from ...utils.text_files import decode, read_bytes
+from .articles import are_english, is_english
+from .checks import as_settings, as_texts, check_text, is_missing
 from .draft import is_name
-from .templates import draw_evenly, expand, expansion_size, placeholder_names
+from .templates import (
+    as_same,
+    check_template,
+    draw_evenly,
+    expand,
+    expansion_size,
+    literal,
+    placeholder_names,
+    split_template,
+    unique,
+)
 
 Text = TypeVar("Text")
 
@@ -54,6 +71,8 @@ _OTHER = ("source_unnamed", "spans")
 COUNT = 48
 #: characters that a file's templates may expand to (`templates.expansion_size`); the largest shipped file has 4 million
 MAX_EXPANDED = 10_000_000
+#: bytes of a prompt file
+MAX_BYTES = 8 * 2**20
 _KEYS = {
     *("name", "description", "placeholders", "source_unnamed", "evaluation", "spans", "judge", "masks", "private"),
     *SIDES,
@@ -105,16 +124,17 @@ class PromptSet:
     sha256: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        where = f"prompt file {self.name!r}"
-        if not is_name(self.name):
-            raise PromptError(f"prompt file: name {self.name!r} must be letters, digits, '.', '_' and '-'")
+        where = f"prompt file {quote(self.name)}"
+        if not isinstance(self.name, str) or not is_name(self.name):
+            raise PromptError(f"prompt file: name {quote(self.name)} must be letters, digits, '.', '_' and '-'")
+        self._check_texts(where)
         # counts multiply with every placeholder: check before expanding takes all memory
-        templates = itertools.chain(*(getattr(self, side) for side in (*SIDES, *_OTHER)), *self.evaluation.values())
-        sizes = [expansion_size(template, self.placeholders) for template in templates]
+        sizes = [expansion_size(template, self.placeholders) for _, template in self._templates()]
         if sum(size for _, size in sizes) > MAX_EXPANDED:
+            count = sum(count for count, _ in sizes)
             raise PromptError(
-                f"{where}: its templates would give {sum(count for count, _ in sizes):,} prompts, which is more than "
-                "can be handled: use fewer placeholders in a template, or fewer values"
+                f"{where}: its templates would give {f'{count:,}' if count < 10**24 else '10^24 or more'} prompts, "
+                "which is more than can be handled: use fewer placeholders in a template, or fewer values"
             )
         for side in SIDES:
             count = len(self.expanded(side))
@@ -123,13 +143,50 @@ class PromptSet:
                     f"{where}: {side} gives {count} prompts, at least {MINIMUM} are needed: add templates or "
                     "placeholder values"
                 )
-        if set(self.expanded("source")) == set(self.expanded("target")):
+        source, target = ({as_same(text) for text in self.expanded(side)} for side in SIDES[:2])
+        if source == target:
             raise PromptError(f"{where}: source and target are identical, so there is nothing to learn")
+
+    def _templates(self) -> Iterator[tuple[str, str]]:
+        """Every template, behind the side or the part of the evaluation that it is of."""
+        sides = {side: getattr(self, side) for side in (*SIDES, *_OTHER)}
+        for part, templates in itertools.chain(sides.items(), self.evaluation.items()):
+            for template in templates:
+                yield part, template
+
+    def _check_texts(self, where: str) -> None:
+        if reserved := [part for part in self.evaluation if part in (*SIDES, *_OTHER)]:
+            raise PromptError(
+                f"{where}: a part of its evaluation is called {reserved[0]}, as what is learned from: call it "
+                f"unseen_{reserved[0]}"
+            )
+        if self.description:
+            check_text(self.description, f"{where}: description")
+        parts = {side: getattr(self, side) for side in (*SIDES, *_OTHER)}
+        for part, texts in itertools.chain(parts.items(), self.evaluation.items()):
+            if isinstance(texts, str):
+                raise PromptError(f"{where}: {shorten(part, 40)}: expected a tuple of texts, found {quote(texts)}")
+        for name, values in self.placeholders.items():
+            for value in as_texts(values, f"{where}: placeholder {shorten(name, 40)}"):
+                literal(value, f"{where}: placeholder {shorten(name, 40)}: value", self.placeholders)
+        for part, template in self._templates():
+            as_texts(template, f"{where}: {shorten(part, 40)}")
+            check_template(template, self.placeholders, f"{where}: {shorten(part, 40)} template")
+
+    @cached_property
+    def _english(self) -> bool | None:
+        """Whether its texts are in English, all of them: "a" and "an" are words of other languages, too."""
+        templates = dict.fromkeys(template for _, template in self._templates())
+        found = are_english([[text for text, _ in split_template(template)] for template in templates])
+        return is_english(itertools.chain(*self.placeholders.values())) if found is None else found
+
+    def _expand(self, template: str, names: Sequence[str] | None = None) -> list[str]:
+        return expand(template, self.placeholders, names, english=self._english)
 
     def expanded(self, side: str) -> list[str]:
         """All prompts of a side, of a part of the evaluation, all "source_unnamed" or "spans"; duplicates removed."""
         templates = getattr(self, side) if side in (*SIDES, *_OTHER) else self.evaluation[side]
-        return list(dict.fromkeys(p for template in templates for p in expand(template, self.placeholders)))
+        return unique(text for template in templates for text in self._expand(template))
 
     def draw(self, count: int, seed: int = 0, avoid: Sequence[str] = ()) -> dict[str, list[str]]:
         """Draw about `count` source and target prompts and twice as many controls.
@@ -148,7 +205,8 @@ class PromptSet:
         Raises:
             PromptError: fewer than 8 prompts of a side are left to draw.
         """
-        avoided = {*avoid, *(p for part in self.evaluation for p in self.expanded(part))}
+        kept_out = itertools.chain(*map(self.expanded, self.evaluation))
+        avoided = {as_same(text) for text in (*avoid, *kept_out)}
         alike = len(self.source) == len(self.target) and all(
             placeholder_names(a) == placeholder_names(b) for a, b in zip(self.source, self.target, strict=True)
         )
@@ -180,7 +238,7 @@ class PromptSet:
         Returns:
             {"source": [...], "target": [...], "control": [...], "unnamed": [...]}; "unnamed" is the part of that name.
         """
-        avoided = set(avoid)
+        avoided = set(map(as_same, avoid))
         source, target = (self.evaluation.get(f"unseen_{side}", ()) for side in SIDES[:2])
         if not source:
             source, target = self.source, self.target
@@ -198,8 +256,8 @@ class PromptSet:
             return None
         pools = []
         for a, b, shared in zip(source, target, names, strict=True):
-            pairs = zip(expand(a, self.placeholders), expand(b, self.placeholders, shared), strict=True)
-            pools.append([pair for pair in pairs if not avoided & set(pair)])
+            pairs = zip(self._expand(a), self._expand(b, shared), strict=True)
+            pools.append([pair for pair in pairs if avoided.isdisjoint(map(as_same, pair))])
         drawn = draw_evenly(pools, count, (seed, 0))
         return {"source": [a for a, _ in drawn], "target": [b for _, b in drawn]}
 
@@ -209,16 +267,16 @@ class PromptSet:
 
     def draw_unnamed(self, count: int, seed: int = 0) -> list[str]:
         """Up to `count` prompts that do not name the thing, without those of `evaluation`; [] where there are none."""
-        avoided = {p for part in self.evaluation for p in self.expanded(part)}
+        avoided = {as_same(text) for part in self.evaluation for text in self.expanded(part)}
         return self._draw(self.source_unnamed, count, (seed, 3), avoided)
 
     def wordings(self, side: str) -> dict[str, str]:
         """The template of each prompt that `fresh` may draw for a side."""
         templates = self.evaluation.get(f"unseen_{side}") or getattr(self, side)
-        return {text: template for template in templates for text in expand(template, self.placeholders)}
+        return {text: template for template in templates for text in self._expand(template)}
 
     def _draw(self, templates: Sequence[str], count: int, seed: int | tuple[int, int], avoided: set[str]) -> list[str]:
-        pools = [[p for p in expand(template, self.placeholders) if p not in avoided] for template in templates]
+        pools = [[p for p in self._expand(template) if as_same(p) not in avoided] for template in templates]
         return draw_evenly(pools, count, seed)
 
     def to_dict(self) -> dict[str, Any]:
@@ -255,10 +313,12 @@ def load_prompts(source: str | Path | Mapping[str, Any] | PromptSet) -> PromptSe
     """Read and check a prompt file.
 
     Args:
-        source: path of the YAML file, or its content; a `PromptSet` is returned as it is.
+        source: path of the YAML file, in UTF-8, or in UTF-16 with a byte order mark; or its content; a `PromptSet` is
+            returned as it is.
 
     Raises:
-        PromptError: no such file, no YAML, a key missing or unknown, too few prompts, source equal to target.
+        PromptError: no such file, no YAML, a key missing, unknown or twice, what is no text, too few prompts, source
+            equal to target.
 
     Example:
         >>> load_prompts("prompts/banana-blur.yaml").name
@@ -268,75 +328,66 @@ def load_prompts(source: str | Path | Mapping[str, Any] | PromptSet) -> PromptSe
         return source
     if isinstance(source, Mapping):
         return _parse(source, "prompts")
-    path = Path(source)
-    if not path.is_file():
-        problem = f"{path} is a folder" if path.is_dir() else f"no prompt file {path}"
-        raise PromptError(f"{problem}: write a prompt file (see prompts/)")
-    import yaml
+    if not isinstance(source, str | Path):
+        raise PromptError(f"prompts: expected the path of a prompt file, or its content, found {quote(source)}")
+    from ...utils.plain_yaml import parse_yaml
 
-    raw = path.read_bytes()
-    try:
-        content = yaml.safe_load(raw.decode())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise PromptError(f"{path} is not YAML: {reason}; texts with braces or colons belong in quotes") from None
-    return _parse(content, str(path), hashlib.sha256(raw).hexdigest())
+    where = shorten(str(source), 200)
+    raw = read_bytes(source, MAX_BYTES, "write a prompt file (see prompts/)")
+    return _parse(parse_yaml(decode(raw, where), where), where, hashlib.sha256(raw).hexdigest())
 
 
 def _parse(content: Any, where: str, sha256: str = "") -> PromptSet:
     if not isinstance(content, Mapping):
-        raise PromptError(f"{where}: expected a mapping with name, source, target and control")
-    missing = [key for key in ("name", *SIDES) if not content.get(key)]
-    unknown = sorted(set(map(str, content)) - _KEYS)
+        raise PromptError(f"{where}: expected a mapping with name, source, target and control, found {quote(content)}")
+    missing = [key for key in ("name", *SIDES) if is_missing(content.get(key))]
+    unknown = sorted({shorten(str(key), 40) for key in content if key not in _KEYS})
     faults = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
     if faults:
-        raise PromptError(f"{where}: {' and '.join(faults)}; known are {', '.join(sorted(_KEYS))}")
-    placeholders = _text_lists(content, "placeholders", "values", where)
-    evaluation = _text_lists(content, "evaluation", "templates", where)
-    sides = {side: _texts(content[side], f"{where}: {side}") for side in SIDES}
-    other = {key: _texts(content[key], f"{where}: {key}") for key in _OTHER if content.get(key)}
-    for part, templates in {**sides, **evaluation, **other}.items():
-        for template in templates:
-            undefined = sorted(placeholder_names(template) - set(placeholders))
-            if undefined:
-                raise PromptError(
-                    f"{where}: {part} template {template!r} uses {{{undefined[0]}}}, which placeholders does not define"
-                )
-    judge, masks = content.get("judge") or [], content.get("masks") or {}
-    judges = judge if isinstance(judge, list | tuple) else [judge]
-    if not all(isinstance(settings, Mapping) for settings in judges):
-        raise PromptError(
-            f"{where}: judge must map one kind of judge to its settings, or list several; found {judge!r}"
-        )
-    if not isinstance(masks, Mapping):
-        raise PromptError(f"{where}: masks must map one kind to its settings, found {masks!r}")
+        raise PromptError(f"{where}: {shorten(' and '.join(faults), 200)}; known are {', '.join(sorted(_KEYS))}")
+    for key in ("name", "description"):
+        if not isinstance(content.get(key), str | None):
+            raise PromptError(f"{where}: {key} must be a text, found {quote(content[key])}: put it in quotes")
     private = content.get("private", False)
     if not isinstance(private, bool):
-        raise PromptError(f"{where}: private must be true or false, found {private!r}")
-    return PromptSet(
-        str(content["name"]),
-        **sides,
-        description=str(content.get("description") or ""),
-        placeholders=placeholders,
-        evaluation=evaluation,
-        **other,
-        judges=tuple(dict(settings) for settings in judges),
-        masks=dict(masks),
-        private=private,
-        sha256=sha256,
-    )
+        raise PromptError(f"{where}: private must be true or false, found {quote(private)}")
+    judges, masks = content.get("judge"), content.get("masks")
+    judges = () if is_missing(judges) else judges if isinstance(judges, list | tuple) else (judges,)
+    expected = "must map one kind of judge to its settings, or list several; found"
+    try:
+        return PromptSet(
+            content["name"],
+            **{key: as_texts(content[key], f"{where}: {key}") for key in SIDES},
+            description=content.get("description") or "",
+            placeholders=_text_lists(content, "placeholders", "values", where),
+            evaluation=_text_lists(content, "evaluation", "templates", where),
+            **{key: as_texts(content[key], f"{where}: {key}") for key in _OTHER if not is_missing(content.get(key))},
+            judges=tuple(as_settings(judge, f"{where}: judge", expected) for judge in judges),
+            masks={}
+            if is_missing(masks)
+            else as_settings(masks, f"{where}: masks", "must map one kind to its settings, found"),
+            private=private,
+            sha256=sha256,
+        )
+    except RecursionError:
+        raise PromptError(
+            f"{where}: too many lists or mappings are within one another: expected lists of texts"
+        ) from None
 
 
 def _text_lists(content: Mapping[str, Any], key: str, what: str, where: str) -> dict[str, tuple[str, ...]]:
     """Lists of texts by name, the format of placeholders and of the evaluation."""
-    lists = content.get(key) or {}
+    lists = content.get(key)
+    if is_missing(lists):
+        return {}
     if not isinstance(lists, Mapping):
-        raise PromptError(f"{where}: {key} must map names to lists of {what}")
-    return {str(name): _texts(value, f"{where}: {key.removesuffix('s')} {name}") for name, value in lists.items()}
-
-
-def _texts(value: Any, where: str) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(v, str) and v.strip() for v in texts):
-        raise PromptError(f"{where}: expected a list of texts, found {texts!r}")
-    return tuple(texts)
+        raise PromptError(f"{where}: {key} must map names to lists of {what}, found {quote(lists)}")
+    found: dict[str, tuple[str, ...]] = {}
+    for name, value in lists.items():
+        if not isinstance(name, str):
+            raise PromptError(f"{where}: {key}: the name {quote(name)} is no text: put it in quotes")
+        same = unicodedata.normalize("NFC", name)
+        if same in found:
+            raise PromptError(f"{where}: {key}: the name {quote(name)} stands twice: rename one")
+        found[same] = as_texts(value, f"{where}: {key.removesuffix('s')} {shorten(name, 40)}")
+    return found

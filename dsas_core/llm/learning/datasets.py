@@ -1,4 +1,4 @@
-"""Prompt sets from scored texts: files in the formats of RealToxicityPrompts, Jigsaw and ToxiGen.
+"""Prompt sets from scored texts, such as those of RealToxicityPrompts, Jigsaw and ToxiGen.
 
 ```python
 scored = read_scored("realtoxicityprompts/prompts.jsonl")
@@ -6,13 +6,7 @@ prompts = prompt_set(scored, "toxicity", threshold=0.75)
 concept = llm.learn(model, tokenizer, prompts)
 ```
 
-| kind | text | score in [0, 1] | group |
-|---|---|---|---|
-| realtoxicityprompts | prompt.text and continuation.text, a text each | toxicity of that part | which part |
-| jigsaw | comment_text | the highest label; -1 is not labelled | labels of 0.5 and more |
-| toxigen | text | (toxicity_human - 1) / 4 | target_group |
-| toxigen | generation, or prompt where there is none | prompt_label | group |
-| plain | text | score, toxicity or label | group |
+`scored_texts.py` tells which columns hold what.
 
 Sources are matched with controls of the same length and, where there are any, of the same group, so that a gate cannot
 tell them apart by length or by whom a text is about.
@@ -20,196 +14,23 @@ tell them apart by length or by whom a text is about.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import re
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ...errors import DSASError, PromptError
+from ...errors import DSASError, PromptError, quote
+from ...learning.prompts.checks import check_text
 from ...learning.prompts.prompt_set import CONTROLS, MINIMUM, PromptSet
 from ..model.conversations import parse_turns
+from .scored_texts import KINDS, LABELS, Scored, read_scored
 
-#: labels of Jigsaw's two competitions
-LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
-MORE_LABELS = ("target", "toxicity", "severe_toxicity", "identity_attack", "sexual_explicit")
-PLAIN_SCORES = ("score", "toxicity", "label")
+__all__ = ["KINDS", "LABELS", "Scored", "prompt_set", "read_scored", "words_in"]
+
 #: how far the lengths of a source and its control may differ, of the source's length; one is always allowed
 LENGTH_SLACK = 0.15
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A text with a score.
-
-    Args:
-        text: the text.
-        score: how toxic it is, or how much it shows another concept, in [0, 1].
-        group: kind of text; a source and its controls are of one group where possible.
-    """
-
-    text: str
-    score: float
-    group: str = ""
-
-
-# ---- reading ----------------------------------------------------------------------------------------------------
-
-
-def read_scored(path: str | Path, kind: str | None = None) -> list[Scored]:
-    """Read a file of scored texts, CSV or JSONL (recognised by its first character, not by its name).
-
-    Args:
-        path: the file.
-        kind: one of `KINDS`; None recognises it by the columns.
-
-    Returns:
-        Texts in the file's order; rows whose score or text is empty are left out.
-
-    Raises:
-        DSASError: no such file, columns of no known kind, or a broken line, which is named.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp(), "texts.csv")
-        >>> _ = path.write_text("text,score\\nyou fool,0.9\\nthank you,0\\n")
-        >>> read_scored(path)
-        [Scored(text='you fool', score=0.9, group=''), Scored(text='thank you', score=0.0, group='')]
-    """
-    path = Path(path)
-    if kind is not None and kind not in KINDS:
-        raise DSASError(f"kind {kind!r}: expected one of {', '.join(KINDS)}, or None to tell it from the columns")
-    if not path.is_file():
-        raise PromptError(f"no file {path}: download the data set and give the path of its CSV or JSONL file")
-    scored: list[Scored] = []
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            first = next((line.lstrip()[:1] for line in file if line.strip()), "")
-            file.seek(0)
-            if first == "[":
-                raise PromptError(f"{path} is a JSON list: expected JSONL, one object a line")
-            for number, row in _json_rows(file, path) if first == "{" else _csv_rows(file, path):
-                kind = kind or _kind_of(row, path)
-                try:
-                    scored += [item for item in KINDS[kind](row) if item.text]
-                except (KeyError, TypeError, ValueError) as error:
-                    reason = f"it lacks {error.args[0]}" if isinstance(error, KeyError) else error
-                    raise PromptError(f"{path}, line {number}: no row of {kind}: {reason}") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise PromptError(f"cannot read {path}: {error}; expected CSV or JSONL in UTF-8") from None
-    if not scored:
-        raise PromptError(f"{path} holds no scored text")
-    return scored
-
-
-def _json_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise PromptError(f"{path}, line {number} is no JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise PromptError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
-        yield number, row
-
-
-def _csv_rows(lines: Iterator[str], path: Path) -> Iterator[tuple[int, Row]]:
-    reader = csv.DictReader(lines, strict=True)
-    try:
-        for row in reader:
-            expected = len(reader.fieldnames or ())
-            extra: Any = row.pop(None, ())  # type: ignore[call-overload]
-            count = sum(value is not None for value in row.values()) + len(extra)
-            if count != expected:
-                raise PromptError(f"{path}, line {reader.line_num}: expected {expected} fields, found {count}")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise PromptError(f"{path}, line {reader.line_num + 1} is no CSV: {error}") from None
-
-
-def _kind_of(row: Row, path: Path) -> str:
-    """The kind of data set that has such columns."""
-    if isinstance(row.get("prompt"), dict):
-        return "realtoxicityprompts"
-    if "comment_text" in row and any(label in row for label in LABELS + MORE_LABELS):
-        return "jigsaw"
-    if ("text" in row and "toxicity_human" in row) or ({"generation", "prompt"} & set(row) and "prompt_label" in row):
-        return "toxigen"
-    if "text" in row and any(name in row for name in PLAIN_SCORES):
-        return "plain"
-    raise PromptError(
-        f"{path} has the columns {', '.join(map(str, row)) or '(none)'}: expected prompt and continuation "
-        "(RealToxicityPrompts), comment_text and toxic (Jigsaw), text and toxicity_human, or generation and "
-        f"prompt_label (ToxiGen), or text and one of {', '.join(PLAIN_SCORES)}; rename them"
-    )
-
-
-def _real_toxicity(row: Row) -> Iterator[Scored]:
-    for part in ("prompt", "continuation") if row.get("continuation") is not None else ("prompt",):
-        if not isinstance(row[part], dict):
-            raise TypeError(f"{part} has no text and toxicity, it is {row[part]!r}")
-        yield from _scored(row[part]["text"], row[part]["toxicity"], part)
-
-
-def _jigsaw(row: Row) -> Iterator[Scored]:
-    if not any(name in row for name in LABELS + MORE_LABELS):
-        raise KeyError(LABELS[0])
-    values = {name: float(row[name]) for name in LABELS + MORE_LABELS if not _is_empty(row.get(name))}
-    labelled = values and -1 not in values.values()  # the competition labelled only a part of its test set
-    group = ",".join(name for name in values if values[name] >= 0.5)
-    yield from _scored(row["comment_text"], max(values.values()) if labelled else None, group)
-
-
-def _toxigen(row: Row) -> Iterator[Scored]:
-    group = str(row.get("target_group") or row.get("group") or "")
-    if "toxicity_human" not in row:
-        yield from _scored(row["generation"] if "generation" in row else row["prompt"], row["prompt_label"], group)
-        return
-    human = None if _is_empty(row["toxicity_human"]) else float(row["toxicity_human"])
-    if human is not None and not 1 <= human <= 5:
-        raise ValueError(f"toxicity_human {row['toxicity_human']} is not in 1 … 5")
-    yield from _scored(row["text"], None if human is None else (human - 1) / 4, group)
-
-
-def _plain(row: Row) -> Iterator[Scored]:
-    name = next((name for name in PLAIN_SCORES if name in row), PLAIN_SCORES[0])
-    yield from _scored(row["text"], row[name], str(row.get("group") or ""))
-
-
-#: name -> the scored texts of a row; KeyError, TypeError and ValueError say what is wrong with it
-KINDS: dict[str, Callable[[Row], Iterator[Scored]]] = {
-    "realtoxicityprompts": _real_toxicity,
-    "jigsaw": _jigsaw,
-    "toxigen": _toxigen,
-    "plain": _plain,
-}
-
-
-def _scored(text: Any, score: Any, group: str) -> Iterator[Scored]:
-    """The text, unless it has no score."""
-    if text is not None and not isinstance(text, str):
-        raise TypeError(f"expected a text, found {text!r}")
-    if not _is_empty(score):
-        if not 0 <= float(score) <= 1:
-            raise ValueError(f"score {score} is not in 0 … 1")
-        yield Scored(text or "", float(score), group)
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
-
-
-# ---- choosing ---------------------------------------------------------------------------------------------------
 
 
 def words_in(text: str) -> int:
@@ -240,8 +61,9 @@ def prompt_set(
     The set is marked as private: what is learned from it keeps hashes of the prompts, not the texts of the data set.
 
     Each source gets a target and up to two controls of its length (within 15 %) and, where there are any, of its
-    group; a source without a match is left out. Texts become one line each; empty ones, duplicates, and those that
-    begin like a turn of a conversation ("user:") are dropped.
+    group; a source without a match is left out. Texts stay as they are, but for spaces and empty lines around them;
+    empty ones, those with control characters, duplicates (but for spaces and capitals), and those that begin like a
+    turn of a conversation ("user:") are dropped.
 
     Args:
         scored: texts, for example of `read_scored`.
@@ -327,13 +149,24 @@ def prompt_set(
 
 
 def _usable(scored: Sequence[Scored]) -> list[Scored]:
-    """Texts in one line, without duplicates (the first score counts) and without what cannot be a prompt."""
+    """Texts without duplicates (the first score counts) and without what cannot be a prompt."""
     usable: dict[str, Scored] = {}
     for item in scored:
-        text = " ".join(item.text.split())
-        if text and not parse_turns(text):
-            usable.setdefault(text.lower(), Scored(text, item.score, item.group))
+        if not isinstance(item.text, str):
+            raise PromptError(f"expected texts, found {quote(item.text)}")
+        text = item.text.strip("\r\n").rstrip() if "\n" in item.text.strip() else item.text.strip()
+        if text and _is_prompt(text):
+            usable.setdefault(" ".join(text.lower().split()), Scored(text, item.score, item.group))
     return list(usable.values())
+
+
+def _is_prompt(text: str) -> bool:
+    """Whether a text is no conversation, and has only characters that a prompt file takes."""
+    try:
+        check_text(text, "")
+    except PromptError:
+        return False
+    return not parse_turns(text)
 
 
 def _escape(text: str) -> str:

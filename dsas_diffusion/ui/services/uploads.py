@@ -18,20 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dsas_core.concept.concept import CONFIG, TENSORS, Concept
 from dsas_core.errors import ArtifactError, DSASError, PromptError
 from dsas_core.learning.prompts.draft import is_name
 from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
+from dsas_core.utils.plain_yaml import parse_yaml
+from dsas_core.utils.text_files import decode
 
 #: suffix of a prompt file -> what it is
 PROMPT_FILES = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}
 #: bytes of a prompt file, and of each file of a concept
 MAX_PROMPT_BYTES = 256 * 2**10
 MAX_CONCEPT_BYTES = {CONFIG: 4 * 2**20, TENSORS: 64 * 2**20}
-#: lists and mappings nested within one another: a prompt file has two
-MAX_DEPTH = 24
 #: texts, lists and mappings in a prompt file
 MAX_NODES = 10_000
 #: letters of a name
@@ -76,49 +74,23 @@ def read_prompts(path: str | None) -> PromptSet:
     return prompts
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """The safe loader, without what a YAML bomb needs and a prompt file does not: aliases, depth, very many nodes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._depth = self._nodes = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise PromptError("it has aliases (*name), which prompt files do without: write the texts out")
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise PromptError(f"more than {MAX_DEPTH} lists are within one another: expected a prompt file")
-        self._nodes += 1
-        if self._nodes > MAX_NODES:
-            raise PromptError(f"it has more than {MAX_NODES:,} texts: use placeholders, or leave some out")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-
 def _parse(content: bytes, name: str) -> Any:
     """What an uploaded prompt file holds."""
-    kind = PROMPT_FILES[Path(name).suffix.lower()]
+    text = decode(content, name)
+    if PROMPT_FILES[Path(name).suffix.lower()] == "YAML":
+        return parse_yaml(text, name, MAX_NODES)
     try:
-        text = content.decode("utf-8-sig")
-        if kind == "JSON":
-            return json.loads(text)
-        loader = _PlainLoader(text)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()  # its parser holds itself, and the text
-    except DSASError as error:
-        raise PromptError(f"{name}: {error}") from None
-    except yaml.YAMLError as error:
-        reason = _shorten(str(error).replace('"<unicode string>", ', ""))
-        raise PromptError(f"{name} is not YAML: {reason}; texts with braces or colons belong in quotes") from None
-    except UnicodeDecodeError:
-        raise PromptError(f"{name} is no text: expected a prompt file in UTF-8") from None
-    except (ValueError, RecursionError) as error:  # such as a date that does not exist
-        expected = "JSON" if kind == "JSON" else "a prompt file"
-        raise PromptError(f"{name} is not {expected}: {_shorten(str(error))}") from None
+        return json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{name} is not JSON: {_shorten(str(error))}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; an error where a key stands twice, of which the last would win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice in one object: rename one")
+    return found
 
 
 # ---- concepts -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from dsas_core.learning.calibration.slider_range import prompts_of
 from dsas_core.learning.prompts.prompt_set import CONTROLS, SIDES, PromptSet, load_prompts
 from dsas_core.llm.learning.datasets import KINDS, LABELS, Scored, prompt_set, read_scored, words_in
 from tests.fixtures.language_models import Words, tiny
+from tests.fuzz.campaign import check_message
 
 
 def write_lines(path: Path, rows: list[Any]) -> Path:
@@ -122,7 +123,7 @@ GOOD = '{"text": "a", "score": 0}\n'
         ("comment_text,score\na,1\n", "jigsaw", "line 2: no row of jigsaw: it lacks toxic"),
         ('{"prompt": "a", "toxicity": 1}\n', "realtoxicityprompts", "prompt has no text and toxicity, it is 'a'"),
         (GOOD, "reddit", "kind 'reddit': expected one of realtoxicityprompts, jigsaw, toxigen, plain"),
-        (b"text,score\n\xff\xfe,1\n", None, "cannot read .*expected CSV or JSONL in UTF-8"),
+        (b"text,score\n\xff\xfe,1\n", None, "line 2 is not in UTF-8: byte 0xff .*expected UTF-8, or UTF-16"),
     ],
 )
 def test_a_bad_file_says_where(tmp_path: Path, content: str | bytes, kind: str | None, match: str) -> None:
@@ -137,6 +138,56 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DSASError, match=r"no file .*nowhere\.csv: download the data set"):
         read_scored(tmp_path / "nowhere.csv")
     assert set(KINDS) == {"realtoxicityprompts", "jigsaw", "toxigen", "plain"}
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("told", [False, True])
+def test_separators_are_told_by_the_first_line(tmp_path: Path, separator: str, told: bool) -> None:
+    text = f"sep={separator}\n" * told + f"text{separator} score\n\nyou; fool, and|more\t!,0.9\n"
+    head, row = text.rsplit("\n", 2)[0], f'"you; fool, and|more\t!"{separator}0.9\n'
+    (tmp_path / "x").write_text(f"{head}\n{row}", newline="")
+    assert read_scored(tmp_path / "x") == [Scored("you; fool, and|more\t!", 0.9)]
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("text;label;label\na;0;1\n", "the column 'label' stands twice"),
+        ('{"text": "a", "text": "b", "score": 1}\n', "line 1 is no JSON: 'text' stands twice"),
+        ("text:score\na:0\n", "has the columns text:score: expected prompt"),
+        ("text;score\na;0,9\n", "line 2: .*could not convert string to float: '0,9', expected a number such as 0.9"),
+        (f'{{"text": "a", "score": {"9" * 400}}}\n', "line 1: .*is too large"),
+        (f'{{"text": "a", "score": {"9" * 10_000}}}\n', "line 1 is no JSON: Exceeds the limit"),
+        ('{"text": "a", "score": 1e999}\n', "score inf is not in"),
+        (f'{{"text": "a", "score": "{"x" * 22_000}"}}\n', "line 1: .*could not convert"),
+        (f'{{"text": {"[" * 100_000}', "line 1: very many lists"),
+        (f'{{"{"x" * 22_000}": 1}}\n', "has the columns xx"),
+        ('{"text": "\\ud800", "score": 1}\n', "half a character"),
+        ("text,score\nfür,1\n".encode("latin-1"), "line 2 is not in UTF-8: byte 0xfc .*iconv -f LATIN1"),
+        (("text,score\n" + "a,1\n" * 9999 + "für,1\n").encode("latin-1"), "line 10001 is not in UTF-8: byte 0xfc"),
+        ("text,score\na,1\n".encode("utf-16-le"), "a byte is 0, as in UTF-16 without"),
+        ("text,score\nü,1\n".encode("utf-16")[:-1], "is not in UTF-16"),
+    ],
+    ids=range(15),
+)
+def test_files_that_are_refused_in_one_line(tmp_path: Path, content: str | bytes, match: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DSASError, match=match) as error:
+        read_scored(path)
+    check_message(str(error.value))
+
+
+def test_code_keeps_its_indentation() -> None:
+    code = "    if x:\n\treturn  {}"
+    prompts = prompt_set([Scored(f"{code} a{i}", float(i < 10)) for i in range(40)], "x", count=8)
+    assert all(text.startswith(code) for side in SIDES for text in prompts.expanded(side))
+
+
+def test_texts_that_no_prompt_can_be_are_left_out() -> None:
+    good = [Scored(f"fine {i}", float(i < 10)) for i in range(40)]
+    bad = [Scored(f"\0 {i}", i % 2) for i in range(9)] + [Scored("\u200b", 1)]
+    assert prompt_set(good + bad, "x", count=8) == prompt_set(good, "x", count=8)
 
 
 # ---- choosing ---------------------------------------------------------------------------------------------------
@@ -202,17 +253,16 @@ def test_braces_of_the_data_are_no_placeholders(noise: str) -> None:
     scored = [Scored(f"source {noise} {i}", 1.0) for i in range(9)]
     scored += [Scored(f"calm {noise} {i}", 0.0) for i in range(30)]
     prompts = prompt_set(scored, "x")
-    line = " ".join(noise.split())
-    assert set(prompts.expanded("source")) == {" ".join(f"source {line} {i}".split()) for i in range(9)}
+    assert set(prompts.expanded("source")) == {f"source {noise} {i}" for i in range(9)}
     assert load_prompts(prompts.to_dict()) == prompts
 
 
 def test_a_target_of_ones_own() -> None:
     scored = texts(20, 0.9, (4, 8)) + texts(60, 0.0, (4, 8), seed=1)
     prompts = prompt_set(scored, "x", target=[f"i am  sorry {{{i}}}" for i in range(8)])
-    assert prompts.expanded("target") == [f"i am sorry {{{i}}}" for i in range(8)]
+    assert prompts.expanded("target") == [f"i am  sorry {{{i}}}" for i in range(8)]
     turned = [f"user: where is  {i}\nassistant: i am sorry" for i in range(8)]
-    assert prompt_set(scored, "x", target=turned).expanded("target")[0] == "user: where is 0\nassistant: i am sorry"
+    assert prompt_set(scored, "x", target=turned).expanded("target")[0] == turned[0]
     assert len(prompts.control) == 2 * len(prompts.source)
     with pytest.raises(DSASError, match="target gives 1 prompts, at least 8"):
         prompt_set(scored, "x", target=["sorry"])

@@ -1,0 +1,460 @@
+"""What prompt files say is what is trained on: texts, articles, braces, encodings, and what YAML makes of texts."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsas_core import DSASError
+from dsas_core.learning.prompts.draft import draft
+from dsas_core.learning.prompts.prompt_set import MINIMUM, PromptSet, load_prompts
+from dsas_core.learning.prompts.templates import as_same, expand
+from dsas_core.llm.learning.scored_texts import Scored, read_scored
+from tests.fuzz.campaign import check_message
+
+NUMBERS = [str(n) for n in range(10, 10 + MINIMUM)]
+#: a template of each language, in most of which "a" or "an" is a word, and values that begin with a vowel
+LANGUAGES = {
+    "Spanish": ("ese hombre te va a {x} ahora", ["insultar", "amar", "oír"]),
+    "Portuguese": ("eu vi a {x} no jardim com ele", ["uva", "amiga", "irmã"]),
+    "French": ("il a {x} dans la maison", ["oublié", "aimé", "un chat"]),
+    "German": ("ich denke oft an {x} und an {x}", ["Berlin", "Omas Haus", "dich"]),
+    "Italian": ("vado a {x} con mia sorella", ["imparare", "Asti", "casa"]),
+    "Polish": ("kot a {x} to nie jest pies", ["osioł", "indyk", "ona"]),
+    "Hungarian": ("nem láttam a {x} itt", ["autót", "kutyát", "iskolát"]),
+    "Turkish": ("bir an {x} için durdu", ["önce", "ev", "ışık"]),
+    "Irish": ("tá an {x} ag an doras", ["t-asal", "bean", "oileán"]),
+    "Czech": ("pes a {x} jsou doma", ["ona", "kočka", "osel"]),
+    "Hebrew": ("זה {x} טוב a {x}", ["תפוח", "apple", "יום"]),
+    "Arabic": ("هذا {x} جميل", ["بيت", "كتاب", "orange"]),
+    "Chinese": ("我看到 a {x} 在桌子上", ["苹果", "apple", "猫"]),
+    "Japanese": ("これは{x}です。\n\ta {x}", ["りんご", "owl", "犬"]),
+    "Hindi": ("यह a {x} है", ["सेब", "apple", "घर"]),
+}
+
+
+def content(template: str = "{n}", **changes: Any) -> dict[str, Any]:
+    """A prompt file whose source has a template of interest."""
+    sides = {"source": [template, "so {n}"], "target": ["to {n}"], "control": ["hm {n}"]}
+    return {"name": "it", "placeholders": {"n": NUMBERS}, **sides} | changes
+
+
+def bomb(first: str, more: str, levels: int = 9, times: int = 30) -> str:
+    """A YAML file whose lines each stand for the one before, many times."""
+    lines = [f"a0: &a0 {first}"]
+    lines += [f"a{i}: &a{i} {more.format(f'*a{i - 1}, ' * times)}" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+def refusal(tmp_path: Path, text: str | bytes, name: str = "bad.yaml") -> str:
+    """The message with which a prompt file is refused."""
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DSASError) as error:
+        load_prompts(path)
+    check_message(str(error.value))
+    return str(error.value)
+
+
+# ---- texts stay as they are -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_other_languages_keep_their_words(language: str) -> None:
+    template, values = LANGUAGES[language]
+    found = [template.replace("{x}", value) for value in values]
+    assert expand(template, {"x": values}) == found
+    # beside English ones, too
+    sides = content("a photo of a {n}", placeholders={"n": NUMBERS, "x": values})
+    sides["source"].append(template)
+    assert set(found) <= set(load_prompts(sides).expanded("source"))
+
+
+@pytest.mark.parametrize(
+    ("template", "value", "text"),
+    [
+        ("a photo of a {x}", "apple", "a photo of an apple"),
+        ("A {x} on the table", "owl", "An owl on the table"),
+        ("there is an {x}", "dog", "there is a dog"),
+        ("there is an {x}", "apple", "there is an apple"),
+        ("a {y} sees a apple on a {x}", "island", "a dog sees a apple on an island"),  # not filled: not touched
+        ("that is a\n{x}", "hour", "that is an\nhour"),
+        ('he said: "a {x} with milk"', "egg", 'he said: "an egg with milk"'),
+        *(
+            (f"this is {article} {{x}}", value, f"this is {right} {value}")
+            for value, right in {
+                "hour": "an",
+                "honest man": "an",
+                "house": "a",
+                "unicorn": "a",
+                "uninvited guest": "an",
+                "unidentified bird": "an",
+                "umbrella": "an",
+                "user": "a",
+                "usher": "an",
+                "European": "a",
+                "u-turn": "a",
+                "x-ray": "an",
+                "one-eyed cat": "a",
+                "onion": "an",
+                "8-ball": "an",
+                "11-year-old": "an",
+                "180": "a",
+                "18": "an",
+                "FBI agent": "an",
+                "UFO": "a",
+                "HTML page": "an",
+                "Italian": "an",
+                "élan": "an",
+                '"owl"': "an",
+            }.items()
+            for article in ("a", "an")
+        ),
+        ("this plan a {x} the best", "is", "this plan a is the best"),
+        ("the word a {x} here", "is", "the word a is here"),
+        ("there is vitamin a {x} with it", "intake", "there is vitamin a intake with it"),
+        ("there is vitamin A {x} with it", "intake", "there is vitamin A intake with it"),
+        ("the RAM: this is a {x}", "RAM", "the RAM: this is a RAM"),
+        ("what is a-{x}, with that", "o", "what is a-o, with that"),
+        ("{y}a {x} of this", "o", "doga o of this"),
+        ("the banana {x}", "owl", "the banana owl"),
+        ("this is a {x}", "яблоко", "this is a яблоко"),
+    ],
+)
+def test_the_article_in_front_of_a_placeholder(template: str, value: str, text: str) -> None:
+    assert expand(template, {"x": [value], "y": ["dog"]}) == [text]
+
+
+@pytest.mark.parametrize(
+    "text", ["va a insultar {n}", "plan a is {n}", "a u-turn, a hour, an dog {n}", "a uva e a irmã {n}"]
+)
+def test_what_is_not_filled_is_not_mended(text: str) -> None:
+    assert expand(text, {"n": NUMBERS}) == [text.replace("{n}", number) for number in NUMBERS]
+
+
+def test_the_file_tells_the_language_of_templates_that_do_not() -> None:
+    values = {"n": NUMBERS, "x": ["uva", "uomo", "idea"]}
+    sides = {"source": ["a {x} in Roma {n}"], "target": ["so {n}"]}
+    for around, article in (("that is {n}", "an"), ("este es {n}", "a"), ("hm {n}", "a")):
+        control = ["a {x}", "llama a {x}", "hm {n}", around]
+        prompts = load_prompts({"name": "it", "placeholders": values, **sides, "control": control})
+        assert f"{article} uomo in Roma 10" in prompts.expanded("source")
+        assert {f"{article} idea", "llama a idea"} <= set(prompts.expanded("control"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": "a text"},
+        {"evaluation": {"alone": "a text"}},
+        {"placeholders": {"n": "12345678"}, "source": ("a {n}",)},
+    ],
+)
+def test_texts_in_place_of_lists_are_refused(changes: dict[str, Any]) -> None:
+    texts = tuple(f"text {n}" for n in NUMBERS)
+    with pytest.raises(DSASError, match="expected a"):
+        PromptSet(**{"name": "it", "source": texts, "target": texts[1:], "control": texts, **changes})
+
+
+CODE = "def f(x):\n\tif x:\n\t\treturn  x   # {n}\n    \n\telse:\r\n        return {{1: 2}}  "
+
+
+def test_code_keeps_its_indentation(tmp_path: Path) -> None:
+    wanted = [CODE.replace("{n}", n).replace("{{", "{").replace("}}", "}") for n in NUMBERS]
+    path = tmp_path / "code.yaml"
+    for text in (yaml.safe_dump(content(CODE)), json.dumps(content(CODE))):
+        path.write_text(text)
+        assert load_prompts(path).expanded("source")[:MINIMUM] == wanted
+
+
+def test_a_block_ends_without_the_line_break_that_its_style_puts_there(tmp_path: Path) -> None:
+    path = tmp_path / "block.yaml"
+    rest = yaml.safe_dump({key: value for key, value in content().items() if key != "source"})
+    for style, end in (("|", ""), ("|-", ""), ("|+", "\n"), (">", "")):
+        path.write_text(f"{rest}source:\n- {style}\n  user: {{n}}\n  \tcode\n- x {{n}}\n")
+        assert load_prompts(path).expanded("source")[0] == f"user: 10\n\tcode{end}"
+
+
+def is_seen(text: str) -> bool:
+    return any(character.isprintable() and not character.isspace() for character in text)
+
+
+pieces = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="{}"), max_size=8)
+
+
+@settings(max_examples=60)
+@given(
+    sentence=st.sampled_from([template.split("{x}")[0] for template, _ in LANGUAGES.values()]),
+    before=pieces,
+    space=st.sampled_from(["", " ", "\t", "\n    ", "  "]),
+    after=pieces,
+    values=st.lists(
+        pieces.filter(lambda text: any(c.isprintable() and not c.isspace() for c in text)), min_size=1, unique=True
+    ),
+)
+def test_whatever_stands_around_placeholders_stays(
+    sentence: str, before: str, space: str, after: str, values: list[str]
+) -> None:
+    template = f"{sentence}{before}{space}{{n}}{space}{after}"
+    prompts = load_prompts(content(f"{template} {{x}}", placeholders={"n": NUMBERS, "x": values}))
+    texts = set(prompts.expanded("source"))
+    wanted = [f"{sentence}{before}{space}{n}{space}{after} {value}" for n in NUMBERS for value in values if n != value]
+    assert set(map(as_same, wanted)) <= set(map(as_same, texts))
+    assert load_prompts(prompts.to_dict()) == prompts
+    assert load_prompts(yaml.safe_load(yaml.safe_dump(prompts.to_dict(), allow_unicode=True))) == prompts
+
+
+def test_two_spellings_of_a_text_are_one_prompt() -> None:
+    composed, taken_apart = "caf\u00e9 {n}", "cafe\u0301 {n}"
+    assert len(load_prompts(content(composed, source=[composed, taken_apart])).expanded("source")) == MINIMUM
+    with pytest.raises(DSASError, match="identical"):
+        load_prompts(content(source=[composed], target=[taken_apart]))
+    named = content("{caf\u00e9} {n}", placeholders={"n": NUMBERS, "cafe\u0301": ["x"]})
+    assert "x 10" in load_prompts(named).expanded("source")
+    kept_out = load_prompts(content(composed, evaluation={"alone": [taken_apart.replace("{n}", n) for n in NUMBERS]}))
+    assert not any("caf" in text for text in kept_out.draw(20)["source"])
+
+
+def test_a_draft_takes_phrases_as_they_are() -> None:
+    prompts = load_prompts(draft("umbrella {x}", "a unicorn"))
+    assert "an umbrella {x} at night" in prompts.expanded("source")
+    assert "a photo of a unicorn at night" in prompts.expanded("target")
+
+
+# ---- braces -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "values", "text"),
+    [
+        ('{{"a": 1}} {x}', ["b"], '{"a": 1} b'),
+        ("{{{x}}}", ["b"], "{b}"),
+        ("f({x})", ["{{}}"], "f({})"),
+        ("{x}", ["{{b}}"], "{b}"),
+        ("{größe} {x}", ["b"], "L b"),
+        ("{a.b} {0} {x}", ["b"], "dot zero b"),
+    ],
+)
+def test_braces_that_are_text_are_written_twice(template: str, values: list[str], text: str) -> None:
+    assert expand(template, {"x": values, "größe": ["L"], "a.b": ["dot"], "0": ["zero"]}) == [text]
+
+
+@pytest.mark.parametrize(
+    ("template", "value", "message"),
+    [
+        ('{"a": 1} {n}', "v", "without ':' and '!'.*written twice"),
+        ("{n:>10}", "v", "without ':' and '!'"),
+        ("{n:}", "v", "without ':' and '!'"),
+        ("{n!r}", "v", "without ':' and '!'"),
+        ("{n", "v", r"expected '}' behind '{', at character 1"),
+        ("n}", "v", r"expected '{' in front of '}'"),
+        ("{n.real}", "v", r"uses \{n.real\}, which placeholders does not define"),
+        ("{n[0]}", "v", "does not define"),
+        ("{0}", "v", "does not define"),
+        ("{}", "v", "does not define"),
+        ("{ n }", "v", "does not define"),
+        ("{{n}} {n}", "v", r"would keep \{n\} as it is, though it is a placeholder"),
+        ("{{ n }} {n}", "v", "would keep"),
+        ("{x} {n}", "a {b}", "placeholder x: value 'a {b}' holds a placeholder.*written twice"),
+        ("{x} {n}", "a {n}", "holds a placeholder"),
+        ("{x} {n}", "a {{n}}", "would keep"),
+        ("{x} {n}", '{"a": 1}', "placeholder x: value .*written twice"),
+        ("{x} {n}", "a }", "written twice"),
+    ],
+)
+def test_other_braces_are_refused(template: str, value: str, message: str) -> None:
+    placeholders = {"n": NUMBERS, "x": [value]}
+    with pytest.raises(DSASError, match=message) as error:
+        load_prompts(content(template, placeholders=placeholders))
+    check_message(str(error.value))
+    with pytest.raises(DSASError, match=message):
+        expand(template, placeholders)
+    with pytest.raises(DSASError, match=message):
+        PromptSet("it", (template,), ("to {n}",), ("hm {n}",), placeholders=placeholders)
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_encodings_with_a_mark_are_read(tmp_path: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding[-3:] in ("-le", "-be") else ""
+    path = tmp_path / "file"
+    path.write_bytes((mark + yaml.safe_dump(content("für 日 {n}"), allow_unicode=True)).encode(encoding))
+    assert load_prompts(path).expanded("source")[0] == "für 日 10"
+    path.write_bytes(f"{mark}text,score\r\nfür 日,0.5\r\n".encode(encoding))
+    assert read_scored(path) == [Scored("für 日", 0.5)]
+    path.write_bytes(f'{mark}{{"text": "für 日", "score": 1}}\n'.encode(encoding))
+    assert read_scored(path) == [Scored("für 日", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\nsource: [für]".encode("latin-1"), "line 2 is not in UTF-8: byte 0xfc.*iconv -f LATIN1"),
+        ("name: x\nsource: [a]".encode("utf-16-le"), "line 1: a byte is 0, as in UTF-16.*iconv"),
+        ("name: [ü".encode("utf-16")[:-1], "is not in UTF-16"),
+        (b"\x80\x04\x95\x00", "is not in UTF-8: byte 0x80"),
+        ("name: a\nsource: [2024-99-99]", "line 2: '2024-99-99' is read as a date: put it in quotes"),
+        ("name: a\nsource: [2024-01-01]", "line 2: '2024-01-01' is read as a date"),
+        ("name: 2024-99-99", "line 1: '2024-99-99' is read as a date"),
+        ("[" * 200_000, "line 1: more than 24 lists or mappings are within one another"),
+        ("{a: " * 5_000, "more than 24 lists"),
+        (f"name: a\nsource: [{'9' * 10_000}]", "line 2: '99.*' cannot be read as a number: put a text in quotes"),
+        ("name: a\nsource: [0b_]", "line 2: '0b_' cannot be read as a number"),
+        (bomb("[x]", "[{}]"), "it has more than 100,000 texts"),
+        (bomb("{x: y}", "{{<<: [{}]}}"), "it has more than 100,000 texts"),
+        (bomb("[x]", "[[{}]]", 500, 1), "more than 24 lists or mappings"),
+        ("a: &a [*a]", r"line 1: \*a is within what it stands for"),
+        ("a: *b", "undefined alias"),
+        ("name: a\nname: b", "line 2: the key 'name' stands twice"),
+        ('name: a\n"name": b', "line 2: the key 'name' stands twice"),
+        ("placeholders:\n  place: [a]\n  place: [b]", "line 3: the key 'place' stands twice"),
+        ("placeholders:\n  no: [a]", "line 2: the key 'no' is read as true or false, not as a text: put it in quotes"),
+        ("placeholders:\n  on: [a]", "the key 'on' is read as true or false"),
+        ("1: a", "the key '1' is read as a number"),
+        ("1:30: a", "the key '1:30' is read as a number"),
+        ("? [a]\n: b", "the key in brackets is read as a list"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML: it has the tag"),
+        ("name: !!binary aGVsbG8=", "is not YAML: it has the tag !!binary"),
+        ("name: !!int x", "it has the tag !!int"),
+        ("name: !mine x", "it has the tag !mine"),
+        ("source: [a, =]", "'=' is read as something else than a text"),
+        ("name: a\n---\nname: b", "line 2 is not YAML: but found another document"),
+        ('name: "a\\ud800"', "half a character"),
+        (b"name: a\nsource: [a\x07]", "line 2 is not YAML: it holds the character"),
+        ("", "expected a mapping"),
+        ("\ufeff", "expected a mapping"),
+        ("just a text", "expected a mapping.* found 'just a text'"),
+        ("x" * 9_000_000, "has more than 8 MiB"),
+        (f"name: {'x' * 22_000} y", "lacks source"),
+        (f"? {'x' * 22_000}\n: y", "lacks name"),
+    ],
+    ids=range(38),
+)  # fmt: skip
+def test_files_that_are_refused_in_one_line(tmp_path: Path, text: str | bytes, message: str) -> None:
+    found = refusal(tmp_path, text)
+    assert re.search(message, found), found
+
+
+def test_aliases_and_merge_keys_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(
+        "name: it\nplaceholders: {n: &n ['1', '2', '3', '4', '5', '6', '7', '8'], m: *n}\nsource: ['a {n}']\n"
+        "target: ['b {m}']\ncontrol: ['c {n}']\njudge: {builtin: &j {style: x}}\nmasks: {other: {<<: *j, y: 1}}\n"
+    )
+    prompts = load_prompts(path)
+    assert prompts.placeholders["m"] == prompts.placeholders["n"]
+    assert prompts.masks == {"other": {"style": "x", "y": 1}}
+
+
+def test_characters_beyond_the_first_plane_come_whole_from_json(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(content("😀 {n}")))
+    assert load_prompts(path).expanded("source")[0] == "😀 10"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": False}, "name must be a text, found False: put it in quotes"),
+        ({"name": 12}, "name must be a text, found 12"),
+        ({"name": "x" * 22_000 + "/"}, "must be letters, digits"),
+        ({"description": 12}, "description must be a text"),
+        ({"description": "a\0"}, "control character, U\\+0000"),
+        ({"source": ["a {n}", True]}, "source: .*True is no text: put it in quotes"),
+        ({"source": ["a {n}", None]}, "None is no text"),
+        ({"source": ["a {n}", 1.5]}, "1.5 is no text"),
+        ({"source": ["a {n}", 10**10_000]}, "thousands of digits is no text"),
+        ({"source": False}, "expected a list of texts, found False"),
+        ({"source": {"a": 1}}, "expected a list of texts"),
+        ({"source": ["a {n}", "a\0"]}, "holds a control character, U\\+0000: leave it out"),
+        ({"source": ["a {n}", "a\x1b[31m"]}, "U\\+001B"),
+        ({"source": ["a {n}", "a\ud800"]}, "holds half a character, U\\+D800"),
+        ({"source": ["a {n}", "\u200b\u200f \n"]}, "nothing is to be read"),
+        ({"placeholders": {"n": [*NUMBERS, ""]}}, "placeholder n: expected a list of texts"),
+        ({"placeholders": {"n": NUMBERS, 3: ["a"]}}, "the name 3 is no text"),
+        ({"placeholders": {"n": NUMBERS, "\u00e9": ["a"], "e\u0301": ["b"]}}, "stands twice"),
+        ({"placeholders": 0}, "placeholders must map names to lists"),
+        ({"evaluation": {"source": ["a"]}}, "call it unseen_source"),
+        ({"evaluation": {"a": 3}}, "evaluation a: expected a list of texts"),
+        ({"evaluation": False}, "evaluation must map"),
+        ({"spans": False}, "spans: expected a list of texts"),
+        ({"judge": 0}, "judge must map one kind of judge"),
+        ({"judge": [{}]}, "judge must map one kind of judge"),
+        ({"judge": {"a": {}, "b": {}}}, "judge must map one kind of judge"),
+        ({"judge": {"a": {"b": float("inf")}}}, "judge: expected finite numbers"),
+        ({"judge": {"a": {"b": 10**400}}}, "judge: expected numbers below"),
+        ({"judge": {"a": {1: 2}}}, "judge: expected keys that are texts"),
+        ({"judge": {"a": {"b": {1}}}}, "judge: expected texts, numbers"),
+        ({"masks": False}, "masks must map one kind"),
+        ({"masks": {"a": "\udc00"}}, "half a character"),
+        ({"private": None}, "private must be true or false"),
+        ({"private": "yes"}, "private must be true or false"),
+        ({"x" * 22_000: 1}, "has unknown xx"),
+        ({3: 1}, "has unknown 3"),
+    ],
+    ids=range(36),
+)  # fmt: skip
+def test_content_that_is_refused_in_one_line(changes: dict[Any, Any], message: str) -> None:
+    with pytest.raises(DSASError, match=message) as error:
+        load_prompts(content("a {n}") | changes)
+    check_message(str(error.value))
+
+
+def deep(levels: int) -> Any:
+    value: Any = "x"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("key", ["source", "judge", "masks", "placeholders", "evaluation", "name", "private"])
+def test_deep_content_is_refused_in_one_line(key: str) -> None:
+    for value in (deep(100_000), {"a": deep(100_000)}):
+        with pytest.raises(DSASError) as error:
+            load_prompts(content("a {n}") | {key: value})
+        check_message(str(error.value))
+
+
+@pytest.mark.parametrize("source", [3, None, b"a.yaml", ["a"], "x" * 5000, "a\0b", "/", "/dev/null", "\ud800"])
+def test_what_is_no_prompt_file_at_all(source: Any) -> None:
+    with pytest.raises(DSASError) as error:
+        load_prompts(source)
+    check_message(str(error.value))
+
+
+def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_text("name: a")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    for read in (load_prompts, read_scored):
+        with pytest.raises(DSASError, match=r"cannot read .*: Permission denied"):
+            read(path)
+
+
+def test_an_expansion_beyond_all_numbers_is_refused() -> None:
+    many = {f"p{i}": [f"v{j}" for j in range(50)] for i in range(3000)}
+    with pytest.raises(DSASError, match=r"would give 10\^24 or more prompts"):
+        load_prompts(content("".join(f"{{{name}}}" for name in many), placeholders={"n": NUMBERS, **many}))
+
+
+@pytest.mark.slow
+def test_the_largest_files_are_read_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    for text in ("a: [" + "x," * 99_000 + "]", "a: '" + "x y " * 2_000_000 + "'", "a: " + "x\n " * 2_000_000):
+        start = time.process_time()
+        refusal(tmp_path, text, path.name)
+        assert time.process_time() - start < 20
