@@ -37,7 +37,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...errors import PromptError
+from ...errors import PromptError, quote
+from ...utils.names import why_no_name
 from .draft import is_name
 from .templates import draw_evenly, expand, expansion_size, placeholder_names
 
@@ -107,7 +108,10 @@ class PromptSet:
     def __post_init__(self) -> None:
         where = f"prompt file {self.name!r}"
         if not is_name(self.name):
-            raise PromptError(f"prompt file: name {self.name!r} must be letters, digits, '.', '_' and '-'")
+            reason = why_no_name(self.name) or "it is to be a file's"
+            raise PromptError(
+                f"prompt file: name {quote(self.name)} must be letters, digits, '.', '_' and '-' ({reason})"
+            )
         # counts multiply with every placeholder: check before expanding takes all memory
         templates = itertools.chain(*(getattr(self, side) for side in (*SIDES, *_OTHER)), *self.evaluation.values())
         sizes = [expansion_size(template, self.placeholders) for template in templates]

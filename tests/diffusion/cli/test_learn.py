@@ -76,9 +76,7 @@ def test_learn_prints_the_draft_the_evidence_and_progress(dsas, model: str, tmp_
 
 
 def test_learn_from_a_file_as_json_over_an_earlier_concept(dsas, model: str, concept: str, tmp_path: Path) -> None:
-    out = tmp_path / "c"
-    out.mkdir()
-    (out / "config.json").write_text("old")
+    out = Concept.from_pretrained(concept).save_pretrained(tmp_path / "c")
     file = Path(concept) / "prompts.yaml"
     arguments = ("--prompts", file, "--out", out, "--name", "other", "--steps", 2, "--count", 12, "--gate", "on")
     arguments += ("--option", "normalise=mean norm", "--no-strip")
