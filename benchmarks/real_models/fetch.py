@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.common.records import ROOT, build_parser
 from dsas_core import llm
 from dsas_core.errors import DSASError, UnavailableError
-from dsas_core.utils.folders import fill_folder
+from dsas_core.utils.saving.folders import fill_folder
 
 MODELS = ROOT / "models"
 #: bytes that are hashed or copied at a time

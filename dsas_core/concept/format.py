@@ -25,8 +25,8 @@ from ..maps.envelope import EllipticEnvelope
 from ..model.sites import Site
 from ..probes import Probe
 from ..utils.files import to_readable_json
-from ..utils.folders import read_folder, save_folder
-from ..utils.names import why_no_name
+from ..utils.saving.folders import read_folder, save_folder
+from ..utils.saving.names import why_no_name
 from ..utils.tensorclass import TensorClass, unpack
 from .card import render_card
 from .data import ConceptData

@@ -16,7 +16,7 @@ import torch
 
 from ..errors import ArtifactError
 from ..utils.files import digest_of
-from ..utils.folders import names_in
+from ..utils.saving.folders import names_in
 from .samples import STRIP
 
 #: longest header that is read

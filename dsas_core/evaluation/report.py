@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from ..utils.files import as_json, write_files
-from ..utils.signature import UNSIGNED, is_signed, sign
+from ..utils.saving.signature import UNSIGNED, is_signed, sign
 from ..utils.templates import create_environment
 from .arms import ARMS, CONTROLS
 

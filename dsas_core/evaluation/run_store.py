@@ -24,9 +24,10 @@ from ..learning.prompts.prompt_set import PromptSet
 from ..model.fingerprints import weights_digest
 from ..model.sites import Roots
 from ..utils.files import write_files
-from ..utils.folders import fill_folder, names_in
 from ..utils.processes import Share
 from ..utils.progress import progress_bar
+from ..utils.saving.drafts import remove_left
+from ..utils.saving.folders import fill_folder, names_in
 
 IDENTITY, VALUES, CELLS = "run.json", "values.json", "cells"
 
@@ -99,6 +100,8 @@ class RunStore:
         self.folder, self.share, self.show_progress = Path(folder), share or Share(), show_progress
         if self.share.process == 0:
             _check(self.folder, identity)
+            for folder in (self.folder, self.folder / CELLS):
+                remove_left(folder)
             if not (self.folder / IDENTITY).is_file():
                 write_files({self.folder / IDENTITY: (json.dumps(identity, indent=2, sort_keys=True) + "\n").encode()})
         self.share.wait()
@@ -144,7 +147,8 @@ class RunStore:
             try:
                 values = cell.make(draft)
             except OSError as error:  # of the measurement, not of the folder
-                raise DSASError(f"cannot measure {cell.key.get('kind', 'this')}: {error}") from error
+                kind, reason = cell.key.get("kind", "this"), error.strerror or error
+                raise DSASError(f"cannot measure {kind}, or keep it in {self.folder}: {reason}") from error
             key = {name: _hash(value) if name in self._hidden else value for name, value in cell.key.items()}
             (draft / "key.json").write_text(json.dumps(key, indent=2, sort_keys=True) + "\n")
             (draft / VALUES).write_text(json.dumps(values) + "\n")

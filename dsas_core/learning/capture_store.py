@@ -19,7 +19,8 @@ import torch
 from ..errors import ArtifactError, DSASError, quote
 from ..model.sites import Site
 from ..utils.files import write_files
-from ..utils.folders import names_in
+from ..utils.saving.drafts import remove_left
+from ..utils.saving.folders import names_in
 from .capture import Activations, Capture, Key, LabelPositions
 
 ABOUT = "about.json"
@@ -60,6 +61,7 @@ class CaptureStore(Mapping[Key, Activations]):
         self._loaded: tuple[Key | None, Activations] = (None, Activations())
         expected = json.loads(json.dumps({**about, "sites": list(map(str, sites)), "edges": list(edges)}))
         path = self.folder / ABOUT
+        remove_left(self.folder)
         if path.is_file():
             stored = _read_object(path)
             different = ", ".join(key for key in expected if stored.get(key) != expected[key])

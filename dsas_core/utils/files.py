@@ -1,7 +1,7 @@
 """Files that are written whole or not at all, and strict JSON.
 
-Nothing is written in place: new files lie in a draft (`drafts`) and are moved from there one by one. `folders` has what
-belongs together in a folder.
+Nothing is written in place: new files lie in a draft (`saving.drafts`) and are moved from there one by one. What
+belongs together in a folder is saved by `saving.folders`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DSASError, quote, shorten
-from .drafts import finish, flush, open_draft, write_flushed
+from .saving.drafts import finish, flush, open_draft, write_flushed
 
 #: characters of a path in a message
 _LONGEST_PATH = 250

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["show", "builtin:nothing"])  # an error on standard error
         1
     """
-    before: dict[Path, tuple[float, int]] = {}
+    before: dict[Path, tuple[int, int]] = {}
     args = argparse.Namespace()
     try:
         args = parser().parse_args(argv)
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 _MOST_FILES = 10_000
 
 
-def _written(args: argparse.Namespace) -> dict[Path, tuple[float, int]]:
+def _written(args: argparse.Namespace) -> dict[Path, tuple[int, int]]:
     """The files at the places that a command writes to, with their times and sizes."""
     places = [getattr(args, name, None) or [] for name in ("out", "store", "heat", "monitor")]
     places += [args.concept] if getattr(args, "in_place", False) else []

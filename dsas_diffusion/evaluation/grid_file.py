@@ -32,7 +32,7 @@ from dsas_core.errors import DSASError, quote
 from dsas_core.evaluation import Plan
 from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
 from dsas_core.learning.recipe import recipe_of
-from dsas_core.utils.names import why_no_name
+from dsas_core.utils.saving.names import why_no_name
 
 _KEYS = ("title", "models", "concepts", "methods", "gates", "recipes", "learn", "measure")
 _CONCEPT = ("prompts", "models", "sites", "name", "measure")

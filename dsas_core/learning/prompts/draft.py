@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import PromptError
-from ...utils.names import why_no_name
+from ...utils.saving.names import why_no_name
 
 
 def is_name(text: str) -> bool:

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import PromptError, quote
-from ...utils.names import why_no_name
+from ...utils.saving.names import why_no_name
 from .draft import is_name
 from .templates import draw_evenly, expand, expansion_size, placeholder_names
 

@@ -15,7 +15,7 @@ from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.llm.steering.answer import answer, encode_message
 from dsas_core.steering.strengths import Strength
-from dsas_core.utils.signature import UNSIGNED, sign
+from dsas_core.utils.saving.signature import UNSIGNED, sign
 
 from ..arguments import open_language_model, read_concepts, values_of
 from ..options import GATES

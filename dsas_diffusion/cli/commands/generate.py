@@ -17,7 +17,7 @@ from PIL import Image
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.steering.strengths import Auto, Strength
-from dsas_core.utils.folders import save_folder
+from dsas_core.utils.saving.folders import save_folder
 from dsas_core.utils.versions import versions
 
 from ... import __version__

@@ -25,7 +25,7 @@ from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
 from dsas_core.learning.recipe import recipe_of
 from dsas_core.llm.model.conversations import parse_turns
 from dsas_core.maps.envelope import RANK
-from dsas_core.utils.folders import names_in
+from dsas_core.utils.saving.folders import names_in
 
 from ...learning.illustrate import illustrate
 from ...learning.learn import Lesson

@@ -16,7 +16,7 @@ from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.utils.progress import progress_bar
-from dsas_core.utils.signature import UNSIGNED, sign
+from dsas_core.utils.saving.signature import UNSIGNED, sign
 from dsas_core.utils.versions import versions
 
 from ... import __version__

@@ -17,9 +17,9 @@ from dsas_core.concept.samples import STRIP, Samples
 from dsas_core.evaluation import RunStore
 from dsas_core.learning.capture_store import CaptureStore
 from dsas_core.utils.files import write_files
-from dsas_core.utils.folders import SAVE, names_in
-from dsas_core.utils.names import why_no_name
-from dsas_core.utils.signature import UNSIGNED, is_signed, sign
+from dsas_core.utils.saving.folders import SAVE, names_in
+from dsas_core.utils.saving.names import why_no_name
+from dsas_core.utils.saving.signature import UNSIGNED, is_signed, sign
 from tests.fixtures.concepts import random_concept
 
 

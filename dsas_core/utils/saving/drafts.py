@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import DSASError
+from ...errors import DSASError
 
 try:
     import fcntl
@@ -70,6 +70,12 @@ def open_draft(parent: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
         if handle >= 0:
             os.close(handle)
+
+
+def remove_left(parent: Path) -> None:
+    """Remove what killed processes have left in a folder, if there is one that can be written."""
+    with suppress(OSError), lock(parent):
+        _remove_left(parent)
 
 
 def _remove_left(parent: Path) -> None:

@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import ArtifactError, DSASError
+from ...errors import ArtifactError, DSASError
+from ..files import check_replaceable, digest_of, keep_link, make_folder, remove_empty, set_aside, warn_of, writing
 from .drafts import draft_name, finish, flush, is_draft, lock, open_draft, write_flushed
-from .files import check_replaceable, digest_of, keep_link, make_folder, remove_empty, set_aside, warn_of, writing
 
 Result = TypeVar("Result")
 
@@ -133,17 +133,20 @@ def _roll_forward(folder: Path, plan: Mapping[str, Any], kept: dict[Path, Path])
 
 
 def _roll_back(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Put back what a save that cannot be finished has replaced; where that fails too, it stays to be finished."""
+    """Put back what a save that cannot be finished has replaced.
+
+    The new files go back into the draft, so that where this fails too, the save can still be finished.
+    """
     save = folder / SAVE
     if not save.exists():
         return
     with suppress(OSError):
         for name, digest in plan["files"].items():
-            target, old = folder / name, save / _OLD / name
-            if old.exists():
+            target, new, old = folder / name, save / _NEW / name, save / _OLD / name
+            if not new.exists() and target.exists() and digest_of(target) == digest:
+                os.replace(target, new)
+            if old.exists() and not target.exists():
                 os.replace(old, target)
-            elif target.exists() and digest_of(target) == digest:
-                target.unlink()
         for name in plan["gone"]:
             if (save / _OLD / name).exists():
                 os.replace(save / _OLD / name, folder / name)
