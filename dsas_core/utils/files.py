@@ -7,6 +7,7 @@ belongs together in a folder is saved by `saving.folders`.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import DSASError, quote, shorten
 from .saving.drafts import finish, flush, open_draft, write_flushed
@@ -187,6 +188,16 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_to_append(file: Path) -> IO[str]:
+    """Open a file of lines to append to; a last line that was cut off ends, so that the next one is whole."""
+    opened = open(file, "a+b")  # noqa: SIM115
+    if opened.tell():
+        opened.seek(-1, os.SEEK_END)
+        if opened.read() != b"\n":
+            opened.write(b"\n")
+    return io.TextIOWrapper(opened, encoding="utf-8")
 
 
 def make_folder(folder: Path) -> list[Path]:

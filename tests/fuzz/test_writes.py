@@ -297,7 +297,7 @@ def version_of(kind: Kind, folder: Path) -> str | None:
 
 
 @campaign(
-    1500,
+    1000,
     kind=st.sampled_from(list(KINDS)),
     before=st.sampled_from(
         ["nothing", "an empty folder", "old", "old and others", "old and changed", "a linked folder"]

@@ -14,9 +14,9 @@ import pytest
 from dsas_core import Concept, DSASError, Site
 from dsas_core.concept.concept import CARD, CONFIG, TENSORS
 from dsas_core.concept.samples import STRIP, Samples
-from dsas_core.evaluation import RunStore
+from dsas_core.evaluation import Cell, RunStore
 from dsas_core.learning.capture_store import CaptureStore
-from dsas_core.utils.files import write_files
+from dsas_core.utils.files import open_to_append, write_files
 from dsas_core.utils.saving.folders import SAVE, names_in
 from dsas_core.utils.saving.names import why_no_name
 from dsas_core.utils.saving.signature import UNSIGNED, is_signed, sign
@@ -270,6 +270,32 @@ def test_a_run_that_was_killed_at_its_first_file_goes_on(tmp_path: Path) -> None
     assert json.loads((tmp_path / "run.json").read_text()) == {"model": "a"}
     (tmp_path / "rows" / ".dsas-draft-0123abcd").mkdir(parents=True)
     assert len(CaptureStore(tmp_path / "rows", {}, [])) == 0
+
+
+def test_a_cell_that_is_not_complete_is_filled_and_keeps_what_is_not_ours(tmp_path: Path) -> None:
+    def make(folder: Path) -> dict[str, int]:
+        (folder / "a.png").write_bytes(b"new")
+        return {"a": 1}
+
+    cell = Cell({"number": 1}, make)
+    place = tmp_path / "cells" / cell.digest
+    place.mkdir(parents=True)
+    (tmp_path / "run.json").write_text("{}")
+    (place / "notes.txt").write_text("mine")
+    (place / "a.png").write_bytes(b"half")
+    [result] = RunStore(tmp_path, {}).complete([cell])
+    assert (result.values, result.folder) == ({"a": 1}, place)
+    there = {path.name: path.read_bytes() for path in place.iterdir() if path.suffix in (".txt", ".png", ".old")}
+    assert there == {"notes.txt": b"mine", "a.png": b"new", "a.png.old": b"half"}
+
+
+def test_a_line_that_was_cut_off_does_not_take_the_next_along(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"a": 1}\n{"a')
+    with open_to_append(tmp_path / "lines.jsonl") as file:
+        file.write("{}\n")
+    with open_to_append(tmp_path / "lines.jsonl") as file:
+        file.write("{}\n")
+    assert (tmp_path / "lines.jsonl").read_text() == '{"a": 1}\n{"a\n{}\n{}\n'
 
 
 # ---- names and signatures -------------------------------------------------------------------------------------------
