@@ -42,7 +42,7 @@ def test_an_entry_whose_name_no_folder_may_have_is_refused(name: str, tmp_path: 
     (tmp_path / "banana.yaml").write_text(yaml.safe_dump(PROMPTS))
     content = {"concepts": [{"name": name, "prompts": "banana.yaml", "models": ["builtin:emoji"]}]}
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(DSASError, match="can be no folder's name, as it .*: give it a name: of its own"):
+    with pytest.raises(DSASError, match=r"can be no folder's name, as it .*: give it a name: of its own"):
         EvaluationGrid.read(tmp_path / "grid.yaml")
 
 
