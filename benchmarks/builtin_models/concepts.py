@@ -17,9 +17,9 @@ from dsas_core import llm
 from dsas_core.concept.builtin import FOLDER, shipped
 from dsas_core.concept.card import render_card
 from dsas_core.concept.concept import Concept
-from dsas_core.concept.format import CARD
+from dsas_core.concept.format import CARD, save_concept
 from dsas_core.model.loading import BUILTIN
-from dsas_core.utils.files import replace_folder
+from dsas_core.utils.files import writing
 
 ROOT = Path(__file__).parents[2]
 #: prompt files, by the names of their concepts
@@ -78,10 +78,9 @@ def learn_shipped(name: str, *, show_progress: bool = False) -> Concept:
 
 def write_shipped(name: str, concept: Concept, out: Path) -> Path:
     """Put a concept into its folder below `out`, whole or not at all; its card's example names the built-in one."""
-    with replace_folder(out / name) as draft:
-        concept.save_pretrained(draft)
-        (draft / CARD).write_text(render_card(concept, f"{BUILTIN}{name}"), encoding="utf-8")
-    return out / name
+    with writing(out / name):
+        card = render_card(concept, f"{BUILTIN}{name}").encode()
+    return save_concept(concept, out / name, overwrite=True, beside={CARD: card})
 
 
 def overview() -> str:

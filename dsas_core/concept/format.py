@@ -13,21 +13,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, quote
 from ..maps import Map
 from ..maps.envelope import EllipticEnvelope
 from ..model.sites import Site
 from ..probes import Probe
-from ..utils.files import replace_folder, to_readable_json
+from ..utils.files import to_readable_json
+from ..utils.saving.folders import read_folder, save_folder
+from ..utils.saving.names import why_no_name
 from ..utils.tensorclass import TensorClass, unpack
 from .card import render_card
 from .data import ConceptData
 from .intervention import Intervention
+from .own_files import recognise, serialise
 from .samples import STRIP, Samples
 
 AnyConcept = TypeVar("AnyConcept", bound=ConceptData)
@@ -51,30 +55,34 @@ DTYPES = {"F16", "BF16", "F32", "F64"}
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def save_concept(concept: ConceptData, folder: Path, *, overwrite: bool = False) -> Path:
-    """Write a concept's folder, as a whole or not at all; see `Concept.save_pretrained`."""
-    from safetensors.torch import save
+#: which files of a folder a save wrote, where it may be saved into
+recognise_concept = partial(recognise, config=CONFIG, tensors=TENSORS, card=CARD)
 
-    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if occupied and not overwrite:
-        raise ArtifactError(f"{folder} is there and not empty: choose another folder, or pass overwrite (--overwrite)")
-    if occupied and not (folder / CONFIG).is_file():
-        raise ArtifactError(
-            f"{folder} holds something else than a concept, which overwrite would lose: choose another folder"
-        )
+
+def save_concept(
+    concept: ConceptData, folder: Path, *, overwrite: bool = False, beside: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write a concept's files, all or none of them; see `Concept.save_pretrained`.
+
+    Args:
+        concept: the concept.
+        folder: where to; other files in it stay.
+        overwrite: replace a concept that is there.
+        beside: further files of the save, or another card.
+    """
     try:
         _validate(concept)
     except ValueError as error:
         raise ArtifactError(
-            f"concept {concept.name!r} cannot be saved, as it could not be read again: {error}"
+            f"concept {quote(concept.name)} cannot be saved, as it could not be read again: {error}"
         ) from None
     config, tensors = pack_concept(concept)
-    with replace_folder(folder) as draft:
-        (draft / TENSORS).write_bytes(save(tensors, metadata={"format": "pt", "dsas": str(FORMAT)}))
-        (draft / CONFIG).write_text(to_readable_json(config) + "\n")
-        (draft / CARD).write_text(render_card(concept), encoding="utf-8")
-        if concept.samples is not None and concept.samples.strip:
-            (draft / STRIP).write_bytes(concept.samples.strip)
+    files = {CONFIG: (to_readable_json(config) + "\n").encode(), CARD: render_card(concept).encode()}
+    if concept.samples is not None and concept.samples.strip:
+        files[STRIP] = concept.samples.strip
+    files |= beside or {}
+    files = {TENSORS: serialise(tensors, files, FORMAT), **files}
+    save_folder(folder, files, partial(recognise_concept, overwrite=overwrite), obsolete=lambda name: name == STRIP)
     return folder
 
 
@@ -117,6 +125,10 @@ def load_concept(kind: type[AnyConcept], folder: Path) -> AnyConcept:
         >>> load_concept(ConceptData, Path(__file__).parents[1] / "concepts" / "banana-blur").name
         'banana-blur'
     """
+    return read_folder(folder, FILES, lambda: _load(kind, folder))
+
+
+def _load(kind: type[AnyConcept], folder: Path) -> AnyConcept:
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder} is no concept: it has no {name} (write one with `dsas learn`)")
@@ -305,8 +317,8 @@ def _validate(concept: ConceptData) -> None:
     ends = concept.range
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("name, method, gate and description must be texts")
-    if not concept.name.isprintable() or not concept.name or set(concept.name) & set("/\\"):
-        raise ValueError(f"name {concept.name[:80]!r} is such as no folder may have")
+    if reason := why_no_name(concept.name):
+        raise ValueError(f"name {quote(concept.name)} is such as no folder may have: {reason}")
     if not all(isinstance(content, Mapping) for content in mappings):
         raise ValueError("base, learned_on, evidence and provenance must be mappings")
     if isinstance(concept.unit, str) or not all(map(math.isfinite, (concept.unit, *concept.edges, *weights))):

@@ -135,11 +135,11 @@ def doses(own: Mapping[str, float], arms: Sequence[str]) -> dict[str, dict[str, 
 
 def save_scores(parts: Sequence[Scores], path: Path) -> None:
     """Write the scores of several traces, thinned to `MAX_SCORES` of each gate, evenly over the sorted scores."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     joined = {place: torch.cat([part[place] for part in parts if place in part]) for part in parts for place in part}
     thin = {place: _of_size(h, min(len(h), MAX_SCORES)) for place, h in joined.items()}
-    save_file({f"{number}.{bin_}": h for (number, bin_), h in thin.items()}, path)
+    path.write_bytes(save({f"{number}.{bin_}": h for (number, bin_), h in thin.items()}))
 
 
 def load_scores(path: Path) -> Scores:

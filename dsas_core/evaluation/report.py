@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from ..utils.files import as_json
+from ..utils.files import as_json, write_files
+from ..utils.saving.signature import UNSIGNED, is_signed, sign
 from ..utils.templates import create_environment
 from .arms import ARMS, CONTROLS
 
@@ -35,17 +36,17 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> list[Path]:
     """Write the three reports.
 
     Args:
-        folder: an existing folder.
+        folder: where to; reports of an earlier run are replaced, and other files of their names kept as `NAME.old`.
         document: plain data, see the module's docstring.
 
     Returns:
         The paths of report.json, report.md and report.html.
     """
-    contents = {JSON: as_json(document) + "\n"}
-    contents |= {name: _render(name, document=document) for name in (MARKDOWN, HTML)}
-    for name, content in contents.items():
-        (folder / name).write_text(content, encoding="utf-8")
-    return [folder / name for name in contents]
+    contents = {JSON: as_json({**document, "signature": UNSIGNED}) + "\n"}
+    contents |= {name: f"{_render(name, document=document)}<!-- {UNSIGNED} -->\n" for name in (MARKDOWN, HTML)}
+    files = {folder / name: sign(content.encode()) for name, content in contents.items()}
+    write_files(files, lambda path: is_signed(path.read_bytes()))
+    return list(files)
 
 
 def _render(template: str, **values: Any) -> str:

@@ -23,9 +23,11 @@ from ..learning.prompts.kept import are_private
 from ..learning.prompts.prompt_set import PromptSet
 from ..model.fingerprints import weights_digest
 from ..model.sites import Roots
-from ..utils.files import replace_folder
+from ..utils.files import write_files
 from ..utils.processes import Share
 from ..utils.progress import progress_bar
+from ..utils.saving.drafts import remove_left
+from ..utils.saving.folders import fill_folder, names_in
 
 IDENTITY, VALUES, CELLS = "run.json", "values.json", "cells"
 
@@ -98,12 +100,10 @@ class RunStore:
         self.folder, self.share, self.show_progress = Path(folder), share or Share(), show_progress
         if self.share.process == 0:
             _check(self.folder, identity)
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                if not (self.folder / IDENTITY).is_file():
-                    (self.folder / IDENTITY).write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n")
-            except OSError as error:
-                raise DSASError(f"cannot write {self.folder}: {error.strerror}") from None
+            for folder in (self.folder, self.folder / CELLS):
+                remove_left(folder)
+            if not (self.folder / IDENTITY).is_file():
+                write_files({self.folder / IDENTITY: (json.dumps(identity, indent=2, sort_keys=True) + "\n").encode()})
         self.share.wait()
         if self.share.process > 0:
             _check(self.folder, identity)
@@ -142,12 +142,13 @@ class RunStore:
 
     def _make(self, cell: Cell) -> None:
         """Measure one cell, with random numbers seeded by its key, so that every process draws the same."""
-        with replace_folder(self._folder_of(cell)) as draft, torch.random.fork_rng():
+        with fill_folder(self._folder_of(cell), last=VALUES) as draft, torch.random.fork_rng():
             torch.manual_seed(int(cell.digest[:15], 16))
             try:
                 values = cell.make(draft)
             except OSError as error:  # of the measurement, not of the folder
-                raise DSASError(f"cannot measure {cell.key.get('kind', 'this')}: {error}") from error
+                kind, reason = cell.key.get("kind", "this"), error.strerror or error
+                raise DSASError(f"cannot measure {kind}, or keep it in {self.folder}: {reason}") from error
             key = {name: _hash(value) if name in self._hidden else value for name, value in cell.key.items()}
             (draft / "key.json").write_text(json.dumps(key, indent=2, sort_keys=True) + "\n")
             (draft / VALUES).write_text(json.dumps(values) + "\n")
@@ -170,13 +171,17 @@ def _check(folder: Path, identity: Mapping[str, Any]) -> None:
         raise DSASError(f"{folder} is a file: choose a folder")
     path = folder / IDENTITY
     if not path.is_file():
-        if folder.exists() and any(folder.iterdir()):
+        if names_in(folder):
             raise DSASError(f"{folder} holds something else than a run: choose another folder")
         return
     try:
         stored = json.loads(path.read_text())
-    except ValueError:
-        raise ArtifactError(f"{path} is damaged: choose another folder") from None
+    except (ValueError, RecursionError):
+        stored = None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}): choose another folder") from None
+    if not isinstance(stored, dict):
+        raise ArtifactError(f"{path} is damaged, so whose results are beside it is unknown: choose another folder")
     expected = json.loads(json.dumps(identity))
     if differing := sorted(key for key in {*expected, *stored} if expected.get(key) != stored.get(key)):
         raise DSASError(f"{folder} holds another run (another {', another '.join(differing)}): choose another folder")

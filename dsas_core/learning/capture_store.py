@@ -8,18 +8,24 @@ whichever process wrote them and when.
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import ArtifactError, DSASError
+from ..errors import ArtifactError, DSASError, quote
 from ..model.sites import Site
+from ..utils.files import write_files
+from ..utils.saving.drafts import remove_left
+from ..utils.saving.folders import names_in
 from .capture import Activations, Capture, Key, LabelPositions
 
 ABOUT = "about.json"
+#: what earlier versions left where they were killed before they had written that
+_LEFT = rf"\.{re.escape(ABOUT)}\.\d+"
 #: the fields of `Activations` that are stored
 _FIELDS = ("pooled", "prompts", "positions", "position_prompts", "places")
 
@@ -36,7 +42,7 @@ class CaptureStore(Mapping[Key, Activations]):
 
     Raises:
         ArtifactError: the folder holds activations that were captured otherwise, or other files.
-        DSASError: the folder cannot be written.
+        DSASError: the folder, or a batch, cannot be written.
 
     Example:
         >>> import tempfile
@@ -55,6 +61,7 @@ class CaptureStore(Mapping[Key, Activations]):
         self._loaded: tuple[Key | None, Activations] = (None, Activations())
         expected = json.loads(json.dumps({**about, "sites": list(map(str, sites)), "edges": list(edges)}))
         path = self.folder / ABOUT
+        remove_left(self.folder)
         if path.is_file():
             stored = _read_object(path)
             different = ", ".join(key for key in expected if stored.get(key) != expected[key])
@@ -62,14 +69,12 @@ class CaptureStore(Mapping[Key, Activations]):
                 raise ArtifactError(
                     f"{self.folder} holds what was read otherwise ({different}): choose another folder, or delete it"
                 )
-        elif self.folder.is_dir() and any(not other.match(f".{ABOUT}.*") for other in self.folder.iterdir()):
-            raise ArtifactError(f"{self.folder} is there and holds something else: choose another folder")
+        elif self.folder.exists() and not self.folder.is_dir():
+            raise DSASError(f"cannot write into {self.folder}: File exists; choose another folder")
+        elif other := [name for name in names_in(self.folder) if not re.fullmatch(_LEFT, name)]:
+            raise ArtifactError(f"{self.folder} is there and holds something else ({other[0]}): choose another folder")
         else:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                _write_atomically(path, json.dumps(expected, indent=2).encode())
-            except OSError as error:
-                raise DSASError(f"cannot write into {self.folder}: {error.strerror}; choose another folder") from None
+            write_files({path: json.dumps(expected, indent=2).encode()})
 
     @property
     def rows(self) -> Mapping[Key, Activations]:
@@ -101,16 +106,14 @@ class CaptureStore(Mapping[Key, Activations]):
                     tensors[f"{prefix}.{name}.calls"] = torch.tensor([len(part) for part in parts])
             tensors[f"{prefix}.count"] = torch.tensor(rows.count)
         metadata = {"timeless": json.dumps(sorted(capture.timeless)), "order": json.dumps([*prefixes.values()])}
-        _write_atomically(self._path(kind, offset), save(tensors, metadata=metadata))
+        write_files({self._path(kind, offset): save(tensors, metadata=metadata)})
 
     def read(self, kinds: Sequence[str]) -> None:
         """Index the files, in the order of kinds, and of prompts within each."""
-        from safetensors import safe_open
-
         self._paths.clear()
         for kind in kinds:
             for path in self._paths_of(kind):
-                with safe_open(path, framework="pt") as file:
+                with _open(path) as file:
                     metadata = file.metadata()
                 self.timeless |= set(json.loads(metadata["timeless"]))
                 for prefix in json.loads(metadata["order"]):  # in which the model visited them
@@ -119,11 +122,9 @@ class CaptureStore(Mapping[Key, Activations]):
 
     def read_extra(self, kind: str, name: str) -> torch.Tensor:
         """The extra tensors of that name of all batches of a kind, concatenated."""
-        from safetensors import safe_open
-
         parts = []
         for path in self._paths_of(kind):
-            with safe_open(path, framework="pt") as file:
+            with _open(path) as file:
                 parts.append(file.get_tensor(f"more.{name}"))
         return torch.cat(parts)
 
@@ -169,9 +170,7 @@ Captured = Capture | CaptureStore
 
 def _read_into(rows: Activations, path: Path, prefix: str) -> None:
     """Append what one file holds of a site and bin, one tensor for each forward pass."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
+    with _open(path) as file:
         names = set(file.keys())
         rows.count = max(rows.count, int(file.get_tensor(f"{prefix}.count")))
         for name in _FIELDS:
@@ -189,8 +188,17 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all, also while other processes write it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    draft.replace(path)
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """A stored batch.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({quote(error)}): delete it, and it is captured again") from None

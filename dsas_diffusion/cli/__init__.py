@@ -17,11 +17,14 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
+from itertools import islice
+from pathlib import Path
 from typing import NoReturn
 
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, shorten
 from dsas_core.utils.files import as_json
 
 from .. import __version__
@@ -42,8 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["show", "builtin:nothing"])  # an error on standard error
         1
     """
+    before: dict[Path, tuple[int, int]] = {}
+    args = argparse.Namespace()
     try:
         args = parser().parse_args(argv)
+        before = _written(args)
         args.command = shlex.join(["dsas", *(sys.argv[1:] if argv is None else argv)])
         with warnings.catch_warnings():
             _shorten_warnings()
@@ -56,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed help, a version or what was wrong
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", 130)
+        return _fail(_tell_interruption(before, _written(args)), 130)
     except BrokenPipeError:  # `dsas show … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
@@ -66,6 +72,36 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"error: {one_line(error)}")
         return _fail(f"error: {type(error).__name__}: {one_line(error)} (set DSAS_DEBUG=1 for the traceback)")
     return 0
+
+
+#: files of a folder that are looked at, to tell what an interrupted command wrote
+_MOST_FILES = 10_000
+
+
+def _written(args: argparse.Namespace) -> dict[Path, tuple[int, int]]:
+    """The files at the places that a command writes to, with their times and sizes."""
+    places = [getattr(args, name, None) or [] for name in ("out", "store", "heat", "monitor")]
+    places += [args.concept] if getattr(args, "in_place", False) else []
+    found = {}
+    for place in (Path(place).expanduser() for item in places for place in ([item] if isinstance(item, str) else item)):
+        for path in (
+            place,
+            place.with_suffix(".json"),
+            *islice(place.rglob("*") if place.is_dir() else (), _MOST_FILES),
+        ):
+            with suppress(OSError):
+                if path.is_file() and not any(part.startswith(".dsas-") for part in path.parts):
+                    found[path] = (path.stat().st_mtime_ns, path.stat().st_size)
+    return found
+
+
+def _tell_interruption(before: Mapping[Path, object], after: Mapping[Path, object]) -> str:
+    """What is there when a command was interrupted."""
+    new = sorted(str(path) for path, stamp in after.items() if before.get(path) != stamp)
+    if not new:
+        return "interrupted; nothing was written"
+    more = f" and {len(new) - 1} more" if len(new) > 1 else ""
+    return f"interrupted; {shorten(new[0], 300)}{more} had been written, each of them whole"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import re
 import sys
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
-from dsas_core.errors import DSASError
-from dsas_core.utils.files import as_json, replace_folder
+from dsas_core.errors import DSASError, shorten
+from dsas_core.utils import files as files_of_core
+from dsas_core.utils.files import as_json, check_replaceable, writing
+from dsas_core.utils.saving.folders import names_in, settle
+from dsas_core.utils.saving.signature import PNG_KEYWORD, UNSIGNED, is_signed, sign
 
 #: suffix -> format of the pictures that can be written
 IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+#: key of a file's signature in its settings
+SIGNATURE = "signature"
+#: characters of settings that Exif data have room for
+_LONGEST_DESCRIPTION = 60_000
 
 
 def one_line(message: object) -> str:
@@ -91,13 +100,16 @@ def _print_rich_table(headings: Sequence[str], cells: Sequence[Sequence[str]], l
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def check_output_folder(out: str | Path, ours: str, overwrite: bool) -> Path:
+def check_output_folder(
+    out: str | Path, ours: str, overwrite: bool, recognise: Callable[[Path], Mapping[str, str]] | None = None
+) -> Path:
     """Check the folder to write before the long work that fills it.
 
     Args:
         out: the folder; it need not exist.
         ours: a regular expression for the names of files that may be overwritten.
-        overwrite: whether a folder that is not empty may be replaced.
+        overwrite: whether what an earlier run wrote there may be replaced.
+        recognise: raises a DSASError where files of these names are of something else.
 
     Returns:
         The folder's absolute path.
@@ -105,15 +117,21 @@ def check_output_folder(out: str | Path, ours: str, overwrite: bool) -> Path:
     Raises:
         DSASError: it is a file, holds something that we did not write, is not empty, or cannot be written.
     """
-    folder = Path(out).expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise DSASError(f"{out} is a file: choose a folder")
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if foreign := [name for name in names if not re.fullmatch(ours, name)]:
-        raise DSASError(f"{out} holds {foreign[0]}, which this command did not write: choose another folder")
-    if names and not overwrite:
-        raise DSASError(f"{out} is there and not empty: choose another folder, or pass --overwrite")
-    check_writable(folder)
+    with writing(Path(out)):
+        folder = Path(out).expanduser().resolve()
+        if folder.exists() and not folder.is_dir():
+            raise DSASError(f"{out} is a file: choose a folder")
+        settle(folder)
+        names = names_in(folder)
+        if foreign := [name for name in names if not re.fullmatch(rf"({ours})(\.old\d*)?", name)]:
+            raise DSASError(
+                f"{out} holds {shorten(foreign[0], 80)}, which this command did not write: choose another folder"
+            )
+        if names and not overwrite:
+            raise DSASError(f"{out} is there and not empty: choose another folder, or pass --overwrite")
+        if names and recognise:
+            recognise(folder)
+        check_writable(folder / "any")
     return folder
 
 
@@ -124,69 +142,100 @@ def check_output_files(paths: Sequence[Path], overwrite: bool) -> None:
         DSASError: a file is there and may not be overwritten, is a folder, or cannot be written.
     """
     for path in paths:
-        if path.is_dir():
-            raise DSASError(f"{path} is a folder: choose another name")
-        if path.exists() and not overwrite:
-            raise DSASError(f"{path} is there: choose another name, or pass --overwrite")
-    check_writable(paths[0])
+        with writing(path):
+            if path.is_dir():
+                raise DSASError(f"{path} is a folder: choose another name")
+            if path.exists() and not overwrite:
+                raise DSASError(f"{path} is there: choose another name, or pass --overwrite")
+            target = Path(os.path.realpath(path))
+            check_replaceable(target)
+            check_writable(target)
 
 
 def check_writable(path: Path) -> None:
-    """Raise a DSASError when a file or folder cannot be written."""
+    """Raise a DSASError when a file or folder cannot be made."""
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir():
         raise DSASError(f"cannot write {path}: {parent} is a file")
-    if not os.access(parent, os.W_OK):
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise DSASError(f"cannot write {path}: no permission to write in {parent}")
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Replace a folder by one with these files and nothing else; if writing fails, it stays as it was."""
-    with replace_folder(folder) as draft:
-        for name, content in files.items():
-            (draft / name).write_bytes(content)
-
-
 def write_files(files: Mapping[Path, bytes]) -> None:
-    """Write these files, or none of them where the disk cannot hold all.
+    """Write these files in this order, or none of them; what is there and not ours is kept under another name.
 
     Raises:
         DSASError: writing failed.
     """
-    drafts: dict[Path, Path] = {}
+    files_of_core.write_files(files, is_ours)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is one that we wrote, and as we wrote it.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "generate.json")
+        >>> _ = file.write_bytes(encode_settings({"seed": 0}))
+        >>> is_ours(file), file.write_text("{}"), is_ours(file)
+        (True, 2, False)
+    """
+    return is_signed(path.read_bytes())
+
+
+def recognise_pictures(folder: Path) -> dict[str, str]:
+    """The files of a folder of pictures that we wrote, and that are as we wrote them -> their SHA-256."""
+    contents = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    ours = {name: content for name, content in contents.items() if is_signed(content) or _is_of_old(content)}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in ours.items()}
+
+
+def _is_of_old(content: bytes) -> bool:
+    """Whether this is a picture, or its settings, of a version that signed nothing."""
+    if content.startswith(b"\x89PNG"):
+        return re.search(rb"(iTXt|tEXt|zTXt)dsas\0", content) is not None and PNG_KEYWORD.encode() not in content
     try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-            drafts[path] = Path(draft)
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-        for path, draft_path in drafts.items():
-            draft_path.chmod(0o644)
-            os.replace(draft_path, path)
-    except OSError as error:
-        raise DSASError(f"cannot write {error.filename or path}: {error.strerror or error}") from None
-    finally:
-        for draft_path in drafts.values():
-            draft_path.unlink(missing_ok=True)
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    versions = document.get("versions") if isinstance(document, dict) else None
+    return isinstance(versions, dict) and "dsas" in versions and SIGNATURE not in document
 
 
-def encode_picture(picture: Image.Image, settings: Any, suffix: str = ".png") -> bytes:
+def encode_settings(document: Mapping[str, Any]) -> bytes:
+    """Settings as the content of a JSON file, which has its signature under `SIGNATURE`."""
+    return sign(as_json({**document, SIGNATURE: UNSIGNED}).encode())
+
+
+def encode_picture(picture: Image.Image, settings: Mapping[str, Any], suffix: str = ".png") -> bytes:
     """Encode a picture as the content of a file.
 
     Args:
         picture: the picture.
-        settings: how it was drawn; a PNG has it in its text chunk "dsas", as JSON.
+        settings: how it was drawn; the file has it: a PNG in its text chunk "dsas", the others in their Exif data.
         suffix: of the file, a key of IMAGE_FORMATS.
     """
     options: dict[str, Any] = {"quality": 95}
     if suffix == ".png":
         note = PngImagePlugin.PngInfo()
         note.add_text("dsas", as_json(settings))
+        note.add_text(PNG_KEYWORD, UNSIGNED)
         options = {"pnginfo": note}
+    else:
+        options["exif"] = exif_of(settings)
     content = io.BytesIO()
     picture.convert("RGB").save(content, IMAGE_FORMATS[suffix], **options)
-    return content.getvalue()
+    return sign(content.getvalue())
+
+
+def exif_of(settings: Mapping[str, Any]) -> bytes:
+    """Exif data with the settings as a description, as far as they find room, and a place for the signature."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Software] = UNSIGNED
+    description = json.dumps({key: value for key, value in settings.items() if key != SIGNATURE})
+    if len(description) < _LONGEST_DESCRIPTION:
+        exif[ExifTags.Base.ImageDescription] = description
+    return exif.tobytes()
 
 
 def unknown_words_message(words: Sequence[str]) -> str:

@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from dsas_core import methods
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, quote
 from dsas_core.evaluation import Plan
 from dsas_core.learning.prompts.prompt_set import MAX_BYTES, PromptSet, load_prompts
 from dsas_core.learning.recipe import recipe_of
+from dsas_core.utils.saving.names import why_no_name
 from dsas_core.utils.text_files import decode, read_bytes
 
 _KEYS = ("title", "models", "concepts", "methods", "gates", "recipes", "learn", "measure")
@@ -116,6 +117,8 @@ def _entries(concept: Any, content: Mapping[str, Any], path: Path) -> list[GridE
         varied = ((site, sites), (method, map_methods), (gate, gates), (recipe, recipes), (model, models))
         parts += [part for part, options in varied if len(options) > 1 and part]
         name = re.sub(r"[^\w.]+", "-", "-".join(parts)).strip("-")  # a gate may be "product(dsas, gaps)"
+        if reason := why_no_name(name):
+            raise DSASError(f"{path}: {quote(name)} can be no folder's name, as {reason}: give it a name: of its own")
         entries.append(GridEntry(name, model, prompts, method, gate, recipes[recipe], site, plan))
     return entries
 

@@ -12,7 +12,9 @@ from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.learning.prompts.kept import kept_prompts
+from dsas_core.utils.files import write_files
 from dsas_core.utils.processes import Share
+from dsas_core.utils.saving.folders import names_in
 
 from ..learning.learn import Lesson
 from ..vision.segmentation import segmenter_for
@@ -66,7 +68,7 @@ def _read_learned(folders: Mapping[str, Path]) -> tuple[dict[str, Concept], dict
 
 def _is_learned(folder: Path, entry: GridEntry, grid: EvaluationGrid) -> bool:
     """Whether a concept was learned from these prompts in this way already."""
-    if not folder.is_dir():
+    if not names_in(folder):
         return False
     concept = Concept.from_pretrained(folder)
     provenance = concept.provenance
@@ -98,15 +100,14 @@ def _learn_together(
         if settings["show_progress"]:
             print(f"learning {entry.name}", file=sys.stderr, flush=True)
         refused = out / entry.name / REFUSED
-        refused.unlink(missing_ok=True)
         lesson = lesson or _lesson(entry, masked, load, settings)
         try:
             concept = lesson.learn(entry.method, entry.gate, recipe=entry.recipe)
         except DSASError as error:  # about this method or gate; others may work
-            refused.parent.mkdir(parents=True, exist_ok=True)
-            refused.write_text(str(error), encoding="utf-8")
+            write_files({refused: str(error).encode()})
         else:
-            concept.save_pretrained(out / entry.name / "concept", overwrite=True)
+            concept.save_pretrained(out / entry.name / "concept")
+            refused.unlink(missing_ok=True)
 
 
 def _lesson(entry: GridEntry, masked: bool, load: LoadModel, settings: Mapping[str, Any]) -> Any:

@@ -14,12 +14,13 @@ ANIMATIONS: Mapping[str, Mapping[str, Any]] = {".gif": {"format": "GIF"}, ".webp
 DURATION = 250
 
 
-def encode_animation(frames: Sequence[Image.Image], suffix: str) -> bytes:
+def encode_animation(frames: Sequence[Image.Image], suffix: str, options: Mapping[str, Any] | None = None) -> bytes:
     """Encode an animation that loops.
 
     Args:
         frames: of one size.
         suffix: ".gif" or ".webp".
+        options: further ones of PIL: a comment, Exif data.
 
     Returns:
         The content of a file.
@@ -31,7 +32,8 @@ def encode_animation(frames: Sequence[Image.Image], suffix: str) -> bytes:
     """
     frames = _with_one_palette(frames) if suffix == ".gif" else frames
     content = io.BytesIO()
-    frames[0].save(content, save_all=True, append_images=frames[1:], duration=DURATION, loop=0, **ANIMATIONS[suffix])
+    options = {"duration": DURATION, "loop": 0, **ANIMATIONS[suffix], **(options or {})}
+    frames[0].save(content, save_all=True, append_images=frames[1:], **options)
     return content.getvalue()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import PromptError, quote
+from ...utils.saving.names import why_no_name
 from .articles import with_article
 
 
@@ -18,7 +19,7 @@ def is_name(text: str) -> bool:
         >>> is_name("banana-blur"), is_name("../up")
         (True, False)
     """
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None and not why_no_name(text)
 
 
 @cache
@@ -66,7 +67,7 @@ def draft(source: str, target: str, name: str | None = None) -> dict[str, Any]:
     if added and target.lower().endswith(source.lower()):
         controls.append(_name(" ".join(added), "a {} {other} {place}"))
     return {
-        "name": name or re.sub(r"[^a-z0-9]+", "-", f"{source} to {target}".lower()).strip("-"),
+        "name": name or re.sub(r"[^a-z0-9]+", "-", f"{source} to {target}".lower())[:100].strip("-"),
         "description": f"Turns {source} into {target}; drafted, edit freely.",
         "placeholders": {"other": others, "second": others[::-1], "place": list(everyday()["places"])},
         "source": [_name(source, template) for template in everyday()["pairs"]],

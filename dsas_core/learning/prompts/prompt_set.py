@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import PromptError, quote, shorten
+from ...utils.saving.names import why_no_name
 from ...utils.text_files import decode, read_bytes
 from .articles import are_english, is_english
 from .checks import as_settings, as_texts, check_text, is_missing
@@ -126,7 +127,11 @@ class PromptSet:
     def __post_init__(self) -> None:
         where = f"prompt file {quote(self.name)}"
         if not isinstance(self.name, str) or not is_name(self.name):
-            raise PromptError(f"prompt file: name {quote(self.name)} must be letters, digits, '.', '_' and '-'")
+            reason = why_no_name(self.name) if isinstance(self.name, str) else ""
+            raise PromptError(
+                f"prompt file: name {quote(self.name)} must be letters, digits, '.', '_' and '-' "
+                f"({reason or 'it is to be a file name'})"
+            )
         self._check_texts(where)
         # counts multiply with every placeholder: check before expanding takes all memory
         sizes = [expansion_size(template, self.placeholders) for _, template in self._templates()]

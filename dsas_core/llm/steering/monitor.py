@@ -15,6 +15,7 @@ from torch import nn
 from ...concept.concept import Concept
 from ...errors import DSASError
 from ...steering.strengths import load_concepts
+from ...utils.files import open_to_append
 from ..model.layers import roots_of
 from .steer import TextSteering
 from .trace import TextTrace
@@ -64,7 +65,7 @@ class Monitor:
         self.steering = TextSteering(chosen, trace=self._trace, on_text=self._flush, read_only=True)
         self.steering.attach_to_model(model)
         try:
-            self._opened = None if hasattr(file, "write") else open(file, "a", encoding="utf-8")  # noqa: SIM115
+            self._opened = None if hasattr(file, "write") else open_to_append(Path(file))  # type: ignore[arg-type]
         except OSError as error:
             self.steering.detach()
             raise DSASError(f"cannot write {file}: {error.strerror}") from None
@@ -89,9 +90,12 @@ class Monitor:
         """Write the lines of the request that the trace holds; where there is an encoder, its text begins a request."""
         if not self._trace.records or root == "decoder":
             return
-        for line in self._lines():
-            self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write("".join(f"{json.dumps(line)}\n" for line in self._lines()))
+            self._file.flush()
+        except OSError as error:
+            name = getattr(self._file, "name", "the monitor's file")
+            raise DSASError(f"cannot write {name}: {error.strerror}; make room, or monitor into another file") from None
         self.requests += 1
 
     def _lines(self) -> list[dict[str, Any]]:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
-from dsas_core.concept.format import FILES
+from dsas_core.concept.format import recognise_concept, save_concept
 from dsas_core.errors import DSASError
 from dsas_core.learning.calibration.slider_range import prompts_of
-from dsas_core.utils.files import replace_folder
 
 from ...learning.calibrate import calibrate
 from ..arguments import SETTINGS, open_model, refuse_generation, shows_progress, values_of
 from ..concept_report import describe_concept, report_range
 from ..output import check_output_folder, check_writable
-from .learn import OURS, PROMPTS, add_samples
+from .learn import OURS, PROMPTS, add_samples, save_or_evade
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -35,18 +34,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     # Every mistake is found before the long work begins.
     concept, own = Concept.from_pretrained(args.concept), Path(args.concept).expanduser().resolve()
     if not args.in_place:
-        folder = check_output_folder(args.out, OURS, args.overwrite)
+        known = partial(recognise_concept, overwrite=args.overwrite)
+        folder = check_output_folder(args.out, OURS, args.overwrite, known)
     elif own.is_dir():
         folder = own
-        check_writable(folder)
+        check_writable(folder / "any")
     else:
         raise DSASError(f"{args.concept} is no folder here to write into: pass --out")
     prompts_of(concept, args.prompts, args.count, args.seed)
     calibrated = _calibrate(args, concept)
-    with replace_folder(folder) as unfinished:
-        calibrated.save_pretrained(unfinished)
-        _copy_other_files(own, unfinished, everything=args.in_place)
-    return {"out": str(own if args.in_place else args.out), **describe_concept(calibrated, folder)}
+    if args.in_place:
+        saved = save_concept(calibrated, folder, overwrite=True)
+    else:
+        drafted = own / PROMPTS
+        beside = {PROMPTS: drafted.read_bytes()} if drafted.is_file() and own != folder else {}
+        saved = save_or_evade(calibrated, folder, args.overwrite, beside)
+    out = args.out if not args.in_place and saved == folder else str(saved)
+    return {"out": str(out), **describe_concept(calibrated, saved)}
 
 
 def _calibrate(args: argparse.Namespace, concept: Concept) -> Concept:
@@ -69,10 +73,3 @@ def report(document: dict[str, Any]) -> None:
     """Print the strengths that were tried, the unit and range, and where the concept is."""
     report_range(document)
     print(f"\nsaved {document['name']} in {document['out']}")
-
-
-def _copy_other_files(own: Path, unfinished: Path, *, everything: bool) -> None:
-    """Copy what lies beside a concept's own files: its prompt file, or, where its folder is replaced, everything."""
-    for path in sorted(own.iterdir()) if own.is_dir() else ():
-        if path.name not in FILES and (everything or path.name == PROMPTS):
-            (shutil.copytree if path.is_dir() else shutil.copy2)(path, unfinished / path.name)

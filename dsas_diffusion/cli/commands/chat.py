@@ -15,6 +15,7 @@ from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.llm.steering.answer import answer, encode_message
 from dsas_core.steering.strengths import Strength
+from dsas_core.utils.saving.signature import UNSIGNED, sign
 
 from ..arguments import open_language_model, read_concepts, values_of
 from ..options import GATES
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.heat:
         heat = RENDERERS[Path(args.heat).suffix](chat.tokens)
         page = heat if args.heat.endswith(".svg") else f"<!doctype html><meta charset=utf-8><title>h</title>{heat}"
-        write_files({Path(args.heat): page.encode()})
+        write_files({Path(args.heat): sign(f"{page}<!-- {UNSIGNED} -->\n".encode())})
     return {"model": args.model, "answers": answers, "monitor": args.monitor}
 
 

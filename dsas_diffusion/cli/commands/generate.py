@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import mimetypes
 import re
 import warnings
@@ -16,7 +17,7 @@ from PIL import Image
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.steering.strengths import Auto, Strength
-from dsas_core.utils.files import as_json
+from dsas_core.utils.saving.folders import save_folder
 from dsas_core.utils.versions import versions
 
 from ... import __version__
@@ -34,9 +35,10 @@ from ..output import (
     check_output_files,
     check_output_folder,
     encode_picture,
+    encode_settings,
+    recognise_pictures,
     unknown_words_message,
     write_files,
-    write_folder,
 )
 
 #: names of files in a folder of pictures: the settings, and the grid of --compare
@@ -77,8 +79,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if suffix in IMAGE_FORMATS:
         single = len(args.prompt) == 1 and not args.compare
         picture = columns["picture"][0] if single else _grid(columns, args.prompt)
-        content = {out: encode_picture(picture, document, suffix)}
-        write_files({**content, out.with_suffix(".json"): as_json(document).encode()})
+        settings_file = encode_settings(document)
+        document = json.loads(settings_file)
+        # settings first: whatever happens in between, there is no picture without them
+        write_files({out.with_suffix(".json"): settings_file, out: encode_picture(picture, document, suffix)})
     else:
         files: dict[str, bytes] = {}
         for i, entry in enumerate(document["pictures"]):
@@ -87,7 +91,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             files |= {_file_name(i, kind): encode_picture(pictures[i], record) for kind, pictures in columns.items()}
         if args.compare:
             files[COMPARISON] = encode_picture(_grid(columns, args.prompt), document)
-        write_folder(out.resolve(), {**files, SETTINGS: as_json(document).encode()})
+        files[SETTINGS] = encode_settings(document)
+        document = json.loads(files[SETTINGS])
+        save_folder(out, files, recognise_pictures, obsolete=lambda name: re.fullmatch(OURS, name) is not None)
     return {"out": args.out, **document}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +16,8 @@ import yaml
 
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
-from dsas_core.concept.format import FILES
-from dsas_core.errors import PromptError
+from dsas_core.concept.format import FILES, recognise_concept, save_concept
+from dsas_core.errors import ArtifactError, PromptError
 from dsas_core.learning.illustrate import try_illustrate
 from dsas_core.learning.prompts.draft import draft, is_name
 from dsas_core.learning.prompts.hints import hints
@@ -23,7 +25,7 @@ from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
 from dsas_core.learning.recipe import recipe_of
 from dsas_core.llm.model.conversations import parse_turns
 from dsas_core.maps.envelope import RANK
-from dsas_core.utils.files import replace_folder
+from dsas_core.utils.saving.folders import names_in
 
 from ...learning.illustrate import illustrate
 from ...learning.learn import Lesson
@@ -51,7 +53,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.source is not None and args.keep_prompts is not None:
         args.usage("--keep-prompts goes with --prompts; a drafted prompt file lies beside the concept")
     # Every mistake is found before the long work begins.
-    folder = check_output_folder(args.out, OURS, args.overwrite)
+    known = partial(recognise_concept, overwrite=args.overwrite)
+    folder = check_output_folder(args.out, OURS, args.overwrite, known)
     is_text = llm.is_language_model(args.model)
     _check_model(args, is_text)
     prompts, drafted = _prompts(args)
@@ -74,12 +77,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     concept = replace(concept, provenance={**concept.provenance, "command": args.command})
     if not args.no_strip:
         concept = add_samples(args, model, concept)
-    with replace_folder(folder) as unfinished:
-        concept.save_pretrained(unfinished)
-        if drafted:
-            (unfinished / PROMPTS).write_text(drafted, encoding="utf-8")
+    beside = {PROMPTS: drafted.encode()} if drafted else {}
+    saved = save_or_evade(concept, folder, args.overwrite, beside)
+    out = args.out if saved == folder else str(saved)
     share.wait()
-    return {"first": True, "out": args.out, "drafted": bool(drafted), **describe_concept(concept, folder)}
+    return {"first": True, "out": out, "drafted": bool(drafted), **describe_concept(concept, saved)}
+
+
+def save_or_evade(concept: Concept, folder: Path, overwrite: bool, beside: Mapping[str, bytes]) -> Path:
+    """Save a concept; where something else has appeared in its folder meanwhile, in another one, with a warning."""
+    for number in range(1, 100):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            save_concept(concept, place, overwrite=overwrite and number == 1, beside=beside)
+        except ArtifactError:
+            if not names_in(place):
+                raise
+            continue
+        if number > 1:
+            warnings.warn(f"{folder} was taken meanwhile: the concept is saved in {place}", stacklevel=2)
+        return place
+    raise ArtifactError(f"{folder} was taken meanwhile, and so are all names like it: choose another folder")
 
 
 def add_samples(args: argparse.Namespace, model: tuple[Any, ...], concept: Concept) -> Concept:

@@ -16,6 +16,7 @@ from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.utils.progress import progress_bar
+from dsas_core.utils.saving.signature import UNSIGNED, sign
 from dsas_core.utils.versions import versions
 
 from ... import __version__
@@ -31,7 +32,7 @@ from ...steering.preserve import Generation
 from ...steering.steer import steer
 from ..arguments import generation_record, open_for_drawing, read_preserve, shows_progress, words_by_concept
 from ..options import GATES
-from ..output import check_output_files, encode_picture, print_table, write_files
+from ..output import check_output_files, encode_picture, exif_of, print_table, write_files
 
 SUFFIXES = (".png", *ANIMATIONS)
 GATE_NAMES = {"own": "its own gate", "on": "always on", "off": "gate off"}
@@ -209,7 +210,8 @@ def _encode(
         frames = strips.animation(rows[0].pictures, strengths, _add_label(concept.name, rows[0].label))
     else:
         frames = strips.animation([_sheet(rows, i) for i in range(len(strengths))], strengths, concept.name)
-    return encode_animation(frames, suffix)
+    comment = {"comment": UNSIGNED.encode()} if suffix == ".gif" else {"exif": exif_of(document)}
+    return sign(encode_animation(frames, suffix, comment))
 
 
 def _sheet(rows: Sequence[_Row], strength: int) -> Image.Image:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import stat
 import tempfile
 import zipfile
@@ -23,6 +22,7 @@ from dsas_core.errors import ArtifactError, DSASError, PromptError
 from dsas_core.learning.prompts.draft import is_name
 from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
 from dsas_core.utils.plain_yaml import parse_yaml
+from dsas_core.utils.saving.folders import names_in
 from dsas_core.utils.text_files import decode
 
 #: suffix of a prompt file -> what it is
@@ -143,18 +143,16 @@ def save_concept(concept: Concept, folder: Path) -> str:
     if folder.exists() and not folder.is_dir():
         raise DSASError(f"{concept.name} cannot be saved: what was to hold it is no folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        target.mkdir()  # whoever makes it has the name: two visitors cannot both
-    except FileExistsError:
-        raise ArtifactError(f"a concept {concept.name!r} is saved already: give yours another name") from None
+        if target.is_symlink() or names_in(target) or target.is_file():
+            raise ArtifactError(f"a concept {concept.name!r} is saved already: give yours another name")
+        concept.save_pretrained(target)
     except OSError as error:
         raise DSASError(f"{concept.name} cannot be saved: {error.strerror}") from None
-    try:
-        concept.save_pretrained(target)
-    except BaseException as error:
-        shutil.rmtree(target, ignore_errors=True)
-        if not isinstance(error, DSASError):
+    except DSASError as error:
+        if str(error).startswith("a concept"):
             raise
+        if names_in(target):  # another visitor was faster
+            raise ArtifactError(f"a concept {concept.name!r} is saved already: give yours another name") from None
         raise DSASError(f"{concept.name} cannot be saved: {str(error).replace(str(target.absolute()), 'it')}") from None
     return concept.name
 

@@ -354,7 +354,7 @@ def no_space(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("name", ["write_bytes", "write_text"])
+@pytest.mark.parametrize("name", ["fsync", "rename"])
 @pytest.mark.parametrize("old", [False, True])
 def test_a_full_disk_leaves_nothing_half_written(
     name: str, old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -362,7 +362,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     folder = tmp_path / "it"
     if old:
         concept(name="old").save_pretrained(folder)
-    monkeypatch.setattr(Path, name, no_space)
+    monkeypatch.setattr(os, name, no_space)
     with pytest.raises(DSASError, match=r"cannot write .*it: No space left on device"):
         concept().save_pretrained(folder, overwrite=True)
     monkeypatch.undo()
@@ -371,24 +371,22 @@ def test_a_full_disk_leaves_nothing_half_written(
         assert Concept.from_pretrained(folder) == concept(name="old")
 
 
-def test_a_failed_exchange_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = concept(name="old").save_pretrained(tmp_path / "it")
-    real = os.replace
+@pytest.mark.parametrize("name", [CONFIG, TENSORS, CARD])
+def test_a_file_that_cannot_be_replaced_leaves_the_old_concept(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = concept(name="old").save_pretrained(tmp_path / "it"), os.replace
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def broken(source: Any, destination: Any) -> None:
-        if (
-            Path(destination) == folder
-            and (Path(source) / CONFIG).is_file()
-            and "old" not in (Path(source) / CONFIG).read_text()
-        ):
+        if Path(destination) == folder / name and "new" in Path(source).parts:
             no_space()
         real(source, destination)
 
     monkeypatch.setattr(os, "replace", broken)
     with pytest.raises(DSASError, match="cannot write"):
         concept(name="new").save_pretrained(folder, overwrite=True)
-    assert Concept.from_pretrained(folder) == concept(name="old")
-    assert list(tmp_path.iterdir()) == [folder]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

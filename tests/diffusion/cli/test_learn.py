@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -76,9 +79,7 @@ def test_learn_prints_the_draft_the_evidence_and_progress(dsas, model: str, tmp_
 
 
 def test_learn_from_a_file_as_json_over_an_earlier_concept(dsas, model: str, concept: str, tmp_path: Path) -> None:
-    out = tmp_path / "c"
-    out.mkdir()
-    (out / "config.json").write_text("old")
+    out = Concept.from_pretrained(concept).save_pretrained(tmp_path / "c")
     file = Path(concept) / "prompts.yaml"
     arguments = ("--prompts", file, "--out", out, "--name", "other", "--steps", 2, "--count", 12, "--gate", "on")
     arguments += ("--option", "normalise=mean norm", "--no-strip")
@@ -142,6 +143,80 @@ def test_a_full_disk_leaves_the_earlier_concept(
     assert_one_line(err, "No space left on device")
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "c").iterdir()} == before
+
+
+def run_learn(
+    dsas: Any, monkeypatch: pytest.MonkeyPatch, model: str, learned: Concept, *more: Any, meanwhile: Any
+) -> Any:
+    """`dsas learn` of a concept that is learned at once; something else happens meanwhile."""
+
+    def learn(*_: object, **__: object) -> Concept:
+        meanwhile()
+        return learned
+
+    monkeypatch.setattr(Lesson, "learn", learn)
+    return dsas("learn", "--model", model, *PHRASES, "--no-strip", "--quiet", *more)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_in_the_folder_while_it_learns_stays(
+    dsas: Any, concept: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool, name: str
+) -> None:
+    learned, out = Concept.from_pretrained(concept), tmp_path / "c"
+
+    def meanwhile() -> None:
+        out.mkdir()
+        (out / name).write_text("mine")
+
+    more = ["--overwrite"] if overwrite else []
+    code, text, err = run_learn(dsas, monkeypatch, model, learned, "--out", out, *more, meanwhile=meanwhile)
+    assert code == 0
+    assert_one_line(err, f"{out} was taken meanwhile: the concept is saved in {out}-2")
+    assert f"saved banana in {out}-2" in text
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, "mine")]
+    assert Concept.from_pretrained(tmp_path / "c-2").digest == learned.digest
+
+
+def test_a_prompt_file_that_was_edited_is_kept(
+    dsas: Any, concept: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, out = Concept.from_pretrained(concept), tmp_path / "c"
+    assert run_learn(dsas, monkeypatch, model, learned, "--out", out, meanwhile=int)[0] == 0
+    (out / "prompts.yaml").write_text("edited")
+    code, _, err = run_learn(dsas, monkeypatch, model, learned, "--out", out, "--overwrite", meanwhile=int)
+    assert code == 0
+    assert_one_line(err, "prompts.yaml was not as an earlier run wrote it: it is kept as prompts.yaml.old")
+    assert (out / "prompts.yaml.old").read_text() == "edited"
+    assert run_learn(dsas, monkeypatch, model, learned, "--out", out, "--overwrite", meanwhile=int)[0] == 0
+
+
+def test_the_folder_of_another_model_is_refused_before_the_work(
+    dsas: Any, concept: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    learned = Concept.from_pretrained(concept)
+    given = ("--out", tmp_path, "--overwrite")
+    code, _, err = run_learn(dsas, monkeypatch, model, learned, *given, meanwhile=lambda: pytest.fail("it learned"))
+    assert code == 1
+    assert_one_line(err, "holds something else than a concept")
+
+
+def test_an_interruption_tells_what_is_there(
+    dsas: Any, concept: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, real = Concept.from_pretrained(concept), os.replace
+
+    def interrupt(source: Any, target: Any) -> None:
+        real(source, target)
+        if Path(target).name == "config.json":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    code, _, err = run_learn(dsas, monkeypatch, model, learned, "--out", tmp_path / "c", meanwhile=int)
+    assert code == 130
+    assert_one_line(err, "interrupted; ", "c/README.md and 4 more had been written, each of them whole")
+    assert Concept.from_pretrained(tmp_path / "c").digest == learned.digest
 
 
 def test_hints_on_prompts_are_printed_before_the_work(dsas, model: str, tmp_path: Path, one_unit: None) -> None:

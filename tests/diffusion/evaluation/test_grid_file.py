@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dsas_core.errors import DSASError
 from dsas_diffusion.evaluation.grid_file import EvaluationGrid
 from tests.fixtures.checks import assert_one_line, document_of
 from tests.fixtures.judges import PROMPTS
@@ -34,6 +35,15 @@ def test_a_grid_learns_and_measures(dsas, model: str, tmp_path: Path) -> None:
     measured = document_of(dsas(*arguments))["concepts"]
     assert [concept["name"] for concept in measured] == ["banana-text", "banana-cross"]
     assert dsas(*arguments)[0] == 0, "and again, from what is there"
+
+
+@pytest.mark.parametrize("name", ["..", "../up", "nul", ".hidden", "n" * 300])
+def test_an_entry_whose_name_no_folder_may_have_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "banana.yaml").write_text(yaml.safe_dump(PROMPTS))
+    content = {"concepts": [{"name": name, "prompts": "banana.yaml", "models": ["builtin:emoji"]}]}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(DSASError, match=r"can be no folder's name, as it .*: give it a name: of its own"):
+        EvaluationGrid.read(tmp_path / "grid.yaml")
 
 
 @pytest.mark.slow
