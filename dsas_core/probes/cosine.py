@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 
-from ..utils.tensorclass import compute_dtype
+from ..utils.tensorclass import WIDTH, Holds, Scalar, compute_dtype
 from .base import Probe
 
 
@@ -25,8 +25,8 @@ class CosineProbe(Probe, kind="cosine"):
         tensor([0.5000, 0.0000])
     """
 
-    direction: torch.Tensor
-    threshold: torch.Tensor
+    direction: Annotated[torch.Tensor, Holds(WIDTH, high=1.01)]
+    threshold: Scalar
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         dtype = compute_dtype(x)
