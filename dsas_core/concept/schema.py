@@ -32,6 +32,8 @@ TIMESTEPS = 1000.0
 MAX_BINS, MAX_INTERVENTIONS = 1000, 50_000
 #: how deeply probes are within one another; methods make three levels
 MAX_LEVELS = 8
+#: prompts that a concept was learned from
+MAX_PROMPTS = 10**6
 #: channels and positions of a site, and outputs of a module
 MAX_INDEX = 2**31
 
@@ -54,8 +56,9 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "a line of text": lambda value: isinstance(value, str) and value.isprintable() and 0 < len(value) <= MAX_LINE,
     "a number": is_number,
     "a number from 0 to 1": lambda value: is_number(value, 0, 1),
-    "a whole number": lambda value: type(value) is int,
+    "a seed": lambda value: type(value) is int and -(2**63) <= value < 2**63,
     "a count": lambda value: type(value) is int and value >= 0,
+    "a number of prompts": lambda value: type(value) is int and 0 <= value <= MAX_PROMPTS,
     "true or false": lambda value: isinstance(value, bool),
     "a mapping": lambda value: isinstance(value, dict),
 }
@@ -96,6 +99,7 @@ _MODULE = {
     "parameters": "a count",
     "sample": [(None, "a number")],
 }
+_SETTINGS = {"steps": "a count", "guidance": "a number", "scheduler": (None, "a text"), "size": (None, "a count")}
 #: field -> specification of those of its items that something reads
 _FREE_FORM: dict[str, Any] = {
     "base": {OTHERS: "a line of text"},
@@ -109,8 +113,8 @@ _FREE_FORM: dict[str, Any] = {
     },
     "provenance": {
         "model": (None, "a text"),
-        "seed": "a whole number",
-        "count": "a count",
+        "seed": "a seed",
+        "count": "a number of prompts",
         "positions": "a text",
         "command": "a text",
         "prompts_sha256": "a text",
@@ -122,7 +126,7 @@ _FREE_FORM: dict[str, Any] = {
             "drawn": {OTHERS: ["a text"]},
         },
         "recipe": {},
-        "settings": (None, {}),
+        "settings": (None, _SETTINGS),
         "versions": {},
     },
 }

@@ -21,7 +21,7 @@ from ..model.hooks import Call, DescribeCall, OnEnd, OnUnreached, Visit, visit
 from ..model.sites import Roots, Site
 from .binding import BoundConcept, BoundIntervention
 from .call_state import CallState
-from .diagnostics import Conflict, describe_conflicts, find_conflicts
+from .diagnostics import Conflict, describe_conflicts, find_conflicts, find_overflows
 from .interpolation import interpolate, normalise_gates
 from .requirements import obstacle_to_auto, obstacle_to_within
 from .solve import SolvedStrength, solve_strength, strength_within
@@ -131,7 +131,7 @@ class Steering:
         on_end: OnEnd | None = None,
         unhooked: Collection[Site] = (),
     ) -> Self:
-        """Attach to the sites of a model, and warn of concepts that work against one another.
+        """Attach to the sites of a model, and warn of concepts that work against one another, or that overflow.
 
         Args:
             roots: the model's root modules by name.
@@ -147,7 +147,7 @@ class Steering:
         self._visit = visit(
             roots, self.sites, self, describe, on_unreached=on_unreached, on_end=on_end, unhooked=unhooked
         )
-        for line in describe_conflicts(self.conflicts()):
+        for line in [*find_overflows(self._concepts, roots), *describe_conflicts(self.conflicts())]:
             warnings.warn(line, stacklevel=3)
         return self
 

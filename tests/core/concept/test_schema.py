@@ -1,25 +1,29 @@
-"""What a concept may hold, whoever wrote it: names, numbers, sites, shapes, values; and files that are not what they say."""
+"""What a concept may hold, whoever wrote it: names, numbers, sites, shapes, values; files that are something else."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsas_core import Concept, DSASError, Intervention, Site
+from dsas_core import Concept, DSASError, Intervention, Site, Steering
 from dsas_core.concept.builtin import shipped
 from dsas_core.concept.concept import CONFIG, TENSORS
 from dsas_core.concept.samples import STRIP, check_picture
 from dsas_core.concept.schema import check_concept
 from dsas_core.errors import ArtifactError, ModelMismatchError, UnavailableError
+from dsas_core.learning.capture import Capture
+from dsas_core.learning.learner import Learner
 from dsas_core.maps import AffineMap
 from dsas_core.maps.envelope import EllipticEnvelope
 from dsas_core.probes import ConstantProbe, CosineProbe, LinearProbe
@@ -275,7 +279,7 @@ def test_every_tensor_of_every_kind_is_checked(kind: str) -> None:
                 left = iter(range(len(part.tensors())))
                 broken = part.map_tensors(lambda t, n=number, c=change, left=left: c(t) if next(left) == n else t)
                 changed = replace(item, **{field: (broken, *getattr(item, field)[1:])})
-                with pytest.raises(ValueError, match="must be from|has shape|is empty"):
+                with pytest.raises(ValueError, match=r"must be from|has shape|is empty"):
                     check_concept(replace(made, interventions=(changed, *made.interventions[1:])))
 
 
@@ -290,15 +294,15 @@ def pair(*probes: Any, shift: torch.Tensor | None = None, **fields: Any) -> Conc
 @pytest.mark.parametrize("width", [1, 2, WIDTH - 1, WIDTH + 1])
 def test_a_map_of_another_width_is_no_broadcast(width: int) -> None:
     """Also one that was never in a file."""
-    with pytest.raises(ModelMismatchError, match=f"is {width} wide at model.0, and .* has {WIDTH} channels"):
+    with pytest.raises(ModelMismatchError, match=rf"is {width} wide at model\.0, and .* has {WIDTH} channels"):
         steered(pair(shift=torch.ones(width)), torch.zeros(1, 3, WIDTH), 1.0)
 
 
 def test_shapes_that_do_not_agree_do_not_attach() -> None:
     probe = LinearProbe(torch.ones(1), torch.tensor(0.0))
-    with pytest.raises(DSASError, match="weight of linear has shape .1., expected .width. with width 12"):
+    with pytest.raises(DSASError, match=r"weight of linear has shape .1., expected .width. with width 12"):
         steered(pair(probe), torch.zeros(1, 3, WIDTH), 1.0)
-    with pytest.raises(DSASError, match="shift of affine has shape .1, 12., expected .width."):
+    with pytest.raises(DSASError, match=r"shift of affine has shape .1, 12., expected .width."):
         steered(pair(shift=torch.ones(1, WIDTH)), torch.zeros(1, 3, WIDTH), 1.0)
 
 
@@ -306,7 +310,7 @@ def test_bins_of_two_kinds_do_not_attach() -> None:
     """The parameters of one would be read as the other's, and settings would be those of the first bin."""
     linear, cosine = (kind(torch.ones(WIDTH) / 9, torch.tensor(0.0)) for kind in (LinearProbe, CosineProbe))
     for probes in ((linear, cosine), (ConstantProbe(1.0), ConstantProbe(0.0))):
-        with pytest.raises(DSASError, match="the timestep bins of model.0 differ in more than the values"):
+        with pytest.raises(DSASError, match=r"the timestep bins of model\.0 differ in more than the values"):
             steered(pair(*probes), torch.zeros(1, 3, WIDTH), 1.0)
 
 
@@ -332,7 +336,7 @@ def test_evidence_that_json_cannot_hold() -> None:
     for _ in range(100_000):
         deep = [deep]
     for evidence in (loop, {"x": deep}):
-        with pytest.raises(ArtifactError, match="evidence of a concept cannot be written as JSON"):
+        with pytest.raises(ArtifactError, match=r"evidence of a concept cannot be written as JSON"):
             make_concept("linear", "affine", 0, evidence=evidence)
 
 
@@ -353,8 +357,28 @@ def test_the_same_is_refused_when_it_is_saved(change: dict[str, Any], tmp_path: 
 
 
 def test_values_that_methods_reach_are_far_within_bounds() -> None:
-    assert LARGEST > 1e3 * max(float(t.abs().max()) for c in shipped() for t in parts_of(c.name))
+    assert 1e3 * max(float(t.abs().max()) for c in shipped() for t in parts_of(c.name)) < LARGEST
 
 
 def parts_of(name: str) -> list[torch.Tensor]:
     return [t for item in Concept.from_pretrained(name).interventions for m in item.maps for t in m.tensors()]
+
+
+def test_what_float16_cannot_hold_is_told_when_it_attaches() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH)).half()
+    concept = pair(shift=torch.full((WIDTH,), 1e5))
+    with pytest.warns(UserWarning, match=r"'pair' moves activations by up to 1e\+05 at model\.0, and float16"):
+        Steering({concept: 1.0}).attach({"model": model}, {}).detach()
+    with warnings.catch_warnings(action="error"):
+        Steering({concept: 1.0}).attach({"model": model.bfloat16()}, {}).detach()
+
+
+def test_what_could_not_be_saved_is_not_learned() -> None:
+    """It is refused before the long work."""
+    for edges in ((0.0,), (1000.0,), (-1.0, 500.0)):
+        with pytest.raises(DSASError, match="between 0 and 1000"):
+            Capture(edges)
+    about: dict[str, Any] = {"model_name": "", "settings": {}, "count": 2, "seed": 0, "show_progress": False}
+    content: Any = SimpleNamespace(name="x" * 101)
+    with pytest.raises(DSASError, match=r"prompt file: name .* expected up to 100 letters"):
+        Learner.__init__(SimpleNamespace(), content, {}, [], **about)  # type: ignore[arg-type]
