@@ -26,7 +26,7 @@ from .data import ConceptData
 from .intervention import Intervention
 from .reading import AGAIN, CARD, CONFIG, FILES, TENSORS, is_file, read_bytes, read_json, read_tensors, refuse_unused
 from .samples import STRIP, Samples
-from .schema import NEEDED, SAMPLES, check_plain, check_site
+from .schema import MAX_INTERVENTIONS, NEEDED, SAMPLES, check_plain, check_site
 from .schema import check_concept as _validate
 
 __all__ = [
@@ -169,6 +169,7 @@ def _unpack_concept(config: dict[str, Any], tensors: dict[str, torch.Tensor], st
     check_plain(config["interventions"], [{NEEDED: ("site",), "reads": {}}], "interventions")
     for name in ("unit", *(["range"] if config.get("range") is not None else [])):
         check_plain(config.get(name, 1.0), ["a number"] if name == "range" else "a number", name)
+    _check_counts(config)
     unpack_bins = _unpack_format_1 if config["format"] == 1 else _unpack_format_2
     interventions = tuple(
         Intervention(
@@ -185,6 +186,20 @@ def _unpack_concept(config: dict[str, Any], tensors: dict[str, torch.Tensor], st
     if config.get("range") is not None:
         found["range"] = tuple(map(float, config["range"]))
     return {**found, "edges": tuple(map(float, config["edges"])), "interventions": interventions}
+
+
+def _check_counts(config: dict[str, Any]) -> None:
+    """Raise a ValueError where interventions have not one entry for each bin, before these are made."""
+    items, bins = config["interventions"], len(config["edges"]) + 1
+    if len(items) * bins > MAX_INTERVENTIONS:
+        raise ValueError(f"it has {len(items)} interventions in {bins} bins: expected {MAX_INTERVENTIONS} in all")
+    for item in items:
+        entries = item.get("bins" if config["format"] == 1 else "weights")
+        if isinstance(entries, list) and len(entries) != bins:
+            raise ValueError(
+                f"{bins - 1} edges need {bins} bins at each site, and one has {len(entries)}: expected one probe, map "
+                "and weight in every bin"
+            )
 
 
 def _check_keys(what: str, given: Any, needed: Collection[str], optional: Collection[str] = ()) -> None:

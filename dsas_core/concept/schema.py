@@ -28,7 +28,7 @@ MAX_NAME, MAX_LINE, MAX_TEXT = 100, 1000, 20_000
 UNITS, MAX_RANGE = (1e-6, 1e6), 1e6
 #: timesteps are above 0 and below this
 TIMESTEPS = 1000.0
-#: timestep bins, and interventions; a language model of 405 billion parameters has 16,128 heads
+#: timestep bins, and interventions in all of them; a language model of 405 billion parameters has 16,128 heads
 MAX_BINS, MAX_INTERVENTIONS = 1000, 50_000
 #: how deeply probes are within one another; methods make three levels
 MAX_LEVELS = 8
@@ -171,7 +171,10 @@ def check_plain(value: Any, expected: Any, name: str) -> None:
             if key not in value:
                 raise ValueError(f"{name} lacks {key}")
         for key, item in value.items():
-            if (specification := expected.get(key, expected.get(OTHERS))) is not None and key != NEEDED:
+            specification = expected.get(key, expected.get(OTHERS)) if key != NEEDED else None
+            if isinstance(specification, str) and _KINDS[specification](item):  # most are, and names take time
+                continue
+            if specification is not None:
                 check_plain(item, specification, f"{name}.{shorten(key, MAX_NAME)}")
 
 
@@ -216,8 +219,6 @@ def check_concept(concept: ConceptData) -> None:
         _check_samples(concept.samples)
     if not concept.interventions:
         raise ValueError("it has no interventions")
-    if len(concept.interventions) > MAX_INTERVENTIONS:
-        raise ValueError(f"it has {len(concept.interventions)} interventions: expected up to {MAX_INTERVENTIONS}")
     for item in concept.interventions:
         _check_intervention(item, bins=len(concept.edges) + 1)
     check_widths(concept.interventions)

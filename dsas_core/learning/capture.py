@@ -105,7 +105,8 @@ class Capture:
         self.edges = tuple(edges)
         if list(edges) != sorted(set(edges)) or not all(0 < edge < TIMESTEPS for edge in edges):
             raise DSASError(
-                f"timestep edges {quote(self.edges)}: expected ascending numbers, each once, between 0 and {TIMESTEPS:g}"
+                f"timestep edges {quote(self.edges)}: expected ascending numbers, each once, between 0 and "
+                f"{TIMESTEPS:g}"
             )
         self.seed = seed
         self.positions_per_row = positions_per_row

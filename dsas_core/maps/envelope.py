@@ -41,7 +41,7 @@ class EllipticEnvelope(TensorClass, kind="cloud"):
     """
 
     mean: Vector
-    axes: Annotated[torch.Tensor, Holds("rank width", high=1.01)]
+    axes: Annotated[torch.Tensor, Holds("rank width", unit=True)]
     spread: Annotated[torch.Tensor, Holds("rank", low=SMALLEST)]
     rest: Annotated[torch.Tensor, Holds(low=SMALLEST)]
     radius: Annotated[torch.Tensor, Holds(high=LARGEST_SLOPE, low=0)]

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
-from ..utils.tensorclass import WIDTH, Holds, Scalar, Vector
+from ..utils.tensorclass import Direction, Holds, Scalar, Vector
 from .base import Map
 
 
@@ -33,7 +33,7 @@ class ProjectionMap(Map, kind="projection"):
 
     linear_in_strength = True
 
-    direction: Annotated[torch.Tensor, Holds(WIDTH, high=1.01)]
+    direction: Direction
     offset: Scalar
     factor: Annotated[float, Holds(high=1000)] = 1.0
 

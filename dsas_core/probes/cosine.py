@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Self
+from typing import Self
 
 import torch
 
-from ..utils.tensorclass import WIDTH, Holds, Scalar, compute_dtype
+from ..utils.tensorclass import Direction, Scalar, compute_dtype
 from .base import Probe
 
 
@@ -25,7 +25,7 @@ class CosineProbe(Probe, kind="cosine"):
         tensor([0.5000, 0.0000])
     """
 
-    direction: Annotated[torch.Tensor, Holds(WIDTH, high=1.01)]
+    direction: Direction
     threshold: Scalar
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

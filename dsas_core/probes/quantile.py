@@ -29,7 +29,7 @@ class QuantileProbe(Probe, kind="quantile"):
     """
 
     inner: Probe
-    q: Annotated[float, Holds(high=1, low=0)] = 0.9
+    q: Annotated[float, Holds(high=1 - 1e-6, low=1e-6)] = 0.9
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         z = self.inner.logit(x)

@@ -23,6 +23,8 @@ KINDS: dict[str, type[TensorClass]] = {}
 LARGEST = 1e12
 #: the same of logits, which are clamped: their slopes are large in dimensions that hardly vary
 LARGEST_SLOPE = 1e24
+#: by how much a length may differ from 1: float16 rounds
+NEAR = 1e-2
 #: the dimension of activations, which parts and the parts within them share
 WIDTH = "width"
 
@@ -37,12 +39,14 @@ class Holds:
         high: largest value.
         low: smallest value; None for -high.
         zero: whether 0 is allowed.
+        unit: whether each row has length 1, or is zeros.
     """
 
     shape: str = ""
     high: float = LARGEST
     low: float | None = None
     zero: bool = True
+    unit: bool = False
 
     def check(self, name: str, value: torch.Tensor | float) -> None:
         """Raise a ValueError where a value is out of bounds, or no number."""
@@ -55,11 +59,16 @@ class Holds:
             raise ValueError(f"{name} must be from {least:g} to {self.high:g}, found {worst:g}")
         if not self.zero and low <= 0 <= high and (low == high or bool((torch.as_tensor(value) == 0).any())):
             raise ValueError(f"{name} must not be 0")
+        if self.unit and isinstance(value, torch.Tensor):
+            lengths = value.norm(dim=-1)
+            if bool(((lengths != 0) & ((lengths - 1).abs() > NEAR)).any()):
+                raise ValueError(f"{name} must have length 1, found {float(lengths.max()):g}")
 
 
-#: a tensor [], and one [width]
+#: a tensor [], one [width], and one [width] of length 1
 Scalar = Annotated[torch.Tensor, Holds()]
 Vector = Annotated[torch.Tensor, Holds(WIDTH)]
+Direction = Annotated[torch.Tensor, Holds(WIDTH, unit=True)]
 
 
 class TensorClass:
@@ -94,9 +103,12 @@ class TensorClass:
 
     def children(self) -> list[TensorClass]:
         """The parts that are its fields, or items of them."""
-        values = [getattr(self, name) for name in _declared(type(self))]
-        items = [item for value in values for item in (value if isinstance(value, tuple) else (value,))]
-        return [item for item in items if isinstance(item, TensorClass)]
+        found: list[TensorClass] = []
+        for name, field in _declared(type(self)).items():
+            if field.nests:
+                value = getattr(self, name)
+                found += [item for item in (value if isinstance(value, tuple) else (value,)) if _is_part(item)]
+        return found
 
     def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """A copy in which every tensor is replaced by `change(tensor)`."""
@@ -182,16 +194,25 @@ def unpack(spec: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 class _Field(NamedTuple):
-    """The type of a field, and what it holds, where it declares so."""
+    """The type of a field, what it holds, where it declares so, and whether that may be parts."""
 
     hint: Any
     holds: Holds | None
+    nests: bool
 
 
 def _resolve_fields(kind: Any) -> dict[str, _Field]:
     """The fields of a class, in their order."""
     plain, full = get_type_hints(kind), get_type_hints(kind, include_extras=True)
-    return {field.name: _Field(plain[field.name], _find_holds(full[field.name])) for field in fields(kind)}
+    found = {}
+    for name in (field.name for field in fields(kind)):
+        holds = _find_holds(full[name])
+        found[name] = _Field(plain[name], holds, holds is None and plain[name] not in (bool, str))
+    return found
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, TensorClass)
 
 
 #: cached, as resolving type hints takes longer than everything else that is done with a class
@@ -207,6 +228,8 @@ def _find_holds(hint: Any) -> Holds | None:
 
 def _has_type(value: Any, hint: Any) -> bool:
     """Whether a value has the type that a field declares."""
+    if hint is torch.Tensor:
+        return isinstance(value, torch.Tensor)
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and bool(value) and all(_has_type(item, get_args(hint)[0]) for item in value)
     if get_origin(hint) in (Union, UnionType):
@@ -217,7 +240,7 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 
 def _check_types(part: TensorClass) -> None:
-    for name, (hint, _) in _declared(type(part)).items():
+    for name, (hint, *_) in _declared(type(part)).items():
         if not _has_type(value := getattr(part, name), hint):
             expected = getattr(hint, "__name__", str(hint)).replace("torch.", "")
             raise ValueError(f"{name} of {part.kind} must be {expected}, found {quote(value)}")
@@ -242,7 +265,7 @@ def check_shapes(part: TensorClass, width: int | None = None) -> int | None:
         ValueError: slope of affine has shape [1], expected [width] with width 2
     """
     sizes = {} if width is None else {WIDTH: width}
-    for name, (_, holds) in _declared(type(part)).items():
+    for name, (_, holds, _) in _declared(type(part)).items():
         value = getattr(part, name)
         if isinstance(value, torch.Tensor) and holds is not None:
             names = holds.shape.split()
@@ -265,7 +288,7 @@ def check_values(part: TensorClass) -> None:
     if KINDS.get(_kind_of(part)) is not type(part):
         raise ValueError(f"{type(part).__name__} is of no kind that files have")
     _check_types(part)
-    for name, (_, holds) in _declared(type(part)).items():
+    for name, (_, holds, _) in _declared(type(part)).items():
         value = getattr(part, name)
         if holds is not None and value is not None:
             holds.check(f"{name} of {part.kind}", value)
@@ -284,7 +307,7 @@ def undeclared_fields(kind: type[TensorClass]) -> list[str]:
     numeric = (torch.Tensor, float, int)
     return [
         name
-        for name, (hint, holds) in _declared(kind).items()
+        for name, (hint, holds, _) in _declared(kind).items()
         if holds is None and any(option in numeric for option in (hint, *get_args(hint)))
     ]
 

@@ -96,7 +96,7 @@ def fill(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         (tensor("maps.slope", fill(3e38)), r"slope of affine must be from -1e\+12 to 1e\+12, found 3e\+38"),
         (tensor("probes.weight", fill(3e38)), r"weight of linear must be from -1e\+24 to 1e\+24"),
         (tensor("clouds.spread", fill(0.0)), "spread of cloud must be from 1e-20 to"),
-        (tensor("clouds.axes", fill(7.0)), "axes of cloud must be from -1.01 to 1.01, found 7"),
+        (tensor("clouds.axes", fill(7.0)), "axes of cloud must have length 1, found"),
         (set_("interventions", 0, "weights", 0, value=1.5), "weight at .* must be a number from 0 to 1, found 1.5"),
         (set_("interventions", 0, "weights", 0, value=-0.1), "weight at .* must be a number from 0 to 1"),
         (set_("interventions", 0, "weights", 0, value=True), "must be a number, found True"),
@@ -112,6 +112,10 @@ def fill(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         (set_("range", value=[-1e30, 1e30]), "range must be two numbers"),
         (set_("range", value=[0, 0]), "range must be two numbers"),
         (set_("range", value=[0]), "range must be two numbers"),
+        (
+            lambda config, _: config.update(edges=[float(i) for i in range(1, 999)]),
+            "it has 1 to 999|999 bins|needs 999",
+        ),
         # names
         *[
             (set_("name", value=name), "is such as no folder may have")
@@ -279,7 +283,7 @@ def test_every_tensor_of_every_kind_is_checked(kind: str) -> None:
                 left = iter(range(len(part.tensors())))
                 broken = part.map_tensors(lambda t, n=number, c=change, left=left: c(t) if next(left) == n else t)
                 changed = replace(item, **{field: (broken, *getattr(item, field)[1:])})
-                with pytest.raises(ValueError, match=r"must be from|has shape|is empty"):
+                with pytest.raises(ValueError, match=r"must be from|has shape|is empty|must have length 1"):
                     check_concept(replace(made, interventions=(changed, *made.interventions[1:])))
 
 
