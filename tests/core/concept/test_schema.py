@@ -100,11 +100,9 @@ def fill(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         (set_("interventions", 0, "weights", 0, value=1.5), "weight at .* must be a number from 0 to 1, found 1.5"),
         (set_("interventions", 0, "weights", 0, value=-0.1), "weight at .* must be a number from 0 to 1"),
         (set_("interventions", 0, "weights", 0, value=True), "must be a number, found True"),
-        (set_("interventions", 0, "weights", value=[1.0]), "1 weights need tensors of as many bins"),
+        (set_("interventions", 0, "weights", value=[1.0]), "1 edges need 2 bins at each site, and one has 1"),
         (set_("unit", value=1e300), "unit must be a number above 0"),
         (set_("unit", value=True), "unit must be a number, found True"),
-        (set_("edges", value=[700.0, 200.0]), "edges must ascend"),
-        (set_("edges", value=[200.0, 200.0]), "edges must ascend"),
         (set_("edges", value=[1000.5]), "edges must be up to 999 numbers between 0 and 1000"),
         (set_("edges", value=[-5]), "edges must be up to 999 numbers between 0 and 1000"),
         (set_("range", value=[1.0, -1.0]), "range must be two numbers, from 0 or below to 0 or above"),
@@ -112,9 +110,10 @@ def fill(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         (set_("range", value=[-1e30, 1e30]), "range must be two numbers"),
         (set_("range", value=[0, 0]), "range must be two numbers"),
         (set_("range", value=[0]), "range must be two numbers"),
+        (set_("edges", value=[float(i) for i in range(1, 999)]), "998 edges need 999 bins at each site, and one has 2"),
         (
-            lambda config, _: config.update(edges=[float(i) for i in range(1, 999)]),
-            "it has 1 to 999|999 bins|needs 999",
+            set_("edges", value=[float(i) for i in range(1, 99999)]),
+            "interventions in 99999 bins: expected 50000 in all",
         ),
         # names
         *[
@@ -168,6 +167,12 @@ def fill(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
 )
 def test_what_no_concept_holds_is_refused(damage: Damage, expected: str, tmp_path: Path) -> None:
     refused(damaged(tmp_path / "it", damage), expected)
+
+
+@pytest.mark.parametrize("edges", [[700.0, 200.0], [200.0, 200.0], [-0.0, 200.0], [200.0, 1e4], [True, 200.0]])
+def test_edges_ascend_within_the_timesteps(edges: list[float], tmp_path: Path) -> None:
+    three_bins = make_concept("linear", "affine", 5)
+    refused(damaged(tmp_path / "it", set_("edges", value=edges), three_bins), "edges.* must (ascend|be)")
 
 
 @pytest.mark.parametrize(
