@@ -29,9 +29,9 @@ UNITS, MAX_RANGE = (1e-6, 1e6), 1e6
 #: timesteps are above 0 and below this
 TIMESTEPS = 1000.0
 #: timestep bins, and interventions in all of them; a language model of 405 billion parameters has 16,128 heads
-MAX_BINS, MAX_INTERVENTIONS = 1000, 50_000
-#: how deeply probes are within one another; methods make three levels
-MAX_LEVELS = 8
+MAX_BINS, MAX_INTERVENTIONS = 1000, 20_000
+#: how deeply probes are within one another, methods make three levels; and how many are within one
+MAX_LEVELS, MAX_PARTS = 8, 100
 #: prompts that a concept was learned from
 MAX_PROMPTS = 10**6
 #: channels and positions of a site, and outputs of a module
@@ -187,13 +187,13 @@ def check_name(name: Any) -> None:
     Example:
         >>> check_name("../up")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: name '../up' is such as no folder may have: expected up to 100 letters, without / and \\, ...
+        ValueError: name '../up' is such as no folder may have: expected up to 100 letters, without /, ...
     """
     whole = isinstance(name, str) and name.isprintable() and name == name.strip() and 0 < len(name.encode()) <= MAX_NAME
-    if not whole or name[0] in ".-" or name[-1] == "." or set(name) & set('/\\:*?"<>|='):
+    if not whole or name[0] in ".-" or set(name) & set("/\\:"):
         raise ValueError(
-            f"name {quote(name)} is such as no folder may have: expected up to {MAX_NAME} letters, without / and \\, "
-            "that begin with neither . nor -"
+            f"name {quote(name)} is such as no folder may have: expected up to {MAX_NAME} letters, without /, \\ "
+            "and :, that begin with neither . nor -"
         )
 
 
@@ -323,5 +323,8 @@ def _check_levels(part: TensorClass, level: int = 0) -> None:
         raise ValueError(f"more than {MAX_LEVELS} probes are within one another")
     if level and isinstance(part, RunningProbe):
         raise ValueError(f"a probe of kind {part.kind} follows a text, which it cannot within another probe")
-    for child in part.children():
+    children = part.children()
+    if len(children) > MAX_PARTS:
+        raise ValueError(f"{len(children)} probes are within one: expected up to {MAX_PARTS}")
+    for child in children:
         _check_levels(child, level + 1)

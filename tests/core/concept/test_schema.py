@@ -78,6 +78,11 @@ def fill(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda tensor: torch.full_like(tensor, value)
 
 
+def nested(levels: int) -> dict[str, Any]:
+    """A probe within others."""
+    return {"kind": "complement", "inner": nested(levels - 1)} if levels else {"kind": "constant", "value": 0.5}
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
@@ -110,10 +115,10 @@ def fill(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         (set_("range", value=[-1e30, 1e30]), "range must be two numbers"),
         (set_("range", value=[0, 0]), "range must be two numbers"),
         (set_("range", value=[0]), "range must be two numbers"),
-        (set_("edges", value=[float(i) for i in range(1, 999)]), "998 edges need 999 bins at each site, and one has 2"),
+        (set_("edges", value=[float(i) for i in range(1, 999)]), "998 edges need 999 bins at each site"),
         (
             set_("edges", value=[float(i) for i in range(1, 99999)]),
-            "interventions in 99999 bins: expected 50000 in all",
+            "interventions in 99999 bins: expected 20000 in all",
         ),
         # names
         *[
@@ -150,6 +155,20 @@ def fill(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
         (set_("interventions", value={}), "interventions must be a list"),
         (set_("colour", value=7), "it has an unknown colour"),
         (lambda config, tensors: tensors.update(spare=torch.zeros(2)), "1 tensors that no probe or map .* uses"),
+        (set_("interventions", 0, "probes", value=nested(9)), "more than 8 probes are within one another"),
+        (
+            set_("interventions", 0, "probes", value={"kind": "product", "factors": [nested(0)] * 101}),
+            "101 probes are within one: expected up to 100",
+        ),
+        (
+            set_(
+                "interventions",
+                0,
+                "probes",
+                value={"kind": "complement", "inner": {"kind": "last", "inner": nested(0)}},
+            ),
+            "a probe of kind last follows a text, which it cannot within another probe",
+        ),
         # what is shown
         (set_("evidence", "unit", "trials", 0, "effect", value="much"), "effect must be a number"),
         (set_("evidence", "mask", "sites", value="unet"), "evidence.mask.sites must be a list"),
