@@ -195,6 +195,18 @@ def test_both_files_are_asked_for(upload: Upload, saved: dict[str, bytes]) -> No
     refused(lambda: uploads.read_concept([config, upload("x.pt", b"")]), "x.pt is not taken")
 
 
+def test_no_archive_is_unpacked(upload: Upload, saved: dict[str, bytes]) -> None:
+    """Whatever is in it: what goes out as a zip comes back as two files."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as packed:
+        packed.writestr("../../config.json", saved["config.json"])
+    for name in ("concept.zip", "config.json.zip", "strip.webp", "x.tar.gz"):
+        refused(lambda name=name: uploads.read_concept([upload(name, content.getvalue())]), "taken")
+    for name in ("config.json", "concept.safetensors"):
+        both = [upload(key, content.getvalue() if key == name else value) for key, value in saved.items()]
+        refused(lambda both=both: uploads.read_concept(both), name, "is damaged")
+
+
 def test_saving_overwrites_nothing_and_stays_in_its_folder(concepts: list[Concept], tmp_path: Path) -> None:
     saves, outside = tmp_path / "saves", tmp_path / "outside"
     outside.mkdir()
