@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..model.loading import BUILTIN, source_of
-from .format import CONFIG
+from .reading import CONFIG, read_json
 
 FOLDER = Path(__file__).parents[1] / "concepts"
 
@@ -70,5 +69,5 @@ def _folders() -> dict[str, Path]:
 
 
 def _describe(folder: Path) -> Shipped:
-    config = json.loads((folder / CONFIG).read_text())
+    config = read_json(folder / CONFIG)
     return Shipped(f"{BUILTIN}{folder.name}", config["provenance"]["model"], config["description"], folder)

@@ -145,7 +145,8 @@ def _trials(concept: ConceptData) -> dict[str, Any]:
 def _control_scores(concept: ConceptData) -> dict[str, str]:
     """Mean and highest h on control prompts over the sites that steer, and the site of the highest."""
     steered = {str(site) for site in concept.steered_sites}
-    known = [site for site in concept.evidence.get("sites", []) if site["site"] in steered and "control_h" in site]
+    sites = concept.evidence.get("sites", [])
+    known = [site for site in sites if site["site"] in steered and site.get("control_h") is not None]
     if not known:
         return {"worst": ""}
     worst = max(known, key=lambda site: site["control_h"])

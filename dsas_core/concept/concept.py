@@ -6,13 +6,14 @@ with the evidence), and `strip.webp` if there are sample images; see `format`. N
 
 from __future__ import annotations
 
+import stat
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ..errors import ArtifactError, ModelMismatchError
+from ..errors import ArtifactError, ModelMismatchError, UnavailableError, quote
 from ..model.fingerprints import explain_difference, fingerprint, has_other_weights
 from ..model.sites import Roots
 from .builtin import folder_of
@@ -138,10 +139,18 @@ class Concept(ConceptData):
             >>> Concept.from_pretrained("builtin:banana-blur").name
             'banana-blur'
         """
+        if not isinstance(name, str | Path):
+            raise UnavailableError(f"no concept at {quote(name)}: expected a folder, a Hub name, or builtin:NAME")
         folder = folder_of(name)
-        if folder.is_file():
+        try:
+            found = stat.S_IFMT(folder.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            found = 0
+        except (OSError, ValueError) as error:  # no permission, or a name that no file can have
+            raise UnavailableError(f"no concept at {quote(str(name))}: {error.args[-1]}") from None
+        if found and not stat.S_ISDIR(found):
             raise ArtifactError(f"{folder} is a file, not a concept's folder; a prompt file is to be learned first")
-        if not folder.is_dir():
+        if not found:
             from .hub import download
 
             folder = download(str(name), FILES, revision=revision, token=token, **options)

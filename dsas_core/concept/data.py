@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 
+from ..errors import ArtifactError
 from ..model.sites import Site
 from .intervention import Intervention
 from .samples import Samples
@@ -42,7 +43,9 @@ class ConceptData:
     tokens, memory) does not count, as it differs from run to run.
 
     Raises:
-        TypeError: base, learned_on, evidence or provenance hold what JSON cannot.
+        TypeError: base, learned_on, evidence or provenance hold what JSON cannot; numbers that are not finite become
+            None.
+        ArtifactError: they contain themselves, or are nested too deeply.
 
     Example:
         >>> ConceptData("blur", (), unit=2.0, range=(-1.0, 2.0))
@@ -65,8 +68,8 @@ class ConceptData:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interventions", tuple(item.to_storage() for item in self.interventions))
-        for name in ("base", "learned_on", "evidence", "provenance"):  # only what JSON can hold
-            object.__setattr__(self, name, json.loads(json.dumps(getattr(self, name))))
+        for name in ("base", "learned_on", "evidence", "provenance"):
+            object.__setattr__(self, name, _as_plain_data(name, getattr(self, name)))
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -175,3 +178,11 @@ class ConceptData:
             elsewhere = {} if item.probe_site is None else {"reads": item.probe_site.to_dict()}
             specs.append({"site": item.site.to_dict(), **elsewhere, "bins": bins})
         return specs, tensors
+
+
+def _as_plain_data(name: str, content: Any) -> Any:
+    """A copy that has only what JSON can hold."""
+    try:
+        return json.loads(json.dumps(content), parse_constant=lambda _: None)
+    except (RecursionError, ValueError) as error:
+        raise ArtifactError(f"{name} of a concept cannot be written as JSON: {error}") from None

@@ -92,7 +92,7 @@ def describe_reading(sites: Sequence[Mapping[str, Any]]) -> str:
         >>> describe_reading([*early, {"site": "layers.9", "auroc": 0.82, "reads": "layers.2"}])
         'gate read at layers.2, the best of 3 early sites (AUROC 0.80 to 0.82); nothing is steered at these'
     """
-    early = {site["site"]: site["auroc"] for site in sites if site.get("candidate")}
+    early = {site["site"]: site["auroc"] for site in sites if site.get("candidate") and site.get("auroc") is not None}
     if not early:
         return ""
     reads = ", ".join(dict.fromkeys(site["reads"] for site in sites if site.get("reads")))

@@ -10,47 +10,44 @@ everything before use. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from ..errors import ArtifactError, quote
-from ..maps import Map
-from ..maps.envelope import EllipticEnvelope
+from ..errors import ArtifactError, quote, shorten
 from ..model.sites import Site
-from ..probes import Probe
 from ..utils.files import to_readable_json
 from ..utils.saving.folders import read_folder, save_folder
-from ..utils.saving.names import why_no_name
 from ..utils.tensorclass import TensorClass, unpack
 from .card import render_card
 from .data import ConceptData
 from .intervention import Intervention
 from .own_files import recognise, serialise
+from .reading import AGAIN, CARD, CONFIG, FILES, TENSORS, is_file, read_bytes, read_json, read_tensors, refuse_unused
 from .samples import STRIP, Samples
+from .schema import MAX_INTERVENTIONS, NEEDED, SAMPLES, check_plain, check_site
+from .schema import check_concept as _validate
+
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "FILES",
+    "FORMAT",
+    "TENSORS",
+    "load_concept",
+    "pack_concept",
+    "round_to_half",
+    "save_concept",
+]
 
 AnyConcept = TypeVar("AnyConcept", bound=ConceptData)
 
 FORMAT = 2
 READ = (1, FORMAT)
-CONFIG, TENSORS, CARD = "config.json", "concept.safetensors", "README.md"
-#: all files of a concept
-FILES = (CONFIG, TENSORS, CARD, STRIP)
-
-#: largest size of a file, in bytes; those that `learn` writes have a few MB at most
-MAX_BYTES = {CONFIG: 2**26, TENSORS: 2**32, STRIP: 2**26}
-#: largest size of the header of the safetensors, in bytes, and number of tensors in it
-MAX_HEADER, MAX_TENSORS = 2**24, 200_000
-#: deepest nesting of lists and mappings in the configuration; `learn` writes less than half of it
-MAX_DEPTH = 24
-#: dtypes of tensors, as safetensors names them
-DTYPES = {"F16", "BF16", "F32", "F64"}
-
 
 # ---- writing --------------------------------------------------------------------------------------------------------
 
@@ -130,111 +127,105 @@ def load_concept(kind: type[AnyConcept], folder: Path) -> AnyConcept:
 
 def _load(kind: type[AnyConcept], folder: Path) -> AnyConcept:
     for name in (CONFIG, TENSORS):
-        if not (folder / name).is_file():
+        if not is_file(folder / name):
             raise ArtifactError(f"{folder} is no concept: it has no {name} (write one with `dsas learn`)")
-    config, tensors = _read_config(folder / CONFIG), _read_tensors(folder / TENSORS)
-    strip = _read_bytes(folder / STRIP) if (folder / STRIP).is_file() else b""
+    config, tensors = _read_config(folder / CONFIG), _Noted(read_tensors(folder / TENSORS))
+    strip = read_bytes(folder / STRIP) if is_file(folder / STRIP) else b""
     try:
-        unpack_bins = _unpack_format_1 if config.pop("format") == 1 else _unpack_format_2
-        interventions = tuple(
-            Intervention(
-                site=Site.from_dict(item["site"]),
-                probe_site=Site.from_dict(item["reads"]) if "reads" in item else None,
-                **unpack_bins(item, tensors),
-            )
-            for item in config.pop("interventions")
-        )
-        edges = _numbers("edges", config.pop("edges"))
-        if config.get("range") is not None:
-            config["range"] = _numbers("range", config["range"])
-        if config.get("samples") is not None:
-            config["samples"] = Samples.from_dict(config["samples"], strip)
-        concept = kind(interventions=interventions, edges=edges, **config)
+        concept = kind(**_unpack_concept(config, tensors, strip))
         _validate(concept)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
-        raise ArtifactError(f"{folder / CONFIG} is damaged: {type(error).__name__} {error}") from None
+    except ValueError as error:
+        raise ArtifactError(f"{folder / CONFIG} is damaged: {error}; {AGAIN}") from None
+    refuse_unused(folder / TENSORS, tensors, tensors.used)
     try:
         render_card(concept)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{folder / CONFIG} is damaged: its evidence and provenance are such as no card can show "
-            f"({type(error).__name__} {error}); save or download it again"
+            f"({type(error).__name__} {error}); {AGAIN}"
         ) from None
     return concept
 
 
-def _read_bytes(path: Path) -> bytes:
-    limit = MAX_BYTES[path.name]
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ArtifactError(
-            f"{path} is larger than {limit // 2**20} MB, which no concept is: save or download it again"
-        )
-    return content
+class _Noted(dict[str, torch.Tensor]):
+    """Tensors by name, and which of them were looked up."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__(tensors)
+        self.used: set[str] = set()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.used.add(name)
+        return super().__getitem__(name)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    content = _read_bytes(path)
-    try:
-        config = json.loads(content.decode())
-    except UnicodeDecodeError:
-        raise ArtifactError(f"{path} is damaged: it is no text; expected JSON, as `dsas learn` writes it") from None
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged: it is not JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("format") not in READ:
-        actual = config.get("format") if isinstance(config, dict) else type(config).__name__
+    config = read_json(path)
+    if not isinstance(config, dict) or type(config.get("format")) is not int or config["format"] not in READ:
+        actual = quote(config.get("format")) if isinstance(config, dict) else type(config).__name__
         formats = " and ".join(map(str, READ))
         raise ArtifactError(f"{path} is not a concept's: format {actual}, this version reads formats {formats}")
-    if _depth(config) > MAX_DEPTH:
-        raise ArtifactError(f"{path} is not a concept's: more than {MAX_DEPTH} lists and mappings within one another")
     return config
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    content = _read_bytes(path)
-    _check_header(content, path)
-    try:
-        tensors = {name: tensor.float() for name, tensor in load(content).items()}
-    except (SafetensorError, OSError, OverflowError, RuntimeError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged or cut short: {error}; save or download it again") from None
-    if any(not bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise ArtifactError(f"{path} holds NaN or infinite values; learn the concept again")
-    return tensors
+#: what `config.json` has, and what it may lack
+_NEEDED = {"format", "name", "edges", "interventions"}
+_OPTIONAL = {field.name for field in fields(ConceptData)} - _NEEDED
 
 
-def _check_header(content: bytes, path: Path) -> None:
-    """Check the header before anything is parsed: refuse pickles, and files that are shorter than the header says."""
-    damaged = f"{path} is damaged or cut short"
-    length = int.from_bytes(content[:8], "little")
-    if not 2 <= length <= min(MAX_HEADER, len(content) - 8) or content[8:9] != b"{":
-        if content[:1] == b"\x80" or content[:4] == b"PK\x03\x04":
-            raise ArtifactError(f"{damaged}: it is a pickle, which is never read; expected safetensors of `dsas learn`")
-        raise ArtifactError(f"{damaged}: it is not safetensors; save or download it again")
-    try:
-        header = json.loads(content[8 : 8 + length])
-        dtypes = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-        raise ArtifactError(f"{damaged}: it has a damaged header; save or download it again") from None
-    if len(header) > MAX_TENSORS or not dtypes <= DTYPES:
-        odd = ", ".join(sorted(map(str, dtypes - DTYPES)))[:80] or f"{len(header)} tensors"
-        raise ArtifactError(f"{path} holds {odd}: expected up to {MAX_TENSORS} tensors of floats")
+def _unpack_concept(config: dict[str, Any], tensors: dict[str, torch.Tensor], strip: bytes) -> dict[str, Any]:
+    """The fields of a concept, the inverse of `pack_concept`; a ValueError where the configuration has others."""
+    _check_keys("it", config, _NEEDED, _OPTIONAL)
+    check_plain(config["edges"], ["a number"], "edges")
+    check_plain(config["interventions"], [{NEEDED: ("site",), "reads": {}}], "interventions")
+    for name in ("unit", *(["range"] if config.get("range") is not None else [])):
+        check_plain(config.get(name, 1.0), ["a number"] if name == "range" else "a number", name)
+    _check_counts(config)
+    unpack_bins = _unpack_format_1 if config["format"] == 1 else _unpack_format_2
+    interventions = tuple(
+        Intervention(
+            site=_unpack_site(item["site"]),
+            probe_site=_unpack_site(item["reads"]) if "reads" in item else None,
+            **unpack_bins(item, tensors),
+        )
+        for item in config["interventions"]
+    )
+    found = {key: value for key, value in config.items() if key != "format"}
+    if config.get("samples") is not None:
+        check_plain(config["samples"], SAMPLES, "samples")
+        found["samples"] = Samples.from_dict(config["samples"], strip)
+    if config.get("range") is not None:
+        found["range"] = tuple(map(float, config["range"]))
+    return {**found, "edges": tuple(map(float, config["edges"])), "interventions": interventions}
 
 
-def _depth(document: Any) -> int:
-    """How deeply lists and mappings are nested in a JSON document."""
-    level, depth = [document], 0
-    while level:
-        level = [
-            child
-            for item in level
-            for child in (item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
-        ]
-        depth += 1
-    return depth
+def _check_counts(config: dict[str, Any]) -> None:
+    """Raise a ValueError where interventions have not one entry for each bin, before these are made."""
+    items, bins = config["interventions"], len(config["edges"]) + 1
+    if len(items) * bins > MAX_INTERVENTIONS:
+        raise ValueError(f"it has {len(items)} interventions in {bins} bins: expected {MAX_INTERVENTIONS} in all")
+    for item in items:
+        entries = item.get("bins" if config["format"] == 1 else "weights")
+        if isinstance(entries, list) and len(entries) != bins:
+            raise ValueError(
+                f"{bins - 1} edges need {bins} bins at each site, and one has {len(entries)}: expected one probe, map "
+                "and weight in every bin"
+            )
+
+
+def _check_keys(what: str, given: Any, needed: Collection[str], optional: Collection[str] = ()) -> None:
+    if not isinstance(given, dict):
+        raise ValueError(f"{what} must be a mapping, found {quote(given)}")
+    for keys, told in ((set(needed) - set(given), "lacks"), (set(given) - {*needed, *optional}, "has an unknown")):
+        if keys:
+            raise ValueError(f"{what} {told} {shorten(min(keys), 80)}")
+
+
+def _unpack_site(data: Any) -> Site:
+    check_plain(data, {NEEDED: ("path",), **dict.fromkeys(("path", "side", "layout", "stream"), "a text")}, "a site")
+    site = Site.from_dict(data)
+    check_site(site)
+    return site
 
 
 # ---- bins -----------------------------------------------------------------------------------------------------------
@@ -251,8 +242,10 @@ def _pack_bins(parts: Sequence[TensorClass], tensors: dict[str, torch.Tensor], k
     return parts[0].map_tensors(lambda _: next(stacked)).pack(tensors, key)
 
 
-def _unpack_format_2(item: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _unpack_format_2(item: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Fields of an intervention whose bins are stacked."""
+    _check_keys("an intervention", item, ("site", "weights", "probes", "maps"), ("reads", "clouds"))
+    check_plain(item["weights"], ["a number"], "weights")
     weights = tuple(map(float, item["weights"]))
     names = ("probes", "maps", *(["clouds"] if "clouds" in item else []))
     return {"weights": weights, **{name: _unpack_bins(item[name], tensors, len(weights)) for name in names}}
@@ -261,12 +254,12 @@ def _unpack_format_2(item: Mapping[str, Any], tensors: dict[str, torch.Tensor]) 
 def _unpack_bins(spec: Any, tensors: dict[str, torch.Tensor], count: int) -> tuple[Any, ...]:
     """The inverse of `_pack_bins`."""
     if isinstance(spec, list):
-        return tuple(unpack(part, tensors) for part in spec)
-    stacked = unpack(spec, tensors)
-    columns = [list(tensor) for tensor in stacked.tensors()]
-    lengths = {len(column) for column in columns}
+        return tuple(_unpack_part(part, tensors) for part in spec)
+    stacked = _unpack_part(spec, tensors)
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in stacked.tensors()}
     if not lengths <= {1} and lengths != {count}:
-        raise ValueError(f"{count} weights need tensors of as many bins, found {sorted(lengths)}")
+        raise ValueError(f"{count} weights need tensors of as many bins, or of one, found {sorted(lengths)}")
+    columns = [list(tensor) for tensor in stacked.tensors()]
     bins = []
     for i in range(max(lengths, default=1)):
         row = iter([column[i] for column in columns])
@@ -274,11 +267,22 @@ def _unpack_bins(spec: Any, tensors: dict[str, torch.Tensor], count: int) -> tup
     return tuple(bins if len(bins) == count else bins * count)
 
 
-def _unpack_format_1(item: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _unpack_part(spec: Any, tensors: dict[str, torch.Tensor]) -> TensorClass:
+    part = unpack(spec, tensors)
+    if not isinstance(part, TensorClass):
+        raise ValueError(f"expected a probe, a map or a cloud, found {quote(spec)}")
+    return part
+
+
+def _unpack_format_1(item: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Fields of an intervention whose bins are written one by one."""
+    _check_keys("an intervention", item, ("site", "bins"), ("reads",))
+    check_plain(item["bins"], [{NEEDED: ("probe", "map", "weight"), "weight": "a number"}], "bins")
     bins = item["bins"]
+    for bin_ in bins:
+        _check_keys("a bin", bin_, ("probe", "map", "weight"), ("cloud",))
     parts = {
-        f"{name}s": tuple(unpack(bin_[name], tensors) for bin_ in bins if name != "cloud" or name in bin_)
+        f"{name}s": tuple(_unpack_part(bin_[name], tensors) for bin_ in bins if name != "cloud" or name in bin_)
         for name in ("probe", "map", "cloud")
     }
     return {"weights": tuple(float(bin_["weight"]) for bin_ in bins), **parts}
@@ -301,48 +305,3 @@ def round_to_half(tensor: torch.Tensor) -> torch.Tensor:
 def _to_half_if_exact(tensor: torch.Tensor) -> torch.Tensor:
     half = tensor.half()
     return half if torch.equal(half.float(), tensor) else tensor
-
-
-def _numbers(name: str, given: Any) -> tuple[float, ...]:
-    if not isinstance(given, list) or not all(type(number) in (int, float) for number in given):
-        raise ValueError(f"{name} must be a list of numbers, found {given!r:.80}")
-    return tuple(map(float, given))
-
-
-def _validate(concept: ConceptData) -> None:
-    """Raise a ValueError if a file holds what no concept can; `unpack` has checked the parts."""
-    texts = (concept.name, concept.method, concept.gate, concept.description)
-    mappings = (concept.base, concept.learned_on, concept.evidence, concept.provenance)
-    weights = [weight for item in concept.interventions for weight in item.weights]
-    ends = concept.range
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("name, method, gate and description must be texts")
-    if reason := why_no_name(concept.name):
-        raise ValueError(f"name {quote(concept.name)} is such as no folder may have: {reason}")
-    if not all(isinstance(content, Mapping) for content in mappings):
-        raise ValueError("base, learned_on, evidence and provenance must be mappings")
-    if isinstance(concept.unit, str) or not all(map(math.isfinite, (concept.unit, *concept.edges, *weights))):
-        raise ValueError("unit, edges and weights must be finite numbers")
-    if concept.unit <= 0:
-        raise ValueError(f"unit must be above 0, found {concept.unit:g}")
-    if list(concept.edges) != sorted(set(concept.edges)):
-        raise ValueError("edges must ascend")
-    if not (ends is None or (len(ends) == 2 and -math.inf < ends[0] <= 0 <= ends[1] < math.inf and ends[0] < ends[1])):
-        raise ValueError(f"range must be two finite numbers, from 0 or below to 0 or above, found {list(ends)}")
-    if not concept.interventions:
-        raise ValueError("it has no interventions")
-    for item in concept.interventions:
-        _validate_intervention(item, bins=len(concept.edges) + 1)
-
-
-def _validate_intervention(item: Intervention, bins: int) -> None:
-    if not all(isinstance(probe, Probe) for probe in item.probes) or not all(isinstance(m, Map) for m in item.maps):
-        raise ValueError(f"{item.site} needs probes and maps")
-    if {len(item.probes), len(item.maps), len(item.weights)} != {bins}:
-        raise ValueError(
-            f"{bins - 1} edges need {bins} bins at each site, and {item.site} has not one probe, map and weight in "
-            "every bin"
-        )
-    valid = all(isinstance(cloud, EllipticEnvelope) for cloud in item.clouds)
-    if item.clouds and (len(item.clouds) != bins or not valid):
-        raise ValueError(f"{item.site} needs a cloud in every bin, or none at all")

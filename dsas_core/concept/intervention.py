@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from ..errors import UnsupportedError
+from ..errors import ArtifactError, UnsupportedError, quote
 from ..maps import IdentityMap, Map
 from ..maps.envelope import EllipticEnvelope
 from ..model.sites import Site
 from ..probes import Probe, RunningProbe
+from ..utils.tensorclass import check_shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +69,8 @@ class Intervention:
     @property
     def width(self) -> int | None:
         """Number of channels of the activation that it changes or reads; None if it has no tensor of that width."""
-        tensors = (tensor for part in (self.maps[0], self.probes[0]) for tensor in part.tensors() if tensor.ndim)
-        return next((tensor.shape[-1] for tensor in tensors), None)
+        widths = (check_shapes(part) for part in (self.maps[0], self.probes[0]))
+        return next((width for width in widths if width is not None), None)
 
     def as_read_only(self) -> Intervention:
         """A copy with maps that change nothing."""
@@ -83,6 +84,38 @@ class Intervention:
 
         bins: dict[str, Any] = {name: to_float32(getattr(self, name)) for name in ("probes", "maps", "clouds")}
         return replace(self, **bins, weights=tuple(map(float, self.weights)))
+
+
+def check_widths(interventions: Sequence[Intervention]) -> dict[Site, int]:
+    """The channels of the activation at each site, where a tensor tells, if all shapes agree.
+
+    Raises:
+        ArtifactError: two tensors do not agree in their shapes, or have another width than their site's channels.
+
+    Example:
+        >>> from dsas_core.maps import AffineMap
+        >>> from dsas_core.probes import ConstantProbe
+        >>> item = Intervention(Site("unet.mid"), (ConstantProbe(1.0),), (AffineMap(torch.ones(4)),), (1.0,))
+        >>> check_widths([item])
+        {Site(path='unet.mid', side='output', index=0, tokens=None, channels=None, layout='last', stream=''): 4}
+    """
+    widths: dict[Site, int] = {}
+    for item in interventions:
+        for site, parts in ((item.site, (*item.maps, *item.clouds)), (item.probe_site or item.site, item.probes)):
+            try:
+                for part in {id(part): part for part in parts}.values():
+                    if (width := check_shapes(part, widths.get(site))) is not None:
+                        widths[site] = width
+            except ValueError as error:
+                raise ArtifactError(f"{quote(str(site))}: {error}; learn the concept again") from None
+            start, stop = site.channels or (None, None)
+            wide = widths.get(site)
+            if wide and stop is not None and (start or 0) >= 0 and stop >= 0 and wide != stop - (start or 0):
+                raise ArtifactError(
+                    f"{quote(str(site))} has {stop - (start or 0)} channels, and its probe or map is {wide} wide: "
+                    "learn the concept again"
+                )
+    return widths
 
 
 def bin_of(timestep: torch.Tensor | None, edges: Sequence[float]) -> torch.Tensor:

@@ -44,7 +44,7 @@ Scores = Mapping[tuple[int, int], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class DrawnProbe(Probe, kind="drawn"):
+class DrawnProbe(Probe, kind="drawn", stored=False):
     """Scores drawn at random from those of a gate: the same dose, but no information.
 
     Draws from torch's global generator. Of a gate that scores each dimension, scores are means over dimensions.
@@ -65,7 +65,7 @@ class DrawnProbe(Probe, kind="drawn"):
 
 
 @dataclass(frozen=True, eq=False)
-class OracleProbe(Probe, kind="oracle"):
+class OracleProbe(Probe, kind="oracle", stored=False):
     """The true location of a thing: the share of each patch that its mask covers.
 
     For x [rows, positions, width], whose positions are the patches of a picture in row-major order; rows are the

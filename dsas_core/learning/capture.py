@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ..concept.intervention import bin_of
-from ..errors import DSASError
+from ..concept.schema import TIMESTEPS
+from ..errors import DSASError, quote
 from ..model.hooks import Call
 from ..model.sites import Site
 from ..probes.combine import pool
@@ -102,8 +103,11 @@ class Capture:
 
     def __init__(self, edges: Sequence[float] = (), positions_per_row: int = 32, seed: int = 0) -> None:
         self.edges = tuple(edges)
-        if list(edges) != sorted(set(edges)):
-            raise DSASError(f"timestep edges {self.edges}: expected ascending numbers, each once")
+        if list(edges) != sorted(set(edges)) or not all(0 < edge < TIMESTEPS for edge in edges):
+            raise DSASError(
+                f"timestep edges {quote(self.edges)}: expected ascending numbers, each once, between 0 and "
+                f"{TIMESTEPS:g}"
+            )
         self.seed = seed
         self.positions_per_row = positions_per_row
         self.kind = ""

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Generic
 from ..concept.concept import Concept
 from ..concept.evidence import SiteEvidence
 from ..concept.intervention import Intervention
+from ..concept.schema import check_name
+from ..errors import PromptError
 from ..model.fingerprints import describe_module, fingerprint
 from ..model.sites import Roots, Site
 from ..utils.meter import Meter
@@ -68,6 +70,10 @@ class Learner(ABC, Generic[Text]):
         keep_prompts: str | None = None,
         show_progress: bool,
     ) -> None:
+        try:
+            check_name(content.name)  # before the long work, not when it is saved
+        except ValueError as error:
+            raise PromptError(f"prompt file: {error}") from None
         self.content, self.sites, self.edges = content, sites, tuple(edges)
         self.model_name, self.own_settings = model_name, settings
         self.count, self.seed, self.show_progress = count, seed, show_progress

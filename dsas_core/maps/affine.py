@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..utils.tensorclass import cast
+from ..utils.tensorclass import Vector, cast
 from .base import Map
 
 
@@ -25,8 +25,8 @@ class AffineMap(Map, kind="affine"):
 
     linear_in_strength = True
 
-    shift: torch.Tensor
-    slope: torch.Tensor | None = None
+    shift: Vector
+    slope: Vector | None = None
 
     def displacement(self, x: torch.Tensor) -> torch.Tensor:
         shift = cast(self.shift, x.dtype)

@@ -9,13 +9,16 @@ the covariance of probabilistic PCA (Tipping and Bishop, 1999).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from ..utils.tensorclass import TensorClass, compute_dtype
+from ..utils.tensorclass import LARGEST_SLOPE, Holds, TensorClass, Vector, compute_dtype
 
 #: default for the largest number of principal components
 RANK = 8
+#: smallest standard deviation
+SMALLEST = 1e-20
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +40,11 @@ class EllipticEnvelope(TensorClass, kind="cloud"):
         tensor([1., 3.])
     """
 
-    mean: torch.Tensor
-    axes: torch.Tensor
-    spread: torch.Tensor
-    rest: torch.Tensor
-    radius: torch.Tensor
+    mean: Vector
+    axes: Annotated[torch.Tensor, Holds("rank width", unit=True)]
+    spread: Annotated[torch.Tensor, Holds("rank", low=SMALLEST)]
+    rest: Annotated[torch.Tensor, Holds(low=SMALLEST)]
+    radius: Annotated[torch.Tensor, Holds(high=LARGEST_SLOPE, low=0)]
 
     def whiten(self, v: torch.Tensor) -> torch.Tensor:
         """A difference of activations [..., width] in standard deviations, [..., rank + width]."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 
+from ..utils.tensorclass import Direction, Holds, Scalar, Vector
 from .base import Map
 
 
@@ -31,9 +33,9 @@ class ProjectionMap(Map, kind="projection"):
 
     linear_in_strength = True
 
-    direction: torch.Tensor
-    offset: torch.Tensor
-    factor: float = 1.0
+    direction: Direction
+    offset: Scalar
+    factor: Annotated[float, Holds(high=1000)] = 1.0
 
     def displacement(self, x: torch.Tensor) -> torch.Tensor:
         u = self.direction.to(x.dtype)
@@ -55,7 +57,7 @@ class TurnMap(Map, kind="turn"):
         tensor([[2.1213, 2.1213]])
     """
 
-    shift: torch.Tensor
+    shift: Vector
 
     def apply(self, x: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
         moved = x + (strength * self.shift).to(x.dtype)

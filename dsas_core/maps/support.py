@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..utils.tensorclass import Vector
 from .affine import AffineMap
 from .base import Map
 
@@ -31,8 +32,8 @@ class SupportMap(Map, kind="support"):
     linear_in_strength = True
 
     inner: AffineMap
-    low: torch.Tensor
-    high: torch.Tensor
+    low: Vector
+    high: Vector
 
     def displacement(self, x: torch.Tensor) -> torch.Tensor:
         inside = (self.low.to(x.dtype) < x) & (x < self.high.to(x.dtype))

@@ -7,12 +7,12 @@ tokens of a text that is generated token by token (`ConditionLatch`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 import torch.nn.functional as F
 
-from ..utils.tensorclass import compute_dtype
+from ..utils.tensorclass import Holds, Scalar, Vector, compute_dtype
 from .base import Probe
 from .combine import OneScoreProbe
 from .running import PromptLatch
@@ -33,9 +33,9 @@ class ConditionProbe(Probe, kind="condition"):
         tensor([1., 0.])
     """
 
-    direction: torch.Tensor
-    threshold: torch.Tensor
-    side: torch.Tensor
+    direction: Vector
+    threshold: Scalar
+    side: Annotated[torch.Tensor, Holds(high=1, zero=False)]
 
     def similarity(self, x: torch.Tensor) -> torch.Tensor:
         """The cosine between x [..., width] and tanh of its projection on c: [..., 1], 0 where x is zeros."""

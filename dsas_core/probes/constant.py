@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from ..utils.tensorclass import compute_dtype
+from ..utils.tensorclass import Holds, compute_dtype
 from .base import Probe
 
 
@@ -23,7 +24,7 @@ class ConstantProbe(Probe, kind="constant"):
                 [1.]])
     """
 
-    value: float = 1.0
+    value: Annotated[float, Holds(high=1, low=0)] = 1.0
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return torch.full((*x.shape[:-1], 1), self.value, dtype=compute_dtype(x), device=x.device)

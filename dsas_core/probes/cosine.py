@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from ..utils.tensorclass import compute_dtype
+from ..utils.tensorclass import Direction, Scalar, compute_dtype
 from .base import Probe
 
 
@@ -25,8 +25,8 @@ class CosineProbe(Probe, kind="cosine"):
         tensor([0.5000, 0.0000])
     """
 
-    direction: torch.Tensor
-    threshold: torch.Tensor
+    direction: Direction
+    threshold: Scalar
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         dtype = compute_dtype(x)

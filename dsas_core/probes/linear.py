@@ -9,11 +9,11 @@ Folding (methods: standardise, project, logistic regression): with mean m, scale
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 
-from ..utils.tensorclass import cast, compute_dtype
+from ..utils.tensorclass import LARGEST_SLOPE, WIDTH, Holds, cast, compute_dtype
 from .base import Probe
 
 #: logits are clamped here; a sigmoid beyond it is 0 or 1 in float32
@@ -66,8 +66,8 @@ class LinearProbe(Probe, kind="linear"):
         tensor([[0.5000]])
     """
 
-    weight: torch.Tensor
-    bias: torch.Tensor
+    weight: Annotated[torch.Tensor, Holds(WIDTH, high=LARGEST_SLOPE)]
+    bias: Annotated[torch.Tensor, Holds(high=LARGEST_SLOPE)]
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         dtype = compute_dtype(x)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 
-from ..utils.tensorclass import compute_dtype
+from ..utils.tensorclass import Holds, Scalar, compute_dtype
 from .base import Probe
 from .linear import LOGIT_LIMIT
 
@@ -28,10 +28,10 @@ class MLPProbe(Probe, kind="mlp"):
         tensor([ 0., -2.])
     """
 
-    inner: torch.Tensor
-    inner_bias: torch.Tensor
-    outer: torch.Tensor
-    bias: torch.Tensor
+    inner: Annotated[torch.Tensor, Holds("hidden width")]
+    inner_bias: Annotated[torch.Tensor, Holds("hidden")]
+    outer: Annotated[torch.Tensor, Holds("hidden")]
+    bias: Scalar
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         dtype = compute_dtype(x)

@@ -11,11 +11,11 @@ About m0 rather than 0, where A x^2 and B x would be large and cancel in dimensi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 
-from ..utils.tensorclass import compute_dtype
+from ..utils.tensorclass import LARGEST_SLOPE, WIDTH, Holds, Vector, compute_dtype
 from .base import Probe
 from .linear import LOGIT_LIMIT
 
@@ -64,11 +64,11 @@ class QuadraticProbe(Probe, kind="quadratic"):
         tensor([0., 1.])
     """
 
-    curve: torch.Tensor
-    slope: torch.Tensor
-    offset: torch.Tensor
-    center: torch.Tensor
-    side: torch.Tensor
+    curve: Annotated[torch.Tensor, Holds(WIDTH, high=LARGEST_SLOPE)]
+    slope: Annotated[torch.Tensor, Holds(WIDTH, high=LARGEST_SLOPE)]
+    offset: Annotated[torch.Tensor, Holds(WIDTH, high=LARGEST_SLOPE)]
+    center: Vector
+    side: Annotated[torch.Tensor, Holds(WIDTH, high=1)]
     soft: bool = False
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from ..utils.tensorclass import Holds
 from .base import Probe
 
 
@@ -27,7 +29,7 @@ class QuantileProbe(Probe, kind="quantile"):
     """
 
     inner: Probe
-    q: float = 0.9
+    q: Annotated[float, Holds(high=1 - 1e-6, low=1e-6)] = 0.9
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         z = self.inner.logit(x)

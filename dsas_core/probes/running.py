@@ -8,10 +8,11 @@ state, but depends on where the prompt ends, as they do. CAST's latch is in `con
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 
+from ..utils.tensorclass import LARGEST_SLOPE, Holds
 from .base import ComplementProbe, ProbeOfMeans
 from .linear import LOGIT_LIMIT, LinearProbe
 
@@ -145,9 +146,9 @@ class TextProbe(MeanLogitProbe, kind="text"):
         tensor([0.6710, 0.6710, 0.6710])
     """
 
-    threshold: torch.Tensor
-    temperature: torch.Tensor
-    written: torch.Tensor
+    threshold: Annotated[torch.Tensor, Holds(high=LARGEST_SLOPE)]
+    temperature: Annotated[torch.Tensor, Holds(zero=False)]
+    written: Annotated[torch.Tensor, Holds(high=1, low=0)]
 
     def complement(self) -> Self:
         return replace(self, temperature=-self.temperature)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 
+from ..utils.tensorclass import LARGEST_SLOPE, Holds
 from .base import Probe
 from .linear import LinearProbe
 
@@ -26,7 +27,7 @@ class StepProbe(Probe, kind="step"):
     """
 
     inner: LinearProbe
-    threshold: torch.Tensor
+    threshold: Annotated[torch.Tensor, Holds(high=LARGEST_SLOPE)]
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         z = self.inner.logit(x, mask)

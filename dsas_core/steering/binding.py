@@ -9,12 +9,14 @@ from typing import NamedTuple
 import torch
 
 from ..concept.data import ConceptData
-from ..concept.intervention import Intervention, bin_of, middles_of
+from ..concept.intervention import Intervention, bin_of, check_widths, middles_of
+from ..errors import ArtifactError, quote
 from ..maps import Map
 from ..maps.envelope import EllipticEnvelope
 from ..model.sites import Site
 from ..probes import ConstantProbe, Probe
 from ..probes.hyperplane import Hyperplane, hyperplane
+from ..utils.tensorclass import same_structure
 
 
 class BoundIntervention(NamedTuple):
@@ -98,6 +100,9 @@ class BoundConcept:
         watch: include interventions that only read.
         within: include the ellipses that activations are kept within.
         interpolate: interpolate the parameters linearly between the middles of the bins.
+
+    Raises:
+        ArtifactError: shapes that do not agree, or timestep bins with probes or maps that are not of one kind.
     """
 
     def __init__(
@@ -107,6 +112,15 @@ class BoundConcept:
         self._middles = middles_of(concept.edges) if interpolate and concept.edges else None
         items = [item for item in concept.interventions if watch or not item.read_only]
         self._interventions = [_with_gate(item if within else replace(item, clouds=()), gate) for item in items]
+        #: channels of the activation at each site, where a tensor tells
+        self.widths = check_widths(self._interventions)
+        for item in self._interventions:
+            if not all(same_structure(parts) for parts in (item.probes, item.maps, item.clouds) if parts):
+                raise ArtifactError(
+                    f"concept {quote(self.name)}: the timestep bins of {item.site} differ in more than the values of "
+                    "their tensors, and one kind of probe and map has to serve them all: learn it again, or give each "
+                    "bin the same kind"
+                )
         bins = [_flatten_bin(self._interventions, i) for i in range(len(concept.edges) + 1)]
         self._bins = torch.stack(bins)  # [bins, parameters]
         self._move_to(self._bins.device)

@@ -11,13 +11,46 @@ import torch
 from torch import nn
 
 from ..concept.data import ConceptData
+from ..errors import quote
 from ..maps import AffineMap, Map, TurnMap
 from ..model.hooks import is_compiled
-from ..model.sites import Site
+from ..model.sites import Roots, Site
 from .strengths import Strengths
 
 #: two concepts are opposed where the cosine between their changes is below minus this
 CONFLICT_COSINE = 0.5
+
+
+# ---- numbers that do not fit ----------------------------------------------------------------------------------------
+
+
+def find_overflows(concepts: Iterable[ConceptData], roots: Roots) -> list[str]:
+    """Warnings of concepts that move activations, at strength 1, further than the model's precision can hold.
+
+    Example:
+        >>> from dsas_core import Concept, Intervention
+        >>> from dsas_core.probes import ConstantProbe
+        >>> item = Intervention(Site("model"), (ConstantProbe(),), (AffineMap(torch.tensor([1e9])),), (1.0,))
+        >>> find_overflows([Concept("far", (item,))], {"model": nn.Linear(1, 1).half()})[0]  # doctest: +ELLIPSIS
+        "concept 'far' moves activations by up to 1e+09 at model, and float16, which model is in, ends at 65504: ..."
+    """
+    lines = []
+    for concept in concepts:
+        for item in concept.interventions:
+            root = roots.get(item.site.root)
+            parameter = None if root is None else next(root.parameters(), None)
+            if parameter is None or parameter.dtype != torch.float16:
+                continue
+            largest = max((float(t.abs().max()) for part in item.maps for t in part.tensors()), default=0.0)
+            limit = torch.finfo(parameter.dtype).max
+            if concept.unit * largest > limit:
+                lines.append(
+                    f"concept {quote(concept.name)} moves activations by up to {concept.unit * largest:.3g} at "
+                    f"{item.site}, and float16, which {item.site.root} is in, ends at {limit:.5g}: load the model in "
+                    "bfloat16 or float32, or use smaller strengths"
+                )
+                break
+    return lines
 
 
 # ---- concepts in conflict -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The one equation: x' = lerp(x, T(x; strength), h)  (DSAS, arXiv 2512.03661, equation 3.4).
 
-Exact at both ends: h = 0 or strength 0 give x itself, bit for bit; h = 1 gives the map alone. A map that is linear in
+Exact at both ends: h = 0 or strength 0 give x itself, bit for bit, even where the map overflows; h = 1 gives the map
+alone. A map that is linear in
 its strength, T(x; s) = x + s * D(x), is computed in one pass as x + (h * s) * D(x). Nothing else interpolates.
 
 `normalise_gates` divides h among several gates that are open at one position; strengths that are not given are solved
@@ -38,12 +39,13 @@ def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float
     wide = x.to(compute_dtype(x))
     out = wide
     for transform, strength, h in steps:
+        still = (h * strength == 0) | (strength == 0)  # the second where h is NaN
         if transform.linear_in_strength:
-            add = torch.addcmul if out is wide else torch.Tensor.addcmul_  # in place takes half the time
-            out = add(out, h * strength, transform.displacement(wide))
+            moved = torch.addcmul(out, h * strength, transform.displacement(wide))
         else:
             moved = torch.lerp(wide, transform.apply(wide, strength), h.expand_as(wide))
-            out = moved if out is wide else out + (moved - wide)
+            moved = moved if out is wide else out + (moved - wide)
+        out = torch.where(still, out, moved)  # 0 times infinity is not 0
     return out.to(x.dtype)
 
 

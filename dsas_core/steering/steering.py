@@ -15,13 +15,13 @@ from typing import NamedTuple, Self
 import torch
 
 from ..concept.concept import Concept
-from ..errors import DSASError, UnsupportedError
+from ..errors import DSASError, ModelMismatchError, UnsupportedError, quote
 from ..maps import IdentityMap
 from ..model.hooks import Call, DescribeCall, OnEnd, OnUnreached, Visit, visit
 from ..model.sites import Roots, Site
 from .binding import BoundConcept, BoundIntervention
 from .call_state import CallState
-from .diagnostics import Conflict, describe_conflicts, find_conflicts
+from .diagnostics import Conflict, describe_conflicts, find_conflicts, find_overflows
 from .interpolation import interpolate, normalise_gates
 from .requirements import obstacle_to_auto, obstacle_to_within
 from .solve import SolvedStrength, solve_strength, strength_within
@@ -49,9 +49,13 @@ class _Step(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """A concept at a site: the numbers of its interventions whose probes only read there, and of those that write."""
+    """A concept at a site: the numbers of its interventions whose probes only read there, and of those that write.
+
+    `width` is the number of channels that it expects there; None where none of its tensors tells.
+    """
 
     concept: BoundConcept
+    width: int | None
     readers: list[int]
     writers: list[int]
 
@@ -127,7 +131,7 @@ class Steering:
         on_end: OnEnd | None = None,
         unhooked: Collection[Site] = (),
     ) -> Self:
-        """Attach to the sites of a model, and warn of concepts that work against one another.
+        """Attach to the sites of a model, and warn of concepts that work against one another, or that overflow.
 
         Args:
             roots: the model's root modules by name.
@@ -143,7 +147,7 @@ class Steering:
         self._visit = visit(
             roots, self.sites, self, describe, on_unreached=on_unreached, on_end=on_end, unhooked=unhooked
         )
-        for line in describe_conflicts(self.conflicts()):
+        for line in [*find_overflows(self._concepts, roots), *describe_conflicts(self.conflicts())]:
             warnings.warn(line, stacklevel=3)
         return self
 
@@ -224,7 +228,12 @@ class Steering:
         mask = call.position_mask(site, x.shape[1])
         mask = None if mask is None else mask.to(x.device)
         steps: list[_Step] = []
-        for concept, readers, writers in self._plans[site]:
+        for concept, width, readers, writers in self._plans[site]:
+            if width not in (None, x.shape[-1]):
+                raise ModelMismatchError(
+                    f"concept {quote(concept.name)} is {width} wide at {site}, and this model's activation there has "
+                    f"{x.shape[-1]} channels: use it on the model that it was learned on"
+                )
             entries = concept.on(x.device)
             for number in readers:
                 self._state.keep_score(entries[number], x, mask)
@@ -301,7 +310,7 @@ def _plans(concepts: Sequence[BoundConcept]) -> dict[Site, list[_Plan]]:
     for concept in concepts:
         for entry in concept.entries:
             for site in (entry.probe_site, entry.map_site):
-                plans.setdefault(site, {}).setdefault(concept.name, _Plan(concept, [], []))
+                plans.setdefault(site, {}).setdefault(concept.name, _Plan(concept, concept.widths.get(site), [], []))
             if entry.reads_elsewhere:
                 plans[entry.probe_site][concept.name].readers.append(entry.number)
             plans[entry.map_site][concept.name].writers.append(entry.number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -62,6 +64,42 @@ def test_h_zero_and_strength_zero_give_the_input_itself(
     assert off.dtype == unmoved.dtype == dtype
     assert torch.equal(off, x)
     assert torch.equal(unmoved, x)
+
+
+class Broken(Map):
+    """A map that gives one value everywhere, whatever the strength."""
+
+    def __init__(self, value: float, linear: bool) -> None:
+        self.value, self.linear_in_strength = value, linear  # type: ignore[misc]
+
+    def displacement(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(x, self.value)
+
+    def apply(self, x: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
+        return torch.full_like(x, self.value)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3e38, -1.0])
+def test_nothing_times_anything_is_nothing(value: float, linear: bool, dtype: torch.dtype) -> None:
+    """Bit for bit, the sign of 0 included; with other maps beside it, and where h is unknown at strength 0."""
+    x = torch.tensor([[[-0.0, 0.0, 1.5, -3e4]], [[1e-30, -1e-7, 0.1, 2.0]]], dtype=dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    one, zero, broken = torch.ones(2, 1, 1, dtype=wide), torch.zeros(2, 1, 1, dtype=wide), Broken(value, linear)
+    still = [(zero, one), (one, zero), (0.0, one), (zero, one * math.nan), (one, zero.expand(2, 1, 4))]
+    for strength, h in still:
+        for steps in ([(broken, strength, h)], [(broken, strength, h)] * 2):
+            out = interpolate(x, steps)
+            assert torch.equal(out, x)
+            assert torch.equal(out.signbit(), x.signbit())
+    shift = AffineMap(torch.ones(4, dtype=dtype))
+    alone = interpolate(x, [(shift, 1.0, one)])
+    for steps in ([(shift, 1.0, one), (broken, zero, one)], [(broken, zero, one), (shift, 1.0, one)]):
+        assert torch.equal(interpolate(x, steps), alone)
+    if linear:  # one row only
+        half = torch.cat([zero[:1], one[:1]])
+        assert torch.equal(interpolate(x, [(broken, half, one)])[0], x[0])
 
 
 @cases

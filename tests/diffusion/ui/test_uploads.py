@@ -164,16 +164,16 @@ def test_bad_tensors_are_refused(upload: Upload, saved: dict[str, bytes], conten
         (lambda config: "{" * 100_000, "is not JSON"),
         (lambda config: b"\xff", "no text"),
         (lambda config: "[]", "not a concept's"),
-        (lambda config: json.dumps({**config, "evidence": json.loads("[" * 40 + "]" * 40)}), "not a concept's"),
+        (lambda config: json.dumps({**config, "evidence": json.loads("[" * 40 + "]" * 40)}), "more than 24 lists"),
         (lambda config: json.dumps({**config, "format": 99}), "format 99"),
         (lambda config: json.dumps({**config, "name": "../../x"}), "name '../../x'"),
         (lambda config: json.dumps({**config, "name": "<script>"}), "name '<script>'"),
         (lambda config: json.dumps({**config, "base": {}}), "on which unet it was learned"),
         (lambda config: json.dumps({**config, "interventions": []}), "no interventions"),
-        (lambda config: json.dumps({**config, "base": None}), "must be mappings"),
-        (lambda config: json.dumps({**config, "evidence": ["x"]}), "must be mappings"),
-        (lambda config: json.dumps({**config, "evidence": {"sites": [1]}}), "no card can show"),
-        (lambda config: json.dumps({**config, "evidence": {"unit": "x"}}), "no card can show"),
+        (lambda config: json.dumps({**config, "base": None}), "base must be a mapping"),
+        (lambda config: json.dumps({**config, "evidence": ["x"]}), "evidence must be a mapping"),
+        (lambda config: json.dumps({**config, "evidence": {"sites": [1]}}), "evidence.sites[0] must be a mapping"),
+        (lambda config: json.dumps({**config, "evidence": {"unit": "x"}}), "evidence.unit must be a mapping"),
         (
             lambda config: json.dumps({**config, "interventions": [{**config["interventions"][0], "maps": []}]}),
             "in every bin",
@@ -196,6 +196,18 @@ def test_both_files_are_asked_for(upload: Upload, saved: dict[str, bytes]) -> No
     refused(lambda: uploads.read_concept([config, upload("x.pt", b"")]), "x.pt is not taken")
 
 
+def test_no_archive_is_unpacked(upload: Upload, saved: dict[str, bytes]) -> None:
+    """Whatever is in it: what goes out as a zip comes back as two files."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as packed:
+        packed.writestr("../../config.json", saved["config.json"])
+    for name in ("concept.zip", "config.json.zip", "strip.webp", "x.tar.gz"):
+        refused(lambda name=name: uploads.read_concept([upload(name, content.getvalue())]), "taken")
+    for name in ("config.json", "concept.safetensors"):
+        both = [upload(key, content.getvalue() if key == name else value) for key, value in saved.items()]
+        refused(lambda both=both: uploads.read_concept(both), name, "is damaged")
+
+
 def test_saving_overwrites_nothing_and_stays_in_its_folder(concepts: list[Concept], tmp_path: Path) -> None:
     saves, outside = tmp_path / "saves", tmp_path / "outside"
     outside.mkdir()
@@ -203,8 +215,7 @@ def test_saving_overwrites_nothing_and_stays_in_its_folder(concepts: list[Concep
     assert Concept.from_pretrained(saves / "patches") == concepts[1]
     refused(lambda: uploads.save_concept(concepts[1], saves), "is saved already")
     broken = replace(concepts[1], name="broken", evidence={"unit": "x"})
-    with pytest.raises(AttributeError):
-        uploads.save_concept(broken, saves)
+    refused(lambda: uploads.save_concept(broken, saves), "evidence.unit must be a mapping")
     assert not (saves / "broken").exists(), "the name is free for others"
     (saves / "words").symlink_to(outside)
     refused(lambda: uploads.save_concept(concepts[0], saves), "is saved already")
