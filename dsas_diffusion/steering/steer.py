@@ -63,6 +63,7 @@ class PipelineSteering(Steering):
         by_processor = self.sites if attach == "processor" else []
         self._processors = SteeredProcessors(self._roots[self._denoiser], self._denoiser, by_processor)
         self._unreached = UnreachedSites()  # in this generation
+        self._told = False  # that a text encoder was called by somebody else
         self._undo = ExitStack()  # of what is done to the pipeline beside hooks
         self.at_start: set[Callable[[], object]] = set()
 
@@ -77,7 +78,12 @@ class PipelineSteering(Steering):
                 self._undo.callback(self._words.detach)
                 self._words.attach()
             unhooked = self._processors.sites
-            self.attach(self._roots, self._layout.describe(), on_unreached=self._missed, unhooked=unhooked)
+            steered = {
+                self._denoiser,
+                *(site.root for site in self.sites),
+            }  # other text encoders may read what they will
+            calls = {root: call for root, call in self._layout.describe().items() if root in steered}
+            self.attach(self._roots, calls, on_unreached=self._missed, unhooked=unhooked)
             self._undo.callback(self._processors.restore)
             self._processors.replace(self)
         except BaseException:
@@ -163,6 +169,14 @@ class PipelineSteering(Steering):
             self._check_texts()
             if self.trace is not None:
                 self.trace.follow(self._layout)
+        elif self._layout.called_directly and not self._told:
+            self._told = True
+            warnings.warn(
+                f"the {root} was called by something else than {type(self.adapter.pipe).__name__} and its "
+                "encode_prompt, and all that it reads so is taken for prompts: give other pipelines a copy of it, and "
+                "encode negative prompts outside of the steer() block",
+                stacklevel=2,
+            )
         super().begin(root, call)
 
     def _generation_begins(self, request: GenerationRequest) -> None:
