@@ -96,6 +96,7 @@ class GenerationWatcher:
         self._checked: Mapping[str, Any] = {}  # arguments of `check_inputs`
         self._recorded = False  # whether a request is recorded whose latents are not prepared yet
         self._encoded = False  # whether prompts were encoded since `check_inputs`
+        self._place = -1  # where in the pipeline's `__call__` its own prompts are encoded
         self._aside: GenerationRequest | None = None  # what was encoded after the denoiser had run
         self._overridden: dict[str, dict[str, Any]] = {}  # of the watched methods, those that the object itself had
 
@@ -136,7 +137,7 @@ class GenerationWatcher:
         setattr(pipe, name, _WatchedMethod(pipe, name, handler))
 
     def _check(self, check: Callable[[], Any], arguments: dict[str, Any]) -> Any:
-        self._call_arguments()  # raises where a generation runs within another
+        self._find_call()  # raises where a generation runs within another
         self._checked, self._encoded, self.denoising = arguments, False, False
         return check()
 
@@ -151,10 +152,11 @@ class GenerationWatcher:
 
     def _prepare_uncounted(self, prepare: Callable[[], Any], arguments: dict[str, Any]) -> Any:
         """For pipelines whose `encode_prompt` is not told how many pictures, nor called for ready-made embeddings."""
-        pictures, called = int(arguments["batch_size"]), self._call_arguments() or {}
+        pictures, call = int(arguments["batch_size"]), self._find_call()
         if self.denoising and self._aside is not None:
             self._begin(self._aside)
         elif not self._recorded:
+            called = {} if call is None else call.f_locals
             embeds, each = called.get("prompt_embeds"), int(called.get("num_images_per_prompt") or 1)
             texts, source = self._recognise(embeds)
             request = GenerationRequest(prompts=pictures // each, texts=texts, embeddings=source, prompt_embeds=embeds)
@@ -166,13 +168,15 @@ class GenerationWatcher:
     def _encode(self, in_order: bool, encode: Callable[[], Any], arguments: dict[str, Any]) -> Any:
         if self.reading is not None:  # one that calls another
             return encode()
-        inside = self._call_arguments() is not None
-        if not inside:
-            self._forget()
+        call = self._find_call()
+        inside = call is not None
+        if call is None or (self.denoising and not self._checked and call.f_lasti == self._place):
+            self._forget()  # the latter is a new generation, after one that broke off
         negative = self._is_negative(arguments)
         request = None if negative else self._request_for(arguments)
         if request is not None and not self.denoising:
             self._encoded, self._recorded = bool(self._checked), inside
+            self._place = call.f_lasti if call is not None else -1
             self._begin(request, inside or self.adapter.family.negative_encoding == "together")
         roles = (NEGATIVE,) if negative else self._roles(arguments)
         self.reading = TextReading(self.adapter.pipe, arguments, roles, in_order)
@@ -208,10 +212,10 @@ class GenerationWatcher:
     @property
     def generating(self) -> bool:
         """Whether the pipeline's own `__call__` is running."""
-        return self._call_arguments() is not None
+        return self._find_call() is not None
 
-    def _call_arguments(self) -> Mapping[str, Any] | None:
-        """The variables of the pipeline's `__call__` that runs right now, its arguments among them; None outside.
+    def _find_call(self) -> FrameType | None:
+        """The frame of the pipeline's `__call__` that runs right now, whose variables are its arguments; None outside.
 
         Raises:
             UnsupportedError: it runs twice, one within the other.
@@ -229,7 +233,7 @@ class GenerationWatcher:
                 f"a callback called {type(pipe).__name__} while it draws, which changes the scheduler and the prompts "
                 "under the first generation: call it when that is done"
             )
-        return found[0].f_locals if found else None
+        return found[0] if found else None
 
     def _is_negative(self, arguments: Mapping[str, Any]) -> bool:
         """Whether a generation that has encoded its prompt now encodes the negative one."""

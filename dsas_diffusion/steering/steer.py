@@ -165,11 +165,13 @@ class PipelineSteering(Steering):
 
     def begin(self, root: str, call: Call) -> None:
         if root == self._denoiser:
-            self._check_strengths()
+            self._check_strengths(self._layout.request.prompts)
             self._check_texts()
             if self.trace is not None:
                 self.trace.follow(self._layout)
-        elif self._layout.called_directly and not self._told:
+        elif bool(call.steered.any()):
+            self._check_strengths(len(call.prompts))
+        if root != self._denoiser and self._layout.called_directly and not self._told:
             self._told = True
             warnings.warn(
                 f"the {root} was called by something else than {type(self.adapter.pipe).__name__} and its "
@@ -222,10 +224,10 @@ class PipelineSteering(Steering):
                 "attention inside"
             )
 
-    def _check_strengths(self) -> None:
-        """Raise where strengths are given by prompt, and not for as many as the call has."""
+    def _check_strengths(self, prompts: int) -> None:
+        """Raise where strengths are given by prompt, and not for as many as a call has."""
         for name in self.strengths:
-            given, prompts = len(self.strengths.values_of(name)), self._layout.request.prompts
+            given = len(self.strengths.values_of(name))
             if given not in (1, prompts):
                 raise DSASError(f"strength of {name!r} is given for {given} prompts, but the call has {prompts}")
 

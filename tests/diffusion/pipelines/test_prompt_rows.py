@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -329,10 +330,20 @@ def test_after_a_generation_that_broke_off_the_next_is_a_new_one(family: str) ->
             if broken:
                 with pytest.raises(KeyboardInterrupt):
                     latents(pipe, family, [BANANA, DOG], (0, 1), callback_on_step_end=breaking)
-            expected[broken] = latents(pipe, family, DOG)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                expected[broken] = latents(pipe, family, DOG)
             assert steering._layout.request.texts == [DOG]
     assert torch.equal(expected[False], expected[True])
     assert not torch.equal(expected[True], base_of(family))
+
+
+def test_strengths_by_prompt_are_as_many_as_the_text_encoder_reads() -> None:
+    """Of one prompt that is encoded alone, in a callback or before, nobody knows which strength is its own."""
+    with steer(pipe_of("sd"), {concept_of("sd", "text"): [1.0, 0.5]}):
+        latents(pipe_of("sd"), "sd", [BANANA, DOG], (0, 1))
+        with pytest.raises(DSASError, match="is given for 2 prompts, but the call has 1"):
+            encode("sd", DOG)
 
 
 def test_a_generation_within_another_is_refused() -> None:
