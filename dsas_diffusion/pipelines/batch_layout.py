@@ -244,7 +244,7 @@ class BatchLayout:
         """
         found = self._origins.find(embeds, by_values=False)
         if found is not None:
-            self._turns.roles[turn] = found
+            self._turns.roles.setdefault(turn, found)
             return found
         found = self._turns.roles.get(turn) or self._origins.find(embeds)
         if found is None and turn > 1:

@@ -225,8 +225,10 @@ class GenerationWatcher:
         codes = {getattr(method, "__code__", None) for method in methods}
         frame: FrameType | None = sys._getframe()
         while frame is not None:
-            if frame.f_code in codes and frame.f_locals.get("self") is pipe:
-                found.append(frame)
+            if frame.f_code in codes:
+                first = next(iter(frame.f_locals.values()), None)  # perhaps *args, of somebody's wrapper
+                if (first[0] if isinstance(first, tuple) and first else first) is pipe:
+                    found.append(frame)
             frame = frame.f_back
         if len({running.f_code for running in found}) < len(found):
             raise UnsupportedError(

@@ -76,7 +76,8 @@ class TextReading:
                 streams = tokens.whole_ids(texts, role == NEGATIVE, self.arguments)
                 longest = max(map(len, streams), default=0)
                 words = [_words(tokens.tokenizer, stream) for stream in streams]
-                unread[role] = _Unread(words, max(1, -(-longest // max(1, ids.shape[1] - 2))))
+                prompts = len(texts_of(self.arguments, encoder, negative=False))
+                unread[role] = _Unread(words, prompts, max(1, -(-longest // max(1, ids.shape[1] - 2))))
         known = [role for role in self.roles if unread[role].continues(rows)]
         if len(known) > 1:
             # both are cut into as many pieces; the prompt's come first, each before its negative one or all of them
@@ -104,17 +105,19 @@ class _Unread:
 
     Args:
         texts: the tokens of each that make up words.
+        prompts: how many there are; a single negative prompt may be read once for each.
         pieces: how many pieces they are cut into, if each fills a call.
     """
 
     texts: list[list[int]]
+    prompts: int
     pieces: int
     read: int = 0
 
     def continues(self, rows: list[list[int]]) -> bool:
         """Whether the tokens of a call are the next ones; none are where none are left."""
-        if len(self.texts) == 1:
-            self.texts = [self.texts[0]] * len(rows)
+        if len(self.texts) == 1 and len(rows) == self.prompts:
+            self.texts = self.texts * len(rows)
         return len(rows) == len(self.texts) and all(
             text[: len(row)] == row if row else not text for text, row in zip(self.texts, rows, strict=True)
         )

@@ -187,6 +187,29 @@ def encode(family: str, prompt: str) -> Any:
     return pipe.encode_prompt([prompt], **{name: value for name, value in named.items() if name in known})
 
 
+@pytest.mark.parametrize("prompts", [[BANANA], [BANANA, DOG]])
+def test_prompts_and_negative_prompts_read_in_one_call_are_refused(prompts: list[str]) -> None:
+    plain = pipe_of("sd")
+
+    class AtOnce(type(plain)):  # type: ignore[misc]
+        def encode_prompt(self, prompt: Any, device: Any, images: Any, guided: Any, negative_prompt: Any = None) -> Any:
+            options = {"padding": "max_length", "return_tensors": "pt"}
+            return self.text_encoder(self.tokenizer([*prompt, *negative_prompt], **options).input_ids)[0].chunk(2)
+
+    pipe = AtOnce(**plain.components)
+    with pytest.raises(UnsupportedError, match="tokens that go on with neither"):
+        rows_of(pipe, lambda: pipe.encode_prompt(prompts, "cpu", 1, True, negative_prompt=prompts))
+
+
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_a_call_that_somebody_has_wrapped(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = type(pipe_of(family)).__call__
+    monkeypatch.setattr(type(pipe_of(family)), "__call__", lambda *args, **kwargs: own(*args, **kwargs))
+    rows = rows_of(pipe_of(family), lambda: latents(pipe_of(family), family, BANANA, negative_prompt=BANANA))
+    assert rows["text_encoder"] == [[1], [0]]
+    assert rows[adapt(pipe_of(family)).family.denoiser] == [line[::2] for line, _ in CALLS[family]] * STEPS
+
+
 @cache
 def attentive() -> Any:
     """Stable Diffusion with self-attention guidance, which takes schedulers of whole timesteps."""
@@ -215,6 +238,22 @@ def hand_back(change: Callable[[torch.Tensor], torch.Tensor], *names: str) -> di
         return kwargs | {name: change(kwargs[name]) for name in names}
 
     return {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["latents", *names]}
+
+
+def test_a_callback_that_hands_back_the_negative_prompt_for_a_while() -> None:
+    """Where its embeddings are known they tell; the turns stay what they were."""
+    pipe = pipe_of("flux")
+    given = ready_made("flux") | {"negative_prompt_embeds": ready_made("flux")["prompt_embeds"] * 0.5}
+    given["negative_pooled_prompt_embeds"] = given["pooled_prompt_embeds"]
+
+    def callback(_: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        embeds = given["negative_prompt_embeds"] if step == 0 else given["prompt_embeds"] * 2
+        return kwargs | {"prompt_embeds": embeds}
+
+    back = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    options = {"true_cfg_scale": 3.0, "output_type": "latent", "height": SIZE, "width": SIZE, "num_inference_steps": 3}
+    rows = rows_of(pipe, lambda: pipe(**options, **given, **back))
+    assert rows["transformer"] == [[1, 1], [0, 0], [0, 0], [0, 0], [1, 1], [0, 0]]
 
 
 CHANGES = {"a copy": torch.clone, "others": lambda embeds: 0.5 * embeds}
