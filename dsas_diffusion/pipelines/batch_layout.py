@@ -55,6 +55,7 @@ class BatchLayout:
     Attributes:
         latents: height and width of the denoiser's input in its last call.
         skips_layers: whether that call left out some of the denoiser's layers.
+        replaced: whether the denoiser is given other embeddings than those that the generation began with.
         called_directly: whether a text encoder was called by somebody else than the pipeline.
 
     Example:
@@ -85,6 +86,7 @@ class BatchLayout:
         self._timestep_range = self.adapter.timestep_range
         self._blocks: tuple[str, ...] = ()  # of the denoiser's last call
         self._origins, self._turns = EmbeddingOrigins(), _Turns()
+        self.replaced = False
         self._ordered: tuple[Any, tuple[str, ...]] = (None, ())  # the last embeddings of several blocks, and these
 
     @property
@@ -109,6 +111,7 @@ class BatchLayout:
 
     def _forget(self) -> None:
         self._origins, self._turns, self._ordered = EmbeddingOrigins(), _Turns(), (None, ())
+        self.replaced = False
 
     def _generation_begins(self, request: GenerationRequest) -> None:
         self._forget()
@@ -217,6 +220,7 @@ class BatchLayout:
         rows = len(embeds) // len(blocks)
         parts = [embeds[i * rows : (i + 1) * rows] for i in range(len(blocks))]
         found = [self._origins.find(part) for part in parts]
+        self.replaced |= bool(self._ordered[1]) and not self._origins.knows(parts)
         if PERTURBED not in blocks and is_alike(found, blocks):
             blocks = tuple(map(str, found))
         self._origins.replace_blocks(parts, [NEGATIVE if block == NEGATIVE else PROMPT for block in blocks])
@@ -235,6 +239,8 @@ class BatchLayout:
                 "branches of guidance, that are of neither or of both, so whose rows they are is unknown: hand back "
                 "embeddings as they were, or set guidance off"
             )
+        began = self.request.prompt_embeds is not None or bool(self._ordered[1])
+        self.replaced |= began and not self._origins.knows(embeds)
         return PROMPT
 
     def _find_call(self, embeds: Any, turn: int) -> str:

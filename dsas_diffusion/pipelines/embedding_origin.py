@@ -45,6 +45,15 @@ class EmbeddingOrigins:
         found = {self._find_one(part, by_values) for part in parts}
         return found.pop() if len(found) == 1 else None
 
+    def knows(self, embeds: Any) -> bool:
+        """Whether embeddings are of prompts or of negative prompts, or of both."""
+        candidates = [known for known, _ in (*self._known, *self._blocks)]
+        return all(
+            any(_in_same_memory(known, part) for known in candidates)
+            or any(_are_equal(known, part) for known in candidates)
+            for part in _tensors(embeds)
+        )
+
     def _find_one(self, embeds: Any, by_values: bool) -> str | None:
         if not isinstance(embeds, torch.Tensor):
             return None

@@ -289,6 +289,22 @@ def test_callbacks_that_hand_back_embeddings_of_both_branches(family: str, chang
     assert found[adapt(pipe).family.denoiser] == [expected[::2]] * 3
 
 
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+@pytest.mark.parametrize("change", CHANGES)
+def test_words_of_a_prompt_whose_embeddings_are_replaced(change: str, guidance: float) -> None:
+    """It is told of, as nobody knows where words are in the new ones; copies are the old ones."""
+    pipe, concept = pipe_of("sd"), concept_of("sd", "cross")
+    options = {"guidance_scale": guidance, "num_inference_steps": 3, **hand_back(CHANGES[change], "prompt_embeds")}
+    with (
+        steer(pipe, {concept: 1.0}, words={concept.name: "banana"}),
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        latents(pipe, "sd", BANANA, negative_prompt=BANANA, **options)
+    told = [item for item in caught if "a callback has handed back other embeddings" in str(item.message)]
+    assert len(told) == (change == "others")
+
+
 @pytest.mark.parametrize(("keep", "expected"), [("prompt", [1]), ("negative", [0])])
 @pytest.mark.parametrize("copied", [False, True])
 def test_callbacks_that_end_guidance(keep: str, expected: list[int], copied: bool) -> None:
