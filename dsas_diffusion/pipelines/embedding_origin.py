@@ -31,7 +31,7 @@ class EmbeddingOrigins:
     def add(self, embeds: Any, role: str) -> None:
         """Note what embeddings are of, a tensor or a list of them; None for no embeddings."""
         for part in _tensors(embeds):
-            if all(part is not known or role != of for known, of in self._known):
+            if not any(role == of and _in_same_memory(known, part) for known, of in self._known):
                 self._known.append((part, role))
 
     def replace_blocks(self, blocks: Sequence[Any], roles: Sequence[str]) -> None:

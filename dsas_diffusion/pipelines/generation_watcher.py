@@ -138,7 +138,8 @@ class GenerationWatcher:
 
     def _check(self, check: Callable[[], Any], arguments: dict[str, Any]) -> Any:
         self._find_call()  # raises where a generation runs within another
-        self._checked, self._encoded, self.denoising = arguments, False, False
+        self._forget()
+        self._checked = arguments
         return check()
 
     def _prepare(self, prepare: Callable[[], Any], arguments: dict[str, Any]) -> Any:

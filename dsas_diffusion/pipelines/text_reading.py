@@ -79,7 +79,7 @@ class TextReading:
                 prompts = len(texts_of(self.arguments, encoder, negative=False))
                 unread[role] = _Unread(words, prompts, max(1, -(-longest // max(1, ids.shape[1] - 2))))
         known = [role for role in self.roles if unread[role].continues(rows)]
-        if len(known) > 1:
+        if len({unread[role].ends_with(rows) for role in known}) == 1 < len(known):
             # both are cut into as many pieces; the prompt's come first, each before its negative one or all of them
             pieces, empty = max(item.pieces for item in unread.values()), not any(rows)
             known = [role for role in known if unread[role].read < pieces]
@@ -87,7 +87,7 @@ class TextReading:
             if empty or all(unread[role].read == fewest for role in known):
                 known = [role for role in known if unread[role].read == fewest][:1]
         if len(known) != 1:
-            what = "both with the prompt and with the negative prompt" if known else "neither"
+            what = "both the prompt and the negative prompt" if known else "neither"
             raise self._unknown(encoder, f"gave the {encoder.part} tokens that go on with {what}")
         unread[known[0]].advance(rows)
         return known[0]
@@ -121,6 +121,10 @@ class _Unread:
         return len(rows) == len(self.texts) and all(
             text[: len(row)] == row if row else not text for text, row in zip(self.texts, rows, strict=True)
         )
+
+    def ends_with(self, rows: list[list[int]]) -> bool:
+        """Whether nothing is left after a call."""
+        return all(len(text) == len(row) for text, row in zip(self.texts, rows, strict=True))
 
     def advance(self, rows: list[list[int]]) -> None:
         """Count the tokens of a call as read."""

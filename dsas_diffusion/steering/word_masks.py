@@ -59,7 +59,6 @@ class WordMasks:
         self._layers = cross_attention_layers(layout.adapter)
         self._texts = {layer.keys.path for layer in self._layers} | {layer.values.path for layer in self._layers}
         self._by_site = {site: i for i, layer in enumerate(self._layers) for site in (layer.queries, layer.keys)}
-        self._root = layout.adapter.family.denoiser
         self._visit: Visit | None = None
         self._chosen = torch.zeros(0)  # [concepts, pictures, tokens], as the prompts say
         self._queries: dict[int, torch.Tensor] = {}
@@ -70,6 +69,10 @@ class WordMasks:
         self._attention = torch.zeros(0)  # [layers, concepts, pictures, height, width]: the latest of each layer
         self._known = torch.zeros(0)  # [layers]: 1 where there is any
         self._mask = torch.zeros(0)  # [concepts, pictures, height, width]
+
+    @property
+    def _root(self) -> str:
+        return self._layout.adapter.family.denoiser
 
     def attach(self) -> None:
         """Place hooks at the layers of the pipeline."""

@@ -187,6 +187,31 @@ def encode(family: str, prompt: str) -> Any:
     return pipe.encode_prompt([prompt], **{name: value for name, value in named.items() if name in known})
 
 
+@pytest.mark.parametrize(
+    ("prompt", "negative"), [("a red dog", "a red"), ("a red", "a red dog"), ("a red dog", "a cat")]
+)
+def test_negative_prompts_that_are_read_first(prompt: str, negative: str) -> None:
+    """They are known by their words; one that the prompt begins with might be a piece of it."""
+    plain = pipe_of("sd")
+
+    class Backwards(type(plain)):  # type: ignore[misc]
+        def encode_prompt(self, prompt: Any, device: Any, images: Any, guided: Any, negative_prompt: Any = None) -> Any:
+            options = {"padding": "max_length", "return_tensors": "pt"}
+            ids = [self.tokenizer([text], **options).input_ids for text in (negative_prompt, prompt)]
+            return tuple(self.text_encoder(each)[0] for each in ids)[::-1]
+
+    pipe, texts = Backwards(**plain.components), []
+
+    def run() -> None:
+        texts.append(pipe.encode_prompt(prompt, "cpu", 1, True, negative_prompt=negative))
+
+    if not prompt.startswith(negative):
+        assert rows_of(pipe, run)["text_encoder"] == [[0], [1]]
+    else:
+        with pytest.raises(UnsupportedError, match="go on with both the prompt and the negative prompt"):
+            rows_of(pipe, run)
+
+
 @pytest.mark.parametrize("prompts", [[BANANA], [BANANA, DOG]])
 def test_prompts_and_negative_prompts_read_in_one_call_are_refused(prompts: list[str]) -> None:
     plain = pipe_of("sd")
