@@ -132,7 +132,9 @@ class BatchLayout:
         self.called_directly |= reading is None
         tokens, arguments = PromptTokens(self.adapter.pipe, encoder), self.request.encode_arguments
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        negative = torch.tensor(reading is not None and reading.tell(encoder, ids) == NEGATIVE, device=ids.device)
+        negative = torch.tensor(
+            reading is not None and reading.tell(encoder, ids, kwargs) == NEGATIVE, device=ids.device
+        )
         arguments = arguments if reading is None else reading.arguments
         negative = negative.expand(len(ids))
         steered = {"conditional": ~negative, "unconditional": negative, "both": torch.ones_like(negative)}[self.branch]

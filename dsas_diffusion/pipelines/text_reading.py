@@ -37,7 +37,7 @@ class TextReading:
         >>> from dsas_diffusion import load_pipeline
         >>> pipe, ids = load_pipeline("builtin:emoji", device="cpu"), torch.zeros(1, 24)
         >>> reading = TextReading(pipe, {"prompt": "a dog"}, (PROMPT, NEGATIVE), in_order=True)
-        >>> [reading.tell(TextEncoder(), ids) for _ in range(2)]
+        >>> [reading.tell(TextEncoder(), ids, call) for call in ("first", "second")]
         ['prompt', 'negative']
     """
 
@@ -45,26 +45,34 @@ class TextReading:
         self.pipe, self.roles, self.in_order = pipe, tuple(roles), in_order
         self.arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
         self._calls: dict[str, int] = {}
+        self._told: dict[str, tuple[object, str]] = {}  # by text encoder, its last call, and what it reads
         self._unread: dict[str, dict[str, _Unread]] = {}  # by text encoder and role
 
-    def tell(self, encoder: TextEncoder, ids: torch.Tensor) -> str:
-        """What the next call of a text encoder reads.
+    def tell(self, encoder: TextEncoder, ids: torch.Tensor, call: object) -> str:
+        """What a call of a text encoder reads.
 
         Args:
             encoder: which.
             ids: its tokens, int64 [texts, positions].
+            call: any object that is of this call alone, as its keyword arguments are: several may ask.
 
         Raises:
             UnsupportedError: a call that fits neither, or both.
         """
         if len(self.roles) == 1:
             return self.roles[0]
-        call = self._calls[encoder.part] = self._calls.get(encoder.part, -1) + 1
-        if not self.in_order:
-            return self._tell_by_tokens(encoder, ids)
-        if call >= len(self.roles):
-            raise self._unknown(encoder, f"called the {encoder.part} {call + 1} times, once for each was expected")
-        return self.roles[call]
+        told, role = self._told.get(encoder.part, (None, ""))
+        if told is not call:
+            role = self._tell_in_order(encoder) if self.in_order else self._tell_by_tokens(encoder, ids)
+            self._told[encoder.part] = call, role
+        return role
+
+    def _tell_in_order(self, encoder: TextEncoder) -> str:
+        before = self._calls.get(encoder.part, 0)
+        self._calls[encoder.part] = before + 1
+        if before >= len(self.roles):
+            raise self._unknown(encoder, f"called the {encoder.part} {before + 1} times, once for each was expected")
+        return self.roles[before]
 
     def _tell_by_tokens(self, encoder: TextEncoder, ids: torch.Tensor) -> str:
         tokens = PromptTokens(self.pipe, encoder)

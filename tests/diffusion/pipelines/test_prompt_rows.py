@@ -47,6 +47,20 @@ def rows_of(pipe: Any, run: Callable[[], object]) -> dict[str, list[list[int]]]:
     }
 
 
+@pytest.mark.parametrize("family", ["sd", "flux", "lumina"])
+def test_several_may_ask_whose_rows_they_are(family: str) -> None:
+    """As learning does, and masks; they are told the same."""
+    pipe, recorders = pipe_of(family), (Recorder(), Recorder())
+    roots = adapt(pipe).roots
+    with BatchLayout(adapt(pipe)) as layout:
+        calls = layout.describe()
+        with visit(roots, [], recorders[0], calls), visit(roots, [], recorders[1], calls):
+            latents(pipe, family, BANANA, negative_prompt=BANANA)
+    told = [[(root, call.steered.tolist()) for root, call in recorder.calls] for recorder in recorders]
+    assert told[0] == told[1]
+    assert [rows for root, rows in told[0] if root == "text_encoder"] == [[1], [0]]
+
+
 def cut_encoder(family: str, order: str) -> Any:
     """A pipeline that reads long prompts in pieces, and knows brackets with a weight: such as "(banana:1.5)"."""
     plain = pipe_of(family)
