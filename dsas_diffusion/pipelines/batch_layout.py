@@ -1,7 +1,7 @@
 """The layout of a pipeline's batches: each call of a text encoder or denoiser as a `Call` of rows, prompts, mask, time.
 
-It follows from the family's entry and from what the generation was asked for (`GenerationRequest`); never from counting
-calls, and never guessed: a batch that fits no rule raises.
+It follows from the family's entry, from what the generation was asked for (`GenerationRequest`) and from where the
+embeddings come from that the denoiser is given. It is never guessed: a batch that fits no rule raises.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from dsas_core.model.hooks import Call, DescribeCall
 from dsas_core.model.sites import Joint
 
 from .adapter import PipelineAdapter
+from .embedding_origin import EmbeddingOrigins, is_alike
 from .families.spec import TextEncoder
 from .generation_watcher import GenerationRequest, GenerationWatcher
 from .prompt_tokens import POSITIONS, PromptTokens
+from .text_reading import NEGATIVE, PROMPT
 
-#: what a block of rows of a denoiser's batch is for: prompts, negative prompts, or prompts with perturbed attention
-PROMPT, NEGATIVE, PERTURBED = "prompt", "negative", "perturbed"
+#: what a block of rows of a denoiser's batch is for, beside prompts and negative ones: prompts, attention perturbed
+PERTURBED = "perturbed"
 #: branch of classifier-free guidance -> the blocks that are steered, that of the heat-map first
 STEERED = {
     "conditional": (PROMPT, PERTURBED),
@@ -53,6 +55,7 @@ class BatchLayout:
     Attributes:
         latents: height and width of the denoiser's input in its last call.
         skips_layers: whether that call left out some of the denoiser's layers.
+        replaced: whether the denoiser is given other embeddings than those that the generation began with.
         called_directly: whether a text encoder was called by somebody else than the pipeline.
 
     Example:
@@ -81,8 +84,10 @@ class BatchLayout:
         self.skips_layers = self.called_directly = False
         self._watcher = GenerationWatcher(self.adapter)
         self._timestep_range = self.adapter.timestep_range
-        self._undecided: set[str] = set()  # ambiguous text encoders that have not run yet
         self._blocks: tuple[str, ...] = ()  # of the denoiser's last call
+        self._origins, self._turns = EmbeddingOrigins(), _Turns()
+        self.replaced = False
+        self._ordered: tuple[Any, tuple[str, ...]] = (None, ())  # the last embeddings of several blocks, and these
 
     @property
     def request(self) -> GenerationRequest:
@@ -102,28 +107,35 @@ class BatchLayout:
     def __exit__(self, *_: object) -> None:
         self._watcher.__exit__()
         self._watcher.on_begin = None  # which holds this, and the pipeline: they would wait for the garbage collector
+        self._forget()
+
+    def _forget(self) -> None:
+        self._origins, self._turns, self._ordered = EmbeddingOrigins(), _Turns(), (None, ())
+        self.replaced = False
 
     def _generation_begins(self, request: GenerationRequest) -> None:
-        self._undecided = set(request.ambiguous)
+        self._forget()
         if self.on_generation is not None:
             self.on_generation(request)
 
     # ---- texts -------------------------------------------------------------------------------------------------------
 
     def _text_call(self, encoder: TextEncoder, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        """A call of a text encoder: of all prompts, or of all negative prompts; direct calls are taken for prompts."""
-        self.called_directly |= not self._watcher.encoding
+        """A call of a text encoder: of all prompts, or of all negative prompts; by hand it is taken for prompts."""
+        reading = self._watcher.reading
+        if reading is None and self._watcher.generating:
+            raise UnsupportedError(
+                f"the {encoder.part} was called while {type(self.adapter.pipe).__name__} draws, but not by its "
+                "encode_prompt, so whether it reads a prompt or a negative one is unknown: encode before, and pass "
+                "prompt_embeds= and negative_prompt_embeds="
+            )
+        self.called_directly |= reading is None
         tokens, arguments = PromptTokens(self.adapter.pipe, encoder), self.request.encode_arguments
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        negative = torch.tensor(self._watcher.encoding_negatives, device=ids.device)
-        if self.request.negative_texts is not None and self._watcher.encoding:
-            texts = tokens.apply_template(self.request.negative_texts[encoder.part], True, arguments)
-            known = tokens.ids(texts, ids.shape[1], arguments).to(ids.device)
-            # all of them: a prompt may well be the negative prompt of another
-            negative = (ids == known).all() if len(known) in (1, len(ids)) else torch.zeros_like(negative)
-            if encoder.part in self._undecided:  # prompts and negative prompts are the same, and prompts come first
-                self._undecided.remove(encoder.part)
-                negative = torch.zeros_like(negative)
+        negative = torch.tensor(
+            reading is not None and reading.tell(encoder, ids, kwargs) == NEGATIVE, device=ids.device
+        )
+        arguments = arguments if reading is None else reading.arguments
         negative = negative.expand(len(ids))
         steered = {"conditional": ~negative, "unconditional": negative, "both": torch.ones_like(negative)}[self.branch]
         mask = tokens.position_mask(ids, kwargs.get("attention_mask"), negative, self.positions, arguments)
@@ -134,8 +146,8 @@ class BatchLayout:
     def _denoiser_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         if not self._watcher.running:
             raise DSASError(
-                "the denoiser ran outside the pipeline that is steered, so its rows are unknown: call that pipeline, "
-                "or steer the one that you call"
+                "the denoiser ran outside the pipeline that is steered, or its prompts were not encoded by "
+                "encode_prompt, so its rows are unknown: call that pipeline, or steer the one that you call"
             )
         return self.prompt_call(args, kwargs, STEERED[self.branch])
 
@@ -157,48 +169,98 @@ class BatchLayout:
         )
         attended = next((kwargs[name] for name in _MASK if name in kwargs), None)
         pictures, device = self.request.pictures, sample[0].device
+        self._watcher.denoising = True
         self.skips_layers = kwargs.get("skip_layers") is not None
         if sample[0].ndim > 2:
             self.latents = tuple(sample[0].shape[-2:])
-        self._blocks = blocks = self._find_blocks(len(sample), embeds)
+        turn = self._turns.take(sample, (timestep, embeds))
+        self._blocks = blocks = self._find_blocks(len(sample), embeds, turn)
         rows = torch.tensor([float(block in steered) for block in blocks for _ in range(pictures)], device=device)
         count = self.request.images_per_prompt
         prompts = torch.tensor([i // count for _ in blocks for i in range(pictures)], device=device)
         return Call(rows, prompts, self._timestep(timestep, device), joint=self._joint(sample, embeds, attended))
 
-    def _find_blocks(self, batch: int, embeds: Any) -> tuple[str, ...]:
+    def _find_blocks(self, batch: int, embeds: Any, turn: int) -> tuple[str, ...]:
         """What each block of rows, one row per picture, is for, in order.
 
         Raises:
             UnsupportedError: a batch that fits no rule.
         """
-        pipe, guidance, pictures = self.adapter.pipe, self.adapter.family.guidance, self.request.pictures
-        perturbed = bool(getattr(pipe, "do_perturbed_attention_guidance", False))
-        guided = bool(getattr(pipe, "do_classifier_free_guidance", True))
-        layouts: list[tuple[str, ...]] = [(PROMPT,)]
-        if guidance == "two calls":
-            layouts = [(NEGATIVE,) if self._is_negative(embeds) else (PROMPT,)]
-        elif perturbed:
-            layouts = [(NEGATIVE, PROMPT, PERTURBED) if guided else (PROMPT, PERTURBED)]
-        elif "image_guidance_scale" in self.adapter.call_parameters:  # InstructPix2Pix
-            layouts.append((PROMPT, NEGATIVE, NEGATIVE))  # these with the picture, and without
-        else:
-            layouts.append((NEGATIVE, PROMPT) if guidance == "uncond, cond" else (PROMPT, NEGATIVE))
+        guidance, pictures = self.adapter.family.guidance, self.request.pictures
+        for role, own in ((PROMPT, self.request.prompt_embeds), (NEGATIVE, self.request.negative_embeds)):
+            self._origins.add(own, role)
+        layouts = [(PROMPT,), *([] if guidance == "two calls" else [self._guided_layout()])]
         for blocks in layouts:
             if batch == pictures * len(blocks):
-                return blocks
+                if guidance == "two calls":
+                    return (self._find_call(embeds, turn),)
+                return (self._find_block(embeds),) if len(blocks) == 1 else self._find_order(embeds, blocks)
         sizes = " or ".join(str(pictures * len(blocks)) for blocks in layouts)
         raise UnsupportedError(
-            f"{pictures} pictures were asked for, but the denoiser of {type(pipe).__name__} got {batch} rows: expected "
-            f"{sizes}"
+            f"{pictures} pictures were asked for, but the denoiser of {type(self.adapter.pipe).__name__} got {batch} "
+            f"rows: expected {sizes}"
         )
 
-    def _is_negative(self, embeds: torch.Tensor | None) -> bool:
-        """Whether a call is for the negative prompts: it is given their embeddings."""
-        known = self.request.negative_embeds
-        if known is None or embeds is None or embeds is self.request.prompt_embeds:
-            return False
-        return embeds is known or (embeds.shape == known.shape and torch.equal(embeds, known.to(embeds)))
+    def _guided_layout(self) -> tuple[str, ...]:
+        """The blocks of a call that has all branches of guidance."""
+        pipe = self.adapter.pipe
+        if bool(getattr(pipe, "do_perturbed_attention_guidance", False)):
+            return (NEGATIVE, PROMPT, PERTURBED) if self._is_guided() else (PROMPT, PERTURBED)
+        if "image_guidance_scale" in self.adapter.call_parameters:  # InstructPix2Pix
+            return (PROMPT, NEGATIVE, NEGATIVE)  # these with the picture, and without
+        return (NEGATIVE, PROMPT) if self.adapter.family.guidance == "uncond, cond" else (PROMPT, NEGATIVE)
+
+    def _is_guided(self) -> bool:
+        """Whether the generation has classifier-free guidance at this step."""
+        asked = self.request.encode_arguments.get("do_classifier_free_guidance", True)
+        return bool(getattr(self.adapter.pipe, "do_classifier_free_guidance", asked))
+
+    def _find_order(self, embeds: Any, blocks: tuple[str, ...]) -> tuple[str, ...]:
+        """The blocks of a call with several: as in the family, unless their embeddings show another order."""
+        if embeds is None or embeds is self._ordered[0]:
+            return self._ordered[1] or blocks
+        rows = len(embeds) // len(blocks)
+        parts = [embeds[i * rows : (i + 1) * rows] for i in range(len(blocks))]
+        found = [self._origins.find(part) for part in parts]
+        self.replaced |= bool(self._ordered[1]) and not self._origins.knows(parts)
+        if PERTURBED not in blocks and is_alike(found, blocks):
+            blocks = tuple(map(str, found))
+        self._origins.replace_blocks(parts, [NEGATIVE if block == NEGATIVE else PROMPT for block in blocks])
+        self._ordered = embeds, blocks
+        return blocks
+
+    def _find_block(self, embeds: Any) -> str:
+        """Whether a call with a single block is for the prompts or, as in self-attention guidance, for the others."""
+        found = self._origins.find(embeds, by_values=self.request.negative_embeds is not None or bool(self._ordered[1]))
+        if found is not None:
+            self._origins.add(embeds, found)  # it may come again
+            return found
+        if self._is_guided():
+            raise UnsupportedError(
+                f"the denoiser of {type(self.adapter.pipe).__name__} got embeddings, in a call beside that of both "
+                "branches of guidance, that are of neither or of both, so whose rows they are is unknown: hand back "
+                "embeddings as they were, or set guidance off"
+            )
+        began = self.request.prompt_embeds is not None or bool(self._ordered[1])
+        self.replaced |= began and not self._origins.knows(embeds)
+        return PROMPT
+
+    def _find_call(self, embeds: Any, turn: int) -> str:
+        """Whether a call of a family that makes two is for the prompts, or for the negative prompts.
+
+        Its embeddings tell, or its turn: a callback may have handed back others. Turns are what they were before.
+        """
+        found = self._origins.find(embeds, by_values=False)
+        if found is not None:
+            self._turns.roles.setdefault(turn, found)
+            return found
+        found = self._turns.roles.get(turn) or self._origins.find(embeds)
+        if found is None and turn > 1:
+            raise UnsupportedError(
+                f"{type(self.adapter.pipe).__name__} called its denoiser {turn + 1} times in one step, with embeddings "
+                "that it did not encode: expected one call for the prompts and one for the negative prompts"
+            )
+        return found or (PROMPT, NEGATIVE)[turn]
 
     def _timestep(self, timestep: Any, device: torch.device) -> torch.Tensor:
         """The timestep as float [] from 0 (clean) to 1000 (noise), on the device of the sample."""
@@ -226,3 +288,26 @@ class BatchLayout:
         padded, text = (-(-count // family.sequence_multiple) * family.sequence_multiple for count in (image, text))
         text_first, close = family.sequence != "image, text", family.sequence == "tokens, image"
         return Joint(image, text, text_first, padded, lengths, close)
+
+
+class _Turns:
+    """Which call of the denoiser, of those with the same latents, the present one is: 0 for the first.
+
+    Attributes:
+        roles: turn -> what its embeddings have shown that it is for.
+    """
+
+    def __init__(self) -> None:
+        self.roles: dict[int, str] = {}
+        self._turn = 0
+        self._sample: Any = None
+        self._given: tuple[Any, ...] = ()
+
+    def take(self, sample: Any, given: tuple[Any, ...]) -> int:
+        """The turn of a call. Several may ask: what else the call is given, object by object, tells it from others."""
+        if sample is not self._sample:
+            self._turn = 0
+        elif any(old is not new for old, new in zip(self._given, given, strict=True)):
+            self._turn += 1
+        self._sample, self._given = sample, given
+        return self._turn

@@ -1,15 +1,20 @@
 """What the current generation of a pipeline was asked for, observed where pipelines check and encode their prompts.
 
 `GenerationWatcher` wraps a few of a pipeline's own methods (`check_inputs`, `encode_prompt`, `prepare_latents`,
-`maybe_free_model_hooks`) and keeps their arguments as a `GenerationRequest`. It counts no calls.
+`maybe_free_model_hooks`) and keeps their arguments as a `GenerationRequest`. A generation is one run of the pipeline's
+`__call__`; its prompts are what the pipeline encodes before its denoiser runs. What callbacks encode later, and what
+is encoded outside of any `__call__`, is not of a generation that runs.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from types import FrameType
 from typing import Any, Self
 
 import torch
@@ -17,7 +22,7 @@ import torch
 from dsas_core.errors import DSASError, UnavailableError, UnsupportedError
 
 from .adapter import PipelineAdapter
-from .families.spec import TextEncoder
+from .text_reading import NEGATIVE, PROMPT, TextReading, as_list
 
 #: what pipelines call the method that encodes prompts; the second in an InstructPix2Pix
 ENCODE = ("encode_prompt", "_encode_prompt")
@@ -38,8 +43,6 @@ class GenerationRequest:
         embeddings: where the embeddings of the prompts come from: "" for computed now, "given" for ready-made,
             "encoded here" for ready-made by an earlier `encode_prompt` that was watched.
         encode_arguments: what `encode_prompt` was called with, by name.
-        negative_texts: negative prompts by text encoder, where they are encoded together with the prompts.
-        ambiguous: text encoders that read the same for prompts and for negative prompts.
         prompt_embeds: the embeddings of the prompts.
         negative_embeds: the embeddings of the negative prompts.
         patches: positions of a packed picture, without those of pictures that it is drawn from; None for unpacked ones.
@@ -51,10 +54,8 @@ class GenerationRequest:
     clip_skip: int = 0
     embeddings: str = ""
     encode_arguments: Mapping[str, Any] = field(default_factory=dict)
-    negative_texts: Mapping[str, list[str]] | None = None
-    ambiguous: frozenset[str] = frozenset()
-    prompt_embeds: torch.Tensor | None = None
-    negative_embeds: torch.Tensor | None = None
+    prompt_embeds: Any = None
+    negative_embeds: Any = None
     patches: int | None = None
 
     @property
@@ -73,8 +74,8 @@ class GenerationWatcher:
     Attributes:
         request: of the current generation.
         running: whether its prompts are encoded and its pictures are not finished.
-        encoding: whether the pipeline encodes prompts or negative prompts right now.
-        encoding_negatives: whether it encodes negative prompts, and them alone.
+        denoising: whether its denoiser has run; set by whoever sees that.
+        reading: what text encoders read in the `encode_prompt` that runs right now; None outside of one.
 
     Example:
         >>> from dsas_diffusion import load_pipeline
@@ -89,24 +90,35 @@ class GenerationWatcher:
     def __init__(self, adapter: PipelineAdapter, on_begin: Callable[[GenerationRequest], object] | None = None) -> None:
         self.adapter, self.on_begin = adapter, on_begin
         self.request = GenerationRequest()
-        self.running = self.encoding = self.encoding_negatives = False
+        self.running = self.denoising = False
+        self.reading: TextReading | None = None
         self._embeddings: list[tuple[weakref.ref[torch.Tensor], list[str] | None]] = []  # results, and their prompts
-        self._checked: Mapping[str, Any] = {}  # arguments of `check_inputs`, where negative prompts are encoded apart
+        self._checked: Mapping[str, Any] = {}  # arguments of `check_inputs`
         self._recorded = False  # whether a request is recorded whose latents are not prepared yet
         self._encoded = False  # whether prompts were encoded since `check_inputs`
+        self._place = -1  # where in the pipeline's `__call__` its own prompts are encoded
+        self._aside: GenerationRequest | None = None  # what was encoded after the denoiser had run
         self._overridden: dict[str, dict[str, Any]] = {}  # of the watched methods, those that the object itself had
 
     def __enter__(self) -> Self:
         pipe = self.adapter.pipe
-        encode = next((name for name in ENCODE if hasattr(type(pipe), name)), "")
-        if not encode:
+        encoding = [name for name in ENCODE if hasattr(type(pipe), name)]
+        if not encoding:
             raise UnsupportedError(f"{type(pipe).__name__} has no {ENCODE[0]}, where its prompts would be seen")
-        if isinstance(vars(pipe).get(encode), _WatchedMethod):
+        if isinstance(vars(pipe).get(encoding[0]), _WatchedMethod):
             raise DSASError("this pipeline is being steered already: pass all concepts to one steer()")
-        counts_pictures = "num_images_per_prompt" in _signature(pipe, encode).parameters
-        self._watch(encode, self._encode)
+        parameters = _signature(pipe, encoding[0]).parameters
+        if "prompt" not in parameters:
+            raise UnsupportedError(
+                f"{type(pipe).__name__}.{encoding[0]} takes no prompt, so which rows are the prompt's is unknown: use "
+                "a text-to-image pipeline of the same parts"
+            )
+        counts_pictures = "num_images_per_prompt" in parameters
+        self._forget()
+        for name in encoding:
+            self._watch(name, partial(self._encode, _is_of_diffusers(pipe, name)))
         self._watch("maybe_free_model_hooks", self._end)
-        if self.adapter.family.negative_encoding == "apart":
+        if hasattr(type(pipe), "check_inputs"):
             self._watch("check_inputs", self._check)
         if hasattr(type(pipe), "prepare_latents"):
             self._watch("prepare_latents", self._prepare if counts_pictures else self._prepare_uncounted)
@@ -125,10 +137,14 @@ class GenerationWatcher:
         setattr(pipe, name, _WatchedMethod(pipe, name, handler))
 
     def _check(self, check: Callable[[], Any], arguments: dict[str, Any]) -> Any:
-        self._checked, self._encoded = arguments, False
+        self._find_call()  # raises where a generation runs within another
+        self._forget()
+        self._checked = arguments
         return check()
 
     def _prepare(self, prepare: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+        if self.denoising and self._aside is not None:  # it is a new generation, after one that broke off
+            self._begin(self._aside)
         result = prepare()
         latents = result[0] if isinstance(result, tuple) else result
         packed = isinstance(latents, torch.Tensor) and latents.ndim == 3
@@ -137,89 +153,151 @@ class GenerationWatcher:
 
     def _prepare_uncounted(self, prepare: Callable[[], Any], arguments: dict[str, Any]) -> Any:
         """For pipelines whose `encode_prompt` is not told how many pictures, nor called for ready-made embeddings."""
-        pictures = int(arguments["batch_size"])
-        if not self._recorded:
-            encoded_here = any(tensor() is not None for tensor, _ in self._embeddings)
-            embeddings = "encoded here" if encoded_here else "given"
-            self._begin(replace(self.request, prompts=pictures, texts=None, embeddings=embeddings))
+        pictures, call = int(arguments["batch_size"]), self._find_call()
+        if self.denoising and self._aside is not None:
+            self._begin(self._aside)
+        elif not self._recorded:
+            called = {} if call is None else call.f_locals
+            embeds, each = called.get("prompt_embeds"), int(called.get("num_images_per_prompt") or 1)
+            texts, source = self._recognise(embeds)
+            request = GenerationRequest(prompts=pictures // each, texts=texts, embeddings=source, prompt_embeds=embeds)
+            self._begin(replace(request, negative_embeds=called.get("negative_prompt_embeds")))
         self.request = replace(self.request, images_per_prompt=pictures // self.request.prompts)
         self._recorded = False
         return self._prepare(prepare, arguments)
 
-    def _encode(self, encode: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    def _encode(self, in_order: bool, encode: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+        if self.reading is not None:  # one that calls another
+            return encode()
+        call = self._find_call()
+        inside = call is not None
+        if call is None or (self.denoising and not self._checked and call.f_lasti == self._place):
+            self._forget()  # the latter is a new generation, after one that broke off
         negative = self._is_negative(arguments)
-        if not negative:
-            self._record(arguments)
-        self.encoding, self.encoding_negatives = True, negative
+        request = None if negative else self._request_for(arguments)
+        if request is not None and not self.denoising:
+            self._encoded, self._recorded = bool(self._checked), inside
+            self._place = call.f_lasti if call is not None else -1
+            self._begin(request, inside or self.adapter.family.negative_encoding == "together")
+        roles = (NEGATIVE,) if negative else self._roles(arguments)
+        self.reading = TextReading(self.adapter.pipe, arguments, roles, in_order)
         try:
             result = encode()
         finally:
-            self.encoding = self.encoding_negatives = False
+            self.reading = None
         parts = result if isinstance(result, tuple) else (result,)
-        if negative:
+        if request is None:
             self.request = replace(self.request, negative_embeds=parts[0])
             return result
-        index = self.adapter.family.negative_index
-        negative_embeds = None if index is None else parts[index]
-        self.request = replace(self.request, prompt_embeds=parts[0], negative_embeds=negative_embeds)
+        request = replace(request, **self._embeds_of(parts, request.pictures))
+        if self.denoising:  # by a callback: the generation is still of its own prompts
+            self._aside = request
+        else:
+            self.request = request
         tensors = [tensor for part in parts for tensor in (part if isinstance(part, list) else [part])]
         self._embeddings = [known for known in self._embeddings if known[0]() is not None] + [
-            (weakref.ref(tensor), self.request.texts) for tensor in tensors if isinstance(tensor, torch.Tensor)
+            (weakref.ref(tensor), request.texts) for tensor in tensors if isinstance(tensor, torch.Tensor)
         ]
         return result
 
     def _end(self, free: Callable[[], Any], arguments: dict[str, Any]) -> Any:
         """Every pipeline's last act: the next call of its denoiser is of prompts that are still to come."""
-        self.running, self._encoded, self._checked = False, False, {}
+        self._forget()
         return free()
+
+    def _forget(self) -> None:
+        """No generation runs."""
+        self.running = self.denoising = self._encoded = self._recorded = False
+        self._checked, self._aside = {}, None
+
+    @property
+    def generating(self) -> bool:
+        """Whether the pipeline's own `__call__` is running."""
+        return self._find_call() is not None
+
+    def _find_call(self) -> FrameType | None:
+        """The frame of the pipeline's `__call__` that runs right now, whose variables are its arguments; None outside.
+
+        Raises:
+            UnsupportedError: it runs twice, one within the other.
+        """
+        pipe, found = self.adapter.pipe, []
+        methods = [inspect.unwrap(vars(kind)["__call__"]) for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
+        codes = {getattr(method, "__code__", None) for method in methods}
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame.f_code in codes:
+                first = next(iter(frame.f_locals.values()), None)  # perhaps *args, of somebody's wrapper
+                if (first[0] if isinstance(first, tuple) and first else first) is pipe:
+                    found.append(frame)
+            frame = frame.f_back
+        if len({running.f_code for running in found}) < len(found):
+            raise UnsupportedError(
+                f"a callback called {type(pipe).__name__} while it draws, which changes the scheduler and the prompts "
+                "under the first generation: call it when that is done"
+            )
+        return found[0] if found else None
 
     def _is_negative(self, arguments: Mapping[str, Any]) -> bool:
         """Whether a generation that has encoded its prompt now encodes the negative one."""
         text, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
-        if not self._encoded:
+        if not self._encoded or self.denoising or self.adapter.family.negative_encoding == "together":
             return False
         if "negative_prompt" not in self._checked:  # pipelines that take none encode an empty one
             guided = bool(getattr(self.adapter.pipe, "do_classifier_free_guidance", False))
-            return guided and text is not None and not any(_as_list(text))
+            return guided and text is not None and not any(as_list(text))
         if embeds is not None:
             return embeds is self._checked.get("negative_prompt_embeds")
         return text is not None and text == self._checked["negative_prompt"]
 
-    def _record(self, arguments: Mapping[str, Any]) -> None:
-        """Record what a generation is asked for, from the arguments of `encode_prompt`."""
-        self._encoded, self._recorded = bool(self._checked), True
-        family, embeds, texts = self.adapter.family, arguments.get("prompt_embeds"), _as_list(arguments.get("prompt"))
-        together = family.negative_encoding == "together" and arguments.get("do_classifier_free_guidance", True)
-        encoders = family.encoders if together else ()
+    def _roles(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """What an `encode_prompt` that is not of negative prompts alone encodes, in order."""
+        if self.adapter.family.negative_encoding == "apart" or not arguments.get("do_classifier_free_guidance", True):
+            return (PROMPT,)
+        given = (arguments.get("prompt_embeds"), arguments.get("negative_prompt_embeds"))
+        roles = tuple(role for role, embeds in zip((PROMPT, NEGATIVE), given, strict=True) if embeds is None)
+        return roles or (PROMPT,)
+
+    def _request_for(self, arguments: Mapping[str, Any]) -> GenerationRequest:
+        """What a generation is asked for, from the arguments of `encode_prompt`."""
+        embeds, texts = arguments.get("prompt_embeds"), as_list(arguments.get("prompt"))
         request = GenerationRequest(
             prompts=len(texts),
             texts=texts,
             images_per_prompt=int(arguments.get("num_images_per_prompt") or 1),
             clip_skip=int(arguments.get("clip_skip") or 0),
             encode_arguments=arguments,
-            negative_texts={item.part: _negative_texts(arguments, item) for item in encoders} if together else None,
-            ambiguous=frozenset(item.part for item in encoders if embeds is None and _is_ambiguous(arguments, item)),
         )
         if embeds is not None:
             known, source = self._recognise(embeds)
-            request = replace(request, prompts=len(embeds), texts=known, embeddings=source)
-        elif not self.adapter.text_encoders:
+            return replace(request, prompts=len(embeds), texts=known, embeddings=source)
+        if not self.adapter.text_encoders:
             raise UnavailableError(
                 "the pipeline has no text encoder to read prompts with: load one, or pass prompt_embeds"
             )
-        self._begin(request)
+        return request
+
+    def _embeds_of(self, parts: Sequence[Any], pictures: int) -> dict[str, Any]:
+        """The embeddings of prompts and of negative prompts in a result of `encode_prompt`.
+
+        An older kind returns both as one tensor, whose rows are told as those of the denoiser are.
+        """
+        index = self.adapter.family.negative_index
+        negative = None if index is None or index >= len(parts) else parts[index]
+        first = parts[0] if isinstance(parts[0], list) or len(parts) > 1 or index is None else None
+        return {"prompt_embeds": first, "negative_embeds": negative}
 
     def _recognise(self, embeds: Any) -> tuple[list[str] | None, str]:
         """The prompts of ready-made embeddings, where they are known, and where the embeddings come from."""
-        first = embeds[0] if isinstance(embeds, list) else embeds
-        known = [texts for tensor, texts in self._embeddings if tensor() is first]
+        first = embeds[0] if isinstance(embeds, list) and embeds else embeds
+        known = [texts for tensor, texts in self._embeddings if first is not None and tensor() is first]
         texts = known[0] if known else None
         if texts is not None:  # perhaps they were encoded for several pictures each
             texts = [text for text in texts for _ in range(len(embeds) // len(texts))]
         return texts, "encoded here" if known else "given"
 
-    def _begin(self, request: GenerationRequest) -> None:
-        self.request, self.running = request, True
+    def _begin(self, request: GenerationRequest, running: bool = True) -> None:
+        self.request, self.running, self.denoising, self._aside = request, running, False, None
         if self.on_begin is not None:
             self.on_begin(request)
 
@@ -268,18 +346,6 @@ def _signature(pipe: Any, name: str) -> inspect.Signature:
     return signature
 
 
-def _as_list(text: str | Sequence[str] | None) -> list[str]:
-    """Prompts as a pipeline takes them, as a list."""
-    return [text or ""] if text is None or isinstance(text, str) else list(text)
-
-
-def _negative_texts(arguments: Mapping[str, Any], encoder: TextEncoder) -> list[str]:
-    """The negative prompts that a text encoder will be given."""
-    return _as_list(arguments.get(encoder.negative_argument) or arguments.get("negative_prompt"))
-
-
-def _is_ambiguous(arguments: Mapping[str, Any], encoder: TextEncoder) -> bool:
-    """Whether a text encoder will be given the same for prompts and for negative prompts."""
-    prompts = _as_list(arguments.get(encoder.negative_argument.removeprefix("negative_")) or arguments.get("prompt"))
-    negatives = _negative_texts(arguments, encoder)
-    return prompts == (negatives if len(negatives) > 1 else negatives * len(prompts))
+def _is_of_diffusers(pipe: Any, name: str) -> bool:
+    """Whether a method of a pipeline comes with diffusers, and not from a subclass, or an object of somebody else."""
+    return name not in vars(pipe) and str(getattr(type(pipe), name).__module__).startswith("diffusers.")

@@ -63,6 +63,20 @@ class PromptTokens:
         """Token ids of a text as they are within a prompt, without special tokens."""
         return self.tokenizer(self._preprocess([text], arguments), add_special_tokens=False).input_ids[0]
 
+    def whole_ids(self, texts: Sequence[str], negative: bool, arguments: Mapping[str, Any]) -> list[list[int]]:
+        """Token ids of prompts, or negative prompts, as the text encoder reads them, but not cut off.
+
+        Args:
+            texts: prompts.
+            negative: whether they are negative prompts.
+            arguments: of `encode_prompt`.
+
+        Returns:
+            For each text its ids, without padding and special tokens but those of the template.
+        """
+        prepared = self.apply_template(self._preprocess(list(texts), arguments), negative, arguments)
+        return [list(ids) for ids in self.tokenizer(prepared, add_special_tokens=False).input_ids]
+
     def apply_template(
         self, texts: Sequence[str], negative: bool, arguments: Mapping[str, Any] = NO_ARGUMENTS
     ) -> list[str]:

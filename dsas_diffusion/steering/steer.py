@@ -63,6 +63,7 @@ class PipelineSteering(Steering):
         by_processor = self.sites if attach == "processor" else []
         self._processors = SteeredProcessors(self._roots[self._denoiser], self._denoiser, by_processor)
         self._unreached = UnreachedSites()  # in this generation
+        self._told = False  # that a text encoder was called by somebody else
         self._undo = ExitStack()  # of what is done to the pipeline beside hooks
         self.at_start: set[Callable[[], object]] = set()
 
@@ -77,7 +78,12 @@ class PipelineSteering(Steering):
                 self._undo.callback(self._words.detach)
                 self._words.attach()
             unhooked = self._processors.sites
-            self.attach(self._roots, self._layout.describe(), on_unreached=self._missed, unhooked=unhooked)
+            steered = {
+                self._denoiser,
+                *(site.root for site in self.sites),
+            }  # other text encoders may read what they will
+            calls = {root: call for root, call in self._layout.describe().items() if root in steered}
+            self.attach(self._roots, calls, on_unreached=self._missed, unhooked=unhooked)
             self._undo.callback(self._processors.restore)
             self._processors.replace(self)
         except BaseException:
@@ -159,10 +165,20 @@ class PipelineSteering(Steering):
 
     def begin(self, root: str, call: Call) -> None:
         if root == self._denoiser:
-            self._check_strengths()
+            self._check_strengths(self._layout.request.prompts)
             self._check_texts()
             if self.trace is not None:
                 self.trace.follow(self._layout)
+        elif bool(call.steered.any()):
+            self._check_strengths(len(call.prompts))
+        if root != self._denoiser and self._layout.called_directly and not self._told:
+            self._told = True
+            warnings.warn(
+                f"the {root} was called by something else than {type(self.adapter.pipe).__name__} and its "
+                "encode_prompt, and all that it reads so is taken for prompts: give other pipelines a copy of it, and "
+                "encode negative prompts outside of the steer() block",
+                stacklevel=2,
+            )
         super().begin(root, call)
 
     def _generation_begins(self, request: GenerationRequest) -> None:
@@ -208,10 +224,10 @@ class PipelineSteering(Steering):
                 "attention inside"
             )
 
-    def _check_strengths(self) -> None:
-        """Raise where strengths are given by prompt, and not for as many as the call has."""
+    def _check_strengths(self, prompts: int) -> None:
+        """Raise where strengths are given by prompt, and not for as many as a call has."""
         for name in self.strengths:
-            given, prompts = len(self.strengths.values_of(name)), self._layout.request.prompts
+            given = len(self.strengths.values_of(name))
             if given not in (1, prompts):
                 raise DSASError(f"strength of {name!r} is given for {given} prompts, but the call has {prompts}")
 

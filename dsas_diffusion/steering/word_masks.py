@@ -59,16 +59,20 @@ class WordMasks:
         self._layers = cross_attention_layers(layout.adapter)
         self._texts = {layer.keys.path for layer in self._layers} | {layer.values.path for layer in self._layers}
         self._by_site = {site: i for i, layer in enumerate(self._layers) for site in (layer.queries, layer.keys)}
-        self._root = layout.adapter.family.denoiser
         self._visit: Visit | None = None
         self._chosen = torch.zeros(0)  # [concepts, pictures, tokens], as the prompts say
         self._queries: dict[int, torch.Tensor] = {}
+        self._told = False  # in this generation, that embeddings were replaced
         # These are written in place while the model runs, so that one compiled graph serves all prompts.
         self._tokens = torch.zeros(0)  # [concepts, pictures, tokens]
         self._pictures = torch.zeros(0)  # int64 [pictures]: the row of each that has the prompt
         self._attention = torch.zeros(0)  # [layers, concepts, pictures, height, width]: the latest of each layer
         self._known = torch.zeros(0)  # [layers]: 1 where there is any
         self._mask = torch.zeros(0)  # [concepts, pictures, height, width]
+
+    @property
+    def _root(self) -> str:
+        return self._layout.adapter.family.denoiser
 
     def attach(self) -> None:
         """Place hooks at the layers of the pipeline."""
@@ -107,6 +111,7 @@ class WordMasks:
         counts = chosen.sum(-1, keepdim=True).clamp_min(1)
         self._chosen = (chosen / counts).repeat_interleave(request.images_per_prompt, 1)
         self._queries.clear()
+        self._told = False
         if len(self._known):  # of the last generation
             for state in (self._mask, self._known, self._attention):
                 state.zero_()
@@ -130,6 +135,13 @@ class WordMasks:
 
     def begin(self, root: str, call: Call) -> None:
         self._check_keys()
+        if self._layout.replaced and not self._told:
+            self._told = True
+            warnings.warn(
+                "a callback has handed back other embeddings, and words= looks where the words of the first prompts "
+                "were: encode prompts with their words at the same places, or steer without words=",
+                stacklevel=2,
+            )
         device, grid = call.steered.device, (*self._chosen.shape[:2], *self._layout.latents)
         with torch.inference_mode(False):  # tensors that are written both in and out of inference mode
             if self._mask.shape != grid or self._mask.device != device:

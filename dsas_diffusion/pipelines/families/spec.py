@@ -112,11 +112,10 @@ class Family:
         timestep_range: the denoiser's timestep at pure noise and at the clean picture; 1000 and 0 for raw timesteps.
             Where its config has a `timestep_scale`, times that.
         guidance: how the branches of classifier-free guidance are batched: "uncond, cond" or "cond, uncond" in one call
-            of stacked rows, or "two calls".
+            of stacked rows, or "two calls", of which the one for the prompts comes first.
         negative_encoding: whether `encode_prompt` encodes prompts and negative prompts "together", or is called for
             each of them ("apart").
-        negative_index: where it encodes both together for two calls, which element of its result is that of the
-            negative prompts.
+        negative_index: where it encodes both together, which element of its result is that of the negative prompts.
         sequence: how a picture's patches and a prompt's tokens lie in one sequence: "text, image" or "image, text" one
             behind the other, "tokens, image" with the picture right behind each row's own tokens.
         sequence_multiple: both are padded to multiples of that many positions.
