@@ -70,12 +70,12 @@ class Visitor(Protocol):
 class Recaller(Protocol):
     """What a visitor has in addition whose calls may be computed again in a backward pass (gradient checkpointing)."""
 
-    def recall(self, root: str, *, begins: bool = False) -> Call | None:
+    def recall(self, root: str, *, inputs: object = None) -> Call | None:
         """The earlier call of a root that is computed again; None outside of a backward pass.
 
         Args:
             root: name of the root.
-            begins: whether a whole call of the root begins, not only a part of one.
+            inputs: arguments of a whole call of the root that begins; None in the midst of one.
         """
 
 
@@ -313,7 +313,7 @@ class _BeginHook(DetachedOnCopy):
         placed = self.placed
         placed._pending.pop(self.name, None)
         self.entered = None
-        if placed._recall is not None and placed._recall(self.name, begins=True) is not None:
+        if placed._recall is not None and placed._recall(self.name, inputs=(args, kwargs)) is not None:
             return  # what began, and ended, in the forward pass
         self.entered = module
         call = self.describe(args, kwargs)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from ..maps import Map
-from ..utils.tensorclass import compute_dtype
+from ..utils.tensorclass import cast, compute_dtype
 
 
 def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float, torch.Tensor]]) -> torch.Tensor:
@@ -42,7 +42,7 @@ def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float
             add = torch.addcmul if out is wide else torch.Tensor.addcmul_  # in place takes half the time
             out = add(out, h * strength, transform.displacement(wide))
         else:
-            moved = torch.lerp(wide, transform.apply(wide, strength), h.expand_as(wide))
+            moved = torch.lerp(wide, transform.apply(wide, strength), cast(h, wide.dtype).expand_as(wide))
             out = moved if out is wide else out + (moved - wide)
     return out.to(x.dtype)
 
@@ -62,4 +62,5 @@ def normalise_gates(gates: Sequence[torch.Tensor]) -> torch.Tensor:
     total = highest = gates[0]
     for h in gates[1:]:
         total, highest = total + h, torch.maximum(highest, h)
-    return torch.where(total > highest, highest / total, 1.0)
+    several = total > highest
+    return torch.where(several, highest / torch.where(several, total, 1.0), 1.0)  # nor a gradient of 0/0
