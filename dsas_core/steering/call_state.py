@@ -10,7 +10,7 @@ Where gradients are on, nothing is written in place: autograd may have saved it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -20,12 +20,13 @@ from ..model.hooks import Call
 from ..model.sites import Site
 from ..probes import RunningProbe
 from .binding import BoundConcept, BoundIntervention
+from .probe_states import ProbeStates, refuse_blind
 from .recomputation import CallHistory, CallRecord, Key, Outside, asks_for_gradients
 from .solve import SolvedStrength
 from .strengths import Schedule, Strengths
 
 
-class CallState:
+class CallState(ProbeStates):
     """The state that one `Steering` keeps while a model runs.
 
     Args:
@@ -40,7 +41,8 @@ class CallState:
     def __init__(
         self, concepts: Sequence[BoundConcept], strengths: Strengths, schedules: Mapping[str, Schedule]
     ) -> None:
-        self._concepts, self._strengths, self._schedules = concepts, strengths, schedules
+        super().__init__(concepts)
+        self._strengths, self._schedules = strengths, schedules
         self.muted: dict[str, set[int]] | None = None
         #: roots where a probe reads for a map in another root: a text encoder for the denoiser
         self._shared = {e.probe_site.root for concept in concepts for e in concept.entries if e.reads_other_root}
@@ -52,12 +54,8 @@ class CallState:
         # by root and concept: the map strength of each row; for `Auto`, target logit and highest strength
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
         self._targets: dict[tuple[str, str], torch.Tensor] = {}
-        # by concept and intervention: numbers of positions above the target, and of those that the map cannot lower;
-        # states of stateful probes, those of them that only we hold, and who left without a gradient what
+        # by concept and intervention: numbers of positions above the target, and of those that the map cannot lower
         self._counts: dict[tuple[str, int], torch.Tensor] = {}
-        self._memories: dict[tuple[str, int], torch.Tensor] = {}
-        self._owned: set[tuple[str, int]] = set()
-        self._blind_writers: dict[tuple[str, int], CallRecord] = {}
         # by root, concept and intervention: h of probes whose maps write at another site, and whether it was read with
         # gradients off
         self._scores: dict[tuple[str, str, int], tuple[torch.Tensor, bool]] = {}
@@ -79,7 +77,7 @@ class CallState:
     def begin(self, root: str, call: Call) -> None:
         """Before the forward pass of a root: set its strengths and targets, drop the scores of its last call."""
         before = self._now.get(root)
-        record = self._now[root] = CallRecord(call, torch.is_grad_enabled())
+        record = self._now[root] = CallRecord(call, torch.is_grad_enabled(), exposed=torch.is_grad_enabled())
         if self.history.any:
             self.history.drop_dead()
         if record.differentiable or self._asked:
@@ -91,7 +89,7 @@ class CallState:
         if root not in self._shared or bool(call.steered.any()):  # a call with negative prompts alone scores nothing
             for score_key in [score_key for score_key in self._scores if score_key[0] == root]:
                 del self._scores[score_key]
-        self._prepare_memories(root, record, kept=record.differentiable or self._asked)
+        self.prepare(root, record, kept=record.differentiable or self._asked)
         for concept in self._concepts:
             concept.select_bin(call.timestep, call.steered.device, anew=parameters_anew)
             record.parameters[concept.name] = concept.current
@@ -152,13 +150,13 @@ class CallState:
             record = self._now.get(site.root)
             if record is None:
                 raise DSASError(
-                    f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: call "
-                    "the module that was steered, not a part of it"
+                    f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: "
+                    "call the module that was steered, not a part of it"
                 )
             if eager and record.thread != threading.get_ident():
                 raise UnsupportedError(
-                    f"two threads call {site.root!r} at once, and steering follows one call at a time: give each thread "
-                    "a copy of the model, or call one after the other"
+                    f"two threads call {site.root!r} at once, and steering follows one call at a time: give each "
+                    "thread a copy of the model, or call one after the other"
                 )
             if record.differentiable and eager:
                 record.note_pass(site)
@@ -174,7 +172,7 @@ class CallState:
     ) -> torch.Tensor:
         """h of a probe at its own site, times the weight; 0 at masked positions."""
         probe = entry.probe
-        h = self._step(entry, probe, x, record, again) if isinstance(probe, RunningProbe) else probe.score(x, mask)
+        h = self.step(entry, probe, x, record, again) if isinstance(probe, RunningProbe) else probe.score(x, mask)
         h = h * entry.weight
         return h if mask is None else h * mask[..., None]
 
@@ -213,7 +211,7 @@ class CallState:
             )
         h, lost = kept
         if again and lost:
-            _refuse_blind(record, entry, f"what {entry.probe_site} shows")
+            refuse_blind(record, entry, f"what {entry.probe_site} shows")
         if record.differentiable and not again:
             record.scores[key] = Outside.of(h, lost=lost)
         if entry.reads_other_root and h.shape[1] == 1:
@@ -257,114 +255,6 @@ class CallState:
                 if above > 0:
                     shares.setdefault(concept.name, {})[str(entry.map_site)] = unreachable / above
         return shares
-
-    # ---- stateful probes --------------------------------------------------------------------------------------------
-
-    def stateful(self) -> Iterator[tuple[BoundIntervention, RunningProbe]]:
-        """Interventions whose probes have a state, with these probes."""
-        for concept in self._concepts:
-            for entry in concept.entries:
-                if isinstance(entry.probe, RunningProbe) and entry.probe.state_size:
-                    yield entry, entry.probe
-
-    def reset(self, root: str, batch: int, device: torch.device) -> None:
-        """Reset the states of the probes in a root, because a new text begins.
-
-        Args:
-            root: name of the root.
-            batch: number of rows.
-            device: where the states are kept.
-        """
-        for entry, probe in self.stateful():
-            if entry.probe_site.root != root:
-                continue
-            key = entry.concept, entry.number
-            memory = self._memories.get(key)
-            self._blind_writers.pop(key, None)
-            if key in self._owned and memory is not None and len(memory) == batch and memory.device == device:
-                memory.zero_()
-            else:
-                with torch.inference_mode(False):  # to be written in and out of inference mode
-                    self._memories[key] = torch.zeros(batch, probe.state_size, device=device)
-                self._owned.add(key)
-
-    def take_rows(self, root: str, rows: torch.Tensor) -> None:
-        """Let the states of the probes in a root follow rows that were repeated, dropped or reordered.
-
-        Args:
-            root: name of the root.
-            rows: for each row of the batch from now on, the index of the row that it continues, int64 [batch].
-        """
-        for entry, _ in self.stateful():
-            key = entry.concept, entry.number
-            if entry.probe_site.root == root and key in self._memories:
-                self._memories[key] = self._memories[key][rows.to(self._memories[key].device)]
-                self._owned.discard(key)
-
-    def _prepare_memories(self, root: str, record: CallRecord, *, kept: bool) -> None:
-        """Before a call: keep the states of the probes for its recomputation, or have them as ours, to be written."""
-        for entry, _ in self.stateful():
-            key = entry.concept, entry.number
-            memory = self._memories.get(key)
-            if entry.probe_site.root != root or memory is None:
-                continue
-            if kept:
-                writer = self._blind_writers.get(key)
-                if writer is not None:
-                    writer.passed_on = True
-                record.memories[key] = Outside.of(memory, lost=writer is not None)
-                self._owned.discard(key)
-            elif key not in self._owned:
-                with torch.inference_mode(False):
-                    self._memories[key] = memory.detach().clone()
-                self._owned.add(key)
-
-    def _step(
-        self, entry: BoundIntervention, probe: RunningProbe, x: torch.Tensor, record: CallRecord, again: bool
-    ) -> torch.Tensor:
-        """h of a stateful probe, whose state is updated.
-
-        Raises:
-            UnsupportedError: the root does not generate text, or gradients that would be off.
-        """
-        root, key, call = entry.probe_site.root, (entry.concept, entry.number), record.call
-        past = record.memories.get(key) if again else None
-        memory = self._memories.get(key) if past is None else past.again()
-        if again and ((past is not None and past.lost) or record.passed_on):
-            _refuse_blind(record, entry, "what was read in other calls")
-        if call.prompt is None or (memory is None and probe.state_size):
-            raise UnsupportedError(
-                f"{entry.concept!r} has a gate of kind {probe.kind}, which goes by a text that is written, and "
-                f"{root!r} is given no such: learn with another form"
-            )
-        memory_mask = call.mask if call.memory_mask is None else call.memory_mask
-        mask, prompt = (None if part is None else part.to(x.device) for part in (memory_mask, call.prompt))
-        if memory is None:
-            return probe.step(x, mask, prompt, x.new_zeros(len(x), 0))[0]
-        h, after = probe.step(x, mask, prompt, memory.to(x.device))
-        if again:
-            return h
-        if key in self._owned:
-            memory.copy_(after.detach())
-            return h
-        if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(after):
-            raise UnsupportedError(
-                f"{entry.concept!r} has a gate of kind {probe.kind}, which goes by what came before, and torch.func "
-                "lets nothing be kept: take gradients by backward(), or learn with form token"
-            )
-        self._memories[key] = after
-        if record.differentiable and not torch.is_grad_enabled():
-            self._blind_writers[key] = record
-        return h
-
-
-def _refuse_blind(record: CallRecord, entry: BoundIntervention, what: str) -> None:
-    """Raise where a reentrant checkpoint computes a site again, whose gate depends on what is outside of it."""
-    if entry.map_site in record.blind or entry.probe_site in record.blind:
-        raise UnsupportedError(
-            f"the gate at {entry.map_site} goes by {what}, to which no gradient passes out of a reentrant checkpoint: "
-            "checkpoint with use_reentrant=False"
-        )
 
 
 def _write(values: dict[Key, torch.Tensor], key: Key, value: torch.Tensor, *, anew: bool = False) -> torch.Tensor:

@@ -55,50 +55,31 @@ class Outside(NamedTuple):
 
 
 @dataclass(eq=False)
-class CallRecord:
-    """What one call of a root is steered by.
+class PlacedCall:
+    """A call of a root, and where it is in the graphs of autograd.
 
     Args:
         call: rows, prompts, masks.
         differentiable: whether gradients were on when it began.
-        doses: concept -> map strength of each row.
-        targets: concept -> target logit and highest strength, for `Auto`.
-        parameters: concept -> the probes and maps of its timestep bin.
-        memories: concept and intervention -> the state of a stateful probe before the call.
-        scores: concept and intervention -> h that was read elsewhere.
-        read: the interventions whose probes have read for elsewhere.
-        factors: concept and site -> the localiser's factor.
         blind: sites that were passed with gradients off, as by reentrant checkpoints.
         region: weak reference to the checkpoint that it began in.
         frames: of those that its sites are in.
         first, last: numbers of its first node, and of that behind its last one.
         thread: which it ran in.
-        exposed: whether autograd may have saved what it is steered by.
-        passed_on: whether a later call has read the state that it left, without the gradient.
         detached: whether steering ended.
     """
 
     call: Call
     differentiable: bool
-    doses: dict[str, torch.Tensor] = field(default_factory=dict)
-    targets: dict[str, torch.Tensor] = field(default_factory=dict)
-    parameters: dict[str, BoundParameters] = field(default_factory=dict)
-    memories: dict[tuple[str, int], Outside] = field(default_factory=dict)
-    scores: dict[tuple[str, int], Outside] = field(default_factory=dict)
-    read: set[tuple[str, int]] = field(default_factory=set)
-    factors: dict[tuple[str, Site], Outside | None] = field(default_factory=dict)
     blind: set[Site] = field(default_factory=set)
     region: Callable[[], Any] = _nothing
     frames: list[weakref.ref[Any]] = field(default_factory=list)
     first: int = 0
     last: int | None = None
     thread: int = 0
-    exposed: bool = False
-    passed_on: bool = False
     detached: bool = False
 
     def __post_init__(self) -> None:
-        self.exposed = self.differentiable
         self.first, self.thread = torch._C._autograd._get_sequence_nr(), threading.get_ident()
         frame = _frame() if self.differentiable else None
         self.region = _nothing if frame is None else weakref.ref(frame)
@@ -127,7 +108,8 @@ class CallRecord:
         """Let the graphs of some tensors hold this record."""
         for tensor in tensors:
             if tensor.grad_fn is not None:
-                tensor.grad_fn.metadata[self] = True
+                held: Any = tensor.grad_fn.metadata
+                held[self] = True
 
     def finish(self, output: Any) -> None:
         """At the end of the call: let what it returned hold this record, and refuse its backward pass once detached."""
@@ -148,8 +130,35 @@ class CallRecord:
             )
 
 
+@dataclass(eq=False)
+class CallRecord(PlacedCall):
+    """What one call of a root is steered by.
+
+    Args:
+        doses: concept -> map strength of each row.
+        targets: concept -> target logit and highest strength, for `Auto`.
+        parameters: concept -> the probes and maps of its timestep bin.
+        memories: concept and intervention -> the state of a stateful probe before the call.
+        scores: concept and intervention -> h that was read elsewhere.
+        read: the interventions whose probes have read for elsewhere.
+        factors: concept and site -> the localiser's factor.
+        exposed: whether autograd may have saved what it is steered by.
+        passed_on: whether a later call has read the state that it left, without the gradient.
+    """
+
+    doses: dict[str, torch.Tensor] = field(default_factory=dict)
+    targets: dict[str, torch.Tensor] = field(default_factory=dict)
+    parameters: dict[str, BoundParameters] = field(default_factory=dict)
+    memories: dict[tuple[str, int], Outside] = field(default_factory=dict)
+    scores: dict[tuple[str, int], Outside] = field(default_factory=dict)
+    read: set[tuple[str, int]] = field(default_factory=set)
+    factors: dict[tuple[str, Site], Outside | None] = field(default_factory=dict)
+    exposed: bool = False
+    passed_on: bool = False
+
+
 class _Recalled(NamedTuple):
-    """A whole call that is computed again: `work` tells this work of autograd from others, `number` counts its calls."""
+    """A whole call that is computed again: `work` tells this work of autograd from others, `number` counts calls."""
 
     work: tuple[object, int]
     record: CallRecord
@@ -229,8 +238,8 @@ class CallHistory:
             record = self._find(root, node, frame, task, records)
         if record is None:
             raise UnsupportedError(
-                f"a backward pass computes {root!r} again, and steering does not know which call it was: steer() before "
-                "the first call of the graph and until its backward(), and checkpoint with use_reentrant=False"
+                f"a backward pass computes {root!r} again, and steering does not know which call it was: steer() "
+                "before the first call of the graph and until its backward(), and checkpoint with use_reentrant=False"
             )
         record.exposed = True
         again = self._again.setdefault(root, deque(maxlen=BLIND_CALLS))

@@ -283,7 +283,7 @@ def _of_width(item: Any) -> Any:
     return replace(item, probes=tuple(map(wide, item.probes)), maps=tuple(map(wide, item.maps)))
 
 
-# ---- what cannot be right, and what ends ------------------------------------------------------------------------------
+# ---- what cannot be right, and what ends ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", HOW)
