@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ..errors import UnavailableError
-from .sites import Roots, Site, canonical_path, modules
+from .sites import Roots, Site, canonical_path
+from .wrappers import bare, is_of_peft, walk
 
 #: number of parameters that a sample takes values of, and of values from each
 PARAMETERS, VALUES = 32, 4
@@ -23,21 +24,19 @@ RELATIVE, ABSOLUTE = 2**-8, 1e-7
 #: two samples are compared only if they share at least so many values
 MIN_VALUES = 8
 
-#: parameters that come and go while the architecture stays: adapters, IP-Adapters, projections that diffusers fuses
-_ADDED = re.compile(
-    r"lora_|\.processor\.|^encoder_hid_proj\.image_projection_layers\.|^image_proj\.|\.to_(added_)?q?kv\."
-)
+#: parameters of diffusers that come and go while the architecture stays: IP-Adapters, projections that it fuses
+_ADDED = re.compile(r"\.processor\.|^encoder_hid_proj\.image_projection_layers\.|^image_proj\.|\.to_(added_)?q?kv\.")
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Sixteen hex digits of a module's architecture: its class, parameter names and shapes; adapters are left out.
+    """Sixteen hex digits of a module's architecture: its class, parameter names and shapes, whatever PEFT put around.
 
     Example:
         >>> fingerprint(nn.Linear(2, 3)) == fingerprint(nn.Linear(2, 3)) != fingerprint(nn.Linear(2, 4))
         True
     """
     shapes = sorted(f"{name}{_shape(parameter)}" for name, _, parameter in _parameters(module))
-    return hashlib.sha256("\n".join([type(_bare(module)).__name__, *shapes]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join([type(bare(module)).__name__, *shapes]).encode()).hexdigest()[:16]
 
 
 def describe_module(module: nn.Module) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def describe_module(module: nn.Module) -> dict[str, Any]:
         9
     """
     count = sum(torch.Size(_shape(parameter)).numel() for _, _, parameter in _parameters(module))
-    return {"class": type(_bare(module)).__name__, "parameters": count, "sample": _sample(module)}
+    return {"class": type(bare(module)).__name__, "parameters": count, "sample": _sample(module)}
 
 
 def has_other_weights(module: nn.Module, known: Mapping[str, Any]) -> bool:
@@ -95,7 +94,7 @@ def explain_difference(root: str, module: nn.Module, widths: Mapping[Site, int],
     own = describe_module(module)
     differs = known and any(known.get(part) != own[part] for part in ("class", "parameters"))
     sizes = f"that was {_describe_size(known)}, this is {_describe_size(own)}; " if differs else ""
-    here = modules({root: module})
+    here = {canonical_path(_join(root, place.path)): place.bare for place in walk(module) if not place.copy}
     missing = [site.path for site in widths if site.path not in here]
     if missing:
         return f"{sizes}{len(missing)} of its {len(widths)} sites are not here, as {missing[0]}"
@@ -128,31 +127,29 @@ def weights_digest(roots: Roots) -> str:
             sample = flat[:: max(1, len(flat) // 64)].cpu().double()
             digest.update(f"{name}.{canonical_path(path)}".encode() + sample.numpy().tobytes())
         for path, module in roots[name].named_modules():
-            scales = getattr(module, "scaling", None)
-            if isinstance(scales, dict):  # a layer with adapters, as PEFT makes it
-                adapters = scales, getattr(module, "active_adapters", []), getattr(module, "disable_adapters", False)
+            if is_of_peft(module) and hasattr(module, "active_adapters"):
+                scales = vars(module).get("scaling")
+                adapters = scales, module.active_adapters, vars(module).get("_disable_adapters", False)
                 digest.update(f"{name}.{canonical_path(path)}{adapters}".encode())
     return digest.hexdigest()[:16]
 
 
-def _bare(module: nn.Module) -> nn.Module:
-    """A module without the wrapper of torch.compile."""
-    inner: nn.Module = getattr(module, "_orig_mod", module)
-    return inner
-
-
 def _parameters(module: nn.Module) -> list[tuple[str, str, nn.Parameter]]:
-    """Canonical name, path and value of every parameter of the architecture itself, by name.
+    """Canonical name, full path and value of every parameter of the architecture itself, by name.
 
     Tied parameters are listed once, even if accelerate has offloaded them separately.
     """
-    bare = _bare(module)
-    tied = getattr(bare, "all_tied_weights_keys", None) or {}
+    tied = getattr(bare(module), "all_tied_weights_keys", None) or {}
     parameters: dict[str, tuple[str, str, nn.Parameter]] = {}
-    for path, parameter in bare.named_parameters():
-        if not _ADDED.search(path):
-            name = canonical_path(tied.get(path, path).replace(".base_layer", ""))
-            parameters.setdefault(name, (name, path, parameter))
+    seen: set[int] = set()
+    for place in walk(module):
+        for name, parameter in place.bare._parameters.items():
+            path = _join(place.path, name)
+            if parameter is None or place.copy or id(parameter) in seen or _ADDED.search(path):
+                continue
+            seen.add(id(parameter))
+            name_here = canonical_path(tied.get(path, path))
+            parameters.setdefault(name_here, (name_here, _join(place.full_path, name), parameter))
     return [parameters[name] for name in sorted(parameters)]
 
 
@@ -170,7 +167,7 @@ def _sample(module: nn.Module) -> list[float | None]:
     sample: list[float | None] = []
     for i in range(count):
         _, path, parameter = large[(2 * i + 1) * len(large) // (2 * count)]
-        value = _readable_value(_bare(module), path, parameter)
+        value = _readable_value(module, path, parameter)
         numbers = [math.nan] * VALUES
         if value is not None:
             places = [(2 * k + 1) * value.numel() // (2 * VALUES) for k in range(VALUES)]
@@ -209,3 +206,7 @@ def _describe_size(known: Mapping[str, Any]) -> str:
     count = known.get("parameters")
     size = f" of {count:,} parameters" if isinstance(count, int) else ""
     return f"{known.get('class', 'another model')}{size}"
+
+
+def _join(path: str, name: str) -> str:
+    return ".".join(part for part in (path, name) if part)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import nn
 from torch._compile import _disable_dynamo
 
 from ..errors import ModelMismatchError, UnsupportedError
-from .sites import Joint, Roots, Site, modules, read_site, write_site
+from .sites import Joint, Roots, Site, copies, modules, read_site, write_site
+from .wrappers import models_around
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,18 @@ class Visitor(Protocol):
         """Called with the activation [batch, positions, width] at a site; returns its replacement, or None."""
 
 
+class Recaller(Protocol):
+    """What a visitor has in addition whose calls may be computed again in a backward pass (gradient checkpointing)."""
+
+    def recall(self, root: str, *, inputs: object = None) -> Call | None:
+        """The earlier call of a root that is computed again; None outside of a backward pass.
+
+        Args:
+            root: name of the root.
+            inputs: arguments of a whole call of the root that begins; None in the midst of one.
+        """
+
+
 #: makes the Call of a root module from its positional and keyword arguments
 DescribeCall = Callable[[tuple[Any, ...], dict[str, Any]], Call]
 #: called with the name of a root, and the sites below it that a call of the root has not reached
@@ -79,7 +92,9 @@ class Visit:
 
     def __init__(self, visitor: Visitor) -> None:
         self.visitor = visitor
-        self.joint: dict[str, Joint | None] = {}  # by root, of its current call
+        self._joint: dict[str, Joint | None] = {}  # by root, of its current call
+        self._recall: Callable[..., Call | None] | None = getattr(visitor, "recall", None)
+        self._pending: dict[str, _Pending] = {}  # by root: models around it were called, and it was not yet
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._hooks: list[_SiteHook] = []
         self._unhooked: dict[Site, _SiteHook] = {}
@@ -96,10 +111,19 @@ class Visit:
         for hook in self._hooks:
             hook.visited = False
 
+    def joint_of(self, root: str) -> Joint | None:
+        """How both streams share one sequence in the call of a root that is computed."""
+        again = None if self._recall is None else self._recall(root)
+        return self._joint.get(root) if again is None else again.joint
+
     def find_replaced(self, model: nn.Module | Roots) -> list[Site]:
         """Sites whose module has been replaced since: the hook stays on the old one, which the new one may contain."""
         current = modules(_roots(model))
         return [hook.site for hook in self._hooks if current.get(hook.site.path) is not hook.module]
+
+    def wrapped_since(self) -> list[Site]:
+        """As `find_replaced`, by the modules that held those of the sites: in no time, and blind to what holds them."""
+        return [hook.site for hook in self._hooks if not hook.is_in_place()]
 
     def detach(self) -> None:
         """Remove every hook. Can be called again."""
@@ -161,7 +185,7 @@ def visit(
         tensor([[[2., 2.]]])
     """
     roots, sites = _roots(model), list(sites)
-    known = modules(roots)
+    known, twins = modules(roots), copies(roots)
     for site in sites:
         if site.path not in known:
             near = sorted(path for path in known if path.rsplit(".", 1)[-1] == site.path.rsplit(".", 1)[-1])
@@ -171,18 +195,29 @@ def visit(
     for name, root in roots.items():
         _refuse_compiled(name, root)
     placed = Visit(visitor)
-    placed._hooks = [_SiteHook(site, placed, known[site.path]) for site in sites]
+    wanted = {id(known[site.path]) for site in sites}
+    holders = {
+        id(part): (holder, name)
+        for root in roots.values()
+        for holder in root.modules()
+        for name, part in holder._modules.items()
+        if id(part) in wanted
+    }
+    placed._hooks = [_SiteHook(site, placed, known[site.path], holders.get(id(known[site.path]))) for site in sites]
     placed._unhooked = {hook.site: hook for hook in placed._hooks if hook.site in unhooked}
     try:
         for name, describe_call in (describe or {}).items():
             begin = _BeginHook(name, placed, describe_call)
+            end = _EndHook(begin, on_unreached, on_end)
             placed._handles.append(known[name].register_forward_pre_hook(begin, with_kwargs=True, prepend=True))
-            if on_unreached is not None or on_end is not None:
-                placed._handles.append(known[name].register_forward_hook(_EndHook(begin, on_unreached, on_end)))
+            placed._handles.append(known[name].register_forward_hook(end))
+            for around in models_around(roots[name]):
+                placed._handles.append(around.register_forward_pre_hook(_AroundHook(begin), with_kwargs=True))
+                placed._handles.append(around.register_forward_hook(end))
         for hook in placed._hooks:
-            if hook.site not in unhooked:
-                before = hook.site.side == "input"
-                register = hook.module.register_forward_pre_hook if before else hook.module.register_forward_hook
+            before = hook.site.side == "input"
+            for module in [] if hook.site in unhooked else [hook.module, *twins.get(hook.site.path, ())]:
+                register = module.register_forward_pre_hook if before else module.register_forward_hook
                 placed._handles.append(register(hook, prepend=True))
     except BaseException:
         placed.detach()
@@ -251,19 +286,53 @@ class NoOpHook:
         return None
 
 
+class _Pending(NamedTuple):
+    """A call of a model around a root, which may or may not call the root's hooks."""
+
+    begin: _BeginHook
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 class _BeginHook(DetachedOnCopy):
+    """Begins the call of a root.
+
+    Attributes:
+        entered: the module whose call began it: the root, or a model around it that calls the root's `forward`.
+    """
+
     def __init__(self, name: str, placed: Visit, describe: DescribeCall) -> None:
         self.name, self.placed, self.describe = name, placed, describe
         self.site_hooks = [hook for hook in placed._hooks if hook.site.root == name]
+        self.entered: nn.Module | None = None
 
     @_disable_dynamo  # torch.compiler.disable, which would import torch._dynamo right here: 1.5 s
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _guard_hooks()
+        placed = self.placed
+        placed._pending.pop(self.name, None)
+        self.entered = None
+        if placed._recall is not None and placed._recall(self.name, inputs=(args, kwargs)) is not None:
+            return  # what began, and ended, in the forward pass
+        self.entered = module
         call = self.describe(args, kwargs)
-        self.placed.joint[self.name] = call.joint
+        placed._joint[self.name] = call.joint
         for hook in self.site_hooks:
             hook.reached = False
-        self.placed.visitor.begin(self.name, call)
+        placed.visitor.begin(self.name, call)
+
+
+class _AroundHook(DetachedOnCopy):
+    """On a model of PEFT around a root: keeps how it was called, in case that it calls the root past its hooks."""
+
+    def __init__(self, begin: _BeginHook) -> None:
+        self.begin = begin
+
+    @_disable_dynamo
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.begin.entered = None
+        self.begin.placed._pending[self.begin.name] = _Pending(self.begin, module, args, kwargs)
 
 
 class _EndHook(DetachedOnCopy):
@@ -272,6 +341,12 @@ class _EndHook(DetachedOnCopy):
 
     @_disable_dynamo
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        pending = self.begin.placed._pending.get(self.begin.name)
+        if pending is not None and pending.module is module:  # neither the root's hooks nor a site was reached
+            pending.begin(*pending[1:])
+        if self.begin.entered is not module:
+            return
+        self.begin.entered = None
         if self.on_end is not None:
             self.on_end(self.begin.name, output)
         unreached = [hook.site for hook in self.begin.site_hooks if not hook.reached]
@@ -287,13 +362,20 @@ class _SiteHook(DetachedOnCopy):
         visited: the same since the beginning, or since `Visit.reset`.
     """
 
-    def __init__(self, site: Site, placed: Visit, module: nn.Module) -> None:
-        self.site, self.placed, self.module = site, placed, module
+    def __init__(self, site: Site, placed: Visit, module: nn.Module, holder: tuple[nn.Module, str] | None) -> None:
+        self.site, self.placed, self.module, self.holder = site, placed, module, holder
         self.reached = self.visited = False
 
+    def is_in_place(self) -> bool:
+        """Whether the module is still where it was."""
+        return self.holder is None or self.holder[0]._modules.get(self.holder[1]) is self.module
+
     def change(self, value: Any) -> Any:
-        joint = self.placed.joint.get(self.site.root) if self.site.stream else None
-        changed = self.placed.visitor.visit(self.site, read_site(value, self.site, joint))
+        placed = self.placed
+        if placed._pending and (pending := placed._pending.get(self.site.root)) is not None:
+            pending.begin(*pending[1:])
+        joint = placed.joint_of(self.site.root) if self.site.stream else None
+        changed = placed.visitor.visit(self.site, read_site(value, self.site, joint))
         self.reached = self.visited = True
         return None if changed is None else write_site(value, self.site, changed, joint)
 

@@ -1,11 +1,13 @@
 """Sites: named places in a model, and how to read and write the activations there.
 
-Names are canonical: levels that depend on library versions or on compilation (`_orig_mod`, the `text_model` level that
-transformers 5.6 removed from CLIP) are left out, so that a site that was learned with one version is found in another.
+Names are canonical: levels that depend on library versions (the `text_model` level that transformers 5.6 removed from
+CLIP) are left out, and those of torch.compile and PEFT (`wrappers`), so that a site that was learned with one version,
+or without adapters, is found in another.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,7 @@ import torch
 from torch import nn
 
 from ..errors import DSASError, ModelMismatchError
+from .wrappers import walk
 
 #: levels of module paths that are no part of a site's name
 _LEFT_OUT = {"_orig_mod", "text_model"}
@@ -120,17 +123,33 @@ def canonical_path(path: str) -> str:
 
 
 def modules(roots: Roots) -> dict[str, nn.Module]:
-    """Every module of the roots by canonical path; where two share a path, the inner one.
+    """Every module of the roots by canonical path; where two share a path, the inner one, but with its adapters.
 
     Example:
         >>> list(modules({"model": nn.Sequential(nn.ReLU())}))
         ['model', 'model.0']
     """
     return {
-        canonical_path(f"{name}.{path}" if path else name): module
+        canonical_path(f"{name}.{place.path}" if place.path else name): place.module
         for name, root in roots.items()
-        for path, module in root.named_modules()
+        for place in walk(root)
+        if not place.copy
     }
+
+
+def copies(roots: Roots) -> dict[str, list[nn.Module]]:
+    """The modules that PEFT runs in place of others (`modules_to_save`), by the canonical path of those.
+
+    Example:
+        >>> copies({"model": nn.Sequential(nn.ReLU())})
+        {}
+    """
+    found: dict[str, list[nn.Module]] = {}
+    for name, root in roots.items():
+        for place in walk(root):
+            if place.copy:
+                found.setdefault(canonical_path(f"{name}.{place.path}"), []).append(place.module)
+    return found
 
 
 def find(roots: Roots, pattern: str | Iterable[str]) -> list[str]:
@@ -260,9 +279,15 @@ def write_site(value: Any, site: Site, x: torch.Tensor, joint: Joint | None = No
         return x
     if isinstance(value, tuple | list):
         return type(value)([*value[: site.index], x, *value[site.index + 1 :]])
-    replaced = type(value)(**value)
-    replaced[list(value)[site.index]] = x
+    replaced: Any = type(value)(**value) if isinstance(value, Mapping) else copy.copy(value)
+    parts: Any = replaced if isinstance(value, Mapping) else vars(replaced)
+    parts[list(_named_parts(value))[site.index]] = x
     return replaced
+
+
+def _named_parts(value: Any) -> Mapping[str, Any]:
+    """The parts of a mapping, or of an object that carries a tensor along with others, as PEFT's ShadowCarrier."""
+    return value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
 
 
 def _flat(x: torch.Tensor, site: Site) -> torch.Tensor:
@@ -296,8 +321,8 @@ def _tensor(value: Any, site: Site) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         x = value
     else:
-        items = list(value.values()) if isinstance(value, Mapping) else value
-        if not isinstance(items, tuple | list) or len(items) <= site.index:
+        items = value if isinstance(value, tuple | list) else list(_named_parts(value).values())
+        if len(items) <= site.index:
             raise DSASError(f"site {site}: its module gave {type(value).__name__}, without an element {site.index}")
         x = items[site.index]
     expected = 4 if site.layout == "first" else 3

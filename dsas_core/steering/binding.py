@@ -50,10 +50,15 @@ class BoundIntervention(NamedTuple):
 
 
 class BoundParameters:
-    """The interventions of a concept with all their tensors views of one: `live`, the parameters of one bin."""
+    """The interventions of a concept with all their tensors views of one: `live`, the parameters of one bin.
+
+    If the model is spread over several devices, a site on another one has a copy there.
+    """
 
     def __init__(self, concept: str, interventions: Sequence[Intervention], live: torch.Tensor) -> None:
-        self.live = live
+        self.live, self._device = live, live.device
+        self._concept, self._interventions = concept, interventions
+        self._copies: dict[torch.device, BoundParameters] = {}
         self.entries: list[BoundIntervention] = []
         start = 0
 
@@ -87,12 +92,25 @@ class BoundParameters:
                 )
             )
 
+    def on(self, device: torch.device) -> list[BoundIntervention]:
+        """The interventions by number, on the device of an activation."""
+        if device == self._device:
+            return self.entries
+        if device not in self._copies:
+            with torch.inference_mode(False):
+                self._copies[device] = BoundParameters(self._concept, self._interventions, self.live.to(device))
+        return self._copies[device].entries
+
+    def write(self, parameters: torch.Tensor) -> None:
+        """Make the parameters of another bin the live ones, in place."""
+        for bound in (self, *self._copies.values()):
+            bound.live.copy_(parameters)
+
 
 class BoundConcept:
     """One concept in a steering: the parameters of all bins, and a live copy of those of the current bin.
 
-    The copy is on the device that the root is called on. If the model is spread over several devices, a site on another
-    one has a copy there.
+    The copy is on the device that the root is called on.
 
     Args:
         concept: the concept.
@@ -128,36 +146,33 @@ class BoundConcept:
     def _move_to(self, device: torch.device) -> None:
         with torch.inference_mode(False):
             self._device, self._bins = device, self._bins.to(device)
-            self._main = BoundParameters(self.name, self._interventions, self._bins[0].clone())
-            self._copies: dict[torch.device, BoundParameters] = {}
+            self.current = BoundParameters(self.name, self._interventions, self._bins[0].clone())
 
     @property
     def entries(self) -> list[BoundIntervention]:
         """The interventions by number, on the device of the root."""
-        return self._main.entries
+        return self.current.entries
 
-    def on(self, device: torch.device) -> list[BoundIntervention]:
-        """The interventions by number, on the device of an activation."""
-        if device == self._device:
-            return self._main.entries
-        if device not in self._copies:
-            with torch.inference_mode(False):
-                self._copies[device] = BoundParameters(self.name, self._interventions, self._main.live.to(device))
-        return self._copies[device].entries
-
-    def select_bin(self, timestep: torch.Tensor | None, device: torch.device) -> None:
+    def select_bin(self, timestep: torch.Tensor | None, device: torch.device, *, anew: bool = False) -> None:
         """Make the parameters of a timestep's bin the live ones.
 
         Args:
             timestep: float [], 0 to 1000; None for models without a timestep.
             device: the device that the root is called on.
+            anew: as new tensors, because autograd may have saved those before.
         """
         if device != self._device:
             self._move_to(device)
-        if self.edges:
-            parameters = self._parameters_at(timestep, device)
-            for bound in (self._main, *self._copies.values()):
-                bound.live.copy_(parameters)
+        if not self.edges:
+            return
+        parameters = self._parameters_at(timestep, device)
+        if anew:
+            with torch.inference_mode(False):
+                live = torch.empty_like(parameters)
+            live.copy_(parameters)
+            self.current = BoundParameters(self.name, self._interventions, live)
+        else:
+            self.current.write(parameters)
 
     def _parameters_at(self, timestep: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """The parameters of a timestep: those of its bin, or interpolated between those of two."""

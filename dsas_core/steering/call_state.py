@@ -2,12 +2,15 @@
 
 All of it is tensors. Strengths and targets are written in place before a root module runs (`CallState.begin`) and only
 read at its sites, so that compiled graphs keep reading them. Stateful probes update their states at their sites.
+
+Where gradients are on, nothing is written in place: autograd may have saved it. What a call was steered by is kept
+(`recomputation`) as long as its graph, for checkpoints that compute parts of it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+import threading
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -17,13 +20,13 @@ from ..model.hooks import Call
 from ..model.sites import Site
 from ..probes import RunningProbe
 from .binding import BoundConcept, BoundIntervention
+from .probe_states import ProbeStates, refuse_blind
+from .recomputation import CallHistory, CallRecord, Key, Outside, asks_for_gradients
 from .solve import SolvedStrength
 from .strengths import Schedule, Strengths
 
-Key = TypeVar("Key", bound=tuple[object, ...])
 
-
-class CallState:
+class CallState(ProbeStates):
     """The state that one `Steering` keeps while a model runs.
 
     Args:
@@ -38,48 +41,81 @@ class CallState:
     def __init__(
         self, concepts: Sequence[BoundConcept], strengths: Strengths, schedules: Mapping[str, Schedule]
     ) -> None:
-        self._concepts, self._strengths, self._schedules = concepts, strengths, schedules
+        super().__init__(concepts)
+        self._strengths, self._schedules = strengths, schedules
         self.muted: dict[str, set[int]] | None = None
         #: roots where a probe reads for a map in another root: a text encoder for the denoiser
         self._shared = {e.probe_site.root for concept in concepts for e in concept.entries if e.reads_other_root}
         # by root
-        self._calls: dict[str, Call] = {}
+        self._now: dict[str, CallRecord] = {}
+        self.history = CallHistory()
+        self._asked = False  # whether an input of the call that is about to begin requires gradients
+        self._parameters_exposed = False  # whether autograd may have saved parameters of the current bin
         # by root and concept: the map strength of each row; for `Auto`, target logit and highest strength
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
         self._targets: dict[tuple[str, str], torch.Tensor] = {}
-        # by concept and intervention: numbers of positions above the target, and of those that the map cannot lower;
-        # states of stateful probes
+        # by concept and intervention: numbers of positions above the target, and of those that the map cannot lower
         self._counts: dict[tuple[str, int], torch.Tensor] = {}
-        self._memories: dict[tuple[str, int], torch.Tensor] = {}
-        # by root, concept and intervention: h of probes whose maps write at another site
-        self._scores: dict[tuple[str, str, int], torch.Tensor] = {}
+        # by root, concept and intervention: h of probes whose maps write at another site, and whether it was read with
+        # gradients off
+        self._scores: dict[tuple[str, str, int], tuple[torch.Tensor, bool]] = {}
 
     # ---- before the call --------------------------------------------------------------------------------------------
 
+    def recall(self, root: str, inputs: object = None) -> CallRecord | None:
+        """The call that a backward pass computes again; None for a new one.
+
+        Args:
+            root: name of the root.
+            inputs: of a call that begins; None at sites.
+        """
+        if inputs is not None:
+            blind = not torch.is_grad_enabled()
+            self._asked = blind and (asks_for_gradients(inputs) or self.history.is_in_blind_checkpoint())
+        return self.history.recall(root, self._now.get(root), begins=inputs is not None)
+
     def begin(self, root: str, call: Call) -> None:
         """Before the forward pass of a root: set its strengths and targets, drop the scores of its last call."""
-        self._calls[root] = call
+        before = self._now.get(root)
+        record = self._now[root] = CallRecord(call, torch.is_grad_enabled(), exposed=torch.is_grad_enabled())
+        if self.history.any:
+            self.history.drop_dead()
+        if record.differentiable or self._asked:
+            self.history.keep(root, record, blind=self._asked)
+            record.exposed = True
+        anew = record.exposed or (before is not None and before.exposed)
+        parameters_anew = record.exposed or self._parameters_exposed
+        self._parameters_exposed = record.exposed
         if root not in self._shared or bool(call.steered.any()):  # a call with negative prompts alone scores nothing
             for score_key in [score_key for score_key in self._scores if score_key[0] == root]:
                 del self._scores[score_key]
+        self.prepare(root, record, kept=record.differentiable or self._asked)
         for concept in self._concepts:
+            concept.select_bin(call.timestep, call.steered.device, anew=parameters_anew)
+            record.parameters[concept.name] = concept.current
             key = root, concept.name
             dose = self._dose(concept, call)
             if self.muted is not None:
                 if any(e.map_site.root == root and not isinstance(e.map, IdentityMap) for e in concept.entries):
                     self.muted[concept.name].update(call.prompts[dose[:, 0, 0] != 0].tolist())
                 dose = torch.zeros_like(dose)
-            _write(self._doses, key, dose)
+            record.doses[concept.name] = _write(self._doses, key, dose, anew=anew)
             auto = self._strengths.auto_of(concept.name)
             if auto is None:
                 self._targets.pop(key, None)
                 continue
             device = call.steered.device
             target = torch.tensor([auto.logit, auto.cap * abs(concept.unit)], device=device)
-            _write(self._targets, key, target)
+            record.targets[concept.name] = _write(self._targets, key, target, anew=anew)
             for entry in concept.entries:
                 if (concept.name, entry.number) not in self._counts:
                     _write(self._counts, (concept.name, entry.number), torch.zeros(2, device=device))
+
+    def end(self, root: str, output: object) -> None:
+        """After the forward pass of a root, with what it returned."""
+        record = self._now.get(root)
+        if record is not None and self.history.any:
+            record.finish(output)
 
     def _dose(self, concept: BoundConcept, call: Call) -> torch.Tensor:
         """Map strength of each row, float32 [batch, 1, 1]; for `Auto` a factor on the solved strength."""
@@ -100,65 +136,86 @@ class CallState:
 
     # ---- at a site --------------------------------------------------------------------------------------------------
 
-    def call_at(self, site: Site, x: torch.Tensor) -> Call:
-        """The call that an activation [batch, positions, width] belongs to.
+    def call_at(self, site: Site, x: torch.Tensor) -> tuple[CallRecord, bool]:
+        """The call that an activation [batch, positions, width] belongs to, and whether it is computed again.
 
         Raises:
             DSASError: the root was not called.
-            UnsupportedError: the activation has another number of rows than the call.
+            UnsupportedError: the activation has another number of rows than the call, or is of another thread's.
         """
-        call = self._calls.get(site.root)
-        if call is None:
-            raise DSASError(
-                f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: call "
-                "the module that was steered, not a part of it"
-            )
-        if len(x) != len(call.steered):
+        eager = not torch.compiler.is_compiling()
+        record = self.recall(site.root) if eager and self.history.any else None
+        again = record is not None
+        if record is None:
+            record = self._now.get(site.root)
+            if record is None:
+                raise DSASError(
+                    f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: "
+                    "call the module that was steered, not a part of it"
+                )
+            if eager and record.thread != threading.get_ident():
+                raise UnsupportedError(
+                    f"two threads call {site.root!r} at once, and steering follows one call at a time: give each "
+                    "thread a copy of the model, or call one after the other"
+                )
+            if record.differentiable and eager:
+                record.note_pass(site)
+        if len(x) != len(record.call.steered):
             raise UnsupportedError(
-                f"{len(x)} rows reach {site}, but {site.root!r} was called with {len(call.steered)}: something "
+                f"{len(x)} rows reach {site}, but {site.root!r} was called with {len(record.call.steered)}: something "
                 "between takes rows away, as FasterCache does those of the negative prompt; steer without it"
             )
-        return call
+        return record, again
 
-    def dose(self, entry: BoundIntervention, device: torch.device) -> torch.Tensor:
-        """Map strength of each row for an intervention, [batch, 1, 1]."""
-        return self._doses[entry.map_site.root, entry.concept].to(device)
-
-    def target(self, entry: BoundIntervention) -> torch.Tensor | None:
-        """Target logit and highest strength [2] of a strength to solve for; None where the strength is given."""
-        return self._targets.get((entry.map_site.root, entry.concept))
-
-    def score(self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def score(
+        self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None, record: CallRecord, again: bool
+    ) -> torch.Tensor:
         """h of a probe at its own site, times the weight; 0 at masked positions."""
         probe = entry.probe
-        h = self._step(entry, probe, x) if isinstance(probe, RunningProbe) else probe.score(x, mask)
+        h = self.step(entry, probe, x, record, again) if isinstance(probe, RunningProbe) else probe.score(x, mask)
         h = h * entry.weight
         return h if mask is None else h * mask[..., None]
 
-    def keep_score(self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def keep_score(
+        self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None, record: CallRecord, again: bool
+    ) -> None:
         """Keep h of a probe for the site where its map writes; for another root, one h for each prompt."""
         root = entry.probe_site.root
         key = root, entry.concept, entry.number
+        if again and key[1:] not in record.read:
+            return
         if not entry.reads_other_root:
-            self._scores[key] = self.score(entry, x, mask)
-        elif key not in self._scores:
-            self._scores[key] = (entry.probe.score(x, mask) * entry.weight)[self._calls[root].prompts.argsort()]
+            h = self.score(entry, x, mask, record, again)
+        elif key not in self._scores or again:
+            h = (entry.probe.score(x, mask) * entry.weight)[record.call.prompts.argsort()]
+        else:
+            return
+        if not again:  # else it was computed for what a checkpoint saves of it
+            record.read.add(key[1:])
+            self._scores[key] = h, record.differentiable and not torch.is_grad_enabled()
 
-    def kept_score(self, entry: BoundIntervention, x: torch.Tensor) -> torch.Tensor:
+    def kept_score(self, entry: BoundIntervention, x: torch.Tensor, record: CallRecord, again: bool) -> torch.Tensor:
         """h of a probe that has read at another site, for an activation where its map writes.
 
         Raises:
             DSASError: the probe's site was not reached before.
             UnsupportedError: the two sites have other positions or widths.
         """
-        h = self._scores.get((entry.probe_site.root, entry.concept, entry.number))
-        if h is None:
+        key = entry.concept, entry.number
+        past = record.scores.get(key) if again else None
+        kept = self._scores.get((entry.probe_site.root, *key)) if past is None else (past.again(), past.lost)
+        if kept is None:
             raise DSASError(
                 f"{entry.map_site} is gated by what {entry.probe_site} shows, which the model has not reached: a "
                 "probe must read before its map writes"
             )
+        h, lost = kept
+        if again and lost:
+            refuse_blind(record, entry, f"what {entry.probe_site} shows")
+        if record.differentiable and not again:
+            record.scores[key] = Outside.of(h, lost=lost)
         if entry.reads_other_root and h.shape[1] == 1:
-            h = h[self._calls[entry.map_site.root].prompts.to(h.device)]
+            h = h[record.call.prompts.to(h.device)]
         if h.shape[1] not in (1, x.shape[1]) or len(h) != len(x):
             raise UnsupportedError(
                 f"{entry.probe_site} has {h.shape[1]} positions, {entry.map_site} has {x.shape[1]}: a probe that "
@@ -199,71 +256,18 @@ class CallState:
                     shares.setdefault(concept.name, {})[str(entry.map_site)] = unreachable / above
         return shares
 
-    # ---- stateful probes --------------------------------------------------------------------------------------------
 
-    def stateful(self) -> Iterator[tuple[BoundIntervention, RunningProbe]]:
-        """Interventions whose probes have a state, with these probes."""
-        for concept in self._concepts:
-            for entry in concept.entries:
-                if isinstance(entry.probe, RunningProbe) and entry.probe.state_size:
-                    yield entry, entry.probe
+def _write(values: dict[Key, torch.Tensor], key: Key, value: torch.Tensor, *, anew: bool = False) -> torch.Tensor:
+    """Write a value in place if its shape is the same as before, so that compiled graphs keep reading it.
 
-    def reset(self, root: str, batch: int, device: torch.device) -> None:
-        """Reset the states of the probes in a root, because a new text begins.
-
-        Args:
-            root: name of the root.
-            batch: number of rows.
-            device: where the states are kept.
-        """
-        for entry, probe in self.stateful():
-            if entry.probe_site.root != root:
-                continue
-            memory = self._memories.get((entry.concept, entry.number))
-            if memory is not None and len(memory) == batch and memory.device == device:
-                memory.zero_()
-            else:
-                with torch.inference_mode(False):  # to be written in and out of inference mode
-                    self._memories[entry.concept, entry.number] = torch.zeros(batch, probe.state_size, device=device)
-
-    def take_rows(self, root: str, rows: torch.Tensor) -> None:
-        """Let the states of the probes in a root follow rows that were repeated, dropped or reordered.
-
-        Args:
-            root: name of the root.
-            rows: for each row of the batch from now on, the index of the row that it continues, int64 [batch].
-        """
-        for entry, _ in self.stateful():
-            key = entry.concept, entry.number
-            if entry.probe_site.root == root and key in self._memories:
-                _write(self._memories, key, self._memories[key][rows.to(self._memories[key].device)])
-
-    def _step(self, entry: BoundIntervention, probe: RunningProbe, x: torch.Tensor) -> torch.Tensor:
-        """h of a stateful probe, whose state is updated.
-
-        Raises:
-            UnsupportedError: the root does not generate text.
-        """
-        root = entry.probe_site.root
-        call, memory = self._calls[root], self._memories.get((entry.concept, entry.number))
-        if call.prompt is None or (memory is None and probe.state_size):
-            raise UnsupportedError(
-                f"{entry.concept!r} has a gate of kind {probe.kind}, which goes by a text that is written, and "
-                f"{root!r} is given no such: learn with another form"
-            )
-        memory_mask = call.mask if call.memory_mask is None else call.memory_mask
-        mask, prompt = (None if part is None else part.to(x.device) for part in (memory_mask, call.prompt))
-        if memory is None:
-            return probe.step(x, mask, prompt, x.new_zeros(len(x), 0))[0]
-        h, after = probe.step(x, mask, prompt, memory.to(x.device))
-        memory.copy_(after.detach())
-        return h
-
-
-def _write(values: dict[Key, torch.Tensor], key: Key, value: torch.Tensor) -> None:
-    """Write a value in place if its shape is the same as before, so that compiled graphs keep reading it."""
+    Args:
+        values: where it is kept.
+        key: under which key.
+        value: the new value.
+        anew: not in place, because autograd may have saved the one before.
+    """
     held = values.get(key)
-    if held is None or held.shape != value.shape or held.device != value.device:
+    if anew or held is None or held.shape != value.shape or held.device != value.device:
         with torch.inference_mode(False):  # to be written in and out of inference mode
             held = values[key] = torch.empty_like(value)
-    held.copy_(value)
+    return held.copy_(value)

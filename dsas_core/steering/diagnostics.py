@@ -192,6 +192,15 @@ def warn_unreached(sites: Iterable[Site], why: str) -> None:
     warnings.warn(message, stacklevel=3)
 
 
+def warn_wrapped(sites: Iterable[Site]) -> None:
+    """Warn of sites that other modules have come around, or to, since steering began."""
+    warnings.warn(
+        f"other modules have come to {list_sites(sites)} since steering began, such as LoRA's, which go unseen: "
+        "detach, and steer anew",
+        stacklevel=3,
+    )
+
+
 def explain_unreached(root: nn.Module) -> str:
     """What may have kept a call of a root from reaching its sites, and the way out."""
     if is_compiled(root) or "_compiled_call" in vars(root):  # the latter is set by `generate` of transformers

@@ -1,8 +1,8 @@
 """The one equation: x' = lerp(x, T(x; strength), h)  (DSAS, arXiv 2512.03661, equation 3.4).
 
 Exact at both ends: h = 0 or strength 0 give x itself, bit for bit, even where the map overflows; h = 1 gives the map
-alone. A map that is linear in
-its strength, T(x; s) = x + s * D(x), is computed in one pass as x + (h * s) * D(x). Nothing else interpolates.
+alone. A map that is linear in its strength, T(x; s) = x + s * D(x), is computed as x + (h * s) * D(x). Nothing else
+interpolates.
 
 `normalise_gates` divides h among several gates that are open at one position; strengths that are not given are solved
 for in `solve`.
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from ..maps import Map
-from ..utils.tensorclass import compute_dtype
+from ..utils.tensorclass import cast, compute_dtype
 
 
 def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float, torch.Tensor]]) -> torch.Tensor:
@@ -39,14 +39,21 @@ def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float
     wide = x.to(compute_dtype(x))
     out = wide
     for transform, strength, h in steps:
-        still = (h * strength == 0) | (strength == 0)  # the second where h is NaN
         if transform.linear_in_strength:
             moved = torch.addcmul(out, h * strength, transform.displacement(wide))
         else:
-            moved = torch.lerp(wide, transform.apply(wide, strength), h.expand_as(wide))
+            moved = torch.lerp(wide, transform.apply(wide, strength), cast(h, wide.dtype).expand_as(wide))
             moved = moved if out is wide else out + (moved - wide)
-        out = torch.where(still, out, moved)  # 0 times infinity is not 0
+        out = _keep_still(out, moved, (h * strength == 0) | (strength == 0))  # the second where h is NaN
     return out.to(x.dtype)
+
+
+def _keep_still(x: torch.Tensor, moved: torch.Tensor, still: torch.Tensor | bool) -> torch.Tensor:
+    """What moved, and x where nothing is to move: 0 times infinity is not 0."""
+    still = torch.as_tensor(still, device=x.device)
+    if moved.requires_grad:  # the derivative by a strength of 0 is not 0
+        return torch.where(still & ~moved.isfinite(), x, moved)
+    return torch.where(still, x, moved)
 
 
 def normalise_gates(gates: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -64,4 +71,5 @@ def normalise_gates(gates: Sequence[torch.Tensor]) -> torch.Tensor:
     total = highest = gates[0]
     for h in gates[1:]:
         total, highest = total + h, torch.maximum(highest, h)
-    return torch.where(total > highest, highest / total, 1.0)
+    several = total > highest
+    return torch.where(several, highest / torch.where(several, total, 1.0), 1.0)  # nor a gradient of 0/0

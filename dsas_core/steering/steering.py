@@ -23,6 +23,7 @@ from .binding import BoundConcept, BoundIntervention
 from .call_state import CallState
 from .diagnostics import Conflict, describe_conflicts, find_conflicts, find_overflows
 from .interpolation import interpolate, normalise_gates
+from .recomputation import CallRecord, Outside
 from .requirements import obstacle_to_auto, obstacle_to_within
 from .solve import SolvedStrength, solve_strength, strength_within
 from .strengths import Schedule, Strength, Strengths
@@ -144,9 +145,13 @@ class Steering:
             ModelMismatchError: a site that the model lacks.
             UnsupportedError: a module that is already compiled.
         """
-        self._visit = visit(
-            roots, self.sites, self, describe, on_unreached=on_unreached, on_end=on_end, unhooked=unhooked
-        )
+
+        def end(root: str, output: object) -> None:
+            self._state.end(root, output)
+            if on_end is not None:
+                on_end(root, output)
+
+        self._visit = visit(roots, self.sites, self, describe, on_unreached=on_unreached, on_end=end, unhooked=unhooked)
         for line in [*find_overflows(self._concepts, roots), *describe_conflicts(self.conflicts())]:
             warnings.warn(line, stacklevel=3)
         return self
@@ -157,6 +162,8 @@ class Steering:
             return
         self._visit.detach()
         self._visit = None
+        for record in self._state.history:
+            record.detached = True
         for name, sites in self.unreachable().items():
             most = [site for site, part in sites.items() if part > 0.5]
             if most:
@@ -216,16 +223,19 @@ class Steering:
 
     # ---- the visitor ------------------------------------------------------------------------------------------------
 
+    def recall(self, root: str, *, inputs: object = None) -> Call | None:
+        """The call of a root that a backward pass computes again, None for a new one; see `hooks.Recaller`."""
+        record = self._state.recall(root, inputs)
+        return None if record is None else record.call
+
     def begin(self, root: str, call: Call) -> None:
         """Before the forward pass of a root module; see `hooks.Visitor`."""
-        for concept in self._attached:
-            concept.select_bin(call.timestep, call.steered.device)
         self._state.begin(root, call)
 
     def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         """The steered activation [batch, positions, width]: x' = lerp(x, T(x; strength), h)."""
-        call = self._state.call_at(site, x)
-        mask = call.position_mask(site, x.shape[1])
+        record, again = self._state.call_at(site, x)
+        mask = record.call.position_mask(site, x.shape[1])
         mask = None if mask is None else mask.to(x.device)
         steps: list[_Step] = []
         for concept, width, readers, writers in self._plans[site]:
@@ -234,43 +244,63 @@ class Steering:
                     f"concept {quote(concept.name)} is {width} wide at {site}, and this model's activation there has "
                     f"{x.shape[-1]} channels: use it on the model that it was learned on"
                 )
-            entries = concept.on(x.device)
+            entries = record.parameters[concept.name].on(x.device)
             for number in readers:
-                self._state.keep_score(entries[number], x, mask)
-            steps += [self._step(entries[number], x, mask) for number in writers]
+                self._state.keep_score(entries[number], x, mask, record, again)
+            steps += [self._step(entries[number], x, mask, record, again) for number in writers]
         if not steps:
             return None
         out = interpolate(x, [(step.entry.map, _bounded_strength(x, step), step.h) for step in self._blend(steps)])
-        if self.trace is not None:
+        if record.differentiable and not torch.compiler.is_compiling():
+            record.hold_by(iter((out,)))
+        if self.trace is not None and not again:
             for step in steps:
                 writes = not isinstance(step.entry.map, IdentityMap)
                 if writes or step.entry.weight:  # or it does not read at this timestep
-                    self.trace.record(step.entry.concept, site, call, step.trace_h, x, out, step.solved, writes)
+                    self.trace.record(step.entry.concept, site, record.call, step.trace_h, x, out, step.solved, writes)
         return out
 
-    def _step(self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None) -> _Step:
+    def _step(
+        self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None, record: CallRecord, again: bool
+    ) -> _Step:
         """The change of an activation by an intervention that writes there.
 
         The strength is the given one, or the smallest that brings the probe's logit down to the target.
         """
-        strength = self._state.dose(entry, x.device)
-        factor = None if self._localiser is None else self._localiser(entry.concept, entry.map_site, x)
-        target, plane, solved = self._state.target(entry), entry.plane, None
+        state, strength = self._state, record.doses[entry.concept].to(x.device)
+        factor = None if self._localiser is None else self._factor(self._localiser, entry, x, record, again)
+        target, plane, solved = record.targets.get(entry.concept), entry.plane, None
         if target is None or plane is None:
-            h = self._state.kept_score(entry, x) if entry.reads_elsewhere else self._state.score(entry, x, mask)
+            read = state.kept_score(entry, x, record, again) if entry.reads_elsewhere else None
+            h = state.score(entry, x, mask, record, again) if read is None else read
             trace_h = h
         else:
             logit, cap = target.to(x.device).unbind()
             solved = solve_strength(x, entry.map, plane.probe, logit, cap, mask)
             counted = (strength * entry.weight if mask is None else strength * entry.weight * mask[..., None]) != 0
             counted = counted if factor is None else counted & (factor > 0)
-            self._state.count(entry, solved, counted)
+            if not again:
+                state.count(entry, solved, counted)
             h = (solved.strength > 0) * entry.weight * plane.gate(x, mask) * counted
-            trace_h = h if self.trace is None else self._state.score(entry, x, mask)
+            trace_h = h if self.trace is None else state.score(entry, x, mask, record, again)
             strength = solved.strength * strength
         if factor is not None:
             h, trace_h = h * factor, trace_h * factor
         return _Step(entry, strength, h, trace_h, solved)
+
+    @staticmethod
+    def _factor(
+        localiser: Localiser, entry: BoundIntervention, x: torch.Tensor, record: CallRecord, again: bool
+    ) -> torch.Tensor | None:
+        """The localiser's factor; of a call that is computed again that of then, as it may go by other activations."""
+        key = entry.concept, entry.map_site
+        if again:
+            past = record.factors.get(key)
+            return None if past is None else past.again()
+        factor = localiser(entry.concept, entry.map_site, x)
+        if record.differentiable:
+            record.factors[key] = None if factor is None else Outside.of(factor)
+        return factor
 
     def _blend(self, steps: list[_Step]) -> list[_Step]:
         """Steps with their h as `combine` leaves them; the interventions of one concept count as one gate."""

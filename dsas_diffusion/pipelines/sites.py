@@ -9,6 +9,7 @@ from torch import nn
 
 from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.model.sites import Site, canonical_path, find, modules
+from dsas_core.model.wrappers import bare
 
 from .families.spec import Family, SiteGroup
 
@@ -132,7 +133,7 @@ def _site(family: Family, roots: Mapping[str, nn.Module], path: str) -> Site:
     for _, group in _groups(family):
         if re.fullmatch(group.pattern, path):
             return group.site(path)
-    module = modules(roots)[canonical_path(path)]
+    module = bare(modules(roots)[canonical_path(path)])
     return Site(path, layout="first" if isinstance(module, nn.Conv2d | nn.GroupNorm) else "last")
 
 

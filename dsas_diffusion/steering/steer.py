@@ -11,7 +11,13 @@ from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.model.hooks import Call, find_visitors
 from dsas_core.model.sites import Site
-from dsas_core.steering.diagnostics import UnreachedSites, explain_unreached, list_sites, warn_unreached
+from dsas_core.steering.diagnostics import (
+    UnreachedSites,
+    explain_unreached,
+    list_sites,
+    warn_unreached,
+    warn_wrapped,
+)
 from dsas_core.steering.steering import Steering
 from dsas_core.steering.strengths import Schedule, Strength, Strengthened, load_concepts
 
@@ -211,11 +217,7 @@ class PipelineSteering(Steering):
         replaced = [*self._visit.find_replaced(roots), *words]
         if replaced:
             self._unreached.new_among(replaced)
-            warnings.warn(
-                f"other modules have come to {list_sites(replaced)} since steering began, such as LoRA's, which "
-                "go unseen: detach, and steer anew",
-                stacklevel=2,
-            )
+            warn_wrapped(replaced)
         twice = sites_steered_twice(roots, [site for site in self.sites if site not in replaced])
         if twice:
             raise UnsupportedError(

@@ -17,6 +17,7 @@ from torch import nn
 
 from ...errors import UnsupportedError
 from ...model.sites import Site, find, modules
+from ...model.wrappers import bare
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ _OTHER_TOWERS = re.compile(r"vision|visual|audio|image|experts")
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model without the wrappers of torch.compile and PEFT; PEFT's adapters stay active inside it."""
-    inner: Any = getattr(model, "_orig_mod", model)
-    return inner.get_base_model() if hasattr(inner, "peft_config") and hasattr(inner, "get_base_model") else inner
+    return bare(model)
 
 
 def has_encoder(model: nn.Module) -> bool:
@@ -81,10 +81,10 @@ def has_encoder(model: nn.Module) -> bool:
 
 def roots_of(model: nn.Module) -> dict[str, nn.Module]:
     """The modules that are called with tokens, by name: "encoder" and "decoder", else "model"."""
-    model = unwrap(model)
     if has_encoder(model):
-        return {"encoder": model.get_encoder(), "decoder": model.get_decoder()}  # type: ignore[operator]
-    return {"model": model}
+        inner = unwrap(model)
+        return {"encoder": inner.get_encoder(), "decoder": inner.get_decoder()}  # type: ignore[operator]
+    return {"model": model}  # as it is called, with what PEFT puts around it
 
 
 def auto_class(config: Any) -> Any:
@@ -126,7 +126,7 @@ def layers_of(model: nn.Module) -> dict[str, list[str]]:
             for path, part in lists.items()
             if not any(path.startswith(f"{other}.") for other in lists)
             and not _OTHER_TOWERS.search(path)
-            and len({type(layer) for layer in part}) == 1
+            and len({type(bare(layer)) for layer in part}) == 1
         }
         if not outer:
             raise UnsupportedError(
@@ -197,7 +197,7 @@ def _sites_of_group(model: nn.Module, group: str) -> Iterator[Site]:
         return
     heads = int(_text_config(model).num_attention_heads)
     for path in paths:
-        weight: Any = getattr(known[path], "base_layer", known[path]).weight
+        weight: Any = bare(known[path]).weight
         width = int(weight.shape[0 if LAYER_NAMES[kind].transposed else 1]) // heads
         for head in range(heads):
             yield Site(path, side="input", channels=(head * width, (head + 1) * width))

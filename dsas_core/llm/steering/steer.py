@@ -11,7 +11,7 @@ from torch import nn
 from ...concept.concept import Concept
 from ...errors import UnsupportedError
 from ...model.sites import Site
-from ...steering.diagnostics import UnreachedSites, explain_unreached, warn_unreached
+from ...steering.diagnostics import UnreachedSites, explain_unreached, warn_unreached, warn_wrapped
 from ...steering.steering import Steering
 from ...steering.strengths import Strength, Strengthened, load_concepts
 from ..model.call_describer import CallDescriber
@@ -57,10 +57,16 @@ class TextSteering(Steering):
             model: a transformers language model.
         """
         roots, unreached = roots_of(model), UnreachedSites()
+
+        def begin_text(root: str) -> None:
+            if self._visit is not None and (new := unreached.new_among(self._visit.wrapped_since())):
+                warn_wrapped(new)
+            self._begin_text(root)
+
         describer = CallDescriber(  # held by hooks alone: it holds this, and both must go when hooks do
             self._phase,
             self._count_prompts,
-            on_text=self._begin_text,
+            on_text=begin_text,
             stateful=self.stateful,
             limit=0 if self._read_only else max_positions(model),
             ends=end_tokens(model),

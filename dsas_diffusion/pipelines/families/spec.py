@@ -11,6 +11,7 @@ from torch import nn
 
 from dsas_core.errors import DSASError
 from dsas_core.model.sites import Site
+from dsas_core.model.wrappers import bare
 
 from .prompt_templates import PromptTemplate, plain
 
@@ -149,8 +150,8 @@ class Family:
 
 
 def uncompiled(part: Any) -> Any:
-    """A part of a pipeline without the wrapper of torch.compile."""
-    return getattr(part, "_orig_mod", part)
+    """A part of a pipeline without the wrappers of torch.compile and PEFT."""
+    return bare(part) if isinstance(part, nn.Module) else part
 
 
 def class_name(part: nn.Module | None) -> str:

@@ -36,7 +36,7 @@ def test_between_the_middles_of_two_bins_parameters_are_between_theirs(edges: tu
 
     def at(timestep: float, attached: BoundConcept = attached) -> torch.Tensor:
         attached.select_bin(torch.tensor(timestep), torch.device("cpu"))
-        (entry,) = attached.on(torch.device("cpu"))
+        (entry,) = attached.current.on(torch.device("cpu"))
         return torch.cat([t.flatten() for t in (*entry.probe.tensors(), *entry.map.tensors(), entry.weight)])
 
     own = [torch.cat([t.flatten() for t in (*p.tensors(), *m.tensors(), torch.ones(()))]) for p, m in parts(concept)]
