@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import PromptError
+from ...utils.numbers import number
 from .draft import is_name
 from .templates import draw_evenly, expand, expansion_size, placeholder_names
 
@@ -148,6 +149,7 @@ class PromptSet:
         Raises:
             PromptError: fewer than 8 prompts of a side are left to draw.
         """
+        count, seed = number("count", count), number("seed", seed)
         avoided = {*avoid, *(p for part in self.evaluation for p in self.expanded(part))}
         alike = len(self.source) == len(self.target) and all(
             placeholder_names(a) == placeholder_names(b) for a, b in zip(self.source, self.target, strict=True)

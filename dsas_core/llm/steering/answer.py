@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...utils.numbers import number
 from ..model.conversations import apply_template, pad_token
 from ..model.layers import has_encoder
 
@@ -81,7 +82,8 @@ def answer(
         >>> answer(model, tokenizer, encode_message(tokenizer, "Who are you?"), 20).text
         'i am the help desk.'
     """
-    torch.manual_seed(seed)
+    length, temperature = number("tokens", length), number("temperature", temperature)
+    torch.manual_seed(number("seed", seed))
     settings: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     if stopped is not None:
         from transformers import StoppingCriteriaList
