@@ -104,7 +104,11 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
             self._autos[name], self._values[name] = value if isinstance(value, Auto) else Auto(), torch.ones(1)
             return
         several: Any = value if isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1 else [value]
-        if isinstance(value, str | bytes | bytearray) or not len(several) or not all(accepts("strength", item) for item in several):
+        if (
+            isinstance(value, str | bytes | bytearray)
+            or not len(several)
+            or not all(accepts("strength", item) for item in several)
+        ):
             raise DSASError(
                 f"strength of {quote(name)}: expected a finite number, or one per prompt, or {AUTO!r}; found "
                 f"{quote(value)} ({KINDS['strength']})"

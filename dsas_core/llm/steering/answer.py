@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 
+from ...errors import DSASError
 from ...utils.numbers import number
 from ..model.conversations import apply_template, pad_token
 from ..model.layers import has_encoder
+
+#: logits that are divided by less may overflow
+LEAST_TEMPERATURE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,10 @@ def answer(
         'i am the help desk.'
     """
     length, temperature = number("tokens", length), number("temperature", temperature)
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise DSASError(
+            f"temperature {temperature:g}: expected 0 for the likeliest token, or {LEAST_TEMPERATURE} and more"
+        )
     torch.manual_seed(number("seed", seed))
     settings: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     if stopped is not None:

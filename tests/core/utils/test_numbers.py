@@ -42,7 +42,7 @@ WRAPPERS: list[Callable[[float], Any]] = [
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value)[:30])
 def test_what_is_no_number_within_bounds_is_refused_in_one_line(kind: str, value: Any) -> None:
-    with pytest.raises(DSASError, match="a knob: expected a (whole )?number from .* to .*, found") as error:
+    with pytest.raises(DSASError, match=r"a knob: expected a (whole )?number from .* to .*, found") as error:
         number(kind, value, "a knob")
     check_message(str(error.value))
 
@@ -107,7 +107,9 @@ def test_python_takes_the_numbers_that_commands_take(taker: str) -> None:
         check_message(str(error.value))
 
 
-@pytest.mark.parametrize("one", [1, 1.0, np.float16(1), np.array(1.0), torch.tensor(1), Fraction(1), Decimal(1)], ids=repr)
+@pytest.mark.parametrize(
+    "one", [1, 1.0, np.float16(1), np.array(1.0), torch.tensor(1), Fraction(1), Decimal(1)], ids=repr
+)
 def test_numbers_of_other_libraries_are_numbers(one: Any) -> None:
     assert dict(Steering({random_concept(SITES): one}).strengths) == {"random": 1.0}
     assert Schedule.constant(one).points == [(1000.0, 1.0)]
