@@ -143,7 +143,7 @@ def decode(adapter: PipelineAdapter, latents: torch.Tensor, batch: int = 32) -> 
     vae = adapter.pipe.vae
     if not bool(latents.isfinite().all()):
         warnings.warn(
-            "pictures that are beyond all numbers come out black: lower the strengths, or load the model in another dtype",
+            "pictures beyond all numbers come out black: lower the strengths, or load the model in another dtype",
             stacklevel=2,
         )
     dtype = vae.dtype
