@@ -189,7 +189,7 @@ def tools(tiny_pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     def loads(loaded: Any, own: Any) -> Any:
         def load(name: str, **options: Any) -> Any:
             usual = ({"device": device, "dtype": "auto"} for device in ("auto", "cpu"))
-            same = str(name) in (model, "builtin:chat") and options in usual
+            same = str(name) in (model, "builtin:emoji", "builtin:chat") and options in usual
             return loaded if same else own(name, **options)
 
         return load

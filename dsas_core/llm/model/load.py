@@ -101,7 +101,7 @@ def load(
             return _place(model, own_tokenizer or tokenizer, device, options)
     source = source_of(name, BUILTIN, "language model")
     folder = Path(source) / str(options.get("subfolder") or "")
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if Path(source).is_dir() and not (folder / "config.json").is_file():
         raise UnavailableError(f"{folder} is no language model: it has no config.json")
     has_tokenizer = any((folder / file).is_file() for file in TOKENIZER_FILES)
     if folder.is_dir() and own_tokenizer is None and not has_tokenizer:
