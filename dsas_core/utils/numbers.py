@@ -69,7 +69,7 @@ def python_number(value: Any) -> int | float | None:
 
     Example:
         >>> from fractions import Fraction
-        >>> python_number(Fraction(1, 2)), python_number(10**400 + 0.0j), python_number(True)
+        >>> python_number(Fraction(1, 2)), python_number(Fraction(10**400)), python_number(True)
         (0.5, None, None)
     """
     try:
