@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..concept.concept import Concept
-from ..errors import DSASError, PromptError
+from ..errors import DSASError, PromptError, quote
 from ..learning.prompts.kept import kept_prompts
 from ..learning.prompts.prompt_set import PromptSet
 from ..steering.strengths import Auto
+from ..utils.numbers import KINDS, accepts
 from .arms import ARMS
 
 #: strengths at which every arm is measured, in units of the concept
@@ -48,12 +49,20 @@ class Plan:
     def __post_init__(self) -> None:
         if set(self.arms) - set(ARMS) or "dsas" not in self.arms:
             raise DSASError(f"arms {', '.join(self.arms)}: expected dsas, and others of {', '.join(ARMS)}")
-        ascending = list(self.strengths) == sorted(set(self.strengths)) and min(self.strengths, default=0) > 0
+        numbers = all(accepts("strength", strength) for strength in self.strengths)
+        ascending = (
+            numbers and list(self.strengths) == sorted(set(self.strengths)) and min(self.strengths, default=0) > 0
+        )
         if not ascending or 1.0 not in self.strengths:
-            listed = ", ".join(f"{strength:g}" for strength in self.strengths)
-            raise DSASError(f"strengths {listed}: expected ascending numbers above 0, 1 among them")
-        if self.count < 2 or self.seeds < 1:
-            raise DSASError(f"{self.count} prompts, {self.seeds} seeds: expected at least 2 prompts and 1 seed")
+            listed = ", ".join(map(quote, self.strengths))
+            raise DSASError(
+                f"strengths {listed}: expected ascending numbers above 0, to {KINDS['strength'].high:g}, 1 among them"
+            )
+        if not accepts("count", self.count) or self.count < 2 or not accepts("seeds", self.seeds):
+            raise DSASError(
+                f"{quote(self.count)} prompts, {quote(self.seeds)} seeds: expected at least 2 prompts and 1 seed (to "
+                f"{KINDS['count'].high} and {KINDS['seeds'].high})"
+            )
         if self.preserve not in (False, True, "latents"):
             raise DSASError(f"preserve {self.preserve!r}: expected true, false or latents")
         object.__setattr__(self, "targets", tuple(Auto(target).target for target in self.targets))

@@ -9,16 +9,35 @@ from dataclasses import dataclass, field
 import torch
 
 from ..concept.intervention import bin_of
-from ..concept.schema import TIMESTEPS
 from ..errors import DSASError, quote
 from ..model.hooks import Call
 from ..model.sites import Site
 from ..probes.combine import pool
+from ..utils.numbers import accepts, number
 
 #: site, timestep bin, kind of prompt
 Key = tuple[Site, int, str]
 #: (index of a prompt, number of positions of the longest row of a site) -> whether each position shows the concept
 LabelPositions = Callable[[int, int], Sequence[bool]]
+
+
+def check_edges(edges: Sequence[float]) -> tuple[float, ...]:
+    """Timesteps that separate bins, as they are given.
+
+    Raises:
+        DSASError: no numbers, not between 0 and 1000, or not ascending.
+
+    Example:
+        >>> check_edges([300, 700.0])
+        (300, 700.0)
+    """
+    is_list = isinstance(edges, Sequence) and not isinstance(edges, str)
+    valid = is_list and all(accepts("timestep", edge) and 0 < edge < TIMESTEPS for edge in edges)
+    if not valid or list(edges) != sorted(set(edges)):
+        raise DSASError(
+            f"timestep edges {quote(edges)}: expected ascending numbers, each once, between 0 and {TIMESTEPS:g}"
+        )
+    return tuple(edges)
 
 
 @dataclass
@@ -102,13 +121,8 @@ class Capture:
     """
 
     def __init__(self, edges: Sequence[float] = (), positions_per_row: int = 32, seed: int = 0) -> None:
-        self.edges = tuple(edges)
-        if list(edges) != sorted(set(edges)) or not all(0 < edge < TIMESTEPS for edge in edges):
-            raise DSASError(
-                f"timestep edges {quote(self.edges)}: expected ascending numbers, each once, between 0 and "
-                f"{TIMESTEPS:g}"
-            )
-        self.seed = seed
+        self.edges = check_edges(edges)
+        self.seed = number("seed", seed)
         self.positions_per_row = positions_per_row
         self.kind = ""
         self.offset = 0
@@ -126,7 +140,7 @@ class Capture:
     def at(self, offset: int) -> None:
         """Begin a batch at this prompt of its kind; the places sampled do not depend on the batches before."""
         self.offset, self._chosen = offset, None
-        self._random.manual_seed(self.seed * 1_000_003 + offset)
+        self._random.manual_seed((self.seed * 1_000_003 + offset) % 2**63)
 
     def choose(self, prompts: Sequence[int]) -> None:
         """Begin a batch of any prompts of the kind; the places sampled in each do not depend on the others, or on pads.

@@ -21,10 +21,11 @@ from ..errors import PromptError
 from ..model.fingerprints import describe_module, fingerprint
 from ..model.sites import Roots, Site
 from ..utils.meter import Meter
+from ..utils.numbers import number
 from ..utils.progress import progress_bar
 from ..utils.versions import versions
 from .calibration.unit import TRIALS, units_of
-from .capture import LabelPositions
+from .capture import LabelPositions, check_edges
 from .capture_store import Captured
 from .fit import fit_sites
 from .held_out_trial import HeldOutTrial
@@ -74,7 +75,7 @@ class Learner(ABC, Generic[Text]):
             check_name(content.name)  # before the long work, not when it is saved
         except ValueError as error:
             raise PromptError(f"prompt file: {error}") from None
-        self.content, self.sites, self.edges = content, sites, tuple(edges)
+        self.content, self.sites, self.edges = content, sites, check_edges(edges)
         self.model_name, self.own_settings = model_name, settings
         self.count, self.seed, self.show_progress = count, seed, show_progress
         self.keep_prompts = what_to_keep(keep_prompts, content)
@@ -103,7 +104,7 @@ class Learner(ABC, Generic[Text]):
             DSASError: bad names or fields; no site tells source from control.
         """
         chosen = self._recipe(recipe, method=method, gate=gate, seed=self.seed)
-        return self.fit(chosen, self.DRIFT if drift is None else drift)
+        return self.fit(chosen, number("drift", self.DRIFT if drift is None else drift))
 
     def fit(self, recipe: Recipe, drift: float) -> Concept:
         """Fit a concept by a recipe, its unit chosen so that control prompts drift by at most the limit."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .. import methods
-from ..errors import DSASError
+from ..errors import DSASError, quote
 from ..methods.base.gate import Gate
+from ..utils.numbers import KINDS, accepts, number
 
 #: how a gate is fitted and read; `methods.gates.dsas` explains each for the `dsas` gate
 FORMS = ("paper", "pooled", "token", "product", "prefix", "latch", "text", "message", "last")
@@ -100,6 +101,7 @@ class Recipe:
     reads: str = "site"
 
     def __post_init__(self) -> None:
+        number("seed", self.seed)
         methods.check_options(self.method, self.options)
         if self.gate is None:
             object.__setattr__(self, "gate", methods.default_gate(self.method, self.options))
@@ -111,21 +113,33 @@ class Recipe:
     def _check_values(self) -> None:
         keep, cloud = self.keep, self.cloud
         _expect(
-            keep is None or (isinstance(keep, int) and keep >= 1),
-            f"keep {keep!r}: expected how many sites to steer, from 1 up, or None for all",
+            keep is None or accepts("count", keep),
+            f"keep {quote(keep)}: expected how many sites to steer, from 1 up, or None for all",
         )
         _expect(
-            isinstance(cloud, int) and not isinstance(cloud, bool) and cloud >= 0,
-            f"cloud {cloud!r}: expected a number of components, from 0 (no cloud) up",
+            accepts("dimensions", cloud),
+            f"cloud {quote(cloud)}: expected a number of components, from 0 (no cloud) up",
         )
         _expect(
-            self.site_weight in WEIGHTS and self.rounds >= 1 and 0 < self.top_share <= 1,
-            f"site_weight {self.site_weight!r}, rounds {self.rounds}, top_share {self.top_share}: expected one of "
-            f"{', '.join(WEIGHTS)}, at least 1 round, and a share in (0, 1]",
+            self.site_weight in WEIGHTS
+            and accepts("rounds", self.rounds)
+            and accepts("share", self.top_share)
+            and self.top_share > 0,
+            f"site_weight {quote(self.site_weight)}, rounds {quote(self.rounds)}, top_share {quote(self.top_share)}: "
+            f"expected one of {', '.join(WEIGHTS)}, at least 1 round (up to {KINDS['rounds'].high}), and a share in "
+            "(0, 1]",
         )
         _expect(
-            isinstance(self.control_texts, float) and 0 < self.control_texts < 0.5,
-            f"control_texts {self.control_texts!r}: expected a share of control texts, above 0 and below 0.5",
+            accepts("share", self.control_texts) and 0 < self.control_texts < 0.5,
+            f"control_texts {quote(self.control_texts)}: expected a share of control texts, above 0 and below 0.5",
+        )
+        _expect(
+            self.control_h is None or accepts("share", self.control_h),
+            f"control_h {quote(self.control_h)}: expected a mean h to allow on control positions, from 0 to 1, or None",
+        )
+        _expect(
+            isinstance(self.rank, str) or (accepts("dimensions", self.rank) and self.rank > 0),
+            f"gate rank {quote(self.rank)}: expected a positive number, lda, ridge or auto",
         )
         _expect(
             self.form in FORMS and self.pooling in POOLINGS,
@@ -143,9 +157,9 @@ class Recipe:
             "prompt form pooled and mode clean",
         )
         _expect(
-            self.supervision in SUPERVISION and isinstance(self.lead, int) and self.lead >= 0,
-            f"supervision {self.supervision!r}, lead {self.lead!r}: expected one of {', '.join(SUPERVISION)}, and a "
-            "number of tokens, from 0 up",
+            self.supervision in SUPERVISION and accepts("dimensions", self.lead),
+            f"supervision {quote(self.supervision)}, lead {quote(self.lead)}: expected one of "
+            f"{', '.join(SUPERVISION)}, and a number of tokens, from 0 up",
         )
 
     def _check_gate(self, gate: Gate) -> None:

@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import DSASError, UnavailableError
+from ..errors import DSASError, UnavailableError, UnsupportedError, quote
 
 #: what the names of models and concepts that come with the package begin with
 BUILTIN = "builtin:"
+#: the dtypes that models are loaded in
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")}
+#: suffixes of files that are unpickled, and of all files that weights come in
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+FILES = (*PICKLES, ".safetensors", ".gguf")
+#: what a model's config, tokenizer and processor are loaded with, like the model itself
+HUB_OPTIONS = (
+    *("revision", "token", "trust_remote_code", "cache_dir", "force_download", "local_files_only", "proxies"),
+    *("subfolder", "code_revision"),
+)
 
 
-def device_of(device: str) -> str:
-    """The name of a device: "auto" is a GPU if there is one, else the CPU.
+def device_of(device: str | torch.device) -> str:
+    """The name of a device that can be used: "auto" is a GPU if there is one, else the CPU.
+
+    Raises:
+        UnavailableError: no such device here.
 
     Example:
         >>> device_of("cpu")
         'cpu'
     """
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if isinstance(device, str) and device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "cpu" and chosen.index:
+            raise RuntimeError("there is one cpu")
+        is_usable = torch.zeros(1, device=chosen).tolist() == [0.0]  # of meta, which holds no numbers, an error
+    except Exception as error:  # each kind of device raises its own
+        raise UnavailableError(
+            f"device {quote(device)} cannot be used: {reason_of(error)[:200]}: expected auto, cpu or a GPU that is here"
+        ) from None
+    if not is_usable:
+        raise UnavailableError(f"device {quote(device)} cannot be used: it does not compute: expected auto or cpu")
+    return str(chosen)
 
 
 def dtype_of(dtype: str | torch.dtype, device: str, half: torch.dtype) -> torch.dtype:
@@ -42,12 +67,94 @@ def dtype_of(dtype: str | torch.dtype, device: str, half: torch.dtype) -> torch.
         >>> dtype_of("auto", "cpu", torch.float16)
         torch.float32
     """
-    if dtype == "auto":
+    if isinstance(dtype, str) and dtype == "auto":
         return torch.float32 if device == "cpu" else half
-    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(resolved, torch.dtype):
-        raise DSASError(f"dtype {dtype!r}: expected auto, float32, float16 or bfloat16")
+    resolved = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype) or resolved not in DTYPES.values():
+        raise DSASError(f"dtype {quote(dtype)}: expected auto, float32, float16 or bfloat16")
     return resolved
+
+
+def take_dtype(dtype: Any, options: dict[str, Any]) -> Any:
+    """The dtype that is asked for: by `dtype`, or by its former name `torch_dtype`, which is taken out of the options.
+
+    Raises:
+        DSASError: both are given, and differ.
+
+    Example:
+        >>> take_dtype("auto", {"torch_dtype": torch.float16})
+        torch.float16
+    """
+    former = options.pop("torch_dtype", None)
+    if former is None:
+        return "auto" if dtype is None else dtype
+    if dtype not in (None, "auto", former, str(former).removeprefix("torch.")):
+        raise DSASError(f"dtype {quote(dtype)} and torch_dtype {quote(former)} are one setting: give dtype alone")
+    return former
+
+
+def check_safetensors(options: dict[str, Any]) -> None:
+    """Take `use_safetensors` out of the options of a loader, which reads nothing but safetensors.
+
+    Raises:
+        UnsupportedError: it asks for pickles.
+    """
+    if options.pop("use_safetensors", None) is False:
+        raise UnsupportedError(
+            "use_safetensors=False asks for pickled weights, and loading a pickle runs what is in it: leave it out, "
+            "and convert the weights with save_pretrained(folder, safe_serialization=True) where they are trusted"
+        )
+
+
+def check_variant(name: str | Path, parts: Sequence[Path], variant: object) -> None:
+    """Check that folders have the weights asked for; files have the variant in their names (model.fp16.safetensors).
+
+    Args:
+        name: of the model, for the message.
+        parts: folders of its parts; those without weights do not count.
+        variant: name of the variant, or None for the weights without one.
+
+    Raises:
+        UnavailableError: there are other weights only; the message names them.
+    """
+    found = [variants for part in parts if (variants := variants_of(part))]
+    others = sorted({other for variants in found for other in variants if other})
+    if variant is None and not all("" in variants for variants in found):
+        way = f'pass variant="{others[0]}" (--variant {others[0]})'
+        raise UnavailableError(
+            f"cannot load {name}: its weights are there as variant {' or '.join(others)} only: {way}"
+        )
+    if variant is not None and found and not any(variant in variants for variants in found):
+        known = f"there is {', '.join(others)}" if others else "its files have none: leave variant out"
+        raise UnavailableError(f"cannot load {name}: no weights of variant {quote(variant)}; {known}")
+
+
+def variants_of(folder: Path) -> set[str]:
+    """Variants of the safetensors in a folder, "" for weights without one.
+
+    Example:
+        >>> variants_of(Path("nowhere"))
+        set()
+    """
+    stems = [re.sub(r"-\d{5}-of-\d{5}", "", path.name) for path in folder.glob("*.safetensors")]
+    return {".".join(stem.split(".")[1:-1]) for stem in stems}
+
+
+def check_name(name: object, kind: str = "model") -> None:
+    """Raise an UnavailableError where what should name a model cannot be a name, or a path here.
+
+    Example:
+        >>> check_name("")
+        Traceback (most recent call last):
+        dsas_core.errors.UnavailableError: model '': expected a folder, a Hub name (user/name), or builtin:NAME
+    """
+    try:
+        Path(name).is_dir()  # type: ignore[arg-type]
+        if str(name).strip():
+            return
+    except (OSError, TypeError, ValueError):  # too long; no text; a character that no path has
+        pass
+    raise UnavailableError(f"{kind} {quote(name)}: expected a folder, a Hub name (user/name), or {BUILTIN}NAME")
 
 
 def source_of(name: str | Path, builtin: Mapping[str, Path], kind: str = "model") -> str | Path:
@@ -66,13 +173,28 @@ def source_of(name: str | Path, builtin: Mapping[str, Path], kind: str = "model"
         'chat'
     """
     known = ", ".join(builtin)
+    check_name(name, kind)
     if str(name).startswith(BUILTIN):
         if str(name) not in builtin:
             raise UnavailableError(f"no built-in {kind} {name}; there is {known}")
         return builtin[str(name)]
+    if Path(name).is_file() or Path(name).suffix.lower() in FILES:
+        raise UnavailableError(_why_no_file(Path(name), kind))
     if not Path(name).is_dir() and not is_hub_name(name):
         raise UnavailableError(f"no model {name}: no such folder, no Hub name (user/name), and not built in ({known})")
     return name
+
+
+def _why_no_file(path: Path, kind: str) -> str:
+    """Why a file is no model to load, in one line."""
+    if path.suffix.lower() in PICKLES:
+        return (
+            f"{path} is a pickle, and loading a pickle runs what is in it: take the model as safetensors, or convert "
+            "it where it is trusted"
+        )
+    if not path.is_file():
+        return f"no {kind} {path}: no such file"
+    return f"{path} is a file, which does not tell what {kind} its weights are of: name the folder that holds it"
 
 
 def name_of(model: Any, builtin: Mapping[str, Path]) -> str:
@@ -91,14 +213,14 @@ def name_of(model: Any, builtin: Mapping[str, Path]) -> str:
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether a name has the form of a Hub repository's, user/name, and not that of a GGUF file in a folder.
+    """Whether a name has the form of a Hub repository's, user/name, and not that of a file of weights in a folder.
 
     Example:
         >>> is_hub_name("user/banana"), is_hub_name("./banana"), is_hub_name("models/banana.gguf")
         (True, False, False)
     """
     text = str(name)
-    return text.count("/") == 1 and not text.startswith((".", "/", "~")) and not text.endswith(".gguf")
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text, re.ASCII)) and Path(text).suffix.lower() not in FILES
 
 
 def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +230,7 @@ def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
         >>> hub_options({"revision": "main", "dtype": "auto"})
         {'revision': 'main'}
     """
-    return {key: value for key, value in options.items() if key in ("revision", "token", "trust_remote_code")}
+    return {key: value for key, value in options.items() if key in HUB_OPTIONS}
 
 
 @contextmanager

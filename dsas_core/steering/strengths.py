@@ -11,12 +11,11 @@ from typing import Any, Literal
 import torch
 
 from ..concept.concept import Concept
-from ..errors import DSASError, UnsupportedError
+from ..errors import DSASError, UnsupportedError, quote
 from ..model.sites import Roots
+from ..utils.numbers import KINDS, accepts, number, python_number
 
 AUTO = "auto"
-#: the highest number that strengths can be, which are float32
-HIGHEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,14 @@ class Auto:
     cap: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0 < _number(self.target) < 1:
-            raise DSASError(f"strength auto: the target is a probability between 0 and 1, found {self.target!r}")
-        if not 0 < _number(self.cap) < math.inf:
-            raise DSASError(f"strength auto: the cap is a finite number of units above 0, found {self.cap!r}")
-        for name in ("target", "cap"):
-            object.__setattr__(self, name, _number(getattr(self, name)))
+        if not accepts("share", self.target) or self.target in (0, 1):
+            raise DSASError(f"strength auto: the target is a probability between 0 and 1, found {quote(self.target)}")
+        if not accepts("cap", self.cap) or self.cap == 0:
+            raise DSASError(
+                f"strength auto: the cap is a finite number of units above 0, found {quote(self.cap)} ({KINDS['cap']})"
+            )
+        for name, kind in (("target", "share"), ("cap", "cap")):
+            object.__setattr__(self, name, number(kind, getattr(self, name)))
 
     def __str__(self) -> str:
         return f"{AUTO}:{self.target:g}"
@@ -103,13 +104,16 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
             self._autos[name], self._values[name] = value if isinstance(value, Auto) else Auto(), torch.ones(1)
             return
         several: Any = value if isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1 else [value]
-        numbers = [_number(item) for item in several]
-        if not numbers or not all(abs(number) <= HIGHEST for number in numbers):  # nor NaN
+        if (
+            isinstance(value, str | bytes | bytearray)
+            or not len(several)
+            or not all(accepts("strength", item) for item in several)
+        ):
             raise DSASError(
-                f"strength of {name!r}: expected a finite number, or one per prompt, or {AUTO!r}; found {value!r:.80} "
-                f"(numbers go up to {HIGHEST:.2g})"
+                f"strength of {quote(name)}: expected a finite number, or one per prompt, or {AUTO!r}; found "
+                f"{quote(value)} ({KINDS['strength']})"
             )
-        self._values[name] = torch.tensor(numbers, dtype=torch.float32)
+        self._values[name] = torch.tensor([python_number(item) for item in several], dtype=torch.float32)
         self._autos.pop(name, None)
 
     def __delitem__(self, name: str) -> None:
@@ -133,16 +137,6 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
     def auto_of(self, name: str) -> Auto | None:
         """The `Auto` of a concept; None where its strength is a number."""
         return self._autos.get(name)
-
-
-def _number(value: Any) -> float:
-    """A number, also one of numpy or torch; NaN for anything else, and for what no float can hold."""
-    try:
-        if getattr(value, "ndim", None) == 0:
-            value = value.item()
-        return float(value) if isinstance(value, int | float) else math.nan
-    except (OverflowError, RuntimeError):  # too large, or a tensor without data
-        return math.nan
 
 
 def load_concepts(

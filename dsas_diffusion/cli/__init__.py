@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -24,12 +25,16 @@ from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
-from dsas_core.errors import DSASError, shorten
+from dsas_core.errors import DSASError, quote, shorten
+from dsas_core.model.loading import reason_of
 from dsas_core.utils.files import as_json
 
 from .. import __version__
 from .options import COMMANDS, add_options
 from .output import one_line
+
+#: longest message about the usage, and longest path that is quoted, in characters
+LONGEST_USAGE, LONGEST_PATH = 400, 200
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     before: dict[Path, tuple[int, int]] = {}
     args = argparse.Namespace()
     try:
-        args = parser().parse_args(argv)
+        given = sys.argv[1:] if argv is None else list(argv)
+        args = _parse(parser(), given)
         before = _written(args)
-        args.command = shlex.join(["dsas", *(sys.argv[1:] if argv is None else argv)])
+        args.command = shlex.join(["dsas", *given])
         with warnings.catch_warnings():
             _shorten_warnings()
             document = args.run(args)
@@ -68,9 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("DSAS_DEBUG"):
             raise
-        if isinstance(error, DSASError):
-            return _fail(f"error: {one_line(error)}")
-        return _fail(f"error: {type(error).__name__}: {one_line(error)} (set DSAS_DEBUG=1 for the traceback)")
+        return _fail(f"error: {_explain(error)}")
     return 0
 
 
@@ -108,7 +112,43 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {DSASError(shorten(message, LONGEST_USAGE))} (see {self.prog} --help)\n")
+
+
+def _parse(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.Namespace:
+    """The arguments as a namespace, without those that argparse cannot take and nothing later could print."""
+    for argument in given:
+        if "\0" in argument or not _is_utf8(argument):
+            parser.error(f"{quote(argument)} is no text in UTF-8: rename the file, or type the text again")
+        if re.fullmatch(r"-\w--|--[\w-]+=--", argument):
+            parser.error(f"{argument}: -- is no value, it ends the options: leave it out, or give another")
+    return parser.parse_args(given)
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text can be written; the bytes of an argument that are no UTF-8 are halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _explain(error: Exception) -> str:
+    """What went wrong and the way out, in one line."""
+    if isinstance(error, DSASError):
+        return str(error)
+    if isinstance(error, MemoryError) or re.search("out of memory|not enough memory|can't allocate", str(error)):
+        return str(
+            DSASError(f"out of memory: draw smaller or fewer pictures, or take a smaller model ({reason_of(error)})")
+        )
+    if isinstance(error, OSError) and error.strerror:
+        place = "" if error.filename is None else f" {quote(os.fsdecode(error.filename), LONGEST_PATH)}"
+        return str(
+            DSASError(f"cannot use{place}: {error.strerror}: choose another file or folder, or make room for it")
+        )
+    hint = "(set DSAS_DEBUG=1 for the traceback)"
+    return f"{DSASError(shorten(f'{type(error).__name__}: {error}', LONGEST_USAGE))} {hint}"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@ Each function takes the text and returns its value; a text that does not fit rai
 
 from __future__ import annotations
 
-import math
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
@@ -14,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, quote
 from dsas_core.steering.strengths import AUTO, Auto
+from dsas_core.utils.numbers import KINDS, accepts
 
 from ..steering.schedule import Schedule
 
@@ -27,52 +27,58 @@ _SCHEDULES: Mapping[str, tuple[int, Callable[..., Schedule]]] = {
 }
 
 
-def _parse(parse: Callable[[str], Any], text: str, accept: Callable[[Any], bool], expected: str) -> Any:
-    try:
-        value = parse(text)
-    except ValueError:
-        value = None
-    if value is None or not accept(value):
-        raise ArgumentTypeError(f"expected {expected}, found {text!r}")
-    return value
+def number_type(kind: str) -> Callable[[str], Any]:
+    """The type of an option that takes a number of a kind of `dsas_core.utils.numbers`.
+
+    Example:
+        >>> number_type("steps")("12")
+        12
+    """
+
+    def parse(text: str) -> Any:
+        bounds = KINDS[kind]
+        try:
+            value: object = (int if bounds.whole else float)(text)
+        except ValueError:
+            value = None
+        if not accepts(kind, value) or not text.isascii() or "_" in text:
+            raise ArgumentTypeError(f"expected {bounds}, found {quote(text)}")
+        return value
+
+    return parse
 
 
-def natural(text: str) -> int:
-    """0, 1, 2, …"""
-    return _parse(int, text, lambda value: 0 <= value < 2**63, "a whole number from 0 up")
+def filled(text: str) -> str:
+    """A text that is not empty: a name, a path, a phrase."""
+    if not text.strip():
+        raise ArgumentTypeError(f"expected something, found {quote(text)}")
+    return text
 
 
-def positive(text: str) -> int:
-    """1, 2, 3, …"""
-    return _parse(int, text, lambda value: text.isdecimal() and 1 <= value < 2**31, "a whole number from 1 up")
+def anything(text: str) -> str:
+    """A text, the empty one among them: a prompt, a message."""
+    return text
 
 
-def number(text: str) -> float:
-    """A finite number."""
-    return _parse(float, text, math.isfinite, "a number")
-
-
-def not_negative(text: str) -> float:
-    """A finite number from 0 up."""
-    return _parse(number, text, lambda value: value >= 0, "a number from 0 up")
+_strength, _factor, _timestep = map(number_type, ("strength", "factor", "timestep"))
 
 
 def name_and_value(text: str) -> tuple[str, Any]:
     """`NAME=VALUE`, the value as YAML reads it: a number, true, null, or a text."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ArgumentTypeError(f"expected NAME=VALUE, found {text!r}")
+        raise ArgumentTypeError(f"expected NAME=VALUE, found {quote(text)}")
     try:
         return name, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ArgumentTypeError(f"expected NAME=VALUE, the value as in YAML, found {text!r}") from None
+    except (yaml.YAMLError, RecursionError, ValueError):  # no YAML; nested too deeply; no date, or digits without end
+        raise ArgumentTypeError(f"expected NAME=VALUE, the value as in YAML, found {quote(text)}") from None
 
 
 def name_and_word(text: str) -> tuple[str, str]:
     """`NAME=WORD`."""
     name, _, word = text.partition("=")
     if not (name and word.strip()):
-        raise ArgumentTypeError(f"expected NAME=WORD, found {text!r}")
+        raise ArgumentTypeError(f"expected NAME=WORD, found {quote(text)}")
     return name, word
 
 
@@ -82,29 +88,30 @@ def schedule(text: str) -> Schedule:
     try:
         if kind == "table":
             points = [point.partition("=") for point in rest.split(",")]
-            return Schedule([(number(t), number(factor)) for t, _, factor in points])
+            return Schedule([(_timestep(t), _factor(factor)) for t, _, factor in points])
         if kind in _SCHEDULES:
             count, make = _SCHEDULES[kind]
-            values = [number(part) for part in rest.split(":")]
+            values = [_factor(part) for part in rest.split(":")]
             if len(values) == count:
                 return make(*values)
     except DSASError as error:
         raise ArgumentTypeError(str(error)) from None
     raise ArgumentTypeError(
-        f"expected constant:F, linear:FIRST:LAST, cosine:FIRST:LAST, window:START:STOP or table:T=F,…; found {text!r}"
+        f"expected constant:F, linear:FIRST:LAST, cosine:FIRST:LAST, window:START:STOP or table:T=F,…; found "
+        f"{quote(text)}"
     )
 
 
 def edges(text: str) -> tuple[float, ...]:
     """`500`, `300,700`, or `none`."""
-    return () if text == "none" else tuple(number(part) for part in text.split(","))
+    return () if text == "none" else tuple(_timestep(part) for part in text.split(","))
 
 
 def concept_alone(text: str) -> str:
     """`FOLDER`, of commands that choose strengths by themselves."""
     folder, _ = concept_and_strength(text)
     if folder != text:
-        raise ArgumentTypeError(f"found {text!r}: strengths are not given here; did you mean {folder}?")
+        raise ArgumentTypeError(f"found {quote(text)}: strengths are not given here; did you mean {folder}?")
     return folder
 
 
@@ -116,17 +123,18 @@ def concept_and_strength(text: str) -> tuple[str, float | Auto]:
         ('builtin:dog-grey', -0.5)
     """
     folder, equals, strength = text.rpartition("=")
+    filled(text)
     if Path(text).is_dir():
         return text, 1.0
     if not equals:
         meant = re.fullmatch(rf"(.+?):({AUTO}(?::.*)?|[-+]?[\d.]+(?:e[-+]?\d+)?)", text)
         if meant:
-            raise ArgumentTypeError(f"found {text!r}: did you mean {meant[1]}={meant[2]}?")
+            raise ArgumentTypeError(f"found {quote(text)}: did you mean {meant[1]}={meant[2]}?")
         return text, 1.0
     kind, colon, target = strength.partition(":")
     if kind != AUTO:
-        return folder, number(strength)
+        return folder, _strength(strength)
     try:
-        return folder, Auto(number(target)) if colon else Auto()
+        return folder, Auto(_factor(target)) if colon else Auto()
     except DSASError as error:
         raise ArgumentTypeError(str(error)) from None

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
-from dsas_core.errors import DSASError, UnavailableError
+from dsas_core.errors import DSASError
 from dsas_core.steering.strengths import Auto, Strength
 from dsas_core.utils.processes import Share, process_share
 from dsas_core.utils.progress import progress_bar
@@ -167,16 +167,15 @@ def open_language_model(args: argparse.Namespace, name: str | None = None) -> tu
 
 
 def _load(args: argparse.Namespace, name: str | None, load: Callable[..., Any]) -> Any:
-    name = name or args.model
-    try:
-        torch.empty(0, device=None if args.device == "auto" else args.device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UnavailableError(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}") from None
-    with progress_bar(1, f"loading {name}", shows_progress(args)) as bar:
+    chosen = name or args.model
+    options = {"device": args.device, "dtype": args.dtype}
+    if chosen == args.model:  # other models that a command loads have their files named in another way
+        options |= {key: value for key in ("variant", "config") if (value := getattr(args, key, None)) is not None}
+    with progress_bar(1, f"loading {chosen}", shows_progress(args)) as bar:
         if not shows_progress(args):
             from huggingface_hub.utils import disable_progress_bars
 
             disable_progress_bars()
-        model = load(name, device=args.device, dtype=args.dtype)
+        model = load(chosen, **options)
         bar.update()
     return model

@@ -16,6 +16,7 @@ from dsas_core.learning.prompts.kept import KEEP
 from dsas_core.learning.prompts.prompt_set import COUNT
 from dsas_core.learning.recipe import Recipe
 from dsas_core.steering.steering import COMBINE, WITHIN
+from dsas_core.utils.numbers import KINDS
 
 from ..pipelines.batch_layout import BRANCHES
 from ..steering.steer import ATTACH
@@ -71,8 +72,10 @@ def add_options(parser: argparse._ActionsContainer, options: Sequence[Any]) -> N
 def _resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of one option, its type and what stands for values replaced by these."""
     resolved = {**settings, "help": Template(settings["help"]).substitute(VALUES)}
-    if "type" in settings:
-        resolved["type"] = getattr(argument_types, settings["type"])
+    if "action" not in settings or settings["action"] == "append":
+        kind = settings.get("type", "filled")
+        is_number = kind in KINDS
+        resolved["type"] = argument_types.number_type(kind) if is_number else getattr(argument_types, kind)
     for key in ("choices", "default"):
         if str(settings.get(key)).startswith("$"):
             resolved[key] = VALUES[settings[key][1:]]

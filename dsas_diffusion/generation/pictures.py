@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -140,6 +141,11 @@ def size_of(adapter: PipelineAdapter, latents: torch.Tensor) -> tuple[int, int]:
 def decode(adapter: PipelineAdapter, latents: torch.Tensor, batch: int = 32) -> list[Image.Image]:
     """Decode latents, as `latents_of` returns them, to pictures."""
     vae = adapter.pipe.vae
+    if not bool(latents.isfinite().all()):
+        warnings.warn(
+            "pictures beyond all numbers come out black: lower the strengths, or load the model in another dtype",
+            stacklevel=2,
+        )
     dtype = vae.dtype
     overflows = dtype == torch.float16 and bool(vae.config.get("force_upcast"))  # as SDXL's own does in float16
     if overflows:

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsas_core.errors import DSASError, UnsupportedError
+from dsas_core.utils.numbers import number
 
 from ..pipelines.adapter import PipelineAdapter, adapt
 
 #: denoising steps, where a pipeline's default is larger
 MAX_STEPS = 30
+#: largest side of a picture, as a multiple of what the model draws by itself
+MAX_ENLARGEMENT = 16
 #: arguments that only pipelines take that draw from a picture, or follow one
 _IMAGE_ARGUMENTS = ("strength", "mask_image", "control_image", "controlnet_conditioning_scale", "image_guidance_scale")
 #: schedulers to try a concept with that was learned with another
@@ -29,12 +32,20 @@ class Settings:
         guidance: scale of classifier-free guidance; pipelines call it `guidance_scale`, Qwen-Image's `true_cfg_scale`.
         scheduler: class name of a scheduler of diffusers; None is the pipeline's own.
         size: pixels of a side; None is the pipeline's default.
+
+    Raises:
+        DSASError: a number out of bounds (`dsas_core.utils.numbers`).
     """
 
     steps: int
     guidance: float
     scheduler: str | None = None
     size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "guidance", "size"):
+            if name != "size" or self.size is not None:
+                object.__setattr__(self, name, number(name, getattr(self, name)))
 
 
 def settings_of(
@@ -52,7 +63,7 @@ def settings_of(
 
     Raises:
         UnsupportedError: a pipeline that draws from more than a text.
-        DSASError: less than one step.
+        DSASError: a number out of bounds, or a size that the pipeline does not draw.
 
     Example:
         >>> from dsas_diffusion import load_pipeline
@@ -70,11 +81,27 @@ def settings_of(
     if not adapter.is_builtin:
         usual_steps = min(MAX_STEPS, parameters["num_inference_steps"].default)
         usual_guidance = parameters[guidance_argument(adapter)].default
-    if steps is not None and steps < 1:
-        raise DSASError(f"{steps} steps: expected 1 or more, or None for what suits the model")
-    return Settings(
+    settings = Settings(
         usual_steps if steps is None else steps, usual_guidance if guidance is None else guidance, size=size
     )
+    if settings.size is not None:
+        _check_size(adapter, settings.size)
+    return settings
+
+
+def _check_size(adapter: PipelineAdapter, size: int) -> None:
+    """Raise a DSASError where a pipeline cannot draw pictures of a size, or they would be beyond all memory."""
+    multiple, usual = adapter.size_multiple, adapter.usual_size
+    if size % multiple:
+        below = max(multiple, size // multiple * multiple)
+        raise DSASError(
+            f"size {size}: {type(adapter.pipe).__name__} draws sides of a multiple of {multiple} pixels: try {below}"
+        )
+    if usual is not None and size > usual * MAX_ENLARGEMENT:
+        raise DSASError(
+            f"size {size}: this model draws {usual} pixels a side, and at most {MAX_ENLARGEMENT} times that is taken: "
+            f"try {usual}"
+        )
 
 
 def guidance_argument(adapter: PipelineAdapter) -> str:

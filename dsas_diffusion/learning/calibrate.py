@@ -12,6 +12,7 @@ import torch
 from dsas_core.concept.concept import Concept
 from dsas_core.learning.calibration.slider_range import prompts_of
 from dsas_core.learning.prompts.prompt_set import PromptSet, split_held_out
+from dsas_core.utils.numbers import number
 from dsas_core.utils.progress import progress_bar
 
 from ..generation.pictures import latent_batches, seeds_for
@@ -67,6 +68,7 @@ def calibrate(
         Traceback (most recent call last):
         dsas_core.errors.PromptError: no prompt file nowhere.yaml: write a prompt file (see prompts/)
     """
+    batch, drift = number("batch", batch), number("drift", drift)
     adapter = adapt(pipe)
     adapter.check_loaded()
     drawn, seed = prompts_of(concept, prompts, count, seed)

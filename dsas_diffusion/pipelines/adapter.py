@@ -98,6 +98,23 @@ class PipelineAdapter:
         noisy, clean = self.family.timestep_range
         return noisy * scale, clean * scale
 
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that the sides of pictures are multiples of: those of one patch of the denoiser."""
+        config = self.denoiser.config
+        patch = config.get("patch_size") or (config.get("all_patch_size") or (1,))[0]
+        side = int(patch if isinstance(patch, int) else patch[-1])
+        side = max(side, 2 if hasattr(self.pipe, "_pack_latents") else 1)
+        return max(8, self.pipe.vae_scale_factor * side)
+
+    @property
+    def usual_size(self) -> int | None:
+        """Pixels of a side that the pipeline draws by itself; None where it does not say."""
+        sample = getattr(self.pipe, "default_sample_size", None) or self.denoiser.config.get("sample_size")
+        if isinstance(sample, list | tuple):
+            sample = max(sample, default=None)
+        return None if sample is None else int(sample) * self.pipe.vae_scale_factor
+
     @cached_property
     def call_parameters(self) -> Mapping[str, inspect.Parameter]:
         """The parameters that the pipeline's `__call__` takes, by name."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, quote
+from dsas_core.utils.numbers import KINDS, number
 
 #: how many straight lines a cosine is made of
 COSINE_POINTS = 48
@@ -31,12 +32,15 @@ class Schedule:
     """
 
     def __init__(self, points: Sequence[tuple[float, float]]) -> None:
-        ordered = sorted((float(t), float(factor)) for t, factor in points)
+        try:
+            ordered = sorted((number("timestep", t), number("factor", factor)) for t, factor in points)
+        except (TypeError, ValueError):  # no pairs, or a number that is out of bounds
+            ordered = []
         times = [t for t, _ in ordered]
-        finite = all(math.isfinite(number) for point in ordered for number in point)
-        if not ordered or not finite or len(set(times)) < len(times) or times[0] < 0 or times[-1] > 1000:
+        if not ordered or len(set(times)) < len(times):
             raise DSASError(
-                f"schedule: expected (timestep, factor) pairs, timesteps once each in 0 … 1000; found {points}"
+                f"schedule: expected (timestep, factor) pairs, timesteps once each in 0 … 1000, factors "
+                f"{KINDS['factor']}; found {quote(points)}"
             )
         self.points = ordered
         self.times = torch.tensor(times)
@@ -55,14 +59,16 @@ class Schedule:
     @classmethod
     def cosine(cls, first: float, last: float) -> Schedule:
         """From `first` to `last` on half a cosine, slowly at both ends; exact to 0.1 % of the difference."""
+        first, last = number("factor", first, "schedule"), number("factor", last, "schedule")
         shares = [i / COSINE_POINTS for i in range(COSINE_POINTS + 1)]
         return cls([(1000 * (1 - p), first + (last - first) * (1 - math.cos(math.pi * p)) / 2) for p in shares])
 
     @classmethod
     def between(cls, start: float, stop: float) -> Schedule:
         """1 while the timestep is between `start` (the noisier) and `stop`, 0 outside."""
-        if not 1000 >= start > stop >= 0:
-            raise DSASError(f"schedule: expected 1000 >= start > stop >= 0, found {start} and {stop}")
+        start, stop = number("timestep", start, "schedule"), number("timestep", stop, "schedule")
+        if not start > stop:
+            raise DSASError(f"schedule: expected 1000 >= start > stop >= 0, found {start:g} and {stop:g}")
         outside = [(t, 0.0) for t in (start + EDGE, stop - EDGE) if 0 <= t <= 1000]
         return cls([(start, 1.0), (stop, 1.0), *outside])
 

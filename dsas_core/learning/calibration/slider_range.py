@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...concept.concept import Concept
+from ...utils.numbers import optional
 from ..prompts.kept import kept_prompts, prompts_are_missing
 from ..prompts.prompt_set import COUNT, PromptSet, load_prompts
 from .unit import TRIALS, Trial, Trials, choose, units_of
@@ -67,6 +68,7 @@ def prompts_of(
         >>> sorted(drawn), seed
         (['control', 'source', 'target'], 0)
     """
+    count, seed = optional("count", count), optional("seed", seed)
     own, kept = concept.provenance, kept_prompts(concept)
     recorded = all(isinstance(own.get(name), int) for name in ("count", "seed"))
     learned_count, learned_seed = (int(own["count"]), int(own["seed"])) if recorded else (COUNT, 0)

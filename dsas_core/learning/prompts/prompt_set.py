@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import PromptError, quote, shorten
+from ...utils.numbers import number
 from ...utils.saving.names import why_no_name
 from ...utils.text_files import decode, read_bytes
 from .articles import are_english, is_english
@@ -210,6 +211,7 @@ class PromptSet:
         Raises:
             PromptError: fewer than 8 prompts of a side are left to draw.
         """
+        count, seed = number("count", count), number("seed", seed)
         kept_out = itertools.chain(*map(self.expanded, self.evaluation))
         avoided = {as_same(text) for text in (*avoid, *kept_out)}
         alike = len(self.source) == len(self.target) and all(

@@ -12,6 +12,7 @@ from ...concept.concept import Concept
 from ...errors import UnsupportedError
 from ...learning.calibration.slider_range import prompts_of
 from ...learning.prompts.prompt_set import PromptSet, split_held_out
+from ...utils.numbers import number
 from ..model.conversations import pad_token
 from ..model.layers import roots_of
 from .held_out_trial import TextTrial
@@ -63,6 +64,7 @@ def calibrate(
         Traceback (most recent call last):
         dsas_core.errors.PromptError: prompts: lacks source, target, control; known are control, ...
     """
+    batch, drift = number("batch", batch), number("drift", drift)
     drawn, _ = prompts_of(concept, prompts, count, seed)
     roots = roots_of(model)
     concept.check(roots)

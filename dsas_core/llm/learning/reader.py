@@ -16,6 +16,7 @@ from ...model.hooks import Call, DescribeCall, Visit, is_compiled, visit
 from ...model.sites import Site
 from ...probes.combine import pool
 from ...utils.meter import TokenCount
+from ...utils.numbers import number
 from ..model.conversations import Batch, Encoded, encode, pad_batch
 from ..model.layers import device_of_input, end_tokens, find_sites, logits_options, max_positions, roots_of
 
@@ -72,7 +73,7 @@ class Reader:
     """
 
     def __init__(self, model: nn.Module, pad: int, batch: int, positions: int | None = None) -> None:
-        self.model, self.pad, self.batch, self.positions = model, pad, batch, positions
+        self.model, self.pad, self.batch, self.positions = model, pad, number("batch", batch), positions
         self.device = device_of_input(model)
         self.limit = max_positions(model)
         self.tokens = TokenCount()

@@ -9,8 +9,13 @@ from typing import Any
 
 import torch
 
+from ...errors import DSASError
+from ...utils.numbers import number
 from ..model.conversations import apply_template, pad_token
 from ..model.layers import has_encoder
+
+#: logits that are divided by less may overflow
+LEAST_TEMPERATURE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,12 @@ def answer(
         >>> answer(model, tokenizer, encode_message(tokenizer, "Who are you?"), 20).text
         'i am the help desk.'
     """
-    torch.manual_seed(seed)
+    length, temperature = number("tokens", length), number("temperature", temperature)
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise DSASError(
+            f"temperature {temperature:g}: expected 0 for the likeliest token, or {LEAST_TEMPERATURE} and more"
+        )
+    torch.manual_seed(number("seed", seed))
     settings: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     if stopped is not None:
         from transformers import StoppingCriteriaList

@@ -6,6 +6,7 @@ import argparse
 import signal
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dsas_core import llm
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     chat = None
     if has_text:
         chat = ChatService(*open_language_model(args, args.text_model), args.text_model, text_concepts)
-    page = ui.build(pictures, chat, args.saves)
+    page = ui.build(pictures, chat, None if args.saves is None else Path(args.saves))
     try:
         try:
             _, address, public = ui.serve(page, args.host, args.port, share=args.share)

@@ -46,8 +46,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The settings, the change of each picture from strength 0, its mean h, and the files.
     """
-    if args.count < 2:
-        args.usage(f"--count must be 2 or more, found {args.count}")
     if args.compare and args.gate == "on":
         args.usage("--compare adds the gate that is always on: leave --gate on out")
     outs = [Path(out).expanduser() for out in dict.fromkeys(args.out or ["outputs/sweep.png"])]

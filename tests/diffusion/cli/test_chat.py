@@ -154,7 +154,7 @@ def test_show_describes_it(concept: Path, capsys: pytest.CaptureFixture[str]) ->
             "models/none is no folder here",
         ),
         (["chat", "-m", "hi", "-c", f"{PROMPTS}=1"], 1, "a prompt file is to be learned first"),
-        (["chat", "-m", "hi", "--temperature", "-1"], 2, "expected a number from 0 up, found '-1'"),
+        (["chat", "-m", "hi", "--temperature", "-1"], 2, "expected a number from 0 to 1000, found '-1'"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:

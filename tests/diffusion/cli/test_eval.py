@@ -68,7 +68,7 @@ def test_two_processes_agree_with_one(dsas, model: str, concept: str, tmp_path: 
     [
         (("--concept", "nowhere"), 1, "no concept at nowhere"),
         (("--grid", "nowhere.yaml"), 1, "no grid file nowhere.yaml"),
-        (("--concept", "CONCEPT", "--targets", "0.5", "1.5"), 1, "a probability between 0 and 1, found 1.5"),
+        (("--concept", "CONCEPT", "--targets", "0.5", "1.5"), 2, "expected a number from 0 to 1, found '1.5'"),
         (("--grid", "x", "--prompts", "y"), 2, "leave --prompts out"),
         (("--strengths", "2", "--concept", "CONCEPT"), 1, "1 among them"),
         (("--arms", "on", "--concept", "CONCEPT"), 1, "expected dsas, and others of"),

@@ -46,7 +46,11 @@ def test_methods_env_version_and_help(dsas) -> None:
         ("learn --prompts x --to pear --out {new}", 2, "--from and --to"),
         ("learn --from banana --to pear --out {new} --steps 0", 2, "--steps"),
         ("learn --from banana --to pear --out {new} --seed -1", 2, "--seed"),
-        ("learn --from banana --to pear --out {new} --edges 500,", 2, "argument --edges: expected a number, found ''"),
+        (
+            "learn --from banana --to pear --out {new} --edges 500,",
+            2,
+            "argument --edges: expected a number from 0 to 1000, found ''",
+        ),
         ("learn --from banana --to banana --out {new}", 1, "nothing to learn"),
         ("learn --from banana --to pear --out {new} --count 3", 1, "at least 8"),
         ("learn --from banana --to pear --out {new} --method cca", 1, "did you mean caa"),
@@ -75,7 +79,7 @@ def test_methods_env_version_and_help(dsas) -> None:
         ("generate -p x -c {concept}=inf", 2, "expected a number"),
         ("generate -p x -c {concept}:0.5", 2, "banana=0.5? (see dsas generate"),
         ("generate -p x -c {concept}=auto:1.5", 2, "a probability between 0 and 1, found 1.5"),
-        ("generate -p x -c {concept}=auto:some", 2, "expected a number, found 'some'"),
+        ("generate -p x -c {concept}=auto:some", 2, "found 'some'"),
         ("generate -p x --combine mix", 2, "--combine"),
         ("generate --model {model} -p x -c {concept}=auto --gate on --out {new}", 1, "the gate 'on' reads nothing"),
         ("generate -p x --guidance nan", 2, "expected a number"),
@@ -184,3 +188,62 @@ def test_loading_is_quiet_and_puts_the_settings_back(model: str, capsys: pytest.
     load.load_pipeline(model)
     assert settings() == before
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["generate", "-p", "\udce9t\udce9"], "is no text in UTF-8"),
+        (["show", "a\0b"], "is no text in UTF-8"),
+        (["generate", "--prompt=--"], "-- is no value"),
+        (["generate", "-p--"], "-- is no value"),
+        (
+            ["generate", "-p", "x", "--steps", "2147483647"],
+            "expected a whole number from 1 to 1000, found '2147483647'",
+        ),
+        (["generate", "-p", "x", "--steps", "9" * 400], "expected a whole number from 1 to 1000"),
+        (["generate", "-p", "x", "--size", "2"], "expected a whole number from 8 to 8192, found '2'"),
+        (["generate", "-p", "x", "--size", "1000000"], "expected a whole number from 8 to 8192"),
+        (["generate", "-p", "x", "--seed", "9223372036854775808"], "expected a whole number from 0 to"),
+        (["generate", "-p", "x", "--seed", "1_0"], "expected a whole number from 0 to"),
+        (["generate", "-p", "x", "--guidance", "1e39"], "expected a number from -1000 to 1000"),
+        (["generate", "-p", "x", "-c", "x=1e39"], "expected a number from -1e+06 to 1e+06, found '1e39'"),
+        (["generate", "-p", "x", "--schedule", "linear:nan:0"], "expected a number from -1e+06 to 1e+06"),
+        (["generate", "-p", "x", "--schedule", "table:1e9=1"], "expected a number from 0 to 1000"),
+        (["generate", "-p", "x", "--out", " "], "expected something, found ' '"),
+        (["generate", "-p", "x", "--dtype", "float8"], "invalid choice"),
+        (["learn", "--out", "x", "--prompts", "x", "--option", "a=2024-99-99"], "the value as in YAML"),
+        (["learn", "--out", "x", "--prompts", "x", "--option", "a=" + "[" * 3000], "the value as in YAML"),
+        (["sweep", "-p", "x", "-c", "x", "--count", "1000000000"], "expected a whole number from 2 to 1000"),
+        (["app", "--port", "65536"], "expected a whole number from 1 to 65535"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_values_out_of_bounds_are_wrong_usage(dsas, argv: list[str], expected: str) -> None:
+    code, _, err = dsas(*argv)
+    assert code == 2
+    assert_one_line(err, "error: ", expected)
+    assert len(err) < 600
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--device", "meta"], "device 'meta' cannot be used"),
+        (["--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        (["--device", "cpu:3"], "there is one cpu"),
+        (["--size", "12"], "draws sides of a multiple of 8 pixels: try 8"),
+        (["--size", "8000"], "and at most 16 times that is taken"),
+        (["--variant", "fp16"], "no weights of variant 'fp16'"),
+        (["--model", "x.ckpt"], "x.ckpt is a pickle"),
+        (["--model", "m/x.safetensors"], "no file m/x.safetensors"),
+    ],
+    ids=str,
+)
+def test_what_the_model_cannot_do_is_one_line(
+    dsas, model: str, tmp_path: Path, options: list[str], expected: str
+) -> None:
+    code, _, err = dsas("generate", "--model", model, "-p", "x", "--out", tmp_path / "new", "--quiet", *options)
+    assert code == 1
+    assert_one_line(err, expected)
+    assert list(tmp_path.iterdir()) == []
