@@ -208,6 +208,21 @@ class CallState:
                 if isinstance(entry.probe, RunningProbe) and entry.probe.state_size:
                     yield entry, entry.probe
 
+    def running_probes(self) -> list[RunningProbe]:
+        """The probes whose h depends on earlier positions, or on where a prompt ends."""
+        probes = [entry.probe for concept in self._concepts for entry in concept.entries]
+        return [probe for probe in probes if isinstance(probe, RunningProbe)]
+
+    def save(self, root: str) -> dict[tuple[str, int], torch.Tensor]:
+        """A copy of the states of the probes in a root."""
+        keys = [(entry.concept, entry.number) for entry, _ in self.stateful() if entry.probe_site.root == root]
+        return {key: self._memories[key].clone() for key in keys if key in self._memories}
+
+    def load(self, saved: Mapping[tuple[str, int], torch.Tensor]) -> None:
+        """Set states of probes to those that `save` returned."""
+        for key, memory in saved.items():
+            _write(self._memories, key, memory)
+
     def reset(self, root: str, batch: int, device: torch.device) -> None:
         """Reset the states of the probes in a root, because a new text begins.
 
