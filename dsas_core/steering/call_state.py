@@ -81,6 +81,10 @@ class CallState:
                 if (concept.name, entry.number) not in self._counts:
                     _write(self._counts, (concept.name, entry.number), torch.zeros(2, device=device))
 
+    def end(self, root: str) -> None:
+        """After the forward pass of a root: what comes to its sites until the next is of no call that is known."""
+        self._calls.pop(root, None)
+
     def _dose(self, concept: BoundConcept, call: Call) -> torch.Tensor:
         """Map strength of each row, float32 [batch, 1, 1]; for `Auto` a factor on the solved strength."""
         strengths = self._strengths.values_of(concept.name).to(call.steered.device)
@@ -207,11 +211,6 @@ class CallState:
             for entry in concept.entries:
                 if isinstance(entry.probe, RunningProbe) and entry.probe.state_size:
                     yield entry, entry.probe
-
-    def running_probes(self) -> list[RunningProbe]:
-        """The probes whose h depends on earlier positions, or on where a prompt ends."""
-        probes = [entry.probe for concept in self._concepts for entry in concept.entries]
-        return [probe for probe in probes if isinstance(probe, RunningProbe)]
 
     def save(self, root: str) -> dict[tuple[str, int], torch.Tensor]:
         """A copy of the states of the probes in a root."""

@@ -63,6 +63,8 @@ class CallDescriber:
         latched: whether states of probes depend on positions of the prompt alone, so that what was written behind it
             may be taken back.
         keeper: keeps gates and traces of several texts at once, see `texts.Keeper`.
+        virtual: returns how many positions an adapter puts before each text, and whether it puts them into the cache,
+            see `virtual_tokens`: they are neither read nor steered. None for none.
 
     Raises:
         DSASError: no such phase.
@@ -88,11 +90,13 @@ class CallDescriber:
         by_prompt: bool = False,
         latched: bool = False,
         keeper: Keeper | None = None,
+        virtual: Callable[[], tuple[int, bool]] | None = None,
     ) -> None:
         if phase not in PHASES:
             raise DSASError(f"phase {quote(phase)}: expected one of {', '.join(PHASES)}")
         self.phase, self.prompts, self.on_tokens = phase, prompts, on_tokens
         self.limit, self.ends = limit, list(ends)
+        self.virtual = virtual
         self.by_prompt, self.follows = by_prompt, on_rows is not None or stateful
         self._new_texts = partial(
             Texts, on_text=on_text, on_rows=on_rows, stateful=stateful, by_prompt=latched, keeper=keeper
@@ -118,9 +122,7 @@ class CallDescriber:
         """
         self._texts[root].end_call(returned_cache(output))
 
-    def _describe_call(
-        self, root: str, names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Call:
+    def _describe_call(self, root: str, names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         texts = self._texts[root]
         inputs = read_inputs(names, args, kwargs, texts.knows)
         if has_lengths(inputs):
@@ -140,13 +142,15 @@ class CallDescriber:
                 "from 0"
             )
         text, read = self._update_text(root, texts, inputs, past)
+        if text.virtual:
+            real = real & (torch.arange(past + count, device=device) >= text.virtual)
         first = (real.cumsum(1) == 1) & real
         mask = (real & ~first)[:, past:]
         in_prompt = (torch.arange(count, device=device) < read).expand_as(mask)
         if inputs.ids is not None and self.ends:
             mask = mask & ~self._behind_end(text, inputs.ids, ~in_prompt)
         if self.on_tokens is not None:
-            self.on_tokens(root, past, inputs.ids, mask)
+            self.on_tokens(root, text.start(past), inputs.ids, mask)
         writing = None
         if self.phase != "all":
             writing = generating_positions(mask.float(), in_prompt.float()) > 0 if root != "encoder" else ~in_prompt
@@ -196,9 +200,12 @@ class CallDescriber:
 
     def _update_text(self, root: str, texts: Texts, inputs: CallInputs, past: int) -> tuple[Text, int]:
         """Continue the text of the root, or begin a new one; and how many of the call's positions are its prompt's."""
-        continued = texts.find(inputs, past)
+        virtual, in_cache = (0, False) if self.virtual is None else self.virtual()
+        continued = texts.find(inputs, past, virtual if in_cache else 0)
         text, count = texts.current, inputs.count
         assert text is not None
+        if virtual and not continued and (past == virtual if in_cache else past == 0 and inputs.ids is None):
+            text.virtual, text.prefixed = virtual, in_cache
         if continued and past == 0:  # all of the text again
             read, text.generating = text.prompt_length, True
         else:

@@ -106,9 +106,9 @@ def read_inputs(
         raise UnsupportedError("the model was called without input_ids and inputs_embeds: pass one of them")
     found: dict[str, Any] = {}
     for name, value in arguments.items():
-        if value is not None and not isinstance(value, bool | int | float | str | torch.Tensor):
-            if _is_cache(name, value, is_known) and not any(value is other for other in found.values()):
-                found[name] = value
+        plain = value is None or isinstance(value, bool | int | float | str | torch.Tensor)
+        if not plain and _is_cache(name, value, is_known) and all(value is not other for other in found.values()):
+            found[name] = value
     if len(found) > 1:
         raise UnsupportedError(
             f"the model was called with {' and '.join(found)}, and each holds earlier positions: pass one cache"
@@ -304,12 +304,7 @@ def read_packed(inputs: CallInputs, real: torch.Tensor | None, past: int) -> Pac
                 "(a tree of drafts?): pass each text in a row of its own"
             )
         begins |= real & (real.cumsum(1) == 1)
-        if places is not None and bool((begins & (places > 0)).any()):
-            raise UnsupportedError(
-                "positions repeat or go back within a row, but not to 0: pass attention_mask where there is padding, "
-                "and positions from 0 for each text of a row"
-            )
-    first = begins if places is None else begins & (places == 0)
+    first = begins if places is None or ends is None else begins & (places == 0)
     number = begins.long().cumsum(1)  # of the part of a text that a position is in
     sizes = torch.zeros(inputs.batch, inputs.count + 1, dtype=torch.long, device=device)
     several = sizes.scatter_add_(1, number, real.long()).gather(1, number) > 1
@@ -320,14 +315,31 @@ def read_packed(inputs: CallInputs, real: torch.Tensor | None, past: int) -> Pac
     return Packed(real & ~first, several | first, writing)
 
 
-def _mark_begins(
-    begins: torch.Tensor, inputs: CallInputs, real: torch.Tensor, places: torch.Tensor | None
-) -> None:
+def virtual_tokens(model: nn.Module) -> tuple[int, bool]:
+    """How many tokens of its own an adapter of PEFT puts before each text, and whether it puts them into the cache.
+
+    Example:
+        >>> virtual_tokens(nn.Identity())
+        (0, False)
+    """
+    config = getattr(getattr(model, "_orig_mod", model), "active_peft_config", None)
+    if config is None or not config.is_prompt_learning:
+        return 0, False
+    return int(config.num_virtual_tokens), "PREFIX" in str(config.peft_type) or "CARTRIDGE" in str(config.peft_type)
+
+
+def _mark_begins(begins: torch.Tensor, inputs: CallInputs, real: torch.Tensor, places: torch.Tensor | None) -> None:
     """Mark where positions begin again, or masks keep a token from the one before it."""
     both = real[:, 1:] & real[:, :-1]
     if places is not None:
         step = places.diff(dim=1)
-        begins[:, 1:] |= both & (step < 0 if inputs.arguments["position_ids"].ndim == 3 else step <= 0)
+        again = both & (step < 0 if inputs.arguments["position_ids"].ndim == 3 else step <= 0)
+        if bool((again & (places[:, 1:] > 0)).any()):
+            raise UnsupportedError(
+                "positions repeat or go back within a row, but not to 0: pass attention_mask where there is padding, "
+                "and positions from 0 for each text of a row"
+            )
+        begins[:, 1:] |= again
     apart = _held_apart(inputs)
     if apart is not None:
         begins[:, 1:] |= both & apart

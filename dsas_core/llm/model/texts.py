@@ -69,6 +69,8 @@ class Text:
         ids: token ids of the last call, if it was given no filled cache.
         finished: bool [rows], rows that have generated their end token.
         trace: its trace, as saved, while the root works on another text.
+        virtual: number of positions before the text that hold no tokens of it, but those of an adapter.
+        prefixed: whether these are in the cache when it begins.
     """
 
     now: Mark
@@ -81,10 +83,16 @@ class Text:
     ids: torch.Tensor | None = None
     finished: torch.Tensor | None = None
     trace: Any = None
+    virtual: int = 0
+    prefixed: bool = False
 
     def has(self, handle: Any) -> bool:
         """Whether it is the text of the cache with this handle."""
         return handle is not None and self.cache is not None and self.cache() is handle
+
+    def start(self, past: int) -> int:
+        """The position in the text of what comes `past` positions behind the beginning of its cache."""
+        return past - self.virtual if self.prefixed else past
 
     def hold(self, cache: Any) -> None:
         """Recognise the text by a cache from now on."""
@@ -142,9 +150,9 @@ class Texts:
             return past
         if getattr(cache, "is_compileable", False) and isinstance(inputs.arguments.get("cache_position"), torch.Tensor):
             return inputs.past_told()  # old static caches count what an earlier text has left in them
-        past = cache_length(cache)
-        if past is not None:
-            return past
+        length = cache_length(cache)
+        if length is not None:
+            return length
         handle = handle_of(cache)
         known = next((text for text in self._all() if text.has(handle)), None)
         if not is_filled(cache):
@@ -157,12 +165,13 @@ class Texts:
             )
         return past
 
-    def find(self, inputs: CallInputs, past: int) -> bool:
+    def find(self, inputs: CallInputs, past: int, prefix: int = 0) -> bool:
         """Make the text that a call continues the current one, or begin a new one.
 
         Args:
             inputs: of the call.
             past: number of positions before.
+            prefix: number of positions that an adapter puts into the cache before a text begins.
 
         Returns:
             Whether a text is continued.
@@ -175,7 +184,7 @@ class Texts:
         else:
             text = self._find_repeated(inputs)
         if text is None or (self.stateful and self.keeper is None and text is not self.current):
-            if past and self.stateful:
+            if past and past != prefix and self.stateful:
                 raise UnsupportedError(
                     f"the cache holds {past} tokens that the gate did not read, or read before another text: steer() "
                     "before they are read, one text after the other, or learn with form token"
@@ -199,7 +208,9 @@ class Texts:
         if text is not None:
             return text if past <= text.now.length else None  # None: it was filled elsewhere
         key = newest_keys(cache, past)
-        for text in reversed(self._all()) if key is not None else ():
+        if key is None:
+            return None
+        for text in reversed(self._all()):
             for mark in (text.now, *text.marks.values()):
                 if mark.length == past and _rows_in(mark.key, key) is not None:
                     return text if mark is text.now and not self._lives(text) else self._branch(text, mark)
@@ -259,7 +270,7 @@ class Texts:
         if not new and self.keeper is not None:
             self.keeper.load_gates(self.root, text.now.gates)
             self.keeper.load_trace(self.root, text.trace)
-            self.keeper.take_back(self.root, text.now.length)
+            self.keeper.take_back(self.root, text.start(text.now.length))
         text.now.gates = text.trace = None
         self.current = text
 
@@ -274,11 +285,11 @@ class Texts:
                 "follow: learn with form token"
             )
         if self.keeper is not None:
-            self.keeper.take_back(self.root, past)
+            self.keeper.take_back(self.root, text.start(past))
         if past < text.prompt_length:
             text.prompt_length, text.generating = past, False
             text.marks = {length: kept for length, kept in text.marks.items() if length <= past}
-        text.now = Mark(past, mark.rows if mark is not None else text.now.rows, mark and mark.key)
+        text.now = Mark(past, text.now.rows) if mark is None else replace(mark, gates=None)
         text.finished = None
 
     def _follow_rows(self, text: Text, batch: int, key: torch.Tensor | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -11,12 +12,13 @@ from torch import nn
 from ...concept.concept import Concept
 from ...errors import UnsupportedError
 from ...model.sites import Site
-from ...probes import TextProbe
+from ...probes import RunningProbe, TextProbe
 from ...steering.call_state import CallState
 from ...steering.diagnostics import UnreachedSites, explain_unreached, warn_unreached
 from ...steering.steering import Steering
 from ...steering.strengths import Strength, Strengthened, load_concepts
 from ..model.call_describer import CallDescriber
+from ..model.call_inputs import virtual_tokens
 from ..model.layers import end_tokens, max_positions, roots_of
 from .trace import TextTrace
 
@@ -59,7 +61,8 @@ class TextSteering(Steering):
             model: a transformers language model.
         """
         roots, unreached = roots_of(model), UnreachedSites()
-        running = self._state.running_probes()
+        probes = [entry.probe for concept in self._attached for entry in concept.entries]
+        running = [probe for probe in probes if isinstance(probe, RunningProbe)]
         describer = CallDescriber(  # held by hooks alone: it holds this, and both must go when hooks do
             self._phase,
             self._count_prompts,
@@ -72,14 +75,19 @@ class TextSteering(Steering):
             by_prompt=any(isinstance(probe, TextProbe) or probe.by_prompt for probe in running),
             latched=all(probe.by_prompt for probe in running),
             keeper=_Keeper(self._state, self.trace),
+            virtual=partial(virtual_tokens, model) if hasattr(model, "peft_config") else None,
         )
 
         def missed(root: str, sites: list[Site]) -> None:
             if new := unreached.new_among(sites):
                 warn_unreached(new, explain_unreached(roots[root]))
 
+        def end(root: str, output: Any) -> None:
+            describer.finish(root, output)
+            self._state.end(root)
+
         describe = {root: describer.describe(root, module) for root, module in roots.items()}
-        return self.attach(roots, describe, on_unreached=missed, on_end=describer.finish)
+        return self.attach(roots, describe, on_unreached=missed, on_end=end)
 
     def _count_prompts(self) -> int:
         return max(len(self.strengths.values_of(name)) for name in self.strengths)
