@@ -166,7 +166,8 @@ class CallDescriber:
         rows, rest = divmod(batch, prompts) if prompts > 1 else (1, 0)
         if rest:
             raise DSASError(f"strengths are given for {prompts} prompts, but the call has {batch} rows")
-        owners = torch.arange(batch, device=device) // rows
+        owners = torch.arange(batch, device=device)
+        owners = owners // rows if rows > 1 else owners
         return Call(torch.ones(batch, device=device), owners, None, mask.float(), in_prompt.float(), read.float())
 
     def _check_length(self, length: int) -> None:

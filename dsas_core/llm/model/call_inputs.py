@@ -22,6 +22,8 @@ CACHE_NAMES = frozenset(
 )
 #: names of the places where the texts of a packed row begin, and its end
 _CUMULATIVE = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seq_lens", "cu_seqlens")
+#: types of arguments that hold nothing of what was read before
+_PLAIN = frozenset((type(None), bool, int, float, str, torch.Tensor, torch.device, torch.dtype))
 #: how deep a cache is searched for tensors
 _DEPTH = 4
 
@@ -106,8 +108,11 @@ def read_inputs(
         raise UnsupportedError("the model was called without input_ids and inputs_embeds: pass one of them")
     found: dict[str, Any] = {}
     for name, value in arguments.items():
-        plain = value is None or isinstance(value, bool | int | float | str | torch.Tensor)
-        if not plain and _is_cache(name, value, is_known) and all(value is not other for other in found.values()):
+        if (
+            type(value) not in _PLAIN
+            and _is_cache(name, value, is_known)
+            and all(value is not other for other in found.values())
+        ):
             found[name] = value
     if len(found) > 1:
         raise UnsupportedError(
@@ -119,6 +124,8 @@ def read_inputs(
 def _is_cache(name: str, value: Any, is_known: Callable[[Any], bool]) -> bool:
     if hasattr(value, "get_seq_length"):
         return True
+    if isinstance(value, torch.Tensor):  # of a class of its own
+        return False
     if isinstance(value, list | tuple | Mapping):
         return (name in CACHE_NAMES or is_known(value)) and next(tensors_in(value), None) is not None
     return name in CACHE_NAMES or (name != "attention_mask" and next(tensors_in(value), None) is not None)
@@ -178,7 +185,10 @@ def newest_keys(cache: Any, length: int) -> torch.Tensor | None:
         keys, states = getattr(layer, "keys", None), getattr(layer, "conv_states", None)
         if isinstance(keys, torch.Tensor):
             # a full sliding window has dropped the first keys
-            return keys[:, :, min(length, keys.shape[2]) - 1] if keys.ndim == 4 and keys.numel() else None
+            if keys.ndim == 4 and keys.numel():
+                return keys[:, :, min(length, keys.shape[2]) - 1]
+            packed = next(tensors_in(getattr(layer, "_quantized_keys", None)), None)
+            return packed[:, :, -1].float() if packed is not None and packed.ndim == 4 else None
         held = next(tensors_in(states), None)
         if held is not None:
             return held[..., -1]
@@ -197,9 +207,11 @@ def handle_of(cache: Any) -> Any:
 
 def returned_cache(output: Any) -> Any:
     """The cache in what a forward pass returned; None without one."""
-    if isinstance(output, Mapping):
-        named = (output[name] for name in output if name in CACHE_NAMES or hasattr(output[name], "get_seq_length"))
-        return next((part for part in named if part is not None), None)
+    if isinstance(output, dict):
+        for name, part in output.items():
+            if part is not None and (name in CACHE_NAMES or hasattr(part, "get_seq_length")):
+                return part
+        return None
     for part in output if isinstance(output, tuple) else ():
         of_layers = isinstance(part, tuple) and part and isinstance(part[0], tuple)
         if hasattr(part, "get_seq_length") or isinstance(part, list) or of_layers:

@@ -130,8 +130,7 @@ class Texts:
 
     def knows(self, value: Any) -> bool:
         """Whether a value is the cache of a text."""
-        handle = handle_of(value)
-        return any(text.has(handle) for text in self._all())
+        return self._held_by(value) is not None
 
     def count_past(self, inputs: CallInputs) -> int:
         """Number of positions before those of a call.
@@ -153,10 +152,11 @@ class Texts:
         length = cache_length(cache)
         if length is not None:
             return length
-        handle = handle_of(cache)
-        known = next((text for text in self._all() if text.has(handle)), None)
         if not is_filled(cache):
             return 0
+        known = self._held_by(cache)
+        if known is None and (key := newest_keys(cache, 0)) is not None:  # a copy
+            known = next((text for text in self._all() if _rows_in(text.now.key, key) is not None), None)
         past = known.now.length if known is not None else inputs.past_told()
         if not past:
             raise UnsupportedError(
@@ -195,16 +195,22 @@ class Texts:
         if past:
             if past < text.now.length:
                 self._take_back(text, past)
-            self._follow_rows(text, inputs.batch, newest_keys(inputs.cache, past) if inputs.cache is not None else None)
+            self._follow_rows(text, inputs, past)
         return True
+
+    def _held_by(self, cache: Any) -> Text | None:
+        """The text of this very cache."""
+        handle = handle_of(cache)
+        if self.current is not None and self.current.has(handle):
+            return self.current
+        return next((text for text in self._others if text.has(handle)), None)
 
     def _all(self) -> list[Text]:
         return [*self._others, *([] if self.current is None else [self.current])]
 
     def _find_cached(self, cache: Any, past: int) -> Text | None:
         """The text of a filled cache: by the cache itself, else by what it holds."""
-        handle = handle_of(cache)
-        text = next((text for text in self._all() if text.has(handle)), None)
+        text = self._held_by(cache)
         if text is not None:
             return text if past <= text.now.length else None  # None: it was filled elsewhere
         key = newest_keys(cache, past)
@@ -268,7 +274,8 @@ class Texts:
         if self.on_text is not None:
             self.on_text(self.root)
         if not new and self.keeper is not None:
-            self.keeper.load_gates(self.root, text.now.gates)
+            if self.stateful:
+                self.keeper.load_gates(self.root, text.now.gates)
             self.keeper.load_trace(self.root, text.trace)
             self.keeper.take_back(self.root, text.start(text.now.length))
         text.now.gates = text.trace = None
@@ -292,11 +299,15 @@ class Texts:
         text.now = Mark(past, text.now.rows) if mark is None else replace(mark, gates=None)
         text.finished = None
 
-    def _follow_rows(self, text: Text, batch: int, key: torch.Tensor | None) -> None:
+    def _follow_rows(self, text: Text, inputs: CallInputs, past: int) -> None:
         """Find rows that were repeated, dropped or reordered since the last call, and let what is kept follow them."""
-        before = text.now.key
+        batch, before, key = inputs.batch, text.now.key, None
+        if inputs.cache is not None and (self.stateful or self.on_rows is not None):
+            key = newest_keys(inputs.cache, past)
         if key is None or before is None:
             known = batch == text.now.rows and (batch == 1 or not self.stateful)
+        elif before.shape == key.shape and before.device == key.device and torch.equal(before, key):
+            return
         else:
             rows = _rows_in(before, key)
             known = rows is not None
