@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..concept.intervention import bin_of
+from ..concept.schema import TIMESTEPS
 from ..errors import DSASError, quote
 from ..model.hooks import Call
 from ..model.sites import Site

@@ -51,10 +51,22 @@ class Call:
     joint: Joint | None = None
 
     def position_mask(self, site: Site, count: int) -> torch.Tensor | None:
-        """Which of the `count` positions at a site count, float [batch, count]; None for all."""
+        """Which of the `count` positions at a site count, float [batch, count]; None for all.
+
+        Raises:
+            UnsupportedError: the site has another number of positions than the call.
+        """
         if site.stream == "text" and self.joint is not None:
             return self.joint.token_mask(count)
-        return None if self.mask is None else self.mask[:, slice(*(site.tokens or (None,)))]
+        if self.mask is None:
+            return None
+        mask = self.mask[:, slice(*(site.tokens or (None,)))]
+        if mask.shape[1] != count:
+            raise UnsupportedError(
+                f"{count} positions reach {site}, but {site.root!r} was called with {mask.shape[1]}: the model adds "
+                "tokens of its own, or leaves some out, so that it is not known which is which: choose another site"
+            )
+        return mask
 
 
 class Visitor(Protocol):

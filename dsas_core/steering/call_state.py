@@ -112,10 +112,12 @@ class CallState(ProbeStates):
                     _write(self._counts, (concept.name, entry.number), torch.zeros(2, device=device))
 
     def end(self, root: str, output: object) -> None:
-        """After the forward pass of a root, with what it returned."""
+        """After the forward pass of a root, with what it returned: what comes to its sites now is of no known call."""
         record = self._now.get(root)
-        if record is not None and self.history.any:
-            record.finish(output)
+        if record is not None:
+            record.ended = True
+            if self.history.any:
+                record.finish(output)
 
     def _dose(self, concept: BoundConcept, call: Call) -> torch.Tensor:
         """Map strength of each row, float32 [batch, 1, 1]; for `Auto` a factor on the solved strength."""
@@ -148,7 +150,7 @@ class CallState(ProbeStates):
         again = record is not None
         if record is None:
             record = self._now.get(site.root)
-            if record is None:
+            if record is None or (eager and record.ended):
                 raise DSASError(
                     f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: "
                     "call the module that was steered, not a part of it"

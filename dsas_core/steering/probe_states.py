@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -33,6 +33,17 @@ class ProbeStates:
             for entry in concept.entries:
                 if isinstance(entry.probe, RunningProbe) and entry.probe.state_size:
                     yield entry, entry.probe
+
+    def save(self, root: str) -> dict[tuple[str, int], torch.Tensor]:
+        """A copy of the states of the probes in a root."""
+        keys = [(entry.concept, entry.number) for entry, _ in self.stateful() if entry.probe_site.root == root]
+        return {key: self._memories[key].clone() for key in keys if key in self._memories}
+
+    def load(self, saved: Mapping[tuple[str, int], torch.Tensor]) -> None:
+        """Set states of probes to those that `save` returned."""
+        for key, memory in saved.items():
+            self._memories[key] = memory
+            self._owned.discard(key)
 
     def reset(self, root: str, batch: int, device: torch.device) -> None:
         """Reset the states of the probes in a root, because a new text begins.

@@ -144,6 +144,7 @@ class CallRecord(PlacedCall):
         factors: concept and site -> the localiser's factor.
         exposed: whether autograd may have saved what it is steered by.
         passed_on: whether a later call has read the state that it left, without the gradient.
+        ended: whether its forward pass is over.
     """
 
     doses: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -155,6 +156,7 @@ class CallRecord(PlacedCall):
     factors: dict[tuple[str, Site], Outside | None] = field(default_factory=dict)
     exposed: bool = False
     passed_on: bool = False
+    ended: bool = False
 
 
 class _Recalled(NamedTuple):

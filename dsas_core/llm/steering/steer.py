@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -11,10 +12,13 @@ from torch import nn
 from ...concept.concept import Concept
 from ...errors import UnsupportedError
 from ...model.sites import Site
+from ...probes import RunningProbe, TextProbe
+from ...steering.call_state import CallState
 from ...steering.diagnostics import UnreachedSites, explain_unreached, warn_unreached, warn_wrapped
 from ...steering.steering import Steering
 from ...steering.strengths import Strength, Strengthened, load_concepts
 from ..model.call_describer import CallDescriber
+from ..model.call_inputs import virtual_tokens
 from ..model.layers import end_tokens, max_positions, roots_of
 from .trace import TextTrace
 
@@ -57,6 +61,8 @@ class TextSteering(Steering):
             model: a transformers language model.
         """
         roots, unreached = roots_of(model), UnreachedSites()
+        probes = [entry.probe for concept in self._attached for entry in concept.entries]
+        running = [probe for probe in probes if isinstance(probe, RunningProbe)]
 
         def begin_text(root: str) -> None:
             if self._visit is not None and (new := unreached.new_among(self._visit.wrapped_since())):
@@ -72,13 +78,17 @@ class TextSteering(Steering):
             ends=end_tokens(model),
             on_tokens=self._note_tokens,
             on_rows=self._take_rows if self.stateful or self.trace is not None else None,
+            by_prompt=any(isinstance(probe, TextProbe) or probe.by_prompt for probe in running),
+            latched=all(probe.by_prompt for probe in running),
+            keeper=_Keeper(self._state, self.trace),
+            virtual=partial(virtual_tokens, model) if hasattr(model, "peft_config") else None,
         )
 
         def missed(root: str, sites: list[Site]) -> None:
             if new := unreached.new_among(sites):
                 warn_unreached(new, explain_unreached(roots[root]))
 
-        describe = {root: describer.describe(root) for root in roots}
+        describe = {root: describer.describe(root, module) for root, module in roots.items()}
         return self.attach(roots, describe, on_unreached=missed, on_end=describer.finish)
 
     def _count_prompts(self) -> int:
@@ -110,6 +120,30 @@ class TextSteering(Steering):
                     f"{entry.concept!r} has a gate that decides at a prompt's end, at {entry.probe_site}, but the "
                     "prompt goes through the encoder: learn at encoder sites, or with form token"
                 )
+
+
+class _Keeper:
+    """Keeps gates and trace of a text while its root works on another, see `texts.Keeper`."""
+
+    def __init__(self, state: CallState, trace: TextTrace | None) -> None:
+        self._state, self._trace = state, trace
+
+    def save_gates(self, root: str) -> Any:
+        return self._state.save(root)
+
+    def load_gates(self, root: str, saved: Any) -> None:
+        self._state.load(saved)
+
+    def save_trace(self, root: str) -> Any:
+        return None if self._trace is None else self._trace.save(root)
+
+    def load_trace(self, root: str, saved: Any) -> None:
+        if self._trace is not None:
+            self._trace.load(root, saved)
+
+    def take_back(self, root: str, length: int) -> None:
+        if self._trace is not None:
+            self._trace.take_back(root, length)
 
 
 def steer(

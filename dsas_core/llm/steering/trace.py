@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -65,6 +66,7 @@ class _CallTokens:
         mask: [rows, positions].
         rows: for each row of the batch as it is now, its row in this call.
         records: of the call.
+        kept: how many of its tokens have not been taken back.
     """
 
     start: int
@@ -72,6 +74,7 @@ class _CallTokens:
     mask: torch.Tensor
     rows: torch.Tensor
     records: list[Record] = field(default_factory=list)
+    kept: int = sys.maxsize
 
 
 EMPTY = "the trace is empty: run the model inside the steer() block first"
@@ -121,6 +124,23 @@ class TextTrace(Trace):
         rows = rows.cpu()
         self._calls[root] = [replace(call, rows=call.rows[rows]) for call in self._calls[root]]
 
+    def take_back(self, root: str, length: int) -> None:
+        """Leave out what was read from position `length` on: rejected drafts, or a prompt that another one replaces."""
+        calls = self._calls.get(root, [])
+        self._calls[root] = [
+            call if call.start + call.mask.shape[1] <= length else replace(call, kept=max(0, length - call.start))
+            for call in calls
+        ]
+
+    def save(self, root: str) -> tuple[list[_CallTokens], list[Record]]:
+        """What is recorded of the text of a root."""
+        return list(self._calls.get(root, [])), [record for record in self.records if record.site.root == root]
+
+    def load(self, root: str, saved: tuple[list[_CallTokens], list[Record]]) -> None:
+        """Continue with what `save` returned."""
+        self._calls[root] = list(saved[0])
+        self.records = [record for record in self.records if record.site.root != root] + saved[1]
+
     def record(self, concept: str, site: Site, call: Call, *activations: Any) -> Record:
         record = super().record(concept, site, call, *activations)
         self._calls[site.root][-1].records.append(record)
@@ -164,6 +184,8 @@ class TextTrace(Trace):
             cosine = {site: record.cosine[place].tolist() for site, record in records.items()}
             ids = [-1] * call.mask.shape[1] if call.ids is None else call.ids[place].tolist()
             for i, (token_id, counted) in enumerate(zip(ids, call.mask[place].tolist(), strict=True)):
+                if i >= call.kept:
+                    break
                 by_position[call.start + i] = Token(
                     position=call.start + i,
                     id=token_id,
@@ -193,7 +215,8 @@ class TextTrace(Trace):
             [True]
         """
         calls = [call for root in self._calls.values() for call in root]
-        highest = [record.h.abs().amax(1)[call.rows] for call in calls for record in call.records]
+        read = [(call.rows, record.h[:, : call.kept]) for call in calls if call.kept for record in call.records]
+        highest = [h.abs().amax(1)[rows] for rows, h in read]
         if not highest:
             raise DSASError(EMPTY)
         return (torch.stack(highest).amax(0) != 0).tolist()  # what is not a number is not closed

@@ -27,8 +27,10 @@ from tests.fixtures.language_models import (
     written,
 )
 
+KINDS = (PrefixProbe, text_probe, LatchProbe, LastProbe, condition_latch)
 
-@pytest.mark.parametrize("kind", [PrefixProbe, text_probe, LatchProbe, LastProbe, condition_latch])
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_what_is_remembered_is_the_same_with_and_without_a_cache(
     kind: Callable[[LinearProbe], RunningProbe], family: str
@@ -183,13 +185,22 @@ def test_a_decoding_loop_of_ones_own_is_steered_as_generate_is(
     assert differ(found[0], base)
 
 
-def test_of_two_texts_at_once_the_gate_remembers_the_last() -> None:
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_texts_that_take_turns_are_remembered_apart(kind: Any) -> None:
     model = tiny("llama")
-    with llm.steer(model, {remembering(model, PrefixProbe): 1.0}):
-        first, second = (model(ids[None]).past_key_values for ids in IDS)
-        model(IDS[:1, :1], past_key_values=second)
-        with pytest.raises(DSASError, match="holds 7 tokens that the gate did not read, or read before another text"):
-            model(IDS[:1, :1], past_key_values=first)
+    concept = concept_for(model) if kind is None else remembering(model, kind)
+    with llm.steer(model, {concept: 1.0}, phase="generation", trace=True) as steering:
+        expected = []
+        for ids in IDS:
+            written(model, ids[None])
+            assert steering.trace is not None
+            expected.append([token.mean_h for token in steering.trace.tokens()])
+        outputs = [model(ids[None]) for ids in IDS]
+        for _ in range(LENGTH - 1):
+            for place, out in enumerate(outputs):
+                outputs[place] = model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values)
+                h = [token.mean_h for token in steering.trace.tokens()]
+                assert h == pytest.approx(expected[place][: len(h)], abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", [None, PrefixProbe])
@@ -222,13 +233,16 @@ def test_two_probes_of_one_concept_at_one_site_remember_apart() -> None:
         assert close(written(model), together)
 
 
-def test_tokens_that_are_taken_back_are_refused() -> None:
+def test_tokens_that_are_taken_back_are_refused_unless_a_part_of_the_prompt_ended_there() -> None:
     from transformers import DynamicCache
 
     model, cache = tiny("llama"), DynamicCache()
     with llm.steer(model, {remembering(model, PrefixProbe): 1.0}):
         model(IDS[:, :5], past_key_values=cache)
-        model(IDS[:, 5:6], past_key_values=cache)
+        expected = model(IDS[:, 5:6], past_key_values=cache).logits
+        cache.crop(-1)
+        assert close(model(IDS[:, 5:6], past_key_values=cache).logits, expected)
+        model(IDS[:, 6:], past_key_values=cache)
         cache.crop(-1)
         with pytest.raises(DSASError, match="tokens were taken back"):
             model(IDS[:, 5:6], past_key_values=cache)
