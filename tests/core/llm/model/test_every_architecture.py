@@ -1,0 +1,198 @@
+"""Every architecture of transformers that writes text is steered as plain hooks would, or refused in one line.
+
+Each is tiny and random, from its config. The plain hooks know nothing of caches: they go by the length of each call.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from dsas_core import Concept, Intervention, Site, llm, visit
+from dsas_core.errors import DSASError
+from dsas_core.llm.learning.reader import Reader
+from dsas_core.llm.model.conversations import Encoded
+from dsas_core.llm.model.layers import roots_of
+from dsas_core.maps import AffineMap
+from dsas_core.probes import ConstantProbe, LinearProbe
+from tests.fixtures.architectures import NOT_BUILT, build, causal_kinds
+from tests.fixtures.visitors import Bare, Recorder
+from tests.fuzz.campaign import check_message
+
+pytestmark = pytest.mark.slow
+
+#: at least so many architectures are to be steered, and be steered or refused
+STEERED, TRIED = 110, 110
+IDS = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(0))
+PADS, LENGTH = 3, 4
+#: architectures that are refused, and what the refusal says
+REFUSED: dict[str, str] = {}
+
+
+def written(model: Any, ids: torch.Tensor = IDS, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits of every token that greedy decoding writes after the prompt, [rows, LENGTH, vocabulary]."""
+    mask = torch.ones_like(ids) if mask is None else mask
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=LENGTH,
+        min_new_tokens=LENGTH,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=0,
+    )
+    return torch.stack(out.logits, 1)
+
+
+def forward(model: Any, ids: torch.Tensor = IDS, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits of one forward pass without a cache, [rows, positions, vocabulary]."""
+    mask = torch.ones_like(ids) if mask is None else mask
+    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    return logits
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=2e-3, atol=2e-3)
+
+
+def padded() -> tuple[torch.Tensor, torch.Tensor]:
+    """The prompts behind padding, and their mask."""
+    pads = torch.zeros(len(IDS), PADS, dtype=torch.long)
+    return torch.cat([pads, IDS], 1), torch.cat([pads, torch.ones_like(IDS)], 1)
+
+
+@contextmanager
+def plain_hooks(model: Any, concept: Concept, phase: str) -> Iterator[None]:
+    """What `llm.steer` is to do, with hooks of its own, for texts without padding."""
+    modules = dict(model.named_modules())
+    steered: dict[str, torch.Tensor] = {}
+
+    def begin(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
+        positions = torch.arange(ids.shape[1])
+        if ids.shape[1] > 1:  # the whole text so far: its first token is the sink
+            writes = positions >= IDS.shape[1] - 1
+            steered["here"] = (positions > 0) & (writes if phase == "generation" else True)
+        else:
+            steered["here"] = positions == 0
+
+    def hook_of(item: Intervention) -> Callable[..., Any]:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            x = output if isinstance(output, torch.Tensor) else output[0]
+            h = item.probes[0].score(x) * steered["here"][:, None]
+            x = torch.lerp(x, item.maps[0].apply(x, 1.0), h.to(x).expand_as(x))
+            return x if isinstance(output, torch.Tensor) else type(output)([x, *output[1:]])
+
+        return hook
+
+    handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
+    for item in concept.interventions:
+        module = modules[item.site.path.removeprefix("model.")]
+        handles.append(module.register_forward_hook(hook_of(item)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def concepts_at(seen: dict[Site, torch.Tensor]) -> dict[str, Concept]:
+    """A concept that is always on, and one whose gate goes by token."""
+    random = torch.Generator().manual_seed(1)
+    items: dict[str, list[Intervention]] = {"on": [], "token": []}
+    for site, x in seen.items():
+        width, scale = x.shape[-1], float(x.std())
+        shift = AffineMap(torch.randn(width, generator=random) * scale)
+        weight = torch.randn(width, generator=random) / (scale * width**0.5)
+        for name, probe in (("on", ConstantProbe(1.0)), ("token", LinearProbe(weight, torch.tensor(0.2)))):
+            items[name].append(Intervention(site, (probe,), (shift,), (1.0,)))
+    return {name: Concept(name, tuple(parts)) for name, parts in items.items()}
+
+
+def seen_at(model: Any, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
+    """What comes by at some sites, which learning reads as well."""
+    recorder = Recorder()
+    with visit(roots_of(model), sites, recorder):
+        forward(model)
+    assert set(recorder.seen) == set(sites), "every site is reached"
+    assert all(x.shape[:2] == IDS.shape for seen in recorder.seen.values() for x in seen), "each token has its place"
+    capture = Reader(model, 0, 2).capture([Encoded(tuple(row), 7) for row in IDS.tolist()], sites, [("source", "all")])
+    assert all(len(rows.gathered("positions")) for rows in capture.rows.values())
+    return {site: seen[0] for site, seen in recorder.seen.items()}
+
+
+def check_steering(model: Any) -> None:
+    """The identities of steering, as far as the model itself keeps them; and that it is what plain hooks do."""
+    base, plain = written(model), forward(model)
+    assert torch.equal(written(model), base), "the model itself repeats what it does"
+    bare, sites = Bare.of(model), llm.find_sites(model)
+    layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    assert layers is None or len(llm.find_sites(model, "block")) == layers, "the layers are those of the config"
+    concepts = concepts_at(seen_at(model, sites))
+    with llm.steer(model, dict.fromkeys(concepts.values(), 0.0)):
+        assert torch.equal(written(model), base) and torch.equal(forward(model), plain), "strength 0 changes nothing"
+    for concept in concepts.values():
+        for phase in ("all", "generation"):
+            with plain_hooks(model, concept, phase):
+                wanted = written(model), forward(model)
+            with llm.steer(model, {concept: 1.0}, phase=phase):
+                assert close(forward(model), wanted[1]), f"one pass is steered as by plain hooks, {phase}"
+                steered = written(model)
+            assert not close(steered, base), "what is written changes"
+            assert close(steered, wanted[0]), f"what is written is steered as by plain hooks, {phase}"
+            check_batches(model, concept, phase, base, steered)
+    assert torch.equal(written(model), base) and torch.equal(forward(model), plain), "detached, it is as it was"
+    assert Bare.of(model) == bare, "and carries no hooks"
+
+
+def check_batches(model: Any, concept: Concept, phase: str, base: torch.Tensor, steered: torch.Tensor) -> None:
+    """Padding on the left, rows alone and decoding without a cache, where the model itself agrees on them."""
+    ids, mask = padded()
+    answer = base[:, :-1].argmax(-1)
+    whole = torch.cat([IDS, answer], 1)
+
+    def steering() -> Any:
+        return llm.steer(model, {concept: 1.0}, phase=phase) if concept is not None else nullcontext()
+
+    if close(written(model, ids, mask), base):
+        with steering():
+            assert close(written(model, ids, mask), steered), f"padding on the left makes no difference, {phase}"
+    if close(written(model, IDS[:1]), base[:1]):
+        with steering():
+            assert close(written(model, IDS[:1]), steered[:1]), f"nor does the other row, {phase}"
+    if close(forward(model, whole)[:, IDS.shape[1] - 1 :], base) and phase == "all":
+        whole = torch.cat([IDS, steered[:, :-1].argmax(-1)], 1)
+        with steering():
+            assert close(forward(model, whole)[:, IDS.shape[1] - 1 :], steered), "nor does the cache"
+
+
+@pytest.mark.parametrize("kind", sorted(set(causal_kinds()) - set(NOT_BUILT)))
+@torch.no_grad()
+def test_it_is_steered_right_or_refused_in_one_line(kind: str) -> None:
+    model = build(kind)
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "attached sites were not reached")
+            check_steering(model)
+    except DSASError as error:
+        check_message(str(error))
+        assert kind in REFUSED, f"refused: {error}"
+        assert REFUSED[kind] in str(error)
+    else:
+        assert kind not in REFUSED, "it is steered after all"
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_so_many_are_tried() -> None:
+    tried = set(causal_kinds()) - set(NOT_BUILT)
+    assert len(tried) >= TRIED
+    assert len(tried - set(REFUSED)) >= STEERED
