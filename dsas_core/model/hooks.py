@@ -50,10 +50,29 @@ class Call:
     joint: Joint | None = None
 
     def position_mask(self, site: Site, count: int) -> torch.Tensor | None:
-        """Which of the `count` positions at a site count, float [batch, count]; None for all."""
+        """Which of the `count` positions at a site count, float [batch, count]; None for all.
+
+        Raises:
+            UnsupportedError: the call has another number of positions.
+        """
         if site.stream == "text" and self.joint is not None:
             return self.joint.token_mask(count)
-        return None if self.mask is None else self.mask[:, slice(*(site.tokens or (None,)))]
+        mask = None if self.mask is None else self.mask[:, slice(*(site.tokens or (None,)))]
+        if mask is not None and mask.shape[1] != count:
+            raise UnsupportedError(
+                f"{count} positions reach {site}, but {site.root!r} was called with {mask.shape[1]}, so nothing tells "
+                "which is which: choose sites whose positions are those of the call"
+            )
+        return mask
+
+    def check_rows(self, site: Site, count: int) -> None:
+        """Raise an UnsupportedError where another number of rows reaches a site than the call has."""
+        if count != len(self.steered):
+            raise UnsupportedError(
+                f"{count} rows reach {site}, but {site.root!r} was called with {len(self.steered)}: something between "
+                "takes rows away, as FasterCache does those of the negative prompt, or has its positions first; steer "
+                "without it, or at other sites"
+            )
 
 
 class Visitor(Protocol):
@@ -79,6 +98,7 @@ class Visit:
 
     def __init__(self, visitor: Visitor) -> None:
         self.visitor = visitor
+        self.once = bool(getattr(visitor, "stateful", False))  # whether it may see a site once in a call at most
         self.joint: dict[str, Joint | None] = {}  # by root, of its current call
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._hooks: list[_SiteHook] = []
@@ -292,6 +312,11 @@ class _SiteHook(DetachedOnCopy):
         self.reached = self.visited = False
 
     def change(self, value: Any) -> Any:
+        if self.placed.once and self.reached:
+            raise UnsupportedError(
+                f"{self.site} is reached several times in one call, as layers that are shared or repeated are, and the "
+                "gate goes by what came before: choose other sites, or learn with form token"
+            )
         joint = self.placed.joint.get(self.site.root) if self.site.stream else None
         changed = self.placed.visitor.visit(self.site, read_site(value, self.site, joint))
         self.reached = self.visited = True

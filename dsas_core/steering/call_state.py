@@ -113,11 +113,7 @@ class CallState:
                 f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: call "
                 "the module that was steered, not a part of it"
             )
-        if len(x) != len(call.steered):
-            raise UnsupportedError(
-                f"{len(x)} rows reach {site}, but {site.root!r} was called with {len(call.steered)}: something "
-                "between takes rows away, as FasterCache does those of the negative prompt; steer without it"
-            )
+        call.check_rows(site, len(x))
         return call
 
     def dose(self, entry: BoundIntervention, device: torch.device) -> torch.Tensor:

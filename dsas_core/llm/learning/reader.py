@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import PromptError
+from ...errors import PromptError, UnsupportedError
 from ...learning.capture import Capture
 from ...model.hooks import Call, DescribeCall, Visit, is_compiled, visit
 from ...model.sites import Site
@@ -58,6 +58,7 @@ class Reader:
             once (`ANSWERED`).
         positions: the most positions, padding included, whose logits are computed at once, because those of a large
             vocabulary fill memory; None for as many as a batch has.
+        steered: sites that are steered, where activations are read if the model's layers are not found.
 
     Attributes:
         tokens: counts what went through the model.
@@ -71,8 +72,11 @@ class Reader:
         (1, True)
     """
 
-    def __init__(self, model: nn.Module, pad: int, batch: int, positions: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, pad: int, batch: int, positions: int | None = None, steered: Sequence[Site] = ()
+    ) -> None:
         self.model, self.pad, self.batch, self.positions = model, pad, batch, positions
+        self.steered = tuple(steered)
         self.device = device_of_input(model)
         self.limit = max_positions(model)
         self.tokens = TokenCount()
@@ -278,10 +282,22 @@ class Reader:
             on_batch(chosen)
         return [answers[i] for i in range(len(texts))]
 
+    def find_sites(self, group: str | None = None) -> list[Site]:
+        """Sites of a group; where the model's layers are not found, those that are steered."""
+        try:
+            return find_sites(self.model, group)
+        except UnsupportedError:
+            if not self.steered:
+                raise
+            return list(self.steered)
+
     def states(self, texts: Sequence[Encoded]) -> torch.Tensor:
-        """Mean activation over each answer at the output of every layer, side by side: float32 [n, layers x width]."""
+        """Mean activation over each answer at the output of every layer, side by side: float32 [n, layers x width].
+
+        Where the layers are not found, at the sites that are steered.
+        """
         rows: dict[int, torch.Tensor] = {}
-        roots, sites = roots_of(self.model), find_sites(self.model, "block")
+        roots, sites = roots_of(self.model), self.find_sites("block")
         for chosen, batch in self.batches_by_length(texts):
             recorder = _MeanRecorder(batch.token_mask("answer").to(self.device))
             with self.stop_after(sites), visit(roots, sites, recorder):

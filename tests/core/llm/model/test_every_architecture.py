@@ -32,7 +32,11 @@ STEERED, TRIED = 110, 110
 IDS = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(0))
 PADS, LENGTH = 3, 4
 #: architectures that are refused, and what the refusal says
-REFUSED: dict[str, str] = {}
+REFUSED = {
+    "prophetnet": "21 positions reach model.prophetnet.decoder.layers.1, but 'model' was called with 7",
+    "xlm": "reads the whole text anew for each token",
+    "xlnet": "writes with a second stream of queries",
+}
 
 
 def written(model: Any, ids: torch.Tensor = IDS, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -85,10 +89,17 @@ def plain_hooks(model: Any, concept: Concept, phase: str) -> Iterator[None]:
 
     def hook_of(item: Intervention) -> Callable[..., Any]:
         def hook(module: Any, args: Any, output: Any) -> Any:
-            x = output if isinstance(output, torch.Tensor) else output[0]
+            x = given = output if isinstance(output, torch.Tensor) else output[0]
+            if x.ndim == 4:  # streams of the residual, behind the positions or before the rows
+                x = x.movedim(0, 2) if x.shape[2] == len(steered["here"]) else x
+                x = x.flatten(2)
             h = item.probes[0].score(x) * steered["here"][:, None]
             x = torch.lerp(x, item.maps[0].apply(x, 1.0), h.to(x).expand_as(x))
-            return x if isinstance(output, torch.Tensor) else type(output)([x, *output[1:]])
+            if given.ndim == 4:
+                x = x.unflatten(2, (-1, given.shape[-1]))
+                x = x if x.shape == given.shape else x.movedim(2, 0)
+            make = getattr(type(output), "_make", type(output))
+            return x if isinstance(output, torch.Tensor) else make([x, *output[1:]])
 
         return hook
 
@@ -118,13 +129,13 @@ def concepts_at(seen: dict[Site, torch.Tensor]) -> dict[str, Concept]:
 
 def seen_at(model: Any, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
     """What comes by at some sites, which learning reads as well."""
+    capture = Reader(model, 0, 2).capture([Encoded(tuple(row), 7) for row in IDS.tolist()], sites, [("source", "all")])
+    assert all(len(rows.gathered("positions")) for rows in capture.rows.values())
     recorder = Recorder()
     with visit(roots_of(model), sites, recorder):
         forward(model)
     assert set(recorder.seen) == set(sites), "every site is reached"
     assert all(x.shape[:2] == IDS.shape for seen in recorder.seen.values() for x in seen), "each token has its place"
-    capture = Reader(model, 0, 2).capture([Encoded(tuple(row), 7) for row in IDS.tolist()], sites, [("source", "all")])
-    assert all(len(rows.gathered("positions")) for rows in capture.rows.values())
     return {site: seen[0] for site, seen in recorder.seen.items()}
 
 
@@ -133,8 +144,9 @@ def check_steering(model: Any) -> None:
     base, plain = written(model), forward(model)
     assert torch.equal(written(model), base), "the model itself repeats what it does"
     bare, sites = Bare.of(model), llm.find_sites(model)
-    layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    assert layers is None or len(llm.find_sites(model, "block")) == layers, "the layers are those of the config"
+    config = model.config.get_text_config(decoder=True)
+    layers = {getattr(config, name, None) for name in ("num_hidden_layers", "num_layers", "num_layers_per_stack")}
+    assert len(llm.find_sites(model, "block")) in layers, "the layers are those of the config"
     concepts = concepts_at(seen_at(model, sites))
     with llm.steer(model, dict.fromkeys(concepts.values(), 0.0)):
         assert torch.equal(written(model), base) and torch.equal(forward(model), plain), "strength 0 changes nothing"
