@@ -45,9 +45,10 @@ class Site:
         index: which element, where the module takes or returns several.
         tokens: (start, stop) of the positions, or None for all; negative counts from the end.
         channels: (start, stop) of the channels (an attention head), or None for all.
-        layout: "last" for [batch, positions, width], "first" for [batch, width, height, width in pixels]; "streams-last"
-            for [batch, positions, streams, width] and "streams-first" for [streams, batch, positions, width], where
-            several residual streams lie side by side: they are read and written as one of their widths together.
+        layout: "last" for [batch, positions, width], "first" for [batch, width, height, width in pixels];
+            "streams-last" for [batch, positions, streams, width] and "streams-first" for [streams, batch, positions,
+            width], where several residual streams lie side by side: they are read and written as one of their widths
+            together.
         stream: "image" or "text", where a transformer attends to both at once; "" elsewhere. An activation with both
             in one sequence is split as `hooks.Call.joint` describes.
 
@@ -330,8 +331,8 @@ def _tensor(value: Any, site: Site) -> torch.Tensor:
     if not isinstance(x, torch.Tensor) or x.ndim != expected:
         shape = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
         raise DSASError(
-            f"site {site}: layout {site.layout} expects {expected} dimensions, {dimensions}, its module gave {shape}: "
-            "name sites that give such, as sites=[…] with suffixes of modules inside it"
+            f"site {site}: layout {site.layout} expects {expected} dimensions, its module gave {shape}: name sites "
+            f"that give {dimensions}, as sites=[…] with suffixes of modules inside it"
         )
     return x
 

@@ -34,7 +34,7 @@ import numpy as np
 
 from ...errors import DSASError, PromptError
 from ...learning.prompts.prompt_set import CONTROLS, MINIMUM, PromptSet
-from ..model.conversations import parse_turns
+from ..model.conversations import is_conversation
 
 #: labels of Jigsaw's two competitions
 LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
@@ -331,7 +331,7 @@ def _usable(scored: Sequence[Scored]) -> list[Scored]:
     usable: dict[str, Scored] = {}
     for item in scored:
         text = " ".join(item.text.split())
-        if text and not parse_turns(text):
+        if text and not is_conversation(text):
             usable.setdefault(text.lower(), Scored(text, item.score, item.group))
     return list(usable.values())
 

@@ -282,28 +282,33 @@ class Reader:
             on_batch(chosen)
         return [answers[i] for i in range(len(texts))]
 
-    def find_sites(self, group: str | None = None) -> list[Site]:
-        """Sites of a group; where the model's layers are not found, those that are steered."""
-        try:
-            return find_sites(self.model, group)
-        except UnsupportedError:
-            if not self.steered:
-                raise
-            return list(self.steered)
-
     def states(self, texts: Sequence[Encoded]) -> torch.Tensor:
         """Mean activation over each answer at the output of every layer, side by side: float32 [n, layers x width].
 
         Where the layers are not found, at the sites that are steered.
         """
         rows: dict[int, torch.Tensor] = {}
-        roots, sites = roots_of(self.model), self.find_sites("block")
+        roots, sites = roots_of(self.model), sites_of(self, "block")
         for chosen, batch in self.batches_by_length(texts):
             recorder = _MeanRecorder(batch.token_mask("answer").to(self.device))
             with self.stop_after(sites), visit(roots, sites, recorder):
                 self.read(batch)
             rows |= zip(chosen, torch.cat(recorder.means, 1).cpu(), strict=True)
         return torch.stack([rows[i] for i in range(len(texts))])
+
+
+def sites_of(reader: Reader, group: str | None = None) -> list[Site]:
+    """Sites of a group in a reader's model; where its layers are not found, those that are steered.
+
+    Raises:
+        UnsupportedError: the layers are not found, and the reader was told of no sites.
+    """
+    try:
+        return find_sites(reader.model, group)
+    except UnsupportedError:
+        if not reader.steered:
+            raise
+        return list(reader.steered)
 
 
 class _MeanRecorder:

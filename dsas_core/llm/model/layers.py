@@ -262,8 +262,8 @@ def _width_taken(layer: nn.Module, transposed: bool) -> int:
     if isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.ndim == 2:
         return int(weight.shape[0 if transposed else 1])
     raise UnsupportedError(
-        f"{type(layer).__name__} does not tell how wide its input is, and its weight is packed: choose other sites than "
-        "heads"
+        f"{type(layer).__name__} does not tell how wide its input is, and its weight is packed: choose other "
+        "sites than heads"
     )
 
 

@@ -140,7 +140,7 @@ def test_plain_data_leaves_defaults_out() -> None:
     [
         ({"path": "a", "colour": 1}, "has no field colour"),
         ({"path": "a", "side": "left"}, "side is input or output"),
-        ({"path": "a", "layout": "middle"}, "layout first or last"),
+        ({"path": "a", "layout": "middle"}, "layout one of last, first"),
     ],
 )
 def test_bad_plain_data(data: dict[str, Any], message: str) -> None:
