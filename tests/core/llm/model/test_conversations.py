@@ -76,6 +76,15 @@ class Forgetful(Words):
         return super().apply_chat_template(conversation[-1:], tokenize, add_generation_prompt)
 
 
+class Numbered(Words):
+    """Its template begins with the number of turns."""
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool = False
+    ) -> str:
+        return f"{len(conversation)} " + super().apply_chat_template(conversation, tokenize, add_generation_prompt)
+
+
 class Strict(Words):
     """Its template takes no system's turn."""
 
@@ -95,7 +104,8 @@ def test_an_answer_is_found_behind_another_opening() -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "match"),
     [
-        (Forgetful(), "otherwise with its answer than without: nothing tells where the answer begins"),
+        (Forgetful(), "leaves out turn 1, user: 'where is it"),
+        (Numbered(), "otherwise with its answer than without: nothing tells where the answer begins"),
         (Strict(), "the chat template refuses 'user: where .* …: System role not supported"),
     ],
 )
@@ -138,7 +148,7 @@ NAMES = ["User", "USER", "user ", "Assistant", "aSSistant\t", "Human", "human", 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("colon", [":", ": ", "\uff1a"])
 def test_what_looks_like_a_turn_is_an_error_in_a_conversation_and_a_warning_elsewhere(name: str, colon: str) -> None:
-    with pytest.raises(DSASError, match="is no turn: write (user|assistant): there") as raised:
+    with pytest.raises(DSASError, match=r"is no turn: write (user|assistant): there") as raised:
         parse_turns(f"user: a\n{name}{colon}b\nassistant: c")
     check_message(str(raised.value))
     with pytest.warns(UserWarning, match="is no turn, so all of it is read as plain text"):
