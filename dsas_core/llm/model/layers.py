@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,8 +131,8 @@ def layers_of(model: nn.Module) -> dict[str, list[str]]:
     """Canonical paths of the layers of each root, in order.
 
     The layers are the module list with most parameters, among those that are not inside another list nor in a vision or
-    audio tower, and that are as many as the config says or else of one kind; the former go first. A hybrid stack has
-    layers of several kinds.
+    audio tower, and that are as many as the config says or else of one kind; the former go first. So layers of a hybrid
+    stack are found, which are of several kinds.
 
     Raises:
         UnsupportedError: a root has no such list.
@@ -147,13 +147,13 @@ def layers_of(model: nn.Module) -> dict[str, list[str]]:
     counts = _layer_counts(model)
     for root, module in roots_of(model).items():
         by_path = modules({root: module})
-        lists = {path: part for path, part in by_path.items() if isinstance(part, nn.ModuleList) and len(part)}
+        lists = {path: part for path, part in by_path.items() if _is_list(part, counts)}
         outer = {
             path: part
             for path, part in lists.items()
             if not any(path.startswith(f"{other}.") for other in lists)
             and not _OTHER_TOWERS.search(path)
-            and (len(part) in counts or len({type(layer) for layer in part}) == 1)
+            and (len(part) in counts or len({type(layer) for layer in part.children()}) == 1)
         }
         if not outer:
             raise UnsupportedError(
@@ -162,8 +162,15 @@ def layers_of(model: nn.Module) -> dict[str, list[str]]:
             )
         sizes = {path: sum(map(torch.Tensor.numel, _tensors(part))) for path, part in outer.items()}
         stack = max(outer, key=lambda path: (len(outer[path]) in counts, sizes[path]))
-        layers[root] = [f"{stack}.{i}" for i in range(len(outer[stack]))]
+        layers[root] = [f"{stack}.{name}" for name, _ in outer[stack].named_children()]  # one that is shared once
     return layers
+
+
+def _is_list(part: nn.Module, counts: Collection[int]) -> bool:
+    """Whether a module is a list of others; modules in sequence may be one layer, unless they are as many as layers."""
+    return (isinstance(part, nn.ModuleList) and len(part) > 0) or (
+        isinstance(part, nn.Sequential | nn.ModuleDict) and len(part) in counts
+    )
 
 
 def _layer_counts(model: nn.Module) -> set[int]:

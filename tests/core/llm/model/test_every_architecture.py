@@ -35,6 +35,7 @@ PADS, LENGTH = 3, 4
 REFUSED = {
     "cpmant": "39 positions reach model.cpmant.encoder.layers.1, but 'model' was called with 7",
     "prophetnet": "21 positions reach model.prophetnet.decoder.layers.1, but 'model' was called with 7",
+    "rwkv": "2 positions reach model.rwkv.blocks.1, but 'model' was called with 1",
     "xlm": "reads the whole text anew for each token",
     "xlnet": "writes with a second stream of queries",
 }
