@@ -24,6 +24,8 @@ PADDING = 1.2
 #: so many batches of prompts are answered at once: each token takes a pass, which is hardly longer with more rows, and
 #: less is kept of it than of one that reads whole texts with the head
 ANSWERED = 3
+#: names of caches in what models return, and among what they take
+CACHES = ("past_key_values", "cache_params", "state", "past_buckets_states")
 #: tokens of an answer
 LENGTH = 40
 #: called with the numbers of the prompts of each batch, after it was read
@@ -205,15 +207,15 @@ class Reader:
 
         The answer's first token runs alone: several would count as more of the prompt (`llm.model.call_describer`).
         """
-        from transformers import DynamicCache
-
-        (answer, _), cache, logits = batch.answers[0], DynamicCache(), []
+        (answer, _), logits, length = batch.answers[0], [], 0
+        cache: dict[str, Any] = {}
         for part in batch.ids.to(self.device).tensor_split([answer, answer + 1], dim=1):
             if part.shape[1]:
-                length = cache.get_seq_length() + part.shape[1]
+                length += part.shape[1]
                 mask = torch.ones(1, length, dtype=torch.long, device=self.device)
                 self.tokens.add(run=part.shape[1], needed=part.shape[1])
-                out = self.model(input_ids=part, attention_mask=mask, past_key_values=cache, use_cache=True)
+                out = self.model(input_ids=part, attention_mask=mask, use_cache=True, **cache)
+                cache = _cache_of(self.model, out)
                 logits.append(out.logits)
         return torch.cat(logits, 1)
 
@@ -295,6 +297,17 @@ class Reader:
                 self.read(batch)
             rows |= zip(chosen, torch.cat(recorder.means, 1).cpu(), strict=True)
         return torch.stack([rows[i] for i in range(len(texts))])
+
+
+def _cache_of(model: nn.Module, output: Any) -> dict[str, Any]:
+    """What a model has kept of what it read, as the argument that it takes it by; its own kind of cache."""
+    cache = {name: output[name] for name in CACHES if output.get(name) is not None}
+    if not cache:
+        raise UnsupportedError(
+            f"{type(model).__name__} keeps no cache of what it has read, with which gates that decide at a prompt's end "
+            "are tried: learn with form token"
+        )
+    return cache
 
 
 def sites_of(reader: Reader, group: str | None = None) -> list[Site]:

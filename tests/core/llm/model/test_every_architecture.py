@@ -20,8 +20,9 @@ from dsas_core.llm.learning.reader import Reader
 from dsas_core.llm.model.conversations import Encoded
 from dsas_core.llm.model.layers import roots_of
 from dsas_core.maps import AffineMap
+from dsas_core.model.sites import modules
 from dsas_core.probes import ConstantProbe, LinearProbe
-from tests.fixtures.architectures import NOT_BUILT, build, causal_kinds
+from tests.fixtures.architectures import build, causal_kinds, seeing_kinds
 from tests.fixtures.visitors import Bare, Recorder
 from tests.fuzz.campaign import check_message
 
@@ -77,7 +78,7 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
 @contextmanager
 def plain_hooks(model: Any, concept: Concept, phase: str) -> Iterator[None]:
     """What `llm.steer` is to do, with hooks of its own, for texts without padding."""
-    modules = dict(model.named_modules())
+    known = modules(roots_of(model))
     steered: dict[str, torch.Tensor] = {}
 
     def begin(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -107,8 +108,7 @@ def plain_hooks(model: Any, concept: Concept, phase: str) -> Iterator[None]:
 
     handles = [model.register_forward_pre_hook(begin, with_kwargs=True)]
     for item in concept.interventions:
-        module = modules[item.site.path.removeprefix("model.")]
-        handles.append(module.register_forward_hook(hook_of(item)))
+        handles.append(known[item.site.path].register_forward_hook(hook_of(item)))
     try:
         yield
     finally:
@@ -189,7 +189,7 @@ def check_batches(model: Any, concept: Concept, phase: str, base: torch.Tensor, 
             assert close(forward(model, whole)[:, IDS.shape[1] - 1 :], steered), "nor does the cache"
 
 
-@pytest.mark.parametrize("kind", sorted(set(causal_kinds()) - set(NOT_BUILT)))
+@pytest.mark.parametrize("kind", causal_kinds() + seeing_kinds())
 @torch.no_grad()
 def test_it_is_steered_right_or_refused_in_one_line(kind: str) -> None:
     model, refused = build(kind), None
@@ -209,6 +209,6 @@ def test_it_is_steered_right_or_refused_in_one_line(kind: str) -> None:
 
 
 def test_so_many_are_tried() -> None:
-    tried = set(causal_kinds()) - set(NOT_BUILT)
+    tried = set(causal_kinds())
     assert len(tried) >= TRIED
     assert len(tried - set(REFUSED)) >= STEERED
