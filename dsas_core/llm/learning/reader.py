@@ -304,8 +304,8 @@ def _cache_of(model: nn.Module, output: Any) -> dict[str, Any]:
     cache = {name: output[name] for name in CACHES if output.get(name) is not None}
     if not cache:
         raise UnsupportedError(
-            f"{type(model).__name__} keeps no cache of what it has read, with which gates that decide at a prompt's end "
-            "are tried: learn with form token"
+            f"{type(model).__name__} keeps no cache of what it has read, with which gates that decide at a prompt's "
+            "end are tried: learn with form token"
         )
     return cache
 

@@ -147,7 +147,7 @@ def layers_of(model: nn.Module) -> dict[str, list[str]]:
     counts = _layer_counts(model)
     for root, module in roots_of(model).items():
         by_path = modules({root: module})
-        lists = {path: part for path, part in by_path.items() if _is_list(part, counts)}
+        lists: dict[str, Any] = {path: part for path, part in by_path.items() if _is_list(part, counts)}
         outer = {
             path: part
             for path, part in lists.items()
