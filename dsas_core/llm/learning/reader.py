@@ -205,18 +205,18 @@ class Reader:
     def _run_written(self, batch: Batch) -> torch.Tensor:
         """Logits [1, positions, vocabulary] of one prompt, and of its answer read with the prompt's cache.
 
-        The answer's first token runs alone: several would count as more of the prompt (`llm.model.call_describer`).
+        The answer's first token runs alone: several would count as more of the prompt (`llm.model.call_describer`). So
+        do the others where several at once would forget what a recurrent layer has read.
         """
-        (answer, _), logits, length = batch.answers[0], [], 0
+        (answer, end), logits, place = batch.answers[0], [], 0
         cache: dict[str, Any] = {}
-        for part in batch.ids.to(self.device).tensor_split([answer, answer + 1], dim=1):
-            if part.shape[1]:
-                length += part.shape[1]
-                mask = torch.ones(1, length, dtype=torch.long, device=self.device)
-                self.tokens.add(run=part.shape[1], needed=part.shape[1])
-                out = self.model(input_ids=part, attention_mask=mask, use_cache=True, **cache)
-                cache = _cache_of(self.model, out)
-                logits.append(out.logits)
+        while place < end:
+            alone = place == answer or _is_recurrent(cache)
+            stop = answer if place < answer else place + 1 if alone else end
+            self.tokens.add(run=stop - place, needed=stop - place)
+            out = self.model(input_ids=batch.ids[:, place:stop].to(self.device), use_cache=True, **cache)
+            cache, place = _cache_of(self.model, out), stop
+            logits.append(out.logits)
         return torch.cat(logits, 1)
 
     def losses(self, texts: Sequence[Encoded], selection: str = "all") -> torch.Tensor:
@@ -308,6 +308,13 @@ def _cache_of(model: nn.Module, output: Any) -> dict[str, Any]:
             "end are tried: learn with form token"
         )
     return cache
+
+
+def _is_recurrent(cache: Mapping[str, Any]) -> bool:
+    """Whether a cache, as `_cache_of` returns it, holds states in place of keys."""
+    held = cache.get("past_key_values")
+    layers = [held, *getattr(held, "layers", ())]
+    return bool(cache) and (held is None or any(hasattr(layer, "conv_states") for layer in layers))
 
 
 def sites_of(reader: Reader, group: str | None = None) -> list[Site]:

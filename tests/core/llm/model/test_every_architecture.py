@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dsas_core import Concept, Intervention, Site, llm, visit
-from dsas_core.errors import DSASError
+from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.llm.learning.reader import Reader
 from dsas_core.llm.model.conversations import Encoded
 from dsas_core.llm.model.layers import roots_of
@@ -150,6 +150,8 @@ def check_steering(model: Any) -> None:
     layers = {getattr(config, name, None) for name in ("num_hidden_layers", "num_layers", "num_layers_per_stack")}
     assert len(llm.find_sites(model, "block")) in layers, "the layers are those of the config"
     concepts = concepts_at(seen_at(model, sites))
+    if close(forward(model, torch.cat([IDS, base[:, :-1].argmax(-1)], 1))[:, IDS.shape[1] - 1 :], base):
+        check_answers_read_with_a_cache(model)
     with llm.steer(model, dict.fromkeys(concepts.values(), 0.0)):
         assert torch.equal(written(model), base), "strength 0 changes nothing that is written"
         assert torch.equal(forward(model), plain), "nor what is read"
@@ -166,6 +168,17 @@ def check_steering(model: Any) -> None:
     assert torch.equal(written(model), base), "detached, it writes as before"
     assert torch.equal(forward(model), plain), "and reads as before"
     assert Bare.of(model) == bare, "and carries no hooks"
+
+
+def check_answers_read_with_a_cache(model: Any) -> None:
+    """Learning tries answers behind the cache of their prompts, which changes nothing, or says that there is none."""
+    reader, texts = Reader(model, 0, 2), [Encoded(tuple(row), 4) for row in IDS.tolist()]
+    try:
+        cached = reader.predictions(texts, written=True)
+    except UnsupportedError as error:
+        assert "keeps no cache of what it has read" in str(error)  # noqa: PT017
+        return
+    assert all(map(close, cached, reader.predictions(texts)))
 
 
 def check_batches(model: Any, concept: Concept, phase: str, base: torch.Tensor, steered: torch.Tensor) -> None:
