@@ -214,7 +214,9 @@ class Reader:
             alone = place == answer or _is_recurrent(cache)
             stop = answer if place < answer else place + 1 if alone else end
             self.tokens.add(run=stop - place, needed=stop - place)
-            out = self.model(input_ids=batch.ids[:, place:stop].to(self.device), use_cache=True, **cache)
+            told = {"attention_mask": batch.mask[:, :stop].to(self.device)}
+            told = told if place == 0 or "past_key_values" in cache else {}  # states take no mask of what was before
+            out = self.model(input_ids=batch.ids[:, place:stop].to(self.device), use_cache=True, **told, **cache)
             cache, place = _cache_of(self.model, out), stop
             logits.append(out.logits)
         return torch.cat(logits, 1)
