@@ -17,7 +17,15 @@ from ...model.sites import Site
 from ...probes.combine import pool
 from ...utils.meter import TokenCount
 from ..model.conversations import Batch, Encoded, encode, pad_batch
-from ..model.layers import device_of_input, end_tokens, find_sites, logits_options, max_positions, roots_of
+from ..model.layers import (
+    device_of_input,
+    end_tokens,
+    find_sites,
+    logits_options,
+    max_positions,
+    roots_of,
+    takes_positions,
+)
 
 #: positions that are read, over those that are no padding, are at most so many
 PADDING = 1.2
@@ -216,6 +224,8 @@ class Reader:
             self.tokens.add(run=stop - place, needed=stop - place)
             told = {"attention_mask": batch.mask[:, :stop].to(self.device)}
             told = told if place == 0 or "past_key_values" in cache else {}  # states take no mask of what was before
+            if takes_positions(self.model):
+                told["position_ids"] = torch.arange(place, stop, device=self.device)[None]
             out = self.model(input_ids=batch.ids[:, place:stop].to(self.device), use_cache=True, **told, **cache)
             cache, place = _cache_of(self.model, out), stop
             logits.append(out.logits)

@@ -334,6 +334,13 @@ def logits_options(model: nn.Module, kept: int | list[int]) -> dict[str, int | l
     return {"logits_to_keep": kept} if takes_it else {}
 
 
+def takes_positions(model: nn.Module) -> bool:
+    """Whether the model is told the positions of its tokens, counted from 0, for rotary embeddings."""
+    config = _text_config(model)
+    rotary = any(hasattr(config, name) for name in ("rope_parameters", "rope_theta"))
+    return rotary and "position_ids" in inspect.signature(unwrap(model).forward).parameters
+
+
 def device_of_input(model: nn.Module) -> torch.device:
     """The device for token ids: that of the first parameter, else buffer, that is not on the meta device."""
     devices = (tensor.device for tensor in _tensors(model))
