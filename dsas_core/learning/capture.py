@@ -169,6 +169,7 @@ class Capture:
 
     def visit(self, site: Site, x: torch.Tensor) -> None:
         call, bin_ = self._calls[site.root]
+        call.check_rows(site, len(x))
         keep = call.steered.to(x.device) > 0
         if not bool(keep.any()):
             return

@@ -68,6 +68,15 @@ class Call:
             )
         return mask
 
+    def check_rows(self, site: Site, count: int) -> None:
+        """Raise an UnsupportedError where another number of rows reaches a site than the call has."""
+        if count != len(self.steered):
+            raise UnsupportedError(
+                f"{count} rows reach {site}, but {site.root!r} was called with {len(self.steered)}: something between "
+                "takes rows away, as FasterCache does those of the negative prompt, or has its positions first; steer "
+                "without it, or at other sites"
+            )
+
 
 class Visitor(Protocol):
     """Reads activations during a forward pass, and may change them."""
@@ -104,6 +113,7 @@ class Visit:
 
     def __init__(self, visitor: Visitor) -> None:
         self.visitor = visitor
+        self.once = bool(getattr(visitor, "stateful", False))  # whether it may see a site once in a call at most
         self._joint: dict[str, Joint | None] = {}  # by root, of its current call
         self._recall: Callable[..., Call | None] | None = getattr(visitor, "recall", None)
         self._pending: dict[str, _Pending] = {}  # by root: models around it were called, and it was not yet
@@ -386,6 +396,11 @@ class _SiteHook(DetachedOnCopy):
         placed = self.placed
         if placed._pending and (pending := placed._pending.get(self.site.root)) is not None:
             pending.begin(*pending[1:])
+        if placed.once and self.reached and (placed._recall is None or placed._recall(self.site.root) is None):
+            raise UnsupportedError(
+                f"{self.site} is reached several times in one call, as layers that are shared or repeated are, and the "
+                "gate goes by what came before: choose other sites, or learn with form token"
+            )
         joint = placed.joint_of(self.site.root) if self.site.stream else None
         changed = placed.visitor.visit(self.site, read_site(value, self.site, joint))
         self.reached = self.visited = True

@@ -18,13 +18,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import DSASError, ModelMismatchError
+from ..errors import DSASError, ModelMismatchError, quote
 from .wrappers import walk
 
 #: levels of module paths that are no part of a site's name
 _LEFT_OUT = {"_orig_mod", "text_model"}
 #: what positions are, where a model attends to image and text at once
 STREAMS = ("", "image", "text")
+#: how the dimensions of an activation lie: number of them, and what they are
+LAYOUTS = {
+    "last": (3, "[batch, positions, width]"),
+    "first": (4, "[batch, width, height, width in pixels]"),
+    "streams-last": (4, "[batch, positions, streams, width]"),
+    "streams-first": (4, "[streams, batch, positions, width]"),
+}
 #: how many similar paths a message lists for a pattern that matches none
 NEAREST = 8
 
@@ -41,7 +48,10 @@ class Site:
         index: which element, where the module takes or returns several.
         tokens: (start, stop) of the positions, or None for all; negative counts from the end.
         channels: (start, stop) of the channels (an attention head), or None for all.
-        layout: "last" for [batch, positions, width], "first" for [batch, width, height, width in pixels].
+        layout: "last" for [batch, positions, width], "first" for [batch, width, height, width in pixels];
+            "streams-last" for [batch, positions, streams, width] and "streams-first" for [streams, batch, positions,
+            width], where several residual streams lie side by side: they are read and written as one of their widths
+            together.
         stream: "image" or "text", where a transformer attends to both at once; "" elsewhere. An activation with both
             in one sequence is split as `hooks.Call.joint` describes.
 
@@ -62,8 +72,11 @@ class Site:
     stream: str = ""
 
     def __post_init__(self) -> None:
-        if self.side not in ("output", "input") or self.layout not in ("last", "first"):
-            raise DSASError(f"site {self.path}: side is input or output, layout first or last; found {self}")
+        if self.side not in ("output", "input") or self.layout not in LAYOUTS:
+            raise DSASError(
+                f"site {self.path}: side is input or output, layout one of {', '.join(LAYOUTS)}; found "
+                f"{quote(self.side)} and {quote(self.layout)}"
+            )
         if self.stream not in STREAMS:
             raise DSASError(f"site {self.path}: stream is image, text or none; found {self.stream!r}")
 
@@ -273,12 +286,13 @@ def write_site(value: Any, site: Site, x: torch.Tensor, joint: Joint | None = No
         changed = _flat(whole, site).clone()
         changed[index] = x
         x = changed
-    if site.layout == "first":
-        x = x.transpose(1, 2).reshape(whole.shape)
+    x = _unflat(x, whole, site)
     if isinstance(value, torch.Tensor):
         return x
     if isinstance(value, tuple | list):
-        return type(value)([*value[: site.index], x, *value[site.index + 1 :]])
+        items = [*value[: site.index], x, *value[site.index + 1 :]]
+        make = getattr(type(value), "_make", type(value))  # a named tuple takes its items one by one
+        return make(items)
     replaced: Any = type(value)(**value) if isinstance(value, Mapping) else copy.copy(value)
     parts: Any = replaced if isinstance(value, Mapping) else vars(replaced)
     parts[list(_named_parts(value))[site.index]] = x
@@ -291,8 +305,21 @@ def _named_parts(value: Any) -> Mapping[str, Any]:
 
 
 def _flat(x: torch.Tensor, site: Site) -> torch.Tensor:
-    """[batch, positions, width] of either layout."""
-    return x.flatten(2).transpose(1, 2) if site.layout == "first" else x
+    """[batch, positions, width] of any layout."""
+    if site.layout == "first":
+        return x.flatten(2).transpose(1, 2)
+    if site.layout == "streams-first":
+        x = x.permute(1, 2, 0, 3)
+    return x if site.layout == "last" else x.flatten(2)
+
+
+def _unflat(x: torch.Tensor, whole: torch.Tensor, site: Site) -> torch.Tensor:
+    """The inverse of `_flat`, in the shape of `whole`."""
+    if site.layout == "first":
+        return x.transpose(1, 2).reshape(whole.shape)
+    if site.layout == "streams-first":
+        return x.unflatten(2, (len(whole), -1)).permute(2, 0, 1, 3)
+    return x if site.layout == "last" else x.reshape(whole.shape)
 
 
 def _index(value: Any, site: Site, joint: Joint | None) -> tuple[Any, ...]:
@@ -325,10 +352,13 @@ def _tensor(value: Any, site: Site) -> torch.Tensor:
         if len(items) <= site.index:
             raise DSASError(f"site {site}: its module gave {type(value).__name__}, without an element {site.index}")
         x = items[site.index]
-    expected = 4 if site.layout == "first" else 3
+    expected, dimensions = LAYOUTS[site.layout]
     if not isinstance(x, torch.Tensor) or x.ndim != expected:
         shape = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-        raise DSASError(f"site {site}: layout {site.layout} expects {expected} dimensions, its module gave {shape}")
+        raise DSASError(
+            f"site {site}: layout {site.layout} expects {expected} dimensions, its module gave {shape}: name sites "
+            f"that give {dimensions}, as sites=[…] with suffixes of modules inside it"
+        )
     return x
 
 

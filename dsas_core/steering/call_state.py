@@ -162,11 +162,7 @@ class CallState(ProbeStates):
                 )
             if record.differentiable and eager:
                 record.note_pass(site)
-        if len(x) != len(record.call.steered):
-            raise UnsupportedError(
-                f"{len(x)} rows reach {site}, but {site.root!r} was called with {len(record.call.steered)}: something "
-                "between takes rows away, as FasterCache does those of the negative prompt; steer without it"
-            )
+        record.call.check_rows(site, len(x))
         return record, again
 
     def score(

@@ -74,7 +74,7 @@ def calibrate(
             "calibration goes by what a model answers: it needs a decoder-only model, and an assistant's turn at the "
             "end of each source and target prompt"
         )
-    trial = TextTrial(Reader(model, pad_token(tokenizer), batch), *split_held_out(texts))
+    trial = TextTrial(Reader(model, pad_token(tokenizer), batch, steered=concept.steered_sites), *split_held_out(texts))
     if not trial.answers_differ:
         raise UnsupportedError(
             "the model answers source prompts much as it answers control prompts, so nothing tells what a strength does"

@@ -24,7 +24,7 @@ import numpy as np
 from ...errors import DSASError, PromptError, quote
 from ...learning.prompts.checks import check_text
 from ...learning.prompts.prompt_set import CONTROLS, MINIMUM, PromptSet
-from ..model.conversations import parse_turns
+from ..model.conversations import is_conversation
 from .scored_texts import KINDS, LABELS, Scored, read_scored
 
 __all__ = ["KINDS", "LABELS", "Scored", "prompt_set", "read_scored", "words_in"]
@@ -166,7 +166,7 @@ def _is_prompt(text: str) -> bool:
         check_text(text, "")
     except PromptError:
         return False
-    return not parse_turns(text)
+    return not is_conversation(text)
 
 
 def _escape(text: str) -> str:

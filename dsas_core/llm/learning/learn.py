@@ -193,7 +193,7 @@ class TextLearner(Learner[Encoded]):
         self.sources = drawn["source"][: len(self.fitting["source"])]
         self.unseen = {kind: encode_all(model, tokenizer, content.sample(kind, count, seed)) for kind in UNSEEN}
         self.length_auroc = _auroc(*([len(text.ids) for text in texts[side]] for side in ("source", "control")))
-        self.reader = Reader(model, pad_token(tokenizer), batch)
+        self.reader = Reader(model, pad_token(tokenizer), batch, steered=self.sites)
         self._captures: dict[tuple[tuple[str, str], ...], Capture] = {}
 
     def _recipe(self, given: Mapping[str, Any] | None, **fields: Any) -> Recipe:

@@ -19,8 +19,8 @@ from ...model.sites import Site
 from ...probes import LinearProbe
 from ...probes.running import text_scores
 from ..model.conversations import Encoded
-from ..model.layers import find_read_sites, find_sites, roots_of
-from .reader import Reader
+from ..model.layers import find_read_sites, roots_of
+from .reader import Reader, sites_of
 
 #: what a model wrote, in tokens
 Answers = Sequence[tuple[int, ...]]
@@ -84,7 +84,7 @@ class TextDetector:
     def __init__(self, reader: Reader, source: Answers, target: Answers, unseen: tuple[Answers, Answers]) -> None:
         self._reader = reader
         # nothing is steered while it reads, so a model of one layer is read there
-        sites = find_read_sites(reader.model, find_sites(reader.model)) or find_sites(reader.model)
+        sites = find_read_sites(reader.model, sites_of(reader)) or sites_of(reader)
         means = [
             reader.capture([Encoded(ids, len(ids)) for ids in side], sites, [("", "all")], tokens=0)
             for side in (source, target)

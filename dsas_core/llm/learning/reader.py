@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import PromptError
+from ...errors import PromptError, UnsupportedError
 from ...learning.capture import Capture
 from ...model.hooks import Call, DescribeCall, Visit, is_compiled, visit
 from ...model.sites import Site
@@ -18,13 +18,23 @@ from ...probes.combine import pool
 from ...utils.meter import TokenCount
 from ...utils.numbers import number
 from ..model.conversations import Batch, Encoded, encode, pad_batch
-from ..model.layers import device_of_input, end_tokens, find_sites, logits_options, max_positions, roots_of
+from ..model.layers import (
+    device_of_input,
+    end_tokens,
+    find_sites,
+    logits_options,
+    max_positions,
+    roots_of,
+    takes_positions,
+)
 
 #: positions that are read, over those that are no padding, are at most so many
 PADDING = 1.2
 #: so many batches of prompts are answered at once: each token takes a pass, which is hardly longer with more rows, and
 #: less is kept of it than of one that reads whole texts with the head
 ANSWERED = 3
+#: names of caches in what models return, and among what they take
+CACHES = ("past_key_values", "cache_params", "state", "past_buckets_states")
 #: tokens of an answer
 LENGTH = 40
 #: called with the numbers of the prompts of each batch, after it was read
@@ -59,6 +69,7 @@ class Reader:
             once (`ANSWERED`).
         positions: the most positions, padding included, whose logits are computed at once, because those of a large
             vocabulary fill memory; None for as many as a batch has.
+        steered: sites that are steered, where activations are read if the model's layers are not found.
 
     Attributes:
         tokens: counts what went through the model.
@@ -72,8 +83,11 @@ class Reader:
         (1, True)
     """
 
-    def __init__(self, model: nn.Module, pad: int, batch: int, positions: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, pad: int, batch: int, positions: int | None = None, steered: Sequence[Site] = ()
+    ) -> None:
         self.model, self.pad, self.batch, self.positions = model, pad, number("batch", batch), positions
+        self.steered = tuple(steered)
         self.device = device_of_input(model)
         self.limit = max_positions(model)
         self.tokens = TokenCount()
@@ -200,18 +214,22 @@ class Reader:
     def _run_written(self, batch: Batch) -> torch.Tensor:
         """Logits [1, positions, vocabulary] of one prompt, and of its answer read with the prompt's cache.
 
-        The answer's first token runs alone: several would count as more of the prompt (`llm.model.call_describer`).
+        The answer's first token runs alone: several would count as more of the prompt (`llm.model.call_describer`). So
+        do the others where several at once would forget what a recurrent layer has read.
         """
-        from transformers import DynamicCache
-
-        (answer, _), cache, logits = batch.answers[0], DynamicCache(), []
-        for part in batch.ids.to(self.device).tensor_split([answer, answer + 1], dim=1):
-            if part.shape[1]:
-                length = cache.get_seq_length() + part.shape[1]
-                mask = torch.ones(1, length, dtype=torch.long, device=self.device)
-                self.tokens.add(run=part.shape[1], needed=part.shape[1])
-                out = self.model(input_ids=part, attention_mask=mask, past_key_values=cache, use_cache=True)
-                logits.append(out.logits)
+        (answer, end), logits, place = batch.answers[0], [], 0
+        cache: dict[str, Any] = {}
+        while place < end:
+            alone = place == answer or _is_recurrent(cache)
+            stop = answer if place < answer else place + 1 if alone else end
+            self.tokens.add(run=stop - place, needed=stop - place)
+            told = {"attention_mask": batch.mask[:, :stop].to(self.device)}
+            told = told if place == 0 or "past_key_values" in cache else {}  # states take no mask of what was before
+            if takes_positions(self.model):
+                told["position_ids"] = torch.arange(place, stop, device=self.device)[None]
+            out = self.model(input_ids=batch.ids[:, place:stop].to(self.device), use_cache=True, **told, **cache)
+            cache, place = _cache_of(self.model, out), stop
+            logits.append(out.logits)
         return torch.cat(logits, 1)
 
     def losses(self, texts: Sequence[Encoded], selection: str = "all") -> torch.Tensor:
@@ -280,15 +298,50 @@ class Reader:
         return [answers[i] for i in range(len(texts))]
 
     def states(self, texts: Sequence[Encoded]) -> torch.Tensor:
-        """Mean activation over each answer at the output of every layer, side by side: float32 [n, layers x width]."""
+        """Mean activation over each answer at the output of every layer, side by side: float32 [n, layers x width].
+
+        Where the layers are not found, at the sites that are steered.
+        """
         rows: dict[int, torch.Tensor] = {}
-        roots, sites = roots_of(self.model), find_sites(self.model, "block")
+        roots, sites = roots_of(self.model), sites_of(self, "block")
         for chosen, batch in self.batches_by_length(texts):
             recorder = _MeanRecorder(batch.token_mask("answer").to(self.device))
             with self.stop_after(sites), visit(roots, sites, recorder):
                 self.read(batch)
             rows |= zip(chosen, torch.cat(recorder.means, 1).cpu(), strict=True)
         return torch.stack([rows[i] for i in range(len(texts))])
+
+
+def _cache_of(model: nn.Module, output: Any) -> dict[str, Any]:
+    """What a model has kept of what it read, as the argument that it takes it by; its own kind of cache."""
+    cache = {name: output[name] for name in CACHES if output.get(name) is not None}
+    if not cache:
+        raise UnsupportedError(
+            f"{type(model).__name__} keeps no cache of what it has read, with which gates that decide at a prompt's "
+            "end are tried: learn with form token"
+        )
+    return cache
+
+
+def _is_recurrent(cache: Mapping[str, Any]) -> bool:
+    """Whether a cache, as `_cache_of` returns it, holds states in place of keys."""
+    held = cache.get("past_key_values")
+    layers = [held, *getattr(held, "layers", ())]
+    return bool(cache) and (held is None or any(hasattr(layer, "conv_states") for layer in layers))
+
+
+def sites_of(reader: Reader, group: str | None = None) -> list[Site]:
+    """Sites of a group in a reader's model; where its layers are not found, those that are steered.
+
+    Raises:
+        UnsupportedError: the layers are not found, and the reader was told of no sites.
+    """
+    try:
+        return find_sites(reader.model, group)
+    except UnsupportedError:
+        if not reader.steered:
+            raise
+        return list(reader.steered)
 
 
 class _MeanRecorder:

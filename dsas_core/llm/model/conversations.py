@@ -1,7 +1,8 @@
 """Prompts of language models in tokens: plain text, or a conversation in a prompt file.
 
-A prompt whose lines begin with `user:`, `assistant:` or `system:` is a conversation, to be formatted by the tokenizer's
-chat template. If its last turn is the assistant's, the tokens of that turn are the answer. Plain text has no answer.
+A prompt whose lines begin with `user:`, `assistant:`, `system:`, `developer:` or `tool:` is a conversation, to be
+formatted by the tokenizer's chat template. If its last turn is the assistant's, the tokens of that turn are the answer.
+Plain text has no answer. What looks like a turn and is none is an error or a warning: it would be read as text.
 
 ```yaml
 source:
@@ -14,15 +15,33 @@ source:
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ...errors import PromptError, UnavailableError, UnsupportedError
+from ...errors import PromptError, UnavailableError, UnsupportedError, quote, shorten
 
-_TURN = re.compile(r"^(system|user|assistant):\s*", re.MULTILINE)
+#: who speaks in a conversation, as chat templates name them
+ROLES = ("user", "assistant", "system", "developer", "tool")
+_TURN = re.compile(rf"^({'|'.join(ROLES)}):\s*", re.MULTILINE)
+#: a line that begins as if it were a turn: a word or two before a colon, and what is behind it
+_LABEL = re.compile(
+    r"^([ \t]*)[*_#<\[(]*[ \t]*([^\W\d_][\w-]*(?: [^\W\d_][\w-]*)?)[*_>\])]*[ \t]*[:\uff1a][*_]*(?!//)", re.MULTILINE
+)
+#: other names of roles, in lower case
+_ALIASES = {
+    **dict.fromkeys(("human", "instruction"), "user"),
+    **dict.fromkeys(("ai", "bot", "gpt", "chatgpt", "model", "response", "ai assistant"), "assistant"),
+    **dict.fromkeys(("function", "ipython", "observation", "tool response", "tool result"), "tool"),
+    **dict.fromkeys(("sys", "system prompt", "system message"), "system"),
+}
+#: those of them that are hardly ever meant as text
+_NEVER_TEXT = {"user", "assistant", "human", "chatgpt"}
+#: ends of lines other than the usual one
+_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 #: tokens that learning may read: all, those of the prompt, those whose hidden states predict the answer, or the last
 TOKEN_SELECTIONS = ("all", "prompt", "answer", "last")
 
@@ -85,8 +104,25 @@ class Batch:
         return mask
 
 
+def is_conversation(prompt: str) -> bool:
+    """Whether a prompt begins with a turn.
+
+    Example:
+        >>> is_conversation("user: hello"), is_conversation("the user: hello")
+        (True, False)
+    """
+    return _TURN.match(_with_plain_ends(prompt)) is not None
+
+
+def _with_plain_ends(prompt: str) -> str:
+    """A prompt with one kind of line end, and nothing invisible before it."""
+    return _LINE_ENDS.sub("\n", prompt).lstrip("\ufeff \t\n")
+
+
 def parse_turns(prompt: str) -> list[dict[str, str]]:
     """Parse the conversation in a prompt.
+
+    A line that looks like a turn without being one is warned of, as it is read as text.
 
     Args:
         prompt: plain text or a conversation.
@@ -94,17 +130,76 @@ def parse_turns(prompt: str) -> list[dict[str, str]]:
     Returns:
         Messages for a chat template; empty for plain text.
 
+    Raises:
+        PromptError: in a conversation, a turn without text, or a role that is written otherwise ("User:").
+
     Example:
         >>> parse_turns("user: hello")
         [{'role': 'user', 'content': 'hello'}]
     """
-    marks = list(_TURN.finditer(prompt))
-    if not marks or prompt[: marks[0].start()].strip():
+    if not is_conversation(prompt):
+        _warn_of_turns(prompt)
         return []
+    prompt = _with_plain_ends(prompt)
+    marks = list(_TURN.finditer(prompt))
     ends = [mark.start() for mark in marks[1:]] + [len(prompt)]
-    return [
-        {"role": mark[1], "content": prompt[mark.end() : end].strip()} for mark, end in zip(marks, ends, strict=True)
-    ]
+    turns = []
+    for mark, end in zip(marks, ends, strict=True):
+        turns.append({"role": mark[1], "content": prompt[mark.end() : end].strip()})
+        if not turns[-1]["content"]:
+            raise PromptError(
+                f"turn {len(turns)} of a conversation, {mark[1]}:, has no text: write what is said, or leave it out; "
+                f"an answer that is to be written has no assistant: before it ({quote(prompt, 40)})"
+            )
+        _check_labels(mark[1], prompt[prompt.index(":", mark.start()) + 1 : end])
+    return turns
+
+
+def _check_labels(speaker: str, text: str) -> None:
+    """Raise an error or warn where a line of a turn, behind its first, looks like a turn of its own."""
+    for label in _LABEL.finditer(text, text.find("\n") + 1 or len(text)):
+        name, role = label[2], _role_meant(label[2])
+        found = quote(label[0].strip())
+        if not label[1] and name.lower() in _NEVER_TEXT:
+            raise PromptError(
+                f"a conversation has a line that begins with {found}, which is no turn: write {role}: there, in lower "
+                f"case and without blanks; turns are {_roles()}"
+            )
+        said = text[label.end() :].split("\n", 1)[0]
+        if role is not None or (not label[1] and " " not in name and said[:1].isspace() and said.strip()):
+            warnings.warn(
+                f"a line of a conversation begins with {found}, which is no turn, and is read as text of the turn "
+                f"{speaker}: before it; turns are {_roles()}",
+                stacklevel=4,
+            )
+
+
+def _warn_of_turns(text: str) -> None:
+    """Warn where plain text looks like a conversation."""
+    text = _with_plain_ends(text)
+    begins, later = _LABEL.match(text), _TURN.search(text)
+    if begins is not None and (role := _role_meant(begins[2])) is not None:
+        warnings.warn(
+            f"a prompt begins with {quote(begins[0])}, which is no turn, so all of it is read as plain text: for a "
+            f"conversation, write {role}: instead; turns are {_roles()}",
+            stacklevel=4,
+        )
+    elif later is not None:
+        warnings.warn(
+            f"a prompt has a line that begins with {later[1]}: and does not begin with a turn, so all of it is read as "
+            f"plain text: for a conversation, begin with one of {_roles()}",
+            stacklevel=4,
+        )
+
+
+def _role_meant(name: str) -> str | None:
+    """The role that a word before a colon may stand for."""
+    name = name.lower()
+    return name if name in ROLES else _ALIASES.get(name)
+
+
+def _roles() -> str:
+    return ", ".join(f"{role}:" for role in ROLES)
 
 
 def encode(tokenizer: Any, prompt: str, limit: int = 0) -> Encoded:
@@ -153,6 +248,7 @@ def _conversation(tokenizer: Any, conversation: list[dict[str, str]], prompt: st
         ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
+    _check_kept(tokenizer, conversation, prompt)
     if conversation[-1]["role"] != "assistant":
         ids = tokens(conversation, add_generation_prompt=True)
         return ids, len(ids)
@@ -166,6 +262,22 @@ def _conversation(tokenizer: Any, conversation: list[dict[str, str]], prompt: st
             "the answer begins: write plain text, or set tokenizer.chat_template"
         )
     return ids, common
+
+
+def _check_kept(tokenizer: Any, turns: list[dict[str, str]], prompt: str) -> None:
+    """Raise an error where the chat template leaves a turn out: other words in it make no difference."""
+    whole = apply_template(tokenizer, turns, prompt)
+    for i, turn in enumerate(turns):
+        other = [*turns[:i], {**turn, "content": f"{turn['content']} {i}"}, *turns[i + 1 :]]
+        try:
+            kept = apply_template(tokenizer, other, prompt) != whole
+        except PromptError:  # it goes by what is said
+            kept = True
+        if not kept:
+            raise PromptError(
+                f"the chat template leaves out turn {i + 1}, {turn['role']}: {quote(turn['content'], 40)}: say it in a "
+                "turn that it keeps, or set tokenizer.chat_template"
+            )
 
 
 def apply_template(tokenizer: Any, turns: list[dict[str, str]], prompt: str, **options: bool) -> str:
@@ -183,7 +295,11 @@ def apply_template(tokenizer: Any, turns: list[dict[str, str]], prompt: str, **o
     try:
         text: str = tokenizer.apply_chat_template(turns, tokenize=False, **options)
     except Exception as error:  # whatever a template raises: jinja's errors, and those of its own
-        raise PromptError(f"the chat template refuses {prompt[:40]!r} …: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PromptError(
+            f"the chat template refuses {prompt[:40]!r} …: {shorten(reason, 200)}; its turns are "
+            f"{', '.join(turn['role'] for turn in turns)}: write them as it takes them, or set tokenizer.chat_template"
+        ) from error
     return text
 
 

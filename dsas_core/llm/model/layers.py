@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,6 +65,20 @@ SITE_GROUPS = ("single", "middle", "block", "attention", "mlp", "norm", "heads")
 STEERED_DEPTH, DEEP = 0.6, 12
 #: between which shares of the depth a gate that decides about texts is tried, and at how many layers at most
 READ_DEPTHS, MAX_READ = (0.1, 0.4), 6
+#: field of a config -> layout of what its layers give, where they hand on several residual streams (`sites.Site`)
+_STREAMS = {"altup_num_inputs": "streams-first", "hc_mult": "streams-last"}
+#: fields of configs that say how many layers there are
+_LAYER_COUNTS = (
+    *("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
+    *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
+)
+#: models whose calls do not tell which tokens are read and which written, by model_type, and why
+_OTHER_WRITERS = {
+    **dict.fromkeys(("xlm", "flaubert"), "reads the whole text anew for each token, with a mask at its end to fill in"),
+    "xlnet": "writes with a second stream of queries, which no layer hands on by row and position",
+}
+#: attributes by which layers tell the width of what they take; that of a packed weight does not
+_IN_WIDTHS = ("in_features", "infeatures", "input_size", "nx")
 #: paths of module lists that are no layers of the language model
 _OTHER_TOWERS = re.compile(r"vision|visual|audio|image|experts")
 
@@ -80,11 +94,22 @@ def has_encoder(model: nn.Module) -> bool:
 
 
 def roots_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that are called with tokens, by name: "encoder" and "decoder", else "model"."""
+    """The modules that are called with tokens, by name: "encoder" and "decoder", else "model".
+
+    Raises:
+        UnsupportedError: a model whose calls do not tell which tokens are written.
+    """
+    if (kind := kind_of(model)) in _OTHER_WRITERS:
+        raise UnsupportedError(f"{kind} {_OTHER_WRITERS[kind]}: choose a model that goes on after its last token")
     if has_encoder(model):
         inner = unwrap(model)
         return {"encoder": inner.get_encoder(), "decoder": inner.get_decoder()}  # type: ignore[operator]
     return {"model": model}  # as it is called, with what PEFT puts around it
+
+
+def kind_of(model: nn.Module) -> str:
+    """The model_type of its config; of a model without one, its class."""
+    return str(getattr(getattr(unwrap(model), "config", None), "model_type", None) or type(model).__name__)
 
 
 def auto_class(config: Any) -> Any:
@@ -105,8 +130,9 @@ def auto_class(config: Any) -> Any:
 def layers_of(model: nn.Module) -> dict[str, list[str]]:
     """Canonical paths of the layers of each root, in order.
 
-    The layers are the module list with most parameters, among those of equal modules that are not inside another list
-    nor in a vision or audio tower.
+    The layers are the module list with most parameters, among those that are not inside another list nor in a vision or
+    audio tower, and that are as many as the config says or else of one kind; the former go first. So layers of a hybrid
+    stack are found, which are of several kinds.
 
     Raises:
         UnsupportedError: a root has no such list.
@@ -118,24 +144,40 @@ def layers_of(model: nn.Module) -> dict[str, list[str]]:
         ['model.model.layers.0', 'model.model.layers.1']
     """
     layers: dict[str, list[str]] = {}
+    counts = _layer_counts(model)
     for root, module in roots_of(model).items():
         by_path = modules({root: module})
-        lists = {path: part for path, part in by_path.items() if isinstance(part, nn.ModuleList) and len(part)}
+        lists: dict[str, Any] = {path: part for path, part in by_path.items() if _is_list(part, counts)}
         outer = {
             path: part
             for path, part in lists.items()
             if not any(path.startswith(f"{other}.") for other in lists)
             and not _OTHER_TOWERS.search(path)
-            and len({type(bare(layer)) for layer in part}) == 1
+            and (len(part) in counts or len({type(bare(layer)) for layer in part.children()}) == 1)
         }
         if not outer:
             raise UnsupportedError(
                 f"{type(module).__name__} has no list of layers that could be found: name the sites, "
                 "sites=[…] with module suffixes or a regular expression"
             )
-        stack = max(outer, key=lambda path: sum(parameter.numel() for parameter in outer[path].parameters()))
-        layers[root] = [f"{stack}.{i}" for i in range(len(outer[stack]))]
+        sizes = {path: sum(map(torch.Tensor.numel, _tensors(part))) for path, part in outer.items()}
+        stack = max(outer, key=lambda path: (len(outer[path]) in counts, sizes[path]))
+        layers[root] = [f"{stack}.{name}" for name, _ in outer[stack].named_children()]  # one that is shared once
     return layers
+
+
+def _is_list(part: nn.Module, counts: Collection[int]) -> bool:
+    """Whether a module is a list of others; modules in sequence may be one layer, unless they are as many as layers."""
+    return (isinstance(part, nn.ModuleList) and len(part) > 0) or (
+        isinstance(part, nn.Sequential | nn.ModuleDict) and len(part) in counts
+    )
+
+
+def _layer_counts(model: nn.Module) -> set[int]:
+    """How many layers there are, by the config: of each part, where it has several."""
+    config = getattr(unwrap(model), "config", None)
+    parts = [config, _text_config(model)] if config is not None else []
+    return {count for part in parts for name in _LAYER_COUNTS if isinstance(count := getattr(part, name, None), int)}
 
 
 def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> list[Site]:
@@ -168,7 +210,17 @@ def find_sites(model: nn.Module, sites: str | Sequence[str] | None = None) -> li
         else:
             chosen = [Site(path) for path in find(roots_of(model), pattern if isinstance(sites, str) else [pattern])]
         by_name |= {str(site): site for site in chosen}
-    return list(by_name.values())
+    return _laid_out(model, by_name.values())
+
+
+def _laid_out(model: nn.Module, sites: Iterable[Site]) -> list[Site]:
+    """Sites with the layout of what layers give, where that is of several streams."""
+    config = _text_config(model)
+    layout = next((layout for field, layout in _STREAMS.items() if getattr(config, field, 0)), None)
+    if layout is None:
+        return list(sites)
+    layers = {path for paths in layers_of(model).values() for path in paths}
+    return [replace(site, layout=layout) if site.path in layers else site for site in sites]
 
 
 def _sites_of_group(model: nn.Module, group: str) -> Iterator[Site]:
@@ -180,7 +232,7 @@ def _sites_of_group(model: nn.Module, group: str) -> Iterator[Site]:
             part = "middle" if group == "single" and len(paths) < DEEP else group
             yield from map(Site, paths[slice(*parts[part])])
         return
-    kind = getattr(getattr(unwrap(model), "config", None), "model_type", type(model).__name__)
+    kind = kind_of(model)
     if kind not in LAYER_NAMES:
         raise UnsupportedError(
             f"the layers of {kind} are not known by parts: name the sites, sites=[…] with module suffixes; "
@@ -197,10 +249,29 @@ def _sites_of_group(model: nn.Module, group: str) -> Iterator[Site]:
         return
     heads = int(_text_config(model).num_attention_heads)
     for path in paths:
-        weight: Any = bare(known[path]).weight
-        width = int(weight.shape[0 if LAYER_NAMES[kind].transposed else 1]) // heads
+        width, rest = divmod(_width_taken(known[path], transposed=LAYER_NAMES[kind].transposed), heads)
+        if rest or not width:
+            raise UnsupportedError(
+                f"{path} takes {width * heads + rest} channels, which are not of {heads} heads: choose among "
+                f"{', '.join(name for name in SITE_GROUPS if name != 'heads')}"
+            )
         for head in range(heads):
             yield Site(path, side="input", channels=(head * width, (head + 1) * width))
+
+
+def _width_taken(layer: nn.Module, transposed: bool) -> int:
+    """The width of what a linear layer takes, its weight packed or not."""
+    layer = bare(layer)
+    told = next((width for name in _IN_WIDTHS if isinstance(width := getattr(layer, name, None), int)), None)
+    if told is not None:
+        return told
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.ndim == 2:
+        return int(weight.shape[0 if transposed else 1])
+    raise UnsupportedError(
+        f"{type(layer).__name__} does not tell how wide its input is, and its weight is packed: choose other "
+        "sites than heads"
+    )
 
 
 def find_read_sites(model: nn.Module, steered: Sequence[Site]) -> list[Site]:
@@ -236,7 +307,7 @@ def find_read_sites(model: nn.Module, steered: Sequence[Site]) -> list[Site]:
         known = paths[min(low, len(paths)) : min(high + 1, min(written))] or paths[: min(written)][-1:]
         count = min(MAX_READ, len(known))
         found += [Site(known[round(i * (len(known) - 1) / max(1, count - 1))]) for i in range(count)]
-    return found
+    return _laid_out(model, found)
 
 
 def _layer_of(site: Site, paths: Sequence[str]) -> int | None:
@@ -263,10 +334,23 @@ def logits_options(model: nn.Module, kept: int | list[int]) -> dict[str, int | l
     return {"logits_to_keep": kept} if takes_it else {}
 
 
+def takes_positions(model: nn.Module) -> bool:
+    """Whether the model is told the positions of its tokens, counted from 0, for rotary embeddings."""
+    config = _text_config(model)
+    rotary = any(hasattr(config, name) for name in ("rope_parameters", "rope_theta"))
+    return rotary and "position_ids" in inspect.signature(unwrap(model).forward).parameters
+
+
 def device_of_input(model: nn.Module) -> torch.device:
-    """The device for token ids: that of the first parameter that is not on the meta device."""
-    devices = (parameter.device for parameter in model.parameters())
+    """The device for token ids: that of the first parameter, else buffer, that is not on the meta device."""
+    devices = (tensor.device for tensor in _tensors(model))
     return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters, then buffers, which packed weights may be."""
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def max_positions(model: nn.Module) -> int:
@@ -276,7 +360,7 @@ def max_positions(model: nn.Module) -> int:
 
 def _text_config(model: nn.Module) -> Any:
     """The config of the language model, where it is part of a multimodal one."""
-    config: Any = unwrap(model).config
+    config: Any = getattr(unwrap(model), "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 

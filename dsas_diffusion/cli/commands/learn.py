@@ -23,7 +23,7 @@ from dsas_core.learning.prompts.draft import draft, is_name
 from dsas_core.learning.prompts.hints import hints
 from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
 from dsas_core.learning.recipe import recipe_of
-from dsas_core.llm.model.conversations import parse_turns
+from dsas_core.llm.model.conversations import is_conversation
 from dsas_core.maps.envelope import RANK
 from dsas_core.utils.saving.folders import names_in
 
@@ -131,7 +131,7 @@ def _why_no_text_model(name: str) -> str:
 def _check_model(args: argparse.Namespace, is_text: bool) -> None:
     """Raise an error for options that a picture model, or a language model, does not take."""
     if not is_text:
-        if args.prompts is not None and parse_turns(load_prompts(args.prompts).expanded("source")[0]):
+        if args.prompts is not None and is_conversation(load_prompts(args.prompts).expanded("source")[0]):
             raise PromptError(
                 f"{args.prompts} holds conversations, but {args.model} {_why_no_text_model(args.model)}: pass --model "
                 "builtin:chat, or another language model (`make real-models` fetches two into models/)"

@@ -13,8 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from dsas_core import Auto, Call, Concept, DSASError, Site, Steering, visit
+from dsas_core import Auto, Call, Concept, DSASError, Intervention, Site, Steering, visit
+from dsas_core.learning.capture import Capture
+from dsas_core.maps import AffineMap
 from dsas_core.model.hooks import find_visitors
+from dsas_core.probes import ConstantProbe, LinearProbe, PrefixProbe
 from dsas_core.steering.trace import Trace
 from tests.fixtures.checks import differ, same
 from tests.fixtures.concepts import random_concept
@@ -465,3 +468,54 @@ def test_more_prompts_than_strengths(tiny_llama: nn.Module) -> None:
         pytest.raises(DSASError, match="strength of 'random' is given for 2 prompts, but the call has 4"),
     ):
         logits(tiny_llama, torch.cat([IDS, IDS]))
+
+
+class Repeated(nn.Module):
+    """A layer that is applied several times, or to more positions or rows than the call has."""
+
+    def __init__(self, times: int = 1, positions: int = 0, rows: int = 0) -> None:
+        super().__init__()
+        self.layer = nn.Identity()
+        self.times, self.positions, self.rows = times, positions, rows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.pad(x, (0, 0, 0, self.positions, 0, self.rows))
+        for _ in range(self.times):
+            x = self.layer(x)
+        return x
+
+
+def describe_all(args: tuple[Any, ...], kwargs: Any) -> Call:
+    ones = torch.ones(args[0].shape[:2])
+    return Call(torch.ones(len(ones)), torch.arange(len(ones)), None, ones, torch.zeros_like(ones))
+
+
+@pytest.mark.parametrize(("more", "match"), [({"positions": 2}, "5 positions reach"), ({"rows": 1}, "3 rows reach")])
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_and_positions_that_the_call_has_not_are_refused(more: dict[str, int], match: str, count: int) -> None:
+    """By steering and by learning, and not spread over those that there are, where the call has one."""
+    model, site = Repeated(**more), Site("model.layer")
+    match = match.replace("5", str(count + 2))
+    visitors: list[Any] = [Capture(), Steering({random_concept({site: 4}): 1.0})]
+    visitors[0].start("source")
+    with visit(model, [site], visitors[0], {"model": describe_all}), pytest.raises(DSASError, match=match):
+        model(torch.zeros(2, count, 4))
+    with visitors[1].attach({"model": model}, {"model": describe_all}), pytest.raises(DSASError, match=match):
+        model(torch.zeros(2, count, 4))
+
+
+def test_a_layer_that_is_applied_several_times_is_steered_each_time_but_remembers_nothing() -> None:
+    """What is remembered of a text would be of the text as often."""
+    model, site, x = Repeated(times=3), Site("model.layer"), torch.zeros(2, 3, 4)
+    shift = Intervention(site, (ConstantProbe(1.0),), (AffineMap(torch.ones(4)),), (1.0,))
+    with Steering({Concept("shift", (shift,)): 1.0}).attach({"model": model}, {"model": describe_all}):
+        assert torch.equal(model(x), x + 3)
+    probe = PrefixProbe(LinearProbe(torch.ones(4), torch.tensor(0.0)))
+    item = Intervention(site, (probe,), (AffineMap(torch.ones(4)),), (1.0,))
+    steering = Steering({Concept("prefix", (item,)): 1.0})
+    steering._state.reset("model", 2, x.device)
+    with (
+        steering.attach({"model": model}, {"model": describe_all}),
+        pytest.raises(DSASError, match=r"is reached several times in one call.* or learn with form token"),
+    ):
+        model(x)

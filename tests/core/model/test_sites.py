@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -140,7 +140,7 @@ def test_plain_data_leaves_defaults_out() -> None:
     [
         ({"path": "a", "colour": 1}, "has no field colour"),
         ({"path": "a", "side": "left"}, "side is input or output"),
-        ({"path": "a", "layout": "middle"}, "layout first or last"),
+        ({"path": "a", "layout": "middle"}, "layout one of last, first"),
     ],
 )
 def test_bad_plain_data(data: dict[str, Any], message: str) -> None:
@@ -183,3 +183,33 @@ def test_a_joint_sequence_that_does_not_fit_is_told() -> None:
         read_site(torch.zeros(1, 7, 2), Site("model", stream="image"), Joint(3, 2))
     with pytest.raises(DSASError, match="call the whole pipeline"):
         read_site(torch.zeros(1, 5, 2), Site("model", stream="image"))
+
+
+class Pair(NamedTuple):
+    """What a module gives, as some do."""
+
+    first: str
+    second: torch.Tensor
+
+
+@given(st.permutations(["batch", "positions", "streams"]), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3))
+def test_streams_of_the_residual_are_one_activation(order: list[str], rows: int, positions: int, streams: int) -> None:
+    """Each token's streams come side by side, are written where they were read, and other orders are refused."""
+    layout = {("batch", "positions", "streams"): "streams-last", ("streams", "batch", "positions"): "streams-first"}
+    site = Site("model.0", index=1, layout=layout.get(tuple(order), "last"))
+    sizes = {"batch": rows, "positions": positions, "streams": streams}
+    whole = torch.randn(*(sizes[name] for name in order), 5)
+    if site.layout == "last":
+        with pytest.raises(DSASError, match=r"layout last expects 3 dimensions, its module gave .*: name sites"):
+            read_site(whole, site)
+        return
+    x = read_site(Pair("kept", whole), site)
+    assert x.shape == (rows, positions, streams * 5)
+    at = {"batch": rows - 1, "positions": positions - 1, "streams": 0}
+    assert torch.equal(x[-1, -1, :5], whole[tuple(at[name] for name in order)])
+    assert torch.equal(write_site(whole, site, x), whole)
+    changed = write_site(Pair("kept", whole), site, 2 * x + 1)
+    assert isinstance(changed, Pair)
+    assert (changed.first, torch.equal(changed.second, 2 * whole + 1)) == ("kept", True)
+    half = Site("model.0", layout=site.layout, channels=(0, 5))
+    assert torch.equal(read_site(write_site(whole, half, x[..., :5] + 1), site)[..., 5:], x[..., 5:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from dsas_core import DSASError
 from dsas_core.learning.prompts.prompt_set import load_prompts
 from dsas_core.llm.model.conversations import Encoded, encode, mark_phrases, pad_batch, pad_token, parse_turns
 from tests.fixtures.language_models import Words
+from tests.fuzz.campaign import check_message
 
 CHAT = "user: where is it, you fool\nassistant: find it yourself"
 
@@ -73,6 +76,15 @@ class Forgetful(Words):
         return super().apply_chat_template(conversation[-1:], tokenize, add_generation_prompt)
 
 
+class Numbered(Words):
+    """Its template begins with the number of turns."""
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool = False
+    ) -> str:
+        return f"{len(conversation)} " + super().apply_chat_template(conversation, tokenize, add_generation_prompt)
+
+
 class Strict(Words):
     """Its template takes no system's turn."""
 
@@ -92,7 +104,8 @@ def test_an_answer_is_found_behind_another_opening() -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "match"),
     [
-        (Forgetful(), "otherwise with its answer than without: nothing tells where the answer begins"),
+        (Forgetful(), "leaves out turn 1, user: 'where is it"),
+        (Numbered(), "otherwise with its answer than without: nothing tells where the answer begins"),
         (Strict(), "the chat template refuses 'user: where .* …: System role not supported"),
     ],
 )
@@ -119,6 +132,87 @@ def test_what_cannot_be_read_says_so() -> None:
     tokenizer.eos_token_id = None
     with pytest.raises(DSASError, match="neither pad nor end token"):
         pad_token(tokenizer)
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system", "developer", "tool"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028", "\n\n", " \t\n"])
+def test_every_turn_is_one(role: str, end: str) -> None:
+    turns = parse_turns(f"user: a{end}{role}: b{end}assistant:c")
+    assert [(turn["role"], turn["content"]) for turn in turns] == [("user", "a"), (role, "b"), ("assistant", "c")]
+    assert parse_turns(f"\ufeff {end}{role}: b{end}user: c")[0] == {"role": role, "content": "b"}
+
+
+NAMES = ["User", "USER", "user ", "Assistant", "aSSistant\t", "Human", "human", "**User**", "### Human", "ChatGPT"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("colon", [":", ": ", "\uff1a"])
+def test_what_looks_like_a_turn_is_an_error_in_a_conversation_and_a_warning_elsewhere(name: str, colon: str) -> None:
+    with pytest.raises(DSASError, match=r"is no turn: write (user|assistant): there") as raised:
+        parse_turns(f"user: a\n{name}{colon}b\nassistant: c")
+    check_message(str(raised.value))
+    with pytest.warns(UserWarning, match="is no turn, so all of it is read as plain text"):
+        assert parse_turns(f"{name}{colon}b\nassistant: c") == []
+
+
+@pytest.mark.parametrize(
+    "line", ["System: b", "Tool: b", "AI: b", "function: b", "narrator: b", " assistant: b", "Bot:"]
+)
+def test_what_may_be_a_turn_is_warned_of(line: str) -> None:
+    with pytest.warns(UserWarning, match="is no turn, and is read as text of the turn user: before it"):
+        assert parse_turns(f"user: a\n{line}\nassistant: c")[0]["content"] == f"a\n{line}".strip()
+
+
+def test_text_before_the_first_turn_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="does not begin with a turn, so all of it is read as plain text"):
+        assert parse_turns("be kind\r\nuser: a\r\nassistant: b") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see https://a.b",
+        "it is 12:30",
+        "Dear John: hello",
+        "for all:\n- a",
+        "C++ std::vector: x",
+        '"key": 1',
+        "a user: x",
+    ],
+)
+def test_other_colons_are_text(text: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parse_turns(text) == []
+        assert parse_turns(f"user: {text}\n{text}")[0]["content"] == f"{text}\n{text}"
+
+
+@pytest.mark.parametrize("turn", ["user:", "system:  ", "assistant:\t", "tool:"])
+@pytest.mark.parametrize("prompt", ["{}\nassistant: c", "user: a\n{}", "user: a\n{}\nassistant: c"])
+def test_an_empty_turn_is_an_error(turn: str, prompt: str) -> None:
+    with pytest.raises(DSASError, match=r"turn [12] of a conversation, \w+:, has no text: write what is said"):
+        parse_turns(prompt.format(turn))
+
+
+class WithoutTools(Words):
+    """Its template knows three roles and says nothing of others, as many do."""
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool = False
+    ) -> str:
+        known = [turn for turn in conversation if turn["role"] not in ("tool", "developer")]
+        return super().apply_chat_template(known, tokenize, add_generation_prompt)
+
+
+@pytest.mark.parametrize("role", ["tool", "developer"])
+@pytest.mark.parametrize("said", ["b", "<assistant>", "a"])
+@pytest.mark.parametrize("end", ["", "\nassistant: c"])
+def test_a_turn_that_the_template_leaves_out_is_an_error(role: str, said: str, end: str) -> None:
+    with pytest.raises(DSASError, match=f"the chat template leaves out turn 2, {role}: '{said}'") as raised:
+        encode(WithoutTools(), f"user: a\n{role}: {said}{end}")
+    check_message(str(raised.value))
+    words = Words()
+    assert f"<{role}>" in [words.words[number] for number in encode(words, f"user: a\n{role}: {said}{end}").ids]
 
 
 def test_lines_of_a_prompt_file_stay_lines() -> None:
