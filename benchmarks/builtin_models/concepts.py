@@ -19,7 +19,7 @@ from dsas_core.concept.card import render_card
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.format import CARD, save_concept
 from dsas_core.model.loading import BUILTIN
-from dsas_core.utils.files import writing
+from dsas_core.utils.saving.files import writing
 
 ROOT = Path(__file__).parents[2]
 #: prompt files, by the names of their concepts

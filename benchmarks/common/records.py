@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dsas_core.utils.files import as_json
+from dsas_core.utils.saving.files import as_json
 from dsas_core.utils.versions import versions
 
 ROOT = Path(__file__).resolve().parents[2]

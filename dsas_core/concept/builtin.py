@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..model.loading import BUILTIN, source_of
-from .reading import CONFIG, read_json
+from .storage.reading import CONFIG, read_json
 
 FOLDER = Path(__file__).parents[1] / "concepts"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model.loading import is_hub_name
-from ..utils.files import to_readable_json
+from ..utils.saving.files import to_readable_json
 from ..utils.templates import render_template
 from .curve import columns_of, legend_of, trial_rows
 from .data import ConceptData

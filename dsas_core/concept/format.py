@@ -20,17 +20,28 @@ import torch
 
 from ..errors import ArtifactError, quote, shorten
 from ..model.sites import Site
-from ..utils.files import to_readable_json
+from ..utils.saving.files import to_readable_json
 from ..utils.saving.folders import read_folder, save_folder
 from ..utils.tensorclass import TensorClass, unpack
 from .card import render_card
 from .data import ConceptData
 from .intervention import Intervention
-from .own_files import recognise, serialise
-from .reading import AGAIN, CARD, CONFIG, FILES, TENSORS, is_file, read_bytes, read_json, read_tensors, refuse_unused
 from .samples import STRIP, Samples
 from .schema import MAX_INTERVENTIONS, NEEDED, SAMPLES, check_plain, check_site
 from .schema import check_concept as _validate
+from .storage.own_files import recognise, serialise
+from .storage.reading import (
+    AGAIN,
+    CARD,
+    CONFIG,
+    FILES,
+    TENSORS,
+    is_file,
+    read_bytes,
+    read_json,
+    read_tensors,
+    refuse_unused,
+)
 
 __all__ = [
     "CARD",

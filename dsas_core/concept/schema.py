@@ -20,8 +20,8 @@ from ..utils.saving.names import why_no_name
 from ..utils.tensorclass import TensorClass, check_values
 from .data import ConceptData
 from .intervention import Intervention, check_widths
-from .reading import check_json
 from .samples import Samples, check_picture
+from .storage.reading import check_json
 
 #: characters of a name, of a method or gate or the path of a site, and of a description
 MAX_LINE, MAX_TEXT = 1000, 20_000

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from ..utils.files import as_json, write_files
+from ..utils.saving.files import as_json, write_files
 from ..utils.saving.signature import UNSIGNED, is_signed, sign
 from ..utils.templates import create_environment
 from .arms import ARMS, CONTROLS

@@ -23,10 +23,10 @@ from ..learning.prompts.kept import are_private
 from ..learning.prompts.prompt_set import PromptSet
 from ..model.fingerprints import weights_digest
 from ..model.sites import Roots
-from ..utils.files import write_files
 from ..utils.processes import Share
 from ..utils.progress import progress_bar
 from ..utils.saving.drafts import remove_left
+from ..utils.saving.files import write_files
 from ..utils.saving.folders import fill_folder, names_in
 
 IDENTITY, VALUES, CELLS = "run.json", "values.json", "cells"

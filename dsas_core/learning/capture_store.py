@@ -18,8 +18,8 @@ import torch
 
 from ..errors import ArtifactError, DSASError, quote
 from ..model.sites import Site
-from ..utils.files import write_files
 from ..utils.saving.drafts import remove_left
+from ..utils.saving.files import write_files
 from ..utils.saving.folders import names_in
 from .capture import Activations, Capture, Key, LabelPositions
 

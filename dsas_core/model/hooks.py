@@ -6,7 +6,6 @@ fusion, offload and transformers' own `hidden_states` recorders, and leave no tr
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
@@ -16,6 +15,7 @@ from torch import nn
 from torch._compile import _disable_dynamo
 
 from ..errors import ModelMismatchError, UnsupportedError
+from .compilation import guard_hooks, refuse_compiled
 from .sites import Joint, Roots, Site, copies, modules, read_site, write_site
 from .wrappers import models_around
 
@@ -215,7 +215,7 @@ def visit(
                 f"no module at {site.path}; this model has {', '.join(near[:8]) or ', '.join(roots)}"
             )
     for name, root in roots.items():
-        _refuse_compiled(name, root)
+        refuse_compiled(name, root)
     placed = Visit(visitor)
     wanted = {id(known[site.path]) for site in sites}
     holders = {
@@ -261,38 +261,6 @@ def _roots(model: nn.Module | Roots) -> Roots:
     return {"model": model} if isinstance(model, nn.Module) else model
 
 
-def is_compiled(root: nn.Module) -> bool:
-    """Whether a module, or one inside it, was given to torch.compile.
-
-    Example:
-        >>> is_compiled(nn.Identity())
-        False
-    """
-    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in root.modules())
-
-
-def _guard_hooks() -> None:
-    """Make torch check for hooks before it reuses a compiled graph, in graphs that it compiles from now on.
-
-    By default it does not. A graph that it compiled for another model of the class, or for another block of this model,
-    without a hook would then serve modules that have one. The setting stays after all hooks are gone: the graphs with
-    hooks must not serve modules without.
-    """
-    dynamo = sys.modules.get("torch._dynamo")  # importing it takes a second, and without it nothing is compiled
-    if dynamo is not None:
-        dynamo.config.skip_nnmodule_hook_guards = False
-
-
-def _refuse_compiled(name: str, root: nn.Module) -> None:
-    """Refuse a compiled module, unless torch checks for hooks: then it compiles again for those added later."""
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is not None and dynamo.config.skip_nnmodule_hook_guards and is_compiled(root):
-        raise UnsupportedError(
-            f"{name} is compiled, and torch ignores hooks that come later: attach first (strength 0 does nothing) "
-            "and compile then; strengths move freely afterwards"
-        )
-
-
 class DetachedOnCopy:
     """A hook that belongs to one `visit`: a copy of the model, or a pickle, gets one that does nothing."""
 
@@ -331,7 +299,7 @@ class _BeginHook(DetachedOnCopy):
 
     @_disable_dynamo  # torch.compiler.disable, which would import torch._dynamo right here: 1.5 s
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _guard_hooks()
+        guard_hooks()
         placed = self.placed
         placed._pending.pop(self.name, None)
         self.entered = None

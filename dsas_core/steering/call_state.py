@@ -150,15 +150,15 @@ class CallState(ProbeStates):
         again = record is not None
         if record is None:
             record = self._now.get(site.root)
+            if record is not None and eager and record.thread != threading.get_ident():
+                raise UnsupportedError(
+                    f"two threads call {site.root!r} at once, and steering follows one call at a time: give each "
+                    "thread a copy of the model, or call one after the other"
+                )
             if record is None or (eager and record.ended):
                 raise DSASError(
                     f"{site} was reached, but {site.root!r} itself was not called, which tells rows and positions: "
                     "call the module that was steered, not a part of it"
-                )
-            if eager and record.thread != threading.get_ident():
-                raise UnsupportedError(
-                    f"two threads call {site.root!r} at once, and steering follows one call at a time: give each "
-                    "thread a copy of the model, or call one after the other"
                 )
             if record.differentiable and eager:
                 record.note_pass(site)

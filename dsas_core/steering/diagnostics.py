@@ -13,7 +13,7 @@ from torch import nn
 from ..concept.data import ConceptData
 from ..errors import quote
 from ..maps import AffineMap, Map, TurnMap
-from ..model.hooks import is_compiled
+from ..model.compilation import is_compiled
 from ..model.sites import Roots, Site
 from .strengths import Strengths
 

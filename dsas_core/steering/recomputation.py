@@ -64,7 +64,8 @@ class PlacedCall:
         blind: sites that were passed with gradients off, as by reentrant checkpoints.
         region: weak reference to the checkpoint that it began in.
         frames: of those that its sites are in.
-        first, last: numbers of its first node, and of that behind its last one.
+        first: number of its first node.
+        last: number of the node behind its last one.
         thread: which it ran in.
         detached: whether steering ended.
     """

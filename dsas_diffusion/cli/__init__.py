@@ -27,7 +27,7 @@ from typing import NoReturn
 
 from dsas_core.errors import DSASError, quote, shorten
 from dsas_core.model.loading import reason_of
-from dsas_core.utils.files import as_json
+from dsas_core.utils.saving.files import as_json
 
 from .. import __version__
 from .options import COMMANDS, add_options

@@ -15,8 +15,8 @@ from typing import Any
 from PIL import ExifTags, Image, PngImagePlugin
 
 from dsas_core.errors import DSASError, shorten
-from dsas_core.utils import files as files_of_core
-from dsas_core.utils.files import as_json, check_replaceable, writing
+from dsas_core.utils.saving import files as files_of_core
+from dsas_core.utils.saving.files import as_json, check_replaceable, writing
 from dsas_core.utils.saving.folders import names_in, settle
 from dsas_core.utils.saving.signature import PNG_KEYWORD, UNSIGNED, is_signed, sign
 

@@ -12,8 +12,8 @@ from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.learning.prompts.kept import kept_prompts
-from dsas_core.utils.files import write_files
 from dsas_core.utils.processes import Share
+from dsas_core.utils.saving.files import write_files
 from dsas_core.utils.saving.folders import names_in
 
 from ..learning.learn import Lesson

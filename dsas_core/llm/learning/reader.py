@@ -12,7 +12,8 @@ from torch import nn
 
 from ...errors import PromptError, UnsupportedError
 from ...learning.capture import Capture
-from ...model.hooks import Call, DescribeCall, Visit, is_compiled, visit
+from ...model.compilation import is_compiled
+from ...model.hooks import Call, DescribeCall, Visit, visit
 from ...model.sites import Site
 from ...probes.combine import pool
 from ...utils.meter import TokenCount
@@ -87,9 +88,7 @@ class Reader:
         self, model: nn.Module, pad: int, batch: int, positions: int | None = None, steered: Sequence[Site] = ()
     ) -> None:
         self.model, self.pad, self.batch, self.positions = model, pad, number("batch", batch), positions
-        self.steered = tuple(steered)
-        self.device = device_of_input(model)
-        self.limit = max_positions(model)
+        self.steered, self.device, self.limit = tuple(steered), device_of_input(model), max_positions(model)
         self.tokens = TokenCount()
 
     def batches(self, texts: Sequence[Encoded]) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from torch import nn
 from ...concept.concept import Concept
 from ...errors import DSASError
 from ...steering.strengths import load_concepts
-from ...utils.files import open_to_append
+from ...utils.saving.files import open_to_append
 from ..model.layers import roots_of
 from .steer import TextSteering
 from .trace import TextTrace

@@ -19,7 +19,7 @@ from ...steering.steering import Steering
 from ...steering.strengths import Strength, Strengthened, load_concepts
 from ..model.call_describer import CallDescriber
 from ..model.call_inputs import virtual_tokens
-from ..model.layers import end_tokens, max_positions, roots_of
+from ..model.layers import end_tokens, max_positions, roots_of, unwrap
 from .trace import TextTrace
 
 
@@ -88,7 +88,7 @@ class TextSteering(Steering):
             if new := unreached.new_among(sites):
                 warn_unreached(new, explain_unreached(roots[root]))
 
-        describe = {root: describer.describe(root, module) for root, module in roots.items()}
+        describe = {root: describer.describe(root, unwrap(module)) for root, module in roots.items()}
         return self.attach(roots, describe, on_unreached=missed, on_end=describer.finish)
 
     def _count_prompts(self) -> int:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import ArtifactError, DSASError
-from ..files import check_replaceable, digest_of, keep_link, make_folder, remove_empty, set_aside, warn_of, writing
 from .drafts import draft_name, finish, flush, is_draft, lock, open_draft, write_flushed
+from .files import check_replaceable, digest_of, keep_link, make_folder, remove_empty, set_aside, warn_of, writing
 
 Result = TypeVar("Result")
 

@@ -407,6 +407,6 @@ def test_what_could_not_be_saved_is_not_learned() -> None:
         with pytest.raises(DSASError, match="between 0 and 1000"):
             Capture(edges)
     about: dict[str, Any] = {"model_name": "", "settings": {}, "count": 2, "seed": 0, "show_progress": False}
-    content: Any = SimpleNamespace(name="x" * 101)
-    with pytest.raises(DSASError, match=r"prompt file: name .* expected up to 100 letters"):
+    content: Any = SimpleNamespace(name="x" * 201)
+    with pytest.raises(DSASError, match=r"prompt file: name .* it is longer than 200 bytes"):
         Learner.__init__(SimpleNamespace(), content, {}, [], **about)  # type: ignore[arg-type]

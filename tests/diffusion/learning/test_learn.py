@@ -94,7 +94,7 @@ def test_timestep_bins_and_text_sites_go_together(ddim_pipe: Any) -> None:
         ({"gate": "sometimes"}, "no gate named 'sometimes'"),
         ({"method": "magic"}, "no map named 'magic'"),
         ({"sites": "nowhere"}, "no site matches 'nowhere'"),
-        ({"steps": 0}, "0 steps: expected 1 or more, or None"),
+        ({"steps": 0}, "steps: expected a whole number from 1 to 1000, found 0"),
         ({"edges": (700, 300)}, "timestep edges"),
         ({"positions": "word"}, "^positions 'word': expected words or all$"),
         ({"recipe": {"form": "words"}}, "gate form 'words'"),

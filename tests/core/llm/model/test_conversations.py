@@ -226,7 +226,7 @@ def test_lines_of_a_prompt_file_stay_lines() -> None:
             "control": side,
         }
     )
-    assert content.expanded("source")[0] == "user: a 0\nassistant: no"
+    assert content.expanded("source")[0] == "user:   a  0\nassistant: no"
 
 
 @pytest.mark.parametrize(

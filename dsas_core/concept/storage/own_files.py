@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from ..errors import ArtifactError
-from ..utils.files import digest_of
-from ..utils.saving.folders import names_in
-from .samples import STRIP
+from ...errors import ArtifactError
+from ...utils.saving.files import digest_of
+from ...utils.saving.folders import names_in
+from ..samples import STRIP
 
 #: longest header that is read
 _MAX_HEADER = 2**24

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from ..errors import ArtifactError, quote, shorten
-from .samples import STRIP
+from ...errors import ArtifactError, quote, shorten
+from ..samples import STRIP
 
 CONFIG, TENSORS, CARD = "config.json", "concept.safetensors", "README.md"
 #: all files of a concept

@@ -18,8 +18,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import DSASError, quote, shorten
-from .saving.drafts import finish, flush, open_draft, write_flushed
+from ...errors import DSASError, quote, shorten
+from .drafts import finish, flush, open_draft, write_flushed
 
 #: characters of a path in a message
 _LONGEST_PATH = 250
