@@ -33,8 +33,8 @@ from dsas_core.evaluation import Cell, RunStore
 from dsas_core.learning.prompts.prompt_set import MAX_BYTES, PromptSet, load_prompts
 from dsas_core.llm.evaluation.repetition import repeats
 from dsas_core.llm.model.conversations import Encoded
-from dsas_core.utils.plain_yaml import parse_yaml
-from dsas_core.utils.text_files import decode, read_bytes
+from dsas_core.utils.reading.plain_yaml import parse_yaml
+from dsas_core.utils.reading.text_files import decode, read_bytes
 from dsas_core.utils.versions import versions
 
 KEYS = {"shows", "asks", "tokens", "prompts"}

@@ -32,8 +32,8 @@ from dsas_core.errors import DSASError, quote
 from dsas_core.evaluation import Plan
 from dsas_core.learning.prompts.prompt_set import MAX_BYTES, PromptSet, load_prompts
 from dsas_core.learning.recipe import recipe_of
+from dsas_core.utils.reading.text_files import decode, read_bytes
 from dsas_core.utils.saving.names import why_no_name
-from dsas_core.utils.text_files import decode, read_bytes
 
 _KEYS = ("title", "models", "concepts", "methods", "gates", "recipes", "learn", "measure")
 _CONCEPT = ("prompts", "models", "sites", "name", "measure")
@@ -72,7 +72,7 @@ class EvaluationGrid:
         Raises:
             DSASError: no such file, no YAML, an unknown key, no concept, or two entries of one name.
         """
-        from dsas_core.utils.plain_yaml import parse_yaml
+        from dsas_core.utils.reading.plain_yaml import parse_yaml
 
         path = Path(path)
         raw = read_bytes(path, MAX_BYTES, "write a grid file (see benchmarks/grids/results.yaml)", "grid file")

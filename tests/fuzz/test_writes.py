@@ -37,7 +37,7 @@ from dsas_core.utils.saving.folders import SAVE, save_folder
 from dsas_diffusion.cli import output
 from dsas_diffusion.cli.commands.learn import PROMPTS, save_or_evade
 from dsas_diffusion.ui.services import uploads
-from tests.fixtures.concepts import random_concept
+from tests.fixtures.concepts import random_concept, small_webp
 from tests.fuzz.campaign import campaign, check_message
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -56,16 +56,9 @@ NOTES = b"of the user \xff"
 
 
 @cache
-def strip() -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (4, 2)).save(content, "WEBP")
-    return content.getvalue()
-
-
-@cache
 def concept(name: str) -> Concept:
     made = random_concept({Site("unet.mid"): 4}, seed=len(name), name=name)
-    return replace(made, samples=Samples(("a", "b"), (0.0, 1.0), strip=strip())) if name == "old" else made
+    return replace(made, samples=Samples(("a", "b"), (0.0, 1.0), strip=small_webp())) if name == "old" else made
 
 
 # ---- what is written ------------------------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ from typing import Any, TypeVar
 
 from ...errors import PromptError, quote, shorten
 from ...utils.numbers import number
+from ...utils.reading.text_files import decode, read_bytes
 from ...utils.saving.names import why_no_name
-from ...utils.text_files import decode, read_bytes
 from .articles import are_english, is_english
 from .checks import as_settings, as_texts, check_text, is_missing
 from .draft import is_name
@@ -337,7 +337,7 @@ def load_prompts(source: str | Path | Mapping[str, Any] | PromptSet) -> PromptSe
         return _parse(source, "prompts")
     if not isinstance(source, str | Path):
         raise PromptError(f"prompts: expected the path of a prompt file, or its content, found {quote(source)}")
-    from ...utils.plain_yaml import parse_yaml
+    from ...utils.reading.plain_yaml import parse_yaml
 
     where = shorten(str(source), 200)
     raw = read_bytes(source, MAX_BYTES, "write a prompt file (see prompts/)")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DSASError, PromptError, quote, shorten
-from ...utils.text_files import not_utf_8, open_text
+from ...utils.reading.text_files import not_utf_8, open_text
 
 #: labels of Jigsaw's two competitions
 LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")

@@ -22,6 +22,7 @@ from PIL import Image
 
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, ModelMismatchError
+from dsas_core.model.loading import reason_of
 from dsas_core.steering.trace import Record
 
 from ...generation.compare import change
@@ -96,8 +97,10 @@ class PictureService:
         try:
             with self._turn, self._steered(order, {concept: 1.0}):
                 latents = latents_of(self.adapter, [order.prompt], [order.seed], order.settings)
+        except DSASError:  # one line already
+            raise
         except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:120]
+            reason = reason_of(error)
             raise ModelMismatchError(f"concept {concept.name!r} does not fit this model's layers: {reason}") from None
         if not bool(latents.isfinite().all()):
             raise DSASError(f"concept {concept.name!r} drives this model beyond all numbers: learn it again")

@@ -21,9 +21,9 @@ from dsas_core.concept.concept import CONFIG, TENSORS, Concept
 from dsas_core.errors import ArtifactError, DSASError, PromptError
 from dsas_core.learning.prompts.draft import is_name
 from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
-from dsas_core.utils.plain_yaml import parse_yaml
+from dsas_core.utils.reading.plain_yaml import parse_yaml
+from dsas_core.utils.reading.text_files import decode
 from dsas_core.utils.saving.folders import names_in
-from dsas_core.utils.text_files import decode
 
 #: suffix of a prompt file -> what it is
 PROMPT_FILES = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}

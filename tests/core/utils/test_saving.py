@@ -20,7 +20,7 @@ from dsas_core.utils.saving.files import open_to_append, write_files
 from dsas_core.utils.saving.folders import SAVE, names_in
 from dsas_core.utils.saving.names import why_no_name
 from dsas_core.utils.saving.signature import UNSIGNED, is_signed, sign
-from tests.fixtures.concepts import random_concept
+from tests.fixtures.concepts import random_concept, small_webp
 
 
 def concept(name: str = "new", seed: int = 0) -> Concept:
@@ -67,7 +67,7 @@ def test_what_lies_beside_a_concept_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [CONFIG, TENSORS, CARD, STRIP])
 def test_what_was_changed_since_is_kept_with_a_warning(name: str, tmp_path: Path) -> None:
-    with_strip = replace(concept("old"), samples=Samples(("a", "b"), (0.0, 1.0), strip=b"RIFF old"))
+    with_strip = replace(concept("old"), samples=Samples(("a", "b"), (0.0, 1.0), strip=small_webp()))
     folder = with_strip.save_pretrained(tmp_path / "it")
     changed = (folder / name).read_bytes() + b" "
     (folder / name).write_bytes(changed)

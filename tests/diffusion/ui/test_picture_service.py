@@ -285,7 +285,7 @@ def test_a_concept_from_elsewhere_is_tried_on_every_layer(service: PictureServic
         for item in concepts[1].interventions
     )
     for interventions, told in (
-        (items, "does not fit this model's layers: .*channels"),
+        (items, "is 8 wide at .* this model's activation there has .* channels"),
         (
             [replace(concepts[1].interventions[0], site=replace(items[0].site, path="unet.none"))],
             "no module at unet.none",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from ..errors import PromptError
+from ...errors import PromptError
 
 #: first bytes -> encoding; those of UTF-32 begin like those of UTF-16
 _MARKS = {

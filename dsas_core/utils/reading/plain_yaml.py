@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from ..errors import PromptError, quote, shorten
+from ...errors import PromptError, quote, shorten
 
 #: lists and mappings within one another
 MAX_DEPTH = 24

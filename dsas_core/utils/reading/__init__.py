@@ -1,0 +1,1 @@
+"""Texts and YAML that others wrote, read with care."""
