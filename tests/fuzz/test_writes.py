@@ -169,7 +169,7 @@ def write_rows(folder: Path, name: str) -> None:
     store = CaptureStore(folder, {"model": "a"}, [Site("unet.mid")])
     for offset in range(3 if name == "new" else 1):
         if not store.has("source", offset):
-            store.write("source", offset, Capture([Site("unet.mid")]), {"x": torch.ones(4)})
+            store.write("source", offset, Capture(), {"x": torch.ones(4)})
 
 
 def read_rows(folder: Path) -> str | None:
