@@ -325,8 +325,13 @@ def same_structure(parts: Iterable[TensorClass]) -> bool:
     return all(_structure(part) == _structure(first) for part in others)
 
 
-def _structure(part: TensorClass) -> Any:
-    return part.pack({}, ""), [tensor.shape for tensor in part.tensors()]
+def _structure(value: Any) -> Any:
+    """A value of a field, or a part, with shapes in the place of tensors."""
+    if isinstance(value, TensorClass):
+        return type(value), [_structure(getattr(value, name)) for name in _declared(type(value))]
+    if isinstance(value, tuple):
+        return [_structure(item) for item in value]
+    return value.shape if isinstance(value, torch.Tensor) else value
 
 
 def _kind_of(part: TensorClass) -> str:

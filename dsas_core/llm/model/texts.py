@@ -245,8 +245,10 @@ class Texts:
 
     def _find_repeated(self, inputs: CallInputs) -> Text | None:
         """The text of a call without a filled cache that has the tokens of the last call, and one more."""
-        text, ids = self.current, inputs.ids
-        if text is None or text.ids is None or ids is None or self.root == "encoder" or inputs.cache is not None:
+        text, ids, cache = self.current, inputs.ids, inputs.cache
+        if text is None or text.ids is None or ids is None or self.root == "encoder":
+            return None
+        if cache is not None and not (text.has(handle_of(cache)) and not is_filled(cache)):  # a model may not fill it
             return None
         if ids.shape[1] != text.ids.shape[1] + 1:
             return None

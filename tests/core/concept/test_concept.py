@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, Intervention, Site
-from dsas_core.concept import reading
+from dsas_core.concept.storage import reading
 from dsas_core.concept.card import render_card
 from dsas_core.concept.concept import CARD, CONFIG, TENSORS
 from dsas_core.concept.format import round_to_half
