@@ -29,8 +29,8 @@ SECONDS = float(os.environ.get("DSAS_FUZZ_SECONDS", 900))
 SEED = int(os.environ.get("DSAS_FUZZ_SEED", 0))
 #: one in so many cases runs in `make test`, and at least so many
 SHORT_CUT, LEAST = 100, 10
-#: sequences of events in one test of a whole campaign
-CHUNK = 50
+#: sequences of events in one test of a whole campaign, and in a short cut
+CHUNK, FEW = 50, 3
 #: seconds of processor time after which a case counts as one that hangs
 HANGS = 20.0
 
@@ -72,7 +72,7 @@ def run_machine(machine: type[RuleBasedStateMachine], part: int, budget: Budget,
     """
     if not budget.has_time():
         pytest.skip("out of time")
-    count = CHUNK if WHOLE else LEAST
+    count = CHUNK if WHOLE else FEW
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         seed(10_000 * SEED + part)(machine),
         settings=settings(max_examples=count, suppress_health_check=list(HealthCheck), derandomize=False, **more),

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from dsas_core import Concept, DSASError, Intervention, Site
-from dsas_core.concept.storage import reading
 from dsas_core.concept.card import render_card
 from dsas_core.concept.concept import CARD, CONFIG, TENSORS
 from dsas_core.concept.format import round_to_half
 from dsas_core.concept.samples import STRIP, Samples
+from dsas_core.concept.storage import reading
 from dsas_core.errors import ArtifactError
 from dsas_core.maps import AffineMap
 from dsas_core.probes import ConstantProbe, LinearProbe
