@@ -7,6 +7,7 @@ read. Other items are free, as far as JSON goes.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -223,9 +224,13 @@ def check_concept(concept: ConceptData) -> None:
 
 
 def _check_description(text: Any) -> None:
-    printable = isinstance(text, str) and all(character.isprintable() or character in "\n\t" for character in text)
-    if not printable or len(text) > MAX_TEXT:
-        raise ValueError(f"description must be a text of up to {MAX_TEXT} printable characters, found {quote(text)}")
+    controls = ("Cc", "Cs")  # with joiners, marks of direction and spaces of all languages a text is written
+    valid = isinstance(text, str) and all(unicodedata.category(c) not in controls or c in "\n\r\t" for c in text)
+    if not valid or len(text) > MAX_TEXT:
+        raise ValueError(
+            f"description must be a text of up to {MAX_TEXT} characters, none of them a control character, found "
+            f"{quote(text)}"
+        )
 
 
 def _check_numbers(concept: ConceptData) -> None:

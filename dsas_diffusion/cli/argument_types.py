@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dsas_core.errors import DSASError, quote
+from dsas_core.errors import DSASError, PromptError, quote
 from dsas_core.steering.strengths import AUTO, Auto
 from dsas_core.utils.numbers import KINDS, accepts
+from dsas_core.utils.reading.plain_yaml import parse_yaml
 
 from ..steering.schedule import Schedule
 
@@ -69,9 +68,9 @@ def name_and_value(text: str) -> tuple[str, Any]:
     if not equals or not name:
         raise ArgumentTypeError(f"expected NAME=VALUE, found {quote(text)}")
     try:
-        return name, yaml.safe_load(value)
-    except (yaml.YAMLError, RecursionError, ValueError):  # no YAML; nested too deeply; no date, or digits without end
-        raise ArgumentTypeError(f"expected NAME=VALUE, the value as in YAML, found {quote(text)}") from None
+        return name, parse_yaml(value, f"the value of {quote(name)}")
+    except PromptError as error:
+        raise ArgumentTypeError(f"expected NAME=VALUE, the value as in YAML, found {quote(text)}: {error}") from None
 
 
 def name_and_word(text: str) -> tuple[str, str]:

@@ -116,5 +116,7 @@ def _marks_in(metadata: Mapping[str, str]) -> dict[str, str]:
         marks = json.loads(metadata["files"])
     except (KeyError, TypeError, ValueError, RecursionError):
         return {}
-    texts = isinstance(marks, dict) and all(isinstance(digest, str) for digest in marks.values())
-    return marks if texts else {}
+    plain = isinstance(marks, dict) and all(
+        isinstance(digest, str) and Path(name).name == name for name, digest in marks.items()
+    )
+    return marks if plain else {}

@@ -173,8 +173,8 @@ def set_aside(path: Path) -> Path:
         os.link(path, kept)
     except FileExistsError:  # by another process, just now
         return set_aside(path)
-    except OSError:
-        os.rename(path, kept)
+    except OSError:  # a file system without hard links; the file stays until another takes its place
+        shutil.copy2(path, kept)
     return kept
 
 

@@ -22,7 +22,7 @@ from .private_files import FilesMiddleware
 #: names of this machine as it calls itself
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: addresses on which a server hears everybody
-EVERYWHERE = ("0.0.0.0", "::")
+EVERYWHERE = ("0.0.0.0", "0", "::")
 #: ways to call functions by name, of which the page has none to offer
 _CLOSED = ("/gradio_api/call/", "/gradio_api/api/")
 
@@ -51,8 +51,8 @@ def served_hosts(host: str | None, *, share: bool) -> frozenset[str]:
         >>> sorted(served_hosts("127.0.0.1", share=False)), sorted(served_hosts("0.0.0.0", share=False))
         (['127.0.0.1', '::1', 'localhost'], [])
     """
-    named = host or os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK[0]
-    return frozenset() if share or named in EVERYWHERE else frozenset({*LOOPBACK, named.strip("[]").lower()})
+    named = (host or os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK[0]).strip("[]").lower()
+    return frozenset() if share or named in EVERYWHERE else frozenset({*LOOPBACK, named})
 
 
 class GuardMiddleware:
@@ -73,7 +73,10 @@ class GuardMiddleware:
         given = Headers(scope=scope).get("host", "")
         if self.hosts and _name_of(given) not in self.hosts:
             names = ", ".join(sorted(self.hosts))
-            refusal = f"host {quote(given)}: this is served as {names}; start it with --host to serve it elsewhere"
+            refusal = (
+                f"host {quote(given)}: this is served as {names}; start it with --host ADDRESS to serve it at another, "
+                "or have a proxy send one of these"
+            )
             await JSONResponse({"error": refusal}, HTTPStatus.MISDIRECTED_REQUEST)(scope, receive, send)
             return
         if scope["path"].startswith(_CLOSED):

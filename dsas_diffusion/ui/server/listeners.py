@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 #: what one page may have waiting
-MAX_WAITING_EACH = 8
+MAX_WAITING_EACH = 4
 #: calls from pages that do not listen (yet) which may wait, all together, and for how many seconds
 MAX_UNHEARD, PATIENCE = 4, 3.0
 #: bytes of one call; files travel apart
@@ -68,12 +68,14 @@ class ListenersMiddleware:
         if refusal:
             await JSONResponse({"detail": refusal}, HTTPStatus.SERVICE_UNAVAILABLE)(scope, receive, send)
             return
-        if session and session not in self._open:
+        if session not in self._open:
             self._unheard[session] = asyncio.create_task(self._drop_later(session))
         await self.app(scope, _replay(body, receive), send)
 
     def _refusal(self, session: str, size: int) -> str:
         """Why a call may not wait; "" where it may."""
+        if not session:
+            return "a call that names no session: open the page, and press the button there"
         if size > MAX_CALL_BYTES:
             return f"a call of more than {MAX_CALL_BYTES} bytes: write less, or upload it as a file"
         if session in self._open:
@@ -102,7 +104,7 @@ async def _read(receive: Receive) -> bytes:
 
 
 def _session_of(body: bytes) -> str:
-    """The session that a call is of; "" where it names none, which Gradio refuses."""
+    """The session that a call is of; "" where it names none."""
     try:
         call: Any = json.loads(body)
     except (ValueError, RecursionError):

@@ -401,6 +401,12 @@ def test_what_float16_cannot_hold_is_told_when_it_attaches() -> None:
         Steering({concept: 1.0}).attach({"model": model.bfloat16()}, {}).detach()
 
 
+@pytest.mark.parametrize("text", ["a\u3000b", "خانه\u200cها", "👩\u200d🎨", "\u200fא", "a\u00a0b\r\n\tc"])
+def test_descriptions_are_written_in_any_language(text: str) -> None:
+    concept = replace(Concept.from_pretrained("builtin:banana-blur"), description=text)
+    check_concept(concept)
+
+
 def test_what_could_not_be_saved_is_not_learned() -> None:
     """It is refused before the long work."""
     for edges in ((0.0,), (1000.0,), (-1.0, 500.0)):

@@ -170,6 +170,14 @@ def test_an_option_has_a_value_as_in_yaml(text: str, value: object) -> None:
     assert name_and_value(text) == ("top", value)
 
 
+@pytest.mark.parametrize(
+    "value", ["!!timestamp x", "!!bool x", "!!int", "2024-01-01", "!!set {a}", "!!binary aGk=", "["]
+)
+def test_an_option_has_no_other_value(value: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="expected NAME=VALUE, the value as in YAML"):
+        name_and_value(f"top={value}")
+
+
 def test_json_is_strict() -> None:
     assert json.loads(output.as_json({"a": [float("nan"), 1.5, "ü"], "b": None})) == {"a": [None, 1.5, "ü"], "b": None}
 

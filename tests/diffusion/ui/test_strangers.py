@@ -108,6 +108,8 @@ def test_own_names_are_served(client: httpx.Client, host: str) -> None:
         (None, "10.0.0.7", False, {"localhost", "127.0.0.1", "::1", "10.0.0.7"}),
         (None, "0.0.0.0", False, set()),
         ("::", None, False, set()),
+        ("[::]", None, False, set()),
+        ("0", None, False, set()),
         (None, None, True, set()),
     ],
 )
@@ -155,6 +157,13 @@ def test_one_session_takes_a_few_places_only(served: gr.Blocks, client: httpx.Cl
         assert 1 <= codes.count(200) < 40
         assert codes.count(503) > 20
         assert len(honest.draw()) >= 1
+
+
+@pytest.mark.parametrize("session", ["", None, ["x"], 7])
+def test_calls_of_no_session_are_refused(served: gr.Blocks, client: httpx.Client, session: Any) -> None:
+    body = {**_call(client, "draw", "x"), "session_hash": session}
+    assert {client.post(f"{API}queue/join", json=body).status_code for _ in range(3)} <= {400, 422, 503}
+    assert len(served._queue) == 0
 
 
 def test_large_calls_are_refused(client: httpx.Client) -> None:
