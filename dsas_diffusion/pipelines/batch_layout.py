@@ -213,6 +213,8 @@ class BatchLayout:
     def _is_guided(self) -> bool:
         """Whether the generation has classifier-free guidance at this step."""
         asked = self.request.encode_arguments.get("do_classifier_free_guidance", True)
+        if not self._watcher.generating:  # a loop of one's own: the pipeline still has what its last call was given
+            return bool(asked)
         return bool(getattr(self.adapter.pipe, "do_classifier_free_guidance", asked))
 
     def _find_order(self, embeds: Any, blocks: tuple[str, ...]) -> tuple[str, ...]:

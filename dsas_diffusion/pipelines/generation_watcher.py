@@ -22,10 +22,7 @@ import torch
 from dsas_core.errors import DSASError, UnavailableError, UnsupportedError
 
 from .adapter import PipelineAdapter
-from .text_reading import NEGATIVE, PROMPT, TextReading, as_list
-
-#: what pipelines call the method that encodes prompts; the second in an InstructPix2Pix
-ENCODE = ("encode_prompt", "_encode_prompt")
+from .text_reading import ENCODE, NEGATIVE, PROMPT, TextReading, as_list
 
 #: given a call of a watched method and its arguments by name; makes the call and returns its result
 _Handler = Callable[[Callable[[], Any], dict[str, Any]], Any]

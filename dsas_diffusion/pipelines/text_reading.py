@@ -1,16 +1,20 @@
 """Which calls of the text encoders, within one `encode_prompt`, read prompts, and which read negative prompts.
 
 The methods of diffusers call each text encoder once for the prompts, then once for the negative prompts, so the order
-tells, whatever the texts are. A method of somebody else, such as of a pipeline with long prompts, may encode pieces of
-them in an order of its own. Then the tokens tell: each call goes on with the prompts or with the negative prompts where
-that left off. What goes on with neither, or with both, is unknown and raises.
+tells, whatever the texts are: also where a method of somebody else rewrites them, and hands both on to diffusers' own.
+Else such a method, as of a pipeline with long prompts, may encode pieces in an order of its own. Then the tokens tell:
+each call goes on with the prompts or with the negative prompts where that left off. What goes on with neither, or with
+both, is unknown and raises.
 """
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,6 +26,8 @@ from .prompt_tokens import PromptTokens
 
 #: what a block of rows is for: prompts, or negative prompts
 PROMPT, NEGATIVE = "prompt", "negative"
+#: what pipelines call the method that encodes prompts; the second in an InstructPix2Pix
+ENCODE = ("encode_prompt", "_encode_prompt")
 
 
 class TextReading:
@@ -44,7 +50,9 @@ class TextReading:
     def __init__(self, pipe: Any, arguments: Mapping[str, Any], roles: Sequence[str], in_order: bool) -> None:
         self.pipe, self.roles, self.in_order = pipe, tuple(roles), in_order
         self.arguments = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
-        self._calls: dict[str, int] = {}
+        self._calls: dict[str, int] = {}  # by text encoder, in the method of diffusers that runs
+        self._method: FrameType | None = None  # which that is, where somebody else's has called it
+        self._hands_on = False  # whether that was given both prompts and negative prompts
         self._told: dict[str, tuple[object, str]] = {}  # by text encoder, its last call, and what it reads
         self._unread: dict[str, dict[str, _Unread]] = {}  # by text encoder and role
 
@@ -63,9 +71,23 @@ class TextReading:
             return self.roles[0]
         told, role = self._told.get(encoder.part, (None, ""))
         if told is not call:
-            role = self._tell_in_order(encoder) if self.in_order else self._tell_by_tokens(encoder, ids)
+            in_order = self.in_order or self._is_handed_on()
+            role = self._tell_in_order(encoder) if in_order else self._tell_by_tokens(encoder, ids)
             self._told[encoder.part] = call, role
         return role
+
+    def _is_handed_on(self) -> bool:
+        """Whether a method of diffusers runs that was handed both prompts and negative prompts."""
+        method = _running_method(self.pipe)
+        if method is not self._method:
+            self._method, self._calls = method, {}
+            given: Mapping[str, Any] = {} if method is None else method.f_locals  # not encoded yet, else given
+            self._hands_on = (
+                method is not None
+                and bool(given.get("do_classifier_free_guidance", True))
+                and all(given.get(name) is None for name in ("prompt_embeds", "negative_prompt_embeds"))
+            )
+        return self._hands_on
 
     def _tell_in_order(self, encoder: TextEncoder) -> str:
         before = self._calls.get(encoder.part, 0)
@@ -138,6 +160,17 @@ class _Unread:
         """Count the tokens of a call as read."""
         self.texts = [text[len(row) :] for text, row in zip(self.texts, rows, strict=True)]
         self.read += 1
+
+
+def _running_method(pipe: Any) -> FrameType | None:
+    """The innermost `encode_prompt` of diffusers that runs for a pipeline; None where none does."""
+    kinds = [kind for kind in type(pipe).__mro__ if kind.__module__.startswith("diffusers.")]
+    methods = [inspect.unwrap(vars(kind)[name]) for kind in kinds for name in ENCODE if name in vars(kind)]
+    codes = {getattr(method, "__code__", None) for method in methods}
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not (frame.f_code in codes and frame.f_locals.get("self") is pipe):
+        frame = frame.f_back
+    return frame
 
 
 def texts_of(arguments: Mapping[str, Any], encoder: TextEncoder, negative: bool) -> list[str]:

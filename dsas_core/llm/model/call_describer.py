@@ -212,6 +212,8 @@ class CallDescriber:
         else:
             read = 0 if root == "decoder" else self._count_prompt(text, inputs, continued)
             if read:
+                if text.generating:  # a further turn
+                    text.parts, text.finished = [], None
                 text.parts = [*text.parts, count] if continued else [count]
                 text.prompt_length, text.told = past + read, inputs.asked is not None
             text.generating = read < count

@@ -135,6 +135,45 @@ def test_pieces_that_cannot_be_told_are_refused(prompt: str) -> None:
         latents(pipe, "sd", prompt, negative_prompt=prompt)
 
 
+@pytest.mark.parametrize("by", ["class", "object"])
+@pytest.mark.parametrize("negative", [DOG, BANANA, ""])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+def test_prompts_that_are_put_in_other_words_and_handed_on(family: str, negative: str, by: str) -> None:
+    plain = pipe_of(family)
+
+    class Styled(type(plain)):  # type: ignore[misc]
+        def encode_prompt(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().encode_prompt("a photograph of a cat", *args, **kwargs)
+
+    pipe = (Styled if by == "class" else type(plain))(**plain.components)
+    pipe.set_progress_bar_config(disable=True)
+    if by == "object":
+        own = pipe.encode_prompt
+        pipe.encode_prompt = lambda prompt, *args, **kwargs: own("a photograph of a cat", *args, **kwargs)
+    asked = {"negative_prompt": negative}
+    rows = rows_of(pipe, lambda: latents(pipe, family, BANANA, **asked))
+    assert rows == rows_of(plain, lambda: latents(plain, family, BANANA, **asked))
+    assert rows["text_encoder"] == [[1], [0]]
+
+
+@pytest.mark.parametrize("guidance", [True, False])
+def test_a_loop_of_ones_own_is_guided_as_its_prompts_were_encoded(guidance: bool) -> None:
+    """Whatever the pipeline's last call was; embeddings that somebody has changed are the prompt's without guidance."""
+    pipe = pipe_of("sd")
+    latents(pipe, "sd", BANANA)  # with guidance
+
+    def run() -> None:
+        embeds = pipe.encode_prompt(BANANA, "cpu", 1, guidance)[0]
+        sample = torch.zeros(1, pipe.unet.config.in_channels, SIZE // 8, SIZE // 8)
+        pipe.unet(sample, torch.tensor(500), encoder_hidden_states=embeds * 1.1)
+
+    if guidance:
+        with pytest.raises(UnsupportedError, match="of neither or of both"):
+            rows_of(pipe, run)
+    else:
+        assert rows_of(pipe, run)["unet"] == [[1]]
+
+
 @pytest.mark.parametrize("name", ["_encode_prompt", "helper"])
 def test_pipelines_that_encode_by_other_ways(name: str) -> None:
     """An older method is watched as well; a text encoder that is called by anything else is refused."""

@@ -266,6 +266,34 @@ def test_a_further_turn_on_the_cache_of_the_last_is_a_prompt() -> None:
         assert [i for i, h in enumerate(scores(steering)) if h > 0] == [2, 3, 4, 13, 14, 15]
 
 
+@pytest.mark.parametrize("gate", ["token", "latch"])
+def test_turns_of_the_same_size_are_no_chunks_of_one_prompt(gate: str) -> None:
+    from transformers import DynamicCache
+
+    model, cache = tiny("llama"), DynamicCache()
+    with llm.steer(model, {concept_of(model, gate): 1.0}, phase="generation"):
+        for length in (4, 10):  # of the latter 6 are read already
+            ids = IDS[:1].repeat(1, 2)[:, :length]
+            made = model.generate(
+                ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=3, pad_token_id=0
+            )
+            assert (made.shape[1], cache.get_seq_length()) == (length + 3, length + 2)
+
+
+def test_a_turn_that_follows_an_end_token_is_steered() -> None:
+    from transformers import DynamicCache
+
+    model, cache = copy.deepcopy(tiny("llama")), DynamicCache()
+    model.generation_config.eos_token_id = 5
+    with torch.no_grad(), llm.steer(model, {concept_for(model): 1.0}, gate="on", trace=True) as steering:
+        model(IDS[:1, :3], past_key_values=cache)
+        for token in (10, 5):
+            model(torch.tensor([[token]]), past_key_values=cache)
+        model(IDS[:1, 3:6], past_key_values=cache, logits_to_keep=1)
+        model(IDS[:1, :1], past_key_values=cache, logits_to_keep=1)
+        assert [i for i, h in enumerate(scores(steering)) if h > 0] == list(range(1, 9))
+
+
 def test_the_same_model_may_draft_with_its_first_layers() -> None:
     model = copy.deepcopy(tiny("deep"))
     concept = concept_for(model, [f"layers.{place}" for place in (3, 12)])
