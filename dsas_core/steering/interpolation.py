@@ -39,21 +39,22 @@ def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float
     wide = x.to(compute_dtype(x))
     out = wide
     for transform, strength, h in steps:
+        share = h * strength
         if transform.linear_in_strength:
-            moved = torch.addcmul(out, h * strength, transform.displacement(wide))
+            moved = torch.addcmul(out, share, transform.displacement(wide))
         else:
             moved = torch.lerp(wide, transform.apply(wide, strength), cast(h, wide.dtype).expand_as(wide))
             moved = moved if out is wide else out + (moved - wide)
-        out = _keep_still(out, moved, (h * strength == 0) | (strength == 0))  # the second where h is NaN
+        out = _keep_still(out, moved, share)
     return out.to(x.dtype)
 
 
-def _keep_still(x: torch.Tensor, moved: torch.Tensor, still: torch.Tensor | bool) -> torch.Tensor:
-    """What moved, and x where nothing is to move: 0 times infinity is not 0."""
-    still = torch.as_tensor(still, device=x.device)
+def _keep_still(x: torch.Tensor, moved: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """What moved, and x where none of it counts: 0 times infinity is not 0. `share` is h times the strength."""
+    counts = share.abs() > 0  # not so for NaN, as 0 times an h of NaN is
     if moved.requires_grad:  # the derivative by a strength of 0 is not 0
-        return torch.where(still & ~moved.isfinite(), x, moved)
-    return torch.where(still, x, moved)
+        counts = counts | moved.isfinite()
+    return torch.where(counts, moved, x)
 
 
 def normalise_gates(gates: Sequence[torch.Tensor]) -> torch.Tensor:
