@@ -196,10 +196,10 @@ class BatchLayout:
                     return (self._find_call(embeds, turn),)
                 return (self._find_block(embeds),) if len(blocks) == 1 else self._find_order(embeds, blocks)
         sizes = " or ".join(str(pictures * len(blocks)) for blocks in layouts)
-        raise UnsupportedError(
-            f"{pictures} pictures were asked for, but the denoiser of {type(self.adapter.pipe).__name__} got {batch} "
-            f"rows: expected {sizes}"
+        found = (
+            f"{pictures} pictures were asked for, but {type(self.adapter.pipe).__name__}'s denoiser got {batch} rows"
         )
+        raise UnsupportedError(f"{found}: expected {sizes}")
 
     def _guided_layout(self) -> tuple[str, ...]:
         """The blocks of a call that has all branches of guidance."""
@@ -213,9 +213,9 @@ class BatchLayout:
     def _is_guided(self) -> bool:
         """Whether the generation has classifier-free guidance at this step."""
         asked = self.request.encode_arguments.get("do_classifier_free_guidance", True)
-        if not self._watcher.generating:  # a loop of one's own: the pipeline still has what its last call was given
-            return bool(asked)
-        return bool(getattr(self.adapter.pipe, "do_classifier_free_guidance", asked))
+        # in a loop of one's own the pipeline still has what its last call was given
+        own = self.adapter.pipe if self._watcher.generating else None
+        return bool(getattr(own, "do_classifier_free_guidance", asked))
 
     def _find_order(self, embeds: Any, blocks: tuple[str, ...]) -> tuple[str, ...]:
         """The blocks of a call with several: as in the family, unless their embeddings show another order."""
@@ -239,9 +239,8 @@ class BatchLayout:
             return found
         if self._is_guided():
             raise UnsupportedError(
-                f"the denoiser of {type(self.adapter.pipe).__name__} got embeddings, in a call beside that of both "
-                "branches of guidance, that are of neither or of both, so whose rows they are is unknown: hand back "
-                "embeddings as they were, or set guidance off"
+                "the denoiser got embeddings that are of neither or of both branches of guidance: hand them back as "
+                "they were, give it both branches in one call, or set guidance off"
             )
         began = self.request.prompt_embeds is not None or bool(self._ordered[1])
         self.replaced |= began and not self._origins.knows(embeds)
