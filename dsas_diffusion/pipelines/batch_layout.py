@@ -196,9 +196,8 @@ class BatchLayout:
                     return (self._find_call(embeds, turn),)
                 return (self._find_block(embeds),) if len(blocks) == 1 else self._find_order(embeds, blocks)
         sizes = " or ".join(str(pictures * len(blocks)) for blocks in layouts)
-        found = (
-            f"{pictures} pictures were asked for, but {type(self.adapter.pipe).__name__}'s denoiser got {batch} rows"
-        )
+        kind = type(self.adapter.pipe).__name__
+        found = f"{pictures} pictures were asked for, but the denoiser of {kind} got {batch} rows"
         raise UnsupportedError(f"{found}: expected {sizes}")
 
     def _guided_layout(self) -> tuple[str, ...]:
