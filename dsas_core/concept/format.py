@@ -27,9 +27,8 @@ from .card import render_card
 from .data import ConceptData
 from .intervention import Intervention
 from .samples import STRIP, Samples
-from .schema import MAX_INTERVENTIONS, NEEDED, SAMPLES, check_plain, check_site
-from .schema import check_concept as _validate
-from .storage.own_files import recognise, serialise
+from .schema import MAX_INTERVENTIONS, NEEDED, SAMPLES, check_concept, check_plain, check_site
+from .storage.own_files import recognise_concept, serialise
 from .storage.reading import (
     AGAIN,
     CARD,
@@ -63,10 +62,6 @@ READ = (1, FORMAT)
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-#: which files of a folder a save wrote, where it may be saved into
-recognise_concept = partial(recognise, config=CONFIG, tensors=TENSORS, card=CARD)
-
-
 def save_concept(
     concept: ConceptData, folder: Path, *, overwrite: bool = False, beside: Mapping[str, bytes] | None = None
 ) -> Path:
@@ -79,7 +74,7 @@ def save_concept(
         beside: further files of the save, or another card.
     """
     try:
-        _validate(concept)
+        check_concept(concept)
     except ValueError as error:
         raise ArtifactError(
             f"concept {quote(concept.name)} cannot be saved, as it could not be read again: {error}"
@@ -144,7 +139,7 @@ def _load(kind: type[AnyConcept], folder: Path) -> AnyConcept:
     strip = read_bytes(folder / STRIP) if is_file(folder / STRIP) else b""
     try:
         concept = kind(**_unpack_concept(config, tensors, strip))
-        _validate(concept)
+        check_concept(concept)
     except ValueError as error:
         raise ArtifactError(f"{folder / CONFIG} is damaged: {error}; {AGAIN}") from None
     refuse_unused(folder / TENSORS, tensors, tensors.used)

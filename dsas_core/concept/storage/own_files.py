@@ -18,9 +18,10 @@ from ...errors import ArtifactError
 from ...utils.saving.files import digest_of
 from ...utils.saving.folders import names_in
 from ..samples import STRIP
+from .reading import CARD, CONFIG, MAX_HEADER, TENSORS
 
-#: longest header that is read
-_MAX_HEADER = 2**24
+#: stands in the header until the digest of what is behind it is known, which is as long
+_NO_DIGEST = "0" * 64
 #: the first lines of a card
 _CARD_BEGINS = b"---\nlibrary_name: dsas\n"
 
@@ -40,21 +41,19 @@ def serialise(tensors: Mapping[str, torch.Tensor], files: Mapping[str, bytes], v
     """
     from safetensors.torch import save
 
-    metadata = {"format": "pt", "dsas": str(version)}
-    plain = save(dict(tensors), metadata=metadata)
     marks = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    mark = {"files": json.dumps(marks), "data": _digest_of_data(plain)}
-    return bytes(save(dict(tensors), metadata={**metadata, **mark}))
+    mark = {"files": json.dumps(marks), "data": _NO_DIGEST}
+    content = save(dict(tensors), metadata={"format": "pt", "dsas": str(version), **mark})
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = content[:start].replace(_NO_DIGEST.encode(), _digest_of_data(content).encode())
+    return b"".join((header, content[start:]))
 
 
-def recognise(folder: Path, config: str, tensors: str, card: str, overwrite: bool) -> dict[str, str]:
+def recognise_concept(folder: Path, overwrite: bool) -> dict[str, str]:
     """The files of a concept's folder that a save wrote -> their SHA-256 when it did.
 
     Args:
         folder: the folder to save into.
-        config: the name of the settings' file.
-        tensors: of the tensors' file.
-        card: of the card.
         overwrite: whether a concept that is there may be replaced.
 
     Raises:
@@ -64,20 +63,20 @@ def recognise(folder: Path, config: str, tensors: str, card: str, overwrite: boo
         return {}
     if not overwrite:
         raise ArtifactError(f"{folder} is there and not empty: choose another folder, or pass overwrite (--overwrite)")
-    settings = _read_settings(folder / config)
+    settings = _read_settings(folder / CONFIG)
     if settings is None:
         raise ArtifactError(
             f"{folder} holds something else than a concept, which overwrite would lose: choose another folder"
         )
-    content = (folder / tensors).read_bytes() if (folder / tensors).is_file() else b""
+    content = (folder / TENSORS).read_bytes() if (folder / TENSORS).is_file() else b""
     metadata = _metadata_of(content)
-    known = {tensors: hashlib.sha256(content).hexdigest()} if "dsas" in metadata else {}
+    known = {TENSORS: hashlib.sha256(content).hexdigest()} if "dsas" in metadata else {}
     if "data" in metadata:  # another digest than that of the file, where it was changed
         known = known if metadata["data"] == _digest_of_data(content) else {}
         return known | _marks_in(metadata)
-    known[config] = digest_of(folder / config)
-    if (folder / card).is_file() and (folder / card).read_bytes().startswith(_CARD_BEGINS):
-        known[card] = digest_of(folder / card)
+    known[CONFIG] = digest_of(folder / CONFIG)
+    if (folder / CARD).is_file() and (folder / CARD).read_bytes().startswith(_CARD_BEGINS):
+        known[CARD] = digest_of(folder / CARD)
     if (folder / STRIP).is_file() and settings.get("samples") is not None:
         known[STRIP] = digest_of(folder / STRIP)
     return known
@@ -97,7 +96,7 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
 def _metadata_of(content: bytes) -> dict[str, str]:
     """The metadata in the header of safetensors; {} where it is none."""
     length = int.from_bytes(content[:8], "little")
-    if not 2 <= length <= min(_MAX_HEADER, len(content) - 8):
+    if not 2 <= length <= min(MAX_HEADER, len(content) - 8):
         return {}
     try:
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})

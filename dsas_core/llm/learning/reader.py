@@ -18,6 +18,7 @@ from ...model.sites import Site
 from ...probes.combine import pool
 from ...utils.meter import TokenCount
 from ...utils.numbers import number
+from ..model.call_inputs import CACHE_NAMES
 from ..model.conversations import Batch, Encoded, encode, pad_batch
 from ..model.layers import (
     device_of_input,
@@ -34,8 +35,6 @@ PADDING = 1.2
 #: so many batches of prompts are answered at once: each token takes a pass, which is hardly longer with more rows, and
 #: less is kept of it than of one that reads whole texts with the head
 ANSWERED = 3
-#: names of caches in what models return, and among what they take
-CACHES = ("past_key_values", "cache_params", "state", "past_buckets_states")
 #: tokens of an answer
 LENGTH = 40
 #: called with the numbers of the prompts of each batch, after it was read
@@ -313,7 +312,7 @@ class Reader:
 
 def _cache_of(model: nn.Module, output: Any) -> dict[str, Any]:
     """What a model has kept of what it read, as the argument that it takes it by; its own kind of cache."""
-    cache = {name: output[name] for name in CACHES if output.get(name) is not None}
+    cache = {name: output[name] for name in CACHE_NAMES if output.get(name) is not None}
     if not cache:
         raise UnsupportedError(
             f"{type(model).__name__} keeps no cache of what it has read, with which gates that decide at a prompt's "

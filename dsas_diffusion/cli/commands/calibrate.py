@@ -10,7 +10,8 @@ from typing import Any
 
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
-from dsas_core.concept.format import recognise_concept, save_concept
+from dsas_core.concept.format import save_concept
+from dsas_core.concept.storage.own_files import recognise_concept
 from dsas_core.errors import DSASError
 from dsas_core.learning.calibration.slider_range import prompts_of
 

@@ -16,7 +16,8 @@ import yaml
 
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
-from dsas_core.concept.format import FILES, recognise_concept, save_concept
+from dsas_core.concept.format import FILES, save_concept
+from dsas_core.concept.storage.own_files import recognise_concept
 from dsas_core.errors import ArtifactError, PromptError
 from dsas_core.learning.illustrate import try_illustrate
 from dsas_core.learning.prompts.draft import draft, is_name

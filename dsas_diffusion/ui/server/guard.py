@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dsas_core.errors import quote
 
 from ..page.session import log_failure
+from . import API
 from .listeners import ListenersMiddleware
 from .private_files import FilesMiddleware
 
@@ -24,7 +25,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 #: addresses on which a server hears everybody
 EVERYWHERE = ("0.0.0.0", "0", "::")
 #: ways to call functions by name, of which the page has none to offer
-_CLOSED = ("/gradio_api/call/", "/gradio_api/api/")
+_CLOSED = (f"{API}call/", f"{API}api/")
 
 
 def middleware_of(page: Any, host: str | None, *, share: bool) -> list[Middleware]:

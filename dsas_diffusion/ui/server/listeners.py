@@ -12,14 +12,14 @@ from urllib.parse import parse_qs
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from . import API
+
 #: what one page may have waiting
 MAX_WAITING_EACH = 4
 #: calls from pages that do not listen (yet) which may wait, all together, and for how many seconds
 MAX_UNHEARD, PATIENCE = 4, 3.0
 #: bytes of one call; files travel apart
 MAX_CALL_BYTES = 2**20
-
-_API = "/gradio_api/"
 
 
 class ListenersMiddleware:
@@ -39,11 +39,11 @@ class ListenersMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
-        if path == f"{_API}queue/join":
+        if path == f"{API}queue/join":
             await self._join(scope, receive, send)
-        elif path.startswith(f"{_API}heartbeat/"):
+        elif path.startswith(f"{API}heartbeat/"):
             await self._listen(path.rsplit("/", 1)[1], scope, receive, send)
-        elif path == f"{_API}queue/data":
+        elif path == f"{API}queue/data":
             query = parse_qs(scope["query_string"].decode("latin-1"))
             await self._listen(query.get("session_hash", [""])[0], scope, receive, send)
         else:

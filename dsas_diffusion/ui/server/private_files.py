@@ -24,11 +24,11 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..page.session import SESSION_SECONDS
+from . import API
 
 COOKIE = "dsas_visitor"
 #: what the name of a visitor without a cookie begins with
 _SESSION = "session "
-_API = "/gradio_api/"
 
 
 def visitor_of(cookies: Mapping[str, str], session: str | None) -> str:
@@ -134,17 +134,17 @@ class FilesMiddleware:
             await self.app(scope, receive, send)
             return
         cookies, path = Request(scope).cookies, scope["path"]
-        if path.startswith((f"{_API}file=", f"{_API}file/")):
-            name = unquote(path[len(f"{_API}file=") :])
+        if path.startswith((f"{API}file=", f"{API}file/")):
+            name = unquote(path[len(f"{API}file=") :])
             if not self.files.may_read(name, visitor_of(cookies, None)):
                 refusal = {"error": "no such file, or not one of yours: reload the page, and ask for it again"}
                 await JSONResponse(refusal, HTTPStatus.NOT_FOUND)(scope, receive, send)
                 return
             await self.app(scope, receive, send)
-        elif path.startswith(f"{_API}heartbeat/"):
+        elif path.startswith(f"{API}heartbeat/"):
             with self.files.page_of(visitor_of(cookies, path.rsplit("/", 1)[1])):
                 await self.app(scope, receive, send)
-        elif path == f"{_API}upload":
+        elif path == f"{API}upload":
             await self.app(scope, receive, self._take_uploads(send, cookies[COOKIE]) if COOKIE in cookies else send)
         elif path == "/" and COOKIE not in cookies:
             await self.app(scope, receive, _set_cookie(send))
