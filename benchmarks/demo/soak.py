@@ -30,7 +30,7 @@ from dsas_diffusion import load_pipeline
 from dsas_diffusion.ui.page.controls import enlarge
 from dsas_diffusion.ui.services.drawing import Order
 from dsas_diffusion.ui.services.picture_service import PictureService
-from tests.fixtures.browser import Demo, browser, serving
+from tests.fixtures.browser import Demo, browser, page_call, serving
 
 PROMPTS = ("a banana and a dog on the grass", "a red car on the beach", "an apple and a banana", "a dog in the snow")
 SEEDS = (1, 2)
@@ -54,7 +54,8 @@ def main() -> int:
 
     @cache
     def expected(prompt: str, seed: int, strengths: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-        order = Order(prompt, seed, service.defaults, dict(zip(names, strengths, strict=True)))
+        given = dict(zip(names, strengths, strict=True))
+        order = Order(prompt, seed, service.defaults, given, preserve=service.can_preserve)  # as the page's box is
         drawing = list(service.draw(order, service.concepts))[-1]
         assert drawing.steered is not None
         return tuple(np.asarray(enlarge(picture)) for picture in (drawing.base, drawing.steered))  # type: ignore[return-value]
@@ -115,10 +116,7 @@ def describe(seconds: list[float]) -> dict[str, float]:
 def call_unheard(address: str, number: int) -> int:
     """Ask for drawings without listening for them; how many of the calls were refused."""
     with httpx.Client(base_url=address, timeout=60) as client:
-        config = client.get("/config").json()
-        values = {component["id"]: component["props"].get("value") for component in config["components"]}
-        draw = next(event for event in config["dependencies"] if event["api_name"] == "draw")
-        call = {"data": [values[i] for i in draw["inputs"]], "fn_index": draw["id"], "trigger_id": None}
+        call = page_call(client, "draw", "")
         calls = [{**call, "session_hash": f"unheard {number} {i}"} for i in range(UNHEARD)]
         return sum(client.post("/gradio_api/queue/join", json=body).status_code == 503 for body in calls)
 

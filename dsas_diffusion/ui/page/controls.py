@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -157,3 +158,14 @@ def enlarge(picture: Image.Image) -> Image.Image:
     if scale <= 1:
         return picture
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+
+
+def as_shown(picture: Image.Image) -> Image.Image:
+    """A picture as the page shows it: large enough, and in a file of its own.
+
+    Gradio names files by their content, and would write the file of an equal picture again while another visitor's
+    browser reads it.
+    """
+    shown = enlarge(picture).copy()
+    shown.info["shown"] = secrets.token_hex(8)  # goes into the file
+    return shown

@@ -115,7 +115,7 @@ class CreateTab:
         order = self.order(data)
         for drawing in self.service.draw(order, session.concepts(self.service)):
             session.drawing = drawing
-            pair = controls.enlarge(drawing.base), controls.enlarge(drawing.steered or drawing.base)
+            pair = controls.as_shown(drawing.base), controls.as_shown(drawing.steered or drawing.base)
             yield session, pair, markup.render_drawing(drawing), order.seed
 
     def order(self, data: Mapping[Any, Any]) -> Order:

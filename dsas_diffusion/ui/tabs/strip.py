@@ -12,7 +12,7 @@ import numpy as np
 from dsas_core.errors import DSASError
 
 from ..page import markup
-from ..page.controls import PICTURE, concept_choice, enlarge, queue_settings, read_number, update_choices
+from ..page.controls import PICTURE, as_shown, concept_choice, queue_settings, read_number, update_choices
 from ..page.session import Session, report_errors, warn
 from ..services.picture_service import slider_ends
 from .create import CreateTab
@@ -80,7 +80,7 @@ class StripTab:
             told += ". It has no place in the picture, so the rest was not kept."
         return (
             markup.render_note(told),
-            [(enlarge(picture), caption) for picture, caption in zip(strip.pictures, captions, strict=True)],
+            [(as_shown(picture), caption) for picture, caption in zip(strip.pictures, captions, strict=True)],
             webp,
             *(gr.update(value=file, interactive=True) for file in (png, webp, gif)),
         )

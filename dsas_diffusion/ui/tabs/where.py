@@ -13,7 +13,7 @@ from dsas_core.errors import DSASError
 from ...pipelines.sites import site_name
 from ...steering.trace import PictureTrace
 from ..page import markup
-from ..page.controls import PICTURE, SILENT, enlarge, update_choices
+from ..page.controls import PICTURE, SILENT, as_shown, update_choices
 from ..page.session import Session, report_errors
 
 ALL_LAYERS = "all layers"
@@ -94,7 +94,7 @@ class WhereTab:
             message = f"{concept} reads words alone, so it has no place in the picture; the table has its layers."
             return None, markup.render_note(message)
         when = "the mean of all steps" if time is None else f"step {int(step)} of {len(times)}, timestep {time:.0f}"
-        return enlarge(picture), markup.render_note(f"{concept}, {layer}, {when}: “{drawing.order.prompt}”")
+        return as_shown(picture), markup.render_note(f"{concept}, {layer}, {when}: “{drawing.order.prompt}”")
 
 
 def timesteps(trace: PictureTrace, concept: str) -> list[float]:

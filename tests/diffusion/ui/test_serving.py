@@ -12,6 +12,7 @@ import pytest
 from dsas_diffusion import ui
 from dsas_diffusion.ui.page.theme import STYLE_SHEET
 from dsas_diffusion.ui.services import picture_service
+from tests.fixtures.browser import page_call
 
 
 def test_the_page_is_there_and_fetches_nothing_from_elsewhere(client: httpx.Client) -> None:
@@ -55,10 +56,8 @@ def test_names_of_uploads_stay_in_their_folder(client: httpx.Client, tmp_path: P
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../../../etc/passwd", str(STYLE_SHEET)])
 def test_an_upload_that_was_none_is_not_read(client: httpx.Client, path: str) -> None:
     """Somebody who writes the browser's messages by hand."""
-    events = client.get("/config").json()["dependencies"]
-    fill = next(event["id"] for event in events if event["api_name"] == "fill")
     given = {"path": path, "orig_name": "a.yaml", "meta": {"_type": "gradio.FileData"}}
-    asked = {"data": [given], "fn_index": fill, "session_hash": "stranger", "trigger_id": None}
+    asked = page_call(client, "fill", "stranger", [given])
     assert client.post("/gradio_api/queue/join", json=asked).status_code == 200
     with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "stranger"}) as told:
         messages = [json.loads(line[6:]) for line in told.iter_lines() if line.startswith("data: ")]

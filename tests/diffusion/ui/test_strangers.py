@@ -14,10 +14,12 @@ from typing import Any, Self
 import gradio as gr
 import httpx
 import pytest
+from PIL import Image
 
 from dsas_diffusion.ui.server import listeners
 from dsas_diffusion.ui.server.guard import served_hosts
 from dsas_diffusion.ui.server.private_files import COOKIE, PrivateFiles
+from tests.fixtures.browser import page_call
 
 API = "/gradio_api/"
 
@@ -65,13 +67,11 @@ class Visitor:
 
 
 def _call(client: httpx.Client, name: str, session: str, data: list[Any] | None = None) -> dict[str, Any]:
-    config = client.get("/config").json()
-    values = {component["id"]: component["props"].get("value") for component in config["components"]}
-    event = next(event for event in config["dependencies"] if event["api_name"] == name)
-    given = [values[i] for i in event["inputs"]] if data is None else data
+    """The message of a browser, with a prompt in it."""
+    call = page_call(client, name, session, data)
     if data is None and name == "draw":
-        given = ["a banana" if value == "" else value for value in given]
-    return {"data": given, "fn_index": event["id"], "session_hash": session, "trigger_id": None}
+        call["data"] = ["a banana" if value == "" else value for value in call["data"]]
+    return call
 
 
 def _paths(data: Any) -> Iterator[str]:
@@ -263,13 +263,29 @@ def test_pictures_are_their_visitors_own_and_gone_afterwards(served: gr.Blocks) 
         assert {_read(other.client, path) for path in paths} == {404}
 
 
-def test_equal_pictures_stay_for_whoever_is_there(served: gr.Blocks) -> None:
+def test_equal_pictures_are_files_of_their_own_and_stay_for_whoever_is_there(served: gr.Blocks) -> None:
+    """One that is written again for somebody else would be cut short for whoever reads it."""
     with Visitor(served, "stays") as stays:
         paths = stays.draw()
         with Visitor(served, "goes") as goes:
-            assert goes.draw() == paths
+            others = goes.draw()
+            shown, again = ([Image.open(path).tobytes() for path in found] for found in (paths, others))
+            assert sorted(shown) == sorted(again)
+            assert not {*paths} & {*others}
         time.sleep(0.5)
         assert {_read(stays.client, path) for path in paths} == {200}
+
+
+def test_one_file_of_two_visitors_stays_for_the_one_who_is_there(tmp_path: Path) -> None:
+    file, files = tmp_path / "a.yaml", PrivateFiles(tmp_path)
+    file.touch()
+    with files.page_of("stays"):
+        with files.page_of("goes"):
+            files.give([str(file)], "stays")
+            files.give([str(file)], "goes")
+        assert files.may_read(str(file), "stays")
+        assert file.exists()
+    assert not file.exists()
 
 
 def test_pictures_are_shown_where_no_cookies_are_kept(served: gr.Blocks) -> None:
