@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dsas_core import Auto, Call, Concept, DSASError, Intervention, Site, Steering, visit
+from dsas_core import Call, Concept, DSASError, Intervention, Site, Steering, visit
 from dsas_core.learning.capture import Capture
 from dsas_core.maps import AffineMap
 from dsas_core.model.hooks import find_visitors
@@ -397,69 +396,6 @@ def test_llama_trace_records_h_and_change(tiny_llama: nn.Module) -> None:
     assert trace.mean_h("random") == pytest.approx(expected)
     assert trace.mean_h("random", site=str(LAYERS[0])) != trace.mean_h("random", site=str(LAYERS[1]))
     assert trace.mean_h("other") == 0
-
-
-# ---- knobs ----------------------------------------------------------------------------------------------------------
-
-
-def test_strengths_are_a_mapping_of_fixed_names() -> None:
-    steering = Steering({llama_concept(name="a"): 1, llama_concept(name="b"): [0.5, -2]})
-    assert dict(steering.strengths) == {"a": 1.0, "b": [0.5, -2.0]}
-    steering.strengths["a"] = [1.0, 2.0]
-    assert steering.strengths["a"] == [1.0, 2.0]
-    with pytest.raises(DSASError, match="no concept 'c' is attached; there is a, b"):
-        steering.strengths["c"] = 1.0
-    with pytest.raises(DSASError, match="no concept 'c' is attached"):
-        _ = steering.strengths["c"]
-    with pytest.raises(DSASError, match="set it to 0"):
-        del steering.strengths["a"]
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        float("nan"),
-        float("inf"),
-        [1.0, float("nan")],
-        [],
-        "much",
-        None,
-        [None],
-        1e39,
-        10**400,
-        torch.ones(2, 2),
-        torch.ones((), device="meta"),
-    ],
-    ids=lambda value: repr(value)[:20],
-)
-def test_a_strength_must_be_finite(value: Any) -> None:
-    with pytest.raises(DSASError, match="strength of 'random': expected a finite number, or one per prompt"):
-        Steering({llama_concept(): value})
-
-
-@pytest.mark.parametrize(
-    "value",
-    [np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2), torch.tensor(2.0, dtype=torch.bfloat16)],
-    ids=repr,
-)
-def test_numbers_of_numpy_and_torch_are_strengths(value: Any) -> None:
-    steering = Steering({llama_concept(name="a"): value, llama_concept(name="b"): [value, 1]})
-    assert dict(steering.strengths) == {"a": 2.0, "b": [2.0, 1.0]}
-    assert Auto(0.5, value) == Auto(0.5, 2.0)
-
-
-@pytest.mark.parametrize("values", [np.array([2.0, 1.0]), torch.tensor([2, 1]), (2, 1)], ids=repr)
-def test_arrays_of_numpy_and_torch_are_one_strength_per_prompt(values: Any) -> None:
-    assert dict(Steering({llama_concept(): values}).strengths) == {"random": [2.0, 1.0]}
-
-
-def test_bad_settings_of_steering() -> None:
-    with pytest.raises(DSASError, match="two concepts are named 'random'"):
-        Steering({llama_concept(seed=1): 1.0, llama_concept(seed=2): 1.0})
-    with pytest.raises(DSASError, match="gate 'maybe': expected None"):
-        Steering({llama_concept(): 1.0}, gate="maybe")
-    with pytest.raises(DSASError, match="a schedule for other, but attached are random"):
-        Steering({llama_concept(): 1.0}, schedule={"other": lambda t: t})
 
 
 def test_more_prompts_than_strengths(tiny_llama: nn.Module) -> None:

@@ -10,17 +10,16 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers.callbacks import PipelineCallback
 from PIL import Image
 
 from dsas_core import Concept, DSASError
 from dsas_core.errors import UnsupportedError
 from dsas_diffusion import DSASCallback, load_pipeline, steer
-from dsas_diffusion.steering import preserve as passes
 from dsas_diffusion.steering.blending import feather_width, latents_mask, read_masks
 from dsas_diffusion.steering.concept_masks import MaskReader, MaskRule, rule_as_evidence
 from dsas_diffusion.steering.preserve import Generation
 from tests.diffusion.pipelines.test_other_pipelines import MASK, PICTURE, other, sized
+from tests.diffusion.steering.conftest import Seeing
 from tests.diffusion.steering.test_compile import compile_denoiser
 from tests.diffusion.steering.test_identities_by_family import BANANA, DOG, ROLES, concept_of, invariant, pipe_of
 from tests.fixtures import pipelines as models
@@ -58,32 +57,6 @@ def equal(some: list[Image.Image], others: list[Image.Image]) -> list[bool]:
 def left(size: int = 16) -> np.ndarray:
     """A mask of the left half."""
     return np.arange(size)[None].repeat(size, 0) < size // 2
-
-
-class Seeing:
-    """A reader of masks that sees every concept in the left half of the pictures that it is told, or of all."""
-
-    pictures: tuple[int, ...] | None = None
-    localises = True
-
-    def __init__(self, layout: Any, concept: Any) -> None: ...
-
-    def __enter__(self) -> Seeing:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def masks(self, size: tuple[int, int], pictures: int) -> list[np.ndarray]:
-        half = np.zeros(size[::-1], np.float32)
-        half[:, : size[0] // 2] = 1
-        return [half * (self.pictures is None or i in self.pictures) for i in range(pictures)]
-
-
-@pytest.fixture
-def seeing(monkeypatch: pytest.MonkeyPatch) -> type[Seeing]:
-    made = type("SeeingHere", (Seeing,), {})
-    monkeypatch.setattr(passes, "MaskReader", made)
-    return made
 
 
 # ---- in every family ------------------------------------------------------------------------------------------------
@@ -233,69 +206,6 @@ def test_random_numbers_of_torch_itself() -> None:
         made = steering.generate(**asked("sd", generator=None), preserve=np.ones((1, 1)))
     assert torch.equal(torch.get_rng_state(), state)
     assert equal(made.images, base) == [True]
-
-
-# ---- the user's callback --------------------------------------------------------------------------------------------
-
-
-class Halving(PipelineCallback):  # type: ignore[misc]
-    """Halves the latents, and notes what it is given."""
-
-    def __init__(self, inputs: list[str]) -> None:
-        super().__init__()
-        self.inputs, self.given = inputs, []
-
-    @property
-    def tensor_inputs(self) -> list[str]:
-        return self.inputs
-
-    def callback_fn(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        self.given.append((step, sorted(tensors)))
-        return {name: tensor / 2 for name, tensor in tensors.items() if name == "latents"}
-
-
-@pytest.mark.parametrize("kind", ["function", "object"])
-@pytest.mark.parametrize("inputs", [["latents"], ["prompt_embeds"], ["prompt_embeds", "latents"]])
-def test_the_callback_of_the_user_runs_in_both_passes(kind: str, inputs: list[str]) -> None:
-    pipe, concept, callback = pipe_of("sd"), concept_in("sd"), Halving(inputs)
-    options = {"callback_on_step_end": callback}
-    if kind == "function":
-        options = {"callback_on_step_end": callback.callback_fn, "callback_on_step_end_tensor_inputs": inputs}
-    with steer(pipe, {concept: 1.0}) as steering:
-        plain = steering.generate(**asked("sd", **options)).images
-        seen = list(callback.given)
-        made = steering.generate(**asked("sd", **options), preserve=np.ones((1, 1)))
-        unheard = steering.generate(**asked("sd")).images
-    assert seen == [(step, sorted(inputs)) for step in range(STEPS)]
-    assert callback.given == seen * 3
-    assert equal(made.images, plain) == [True]
-    assert equal(unheard, plain) == ["latents" not in inputs]
-
-
-def test_strengths_that_the_callback_moves_count(seeing: type[Seeing]) -> None:
-    """They are 0 when the call begins."""
-    pipe, concept = pipe_of("sd"), concept_in("sd")
-    with steer(pipe, {concept: 0.0}) as steering:
-        callback = DSASCallback(steering, {concept.name: {0: 0.0, 1: 1.0}})
-        made = steering.generate(**asked("sd", callback_on_step_end=callback), preserve=True)
-        assert float(steering.strengths[concept.name]) == 0.0
-    assert equal(made.unsteered, pipe(**asked("sd")).images) == [True]
-    assert equal(made.images, made.unsteered) == [False]
-
-
-def test_strengths_that_the_callback_moves_count_beside_an_earlier_pass(seeing: type[Seeing]) -> None:
-    """They are 0 when the call begins that uses it again."""
-    pipe, concept = pipe_of("sd"), concept_in("sd")
-    with steer(pipe, {concept: 0.0}) as steering:
-        callback = DSASCallback(steering, {concept.name: {0: 0.0, 1: 1.0}})
-        expected = steering.generate(**asked("sd", callback_on_step_end=callback), preserve=True)
-        base = steering.generate(**asked("sd"), preserve=True)
-        made = steering.generate(**asked("sd", callback_on_step_end=callback), preserve=True, unsteered=base)
-        seeing.localises = False
-        with pytest.warns(UserWarning, match="no probes that see it at some place"):
-            unplaced = steering.generate(**asked("sd", callback_on_step_end=callback), preserve=True, unsteered=base)
-    assert equal(made.images, expected.images) == [True]
-    assert equal(made.images, made.unsteered) == equal(unplaced.images, made.unsteered) == [False]
 
 
 # ---- several pictures, several concepts, the trace ------------------------------------------------------------------
