@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, DSASError, quote
 from ..model.sites import Site
 from .intervention import Intervention
 from .samples import Samples
@@ -133,6 +133,46 @@ class ConceptData:
             low, high = (end * self.unit / unit for end in self.range)
             ends = low, high
         return replace(self, unit=float(unit), range=ends, samples=None)
+
+    def steering_below(self, timestep: float | None) -> Self:
+        """A copy that steers in steps below a timestep alone.
+
+        Args:
+            timestep: one of `edges`; None for all steps, as this one does.
+
+        Raises:
+            DSASError: a timestep that separates no bins.
+
+        Example:
+            >>> from dsas_core.maps import AffineMap
+            >>> from dsas_core.probes import ConstantProbe
+            >>> parts = (ConstantProbe(1.0),) * 2, (AffineMap(torch.ones(4)),) * 2
+            >>> item = Intervention(Site("unet.mid"), *parts, weights=(1.0, 1.0))
+            >>> late = ConceptData("blur", (item,), edges=(500.0,)).steering_below(500.0)
+            >>> late.interventions[0].weights, late.steps_below
+            ((1.0, 0.0), 500.0)
+        """
+        if timestep is None:
+            return self
+        if timestep not in self.edges:
+            edges = ", ".join(map("{:g}".format, self.edges)) or "none"
+            raise DSASError(
+                f"steer below timestep {quote(timestep)}: expected one that separates bins of concept {self.name!r} "
+                f"({edges}); learn with such edges"
+            )
+        count = self.edges.index(timestep) + 1
+        interventions = tuple(
+            item if item.read_only else replace(item, weights=item.weights[:count] + (0.0,) * len(item.weights[count:]))
+            for item in self.interventions
+        )
+        return replace(self, interventions=interventions)
+
+    @property
+    def steps_below(self) -> float | None:
+        """The timestep below which it steers; None where it steers in all steps."""
+        steered = [item.weights for item in self.interventions if not item.read_only]
+        last = max((i for weights in steered for i, weight in enumerate(weights) if weight), default=len(self.edges))
+        return self.edges[last] if last < len(self.edges) else None
 
     def settings(self) -> dict[str, Any]:
         """Everything but the interventions, as plain data."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,8 @@ from ..utils.numbers import accepts, number
 Key = tuple[Site, int, str]
 #: (index of a prompt, number of positions of the longest row of a site) -> whether each position shows the concept
 LabelPositions = Callable[[int, int], Sequence[bool]]
+#: (kind of prompt, index of a prompt, number of positions) -> whether each is a word of the prompt
+FindWords = Callable[[str, int, int], Sequence[bool]]
 
 
 def check_edges(edges: Sequence[float]) -> tuple[float, ...]:
@@ -39,6 +41,21 @@ def check_edges(edges: Sequence[float]) -> tuple[float, ...]:
             f"timestep edges {quote(edges)}: expected ascending numbers, each once, between 0 and {TIMESTEPS:g}"
         )
     return tuple(edges)
+
+
+def is_timeless(site: Site, roots: Container[str]) -> bool:
+    """Whether activations at a site are the same at every timestep: of text encoders, or the prompt's embeddings.
+
+    Args:
+        site: where they are read.
+        roots: those that run without timesteps.
+
+    Example:
+        >>> given = Site("unet", side="input", argument="encoder_hidden_states")
+        >>> is_timeless(given, set()), is_timeless(Site("unet.mid"), set())
+        (True, False)
+    """
+    return bool(site.argument) or site.root in roots
 
 
 @dataclass
@@ -108,6 +125,8 @@ class Capture:
         edges: ascending timesteps that separate the bins.
         positions_per_row: how many positions to sample from each row of each forward pass; 0 keeps means only.
         seed: of the sampling.
+        find_words: where the words of prompts are in their embeddings, which are sampled before padding; None for not
+            knowing it.
 
     Raises:
         DSASError: edges that do not ascend.
@@ -121,10 +140,16 @@ class Capture:
         tensor([[2.]])
     """
 
-    def __init__(self, edges: Sequence[float] = (), positions_per_row: int = 32, seed: int = 0) -> None:
+    def __init__(
+        self,
+        edges: Sequence[float] = (),
+        positions_per_row: int = 32,
+        seed: int = 0,
+        find_words: FindWords | None = None,
+    ) -> None:
         self.edges = check_edges(edges)
         self.seed = number("seed", seed)
-        self.positions_per_row = positions_per_row
+        self.positions_per_row, self.find_words = positions_per_row, find_words
         self.kind = ""
         self.offset = 0
         self._chosen: torch.Tensor | None = None
@@ -178,16 +203,28 @@ class Capture:
         x = x.detach()[keep].float()
         prompts = call.prompts.cpu()[keep.cpu()]
         prompts = prompts + self.offset if self._chosen is None else self._chosen[prompts]
-        rows = self.rows[site, bin_, self.kind]
+        rows = self.rows[site, 0 if site.argument else bin_, self.kind]
+        if site.argument and rows.prompts and torch.equal(rows.prompts[-1], prompts):
+            return  # a later step, of the same embeddings
         rows.pooled.append(pool(x, mask)[:, 0].cpu())
         rows.prompts.append(prompts)
         if self.positions_per_row:
-            self._sample(rows, x, mask, prompts)
+            first = self.find_words if site.argument else None
+            self._sample(rows, x, mask, prompts, first)
 
-    def _sample(self, rows: Activations, x: torch.Tensor, mask: torch.Tensor | None, prompts: torch.Tensor) -> None:
+    def _sample(
+        self,
+        rows: Activations,
+        x: torch.Tensor,
+        mask: torch.Tensor | None,
+        prompts: torch.Tensor,
+        find_words: FindWords | None,
+    ) -> None:
         batch, count, _ = x.shape
         rows.count = max(rows.count, count)
         order = self._draw(prompts, count)
+        if find_words is not None:
+            order += torch.tensor([find_words(self.kind, prompt, count) for prompt in prompts.tolist()])
         if mask is not None:
             order = order.masked_fill(mask.cpu() == 0, -1)
         chosen = order.topk(min(self.positions_per_row, count), dim=1)

@@ -14,7 +14,8 @@ from ..maps.envelope import RANK, EllipticEnvelope
 
 if TYPE_CHECKING:
     from ..concept.intervention import Intervention
-    from .capture_store import Captured
+    from .capture import is_timeless
+from .capture_store import Captured
 
 #: share of the variance that the components of an ellipse explain
 EXPLAINED_VARIANCE = 0.9
@@ -101,7 +102,7 @@ def with_envelopes(interventions: Sequence[Intervention], capture: Captured, max
     from threadpoolctl import threadpool_limits
 
     def envelopes(item: Intervention) -> tuple[EllipticEnvelope, ...]:
-        bins = 1 if item.site.root in capture.timeless else len(capture.edges) + 1
+        bins = 1 if is_timeless(item.site, capture.timeless) else len(capture.edges) + 1
         kinds = ["cloud" if (item.site, i, "cloud") in capture.rows else "target" for i in range(bins)]
         rows = [capture.rows[item.site, i, kind].gathered("positions") for i, kind in enumerate(kinds)]
         return tuple(fit_envelopes(rows, max_rank) * (len(item.maps) // bins))

@@ -19,6 +19,7 @@ from ..concept.intervention import Intervention
 from ..errors import DSASError
 from ..methods.base.cross_validation import Evidence
 from ..model.sites import Site
+from .capture import is_timeless
 from .capture_store import Captured
 from .envelopes import with_envelopes
 from .recipe import Recipe
@@ -80,7 +81,7 @@ def fit_sites(
         if recapture is not None and causal and site not in read_sites:
             learned, _ = _join(fits, recipe, capture.timeless, read_sites)
             rows = recapture(site, Concept("learning", tuple(learned), capture.edges)) if learned else capture
-        site_bins = range(1) if site.root in capture.timeless else bins
+        site_bins = range(1) if is_timeless(site, capture.timeless) else bins
         with _many_small_fits():
             site_fits = [fit_site(rows, site, bin_, recipe, site in read_sites) for bin_ in site_bins]
         fits[site] = site_fits * (len(bins) // len(site_bins))
@@ -187,7 +188,7 @@ def _reliability(fits: Sequence[SiteFit]) -> float:
 
 def _text_probe_site(fits: Mapping[Site, Sequence[SiteFit]], timeless: Collection[str]) -> dict[Site, Site | None]:
     """For all sites that write, the site of a text encoder that tells source from control best; None for encoders'."""
-    texts = [site for site in fits if site.root in timeless]
+    texts = [site for site in fits if is_timeless(site, timeless)]
     if not texts or len(texts) == len(fits):
         raise DSASError(
             'reads "prompt" needs sites that read, in a text encoder, and sites that write, in the denoiser: choose '

@@ -8,7 +8,7 @@ strength is chosen on the held-out quarter (`held_out_trial`). A domain defines 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic
@@ -109,11 +109,11 @@ class Learner(ABC, Generic[Text]):
     def fit(self, recipe: Recipe, drift: float) -> Concept:
         """Fit a concept by a recipe, its unit chosen so that control prompts drift by at most the limit."""
         meter = self._meter()
-        labels = self._position_labels(recipe) if recipe.supervised else None
+        labels = self._position_labels(recipe) if recipe.supervised else {}
 
         def labelled(capture: Captured) -> Captured:
-            if labels is not None:
-                capture.mark("source", labels)
+            for side, positions in labels.items():
+                capture.mark(side, positions)
             return capture
 
         def recapture(site: Site, learned: Concept) -> Captured:
@@ -133,8 +133,7 @@ class Learner(ABC, Generic[Text]):
         if self.tries_units:
             trials, label = min(TRIALS, len(units_of(concept.method))), "choosing the unit"
             with meter.phase(label), progress_bar(trials, label, self.show_progress) as bar:
-                unit, unit_evidence = self._trial.choose_unit(concept, drift, bar.update)
-            concept = replace(concept, unit=unit, evidence={**concept.evidence, "unit": unit_evidence})
+                concept = self._choose_unit(concept, recipe, drift, bar.update)
         concept = self._finish(concept, meter)
         return replace(concept, evidence={**concept.evidence, "cost": meter.summary()})
 
@@ -178,8 +177,8 @@ class Learner(ABC, Generic[Text]):
         """Activations of a site while a concept steers the kinds of prompts that the recipe steers."""
 
     @abstractmethod
-    def _position_labels(self, recipe: Recipe) -> LabelPositions:
-        """Which positions of source prompts show the concept."""
+    def _position_labels(self, recipe: Recipe) -> Mapping[str, LabelPositions]:
+        """Which positions of source prompts show the concept, and perhaps which of target prompts replace them."""
 
     @cached_property
     @abstractmethod
@@ -193,6 +192,11 @@ class Learner(ABC, Generic[Text]):
     def _fit_readers(self, recipe: Recipe) -> tuple[Sequence[Intervention], Mapping[str, Any]]:
         """Interventions that only read, for masks and heat-maps, and their evidence; none where there are no places."""
         return (), {}
+
+    def _choose_unit(self, concept: Concept, recipe: Recipe, drift: float, done: Callable[[], object]) -> Concept:
+        """The concept with its unit, and the evidence of it."""
+        unit, evidence = self._trial.choose_unit(concept, drift, done)
+        return replace(concept, unit=unit, evidence={**concept.evidence, "unit": evidence})
 
     def _finish(self, concept: Concept, meter: Meter) -> Concept:
         """The concept with what the domain measures once its unit is chosen."""

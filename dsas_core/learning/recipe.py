@@ -46,6 +46,9 @@ class Recipe:
         control_h: mean h to allow on held-out control positions, in [0, 1]; None leaves the threshold where the fit
             put it. A gate whose threshold cannot be moved so far keeps it, and so do those of methods that place it
             themselves.
+        source_h: h that nearly all held-out positions that show the concept keep at least, in (0, 1): the threshold is
+            placed as far from what was fitted on as that allows, so that things which no control shows stay, too.
+            Under supervision by positions; None leaves it where `control_h` puts it.
         control_texts: of the forms "text" and "message": share of control texts that the gate may touch, above 0 and
             below 0.5.
         pooling: what the map is fitted on (`methods.base.map_rows`): "gated" for means over positions weighted by the
@@ -63,6 +66,9 @@ class Recipe:
             steered one.
         supervision: "prompts", a source prompt is known to show the concept somewhere; "positions", it is known where:
             at the words that the prompt file lists (spans), at the patches that masks mark.
+        below: of pictures: steer in steps below this timestep alone, one of those that separate bins; None for all
+            steps; "auto", where the embeddings of the prompt are steered, for the lowest that has the effect, and for
+            all steps elsewhere. In the first steps things find their places: what is steered later stays there.
         lead: for texts: this many tokens before a marked one, a position counts as showing the concept. 1 is the state
             that is about to write the marked token, 0 the state that has read it.
         cloud: principal components, at most, of the ellipse of target activations that is kept with each map, so that
@@ -86,6 +92,7 @@ class Recipe:
     scaler: str = "auto"
     site_weight: str = "soft"
     control_h: float | None = 0.01
+    source_h: float | None = None
     control_texts: float = 0.01
     pooling: str = "gated"
     top_share: float = 0.1
@@ -96,6 +103,7 @@ class Recipe:
     mode: str = "clean"
     target_rows: str = "clean"
     supervision: str = "prompts"
+    below: float | str | None = "auto"
     lead: int = 1
     cloud: int = 0
     reads: str = "site"
@@ -136,6 +144,14 @@ class Recipe:
         _expect(
             self.control_h is None or accepts("share", self.control_h),
             f"control_h {quote(self.control_h)}: expected a mean h to allow on control positions, from 0 to 1, or None",
+        )
+        _expect(
+            self.source_h is None or (accepts("share", self.source_h) and 0 < self.source_h < 1),
+            f"source_h {quote(self.source_h)}: expected an h to keep, between 0 and 1, or None",
+        )
+        _expect(
+            self.below in (None, "auto") or accepts("timestep", self.below),
+            f"below {quote(self.below)}: expected a timestep, from 0 to 1000, auto, or None for all steps",
         )
         _expect(
             isinstance(self.rank, str) or (accepts("dimensions", self.rank) and self.rank > 0),

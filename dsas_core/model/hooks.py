@@ -6,6 +6,7 @@ fusion, offload and transformers' own `hidden_states` recorders, and leave no tr
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
@@ -237,14 +238,20 @@ def visit(
                 placed._handles.append(around.register_forward_pre_hook(_AroundHook(begin), with_kwargs=True))
                 placed._handles.append(around.register_forward_hook(end))
         for hook in placed._hooks:
-            before = hook.site.side == "input"
             for module in [] if hook.site in unhooked else [hook.module, *twins.get(hook.site.path, ())]:
-                register = module.register_forward_pre_hook if before else module.register_forward_hook
-                placed._handles.append(register(hook, prepend=True))
+                placed._handles.append(_register(hook, module))
     except BaseException:
         placed.detach()
         raise
     return placed
+
+
+def _register(hook: _SiteHook, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    """Place a hook where it is called first: but behind what begins a call, as an argument may be a root's own."""
+    if hook.site.argument:
+        return module.register_forward_pre_hook(_ArgumentHook(hook), with_kwargs=True)
+    register = module.register_forward_pre_hook if hook.site.side == "input" else module.register_forward_hook
+    return register(hook, prepend=True)
 
 
 def find_visitors(model: nn.Module | Roots) -> list[Visitor]:
@@ -252,7 +259,7 @@ def find_visitors(model: nn.Module | Roots) -> list[Visitor]:
     visitors: list[Visitor] = []
     for module in modules(_roots(model)).values():
         for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
-            if isinstance(hook, _SiteHook | _BeginHook) and hook.placed.visitor not in visitors:
+            if isinstance(hook, _SiteHook | _ArgumentHook | _BeginHook) and hook.placed.visitor not in visitors:
                 visitors.append(hook.placed.visitor)
     return visitors
 
@@ -377,3 +384,27 @@ class _SiteHook(DetachedOnCopy):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], *output: Any) -> Any:
         """As a forward pre-hook, or with an output as a forward hook."""
         return self.change(output[0] if output else args)
+
+
+class _ArgumentHook(DetachedOnCopy):
+    """Shows a visitor one argument of a module, as a forward pre-hook.
+
+    Args:
+        hook: of a site with an `argument`.
+    """
+
+    def __init__(self, hook: _SiteHook) -> None:
+        self.hook, self.placed = hook, hook.placed
+        parameters = list(inspect.signature(hook.module.forward).parameters)
+        name = hook.site.argument
+        self.place = parameters.index(name) if name in parameters else len(parameters)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = self.hook.site.argument
+        if name in kwargs:
+            changed = self.hook.change(kwargs[name])
+            return None if changed is None else (args, {**kwargs, name: changed})
+        if self.place >= len(args):
+            return None  # it is not reached, which the end of the call tells
+        changed = self.hook.change(args[self.place])
+        return None if changed is None else ((*args[: self.place], changed, *args[self.place + 1 :]), kwargs)

@@ -54,13 +54,17 @@ class Site:
             together.
         stream: "image" or "text", where a transformer attends to both at once; "" elsewhere. An activation with both
             in one sequence is split as `hooks.Call.joint` describes.
+        argument: which argument, of an input that goes by its name: of a denoiser the embeddings of the prompt, which
+            are the same at every timestep.
 
     Raises:
-        DSASError: an unknown side, layout or stream.
+        DSASError: an unknown side, layout or stream, or an argument of an output.
 
     Example:
         >>> str(Site("model.layers.3", side="input", tokens=(1, None)))
         'model.layers.3:input[1:]'
+        >>> str(Site("unet", side="input", argument="encoder_hidden_states"))
+        'unet:input:encoder_hidden_states'
     """
 
     path: str
@@ -70,8 +74,11 @@ class Site:
     channels: tuple[int | None, int | None] | None = None
     layout: str = "last"
     stream: str = ""
+    argument: str = ""
 
     def __post_init__(self) -> None:
+        if self.argument and self.side != "input":
+            raise DSASError(f"site {self.path}: argument {quote(self.argument)} is of an input, and the side is output")
         if self.side not in ("output", "input") or self.layout not in LAYOUTS:
             raise DSASError(
                 f"site {self.path}: side is input or output, layout one of {', '.join(LAYOUTS)}; found "
@@ -81,7 +88,7 @@ class Site:
             raise DSASError(f"site {self.path}: stream is image, text or none; found {self.stream!r}")
 
     def __str__(self) -> str:
-        side = ("" if self.side == "output" else ":input") + (f":{self.stream}" if self.stream else "")
+        side = "".join(f":{part}" for part in ("input" * (self.side == "input"), self.stream, self.argument) if part)
         slices = "".join(
             f"[{'' if part[0] is None else part[0]}:{'' if part[1] is None else part[1]}]"
             for part in (self.tokens, self.channels)
@@ -115,8 +122,8 @@ class Site:
             DSASError: an unknown field, side, layout or stream.
 
         Example:
-            >>> Site.from_dict({"path": "unet.mid", "tokens": [1, None]})
-            Site(path='unet.mid', side='output', index=0, tokens=(1, None), channels=None, layout='last', stream='')
+            >>> str(Site.from_dict({"path": "unet.mid", "tokens": [1, None]}))
+            'unet.mid[1:]'
         """
         unknown = set(data) - {f.name for f in fields(cls)}
         if unknown:

@@ -11,14 +11,15 @@ import torch
 
 from dsas_core.concept.concept import Concept
 from dsas_core.learning.calibration.slider_range import prompts_of
-from dsas_core.learning.prompts.prompt_set import PromptSet, split_held_out
+from dsas_core.learning.prompts.kept import kept_prompts
+from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts, neighbours_in, split_held_out
 from dsas_core.utils.numbers import number
 from dsas_core.utils.progress import progress_bar
 
 from ..generation.pictures import latent_batches, seeds_for
 from ..generation.settings import settings_of
 from ..pipelines.adapter import adapt
-from .held_out_trial import PictureTrial
+from .held_out_trial import HeldOutPrompts, PictureTrial
 
 
 def calibrate(
@@ -88,4 +89,9 @@ def calibrate(
                 parts[side].append(part)
                 bar.update(len(part))
     latents = {side: torch.cat(tensors) for side, tensors in parts.items()}
-    return PictureTrial(adapter, latents, held_out, settings, seed, batch).calibrate(concept, drift, show_progress)
+    kept = kept_prompts(concept)
+    own = load_prompts(prompts) if prompts is not None else None if kept is None else kept.content
+    prompts_out = HeldOutPrompts(**held_out, neighbours=neighbours_in(own, held_out["source"]))
+    trial = PictureTrial(adapter, latents, prompts_out, settings, seed, batch)
+    ranged = trial.calibrate(concept, drift, show_progress)
+    return replace(ranged, evidence={**ranged.evidence, "kept": trial.count_kept(ranged, ranged.unit).as_evidence()})

@@ -7,7 +7,8 @@ concepts on one capture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -24,7 +25,7 @@ from dsas_core.learning.capture import Capture, LabelPositions
 from dsas_core.learning.capture_store import Captured, CaptureStore
 from dsas_core.learning.learner import Learner
 from dsas_core.learning.prompts.kept import hash_prompt
-from dsas_core.learning.prompts.prompt_set import CONTROLS, COUNT, PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_set import CONTROLS, COUNT, PromptSet, load_prompts, neighbours_in
 from dsas_core.learning.recipe import TEXT_FORMS, Recipe, recipe_of
 from dsas_core.model.hooks import visit
 from dsas_core.model.sites import Roots, Site
@@ -40,14 +41,27 @@ from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
 from ..steering.concept_masks import LATE, LateMeans, localises, rule_as_evidence
 from ..vision.segmentation import Masks
-from .held_out_trial import PictureTrial
+from .held_out_trial import HeldOutPrompts, PictureTrial
+from .kept import describe_changes
 from .mask_fit import Unnamed, compact, fit_mask, pool_patches
+from .prompt_words import PromptWords
 from .supervision import find_marked, masks_for, patch_labels
 
 #: name of the final latents among what is kept of a side beside activations at the steered sites
 LATENTS = "latents"
 #: sides whose pictures probes of masks are fitted on; what these read is kept by the names of the candidate sites
 MASK_SIDES = ("source", "control")
+#: timesteps below which the embeddings of the prompt may be steered, if not in all steps: things find their places
+#: in the first quarter of them, and their shapes until the middle
+WINDOWS = (500.0, 750.0)
+#: an effect that is enough for leaving earlier steps alone
+EARLIER = 0.9
+#: kind of the control prompts of which nothing but the embeddings is read
+MORE = "context"
+#: of gates of words: h that nearly all of the concept's words keep
+WORD_H = 0.98
+#: control prompts for gates of words, for each source prompt: beside those that are drawn, which cost much more
+MORE_CONTROLS = 4
 #: side -> name -> a row for each prompt
 Extra = dict[str, dict[str, torch.Tensor]]
 
@@ -86,8 +100,8 @@ def learn(
         seed: of noise, prompt choice and cross-validation.
         count: source prompts, and as many target prompts; controls are twice as many. A quarter is held out for
             choosing the unit.
-        edges: ascending timesteps (0 to 1000) that separate bins with their own probe and map; None for the family's,
-            () for one bin.
+        edges: ascending timesteps (0 to 1000) that separate bins with their own probe and map, or, where the embeddings
+            of the prompt are steered, below which this may begin; None for what suits the sites, () for one bin.
         positions: which text tokens are read and steered: "words", those of the prompt up to the first end token, or
             "all", see `dsas_diffusion.pipelines.batch_layout`.
         guidance: classifier-free guidance scale; None for what suits the model.
@@ -212,7 +226,9 @@ class PictureLearner(Learner[str]):
         self.adapter.check_loaded()
         family, content = self.adapter.family, load_prompts(prompts)
         steered = self.adapter.find_sites(sites)
-        self.text_sites = [site for site in steered if site.root != family.denoiser]
+        #: sites whose positions are words of the prompt
+        self.text_sites = [site for site in steered if site.argument or site.root != family.denoiser]
+        self._at_embeddings = all(site.argument for site in steered)
         #: candidates for the probes that see where a picture shows the concept
         self.mask_sites = self.adapter.find_mask_sites()
         self.settings = settings_of(self.adapter, steps, guidance, size)
@@ -223,7 +239,7 @@ class PictureLearner(Learner[str]):
             steered,
             model_name=self.adapter.name,
             settings={"settings": asdict(self.settings), "positions": positions},
-            edges=family.edges if edges is None else edges,
+            edges=edges if edges is not None else WINDOWS if self._at_embeddings else family.edges,
             count=count,
             seed=seed,
             keep_prompts=keep_prompts,
@@ -231,8 +247,12 @@ class PictureLearner(Learner[str]):
         )
 
     def _recipe(self, given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
-        supervision = {} if self.masks is None or self.text_sites else {"supervision": "positions"}
-        recipe = recipe_of(given, **supervision, **fields)
+        defaults: dict[str, Any] = {}
+        if self.masks is not None and not self.text_sites:
+            defaults = {"supervision": "positions"}
+        if self._at_embeddings and self._words.words is not None:
+            defaults = {"supervision": "positions", "form": "token", "source_h": WORD_H}
+        recipe = recipe_of(given, **defaults, **fields)
         for name, choice in (("gate form", recipe.form), ("pooling", recipe.pooling)):
             if choice in (*TEXT_FORMS, "leading"):
                 raise UnsupportedError(f"{name} {choice!r} is of texts that are written: choose another for pictures")
@@ -244,9 +264,15 @@ class PictureLearner(Learner[str]):
     def _recapture(self, site: Site, learned: Concept, recipe: Recipe) -> Capture:
         return self._capture([site], f"capturing at {site}", learned, recipe)[0]
 
-    def _position_labels(self, recipe: Recipe) -> LabelPositions:
+    def _position_labels(self, recipe: Recipe) -> Mapping[str, LabelPositions]:
+        if self._at_embeddings:
+            return self._words.labels()
         masks_for(self.masks, self.content, self.text_sites)  # raises where gates read words
-        return patch_labels(self._source_masks)
+        return {"source": patch_labels(self._source_masks)}
+
+    @cached_property
+    def _words(self) -> PromptWords:
+        return PromptWords(self.adapter, self.fitting, self.content.expanded("spans"))
 
     @cached_property
     def _find_masks(self) -> Masks:
@@ -257,20 +283,43 @@ class PictureLearner(Learner[str]):
         """Where the pictures of source prompts show the concept."""
         return find_marked(self._find_masks, decode(self.adapter, self._unsteered.latents["source"]))
 
+    def _choose_unit(self, concept: Concept, recipe: Recipe, drift: float, done: Callable[[], object]) -> Concept:
+        """The concept with its unit, and with the steps that it steers in."""
+        if not self._at_embeddings or recipe.below != "auto":
+            below = None if isinstance(recipe.below, str) else recipe.below
+            return super()._choose_unit(concept.steering_below(below), recipe, drift, done)
+
+        def effect_of(one: Concept) -> float:
+            tried = one.evidence["unit"]["trials"]
+            return next(float(trial["effect"]) for trial in tried if trial["unit"] == one.unit)
+
+        tried: list[Concept] = []
+        for below in (*self.edges, None):
+            late = concept.steering_below(below)
+            if below is not None and not self._trial.is_promising(late):
+                continue
+            tried.append(super()._choose_unit(late, recipe, drift, done))
+            if effect_of(tried[-1]) >= EARLIER:
+                break
+        return max(tried, key=lambda one: min(effect_of(one), EARLIER))
+
     def _fit_readers(self, recipe: Recipe) -> tuple[list[Intervention], dict[str, Any]]:
         extra = self._unsteered.extra
         source, control = ({site: extra[side][str(site)] for site in self.mask_sites} for side in MASK_SIDES)
-        masks = self._source_masks if recipe.supervised or self.masks is not None else None
+        patches = recipe.supervised and not self.text_sites
+        masks = self._source_masks if patches or self.masks is not None else None
         unnamed = self._unnamed if masks is not None and self.content.source_unnamed else None
         weights = tuple(float(start < LATE) for start in (0.0, *self.edges))
         fitted = fit_mask(source, control, weights, masks, unnamed)
         return fitted.interventions, {"mask": rule_as_evidence(fitted.rule)}
 
     def _finish(self, concept: Concept, meter: Meter) -> Concept:
-        if not localises(concept):
-            return concept
-        with meter.phase("measuring the reach"):
-            return self._trial.measure_reach(concept)
+        with meter.phase("measuring what stays"):
+            concept = self._trial.measure_reach(concept) if localises(concept) else concept
+            kept = self._trial.count_kept(concept, concept.unit).as_evidence()
+        for line in describe_changes(kept):
+            warnings.warn(f"concept {concept.name!r}: {line}", stacklevel=4)
+        return replace(concept, evidence={**concept.evidence, "kept": kept})
 
     @cached_property
     def _unnamed(self) -> Unnamed:
@@ -290,11 +339,21 @@ class PictureLearner(Learner[str]):
 
     @cached_property
     def _trial(self) -> PictureTrial:
-        return PictureTrial(self.adapter, self._unsteered.latents, self.held_out, self.settings, self.seed, self.batch)
+        held_out = HeldOutPrompts(**self.held_out, neighbours=neighbours_in(self.content, self.held_out["source"]))
+        return PictureTrial(self.adapter, self._unsteered.latents, held_out, self.settings, self.seed, self.batch)
 
     @property
     def _roots(self) -> Roots:
         return self.adapter.roots
+
+    @cached_property
+    def _texts(self) -> dict[str, Sequence[str]]:
+        """What the model runs on, by kind: the prompts that are fitted on, and more controls for gates of words."""
+        if not self._at_embeddings:
+            return self.fitting
+        avoid = [text for texts in (*self.fitting.values(), *self.held_out.values()) for text in texts]
+        more = self.content.draw_more("control", MORE_CONTROLS * self.count, self.seed, avoid)
+        return {**self.fitting, **({MORE: more} if more else {})}
 
     @cached_property
     def _unsteered(self) -> _Unsteered:
@@ -311,10 +370,10 @@ class PictureLearner(Learner[str]):
             for side, start in own_batches:
                 if not store.has(side, start):
                     capture, extra = self._capture(self.sites, "", batches=[(side, start)], masks=True)
-                    store.write(side, start, capture, extra[side])
+                    store.write(side, start, capture, extra.get(side, {}))
                 bar.update()
         share.wait()
-        store.read(list(self.fitting))
+        store.read(list(self._texts))
         names = {side: [LATENTS, *(map(str, self.mask_sites) if side in MASK_SIDES else ())] for side in self.fitting}
         extra = {side: {name: store.read_extra(side, name) for name in names[side]} for side in names}
         for tensors in extra.values():
@@ -324,16 +383,16 @@ class PictureLearner(Learner[str]):
     def _stored_prompts(self) -> Mapping[str, Sequence[str]]:
         """The prompts, or their hashes, by which a folder of activations is known again."""
         if self.keep_prompts == "all":
-            return self.fitting
-        return {side: list(map(hash_prompt, texts)) for side, texts in self.fitting.items()}
+            return self._texts
+        return {side: list(map(hash_prompt, texts)) for side, texts in self._texts.items()}
 
     def _batches(self) -> list[tuple[str, int]]:
         """Every batch of prompts, as its side and the index of its first prompt."""
-        return [(side, start) for side, texts in self.fitting.items() for start in range(0, len(texts), self.batch)]
+        return [(side, start) for side, texts in self._texts.items() for start in range(0, len(texts), self.batch)]
 
     def _check_bins(self, capture: Capture, sites: Sequence[Site]) -> None:
         """Raise where a bin has no step: the first batch shows it already, and the others may take hours."""
-        timed = [site for site in sites if site.root == self.adapter.family.denoiser]
+        timed = [site for site in sites if site not in self.text_sites]
         empty = set(range(len(self.edges) + 1)) - {bin_ for site, bin_, _ in capture.rows if site in timed}
         if timed and empty:
             ends = (0.0, *self.edges, 1000.0)
@@ -360,7 +419,8 @@ class PictureLearner(Learner[str]):
         adapter, roots = self.adapter, self._roots
         text_only = learned is not None and all(site in self.text_sites for site in sites)
         settings = replace(self.settings, steps=1) if text_only else self.settings
-        capture = Capture(self.edges, seed=self.seed)
+        find_words = self._words.find if any(site.argument for site in sites) else None
+        capture = Capture(self.edges, seed=self.seed, find_words=find_words)
         parts: dict[str, dict[str, list[torch.Tensor]]] = {}
         batches = self._batches() if batches is None else batches
         with (
@@ -374,10 +434,15 @@ class PictureLearner(Learner[str]):
                     capture.start(side)
                 capture.at(start)
                 part = slice(start, start + self.batch)
-                texts, seeds = self.fitting[side][part], seeds_for(self.fitting[side], self.seed)[part]
+                texts, seeds = self._texts[side][part], seeds_for(self._texts[side], self.seed)[part]
                 steering = learned if recipe is not None and recipe.steers(side) else None
+                drawn = replace(settings, steps=1) if side == MORE else settings
                 with nullcontext() if steering is None else Steering({steering: 1.0}).attach(roots, layout.describe()):
-                    latents = latents_of(adapter, texts, seeds, settings, self.batch)
+                    latents = latents_of(adapter, texts, seeds, drawn, self.batch)
+                if side == MORE:  # of which the embeddings are wanted, and no pictures
+                    means.take()
+                    bar.update()
+                    continue
                 grids = {str(site): compact(mean) for site, mean in means.take().items() if side in MASK_SIDES}
                 for name, tensor in {LATENTS: latents, **grids}.items():
                     parts.setdefault(side, {}).setdefault(name, []).append(tensor)

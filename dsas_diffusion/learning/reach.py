@@ -8,19 +8,8 @@ prompt moves all of the picture a little. The reach is where it has fallen by ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
-from PIL import Image
-
-from dsas_core.concept.concept import Concept
-
-from ..generation.pictures import decode, latent_batches
-from ..generation.settings import Settings
-from ..pipelines.adapter import PipelineAdapter
-from ..pipelines.batch_layout import BatchLayout
-from ..steering.concept_masks import MaskReader, MaskRule, rule_as_evidence
-from ..steering.steer import steer
 
 #: widths of the picture by which a mask may grow, as far as is looked
 WIDEST = 0.125
@@ -30,42 +19,6 @@ RINGS = 8
 WITHIN = 0.5
 #: how much more the inside has to change than the picture's far parts, in the change of these, for a reach to be told
 CLEAR = 0.5
-
-
-def measure_reach(
-    adapter: PipelineAdapter,
-    concept: Concept,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    settings: Settings,
-    batch: int,
-) -> float:
-    """How far a concept's change reaches beyond its mask at a strength of 1, in widths of the picture.
-
-    Args:
-        adapter: of the pipeline.
-        concept: with its mask; the growth that it has so far does not count.
-        prompts: source prompts.
-        seeds: of the noise, one for each prompt.
-        settings: of the pictures.
-        batch: prompts per generation.
-    """
-    rule = MaskRule.of(concept)
-    assert rule is not None
-    plain = replace(concept, evidence={**concept.evidence, "mask": rule_as_evidence(replace(rule, growth=0.0))})
-    unsteered: list[Image.Image] = []
-    masks: list[np.ndarray] = []
-    with BatchLayout(adapter) as layout, MaskReader(layout, plain) as reader:
-        for latents in latent_batches(adapter, prompts, seeds, settings, batch):
-            pictures = decode(adapter, latents)
-            unsteered += pictures
-            masks += reader.masks(pictures[0].size, len(pictures))
-    steered: list[Image.Image] = []
-    with steer(adapter, {concept: 1.0}):
-        for latents in latent_batches(adapter, prompts, seeds, settings, batch):
-            steered += decode(adapter, latents)
-    pairs = zip(steered, unsteered, strict=True)
-    return reach_of([np.asarray(after, float) - np.asarray(before, float) for after, before in pairs], masks)
 
 
 def reach_of(changes: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> float:

@@ -13,6 +13,8 @@ from .families.prompt_templates import plain
 from .families.spec import TextEncoder
 
 POSITIONS = ("words", "all")
+#: how CLIP's tokens end where a word does
+END_OF_WORD = "</w>"
 #: where no arguments of a pipeline's `encode_prompt` are known besides the prompts
 NO_ARGUMENTS: Mapping[str, Any] = {}
 
@@ -62,6 +64,31 @@ class PromptTokens:
     def ids_within_prompt(self, text: str, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> list[int]:
         """Token ids of a text as they are within a prompt, without special tokens."""
         return self.tokenizer(self._preprocess([text], arguments), add_special_tokens=False).input_ids[0]
+
+    def find_words(
+        self, words: Sequence[str], ids: Sequence[int], arguments: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> list[int]:
+        """Positions in a prompt of the tokens of words or phrases, where whole words begin and end.
+
+        Args:
+            words: to look for.
+            ids: token ids of the prompt, as `ids` returns them.
+            arguments: of `encode_prompt`.
+
+        Example:
+            >>> from dsas_diffusion import load_pipeline
+            >>> tokens = PromptTokens(load_pipeline("builtin:emoji", device="cpu"), TextEncoder())
+            >>> tokens.find_words(["dog", "cat"], tokens.ids(["a dog and a cat"])[0].tolist())
+            [2, 5]
+        """
+        tokenizer = self.tokenizer
+        tokens = tokenizer.convert_ids_to_tokens(list(ids))
+        whole = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+        # a word begins behind a special token or the end of another; the first token is the start token
+        begins = [i for i in range(1, len(ids)) if ids[i - 1] in whole or tokens[i - 1].endswith(END_OF_WORD)]
+        sought = [self.ids_within_prompt(word, arguments) for word in words]
+        found = {i + k for word in sought for i in begins if ids[i : i + len(word)] == word for k in range(len(word))}
+        return sorted(found)
 
     def whole_ids(self, texts: Sequence[str], negative: bool, arguments: Mapping[str, Any]) -> list[list[int]]:
         """Token ids of prompts, or negative prompts, as the text encoder reads them, but not cut off.

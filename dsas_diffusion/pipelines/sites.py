@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -49,6 +50,8 @@ def site_name(site: Site | str) -> str:
         >>> site_name("transformer.single_transformer_blocks.12.attn"), site_name("text_encoder_2.encoder.layers.5")
         ('single.12', 'text_2.5')
     """
+    if isinstance(site, Site) and site.argument:
+        return "embeddings"
     name = site if isinstance(site, str) else site.path
     for pattern, short in _SHORT_NAMES:
         name = re.sub(pattern, short, name)
@@ -58,7 +61,9 @@ def site_name(site: Site | str) -> str:
 def role_of(family: Family, site: Site) -> str:
     """The role that a site has in a family, or "" for a site that was named by its path."""
     for role, group in _groups(family):
-        if (site.index, site.stream) == (group.index, group.stream) and re.fullmatch(group.pattern, site.path):
+        if group.site(site.path) == replace(site, tokens=None, channels=None) and re.fullmatch(
+            group.pattern, site.path
+        ):
             return role
     return ""
 
@@ -131,7 +136,7 @@ def _match(family: Family, roots: Mapping[str, nn.Module], pattern: str) -> list
 def _site(family: Family, roots: Mapping[str, nn.Module], path: str) -> Site:
     """The site at a path: as the first role that it belongs to has it, else by the kind of module."""
     for _, group in _groups(family):
-        if re.fullmatch(group.pattern, path):
+        if re.fullmatch(group.pattern, path) and not group.argument:
             return group.site(path)
     module = bare(modules(roots)[canonical_path(path)])
     return Site(path, layout="first" if isinstance(module, nn.Conv2d | nn.GroupNorm) else "last")

@@ -11,7 +11,7 @@ thing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -235,16 +235,40 @@ class MaskReader:
         Returns:
             float32 [height, width], 0 or 1, one for each picture; all 0 where nothing is seen.
         """
-        scale = SIDE / min(size)
-        small = round(size[0] * scale), round(size[1] * scale)
-        maps = [on_picture(logits, small) for logits in self._means.take().values()]
-        if self._rule is None or not maps:
+        if self._rule is None or not (maps := list(self._means.take().values())):
             return [np.zeros(size[::-1], np.float32) for _ in range(pictures)]
-        regions = np.stack([self._rule.apply(logits) for logits in torch.stack(maps).mean(0).cpu().numpy()])
-        if small == size:
-            return list(regions)
-        resized = F.interpolate(torch.from_numpy(regions)[:, None], size[::-1], mode="bilinear", align_corners=False)
-        return list((resized[:, 0] >= 0.5).float().numpy())
+        return _apply(self._rule, maps, size)
+
+
+def find_masks(concept: Concept, grids: Mapping[Site, torch.Tensor], size: tuple[int, int]) -> list[np.ndarray] | None:
+    """Where pictures show a concept, of activations that `LateMeans` kept.
+
+    Args:
+        concept: whose probes read.
+        grids: means over the late steps, [pictures, patches, width] by site.
+        size: (width, height) of the pictures.
+
+    Returns:
+        Of each picture float32 [height, width], 0 or 1; None where the concept is no thing at some place.
+    """
+    rule = MaskRule.of(concept)
+    if rule is None or not rule.localises:
+        return None
+    readers = [item for item in concept.interventions if item.read_only and str(item.site) in rule.sites]
+    maps = [item.probes[0].map_tensors(lambda x: x.cpu()).logit(grids[item.site].float())[..., 0] for item in readers]
+    return _apply(rule, maps, size)
+
+
+def _apply(rule: MaskRule, logits: Sequence[torch.Tensor], size: tuple[int, int]) -> list[np.ndarray]:
+    """Masks of pictures of a size by the logits of one site or two, [pictures, patches] each."""
+    scale = SIDE / min(size)
+    small = round(size[0] * scale), round(size[1] * scale)
+    maps = torch.stack([on_picture(part, small) for part in logits]).mean(0)
+    regions = np.stack([rule.apply(part) for part in maps.cpu().numpy()])
+    if small == size:
+        return list(regions)
+    resized = F.interpolate(torch.from_numpy(regions)[:, None], size[::-1], mode="bilinear", align_corners=False)
+    return list((resized[:, 0] >= 0.5).float().numpy())
 
 
 def on_picture(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -139,6 +139,7 @@ class PictureTrace(Trace):
         return [
             record
             for record in self.select(concept, site, root)
-            if isinstance(record, PictureRecord) and record.mask is None and record.site.stream != "text"
+            if isinstance(record, PictureRecord) and record.mask is None and not record.site.argument
+            if record.site.stream != "text"
             if record.pictures is not None and record.pictures.shape[1] > 1
         ]

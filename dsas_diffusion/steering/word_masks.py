@@ -32,8 +32,6 @@ Words = Mapping[str, str | Sequence[str]]
 #: shares of the patches between whose attention M rises from 0 to 1: IoU with a banana's mask 0.64, of min–max 0.53,
 #: of the highest fifth 0.49 (benchmarks/results/localise.json); half of a picture is assumed to be something else
 QUANTILES = (0.5, 0.95)
-#: how CLIP marks a token that ends a word
-END_OF_WORD = "</w>"
 
 
 class WordMasks:
@@ -101,9 +99,8 @@ class WordMasks:
         ids = self._prompts.ids(texts, arguments=request.encode_arguments).tolist()
         chosen = torch.zeros(len(self.words), len(ids), len(ids[0]))
         for mask, (name, words) in zip(chosen, self.words.items(), strict=True):
-            word_ids = [self._prompts.ids_within_prompt(word, request.encode_arguments) for word in words]
             for row, prompt_ids in zip(mask, ids, strict=True):
-                row[self._positions(word_ids, prompt_ids)] = 1
+                row[self._prompts.find_words(words, prompt_ids, request.encode_arguments)] = 1
             if not mask.any():
                 missing = ", ".join(map(repr, words))
                 message = f"no prompt has the word {missing}, so {name!r} leaves the denoiser as it is"
@@ -123,15 +120,6 @@ class WordMasks:
                 "the cross-attention does not show its keys, so nobody knows where it looks: call "
                 "unfuse_qkv_projections(), or set another attention processor"
             )
-
-    def _positions(self, words: Sequence[list[int]], ids: list[int]) -> list[int]:
-        """Positions in a prompt of the tokens of words, where whole words begin and end; all of them token ids."""
-        tokenizer = self._prompts.tokenizer
-        tokens = tokenizer.convert_ids_to_tokens(ids)
-        whole = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
-        # a word begins behind a special token or the end of another; the first token is the start token
-        begins = [i for i in range(1, len(ids)) if ids[i - 1] in whole or tokens[i - 1].endswith(END_OF_WORD)]
-        return [i + k for word in words for i in begins if ids[i : i + len(word)] == word for k in range(len(word))]
 
     def begin(self, root: str, call: Call) -> None:
         self._check_keys()
@@ -168,7 +156,7 @@ class WordMasks:
 
     def __call__(self, concept: str, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         """M of a concept at a site, float32 [batch, patches, 1]; None where there are no patches, or no words."""
-        if concept not in self.words or site.root != self._root or site.path in self._texts:
+        if concept not in self.words or site.root != self._root or site.path in self._texts or site.argument:
             return None
         index = list(self.words).index(concept)
         mask = on_patches(self._mask[index : index + 1], x.shape[1])[0]
@@ -200,7 +188,7 @@ def check_words(words: Words, concepts: Iterable[Concept], root: str) -> dict[st
         listed = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
         if not listed or not all(isinstance(word, str) and word.strip() for word in listed):
             raise DSASError(f"words of {name!r}: expected a word of the prompt, or a list of them; found {given!r}")
-        sites = [site for site in known[name].steered_sites if site.root == root]
+        sites = [site for site in known[name].steered_sites if site.root == root and not site.argument]
         if not sites:
             raise UnsupportedError(
                 f"words of {name!r}: it steers the text alone, which has no patches to choose from; learn it with "

@@ -128,42 +128,75 @@ def choose(
     drift: float,
     done: Callable[[], object] = lambda: None,
     units: Sequence[float] = UNITS,
+    enough: float = 1.0,
+    measure_drift: Callable[[float], float] | None = None,
 ) -> tuple[float, dict[str, Any]]:
-    """Choose the smallest unit whose effect is 1; one that drifts beyond the limit is too large.
+    """Choose the smallest unit whose effect is enough; one that drifts beyond the limit is too large.
 
     By bisection, as effects mostly grow with the unit. Where none has the full effect, the effect may have its peak
     elsewhere (a dog that is turned too far is no cat either), and the search continues around the best.
 
     Args:
-        attempt: returns effect and drift of a unit, the first fields of a `Trial`.
+        attempt: returns effect and drift of a unit, the first fields of a `Trial`; the effect alone counts where drift
+            is measured apart.
         drift: the limit.
         done: called after each attempt, for a progress bar; there are at most `TRIALS`.
         units: to choose among, ascending.
+        enough: the effect that is sought.
+        measure_drift: measures the drift of a unit, where that is as much work as its effect: asked only of units that
+            have the effect, then of smaller ones until one drifts within the limit. None where `attempt` tells it.
 
     Returns:
-        The unit and a summary of all trials. When none within the limit has effect 1, the most effective of those that
-        were tried; when every one tried drifts too far, the smallest of all.
+        The unit and a summary of all trials; those for which it was not asked have no drift. When none within the
+        limit has the effect, the most effective of those that were tried; when every one tried drifts too far, the
+        smallest of all.
 
     Example:
         >>> choose(lambda unit: (unit / 2, 0.0), drift=0.1)[0]
         2.2
+        >>> asked = []
+        >>> choose(lambda unit: (unit / 2, 0.0), drift=0.1, measure_drift=lambda unit: asked.append(unit) or 0.0)[0]
+        2.2
+        >>> asked
+        [2.2]
     """
     trials = Trials(attempt, done)
+    drifts: dict[float, float] = {}
+
+    def drift_of(unit: float) -> float:
+        if measure_drift is None:
+            return trials[unit].drift
+        if unit not in drifts:
+            measured = measure_drift(unit)
+            drifts[unit] = measured if math.isfinite(measured) else sys.float_info.max
+        return drifts[unit]
+
+    def is_too_large(unit: float) -> bool:
+        return measure_drift is None and trials[unit].drift > drift
 
     def best_unit() -> float | None:
-        within = [unit for unit, trial in trials.items() if trial.drift <= drift]
-        return max(within, key=lambda unit: (min(trials[unit].effect, 1.0), -unit), default=None)
+        within = [unit for unit, trial in trials.items() if not is_too_large(unit)]
+        return max(within, key=lambda unit: (min(trials[unit].effect, enough), -unit), default=None)
 
-    bisect_left(units, True, key=lambda unit: trials[unit].effect >= 1 or trials[unit].drift > drift)  # tries them
+    bisect_left(units, True, key=lambda unit: trials[unit].effect >= enough or is_too_large(unit))  # tries them
     for step in STEPS:
         best = best_unit()
-        if best is None or trials[best].effect >= 1:
+        if best is None or trials[best].effect >= enough:
             break
         place = units.index(best)
         for other in (place - step, place + step):
             if 0 <= other < len(units):
                 trials[units[other]]  # a look-up is a trial
     best = best_unit()
-    listed = [{"unit": unit, "effect": trial.effect, "drift": trial.drift} for unit, trial in sorted(trials.items())]
-    reached = best is not None and trials[best].effect >= 1
-    return units[0] if best is None else best, {"drift_limit": drift, "trials": listed, "reached": reached}
+    if measure_drift is not None and best is not None and drift_of(best) > drift:
+        below = units[: units.index(best)]
+        place = bisect_left(below, True, key=lambda unit: drift_of(unit) > drift)
+        best = below[place - 1] if place else None
+    best = units[0] if best is None else best
+    reached = not drift_of(best) > drift and trials[best].effect >= enough
+    listed = [
+        {"unit": unit, "effect": trial.effect}
+        | ({"drift": trial.drift} if measure_drift is None else {"drift": drifts[unit]} if unit in drifts else {})
+        for unit, trial in sorted(trials.items())
+    ]
+    return best, {"drift_limit": drift, "trials": listed, "reached": reached}

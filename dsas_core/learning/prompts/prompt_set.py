@@ -16,6 +16,10 @@ evaluation:                      # optional, free names: prompts kept out of lea
   unseen_source: ["a banana on the moon"]   # of another domain: what evaluation draws its prompts from
   unseen_target: ["a blurred banana on the moon"]
   unseen_control: ["a rocket on the moon"]
+held_out:                        # optional: what a concept is measured on while it is learned, in place of a quarter of
+  source: ["a banana and a {rare} {place}"]  # the prompts above: with things that those do not have
+  target: ["a blurred banana and a {rare} {place}"]
+  control: ["a {rare} {place}"]
 spans: ["you {insult}", fool]    # optional: words of source texts that show the concept, for supervision by positions
 judge: {builtin: {things: [banana], style: blurred}}  # optional: what decides whether an output shows the target
 masks: {segmentation: {model: user/name, labels: [banana]}}  # optional: what finds where, if not the judge
@@ -34,6 +38,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +81,8 @@ MAX_EXPANDED = 10_000_000
 #: bytes of a prompt file
 MAX_BYTES = 8 * 2**20
 _KEYS = {
-    *("name", "description", "placeholders", "source_unnamed", "evaluation", "spans", "judge", "masks", "private"),
+    *("name", "description", "placeholders", "source_unnamed", "evaluation", "held_out", "spans", "judge", "masks"),
+    "private",
     *SIDES,
 }
 
@@ -94,6 +100,8 @@ class PromptSet:
         placeholders: values by name.
         source_unnamed: templates of prompts that do not name the thing, but whose pictures may show it.
         evaluation: templates of prompts kept out of learning, by part.
+        held_out: templates of each side that nothing is fitted on, and what is learned is measured on; {} for a quarter
+            of the prompts of each side.
         spans: templates of words of source texts that show the concept.
         judges: what decides whether an output shows the target, {kind: settings} each; evaluation reads them.
         masks: what finds where pictures show the concept, {kind: settings}.
@@ -119,6 +127,7 @@ class PromptSet:
     placeholders: Mapping[str, Sequence[str]] = field(default_factory=dict)
     source_unnamed: tuple[str, ...] = ()
     evaluation: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    held_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     spans: tuple[str, ...] = ()
     judges: tuple[Mapping[str, Any], ...] = ()
     masks: Mapping[str, Any] = field(default_factory=dict)
@@ -156,7 +165,7 @@ class PromptSet:
     def _templates(self) -> Iterator[tuple[str, str]]:
         """Every template, behind the side or the part of the evaluation that it is of."""
         sides = {side: getattr(self, side) for side in (*SIDES, *_OTHER)}
-        for part, templates in itertools.chain(sides.items(), self.evaluation.items()):
+        for part, templates in itertools.chain(sides.items(), self.held_out.items(), self.evaluation.items()):
             for template in templates:
                 yield part, template
 
@@ -169,7 +178,12 @@ class PromptSet:
         if self.description:
             check_text(self.description, f"{where}: description")
         parts = {side: getattr(self, side) for side in (*SIDES, *_OTHER)}
-        for part, texts in itertools.chain(parts.items(), self.evaluation.items()):
+        if self.held_out and set(self.held_out) != set(SIDES):
+            raise PromptError(
+                f"{where}: held_out has {', '.join(map(quote, self.held_out))}: expected templates of each of "
+                f"{', '.join(SIDES)}"
+            )
+        for part, texts in itertools.chain(parts.items(), self.held_out.items(), self.evaluation.items()):
             if isinstance(texts, str):
                 raise PromptError(f"{where}: {shorten(part, 40)}: expected a tuple of texts, found {quote(texts)}")
         for name, values in self.placeholders.items():
@@ -214,14 +228,11 @@ class PromptSet:
         count, seed = number("count", count), number("seed", seed)
         kept_out = itertools.chain(*map(self.expanded, self.evaluation))
         avoided = {as_same(text) for text in (*avoid, *kept_out)}
-        alike = len(self.source) == len(self.target) and all(
-            placeholder_names(a) == placeholder_names(b) for a, b in zip(self.source, self.target, strict=True)
-        )
-        drawn = self._draw_pairs(self.source, self.target, count, seed, avoided) if alike else None
-        drawn = drawn or {
-            side: self._draw(getattr(self, side), count, (seed, i), avoided) for i, side in enumerate(SIDES[:2])
-        }
-        drawn["control"] = self._draw(self.control, CONTROLS * count, (seed, 2), avoided)
+        drawn = self._draw_sides({side: getattr(self, side) for side in SIDES}, count, seed, avoided)
+        if self.held_out:
+            for side, own in self._draw_sides(self.held_out, count, seed, avoided).items():
+                first = held_out_from(len(drawn[side]))
+                drawn[side][first:] = own[: len(drawn[side]) - first]
         for side, prompts in drawn.items():
             if len(prompts) < MINIMUM:
                 raise PromptError(
@@ -230,12 +241,26 @@ class PromptSet:
                 )
         return drawn
 
+    def _draw_sides(
+        self, templates: Mapping[str, Sequence[str]], count: int, seed: int, avoided: set[str]
+    ) -> dict[str, list[str]]:
+        """About `count` prompts of source and target, in pairs where templates are, and twice as many controls."""
+        source, target = (templates[side] for side in SIDES[:2])
+        alike = len(source) == len(target) and all(
+            placeholder_names(a) == placeholder_names(b) for a, b in zip(source, target, strict=True)
+        )
+        drawn = self._draw_pairs(source, target, count, seed, avoided) if alike else None
+        drawn = drawn or {
+            side: self._draw(templates[side], count, (seed, i), avoided) for i, side in enumerate(SIDES[:2])
+        }
+        return {**drawn, "control": self._draw(templates["control"], CONTROLS * count, (seed, 2), avoided)}
+
     def fresh(self, count: int, seed: int = 0, avoid: Sequence[str] = ()) -> dict[str, list[str]]:
         """Draw up to `count` prompts a side for evaluation; a side may be empty.
 
         They come from the parts `unseen_source`, `unseen_target` and `unseen_control` of the evaluation, where it has
-        them, else from what learning did not use. Source and target are pairs, the target asking in words for what
-        steering is to do; without pairs there is no target.
+        them, else from those that are held out, else from all, without what learning used. Source and target are pairs,
+        the target asking in words for what steering is to do; without pairs there is no target.
 
         Args:
             count: prompts of each side, at most.
@@ -246,12 +271,13 @@ class PromptSet:
             {"source": [...], "target": [...], "control": [...], "unnamed": [...]}; "unnamed" is the part of that name.
         """
         avoided = set(map(as_same, avoid))
+        own = self.held_out or {side: getattr(self, side) for side in SIDES}
         source, target = (self.evaluation.get(f"unseen_{side}", ()) for side in SIDES[:2])
         if not source:
-            source, target = self.source, self.target
+            source, target = own["source"], own["target"]
         drawn = self._draw_pairs(source, target, count, seed, avoided)
         drawn = drawn or {"source": self._draw(source, count, (seed, 0), avoided), "target": []}
-        control = self.sample("unseen_control", count, seed) or self._draw(self.control, count, (seed, 2), avoided)
+        control = self.sample("unseen_control", count, seed) or self._draw(own["control"], count, (seed, 2), avoided)
         return {**drawn, "control": control, "unnamed": self.sample("unnamed", count, seed)}
 
     def _draw_pairs(
@@ -272,6 +298,11 @@ class PromptSet:
         """Up to `count` prompts of a part of the evaluation, spread evenly over its templates; [] without the part."""
         return self._draw(self.evaluation.get(part, ()), count, seed, set())
 
+    def draw_more(self, side: str, count: int, seed: int, avoid: Sequence[str]) -> list[str]:
+        """Up to `count` further prompts of a side, without those of `evaluation` and some others."""
+        avoided = {as_same(text) for text in (*avoid, *itertools.chain(*map(self.expanded, self.evaluation)))}
+        return self._draw(getattr(self, side), count, (seed, 4), avoided)
+
     def draw_unnamed(self, count: int, seed: int = 0) -> list[str]:
         """Up to `count` prompts that do not name the thing, without those of `evaluation`; [] where there are none."""
         avoided = {as_same(text) for part in self.evaluation for text in self.expanded(part)}
@@ -279,7 +310,7 @@ class PromptSet:
 
     def wordings(self, side: str) -> dict[str, str]:
         """The template of each prompt that `fresh` may draw for a side."""
-        templates = self.evaluation.get(f"unseen_{side}") or getattr(self, side)
+        templates = self.evaluation.get(f"unseen_{side}") or self.held_out.get(side) or getattr(self, side)
         return {text: template for template in templates for text in self._expand(template)}
 
     def _draw(self, templates: Sequence[str], count: int, seed: int | tuple[int, int], avoided: set[str]) -> list[str]:
@@ -296,12 +327,18 @@ class PromptSet:
             **{side: list(getattr(self, side)) for side in SIDES},
             "source_unnamed": list(self.source_unnamed),
             "evaluation": {part: list(templates) for part, templates in self.evaluation.items()},
+            "held_out": {side: list(templates) for side, templates in self.held_out.items()},
             "spans": list(self.spans),
             "judge": judges[0] if len(judges) == 1 else judges,
             "masks": dict(self.masks),
             "private": self.private,
         }
         return {key: value for key, value in content.items() if value}
+
+
+def held_out_from(count: int) -> int:
+    """The index of the first of so many prompts that is held out: of about a quarter."""
+    return max(5, round(0.75 * count))
 
 
 def split_held_out(sides: Mapping[str, Sequence[Text]]) -> tuple[dict[str, Sequence[Text]], dict[str, Sequence[Text]]]:
@@ -311,9 +348,39 @@ def split_held_out(sides: Mapping[str, Sequence[Text]]) -> tuple[dict[str, Seque
         >>> split_held_out({"source": "abcdefgh"})
         ({'source': 'abcdef'}, {'source': 'gh'})
     """
-    cut = {side: max(5, round(0.75 * len(texts))) for side, texts in sides.items()}
+    cut = {side: held_out_from(len(texts)) for side, texts in sides.items()}
     fitting = {side: texts[: cut[side]] for side, texts in sides.items()}
     return fitting, {side: texts[cut[side] :] for side, texts in sides.items()}
+
+
+def neighbours_in(content: PromptSet | None, prompts: Sequence[str]) -> list[str | None]:
+    """The other thing in each source prompt that must stay as it is, where templates tell.
+
+    It is the value of a placeholder behind an article that control templates have behind one, too.
+
+    Args:
+        content: the prompt file; None where it is not known.
+        prompts: source prompts.
+
+    Example:
+        >>> others = {"other": ["dog", *"abcdefg"], "place": ["here"]}
+        >>> sides = ("a cat and a {other} {place}",), ("a fox and a {other} {place}",), ("a {other} {place}",)
+        >>> neighbours_in(PromptSet("it", *sides, placeholders=others), ["a cat and a dog here", "a cat here"])
+        ['dog', None]
+    """
+    if content is None:
+        return [None] * len(prompts)
+    own = content.held_out or {side: getattr(content, side) for side in SIDES}
+    source, control = (
+        {name for template in own[side] for name in re.findall(r"\ban? \{(\w+)\}", template)}
+        for side in ("source", "control")
+    )
+    values = {value for name in source & control for value in content.placeholders[name]}
+    longest = sorted(values, key=len, reverse=True)
+    found = (
+        next((value for value in longest if re.search(rf"\b{re.escape(value)}\b", text)), None) for text in prompts
+    )
+    return list(found)
 
 
 def load_prompts(source: str | Path | Mapping[str, Any] | PromptSet) -> PromptSet:
@@ -368,6 +435,7 @@ def _parse(content: Any, where: str, sha256: str = "") -> PromptSet:
             description=content.get("description") or "",
             placeholders=_text_lists(content, "placeholders", "values", where),
             evaluation=_text_lists(content, "evaluation", "templates", where),
+            held_out=_text_lists(content, "held_out", "templates", where),
             **{key: as_texts(content[key], f"{where}: {key}") for key in _OTHER if not is_missing(content.get(key))},
             judges=tuple(as_settings(judge, f"{where}: judge", expected) for judge in judges),
             masks={}

@@ -240,7 +240,7 @@ class TextLearner(Learner[Encoded]):
         tokens = WHOLE_TEXT if recipe.pooling == "leading" else FEW
         return self._capture([site], f"capturing at {site}", self._selections(recipe), learned, recipe, tokens)
 
-    def _position_labels(self, recipe: Recipe) -> LabelPositions:
+    def _position_labels(self, recipe: Recipe) -> Mapping[str, LabelPositions]:
         """The positions `lead` tokens before each token of the prompt file's spans.
 
         Raises:
@@ -259,7 +259,7 @@ class TextLearner(Learner[Encoded]):
                 "as they stand there, as whole words"
             )
         labels = [(*tokens[recipe.lead :], *(False,) * recipe.lead) for tokens in marks]
-        return lambda prompt, _: labels[prompt]
+        return {"source": lambda prompt, _: labels[prompt]}
 
     @cached_property
     def _trial(self) -> TextTrial:

@@ -11,6 +11,7 @@ control.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +22,8 @@ from ...errors import PromptError
 from ...probes import Probe
 from .cross_validation import Evidence, LabelledRows
 
+#: share of the positions that show the concept which keep `Recipe.source_h`
+NEARLY_ALL = 0.95
 #: a gate that is still open when it is lowered so far keeps its threshold
 MAX_SHIFT = 1e6
 
@@ -63,6 +66,8 @@ class GateSettings(Protocol):
     @property
     def control_h(self) -> float | None: ...
     @property
+    def source_h(self) -> float | None: ...
+    @property
     def control_texts(self) -> float: ...
 
 
@@ -92,17 +97,19 @@ class GateFit:
     sharp: bool = False
 
 
-def make_placer(probe: Probe, control_h: HByShift, fixed: bool = False) -> Placer:
+def make_placer(probe: Probe, control_h: HByShift, fixed: bool = False, least: float = 0.0) -> Placer:
     """`GateFit.place_at` of a probe.
 
     Args:
         probe: as it was fitted.
         control_h: held-out h of controls.
         fixed: the threshold stays where the fit put it.
+        least: the shift that is taken off its logit at least, wherever a threshold is placed, see `shift_up_to`.
     """
 
     def place_at(target: float | None) -> tuple[Probe, torch.Tensor]:
         shift = place_threshold(control_h, None if fixed else target)
+        shift = shift if target is None else max(shift, least)
         return probe.with_lower_bias(shift), control_h(shift)
 
     return place_at
@@ -142,6 +149,18 @@ def place_threshold(h: HByShift, target: float | None) -> float:
         middle = (low + shift) / 2
         low, shift = (middle, shift) if too_high(middle) else (low, middle)
     return shift
+
+
+def shift_up_to(logits: torch.Tensor, h: float | None) -> float:
+    """The largest shift that leaves nearly all (`NEARLY_ALL`) of some logits [n] at an h; 0 where there is none.
+
+    Example:
+        >>> round(shift_up_to(torch.tensor([8.0, 9.0]), 0.5), 2), shift_up_to(torch.tensor([-1.0]), 0.5)
+        (8.05, 0.0)
+    """
+    if h is None:
+        return 0.0
+    return max(0.0, float(logits.double().quantile(1 - NEARLY_ALL)) - math.log(h / (1 - h)))
 
 
 def position_rows(source: GateRows, controls: Sequence[GateRows], settings: GateSettings) -> LabelledRows:

@@ -24,11 +24,15 @@ def map_rows(source: GateRows, target: GateRows, probe: Probe, pooling: str) -> 
     random. There plain means give the change, all of which is at the share of the positions that the gate picks in the
     source; so their difference is divided by that share.
 
+    Where it is known which positions of both sides show the concept, these give the means, whatever the gate.
+
     Of texts, "leading" takes the states that are about to write what shows the concept, see `leading_means`.
     """
     if pooling == "leading":
         return leading_means(source, target), target.gathered("pooled")
     plain, changed = source.gathered("pooled"), target.gathered("pooled")
+    if source.labels and target.labels and pooling == "gated":
+        return _marked_means(source), _marked_means(target)
     locator = None if pooling == "mean" else probe.locator
     if locator is None:
         return plain, changed
@@ -66,6 +70,12 @@ def leading_means(source: GateRows, target: GateRows) -> torch.Tensor:
         count = max(1, round(LEADING * (len(shown) + 1)))
         leading.append(before[shown.topk(count).indices].mean(0) if len(shown) else mean)
     return torch.stack(leading)
+
+
+def _marked_means(rows: GateRows) -> torch.Tensor:
+    """Means over the positions that show the concept, [rows, width], without rows that show it nowhere."""
+    marked = zip(split_rows(rows), rows.gathered("labels").split(rows.sampled), strict=True)
+    return torch.stack([positions[labels].mean(0) for (_, positions), labels in marked if labels.any()])
 
 
 def _weighted_means(rows: GateRows, probe: Probe) -> tuple[torch.Tensor, float, float]:

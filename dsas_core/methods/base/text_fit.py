@@ -170,7 +170,12 @@ def highest_mean(logits: torch.Tensor) -> torch.Tensor:
 
 
 def judge_by_prompts(
-    fit: GateFit, source: torch.Tensor, control: torch.Tensor, control_h: HByShift, target: float | None
+    fit: GateFit,
+    source: torch.Tensor,
+    control: torch.Tensor,
+    control_h: HByShift,
+    target: float | None,
+    least: float = 0.0,
 ) -> GateFit:
     """The fit with evidence of whole prompts, as a prompt is steered where its highest logit is above the threshold.
 
@@ -183,6 +188,7 @@ def judge_by_prompts(
         control: that of each held-out control prompt, [m].
         control_h: held-out h of controls by shift.
         target: mean h of controls for which the threshold is placed, see `place_threshold`.
+        least: the least shift of the threshold, see `make_placer`.
 
     Example:
         >>> from dsas_core.methods.base.gate_fit import h_by_shift
@@ -194,6 +200,7 @@ def judge_by_prompts(
         (0.75, (0.0, 0.5))
     """
     shift = place_threshold(control_h, target)
+    shift = shift if target is None else max(shift, least)
     shares = float((source <= shift).double().mean()), float((control > shift).double().mean())
     evidence = replace(evidence_of(source, control), rank=fit.evidence.rank, scaler=fit.evidence.scaler)
     return replace(fit, evidence=evidence, shares=shares)

@@ -37,7 +37,16 @@ from ..base.checks import check_rows
 from ..base.cross_validation import Evidence, LabelledRows, PromptIds, evidence_from_scores, highest_by_prompt
 from ..base.discriminant import discriminant
 from ..base.gate import CrossFitted, Gate, cast_probe, pooled_rows
-from ..base.gate_fit import GateFit, GateRows, GateSettings, HByShift, h_by_shift, make_placer, position_rows
+from ..base.gate_fit import (
+    GateFit,
+    GateRows,
+    GateSettings,
+    HByShift,
+    h_by_shift,
+    make_placer,
+    position_rows,
+    shift_up_to,
+)
 from ..base.map_rows import split_rows
 from ..base.text_fit import TextThreshold, fit_text_gate, held_out_logits, highest_mean, judge_by_prompts
 from ..base.traits import GateTraits
@@ -168,14 +177,15 @@ class DSAS(Gate):
             probe, h = ProductProbe((single.probe, PooledProbe(linear))), h_by_shift(logits[: len(factor)], factor)
             return GateFit(make_placer(probe, h), evidence, scores)
         control_h = h_by_shift(logits)
-        fit = GateFit(make_placer(single.probe, control_h), evidence, scores)
+        least = shift_up_to(single.source_logits, settings.source_h if settings.supervised else None)
+        fit = GateFit(make_placer(single.probe, control_h, least=least), evidence, scores)
         if not settings.supervised:
             return self._judge(fit, data, source, controls, settings, control_h)
         fit = replace(fit, scores=single.scores(positions.prompts, len(control.gathered("position_prompts"))))
         source_ids, control_ids = positions.prompts
         highest = highest_by_prompt(single.source_logits, source_ids)
         control_highest = highest_by_prompt(logits, control_ids[: len(logits)])
-        return judge_by_prompts(fit, highest, control_highest, control_h, target)
+        return judge_by_prompts(fit, highest, control_highest, control_h, target, least)
 
     def _judge(
         self,

@@ -29,6 +29,7 @@ class SiteGroup:
         index: of the output, see `Site`.
         stream: "image" or "text" where both share a sequence, see `Site`.
         unless: an attribute of a module that has no such site where the attribute is true.
+        argument: of the input, see `Site`; "" for the output.
 
     Example:
         >>> SiteGroup(r"unet[.]mid_block[.].*[.]attn2").site("unet.mid_block.attentions.0.attn2").root
@@ -40,10 +41,12 @@ class SiteGroup:
     index: int = 0
     stream: str = ""
     unless: str = ""
+    argument: str = ""
 
     def site(self, path: str) -> Site:
         """The site at a path that matches the pattern."""
-        return Site(path, index=self.index, layout=self.layout, stream=self.stream)
+        side = "input" if self.argument else "output"
+        return Site(path, side, self.index, layout=self.layout, stream=self.stream, argument=self.argument)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""Which words of prompts show the concept: labels of the tokens in the embeddings that a denoiser is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from dsas_core.learning.capture import LabelPositions
+
+from ..pipelines.adapter import PipelineAdapter
+
+#: sides of which some words show the concept, or what it becomes
+SIDES = ("source", "target")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case.
+
+    Example:
+        >>> words_of("A cat, to the left of a dog")
+        ['a', 'cat', 'to', 'the', 'left', 'of', 'a', 'dog']
+    """
+    return re.findall(r"\w+(?:['’-]\w+)*", text.lower())
+
+
+def own_words(prompts: Mapping[str, Sequence[str]], spans: Sequence[str] = ()) -> dict[str, tuple[str, ...]] | None:
+    """The words that show the concept in source prompts, and in target prompts what it becomes.
+
+    These are the spans of the prompt file, else the words that no control prompt has. Of targets they are the same
+    words, where every target has one ("a blurred banana"), else those that no control and no source has ("a pear").
+
+    Args:
+        prompts: of "source", "target" and "control".
+        spans: words or phrases that show the concept.
+
+    Returns:
+        Words or phrases by side; None where some prompt has none, so that it is not known what shows the concept.
+
+    Example:
+        >>> controls = ["a dog on the grass", "a blurred dog at night"]
+        >>> own_words({"source": ["a cat at night"], "target": ["a blurred cat at night"], "control": controls})
+        {'source': ('cat',), 'target': ('cat',)}
+        >>> own_words({"source": ["a cat at night"], "target": ["a fox at night"], "control": controls})
+        {'source': ('cat',), 'target': ('fox',)}
+        >>> own_words({"source": ["a dog"], "target": ["a dog at night"], "control": controls}) is None
+        True
+    """
+    elsewhere = {word for text in prompts["control"] for word in words_of(text)}
+    source = tuple(spans) or _words_outside(prompts["source"], elsewhere)
+    if not _all_have(prompts["source"], source):
+        return None
+    for target in (source, _words_outside(prompts["target"], elsewhere | set(map(str.lower, source)))):
+        if _all_have(prompts["target"], target):
+            return {"source": source, "target": target}
+    return None
+
+
+def _words_outside(texts: Iterable[str], others: set[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word for text in texts for word in words_of(text) if word not in others))
+
+
+def _all_have(texts: Sequence[str], phrases: Sequence[str]) -> bool:
+    """Whether every text has one of the phrases, as whole words."""
+    sought = [f" {' '.join(words_of(phrase))} " for phrase in phrases]
+    return all(any(phrase in f" {' '.join(words_of(text))} " for phrase in sought) for text in texts)
+
+
+class PromptWords:
+    """Where the words of prompts are, in the embeddings that the denoiser is given.
+
+    Args:
+        adapter: of the pipeline, whose first text encoder's tokens the embeddings follow.
+        prompts: by side.
+        spans: of the prompt file.
+
+    Attributes:
+        words: by side, see `own_words`; None where it is not known which show the concept.
+    """
+
+    def __init__(
+        self, adapter: PipelineAdapter, prompts: Mapping[str, Sequence[str]], spans: Sequence[str] = ()
+    ) -> None:
+        self.prompts, self.tokens = prompts, adapter.tokens[0]
+        self.words = own_words(prompts, spans)
+        if self.words is not None and not all(any(self._marks(side, i)) for side in SIDES for i in self._places(side)):
+            self.words = None  # a tokenizer that writes words otherwise, or a prompt that is cut off
+        self._ids = cache(self._read)
+
+    def _places(self, side: str) -> range:
+        return range(len(self.prompts[side]))
+
+    def _read(self, side: str, prompt: int) -> list[int]:
+        ids: list[int] = self.tokens.ids([self.prompts[side][prompt]])[0].tolist()
+        return ids
+
+    def _marks(self, side: str, prompt: int) -> list[bool]:
+        assert self.words is not None
+        ids = self._read(side, prompt)
+        marked = set(self.tokens.find_words(self.words[side], ids))
+        return [place in marked for place in range(len(ids))]
+
+    def find(self, side: str, prompt: int, count: int) -> list[bool]:
+        """Which of the first `count` positions are words of a prompt, and not padding; for `capture.FindWords`."""
+        ids = self._ids(side, prompt)
+        special = set(self.tokens.tokenizer.all_special_ids)
+        return _of_length([token not in special for token in ids], count)
+
+    def labels(self) -> dict[str, LabelPositions]:
+        """By side, which positions of each prompt show the concept."""
+        return {side: self._labels_of(side) for side in SIDES}
+
+    def _labels_of(self, side: str) -> LabelPositions:
+        return lambda prompt, count: _of_length(self._marks(side, prompt), count)
+
+
+def _of_length(marks: Sequence[Any], count: int) -> list[bool]:
+    """Marks of the first `count` positions; what is behind the last token is none."""
+    return [*marks[:count], *(False,) * (count - len(marks))]
