@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from dsas_core import Auto, Concept, DSASError, shipped
 
 from .learning.calibrate import calibrate
+from .learning.drafting import draft
 from .learning.illustrate import illustrate
 from .learning.learn import Lesson, learn
 from .pipelines.adapter import find_sites
@@ -25,6 +26,7 @@ __all__ = [
     "Lesson",
     "Schedule",
     "calibrate",
+    "draft",
     "find_sites",
     "illustrate",
     "learn",

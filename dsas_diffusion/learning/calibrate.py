@@ -12,14 +12,14 @@ import torch
 from dsas_core.concept.concept import Concept
 from dsas_core.learning.calibration.slider_range import prompts_of
 from dsas_core.learning.prompts.kept import kept_prompts
-from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts, neighbours_in, split_held_out
+from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts, split_held_out
 from dsas_core.utils.numbers import number
 from dsas_core.utils.progress import progress_bar
 
 from ..generation.pictures import latent_batches, seeds_for
 from ..generation.settings import settings_of
 from ..pipelines.adapter import adapt
-from .held_out_trial import HeldOutPrompts, PictureTrial
+from .held_out_trial import PictureTrial
 
 
 def calibrate(
@@ -91,7 +91,8 @@ def calibrate(
     latents = {side: torch.cat(tensors) for side, tensors in parts.items()}
     kept = kept_prompts(concept)
     own = load_prompts(prompts) if prompts is not None else None if kept is None else kept.content
-    prompts_out = HeldOutPrompts(**held_out, neighbours=neighbours_in(own, held_out["source"]))
-    trial = PictureTrial(adapter, latents, prompts_out, settings, seed, batch)
+    trial = PictureTrial(adapter, latents, held_out, own, settings, seed, batch)
     ranged = trial.calibrate(concept, drift, show_progress)
-    return replace(ranged, evidence={**ranged.evidence, "kept": trial.count_kept(ranged, ranged.unit).as_evidence()})
+    return replace(
+        ranged, evidence={**ranged.evidence, "kept": trial.pictures.count_kept(ranged, ranged.unit).as_evidence()}
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ MARGIN = 0.125
 WINDOW = 0.14
 #: mean absolute difference within a window, of 255, from which on what is there counts as changed
 CHANGED_BESIDE = 30.0
+#: half of an interval that is narrow enough
+NARROW = 0.08
 #: share of held-out pictures that may change before learning says so
 MUCH = 0.1
 
@@ -25,6 +28,16 @@ class Part:
 
     changed: int
     pictures: int
+
+    def __add__(self, other: Part) -> Part:
+        return Part(self.changed + other.changed, self.pictures + other.pictures)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the share is known within `NARROW`, by Wilson's interval of 95 %."""
+        n = max(1, self.pictures)
+        p, z = self.changed / n, 1.96
+        return z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) <= NARROW
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,14 @@ class Kept:
         """The share of pictures that changed, of those with something that must stay: beside and without."""
         pictures = self.beside.pictures + self.without.pictures
         return (self.beside.changed + self.without.changed) / max(1, pictures)
+
+    def __add__(self, other: Kept) -> Kept:
+        """Of the pictures of both."""
+        named = {**self.neighbours, **other.neighbours}
+        none = Part(0, 0)
+        sums = {name: self.neighbours.get(name, none) + other.neighbours.get(name, none) for name in named}
+        alone, beside, without = self.alone + other.alone, self.beside + other.beside, self.without + other.without
+        return Kept(alone, beside, without, dict(sorted(sums.items())))
 
     def as_evidence(self) -> dict[str, Any]:
         """As plain data."""

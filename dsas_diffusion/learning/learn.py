@@ -25,7 +25,7 @@ from dsas_core.learning.capture import Capture, LabelPositions
 from dsas_core.learning.capture_store import Captured, CaptureStore
 from dsas_core.learning.learner import Learner
 from dsas_core.learning.prompts.kept import hash_prompt
-from dsas_core.learning.prompts.prompt_set import CONTROLS, COUNT, PromptSet, load_prompts, neighbours_in
+from dsas_core.learning.prompts.prompt_set import CONTROLS, COUNT, PromptSet, load_prompts
 from dsas_core.learning.recipe import TEXT_FORMS, Recipe, recipe_of
 from dsas_core.model.hooks import visit
 from dsas_core.model.sites import Roots, Site
@@ -41,8 +41,9 @@ from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
 from ..steering.concept_masks import LATE, LateMeans, localises, rule_as_evidence
 from ..vision.segmentation import Masks
-from .held_out_trial import HeldOutPrompts, PictureTrial
-from .kept import describe_changes
+from .held_out_pictures import HeldOutPictures, HeldOutPrompts
+from .held_out_trial import PictureTrial
+from .kept import Kept, describe_changes
 from .mask_fit import Unnamed, compact, fit_mask, pool_patches
 from .prompt_words import PromptWords
 from .supervision import find_marked, masks_for, patch_labels
@@ -58,6 +59,8 @@ WINDOWS = (500.0, 750.0)
 EARLIER = 0.9
 #: kind of the control prompts of which nothing but the embeddings is read
 MORE = "context"
+#: how often more held-out pictures are drawn, at most, to know what stays
+MORE_TURNS = 3
 #: of gates of words: h that nearly all of the concept's words keep
 WORD_H = 0.98
 #: control prompts for gates of words, for each source prompt: beside those that are drawn, which cost much more
@@ -272,7 +275,7 @@ class PictureLearner(Learner[str]):
 
     @cached_property
     def _words(self) -> PromptWords:
-        return PromptWords(self.adapter, self.fitting, self.content.expanded("spans"))
+        return PromptWords(self.adapter, self._texts, self.content.expanded("spans"))
 
     @cached_property
     def _find_masks(self) -> Masks:
@@ -316,10 +319,29 @@ class PictureLearner(Learner[str]):
     def _finish(self, concept: Concept, meter: Meter) -> Concept:
         with meter.phase("measuring what stays"):
             concept = self._trial.measure_reach(concept) if localises(concept) else concept
-            kept = self._trial.count_kept(concept, concept.unit).as_evidence()
+            kept = self._count_kept(concept).as_evidence()
         for line in describe_changes(kept):
             warnings.warn(f"concept {concept.name!r}: {line}", stacklevel=4)
         return replace(concept, evidence={**concept.evidence, "kept": kept})
+
+    def _count_kept(self, concept: Concept) -> Kept:
+        """What of held-out pictures stays at a strength of 1; of more of them where few leave it open."""
+        kept = self._trial.pictures.count_kept(concept, concept.unit)
+        drawn = {side: list(texts) for side, texts in self.held_out.items()}
+        for turn in range(MORE_TURNS):
+            if kept.beside.is_known or not kept.beside.pictures:
+                break
+            more = {
+                side: self.content.draw_held_out(side, len(self.held_out["source"]), self.seed + turn, drawn[side])
+                for side in ("source", "control")
+            }
+            if not (more["source"] and more["control"]):
+                break
+            prompts, seed = HeldOutPrompts.of(more, self.content), self.seed + 4 + turn
+            pictures = HeldOutPictures(self.adapter, prompts, self.settings, seed, self.batch)
+            kept += pictures.count_kept(concept, concept.unit)
+            drawn = {side: [*drawn[side], *more.get(side, ())] for side in drawn}
+        return kept
 
     @cached_property
     def _unnamed(self) -> Unnamed:
@@ -339,8 +361,8 @@ class PictureLearner(Learner[str]):
 
     @cached_property
     def _trial(self) -> PictureTrial:
-        held_out = HeldOutPrompts(**self.held_out, neighbours=neighbours_in(self.content, self.held_out["source"]))
-        return PictureTrial(self.adapter, self._unsteered.latents, held_out, self.settings, self.seed, self.batch)
+        latents, settings = self._unsteered.latents, self.settings
+        return PictureTrial(self.adapter, latents, self.held_out, self.content, settings, self.seed, self.batch)
 
     @property
     def _roots(self) -> Roots:

@@ -32,7 +32,7 @@ def own_words(prompts: Mapping[str, Sequence[str]], spans: Sequence[str] = ()) -
     words, where every target has one ("a blurred banana"), else those that no control and no source has ("a pear").
 
     Args:
-        prompts: of "source", "target" and "control".
+        prompts: of "source" and "target"; all others are controls.
         spans: words or phrases that show the concept.
 
     Returns:
@@ -47,7 +47,7 @@ def own_words(prompts: Mapping[str, Sequence[str]], spans: Sequence[str] = ()) -
         >>> own_words({"source": ["a dog"], "target": ["a dog at night"], "control": controls}) is None
         True
     """
-    elsewhere = {word for text in prompts["control"] for word in words_of(text)}
+    elsewhere = {word for side in prompts if side not in SIDES for text in prompts[side] for word in words_of(text)}
     source = tuple(spans) or _words_outside(prompts["source"], elsewhere)
     if not _all_have(prompts["source"], source):
         return None

@@ -126,7 +126,7 @@ def draft(
         "placeholders": {key: values for key, values in placeholders.items() if key in used},
         **content,
         "spans": nouns.members or [source],
-        **({} if nouns.members else unnamed_of(source)),
+        **({} if nouns.members or not known(kind_of(source) or "") else unnamed_of(source)),
     }
 
 

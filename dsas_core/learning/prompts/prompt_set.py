@@ -226,8 +226,7 @@ class PromptSet:
             PromptError: fewer than 8 prompts of a side are left to draw.
         """
         count, seed = number("count", count), number("seed", seed)
-        kept_out = itertools.chain(*map(self.expanded, self.evaluation))
-        avoided = {as_same(text) for text in (*avoid, *kept_out)}
+        avoided = self._avoided(avoid)
         drawn = self._draw_sides({side: getattr(self, side) for side in SIDES}, count, seed, avoided)
         if self.held_out:
             for side, own in self._draw_sides(self.held_out, count, seed, avoided).items():
@@ -300,8 +299,14 @@ class PromptSet:
 
     def draw_more(self, side: str, count: int, seed: int, avoid: Sequence[str]) -> list[str]:
         """Up to `count` further prompts of a side, without those of `evaluation` and some others."""
-        avoided = {as_same(text) for text in (*avoid, *itertools.chain(*map(self.expanded, self.evaluation)))}
-        return self._draw(getattr(self, side), count, (seed, 4), avoided)
+        return self._draw(getattr(self, side), count, (seed, 4), self._avoided(avoid))
+
+    def draw_held_out(self, side: str, count: int, seed: int, avoid: Sequence[str]) -> list[str]:
+        """The same of those that are held out; none where the prompt file holds out none in particular."""
+        return self._draw(self.held_out.get(side, ()), count, (seed, 5), self._avoided(avoid))
+
+    def _avoided(self, avoid: Sequence[str]) -> set[str]:
+        return {as_same(text) for text in (*avoid, *itertools.chain(*map(self.expanded, self.evaluation)))}
 
     def draw_unnamed(self, count: int, seed: int = 0) -> list[str]:
         """Up to `count` prompts that do not name the thing, without those of `evaluation`; [] where there are none."""

@@ -28,6 +28,7 @@ from dsas_core.llm.model.conversations import is_conversation
 from dsas_core.maps.envelope import RANK
 from dsas_core.utils.saving.folders import names_in
 
+from ...learning.drafting import draft as draft_for
 from ...learning.illustrate import illustrate
 from ...learning.learn import Lesson
 from ...pipelines.adapter import adapt
@@ -59,16 +60,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     is_text = llm.is_language_model(args.model)
     _check_model(args, is_text)
     prompts, drafted = _prompts(args)
-    advice = hints(prompts.draw(args.count, args.seed), pictures=not is_text)
     recipe: dict[str, Any] = {"options": dict(args.option), "cloud": RANK if args.cloud else 0} | dict(args.recipe)
     checked = recipe_of({"method": args.method, "gate": args.gate, **recipe})
     masks = None if is_text or not (args.masks or checked.supervised) else segmenter_for(prompts, args.masks)
-    _print(args, *([drafted] if drafted else []), *(f"hint: {hint}" for hint in advice))
-
     share = share_of(args)
     if share.processes > 1 and args.store is None:
         args.usage("several processes share what they read in a folder: pass --store")
     model = open_model(args)
+    if drafted:
+        prompts, drafted = _prompts(args, model[0])
+    advice = hints(prompts.draw(args.count, args.seed), pictures=not is_text)
+    _print(args, *([drafted] if drafted else []), *(f"hint: {hint}" for hint in advice))
     lesson = _lesson(args, model, prompts, masks)
     if share.process > 0:  # the first goes on with what all have read
         lesson.captured(checked)
@@ -171,12 +173,15 @@ def _print(args: argparse.Namespace, *lines: str) -> None:
             print(line, flush=True)
 
 
-def _prompts(args: argparse.Namespace) -> tuple[PromptSet, str]:
-    """The prompts to learn from, and the text of the prompt file if it was drafted from two phrases."""
+def _prompts(args: argparse.Namespace, pipe: Any = None) -> tuple[PromptSet, str]:
+    """The prompts to learn from, and the text of the prompt file if it was drafted from two phrases, for a pipeline."""
     if args.prompts is not None:
         prompts = load_prompts(args.prompts)
         return (replace(prompts, name=args.name) if args.name else prompts), ""
-    content = draft(args.source, args.target, args.name or _name_of(Path(args.out)))
+    name = args.name or _name_of(Path(args.out))
+    content = draft(args.source, args.target, name)  # what is wrong with them shows before the model is loaded
+    if pipe is not None:
+        content = draft_for(pipe, args.source, args.target, name, seed=args.seed)
     drafted = _as_yaml(content)
     return replace(load_prompts(content), sha256=hashlib.sha256(drafted.encode()).hexdigest()), drafted
 
