@@ -42,20 +42,21 @@ class ShippedConcept:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: pictures in 6 steps show all that learning goes by
-FEW = {"steps": 6}
-#: gates in the text encoder, the default, are as sure with fewer prompts
-WORDS = {**FEW, "count": 32}
+#: pictures in 8 steps show all that learning goes by
+FEW = {"steps": 8}
 
 CONCEPTS: Mapping[str, ShippedConcept] = {
-    # as the README learns it; by patches a dog beside the banana was washed out, too
-    "banana-blur": ShippedConcept(),
-    # what changes by patches stays in its place, and heat-maps show where it is
-    "fruit-to-pear": ShippedConcept(settings={**FEW, "sites": "denoiser", "method": "linear-act"}),
-    "dog-grey": ShippedConcept(settings=WORDS),
-    "vehicles-pixelated": ShippedConcept(settings=WORDS),
-    "red-to-blue": ShippedConcept(settings=WORDS),
+    "banana-blur": ShippedConcept(),  # as the README learns it
+    # fruits differ: a map that brings them to what pears have in common, not one that adds the same to all
+    "fruit-to-pear": ShippedConcept(settings={**FEW, "method": "linear-act"}),
+    "dog-grey": ShippedConcept(settings=FEW),
+    "vehicles-pixelated": ShippedConcept(settings=FEW),
+    "animals-blurred": ShippedConcept(settings=FEW),
+    "fruit-grey": ShippedConcept(settings=FEW),
+    "red-to-blue": ShippedConcept(settings=FEW),
+    "grass-to-snow": ShippedConcept(settings=FEW),
     "rudeness": ShippedConcept("builtin:chat"),
+    "address-to-trade": ShippedConcept("builtin:chat"),
 }
 
 

@@ -136,6 +136,35 @@ def describe_mask(mask: Mapping[str, Any] | None) -> str:
     return line
 
 
+def describe_kept(kept: Mapping[str, Any] | None) -> str:
+    """What a concept leaves as it is on held-out prompts, part by part, in a line; "" where it was not measured.
+
+    Args:
+        kept: the concept's `evidence["kept"]`.
+
+    Raises:
+        KeyError: evidence that lacks an entry.
+
+    Example:
+        >>> part = {"changed": 3, "pictures": 24}
+        >>> describe_kept({"alone": part, "beside": part, "without": part, "neighbours": {"rabbit": part}})
+        'changed where it must stay, of held-out pictures: beside it 3 of 24 (rabbit 3 of 24), without it 3 of 24'
+    """
+    if not kept:
+        return ""
+    named = {name: part for name, part in kept["neighbours"].items() if part["changed"]}
+    worst = sorted(named, key=lambda name: -named[name]["changed"])[:3]
+    listed = ", ".join(f"{name} {_of(named[name])}" for name in worst)
+    parts = [f"beside it {_of(kept['beside'])}{f' ({listed})' if listed else ''}"] * bool(kept["beside"]["pictures"])
+    return "changed where it must stay, of held-out pictures: " + ", ".join(
+        [*parts, f"without it {_of(kept['without'])}"]
+    )
+
+
+def _of(part: Mapping[str, Any]) -> str:
+    return f"{part['changed']} of {part['pictures']}"
+
+
 def describe_unit(unit: float, evidence: Mapping[str, Any] | None) -> str:
     """The unit of strength and how it was chosen, in one to three lines.
 

@@ -90,6 +90,12 @@ _MASK = {
     "unnamed": (None, {OTHERS: "a number"}),
     **dict.fromkeys(("margin", "growth", "covered", "missed", "touched"), "a number"),
 }
+_PART = {NEEDED: ("changed", "pictures"), "changed": "a count", "pictures": "a count"}
+_KEPT = {
+    NEEDED: ("beside", "without", "neighbours"),
+    **dict.fromkeys(("alone", "beside", "without"), _PART),
+    "neighbours": {OTHERS: _PART},
+}
 _COST = {
     "seconds": {OTHERS: "a number"},
     "device": "a text",
@@ -111,6 +117,7 @@ _FREE_FORM: dict[str, Any] = {
         "unit": (None, _UNIT),
         "range": (None, {}),
         "mask": (None, _MASK),
+        "kept": (None, _KEPT),
         "cost": (None, _COST),
     },
     "provenance": {

@@ -8,7 +8,14 @@ from typing import Any
 
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.curve import columns_of, legend_of, trial_rows
-from dsas_core.concept.evidence import describe_cost, describe_mask, describe_range, describe_reading, describe_unit
+from dsas_core.concept.evidence import (
+    describe_cost,
+    describe_kept,
+    describe_mask,
+    describe_range,
+    describe_reading,
+    describe_unit,
+)
 
 from .output import print_records
 
@@ -59,6 +66,8 @@ def describe_concept(concept: Concept, folder: Path) -> dict[str, Any]:
         "unit_evidence": concept.evidence.get("unit"),
         "range_evidence": concept.evidence.get("range"),
         "mask_evidence": concept.evidence.get("mask"),
+        "kept": concept.evidence.get("kept"),
+        "steps_below": concept.steps_below,
         "cost": concept.evidence.get("cost"),
         "base": dict(concept.base),
         "provenance": dict(concept.provenance),
@@ -90,6 +99,10 @@ def report_evidence(document: dict[str, Any]) -> None:
     _report_trials(document)
     print(describe_unit(document["unit"], document["unit_evidence"]))
     print(describe_range(document["range"], document["range_evidence"]))
+    if document["steps_below"] is not None:
+        print(f"steers in steps below timestep {document['steps_below']:g} alone, when things have found their places")
+    if document["kept"]:
+        print(describe_kept(document["kept"]))
     if document["mask_evidence"]:
         print(describe_mask(document["mask_evidence"]))
     if document["cost"]:

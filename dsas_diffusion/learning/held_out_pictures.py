@@ -75,10 +75,13 @@ class HeldOutPictures:
         }
         self._steered: dict[tuple[Concept, float, str], Drawn] = {}
         self._grids: dict[Site, torch.Tensor] = {}  # what probes of masks read of the unsteered source pictures
-        self.source, self.control = self._draw_source(), self._draw("control")
+        self.source = self._draw_source()
+        self.control = self._draw("control")
 
     def _draw(self, side: str) -> Drawn:
         prompts: Any = getattr(self.prompts, side)
+        if not prompts:
+            return Drawn(torch.zeros(0), [])
         latents = latents_of(self.adapter, prompts, self._seeds[side], self.settings, self.batch)
         return Drawn(latents, decode(self.adapter, latents))
 

@@ -56,7 +56,7 @@ MASK_SIDES = ("source", "control")
 #: in the first quarter of them, and their shapes until the middle
 WINDOWS = (500.0, 750.0)
 #: an effect that is enough for leaving earlier steps alone
-EARLIER = 0.9
+EARLIER = 0.85
 #: kind of the control prompts of which nothing but the embeddings is read
 MORE = "context"
 #: how often more held-out pictures are drawn, at most, to know what stays
@@ -327,20 +327,17 @@ class PictureLearner(Learner[str]):
     def _count_kept(self, concept: Concept) -> Kept:
         """What of held-out pictures stays at a strength of 1; of more of them where few leave it open."""
         kept = self._trial.pictures.count_kept(concept, concept.unit)
-        drawn = {side: list(texts) for side, texts in self.held_out.items()}
+        drawn = [*self.fitting["source"], *self.held_out["source"]]
         for turn in range(MORE_TURNS):
             if kept.beside.is_known or not kept.beside.pictures:
                 break
-            more = {
-                side: self.content.draw_held_out(side, len(self.held_out["source"]), self.seed + turn, drawn[side])
-                for side in ("source", "control")
-            }
-            if not (more["source"] and more["control"]):
+            more = self.content.draw_held_out("source", len(self.held_out["source"]), self.seed + turn, drawn)
+            if not more:
                 break
-            prompts, seed = HeldOutPrompts.of(more, self.content), self.seed + 4 + turn
+            prompts, seed = HeldOutPrompts.of({"source": more, "control": ()}, self.content), self.seed + 4 + turn
             pictures = HeldOutPictures(self.adapter, prompts, self.settings, seed, self.batch)
             kept += pictures.count_kept(concept, concept.unit)
-            drawn = {side: [*drawn[side], *more.get(side, ())] for side in drawn}
+            drawn += more
         return kept
 
     @cached_property

@@ -29,7 +29,7 @@ def own_words(prompts: Mapping[str, Sequence[str]], spans: Sequence[str] = ()) -
     """The words that show the concept in source prompts, and in target prompts what it becomes.
 
     These are the spans of the prompt file, else the words that no control prompt has. Of targets they are the same
-    words, where every target has one ("a blurred banana"), else those that no control and no source has ("a pear").
+    words, where every target has one ("a blurred banana"), else those that no source has ("a pear").
 
     Args:
         prompts: of "source" and "target"; all others are controls.
@@ -51,7 +51,8 @@ def own_words(prompts: Mapping[str, Sequence[str]], spans: Sequence[str] = ()) -
     source = tuple(spans) or _words_outside(prompts["source"], elsewhere)
     if not _all_have(prompts["source"], source):
         return None
-    for target in (source, _words_outside(prompts["target"], elsewhere | set(map(str.lower, source)))):
+    before = {word for text in prompts["source"] for word in words_of(text)}
+    for target in (source, _words_outside(prompts["target"], before)):
         if _all_have(prompts["target"], target):
             return {"source": source, "target": target}
     return None

@@ -231,7 +231,7 @@ class _Templates:
     def of_thing(self, phrase: str) -> list[str]:
         """The thing alone, and beside another."""
         alone = ["a {} {place}", *(f"{opening} a {{}} {{place}}" for opening in self.openings)]
-        beside = ["a {} {beside} a {other} {place}", "a {other} {beside} a {} {place}"]
+        beside = ["a {} and a {other} {place}", "a {other} {beside} a {} {place}"]
         return [_name(phrase, template) for template in (*alone, *beside)]
 
     def of_others(self, has_alike: bool, has_kinds: bool) -> list[str]:
@@ -245,12 +245,12 @@ class _Templates:
 
     def held_out(self, phrase: str) -> list[str]:
         """The thing beside things that are held out, and alone."""
-        beside = ["a {} {beside} a {unseen} {place}", "a {unseen} {beside} a {} {place}"]
-        return [_name(phrase, template) for template in (*beside, "a {} {place}")]
+        beside = [f"a {{}} {relation} a {{unseen}} {{place}}" for relation in ("and", "{beside}")]
+        return [_name(phrase, template) for template in (*beside, "a {unseen} and a {} {place}", "a {} {place}")]
 
     def held_out_others(self) -> list[str]:
         """Things that are held out, alone and in pairs."""
-        return ["a {unseen} {place}", "a {unseen} {beside} a {unseen_too} {place}"]
+        return ["a {unseen} {place}", "a {unseen} and a {unseen_too} {place}"]
 
 
 def _name(phrase: str, template: str) -> str:

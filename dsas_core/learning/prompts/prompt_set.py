@@ -229,9 +229,10 @@ class PromptSet:
         avoided = self._avoided(avoid)
         drawn = self._draw_sides({side: getattr(self, side) for side in SIDES}, count, seed, avoided)
         if self.held_out:
-            for side, own in self._draw_sides(self.held_out, count, seed, avoided).items():
-                first = held_out_from(len(drawn[side]))
-                drawn[side][first:] = own[: len(drawn[side]) - first]
+            first = {side: held_out_from(len(texts)) for side, texts in drawn.items()}
+            fitted = {as_same(text) for side, texts in drawn.items() for text in texts[: first[side]]}
+            for side, own in self._draw_sides(self.held_out, count, seed, avoided | fitted).items():
+                drawn[side][first[side] :] = own[: len(drawn[side]) - first[side]]
         for side, prompts in drawn.items():
             if len(prompts) < MINIMUM:
                 raise PromptError(
@@ -368,7 +369,7 @@ def neighbours_in(content: PromptSet | None, prompts: Sequence[str]) -> list[str
         prompts: source prompts.
 
     Example:
-        >>> others = {"other": ["dog", *"abcdefg"], "place": ["here"]}
+        >>> others = {"other": ["dog", *(f"toy {n}" for n in range(7))], "place": ["here"]}
         >>> sides = ("a cat and a {other} {place}",), ("a fox and a {other} {place}",), ("a {other} {place}",)
         >>> neighbours_in(PromptSet("it", *sides, placeholders=others), ["a cat and a dog here", "a cat here"])
         ['dog', None]
