@@ -20,6 +20,8 @@ from dsas_core.utils.saving.signature import UNSIGNED, sign
 from dsas_core.utils.versions import versions
 
 from ... import __version__
+from ...drawing.picture_files import encode_picture, exif_of
+from ...drawing.picture_settings import GATES
 from ...generation import strips
 from ...generation.animation import ANIMATIONS, encode_animation
 from ...generation.compare import change
@@ -31,8 +33,7 @@ from ...steering.drawing import generate_batches
 from ...steering.preserve import Generation
 from ...steering.steer import steer
 from ..arguments import generation_record, open_for_drawing, read_preserve, shows_progress, words_by_concept
-from ..options import GATES
-from ..output import check_output_files, encode_picture, exif_of, print_table, write_files
+from ..output import check_output_files, print_table, write_files
 
 SUFFIXES = (".png", *ANIMATIONS)
 GATE_NAMES = {"own": "its own gate", "on": "always on", "off": "gate off"}
