@@ -105,8 +105,9 @@ class Grid:
     def sheet(self) -> Image.Image:
         """All pictures on a labelled sheet: blocks one below the other, each with its rows and columns."""
         columns = [shorten(label, LABEL) for label in self._labels(0)]
-        rows, blocks = self._labels(1), self._labels(2)
-        captions = [shorten("  ".join(filter(None, (block, row))), CAPTION) for block in blocks for row in rows]
+        rows, blocks = ([shorten(label, CAPTION) for label in self._labels(axis)] for axis in (1, 2))
+        same = "" if any(axis.kind == "prompt" for axis in self.axes) else shorten(self.cells[0][0][0].prompt, CAPTION)
+        captions = [" – ".join(filter(None, (same, block, row))) for block in blocks for row in rows]
         pictures = [row for block in self.pictures for row in block]
         return strips.grid(pictures, columns, captions, strips.cell_of(pictures[0][0]))
 

@@ -85,7 +85,7 @@ def read_settings(source: str | Path | bytes | BinaryIO) -> PictureSettings:
     Example:
         >>> read_settings(b"GIF89a")
         Traceback (most recent call last):
-        dsas_core.errors.ArtifactError: this file is no picture that can be read: expected a PNG ...
+        dsas_core.errors.ArtifactError: this file is no picture that can be read, or a damaged one: ...
     """
     drawn = read_all_settings(source)
     if len(drawn) > 1:
@@ -166,7 +166,7 @@ def _text_of(content: bytes, name: str) -> str:
     try:
         picture = Image.open(io.BytesIO(content))
     except Exception:  # Pillow raises a dozen kinds here
-        raise ArtifactError(f"{name} is no picture that can be read: {_EXPECTED}") from None
+        raise ArtifactError(f"{name} is no picture that can be read, or a damaged one: {_EXPECTED}") from None
     with picture:
         if not isinstance(picture, PngImagePlugin.PngImageFile):
             raise ArtifactError(

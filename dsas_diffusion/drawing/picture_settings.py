@@ -323,7 +323,7 @@ def _read(document: Any) -> list[PictureSettings]:
     for i, entry in enumerate(pictures):
         own = {key: entry[key] for key in ("steps", "guidance") if key in entry}
         seeds = {key: entry.get(key, document.get(key)) for key in ("seed", "place")}
-        present = tuple(of_picture[i] for of_picture in drawn if of_picture[i] is not None)
+        present = tuple(one for of_picture in drawn if (one := of_picture[i]) is not None)
         settings = replace(first.settings, **own)
         named = {"prompt": entry["prompt"], "noise_seed": entry["noise_seed"], "settings": settings}
         made.append(replace(first, **named, **seeds, concepts=present))

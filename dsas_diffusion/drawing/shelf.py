@@ -6,11 +6,10 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, quote
-from dsas_core.steering.strengths import AUTO, Auto
+from dsas_core.steering.strengths import Auto, read_strength
 from dsas_core.utils.numbers import number
 
 from .picture_settings import DrawnConcept
@@ -34,7 +33,7 @@ class Shelf:
         DSASError: no such concept, or two of one name.
     """
 
-    def __init__(self, given: Iterable[tuple[Source, float | Auto | Literal["auto"]]] = ()) -> None:
+    def __init__(self, given: Iterable[tuple[Source, float | Auto | str]] = ()) -> None:
         self.concepts: dict[str, Concept] = {}
         self.drawn: dict[str, DrawnConcept] = {}
         self._names: dict[str, str] = {}  # what a tag may call it -> name
@@ -92,18 +91,20 @@ class Shelf:
             steering[name] = self.describe(name, strength)
         return clean, tuple(steering.values()), tagged
 
-    def describe(self, name: str, strength: float | Auto | Literal["auto"]) -> DrawnConcept:
+    def describe(self, name: str, strength: float | Auto | str) -> DrawnConcept:
         """A concept that was read, as settings name it; warns of a strength beyond its range.
 
         Raises:
             DSASError: a strength out of bounds.
         """
-        if strength == AUTO:
-            strength = Auto()
-        if not isinstance(strength, Auto):
-            strength = number("strength", strength, f"strength of {quote(name)}")
-        warn_beyond_range(self.concepts[name], strength)
-        return replace(self._known[name], strength=strength)
+        if isinstance(strength, str):
+            read: float | Auto = read_strength(strength)
+        else:
+            read = (
+                strength if isinstance(strength, Auto) else number("strength", strength, f"strength of {quote(name)}")
+            )
+        warn_beyond_range(self.concepts[name], read)
+        return replace(self._known[name], strength=read)
 
 
 def warn_beyond_range(concept: Concept, strength: float | Auto) -> None:

@@ -46,7 +46,7 @@ def noise_like(latents: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
     return torch.cat(noise).to(latents)
 
 
-def seeds_for(prompts: Sequence[str], seed: int) -> list[int]:
+def seeds_for(prompts: Sequence[object], seed: int) -> list[int]:
     """One seed per prompt, from its place and the run's seed: the same place has the same noise on every side.
 
     Example:
