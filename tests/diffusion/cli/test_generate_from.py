@@ -95,13 +95,13 @@ def test_size_scheduler_and_negative_prompt_are_the_pipelines_own(
     generate: Callable[..., Any], model: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "a.png"
-    given = ("--size", "64x32", "--negative-prompt", "a cat", "--scheduler", "DDIMScheduler", "--guidance", 4)
+    given = ("--size", "64x32", "--negative-prompt", "a cat", "--scheduler", "UniPCMultistepScheduler", "--guidance", 4)
     document = generate(*PROMPT, *given, "--out", out)
     assert (document["size"], document["negative_prompt"]) == ([64, 32], "a cat")
     pipe = load_pipeline(model)
-    from diffusers import DDIMScheduler
+    from diffusers import UniPCMultistepScheduler
 
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
     options = {"width": 64, "height": 32, "negative_prompt": "a cat", "num_inference_steps": 2, "guidance_scale": 4.0}
     generator = torch.Generator().manual_seed(seeds_for("1", 0)[0])
     assert pixels(out) == pipe("a banana", generator=generator, **options).images[0].tobytes()
@@ -233,6 +233,7 @@ def foreign(path: Path) -> Path:
         ("-p a --size 64x64x64", 2, "expected PIXELS or WIDTHxHEIGHT, found '64x64x64'"),
         ("-p a --size 64x33", 1, "draws sides of a multiple of 8 pixels: try 32"),
         ("-p a --scheduler Nothing", 1, "scheduler 'Nothing' does not go with"),
+        ("-p a --scheduler DDIMScheduler", 1, "scheduler 'DDIMScheduler' does not go with this model's DPMSolver"),
         ("-p a --words banana=dog -c {concept} --words none=dog", 1, "words for 'none', but steered are banana"),
     ],
 )  # fmt: skip
