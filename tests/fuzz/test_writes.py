@@ -113,9 +113,7 @@ def read_pictures(folder: Path) -> str | None:
 def write_pair(folder: Path, name: str) -> None:
     picture = Image.new("RGB", (8, 8), "red" if name == "old" else "blue")
     settings = output.encode_settings({"name": name})
-    output.write_files(
-        {folder / "a.json": settings, folder / "a.jpg": encode_picture(picture, {"name": name}, ".jpg")}
-    )
+    output.write_files({folder / "a.json": settings, folder / "a.jpg": encode_picture(picture, {"name": name}, ".jpg")})
 
 
 def read_pair(folder: Path) -> str | None:

@@ -113,7 +113,7 @@ def test_generate_blends_and_chooses_strengths(dsas, model: str, concept: str, t
 
 def test_unknown_words_are_warned_of(dsas, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "dsas_diffusion.cli.commands.generate.unknown_words", lambda _, prompts: tuple(prompts[0].split()[1:])
+        "dsas_diffusion.cli.picture_arguments.unknown_words", lambda _, prompts: tuple(prompts[0].split()[1:])
     )
     out = tmp_path / "a.png"
     code, _, err = dsas("generate", "--model", model, "-p", "a unicorn", "--steps", "1", "--out", out, "--quiet")
