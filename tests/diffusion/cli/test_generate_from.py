@@ -48,17 +48,17 @@ def pixels(path: Path) -> bytes:
 def test_a_tag_is_a_strength_for_its_prompt(
     generate: Callable[..., Any], placed: str, other: str, tmp_path: Path
 ) -> None:
-    tagged = (f"a banana <dsas:{placed}:0.5>, yellow", f"<dsas:other:-1> a banana <dsas:{placed}>", "a banana")
+    tagged = (f"a banana <dsas:{placed}:0.5>, yellow", f"<dsas:other:1> a banana <dsas:{placed}>", "a banana")
     given = [part for prompt in tagged for part in ("-p", prompt)]
     document = generate(*given, "-c", f"{other}=2", "--seed", 3, "--out", tmp_path / "all")
     assert [entry["prompt"] for entry in document["pictures"]] == ["a banana, yellow", "a banana", "a banana"]
     assert {concept["name"]: concept["strength"] for concept in document["concepts"]} == {
         "banana": [0.5, 1.0, None],
-        "other": [2.0, -1.0, 2.0],
+        "other": [2.0, 1.0, 2.0],
     }
     lists = (
         ("a banana, yellow", [(other, 2), (placed, 0.5)]),
-        ("a banana", [(other, -1), (placed, 1)]),
+        ("a banana", [(other, 1), (placed, 1)]),
         ("a banana", [(other, 2)]),
     )
     for i, (clean, strengths) in enumerate(lists):
