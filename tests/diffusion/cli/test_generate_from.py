@@ -160,8 +160,6 @@ def test_other_options_override_the_file(generate: Callable[..., Any], placed: s
         ("-p", "a dog"),
         ("--guidance", 6),
         ("--preserve", "off"),
-        ("--preserve", "latents"),
-        ("--gate", "off"),
     ):
         kept = () if f"{placed}=-1" in options else start[:2]
         seed = () if "--seed" in options else start[2:]
