@@ -193,7 +193,7 @@ def choose(
         place = bisect_left(below, True, key=lambda unit: drift_of(unit) > drift)
         best = below[place - 1] if place else None
     best = units[0] if best is None else best
-    reached = not drift_of(best) > drift and trials[best].effect >= enough
+    reached = trials[best].effect >= enough and not drift_of(best) > drift
     listed = [
         {"unit": unit, "effect": trial.effect}
         | ({"drift": trial.drift} if measure_drift is None else {"drift": drifts[unit]} if unit in drifts else {})
