@@ -11,7 +11,7 @@ from .pipelines.adapter import find_sites
 from .pipelines.load import load_pipeline
 from .steering.processor import DSASAttnProcessor
 from .steering.schedule import Schedule
-from .steering.steer import steer
+from .steering.steer import detach, steer, steered
 
 if TYPE_CHECKING:
     from .steering.callback import DSASCallback
@@ -25,12 +25,14 @@ __all__ = [
     "Lesson",
     "Schedule",
     "calibrate",
+    "detach",
     "find_sites",
     "illustrate",
     "learn",
     "load_pipeline",
     "shipped",
     "steer",
+    "steered",
 ]
 __version__ = "0.1.0"
 

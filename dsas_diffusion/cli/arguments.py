@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from PIL import Image
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.steering.strengths import Auto, Strength
+from dsas_core.steering.strengths import Auto, Strength, warn_beyond_range
 from dsas_core.utils.processes import Share, process_share
 from dsas_core.utils.progress import progress_bar
 
@@ -98,14 +97,8 @@ def read_concepts(pairs: Sequence[tuple[str, float | Auto]]) -> dict[Concept, St
         if concept.name in (other.name for other in concepts):
             raise DSASError(f"two concepts are named {concept.name!r}: give one strength to one concept")
         concepts[concept] = strength
-        if concept.range is not None and not isinstance(strength, Auto):
-            low, high = concept.range
-            if not low <= strength <= high:
-                warnings.warn(
-                    f"strength {strength:g} of {concept.name!r} is beyond its range, {low:g} to {high:g}: results may "
-                    "fall apart, or no longer change",
-                    stacklevel=1,
-                )
+        if not isinstance(strength, Auto):
+            warn_beyond_range(concept.name, strength, concept.range)
     return concepts
 
 

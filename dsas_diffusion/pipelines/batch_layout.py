@@ -99,14 +99,25 @@ class BatchLayout:
         text_calls = {encoder.part: partial(self._text_call, encoder) for encoder in self.adapter.text_encoders}
         return {self.adapter.family.denoiser: self._denoiser_call, **text_calls}
 
+    def watch_for(self, steering: object) -> Self:
+        """Enter, beside the layouts of other steerings of the pipeline."""
+        self._watcher.owner = steering
+        try:
+            return self.__enter__()
+        except BaseException:
+            self._watcher.owner = None
+            raise
+
     def __enter__(self) -> Self:
         self._watcher.__enter__()
+        self.called_directly = False
         self._watcher.on_begin = self._generation_begins
         return self
 
     def __exit__(self, *_: object) -> None:
         self._watcher.__exit__()
-        self._watcher.on_begin = None  # which holds this, and the pipeline: they would wait for the garbage collector
+        # which hold this, and the pipeline: they would wait for the garbage collector
+        self._watcher.on_begin = self._watcher.owner = None
         self._forget()
 
     def _forget(self) -> None:

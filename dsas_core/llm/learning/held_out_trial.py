@@ -168,7 +168,7 @@ class TextTrial(HeldOutTrial):
         with steer(self.reader.model, {concept: strength}, trace=side not in self._open) as steering:
 
             def note(batch: list[int]) -> None:
-                if steering.trace is not None:
+                if steering.traced:
                     opened.update(i for i, is_open in zip(batch, steering.trace.opened(), strict=True) if is_open)
 
             found = dict(zip(chosen, read([texts[i] for i in chosen], note), strict=True))

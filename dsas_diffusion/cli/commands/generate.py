@@ -140,7 +140,7 @@ def _draw(
             columns["picture"] += made.images
             base += made.unsteered or []
             masks += made.masks or []
-            if steering.trace is None:
+            if not steering.traced:
                 continue
             for name in mapped:
                 maps = [steering.trace.heatmap(name, picture, image=i) for i, picture in enumerate(made.images)]
