@@ -262,6 +262,17 @@ def find_handles(roots: Roots) -> list[Handle]:
     return sorted(found, key=lambda handle: handle._stack.index(handle))
 
 
+def refuse_steered(roots: Roots, action: str) -> None:
+    """Raise a DSASError where a model is steered that is about to be learned from, or measured, as it is by itself.
+
+    Args:
+        roots: root modules by name.
+        action: what is about to be done, for the message.
+    """
+    if handles := find_handles(roots):
+        raise DSASError(f"{action} needs the model by itself, and {handles[0]} steers it: {handles[0].ways_out}")
+
+
 def detach_all(handles: list[H]) -> list[H]:
     """Detach handles, the last one first, all of them whatever one raises."""
     with ExitStack() as stack:

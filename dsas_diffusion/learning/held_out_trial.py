@@ -65,7 +65,7 @@ class PictureTrial(HeldOutTrial):
         self.full_progress = max(self.progress(target), 1e-6)
 
     def measure(self, concept: Concept, strength: float) -> tuple[torch.Tensor, float]:
-        with steer(self.adapter, {concept: strength}):
+        with steer(self.adapter, {replace(concept, range=None): strength}):  # trials go beyond it
             latents = latents_of(self.adapter, self.texts, self.seeds, self.settings, self.batch)
         controls = decode(self.adapter, latents[len(self.source) :])
         changed = change(self.controls, controls) > UNCHANGED

@@ -71,9 +71,9 @@ class PipelineSteering(Steering):
     def attach_to_pipeline(self) -> Self:
         """Watch the pipeline and place hooks at the sites of its modules."""
         self._check_pipeline()
-        self._layout.on_generation, self._told = self._generation_begins, False
+        self._layout.on_generation, self._layout.owner, self._told = self._generation_begins, self, False
         try:
-            self._undo.push(self._layout.watch_for(self))
+            self._undo.enter_context(self._layout)
             if self._words is not None:
                 self._undo.callback(self._words.detach)
                 self._words.attach()
@@ -112,7 +112,8 @@ class PipelineSteering(Steering):
             super().detach()
         finally:  # it may warn, and warnings may be raised as errors
             self._undo.close()
-            self._layout.on_generation = None  # which holds this: traces would wait for the garbage collector
+            # which hold this: traces would wait for the garbage collector
+            self._layout.on_generation = self._layout.owner = None
 
     def generate(
         self, *args: Any, preserve: Any = False, unsteered: Generation | None = None, **kwargs: Any
