@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +187,7 @@ def test_other_pipelines_are_made_of_its_parts_and_steered(pipe: Any, kind: str,
         return np.asarray(made.images[0], dtype=int)
 
     base = draw()
-    with steer(other, {"builtin:banana-blur": 1.0}):
+    with dsas.steer(other, {"builtin:banana-blur": 1.0}):
         assert np.abs(draw() - base).mean() > 1
     assert (draw() == base).all()
 
