@@ -168,7 +168,7 @@ def test_every_transformers_finds_its_text_encoder() -> None:
 
 
 @pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"])
-@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize("auto", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_other_pipelines_are_made_of_its_parts_and_steered(pipe: Any, kind: str, auto: bool) -> None:
     """diffusers compares the class of the autoencoder with the one that a pipeline's signature names."""
     import diffusers
