@@ -1,5 +1,11 @@
 """Errors that the user can fix: each is one line that says what was found, what was expected, and the way out."""
 
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 #: longest message, and longest value that a message quotes, in characters
 LONGEST_MESSAGE, LONGEST_QUOTE = 500, 80
 
@@ -30,6 +36,30 @@ def quote(value: object, limit: int = LONGEST_QUOTE) -> str:
         return f"{type(value).__name__} of thousands of digits"
     except RecursionError:
         return f"{type(value).__name__} of very many levels"
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that comes nearest, or nothing.
+
+    Letter case, and what is in front of a colon or slash, makes no difference.
+
+    Args:
+        name: what the user gave.
+        known: the names that exist.
+
+    Example:
+        >>> did_you_mean("Banana-blurr", ["builtin:banana-blur", "builtin:dog-grey"])
+        '; did you mean builtin:banana-blur?'
+        >>> did_you_mean("seven", ["builtin:banana-blur"])
+        ''
+    """
+    bare = {_last_part(other): other for other in known}
+    near = get_close_matches(_last_part(str(name)), bare, 1)
+    return f"; did you mean {bare[near[0]]}?" if near else ""
+
+
+def _last_part(name: str) -> str:
+    return re.split(r"[:/\\]", name)[-1].lower()
 
 
 class DSASError(ValueError):

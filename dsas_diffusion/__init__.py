@@ -15,7 +15,7 @@ from .pipelines.adapter import find_sites
 from .pipelines.load import load_pipeline
 from .steering.processor import DSASAttnProcessor
 from .steering.schedule import Schedule
-from .steering.steer import steer
+from .steering.steer import detach, steer, steered
 
 if TYPE_CHECKING:
     from .steering.callback import DSASCallback
@@ -31,6 +31,7 @@ __all__ = [
     "calibrate",
     "draft",
     "draw_grid",
+    "detach",
     "find_sites",
     "illustrate",
     "learn",
@@ -39,6 +40,7 @@ __all__ = [
     "read_settings",
     "shipped",
     "steer",
+    "steered",
 ]
 __version__ = "0.1.0"
 

@@ -64,6 +64,17 @@ def folder_of(name: str | Path) -> Path:
     return Path(source_of(name, _folders(), "concept"))
 
 
+def names_near(folder: Path) -> list[str]:
+    """Names of concepts that somebody may have meant who named this folder: those beside it, and the built-in ones.
+
+    Example:
+        >>> "builtin:rudeness" in names_near(Path("nowhere/rude"))
+        True
+    """
+    beside = sorted(folder.parent.glob(f"[!.]*/{CONFIG}")) if folder.parent.is_dir() else []
+    return [*(str(file.parent) for file in beside), *_folders()]
+
+
 def _folders() -> dict[str, Path]:
     return {f"{BUILTIN}{file.parent.name}": file.parent for file in sorted(FOLDER.glob(f"[!.]*/{CONFIG}"))}
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 from ..errors import ArtifactError, ModelMismatchError, UnavailableError, quote
 from ..model.fingerprints import explain_difference, fingerprint, has_other_weights
 from ..model.sites import Roots
-from .builtin import folder_of
+from .builtin import folder_of, names_near
 from .data import ConceptData
 from .format import CARD, CONFIG, FILES, TENSORS, load_concept, save_concept
 from .intervention import Intervention
@@ -153,7 +153,7 @@ class Concept(ConceptData):
         if not found:
             from .hub import download
 
-            folder = download(str(name), FILES, revision=revision, token=token, **options)
+            folder = download(str(name), FILES, names_near(folder), revision=revision, token=token, **options)
         return load_concept(cls, folder)
 
     def push_to_hub(self, repository: str, *, private: bool | None = None, **options: Any) -> str:

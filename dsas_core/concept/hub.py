@@ -5,14 +5,14 @@ The mixin is no base class of `Concept`, which is frozen and writes its folder a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from ..errors import UnavailableError
+from ..errors import UnavailableError, did_you_mean
 from ..model.loading import is_hub_name
 
 
@@ -35,12 +35,13 @@ def upload(save: Callable[[Path], object], repository: str, **options: Any) -> s
     return str(Upload().push_to_hub(repository, **options))
 
 
-def download(name: str, files: Sequence[str], **options: Any) -> Path:
+def download(name: str, files: Sequence[str], known: Iterable[str] = (), **options: Any) -> Path:
     """Download a concept from the Hub, unless it is in the cache.
 
     Args:
         name: user/name.
         files: names of the files to download.
+        known: other names, of which a message offers the nearest.
         options: of `huggingface_hub.snapshot_download`.
 
     Returns:
@@ -57,9 +58,12 @@ def download(name: str, files: Sequence[str], **options: Any) -> Path:
     if not is_hub_name(name):
         raise UnavailableError(
             f"no concept at {name}: no such folder, and it is no Hub name (user/name) or built in (builtin:NAME)"
+            f"{did_you_mean(name, known)}"
         )
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files), **options))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnavailableError(f"no concept at {name}: no such folder, and the Hub gave none ({reason})") from None
+        raise UnavailableError(
+            f"no concept at {name}: no such folder, and the Hub gave none ({reason}){did_you_mean(name, known)}"
+        ) from None

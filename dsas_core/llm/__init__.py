@@ -1,7 +1,8 @@
 """Language models: the same concepts, probes and maps as for pictures, at the layers of a transformer.
 
-`load` a model, `learn` a concept from a prompt file, `calibrate` its range, `illustrate` its card, `steer` with it;
-`Monitor` records gates without steering. `steering/answer.py` answers a message, as the command line and the demo do.
+`load` a model, `learn` a concept from a prompt file, `calibrate` its range, `illustrate` its card, `steer` with it
+(`steered` tells what steers a model, `detach` ends it); `Monitor` records gates without steering. `steering/answer.py`
+answers a message, as the command line and the demo do.
 
 Example:
     >>> model, tokenizer = load("builtin:chat", device="cpu")
@@ -21,7 +22,7 @@ from .learning.learn import Lesson, learn
 from .model.layers import find_sites
 from .model.load import is_language_model, load
 from .steering.monitor import Monitor
-from .steering.steer import TextSteering, steer
+from .steering.steer import TextSteering, detach, steer, steered
 from .steering.token_heatmap import as_html, as_svg, as_terminal
 from .steering.trace import TextTrace, Token
 
@@ -38,10 +39,12 @@ __all__ = [
     "as_svg",
     "as_terminal",
     "calibrate",
+    "detach",
     "find_sites",
     "illustrate",
     "is_language_model",
     "learn",
     "load",
     "steer",
+    "steered",
 ]

@@ -12,12 +12,11 @@ To add a method, write one file and add it here:
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..errors import DSASError
+from ..errors import DSASError, did_you_mean
 from .base.gate import Gate, gate_settings
 from .base.map_method import MapMethod, with_defaults
 from .gated_maps import cast, casteer, fairsteer, mera
@@ -164,10 +163,10 @@ def get(name: str, kind: str | None = None) -> Any:
         return parse_gate(name, gate)
     names = [known for known, method in _METHODS.items() if kind is None or _kind(method) in (kind, "both")]
     if name not in names:
-        close = difflib.get_close_matches(name, names, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
         combined = f", and {', '.join(KINDS)} of gates" if kind == "gate" else ""
-        raise DSASError(f"no {kind or 'method'} named {name!r}; there is {', '.join(names)}{combined}{hint}")
+        raise DSASError(
+            f"no {kind or 'method'} named {name!r}; there is {', '.join(names)}{combined}{did_you_mean(name, names)}"
+        )
     return _part(_METHODS[name], kind)
 
 

@@ -128,6 +128,10 @@ class Visit:
         """Sites that have been reached since the beginning, or since `reset`."""
         return self._visited | {hook.site for hook in self._hooks if hook.visited}
 
+    def modules(self) -> list[tuple[Site, nn.Module]]:
+        """Every site, with the module that it is at."""
+        return [(hook.site, hook.module) for hook in self._hooks]
+
     def reset(self) -> None:
         """Count no site as visited."""
         self._visited.clear()

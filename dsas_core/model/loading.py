@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import DSASError, UnavailableError, UnsupportedError, quote
+from ..errors import DSASError, UnavailableError, UnsupportedError, did_you_mean, quote
 
 #: what the names of models and concepts that come with the package begin with
 BUILTIN = "builtin:"
@@ -176,12 +176,15 @@ def source_of(name: str | Path, builtin: Mapping[str, Path], kind: str = "model"
     check_name(name, kind)
     if str(name).startswith(BUILTIN):
         if str(name) not in builtin:
-            raise UnavailableError(f"no built-in {kind} {name}; there is {known}")
+            raise UnavailableError(f"no built-in {kind} {name}; there is {known}{did_you_mean(name, builtin)}")
         return builtin[str(name)]
     if Path(name).is_file() or Path(name).suffix.lower() in FILES:
         raise UnavailableError(_why_no_file(Path(name), kind))
     if not Path(name).is_dir() and not is_hub_name(name):
-        raise UnavailableError(f"no model {name}: no such folder, no Hub name (user/name), and not built in ({known})")
+        raise UnavailableError(
+            f"no model {name}: no such folder, no Hub name (user/name), and not built in ({known})"
+            f"{did_you_mean(name, builtin)}"
+        )
     return name
 
 

@@ -35,6 +35,7 @@ class CallState(ProbeStates):
         schedules: concept name -> strength over the timestep.
 
     Attributes:
+        disabled: whether all strengths count as 0 until the user enables them.
         muted: None, or, while all strengths count as 0, concept name -> the prompts that they would have steered.
     """
 
@@ -44,6 +45,7 @@ class CallState(ProbeStates):
         super().__init__(concepts)
         self._strengths, self._schedules = strengths, schedules
         self.muted: dict[str, set[int]] | None = None
+        self.disabled = False
         #: roots where a probe reads for a map in another root: a text encoder for the denoiser
         self._shared = {e.probe_site.root for concept in concepts for e in concept.entries if e.reads_other_root}
         # by root
@@ -95,6 +97,8 @@ class CallState(ProbeStates):
             record.parameters[concept.name] = concept.current
             key = root, concept.name
             dose = self._dose(concept, call)
+            if self.disabled:
+                dose = torch.zeros_like(dose)
             if self.muted is not None:
                 if any(e.map_site.root == root and not isinstance(e.map, IdentityMap) for e in concept.entries):
                     self.muted[concept.name].update(call.prompts[dose[:, 0, 0] != 0].tolist())

@@ -15,7 +15,6 @@ from ..errors import quote
 from ..maps import AffineMap, Map, TurnMap
 from ..model.compilation import is_compiled
 from ..model.sites import Roots, Site
-from .strengths import Strengths
 
 #: two concepts are opposed where the cosine between their changes is below minus this
 CONFLICT_COSINE = 0.5
@@ -78,12 +77,12 @@ class Conflict:
     opposed: bool
 
 
-def find_conflicts(concepts: Sequence[ConceptData], strengths: Strengths) -> list[Conflict]:
+def find_conflicts(concepts: Sequence[ConceptData], strengths: Mapping[str, torch.Tensor]) -> list[Conflict]:
     """Every two of several concepts at every site that they share; maps without a shift are left out.
 
     Args:
         concepts: the concepts.
-        strengths: their current strengths.
+        strengths: concept name -> its current strengths, float [1] or [prompts].
 
     Returns:
         The conflicts of one pair of concepts after those of another.
@@ -94,15 +93,14 @@ def find_conflicts(concepts: Sequence[ConceptData], strengths: Strengths) -> lis
         >>> def concept(name, shift):
         ...     item = Intervention(Site("unet"), (ConstantProbe(),), (AffineMap(torch.tensor([shift])),), (1.0,))
         ...     return ConceptData(name, (item,))
-        >>> strengths = Strengths({"a": None, "b": None})
-        >>> strengths.update(a=1.0, b=1.0)
+        >>> strengths = {"a": torch.ones(1), "b": torch.ones(1)}
         >>> [(it.cosine, it.opposed) for it in find_conflicts([concept("a", 1.0), concept("b", -2.0)], strengths)]
         [(-1.0, True)]
     """
     shifts = {concept.name: _shifts(concept) for concept in concepts}
     conflicts = []
     for first, second in itertools.combinations(shifts, 2):
-        signs = _signs(strengths.values_of(first), strengths.values_of(second))
+        signs = _signs(strengths[first], strengths[second])
         for site in shifts[first]:
             if site in shifts[second]:
                 cosine = torch.cosine_similarity(shifts[first][site], shifts[second][site], dim=0)

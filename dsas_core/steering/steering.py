@@ -1,4 +1,4 @@
-"""Steering: the visitor that applies concepts to a model, and the handle that the user holds.
+"""Steering: the visitor that applies concepts to a model. What the user does with it is in `handle`.
 
 Everything that may change while a model runs (strengths, schedule, rows, timestep bin) is a tensor, written in place
 before a root module runs and only read at the sites, so that one compiled graph serves all values. See `call_state`.
@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple, Self
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 
 from ..concept.concept import Concept
-from ..errors import DSASError, ModelMismatchError, UnsupportedError, quote
+from ..errors import DSASError, ModelMismatchError, UnsupportedError, did_you_mean, quote
 from ..maps import IdentityMap
-from ..model.hooks import Call, DescribeCall, OnEnd, OnUnreached, Visit, visit
+from ..model.hooks import Call, DescribeCall, OnEnd, OnUnreached, visit
 from ..model.sites import Roots, Site
 from .binding import BoundConcept, BoundIntervention
 from .call_state import CallState
-from .diagnostics import Conflict, describe_conflicts, find_conflicts, find_overflows
+from .diagnostics import describe_conflicts, find_overflows
+from .handle import Handle, find_handles
 from .interpolation import interpolate, normalise_gates
 from .recomputation import CallRecord, Outside
 from .requirements import obstacle_to_auto, obstacle_to_within
@@ -61,7 +61,7 @@ class _Plan(NamedTuple):
     writers: list[int]
 
 
-class Steering:
+class Steering(Handle):
     """A visitor that steers a model; a context manager that detaches at the end of its block.
 
     Args:
@@ -101,25 +101,29 @@ class Steering:
         interpolate_bins: bool = False,
     ) -> None:
         _check_options(concepts, gate, combine, within, interpolate_bins)
-        self.strengths = Strengths({concept.name: obstacle_to_auto(concept, gate) for concept in concepts})
-        for concept, strength in concepts.items():
-            self.strengths[concept.name] = strength
-        names = list(self.strengths)
+        strengths = Strengths(
+            {concept.name: obstacle_to_auto(concept, gate) for concept in concepts},
+            {concept.name: concept.range for concept in concepts},
+        )
+        strengths.set_all({concept.name: strength for concept, strength in concepts.items()})
+        names = list(strengths)
         schedules = schedule if isinstance(schedule, Mapping) else {name: schedule for name in names if schedule}
-        unknown = set(schedules) - set(names)
-        if unknown:
-            raise DSASError(f"a schedule for {', '.join(sorted(unknown))}, but attached are {', '.join(names)}")
-        self.trace, self._localiser = trace, localiser
-        self._concepts, self._blends = list(concepts), combine == "blend"
+        for name in schedules:
+            if name not in names:
+                raise DSASError(
+                    f"a schedule for {quote(name)}, but attached are {', '.join(names)}{did_you_mean(name, names)}"
+                )
+        if trace is not None:
+            trace.names = tuple(names)
+        self._localiser, self._blends = localiser, combine == "blend"
         # a blend adds up in one order, whatever the user's
         ordered = sorted(concepts, key=lambda concept: concept.name) if self._blends else concepts
         options = {"watch": trace is not None, "within": within is not None, "interpolate": interpolate_bins}
         self._attached = [BoundConcept(concept, gate, **options) for concept in ordered]
-        self._state = CallState(self._attached, self.strengths, schedules)
+        super().__init__(list(concepts), strengths, trace, CallState(self._attached, strengths, schedules))
         self._plans = _plans(self._attached)
         #: every site that is read or written, without repetitions
         self.sites = list(self._plans)
-        self._visit: Visit | None = None
 
     # ---- attached to a model ----------------------------------------------------------------------------------------
 
@@ -134,6 +138,8 @@ class Steering:
     ) -> Self:
         """Attach to the sites of a model, and warn of concepts that work against one another, or that overflow.
 
+        Changes add up with those of other steerings on the model.
+
         Args:
             roots: the model's root modules by name.
             describe: root name -> makes the Call of a call of that root.
@@ -144,7 +150,12 @@ class Steering:
         Raises:
             ModelMismatchError: a site that the model lacks.
             UnsupportedError: a module that is already compiled.
+            DSASError: this is attached already, or a concept of this name is.
         """
+        if self.attached:
+            raise DSASError("this steering is attached already: detach() it first")
+        others = [] if self.watches else find_handles(roots)
+        self._check_names(others)
 
         def end(root: str, output: object) -> None:
             self._state.end(root, output)
@@ -152,74 +163,21 @@ class Steering:
                 on_end(root, output)
 
         self._visit = visit(roots, self.sites, self, describe, on_unreached=on_unreached, on_end=end, unhooked=unhooked)
-        for line in [*find_overflows(self._concepts, roots), *describe_conflicts(self.conflicts())]:
-            warnings.warn(line, stacklevel=3)
-        return self
-
-    def detach(self) -> None:
-        """Remove every hook, which leaves the model as it was. Can be called again."""
-        if self._visit is None:
-            return
-        self._visit.detach()
-        self._visit = None
-        for record in self._state.history:
-            record.detached = True
-        for name, sites in self.unreachable().items():
-            most = [site for site, part in sites.items() if part > 0.5]
-            if most:
-                warnings.warn(
-                    f"strength auto of {name!r}: at {', '.join(most)} the map does not lower what the probe sees at "
-                    "most positions that are above the target, which stayed as they were: learn with other sites or "
-                    "another method, or give a number",
-                    stacklevel=3,
-                )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.detach()
-
-    @contextmanager
-    def muted(self) -> Iterator[Mapping[str, Collection[int]]]:
-        """In this block every strength counts as 0, whatever it is set to meanwhile: probes read, and nothing changes.
-
-        Yields:
-            Concept name -> numbers of the prompts that the strengths would have steered in the calls so far.
-
-        Raises:
-            DSASError: it is muted already.
-        """
-        if self._state.muted is not None:
-            raise DSASError("this steering is muted already: wait until that generation ends")
-        self._state.muted = {name: set() for name in self.strengths}
+        self.strengths.ended = False
+        if not self.watches:
+            self._join(others)
         try:
-            yield self._state.muted
-        finally:
-            self._state.muted = None
-
-    @property
-    def fired(self) -> list[str]:
-        """Names of the sites that have been reached so far; with a pipeline, in the last generation."""
-        return sorted(str(site) for site in self._visit.visited) if self._visit else []
+            for line in [*find_overflows(self._concepts, roots), *describe_conflicts(self.conflicts())]:
+                warnings.warn(line, stacklevel=3)
+        except BaseException:  # warnings may be raised as errors
+            self.detach()
+            raise
+        return self
 
     @property
     def stateful(self) -> bool:
         """Whether a probe has a state, which has to follow the rows of a batch."""
         return any(True for _ in self._state.stateful())
-
-    def conflicts(self) -> list[Conflict]:
-        """The cosine between the shifts of every two concepts, at each site that they share."""
-        return find_conflicts(self._concepts, self.strengths)
-
-    def unreachable(self) -> dict[str, dict[str, float]]:
-        """How often the map does not lower the probe's logit, for concepts with the strength "auto".
-
-        Returns:
-            Concept name -> site -> share of the positions that were above the target so far; sites without such
-            positions are left out.
-        """
-        return self._state.unreachable()
 
     # ---- the visitor ------------------------------------------------------------------------------------------------
 
@@ -234,6 +192,21 @@ class Steering:
 
     def visit(self, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         """The steered activation [batch, positions, width]: x' = lerp(x, T(x; strength), h)."""
+        together: Sequence[Any] = self._together.get(site, (self,)) if self._together else (self,)
+        if together[0] is not self:
+            return None  # that one changes it, for this one too
+        planned = [steering._plan_steps(site, x) for steering in together]
+        steps = [step for _, _, own in planned for step in own]
+        if not steps:
+            return None
+        out = interpolate(x, [(step.entry.map, _bounded_strength(x, step), step.h) for step in steps])
+        for steering, (record, again, own) in zip(together, planned, strict=True):
+            if own:
+                steering._note(site, x, out, record, again, own)
+        return out
+
+    def _plan_steps(self, site: Site, x: torch.Tensor) -> tuple[CallRecord, bool, list[_Step]]:
+        """The call that an activation is of, whether that is computed again, and the changes by this steering."""
         record, again = self._state.call_at(site, x)
         mask = record.call.position_mask(site, x.shape[1])
         mask = None if mask is None else mask.to(x.device)
@@ -248,17 +221,19 @@ class Steering:
             for number in readers:
                 self._state.keep_score(entries[number], x, mask, record, again)
             steps += [self._step(entries[number], x, mask, record, again) for number in writers]
-        if not steps:
-            return None
-        out = interpolate(x, [(step.entry.map, _bounded_strength(x, step), step.h) for step in self._blend(steps)])
+        return record, again, self._blend(steps)
+
+    def _note(
+        self, site: Site, x: torch.Tensor, out: torch.Tensor, record: CallRecord, again: bool, steps: Sequence[_Step]
+    ) -> None:
+        """Keep what was done, for checkpoints and the trace."""
         if record.differentiable and not torch.compiler.is_compiling():
             record.hold_by(iter((out,)))
-        if self.trace is not None and not again:
+        if self._trace is not None and not again:
             for step in steps:
                 writes = not isinstance(step.entry.map, IdentityMap)
                 if writes or step.entry.weight:  # or it does not read at this timestep
-                    self.trace.record(step.entry.concept, site, record.call, step.trace_h, x, out, step.solved, writes)
-        return out
+                    self._trace.record(step.entry.concept, site, record.call, step.trace_h, x, out, step.solved, writes)
 
     def _step(
         self, entry: BoundIntervention, x: torch.Tensor, mask: torch.Tensor | None, record: CallRecord, again: bool
@@ -282,7 +257,7 @@ class Steering:
             if not again:
                 state.count(entry, solved, counted)
             h = (solved.strength > 0) * entry.weight * plane.gate(x, mask) * counted
-            trace_h = h if self.trace is None else state.score(entry, x, mask, record, again)
+            trace_h = h if self._trace is None else state.score(entry, x, mask, record, again)
             strength = solved.strength * strength
         if factor is not None:
             h, trace_h = h * factor, trace_h * factor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from ..concept.concept import Concept
-from ..errors import DSASError, UnsupportedError, quote
+from ..errors import DSASError, UnsupportedError, did_you_mean, quote
 from ..model.sites import Roots
 from ..utils.numbers import KINDS, accepts, number, python_number, read_number
 
@@ -72,11 +73,18 @@ Strengthened = Mapping[Concept, Strength] | Mapping[str, Strength] | Mapping[Con
 class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
     """Strengths by concept name: a number, a list with one number per prompt, or `Auto`. Set them at any time.
 
+    A number beyond the range of its concept warns, once for each end.
+
     Args:
         obstacles: concept name -> why its strength cannot be "auto"; None where it can.
+        ranges: concept name -> lowest and highest useful strength; None, or no entry, where they are unknown.
+
+    Attributes:
+        ended: whether the steering that these are of was detached.
 
     Raises:
-        DSASError: on access to a concept that is not attached, or on setting a strength that is not finite.
+        DSASError: on access to a concept that is not attached; on setting a strength that is not finite, or one of a
+            steering that has ended.
         UnsupportedError: on setting "auto" for a concept that does not support it.
 
     Example:
@@ -86,8 +94,12 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
         Strengths({'blur': [0.5, 1.0]})
     """
 
-    def __init__(self, obstacles: Mapping[str, str | None]) -> None:
-        self._obstacles = obstacles
+    def __init__(
+        self, obstacles: Mapping[str, str | None], ranges: Mapping[str, tuple[float, float] | None] | None = None
+    ) -> None:
+        self._obstacles, self._ranges = obstacles, ranges or {}
+        self._warned: set[tuple[str, bool]] = set()  # of the ends that the user has been warned of
+        self.ended = False
         self._values = {name: torch.zeros(1) for name in obstacles}
         self._autos: dict[str, Auto] = {}
 
@@ -96,13 +108,34 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
         return self._autos.get(name, values[0] if len(values) == 1 else values)
 
     def __setitem__(self, name: str, value: Strength) -> None:
+        self.set_all({name: value})
+
+    def set_all(self, strengths: Mapping[str, Strength]) -> None:
+        """Set several strengths, all of them or, where one is refused, none."""
+        if not isinstance(strengths, Mapping):
+            raise DSASError(f"strengths: expected {{name: strength}}, found {quote(strengths)}")
+        if self.ended:
+            raise DSASError(
+                "this steering has ended, so its strengths change nothing: attach it again (with steering: …), and set "
+                "them then"
+            )
+        read = {name: self._read(name, value) for name, value in strengths.items()}
+        for name, (values, auto) in read.items():
+            self._values[name] = values
+            self._autos.pop(name, None)
+            if auto is not None:
+                self._autos[name] = auto
+            else:
+                self._warn_beyond_range(name, values.tolist())
+
+    def _read(self, name: str, value: Strength) -> tuple[torch.Tensor, Auto | None]:
+        """A strength as a tensor, and as the `Auto` that it may be."""
         self.values_of(name)
         if isinstance(value, Auto) or (isinstance(value, str) and value == AUTO):
             obstacle = self._obstacles[name]
             if obstacle is not None:
                 raise UnsupportedError(f"concept {name!r} cannot take the strength auto: {obstacle}")
-            self._autos[name], self._values[name] = value if isinstance(value, Auto) else Auto(), torch.ones(1)
-            return
+            return torch.ones(1), value if isinstance(value, Auto) else Auto()
         several: Any = value if isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1 else [value]
         if (
             isinstance(value, str | bytes | bytearray)
@@ -113,14 +146,23 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
                 f"strength of {quote(name)}: expected a finite number, or one per prompt, or {AUTO!r}; found "
                 f"{quote(value)} ({KINDS['strength']})"
             )
-        self._values[name] = torch.tensor([python_number(item) for item in several], dtype=torch.float32)
-        self._autos.pop(name, None)
+        return torch.tensor([python_number(item) for item in several], dtype=torch.float32), None
+
+    def _warn_beyond_range(self, name: str, values: Sequence[float]) -> None:
+        for value, is_high in ((min(values), False), (max(values), True)):
+            ends = self._ranges.get(name)
+            if (name, is_high) not in self._warned and is_beyond(value, ends) and (value > 0) == is_high:
+                self._warned.add((name, is_high))
+                warn_beyond_range(name, value, ends)
 
     def __delitem__(self, name: str) -> None:
         raise DSASError("a strength cannot be removed; set it to 0")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
 
     def __len__(self) -> int:
         return len(self._values)
@@ -131,7 +173,10 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
     def values_of(self, name: str) -> torch.Tensor:
         """A concept's strengths, float32 [1] or [prompts]; 1 for `Auto`."""
         if name not in self._values:
-            raise DSASError(f"no concept {name!r} is attached; there is {', '.join(self._values)}")
+            raise DSASError(
+                f"no concept {quote(name)} is attached; there is {', '.join(self._values)}"
+                f"{did_you_mean(name, self._values)}"
+            )
         return self._values[name]
 
     def auto_of(self, name: str) -> Auto | None:
@@ -157,6 +202,28 @@ def read_strength(text: str) -> float | Auto:
     except DSASError as error:
         raise DSASError(f"{error}; or {AUTO}, or {AUTO}:P") from None
     return strength
+
+
+def is_beyond(strength: float, ends: tuple[float, float] | None) -> bool:
+    """Whether a strength is beyond the range of its concept; never where that is unknown.
+
+    Example:
+        >>> is_beyond(2.0, (-1.0, 1.5)), is_beyond(1.5, (-1.0, 1.5)), is_beyond(9.0, None)
+        (True, False, False)
+    """
+    rounding = 1e-6 * abs(strength)  # of float32
+    return ends is not None and not ends[0] - rounding <= strength <= ends[1] + rounding
+
+
+def warn_beyond_range(name: str, strength: float, ends: tuple[float, float] | None) -> None:
+    """Warn of a strength that is beyond the range of a concept: the rule for Python and the command line."""
+    if ends is not None and is_beyond(strength, ends):
+        # with the stack level of this line, whoever calls, so that Python's default filter shows it once
+        warnings.warn(
+            f"strength {strength:g} of {name!r} is beyond its range, {ends[0]:g} to {ends[1]:g}: results may fall "
+            "apart, or no longer change",
+            stacklevel=1,
+        )
 
 
 def load_concepts(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import DSASError, did_you_mean, quote
 from ..model.hooks import Call
 from ..model.sites import Site
 from .solve import SolvedStrength
@@ -49,6 +50,9 @@ class Record:
 class Trace:
     """Records of the last generation; the next one clears them when its prompts arrive.
 
+    Attributes:
+        names: of the concepts that steer; where there are any, asking for another one raises a DSASError.
+
     Example:
         >>> trace, x = Trace(), torch.ones(1, 2, 4)
         >>> call = Call(steered=torch.ones(1), prompts=torch.zeros(1, dtype=torch.long))
@@ -59,6 +63,15 @@ class Trace:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.names: tuple[str, ...] = ()
+
+    def check_name(self, concept: str) -> None:
+        """Raise a DSASError where no concept of this name steers; the message offers the nearest."""
+        if self.names and concept not in self.names:
+            raise DSASError(
+                f"no concept {quote(concept)} is traced; there is {', '.join(self.names)}"
+                f"{did_you_mean(concept, self.names)}"
+            )
 
     def clear(self) -> None:
         self.records.clear()
@@ -123,7 +136,11 @@ class Trace:
             site: only at this site; None for all.
             root: only in this root; None for all.
             sites: only where these sites are steered; None for all records.
+
+        Raises:
+            DSASError: no such concept steers.
         """
+        self.check_name(concept)
         return [
             record
             for record in self.records

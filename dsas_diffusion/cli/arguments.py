@@ -13,11 +13,10 @@ from PIL import Image
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.steering.strengths import Auto, Strength
+from dsas_core.steering.strengths import Auto, Strength, warn_beyond_range
 from dsas_core.utils.processes import Share, process_share
 from dsas_core.utils.progress import progress_bar
 
-from ..drawing.shelf import warn_beyond_range
 from ..generation.settings import Settings, settings_of
 from ..pipelines.adapter import PipelineAdapter, adapt
 from ..pipelines.load import load_pipeline
@@ -100,7 +99,8 @@ def read_concepts(pairs: Sequence[tuple[str, float | Auto]]) -> dict[Concept, St
         if concept.name in (other.name for other in concepts):
             raise DSASError(f"two concepts are named {concept.name!r}: give one strength to one concept")
         concepts[concept] = strength
-        warn_beyond_range(concept, strength)
+        if not isinstance(strength, Auto):
+            warn_beyond_range(concept.name, strength, concept.range)
     return concepts
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, quote
-from dsas_core.steering.strengths import Auto, read_strength
+from dsas_core.steering.strengths import Auto, read_strength, warn_beyond_range
 from dsas_core.utils.numbers import number
 
 from .picture_settings import DrawnConcept
@@ -103,17 +102,6 @@ class Shelf:
             read = (
                 strength if isinstance(strength, Auto) else number("strength", strength, f"strength of {quote(name)}")
             )
-        warn_beyond_range(self.concepts[name], read)
+        if not isinstance(read, Auto):
+            warn_beyond_range(name, read, self.concepts[name].range)
         return replace(self._known[name], strength=read)
-
-
-def warn_beyond_range(concept: Concept, strength: float | Auto) -> None:
-    """Warn of a strength beyond a concept's calibrated range."""
-    if concept.range is not None and not isinstance(strength, Auto):
-        low, high = concept.range
-        if not low <= strength <= high:
-            warnings.warn(
-                f"strength {strength:g} of {concept.name!r} is beyond its range, {low:g} to {high:g}: results may "
-                "fall apart, or no longer change",
-                stacklevel=1,
-            )

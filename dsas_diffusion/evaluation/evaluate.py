@@ -22,6 +22,7 @@ from dsas_core.concept.concept import Concept
 from dsas_core.errors import UnavailableError
 from dsas_core.evaluation import Evaluation, Plan, RunStore, run_store
 from dsas_core.learning.prompts.prompt_set import PromptSet
+from dsas_core.steering.handle import refuse_steered
 from dsas_core.steering.strengths import Auto
 from dsas_core.utils.numbers import optional
 
@@ -104,6 +105,7 @@ def evaluate(
         (['dsas'], 'a banana to the left of a house on a yellow background')
     """
     settings = settings_of(pipe, steps, guidance, optional("size", size))
+    refuse_steered(adapt(pipe).roots, "an evaluation")
     return PictureEvaluation(
         concept, prompts, judge, run, plan or Plan(), adapt(pipe), settings, clip, features, masks
     ).report()

@@ -243,7 +243,8 @@ class PictureStore:
         if self._preserves(job) and not any(item.read_only for item in concept.interventions):
             watching = tuple(item for item in self.concept.interventions if item.read_only)  # the probes of its masks
             concept = replace(concept, interventions=(*concept.interventions, *watching))
-        return steer(self.adapter.pipe, {concept: job.strength}, gate=gate, trace=traced)
+        # strengths of the plan may go beyond the range
+        return steer(self.adapter.pipe, {replace(concept, range=None): job.strength}, gate=gate, trace=traced)
 
     def _heatmaps(self, trace: PictureTrace, latents: torch.Tensor) -> list[np.ndarray]:
         """The heat of the gates of the denoiser in each picture; [] if none reads patches in these steps."""

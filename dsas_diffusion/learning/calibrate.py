@@ -13,6 +13,7 @@ from dsas_core.concept.concept import Concept
 from dsas_core.learning.calibration.slider_range import prompts_of
 from dsas_core.learning.prompts.kept import kept_prompts
 from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts, split_held_out
+from dsas_core.steering.handle import refuse_steered
 from dsas_core.utils.numbers import number, optional
 from dsas_core.utils.progress import progress_bar
 
@@ -72,6 +73,7 @@ def calibrate(
     batch, drift = number("batch", batch), number("drift", drift)
     adapter = adapt(pipe)
     adapter.check_loaded()
+    refuse_steered(adapter.roots, "calibrating")
     drawn, seed = prompts_of(concept, prompts, count, seed)
     concept.check(adapter.roots)
     fitting, held_out = split_held_out(drawn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,7 +107,7 @@ class HeldOutPictures:
         """Pictures of a side at a map strength."""
         key = concept.with_unit(1.0), strength, side
         if key not in self._steered:
-            with steer(self.adapter, {key[0]: strength}):
+            with steer(self.adapter, {replace(key[0], range=None): strength}):  # trials go beyond it
                 self._steered[key] = self._draw(side)
         return self._steered[key]
 

@@ -9,6 +9,7 @@ from typing import Any
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.samples import Samples
 from dsas_core.learning.illustrate import sample_prompts
+from dsas_core.steering.handle import refuse_steered
 from dsas_core.utils.progress import progress_bar
 
 from ..generation import strips
@@ -47,6 +48,7 @@ def illustrate(pipe: Any, concept: Concept, *, show_progress: bool = False) -> C
         2
     """
     adapter = adapt(pipe)
+    refuse_steered(adapter.roots, "drawing samples")
     prompts, seed = sample_prompts(concept)
     learned = concept.provenance.get("settings")
     settings = Settings(**learned) if learned else settings_of(adapter)

@@ -57,6 +57,7 @@ class BatchLayout:
         skips_layers: whether that call left out some of the denoiser's layers.
         replaced: whether the denoiser is given other embeddings than those that the generation began with.
         called_directly: whether a text encoder was called by somebody else than the pipeline.
+        owner: the steering that this is for; layouts of several on one pipeline go together.
 
     Example:
         >>> from dsas_diffusion import load_pipeline
@@ -78,16 +79,13 @@ class BatchLayout:
         for name, given, known in (("branch", branch, BRANCHES), ("positions", positions, POSITIONS)):
             if given not in known:
                 raise DSASError(f"{name} {given!r}: expected {' or '.join(known)}")
-        self.adapter = adapter
-        self.branch, self.positions, self.on_generation = branch, positions, on_generation
+        self.adapter, self.branch, self.positions, self.on_generation = adapter, branch, positions, on_generation
         self.latents = (0, 0)
+        self.owner: object = None
         self.skips_layers = self.called_directly = False
-        self._watcher = GenerationWatcher(self.adapter)
-        self._timestep_range = self.adapter.timestep_range
+        self._watcher, self._timestep_range = GenerationWatcher(adapter), adapter.timestep_range
         self._blocks: tuple[str, ...] = ()  # of the denoiser's last call
-        self._origins, self._turns = EmbeddingOrigins(), _Turns()
-        self.replaced = False
-        self._ordered: tuple[Any, tuple[str, ...]] = (None, ())  # the last embeddings of several blocks, and these
+        self._forget()
 
     @property
     def request(self) -> GenerationRequest:
@@ -100,17 +98,19 @@ class BatchLayout:
         return {self.adapter.family.denoiser: self._denoiser_call, **text_calls}
 
     def __enter__(self) -> Self:
+        self.called_directly, self._watcher.owner = False, self.owner
         self._watcher.__enter__()
         self._watcher.on_begin = self._generation_begins
         return self
 
     def __exit__(self, *_: object) -> None:
         self._watcher.__exit__()
-        self._watcher.on_begin = None  # which holds this, and the pipeline: they would wait for the garbage collector
+        self._watcher.on_begin = self._watcher.owner = None  # which hold this, beyond its end
         self._forget()
 
     def _forget(self) -> None:
-        self._origins, self._turns, self._ordered = EmbeddingOrigins(), _Turns(), (None, ())
+        self._origins, self._turns = EmbeddingOrigins(), _Turns()
+        self._ordered: tuple[Any, tuple[str, ...]] = (None, ())  # the last embeddings of several blocks, and these
         self.replaced = False
 
     def _generation_begins(self, request: GenerationRequest) -> None:

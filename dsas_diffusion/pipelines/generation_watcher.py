@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FrameType
@@ -64,11 +64,14 @@ class GenerationRequest:
 class GenerationWatcher:
     """Watches what a pipeline is asked for. A context manager; undone on exit.
 
+    Several may watch a pipeline, one around another, that steerings own; who draws for another purpose is alone.
+
     Args:
         adapter: of the pipeline.
         on_begin: called with the request whenever a generation begins, if given.
 
     Attributes:
+        owner: the steering that watches; None for who draws without one, as learning does.
         request: of the current generation.
         running: whether its prompts are encoded and its pictures are not finished.
         denoising: whether its denoiser has run; set by whoever sees that.
@@ -86,6 +89,7 @@ class GenerationWatcher:
 
     def __init__(self, adapter: PipelineAdapter, on_begin: Callable[[GenerationRequest], object] | None = None) -> None:
         self.adapter, self.on_begin = adapter, on_begin
+        self.owner: object | None = None
         self.request = GenerationRequest()
         self.running = self.denoising = False
         self.reading: TextReading | None = None
@@ -95,15 +99,19 @@ class GenerationWatcher:
         self._encoded = False  # whether prompts were encoded since `check_inputs`
         self._place = -1  # where in the pipeline's `__call__` its own prompts are encoded
         self._aside: GenerationRequest | None = None  # what was encoded after the denoiser had run
-        self._overridden: dict[str, dict[str, Any]] = {}  # of the watched methods, those that the object itself had
+        self._watched: dict[str, _WatchedMethod] = {}
 
     def __enter__(self) -> Self:
         pipe = self.adapter.pipe
         encoding = [name for name in ENCODE if hasattr(type(pipe), name)]
         if not encoding:
             raise UnsupportedError(f"{type(pipe).__name__} has no {ENCODE[0]}, where its prompts would be seen")
-        if isinstance(vars(pipe).get(encoding[0]), _WatchedMethod):
-            raise DSASError("this pipeline is being steered already: pass all concepts to one steer()")
+        around = find_watchers(pipe)
+        if around and (self.owner is None or any(other.owner is None for other in around)):
+            raise DSASError(
+                "this pipeline is being steered, or drawn with for learning, and both must not mix: wait until that "
+                "ends, or end it (dsas.steered(pipe) returns the handles, dsas.detach(pipe) ends them)"
+            )
         parameters = _signature(pipe, encoding[0]).parameters
         if "prompt" not in parameters:
             raise UnsupportedError(
@@ -122,16 +130,14 @@ class GenerationWatcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pipe = self.adapter.pipe
-        for name, own in self._overridden.items():
-            delattr(pipe, name)
-            vars(pipe).update(own)
-        self._overridden.clear()
+        for name, watched in self._watched.items():
+            watched.remove(self.adapter.pipe, name)
+        self._watched.clear()
 
     def _watch(self, name: str, handler: _Handler) -> None:
         pipe = self.adapter.pipe
-        self._overridden[name] = {key: own for key, own in vars(pipe).items() if key == name}
-        setattr(pipe, name, _WatchedMethod(pipe, name, handler))
+        self._watched[name] = _WatchedMethod(pipe, name, handler, self)
+        setattr(pipe, name, self._watched[name])
 
     def _check(self, check: Callable[[], Any], arguments: dict[str, Any]) -> Any:
         self._find_call()  # raises where a generation runs within another
@@ -300,10 +306,15 @@ class GenerationWatcher:
 
 
 class _WatchedMethod:
-    """A method of a pipeline that goes through a handler. A copy or pickle of the pipeline gets the method alone."""
+    """A method of a pipeline that goes through a handler. A copy or pickle of the pipeline gets the method alone.
 
-    def __init__(self, pipe: Any, name: str, handler: _Handler) -> None:
-        self.pipe, self.name, self.handler = pipe, name, handler
+    Attributes:
+        own: the method by its name, where the object had one of its own.
+    """
+
+    def __init__(self, pipe: Any, name: str, handler: _Handler, watcher: GenerationWatcher) -> None:
+        self.pipe, self.name, self.handler, self.watcher = pipe, name, handler, watcher
+        self.own = {key: own for key, own in vars(pipe).items() if key == name}
         self.method = getattr(pipe, name)  # perhaps a wrapper that somebody else has set, of any arguments
         self.__signature__ = _signature(pipe, name)
 
@@ -314,6 +325,28 @@ class _WatchedMethod:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self.pipe, self.name)
+
+    def remove(self, pipe: Any, name: str) -> None:
+        """Put back what was there before, also from below another one."""
+        above = next((other for other in _watched_methods(pipe, name) if other.method is self), None)
+        if above is not None:
+            above.method, above.own = self.method, self.own
+        else:
+            vars(pipe).pop(name, None)
+            vars(pipe).update(self.own)
+
+
+def _watched_methods(pipe: Any, name: str) -> Iterator[_WatchedMethod]:
+    """The watched methods of that name on a pipeline, each around the next one."""
+    method = vars(pipe).get(name)
+    while isinstance(method, _WatchedMethod):
+        yield method
+        method = method.method
+
+
+def find_watchers(pipe: Any) -> list[GenerationWatcher]:
+    """Those who watch a pipeline now, the last one first."""
+    return list(dict.fromkeys(method.watcher for name in ENCODE for method in _watched_methods(pipe, name)))
 
 
 def _signature(pipe: Any, name: str) -> inspect.Signature:
@@ -345,4 +378,7 @@ def _signature(pipe: Any, name: str) -> inspect.Signature:
 
 def _is_of_diffusers(pipe: Any, name: str) -> bool:
     """Whether a method of a pipeline comes with diffusers, and not from a subclass, or an object of somebody else."""
-    return name not in vars(pipe) and str(getattr(type(pipe), name).__module__).startswith("diffusers.")
+    own = name in vars(pipe)
+    for watched in _watched_methods(pipe, name):
+        own = name in watched.own  # at last that of the innermost
+    return not own and str(getattr(type(pipe), name).__module__).startswith("diffusers.")

@@ -81,6 +81,10 @@ def load_pipeline(name: str | Path, *, device: str = "auto", dtype: Any = "auto"
                     _check_parts(Path(source), options)
                 pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=chosen, use_safetensors=True, **options)
             _check_options(pipe, options)
+            if str(name) in BUILTIN and "vae" not in options:
+                from ..builtin.autoencoder import accept
+
+                accept(pipe)
             pipe.set_progress_bar_config(disable=True)
             return pipe if mapped else pipe.to(device)
     except DSASError:

@@ -1,4 +1,4 @@
-"""`steer(pipe, {concept: strength})`: steer a pipeline with concepts, until the block ends."""
+"""`steer(pipe, {concept: strength})` steers a pipeline; `steered(pipe)` tells what does, `detach(pipe)` ends it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,16 @@ from typing import Any, Self
 
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, UnsupportedError
-from dsas_core.model.hooks import Call, find_visitors
+from dsas_core.model.hooks import Call
 from dsas_core.model.sites import Site
-from dsas_core.steering.diagnostics import (
-    UnreachedSites,
-    explain_unreached,
-    list_sites,
-    warn_unreached,
-    warn_wrapped,
-)
+from dsas_core.steering.handle import detach_all, find_handles
 from dsas_core.steering.steering import Steering
 from dsas_core.steering.strengths import Schedule, Strength, Strengthened, load_concepts
 
 from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
-from ..pipelines.caches import caches_of, sites_steered_twice
-from ..pipelines.generation_watcher import GenerationRequest
+from ..pipelines.generation_watcher import GenerationRequest, find_watchers
+from .checks import SiteChecks
 from .preserve import Generation, generate_preserving
 from .processor import SteeredProcessors
 from .trace import PictureTrace
@@ -35,7 +29,7 @@ ATTACH = ("hooks", "processor")
 
 
 class PipelineSteering(Steering):
-    """The handle that `steer` returns: `strengths`, `generate()`, `trace`, `detach()`. A context manager.
+    """The handle that `steer` returns: `strengths`, `generate()`, `trace`, `detach()`, see `Handle`. A context manager.
 
     Args:
         layout: of the pipeline's batches.
@@ -49,7 +43,8 @@ class PipelineSteering(Steering):
         at_start: called, once each, when the next generation begins.
     """
 
-    trace: PictureTrace | None
+    ways_out = "dsas.steered(pipe) returns the handles, dsas.detach(pipe) ends them"
+    _trace: PictureTrace | None
 
     def __init__(
         self,
@@ -68,28 +63,25 @@ class PipelineSteering(Steering):
         self._roots = self.adapter.roots
         by_processor = self.sites if attach == "processor" else []
         self._processors = SteeredProcessors(self._roots[self._denoiser], self._denoiser, by_processor)
-        self._unreached = UnreachedSites()  # in this generation
+        self._checks = SiteChecks(layout, self.sites, self._processors.sites)
         self._told = False  # that a text encoder was called by somebody else
         self._undo = ExitStack()  # of what is done to the pipeline beside hooks
         self.at_start: set[Callable[[], object]] = set()
 
     def attach_to_pipeline(self) -> Self:
         """Watch the pipeline and place hooks at the sites of its modules."""
-        self._layout.on_generation = self._generation_begins
-        self._undo.enter_context(self._layout)
+        self._check_pipeline()
+        self._layout.on_generation, self._layout.owner, self._told = self._generation_begins, self, False
         try:
-            if any(isinstance(visitor, PipelineSteering) for visitor in find_visitors(self._roots)):
-                raise DSASError("another pipeline of the same parts is being steered: detach that steering first")
+            self._undo.enter_context(self._layout)
             if self._words is not None:
                 self._undo.callback(self._words.detach)
                 self._words.attach()
             unhooked = self._processors.sites
-            steered = {
-                self._denoiser,
-                *(site.root for site in self.sites),
-            }  # other text encoders may read what they will
+            # other text encoders may read what they will
+            steered = {self._denoiser, *(site.root for site in self.sites)}
             calls = {root: call for root, call in self._layout.describe().items() if root in steered}
-            self.attach(self._roots, calls, on_unreached=self._missed, unhooked=unhooked)
+            self.attach(self._roots, calls, on_unreached=self._checks.missed, unhooked=unhooked)
             self._undo.callback(self._processors.restore)
             self._processors.replace(self)
         except BaseException:
@@ -97,13 +89,31 @@ class PipelineSteering(Steering):
             raise
         return self
 
+    def _check_pipeline(self) -> None:
+        """Refuse a pipeline that cannot be steered beside what steers it, or that is no longer what it was."""
+        pipe = self.adapter.pipe
+        if replaced := [name for name, root in self._roots.items() if getattr(pipe, name, None) is not root]:
+            raise DSASError(f"the pipeline has another {', '.join(replaced)} since: steer it anew with steer(pipe, …)")
+        for other in find_handles(self._roots):
+            if isinstance(other, PipelineSteering) and other.adapter.pipe is not pipe:
+                raise DSASError(f"another pipeline of the same parts is being steered: {self.ways_out}")
+            if isinstance(other, PipelineSteering) and other._processors.sites and self._processors.sites:
+                raise UnsupportedError(
+                    'a processor steers attention layers already: pass all concepts to one steer(…, attach="processor")'
+                    ', or steer with attach="hooks"'
+                )
+
+    def attach_again(self) -> Self:
+        return self.attach_to_pipeline()
+
     def detach(self) -> None:
-        """Remove every hook; the pipeline is what it was. Can be called again."""
+        """Remove every hook; the pipeline is what it was. Can be called again; `with` attaches it again."""
         try:
             super().detach()
         finally:  # it may warn, and warnings may be raised as errors
             self._undo.close()
-            self._layout.on_generation = None  # which holds this: traces would wait for the garbage collector
+            # which hold this: traces would wait for the garbage collector
+            self._layout.on_generation = self._layout.owner = None
 
     def generate(
         self, *args: Any, preserve: Any = False, unsteered: Generation | None = None, **kwargs: Any
@@ -129,7 +139,7 @@ class PipelineSteering(Steering):
 
         Raises:
             UnsupportedError: a pipeline that gives no latents after its steps; with `preserve`, an `output_type` other
-                than "pil" ("latent" works with preserve="latents").
+                than "pil" ("latent" works with preserve="latents"), or another handle that steers the pipeline.
             DSASError: a bad mask; `unsteered` of another call; steering that has ended.
 
         Example:
@@ -140,12 +150,16 @@ class PipelineSteering(Steering):
             >>> made.images == made.unsteered, made.masks[0].shape
             (True, (64, 64))
         """
-        if self._visit is None:
-            raise DSASError("this steering has ended: call generate in its with block, or before detach()")
+        self.check_attached("call generate")
         if preserve is False:
             if unsteered is not None:
                 raise DSASError("unsteered= is what preserve= puts back: give preserve=True, or leave it out")
             return Generation(self.adapter.pipe(*args, **kwargs)[0])
+        if self.others:
+            raise UnsupportedError(
+                f"preserve= puts back the unsteered picture, and {self.others[0]} steers that, too: pass all concepts "
+                "to one steer(), or detach the other"
+            )
         return generate_preserving(self, self._layout, self._concepts, preserve, unsteered, args, kwargs)
 
     def bring(self, site: Site, value: Any) -> Any:
@@ -172,9 +186,10 @@ class PipelineSteering(Steering):
     def begin(self, root: str, call: Call) -> None:
         if root == self._denoiser:
             self._check_strengths(self._layout.request.prompts)
-            self._check_texts()
-            if self.trace is not None:
-                self.trace.follow(self._layout)
+            if self._visit is not None:
+                self._checks.check_texts(self._visit)
+            if self._trace is not None:
+                self._trace.follow(self._layout)
         elif bool(call.steered.any()):
             self._check_strengths(len(call.prompts))
         if root != self._denoiser and self._layout.called_directly and not self._told:
@@ -190,41 +205,14 @@ class PipelineSteering(Steering):
     def _generation_begins(self, request: GenerationRequest) -> None:
         while self.at_start:
             self.at_start.pop()()
-        self._unreached.reset()
         self._state.clear_scores()  # of other prompts
         if self._visit is not None:
             self._visit.reset()
-        if self.trace is not None:
-            self.trace.clear()
+        if self._trace is not None:
+            self._trace.clear()
         if self._words is not None:
             self._words.start(request)
-        self._check_parts()
-        unused = self.adapter.unused_layers(self.sites, request.clip_skip)
-        if unused:
-            warnings.warn(
-                f"the denoiser reads the tokens of an earlier layer than {list_sites(unused)}, which only "
-                "change what is pooled, if anything: steer earlier layers, or ask for a smaller clip_skip",
-                stacklevel=2,
-            )
-
-    def _check_parts(self) -> None:
-        """Warn of modules that were replaced since steering began; refuse caches that steer sites twice."""
-        if self._visit is None:
-            return
-        pipe = self.adapter.pipe
-        roots = {name: getattr(pipe, name) for name in self._roots if getattr(pipe, name, None) is not None}
-        words = [] if self._words is None else self._words.find_replaced(roots)
-        replaced = [*self._visit.find_replaced(roots), *words]
-        if replaced:
-            self._unreached.new_among(replaced)
-            warn_wrapped(replaced)
-        twice = sites_steered_twice(roots, [site for site in self.sites if site not in replaced])
-        if twice:
-            raise UnsupportedError(
-                f"{caches_of(roots[self._denoiser])[0]} leaves out blocks and adds what they changed in an earlier "
-                f"step, and {list_sites(twice)} would be steered once more on top: disable the cache, or steer the "
-                "attention inside"
-            )
+        self._checks.begin(request.clip_skip, self._visit, self._words)
 
     def _check_strengths(self, prompts: int) -> None:
         """Raise where strengths are given by prompt, and not for as many as a call has."""
@@ -232,51 +220,6 @@ class PipelineSteering(Steering):
             given = len(self.strengths.values_of(name))
             if given not in (1, prompts):
                 raise DSASError(f"strength of {name!r} is given for {given} prompts, but the call has {prompts}")
-
-    def _check_texts(self) -> None:
-        """Warn where the text encoders have not run before the denoiser does."""
-        assert self._visit is not None
-        embeddings = self._layout.request.embeddings
-        if embeddings == "encoded here":
-            return
-        # where embeddings are given, text encoders run for negative prompts at most
-        skipped = embeddings == "given" and self._layout.branch != "unconditional"
-        visited = self._visit.visited
-        silent = [site for site in self.sites if site.root != self._denoiser and (skipped or site not in visited)]
-        if embeddings != "given":
-            if silent:
-                self._missed(silent[0].root, silent)
-        elif silent := self._unreached.new_among(silent):
-            message = (
-                f"prompt_embeds were given, so the text encoder did not read the prompt, and {list_sites(silent)} did "
-                "nothing: pass prompt= instead, or encode the prompt inside the steer() block"
-            )
-            if self._layout.called_directly:  # perhaps for these embeddings
-                message = (
-                    f"prompt_embeds were given, which {list_sites(silent)} changed only if the text encoder was called "
-                    "for them inside the steer() block; it takes all that is read there by hand for prompts, so "
-                    "encode negative prompts outside"
-                )
-            warnings.warn(message, stacklevel=2)
-
-    def _missed(self, root: str, sites: list[Site]) -> None:
-        """Warn, once a generation, of sites that a call has not reached."""
-        silent = [] if self._layout.skips_layers else self._unreached.new_among(sites)
-        if not silent:
-            return
-        module = getattr(self.adapter.pipe, root)
-        caches = caches_of(module)
-        if caches:
-            warnings.warn(
-                f"{caches[0]} answers from an earlier step, with the steering of then, for {list_sites(silent)}: "
-                "disable it where strengths or schedules move",
-                stacklevel=2,
-            )
-        elif set(silent).issubset(self._processors.sites):
-            why = 'another attention processor has been set: steer afterwards, or with attach="hooks", which stays'
-            warn_unreached(silent, why)
-        else:
-            warn_unreached(silent, explain_unreached(module))
 
 
 def steer(
@@ -295,7 +238,9 @@ def steer(
     force: bool = False,
     rows: str | None = None,
 ) -> PipelineSteering:
-    """Steer a pipeline.
+    """Steer a pipeline, until the end of the `with` block, or of `detach()`.
+
+    Several `steer` on one pipeline add up as several concepts of one do.
 
     Args:
         pipe: a diffusers text-to-image pipeline of a known family, or its `PipelineAdapter`.
@@ -326,7 +271,7 @@ def steer(
     Raises:
         ModelMismatchError: a concept that was learned on another architecture.
         UnsupportedError: an unknown family, a compiled denoiser, an option that a concept cannot do.
-        DSASError: an unknown option, a strength that is not finite, a pipeline that is being steered already.
+        DSASError: an unknown option, a strength that is not finite, a concept that steers the pipeline already.
 
     Example:
         >>> from dsas_diffusion import load_pipeline
@@ -359,3 +304,35 @@ def steer(
         trace=PictureTrace() if trace else None,
     )
     return steering.attach_to_pipeline()
+
+
+def steered(pipe: Any) -> list[PipelineSteering]:
+    """The handles that steer a pipeline now, or its parts in another one, the first one that was attached first.
+
+    They are found by their hooks, so nothing needs to be kept to end what steers a pipeline.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> pipe = load_pipeline("builtin:emoji", device="cpu")
+        >>> steering = steer(pipe, {"builtin:banana-blur": 1.0})
+        >>> steered(pipe)
+        [PipelineSteering({'banana-blur': 1.0}, attached)]
+        >>> detach(pipe)
+        [PipelineSteering({'banana-blur': 1.0}, ended)]
+        >>> steered(pipe)
+        []
+    """
+    adapter = adapt(pipe)
+    # one whose modules were replaced since has no hooks here, and still watches
+    watching = reversed([watcher.owner for watcher in find_watchers(adapter.pipe)])
+    found = dict.fromkeys([*find_handles(adapter.roots), *watching])
+    return [handle for handle in found if isinstance(handle, PipelineSteering)]
+
+
+def detach(pipe: Any) -> list[PipelineSteering]:
+    """Detach all that steers a pipeline; see `steered`.
+
+    Returns:
+        The handles that are detached; `with handle:` attaches one again.
+    """
+    return detach_all(steered(pipe))

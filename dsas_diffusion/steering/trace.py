@@ -94,7 +94,7 @@ class PictureTrace(Trace):
             float32 [height, width] in [0, 1], averaged over the steps.
 
         Raises:
-            DSASError: nothing was recorded there.
+            DSASError: nothing was recorded there, or no such concept steers.
         """
         width, height = size
         maps = [

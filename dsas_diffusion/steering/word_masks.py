@@ -3,7 +3,7 @@
     A(p) = mean over heads, over the word's tokens and over layers of softmax(Q Kᵀ / √d)
     M(p) = clip((A(p) - q₅₀) / (q₉₅ - q₅₀), 0, 1),    h(p) <- h(p) · M(p)
 
-q₅₀ and q₉₅ are quantiles of A in the same picture (`dsas_diffusion.steering.attention_maps.normalise_attention`;
+q₅₀ and q₉₅ are quantiles of A in the same picture (`dsas_diffusion.steering.cross_attention.normalise_attention`;
 `benchmarks.quality.localise` compares others). Attention is computed again from the outputs of each cross-attention
 layer's own `to_q` and `to_k`, beside whatever kernel the model runs. Every layer counts with its latest attention:
 layers before a site with that of this step, layers behind it with that of the step before. Before the first layer of
@@ -18,14 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from dsas_core.concept.concept import Concept
-from dsas_core.errors import DSASError, UnsupportedError
+from dsas_core.errors import DSASError, UnsupportedError, did_you_mean
 from dsas_core.model.hooks import Call, Visit, visit
 from dsas_core.model.sites import Roots, Site
 
 from ..pipelines.batch_layout import BatchLayout
 from ..pipelines.generation_watcher import GenerationRequest
-from .attention_maps import attention_to, normalise_attention, on_grid, on_patches
-from .cross_attention import cross_attention_layers
+from .cross_attention import attention_to, cross_attention_layers, normalise_attention, on_grid, on_patches
 
 #: concept name -> a word or phrase, or several
 Words = Mapping[str, str | Sequence[str]]
@@ -184,7 +183,7 @@ def check_words(words: Words, concepts: Iterable[Concept], root: str) -> dict[st
     checked = {}
     for name, given in words.items():
         if name not in known:
-            raise DSASError(f"words for {name!r}, but steered are {', '.join(known)}")
+            raise DSASError(f"words for {name!r}, but steered are {', '.join(known)}{did_you_mean(name, known)}")
         listed = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
         if not listed or not all(isinstance(word, str) and word.strip() for word in listed):
             raise DSASError(f"words of {name!r}: expected a word of the prompt, or a list of them; found {given!r}")

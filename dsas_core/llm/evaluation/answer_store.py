@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,8 @@ class AnswerStore:
         if name != "base":
             scores = load_scores(self._results["dsas", 1.0].folder / SCORES) if name in BLIND else None
             concept, gate = build_arm(self.concept, name, scores)
-            steering = steer(self.model, {concept: strength}, gate=gate)
+            # strengths of the plan may go beyond the range
+            steering = steer(self.model, {replace(concept, range=None): strength}, gate=gate)
         with steering:
             values: dict[str, Any] = {side: self._answers(texts) for side, texts in self.encoded.items()}
             values["losses"] = self._losses()

@@ -22,6 +22,7 @@ from ...concept.concept import Concept
 from ...errors import UnsupportedError
 from ...evaluation import Cell, Evaluation, Plan, RunStore, run_store
 from ...learning.prompts.prompt_set import PromptSet
+from ...steering.handle import refuse_steered
 from ...steering.strengths import Auto
 from ...utils.versions import versions
 from ..model.layers import roots_of
@@ -91,6 +92,7 @@ def evaluate(
         raise UnsupportedError(
             "a model with an encoder cannot be evaluated yet: take one that answers prompts by itself"
         )
+    refuse_steered(roots_of(model), "an evaluation")
     return TextEvaluation(concept, prompts, judge, run, plan or Plan(), model, tokenizer, tasks, limit).report()
 
 

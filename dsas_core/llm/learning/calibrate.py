@@ -12,6 +12,7 @@ from ...concept.concept import Concept
 from ...errors import UnsupportedError
 from ...learning.calibration.slider_range import prompts_of
 from ...learning.prompts.prompt_set import PromptSet, split_held_out
+from ...steering.handle import refuse_steered
 from ...utils.numbers import number
 from ..model.conversations import pad_token
 from ..model.layers import roots_of
@@ -68,6 +69,7 @@ def calibrate(
     drawn, _ = prompts_of(concept, prompts, count, seed)
     roots = roots_of(model)
     concept.check(roots)
+    refuse_steered(roots, "calibrating")
     texts = {side: encode_all(model, tokenizer, drawn[side]) for side in drawn}
     if "encoder" in roots or not have_answers(texts):
         raise UnsupportedError(

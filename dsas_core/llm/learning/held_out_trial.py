@@ -12,6 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from typing import Any, NamedTuple, TypeVar
 
@@ -128,6 +129,7 @@ class TextTrial(HeldOutTrial):
 
     def measure(self, concept: Concept, strength: float) -> tuple[torch.Tensor, float]:
         by_prompt, reader = concept.by_prompt, self.reader
+        concept = replace(concept, range=None)  # trials go beyond it
         if by_prompt not in self._predictions:
             self._predictions[by_prompt] = reader.predictions(self.controls, written=by_prompt)
         unsteered = self._predictions[by_prompt]
@@ -168,7 +170,7 @@ class TextTrial(HeldOutTrial):
         with steer(self.reader.model, {concept: strength}, trace=side not in self._open) as steering:
 
             def note(batch: list[int]) -> None:
-                if steering.trace is not None:
+                if steering.traced:
                     opened.update(i for i, is_open in zip(batch, steering.trace.opened(), strict=True) if is_open)
 
             found = dict(zip(chosen, read([texts[i] for i in chosen], note), strict=True))

@@ -11,6 +11,7 @@ from ...concept.concept import Concept
 from ...concept.samples import Samples
 from ...errors import UnsupportedError
 from ...learning.illustrate import sample_prompts
+from ...steering.handle import refuse_steered
 from ..model.conversations import pad_token, parse_turns
 from ..model.layers import roots_of
 from ..steering.steer import steer
@@ -41,6 +42,7 @@ def illustrate(model: nn.Module, tokenizer: Any, concept: Concept) -> Concept:
     """
     if "encoder" in roots_of(model):
         raise UnsupportedError("samples are what a model writes behind a prompt: it needs a decoder-only model")
+    refuse_steered(roots_of(model), "writing samples")
     prompts, _ = sample_prompts(concept)
     texts = encode_all(model, tokenizer, prompts)
     reader = Reader(model, pad_token(tokenizer), len(prompts))

@@ -29,6 +29,7 @@ from ...learning.site_fit import UNSEEN
 from ...methods.gates.dsas import WHOLE_TEXT_FORMS
 from ...model.loading import name_of
 from ...model.sites import Roots, Site
+from ...steering.handle import refuse_steered
 from ...utils.meter import Meter
 from ...utils.progress import progress_bar
 from ..model.conversations import TOKEN_SELECTIONS, Encoded, mark_phrases, pad_token
@@ -167,6 +168,7 @@ class TextLearner(Learner[Encoded]):
         keep_prompts: str | None = None,
         show_progress: bool = False,
     ) -> None:
+        refuse_steered(roots_of(model), "learning")
         content, encodable = load_prompts(prompts), _encoder_sites(model, find_sites(model, sites), sites)
         self.model, self.tokenizer = model, tokenizer
         drawn = content.draw(count, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Self
@@ -10,11 +11,12 @@ import torch
 from torch import nn
 
 from ...concept.concept import Concept
-from ...errors import UnsupportedError
+from ...errors import DSASError, UnsupportedError
 from ...model.sites import Site
 from ...probes import RunningProbe, TextProbe
 from ...steering.call_state import CallState
 from ...steering.diagnostics import UnreachedSites, explain_unreached, warn_unreached, warn_wrapped
+from ...steering.handle import detach_all, find_handles
 from ...steering.steering import Steering
 from ...steering.strengths import Strength, Strengthened, load_concepts
 from ..model.call_describer import CallDescriber
@@ -24,7 +26,7 @@ from .trace import TextTrace
 
 
 class TextSteering(Steering):
-    """The handle that `steer` returns: `strengths`, `trace`, `detach()`. A context manager.
+    """The handle that `steer` returns: `strengths`, `trace`, `detach()`, see `Handle`. A context manager.
 
     Args:
         concepts: concept -> strength.
@@ -40,7 +42,8 @@ class TextSteering(Steering):
         ...     steering.strengths["rudeness"] = 0.5
     """
 
-    trace: TextTrace | None
+    ways_out = "llm.steered(model) returns the handles, llm.detach(model) ends them"
+    _trace: TextTrace | None
 
     def __init__(
         self,
@@ -52,7 +55,8 @@ class TextSteering(Steering):
         **settings: Any,
     ) -> None:
         super().__init__(concepts, **settings)
-        self._phase, self._on_text, self._read_only = phase, on_text, read_only
+        self._phase, self._on_text, self.watches = phase, on_text, read_only
+        self._model: Callable[[], nn.Module | None] = _nothing
 
     def attach_to_model(self, model: nn.Module) -> Self:
         """Place the hooks.
@@ -60,7 +64,7 @@ class TextSteering(Steering):
         Args:
             model: a transformers language model.
         """
-        roots, unreached = roots_of(model), UnreachedSites()
+        roots, unreached, self._model = roots_of(model), UnreachedSites(), weakref.ref(model)
         probes = [entry.probe for concept in self._attached for entry in concept.entries]
         running = [probe for probe in probes if isinstance(probe, RunningProbe)]
 
@@ -74,13 +78,13 @@ class TextSteering(Steering):
             self._count_prompts,
             on_text=begin_text,
             stateful=self.stateful,
-            limit=0 if self._read_only else max_positions(model),
+            limit=0 if self.watches else max_positions(model),
             ends=end_tokens(model),
             on_tokens=self._note_tokens,
-            on_rows=self._take_rows if self.stateful or self.trace is not None else None,
+            on_rows=self._take_rows if self.stateful or self._trace is not None else None,
             by_prompt=any(isinstance(probe, TextProbe) or probe.by_prompt for probe in running),
             latched=all(probe.by_prompt for probe in running),
-            keeper=_Keeper(self._state, self.trace),
+            keeper=_Keeper(self._state, self._trace),
             virtual=partial(virtual_tokens, model) if hasattr(model, "peft_config") else None,
         )
 
@@ -91,26 +95,32 @@ class TextSteering(Steering):
         describe = {root: describer.describe(root, unwrap(module)) for root, module in roots.items()}
         return self.attach(roots, describe, on_unreached=missed, on_end=describer.finish)
 
+    def attach_again(self) -> Self:
+        model = self._model()
+        if model is None:
+            raise DSASError("the model that this steering was of is gone: steer another with llm.steer(model, …)")
+        return self.attach_to_model(model)
+
     def _count_prompts(self) -> int:
         return max(len(self.strengths.values_of(name)) for name in self.strengths)
 
     def _begin_text(self, root: str) -> None:
         if self._on_text is not None:
             self._on_text(root)
-        if self.trace is not None:
-            self.trace.begin_text(root)
+        if self._trace is not None:
+            self._trace.begin_text(root)
 
     def _note_tokens(self, root: str, start: int, ids: torch.Tensor | None, mask: torch.Tensor) -> None:
         if start == 0:
             self._check_prompt_gates(root)
             self._state.reset(root, len(mask), mask.device)
-        if self.trace is not None:
-            self.trace.note_tokens(root, start, ids, mask)
+        if self._trace is not None:
+            self._trace.note_tokens(root, start, ids, mask)
 
     def _take_rows(self, root: str, rows: torch.Tensor) -> None:
         self._state.take_rows(root, rows)
-        if self.trace is not None:
-            self.trace.take_rows(root, rows)
+        if self._trace is not None:
+            self._trace.take_rows(root, rows)
 
     def _check_prompt_gates(self, root: str) -> None:
         """Raise where a gate that decides at the end of the prompt reads a decoder, which never has a prompt."""
@@ -120,6 +130,10 @@ class TextSteering(Steering):
                     f"{entry.concept!r} has a gate that decides at a prompt's end, at {entry.probe_site}, but the "
                     "prompt goes through the encoder: learn at encoder sites, or with form token"
                 )
+
+
+def _nothing() -> None:
+    """In place of a weak reference to a model."""
 
 
 class _Keeper:
@@ -158,7 +172,9 @@ def steer(
     tokenizer: Any = None,
     force: bool = False,
 ) -> TextSteering:
-    """Steer a language model.
+    """Steer a language model, until the end of the `with` block, or of `detach()`.
+
+    Several `steer` on one model add up as several concepts of one do.
 
     Args:
         model: a transformers model, causal or with encoder and decoder. It may have PEFT adapters.
@@ -180,8 +196,8 @@ def steer(
 
     Raises:
         ModelMismatchError: a concept was learned on another architecture.
-        DSASError: a compiled model, a strength that is not finite, "auto" for a concept without a hyperplane,
-            "target" for one without an envelope.
+        DSASError: a concept that steers the model already, a compiled model, a strength that is not finite, "auto" for
+            a concept without a hyperplane, "target" for one without an envelope.
 
     Example:
         >>> from dsas_core import llm
@@ -195,3 +211,31 @@ def steer(
     record = TextTrace(tokenizer) if trace else None
     settings: dict[str, Any] = {"gate": gate, "trace": record, "combine": combine, "within": within}
     return TextSteering(chosen, phase=phase, **settings).attach_to_model(model)
+
+
+def steered(model: nn.Module) -> list[TextSteering]:
+    """The handles that steer a language model now, the one that was attached first at the beginning.
+
+    They are found by their hooks, so nothing needs to be kept to end what steers a model. A `Monitor` is none of them.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> model, _ = llm.load("builtin:chat", device="cpu")
+        >>> steering = steer(model, {"builtin:rudeness": 1.0})
+        >>> steered(model)
+        [TextSteering({'rudeness': 1.0}, attached)]
+        >>> detach(model)
+        [TextSteering({'rudeness': 1.0}, ended)]
+        >>> steered(model)
+        []
+    """
+    return [handle for handle in find_handles(roots_of(model)) if isinstance(handle, TextSteering)]
+
+
+def detach(model: nn.Module) -> list[TextSteering]:
+    """Detach all that steers a language model; see `steered`.
+
+    Returns:
+        The handles that are detached; `with handle:` attaches one again.
+    """
+    return detach_all(steered(model))

@@ -156,7 +156,7 @@ class TextTrace(Trace):
             root: "encoder" or "decoder" of a model that has both; None for the last one that was called.
 
         Raises:
-            DSASError: no such row, nothing recorded, or several concepts and none named.
+            DSASError: no such row or concept, nothing recorded, or several concepts and none named.
 
         Example:
             >>> from dsas_core import llm
@@ -171,6 +171,8 @@ class TextTrace(Trace):
         names = list(dict.fromkeys(record.concept for record in self.records))
         if concept is None and len(names) > 1:
             raise DSASError(f"the trace holds {', '.join(names)}: say which, tokens(concept=…)")
+        if concept is not None:
+            self.check_name(concept)
         if not names or not self._calls:
             raise DSASError(EMPTY)
         root = root or [name for name, calls in self._calls.items() if any(call.records for call in calls)][-1]

@@ -143,7 +143,7 @@ def _draw(
         columns[PICTURE].append(image)
         masks.append(None if made.masks is None else made.masks[0])
         columns["base"] += made.unsteered or []
-        if steering is None or steering.trace is None:
+        if steering is None or not steering.traced:
             continue
         for name in mapped:
             nothing = np.zeros(image.size[::-1])

@@ -395,7 +395,8 @@ def test_llama_trace_records_h_and_change(tiny_llama: nn.Module) -> None:
     expected = sum(float((r.h * mask).sum()) for r in trace.records) / (2 * float(mask.sum()))
     assert trace.mean_h("random") == pytest.approx(expected)
     assert trace.mean_h("random", site=str(LAYERS[0])) != trace.mean_h("random", site=str(LAYERS[1]))
-    assert trace.mean_h("other") == 0
+    with pytest.raises(DSASError, match="no concept 'randon' is traced; there is random; did you mean random"):
+        trace.mean_h("randon")
 
 
 def test_more_prompts_than_strengths(tiny_llama: nn.Module) -> None:

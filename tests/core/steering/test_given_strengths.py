@@ -74,5 +74,5 @@ def test_bad_settings_of_steering() -> None:
         Steering({named(seed=1): 1.0, named(seed=2): 1.0})
     with pytest.raises(DSASError, match="gate 'maybe': expected None"):
         Steering({named(): 1.0}, gate="maybe")
-    with pytest.raises(DSASError, match="a schedule for other, but attached are random"):
+    with pytest.raises(DSASError, match="a schedule for 'other', but attached are random"):
         Steering({named(): 1.0}, schedule={"other": lambda t: t})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,3 +165,40 @@ def test_every_transformers_finds_its_text_encoder() -> None:
     """Under other names than these, those before 5.6 would make do with random weights, and say nothing."""
     with safe_open(BUILTIN["builtin:emoji"] / "text_encoder" / "model.safetensors", framework="pt") as file:
         assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"])
+@pytest.mark.parametrize("auto", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_other_pipelines_are_made_of_its_parts_and_steered(pipe: Any, kind: str, auto: bool) -> None:
+    """diffusers compares the class of the autoencoder with the one that a pipeline's signature names."""
+    import diffusers
+
+    name = {True: "AutoPipelineForInpainting", False: "AutoPipelineForImage2Image"}["Inpaint" in kind] if auto else kind
+    other = getattr(diffusers, name).from_pipe(pipe)
+    assert type(other).__name__ == kind
+    assert other.vae is pipe.vae
+    other.set_progress_bar_config(disable=True)
+    source = Image.new("RGB", (64, 64), "green")
+    mask = {"mask_image": Image.new("L", (64, 64), 255), "height": 64, "width": 64} if "Inpaint" in kind else {}
+
+    def draw() -> np.ndarray:
+        random = torch.Generator().manual_seed(0)
+        made = other("a banana", image=source, strength=0.9, num_inference_steps=3, generator=random, **mask)
+        return np.asarray(made.images[0], dtype=int)
+
+    base = draw()
+    with dsas.steer(other, {"builtin:banana-blur": 1.0}):
+        assert np.abs(draw() - base).mean() > 1
+    assert (draw() == base).all()
+
+
+def test_its_autoencoder_is_copied_pickled_and_saved_as_what_it_is(pipe: Any, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline
+
+    for same in (copy.deepcopy(pipe.vae), pickle.loads(pickle.dumps(pipe.vae))):
+        assert type(same) is type(pipe.vae)
+        assert type(same) == AutoencoderKL  # noqa: E721 - as diffusers compares
+        assert all(map(torch.equal, same.parameters(), pipe.vae.parameters()))
+    pipe.save_pretrained(tmp_path)
+    assert '"AutoencoderTiny"' in (tmp_path / "vae" / "config.json").read_text()
+    assert type(DiffusionPipeline.from_pretrained(tmp_path).vae) is AutoencoderTiny

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from dsas_core import Concept
+from dsas_core.evaluation import Plan
+from dsas_diffusion.cli.commands import eval as eval_command
 from dsas_diffusion.evaluation import picture_store
 from tests.fixtures.checks import assert_one_line, document_of
 from tests.fixtures.judges import PROMPTS, random_banana
@@ -43,6 +46,16 @@ def test_eval_writes_three_reports_and_goes_on_from_what_is_there(
     code, out, _ = dsas(*command)
     assert code == 0
     assert "At strength 1 DSAS reaches" in out
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, 8), ({"count": 3}, 3), ({"count": 20}, 20)])
+def test_quick_measures_two_arms_on_few_prompts(given: dict[str, int], kept: int) -> None:
+    names = ("count", "seeds", "preserve", "strengths", "targets", "arms")
+    args = argparse.Namespace(**dict.fromkeys(names), quick=True)
+    vars(args).update(given)
+    plan = eval_command._override(Plan(), args)
+    assert (plan.arms, plan.count, plan.robustness) == (("dsas", "on"), kept, False)
+    assert eval_command._override(Plan(count=4), argparse.Namespace(**{**vars(args), "count": None})).count == 4
 
 
 @pytest.mark.slow  # test_runs.py shows how processes share the work, without starting any

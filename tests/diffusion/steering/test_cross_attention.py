@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsas_diffusion.steering.attention_maps import attention_to, normalise_attention, on_grid, on_patches
+from dsas_diffusion.steering.cross_attention import attention_to, normalise_attention, on_grid, on_patches
 
 
 def test_it_is_the_softmax_of_scaled_products() -> None:
