@@ -132,6 +132,8 @@ class Learner(ABC, Generic[Text]):
         concept = self._concept([*interventions, *readers], recipe, all_evidence)
         if self.tries_units:
             trials, label = min(TRIALS, len(units_of(concept.method))), "choosing the unit"
+            with meter.phase(label):
+                _ = self._trial  # which draws, or writes, what is steered next
             with meter.phase(label), progress_bar(trials, label, self.show_progress) as bar:
                 concept = self._choose_unit(concept, recipe, drift, bar.update)
         concept = self._finish(concept, meter)

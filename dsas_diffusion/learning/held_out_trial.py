@@ -45,8 +45,10 @@ class PictureTrial(HeldOutTrial):
         settings: of the pictures.
         seed: of the run, from which the seeds of these pictures derive.
         batch: prompts per generation.
+        done: called after each of `PARTS` parts of the unsteered pictures, for a progress bar.
     """
 
+    PARTS = 2
     SPAN = "asked_in_words"
 
     def __init__(
@@ -58,12 +60,15 @@ class PictureTrial(HeldOutTrial):
         settings: Settings,
         seed: int,
         batch: int,
+        done: Callable[[], object] = lambda: None,
     ) -> None:
         self.features = DenoiserFeatures(adapter, settings)
         classifier = OutcomeClassifier(self.features(latents["target"]), self.features(latents["source"]))
         self.pictures = HeldOutPictures(adapter, HeldOutPrompts.of(held_out, content), settings, seed, batch)
+        done()
         texts = held_out["target"]
         target = latents_of(adapter, texts, seeds_for(texts, seed + 1), settings, batch)
+        done()
         source, wanted = self.features(self.pictures.source.latents), self.features(target)
         super().__init__(classifier, source, wanted, wanted)
         self.span = max(self.span, 1e-6)

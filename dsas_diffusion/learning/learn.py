@@ -59,8 +59,8 @@ WINDOWS = (500.0, 750.0)
 EARLIER = 0.85
 #: kind of the control prompts of which nothing but the embeddings is read
 MORE = "context"
-#: how often more held-out pictures are drawn, at most, to know what stays
-MORE_TURNS = 3
+#: how often more held-out pictures are drawn, at most, to know what stays, and what that is called
+MORE_TURNS, KEPT = 2, "measuring what stays"
 #: of gates of words: h that nearly all of the concept's words keep
 WORD_H = 0.98
 #: control prompts for gates of words, for each source prompt: beside those that are drawn, which cost much more
@@ -317,16 +317,17 @@ class PictureLearner(Learner[str]):
         return fitted.interventions, {"mask": rule_as_evidence(fitted.rule)}
 
     def _finish(self, concept: Concept, meter: Meter) -> Concept:
-        with meter.phase("measuring what stays"):
+        with meter.phase(KEPT), progress_bar(1 + MORE_TURNS, KEPT, self.show_progress) as bar:
             concept = self._trial.measure_reach(concept) if localises(concept) else concept
-            kept = self._count_kept(concept).as_evidence()
+            kept = self._count_kept(concept, bar.update).as_evidence()
         for line in describe_changes(kept):
             warnings.warn(f"concept {concept.name!r}: {line}", stacklevel=4)
         return replace(concept, evidence={**concept.evidence, "kept": kept})
 
-    def _count_kept(self, concept: Concept) -> Kept:
+    def _count_kept(self, concept: Concept, done: Callable[[], object]) -> Kept:
         """What of held-out pictures stays at a strength of 1; of more of them where few leave it open."""
         kept = self._trial.pictures.count_kept(concept, concept.unit)
+        done()
         drawn = [*self.fitting["source"], *self.held_out["source"]]
         for turn in range(MORE_TURNS):
             if kept.beside.is_known or not kept.beside.pictures:
@@ -338,6 +339,7 @@ class PictureLearner(Learner[str]):
             pictures = HeldOutPictures(self.adapter, prompts, self.settings, seed, self.batch)
             kept += pictures.count_kept(concept, concept.unit)
             drawn += more
+            done()
         return kept
 
     @cached_property
@@ -359,7 +361,10 @@ class PictureLearner(Learner[str]):
     @cached_property
     def _trial(self) -> PictureTrial:
         latents, settings = self._unsteered.latents, self.settings
-        return PictureTrial(self.adapter, latents, self.held_out, self.content, settings, self.seed, self.batch)
+        with progress_bar(PictureTrial.PARTS, "drawing held-out pictures", self.show_progress) as bar:
+            return PictureTrial(
+                *(self.adapter, latents, self.held_out, self.content, settings, self.seed, self.batch), bar.update
+            )
 
     @property
     def _roots(self) -> Roots:
@@ -442,11 +447,12 @@ class PictureLearner(Learner[str]):
         capture = Capture(self.edges, seed=self.seed, find_words=find_words)
         parts: dict[str, dict[str, list[torch.Tensor]]] = {}
         batches = self._batches() if batches is None else batches
+        steps = {batch: 1 if batch[0] == MORE else settings.steps for batch in batches}
         with (
             BatchLayout(adapter, positions=self.positions) as layout,
             visit(roots, sites, capture, layout.describe()),
             LateMeans(layout, self.mask_sites if masks else (), lambda site, x: pool_patches(x)) as means,
-            progress_bar(len(batches), label, self.show_progress and bool(label)) as bar,
+            progress_bar(sum(steps.values()), label, self.show_progress and bool(label)) as bar,
         ):
             for side, start in batches:
                 if side != capture.kind:
@@ -455,18 +461,18 @@ class PictureLearner(Learner[str]):
                 part = slice(start, start + self.batch)
                 texts, seeds = self._texts[side][part], seeds_for(self._texts[side], self.seed)[part]
                 steering = learned if recipe is not None and recipe.steers(side) else None
-                drawn = replace(settings, steps=1) if side == MORE else settings
+                drawn = replace(settings, steps=steps[side, start])
                 with nullcontext() if steering is None else Steering({steering: 1.0}).attach(roots, layout.describe()):
                     latents = latents_of(adapter, texts, seeds, drawn, self.batch)
                 if side == MORE:  # of which the embeddings are wanted, and no pictures
                     means.take()
-                    bar.update()
+                    bar.update(steps[side, start])
                     continue
                 grids = {str(site): compact(mean) for site, mean in means.take().items() if side in MASK_SIDES}
                 for name, tensor in {LATENTS: latents, **grids}.items():
                     parts.setdefault(side, {}).setdefault(name, []).append(tensor)
                 self._check_bins(capture, sites)
-                bar.update()
+                bar.update(steps[side, start])
         return capture, {side: {name: torch.cat(own) for name, own in named.items()} for side, named in parts.items()}
 
 
