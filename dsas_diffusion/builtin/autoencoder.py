@@ -27,7 +27,7 @@ def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
 
 
 #: named as the class that it is one of, which is what files and messages tell
-AcceptedAutoencoder = _Accepted(
+AcceptedAutoencoder: Any = _Accepted(
     AutoencoderTiny.__name__,
     (AutoencoderTiny,),
     {"__module__": AutoencoderTiny.__module__, "__doc__": AutoencoderTiny.__doc__, "__reduce_ex__": _reduce},

@@ -538,5 +538,5 @@ def test_no_heat_says_what_was_recorded(tiny_pipe: Any) -> None:
         for wrong in ({"image": 1}, {"site": "unet.nowhere"}, {"root": "text_encoder"}):
             with pytest.raises(DSASError, match="no heat for 'random'"):
                 steering.trace.heat("random", (32, 32), **wrong)
-        with pytest.raises(DSASError, match="no heat for 'other'"):
+        with pytest.raises(DSASError, match="no concept 'other' is traced; there is random"):
             steering.trace.heat("other", (32, 32))
