@@ -33,7 +33,7 @@ def calibrate(
     guidance: float | None = None,
     size: int | None = None,
     seed: int | None = None,
-    drift: float = 0.05,
+    drift: float = 0.1,
     batch: int = 8,
     show_progress: bool = False,
 ) -> Concept:

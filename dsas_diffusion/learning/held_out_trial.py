@@ -90,6 +90,14 @@ class PictureTrial(HeldOutTrial):
         """The share of pictures that a map strength changes where they must stay."""
         return self.pictures.count_kept(concept, strength).drift
 
+    def harm(self, concept: Concept, strength: float, drift_limit: float) -> float:
+        """The larger share of pictures that change, without the concept and beside it, in parts of the limit.
+
+        Beside it, as many may change as at a strength of 1, where that is more than the limit.
+        """
+        kept, usual = (self.pictures.count_kept(concept, at) for at in (strength, concept.unit))
+        return max(kept.without.share / drift_limit, kept.beside.share / max(drift_limit, usual.beside.share))
+
     def is_promising(self, concept: Concept) -> bool:
         """Whether a large map strength has much of the effect, so that the right one is worth finding."""
         units = units_of(concept.method)

@@ -33,6 +33,11 @@ class Part:
         return Part(self.changed + other.changed, self.pictures + other.pictures)
 
     @property
+    def share(self) -> float:
+        """Of the pictures, those that changed; 0 where there are none."""
+        return self.changed / max(1, self.pictures)
+
+    @property
     def is_known(self) -> bool:
         """Whether the share is known within `NARROW`, by Wilson's interval of 95 %."""
         n = max(1, self.pictures)

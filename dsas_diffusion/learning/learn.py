@@ -83,7 +83,7 @@ def learn(
     positions: str = "all",
     guidance: float | None = None,
     size: int | None = None,
-    drift: float = 0.05,
+    drift: float = 0.1,
     batch: int = 8,
     masks: Masks | None = None,
     store: str | Path | None = None,
@@ -204,7 +204,7 @@ class PictureLearner(Learner[str]):
     """
 
     LIBRARIES = ("diffusers", "transformers")
-    DRIFT = 0.05
+    DRIFT = 0.1
 
     def __init__(
         self,
