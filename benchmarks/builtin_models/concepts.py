@@ -53,6 +53,8 @@ CONCEPTS: Mapping[str, ShippedConcept] = {
     "vehicles-pixelated": ShippedConcept(settings=FEW),
     "animals-blurred": ShippedConcept(settings=FEW),
     "fruit-grey": ShippedConcept(settings=FEW),
+    # by patches: heat-maps show where it steers, words of the prompt can limit it, and processors can attach it
+    "crown-grey": ShippedConcept(settings={**FEW, "sites": "denoiser"}),
     "red-to-blue": ShippedConcept(settings=FEW),
     "grass-to-snow": ShippedConcept(settings=FEW),
     "rudeness": ShippedConcept("builtin:chat"),

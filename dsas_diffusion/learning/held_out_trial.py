@@ -95,8 +95,9 @@ class PictureTrial(HeldOutTrial):
 
         Beside it, as many may change as at a strength of 1, where that is more than the limit.
         """
+        limit = max(drift_limit, 1e-6)
         kept, usual = (self.pictures.count_kept(concept, at) for at in (strength, concept.unit))
-        return max(kept.without.share / drift_limit, kept.beside.share / max(drift_limit, usual.beside.share))
+        return max(kept.without.share / limit, kept.beside.share / max(limit, usual.beside.share))
 
     def is_promising(self, concept: Concept) -> bool:
         """Whether a large map strength has much of the effect, so that the right one is worth finding."""
