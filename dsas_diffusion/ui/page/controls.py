@@ -46,10 +46,14 @@ def strength_sliders(concepts: Iterable[Concept], elem_id: str) -> list[gr.Slide
     """A slider for each concept; the first begins at one unit, the others at 0."""
     sliders = []
     for i, concept in enumerate(concepts):
-        settings = slider_settings(concept)
-        start = 0.0 if i else min(1.0, settings["maximum"])
+        start, settings = 0.0 if i else first_strength(concept), slider_settings(concept)
         sliders.append(gr.Slider(value=start, step=STEP, buttons=["reset"], elem_id=f"{elem_id}-{i}", **settings))
     return sliders
+
+
+def first_strength(concept: Concept) -> float:
+    """One unit, or as much of it as the concept's slider has."""
+    return min(1.0, slider_ends(concept, STEP)[1])
 
 
 def slider_settings(concept: Concept) -> dict[str, Any]:

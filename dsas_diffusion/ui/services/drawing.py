@@ -66,13 +66,25 @@ class Order:
 
 @dataclass(frozen=True)
 class GateReading:
-    """What one concept's gate read of a picture: mean and highest h where it steers, words at which it was open."""
+    """What one concept's gate read of a picture.
+
+    Args:
+        concept: its name.
+        strength: in units.
+        mean_h: mean h where it steers.
+        highest_h: highest h there.
+        words: of the prompt, at which it was open.
+        absent: things among these words that the picture does not show without steering, as far as that is known.
+        drawn: things among them that it does show.
+    """
 
     concept: str
     strength: float
     mean_h: float
     highest_h: float
     words: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ class Drawing:
         trace: of the steered picture.
         area: share of the picture that was steered, where the rest was kept; None where it was not.
         unplaced: concepts because of which the rest could not be kept: they have no place in pictures.
+        ahead: whether it ships with the package: nothing was drawn here.
     """
 
     order: Order
@@ -110,6 +123,7 @@ class Drawing:
     trace: PictureTrace | None = None
     area: float | None = None
     unplaced: tuple[str, ...] = ()
+    ahead: bool = False
 
     @property
     def untouched(self) -> bool:

@@ -23,6 +23,13 @@ from ..services.picture_service import steered_sites
 SCHEDULES = {"the same at every step": "constant", "window": "window", "straight line": "linear", "cosine": "cosine"}
 
 
+#: what the two numbers of a schedule are
+LABELS = {
+    "window": ("from timestep", "to timestep"),
+    **dict.fromkeys(("linear", "cosine"), ("factor at noise", "factor at the end")),
+}
+
+
 class AdvancedSettings:
     """Components and handlers, created within the page's layout.
 
@@ -52,9 +59,9 @@ class AdvancedSettings:
             self.combine = gr.Radio(COMBINE, value="sum", label="Several concepts at one place", elem_id="combine")
 
     @property
-    def inputs(self) -> set[Any]:
+    def held(self) -> list[Any]:
         """The components that `order_fields` reads."""
-        return {self.steps, self.guidance, self.kind, self.first, self.last, self.branch, self.combine, self.sites}
+        return [self.steps, self.guidance, self.kind, self.first, self.last, self.branch, self.combine, self.sites]
 
     def wire(self) -> None:
         """Have the schedule drawn when it is changed."""
@@ -86,11 +93,18 @@ class AdvancedSettings:
         """Updates of the two numbers of a schedule and of its picture, for a kind that was chosen."""
         if kind == "constant":
             return gr.update(visible=False), gr.update(visible=False), markup.render_schedule(Schedule.constant(1.0))
-        ends = {"from timestep": 800.0, "to timestep": 200.0}
-        if kind != "window":
-            ends = {"factor at noise": 0.0, "factor at the end": 1.0}
-        updates = [gr.update(visible=True, value=value, label=label) for label, value in ends.items()]
-        return *updates, markup.render_schedule(make_schedule(kind, *ends.values()))
+        ends = (800.0, 200.0) if kind == "window" else (0.0, 1.0)
+        updates = [gr.update(visible=True, value=value, label=x) for x, value in zip(LABELS[kind], ends, strict=True)]
+        return *updates, markup.render_schedule(make_schedule(kind, *ends))
+
+    def reveal(self, values: Mapping[Any, Any]) -> list[Any]:
+        """Updates of components to these values; the two numbers of a schedule are shown where it has them."""
+        kind = values[self.kind]
+        ends = dict(zip((self.first, self.last), LABELS.get(kind, ("", "")), strict=True))
+        return [
+            gr.update(value=value, visible=kind != "constant", label=ends[part]) if part in ends else value
+            for part, value in values.items()
+        ]
 
     def draw_schedule(self, kind: str, first: float | None, last: float | None) -> str:
         """The schedule as a line, or what is wrong with its numbers."""

@@ -12,11 +12,13 @@ import gradio as gr
 from dsas_core.errors import DSASError
 
 from ...steering.concept_masks import localises
-from ..page import controls, markup
-from ..page.session import MAX_OWN_CONCEPTS, Session, report_errors, until_failure
+from ..page import controls
+from ..page.session import MAX_OWN_CONCEPTS, Past, Session, report_errors, until_failure
 from ..services.drawing import MAX_CHARACTERS, Order
+from ..services.example import load_example
 from ..services.picture_service import PictureService, steered_sites
 from .advanced import AdvancedSettings
+from .canvas import Canvas
 
 EXAMPLES = (
     "a banana and a dog on the grass",
@@ -47,14 +49,13 @@ class CreateTab:
             label, placeholder, MAX_CHARACTERS, "prompt", examples, {"draw": "Draw"}, width=120
         )
         with gr.Row():
-            with gr.Column(scale=5, min_width=300):
+            with gr.Column(scale=5, min_width=300, elem_id="knobs"):
                 self._add_knobs()
-            with gr.Column(scale=6, min_width=300, elem_id="canvas"):
-                layout: dict[str, Any] = {"slider_position": 25, "max_height": 560, **controls.PICTURE}
-                self.compare = gr.ImageSlider(label="unsteered | steered", type="pil", elem_id="compare", **layout)
-                self.explain = gr.HTML(markup.render_drawing(None), elem_id="explain")
-        self.inputs: set[Any] = {self.session, self.prompt, self.gate, self.preserve, *self.sliders}
-        self.inputs |= self.seed.inputs | self.advanced.inputs
+            with gr.Column(scale=8, min_width=300, elem_id="canvas"):
+                self.canvas = Canvas()
+        #: what a picture depends on, and a place in the history gives back
+        self.held = [self.prompt, *self.sliders, self.preserve, self.gate, self.seed.seed, *self.advanced.held]
+        self.inputs: set[Any] = {self.session, self.canvas.view, self.seed.locked, *self.held}
         self.draw_events = self._wire()
 
     def _add_knobs(self) -> None:
@@ -85,8 +86,8 @@ class CreateTab:
     # ---- events -----------------------------------------------------------------------------------------------------
 
     def _wire(self) -> list[Any]:
-        outputs = [self.session, self.compare, self.explain, self.seed.seed]
-        queue = controls.queue_settings("pipe", self.compare)
+        outputs = [self.session, *self.canvas.outputs, self.seed.seed]
+        queue = controls.queue_settings("pipe", [self.canvas.steered, self.canvas.compare])
         events = [self.draw_button.click, self.prompt.submit]
         latest = {"trigger_mode": "always_last", **queue}
         draw_events = [
@@ -97,26 +98,48 @@ class CreateTab:
         count = "(live, count) => live ? count + 1 : count"
         released = [slider.release for slider in self.sliders]
         gr.on(released, None, [self.live, self.let_go], self.let_go, js=count, **controls.QUICK)
+        self.canvas.wire(self.session)
         self.seed.wire()
         self.advanced.wire()
         return draw_events
+
+    @property
+    def at_load(self) -> tuple[Any, ...]:
+        """Handler, inputs and outputs of the event that fills the page when it is loaded."""
+        return report_errors(self.begin), [self.session, self.canvas.view], [self.session, *self.canvas.outputs]
+
+    def begin(self, session: Session, view: str) -> tuple[Any, ...]:
+        """The example that was drawn ahead, where this model drew it and its concepts are here."""
+        if session.drawing is None:
+            session.drawing = load_example(self.service, self.first_order())
+        return session, *self.canvas.show(session.drawing, view)
 
     def draw(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
         """Both pictures, the unsteered one first; with another seed, where that is not kept."""
         yield from self.draw_live(self.seed.redraw(data))
 
     def draw_live(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
-        """Both pictures, the unsteered one first, with the seed as it is: the difference is what the slider did."""
-        session: Session = data[self.session]
-        updates = self._updates(session, data)
-        yield from until_failure(updates, lambda note: (session, gr.skip(), note, gr.skip()), "Drawing failed.")
+        """Both pictures, the unsteered one first, with the seed as it is: the difference is what the slider did.
 
-    def _updates(self, session: Session, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
+        After an error the pictures are again those that were there, with what was said of them.
+        """
+        session, view = data[self.session], data[self.canvas.view]
+
+        def failed(note: str) -> tuple[Any, ...]:
+            return session, *self.canvas.show(session.drawing, view, note), gr.skip()
+
+        yield from until_failure(self._updates(session, view, data), failed, "Drawing failed.")
+
+    def _updates(self, session: Session, view: str, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
         order = self.order(data)
         for drawing in self.service.draw(order, session.concepts(self.service)):
-            session.drawing = drawing
-            pair = controls.as_shown(drawing.base), controls.as_shown(drawing.steered or drawing.base)
-            yield session, pair, markup.render_drawing(drawing), order.seed
+            if drawing.steered is not None:
+                session.show(drawing, (data[part] for part in self.held))
+            yield session, *self.canvas.show(drawing, view), order.seed
+
+    def first_order(self) -> Order:
+        """What the components ask for when the page is loaded."""
+        return self.order({self.session: Session(), **{part: part.value for part in self.held}})
 
     def order(self, data: Mapping[Any, Any]) -> Order:
         """What the components ask for.
@@ -128,7 +151,8 @@ class CreateTab:
         strengths = [controls.read_number(data[slider], "strength") for slider in self.sliders]
         if any(strengths[len(names) :]):
             raise DSASError(
-                "your own concepts are forgotten after an hour: reload the page, and learn or bring them again"
+                "this page was left alone for more than an hour: reload it, and your own concepts that this browser "
+                "keeps come back"
             )
         fields = self.advanced.order_fields(data, self.service.defaults)
         fields |= {"strengths": dict(zip(names, strengths, strict=False)), "gate": data[self.gate]}
@@ -136,11 +160,26 @@ class CreateTab:
         return Order(data[self.prompt] or "", controls.read_seed(data[self.seed.seed]), **fields)
 
     def slots(self, session: Session) -> list[Any]:
-        """Updates of the sliders and of the list of layers, for the concepts that a visitor has; strengths stay."""
+        """Updates of the sliders and of the list of layers, for the concepts that a visitor has.
+
+        Strengths stay, unless a concept is new: it begins at one unit, and the others at 0.
+        """
         concepts = list(session.concepts(self.service).values())
         updates = [gr.update(visible=True, **controls.slider_settings(concept)) for concept in concepts]
         updates += [gr.update(visible=False, value=0)] * (len(self.sliders) - len(updates))
+        if session.newest is not None:
+            starts = [controls.first_strength(it) if it.name == session.newest else 0.0 for it in concepts]
+            starts += [0.0] * (len(updates) - len(starts))
+            updates = [{**update, "value": start} for update, start in zip(updates, starts, strict=True)]
+            session.newest = None
         return [*updates, gr.update(choices=steered_sites(concepts))]
+
+    def restore(self, session: Session, past: Past, view: str) -> tuple[Any, ...]:
+        """Updates of the pictures, and of all that they depend on, to what they were."""
+        session.drawing = past.drawing
+        return *self.canvas.show(past.drawing, view), *self.advanced.reveal(
+            dict(zip(self.held, past.held, strict=True))
+        )
 
 
 class SeedControls:
@@ -152,11 +191,6 @@ class SeedControls:
             with gr.Column(min_width=160):
                 self.locked = gr.Checkbox(True, label="keep the seed", elem_id="locked", container=False)
                 self.dice = gr.Button("🎲 another seed", size="sm", elem_id="dice")
-
-    @property
-    def inputs(self) -> set[Any]:
-        """The components that `redraw` reads."""
-        return {self.seed, self.locked}
 
     def wire(self) -> None:
         """Have the button draw another seed."""

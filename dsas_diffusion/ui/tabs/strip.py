@@ -35,7 +35,7 @@ class StripTab:
             self.concept = concept_choice(self.service.concepts, "Concept", "strip-concept")
             self.count = gr.Slider(3, MAX_PICTURES, 7, step=1, label="Pictures", elem_id="strip-count")
             self.button = gr.Button("Draw the strip", variant="primary", elem_id="strip-draw")
-        self.message = gr.HTML("", elem_id="strip-told")
+        self.problem, self.message = gr.HTML("", elem_id="strip-problem"), gr.HTML("", elem_id="strip-told")
         layout: dict[str, Any] = {"columns": 7, "height": None, "object_fit": "contain"}
         self.gallery = gr.Gallery(label="strengths", elem_id="strip-gallery", **layout, **PICTURE)
         with gr.Row():
@@ -47,16 +47,16 @@ class StripTab:
                     for kind, what in DOWNLOADS.items()
                 ]
         inputs = {*create.inputs, self.concept, self.count}
-        outputs = [self.message, self.gallery, self.animation, *self.downloads]
+        outputs = [self.problem, self.message, self.gallery, self.animation, *self.downloads]
         self.button.click(report_errors(self.draw), inputs, outputs, **queue_settings("pipe", self.gallery))
 
     def draw(self, data: Mapping[Any, Any], progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-        """Updates with the strip, its animation, and both as files."""
+        """Updates with the strip, its animation, and both as files; after an error the strip stays, with its line."""
         try:
-            return self._updates(data, progress)
+            return "", *self._updates(data, progress)
         except DSASError as error:
             warn(error)
-            return markup.render_note(str(error), "warned"), *(gr.skip() for _ in range(5))
+            return markup.render_note(str(error), "warned"), *(gr.skip() for _ in range(6))
 
     def _updates(self, data: Mapping[Any, Any], progress: Any) -> tuple[Any, ...]:
         session: Session = data[self.create.session]
