@@ -84,9 +84,9 @@ def render_evidence(concept: Concept) -> str:
     )
 
 
-def render_advice(hints: Sequence[str], fine: str) -> str:
-    """Hints as a list; `fine` where there are none."""
-    return _render("advice", hints=hints, fine=fine)
+def render_advice(hints: Sequence[str], checked: str) -> str:
+    """Hints as a list; where there are none, a line on what was `checked`."""
+    return _render("advice", hints=hints, checked=checked)
 
 
 def render_progress(progress: LearnProgress) -> str:

@@ -67,7 +67,7 @@ class CreateTab:
             for i in range(len(concepts), len(concepts) + MAX_OWN_CONCEPTS)
         ]
         with gr.Row(equal_height=True):
-            self.live = gr.Checkbox(False, label="draw when a slider is let go", elem_id="live", min_width=200)
+            self.live = gr.Checkbox(False, label="draw when a slider is let go", elem_id="live", min_width=160)
             self.let_go = gr.Number(0, label="how often one was let go", visible="hidden", elem_id="let-go")
             zero = gr.Button("All to 0", size="sm", elem_id="zero", min_width=90)
             zero.click(None, None, self.sliders, js=f"() => {json.dumps([0] * len(self.sliders))}", **controls.QUICK)
@@ -110,7 +110,7 @@ class CreateTab:
 
     def begin(self, session: Session, view: str) -> tuple[Any, ...]:
         """The example that was drawn ahead, where this model drew it and its concepts are here."""
-        if session.drawing is None:
+        if session.drawing is None and self.prompt.value:
             session.drawing = load_example(self.service, self.first_order())
         return session, *self.canvas.show(session.drawing, view)
 

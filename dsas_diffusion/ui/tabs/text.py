@@ -80,12 +80,15 @@ class TextTab:
     # ---- events -----------------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
-        events, outputs = [self.send.click, self.message.submit], [self.said, self.problem, self.explain, self.tokens]
+        events: list[Any] = [self.send.click, self.message.submit]
+        outputs: list[Any] = [self.said, self.problem, self.explain, self.tokens]
         queue = {"show_progress": "minimal", **controls.queue_settings("text", self.explain)}
         writes = gr.on(events, report_errors(self.write), self.inputs, [self.session, *outputs], **queue)
         self.stop.click(report_errors(self.describe_stop), self.session, self.problem, cancels=writes, **controls.QUICK)
         inputs = [self.session, self.concept]
-        self.anew.click(report_errors(self.begin_anew), inputs, [self.session, *outputs], cancels=writes, **controls.QUICK)
+        self.anew.click(
+            report_errors(self.begin_anew), inputs, [self.session, *outputs], cancels=writes, **controls.QUICK
+        )
         self.concept.input(report_errors(self.color_tokens), inputs, self.tokens, **controls.QUICK)
 
     def write(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
