@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from dsas_core import Auto, Concept, DSASError, shipped
 
+from .drawing.grid import draw_grid
+from .drawing.picture_files import read_settings
+from .drawing.prompt_tags import parse_prompt
 from .learning.calibrate import calibrate
 from .learning.illustrate import illustrate
 from .learning.learn import Lesson, learn
@@ -25,10 +28,13 @@ __all__ = [
     "Lesson",
     "Schedule",
     "calibrate",
+    "draw_grid",
     "find_sites",
     "illustrate",
     "learn",
     "load_pipeline",
+    "parse_prompt",
+    "read_settings",
     "shipped",
     "steer",
 ]

@@ -13,7 +13,7 @@ import torch
 from ..concept.concept import Concept
 from ..errors import DSASError, UnsupportedError, quote
 from ..model.sites import Roots
-from ..utils.numbers import KINDS, accepts, number, python_number
+from ..utils.numbers import KINDS, accepts, number, python_number, read_number
 
 AUTO = "auto"
 
@@ -137,6 +137,26 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
     def auto_of(self, name: str) -> Auto | None:
         """The `Auto` of a concept; None where its strength is a number."""
         return self._autos.get(name)
+
+
+def read_strength(text: str) -> float | Auto:
+    """The strength that a text spells: a number, `auto`, or `auto:P` with a probability as its target.
+
+    Raises:
+        DSASError: anything else, or a number out of bounds.
+
+    Example:
+        >>> read_strength("-0.5"), str(read_strength("auto:0.2"))
+        (-0.5, 'auto:0.2')
+    """
+    kind, colon, target = text.partition(":")
+    if kind == AUTO:
+        return Auto(read_number("factor", target, f"strength {AUTO}")) if colon else Auto()
+    try:
+        strength: float = read_number("strength", text)
+    except DSASError as error:
+        raise DSASError(f"{error}; or {AUTO}, or {AUTO}:P") from None
+    return strength
 
 
 def load_concepts(

@@ -120,6 +120,30 @@ def number(kind: str, value: Any, name: str | None = None) -> Any:
     return found if KINDS[kind].whole else float(found)
 
 
+def read_number(kind: str, text: str, name: str | None = None) -> Any:
+    """The number of a kind that a text spells, in plain digits.
+
+    Args:
+        kind: of `KINDS`.
+        text: as the user wrote it.
+        name: what messages call it; by default the kind.
+
+    Raises:
+        DSASError: no number, or one out of bounds.
+
+    Example:
+        >>> read_number("steps", "12"), read_number("strength", "-0.5")
+        (12, -0.5)
+    """
+    try:
+        value: object = (int if KINDS[kind].whole else float)(text)
+    except ValueError:
+        value = None
+    if not accepts(kind, value) or not text.isascii() or "_" in text:
+        raise DSASError(f"{name or kind}: expected {KINDS[kind]}, found {quote(text)}")
+    return value
+
+
 def optional(kind: str, value: Any, name: str | None = None) -> Any:
     """As `number`, or None where None is given.
 

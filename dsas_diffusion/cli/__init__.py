@@ -3,7 +3,8 @@
 To add a command:
     1. `commands/NAME.py`, whose docstring begins "`dsas NAME`: what it does", which is its help;
     2. in it `run(args)`, which does the work and returns the result as plain data;
-    3. and `report(document)`, which prints that for people (`--json` prints the data instead);
+    3. and `report(document)`, which prints that for people (`--json` prints the data instead); perhaps also
+       `presets(args)`, which returns defaults that an argument tells, as --from does;
     4. in `options.yaml` an entry NAME under `commands`, with its options.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done, 1 an error, 2 wrong usage, 130
@@ -18,7 +19,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from itertools import islice
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         given = sys.argv[1:] if argv is None else list(argv)
         args = _parse(parser(), given)
+        if presets := args.presets(args):  # what takes the place of defaults is told by an argument
+            args.subparser.set_defaults(**presets)
+            args = _parse(args.parser, given)
         before = _written(args)
         args.command = shlex.join(["dsas", *given])
         with warnings.catch_warnings():
@@ -170,7 +174,9 @@ def parser() -> argparse.ArgumentParser:
         purpose = (command.__doc__ or "").splitlines()[0].split(": ", 1)[1]
         subparser = commands.add_parser(name, help=purpose, description=purpose[0].upper() + purpose[1:])
         add_options(subparser, [*options, "output"])
-        subparser.set_defaults(run=command.run, report=command.report, usage=subparser.error)
+        presets: Callable[[argparse.Namespace], Mapping[str, object]] = getattr(command, "presets", lambda _: {})
+        subparser.set_defaults(run=command.run, report=command.report, presets=presets, usage=subparser.error)
+        subparser.set_defaults(parser=dsas, subparser=subparser)
     return dsas
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dsas_core.errors import DSASError, PromptError, quote
-from dsas_core.steering.strengths import AUTO, Auto
-from dsas_core.utils.numbers import KINDS, accepts
+from dsas_core.steering.strengths import AUTO, Auto, read_strength
+from dsas_core.utils.numbers import KINDS, read_number
 from dsas_core.utils.reading.plain_yaml import parse_yaml
 
 from ..steering.schedule import Schedule
@@ -35,14 +36,10 @@ def number_type(kind: str) -> Callable[[str], Any]:
     """
 
     def parse(text: str) -> Any:
-        bounds = KINDS[kind]
         try:
-            value: object = (int if bounds.whole else float)(text)
-        except ValueError:
-            value = None
-        if not accepts(kind, value) or not text.isascii() or "_" in text:
-            raise ArgumentTypeError(f"expected {bounds}, found {quote(text)}")
-        return value
+            return read_number(kind, text)
+        except DSASError:
+            raise ArgumentTypeError(f"expected {KINDS[kind]}, found {quote(text)}") from None
 
     return parse
 
@@ -59,7 +56,7 @@ def anything(text: str) -> str:
     return text
 
 
-_strength, _factor, _timestep = map(number_type, ("strength", "factor", "timestep"))
+_factor, _timestep, _side = map(number_type, ("factor", "timestep", "size"))
 
 
 def name_and_value(text: str) -> tuple[str, Any]:
@@ -79,6 +76,48 @@ def name_and_word(text: str) -> tuple[str, str]:
     if not (name and word.strip()):
         raise ArgumentTypeError(f"expected NAME=WORD, found {quote(text)}")
     return name, word
+
+
+def sides(text: str) -> int | tuple[int, int]:
+    """`512`, or `768x512` for width and height.
+
+    Example:
+        >>> sides("96x64"), sides("64")
+        ((96, 64), 64)
+    """
+    parts = [_side(part.strip()) for part in re.split("[x×]", text.lower())]
+    if len(parts) > 2:
+        raise ArgumentTypeError(f"expected PIXELS or WIDTHxHEIGHT, found {quote(text)}")
+    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
+
+
+def axis(text: str) -> tuple[str, list[Any]]:
+    """`KIND=VALUE,VALUE`: what varies along one side of a grid; `prompt` has the prompts of another option.
+
+    Example:
+        >>> axis("strength=-1,auto"), axis("seed=1,2")
+        (('strength', [-1.0, Auto(target=0.5, cap=2.0)]), ('seed', [1, 2]))
+    """
+    key, equals, given = text.partition("=")
+    kind = key.partition(":")[0]
+    if key == "prompt" and not equals:
+        return key, []
+    read = _AXES.get(kind)
+    if read is None or not given.strip():
+        kinds = ", ".join(f"{name}=…" for name in _AXES)
+        raise ArgumentTypeError(f"expected {kinds} with values between commas, or prompt; found {quote(text)}")
+    try:
+        return key, [read(value.strip()) for value in given.split(",")]
+    except DSASError as error:
+        raise ArgumentTypeError(f"{key}: {error}") from None
+
+
+#: kind of an axis -> the type of its values
+_AXES: Mapping[str, Callable[[str], Any]] = {
+    "strength": read_strength,
+    "concept": filled,
+    **{kind: partial(read_number, kind) for kind in ("seed", "steps", "guidance")},
+}
 
 
 def schedule(text: str) -> Schedule:
@@ -130,10 +169,7 @@ def concept_and_strength(text: str) -> tuple[str, float | Auto]:
         if meant:
             raise ArgumentTypeError(f"found {quote(text)}: did you mean {meant[1]}={meant[2]}?")
         return text, 1.0
-    kind, colon, target = strength.partition(":")
-    if kind != AUTO:
-        return folder, _strength(strength)
     try:
-        return folder, Auto(_factor(target)) if colon else Auto()
+        return folder, read_strength(strength)
     except DSASError as error:
         raise ArgumentTypeError(str(error)) from None

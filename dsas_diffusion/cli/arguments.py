@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from dsas_core.steering.strengths import Auto, Strength
 from dsas_core.utils.processes import Share, process_share
 from dsas_core.utils.progress import progress_bar
 
+from ..drawing.shelf import warn_beyond_range
 from ..generation.settings import Settings, settings_of
 from ..pipelines.adapter import PipelineAdapter, adapt
 from ..pipelines.load import load_pipeline
@@ -55,6 +55,8 @@ def read_preserve(given: bool | str) -> Any:
     """
     if given is True or given is False or given == "latents":
         return given
+    if given == "off":
+        return False
     try:
         with Image.open(given) as picture:
             return read_masks(picture)
@@ -98,14 +100,7 @@ def read_concepts(pairs: Sequence[tuple[str, float | Auto]]) -> dict[Concept, St
         if concept.name in (other.name for other in concepts):
             raise DSASError(f"two concepts are named {concept.name!r}: give one strength to one concept")
         concepts[concept] = strength
-        if concept.range is not None and not isinstance(strength, Auto):
-            low, high = concept.range
-            if not low <= strength <= high:
-                warnings.warn(
-                    f"strength {strength:g} of {concept.name!r} is beyond its range, {low:g} to {high:g}: results may "
-                    "fall apart, or no longer change",
-                    stacklevel=1,
-                )
+        warn_beyond_range(concept, strength)
     return concepts
 
 

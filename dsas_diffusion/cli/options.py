@@ -18,22 +18,27 @@ from dsas_core.learning.recipe import Recipe
 from dsas_core.steering.steering import COMBINE, WITHIN
 from dsas_core.utils.numbers import KINDS
 
+from ..drawing.picture_settings import GATES
 from ..pipelines.batch_layout import BRANCHES
 from ..steering.steer import ATTACH
 from . import argument_types
 
-#: value of --gate -> `gate` of `steer`
-GATES = {"own": None, "on": "on", "off": "off"}
 #: what `options.yaml` names as $NAME
 VALUES: Mapping[str, Any] = {
     "ARMS": tuple(ARMS),
     "ATTACH": ATTACH,
+    "AXIS": (
+        "what varies: strength=-1,0,1 (of the only concept; strength:NAME=… of one of several), seed=1,2,3, "
+        "concept=FOLDER,FOLDER (each at strength 1, or that of --concept), prompt (those of --prompt), steps=4,12, "
+        "guidance=1,3"
+    ),
     "BRANCHES": BRANCHES,
     "COMBINE": COMBINE,
     "CONCEPT": "a concept's folder, its Hub name, or builtin:NAME",
     "COUNT": COUNT,
     "GATES": tuple(GATES),
     "KEEP_PROMPTS": KEEP,
+    "PROMPT": "what to draw; <dsas:NAME:0.5> in it sets the strength of a concept for this prompt",
     "PLAN_COUNT": Plan.count,
     "PLAN_SEEDS": Plan.seeds,
     # the fields of a recipe that have no option of their own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -12,21 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, PngImagePlugin
-
 from dsas_core.errors import DSASError, shorten
 from dsas_core.utils.saving import files as files_of_core
 from dsas_core.utils.saving.files import as_json, check_replaceable, writing
 from dsas_core.utils.saving.folders import names_in, settle
 from dsas_core.utils.saving.signature import PNG_KEYWORD, UNSIGNED, is_signed, sign
 
-#: suffix -> format of the pictures that can be written
-IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-
-#: key of a file's signature in its settings
-SIGNATURE = "signature"
-#: characters of settings that Exif data have room for
-_LONGEST_DESCRIPTION = 60_000
+from ..drawing.picture_files import SIGNATURE
 
 
 def one_line(message: object) -> str:
@@ -205,37 +196,6 @@ def _is_of_old(content: bytes) -> bool:
 def encode_settings(document: Mapping[str, Any]) -> bytes:
     """Settings as the content of a JSON file, which has its signature under `SIGNATURE`."""
     return sign(as_json({**document, SIGNATURE: UNSIGNED}).encode())
-
-
-def encode_picture(picture: Image.Image, settings: Mapping[str, Any], suffix: str = ".png") -> bytes:
-    """Encode a picture as the content of a file.
-
-    Args:
-        picture: the picture.
-        settings: how it was drawn; the file has it: a PNG in its text chunk "dsas", the others in their Exif data.
-        suffix: of the file, a key of IMAGE_FORMATS.
-    """
-    options: dict[str, Any] = {"quality": 95}
-    if suffix == ".png":
-        note = PngImagePlugin.PngInfo()
-        note.add_text("dsas", as_json(settings))
-        note.add_text(PNG_KEYWORD, UNSIGNED)
-        options = {"pnginfo": note}
-    else:
-        options["exif"] = exif_of(settings)
-    content = io.BytesIO()
-    picture.convert("RGB").save(content, IMAGE_FORMATS[suffix], **options)
-    return sign(content.getvalue())
-
-
-def exif_of(settings: Mapping[str, Any]) -> bytes:
-    """Exif data with the settings as a description, as far as they find room, and a place for the signature."""
-    exif = Image.Exif()
-    exif[ExifTags.Base.Software] = UNSIGNED
-    description = json.dumps({key: value for key, value in settings.items() if key != SIGNATURE})
-    if len(description) < _LONGEST_DESCRIPTION:
-        exif[ExifTags.Base.ImageDescription] = description
-    return exif.tobytes()
 
 
 def unknown_words_message(words: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from dsas_core.errors import UnavailableError
 from dsas_core.evaluation import Evaluation, Plan, RunStore, run_store
 from dsas_core.learning.prompts.prompt_set import PromptSet
 from dsas_core.steering.strengths import Auto
+from dsas_core.utils.numbers import optional
 
 from ..generation.compare import UNCHANGED, change
 from ..generation.pictures import latent_batches
@@ -102,7 +103,7 @@ def evaluate(
         >>> list(figures["arms"]), figures["prompts"]["source"][0]
         (['dsas'], 'a banana to the left of a house on a yellow background')
     """
-    settings = settings_of(pipe, steps, guidance, size)
+    settings = settings_of(pipe, steps, guidance, optional("size", size))
     return PictureEvaluation(
         concept, prompts, judge, run, plan or Plan(), adapt(pipe), settings, clip, features, masks
     ).report()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from dsas_core.errors import UnsupportedError
 from dsas_core.model.fingerprints import weights_digest
 from dsas_core.utils.progress import heartbeat
 from dsas_core.utils.versions import versions
@@ -45,22 +46,32 @@ def noise_like(latents: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
     return torch.cat(noise).to(latents)
 
 
-def seeds_for(prompts: Sequence[str], seed: int) -> list[int]:
+def seeds_for(prompts: Sequence[object], seed: int) -> list[int]:
     """One seed per prompt, from its place and the run's seed: the same place has the same noise on every side.
 
     Example:
         >>> seeds_for(["a banana", "a dog"], 0) == seeds_for(["a cat", "a car"], 0)
         True
     """
-    return [zlib.crc32(f"{seed}/{i}".encode()) for i in range(len(prompts))]
+    return [seed_at(seed, i) for i in range(len(prompts))]
+
+
+def seed_at(seed: int, place: int) -> int:
+    """The seed of the noise at one place of a run, see `seeds_for`."""
+    return zlib.crc32(f"{seed}/{place}".encode())
 
 
 @torch.no_grad()
 def latents_of(
-    adapter: PipelineAdapter, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
+    adapter: PipelineAdapter,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    batch: int = 8,
+    negative: str | None = None,
 ) -> torch.Tensor:
     """Denoised latents [n, channels, height, width] of each prompt; of FLUX and Qwen packed, [n, patches, width]."""
-    return torch.cat(list(latent_batches(adapter, prompts, seeds, settings, batch)))
+    return torch.cat(list(latent_batches(adapter, prompts, seeds, settings, batch, negative)))
 
 
 @torch.no_grad()
@@ -112,8 +123,9 @@ def draw_batches(
     options: dict[str, Any] = {scale: settings.guidance, "num_inference_steps": settings.steps, **more}
     if scale == "true_cfg_scale" and settings.guidance > 1 and negative is None:
         negative = " "  # without one it would not be guided
-    if settings.size is not None:
-        options.update(height=settings.size, width=settings.size)
+    if settings.sides is not None:
+        width, height = settings.sides
+        options.update(height=height, width=width)
         if "use_resolution_binning" in adapter.call_parameters:
             options["use_resolution_binning"] = False  # it would draw in another size, and resize
     for start in range(0, len(prompts), batch):
@@ -127,10 +139,35 @@ def draw_batches(
         yield result
 
 
-def size_of(adapter: PipelineAdapter, latents: torch.Tensor) -> tuple[int, int]:
-    """Height and width of the pictures that latents become, in pixels; packed ones are of squares."""
+def check_negative(adapter: PipelineAdapter, settings: Settings) -> None:
+    """Refuse a negative prompt that a pipeline does not read, and warn where guidance does not heed it.
+
+    Raises:
+        UnsupportedError: a pipeline without negative prompts, or one that reads them with an argument of its own.
+    """
+    parameters, kind = adapter.call_parameters, type(adapter.pipe).__name__
+    if "negative_prompt" not in parameters:
+        raise UnsupportedError(f"{kind} takes no negative prompt: leave it out")
+    if "true_cfg_scale" in parameters and guidance_argument(adapter) != "true_cfg_scale":
+        raise UnsupportedError(f"{kind} reads a negative prompt only with its own true_cfg_scale: leave it out")
+    if settings.guidance <= 1:
+        warnings.warn(
+            f"at guidance {settings.guidance:g} a negative prompt has no effect: raise guidance above 1", stacklevel=2
+        )
+
+
+def size_of(adapter: PipelineAdapter, latents: torch.Tensor, sides: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Height and width of the pictures that latents become, in pixels.
+
+    Args:
+        adapter: of the pipeline.
+        latents: of pictures.
+        sides: (width, height), which packed latents do not tell; None where they are of squares.
+    """
     scale: int = adapter.pipe.vae_scale_factor
     if latents.ndim == 3:
+        if sides is not None:
+            return sides[1], sides[0]
         side = 2 * math.isqrt(latents.shape[1]) * scale
         return side, side
     height, width = latents.shape[-2:]
@@ -138,8 +175,10 @@ def size_of(adapter: PipelineAdapter, latents: torch.Tensor) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def decode(adapter: PipelineAdapter, latents: torch.Tensor, batch: int = 32) -> list[Image.Image]:
-    """Decode latents, as `latents_of` returns them, to pictures."""
+def decode(
+    adapter: PipelineAdapter, latents: torch.Tensor, batch: int = 32, sides: tuple[int, int] | None = None
+) -> list[Image.Image]:
+    """Decode latents, as `latents_of` returns them, to pictures; `sides` as for `size_of`."""
     vae = adapter.pipe.vae
     if not bool(latents.isfinite().all()):
         warnings.warn(
@@ -153,7 +192,7 @@ def decode(adapter: PipelineAdapter, latents: torch.Tensor, batch: int = 32) -> 
     pictures: list[Image.Image] = []
     try:
         for chunk in latents.split(batch):
-            pixels = vae.decode(_vae_input(adapter, chunk.to(vae.dtype)), return_dict=False)[0]
+            pixels = vae.decode(_vae_input(adapter, chunk.to(vae.dtype), sides), return_dict=False)[0]
             pixels = pixels[:, :, 0] if pixels.ndim == 5 else pixels
             pictures += adapter.pipe.image_processor.postprocess(pixels, output_type="pil")
     finally:
@@ -162,17 +201,17 @@ def decode(adapter: PipelineAdapter, latents: torch.Tensor, batch: int = 32) -> 
     return pictures
 
 
-def _vae_input(adapter: PipelineAdapter, latents: torch.Tensor) -> torch.Tensor:
+def _vae_input(adapter: PipelineAdapter, latents: torch.Tensor, sides: tuple[int, int] | None = None) -> torch.Tensor:
     """Latents as the VAE takes them: unpacked, and not standardised."""
     pipe, vae, config = adapter.pipe, adapter.pipe.vae, adapter.pipe.vae.config
     if hasattr(pipe, "_unpatchify_latents"):
         if latents.ndim == 4:  # FLUX.2 [klein] has done it
             return latents
-        side = math.isqrt(latents.shape[1])
+        rows = math.isqrt(latents.shape[1]) if sides is None else sides[1] // (2 * pipe.vae_scale_factor)
         mean, deviation = _patch_scale(vae)
-        return pipe._unpatchify_latents(latents.transpose(1, 2).unflatten(2, (side, side)) * deviation + mean)
+        return pipe._unpatchify_latents(latents.transpose(1, 2).unflatten(2, (rows, -1)) * deviation + mean)
     if latents.ndim == 3:
-        latents = pipe._unpack_latents(latents, *size_of(adapter, latents), pipe.vae_scale_factor)
+        latents = pipe._unpack_latents(latents, *size_of(adapter, latents, sides), pipe.vae_scale_factor)
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
         shape = (-1, *(1,) * (latents.ndim - 2))
         mean, deviation = (latents.new_tensor(config[name]).view(shape) for name in ("latents_mean", "latents_std"))
@@ -196,9 +235,14 @@ def _patch_scale(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def pictures_of(
-    adapter: PipelineAdapter, prompts: Sequence[str], seeds: Sequence[int], settings: Settings, batch: int = 8
+    adapter: PipelineAdapter,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    batch: int = 8,
+    negative: str | None = None,
 ) -> list[Image.Image]:
-    """Draw a picture of each prompt.
+    """Draw a picture of each prompt; arguments as for `latent_batches`.
 
     Example:
         >>> from dsas_diffusion import load_pipeline
@@ -207,4 +251,4 @@ def pictures_of(
         >>> [picture.size for picture in pictures_of(adapter, ["a banana"], [7], Settings(steps=1, guidance=3.0))]
         [(64, 64)]
     """
-    return decode(adapter, latents_of(adapter, prompts, seeds, settings, batch))
+    return decode(adapter, latents_of(adapter, prompts, seeds, settings, batch, negative), sides=settings.sides)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dsas_core.errors import DSASError, UnsupportedError
-from dsas_core.utils.numbers import number
+from dsas_core.errors import DSASError, UnsupportedError, quote
+from dsas_core.utils.numbers import number, optional
 
 from ..pipelines.adapter import PipelineAdapter, adapt
 
@@ -31,25 +31,47 @@ class Settings:
         steps: of denoising.
         guidance: scale of classifier-free guidance; pipelines call it `guidance_scale`, Qwen-Image's `true_cfg_scale`.
         scheduler: class name of a scheduler of diffusers; None is the pipeline's own.
-        size: pixels of a side; None is the pipeline's default.
+        size: pixels of a side, or (width, height); None is the pipeline's default.
 
     Raises:
         DSASError: a number out of bounds (`dsas_core.utils.numbers`).
+
+    Example:
+        >>> Settings(12, 3.0, size=[96, 64]).sides
+        (96, 64)
     """
 
     steps: int
     guidance: float
     scheduler: str | None = None
-    size: int | None = None
+    size: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "guidance", "size"):
-            if name != "size" or self.size is not None:
-                object.__setattr__(self, name, number(name, getattr(self, name)))
+        for name in ("steps", "guidance"):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
+        object.__setattr__(self, "size", _read_size(self.size))
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """(width, height) in pixels; None is the pipeline's default."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+def _read_size(size: Any) -> int | tuple[int, int] | None:
+    """A size as users give it: two equal sides are one number."""
+    if not isinstance(size, list | tuple):
+        return optional("size", size)  # type: ignore[no-any-return]
+    if len(size) != 2:
+        raise DSASError(f"size: expected pixels of a side, or (width, height), found {quote(size)}")
+    width, height = number("size", size[0], "width"), number("size", size[1], "height")
+    return width if width == height else (width, height)
 
 
 def settings_of(
-    pipe: Any, steps: int | None = None, guidance: float | None = None, size: int | None = None
+    pipe: Any,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> Settings:
     """What the user asked for, else what suits the model.
 
@@ -59,7 +81,7 @@ def settings_of(
         pipe: the pipeline, or its adapter.
         steps: of denoising; None for what suits the model.
         guidance: scale of guidance; None for what suits the model.
-        size: pixels of a side; None for the pipeline's default.
+        size: pixels of a side, or (width, height); None for the pipeline's default.
 
     Raises:
         UnsupportedError: a pipeline that draws from more than a text.
@@ -84,8 +106,8 @@ def settings_of(
     settings = Settings(
         usual_steps if steps is None else steps, usual_guidance if guidance is None else guidance, size=size
     )
-    if settings.size is not None:
-        _check_size(adapter, settings.size)
+    for side in settings.sides or ():
+        _check_size(adapter, side)
     return settings
 
 

@@ -55,25 +55,25 @@ def grid(
         rows: pictures, row by row.
         columns: headings.
         captions: one text per row, to its left.
-        cell: pixels of a cell's side; small pictures are enlarged.
+        cell: pixels of a cell's width; small pictures are enlarged, and all are as high as the first one is for it.
         caption_width: pixels to the left of the pictures.
     """
     font, bold = _font(14), _font(15, bold=True)
     gap, top = 8, 34
+    height = round(cell * rows[0][0].height / rows[0][0].width) if rows and rows[0] else cell
     width = caption_width + len(columns) * (cell + gap) + gap
-    sheet = Image.new("RGB", (width, top + len(rows) * (cell + gap) + gap), "white")
+    sheet = Image.new("RGB", (width, top + len(rows) * (height + gap) + gap), "white")
     draw = ImageDraw.Draw(sheet)
     for i, heading in enumerate(columns):
         draw.text((caption_width + gap + i * (cell + gap) + cell / 2, 18), heading, "black", bold, anchor="mm")
     for j, (pictures, caption) in enumerate(zip(rows, captions, strict=True)):
-        y = top + j * (cell + gap)
+        y = top + j * (height + gap)
         lines = _wrapped(caption, font, caption_width - 2 * gap)
-        draw.multiline_text((gap, y + cell / 2), "\n".join(lines), "black", font, anchor="lm", spacing=5)
+        draw.multiline_text((gap, y + height / 2), "\n".join(lines), "black", font, anchor="lm", spacing=5)
         for i, picture in enumerate(pictures):
             resample = Image.Resampling.BICUBIC if picture.width < cell else Image.Resampling.LANCZOS
-            sheet.paste(
-                picture.convert("RGB").resize((cell, cell), resample), (caption_width + gap + i * (cell + gap), y)
-            )
+            place = caption_width + gap + i * (cell + gap), y
+            sheet.paste(picture.convert("RGB").resize((cell, height), resample), place)
     return sheet
 
 

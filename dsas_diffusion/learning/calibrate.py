@@ -12,7 +12,7 @@ import torch
 from dsas_core.concept.concept import Concept
 from dsas_core.learning.calibration.slider_range import prompts_of
 from dsas_core.learning.prompts.prompt_set import PromptSet, split_held_out
-from dsas_core.utils.numbers import number
+from dsas_core.utils.numbers import number, optional
 from dsas_core.utils.progress import progress_bar
 
 from ..generation.pictures import latent_batches, seeds_for
@@ -77,7 +77,10 @@ def calibrate(
     learned = concept.provenance.get("settings") or {}
     guidance = learned.get("guidance") if guidance is None else guidance
     settings = settings_of(
-        adapter, learned.get("steps") if steps is None else steps, guidance, size or learned.get("size")
+        adapter,
+        learned.get("steps") if steps is None else steps,
+        guidance,
+        optional("size", size) or learned.get("size"),
     )
     settings = replace(settings, scheduler=learned.get("scheduler"))
     parts: dict[str, list[torch.Tensor]] = {"source": [], "target": []}

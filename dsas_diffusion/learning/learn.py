@@ -30,7 +30,7 @@ from dsas_core.model.hooks import visit
 from dsas_core.model.sites import Roots, Site
 from dsas_core.steering.steering import Steering
 from dsas_core.utils.meter import Meter
-from dsas_core.utils.numbers import number
+from dsas_core.utils.numbers import number, optional
 from dsas_core.utils.processes import process_share
 from dsas_core.utils.progress import progress_bar
 
@@ -215,7 +215,7 @@ class PictureLearner(Learner[str]):
         self.text_sites = [site for site in steered if site.root != family.denoiser]
         #: candidates for the probes that see where a picture shows the concept
         self.mask_sites = self.adapter.find_mask_sites()
-        self.settings = settings_of(self.adapter, steps, guidance, size)
+        self.settings = settings_of(self.adapter, steps, guidance, optional("size", size))
         self.positions, self.batch, self.masks, self.store = positions, number("batch", batch), masks, store
         super().__init__(
             content,

@@ -20,6 +20,7 @@ def generate_batches(
     preserve: Any = False,
     batch: int = 8,
     unsteered: Sequence[Generation] = (),
+    negative: str | None = None,
 ) -> Iterator[Generation]:
     """Draw a picture of each prompt, whatever the steering is set to.
 
@@ -31,6 +32,7 @@ def generate_batches(
         preserve: as for `PipelineSteering.generate`; without it, pictures are decoded from latents.
         batch: prompts per call of the pipeline.
         unsteered: what the same batches were before, at other strengths: their unsteered passes are used again.
+        negative: a negative prompt for all, or None.
 
     Example:
         >>> import numpy as np
@@ -49,5 +51,8 @@ def generate_batches(
     def call(**arguments: Any) -> Generation:
         return steering.generate(**arguments, preserve=preserve, unsteered=next(earlier, None))
 
-    for made in draw_batches(call, steering.adapter, prompts, seeds, settings, batch, **options):
-        yield made if preserve is not False else replace(made, images=decode(steering.adapter, made.images))
+    for made in draw_batches(call, steering.adapter, prompts, seeds, settings, batch, negative, **options):
+        if preserve is not False:
+            yield made
+        else:
+            yield replace(made, images=decode(steering.adapter, made.images, sides=settings.sides))

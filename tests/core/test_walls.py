@@ -49,6 +49,7 @@ FLOORS = {
         ("pipelines", "builtin"),
         ("generation",),
         ("steering",),
+        ("drawing",),
         ("vision",),
         ("learning",),
         ("evaluation",),

@@ -17,8 +17,8 @@ from dsas_core.llm.steering.answer import answer, encode_message
 from dsas_core.steering.strengths import Strength
 from dsas_core.utils.saving.signature import UNSIGNED, sign
 
+from ...drawing.picture_settings import GATES
 from ..arguments import open_language_model, read_concepts, values_of
-from ..options import GATES
 from ..output import check_output_files, write_files
 
 #: suffix -> the function that renders tokens, coloured by h

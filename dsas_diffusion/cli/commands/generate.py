@@ -8,43 +8,50 @@ import mimetypes
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.steering.strengths import Auto, Strength
 from dsas_core.utils.saving.folders import save_folder
-from dsas_core.utils.versions import versions
 
-from ... import __version__
+from ...drawing.draw import check_words, draw_each
+from ...drawing.picture_files import IMAGE_FORMATS, encode_picture, read_all_settings
+from ...drawing.picture_settings import PICTURE, HowSteered, PictureSettings, as_document
 from ...generation import strips
-from ...generation.pictures import pictures_of, seeds_for
-from ...generation.settings import Settings
 from ...pipelines.adapter import PipelineAdapter
 from ...pipelines.prompt_check import unknown_words
-from ...steering.drawing import generate_batches
-from ...steering.steer import steer
+from ...steering.schedule import Schedule
 from .. import arguments
-from ..options import GATES
 from ..output import (
-    IMAGE_FORMATS,
     check_output_files,
     check_output_folder,
-    encode_picture,
     encode_settings,
     recognise_pictures,
     unknown_words_message,
     write_files,
 )
+from ..picture_arguments import Shelf, open_for_pictures, plan_pictures, warn_of_changes
 
 #: names of files in a folder of pictures: the settings, and the grid of --compare
 SETTINGS = "generate.json"
 COMPARISON = "compare.png"
 OURS = rf"{re.escape(SETTINGS)}|{re.escape(COMPARISON)}|\d{{3,}}(-[\w.-]+)?\.png"
+
+
+def presets(args: argparse.Namespace) -> dict[str, Any]:
+    """What --from says, as defaults of the other options; no seed, as the file has that of its noise."""
+    if args.drawn is None:
+        return {}
+    first = read_all_settings(args.drawn)[0]
+    schedule = None if first.how.schedule is None else Schedule(first.how.schedule)
+    how = {name: value for name, value in asdict(first.how).items() if name != "words"} | {"schedule": schedule}
+    origin = {name: value for name, value in asdict(first.origin).items() if name in ("dtype", "variant", "config")}
+    told = {**arguments.values_of(first, "model", "negative_prompt", "preserve"), **how, **origin}
+    return {**told, "dtype": origin["dtype"] or "auto", "seed": None}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -53,141 +60,147 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The settings, and the files of every picture.
     """
-    if args.compare and not args.concept:
-        args.usage("--compare needs a --concept to compare with")
-    if args.words and not args.concept:
-        args.usage("--words are of a --concept: give one")
-    if args.preserve and not args.concept:
-        args.usage("--preserve leaves what is not a --concept's: give one")
+    if not args.prompt and args.drawn is None:
+        args.usage("give a --prompt, or a picture to draw again with --from")
     out = Path(args.out).expanduser()
     suffix = out.suffix.lower()
+    recorded = [] if args.drawn is None else read_all_settings(args.drawn)
+    planned, shelf = plan_pictures(args, recorded)
+    if not shelf.concepts:
+        for option, why in _NEED_CONCEPT.items():
+            if getattr(args, option):
+                args.usage(why)
+    check_words(planned)
     if suffix in IMAGE_FORMATS:
         check_output_files([out, out.with_suffix(".json")], args.overwrite)
     elif suffix in Image.registered_extensions() or mimetypes.guess_type(out.name)[0] is not None:
         raise DSASError(f"{out}: pictures are written as {', '.join(IMAGE_FORMATS)}; without a suffix, into a folder")
     else:
         check_output_folder(out, OURS, args.overwrite)
-    concepts, preserve = arguments.read_concepts(args.concept), arguments.read_preserve(args.preserve)
+    mask = arguments.read_preserve(args.preserve)
 
-    adapter, settings = arguments.open_for_drawing(args)
-    if unknown := unknown_words(adapter, args.prompt):
+    adapter, pictures = open_for_pictures(args, planned, (*arguments.SETTINGS, "scheduler") if recorded else ())
+    if recorded:
+        warn_of_changes(args.drawn, recorded, pictures)
+    if unknown := unknown_words(adapter, list(dict.fromkeys(picture.prompt for picture in pictures))):
         warnings.warn(unknown_words_message(unknown), stacklevel=2)
-    columns, masks = _draw(adapter, args, concepts, settings, preserve)
-    document = _document(adapter, args, concepts, settings)
-    for entry, mask in zip(document["pictures"], masks, strict=False):  # no masks where nothing is preserved
-        entry["seen"] = bool(mask.any())
+    columns, masks = _draw(adapter, args, pictures, shelf, mask)
+    document = {**as_document(pictures), "compare": args.compare}
+    for entry, seen in zip(document["pictures"], masks, strict=True):
+        if seen is not None:
+            entry["seen"] = bool(seen.any())
     if suffix in IMAGE_FORMATS:
-        single = len(args.prompt) == 1 and not args.compare
-        picture = columns["picture"][0] if single else _grid(columns, args.prompt)
+        single = len(pictures) == 1 and not args.compare
+        picture = columns[PICTURE][0] if single else _grid(columns, pictures, args.count)
         settings_file = encode_settings(document)
         document = json.loads(settings_file)
         # settings first: whatever happens in between, there is no picture without them
         write_files({out.with_suffix(".json"): settings_file, out: encode_picture(picture, document, suffix)})
     else:
-        files: dict[str, bytes] = {}
-        for i, entry in enumerate(document["pictures"]):
-            entry["files"] = {kind: _file_name(i, kind) for kind in columns}
-            record = {**document, "pictures": [entry]}
-            files |= {_file_name(i, kind): encode_picture(pictures[i], record) for kind, pictures in columns.items()}
+        files = _files(columns, pictures, document)
         if args.compare:
-            files[COMPARISON] = encode_picture(_grid(columns, args.prompt), document)
+            files[COMPARISON] = encode_picture(_grid(columns, pictures, args.count), document)
         files[SETTINGS] = encode_settings(document)
         document = json.loads(files[SETTINGS])
         save_folder(out, files, recognise_pictures, obsolete=lambda name: re.fullmatch(OURS, name) is not None)
     return {"out": args.out, **document}
 
 
+#: options that have no effect without a concept -> what a usage error says
+_NEED_CONCEPT = {
+    "compare": "--compare needs a --concept to compare with",
+    "words": "--words are of a --concept: give one",
+    "preserve": "--preserve leaves what is not a --concept's: give one",
+}
+
+
 def report(document: dict[str, Any]) -> None:
-    """Print where the pictures are."""
-    count = len(document["pictures"])
+    """Print where the pictures are, and the seed of each where there are several."""
+    pictures = document["pictures"]
+    count = len(pictures)
     out = Path(document["out"])
     settings = out.with_suffix(".json") if out.suffix.lower() in IMAGE_FORMATS else out / SETTINGS
-    if unseen := sum(not entry.get("seen", True) for entry in document["pictures"]):
+    for i, entry in enumerate(pictures if count > 1 else ()):
+        seed = entry["noise_seed"] if entry["seed"] is None else entry["seed"]
+        print(f"{entry.get('files', {}).get(PICTURE, i + 1)}: seed {seed}, {entry['prompt']}")
+    if unseen := sum(not entry.get("seen", True) for entry in pictures):
         print(f"{unseen} of {count} pictures stay as they are: nothing that is steered is seen in them")
     print(f"wrote {count} picture{'s' if count > 1 else ''} to {out}, settings to {settings}")
 
 
-def _steering(args: argparse.Namespace) -> dict[str, Any]:
-    """The options on how to steer, by their names in the settings that are written."""
-    options = ("gate", "combine", "within", "schedule", "interpolate_bins", "rows", "attach")
-    return {**arguments.values_of(args, *options), "words": arguments.words_by_concept(args.words)}
-
-
 def _draw(
-    adapter: PipelineAdapter,
-    args: argparse.Namespace,
-    concepts: Mapping[Concept, Strength],
-    settings: Settings,
-    preserve: Any,
-) -> tuple[dict[str, list[Image.Image]], list[np.ndarray]]:
-    """Pictures by kind: "picture" (steered, where there are concepts); and the masks of what was preserved, or none.
+    adapter: PipelineAdapter, args: argparse.Namespace, pictures: Sequence[PictureSettings], shelf: Shelf, mask: Any
+) -> tuple[dict[str, list[Image.Image]], list[np.ndarray | None]]:
+    """Pictures by kind: "picture" (steered, where there are concepts); and the mask of what was preserved, or None.
 
     With --compare also "base", a map of h for each concept, and "changed" and "mask" where the rest is preserved.
     """
-    seeds = seeds_for(args.prompt, args.seed)
-    if not concepts:
-        return {"picture": pictures_of(adapter, args.prompt, seeds, settings)}, []
-    base: list[Image.Image] = []
-    masks: list[np.ndarray] = []
-    columns: dict[str, list[Image.Image]] = {"picture": []}
     # a site in the text encoder has no patches to map
     denoiser = adapter.family.denoiser
-    mapped = [concept.name for concept in concepts if any(site.root == denoiser for site in concept.sites)]
-    options = {**_steering(args), "gate": GATES[args.gate], "trace": args.compare}
-    options["branch"] = options.pop("rows")
-    with steer(adapter, dict(concepts), **options) as steering:
-        for made in generate_batches(steering, args.prompt, seeds, settings, preserve):
-            columns["picture"] += made.images
-            base += made.unsteered or []
-            masks += made.masks or []
-            if steering.trace is None:
-                continue
-            for name in mapped:
-                maps = [steering.trace.heatmap(name, picture, image=i) for i, picture in enumerate(made.images)]
-                columns.setdefault(f"where {name}", []).extend(maps)
-    if args.compare:
-        columns = {"base": base or pictures_of(adapter, args.prompt, seeds, settings), **columns}
-        if args.preserve:
-            pairs = zip(columns["base"], columns["picture"], strict=True)
-            columns["changed"] = [strips.difference(*pair) for pair in pairs]
-        if masks:
-            columns["mask"] = [strips.overlay(*pair) for pair in zip(columns["base"], masks, strict=True)]
+    mapped = [name for name, it in shelf.concepts.items() if any(site.root == denoiser for site in it.sites)]
+    columns: dict[str, list[Image.Image]] = {"base": [], PICTURE: [], **{f"where {name}": [] for name in mapped}}
+    masks: list[np.ndarray | None] = []
+    drawn = draw_each(adapter, pictures, shelf.concepts, mask, trace=args.compare)
+    for made, steering in drawn:
+        image = made.images[0]
+        columns[PICTURE].append(image)
+        masks.append(None if made.masks is None else made.masks[0])
+        columns["base"] += made.unsteered or []
+        if steering is None or steering.trace is None:
+            continue
+        for name in mapped:
+            nothing = np.zeros(image.size[::-1])
+            heat = steering.trace.heatmap(name, image) if name in steering.strengths else strips.overlay(image, nothing)
+            columns[f"where {name}"].append(heat)
+    if not args.compare:
+        return {PICTURE: columns[PICTURE]}, masks
+    if len(columns["base"]) < len(pictures):
+        plain = [_unsteered(picture) for picture in pictures]
+        columns["base"] = [made.images[0] for made, _ in draw_each(adapter, plain, {})]
+    if args.preserve:
+        pairs = zip(columns["base"], columns[PICTURE], strict=True)
+        columns["changed"] = [strips.difference(*pair) for pair in pairs]
+        shown = [
+            np.zeros(base.size[::-1]) if it is None else it for base, it in zip(columns["base"], masks, strict=True)
+        ]
+        if any(it is not None for it in masks):
+            columns["mask"] = [strips.overlay(*pair) for pair in zip(columns["base"], shown, strict=True)]
     return columns, masks
 
 
-def _document(
-    adapter: PipelineAdapter, args: argparse.Namespace, concepts: Mapping[Concept, Strength], settings: Settings
-) -> dict[str, Any]:
-    """All that is needed to draw the same pictures again."""
-    seeds = seeds_for(args.prompt, args.seed)
-    return {
-        "model": args.model,
-        "concepts": [
-            {
-                "concept": source,
-                "name": concept.name,
-                "strength": str(strength) if isinstance(strength, Auto) else strength,
-                "unit": concept.unit,
-            }
-            for (source, _), (concept, strength) in zip(args.concept, concepts.items(), strict=True)
-        ],
-        **_steering(args),
-        "preserve": args.preserve,
-        "schedule": None if args.schedule is None else args.schedule.points,
-        **arguments.generation_record(args, adapter, settings),
-        "pictures": [{"prompt": prompt, "noise_seed": seed} for prompt, seed in zip(args.prompt, seeds, strict=True)],
-        "versions": {"dsas": __version__, **versions("diffusers", "transformers")},
-    }
+def _unsteered(picture: PictureSettings) -> PictureSettings:
+    return replace(picture, concepts=(), how=HowSteered(), preserve=False)
+
+
+def _files(
+    columns: Mapping[str, Sequence[Image.Image]], pictures: Sequence[PictureSettings], document: dict[str, Any]
+) -> dict[str, bytes]:
+    """A file for each picture of each kind, with the settings that draw it alone; their names go into the document."""
+    files: dict[str, bytes] = {}
+    for i, (picture, entry) in enumerate(zip(pictures, document["pictures"], strict=True)):
+        entry["files"] = {kind: _file_name(i, kind) for kind in columns}
+        for kind, images in columns.items():
+            # an unsteered picture is one of its own; maps and masks are none
+            drawn = _unsteered(picture) if kind == "base" else picture
+            record = {**as_document([drawn]), "kind": PICTURE if kind == "base" else kind}
+            record["pictures"] = [entry]
+            files[_file_name(i, kind)] = encode_picture(images[i], record)
+    return files
 
 
 def _file_name(index: int, kind: str) -> str:
     """001.png for the picture itself, 001-base.png and the like for the other kinds."""
-    suffix = "" if kind == "picture" else "-" + re.sub(r"[^\w.-]+", "-", kind)
+    suffix = "" if kind == PICTURE else "-" + re.sub(r"[^\w.-]+", "-", kind)
     return f"{index + 1:03d}{suffix}.png"
 
 
-def _grid(columns: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str]) -> Image.Image:
-    """A row for each prompt, a column for each kind of picture."""
-    cell = min(512, max(160, columns["picture"][0].width))
-    headings = ["steered" if kind == "picture" else kind if len(kind) <= 18 else f"{kind[:17]}…" for kind in columns]
-    return strips.grid(list(zip(*columns.values(), strict=True)), headings if len(columns) > 1 else [""], prompts, cell)
+def _grid(columns: Mapping[str, Sequence[Image.Image]], pictures: Sequence[PictureSettings], count: int) -> Image.Image:
+    """A row for each picture, a column for each kind; of one kind, a row for each prompt, a column for each seed."""
+    cell = min(512, max(160, columns[PICTURE][0].width))
+    if len(columns) == 1:
+        rows = [columns[PICTURE][i : i + count] for i in range(0, len(pictures), count)]
+        headings = [f"seed {picture.seed}" for picture in pictures[:count]] if count > 1 else [""]
+        return strips.grid(rows, headings, [picture.prompt for picture in pictures[::count]], cell)
+    headings = ["steered" if kind == PICTURE else kind if len(kind) <= 18 else f"{kind[:17]}…" for kind in columns]
+    captions = [f"{picture.prompt}, seed {picture.seed}" if count > 1 else picture.prompt for picture in pictures]
+    return strips.grid(list(zip(*columns.values(), strict=True)), headings, captions, cell)

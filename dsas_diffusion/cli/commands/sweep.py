@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,20 @@ from PIL import Image
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
+from dsas_core.steering.strengths import Auto
 from dsas_core.utils.progress import progress_bar
 from dsas_core.utils.saving.signature import UNSIGNED, sign
 from dsas_core.utils.versions import versions
 
 from ... import __version__
+from ...drawing.picture_files import encode_picture, exif_of
+from ...drawing.picture_settings import GATES
+from ...drawing.prompt_tags import refuse_tags
+from ...drawing.shelf import Shelf
 from ...generation import strips
 from ...generation.animation import ANIMATIONS, encode_animation
 from ...generation.compare import change
-from ...generation.pictures import seeds_for
+from ...generation.pictures import check_negative, seeds_for
 from ...generation.settings import Settings
 from ...learning.illustrate import ENDS
 from ...pipelines.adapter import PipelineAdapter
@@ -31,8 +36,7 @@ from ...steering.drawing import generate_batches
 from ...steering.preserve import Generation
 from ...steering.steer import steer
 from ..arguments import generation_record, open_for_drawing, read_preserve, shows_progress, words_by_concept
-from ..options import GATES
-from ..output import check_output_files, encode_picture, exif_of, print_table, write_files
+from ..output import check_output_files, print_table, write_files
 
 SUFFIXES = (".png", *ANIMATIONS)
 GATE_NAMES = {"own": "its own gate", "on": "always on", "off": "gate off"}
@@ -55,15 +59,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         check_output_files([out], args.overwrite)
     if llm.is_language_model(args.model):
         args.usage(f"{args.model} is a language model, which draws nothing: use `dsas chat`")
-    concept, preserve = Concept.from_pretrained(args.concept), read_preserve(args.preserve)
+    shelf, preserve = Shelf(), read_preserve(args.preserve)
+    concept = shelf.concepts[shelf.read(args.concept)]
+    lines = [_read_line(shelf, concept, prompt) for prompt in args.prompt]
+    if args.negative_prompt is not None:
+        refuse_tags(args.negative_prompt, "the negative prompt")
     low, high = concept.range or ENDS
     low, high = low if args.low is None else args.low, high if args.high is None else args.high
     if low >= high:
         args.usage(f"--from must be below --to, found --from {low:g} --to {high:g}")
 
     adapter, settings = open_for_drawing(args)
+    settings = replace(settings, scheduler=args.scheduler)
+    if args.negative_prompt is not None:
+        check_negative(adapter, settings)
     strengths = strengths_between(low, high, args.count)
-    rows = _draw(adapter, args, concept, strengths, settings, preserve)
+    rows = _draw(adapter, args, lines, shelf.concepts, concept, strengths, settings, preserve)
     document = _document(adapter, args, concept, strengths, settings, rows)
     files = {out: _encode(out.suffix.lower(), concept, strengths, rows, document) for out in outs}
     write_files(files)
@@ -100,6 +111,7 @@ class _Row:
     Args:
         prompt: the prompt.
         noise_seed: seed of its noise.
+        tags: name -> strength of each concept that a tag of the prompt sets.
         gate: a key of GATES.
         label: name of the gate; empty where no other gate is beside the concept's own.
         drawn: by strength, the picture and the mean h of the sites that steer.
@@ -107,6 +119,7 @@ class _Row:
 
     prompt: str
     noise_seed: int
+    tags: Mapping[str, float | Auto]
     gate: str
     label: str
     drawn: dict[float, tuple[Image.Image, float]] = field(default_factory=dict)
@@ -122,9 +135,19 @@ class _Row:
         return [self.drawn[strength][1] for strength in sorted(self.drawn)]
 
 
+def _read_line(shelf: Shelf, concept: Concept, prompt: str) -> tuple[str, dict[str, float | Auto]]:
+    """A prompt without its tags, and the strengths that these set."""
+    clean, others, tagged = shelf.read_prompt(prompt)
+    if concept.name in tagged:
+        raise DSASError(f"the prompt has a tag for {concept.name!r}, whose strength is swept: leave the tag out")
+    return clean, {other.name: other.strength for other in others}
+
+
 def _draw(
     adapter: PipelineAdapter,
     args: argparse.Namespace,
+    lines: Sequence[tuple[str, Mapping[str, float | Auto]]],
+    concepts: Mapping[str, Concept],
     concept: Concept,
     strengths: Sequence[float],
     settings: Settings,
@@ -132,34 +155,31 @@ def _draw(
 ) -> list[_Row]:
     """Every prompt at every strength; the rows of a prompt, one per gate, lie together."""
     gates = [args.gate, "on"] if args.compare else [args.gate]
-    seeds = seeds_for(args.prompt, args.seed)
-    prompts = list(zip(args.prompt, seeds, strict=True))
+    seeds = seeds_for(lines, args.seed)
     labels = {gate: "" if gates == ["own"] else GATE_NAMES[gate] for gate in gates}
-    rows = {gate: [_Row(prompt, seed, gate, labels[gate]) for prompt, seed in prompts] for gate in gates}
+    prompts = [(clean, seed, tags) for (clean, tags), seed in zip(lines, seeds, strict=True)]
+    rows = [_Row(*prompt, gate, labels[gate]) for prompt in prompts for gate in gates]
     words = words_by_concept(args.words)
-    total = len(gates) * len(strengths) * len(args.prompt)
-    with progress_bar(total, "pictures", shows_progress(args)) as bar:
-        for gate in gates:
-            how = {"gate": GATES[gate], "within": args.within, "words": words}
-            with steer(adapter, {concept: 0.0}, trace=True, **how) as steering:
+    with progress_bar(len(rows) * len(strengths), "pictures", shows_progress(args)) as bar:
+        for row in rows:
+            how = {"gate": GATES[row.gate], "within": args.within, "words": words}
+            steered = {concept: 0.0, **{concepts[name]: strength for name, strength in row.tags.items()}}
+            with steer(adapter, steered, trace=True, **how) as steering:
                 assert steering.trace is not None
                 first: list[Generation] = []
-                for strength in sorted(strengths, key=abs):  # 0 first: its passes are the unsteered ones of the others
+                for strength in sorted(strengths, key=abs):  # 0 first: its pass is the unsteered one of the others
                     steering.strengths[concept.name] = strength
-                    remaining, earlier = iter(rows[gate]), tuple(first)
-                    # the same batches at every strength: pictures then differ by nothing but the strength
-                    for made in generate_batches(steering, args.prompt, seeds, settings, preserve, unsteered=earlier):
-                        if preserve is not False and strength == 0:
-                            first.append(made)
-                        for i, picture in enumerate(made.images):
-                            row = next(remaining)
-                            if made.is_steered or not row.drawn:  # else no pass was run at this strength
-                                h = steering.trace.mean_h(concept.name, sites=concept.steered_sites, prompt=i)
-                            else:
-                                h = row.drawn[0.0][1]
-                            row.drawn[strength] = picture, h
-                        bar.update(len(made.images))
-    return [row for rows_of_prompt in zip(*rows.values(), strict=True) for row in rows_of_prompt]
+                    arguments = [row.prompt], [row.noise_seed], settings, preserve, 1, first, args.negative_prompt
+                    (made,) = generate_batches(steering, *arguments)  # each alone: pictures are those of `generate`
+                    if made.recorded is not None:
+                        first = [made]
+                    if made.is_steered or not row.drawn:  # else no pass was run at this strength
+                        h = steering.trace.mean_h(concept.name, sites=concept.steered_sites, prompt=0)
+                    else:
+                        h = row.drawn[0.0][1]
+                    row.drawn[strength] = made.images[0], h
+                    bar.update()
+    return rows
 
 
 def _document(
@@ -179,10 +199,13 @@ def _document(
         "within": args.within,
         "words": words_by_concept(args.words),
         "preserve": args.preserve,
+        "negative_prompt": args.negative_prompt,
+        "scheduler": settings.scheduler,
         **generation_record(args, adapter, settings),
         "rows": [
             {
                 "prompt": row.prompt,
+                "tags": {name: str(it) if isinstance(it, Auto) else it for name, it in row.tags.items()},
                 "gate": row.gate,
                 "noise_seed": row.noise_seed,
                 "change": change([row.pictures[off]] * len(strengths), row.pictures).tolist(),

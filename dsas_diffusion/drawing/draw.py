@@ -1,0 +1,92 @@
+"""Drawing pictures each by itself, by their settings: a file draws the same pixels again, whatever was beside it.
+
+A batch of several would be quicker on a GPU, but the last bits of a picture would depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from dsas_core.concept.concept import Concept
+from dsas_core.errors import DSASError, quote
+from dsas_core.steering.strengths import Strength
+
+from ..generation.pictures import check_negative, pictures_of
+from ..pipelines.adapter import PipelineAdapter
+from ..steering.drawing import generate_batches
+from ..steering.preserve import Generation
+from ..steering.steer import PipelineSteering, steer
+from .picture_settings import PictureSettings
+
+
+def draw_each(
+    adapter: PipelineAdapter,
+    pictures: Sequence[PictureSettings],
+    concepts: Mapping[str, Concept],
+    mask: Any = None,
+    trace: bool = False,
+) -> Iterator[tuple[Generation, PipelineSteering | None]]:
+    """Draw pictures, one call of the pipeline for each.
+
+    Args:
+        adapter: of the pipeline.
+        pictures: what to draw; neighbours that differ in strengths alone share an unsteered pass of `preserve`.
+        concepts: by name, those that steer.
+        mask: what `preserve` of the pictures stands for, where it names a file.
+        trace: whether the steering records h.
+
+    Yields:
+        What was drawn, and the steering with the trace of it, which goes on with the next; None without concepts.
+
+    Raises:
+        DSASError: words of a concept that steers no picture, or what `steer` and the pipeline refuse.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> from dsas_diffusion.generation.settings import Settings
+        >>> adapter = PipelineAdapter(load_pipeline("builtin:emoji", device="cpu"))
+        >>> ((made, steering),) = draw_each(adapter, [PictureSettings("", "a dog", 7, Settings(1, 3.0))], {})
+        >>> made.images[0].size, steering
+        ((64, 64), None)
+    """
+    check_words(pictures)
+    for negative, settings in {(picture.negative_prompt, picture.settings) for picture in pictures}:
+        if negative is not None:
+            check_negative(adapter, settings)
+    for (names, _), group in groupby(pictures, key=lambda picture: (_names(picture), repr(picture.how))):
+        if not names:
+            yield from ((_draw_unsteered(adapter, picture), None) for picture in group)
+            continue
+        chosen: dict[Concept, Strength] = {concepts[name]: 0.0 for name in names}
+        first, *others = group
+        with steer(adapter, chosen, trace=trace, **first.how.options(names)) as steering:
+            last: tuple[object, Generation] | None = None
+            for picture in (first, *others):
+                for concept in picture.concepts:
+                    steering.strengths[concept.name] = concept.strength
+                key = (picture.prompt, picture.noise_seed, picture.settings, picture.negative_prompt)
+                reused = [last[1]] if last is not None and last[0] == key else []
+                preserve = mask if isinstance(picture.preserve, str) and mask is not None else picture.preserve
+                arguments = [picture.prompt], [picture.noise_seed], picture.settings, preserve, 1, reused
+                (made,) = generate_batches(steering, *arguments, negative=picture.negative_prompt)
+                last = None if made.recorded is None else (key, made)
+                yield made, steering
+
+
+def check_words(pictures: Sequence[PictureSettings]) -> None:
+    """Raise a DSASError where words are given for a concept that steers none of the pictures."""
+    steering = {name for picture in pictures for name in _names(picture)}
+    for name in {name for picture in pictures for name in picture.how.words}:
+        if name not in steering:
+            raise DSASError(f"words for {quote(name)}, but steered are {', '.join(sorted(steering)) or 'none'}")
+
+
+def _names(picture: PictureSettings) -> tuple[str, ...]:
+    return tuple(concept.name for concept in picture.concepts)
+
+
+def _draw_unsteered(adapter: PipelineAdapter, picture: PictureSettings) -> Generation:
+    arguments = [picture.prompt], [picture.noise_seed], picture.settings, 1, picture.negative_prompt
+    return Generation(pictures_of(adapter, *arguments))
