@@ -49,6 +49,7 @@ class Session:
         newest: name of the one that has come since sliders were last set; they begin with it alone at work.
         drawing: the picture that is shown.
         history: the pictures that were drawn, the newest first.
+        batch: those that were drawn at once, the last time that it were several.
         reply: the last answer, with the conversation before it.
     """
 
@@ -56,6 +57,7 @@ class Session:
     newest: str | None = None
     drawing: Drawing | None = None
     history: list[Past] = field(default_factory=list)
+    batch: list[Past] = field(default_factory=list)
     reply: Reply | None = None
 
     def concepts(self, service: PictureService) -> dict[str, Concept]:
@@ -81,12 +83,13 @@ class Session:
         self.my_concepts[concept.name] = concept
         self.newest = concept.name
 
-    def show(self, drawing: Drawing, held: Iterable[Any]) -> None:
+    def show(self, drawing: Drawing, held: Iterable[Any]) -> Past:
         """Make a drawing the one that is shown, and the first of the history, where it is kept without its trace."""
         self.drawing = drawing
         past = Past(replace(drawing, trace=None), tuple(held))
         others = [other for other in self.history if other.held != past.held]
         self.history = [past, *others][:MAX_HISTORY]
+        return past
 
     def check_room(self, name: str, service: PictureService) -> None:
         """Raise a DSASError where another concept of the visitor's own, of this name, cannot be added."""

@@ -39,6 +39,8 @@ class Order:
         schedule: strength over the timestep; None for a constant one.
         sites: where to steer, by `site_name`; none for wherever the concepts do.
         preserve: keep the rest of the picture as it is without steering, where the concepts have a place in it.
+        negative: what the picture should not show; None for nothing.
+        notes: on what was asked for otherwise, in sentences.
 
     Raises:
         DSASError: no prompt, or a prompt or number of steps beyond the limits.
@@ -54,12 +56,16 @@ class Order:
     schedule: Schedule | None = None
     sites: Sequence[str] = ()
     preserve: bool = False
+    negative: str | None = None
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise PromptError("there is no prompt: write what the picture should show")
         if len(self.prompt) > MAX_CHARACTERS:
             raise PromptError(f"the prompt has {len(self.prompt)} characters: at most {MAX_CHARACTERS} are taken")
+        if self.negative is not None and len(self.negative) > MAX_CHARACTERS:
+            raise PromptError(f"the negative prompt has {len(self.negative)} characters: at most {MAX_CHARACTERS}")
         if not 1 <= self.settings.steps <= MAX_STEPS:
             raise DSASError(f"{self.settings.steps} steps: expected 1 to {MAX_STEPS}")
 

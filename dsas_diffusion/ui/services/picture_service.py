@@ -27,8 +27,10 @@ from dsas_core.steering.trace import Record
 
 from ...builtin.judge import Judge
 from ...builtin.scenes import NAMES
+from ...drawing.draw import draw_each
+from ...drawing.picture_settings import PictureSettings
 from ...generation.compare import UNCHANGED, change
-from ...generation.pictures import latents_of, pictures_of
+from ...generation.pictures import check_negative, latents_of, pictures_of
 from ...generation.settings import settings_of
 from ...learning.illustrate import ENDS
 from ...pipelines.adapter import adapt
@@ -120,6 +122,8 @@ class PictureService:
             DSASError: the order cannot be drawn, see `steer`.
         """
         strengths = {concepts[name]: strength for name, strength in order.strengths.items() if strength != 0}
+        if order.negative is not None:
+            check_negative(self.adapter, order.settings)
         unplaced = self.find_unplaced(order, list(strengths))
         preserved = list(strengths) if order.preserve and not unplaced else []
         with self._turn:
@@ -183,6 +187,11 @@ class PictureService:
             on_picture(len(pictures))
         return Strip(concept.name, order.prompt, tuple(strengths), tuple(pictures))
 
+    def draw_row(self, row: Sequence[PictureSettings], concepts: Mapping[str, Concept]) -> list[Image.Image]:
+        """Pictures by their settings, while nobody else draws; concepts by name."""
+        with self._turn:
+            return [made.images[0] for made, _ in draw_each(self.adapter, row, concepts)]
+
     def pipeline_for_learning(self) -> tuple[Any, threading.Lock]:
         """A pipeline to learn on, a copy where the model is small, and the lock to hold meanwhile."""
         size = sum(p.numel() * p.element_size() for root in self.adapter.roots.values() for p in root.parameters())
@@ -240,7 +249,8 @@ class PictureService:
                 self._keep(steering.trace)
                 picture = made.images[0]
             else:
-                picture = pictures_of(self.adapter, [order.prompt], [order.seed], order.settings)[0]
+                arguments = [order.prompt], [order.seed], order.settings
+                picture = pictures_of(self.adapter, *arguments, negative=order.negative)[0]
             base = picture, time.perf_counter() - began
         keep_latest(self._bases, key, base, MAX_BASES)
         return Drawing(order, check_prompt(self.adapter, order.prompt), *base, cached)
@@ -250,7 +260,8 @@ class PictureService:
         kept, _ = self._unsteered.get(_key_of(order), (None, None)) if preserved else (None, None)
         earlier = [kept] if kept is not None and kept.looked_for(preserved) else []
         arguments = [order.prompt], [order.seed], order.settings
-        (made,) = generate_batches(steering, *arguments, preserve=bool(preserved), unsteered=earlier)
+        options: dict[str, Any] = {"preserve": bool(preserved), "unsteered": earlier, "negative": order.negative}
+        (made,) = generate_batches(steering, *arguments, **options)
         return made
 
     def _keep(self, newest: PictureTrace) -> None:
@@ -301,7 +312,7 @@ class PictureService:
 
 def _key_of(order: Order) -> tuple[Any, ...]:
     """What an unsteered picture depends on."""
-    return order.prompt, order.seed, order.settings
+    return order.prompt, order.negative, order.seed, order.settings
 
 
 def slider_ends(concept: Concept, step: float = 0.05) -> tuple[float, float]:

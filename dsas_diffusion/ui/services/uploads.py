@@ -34,6 +34,8 @@ MAX_PROMPT_BYTES = 256 * 2**10
 MAX_CONCEPT_BYTES = {CONFIG: 4 * 2**20, TENSORS: 64 * 2**20, CARD: 2**20, STRIP: 4 * 2**20}
 #: bytes of a concept's zip file, and files in it
 MAX_ZIP_BYTES, MAX_ZIP_FILES = 64 * 2**20, 16
+#: bytes of a picture that is brought for its settings
+MAX_PICTURE_BYTES = 32 * 2**20
 #: texts, lists and mappings in a prompt file
 MAX_NODES = 10_000
 #: letters of a name
@@ -95,6 +97,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a key stands twice in one object: rename one")
     return found
+
+
+def read_picture(path: str | None) -> bytes:
+    """The content of an uploaded PNG, whatever is in it."""
+    return _read_upload(path, {".png": MAX_PICTURE_BYTES}, "a PNG that was downloaded here")[1]
 
 
 # ---- concepts -------------------------------------------------------------------------------------------------------

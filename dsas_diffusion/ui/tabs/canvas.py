@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -9,6 +10,8 @@ import gradio as gr
 from ..page import controls, markup
 from ..page.session import Session, report_errors
 from ..services.drawing import Drawing
+from ..services.picture_files import settings_in
+from ..services.picture_service import PictureService
 
 SIDE_BY_SIDE, SLIDER = "side by side", "under a slider"
 
@@ -17,9 +20,13 @@ class Canvas:
     """Components and handlers, created within the page's layout.
 
     Pictures and their explanation change together; what went wrong is said in a line of its own.
+
+    Args:
+        service: what draws.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, service: PictureService) -> None:
+        self.service = service
         with gr.Row(elem_id="pair") as self.pair:
             layout: dict[str, Any] = {"min_width": 120, **controls.PICTURE}
             self.base = gr.Image(label="unsteered", type="pil", elem_id="base", **layout)
@@ -29,6 +36,9 @@ class Canvas:
         self.problem = gr.HTML("", elem_id="problem")
         self.explain = gr.HTML(markup.render_drawing(None), elem_id="explain")
         shown: dict[str, Any] = {"container": False, "show_label": False, "elem_id": "view"}
+        layout = {"columns": 4, "height": None, "object_fit": "contain", "allow_preview": False, "visible": False}
+        label = "all of these: choose one to see it beside its unsteered picture"
+        self.batch = gr.Gallery(label=label, elem_id="batch", **layout, **controls.PICTURE)
         self.view = gr.Radio([SIDE_BY_SIDE, SLIDER], value=SIDE_BY_SIDE, label="Pictures", **shown)
 
     @property
@@ -51,12 +61,24 @@ class Canvas:
         under = gr.update(visible=view == SLIDER) if compare == gr.skip() else gr.update(visible=True, value=compare)
         return gr.update(visible=view != SLIDER), base, steered, under
 
-    @staticmethod
-    def _pictures(drawing: Drawing | None, view: str) -> tuple[Any, ...]:
+    def show_batch(self, drawings: Sequence[Drawing]) -> Any:
+        """An update of the pictures that were drawn at once, where there are several."""
+        pictures = [(it.steered or it.base, it) for it in drawings] if len(drawings) > 1 else []
+        shown = [
+            (controls.as_shown(picture, settings_in(it, self.service, steered=True)), f"seed {it.order.seed}")
+            for picture, it in pictures
+        ]
+        return gr.update(value=shown, visible=bool(shown))
+
+    def _pictures(self, drawing: Drawing | None, view: str) -> tuple[Any, ...]:
         """Values of the two pictures and of the slider, of which only those are sent that are seen."""
         pictures: list[Any] = [None, None]
         if drawing is not None:
-            pictures = [controls.as_shown(drawing.base), controls.as_shown(drawing.steered or drawing.base)]
+            both = (drawing.base, False), (drawing.steered or drawing.base, drawing.steered is not None)
+            pictures = [
+                controls.as_shown(picture, settings_in(drawing, self.service, steered=steered))
+                for picture, steered in both
+            ]
         if view == SLIDER:
             return gr.skip(), gr.skip(), None if drawing is None else tuple(pictures)
         return *pictures, gr.skip()

@@ -16,6 +16,7 @@ from ..page.controls import PICTURE, as_shown, concept_choice, queue_settings, r
 from ..page.session import Session, report_errors, warn
 from ..services.picture_service import slider_ends
 from .create import CreateTab
+from .grid import GridForm
 
 MAX_PICTURES = 11
 DOWNLOADS = {"png": "the strip (PNG)", "webp": "the animation (WebP)", "gif": "the animation (GIF)"}
@@ -46,6 +47,7 @@ class StripTab:
                     gr.DownloadButton(f"Download {what}", interactive=False, elem_id=f"strip-{kind}")
                     for kind, what in DOWNLOADS.items()
                 ]
+        self.grid = GridForm(create)
         inputs = {*create.inputs, self.concept, self.count}
         outputs = [self.problem, self.message, self.gallery, self.animation, *self.downloads]
         self.button.click(report_errors(self.draw), inputs, outputs, **queue_settings("pipe", self.gallery))
@@ -85,6 +87,11 @@ class StripTab:
             *(gr.update(value=file, interactive=True) for file in (png, webp, gif)),
         )
 
-    def slots(self, session: Session, chosen: str | None) -> Any:
-        """An update of the concepts to choose from, for those that a visitor has."""
-        return update_choices(session.concepts(self.service), chosen)
+    @property
+    def choices(self) -> list[Any]:
+        """The components that `slots` reads and fills."""
+        return [self.concept, self.grid.concepts]
+
+    def slots(self, session: Session, chosen: str | None, of_grid: list[str] | None = None) -> tuple[Any, ...]:
+        """Updates of the concepts to choose from, for those that a visitor has."""
+        return update_choices(session.concepts(self.service), chosen), self.grid.slots(session, of_grid)
