@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import zip_longest
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -16,68 +13,21 @@ import pytest
 from PIL import Image
 
 from dsas_core import Concept, DSASError
-from dsas_core.concept.builtin import shipped
-from dsas_diffusion import Schedule, load_pipeline
-from dsas_diffusion.generation.compare import change
-from dsas_diffusion.generation.settings import settings_of
+from dsas_diffusion import Schedule
 from dsas_diffusion.generation.strips import overlay
 from dsas_diffusion.pipelines.prompt_check import PromptCheck
 from dsas_diffusion.ui.page import markup
 from dsas_diffusion.ui.page.controls import MIN_SIDE, enlarge
-from dsas_diffusion.ui.page.session import MAX_HISTORY, MAX_OWN_CONCEPTS, Session, report_errors
+from dsas_diffusion.ui.page.session import MAX_OWN_CONCEPTS, Session, report_errors
 from dsas_diffusion.ui.services import picture_service
 from dsas_diffusion.ui.services.chat_service import Turn
 from dsas_diffusion.ui.services.drawing import Drawing, Order
-from dsas_diffusion.ui.services.example import load_example, save_example
 from dsas_diffusion.ui.services.picture_service import PictureService
 from dsas_diffusion.ui.tabs.advanced import make_schedule
-from dsas_diffusion.ui.tabs.canvas import SIDE_BY_SIDE, SLIDER
-from dsas_diffusion.ui.tabs.create import CreateTab
-from dsas_diffusion.ui.tabs.history import HistoryTab
-from dsas_diffusion.ui.tabs.strip import StripTab
-from dsas_diffusion.ui.tabs.where import ALL_LAYERS, WhereTab, show_steered
-from tests.diffusion.ui.conftest import SETTINGS, make_service
+from dsas_diffusion.ui.tabs.where import ALL_LAYERS, show_steered
+from tests.diffusion.ui.conftest import SETTINGS, Page, Shown, make_service
 from tests.fixtures.concepts import unseen
 from tests.fixtures.judges import random_banana_with_place
-
-
-class Page:
-    """The three tabs, with what their components begin with."""
-
-    def __init__(self, service: PictureService) -> None:
-        with gr.Blocks() as self.blocks:
-            state = gr.State(Session())
-            with gr.Tabs() as tabs, gr.Tab("a tab") as tab:
-                self.create = CreateTab(service, state)
-                self.where = WhereTab(self.create, tab)
-                self.strip = StripTab(self.create)
-                self.history = HistoryTab(self.create, tabs, tab)
-
-    def data(self, session: Session, **values: Any) -> dict[Any, Any]:
-        """What components hold, those named with other values; `strengths` by number."""
-        create = self.create
-        held = {part: getattr(part, "value", None) for part in {*create.inputs, create.live}}
-        strengths = values.pop("strengths", [])
-        held |= dict(zip_longest(create.sliders, strengths, fillvalue=0.0))
-        named = {**vars(create.advanced), **vars(create), **vars(create.seed), **vars(create.canvas)}
-        held |= {create.session: session, named["steps"]: 2, create.prompt: "a banana and a dog"}
-        return held | {named[name]: value for name, value in values.items()}
-
-    def draw(self, session: Session, **values: Any) -> Shown:
-        return Shown(*list(self.create.draw(self.data(session, **values)))[-1])
-
-
-class Shown(NamedTuple):
-    """What drawing fills."""
-
-    session: Session
-    base: Any
-    steered: Any
-    compare: Any
-    problem: str
-    told: str
-    seed: Any
-
 
 service = pytest.fixture(make_service, scope="module")
 
@@ -191,8 +141,9 @@ def test_every_visitor_has_concepts_of_their_own(page: Page, service: PictureSer
     assert [update["visible"] for update in there[:-1]] == [True] * 3 + [False] * MAX_OWN_CONCEPTS
     assert "mine" in page.draw(mine, strengths=[0, 0, 0, 1.0]).told
     assert "mine" not in page.draw(yours, strengths=[0, 0, 1.0]).told
-    assert page.strip.slots(mine, "mine")["value"] == "mine"
-    assert page.strip.slots(yours, "mine")["value"] == "words"
+    assert page.strip.slots(mine, "mine")[0]["value"] == "mine"
+    assert page.strip.slots(yours, "mine")[0]["value"] == "words"
+    assert page.strip.slots(mine, None, ["mine", "gone"])[1]["value"] == ["mine"]
 
 
 def test_there_is_room_for_a_few(service: PictureService, concepts: list[Concept]) -> None:
@@ -300,88 +251,6 @@ def test_nothing_was_drawn_yet(page: Page) -> None:
     assert "Draw a picture" in told
     assert "Draw a picture" in changed
     assert "No gate" in steps
-
-
-# ---- views, history, example ----------------------------------------------------------------------------------------
-
-
-def test_pictures_are_side_by_side_or_under_a_slider(page: Page) -> None:
-    session = Session()
-    shown = page.draw(session, strengths=[0, 1.0], view=SLIDER)
-    assert shown.base == shown.steered == gr.skip()
-    assert [picture.size for picture in shown.compare] == [(MIN_SIDE, MIN_SIDE)] * 2
-    pair, base, steered, compare = page.create.canvas.switch(session, SIDE_BY_SIDE)
-    assert (pair["visible"], compare["visible"]) == (True, False)
-    assert not np.array_equal(np.asarray(base), np.asarray(steered))
-    pair, base, _, compare = page.create.canvas.switch(session, SLIDER)
-    assert (pair["visible"], compare["visible"], base) == (False, True, gr.skip())
-    assert len(compare["value"]) == 2
-
-
-def test_the_history_gives_pictures_and_settings_back(page: Page) -> None:
-    session, create = Session(), page.create
-    assert page.history.show(session)[1] == []
-    page.draw(session, prompt="a dog", strengths=[0.5, 1.0], seed=3, kind="linear", first=0.5, last=1.0)
-    first = session.drawing
-    page.draw(session, prompt="a cat", seed=4)
-    page.draw(session, prompt="a cat", seed=4)
-    told, pictures = page.history.show(session)
-    assert "choose one" in told
-    assert [caption for _, caption in pictures] == [
-        "seed 4 · unsteered · a cat", "seed 3 · words 0.5 · patches 1 · a dog",
-    ]  # fmt: skip
-    assert all(past.drawing.trace is None for past in session.history), "large, and not needed"
-    kept, tabs, *updates = page.history.go_back(session, SIDE_BY_SIDE, SimpleNamespace(index=1))
-    assert kept is session
-    assert tabs["selected"] == "create"
-    assert session.drawing is session.history[1].drawing
-    assert first is not None
-    assert np.array_equal(np.asarray(updates[0]), np.asarray(enlarge(first.base)))
-    held = dict(zip(create.held, updates[len(create.canvas.outputs) :], strict=True))
-    assert (held[create.prompt], held[create.seed.seed], held[create.advanced.kind]) == ("a dog", 3, "linear")
-    assert [held[slider] for slider in create.sliders[:2]] == [0.5, 1.0]
-    assert (held[create.advanced.first]["value"], held[create.advanced.first]["visible"]) == (0.5, True)
-    with pytest.raises(DSASError, match="no longer kept"):
-        page.history.go_back(session, SIDE_BY_SIDE, SimpleNamespace(index=9))
-    for seed in range(MAX_HISTORY + 3):
-        session.show(first, [seed])
-    assert len(session.history) == MAX_HISTORY
-
-
-def test_the_example_is_what_the_model_draws(tmp_path: Path) -> None:
-    concepts = [Concept.from_pretrained(concept.name) for concept in shipped("builtin:emoji")]
-    for service in make_service(load_pipeline("builtin:emoji", device="cpu"), concepts):
-        service.defaults = settings_of(service.pipe)
-        create, session = Page(service).create, Session()
-        _, base, steered, *_, told = create.begin(session, SIDE_BY_SIDE)
-        assert base.size == steered.size == (MIN_SIDE, MIN_SIDE)
-        assert "An example that was drawn before" in told
-        kept = session.drawing
-        assert kept is not None
-        drawn = save_example(service, create.first_order(), tmp_path)
-        assert change([kept.base, kept.steered], [drawn.base, drawn.steered]).max() < 1.0
-        assert (kept.order, kept.gates[0].words, kept.area) == (drawn.order, drawn.gates[0].words, drawn.area)
-        assert kept.moved == pytest.approx(drawn.moved, abs=0.2)
-        other = replace(create.first_order(), seed=8)
-        assert load_example(service, other) is None, "of something else it is no example"
-        service.concepts["banana-blur"] = service.concepts["banana-blur"].with_unit(0.5)
-        assert load_example(service, create.first_order()) is None, "nor of another concept of that name"
-
-
-def test_without_an_example_the_page_begins_empty(page: Page) -> None:
-    session, base, steered, *_, told = page.create.begin(Session(), SIDE_BY_SIDE)
-    assert session.drawing is base is steered is None
-    assert "Nothing is drawn before you ask" in told
-
-
-def test_a_new_concept_begins_at_one_unit_and_the_others_at_0(
-    page: Page, service: PictureService, concepts: list[Concept]
-) -> None:
-    session = Session()
-    session.add(replace(concepts[1], name="mine", range=(-1.0, 0.6)), service)
-    updates = page.create.slots(session)
-    assert [update["value"] for update in updates[:-1]] == pytest.approx([0, 0, 0, 0.6, *[0] * (MAX_OWN_CONCEPTS - 1)])
-    assert "value" not in page.create.slots(session)[0], "once"
 
 
 # ---- strip ----------------------------------------------------------------------------------------------------------
