@@ -262,7 +262,7 @@ def test_a_picture_gives_its_settings_back(page: Page, bring: Callable[..., Any]
 
 def test_what_a_picture_asks_for_that_is_not_here_is_told(page: Page, bring: Callable[..., Any]) -> None:
     concepts = DrawnConcept("a/b", "gone", 1.0), DrawnConcept("patches", "patches", 7.0)
-    how = HowSteered(schedule=((0, 0.3), (500, 1.0), (1000, 0.1)), within="envelope")
+    how = HowSteered(schedule=((0, 0.3), (500, 1.0), (1000, 0.1)), within="target")
     settings = Settings(500, 3.0, scheduler="DDIMScheduler")
     made = PictureSettings("other/model", "a dog", 2**40, settings, concepts=concepts, how=how)
     told, values = bring(Session(), encode_picture(Image.new("RGB", (8, 8)), made.to_dict()))
@@ -321,7 +321,7 @@ def test_a_grid(page: Page) -> None:
     ("values", "expected"),
     [
         ({"strengths": "0, x"}, "expected numbers, as 0, 0.5, 1"),
-        ({"strengths": "0, inf"}, "expected a number"),
+        ({"strengths": "0, inf"}, "expected numbers"),
         ({"strengths": ""}, "are 0 pictures"),
         ({"strengths": "0 " * 9, "seeds": "1 2 3 4 5 6 7 8"}, f"are 72 pictures: expected 1 to {MAX_CELLS}"),
         ({"strengths": "0 0"}, "twice"),
