@@ -103,11 +103,18 @@ class LearnTab:
         return [*self.create.sliders, self.create.advanced.sites, *self.strip.choices]
 
     def bring_back(self, then: Callable[..., Any]) -> None:
-        """Have the concepts come back that the browser keeps, after the event that `then` follows."""
-        session = self.create.session
+        """Have the concepts come back that the browser keeps, after the event that `then` follows.
+
+        They are counted in the browser: a page that has none asks for nothing, and waits in no queue.
+        """
+        session, count = (
+            self.create.session,
+            gr.Number(0, visible="hidden", label="kept concepts", elem_id="kept-count"),
+        )
+        then(None, self.kept, count, js="(kept) => (kept || []).length", **QUICK)
         outputs = [self.progress, session, *self.my_concepts.parts]
         queue = {**SILENT, "concurrency_id": "pipe", "concurrency_limit": 1}
-        back = then(report_errors(self.take_kept), [session, self.kept], outputs, **queue)
+        back = count.change(report_errors(self.take_kept), [session, self.kept], outputs, **queue)
         back.then(report_errors(self.slots), [session, *self.strip.choices], self._choices, **SILENT)
 
     def request(self, data: Mapping[Any, Any]) -> LearnRequest:

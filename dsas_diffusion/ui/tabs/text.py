@@ -34,7 +34,7 @@ class TextTab:
         self.service, self.session = service, session
         label, placeholder, examples = "Message", "what to say to the model", self._examples()
         buttons = {"text-send": "Send", "text-stop": "Stop", "text-anew": "New conversation"}
-        self.message, self.send, self.stop, self.anew = controls.prompt_row(
+        self.message, *self.buttons = controls.prompt_row(
             label, placeholder, MAX_CHARACTERS, "text-message", examples, buttons, width=100
         )
         with gr.Row():
@@ -80,15 +80,14 @@ class TextTab:
     # ---- events -----------------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
-        events: list[Any] = [self.send.click, self.message.submit]
+        send, stop, anew = self.buttons
+        events: list[Any] = [send.click, self.message.submit]
         outputs: list[Any] = [self.said, self.problem, self.explain, self.tokens]
         queue = {"show_progress": "minimal", **controls.queue_settings("text", self.explain)}
         writes = gr.on(events, report_errors(self.write), self.inputs, [self.session, *outputs], **queue)
-        self.stop.click(report_errors(self.describe_stop), self.session, self.problem, cancels=writes, **controls.QUICK)
+        stop.click(report_errors(self.describe_stop), self.session, self.problem, cancels=writes, **controls.QUICK)
         inputs = [self.session, self.concept]
-        self.anew.click(
-            report_errors(self.begin_anew), inputs, [self.session, *outputs], cancels=writes, **controls.QUICK
-        )
+        anew.click(report_errors(self.begin_anew), inputs, [self.session, *outputs], cancels=writes, **controls.QUICK)
         self.concept.input(report_errors(self.color_tokens), inputs, self.tokens, **controls.QUICK)
 
     def write(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:

@@ -40,8 +40,8 @@ def page(service: PictureService) -> Page:
 def test_drawing(page: Page) -> None:
     session = Session()
     steps = list(page.create.draw(page.data(session, prompt="a banana", strengths=[0.0, 1.0])))
-    assert len(steps) == 2, "the base first"
-    kept, base, steered, compare, problem, told, seed = steps[-1]
+    assert len(steps) == 3, "the base first, and how many there are at last"
+    kept, base, steered, compare, problem, told, seed, _ = steps[1]
     assert kept is session
     assert compare == gr.skip(), "what is not seen is not sent"
     assert problem == ""
@@ -65,7 +65,7 @@ def test_live_mode_draws_when_a_slider_is_let_go(page: Page) -> None:
     assert len(released) == 1
     assert not any(fn.fn for fn in released), "a slider alone asks nothing of the server, and nobody waits"
     session = Session()
-    assert len(list(page.create.draw_live(page.data(session, strengths=[0.0, 1.0], locked=False)))) == 2
+    assert len(list(page.create.draw_live(page.data(session, strengths=[0.0, 1.0], locked=False)))) == 3
     assert session.drawing is not None
     assert session.drawing.order.seed == 7, "sliders never throw the dice"
 

@@ -267,8 +267,8 @@ def test_what_a_picture_asks_for_that_is_not_here_is_told(page: Page, bring: Cal
     made = PictureSettings("other/model", "a dog", 2**40, settings, concepts=concepts, how=how)
     told, values = bring(Session(), encode_picture(Image.new("RGB", (8, 8)), made.to_dict()))
     for expected in (
-        "the concept &#39;gone&#39; is not here",
-        "drawn with &#39;other/model&#39;",
+        "the concept &#x27;gone&#x27; is not here",
+        "drawn with &#x27;other/model&#x27;",
         "schedule is not one",
         "DDIMScheduler",
         "within is not on this page",
