@@ -1,4 +1,5 @@
-// Runs once, when the page is there: numbers beyond the ends of their field are brought back, and a line says so.
+// Runs once, when the page is there: numbers beyond the ends of their field are brought back, and a line says so; and
+// buttons around pictures get names, which Gradio gives them not.
 () => {
   const line = document.createElement('p');
   line.id = 'said';
@@ -19,6 +20,11 @@
     field.value = end;
     field.dispatchEvent(new Event('input', { bubbles: true }));
   };
-  document.addEventListener('focusout', clamp, true);
+  document.addEventListener('blur', clamp, true); // before the field's own handler, which says nothing
   document.addEventListener('keydown', clamp, true);
+  const name = () => document.querySelectorAll('button:not([aria-label]):has(> .image-frame)').forEach((button) => {
+    button.ariaLabel = button.closest('.block')?.querySelector('label')?.textContent.trim() || 'picture';
+  });
+  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+  name();
 }

@@ -63,7 +63,7 @@ class Visitor:
         assert self.join("draw").status_code == 200
         told = [message for message in self.listen() if message["msg"] in ("process_generating", "process_completed")]
         assert told[-1]["success"], told[-1]
-        return sorted({path for message in told for path in _paths(message["output"]["data"])})
+        return sorted({path for message in told for path in _paths(message["output"]["data"]) if path})
 
 
 def _call(client: httpx.Client, name: str, session: str, data: list[Any] | None = None) -> dict[str, Any]:
