@@ -20,8 +20,10 @@ from ..drawing.prompt_tags import refuse_tags
 from ..drawing.shelf import Shelf
 from ..generation.pictures import model_key, seed_at
 from ..generation.settings import Settings, settings_of
-from ..pipelines.adapter import PipelineAdapter
+from ..pipelines.adapter import PipelineAdapter, adapt
+from ..pipelines.prompt_check import unknown_words
 from .arguments import SETTINGS, open_pipeline, shows_progress, values_of, words_by_concept
+from .output import unknown_words_message
 
 #: takes the place of settings until the model is there, which tells what suits it
 _UNSET = Settings(1, 1.0)
@@ -122,8 +124,6 @@ def open_for_pictures(
     Raises:
         DSASError: no such model, or a size that it does not draw.
     """
-    from ..pipelines.adapter import adapt
-
     adapter = adapt(open_pipeline(args))
     if shows_progress(args):
         adapter.pipe.set_progress_bar_config(desc="denoising", leave=False)
@@ -164,3 +164,10 @@ def warn_of_changes(file: str, recorded: Sequence[PictureSettings], drawn: Seque
             told.append(f"concept {quote(name)} has changed")
     if told:
         warnings.warn(f"{file} was drawn otherwise, and pixels may differ: {'; '.join(told)}", stacklevel=2)
+
+
+def warn_of_words(adapter: PipelineAdapter, pictures: Sequence[PictureSettings]) -> None:
+    """Warn of words of prompts and negative prompts that the model does not know."""
+    texts = [text for picture in pictures for text in (picture.prompt, picture.negative_prompt or "")]
+    if unknown := unknown_words(adapter, list(dict.fromkeys(texts))):
+        warnings.warn(unknown_words_message(unknown), stacklevel=2)

@@ -55,20 +55,20 @@ def draw_each(
     for negative, settings in {(picture.negative_prompt, picture.settings) for picture in pictures}:
         if negative is not None:
             check_negative(adapter, settings)
-    for (names, _), group in groupby(pictures, key=lambda picture: (_names(picture), repr(picture.how))):
-        if not names:
+    last: tuple[object, Generation] | None = None
+    for (drawn, _), group in groupby(pictures, key=lambda picture: (picture.concepts, repr(picture.how))):
+        if not drawn:
             yield from ((_draw_unsteered(adapter, picture), None) for picture in group)
             continue
-        chosen: dict[Concept, Strength] = {concepts[name]: 0.0 for name in names}
         first, *others = group
-        with steer(adapter, chosen, trace=trace, **first.how.options(names)) as steering:
-            last: tuple[object, Generation] | None = None
+        strengths: dict[Concept, Strength] = {concepts[one.name]: one.strength for one in drawn}
+        with steer(adapter, strengths, trace=trace, **first.how.options([one.name for one in drawn])) as steering:
             for picture in (first, *others):
-                for concept in picture.concepts:
-                    steering.strengths[concept.name] = concept.strength
                 key = (picture.prompt, picture.noise_seed, picture.settings, picture.negative_prompt)
-                reused = [last[1]] if last is not None and last[0] == key else []
-                preserve = mask if isinstance(picture.preserve, str) and mask is not None else picture.preserve
+                masked = isinstance(picture.preserve, str) and mask is not None
+                can_reuse = last is not None and last[0] == key and (masked or last[1].looked_for(strengths))
+                reused = [last[1]] if last is not None and can_reuse else []
+                preserve = mask if masked else picture.preserve
                 arguments = [picture.prompt], [picture.noise_seed], picture.settings, preserve, 1, reused
                 (made,) = generate_batches(steering, *arguments, negative=picture.negative_prompt)
                 last = None if made.recorded is None else (key, made)

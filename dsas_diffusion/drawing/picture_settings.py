@@ -25,7 +25,7 @@ from ..steering.steer import ATTACH
 #: gate, as commands and files name it -> `gate` of `steer`
 GATES: Mapping[str, str | None] = {"own": None, "on": "on", "off": "off"}
 #: most pictures of a document, and concepts of a picture
-MAX_PICTURES, MAX_CONCEPTS = 1000, 100
+MAX_PICTURES, MAX_CONCEPTS = 10_000, 100
 #: what a file shows, where it is no map, mask or the like
 PICTURE = "picture"
 

@@ -134,16 +134,19 @@ def guidance_argument(adapter: PipelineAdapter) -> str:
 
 def other_schedulers(adapter: PipelineAdapter) -> list[str]:
     """Class names of schedulers that a pipeline can take in place of its own, at most two of those that are common."""
+    names = set(_fitting(adapter)) - {type(adapter.pipe.scheduler).__name__}
+    return [name for name in _SCHEDULERS if name in names][:2]
+
+
+def _fitting(adapter: PipelineAdapter) -> dict[str, Any]:
+    """The schedulers that a pipeline can take, by class name: of models of flow matching, those that can do it."""
     own = adapter.pipe.scheduler
     flow_matching = bool(getattr(own.config, "use_flow_sigmas", False))
-    names = [
-        kind.__name__
+    return {
+        kind.__name__: kind
         for kind in own.compatibles
-        if type(own) is not kind
-        and kind.__name__ in _SCHEDULERS
-        and (not flow_matching or "use_flow_sigmas" in inspect.signature(kind.__init__).parameters)
-    ]
-    return sorted(names, key=_SCHEDULERS.index)[:2]
+        if not flow_matching or "use_flow_sigmas" in inspect.signature(kind.__init__).parameters
+    }
 
 
 @contextmanager
@@ -151,9 +154,12 @@ def use_scheduler(adapter: PipelineAdapter, name: str | None) -> Iterator[None]:
     """Give the pipeline another scheduler, configured as its own is, until the block ends; None for its own."""
     pipe, own = adapter.pipe, adapter.pipe.scheduler
     if name is not None:
-        kinds = {kind.__name__: kind for kind in own.compatibles}
+        kinds = _fitting(adapter)
         if name not in kinds:
-            raise DSASError(f"scheduler {name!r} does not go with {type(own).__name__}: try {', '.join(sorted(kinds))}")
+            raise DSASError(
+                f"scheduler {quote(name)} does not go with this model's {type(own).__name__}: try "
+                f"{', '.join(sorted(kinds))}"
+            )
         pipe.scheduler = kinds[name].from_config(own.config)
     try:
         yield

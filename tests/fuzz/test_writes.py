@@ -36,6 +36,7 @@ from dsas_core.learning.capture_store import CaptureStore
 from dsas_core.utils.saving.folders import SAVE, save_folder
 from dsas_diffusion.cli import output
 from dsas_diffusion.cli.commands.learn import PROMPTS, save_or_evade
+from dsas_diffusion.drawing.picture_files import encode_picture
 from dsas_diffusion.ui.services import uploads
 from tests.fixtures.concepts import random_concept, small_webp
 from tests.fuzz.campaign import campaign, check_message
@@ -90,7 +91,7 @@ def read_concept(folder: Path) -> str | None:
 def write_pictures(folder: Path, name: str) -> None:
     document = {"name": name, "pictures": 3 if name == "old" else 2}
     picture = Image.new("RGB", (8, 8), "red" if name == "old" else "blue")
-    files = {f"00{i}.png": output.encode_picture(picture, document) for i in range(document["pictures"])}  # type: ignore[call-overload]
+    files = {f"00{i}.png": encode_picture(picture, document) for i in range(document["pictures"])}  # type: ignore[call-overload]
     files["generate.json"] = output.encode_settings(document)
     save_folder(folder, files, output.recognise_pictures, obsolete=lambda name: name.endswith(".png"))
 
@@ -112,9 +113,7 @@ def read_pictures(folder: Path) -> str | None:
 def write_pair(folder: Path, name: str) -> None:
     picture = Image.new("RGB", (8, 8), "red" if name == "old" else "blue")
     settings = output.encode_settings({"name": name})
-    output.write_files(
-        {folder / "a.json": settings, folder / "a.jpg": output.encode_picture(picture, {"name": name}, ".jpg")}
-    )
+    output.write_files({folder / "a.json": settings, folder / "a.jpg": encode_picture(picture, {"name": name}, ".jpg")})
 
 
 def read_pair(folder: Path) -> str | None:

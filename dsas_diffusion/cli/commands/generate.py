@@ -6,7 +6,6 @@ import argparse
 import json
 import mimetypes
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,9 +20,9 @@ from dsas_core.utils.saving.folders import save_folder
 from ...drawing.draw import check_words, draw_each
 from ...drawing.picture_files import IMAGE_FORMATS, encode_picture, read_all_settings
 from ...drawing.picture_settings import PICTURE, HowSteered, PictureSettings, as_document
+from ...drawing.shelf import Shelf
 from ...generation import strips
 from ...pipelines.adapter import PipelineAdapter
-from ...pipelines.prompt_check import unknown_words
 from ...steering.schedule import Schedule
 from .. import arguments
 from ..output import (
@@ -31,10 +30,9 @@ from ..output import (
     check_output_folder,
     encode_settings,
     recognise_pictures,
-    unknown_words_message,
     write_files,
 )
-from ..picture_arguments import Shelf, open_for_pictures, plan_pictures, warn_of_changes
+from ..picture_arguments import open_for_pictures, plan_pictures, warn_of_changes, warn_of_words
 
 #: names of files in a folder of pictures: the settings, and the grid of --compare
 SETTINGS = "generate.json"
@@ -82,8 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     adapter, pictures = open_for_pictures(args, planned, (*arguments.SETTINGS, "scheduler") if recorded else ())
     if recorded:
         warn_of_changes(args.drawn, recorded, pictures)
-    if unknown := unknown_words(adapter, list(dict.fromkeys(picture.prompt for picture in pictures))):
-        warnings.warn(unknown_words_message(unknown), stacklevel=2)
+    warn_of_words(adapter, pictures)
     columns, masks = _draw(adapter, args, pictures, shelf, mask)
     document = {**as_document(pictures), "compare": args.compare}
     for entry, seen in zip(document["pictures"], masks, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from ...drawing.grid import Axis, draw_cells, plan_cells, read_axes
 from ...drawing.picture_files import IMAGE_FORMATS, encode_picture
 from ...drawing.picture_settings import as_document
 from ...drawing.shelf import Shelf
-from ...pipelines.prompt_check import unknown_words
 from ..arguments import read_preserve, shows_progress
-from ..output import check_output_files, encode_settings, unknown_words_message, write_files
-from ..picture_arguments import first_picture, open_for_pictures, seeded
+from ..output import check_output_files, encode_settings, write_files
+from ..picture_arguments import first_picture, open_for_pictures, seeded, warn_of_words
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -46,8 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_words(flat)
 
     adapter, drawn = open_for_pictures(args, flat, [kind for kind in ("steps", "guidance") if kind in axes])
-    if unknown := unknown_words(adapter, list(dict.fromkeys(cell.prompt for cell in drawn))):
-        warnings.warn(unknown_words_message(unknown), stacklevel=2)
+    warn_of_words(adapter, drawn)
     adapter.pipe.set_progress_bar_config(disable=True)  # there is one for all pictures
     remaining = iter(drawn)
     cells = [[[next(remaining) for _ in row] for row in block] for block in cells]

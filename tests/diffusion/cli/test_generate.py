@@ -48,9 +48,9 @@ def test_generate_fills_a_folder_reproducibly(dsas, model: str, concept: str, tm
     beside = json.loads((out / "generate.json").read_text())
     assert {"out": str(out), **beside} == written
     assert (beside["steps"], beside["seed"], beside["gate"], beside["combine"]) == (2, 3, "own", "sum")
-    assert beside["concepts"] == [
-        {"concept": concept, "name": "banana", "strength": 0.0, "unit": beside["concepts"][0]["unit"]}
-    ]
+    read = Concept.from_pretrained(concept)
+    known = {"unit": read.unit, "digest": read.digest}
+    assert beside["concepts"] == [{"concept": concept, "name": "banana", "strength": 0.0, **known}]
     texts, seeds = PROMPTS[1::2], seeds_for(PROMPTS[1::2], 3)
     expected = pictures_of(adapt(load.load_pipeline(model)), texts, seeds, Settings(2, written["guidance"]))
     for i, picture in enumerate(expected):
@@ -113,7 +113,7 @@ def test_generate_blends_and_chooses_strengths(dsas, model: str, concept: str, t
 
 def test_unknown_words_are_warned_of(dsas, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "dsas_diffusion.cli.commands.generate.unknown_words", lambda _, prompts: tuple(prompts[0].split()[1:])
+        "dsas_diffusion.cli.picture_arguments.unknown_words", lambda _, prompts: tuple(prompts[0].split()[1:])
     )
     out = tmp_path / "a.png"
     code, _, err = dsas("generate", "--model", model, "-p", "a unicorn", "--steps", "1", "--out", out, "--quiet")
@@ -166,7 +166,7 @@ def test_what_is_not_seen_is_told_and_leaves_json_readable(dsas, model: str, pla
 
 
 def test_the_unsteered_picture_is_drawn_once(dsas, model: str, placed: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("dsas_diffusion.cli.commands.generate.pictures_of", lambda *_: pytest.fail("drawn twice"))
+    monkeypatch.setattr("dsas_diffusion.drawing.draw.pictures_of", lambda *_: pytest.fail("drawn twice"))
     given = ("--concept", placed, "--steps", 1, "--out", tmp_path / "a.png", "--quiet", "--preserve", "--compare")
     assert dsas("generate", "--model", model, "-p", "a banana", *given)[0] == 0
     with Image.open(tmp_path / "a.png") as grid:

@@ -194,11 +194,12 @@ def test_the_rest_is_preserved_beside_one_unsteered_pass(
     pipe, seeds, settings = load_pipeline(model), seeds_for(PROMPTS, 5), Settings(2, document["guidance"])
     for i, strength in enumerate((-1.0, 0.0, 1.0)):
         with steer(pipe, {kept: strength}, trace=True) as steering:
-            (expected,) = generate(steering, PROMPTS, seeds, settings, True)
-            assert steering.trace is not None
-            h = [steering.trace.mean_h("banana", sites=kept.steered_sites, prompt=j) for j in range(2)]
-        assert [row[i].tobytes() for row in drawn] == [picture.tobytes() for picture in expected.images]
-        assert [row["mean_h"][i] for row in document["rows"]] == pytest.approx(h)
+            for row, told, prompt, noise in zip(drawn, document["rows"], PROMPTS, seeds, strict=True):
+                (expected,) = generate(steering, [prompt], [noise], settings, True)  # alone, as each is drawn
+                assert steering.trace is not None
+                h = steering.trace.mean_h("banana", sites=kept.steered_sites, prompt=0)
+                assert row[i].tobytes() == expected.images[0].tobytes()
+                assert told["mean_h"][i] == pytest.approx(h)
     assert [row[1].tobytes() for row in drawn] == [
         p.tobytes() for p in pictures_of(adapt(pipe), PROMPTS, seeds, settings)
     ]
@@ -210,6 +211,25 @@ def test_mean_h_where_nothing_is_seen_is_that_of_the_unsteered_pass(dsas: Run, p
     (row,) = document_of(dsas(*given, "--out", tmp_path / "a.png", "--json"))["rows"]
     assert row["change"] == [0.0, 0.0]
     assert row["mean_h"][0] == row["mean_h"][1] > 0
+
+
+def test_tags_hold_other_concepts_in_every_picture(
+    dsas: Run, model: str, concept: str, drawn: list[list[Image.Image]], tmp_path: Path
+) -> None:
+    other = replace(Concept.from_pretrained(concept), name="other")
+    folder = other.save_pretrained(tmp_path / "other")
+    given = ("--from", 0, "--to", 1, "--count", 2, "--seed", 5, "--out", tmp_path / "a.png", "--json")
+    document = document_of(dsas(*prompts(f"a banana <dsas:{folder}:2>", "a dog"), *given))
+    assert [(row["prompt"], row["tags"]) for row in document["rows"]] == [("a banana", {"other": 2.0}), ("a dog", {})]
+    pipe, settings = load_pipeline(model), Settings(2, document["guidance"])
+    for i, (prompt, tags) in enumerate([("a banana", {other: 2.0}), ("a dog", {})]):
+        for j, strength in enumerate((0.0, 1.0)):
+            with steer(pipe, {Concept.from_pretrained(concept): strength, **tags}):
+                (expected,) = pictures_of(adapt(pipe), [prompt], [seeds_for("12", 5)[i]], settings)
+            assert drawn[i][j].tobytes() == expected.tobytes()
+    code, _, err = dsas(*prompts("a <dsas:random:1> dog"), *given, "--overwrite")
+    assert code == 1
+    assert_one_line(err, "the prompt has a tag for 'random', whose strength is swept: leave the tag out")
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ STEERED = replace(PLAIN, concepts=(CONCEPT,)).to_dict()["concepts"][0]
         ({"preserve": 1}, "preserve must be true, false or a text"),
         ({"unheard": 1}, "'unheard' is no setting of this version"),
         ({"pictures": []}, "found 0 pictures"),
-        ({"pictures": [ENTRY] * 1001}, "found 1001 pictures"),
+        ({"pictures": [ENTRY] * 10_001}, "found 10001 pictures"),
         ({"pictures": [{"prompt": "x"}]}, "lacks noise_seed"),
         ({"pictures": [{**ENTRY, "noise_seed": -1}]}, "noise_seed must be a count"),
         ({"pictures": [{**ENTRY, "noise_seed": 2**63}]}, "noise_seed: expected a whole number"),

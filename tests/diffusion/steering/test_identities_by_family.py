@@ -469,12 +469,13 @@ def test_sites_by_their_short_names(family: str, pattern: str, paths: list[str])
     assert {role_of(adapt(pipe).family, site) for site in sites} <= set(adapt(pipe).family.groups)
 
 
+@pytest.mark.parametrize("sides", [None, (2 * SIZE, SIZE)], ids=["square", "wide"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_decoded_latents_are_the_pipelines_pictures(family: str) -> None:
-    pipe = pipe_of(family)
-    ours = decode(adapt(pipe), latents(pipe, family, [BANANA, DOG], (1, 2)))
-    own = latents(pipe, family, [BANANA, DOG], (1, 2), output_type="pil")
-    assert [picture.size for picture in ours] == [(SIZE, SIZE)] * 2
+def test_decoded_latents_are_the_pipelines_pictures(family: str, sides: tuple[int, int] | None) -> None:
+    pipe, size = pipe_of(family), {} if sides is None else {"width": sides[0], "height": sides[1]}
+    ours = decode(adapt(pipe), latents(pipe, family, [BANANA, DOG], (1, 2), **size), sides=sides)
+    own = latents(pipe, family, [BANANA, DOG], (1, 2), output_type="pil", **size)
+    assert [picture.size for picture in ours] == [sides or (SIZE, SIZE)] * 2
     for one, other in zip(ours, own, strict=True):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
