@@ -171,6 +171,39 @@ def test_the_history_gives_settings_back(visit: Visit) -> None:
     assert "banana-blur" in demo.explained()
 
 
+def test_a_downloaded_picture_gives_its_settings_back(visit: Visit, tmp_path: Path) -> None:
+    demo, other = visit(), visit()
+    demo.ask(f"{BANANA} <dsas:banana-blur:0.5>", seed=11)
+    first = demo.draw()
+    assert "the prompt sets banana-blur to 0.5" in demo.explained()
+    (tmp_path / "steered.png").write_bytes(demo.context.request.get(demo.sources("#steered img")[0]).body())
+    other.page.get_by_role("button", name="Settings from a picture").click()
+    other.page.locator("#picture-file input[type=file]").set_input_files(tmp_path / "steered.png")
+    other.page.get_by_text("The picture's settings are back").wait_for()
+    assert other.page.locator("#prompt textarea, #prompt input").first.input_value() == BANANA
+    assert other.page.locator("#strength-0 input[type=number]").input_value() == "0.5"
+    assert all(np.array_equal(*pair) for pair in zip(first, other.draw(), strict=True))
+
+
+def test_several_pictures_and_a_grid(visit: Visit) -> None:
+    demo = visit()
+    demo.ask(BANANA, seed=11)
+    demo.page.locator("#count input[type=number]").fill("2")
+    demo.page.locator("#count input[type=number]").press("Tab")
+    demo.draw()
+    demo.page.locator("#batch").get_by_text("seed 12").wait_for()
+    assert demo.page.locator("#batch img").count() == 2
+    demo.tab("Strip")
+    demo.page.get_by_role("button", name="A grid").click()
+    demo.page.locator("#grid-strengths textarea, #grid-strengths input").fill("0, 1")
+    demo.page.locator("#grid-seeds textarea, #grid-seeds input").fill("7, 8")
+    demo.page.locator("#grid-draw").click()
+    demo.page.locator("#grid-sheet img").wait_for()
+    with demo.page.expect_download() as download:
+        demo.page.locator("#grid-file").click()
+    assert download.value.suggested_filename == "grid.png"
+
+
 def test_why_nothing_changes(visit: Visit) -> None:
     demo = visit()
     demo.ask("a dog and a cat and a banana in the snow", seed=0)  # scenes of the model have two things

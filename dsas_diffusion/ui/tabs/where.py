@@ -116,7 +116,7 @@ def show_steered(drawing: Drawing | None) -> tuple[Image.Image | None, str]:
         return as_shown(drawing.base), markup.render_note(UNCHANGED)
     share, together = float((change > 1).mean()), len([s for s in drawing.order.strengths.values() if s]) > 1
     told = f"{'All concepts together: ' * together}pixels that changed, bright from {BRIGHT} of 255 on; "
-    told += f"{100 * share:.0f} % of them changed by more than 1."
+    told += f"{100 * share:.0f} % of the picture changed by more than 1."
     return as_shown(overlay(drawing.base, np.minimum(1.0, change / BRIGHT))), markup.render_note(told)
 
 

@@ -217,7 +217,7 @@ def test_where_it_steered_is_dark_where_nothing_changed() -> None:
     inside[7:25, 7:25] = True  # enlarging blurs the edge
     assert lit[10:22, 10:22].all()
     assert not lit[~inside].any()
-    assert "6 % of them" in told
+    assert "6 % of the picture" in told
     same, told = show_steered(replace(drawing, steered=base))
     assert np.array_equal(np.asarray(same), np.asarray(enlarge(base))), "no glow at all"
     assert "Nowhere: both pictures are the same" in told
