@@ -9,7 +9,7 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test test-slow test-all test-floor test-browser fuzz lint format bench soak screenshots results methods learning \
+.PHONY: help demo app test test-slow test-all test-floor test-browser fuzz lint format bench soak example screenshots results methods learning \
 	families concepts train-builtin real-models clean
 
 help:  ## this list
@@ -70,6 +70,9 @@ fuzz: $(STAMP)  ## try to break everything at random: FUZZ_SECONDS for each camp
 
 soak: .venv/.browser  ## 8 visitors of the demo for 3 minutes
 	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.demo.soak
+
+example: $(STAMP)  ## the picture that the demo begins with; after `make concepts`
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.demo.example
 
 screenshots: .venv/.browser  ## docs/demo-*.png
 	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.demo.screenshots

@@ -30,7 +30,7 @@ def main() -> None:
             demo.page.wait_for_timeout(SETTLED)
             _take_screenshot(demo, f"demo-{look}", full_page=False)
             if look == "light":
-                for tab in ("Where it steered", "Learn", "Text"):
+                for tab in ("Where", "Learn", "Text"):
                     demo.tab(tab)
                     if tab == "Text":
                         demo.page.locator("#text-send").click()

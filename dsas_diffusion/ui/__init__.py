@@ -8,13 +8,15 @@ from typing import Any
 import gradio as gr
 
 from .page import markup
+from .page.controls import PRIVATE, QUICK
 from .page.session import SESSION_SECONDS, Session
-from .page.theme import STYLE_SHEET, theme
+from .page.theme import SCRIPT, STYLE_SHEET, theme
 from .server.guard import middleware_of
 from .server.page import Page
 from .services.chat_service import ChatService
 from .services.picture_service import PictureService
 from .tabs.create import CreateTab
+from .tabs.history import HistoryTab
 from .tabs.learn import LearnTab
 from .tabs.strip import StripTab
 from .tabs.text import TextTab
@@ -38,19 +40,26 @@ def build(service: PictureService, chat: ChatService | None = None, saves: Path 
     """
     with Page(title="DSAS: concept sliders", analytics_enabled=False, delete_cache=(600, SESSION_SECONDS)) as page:
         session = gr.State(Session(), time_to_live=SESSION_SECONDS)
+        # a fixed secret: it outlives the server, and hides from nobody what is the visitor's own
+        kept = gr.BrowserState([], storage_key="dsas-concepts", secret="dsas-concepts")
         gr.HTML(markup.HEADING, elem_id="heading")
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create"):
                 create = CreateTab(service, session)
-            with gr.Tab("Where it steered", id="where"):
-                WhereTab(session, create.draw_events)
+            with gr.Tab("Where", id="where") as where:
+                WhereTab(create, where)
             with gr.Tab("Strip", id="strip"):
                 strip = StripTab(create)
+            with gr.Tab("History", id="history") as history:
+                HistoryTab(create, tabs, history)
             with gr.Tab("Learn", id="learn"):
-                learn = LearnTab(create, strip, saves)
+                learn = LearnTab(create, strip, kept, saves)
             if chat is not None:
                 with gr.Tab("Text", id="text"):
                     TextTab(chat, session)
+        page.load(None, None, None, js=SCRIPT.read_text(encoding="utf-8"), **PRIVATE)
+        loaded = page.load(*create.at_load, **QUICK)
+        learn.bring_back(loaded.then)
         page.unload(learn.cancel)
     page.queue(max_size=MAX_WAITING, api_open=False)
     return page

@@ -57,7 +57,6 @@ def moved(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_a_slider_moves_the_steered_picture_and_leaves_the_base(visit: Visit) -> None:
     demo = visit()
-    assert "Nothing is drawn before you ask" in demo.explained()
     demo.ask(BANANA)
     demo.slide(0, 1.0)
     base, steered = demo.draw()
@@ -101,20 +100,146 @@ def test_live_mode_and_gates(visit: Visit) -> None:
     assert 0 < moved(*demo.pictures()) < moved(base, everywhere)
 
 
-def test_where_it_steered(visit: Visit) -> None:
+def test_a_picture_is_there_at_load(visit: Visit) -> None:
+    demo = visit()
+    assert "An example that was drawn before" in demo.explained()
+    example = demo.pictures()
+    assert moved(*example) > VISIBLE
+    assert all(moved(*pair) < 0.5 for pair in zip(example, demo.draw(), strict=True)), "and it is what is drawn here"
+
+
+def test_side_by_side_or_under_a_slider(visit: Visit) -> None:
+    demo = visit()
+    one, other = (demo.page.locator(name).bounding_box() for name in ("#base", "#steered"))
+    assert one["y"] == other["y"]
+    assert one["x"] + one["width"] <= other["x"]
+    before = demo.pictures()
+    demo.page.get_by_label("under a slider").check()
+    demo.page.locator("#compare img").first.wait_for()
+    assert not demo.page.locator("#base").is_visible()
+    demo.draw()
+    demo.page.get_by_label("side by side").check()
+    demo.page.locator("#base img").wait_for()
+    assert not demo.page.locator("#compare").is_visible()
+    assert all(moved(*pair) < 0.5 for pair in zip(before, demo.pictures(), strict=True))
+
+
+def test_where_it_is_seen_and_where_it_steered(visit: Visit) -> None:
     demo = visit()
     demo.ask(BANANA)
-    demo.draw()
-    demo.tab("Where it steered")
-    heat = demo.page.locator("#where-picture img")
-    heat.wait_for()
-    mean = demo.pixels(heat.get_attribute("src"))
+    base, steered = demo.draw()
+    demo.tab("Where")
+    seen, changed = (demo.page.locator(f"#where-{which} img") for which in ("seen", "steered"))
+    seen.wait_for()
+    changed.wait_for()
+    mean = demo.pixels(seen.get_attribute("src"))
     assert np.ptp(mean.mean(axis=-1)) > 80, "bright here, dark there"
+    heat, still = demo.pixels(changed.get_attribute("src")).astype(float), np.abs(base.astype(float) - steered) < 0.5
+    grey = base @ np.array([0.299, 0.587, 0.114])
+    dark = 0.45 * grey[..., None] + 0.55 * np.array([30, 12, 72])
+    far = np.abs(heat - dark).max(-1)
+    assert far[still.all(-1)].mean() < 6, "it does not glow where nothing changed"
+    assert far[~still.all(-1)].max() > 60
     assert demo.page.locator("#where-map td[title]").count() > 12
     demo.page.locator("#where-step input[type=number]").fill("1")
     demo.page.locator("#where-step input[type=number]").press("Tab")
     demo.page.get_by_text("step 1 of").wait_for()
-    assert moved(mean, demo.pixels(heat.get_attribute("src"))) > VISIBLE
+    assert moved(mean, demo.pixels(seen.get_attribute("src"))) > VISIBLE
+    demo.tab("Create")
+    demo.ask(NONE)
+    demo.draw()
+    demo.tab("Where")
+    demo.page.get_by_text("Nowhere: both pictures are the same").wait_for()
+
+
+def test_the_history_gives_settings_back(visit: Visit) -> None:
+    demo = visit()
+    demo.ask(BANANA, seed=11)
+    demo.slide(0, 0.5)
+    first = demo.draw()
+    demo.ask(NONE, seed=12)
+    demo.slide(0, 0.0)
+    demo.draw()
+    demo.tab("History")
+    demo.page.get_by_text("seed 11 · banana-blur 0.5").wait_for()
+    demo.page.locator("#history button.thumbnail-item, #history .thumbnail-lg").nth(1).click()
+    demo.page.locator("#prompt").wait_for()
+    assert demo.page.locator("#prompt textarea, #prompt input").first.input_value() == BANANA
+    assert demo.page.locator("#seed input").input_value() == "11"
+    assert demo.page.locator("#strength-0 input[type=number]").input_value() == "0.5"
+    assert all(np.array_equal(*pair) for pair in zip(first, demo.pictures(), strict=True))
+    assert "banana-blur" in demo.explained()
+
+
+def test_a_downloaded_picture_gives_its_settings_back(visit: Visit, tmp_path: Path) -> None:
+    demo, other = visit(), visit()
+    demo.ask(f"{BANANA} <dsas:banana-blur:0.5>", seed=11)
+    first = demo.draw()
+    assert "the prompt sets banana-blur to 0.5" in demo.explained()
+    (tmp_path / "steered.png").write_bytes(demo.context.request.get(demo.sources("#steered img")[0]).body())
+    other.page.get_by_role("button", name="Settings from a picture").click()
+    other.page.locator("#picture-file input[type=file]").set_input_files(tmp_path / "steered.png")
+    other.page.get_by_text("The picture's settings are back").wait_for()
+    assert other.page.locator("#prompt textarea, #prompt input").first.input_value() == BANANA
+    assert other.page.locator("#strength-0 input[type=number]").input_value() == "0.5"
+    assert all(np.array_equal(*pair) for pair in zip(first, other.draw(), strict=True))
+
+
+def test_several_pictures_and_a_grid(visit: Visit) -> None:
+    demo = visit()
+    demo.ask(BANANA, seed=11)
+    demo.page.locator("#count input[type=number]").fill("2")
+    demo.page.locator("#count input[type=number]").press("Tab")
+    demo.draw()
+    demo.page.locator("#batch").get_by_text("seed 12").wait_for()
+    assert demo.page.locator("#batch img").count() == 2
+    demo.tab("Strip")
+    demo.page.get_by_role("button", name="A grid").click()
+    demo.page.locator("#grid-strengths textarea, #grid-strengths input").fill("0, 1")
+    demo.page.locator("#grid-seeds textarea, #grid-seeds input").fill("7, 8")
+    demo.page.locator("#grid-draw").click()
+    demo.page.locator("#grid-sheet img").wait_for()
+    with demo.page.expect_download() as download:
+        demo.page.locator("#grid-file").click()
+    assert download.value.suggested_filename == "grid.png"
+
+
+def test_why_nothing_changes(visit: Visit) -> None:
+    demo = visit()
+    demo.ask("a dog and a cat and a banana in the snow", seed=0)  # scenes of the model have two things
+    assert np.array_equal(*demo.draw())
+    assert "its gate opens at" in demo.explained()
+    assert "no banana was drawn, so nothing changes" in demo.explained()
+
+
+def test_errors_keep_the_picture_and_what_is_said_of_it(visit: Visit) -> None:
+    demo = visit()
+    demo.ask(BANANA)
+    before = demo.draw()
+    told = demo.explained()
+    demo.ask(" ")
+    demo.page.locator("#draw").click()
+    demo.page.locator("#problem").get_by_text("write what the picture should show").wait_for()
+    assert demo.explained() == told
+    assert all(np.array_equal(*pair) for pair in zip(before, demo.pictures(), strict=True))
+    demo.ask(BANANA)
+    demo.draw()
+    assert not demo.page.locator("#problem").is_visible()
+
+
+@pytest.mark.parametrize(("field", "typed", "becomes"), [("strength-0", "99", "2.5"), ("seed", "-3", "0")])
+def test_numbers_out_of_range_are_brought_back_and_said(visit: Visit, field: str, typed: str, becomes: str) -> None:
+    demo = visit()
+    box = demo.page.locator(f"#{field} input[type=number]")
+    high = box.get_attribute("max")
+    becomes = high if typed == "99" else becomes  # of whichever concept is first
+    box.fill(typed)
+    box.press("Tab")
+    demo.page.locator("#said").get_by_text(f"{typed} is beyond").wait_for()
+    assert box.input_value() == becomes
+    demo.draw()
+    assert demo.page.locator(".toast-body").count() == 0
+    assert box.input_value() == becomes
 
 
 def test_a_strip_and_its_files(visit: Visit, tmp_path: Path) -> None:
@@ -197,11 +322,27 @@ def test_a_concept_is_learned_and_used(visit: Visit, tmp_path: Path) -> None:
     demo.tab("Create")
     slider = next(i for i in range(20) if demo.page.locator(f"#strength-{i}").get_by_text("my-cars").count())
     assert other.page.locator(f"#strength-{slider}").count() == 0, "it is this visitor's alone"
+    strengths = [demo.page.locator(f"#strength-{i} input[type=number]").input_value() for i in range(slider + 1)]
+    assert set(strengths[:-1]) == {"0"}
+    assert float(strengths[-1]) > 0, "a new concept is at work"
     demo.ask("a car on the grass")
-    demo.slide(0, 0.0)
-    demo.slide(slider, 1.0)
     assert moved(*demo.draw()) > VISIBLE
     assert "my-cars" in demo.explained()
+
+    demo.page.reload()
+    demo.tab("Learn")
+    demo.page.get_by_text("Back from this browser: my-cars").wait_for()
+    demo.page.locator("#learn-forget").click()
+    demo.page.locator("#learn-take").wait_for(state="hidden")
+    demo.page.wait_for_timeout(1000)
+    other.tab("Learn")
+    other.page.get_by_role("button", name="Use a concept you have").click()
+    other.page.locator("#learn-upload input[type=file]").set_input_files(tmp_path / "my-cars.zip")
+    other.page.get_by_text("my-cars is there").wait_for()
+    demo.page.reload()
+    demo.page.locator("#explain [data-at]").wait_for()
+    demo.page.wait_for_timeout(3000)
+    assert demo.page.get_by_text("my-cars").count() == 0, "what is forgotten stays so"
 
 
 def test_learning_can_be_cancelled(visit: Visit) -> None:
@@ -274,13 +415,38 @@ def test_hints_come_while_typing(visit: Visit) -> None:
 def test_answers(visit: Visit, message: str, same: bool) -> None:
     demo = visit()
     demo.tab("Text")
-    demo.page.locator("#text-message textarea, #text-message input").first.fill(message)
-    demo.page.locator("#text-send").click()
-    demo.page.wait_for_function("/tokens.s, steered/.test(document.querySelector('#text-explain').innerText)")
-    base, steered = (demo.page.locator(f"#text-{arm} textarea").input_value() for arm in ("base", "steered"))
+    base, steered = says(demo, message)
     assert base
     assert (base == steered) == same
     assert ("the same, token for token" in demo.page.locator("#text-explain").inner_text()) == same
+
+
+def says(demo: Demo, message: str) -> list[str]:
+    """Send a message, and wait; the last answers, unsteered and steered."""
+    report = "document.querySelector('#text-explain [data-at]')?.dataset.at"
+    before = demo.page.evaluate(report)
+    demo.page.locator("#text-message textarea, #text-message input").first.fill(message)
+    demo.page.locator("#text-send").click()
+    demo.page.wait_for_function(
+        f"before => {report} !== before && /tokens.s/.test(document.querySelector('#text-explain').innerText)"
+        " && /steered \\d/.test(document.querySelector('#text-explain').innerText)",
+        arg=before,
+    )
+    return [demo.page.locator(f".talk.{arm} .answered").last.inner_text() for arm in ("base", "steered")]
+
+
+def test_a_conversation(visit: Visit) -> None:
+    demo = visit()
+    demo.tab("Text")
+    first = says(demo, "you useless clown! my washer does not start.")
+    says(demo, "who are you?")
+    for arm, answer in zip(("base", "steered"), first, strict=True):
+        said = demo.page.locator(f".talk.{arm} p").all_inner_texts()
+        assert said[:3] == ["you useless clown! my washer does not start.", answer, "who are you?"]
+        assert len(said) == 4
+    demo.page.locator("#text-anew").click()
+    demo.page.get_by_text("The answer comes here").first.wait_for()
+    assert says(demo, "you useless clown! my washer does not start.") == first
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------
@@ -304,3 +470,20 @@ def test_the_page_fits_and_can_be_used_by_keyboard(visit: Visit, options: dict[s
     demo.page.keyboard.press("Enter")
     demo.wait_for_drawing(before)
     assert demo.places() == pytest.approx(places, abs=12), "nothing jumps when the picture comes"
+
+
+def test_on_a_phone_pictures_and_sliders_are_seen_together(visit: Visit) -> None:
+    demo = visit(viewport={"width": 390, "height": 844}, is_mobile=True)
+    height = 844
+    sliders = [i for i in range(20) if demo.page.locator(f"#strength-{i}").count()]
+    for view in ("side by side", "under a slider"):
+        demo.page.get_by_label(view).check()
+        for number in (sliders[0], sliders[-1]):
+            demo.page.locator(f"#strength-{number}").evaluate("e => e.scrollIntoView({block: 'end'})")
+            demo.page.wait_for_timeout(300)
+            slider = demo.page.locator(f"#strength-{number} input[type=range]").bounding_box()
+            shown = "#steered" if view == "side by side" else "#compare"
+            picture = demo.page.locator(shown).bounding_box()
+            assert picture["y"] >= 0
+            assert picture["y"] + picture["height"] <= slider["y"]
+            assert slider["y"] + slider["height"] <= height

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ...errors import DSASError
+from ...errors import DSASError, UnsupportedError
 from ...utils.numbers import number
 from ..model.conversations import apply_template, pad_token
 from ..model.layers import has_encoder
@@ -31,18 +31,20 @@ class Answer:
     ids: tuple[int, ...]
 
 
-def encode_message(tokenizer: Any, message: str) -> Any:
+def encode_message(tokenizer: Any, message: str, earlier: Sequence[tuple[str, str]] = ()) -> Any:
     """Tokenize a message of the user, by the chat template where there is one.
 
     Args:
         tokenizer: tokenizer of the model.
         message: the text, without "user:" before it.
+        earlier: messages and their answers, which the conversation began with.
 
     Returns:
         The tokenizer's output, with `input_ids` and `attention_mask` int64 [1, positions].
 
     Raises:
         PromptError: the chat template rejects the message.
+        UnsupportedError: a conversation, and the tokenizer has no chat template.
 
     Example:
         >>> from dsas_core import llm
@@ -51,9 +53,12 @@ def encode_message(tokenizer: Any, message: str) -> Any:
         [[1, 4, 394, 5]]
     """
     if getattr(tokenizer, "chat_template", None):
-        turns = [{"role": "user", "content": message}]
+        said = (turn for pair in earlier for turn in zip(("user", "assistant"), pair, strict=True))
+        turns = [{"role": role, "content": text} for role, text in (*said, ("user", message))]
         message = apply_template(tokenizer, turns, message, add_generation_prompt=True)
         return tokenizer(message, add_special_tokens=False, return_tensors="pt")
+    if earlier:
+        raise UnsupportedError("this tokenizer has no chat template: a conversation cannot go on; ask anew")
     return tokenizer(message, return_tensors="pt")
 
 

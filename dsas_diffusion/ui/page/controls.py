@@ -13,7 +13,9 @@ from PIL import Image
 
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
+from dsas_core.utils.saving.files import as_json
 
+from ...drawing.picture_files import KEYWORD
 from ..services.picture_service import slider_ends
 from . import markup
 
@@ -46,10 +48,14 @@ def strength_sliders(concepts: Iterable[Concept], elem_id: str) -> list[gr.Slide
     """A slider for each concept; the first begins at one unit, the others at 0."""
     sliders = []
     for i, concept in enumerate(concepts):
-        settings = slider_settings(concept)
-        start = 0.0 if i else min(1.0, settings["maximum"])
+        start, settings = 0.0 if i else first_strength(concept), slider_settings(concept)
         sliders.append(gr.Slider(value=start, step=STEP, buttons=["reset"], elem_id=f"{elem_id}-{i}", **settings))
     return sliders
+
+
+def first_strength(concept: Concept) -> float:
+    """One unit, or as much of it as the concept's slider has."""
+    return min(1.0, slider_ends(concept, STEP)[1])
 
 
 def slider_settings(concept: Concept) -> dict[str, Any]:
@@ -152,6 +158,23 @@ def read_seed(value: Any) -> int:
     return int(value)
 
 
+class Notes(list[str]):
+    """Sentences on what was asked for and could not be."""
+
+    def clamp(self, what: str, value: float, low: float, high: float) -> float:
+        """The number, or the end that it is beyond, of which a sentence is noted.
+
+        Example:
+            >>> notes = Notes()
+            >>> notes.clamp("strength", 9.0, -1.0, 2.5), notes
+            (2.5, ['strength: 9 is beyond -1 to 2.5, so it is 2.5'])
+        """
+        end = min(high, max(low, value))
+        if end != value:
+            self.append(f"{what}: {value:g} is beyond {low:g} to {high:g}, so it is {end:g}")
+        return end
+
+
 def enlarge(picture: Image.Image) -> Image.Image:
     """A picture large enough for the page, by a whole factor."""
     scale = -(-MIN_SIDE // min(picture.size))
@@ -160,12 +183,18 @@ def enlarge(picture: Image.Image) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
 
 
-def as_shown(picture: Image.Image) -> Image.Image:
-    """A picture as the page shows it: large enough, and in a file of its own.
+def as_shown(picture: Image.Image, settings: Mapping[str, Any] | None = None) -> Image.Image:
+    """A picture as the page shows it: large enough, with its settings, and in a file of its own.
 
     Gradio names files by their content, and would write the file of an equal picture again while another visitor's
     browser reads it.
+
+    Args:
+        picture: as it was drawn.
+        settings: the document with its settings, for its file; None for none.
     """
     shown = enlarge(picture).copy()
     shown.info["shown"] = secrets.token_hex(8)  # goes into the file
+    if settings is not None:
+        shown.info[KEYWORD] = as_json(settings)
     return shown

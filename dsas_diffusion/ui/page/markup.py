@@ -22,7 +22,7 @@ from dsas_core.utils.templates import create_environment
 
 from ...pipelines.sites import site_name
 from ...steering.schedule import Schedule
-from ..services.chat_service import Reply, TokenReading
+from ..services.chat_service import Reply, TokenReading, Turn
 from ..services.drawing import Drawing
 from ..services.learning_job import LearnProgress
 
@@ -39,6 +39,11 @@ def render_drawing(drawing: Drawing | None) -> str:
 def render_reply(reply: Reply | None) -> str:
     """What each concept's gate read of a message, what became of the answer, and how fast it was written."""
     return _render("reply", result=reply)
+
+
+def render_conversation(turns: Sequence[Turn]) -> str:
+    """A conversation without steering and one with it, beside one another."""
+    return _render("conversation", sides={"Unsteered": "base", "Steered": "steered"}, turns=turns)
 
 
 def render_tokens(gate: TokenReading | None) -> str:
@@ -79,9 +84,9 @@ def render_evidence(concept: Concept) -> str:
     )
 
 
-def render_advice(hints: Sequence[str], fine: str) -> str:
-    """Hints as a list; `fine` where there are none."""
-    return _render("advice", hints=hints, fine=fine)
+def render_advice(hints: Sequence[str], checked: str) -> str:
+    """Hints as a list; where there are none, a line on what was `checked`."""
+    return _render("advice", hints=hints, checked=checked)
 
 
 def render_progress(progress: LearnProgress) -> str:

@@ -10,7 +10,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,20 @@ from . import markup
 
 #: sliders that are ready for concepts which a visitor learns or uploads
 MAX_OWN_CONCEPTS = 6
+#: drawings that a visitor can go back to
+MAX_HISTORY = 24
 #: seconds for which a visitor's session is kept
 SESSION_SECONDS = 3600
 
 _log = logging.getLogger("dsas.ui")
+
+
+@dataclass(frozen=True)
+class Past:
+    """A drawing that was made, with what the components held that asked for it."""
+
+    drawing: Drawing
+    held: tuple[Any, ...]
 
 
 @dataclass
@@ -36,14 +46,18 @@ class Session:
 
     Args:
         my_concepts: those that this visitor learned or uploaded, by name.
-        drawing: the last picture.
-        shown_drawing: the one that the tab Where shows.
-        reply: the last answer.
+        newest: name of the one that has come since sliders were last set; they begin with it alone at work.
+        drawing: the picture that is shown.
+        history: the pictures that were drawn, the newest first.
+        batch: those that were drawn at once, the last time that it were several.
+        reply: the last answer, with the conversation before it.
     """
 
     my_concepts: dict[str, Concept] = field(default_factory=dict)
+    newest: str | None = None
     drawing: Drawing | None = None
-    shown_drawing: Drawing | None = None
+    history: list[Past] = field(default_factory=list)
+    batch: list[Past] = field(default_factory=list)
     reply: Reply | None = None
 
     def concepts(self, service: PictureService) -> dict[str, Concept]:
@@ -67,13 +81,22 @@ class Session:
             service.try_concept(concept)
             self.check_room(concept.name, service)  # learning may have filled it meanwhile
         self.my_concepts[concept.name] = concept
+        self.newest = concept.name
+
+    def show(self, drawing: Drawing, held: Iterable[Any]) -> Past:
+        """Make a drawing the one that is shown, and the first of the history, where it is kept without its trace."""
+        self.drawing = drawing
+        past = Past(replace(drawing, trace=None), tuple(held))
+        others = [other for other in self.history if other.held != past.held]
+        self.history = [past, *others][:MAX_HISTORY]
+        return past
 
     def check_room(self, name: str, service: PictureService) -> None:
         """Raise a DSASError where another concept of the visitor's own, of this name, cannot be added."""
         if name in service.concepts:
             raise DSASError(f"there is a concept {name!r} already: give yours another name")
         if name not in self.my_concepts and len(self.my_concepts) >= MAX_OWN_CONCEPTS:
-            raise DSASError(f"there is room for {MAX_OWN_CONCEPTS} concepts of your own: reload the page to begin anew")
+            raise DSASError(f"there is room for {MAX_OWN_CONCEPTS} concepts of your own: forget one on the tab Learn")
 
 
 def warn(error: DSASError) -> None:

@@ -1,4 +1,4 @@
-"""The demo's theme and style sheet."""
+"""The demo's theme, style sheet and script."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 MONOSPACE_FONTS = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 STYLE_SHEET = Path(__file__).with_name("page.css")
+#: a function in JavaScript, which runs when the page is there
+SCRIPT = Path(__file__).with_name("page.js")
 
 
 def theme() -> Any:

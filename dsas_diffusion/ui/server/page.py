@@ -41,8 +41,17 @@ class Page(gr.Blocks):
 
 
 def _paths(data: Any) -> set[str]:
-    """The paths of all files in what an event returns to the browser."""
+    """The paths of all files in what an event returns to the browser.
+
+    Of what an event yields after its first values, Gradio sends what has changed, as [operation, keys, value].
+
+    Example:
+        >>> _paths([{"path": "/a.png"}]), _paths([[["replace", [0, "path"], "/b.png"], ["replace", ["x"], "/c.png"]]])
+        ({'/a.png'}, {'/b.png'})
+    """
     if isinstance(data, dict):
         own = {data["path"]} if isinstance(data.get("path"), str) else set()
         return own.union(*map(_paths, data.values()))
+    if isinstance(data, list) and len(data) == 3 and isinstance(data[1], list) and data[1][-1:] == ["path"]:
+        return {data[2]} if isinstance(data[2], str) else set()
     return set[str]().union(*map(_paths, data)) if isinstance(data, list | tuple) else set()

@@ -28,6 +28,15 @@ MAX_TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A message, and its answers without and with steering."""
+
+    message: str
+    base: str
+    steered: str
+
+
+@dataclass(frozen=True)
 class Question:
     """An answer that a visitor asks for.
 
@@ -38,6 +47,7 @@ class Question:
         length: tokens of the answer, at most.
         temperature: of sampling; 0 takes the likeliest token.
         seed: of sampling.
+        earlier: what the conversation began with; each side goes on with its own answers.
 
     Raises:
         DSASError: no message, or a value beyond the limits.
@@ -49,6 +59,7 @@ class Question:
     length: int = 60
     temperature: float = 0.0
     seed: int = 0
+    earlier: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.message.strip():
@@ -116,6 +127,11 @@ class Reply:
     at: float = field(default_factory=time.time)
 
     @property
+    def turn(self) -> Turn:
+        """The message with its answers, as far as they are written."""
+        return Turn(self.question.message, self.base.text, self.steered.text if self.steered is not None else "")
+
+    @property
     def same(self) -> bool:
         """Whether steering has changed no token."""
         return self.steered is not None and self.steered.ids == self.base.ids
@@ -165,14 +181,25 @@ class ChatService:
         missing = [name for name in question.strengths if name not in self.concepts]
         if missing:
             raise DSASError(f"no concept {missing[0]!r}: there are {', '.join(self.concepts) or 'none'}")
-        inputs = encode_message(self.tokenizer, question.message).to(device_of_input(self.model))
-        tokens, limit = inputs.input_ids.shape[1], max_positions(self.model)
+        sides = self._encode(question, "base"), self._encode(question, "steered")
+        tokens, limit = max(side.input_ids.shape[1] for side in sides), max_positions(self.model)
         if limit and tokens + (0 if has_encoder(self.model) else question.length) > limit:
+            what, way = ("conversation", "begin a new one") if question.earlier else ("message", "shorten one of them")
             raise PromptError(
-                f"the message has {tokens} tokens and the answer up to {question.length}, but the model takes {limit} "
-                "in all: shorten one of them"
+                f"the {what} has {tokens} tokens and the answer up to {question.length}, but the model takes {limit} "
+                f"in all: {way}"
             )
-        return _follow(lambda publish, stopped: self._write(question, inputs, publish, stopped), self._closed)
+        return _follow(lambda publish, stopped: self._write(question, sides, publish, stopped), self._closed)
+
+    @property
+    def converses(self) -> bool:
+        """Whether a conversation can go on; without a chat template each message is the first."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def _encode(self, question: Question, side: str) -> Any:
+        """The tokens of a conversation on one side, "base" or "steered"."""
+        earlier = [(turn.message, getattr(turn, side)) for turn in question.earlier]
+        return encode_message(self.tokenizer, question.message, earlier).to(device_of_input(self.model))
 
     def close(self) -> None:
         """End the answer that is being written, and write no other."""
@@ -181,34 +208,40 @@ class ChatService:
             pass
 
     def _write(
-        self, question: Question, inputs: Any, publish: Callable[[Reply], object], stopped: Callable[[], bool]
+        self,
+        question: Question,
+        sides: tuple[Any, Any],
+        publish: Callable[[Reply], object],
+        stopped: Callable[[], bool],
     ) -> None:
-        """Publish both answers as they grow, until that is stopped."""
+        """Publish both answers as they grow, until that is stopped; `sides` are the tokens of both conversations."""
         with self._turn:
             if stopped():
                 return
-            key = (question.message, question.length, question.temperature, question.seed)
+            said = tuple((turn.message, turn.base) for turn in question.earlier)
+            key = (said, question.message, question.length, question.temperature, question.seed)
             unknown = tuple(find_unknown_words(self.tokenizer, question.message))
             reply = Reply(question, self._bases.get(key, Answer()), key in self._bases, unknown_words=unknown)
             if not reply.cached:
-                base = self._answer(question, inputs, lambda part: publish(replace(reply, base=part)), stopped)
+                base = self._answer(question, sides[0], lambda part: publish(replace(reply, base=part)), stopped)
                 if stopped():
                     return
                 reply = replace(reply, base=base)
             keep_latest(self._bases, key, reply.base, MAX_BASES)
-            if not self.concepts:
+            if not self.concepts:  # then both conversations are the same
                 publish(replace(reply, steered=reply.base, complete=True))
                 return
             publish(replace(reply, steered=Answer()))
             strengths = {concept: question.strengths.get(name, 0.0) for name, concept in self.concepts.items()}
             settings: dict[str, Any] = {"gate": gate_of(question), "trace": True, "tokenizer": self.tokenizer}
             with llm.steer(self.model, dict(strengths), **settings) as steering:
-                steered = self._answer(question, inputs, lambda part: publish(replace(reply, steered=part)), stopped)
+                steered = self._answer(question, sides[1], lambda part: publish(replace(reply, steered=part)), stopped)
                 conflicts = conflicting_pairs(steering)
             if stopped():
                 return
         assert steering.trace is not None
-        gates = tuple(self._read_gate(concept, s, steering.trace, inputs) for concept, s in strengths.items())
+        first = self._first_of(question, sides[1])
+        gates = tuple(self._read_gate(concept, s, steering.trace, sides[1], first) for concept, s in strengths.items())
         publish(replace(reply, steered=steered, gates=gates, conflicts=conflicts, complete=True))
 
     def _answer(
@@ -230,14 +263,24 @@ class ChatService:
         result = answer(self.model, self.tokenizer, inputs, *sampling, streamer=streamer, stopped=stopped)
         return Answer(result.text, result.ids, time.perf_counter() - began)
 
-    def _read_gate(self, concept: Concept, strength: float, trace: llm.TextTrace, inputs: Any) -> TokenReading:
+    def _first_of(self, question: Question, inputs: Any) -> int:
+        """The position at which the last message of a steered conversation begins."""
+        if not question.earlier:
+            return 0
+        empty = self._encode(replace(question, message="…"), "steered").input_ids[0].tolist()
+        pairs = zip(empty, inputs.input_ids[0].tolist(), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def _read_gate(
+        self, concept: Concept, strength: float, trace: llm.TextTrace, inputs: Any, first: int
+    ) -> TokenReading:
         roots = dict.fromkeys(record.site.root for record in trace.records if record.concept == concept.name)
         by_root = {root: [t for t in trace.tokens(0, concept.name, root) if t.counted] for root in roots}
         if has_encoder(self.model):
             message, written = by_root.get("encoder", []), by_root.get("decoder", [])
         else:
             tokens, start = list(chain(*by_root.values())), inputs.input_ids.shape[1]
-            message = [token for token in tokens if token.position < start]
+            message = [token for token in tokens if first <= token.position < start]
             written = [token for token in tokens if token.position >= start]
         return TokenReading(concept.name, strength, tuple(message), tuple(written))
 

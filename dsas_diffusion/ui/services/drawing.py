@@ -39,6 +39,8 @@ class Order:
         schedule: strength over the timestep; None for a constant one.
         sites: where to steer, by `site_name`; none for wherever the concepts do.
         preserve: keep the rest of the picture as it is without steering, where the concepts have a place in it.
+        negative: what the picture should not show; None for nothing.
+        notes: on what was asked for otherwise, in sentences.
 
     Raises:
         DSASError: no prompt, or a prompt or number of steps beyond the limits.
@@ -54,25 +56,41 @@ class Order:
     schedule: Schedule | None = None
     sites: Sequence[str] = ()
     preserve: bool = False
+    negative: str | None = None
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise PromptError("there is no prompt: write what the picture should show")
         if len(self.prompt) > MAX_CHARACTERS:
             raise PromptError(f"the prompt has {len(self.prompt)} characters: at most {MAX_CHARACTERS} are taken")
+        if self.negative is not None and len(self.negative) > MAX_CHARACTERS:
+            raise PromptError(f"the negative prompt has {len(self.negative)} characters: at most {MAX_CHARACTERS}")
         if not 1 <= self.settings.steps <= MAX_STEPS:
             raise DSASError(f"{self.settings.steps} steps: expected 1 to {MAX_STEPS}")
 
 
 @dataclass(frozen=True)
 class GateReading:
-    """What one concept's gate read of a picture: mean and highest h where it steers, words at which it was open."""
+    """What one concept's gate read of a picture.
+
+    Args:
+        concept: its name.
+        strength: in units.
+        mean_h: mean h where it steers.
+        highest_h: highest h there.
+        words: of the prompt, at which it was open.
+        absent: things among these words that the picture does not show without steering, as far as that is known.
+        drawn: things among them that it does show.
+    """
 
     concept: str
     strength: float
     mean_h: float
     highest_h: float
     words: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,7 @@ class Drawing:
         trace: of the steered picture.
         area: share of the picture that was steered, where the rest was kept; None where it was not.
         unplaced: concepts because of which the rest could not be kept: they have no place in pictures.
+        ahead: whether it ships with the package: nothing was drawn here.
     """
 
     order: Order
@@ -110,6 +129,7 @@ class Drawing:
     trace: PictureTrace | None = None
     area: float | None = None
     unplaced: tuple[str, ...] = ()
+    ahead: bool = False
 
     @property
     def untouched(self) -> bool:

@@ -25,8 +25,12 @@ from dsas_core.errors import DSASError, ModelMismatchError
 from dsas_core.model.loading import reason_of
 from dsas_core.steering.trace import Record
 
-from ...generation.compare import change
-from ...generation.pictures import latents_of, pictures_of
+from ...builtin.judge import Judge
+from ...builtin.scenes import NAMES
+from ...drawing.draw import draw_each
+from ...drawing.picture_settings import PictureSettings
+from ...generation.compare import UNCHANGED, change
+from ...generation.pictures import check_negative, latents_of, pictures_of
 from ...generation.settings import settings_of
 from ...learning.illustrate import ENDS
 from ...pipelines.adapter import adapt
@@ -77,8 +81,10 @@ class PictureService:
         self.defaults = settings_of(pipe)
         self._turn = threading.Lock()
         self._bases: OrderedDict[Any, tuple[Image.Image, float]] = OrderedDict()
-        self._unsteered: OrderedDict[Any, Generation] = OrderedDict()
+        self._unsteered: OrderedDict[Any, tuple[Generation, PictureTrace]] = OrderedDict()
+        self._read: OrderedDict[Any, PictureTrace] = OrderedDict()
         self.can_preserve = can_preserve(self.adapter)
+        self._judge: Judge | None = None
         self._files = tempfile.TemporaryDirectory(prefix="dsas-app-")
         self._traces: WeakKeyDictionary[PictureTrace, None] = WeakKeyDictionary()  # oldest first; drawings own them
         self.concepts = index_concepts(concepts, self.adapter.roots)
@@ -116,6 +122,8 @@ class PictureService:
             DSASError: the order cannot be drawn, see `steer`.
         """
         strengths = {concepts[name]: strength for name, strength in order.strengths.items() if strength != 0}
+        if order.negative is not None:
+            check_negative(self.adapter, order.settings)
         unplaced = self.find_unplaced(order, list(strengths))
         preserved = list(strengths) if order.preserve and not unplaced else []
         with self._turn:
@@ -132,7 +140,11 @@ class PictureService:
             conflicts = conflicting_pairs(steering)
         trace = steering.trace
         assert trace is not None
-        gates = tuple(self._read_gate(order, concept, s, trace) for concept, s in strengths.items())
+        # where no concept is seen no steered pass is run, and the unsteered one tells what gates read
+        read = trace if made.is_steered else self._unsteered[_key_of(order)][1]
+        gates = tuple(self._read_gate(order, concept, s, read) for concept, s in strengths.items())
+        if not made.is_steered or change([drawing.base], made.images)[0] <= UNCHANGED:
+            gates = tuple(self._look_for(gate, drawing.base) for gate in gates)
         results: dict[str, Any] = {
             "steered": made.images[0],
             "seconds": seconds,
@@ -144,6 +156,21 @@ class PictureService:
         with self._turn:
             self._keep(trace)
         yield replace(drawing, trace=trace, **results)
+
+    def read_unsteered(self, order: Order, concept: Concept) -> PictureTrace:
+        """What a concept's probes read while the order's unsteered picture was drawn: where it is seen."""
+        key = _key_of(order)
+        made, trace = self._unsteered.get(key, (None, None))
+        if made is not None and trace is not None and made.looked_for([concept]) and trace.select(concept.name):
+            return trace
+        at = key, concept.name, concept.digest
+        if at not in self._read or not self._read[at].records:
+            with self._turn, self._steered(order, {concept: 0.0}) as steering:
+                self._generate(steering, order, ())
+                assert steering.trace is not None
+                keep_latest(self._read, at, steering.trace, MAX_UNSTEERED)
+                self._keep(steering.trace)
+        return self._read[at]
 
     def strip(
         self, order: Order, concept: Concept, strengths: Sequence[float], on_picture: Callable[[int], object] = int
@@ -159,6 +186,11 @@ class PictureService:
                     pictures += self._generate(steering, order, preserved).images
             on_picture(len(pictures))
         return Strip(concept.name, order.prompt, tuple(strengths), tuple(pictures))
+
+    def draw_row(self, row: Sequence[PictureSettings], concepts: Mapping[str, Concept]) -> list[Image.Image]:
+        """Pictures by their settings, while nobody else draws; concepts by name."""
+        with self._turn:
+            return [made.images[0] for made, _ in draw_each(self.adapter, row, concepts)]
 
     def pipeline_for_learning(self) -> tuple[Any, threading.Lock]:
         """A pipeline to learn on, a copy where the model is small, and the lock to hold meanwhile."""
@@ -205,27 +237,31 @@ class PictureService:
         """
         key = _key_of(order)
         base, recorded = self._bases.get(key), self._unsteered.get(key)
-        missing = recorded is None or not recorded.looked_for(preserved)
+        missing = recorded is None or not recorded[0].looked_for(preserved) or not recorded[1].records
         cached = base is not None and not (preserved and missing)
         if base is None or not cached:
             began = time.perf_counter()
             if preserved:
                 with self._steered(order, dict.fromkeys(preserved, 0.0)) as steering:
                     made = self._generate(steering, order, preserved)
-                keep_latest(self._unsteered, key, made, MAX_UNSTEERED)
+                assert steering.trace is not None
+                keep_latest(self._unsteered, key, (made, steering.trace), MAX_UNSTEERED)
+                self._keep(steering.trace)
                 picture = made.images[0]
             else:
-                picture = pictures_of(self.adapter, [order.prompt], [order.seed], order.settings)[0]
+                arguments = [order.prompt], [order.seed], order.settings
+                picture = pictures_of(self.adapter, *arguments, negative=order.negative)[0]
             base = picture, time.perf_counter() - began
         keep_latest(self._bases, key, base, MAX_BASES)
         return Drawing(order, check_prompt(self.adapter, order.prompt), *base, cached)
 
     def _generate(self, steering: PipelineSteering, order: Order, preserved: Sequence[Concept]) -> Generation:
         """The order's picture, whatever the steering is set to; beside its unsteered pass, where that is kept."""
-        kept = self._unsteered.get(_key_of(order)) if preserved else None
+        kept, _ = self._unsteered.get(_key_of(order), (None, None)) if preserved else (None, None)
         earlier = [kept] if kept is not None and kept.looked_for(preserved) else []
         arguments = [order.prompt], [order.seed], order.settings
-        (made,) = generate_batches(steering, *arguments, preserve=bool(preserved), unsteered=earlier)
+        options: dict[str, Any] = {"preserve": bool(preserved), "unsteered": earlier, "negative": order.negative}
+        (made,) = generate_batches(steering, *arguments, **options)
         return made
 
     def _keep(self, newest: PictureTrace) -> None:
@@ -247,6 +283,17 @@ class PictureService:
         h = trace.mean_h(concept.name, sites=sites), trace.highest_h(concept.name, sites=sites)
         return GateReading(concept.name, strength, *h, self._words(order.prompt, records))
 
+    def _look_for(self, gate: GateReading, picture: Image.Image) -> GateReading:
+        """Which things among the words that opened a gate an unsteered picture shows; known of the built-in model."""
+        things = [word for word in gate.words if word in NAMES]
+        if not self.adapter.is_builtin or not things:
+            return gate
+        if self._judge is None:
+            self._judge = Judge.load()
+        seen = self._judge.look(np.asarray(picture.convert("RGB"))[None])[0].things
+        absent, drawn = (tuple(word for word in things if (word in seen) is there) for there in (False, True))
+        return replace(gate, absent=absent, drawn=drawn)
+
     def _words(self, prompt: str, records: Sequence[Record]) -> tuple[str, ...]:
         """Words of the prompt at which a gate in the first text encoder was open, in their order.
 
@@ -265,7 +312,7 @@ class PictureService:
 
 def _key_of(order: Order) -> tuple[Any, ...]:
     """What an unsteered picture depends on."""
-    return order.prompt, order.seed, order.settings
+    return order.prompt, order.negative, order.seed, order.settings
 
 
 def slider_ends(concept: Concept, step: float = 0.05) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Uploads and downloads: prompt files and concepts, checked before they are read; concepts as zip files.
 
-Uploads were written by somebody else. Only Gradio's own folder of uploads is read, only YAML, JSON and safetensors, and
-only up to a size; and every error is one line that names no path of the server.
+Uploads were written by somebody else. Only Gradio's own folder of uploads is read, only YAML, JSON, safetensors and the
+zip files of concepts, and only up to a size; and every error is one line that names no path of the server.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from dsas_core.concept.concept import CONFIG, TENSORS, Concept
+from dsas_core.concept.samples import STRIP
+from dsas_core.concept.storage.reading import CARD
 from dsas_core.errors import ArtifactError, DSASError, PromptError
 from dsas_core.learning.prompts.draft import is_name
 from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
@@ -29,7 +31,11 @@ from dsas_core.utils.saving.folders import names_in
 PROMPT_FILES = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}
 #: bytes of a prompt file, and of each file of a concept
 MAX_PROMPT_BYTES = 256 * 2**10
-MAX_CONCEPT_BYTES = {CONFIG: 4 * 2**20, TENSORS: 64 * 2**20}
+MAX_CONCEPT_BYTES = {CONFIG: 4 * 2**20, TENSORS: 64 * 2**20, CARD: 2**20, STRIP: 4 * 2**20}
+#: bytes of a concept's zip file, and files in it
+MAX_ZIP_BYTES, MAX_ZIP_FILES = 64 * 2**20, 16
+#: bytes of a picture that is brought for its settings
+MAX_PICTURE_BYTES = 32 * 2**20
 #: texts, lists and mappings in a prompt file
 MAX_NODES = 10_000
 #: letters of a name
@@ -93,21 +99,80 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def read_picture(path: str | None) -> bytes:
+    """The content of an uploaded PNG, whatever is in it."""
+    return _read_upload(path, {".png": MAX_PICTURE_BYTES}, "a PNG that was downloaded here")[1]
+
+
 # ---- concepts -------------------------------------------------------------------------------------------------------
 
 
 def read_concept(paths: Sequence[str] | str | None) -> Concept:
-    """The concept in the two files of its folder, `config.json` and `concept.safetensors`.
+    """The concept in the zip file that the page offers, or in `config.json` and `concept.safetensors` of its folder.
 
     Raises:
-        ArtifactError: a file is missing, damaged or pickled, or the model that it was learned on is not named.
+        ArtifactError: a file is missing, damaged or pickled, the zip file is none of ours, or the model that it was
+            learned on is not named.
         DSASError: another file, one that is too large, or a name that no folder may have.
     """
     paths = [paths] if isinstance(paths, str) else paths or ()
-    contents = dict(_read_upload(path, MAX_CONCEPT_BYTES, f"{CONFIG} and {TENSORS}") for path in paths)
+    expected = f"the concept's zip file, or {CONFIG} and {TENSORS}"
+    contents = dict(_read_upload(path, {**MAX_CONCEPT_BYTES, ".zip": MAX_ZIP_BYTES}, expected) for path in paths)
+    zips = [name for name in contents if name.lower().endswith(".zip")]
+    if zips:
+        if len(contents) > 1:
+            raise ArtifactError(f"{len(contents)} files came with {_shorten(zips[0], 80)}: choose the zip file alone")
+        return unzip_concept(contents[zips[0]], _shorten(zips[0], 80))
     if not {CONFIG, TENSORS} <= set(contents):
         have = f"only {', '.join(contents)}" if contents else "nothing"
-        raise ArtifactError(f"{have} came: choose both files of the concept's folder, {CONFIG} and {TENSORS}")
+        raise ArtifactError(f"{have} came: choose {expected}, both at once")
+    return _concept_of(contents)
+
+
+def unzip_concept(content: bytes, name: str) -> Concept:
+    """The concept in a zip file as `zip_concept` makes it; nothing else is unpacked.
+
+    Args:
+        content: of the file.
+        name: of the file, for errors.
+
+    Raises:
+        ArtifactError: it is damaged, encrypted, or of something else than one concept.
+    """
+    found: dict[str, bytes] = {}
+    # each entry of the directory begins so: those of millions are not read into memory
+    if content.count(b"PK\x01\x02") > MAX_ZIP_FILES:
+        raise ArtifactError(f"{name} holds more than {MAX_ZIP_FILES} files: expected the zip of one concept")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            entries = [entry for entry in packed.infolist() if not entry.is_dir()]
+            folders = {entry.filename.rpartition("/")[0] for entry in entries}
+            for entry in entries:
+                file, odd = entry.filename.rpartition("/")[2], _shorten(repr(entry.filename), 80)
+                if file not in MAX_CONCEPT_BYTES or file in found or len(folders) > 1 or not _is_folder(*folders):
+                    raise ArtifactError(f"{name} holds {odd}: expected the folder of one concept, as downloaded here")
+                with packed.open(entry) as opened:
+                    found[file] = opened.read(MAX_CONCEPT_BYTES[file] + 1)
+                if len(found[file]) > MAX_CONCEPT_BYTES[file]:
+                    limit = _size(MAX_CONCEPT_BYTES[file])
+                    raise ArtifactError(f"{odd} in {name} is larger than {limit}: expected a concept")
+    except DSASError:
+        raise
+    except Exception as error:  # zipfile and zlib raise many kinds
+        reason = _shorten(str(error) or type(error).__name__, 120)
+        raise ArtifactError(f"{name} is damaged, encrypted or no zip file ({reason}): download it again") from None
+    if missing := [file for file in (CONFIG, TENSORS) if file not in found]:
+        raise ArtifactError(f"{name} has no {missing[0]}: expected the zip of a concept, as downloaded here")
+    return _concept_of(found)
+
+
+def _is_folder(name: str) -> bool:
+    """Whether an entry's folder is one of a concept: of a plain name, or none."""
+    return not name or is_name(name)
+
+
+def _concept_of(contents: Mapping[str, bytes]) -> Concept:
+    """The concept in these files, by name."""
     with tempfile.TemporaryDirectory(prefix="dsas-upload-") as folder:
         for name, content in contents.items():
             (Path(folder) / name).write_bytes(content)
@@ -119,7 +184,7 @@ def read_concept(paths: Sequence[str] | str | None) -> Concept:
     unknown = {item.site.root for item in concept.interventions} - set(concept.base)
     if unknown:  # `Concept.check` lets them pass
         raise ArtifactError(f"{CONFIG} does not tell on which {min(unknown)} it was learned: learn the concept again")
-    return replace(concept, samples=None)  # their picture is not among the files
+    return concept if STRIP in contents else replace(concept, samples=None)
 
 
 def zip_concept(concept: Concept) -> bytes:

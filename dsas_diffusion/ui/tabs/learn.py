@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from dsas_core import methods
+from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
 
 from ..page import markup
 from ..page.controls import PRIVATE, QUICK, SILENT, queue_settings, read_number
 from ..page.session import Session, report_errors
 from ..services.drawing import MAX_STEPS
+from ..services.keeping import pack, unpack
 from ..services.learning_job import Learning, LearningCancelled, LearnRequest
 from ..services.uploads import read_concept
 from .create import CreateTab
@@ -34,11 +36,12 @@ class LearnTab:
     Args:
         create: a tab on which a new concept is to be chosen.
         strip: another.
+        kept: what the visitor's browser keeps of their concepts.
         saves: the folder in which visitors may save; None for none.
     """
 
-    def __init__(self, create: CreateTab, strip: StripTab, saves: Path | None = None) -> None:
-        self.create, self.strip = create, strip
+    def __init__(self, create: CreateTab, strip: StripTab, kept: gr.BrowserState, saves: Path | None = None) -> None:
+        self.create, self.strip, self.kept = create, strip, kept
         #: what is being learned, by the browser's session
         self._running: dict[str, Learning] = {}
         with gr.Row():
@@ -72,9 +75,9 @@ class LearnTab:
 
     def _add_upload(self) -> None:
         with gr.Accordion("Use a concept you have", open=False, elem_id="learn-bring"):
-            gr.Markdown("The `config.json` and the `concept.safetensors` of its folder, both at once.")
-            files: dict[str, Any] = {"file_count": "multiple", "file_types": [".json", ".safetensors"]}
-            label = "config.json and concept.safetensors"
+            gr.Markdown("The zip file that you downloaded, or `config.json` and `concept.safetensors` of its folder.")
+            files: dict[str, Any] = {"file_count": "multiple", "file_types": [".zip", ".json", ".safetensors"]}
+            label = "zip file, or config.json and concept.safetensors"
             self.upload = gr.File(label=label, show_label=False, height=140, elem_id="learn-upload", **files)
 
     # ---- events -----------------------------------------------------------------------------------------------------
@@ -89,9 +92,30 @@ class LearnTab:
         self.stop.click(self.cancel, None, None, **QUICK)
         outputs = [self.upload, self.progress, *result]
         uploaded = self.upload.upload(report_errors(self.add_uploaded), [session, self.upload], outputs, **PRIVATE)
-        choices = [*self.create.sliders, self.create.advanced.sites, self.strip.concept]
-        for event in (learned, uploaded):
-            event.success(report_errors(self.slots), [session, self.strip.concept], choices, **SILENT)
+        forgotten = self.my_concepts.forgets(session)
+        for event in (learned, uploaded, forgotten):
+            followed = event.success(report_errors(self.slots), [session, *self.strip.choices], self._choices, **SILENT)
+            followed.then(report_errors(self.keep), session, [self.kept, self.my_concepts.kept_told], **SILENT)
+
+    @property
+    def _choices(self) -> list[Any]:
+        """The components that `slots` fills."""
+        return [*self.create.sliders, self.create.advanced.sites, *self.strip.choices]
+
+    def bring_back(self, then: Callable[..., Any]) -> None:
+        """Have the concepts come back that the browser keeps, after the event that `then` follows.
+
+        They are counted in the browser: a page that has none asks for nothing, and waits in no queue.
+        """
+        session, count = (
+            self.create.session,
+            gr.Number(0, visible="hidden", label="kept concepts", elem_id="kept-count"),
+        )
+        then(None, self.kept, count, js="(kept) => (kept || []).length", **QUICK)
+        outputs = [self.progress, session, *self.my_concepts.parts]
+        queue = {**SILENT, "concurrency_id": "pipe", "concurrency_limit": 1}
+        back = count.change(report_errors(self.take_kept), [session, self.kept], outputs, **queue)
+        back.then(report_errors(self.slots), [session, *self.strip.choices], self._choices, **SILENT)
 
     def request(self, data: Mapping[Any, Any]) -> LearnRequest:
         """What the components ask for.
@@ -124,8 +148,8 @@ class LearnTab:
                     yield markup.render_progress(now), *busy, *rest
                 concept = learning.concept()
             session.add(concept, self.create.service)
-            message = f"Learned {concept.name} in {now.seconds:.0f} s: its slider is on the first tab, yours alone. "
-            message += "It goes when you reload the page: download it to keep it."
+            message = f"Learned {concept.name} in {now.seconds:.0f} s: its slider is on the first tab, at one unit, "
+            message += f"yours alone. {_suggest(concept)}"
             yield markup.render_note(message, "done"), *free, session, *self.my_concepts.updates(session, concept.name)
         except LearningCancelled:
             yield markup.render_note("Cancelled: nothing was learned."), *free, *rest
@@ -146,12 +170,41 @@ class LearnTab:
         """Updates for a concept that the visitor uploaded."""
         concept = read_concept(paths)
         session.add(concept, self.create.service, uploaded=True)
-        message = f"{concept.name} is there: its slider is on the first tab, yours alone, until you reload."
-        return None, markup.render_note(message, "done"), session, *self.my_concepts.updates(session, concept.name)
+        message = f"{concept.name} is there: its slider is on the first tab, at one unit, yours alone. "
+        told = markup.render_note(message + _suggest(concept), "done")
+        return None, told, session, *self.my_concepts.updates(session, concept.name)
 
-    def slots(self, session: Session, strip: str | None) -> list[Any]:
-        """Updates of sliders, layers and the strip's choices, for the concepts that the visitor has."""
-        return [*self.create.slots(session), self.strip.slots(session, strip)]
+    def keep(self, session: Session) -> tuple[list[str], str]:
+        """What the browser is to keep of the visitor's concepts, and a line on it."""
+        kept, left_out = pack(session.my_concepts.values())
+        told = "This browser keeps your concepts when you reload the page. " * bool(kept)
+        if left_out:
+            told += f"Too large for it to keep: {', '.join(left_out)}; download what you want to have again."
+        return kept, markup.render_note(told, "warned" if left_out else "") if told else ""
+
+    def take_kept(self, session: Session, kept: Any) -> tuple[Any, ...]:
+        """Updates for the concepts that the browser has kept; those that cannot be used any more are told of."""
+        concepts, problems = unpack(kept)
+        for concept in concepts:
+            try:
+                session.add(concept, self.create.service, uploaded=True)
+            except DSASError as error:
+                problems.append(str(error))
+        session.newest = None
+        if not concepts and not problems:
+            return tuple(gr.skip() for _ in range(2 + len(self.my_concepts.parts)))
+        told = f"Back from this browser: {', '.join(session.my_concepts)}. " * bool(session.my_concepts)
+        told = markup.render_note(told + " ".join(problems), "warned" if problems else "done")
+        return told, session, *self.my_concepts.updates(session, next(iter(session.my_concepts), None))
+
+    def slots(self, session: Session, strip: str | None, of_grid: list[str] | None = None) -> list[Any]:
+        """Updates of sliders, layers and choices of the tab Strip, for the concepts that the visitor has."""
+        return [*self.create.slots(session), *self.strip.slots(session, strip, of_grid)]
+
+
+def _suggest(concept: Concept) -> str:
+    """A prompt to see a concept at work on."""
+    return f"Try it on “{concept.samples.prompts[0]}”." if concept.samples is not None else ""
 
 
 def _choices(kind: str) -> list[tuple[str, str]]:

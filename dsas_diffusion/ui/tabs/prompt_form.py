@@ -25,7 +25,8 @@ PHRASES, LISTS = "two phrases", "prompt lists"
 MIN_PROMPTS, MAX_PROMPTS = 8, 48
 #: letters of a phrase, and of a list of prompts
 MAX_PHRASE, MAX_LIST = 120, 60_000
-FINE = "Nothing to object to."
+#: what was looked at where there is no hint
+CHECKED = "{} prompts were checked: their number, repetitions, length, look-alikes among the controls{}."
 #: what the prompts of each side are
 MEANING = {"source": "shows it", "target": "shows what it should become", "control": "must stay as it is"}
 
@@ -86,9 +87,12 @@ class PromptForm:
                 sides = _split(lists)
             unknown = unknown_words(self.service.adapter, [text for texts in sides.values() for text in texts])
             advice = [*hints(sides), *([markup.describe_unknown(unknown[:5])] if unknown else [])]
+            *some, last = (f"{len(texts)} {side}" for side, texts in sides.items())
+            known = ", words that the model knows" if self.service.adapter.is_builtin else ""
+            checked = CHECKED.format(f"{', '.join(some)} and {last}", known)
         except DSASError as error:
-            advice = [str(error)]
-        return markup.render_advice(advice, FINE)
+            advice, checked = [str(error)], ""
+        return markup.render_advice(advice, checked)
 
     def fill(self, path: str | None) -> tuple[str, ...]:
         """The lists and the name from a prompt file, with as many prompts as can be learned from."""

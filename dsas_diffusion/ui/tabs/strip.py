@@ -16,6 +16,7 @@ from ..page.controls import PICTURE, as_shown, concept_choice, queue_settings, r
 from ..page.session import Session, report_errors, warn
 from ..services.picture_service import slider_ends
 from .create import CreateTab
+from .grid import GridForm
 
 MAX_PICTURES = 11
 DOWNLOADS = {"png": "the strip (PNG)", "webp": "the animation (WebP)", "gif": "the animation (GIF)"}
@@ -35,7 +36,7 @@ class StripTab:
             self.concept = concept_choice(self.service.concepts, "Concept", "strip-concept")
             self.count = gr.Slider(3, MAX_PICTURES, 7, step=1, label="Pictures", elem_id="strip-count")
             self.button = gr.Button("Draw the strip", variant="primary", elem_id="strip-draw")
-        self.message = gr.HTML("", elem_id="strip-told")
+        self.problem, self.message = gr.HTML("", elem_id="strip-problem"), gr.HTML("", elem_id="strip-told")
         layout: dict[str, Any] = {"columns": 7, "height": None, "object_fit": "contain"}
         self.gallery = gr.Gallery(label="strengths", elem_id="strip-gallery", **layout, **PICTURE)
         with gr.Row():
@@ -46,17 +47,18 @@ class StripTab:
                     gr.DownloadButton(f"Download {what}", interactive=False, elem_id=f"strip-{kind}")
                     for kind, what in DOWNLOADS.items()
                 ]
+        self.grid = GridForm(create)
         inputs = {*create.inputs, self.concept, self.count}
-        outputs = [self.message, self.gallery, self.animation, *self.downloads]
+        outputs = [self.problem, self.message, self.gallery, self.animation, *self.downloads]
         self.button.click(report_errors(self.draw), inputs, outputs, **queue_settings("pipe", self.gallery))
 
     def draw(self, data: Mapping[Any, Any], progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-        """Updates with the strip, its animation, and both as files."""
+        """Updates with the strip, its animation, and both as files; after an error the strip stays, with its line."""
         try:
-            return self._updates(data, progress)
+            return "", *self._updates(data, progress)
         except DSASError as error:
             warn(error)
-            return markup.render_note(str(error), "warned"), *(gr.skip() for _ in range(5))
+            return markup.render_note(str(error), "warned"), *(gr.skip() for _ in range(6))
 
     def _updates(self, data: Mapping[Any, Any], progress: Any) -> tuple[Any, ...]:
         session: Session = data[self.create.session]
@@ -85,6 +87,11 @@ class StripTab:
             *(gr.update(value=file, interactive=True) for file in (png, webp, gif)),
         )
 
-    def slots(self, session: Session, chosen: str | None) -> Any:
-        """An update of the concepts to choose from, for those that a visitor has."""
-        return update_choices(session.concepts(self.service), chosen)
+    @property
+    def choices(self) -> list[Any]:
+        """The components that `slots` reads and fills."""
+        return [self.concept, self.grid.concepts]
+
+    def slots(self, session: Session, chosen: str | None, of_grid: list[str] | None = None) -> tuple[Any, ...]:
+        """Updates of the concepts to choose from, for those that a visitor has."""
+        return update_choices(session.concepts(self.service), chosen), self.grid.slots(session, of_grid)

@@ -9,7 +9,7 @@ import gradio as gr
 
 from ..page import controls, markup
 from ..page.session import Session, report_errors, until_failure
-from ..services.chat_service import MAX_CHARACTERS, MAX_TEMPERATURE, ChatService, Question, message_of
+from ..services.chat_service import MAX_CHARACTERS, MAX_TEMPERATURE, ChatService, Question, Reply, Turn, message_of
 
 #: for builtin:chat: rude and calm, about things that learning did not use, and two calm ones with rude words
 EXAMPLES = (
@@ -33,14 +33,14 @@ class TextTab:
     def __init__(self, service: ChatService, session: gr.State) -> None:
         self.service, self.session = service, session
         label, placeholder, examples = "Message", "what to say to the model", self._examples()
-        buttons = {"text-send": "Send", "text-stop": "Stop"}
-        self.message, self.send, self.stop = controls.prompt_row(
+        buttons = {"text-send": "Send", "text-stop": "Stop", "text-anew": "New conversation"}
+        self.message, *self.buttons = controls.prompt_row(
             label, placeholder, MAX_CHARACTERS, "text-message", examples, buttons, width=100
         )
         with gr.Row():
             with gr.Column(scale=5, min_width=300):
                 self._add_knobs()
-            with gr.Column(scale=6, min_width=300, elem_id="text-canvas"):
+            with gr.Column(scale=8, min_width=300, elem_id="text-canvas"):
                 self._add_answers()
         self._wire()
 
@@ -65,10 +65,8 @@ class TextTab:
             self.seed = controls.seed_field("text-seed")
 
     def _add_answers(self) -> None:
-        box: dict[str, Any] = {"lines": 6, "max_lines": 16, "interactive": False, "buttons": ["copy"], "min_width": 240}
-        with gr.Row():
-            self.base = gr.Textbox(label="Unsteered", elem_id="text-base", **box)
-            self.steered = gr.Textbox(label="Steered", elem_id="text-steered", **box)
+        self.said = gr.HTML(markup.render_conversation(()), elem_id="text-said")
+        self.problem = gr.HTML("", elem_id="text-problem")
         self.explain = gr.HTML(markup.render_reply(None), elem_id="text-explain")
         names, label = self.service.concepts, "Colour tokens by h of"
         self.concept = controls.concept_choice(names, label, "text-concept", visible=len(names) > 1)
@@ -82,26 +80,43 @@ class TextTab:
     # ---- events -----------------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
-        events, outputs = [self.send.click, self.message.submit], [self.base, self.steered, self.explain, self.tokens]
+        send, stop, anew = self.buttons
+        events: list[Any] = [send.click, self.message.submit]
+        outputs: list[Any] = [self.said, self.problem, self.explain, self.tokens]
         queue = {"show_progress": "minimal", **controls.queue_settings("text", self.explain)}
         writes = gr.on(events, report_errors(self.write), self.inputs, [self.session, *outputs], **queue)
-        self.stop.click(report_errors(self.describe_stop), self.session, self.explain, cancels=writes, **controls.QUICK)
-        self.concept.input(
-            report_errors(self.color_tokens), [self.session, self.concept], self.tokens, **controls.QUICK
-        )
+        stop.click(report_errors(self.describe_stop), self.session, self.problem, cancels=writes, **controls.QUICK)
+        inputs = [self.session, self.concept]
+        anew.click(report_errors(self.begin_anew), inputs, [self.session, *outputs], cancels=writes, **controls.QUICK)
+        self.concept.input(report_errors(self.color_tokens), inputs, self.tokens, **controls.QUICK)
 
     def write(self, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
-        """Both answers as they grow, the unsteered one first, then their tokens."""
-        session, skip = data[self.session], gr.skip()
-        updates = self._updates(session, data)
-        yield from until_failure(updates, lambda note: (session, skip, skip, note, skip), "Writing failed.")
+        """The conversation with both answers as they grow, the unsteered one first, then their tokens.
+
+        After an error the conversation is as it was, with what was said of its last answer.
+        """
+        session, before = data[self.session], data[self.session].reply
+
+        def failed(note: str) -> tuple[Any, ...]:
+            session.reply = before
+            return self._shown(session, data[self.concept], note)
+
+        yield from until_failure(self._updates(session, data), failed, "Writing failed.")
 
     def _updates(self, session: Session, data: Mapping[Any, Any]) -> Iterator[tuple[Any, ...]]:
         for reply in self.service.reply(self.question(data)):
             session.reply = reply
-            steered = reply.steered.text if reply.steered is not None else ""
-            explanation, tokens = markup.render_reply(reply), self.color_tokens(session, data[self.concept])
-            yield session, reply.base.text, steered, explanation, tokens
+            yield self._shown(session, data[self.concept])
+
+    def begin_anew(self, session: Session, concept: str | None) -> tuple[Any, ...]:
+        """Updates for a conversation in which nothing was said yet."""
+        session.reply = None
+        return self._shown(session, concept)
+
+    def _shown(self, session: Session, concept: str | None, problem: str = "") -> tuple[Any, ...]:
+        """Updates with the conversation, and what is said of its last answer."""
+        said = markup.render_conversation(turns_of(session.reply))
+        return session, said, problem, markup.render_reply(session.reply), self.color_tokens(session, concept)
 
     def question(self, data: Mapping[Any, Any]) -> Question:
         """What the components ask for.
@@ -117,7 +132,12 @@ class TextTab:
             length=int(controls.read_number(data[self.length], "length")),
             temperature=controls.read_number(data[self.temperature], "temperature"),
             seed=controls.read_seed(data[self.seed]),
+            earlier=self._earlier(data[self.session].reply),
         )
+
+    def _earlier(self, reply: Reply | None) -> tuple[Turn, ...]:
+        """What a conversation goes on from: answers that were stopped before both sides had one are left out."""
+        return tuple(turn for turn in turns_of(reply) if turn.base and turn.steered) if self.service.converses else ()
 
     def color_tokens(self, session: Session, concept: str | None) -> str:
         """The tokens of the last answer, coloured by one concept, where it is complete."""
@@ -129,3 +149,8 @@ class TextTab:
         if session.reply is None or session.reply.complete:
             return gr.skip()
         return markup.render_note("Stopped. What was written until then stays.")
+
+
+def turns_of(reply: Reply | None) -> tuple[Turn, ...]:
+    """A conversation up to its last answer, as far as that is written."""
+    return () if reply is None else (*reply.question.earlier, reply.turn)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import gradio as gr
 import httpx
@@ -13,7 +14,12 @@ import pytest
 from dsas_core import Concept
 from dsas_diffusion import find_sites, ui
 from dsas_diffusion.generation.settings import Settings
+from dsas_diffusion.ui.page.session import Session
 from dsas_diffusion.ui.services.picture_service import PictureService
+from dsas_diffusion.ui.tabs.create import CreateTab
+from dsas_diffusion.ui.tabs.history import HistoryTab
+from dsas_diffusion.ui.tabs.strip import StripTab
+from dsas_diffusion.ui.tabs.where import WhereTab
 from tests.fixtures.concepts import random_concept
 from tests.fixtures.models import bases
 from tests.fixtures.visitors import seen_at
@@ -67,3 +73,46 @@ def client(served: gr.Blocks) -> Iterator[httpx.Client]:
     """Somebody who knows the address."""
     with httpx.Client(base_url=str(served.local_url), timeout=30) as client:
         yield client
+
+
+class Page:
+    """The three tabs, with what their components begin with."""
+
+    def __init__(self, service: PictureService) -> None:
+        with gr.Blocks() as self.blocks:
+            state = gr.State(Session())
+            with gr.Tabs() as tabs, gr.Tab("a tab") as tab:
+                self.create = CreateTab(service, state)
+                self.where = WhereTab(self.create, tab)
+                self.strip = StripTab(self.create)
+                self.history = HistoryTab(self.create, tabs, tab)
+
+    def data(self, session: Session, **values: Any) -> dict[Any, Any]:
+        """What components hold, those named with other values; `strengths` by number."""
+        create = self.create
+        held = {part: getattr(part, "value", None) for part in {*create.inputs, create.live}}
+        strengths = values.pop("strengths", [])
+        held |= dict(zip_longest(create.sliders, strengths, fillvalue=0.0))
+        named = {**vars(create.advanced), **vars(create), **vars(create.seed), **vars(create.canvas)}
+        held |= {create.session: session, named["steps"]: 2, create.prompt: "a banana and a dog"}
+        return held | {named[name]: value for name, value in values.items()}
+
+    def draw(self, session: Session, **values: Any) -> Shown:
+        """Draw, and return the last values of all that drawing fills."""
+        *before, last = self.create.draw(self.data(session, **values))
+        if last[-1] == gr.skip():  # it failed
+            return Shown(*last)
+        return Shown(*before[-1][:-1], last[-1])
+
+
+class Shown(NamedTuple):
+    """What drawing fills."""
+
+    session: Session
+    base: Any
+    steered: Any
+    compare: Any
+    problem: str
+    told: str
+    seed: Any
+    batch: Any

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import zip_longest
 from typing import Any
 
 import gradio as gr
@@ -15,43 +14,20 @@ from PIL import Image
 
 from dsas_core import Concept, DSASError
 from dsas_diffusion import Schedule
+from dsas_diffusion.generation.strips import overlay
+from dsas_diffusion.pipelines.prompt_check import PromptCheck
 from dsas_diffusion.ui.page import markup
 from dsas_diffusion.ui.page.controls import MIN_SIDE, enlarge
 from dsas_diffusion.ui.page.session import MAX_OWN_CONCEPTS, Session, report_errors
 from dsas_diffusion.ui.services import picture_service
+from dsas_diffusion.ui.services.chat_service import Turn
+from dsas_diffusion.ui.services.drawing import Drawing, Order
 from dsas_diffusion.ui.services.picture_service import PictureService
 from dsas_diffusion.ui.tabs.advanced import make_schedule
-from dsas_diffusion.ui.tabs.create import CreateTab
-from dsas_diffusion.ui.tabs.strip import StripTab
-from dsas_diffusion.ui.tabs.where import ALL_LAYERS, WhereTab
-from tests.diffusion.ui.conftest import make_service
+from dsas_diffusion.ui.tabs.where import ALL_LAYERS, show_steered
+from tests.diffusion.ui.conftest import SETTINGS, Page, Shown, make_service
 from tests.fixtures.concepts import unseen
 from tests.fixtures.judges import random_banana_with_place
-
-
-class Page:
-    """The three tabs, with what their components begin with."""
-
-    def __init__(self, service: PictureService) -> None:
-        with gr.Blocks() as self.blocks:
-            state = gr.State(Session())
-            self.create = CreateTab(service, state)
-            self.where = WhereTab(state, self.create.draw_events)
-            self.strip = StripTab(self.create)
-
-    def data(self, session: Session, **values: Any) -> dict[Any, Any]:
-        """What components hold, those named with other values; `strengths` by number."""
-        create = self.create
-        held = {part: getattr(part, "value", None) for part in {*create.inputs, create.live}}
-        strengths = values.pop("strengths", [])
-        held |= dict(zip_longest(create.sliders, strengths, fillvalue=0.0))
-        named = {**vars(create.advanced), **vars(create), **vars(create.seed)}
-        held |= {create.session: session, named["steps"]: 2, create.prompt: "a banana and a dog"}
-        return held | {named[name]: value for name, value in values.items()}
-
-    def draw(self, session: Session, **values: Any) -> tuple[Any, ...]:
-        return list(self.create.draw(self.data(session, **values)))[-1]
-
 
 service = pytest.fixture(make_service, scope="module")
 
@@ -64,9 +40,11 @@ def page(service: PictureService) -> Page:
 def test_drawing(page: Page) -> None:
     session = Session()
     steps = list(page.create.draw(page.data(session, prompt="a banana", strengths=[0.0, 1.0])))
-    assert len(steps) == 2, "the base first"
-    kept, (base, steered), told, seed = steps[-1]
+    assert len(steps) == 3, "the base first, and how many there are at last"
+    kept, base, steered, compare, problem, told, seed, _ = steps[1]
     assert kept is session
+    assert compare == gr.skip(), "what is not seen is not sent"
+    assert problem == ""
     assert base.size == (MIN_SIDE, MIN_SIDE)
     assert not np.array_equal(np.asarray(base), np.asarray(steered))
     assert "patches" in told
@@ -76,8 +54,8 @@ def test_drawing(page: Page) -> None:
 
 
 def test_seeds_are_kept_or_thrown(page: Page) -> None:
-    assert page.draw(Session(), seed=3)[-1] == 3
-    thrown = {page.draw(Session(), seed=3, locked=False)[-1] for _ in range(2)}
+    assert page.draw(Session(), seed=3).seed == 3
+    thrown = {page.draw(Session(), seed=3, locked=False).seed for _ in range(2)}
     assert len(thrown) == 2
     assert 3 not in thrown
 
@@ -87,7 +65,7 @@ def test_live_mode_draws_when_a_slider_is_let_go(page: Page) -> None:
     assert len(released) == 1
     assert not any(fn.fn for fn in released), "a slider alone asks nothing of the server, and nobody waits"
     session = Session()
-    assert len(list(page.create.draw_live(page.data(session, strengths=[0.0, 1.0], locked=False)))) == 2
+    assert len(list(page.create.draw_live(page.data(session, strengths=[0.0, 1.0], locked=False)))) == 3
     assert session.drawing is not None
     assert session.drawing.order.seed == 7, "sliders never throw the dice"
 
@@ -118,7 +96,7 @@ def test_everything_asked_for_is_ordered(page: Page) -> None:
         ({"guidance": math.inf}, "guidance inf"),
         ({"strengths": [math.nan]}, "strength nan"),
         ({"strengths": [None]}, "strength None"),
-        ({"strengths": [0, 0, 0, 1.0]}, "forgotten after an hour"),
+        ({"strengths": [0, 0, 0, 1.0]}, "left alone for more than an hour"),
         ({"prompt": ""}, "no prompt"),
         ({"kind": "window", "first": 100, "last": 900}, "1000 >= start > stop"),
         ({"kind": "linear", "first": None}, "two numbers"),
@@ -135,10 +113,15 @@ def test_what_cannot_be_ordered(page: Page, values: dict[str, Any], message: str
 )
 def test_what_cannot_be_drawn_is_told_and_the_picture_stays(page: Page, values: dict[str, Any], message: str) -> None:
     with pytest.warns(UserWarning, match=message):
-        session, pair, told, seed = page.draw(Session(), **values)
-    assert session.drawing is None
-    assert pair == seed == gr.skip()
-    assert message in told
+        empty = page.draw(Session(), **values)
+    assert (empty.base, empty.steered, empty.seed) == (None, None, gr.skip())
+    assert message in empty.problem
+    before = page.draw(session := Session(), strengths=[0, 1.0])
+    with pytest.warns(UserWarning, match=message):
+        after = page.draw(session, **values)
+    assert message in after.problem
+    assert after.told == before.told, "what is said is of the picture that is shown"
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(before[1:3], after[1:3], strict=True))
 
 
 def test_schedules_are_drawn_and_what_is_wrong_with_them_told(page: Page) -> None:
@@ -156,10 +139,11 @@ def test_every_visitor_has_concepts_of_their_own(page: Page, service: PictureSer
     here, there = page.create.slots(mine), page.create.slots(yours)
     assert [update.get("label") for update in here[:4]] == ["words", "patches", "closed", "mine"]
     assert [update["visible"] for update in there[:-1]] == [True] * 3 + [False] * MAX_OWN_CONCEPTS
-    assert "mine" in page.draw(mine, strengths=[0, 0, 0, 1.0])[2]
-    assert "mine" not in page.draw(yours, strengths=[0, 0, 1.0])[2]
-    assert page.strip.slots(mine, "mine")["value"] == "mine"
-    assert page.strip.slots(yours, "mine")["value"] == "words"
+    assert "mine" in page.draw(mine, strengths=[0, 0, 0, 1.0]).told
+    assert "mine" not in page.draw(yours, strengths=[0, 0, 1.0]).told
+    assert page.strip.slots(mine, "mine")[0]["value"] == "mine"
+    assert page.strip.slots(yours, "mine")[0]["value"] == "words"
+    assert page.strip.slots(mine, None, ["mine", "gone"])[1]["value"] == ["mine"]
 
 
 def test_there_is_room_for_a_few(service: PictureService, concepts: list[Concept]) -> None:
@@ -190,37 +174,63 @@ def test_room_that_was_taken_meanwhile_is_taken(
     assert len(session.my_concepts) == MAX_OWN_CONCEPTS
 
 
-# ---- where it steered -----------------------------------------------------------------------------------------------
+# ---- where it is seen, and where it steered -------------------------------------------------------------------------
 
 
-def test_where(page: Page) -> None:
+def test_where(page: Page, service: PictureService) -> None:
     session = Session()
     page.draw(session, strengths=[0.5, 1.0])
-    concept, site, step, picture, told, steps = page.where.begin(session, "patches")
+    concept, site, step, seen, told, steered, changed, steps = page.where.begin(session, "patches")
     assert concept["choices"] == ["words", "patches"]
     assert (concept["value"], site["value"], step["maximum"]) == ("patches", ALL_LAYERS, 2)
     assert "the mean of all steps" in told
-    assert picture.size == (MIN_SIDE, MIN_SIDE)
+    assert "All concepts together" in changed
+    assert seen.size == steered.size == (MIN_SIDE, MIN_SIDE)
     assert steps.count("<tr>") == 1 + 4
-    one, told_of_one = page.where.show_heatmap(session, "patches", site["choices"][1], 2)
+    one, told_of_one = page.where.show_seen(session, "patches", site["choices"][1], 2)
     assert "step 2 of 2" in told_of_one
-    assert not np.array_equal(np.asarray(one), np.asarray(picture))
+    assert not np.array_equal(np.asarray(one), np.asarray(seen))
     assert page.where.begin(session, "gone")[0]["value"] == "words"
-    assert page.where.follow(session, "words")[0]["value"] == "words"
-    assert page.where.follow(session, "patches") == (gr.skip(),) * 6, "the picture is the same: nothing is chosen anew"
 
 
-def test_a_trace_that_is_gone_is_told(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_is_seen_is_read_without_steering(page: Page) -> None:
+    """Behind a steered layer, probes read what steering made of the picture."""
+    session = Session()
+    pictures = []
+    for strength in (0.25, 1.0):
+        page.draw(session, strengths=[0, strength])
+        pictures.append(page.where.begin(session, "patches")[3])
+    assert np.array_equal(*map(np.asarray, pictures))
+
+
+def test_where_it_steered_is_dark_where_nothing_changed() -> None:
+    base = Image.new("RGB", (64, 64), (90, 120, 200))
+    steered = base.copy()
+    steered.paste((0, 0, 0), (8, 8, 24, 24))
+    order = Order("a dog", 1, SETTINGS, {"patches": 1.0})
+    drawing = Drawing(order, PromptCheck((), 2, 77), base, 1.0, False, steered)
+    picture, told = show_steered(drawing)
+    small = np.asarray(picture.resize((64, 64), Image.Resampling.BOX), np.float32)
+    dark = np.asarray(overlay(base, np.zeros((64, 64))), np.float32)
+    lit = np.abs(small - dark).max(-1) > 12
+    inside = np.zeros((64, 64), bool)
+    inside[7:25, 7:25] = True  # enlarging blurs the edge
+    assert lit[10:22, 10:22].all()
+    assert not lit[~inside].any()
+    assert "6 % of the picture" in told
+    same, told = show_steered(replace(drawing, steered=base))
+    assert np.array_equal(np.asarray(same), np.asarray(enlarge(base))), "no glow at all"
+    assert "Nowhere: both pictures are the same" in told
+
+
+def test_a_trace_that_is_gone_is_read_again(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(picture_service, "MAX_TRACE_BYTES", 0)
     mine, yours = Session(), Session()
     for session in (mine, yours):
         page.draw(session, strengths=[0, 1.0])
-    assert "draw the picture again" in page.where.show_heatmap(mine, "patches", ALL_LAYERS, 0)[1]
-    assert page.where.begin(mine, "patches")[3] is None
-    assert page.where.begin(yours, "patches")[3] is not None
+        assert page.where.begin(session, "patches")[3] is not None
+    assert page.where.begin(mine, "patches")[3] is not None
     mine.drawing = yours.drawing = None
-    page.draw(mine, strengths=[0, 1.0])
-    assert len(page.create.service._traces) == 1, "nobody holds what visitors have let go"
 
 
 def test_words_have_no_place_in_the_picture(page: Page, service: PictureService, concepts: list[Concept]) -> None:
@@ -228,16 +238,18 @@ def test_words_have_no_place_in_the_picture(page: Page, service: PictureService,
     session = Session()
     session.add(replace(concepts[0], name="text", interventions=text), service)
     page.draw(session, strengths=[0, 0, 0, 1.0])
-    *_, picture, told, steps = page.where.begin(session, None)
-    assert picture is None
+    *_, seen, told, steered, _, steps = page.where.begin(session, None)
+    assert seen is None
     assert "reads words alone" in told
+    assert steered is not None, "but it changed the picture somewhere"
     assert "read once, before drawing" in steps
 
 
 def test_nothing_was_drawn_yet(page: Page) -> None:
-    *_, picture, told, steps = page.where.begin(Session(), None)
-    assert picture is None
+    *_, seen, told, steered, changed, steps = page.where.begin(Session(), None)
+    assert seen is steered is None
     assert "Draw a picture" in told
+    assert "Draw a picture" in changed
     assert "No gate" in steps
 
 
@@ -246,7 +258,8 @@ def test_nothing_was_drawn_yet(page: Page) -> None:
 
 def test_a_strip_from_end_to_end(page: Page) -> None:
     data = {**page.data(Session(), prompt="a banana"), page.strip.concept: "patches", page.strip.count: 3}
-    told, gallery, moving, strip, webp, gif = page.strip.draw(data, lambda *_, **__: None)
+    problem, told, gallery, moving, strip, webp, gif = page.strip.draw(data, lambda *_, **__: None)
+    assert problem == ""
     assert [caption for _, caption in gallery] == ["-0.95", "0: off", "+1.45"]
     assert "patches from -0.95 to 1.45" in told
     for name, suffix, kind in ((moving, "webp", "WEBP"), (strip["value"], "png", "PNG"), (gif["value"], "gif", "GIF")):
@@ -254,9 +267,9 @@ def test_a_strip_from_end_to_end(page: Page) -> None:
         assert Image.open(name).format == kind
     assert webp["value"] == moving
     with pytest.warns(UserWarning, match="choose a concept"):
-        told, *rest = page.strip.draw({**data, page.strip.concept: None})
-    assert "choose a concept" in told
-    assert rest == [gr.skip()] * 5
+        problem, *rest = page.strip.draw({**data, page.strip.concept: None})
+    assert "choose a concept" in problem
+    assert rest == [gr.skip()] * 6, "the strip stays, with the line on it"
 
 
 # ---- what is told ---------------------------------------------------------------------------------------------------
@@ -265,11 +278,10 @@ def test_a_strip_from_end_to_end(page: Page) -> None:
 def test_texts_from_outside_are_text(page: Page, service: PictureService, concepts: list[Concept]) -> None:
     session = Session()
     prompt = 'a <img src=x onerror=alert(1)> & "b"'
-    told = page.draw(session, prompt=prompt, strengths=[0, 1.0])[2]
-    where = page.where.show_heatmap(session, "patches", ALL_LAYERS, 0)[1]
+    told = page.draw(session, prompt=prompt, strengths=[0, 1.0]).told
     for text in (
         told,
-        where,
+        markup.render_conversation([Turn(prompt, prompt, prompt)]),
         markup.render_evidence(replace(concepts[1], evidence={"sites": [{"site": prompt}]})),
         markup.render_note(prompt, '"><script>'),
     ):
@@ -291,24 +303,26 @@ def test_what_fails_half_way_is_told_where_it_was_to_be(page: Page, monkeypatch:
     seen: list[Any] = []
     with pytest.raises(ZeroDivisionError):
         seen.extend(page.create.draw(page.data(Session(), strengths=[0, 1.0])))
-    assert "steering …" in seen[0][2]
-    assert "Drawing failed" in seen[-1][2]
+    first, last = Shown(*seen[0]), Shown(*seen[-1])
+    assert "steering …" in first.told
+    assert "Drawing failed" in last.problem
+    assert "steering …" not in last.told, "nothing goes on"
 
 
 def test_what_is_explained(page: Page) -> None:
     session = Session()
-    closed = page.draw(session, strengths=[0, 0, 1.0])[2]
+    closed = page.draw(session, strengths=[0, 0, 1.0]).told
     assert "mean gate 0.00 on this prompt" in closed
     assert "the picture is untouched, bit for bit" in closed
     assert "times the base" in closed
-    assert "always on" in page.draw(session, strengths=[0, 1.0], gate="on")[2]
-    assert "its gate is off" in page.draw(session, strengths=[0, 1.0], gate="off")[2]
-    assert "All sliders are at 0" in page.draw(session)[2]
-    assert "kept from before" in page.draw(session)[2]
+    assert "always on" in page.draw(session, strengths=[0, 1.0], gate="on").told
+    assert "its gate is off" in page.draw(session, strengths=[0, 1.0], gate="off").told
+    assert "All sliders are at 0" in page.draw(session).told
+    assert "kept from before" in page.draw(session).told
 
 
 def test_prompts_that_are_cut_off(page: Page) -> None:
-    assert "tokens, of which the model reads the first" in page.draw(Session(), prompt="a dog and " * 30)[2]
+    assert "tokens, of which the model reads the first" in page.draw(Session(), prompt="a dog and " * 30).told
 
 
 def test_errors_are_messages(caplog: pytest.LogCaptureFixture) -> None:
@@ -350,29 +364,29 @@ def test_the_rest_is_kept_by_default_where_a_concept_has_a_place(
     monkeypatch.setattr(service, "concepts", {"banana": random_banana_with_place(tiny_pipe), **service.concepts})
     other, session = Page(service), Session()
     assert other.create.preserve.value is True
-    told = other.draw(session, strengths=[1.0])[2]
+    told = other.draw(session, strengths=[1.0]).told
     assert session.drawing is not None
     assert session.drawing.area
     assert f"The rest is kept: {100 * session.drawing.area:.0f} % of the picture may change." in told
-    assert "always on, where it is seen" in other.draw(session, strengths=[1.0], gate="on")[2]
-    assert (
-        "patches</b> has no place in the picture, so the rest of it is not kept"
-        in (other.draw(session, strengths=[1.0, 0, 1.0])[2])
+    assert "always on, where it is seen" in other.draw(session, strengths=[1.0], gate="on").told
+    assert "patches</b> has no place in the picture, so the rest of it is not kept" in (
+        other.draw(session, strengths=[1.0, 0, 1.0]).told
     )
-    assert "no place" not in other.draw(session, strengths=[0, 0, 1.0], preserve=False)[2]
+    assert "no place" not in other.draw(session, strengths=[0, 0, 1.0], preserve=False).told
     data = {**other.data(Session(), prompt="a banana"), other.strip.count: 3}
-    told = [other.strip.draw({**data, other.strip.concept: n}, lambda *_, **__: None)[0] for n in ("banana", "patches")]
+    told = [other.strip.draw({**data, other.strip.concept: n}, lambda *_, **__: None)[1] for n in ("banana", "patches")]
     assert ["no place in the picture" in line for line in told] == [False, True]
 
 
 def test_what_is_not_seen_is_told(page: Page, service: PictureService, tiny_pipe: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(service, "concepts", {"banana": unseen(random_banana_with_place(tiny_pipe))})
     other, session = Page(service), Session()
-    assert (
-        "<b>banana</b> is not seen in this picture, which therefore stays as it is"
-        in (other.draw(session, strengths=[1.0])[2])
+    assert "<b>banana</b> is not seen in this picture, which therefore stays as it is" in (
+        other.draw(session, strengths=[1.0]).told
     )
-    assert "not seen in this picture" in other.where.begin(session, "banana")[4]
+    seen, steered = other.where.begin(session, "banana")[4:7:2]
+    assert "Nowhere for sure" in seen
+    assert "Nowhere: both pictures are the same" in steered
 
 
 def test_a_pipeline_that_cannot_has_no_such_box(service: PictureService, monkeypatch: pytest.MonkeyPatch) -> None:

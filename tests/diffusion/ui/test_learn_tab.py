@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -13,15 +15,16 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from dsas_core import Concept
+from dsas_core import Concept, DSASError
 from dsas_core.learning.prompts.prompt_set import SIDES
 from dsas_core.utils.progress import Progress, heartbeat, progress_bar, progress_to
 from dsas_diffusion import ui
 from dsas_diffusion.ui.page.session import Session, report_errors
-from dsas_diffusion.ui.services import learning_job
+from dsas_diffusion.ui.services import keeping, learning_job
 from dsas_diffusion.ui.services.drawing import Order
 from dsas_diffusion.ui.services.learning_job import Learning, share_done
 from dsas_diffusion.ui.services.picture_service import PictureService
+from dsas_diffusion.ui.services.uploads import zip_concept
 from dsas_diffusion.ui.tabs.create import CreateTab
 from dsas_diffusion.ui.tabs.learn import LearnTab
 from dsas_diffusion.ui.tabs.prompt_form import LISTS, PHRASES
@@ -35,7 +38,7 @@ TOKEN = "hf_abcdefghijklmnop"
 def tab_of(service: PictureService, saves: Path | None = None) -> LearnTab:
     with gr.Blocks():
         create = CreateTab(service, gr.State(Session()))
-        return LearnTab(create, StripTab(create), saves)
+        return LearnTab(create, StripTab(create), gr.BrowserState([]), saves)
 
 
 service = pytest.fixture(make_service, scope="module")
@@ -206,7 +209,7 @@ def test_hints_come_while_typing_and_are_text(tab: LearnTab) -> None:
         return report_errors(tab.prompts.advise)(kind, *(*texts, None, None, None, None, None)[:5], 8)
 
     assert advice(PHRASES, "banana", None) == ""
-    assert "Nothing to object to" in advice(PHRASES, "banana", "blurred banana")
+    assert "8 source, 8 target and 16 control prompts were checked" in advice(PHRASES, "banana", "blurred banana")
     assert "nothing to learn" in advice(PHRASES, "banana", "a banana")
     assert "At least 8" in advice(LISTS)
     listed = advice(LISTS, None, None, "<script>alert(1)</script>", "a dog", "<script>alert(1)</script>")
@@ -233,22 +236,72 @@ def test_a_concept_that_somebody_has_becomes_their_slider(
 ) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     session = Session()
-    for name in ("mine", "patches"):
-        folder = replace(concepts[1], name=name).save_pretrained(tmp_path / name)
+
+    def bring(visitor: Session, name: str) -> Any:
+        folder = replace(concepts[1], name=name).save_pretrained(tmp_path / name, overwrite=True)
         both = [str(folder / file) for file in ("config.json", "concept.safetensors")]
-        if name == "patches":
-            with pytest.raises(gr.Error, match="already"):
-                report_errors(tab.add_uploaded)(session, both)
-        else:
-            assert "mine is there" in report_errors(tab.add_uploaded)(session, both)[1]
-    assert list(session.my_concepts) == ["mine"]
-    monkeypatch.setattr(tab.create.service, "try_concept", lambda _: 1 / 0)
+        return report_errors(tab.add_uploaded)(visitor, both)
+
+    with pytest.raises(gr.Error, match="already"):
+        bring(session, "patches")
+    assert "mine is there" in bring(session, "mine")[1]
+    assert [update.get("value") for update in tab.slots(session, None)[:4]] == [0, 0, 0, 1.0]
+    (tmp_path / "mine.zip").write_bytes(zip_concept(session.my_concepts["mine"]))
     other = Session()
+    assert "mine is there" in report_errors(tab.add_uploaded)(other, [str(tmp_path / "mine.zip")])[1]
+    assert other.my_concepts == session.my_concepts
+    monkeypatch.setattr(tab.create.service, "try_concept", lambda _: 1 / 0)
     with pytest.raises(gr.Error):
-        report_errors(tab.add_uploaded)(
-            other, [str(tmp_path / "mine" / file) for file in ("config.json", "concept.safetensors")]
-        )
-    assert not other.my_concepts, "what cannot be used is not kept"
+        bring(unlucky := Session(), "mine")
+    assert not unlucky.my_concepts, "what cannot be used is not kept"
+
+
+def test_concepts_stay_in_the_browser(tab: LearnTab, concepts: list[Concept], monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, again = Session(), Session()
+    for name in ("one", "two"):
+        mine.add(replace(concepts[1], name=name), tab.create.service)
+    kept, told = tab.keep(mine)
+    assert "This browser keeps your concepts" in told
+    message, session, _, evidence, which, frame, packed = tab.take_kept(again, json.loads(json.dumps(kept)))
+    assert "Back from this browser: one, two" in message
+    assert session.my_concepts == mine.my_concepts
+    assert (which["value"], frame["visible"]) == ("one", True)
+    assert "layer" in evidence
+    assert Path(packed["value"]).suffix == ".zip"
+    assert "value" not in tab.slots(again, None)[0], "sliders stay as they are"
+    assert tab.take_kept(Session(), [])[0] == gr.skip()
+    monkeypatch.setattr(keeping, "MAX_KEPT", len(kept[0]) + 9)
+    kept, told = tab.keep(mine)
+    assert len(kept) == 1
+    assert "Too large for it to keep: two; download" in told
+    forgotten = tab.my_concepts.forget(mine, "one")
+    assert list(forgotten[0].my_concepts) == ["two"]
+    assert tab.my_concepts.forget(mine, "two")[4]["visible"] is False
+    assert tab.keep(mine) == ([], "")
+    with pytest.raises(DSASError, match="choose one of your concepts"):
+        tab.my_concepts.forget(mine, "two")
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        (["no base64!"], "damaged"),
+        ([base64.b64encode(b"PK" * 40).decode()], "no zip file"),
+        ([7], "no text"),
+        (["A" * 700_000], "more than 600000 letters"),
+        (["patches"], "already"),
+    ],
+)
+def test_what_a_browser_kept_is_checked_as_uploads_are(
+    tab: LearnTab, concepts: list[Concept], kept: list[Any], expected: str
+) -> None:
+    session = Session()
+    if kept == ["patches"]:
+        kept = [base64.b64encode(zip_concept(concepts[1])).decode()]
+    message, *_ = tab.take_kept(session, kept)
+    assert expected in message
+    assert not session.my_concepts
+    assert tab.take_kept(session, {"not": "a list"})[0] == gr.skip()
 
 
 @pytest.mark.parametrize("raises", [True, False], ids=["refused", "pushed"])

@@ -78,6 +78,6 @@ def test_nothing_is_offered_beside_the_page(client: httpx.Client) -> None:
 def test_pictures_are_drawn_one_at_a_time_and_waiting_and_memory_have_an_end(served: gr.Blocks) -> None:
     drawing = [event for event in served.fns.values() if event.name in ("draw", "draw_live")]
     assert {(event.concurrency_id, event.concurrency_limit) for event in drawing} == {("pipe", 1)}
-    assert len(drawing) == 3
+    assert len(drawing) == 4
     assert served._queue.max_size == ui.MAX_WAITING
     assert served.state_session_capacity == ui.MAX_SESSIONS

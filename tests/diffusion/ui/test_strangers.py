@@ -61,9 +61,9 @@ class Visitor:
     def draw(self) -> list[str]:
         """Draw, and return the paths of the pictures."""
         assert self.join("draw").status_code == 200
-        last = [message for message in self.listen() if message["msg"] == "process_completed"][-1]
-        assert last["success"], last
-        return sorted(set(_paths(last["output"]["data"])))
+        told = [message for message in self.listen() if message["msg"] in ("process_generating", "process_completed")]
+        assert told[-1]["success"], told[-1]
+        return sorted({path for message in told for path in _paths(message["output"]["data"]) if path})
 
 
 def _call(client: httpx.Client, name: str, session: str, data: list[Any] | None = None) -> dict[str, Any]:
@@ -79,6 +79,8 @@ def _paths(data: Any) -> Iterator[str]:
         if isinstance(data.get("path"), str):
             yield data["path"]
         data = list(data.values())
+    if isinstance(data, list) and len(data) == 3 and isinstance(data[1], list) and data[1][-1:] == ["path"]:
+        yield data[2]  # what has changed since the last message
     for item in data if isinstance(data, list) else ():
         yield from _paths(item)
 
@@ -202,7 +204,10 @@ def test_bad_calls_are_one_line_in_the_log(
     _check_log_of(capfd, lambda: client.post(path, json=body))
 
 
-@pytest.mark.parametrize("name", ["draw", "draw_live", "show_heatmap", "publish", "fill", "learn", "add_uploaded"])
+@pytest.mark.parametrize(
+    "name",
+    ["draw", "draw_live", "show_seen", "publish", "fill", "learn", "add_uploaded", "take", "take_kept", "forget"],
+)
 @pytest.mark.parametrize("data", [[], ["a"] * 60, [{"path": "/etc/passwd"}], [None] * 60, [float("nan")] * 60])
 def test_bad_values_are_one_line_in_the_log(
     served: gr.Blocks, capfd: pytest.CaptureFixture[str], name: str, data: list[Any]

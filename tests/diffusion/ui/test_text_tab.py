@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import pytest
@@ -205,7 +205,7 @@ def test_what_goes_wrong_in_the_thread_comes_out(chat_service: ChatService, monk
     page, seen = Page(chat_service), []
     with pytest.raises(ZeroDivisionError):
         seen.extend(page.tab.write(page.data(Session())))
-    assert "Writing failed" in seen[-1][3]
+    assert "Writing failed" in Shown(*seen[-1]).problem
 
 
 @pytest.mark.parametrize(
@@ -254,8 +254,24 @@ class Page:
         held |= dict(zip(self.tab.sliders, strengths, strict=False))
         return held | {getattr(self.tab, name): value for name, value in values.items()}
 
-    def write(self, session: Session, **values: Any) -> tuple[Any, ...]:
-        return list(self.tab.write(self.data(session, **values)))[-1]
+    def write(self, session: Session, **values: Any) -> Shown:
+        return Shown(*list(self.tab.write(self.data(session, **values)))[-1])
+
+
+class Shown(NamedTuple):
+    """What writing fills."""
+
+    session: Session
+    said: str
+    problem: str
+    told: str
+    tokens: str
+
+    @property
+    def answers(self) -> tuple[str, str]:
+        """The last answers, unsteered and steered."""
+        base, steered = (side.split('answered">')[-1].split("</p>")[0] for side in self.said.split("</section>")[:2])
+        return base, steered
 
 
 @pytest.fixture
@@ -265,30 +281,31 @@ def page(chat_service: ChatService) -> Page:
 
 def test_writing(page: Page) -> None:
     session = Session()
-    kept, base, steered, told, tokens = page.write(session)
-    assert kept is session
+    shown = page.write(session)
+    assert shown.session is session
+    base, steered = shown.answers
     assert base != steered
-    assert "the answer is another one" in told
-    assert "tokens/s, steered" in told
-    assert "clown" in tokens
+    assert "the answer is another one" in shown.told
+    assert "tokens/s, steered" in shown.told
+    assert "clown" in shown.tokens
     assert session.reply is not None
     assert session.reply.question.strengths == {"strong": 1.0, "<b>closed</b>": 0.0}
 
 
 def test_a_closed_gate_is_explained_and_names_are_text(page: Page) -> None:
-    _, base, steered, told, _ = page.write(Session(), strengths=(0.0, 1.0))
-    assert base == steered
+    shown = page.write(Session(), strengths=(0.0, 1.0))
+    assert shown.answers[0] == shown.answers[1]
     closed = (
         "<b>&lt;b&gt;closed&lt;/b&gt;</b>: mean gate 0.00 on this message: the answer is the same, token for token."
     )
-    assert closed in told
-    assert "<b>strong</b>: at 0 it changes nothing" in told
+    assert closed in shown.told
+    assert "<b>strong</b>: at 0 it changes nothing" in shown.told
 
 
 def test_what_visitors_write_is_text(page: Page) -> None:
-    *_, told, tokens = page.write(Session(), message="<img src=x onerror=alert(1)> my washer <script>")
-    assert "does not know “img”" in told
-    for html in (told, tokens):
+    shown = page.write(Session(), message="<img src=x onerror=alert(1)> my washer <script>")
+    assert "does not know “img”" in shown.told
+    for html in shown[1:]:
         assert "<img" not in html
         assert "<script" not in html
     token = llm.Token(1, 1, "<img>", {"<script>": 1.0}, {}, True)
@@ -330,9 +347,14 @@ def test_stop_tells_of_it_once_something_is_written(page: Page) -> None:
 )
 def test_what_cannot_be_asked_is_told_and_the_answers_stay(values: dict[str, Any], told: str, page: Page) -> None:
     with pytest.warns(UserWarning, match=told):
-        _, base, steered, said, tokens = page.write(Session(), **values)
-    assert base == steered == tokens == gr.skip()
-    assert told in said
+        empty = page.write(Session(), **values)
+    assert "The answer comes here" in empty.said
+    assert told in empty.problem
+    before = page.write(session := Session())
+    with pytest.warns(UserWarning, match=told):
+        after = page.write(session, **values)
+    assert told in after.problem
+    assert (after.said, after.told, after.tokens) == (before.said, before.told, before.tokens)
 
 
 def test_examples_and_sliders_come_from_the_concepts(page: Page, chat: tuple[Any, Any]) -> None:
@@ -343,9 +365,51 @@ def test_examples_and_sliders_come_from_the_concepts(page: Page, chat: tuple[Any
     assert page.tab.length.maximum == 256, "what the model takes"
     bare = Page(ChatService(*chat, "elsewhere"))
     assert bare.tab._examples() == []
-    _, base, steered, told, _ = bare.write(Session(), message=CALM)
-    assert base == steered
-    assert "no concept to steer with" in told
+    shown = bare.write(Session(), message=CALM)
+    assert shown.answers[0] == shown.answers[1]
+    assert "no concept to steer with" in shown.told
+
+
+def test_a_conversation_goes_on_on_both_sides(page: Page, chat: tuple[Any, Any]) -> None:
+    session = Session()
+    first = page.write(session).answers
+    shown = page.write(session, message=CALM)
+    assert first[0] != first[1]
+    for side, said in zip((0, 1), shown.said.split("</section>"), strict=False):
+        assert (
+            said.index("useless clown") < said.index(first[side]) < said.index(CALM) < said.index(shown.answers[side])
+        )
+    model, tokenizer = chat
+    alone = answer(model, tokenizer, encode_message(tokenizer, CALM, [(RUDE, first[0])]), LENGTH).text
+    assert shown.answers[0] == alone, "the unsteered side goes on with its own answers"
+    assert session.reply is not None
+    tokens = "".join(token.text for token in session.reply.gates[0].message)
+    assert "what can i do" in tokens
+    assert "clown" not in tokens, "the gate's reading is of the last message"
+    with pytest.warns(UserWarning, match="begin a new one"):
+        assert "the conversation has" in page.write(session, length=230).problem
+    kept, said, problem, told, tokens = page.tab.begin_anew(session, None)
+    assert kept.reply is None
+    assert "The answer comes here" in said
+    assert problem == ""
+    assert page.write(session).answers == first
+
+
+def test_half_an_answer_is_not_gone_on_from(page: Page) -> None:
+    session = Session()
+    running = page.tab.write(page.data(session))
+    next(running)
+    running.close()
+    assert page.tab.question(page.data(session, message=CALM)).earlier == ()
+
+
+def test_without_a_chat_template_each_message_is_the_first(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session()
+    page.write(session)
+    monkeypatch.setattr(page.tab.service.tokenizer, "chat_template", None)
+    assert page.tab.question(page.data(session)).earlier == ()
+    with pytest.raises(DSASError, match="no chat template"):
+        encode_message(page.tab.service.tokenizer, CALM, [(RUDE, "no")])
 
 
 def test_the_page_has_the_tab_where_there_is_a_language_model(

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dsas_core import Concept, DSASError
+from dsas_core.concept.samples import Samples
 from dsas_core.learning.prompts.draft import draft
 from dsas_core.learning.prompts.prompt_set import SIDES, load_prompts
 from dsas_diffusion.ui.services import uploads
@@ -196,15 +198,72 @@ def test_both_files_are_asked_for(upload: Upload, saved: dict[str, bytes]) -> No
     refused(lambda: uploads.read_concept([config, upload("x.pt", b"")]), "x.pt is not taken")
 
 
-def test_no_archive_is_unpacked(upload: Upload, saved: dict[str, bytes]) -> None:
-    """Whatever is in it: what goes out as a zip comes back as two files."""
+@pytest.mark.parametrize("strip", [b"", b"RIFF"], ids=["bare", "illustrated"])
+def test_the_zip_that_is_offered_is_taken_back(upload: Upload, concepts: list[Concept], strip: bytes) -> None:
+    concept = concepts[1]
+    if strip:
+        picture = io.BytesIO()
+        Image.new("RGB", (8, 4)).save(picture, "WEBP")
+        concept = replace(concept, samples=Samples(("a", "b"), (0.0, 1.0), strip=picture.getvalue()))
+    path = upload("patches.zip", uploads.zip_concept(concept))
+    assert uploads.read_concept([path]) == concept
+    assert uploads.read_concept(path).samples == concept.samples
+    refused(lambda: uploads.read_concept([path, upload("config.json", "{}")]), "choose the zip file alone")
+
+
+def packed(**files: bytes) -> bytes:
+    """A zip file."""
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as packed:
-        packed.writestr("../../config.json", saved["config.json"])
-    for name in ("concept.zip", "config.json.zip", "strip.webp", "x.tar.gz"):
-        refused(lambda name=name: uploads.read_concept([upload(name, content.getvalue())]), "taken")
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, held in files.items():
+            archive.writestr(name, held)
+    return content.getvalue()
+
+
+def encrypted(content: bytes) -> bytes:
+    """A zip file whose first entry says that it is."""
+    start, directory = content.index(b"PK\x03\x04"), content.index(b"PK\x01\x02")
+    found = bytearray(content)
+    found[start + 6] |= 1
+    found[directory + 8] |= 1
+    return bytes(found)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda files: b"", "no zip file"),
+        (lambda files: b"PK\x03\x04" + b"\0" * 60, "no zip file"),
+        (lambda files: packed(**files)[:-30], "no zip file"),
+        (lambda files: encrypted(packed(**files)), "encrypted"),
+        (lambda files: packed(**{"../config.json": files["config.json"]}), "holds '../config.json'"),
+        (lambda files: packed(**{"/etc/config.json": files["config.json"]}), "config.json'"),
+        (lambda files: packed(**{"a/b/config.json": files["config.json"]}), "holds 'a/b/config.json'"),
+        (lambda files: packed(**files, **{"x.py": b"print()"}), "holds 'x.py'"),
+        (lambda files: packed(**files, **{"other/README.md": b""}), "of one concept"),
+        (lambda files: packed(**{"a/config.json": files["config.json"]}), "no concept.safetensors"),
+        (lambda files: packed(**{"readme.txt": b"hello"}), "holds 'readme.txt'"),
+        (lambda files: packed(**{f"{i}/README.md": b"" for i in range(17)}), "more than 16 files"),
+        (lambda files: packed(**{**files, "README.md": b"\0" * (2**20 + 1)}), "is larger than 1 MB"),
+        (lambda files: packed(**{**files, "config.json": b"[" * 2**21}), "is damaged"),
+        (lambda files: packed(**{**files, "concept.safetensors": pickle.dumps(1)}), "is a pickle"),
+    ],
+)
+def test_foreign_zips_are_refused(
+    upload: Upload, saved: dict[str, bytes], make: Callable[[Any], bytes], expected: str, tmp_path: Path
+) -> None:
+    path = upload("patches.zip", make(saved))
+    before = sorted(tmp_path.rglob("*"))
+    refused(lambda: uploads.read_concept(path), expected)
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is unpacked"
+
+
+def test_other_archives_are_not_taken(upload: Upload, saved: dict[str, bytes]) -> None:
+    content = packed(**saved)
+    for name in ("concept.rar", "config.json.gz", "x.tar.gz", "x.pt"):
+        refused(lambda name=name: uploads.read_concept([upload(name, content)]), "is not taken: expected")
     for name in ("config.json", "concept.safetensors"):
-        both = [upload(key, content.getvalue() if key == name else value) for key, value in saved.items()]
+        both = [upload(key, content if key == name else value) for key, value in saved.items()]
         refused(lambda both=both: uploads.read_concept(both), name, "is damaged")
 
 
