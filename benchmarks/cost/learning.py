@@ -24,7 +24,8 @@ from benchmarks.common.records import PROMPTS, RESULTS, build_parser, provenance
 from benchmarks.real_text.ruler import prompt_file
 from benchmarks.real_text.texts import draw_split, format_data_command, read_davidson
 from dsas_core import llm
-from dsas_core.learning.prompts.prompt_set import SIDES, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import SIDES
 from dsas_core.learning.recipe import Recipe
 
 COUNT = 32

@@ -33,7 +33,8 @@ import dsas_diffusion as dsas
 from benchmarks.common.records import PROMPTS, build_parser, provenance, record_path, write_record
 from benchmarks.cost.model_shapes import FLUX_HEADS, PROMPT, XL_WIDTH, Model, build_builtin, build_flux, build_xl
 from dsas_core.concept.intervention import Intervention
-from dsas_core.learning.prompts.prompt_set import COUNT, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import COUNT
 from dsas_core.maps import AffineMap
 from dsas_core.model.hooks import Call, visit
 from dsas_core.model.sites import Site

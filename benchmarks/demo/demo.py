@@ -24,7 +24,7 @@ from benchmarks.common.arms import best_mask_site, draw, run_trial, summarise
 from benchmarks.common.builtin_metrics import StyleEdit
 from benchmarks.common.processes import single_thread_pool
 from benchmarks.common.records import OUTPUTS, PROMPTS, build_parser, provenance, write_record
-from dsas_core.learning.prompts.prompt_set import load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation import strips
 from dsas_diffusion.generation.pictures import seeds_for

@@ -20,7 +20,8 @@ from benchmarks.common.records import PROMPTS
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.learning.capture import Capture
-from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import PromptSet
 from dsas_core.llm.builtin import corpus
 from dsas_core.llm.evaluation.repetition import degenerate
 from dsas_core.llm.learning.reader import Reader

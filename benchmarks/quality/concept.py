@@ -22,7 +22,8 @@ from benchmarks.common.arms import best_mask_site, draw, join_rows, run_trial, s
 from benchmarks.common.builtin_metrics import StyleEdit
 from benchmarks.common.processes import single_thread_pool
 from benchmarks.common.records import PROMPTS, build_parser, format_command, provenance, record_path, write_record
-from dsas_core.learning.prompts.prompt_set import COUNT, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import COUNT
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.builtin.scenes import BACKGROUNDS, NAMES, RELATIONS
 from dsas_diffusion.generation.settings import settings_of

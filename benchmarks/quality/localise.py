@@ -29,7 +29,8 @@ from benchmarks.common.records import OUTPUTS, PROMPTS, build_parser, provenance
 from benchmarks.quality.concept import draw_fresh_prompts
 from dsas_core.evaluation.fronts import at_equal_gain
 from dsas_core.evaluation.intervals import bootstrap_interval
-from dsas_core.learning.prompts.prompt_set import COUNT, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import COUNT
 from dsas_diffusion.builtin.judge import Judge
 from dsas_diffusion.generation import strips
 from dsas_diffusion.generation.compare import UNCHANGED, change

@@ -43,7 +43,8 @@ from benchmarks.common.records import (
     update_record,
 )
 from benchmarks.quality.preserve_summary import format_lines, summarise
-from dsas_core.learning.prompts.prompt_set import COUNT, PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import COUNT, PromptSet
 from dsas_diffusion.generation import strips
 from dsas_diffusion.generation.compare import change
 from dsas_diffusion.generation.pictures import seeds_for

@@ -22,7 +22,8 @@ import dsas_diffusion as dsas
 from benchmarks.common.records import OUTPUTS, PROMPTS, build_parser, provenance, record_path, write_record
 from dsas_core import Concept, llm
 from dsas_core.evaluation.intervals import bootstrap_interval
-from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import PromptSet
 from dsas_core.llm.evaluation.judges import judge_from as text_judge_from
 from dsas_core.llm.learning.reader import Reader
 from dsas_core.llm.model.conversations import encode, pad_token

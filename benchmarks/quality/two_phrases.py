@@ -31,7 +31,7 @@ from benchmarks.builtin_models.picture_scenes import noun_phrase
 from benchmarks.common.edits import Edit
 from benchmarks.common.records import OUTPUTS, PROMPTS, RESULTS, build_parser, provenance, record_path, update_record
 from dsas_core.evaluation.intervals import bootstrap_interval
-from dsas_core.learning.prompts.prompt_set import load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_diffusion.builtin.judge import Judge, Verdict
 from dsas_diffusion.builtin.scenes import BACKGROUNDS, NAMES, RELATIONS, STYLES
 from dsas_diffusion.generation import strips

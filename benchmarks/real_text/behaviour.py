@@ -30,7 +30,8 @@ from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import PromptError, quote
 from dsas_core.evaluation import Cell, RunStore
-from dsas_core.learning.prompts.prompt_set import MAX_BYTES, PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import MAX_BYTES, PromptSet
 from dsas_core.llm.evaluation.repetition import repeats
 from dsas_core.llm.model.conversations import Encoded
 from dsas_core.utils.reading.plain_yaml import parse_yaml

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ..concept.concept import Concept
 from ..errors import DSASError, PromptError
 from .calibration.slider_range import prompts_of
-from .prompts.prompt_set import split_held_out
+from .prompts.held_out import split_held_out
 
 
 def sample_prompts(concept: Concept) -> tuple[list[str], int]:

@@ -29,8 +29,9 @@ from .capture import LabelPositions, check_edges
 from .capture_store import Captured
 from .fit import fit_sites
 from .held_out_trial import HeldOutTrial
+from .prompts.held_out import split_held_out
 from .prompts.kept import record_prompts, what_to_keep
-from .prompts.prompt_set import PromptSet, Text, split_held_out
+from .prompts.prompt_set import PromptSet, Text
 from .recipe import Recipe
 
 

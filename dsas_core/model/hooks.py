@@ -253,7 +253,7 @@ def visit(
 def _register(hook: _SiteHook, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
     """Place a hook where it is called first: but behind what begins a call, as an argument may be a root's own."""
     if hook.site.argument:
-        return module.register_forward_pre_hook(_ArgumentHook(hook), with_kwargs=True)
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
     register = module.register_forward_pre_hook if hook.site.side == "input" else module.register_forward_hook
     return register(hook, prepend=True)
 
@@ -263,7 +263,7 @@ def find_visitors(model: nn.Module | Roots) -> list[Visitor]:
     visitors: list[Visitor] = []
     for module in modules(_roots(model)).values():
         for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
-            if isinstance(hook, _SiteHook | _ArgumentHook | _BeginHook) and hook.placed.visitor not in visitors:
+            if isinstance(hook, _SiteHook | _BeginHook) and hook.placed.visitor not in visitors:
                 visitors.append(hook.placed.visitor)
     return visitors
 
@@ -366,6 +366,8 @@ class _SiteHook(DetachedOnCopy):
     def __init__(self, site: Site, placed: Visit, module: nn.Module, holder: tuple[nn.Module, str] | None) -> None:
         self.site, self.placed, self.module, self.holder = site, placed, module, holder
         self.reached = self.visited = False
+        parameters = [*inspect.signature(module.forward).parameters] if site.argument else []
+        self.place = parameters.index(site.argument) if site.argument in parameters else len(parameters)
 
     def is_in_place(self) -> bool:
         """Whether the module is still where it was."""
@@ -386,29 +388,13 @@ class _SiteHook(DetachedOnCopy):
         return None if changed is None else write_site(value, self.site, changed, joint)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], *output: Any) -> Any:
-        """As a forward pre-hook, or with an output as a forward hook."""
+        """As a forward pre-hook, or with an output as a forward hook; of an argument a pre-hook with keywords."""
+        if name := self.site.argument:
+            place, by_name = self.place, output[0]
+            if name not in by_name and place >= len(args):
+                return None  # it is not reached, which the end of the call tells
+            changed = self.change(by_name[name] if name in by_name else args[place])
+            if changed is None or name in by_name:
+                return None if changed is None else (args, {**by_name, name: changed})
+            return (*args[:place], changed, *args[place + 1 :]), by_name
         return self.change(output[0] if output else args)
-
-
-class _ArgumentHook(DetachedOnCopy):
-    """Shows a visitor one argument of a module, as a forward pre-hook.
-
-    Args:
-        hook: of a site with an `argument`.
-    """
-
-    def __init__(self, hook: _SiteHook) -> None:
-        self.hook, self.placed = hook, hook.placed
-        parameters = list(inspect.signature(hook.module.forward).parameters)
-        name = hook.site.argument
-        self.place = parameters.index(name) if name in parameters else len(parameters)
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = self.hook.site.argument
-        if name in kwargs:
-            changed = self.hook.change(kwargs[name])
-            return None if changed is None else (args, {**kwargs, name: changed})
-        if self.place >= len(args):
-            return None  # it is not reached, which the end of the call tells
-        changed = self.hook.change(args[self.place])
-        return None if changed is None else ((*args[: self.place], changed, *args[self.place + 1 :]), kwargs)

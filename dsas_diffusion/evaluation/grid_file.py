@@ -30,7 +30,8 @@ from typing import Any
 from dsas_core import methods
 from dsas_core.errors import DSASError, quote
 from dsas_core.evaluation import Plan
-from dsas_core.learning.prompts.prompt_set import MAX_BYTES, PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import MAX_BYTES, PromptSet
 from dsas_core.learning.recipe import recipe_of
 from dsas_core.utils.reading.text_files import decode, read_bytes
 from dsas_core.utils.saving.names import why_no_name

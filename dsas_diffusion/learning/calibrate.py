@@ -11,8 +11,10 @@ import torch
 
 from dsas_core.concept.concept import Concept
 from dsas_core.learning.calibration.slider_range import prompts_of
+from dsas_core.learning.prompts.held_out import split_held_out
 from dsas_core.learning.prompts.kept import kept_prompts
-from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts, split_held_out
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import PromptSet
 from dsas_core.steering.handle import refuse_steered
 from dsas_core.utils.numbers import number, optional
 from dsas_core.utils.progress import progress_bar

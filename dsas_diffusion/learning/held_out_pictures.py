@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from dsas_core.concept.concept import Concept
-from dsas_core.learning.prompts.prompt_set import PromptSet, neighbours_in
+from dsas_core.learning.prompts.held_out import neighbours_in
+from dsas_core.learning.prompts.prompt_set import PromptSet
 from dsas_core.model.sites import Site
 
 from ..generation.compare import UNCHANGED, change

@@ -25,7 +25,8 @@ from dsas_core.learning.capture import Capture, LabelPositions
 from dsas_core.learning.capture_store import Captured, CaptureStore
 from dsas_core.learning.learner import Learner
 from dsas_core.learning.prompts.kept import hash_prompt
-from dsas_core.learning.prompts.prompt_set import CONTROLS, COUNT, PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import CONTROLS, COUNT, PromptSet
 from dsas_core.learning.recipe import TEXT_FORMS, Recipe, recipe_of
 from dsas_core.model.hooks import visit
 from dsas_core.model.sites import Roots, Site

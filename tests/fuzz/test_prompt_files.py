@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from dsas_core.learning.prompts.draft import draft
 from dsas_core.learning.prompts.hints import hints
 from dsas_core.learning.prompts.kept import hash_content, record_prompts
-from dsas_core.learning.prompts.prompt_set import SIDES, PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import SIDES, PromptSet
 from dsas_core.llm.learning.datasets import prompt_set
 from dsas_core.llm.learning.scored_texts import KINDS, read_scored
 from dsas_core.llm.model.conversations import parse_turns

@@ -21,7 +21,8 @@ from dsas_core.concept.card import render_card
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.format import CARD, FILES
 from dsas_core.concept.samples import STRIP
-from dsas_core.learning.prompts.prompt_set import load_prompts, split_held_out
+from dsas_core.learning.prompts.held_out import split_held_out
+from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_core.llm.evaluation.toxicity import LexiconScorer
 from dsas_diffusion.cli import main
 from dsas_diffusion.generation.compare import UNCHANGED, change

@@ -16,7 +16,8 @@ from typing import Any
 from ...concept.concept import Concept
 from ...utils.numbers import optional
 from ..prompts.kept import kept_prompts, prompts_are_missing
-from ..prompts.prompt_set import COUNT, PromptSet, load_prompts
+from ..prompts.prompt_file import load_prompts
+from ..prompts.prompt_set import COUNT, PromptSet
 from .unit import TRIALS, Trial, Trials, choose, units_of
 
 #: the ends are multiples of this part of a unit

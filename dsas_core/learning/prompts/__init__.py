@@ -5,7 +5,8 @@
 
 from .draft import draft
 from .hints import hints
-from .prompt_set import PromptSet, load_prompts
+from .prompt_file import load_prompts
+from .prompt_set import PromptSet
 from .templates import expand
 
 #: the name of `load_prompts` in earlier releases

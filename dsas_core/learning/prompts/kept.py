@@ -17,7 +17,9 @@ from typing import Any
 
 from ...concept.data import ConceptData
 from ...errors import DSASError, PromptError
-from .prompt_set import SIDES, PromptSet, load_prompts, split_held_out
+from .held_out import split_held_out
+from .prompt_file import load_prompts
+from .prompt_set import SIDES, PromptSet
 
 KEEP = ("all", "hash")
 #: hexadecimal digits of a prompt's hash; that any two of 100,000 prompts share one has a chance below 1 in 10^9

@@ -36,22 +36,17 @@ for it. Braces that are text are written twice, in templates and in values: "{{x
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ...errors import PromptError, quote, shorten
 from ...utils.numbers import number
-from ...utils.reading.text_files import decode, read_bytes
 from ...utils.saving.names import why_no_name
 from .articles import are_english, is_english
-from .checks import as_settings, as_texts, check_text, is_missing
+from .checks import as_texts, check_text
 from .draft import is_name
 from .templates import (
     as_same,
@@ -73,14 +68,14 @@ MINIMUM = 8
 CONTROLS = 2
 SIDES = ("source", "target", "control")
 #: lists of templates beside those of the sides
-_OTHER = ("source_unnamed", "spans")
+OTHER = ("source_unnamed", "spans")
 #: source and target prompts to draw by default
 COUNT = 48
 #: characters that a file's templates may expand to (`templates.expansion_size`); the largest shipped file has 4 million
 MAX_EXPANDED = 10_000_000
 #: bytes of a prompt file
 MAX_BYTES = 8 * 2**20
-_KEYS = {
+KEYS = {
     *("name", "description", "placeholders", "source_unnamed", "evaluation", "held_out", "spans", "judge", "masks"),
     "private",
     *SIDES,
@@ -164,20 +159,20 @@ class PromptSet:
 
     def _templates(self) -> Iterator[tuple[str, str]]:
         """Every template, behind the side or the part of the evaluation that it is of."""
-        sides = {side: getattr(self, side) for side in (*SIDES, *_OTHER)}
+        sides = {side: getattr(self, side) for side in (*SIDES, *OTHER)}
         for part, templates in itertools.chain(sides.items(), self.held_out.items(), self.evaluation.items()):
             for template in templates:
                 yield part, template
 
     def _check_texts(self, where: str) -> None:
-        if reserved := [part for part in self.evaluation if part in (*SIDES, *_OTHER)]:
+        if reserved := [part for part in self.evaluation if part in (*SIDES, *OTHER)]:
             raise PromptError(
                 f"{where}: a part of its evaluation is called {reserved[0]}, as what is learned from: call it "
                 f"unseen_{reserved[0]}"
             )
         if self.description:
             check_text(self.description, f"{where}: description")
-        parts = {side: getattr(self, side) for side in (*SIDES, *_OTHER)}
+        parts = {side: getattr(self, side) for side in (*SIDES, *OTHER)}
         if self.held_out and set(self.held_out) != set(SIDES):
             raise PromptError(
                 f"{where}: held_out has {', '.join(map(quote, self.held_out))}: expected templates of each of "
@@ -205,7 +200,7 @@ class PromptSet:
 
     def expanded(self, side: str) -> list[str]:
         """All prompts of a side, of a part of the evaluation, all "source_unnamed" or "spans"; duplicates removed."""
-        templates = getattr(self, side) if side in (*SIDES, *_OTHER) else self.evaluation[side]
+        templates = getattr(self, side) if side in (*SIDES, *OTHER) else self.evaluation[side]
         return unique(text for template in templates for text in self._expand(template))
 
     def draw(self, count: int, seed: int = 0, avoid: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -345,130 +340,3 @@ class PromptSet:
 def held_out_from(count: int) -> int:
     """The index of the first of so many prompts that is held out: of about a quarter."""
     return max(5, round(0.75 * count))
-
-
-def split_held_out(sides: Mapping[str, Sequence[Text]]) -> tuple[dict[str, Sequence[Text]], dict[str, Sequence[Text]]]:
-    """Split the prompts of each side into those to fit on, and the quarter held out for choosing the unit.
-
-    Example:
-        >>> split_held_out({"source": "abcdefgh"})
-        ({'source': 'abcdef'}, {'source': 'gh'})
-    """
-    cut = {side: held_out_from(len(texts)) for side, texts in sides.items()}
-    fitting = {side: texts[: cut[side]] for side, texts in sides.items()}
-    return fitting, {side: texts[cut[side] :] for side, texts in sides.items()}
-
-
-def neighbours_in(content: PromptSet | None, prompts: Sequence[str]) -> list[str | None]:
-    """The other thing in each source prompt that must stay as it is, where templates tell.
-
-    It is the value of a placeholder behind an article that control templates have behind one, too.
-
-    Args:
-        content: the prompt file; None where it is not known.
-        prompts: source prompts.
-
-    Example:
-        >>> others = {"other": ["dog", *(f"toy {n}" for n in range(7))], "place": ["here"]}
-        >>> sides = ("a cat and a {other} {place}",), ("a fox and a {other} {place}",), ("a {other} {place}",)
-        >>> neighbours_in(PromptSet("it", *sides, placeholders=others), ["a cat and a dog here", "a cat here"])
-        ['dog', None]
-    """
-    if content is None:
-        return [None] * len(prompts)
-    own = content.held_out or {side: getattr(content, side) for side in SIDES}
-    source, control = (
-        {name for template in own[side] for name in re.findall(r"\ban? \{(\w+)\}", template)}
-        for side in ("source", "control")
-    )
-    values = {value for name in source & control for value in content.placeholders[name]}
-    longest = sorted(values, key=len, reverse=True)
-    found = (
-        next((value for value in longest if re.search(rf"\b{re.escape(value)}\b", text)), None) for text in prompts
-    )
-    return list(found)
-
-
-def load_prompts(source: str | Path | Mapping[str, Any] | PromptSet) -> PromptSet:
-    """Read and check a prompt file.
-
-    Args:
-        source: path of the YAML file, in UTF-8, or in UTF-16 with a byte order mark; or its content; a `PromptSet` is
-            returned as it is.
-
-    Raises:
-        PromptError: no such file, no YAML, a key missing, unknown or twice, what is no text, too few prompts, source
-            equal to target.
-
-    Example:
-        >>> load_prompts("prompts/banana-blur.yaml").name
-        'banana-blur'
-    """
-    if isinstance(source, PromptSet):
-        return source
-    if isinstance(source, Mapping):
-        return _parse(source, "prompts")
-    if not isinstance(source, str | Path):
-        raise PromptError(f"prompts: expected the path of a prompt file, or its content, found {quote(source)}")
-    from ...utils.reading.plain_yaml import parse_yaml
-
-    where = shorten(str(source), 200)
-    raw = read_bytes(source, MAX_BYTES, "write a prompt file (see prompts/)")
-    return _parse(parse_yaml(decode(raw, where), where), where, hashlib.sha256(raw).hexdigest())
-
-
-def _parse(content: Any, where: str, sha256: str = "") -> PromptSet:
-    if not isinstance(content, Mapping):
-        raise PromptError(f"{where}: expected a mapping with name, source, target and control, found {quote(content)}")
-    missing = [key for key in ("name", *SIDES) if is_missing(content.get(key))]
-    unknown = sorted({shorten(str(key), 40) for key in content if key not in _KEYS})
-    faults = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
-    if faults:
-        raise PromptError(f"{where}: {shorten(' and '.join(faults), 200)}; known are {', '.join(sorted(_KEYS))}")
-    for key in ("name", "description"):
-        if not isinstance(content.get(key), str | None):
-            raise PromptError(f"{where}: {key} must be a text, found {quote(content[key])}: put it in quotes")
-    private = content.get("private", False)
-    if not isinstance(private, bool):
-        raise PromptError(f"{where}: private must be true or false, found {quote(private)}")
-    judges, masks = content.get("judge"), content.get("masks")
-    judges = () if is_missing(judges) else judges if isinstance(judges, list | tuple) else (judges,)
-    expected = "must map one kind of judge to its settings, or list several; found"
-    try:
-        return PromptSet(
-            content["name"],
-            **{key: as_texts(content[key], f"{where}: {key}") for key in SIDES},
-            description=content.get("description") or "",
-            placeholders=_text_lists(content, "placeholders", "values", where),
-            evaluation=_text_lists(content, "evaluation", "templates", where),
-            held_out=_text_lists(content, "held_out", "templates", where),
-            **{key: as_texts(content[key], f"{where}: {key}") for key in _OTHER if not is_missing(content.get(key))},
-            judges=tuple(as_settings(judge, f"{where}: judge", expected) for judge in judges),
-            masks={}
-            if is_missing(masks)
-            else as_settings(masks, f"{where}: masks", "must map one kind to its settings, found"),
-            private=private,
-            sha256=sha256,
-        )
-    except RecursionError:
-        raise PromptError(
-            f"{where}: too many lists or mappings are within one another: expected lists of texts"
-        ) from None
-
-
-def _text_lists(content: Mapping[str, Any], key: str, what: str, where: str) -> dict[str, tuple[str, ...]]:
-    """Lists of texts by name, the format of placeholders and of the evaluation."""
-    lists = content.get(key)
-    if is_missing(lists):
-        return {}
-    if not isinstance(lists, Mapping):
-        raise PromptError(f"{where}: {key} must map names to lists of {what}, found {quote(lists)}")
-    found: dict[str, tuple[str, ...]] = {}
-    for name, value in lists.items():
-        if not isinstance(name, str):
-            raise PromptError(f"{where}: {key}: the name {quote(name)} is no text: put it in quotes")
-        same = unicodedata.normalize("NFC", name)
-        if same in found:
-            raise PromptError(f"{where}: {key}: the name {quote(name)} stands twice: rename one")
-        found[same] = as_texts(value, f"{where}: {key.removesuffix('s')} {shorten(name, 40)}")
-    return found

@@ -11,7 +11,8 @@ from torch import nn
 from ...concept.concept import Concept
 from ...errors import UnsupportedError
 from ...learning.calibration.slider_range import prompts_of
-from ...learning.prompts.prompt_set import PromptSet, split_held_out
+from ...learning.prompts.held_out import split_held_out
+from ...learning.prompts.prompt_set import PromptSet
 from ...steering.handle import refuse_steered
 from ...utils.numbers import number
 from ..model.conversations import pad_token

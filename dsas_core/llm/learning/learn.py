@@ -23,7 +23,8 @@ from ...concept.evidence import SiteEvidence
 from ...errors import DSASError, PromptError, UnsupportedError
 from ...learning.capture import Capture, LabelPositions
 from ...learning.learner import Learner
-from ...learning.prompts.prompt_set import COUNT, SIDES, PromptSet, load_prompts
+from ...learning.prompts.prompt_file import load_prompts
+from ...learning.prompts.prompt_set import COUNT, SIDES, PromptSet
 from ...learning.recipe import Recipe, recipe_of
 from ...learning.site_fit import UNSEEN
 from ...methods.gates.dsas import WHOLE_TEXT_FORMS

@@ -18,7 +18,7 @@ from dsas_core.errors import PromptError
 from dsas_core.evaluation import Plan, RunStore
 from dsas_core.evaluation import report as reports
 from dsas_core.learning.prompts.kept import prompts_are_missing
-from dsas_core.learning.prompts.prompt_set import load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_core.llm.evaluation import evaluate as texts
 from dsas_core.llm.evaluation.judges import judge_from as text_judge_from
 from dsas_core.utils.processes import Share

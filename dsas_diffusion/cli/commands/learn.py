@@ -22,7 +22,8 @@ from dsas_core.errors import ArtifactError, PromptError
 from dsas_core.learning.illustrate import try_illustrate
 from dsas_core.learning.prompts.draft import draft, is_name
 from dsas_core.learning.prompts.hints import hints
-from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import PromptSet
 from dsas_core.learning.recipe import recipe_of
 from dsas_core.llm.model.conversations import is_conversation
 from dsas_core.maps.envelope import RANK

@@ -22,7 +22,8 @@ from dsas_core.concept.samples import STRIP
 from dsas_core.concept.storage.reading import CARD
 from dsas_core.errors import ArtifactError, DSASError, PromptError
 from dsas_core.learning.prompts.draft import is_name
-from dsas_core.learning.prompts.prompt_set import PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import PromptSet
 from dsas_core.utils.reading.plain_yaml import parse_yaml
 from dsas_core.utils.reading.text_files import decode
 from dsas_core.utils.saving.folders import names_in

@@ -10,7 +10,8 @@ import gradio as gr
 from dsas_core.errors import DSASError, PromptError
 from dsas_core.learning.prompts.draft import draft
 from dsas_core.learning.prompts.hints import hints
-from dsas_core.learning.prompts.prompt_set import SIDES, PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import SIDES, PromptSet
 
 from ...pipelines.prompt_check import unknown_words
 from ..page import markup

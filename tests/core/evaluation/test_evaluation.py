@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dsas_core.evaluation import Evaluation, Plan, RunStore
-from dsas_core.learning.prompts.prompt_set import load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_core.model.sites import Site
 from dsas_core.steering.strengths import Auto
 from tests.fixtures.concepts import random_concept

@@ -8,7 +8,7 @@ import pytest
 
 from dsas_core.learning.prompts.draft import draft
 from dsas_core.learning.prompts.hints import hints
-from dsas_core.learning.prompts.prompt_set import load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
 
 PLACES = ("grass", "table", "beach", "snow", "road", "hill", "roof", "boat")
 GOOD = {

@@ -17,8 +17,10 @@ from dsas_core.errors import PromptError
 from dsas_core.evaluation.plan import Plan
 from dsas_core.learning.calibration.slider_range import prompts_of
 from dsas_core.learning.illustrate import sample_prompts, try_illustrate
+from dsas_core.learning.prompts.held_out import split_held_out
 from dsas_core.learning.prompts.kept import hash_prompt, kept_prompts, record_prompts, what_to_keep
-from dsas_core.learning.prompts.prompt_set import SIDES, PromptSet, load_prompts, split_held_out
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import SIDES, PromptSet
 from tests.fixtures.concepts import random_concept
 
 COUNT, SEED = 16, 3

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dsas_core import DSASError
-from dsas_core.learning.prompts.prompt_set import load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_core.llm.learning.scored_texts import Scored, read_scored
 from tests.core.learning.test_prompt_texts import NUMBERS, bomb, content, refusal
 from tests.fuzz.campaign import check_message

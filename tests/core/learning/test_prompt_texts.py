@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from dsas_core import DSASError
 from dsas_core.learning.prompts.draft import draft
-from dsas_core.learning.prompts.prompt_set import MINIMUM, PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import MINIMUM, PromptSet
 from dsas_core.learning.prompts.templates import as_same, expand
 from tests.fuzz.campaign import check_message
 

@@ -25,7 +25,7 @@ from dsas_core.learning.calibration.slider_range import (
     prompts_of,
 )
 from dsas_core.learning.calibration.unit import UNITS
-from dsas_core.learning.prompts.prompt_set import split_held_out
+from dsas_core.learning.prompts.held_out import split_held_out
 from tests.fixtures.concepts import random_concept
 
 CONCEPT = random_concept({Site("model"): 4})

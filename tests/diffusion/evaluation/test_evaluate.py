@@ -13,7 +13,8 @@ import torch
 
 from dsas_core import Concept, DSASError
 from dsas_core.evaluation import ARMS, Plan, RunStore
-from dsas_core.learning.prompts.prompt_set import SIDES, PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import SIDES, PromptSet
 from dsas_diffusion.evaluation import picture_store
 from dsas_diffusion.evaluation.evaluate import evaluate, identity
 from dsas_diffusion.evaluation.picture_store import PictureJob

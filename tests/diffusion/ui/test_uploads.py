@@ -17,7 +17,8 @@ from PIL import Image
 from dsas_core import Concept, DSASError
 from dsas_core.concept.samples import Samples
 from dsas_core.learning.prompts.draft import draft
-from dsas_core.learning.prompts.prompt_set import SIDES, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import SIDES
 from dsas_diffusion.ui.services import uploads
 from dsas_diffusion.ui.services.picture_service import PictureService
 

@@ -13,7 +13,7 @@ import pytest
 from dsas_core import Concept, DSASError, llm
 from dsas_core.evaluation import ARMS, Plan, RunStore
 from dsas_core.learning.prompts.kept import hash_prompt
-from dsas_core.learning.prompts.prompt_set import load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_core.llm.evaluation import repetition
 from dsas_core.llm.evaluation.answer_store import AnswerStore
 from dsas_core.llm.evaluation.evaluate import TextEvaluation, evaluate, identity

@@ -21,7 +21,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 from dsas_core import Concept, DSASError, llm
-from dsas_core.learning.prompts.prompt_set import load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_core.llm.builtin.corpus import fact_questions
 from dsas_core.llm.evaluation import lm_eval_harness
 from dsas_core.llm.evaluation.lm_eval_harness import SteeredLM

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from dsas_core import Concept, DSASError, llm
 from dsas_core.learning.calibration.slider_range import prompts_of
-from dsas_core.learning.prompts.prompt_set import CONTROLS, SIDES, PromptSet, load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import CONTROLS, SIDES, PromptSet
 from dsas_core.llm.learning.datasets import KINDS, LABELS, Scored, prompt_set, read_scored, words_in
 from tests.fixtures.language_models import Words, tiny
 from tests.fuzz.campaign import check_message

@@ -16,7 +16,9 @@ import torch
 
 from dsas_core import Concept, DSASError, llm, visit
 from dsas_core.learning.capture import Capture
-from dsas_core.learning.prompts.prompt_set import SIDES, load_prompts, split_held_out
+from dsas_core.learning.prompts.held_out import split_held_out
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_core.learning.prompts.prompt_set import SIDES
 from dsas_core.llm.learning.held_out_trial import TextOutcome, TextTrial
 from dsas_core.llm.model.conversations import encode, parse_turns
 from dsas_core.model.hooks import find_visitors

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dsas_core import DSASError
-from dsas_core.learning.prompts.prompt_set import load_prompts
+from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_core.llm.model.conversations import Encoded, encode, mark_phrases, pad_batch, pad_token, parse_turns
 from tests.fixtures.language_models import Words
 from tests.fuzz.campaign import check_message
