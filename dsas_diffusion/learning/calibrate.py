@@ -22,7 +22,7 @@ from dsas_core.utils.progress import progress_bar
 from ..generation.pictures import latent_batches, seeds_for
 from ..generation.settings import settings_of
 from ..pipelines.adapter import adapt
-from .held_out_trial import PictureTrial
+from .trial.held_out_trial import PictureTrial
 
 
 def calibrate(

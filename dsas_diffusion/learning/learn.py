@@ -9,65 +9,49 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.intervention import Intervention
-from dsas_core.errors import DSASError, UnsupportedError
+from dsas_core.errors import UnsupportedError
 from dsas_core.learning.capture import Capture, LabelPositions
-from dsas_core.learning.capture_store import Captured, CaptureStore
-from dsas_core.learning.learner import Learner
-from dsas_core.learning.prompts.kept import hash_prompt
+from dsas_core.learning.capture_store import Captured
 from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_core.learning.prompts.prompt_set import CONTROLS, COUNT, PromptSet
 from dsas_core.learning.recipe import TEXT_FORMS, Recipe, recipe_of
-from dsas_core.model.hooks import visit
-from dsas_core.model.sites import Roots, Site
-from dsas_core.steering.steering import Steering
+from dsas_core.model.sites import Site
 from dsas_core.utils.meter import Meter
 from dsas_core.utils.numbers import number, optional
-from dsas_core.utils.processes import process_share
 from dsas_core.utils.progress import progress_bar
 
-from ..generation.pictures import decode, latent_batches, latents_of, model_key, seeds_for
+from ..generation.pictures import decode, latent_batches, seeds_for
 from ..generation.settings import settings_of
 from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
 from ..steering.concept_masks import LATE, LateMeans, localises, rule_as_evidence
 from ..vision.segmentation import Masks
-from .held_out_pictures import HeldOutPictures, HeldOutPrompts
-from .held_out_trial import PictureTrial
-from .kept import Kept, describe_changes
-from .mask_fit import Unnamed, compact, fit_mask, pool_patches
-from .prompt_words import PromptWords
+from .capturing import MASK_SIDES, PictureCapturing
+from .mask_fit import Unnamed, fit_mask, pool_patches
 from .supervision import find_marked, masks_for, patch_labels
+from .trial.held_out_pictures import HeldOutPictures, HeldOutPrompts
+from .trial.held_out_trial import PictureTrial
+from .trial.kept import Kept, describe_changes
 
-#: name of the final latents among what is kept of a side beside activations at the steered sites
-LATENTS = "latents"
-#: sides whose pictures probes of masks are fitted on; what these read is kept by the names of the candidate sites
-MASK_SIDES = ("source", "control")
 #: timesteps below which the embeddings of the prompt may be steered, if not in all steps: things find their places
 #: in the first quarter of them, and their shapes until the middle
 WINDOWS = (500.0, 750.0)
 #: an effect that is enough for leaving earlier steps alone
 EARLIER = 0.85
-#: kind of the control prompts of which nothing but the embeddings is read
-MORE = "context"
 #: how often more held-out pictures are drawn, at most, to know what stays, and what that is called
 MORE_TURNS, KEPT = 2, "measuring what stays"
 #: of gates of words: h that nearly all of the concept's words keep
 WORD_H = 0.98
-#: control prompts for gates of words, for each source prompt: beside those that are drawn, which cost much more
-MORE_CONTROLS = 4
-#: side -> name -> a row for each prompt
-Extra = dict[str, dict[str, torch.Tensor]]
 
 
 def learn(
@@ -162,19 +146,7 @@ def learn(
     return lesson.learn(method, gate, drift=drift, recipe=recipe)
 
 
-class _Unsteered(NamedTuple):
-    """What the unsteered model does on the prompts to fit on: activations at the steered sites, and the rest."""
-
-    captured: Captured
-    extra: Extra
-
-    @property
-    def latents(self) -> dict[str, torch.Tensor]:
-        """The final latents of each side."""
-        return {side: tensors[LATENTS] for side, tensors in self.extra.items()}
-
-
-class PictureLearner(Learner[str]):
+class PictureLearner(PictureCapturing):
     """The prompts of a concept, drawn and captured once; any number of concepts are fitted on what was captured.
 
     Nothing is generated before the first concept is learned.
@@ -232,7 +204,6 @@ class PictureLearner(Learner[str]):
         steered = self.adapter.find_sites(sites)
         #: sites whose positions are words of the prompt
         self.text_sites = [site for site in steered if site.argument or site.root != family.denoiser]
-        self._at_embeddings = all(site.argument for site in steered)
         #: candidates for the probes that see where a picture shows the concept
         self.mask_sites = self.adapter.find_mask_sites()
         self.settings = settings_of(self.adapter, steps, guidance, optional("size", size))
@@ -243,7 +214,7 @@ class PictureLearner(Learner[str]):
             steered,
             model_name=self.adapter.name,
             settings={"settings": asdict(self.settings), "positions": positions},
-            edges=edges if edges is not None else WINDOWS if self._at_embeddings else family.edges,
+            edges=edges if edges is not None else WINDOWS if all(site.argument for site in steered) else family.edges,
             count=count,
             seed=seed,
             keep_prompts=keep_prompts,
@@ -270,13 +241,9 @@ class PictureLearner(Learner[str]):
 
     def _position_labels(self, recipe: Recipe) -> Mapping[str, LabelPositions]:
         if self._at_embeddings:
-            return self._words.labels()
+            return self._words.labels()  # raises where it is not known which words show the concept
         masks_for(self.masks, self.content, self.text_sites)  # raises where gates read words
         return {"source": patch_labels(self._source_masks)}
-
-    @cached_property
-    def _words(self) -> PromptWords:
-        return PromptWords(self.adapter, self._texts, self.content.expanded("spans"))
 
     @cached_property
     def _find_masks(self) -> Masks:
@@ -366,115 +333,6 @@ class PictureLearner(Learner[str]):
             return PictureTrial(
                 *(self.adapter, latents, self.held_out, self.content, settings, self.seed, self.batch), bar.update
             )
-
-    @property
-    def _roots(self) -> Roots:
-        return self.adapter.roots
-
-    @cached_property
-    def _texts(self) -> dict[str, Sequence[str]]:
-        """What the model runs on, by kind: the prompts that are fitted on, and more controls for gates of words."""
-        if not self._at_embeddings:
-            return self.fitting
-        avoid = [text for texts in (*self.fitting.values(), *self.held_out.values()) for text in texts]
-        more = self.content.draw_more("control", MORE_CONTROLS * self.count, self.seed, avoid)
-        return {**self.fitting, **({MORE: more} if more else {})}
-
-    @cached_property
-    def _unsteered(self) -> _Unsteered:
-        """What the unsteered model does on the prompts that are fitted on."""
-        if self.store is None:
-            return _Unsteered(*self._capture(self.sites, "capturing", masks=True))
-        device = self.adapter.pipe.device
-        share = process_share(on_cpu=device.type == "cpu")
-        about = {**model_key(self.adapter), "prompts": self._stored_prompts(), **self.own_settings}
-        about |= {"seed": self.seed, "batch": self.batch, "mask sites": list(map(str, self.mask_sites))}
-        store = CaptureStore(self.store, about, self.sites, self.edges)
-        own_batches = self._batches()[share.process :: share.processes]
-        with progress_bar(len(own_batches), "capturing batches", self.show_progress) as bar:
-            for side, start in own_batches:
-                if not store.has(side, start):
-                    capture, extra = self._capture(self.sites, "", batches=[(side, start)], masks=True)
-                    store.write(side, start, capture, extra.get(side, {}))
-                bar.update()
-        share.wait()
-        store.read(list(self._texts))
-        names = {side: [LATENTS, *(map(str, self.mask_sites) if side in MASK_SIDES else ())] for side in self.fitting}
-        extra = {side: {name: store.read_extra(side, name) for name in names[side]} for side in names}
-        for tensors in extra.values():
-            tensors[LATENTS] = tensors[LATENTS].to(device)
-        return _Unsteered(store, extra)
-
-    def _stored_prompts(self) -> Mapping[str, Sequence[str]]:
-        """The prompts, or their hashes, by which a folder of activations is known again."""
-        if self.keep_prompts == "all":
-            return self._texts
-        return {side: list(map(hash_prompt, texts)) for side, texts in self._texts.items()}
-
-    def _batches(self) -> list[tuple[str, int]]:
-        """Every batch of prompts, as its side and the index of its first prompt."""
-        return [(side, start) for side, texts in self._texts.items() for start in range(0, len(texts), self.batch)]
-
-    def _check_bins(self, capture: Capture, sites: Sequence[Site]) -> None:
-        """Raise where a bin has no step: the first batch shows it already, and the others may take hours."""
-        timed = [site for site in sites if site not in self.text_sites]
-        empty = set(range(len(self.edges) + 1)) - {bin_ for site, bin_, _ in capture.rows if site in timed}
-        if timed and empty:
-            ends = (0.0, *self.edges, 1000.0)
-            ranges = ", ".join(f"{ends[bin_]:g} to {ends[bin_ + 1]:g}" for bin_ in sorted(empty))
-            raise DSASError(
-                f"none of {self.settings.steps} steps comes to timesteps {ranges}, a bin with a probe and map of its "
-                "own: use more steps, or fewer bins (edges=(), --edges none)"
-            )
-
-    def _capture(
-        self,
-        sites: Sequence[Site],
-        label: str,
-        learned: Concept | None = None,
-        recipe: Recipe | None = None,
-        batches: Sequence[tuple[str, int]] | None = None,
-        masks: bool = False,
-    ) -> tuple[Capture, Extra]:
-        """The activations at some sites; of each side the final latents, and what probes of masks are fitted on.
-
-        The concept learned so far steers the sides that the recipe steers. Where all sites are in text encoders and a
-        concept steers, one step is enough: these pictures are not used.
-        """
-        adapter, roots = self.adapter, self._roots
-        text_only = learned is not None and all(site in self.text_sites for site in sites)
-        settings = replace(self.settings, steps=1) if text_only else self.settings
-        find_words = self._words.find if any(site.argument for site in sites) else None
-        capture = Capture(self.edges, seed=self.seed, find_words=find_words)
-        parts: dict[str, dict[str, list[torch.Tensor]]] = {}
-        batches = self._batches() if batches is None else batches
-        steps = {batch: 1 if batch[0] == MORE else settings.steps for batch in batches}
-        with (
-            BatchLayout(adapter, positions=self.positions) as layout,
-            visit(roots, sites, capture, layout.describe()),
-            LateMeans(layout, self.mask_sites if masks else (), lambda site, x: pool_patches(x)) as means,
-            progress_bar(sum(steps.values()), label, self.show_progress and bool(label)) as bar,
-        ):
-            for side, start in batches:
-                if side != capture.kind:
-                    capture.start(side)
-                capture.at(start)
-                part = slice(start, start + self.batch)
-                texts, seeds = self._texts[side][part], seeds_for(self._texts[side], self.seed)[part]
-                steering = learned if recipe is not None and recipe.steers(side) else None
-                drawn = replace(settings, steps=steps[side, start])
-                with nullcontext() if steering is None else Steering({steering: 1.0}).attach(roots, layout.describe()):
-                    latents = latents_of(adapter, texts, seeds, drawn, self.batch)
-                if side == MORE:  # of which the embeddings are wanted, and no pictures
-                    means.take()
-                    bar.update(steps[side, start])
-                    continue
-                grids = {str(site): compact(mean) for site, mean in means.take().items() if side in MASK_SIDES}
-                for name, tensor in {LATENTS: latents, **grids}.items():
-                    parts.setdefault(side, {}).setdefault(name, []).append(tensor)
-                self._check_bins(capture, sites)
-                bar.update(steps[side, start])
-        return capture, {side: {name: torch.cat(own) for name, own in named.items()} for side, named in parts.items()}
 
 
 #: the public name

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from dsas_core.errors import PromptError
 from dsas_core.learning.capture import LabelPositions
 
 from ..pipelines.adapter import PipelineAdapter
@@ -109,7 +110,16 @@ class PromptWords:
         return _of_length([token not in special for token in ids], count)
 
     def labels(self) -> dict[str, LabelPositions]:
-        """By side, which positions of each prompt show the concept."""
+        """By side, which positions of each prompt show the concept.
+
+        Raises:
+            PromptError: it is not known which words show it.
+        """
+        if self.words is None:
+            raise PromptError(
+                "supervision by positions asks which words show the concept: expected one in each source prompt that "
+                "no control prompt has, or spans in the prompt file; add them, or leave supervision to prompts"
+            )
         return {side: self._labels_of(side) for side in SIDES}
 
     def _labels_of(self, side: str) -> LabelPositions:

@@ -12,7 +12,7 @@ from PIL import Image
 from dsas_core import Call, DSASError, visit
 from dsas_diffusion import Lesson, find_sites, steer
 from dsas_diffusion.generation.settings import Settings
-from dsas_diffusion.learning.denoiser_features import DenoiserFeatures
+from dsas_diffusion.learning.trial.denoiser_features import DenoiserFeatures
 from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.batch_layout import BatchLayout
 from dsas_diffusion.steering.trace import PictureRecord

@@ -12,10 +12,10 @@ import torch
 from dsas_core.model.hooks import Call, visit
 from dsas_core.model.sites import Site
 
-from ..generation.pictures import latents_of, noise_like, pack_latents
-from ..generation.settings import Settings
-from ..pipelines.adapter import PipelineAdapter
-from ..pipelines.batch_layout import SAMPLE, TIMESTEP, BatchLayout
+from ...generation.pictures import latents_of, noise_like, pack_latents
+from ...generation.settings import Settings
+from ...pipelines.adapter import PipelineAdapter
+from ...pipelines.batch_layout import SAMPLE, TIMESTEP, BatchLayout
 
 #: timestep, of 1000, that pictures are noised to
 CLASSIFIER_TIMESTEP = 250.0

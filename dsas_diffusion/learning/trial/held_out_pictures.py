@@ -15,15 +15,15 @@ from dsas_core.learning.prompts.held_out import neighbours_in
 from dsas_core.learning.prompts.prompt_set import PromptSet
 from dsas_core.model.sites import Site
 
-from ..generation.compare import UNCHANGED, change
-from ..generation.pictures import decode, latent_batches, latents_of, seeds_for
-from ..generation.settings import Settings
-from ..pipelines.adapter import PipelineAdapter
-from ..pipelines.batch_layout import BatchLayout
-from ..steering.concept_masks import LateMeans, find_masks
-from ..steering.steer import steer
+from ...generation.compare import UNCHANGED, change
+from ...generation.pictures import decode, latent_batches, latents_of, seeds_for
+from ...generation.settings import Settings
+from ...pipelines.adapter import PipelineAdapter
+from ...pipelines.batch_layout import BatchLayout
+from ...steering.concept_masks import LateMeans, find_masks
+from ...steering.steer import steer
+from ..mask_fit import pool_patches
 from .kept import Kept, change_beside, count_kept
-from .mask_fit import pool_patches
 
 
 class HeldOutPrompts(NamedTuple):

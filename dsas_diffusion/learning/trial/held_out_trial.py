@@ -16,13 +16,13 @@ from dsas_core.learning.calibration.unit import UNITS, Trial, choose, units_of
 from dsas_core.learning.held_out_trial import HeldOutTrial, OutcomeClassifier
 from dsas_core.learning.prompts.prompt_set import PromptSet
 
-from ..generation.pictures import latents_of, seeds_for
-from ..generation.settings import Settings
-from ..pipelines.adapter import PipelineAdapter
-from ..steering.concept_masks import MaskRule, rule_as_evidence
+from ...generation.pictures import latents_of, seeds_for
+from ...generation.settings import Settings
+from ...pipelines.adapter import PipelineAdapter
+from ...steering.concept_masks import MaskRule, rule_as_evidence
+from ..reach import reach_of
 from .denoiser_features import DenoiserFeatures
 from .held_out_pictures import HeldOutPictures, HeldOutPrompts
-from .reach import reach_of
 
 #: a unit among those that may be chosen, and the effect that there should be at least for the others to be tried
 PROBED, PROMISING = UNITS[len(UNITS) // 2], 0.75
