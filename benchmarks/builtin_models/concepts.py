@@ -47,16 +47,15 @@ FEW = {"steps": 8}
 
 CONCEPTS: Mapping[str, ShippedConcept] = {
     "banana-blur": ShippedConcept(),  # as the README learns it
-    # fruits differ: a map that brings them to what pears have in common, not one that adds the same to all
-    "fruit-to-pear": ShippedConcept(settings={**FEW, "method": "linear-act"}),
     "dog-grey": ShippedConcept(settings=FEW),
     "vehicles-pixelated": ShippedConcept(settings=FEW),
     "animals-blurred": ShippedConcept(settings=FEW),
     "fruit-grey": ShippedConcept(settings=FEW),
     # by patches: heat-maps show where it steers, words of the prompt can limit it, and processors can attach it
     "crown-grey": ShippedConcept(settings={**FEW, "sites": "denoiser"}),
-    "red-to-blue": ShippedConcept(settings=FEW),
-    "grass-to-snow": ShippedConcept(settings=FEW),
+    # as two phrases draft them
+    "guitar-blurred": ShippedConcept(settings=FEW),
+    "heart-grey": ShippedConcept(settings=FEW),
     "rudeness": ShippedConcept("builtin:chat"),
     "address-to-trade": ShippedConcept("builtin:chat"),
 }

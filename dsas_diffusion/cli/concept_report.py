@@ -99,9 +99,9 @@ def report_evidence(document: dict[str, Any]) -> None:
     _report_trials(document)
     print(describe_unit(document["unit"], document["unit_evidence"]))
     print(describe_range(document["range"], document["range_evidence"]))
-    if document["steps_below"] is not None:
-        print(f"steers in steps below timestep {document['steps_below']:g} alone, when things have found their places")
-    if document["kept"]:
+    if (below := document.get("steps_below")) is not None:
+        print(f"steers in steps below timestep {below:g} alone, when things have found their places")
+    if document.get("kept"):
         print(describe_kept(document["kept"]))
     if document["mask_evidence"]:
         print(describe_mask(document["mask_evidence"]))

@@ -15,9 +15,11 @@ from ...utils.saving.names import why_no_name
 from .articles import with_article
 
 #: nouns of a draft, at most
-MAX_NOUNS = 60
+MAX_NOUNS = 40
 #: of them, those most like the thing, at most
 MAX_ALIKE = 10
+#: things that a kind stands for, at most
+MAX_MEMBERS = 10
 #: one noun in so many is kept out of what is learned from, to measure on
 HELD_OUT = 5
 #: values of a placeholder that stands beside another of many values, at most: prompts multiply
@@ -125,7 +127,7 @@ def draft(
         "description": f"Turns {source} into {target}; drafted, edit freely.",
         "placeholders": {key: values for key, values in placeholders.items() if key in used},
         **content,
-        "spans": nouns.members or [source],
+        "spans": nouns.members or [before],
         **({} if nouns.members or not known(kind_of(source) or "") else unnamed_of(source)),
     }
 
@@ -185,10 +187,10 @@ class _Nouns:
         by_kind: Mapping[str, list[str]] = everyday()["things"]
         self._kind = next((kind for kind in by_kind if _is(source, kind)), None)
         listed = by_kind[self._kind] if self._kind else []
-        self.members = [noun for noun in listed if known(noun) and not _is(target, noun)]
+        self.members = [noun for noun in listed if known(noun) and not _is(target, noun)][:MAX_MEMBERS]
         if len(self.members) < 2:
             self.members, self._kind = [], None
-        own = set(self.members) if self.members else {noun for noun in chain(*by_kind.values()) if _is(source, noun)}
+        own = set(listed) if self.members else {noun for noun in chain(*by_kind.values()) if _is(source, noun)}
         free = {kind: [x for x in things if x not in own and not _is(target, x) and known(x)]
                 for kind, things in by_kind.items()}  # fmt: skip
         like = list(_most_alike(source, free, alike))[:MAX_ALIKE]
@@ -229,10 +231,11 @@ class _Templates:
         self.openings, self.changed = openings, changed
 
     def of_thing(self, phrase: str) -> list[str]:
-        """The thing alone, and beside another."""
+        """The thing alone, and beside another; of things of a kind beside fewer, as prompts multiply."""
         alone = ["a {} {place}", *(f"{opening} a {{}} {{place}}" for opening in self.openings)]
         beside = ["a {} and a {other} {place}", "a {other} {beside} a {} {place}"]
-        return [_name(phrase, template) for template in (*alone, *beside)]
+        texts = [_name(phrase, template) for template in (*alone, *beside)]
+        return [text.replace("{other}", "{second}") for text in texts] if "{thing}" in phrase else texts
 
     def of_others(self, has_alike: bool, has_kinds: bool) -> list[str]:
         """Other things, alone and in pairs, some of them changed as the thing is to be."""

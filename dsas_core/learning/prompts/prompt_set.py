@@ -245,9 +245,7 @@ class PromptSet:
             placeholder_names(a) == placeholder_names(b) for a, b in zip(source, target, strict=True)
         )
         drawn = self._draw_pairs(source, target, count, seed, avoided) if alike else None
-        drawn = drawn or {
-            side: self._draw(templates[side], count, (seed, i), avoided) for i, side in enumerate(SIDES[:2])
-        }
+        drawn = drawn or {x: self._draw(templates[x], count, (seed, i), avoided) for i, x in enumerate(SIDES[:2])}
         return {**drawn, "control": self._draw(templates["control"], CONTROLS * count, (seed, 2), avoided)}
 
     def fresh(self, count: int, seed: int = 0, avoid: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -298,7 +296,7 @@ class PromptSet:
         return self._draw(getattr(self, side), count, (seed, 4), self._avoided(avoid))
 
     def draw_held_out(self, side: str, count: int, seed: int, avoid: Sequence[str]) -> list[str]:
-        """The same of those that are held out; none where the prompt file holds out none in particular."""
+        """The same of `held_out`, which may be none."""
         return self._draw(self.held_out.get(side, ()), count, (seed, 5), self._avoided(avoid))
 
     def _avoided(self, avoid: Sequence[str]) -> set[str]:

@@ -22,7 +22,7 @@ import torch
 from ...concept.concept import Concept
 from ...errors import DSASError, PromptError
 from ...learning.calibration.unit import TEXT_UNITS, Trial, choose_knee, units_of
-from ...learning.trial.held_out_trial import HeldOutTrial
+from ...learning.held_out_trial import HeldOutTrial
 from ...probes import TextProbe
 from ...utils.repetition import goes_in_circles
 from ..model.conversations import Encoded

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from ... import methods
-from ...learning.trial.held_out_trial import OutcomeClassifier
+from ...learning.held_out_trial import OutcomeClassifier
 from ...model.hooks import Call, visit
 from ...model.sites import Site
 from ...probes import LinearProbe

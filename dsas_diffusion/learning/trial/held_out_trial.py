@@ -27,7 +27,7 @@ from .held_out_pictures import HeldOutPictures, HeldOutPrompts
 #: a unit among those that may be chosen, and the effect that there should be at least for the others to be tried
 PROBED, PROMISING = UNITS[len(UNITS) // 2], 0.75
 #: of what asking in words does, the effect that is enough: with the built-in model most pictures show it from here on
-ENOUGH = 0.85
+ENOUGH = 0.95
 
 
 class PictureTrial(HeldOutTrial):

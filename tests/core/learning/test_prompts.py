@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsas_core import DSASError
-from dsas_core.learning.prompts.draft import draft
+from dsas_core.errors import PromptError
+from dsas_core.learning.prompts.draft import draft, everyday
+from dsas_core.learning.prompts.held_out import neighbours_in
 from dsas_core.learning.prompts.prompt_file import load_prompts
-from dsas_core.learning.prompts.prompt_set import CONTROLS, MINIMUM, PromptSet
+from dsas_core.learning.prompts.prompt_set import CONTROLS, MINIMUM, PromptSet, held_out_from
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -262,26 +265,88 @@ def test_a_missing_file(tmp_path: Path) -> None:
             load_prompts(path)
 
 
+def known_words(*words: str) -> Callable[[str], bool]:
+    known = {*words, "on", "the", "grass", "at", "night", "a", "photo", "of", "and", "above"}
+    return lambda text: set(text.split()) <= known
+
+
 @pytest.mark.parametrize(
     ("source", "target"),
-    [("banana", "blurred banana"), ("a fruit", "a pear"), ("the dog", "an elephant"), ("red car", "car made of glass")],
+    [("banana", "blurred banana"), ("the dog", "an elephant"), ("red car", "car made of glass"), ("quux", "grey quux")],
 )
 def test_a_draft_is_a_valid_prompt_file(source: str, target: str) -> None:
     content = draft(source, target)
     prompts = load_prompts(yaml.safe_load(yaml.safe_dump(content)))
     drawn = prompts.draw(48)
     assert {side: len(texts) for side, texts in drawn.items()} == {"source": 48, "target": 48, "control": 96}
-    noun, wanted = source.split(maxsplit=1)[-1] if source.startswith(("a ", "the ")) else source, target.split()[-1]
+    noun, wanted = source.removeprefix("the "), target.split()[-1]
     assert all(noun in text for text in drawn["source"])
     assert all(wanted in text for text in drawn["target"])
     assert not any(noun in text for text in drawn["control"])
-    assert sum(" and " in text for text in prompts.draw(24)["source"]) == 12
+    assert prompts.spans == (noun,)
+
+
+def test_a_kind_stands_for_its_members() -> None:
+    prompts = load_prompts(draft("fruit", "grey fruit"))
+    source, target = prompts.expanded("source"), prompts.expanded("target")
+    assert {"a banana on the grass", "an apple on the grass"} <= set(source)
+    assert {"a grey banana on the grass", "a grey apple on the grass"} <= set(target)
+    controls = f" {' '.join(prompts.expanded('control'))} "
+    assert not any(f" {fruit} " in controls for fruit in prompts.spans)
+    assert not any("pear" in text for text in load_prompts(draft("fruit", "pear")).expanded("source"))
 
 
 def test_a_draft_puts_the_change_on_controls() -> None:
     controls = load_prompts(draft("banana", "blurred banana")).expanded("control")
-    assert any("blurred dog" in text for text in controls)
-    assert not any("pear" in text for text in load_prompts(draft("banana", "pear")).expanded("control"))
+    assert any("blurred lemon" in text for text in controls)
+    assert not any("a pear" in text for text in load_prompts(draft("banana", "pear")).expanded("control"))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_fifth_of_the_nouns_of_a_draft_is_held_out(seed: int) -> None:
+    content = draft("banana", "blurred banana", seed=seed)
+    prompts, unseen = load_prompts(content), content["placeholders"]["unseen"]
+    assert len(unseen) == (len(unseen) + len(content["placeholders"]["other"])) // 5
+    drawn = prompts.draw(48)
+    for side, texts in drawn.items():
+        first = held_out_from(len(texts))
+        has = [any(f" {noun} " in f"{text} " for noun in unseen) for text in texts]
+        assert not any(has[:first]), side
+        assert sum(has[first:]) > 0.6 * (len(texts) - first), side
+        assert len(set(texts)) == len(texts), "nothing is both fitted on and held out"
+    assert unseen != draft("banana", "blurred banana", seed=seed + 2)["placeholders"]["unseen"]
+    assert sorted(set(filter(None, neighbours_in(prompts, drawn["source"])))) == sorted(
+        {noun for text in drawn["source"] for noun in unseen if f" {noun} " in text}
+    )
+
+
+def test_a_draft_uses_what_a_model_knows() -> None:
+    known = known_words("banana", "dog", "cat", "guitar", "car", "pear", "grey")
+    placeholders = draft("banana", "grey banana", known=known)["placeholders"]
+    assert {*placeholders["other"], *placeholders["unseen"]} == {"dog", "cat", "guitar", "car", "pear"}
+    assert placeholders["place"] == ["on the grass", "at night"]
+    assert placeholders["beside"] == ["and", "above"]
+    assert set(draft("banana", "grey banana")["placeholders"]["alike"]) <= set(everyday()["things"]["fruit"])
+
+
+def test_look_alikes_are_what_a_model_takes_for_alike() -> None:
+    content = draft("banana", "grey banana", alike=lambda phrase, nouns: [float(noun == "violin") for noun in nouns])
+    listed = content["placeholders"]
+    assert "violin" in [listed["alike"][0], *listed["unseen"]]
+
+
+@pytest.mark.parametrize("part", ["source", "target", "control"])
+def test_held_out_prompts_are_of_every_side(part: str) -> None:
+    content = draft("banana", "grey banana")
+    del content["held_out"][part]
+    with pytest.raises(PromptError, match=r"held_out has .*: expected templates of each of source, target, control"):
+        load_prompts(content)
+
+
+def test_there_are_many_nouns() -> None:
+    nouns = [noun for things in everyday()["things"].values() for noun in things]
+    assert len(nouns) == len(set(nouns)) >= 300
+    assert len(everyday()["things"]) >= 15
 
 
 def test_a_draft_is_named_after_its_phrases_or_as_asked() -> None:
