@@ -1,21 +1,13 @@
-"""How far a change reaches beyond the thing: on changes whose reach is known, and on a tiny pipeline."""
+"""How far a change reaches beyond the thing: on changes whose reach is known."""
 
 from __future__ import annotations
-
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsas_diffusion.generation.settings import settings_of
-from dsas_diffusion.learning import reach
-from dsas_diffusion.learning.reach import RINGS, WIDEST, measure_reach, reach_of
-from dsas_diffusion.pipelines.adapter import adapt
-from dsas_diffusion.steering.concept_masks import MaskRule, rule_as_evidence
-from tests.diffusion.steering.test_identities_by_family import BANANA, DOG, concept_of, pipe_of
+from dsas_diffusion.learning.reach import RINGS, WIDEST, reach_of
 
 SIDE = 64
 
@@ -68,37 +60,3 @@ def test_pictures_without_an_outline_do_not_count(mask: np.ndarray) -> None:
 
 def test_no_pictures_reach_nowhere() -> None:
     assert reach_of([], []) == 0
-
-
-def test_it_is_measured_on_pictures_unsteered_and_at_strength_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of the prompts; the growth that the concept has so far does not count."""
-    pipe, concept = pipe_of("sd"), concept_of("sd", "cross").with_unit(4.0)
-    reader = concept.interventions[-1].as_read_only()
-    rule = MaskRule((str(reader.site),), margin=0.0)
-    compared: list[tuple[Any, Any]] = []
-
-    def noted(changes: Any, masks: Any) -> float:
-        compared.append((np.stack(changes), np.stack(masks)))
-        return reach_of(changes, masks)
-
-    monkeypatch.setattr(reach, "reach_of", noted)
-
-    def measured(growth: float, unit: float, prompts: list[str], batch: int) -> float:
-        grown = rule_as_evidence(replace(rule, growth=growth))
-        readable = replace(concept, interventions=(*concept.interventions, reader), evidence={"mask": grown}, base={})
-        adapter = adapt(pipe)
-        how = settings_of(adapter, 2, 3.0, 32)
-        return measure_reach(adapter, readable.with_unit(unit), prompts, [3, 4][: len(prompts)], how, batch)
-
-    prompts = [BANANA, DOG]
-    widths = [measured(growth, 4.0, prompts, batch) for growth, batch in ((0.0, 2), (0.3, 2), (0.0, 1))]
-    assert len(set(widths)) == 1
-    assert 0 <= widths[0] <= WIDEST
-    first, grown, singly = compared
-    assert first[0].shape == (2, *first[1].shape[1:], 3)
-    assert np.array_equal(first[1], grown[1])
-    assert np.array_equal(first[0], grown[0])
-    assert np.abs(first[0] - singly[0]).max() <= 2  # up to float noise before rounding
-    assert np.abs(first[0]).mean() > 1
-    assert measured(0.0, 1e-6, prompts, 2) == 0
-    assert not compared[-1][0].any()
