@@ -1,0 +1,65 @@
+"""Which words show the concept, where their tokens are, and drafts for a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+import dsas_diffusion as dsas
+from dsas_core.errors import PromptError
+from dsas_core.learning.prompts.prompt_file import load_prompts
+from dsas_diffusion.learning.prompt_words import PromptWords, own_words
+from dsas_diffusion.pipelines.adapter import adapt
+
+CONTROLS = ["a dog at night", "a blurred dog on the grass", "a red hat at night"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "spans", "words"),
+    [
+        (["a cat at night"], ["a blurred cat at night"], (), (("cat",), ("cat",))),
+        (["a cat", "two cats"], ["a fox", "two foxes"], (), (("cat", "two", "cats"), ("fox", "foxes"))),
+        (["a cat at night"], ["a fox at night"], (), (("cat",), ("fox",))),
+        (["a red cat"], ["a blue cat"], ("red cat",), (("red cat",), ("blue",))),
+        (["a CAT, at night"], ["a grey cat, at night"], (), (("cat",), ("cat",))),
+        (["a dog at night"], ["a blurred dog"], (), None),  # a control has all of its words
+        (["a cat", "a dog"], ["a fox", "a fox"], (), None),  # one source prompt has none
+        (["a catalogue"], ["a blurred cat"], ("cat",), None),  # whole words alone
+    ],
+)
+def test_words_are_those_that_tell_source_from_control(
+    source: list[str], target: list[str], spans: Sequence[str], words: tuple[Sequence[str], Sequence[str]] | None
+) -> None:
+    found = own_words({"source": source, "target": target, "control": CONTROLS}, spans)
+    if words is None or found is None:
+        assert found == words
+    else:
+        assert set(found["source"]) == set(words[0])
+        assert set(found["target"]) == set(words[1])
+
+
+def test_labels_are_at_the_tokens_of_words() -> None:
+    adapter = adapt(dsas.load_pipeline("builtin:emoji", device="cpu"))
+    prompts = {"source": ["a dog and a cat"], "target": ["a dog and a grey cat"], "control": ["a grey dog and a fox"]}
+    words = PromptWords(adapter, prompts)
+    labels = words.labels()
+    assert [i for i, on in enumerate(labels["source"](0, 24)) if on] == [5]
+    assert [i for i, on in enumerate(labels["target"](0, 24)) if on] == [6]
+    assert [i for i, on in enumerate(words.find("control", 0, 30)) if on] == [1, 2, 3, 4, 5, 6]
+    unknown = PromptWords(adapter, {**prompts, "control": ["a cat and a dog"]})
+    with pytest.raises(PromptError, match="which words show the concept"):
+        unknown.labels()
+
+
+@pytest.mark.parametrize("phrases", [("guitar", "blurred guitar"), ("fruit", "grey fruit"), ("dog", "cat")])
+def test_a_draft_for_a_pipeline_has_words_that_it_knows(phrases: tuple[str, str]) -> None:
+    from dsas_diffusion.pipelines.prompt_check import unknown_words
+
+    pipe = dsas.load_pipeline("builtin:emoji", device="cpu")
+    prompts = load_prompts(dsas.draft(pipe, *phrases))
+    drawn = prompts.draw(24)
+    assert unknown_words(adapt(pipe), [text for texts in drawn.values() for text in texts]) == ()
+    words = PromptWords(adapt(pipe), drawn, prompts.expanded("spans")).words
+    assert words is not None
+    assert phrases[0] in words["source"] or "banana" in words["source"]
