@@ -50,12 +50,12 @@ CONCEPTS: Mapping[str, ShippedConcept] = {
     "dog-grey": ShippedConcept(settings=FEW),
     "vehicles-pixelated": ShippedConcept(settings=FEW),
     "animals-blurred": ShippedConcept(settings=FEW),
-    "fruit-grey": ShippedConcept(settings=FEW),
     # by patches: heat-maps show where it steers, words of the prompt can limit it, and processors can attach it
     "crown-grey": ShippedConcept(settings={**FEW, "sites": "denoiser"}),
     # as two phrases draft them
     "guitar-blurred": ShippedConcept(settings=FEW),
     "heart-grey": ShippedConcept(settings=FEW),
+    "pear-grey": ShippedConcept(settings=FEW),
     "rudeness": ShippedConcept("builtin:chat"),
     "address-to-trade": ShippedConcept("builtin:chat"),
 }

@@ -11,11 +11,11 @@ import torch
 
 from ..errors import DSASError
 from ..maps.envelope import RANK, EllipticEnvelope
+from .capture import is_timeless
 
 if TYPE_CHECKING:
     from ..concept.intervention import Intervention
-    from .capture import is_timeless
-from .capture_store import Captured
+    from .capture_store import Captured
 
 #: share of the variance that the components of an ellipse explain
 EXPLAINED_VARIANCE = 0.9

@@ -185,8 +185,13 @@ def _shorten_warnings() -> None:
     if os.environ.get("DSAS_DEBUG"):
         return
 
+    shown: set[str] = set()  # Python counts what is said of one line of code as something new whenever filters change
+
     def show_warning(message: Warning | str, *_: object) -> None:
-        print(f"dsas: warning: {one_line(message)}", file=sys.stderr)
+        line = f"dsas: warning: {one_line(message)}"
+        if line not in shown:
+            shown.add(line)
+            print(line, file=sys.stderr)
 
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module=r"dsas_")

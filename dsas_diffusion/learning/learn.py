@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -225,9 +226,12 @@ class PictureLearner(PictureCapturing):
         defaults: dict[str, Any] = {}
         if self.masks is not None and not self.text_sites:
             defaults = {"supervision": "positions"}
-        if self._at_embeddings and self._words.words is not None:
-            defaults = {"supervision": "positions", "form": "token", "source_h": WORD_H}
         recipe = recipe_of(given, **defaults, **fields)
+        gate = recipe.resolved_gate
+        if self._at_embeddings and gate.reads_positions("token") and self._words.words is not None:
+            of_words = {"supervision": "positions", "form": "token", "source_h": WORD_H}
+            with suppress(DSASError):  # a part of a combined gate that marked positions cannot tell anything
+                recipe = recipe_of({**of_words, **(given or {})}, **fields)
         for name, choice in (("gate form", recipe.form), ("pooling", recipe.pooling)):
             if choice in (*TEXT_FORMS, "leading"):
                 raise UnsupportedError(f"{name} {choice!r} is of texts that are written: choose another for pictures")

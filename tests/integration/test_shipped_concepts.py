@@ -37,10 +37,13 @@ NAMES = [f"builtin:{name}" for name in concepts.CONCEPTS]
 #: of prompts that learning never drew: one that shows the concept, one that does not
 UNSEEN = {
     "builtin:banana-blur": ("a picture of a banana on a black background", "a lemon and a fox on a yellow background"),
-    "builtin:fruit-to-pear": ("a picture of a strawberry on a black background", "a rabbit and a rocket at night"),
     "builtin:dog-grey": ("a crown above a dog at night", "a picture of a fox on a black background"),
     "builtin:vehicles-pixelated": ("a picture of a car on a yellow background", "a lion and a crown at night"),
-    "builtin:red-to-blue": ("a picture of a house on a red background", "an apple and a cat on a white background"),
+    "builtin:animals-blurred": ("a picture of a fox on a black background", "a lemon and a crown at night"),
+    "builtin:pear-grey": ("a picture of a pear on a black background", "a panda and a guitar at night"),
+    "builtin:crown-grey": ("a picture of a crown on a black background", "a star and a rocket at night"),
+    "builtin:guitar-blurred": ("a picture of a guitar on a black background", "a lion and a clock at night"),
+    "builtin:heart-grey": ("a picture of a heart on a black background", "a lion and a clock at night"),
 }
 #: the folder of a concept, in kB at most
 SIZE = 300

@@ -102,7 +102,7 @@ def test_timestep_bins_and_text_sites_go_together(ddim_pipe: Any) -> None:
         ({"recipe": {"colour": "red"}}, "colour"),
         ({"sites": "denoiser", "recipe": {"supervision": "positions"}}, "pass masks, a function of pictures, or name"),
         (
-            {"recipe": {"supervision": "positions"}},
+            {"sites": "text", "recipe": {"supervision": "positions"}},
             r"layers\.0 reads words: learn at the denoiser",
         ),
         ({"sites": "denoiser", "masks": list, "recipe": {"form": "pooled"}}, "marked positions cannot tell it"),
