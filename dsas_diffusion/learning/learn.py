@@ -20,7 +20,7 @@ import torch
 
 from dsas_core.concept.concept import Concept
 from dsas_core.concept.intervention import Intervention
-from dsas_core.errors import UnsupportedError
+from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.learning.capture import Capture, LabelPositions
 from dsas_core.learning.capture_store import Captured
 from dsas_core.learning.prompts.prompt_file import load_prompts
