@@ -51,7 +51,7 @@ CONCEPTS: Mapping[str, ShippedConcept] = {
     "vehicles-pixelated": ShippedConcept(settings=FEW),
     "animals-blurred": ShippedConcept(settings=FEW),
     # by patches: heat-maps show where it steers, words of the prompt can limit it, and processors can attach it
-    "crown-grey": ShippedConcept(settings={**FEW, "sites": "denoiser"}),
+    "fruit-to-pear": ShippedConcept(settings={"steps": 6, "sites": "denoiser", "method": "linear-act"}),
     # as two phrases draft them
     "guitar-blurred": ShippedConcept(settings=FEW),
     "heart-grey": ShippedConcept(settings=FEW),

@@ -119,7 +119,7 @@ def add_pictures(digests: Digests, pipe: Any, concepts: list[str]) -> None:
         for strength in STRENGTHS:
             digests.add(f"pictures, {name} {strength:+g}", lambda n=name, s=strength: draw_steered({n: s}))
     banana, colour = "builtin:banana-blur", "builtin:dog-grey"  # at the embeddings
-    pear = "builtin:crown-grey"  # in the denoiser
+    pear = "builtin:fruit-to-pear"  # in the denoiser
     cases: dict[str, tuple[Any, dict[str, Any]]] = {
         "gate on": ({banana: 1.0}, {"gate": "on"}),
         "gate off": ({banana: 1.0}, {"gate": "off"}),
@@ -128,7 +128,7 @@ def add_pictures(digests: Digests, pipe: Any, concepts: list[str]) -> None:
         "two at once, blended": ({banana: 1.0, colour: 0.7}, {"combine": "blend"}),
         "a strength for each prompt": ({banana: [0.0, 0.5, 1.0]}, {}),
         "auto": ({banana: "auto"}, {}),
-        "words": ({pear: 1.0}, {"words": {"crown-grey": "crown"}}),
+        "words": ({pear: 1.0}, {"words": {"fruit-to-pear": "orange"}}),
         "schedule": ({pear: 1.0}, {"schedule": dsas.Schedule([(1000, 0.0), (700, 1.0)])}),
         "both rows": ({pear: 1.0}, {"rows": "both"}),
         "bins interpolated": ({pear: 1.0}, {"interpolate_bins": True}),

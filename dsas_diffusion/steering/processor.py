@@ -7,7 +7,7 @@ give the same pictures, bit for bit. Hooks are the better default: they stay whe
 Example:
     >>> from diffusers.models.attention_processor import AttnProcessor
     >>> from dsas_diffusion import load_pipeline, steer
-    >>> pipe, concept = load_pipeline("builtin:emoji", device="cpu"), "builtin:crown-grey"
+    >>> pipe, concept = load_pipeline("builtin:emoji", device="cpu"), "builtin:fruit-to-pear"
     >>> with steer(pipe, {concept: 1.0}, attach="processor") as steering:
     ...     pipe.unet.set_attn_processor(steering.attn_processors(AttnProcessor()))  # in place of the model's own
     ...     image = pipe("a fruit and a dog", num_inference_steps=1).images[0]

@@ -175,9 +175,9 @@ def check_words(words: Words, concepts: Iterable[Concept], root: str) -> dict[st
         UnsupportedError: a concept that does not steer all patches of the picture.
 
     Example:
-        >>> concept = Concept.from_pretrained("builtin:crown-grey")
-        >>> check_words({concept.name: "crown"}, [concept], "unet")
-        {'crown-grey': ('crown',)}
+        >>> concept = Concept.from_pretrained("builtin:fruit-to-pear")
+        >>> check_words({concept.name: "apple"}, [concept], "unet")
+        {'fruit-to-pear': ('apple',)}
     """
     known = {concept.name: concept for concept in concepts}
     checked = {}

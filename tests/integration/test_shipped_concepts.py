@@ -41,7 +41,7 @@ UNSEEN = {
     "builtin:vehicles-pixelated": ("a picture of a car on a yellow background", "a lion and a crown at night"),
     "builtin:animals-blurred": ("a picture of a fox on a black background", "a lemon and a crown at night"),
     "builtin:pear-grey": ("a picture of a pear on a black background", "a panda and a guitar at night"),
-    "builtin:crown-grey": ("a picture of a crown on a black background", "a star and a rocket at night"),
+    "builtin:fruit-to-pear": ("a picture of a strawberry on a black background", "a rabbit and a rocket at night"),
     "builtin:guitar-blurred": ("a picture of a guitar on a black background", "a lion and a clock at night"),
     "builtin:heart-grey": ("a picture of a heart on a black background", "a lion and a clock at night"),
 }
