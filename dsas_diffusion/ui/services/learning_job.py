@@ -28,7 +28,9 @@ PATIENCE = 30.0
 STAGES: Mapping[str, str] = {
     "capturing": "drawing your prompts, and reading along",
     "fitting": "fitting gates and maps",
+    "drawing held-out pictures": "drawing prompts kept back",
     "choosing the unit": "choosing the unit of strength on prompts kept back",
+    "measuring what stays": "looking at what stays beside it",
     "drawing samples": "drawing before and after",
 }
 #: how many units are tried, as a rule; and what a picture costs there, where no activations are captured
@@ -92,16 +94,19 @@ def share_done(progress: Progress, count: int) -> float:
     """The share of a learning's work that is done, counted in pictures that are drawn.
 
     Three quarters of `count` sources, targets, and twice as many controls are captured; then the last quarters are
-    drawn, and those of sources and controls again for each unit that is tried; at last, two prompts at four strengths.
+    drawn, and those of sources again for each unit that is tried, and twice to see what stays; at last, two prompts at
+    four strengths.
 
     Example:
         >>> [round(share_done(Progress("capturing", done, 10), 24), 2) for done in (0, 5, 10)]
-        [0.0, 0.2, 0.41]
+        [0.0, 0.23, 0.45]
     """
     costs = {
         "capturing": 3.0 * count,
         "fitting": FITTING_COST,
-        "choosing the unit": UNREAD_COST * (count + TRIED_UNITS * 0.75 * count),
+        "drawing held-out pictures": UNREAD_COST * count,
+        "choosing the unit": UNREAD_COST * (0.5 + TRIED_UNITS * 0.25) * count,
+        "measuring what stays": UNREAD_COST * count,
         "drawing samples": 8.0,
     }
     if progress.label not in costs:

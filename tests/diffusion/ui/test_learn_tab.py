@@ -364,7 +364,10 @@ def test_without_a_folder_nothing_can_be_saved(service: PictureService) -> None:
 
 
 def test_shares_rise_from_nothing_to_all() -> None:
-    stages = (("capturing", 4), ("fitting", 7), ("choosing the unit", 11), ("drawing samples", 4))
+    stages = (
+        *(("capturing", 4), ("fitting", 7), ("drawing held-out pictures", 2), ("choosing the unit", 11)),
+        *(("measuring what stays", 3), ("drawing samples", 4)),
+    )
     shares = [share_done(Progress(label, done, total), 8) for label, total in stages for done in range(total + 1)]
     assert shares[0] == 0
     assert shares[-1] == 1
