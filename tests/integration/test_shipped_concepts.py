@@ -38,11 +38,11 @@ NAMES = [f"builtin:{name}" for name in concepts.CONCEPTS]
 UNSEEN = {
     "builtin:banana-blur": ("a picture of a banana on a black background", "a lemon and a fox on a yellow background"),
     "builtin:dog-grey": ("a crown above a dog at night", "a picture of a fox on a black background"),
-    "builtin:vehicles-pixelated": ("a picture of a car on a yellow background", "a lion and a crown at night"),
+    "builtin:vehicles-pixelated": ("a picture of a bus on a yellow background", "a lion and a crown at night"),
     "builtin:animals-blurred": ("a picture of a fox on a black background", "a lemon and a crown at night"),
     "builtin:pear-grey": ("a picture of a pear on a black background", "a panda and a guitar at night"),
     "builtin:fruit-to-pear": ("a picture of a strawberry on a black background", "a rabbit and a rocket at night"),
-    "builtin:guitar-blurred": ("a picture of a guitar on a black background", "a lion and a clock at night"),
+    "builtin:guitar-blurred": ("a picture of a guitar at night", "a lion and a clock at night"),
     "builtin:heart-grey": ("a picture of a heart on a black background", "a lion and a clock at night"),
 }
 #: the folder of a concept, in kB at most
@@ -65,8 +65,8 @@ def test_what_ships_is_what_the_table_says() -> None:
     for one in found:
         assert one.model == concepts.CONCEPTS[one.folder.name].model
         assert one.description == load_prompts(ROOT / "prompts" / f"{one.folder.name}.yaml").description
-    assert [one.name for one in shipped("builtin:chat")] == ["builtin:rudeness"]
-    assert len(shipped("builtin:emoji")) == len(found) - 1
+    assert [one.name for one in shipped("builtin:chat")] == ["builtin:address-to-trade", "builtin:rudeness"]
+    assert len(shipped("builtin:emoji")) == len(found) - 2
     assert sorted(path.name for path in FOLDER.iterdir()) == sorted(concepts.CONCEPTS), "nothing half-written"
 
 
@@ -80,7 +80,7 @@ def test_the_readme_has_their_table() -> None:
 def test_it_is_whole_and_calibrated(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     concept = Concept.from_pretrained(name)
     folder = next(one.folder for one in shipped() if one.name == name)
-    texts = name == "builtin:rudeness"
+    texts = concepts.CONCEPTS[name.removeprefix("builtin:")].model == "builtin:chat"
     files = {path.name: path for path in folder.iterdir()}
     assert set(files) == set(FILES) - ({STRIP} if texts else set())
     assert sum(path.stat().st_size for path in files.values()) < SIZE * 1000
@@ -119,7 +119,7 @@ def test_it_is_whole_and_calibrated(name: str, capsys: pytest.CaptureFixture[str
 def test_pictures_change_where_they_show_it(name: str, pipe: Any) -> None:
     concept = Concept.from_pretrained(name)
     prompts = list(UNSEEN[name])
-    settings = settings_of(pipe, 4)
+    settings = settings_of(pipe, 8)  # of which half are late
     base = pictures_of(adapt(pipe), prompts, seeds_for(prompts, 3), settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
