@@ -25,7 +25,7 @@ class Shipped:
         folder: its folder.
 
     Example:
-        >>> shipped("builtin:chat")[0].description
+        >>> shipped("builtin:chat")[-1].description
         'A help desk that stays kind when it is insulted.'
     """
 
@@ -43,7 +43,7 @@ def shipped(model: str | None = None) -> list[Shipped]:
 
     Example:
         >>> [concept.name for concept in shipped("builtin:chat")]
-        ['builtin:rudeness']
+        ['builtin:address-to-trade', 'builtin:rudeness']
     """
     concepts = [_describe(folder) for folder in _folders().values()]
     return [concept for concept in concepts if model in (None, concept.model)]

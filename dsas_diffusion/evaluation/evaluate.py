@@ -92,7 +92,7 @@ def evaluate(
     Example:
         >>> import tempfile
         >>> import dsas_diffusion as dsas
-        >>> from dsas_core.learning.prompts.prompt_set import load_prompts
+        >>> from dsas_core.learning.prompts.prompt_file import load_prompts
         >>> from dsas_diffusion.vision.judges import judge_from
         >>> pipe = dsas.load_pipeline("builtin:emoji")
         >>> concept = Concept.from_pretrained("builtin:banana-blur")

@@ -125,7 +125,7 @@ def learn(
         >>> # concept = learn(pipe, "prompts/banana-blur.yaml", method="mean-act", steps=4)  # minutes
         >>> learn(pipe, "prompts/banana-blur.yaml", count=4)
         Traceback (most recent call last):
-        dsas_core.errors.PromptError: prompt file 'banana-blur': source has 4 prompts outside the evaluation, ...
+        dsas_core.errors.PromptError: prompt file 'banana-blur': source has 7 prompts outside the evaluation, ...
     """
     lesson = Lesson(
         pipe,

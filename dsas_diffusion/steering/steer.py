@@ -334,5 +334,10 @@ def detach(pipe: Any) -> list[PipelineSteering]:
 
     Returns:
         The handles that are detached; `with handle:` attaches one again.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> detach(load_pipeline("builtin:emoji", device="cpu"))
+        []
     """
     return detach_all(steered(pipe))

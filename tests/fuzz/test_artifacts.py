@@ -90,7 +90,9 @@ def check_attached(concept: Concept) -> None:
     except ModelMismatchError:
         event("of another model")
         return
-    widths = [item.width for item in concept.interventions if item.site.channels is None and not item.read_only]
+    widths = [
+        item.width for item in concept.interventions if not (item.site.channels or item.site.argument or item.read_only)
+    ]
     if any(widths):
         with pytest.raises(DSASError):
             run(concept, 1.0, wider=1)

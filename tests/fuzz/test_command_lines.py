@@ -131,6 +131,7 @@ WORKING = {
     "learn": "--model MODEL --from banana --to pear --out HERE/new --steps 1 --count 8 --no-strip",
     "calibrate": "--model MODEL -c CONCEPT --prompts PROMPTS --out HERE/new --steps 1",
     "generate": "--model MODEL -p banana -c CONCEPT=0.5 --steps 1 --out HERE/new",
+    "grid": "--model MODEL -p banana -c CONCEPT --steps 1 --x strength=0,1 --out HERE/new.png",
     "sweep": "--model MODEL -p banana -c CONCEPT --steps 1 --count 2 --out HERE/new.png",
     "chat": "-m hello --tokens 1",
     "show": "CONCEPT",

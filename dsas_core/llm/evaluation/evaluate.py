@@ -76,7 +76,7 @@ def evaluate(
     Example:
         >>> import tempfile
         >>> from dsas_core import Concept, llm
-        >>> from dsas_core.learning.prompts.prompt_set import load_prompts
+        >>> from dsas_core.learning.prompts.prompt_file import load_prompts
         >>> from dsas_core.llm.evaluation.judges import judge_from
         >>> concept = Concept.from_pretrained("builtin:rudeness")
         >>> model, tokenizer = llm.load("builtin:chat")

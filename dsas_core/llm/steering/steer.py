@@ -237,5 +237,10 @@ def detach(model: nn.Module) -> list[TextSteering]:
 
     Returns:
         The handles that are detached; `with handle:` attaches one again.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> llm.detach(llm.load("builtin:chat", device="cpu")[0])
+        []
     """
     return detach_all(steered(model))

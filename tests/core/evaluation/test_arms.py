@@ -166,7 +166,7 @@ def test_mistakes_raise(concept: Concept) -> None:
         build_arm(concept, "sideways")
     with pytest.raises(DSASError, match="needs to know what the gates say"):
         build_arm(concept, "constant_gate")
-    with pytest.raises(DSASError, match="the trace holds nothing of 'other'"):
+    with pytest.raises(DSASError, match="no concept 'other' is traced"):
         collect_scores(trace_gates(concept), random_concept({concept.sites[0]: 32}, name="other"))
     shared = replace(concept, interventions=(*concept.interventions, concept.interventions[0].as_read_only()))
     with pytest.raises(DSASError, match=r"two interventions at .*: their scores cannot be told apart"):

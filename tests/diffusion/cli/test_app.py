@@ -73,7 +73,7 @@ def test_it_serves_until_a_signal(dsas: Run, monkeypatch: pytest.MonkeyPatch) ->
 def test_what_ships_is_there_when_nothing_is_named() -> None:
     drawn, spoken = app._read_concepts(None, "builtin:emoji"), app._read_concepts(None, "builtin:chat")
     assert "banana-blur" in [concept.name for concept in drawn]
-    assert [concept.name for concept in spoken] == ["rudeness"]
+    assert [concept.name for concept in spoken] == ["address-to-trade", "rudeness"]
     assert app._read_concepts([], "builtin:emoji") == []
     assert app._read_concepts(["builtin:rudeness"], "builtin:emoji") == [Concept.from_pretrained("builtin:rudeness")]
 

@@ -28,7 +28,8 @@ def test_show(dsas, concept: str) -> None:
     assert f"place in pictures read at {saved.evidence['mask']['sites'][0]}" in text
     places = {steers: [str(item.site) for item in saved.interventions if item.read_only != steers] for steers in (1, 0)}
     assert (shown["steered_sites"], shown["watched_sites"]) == (places[1], places[0])
-    assert f"steering at {len(places[1])} sites, watching {len(places[0])} more" in text
+    assert f"steering at {len(places[1])} site" in text
+    assert f", watching {len(places[0])} more" in text
     for expected in (
         "balanced accuracy",
         "AUROC",

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from dsas_core import Concept
-from dsas_core.learning.prompts import prompt_set as prompts
 from dsas_core.learning.prompts.draft import draft
+from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_diffusion import Lesson
 from dsas_diffusion.cli import parser
 from dsas_diffusion.cli.commands import learn
@@ -27,7 +27,7 @@ from tests.fixtures.checks import assert_one_line, document_of
 def test_a_learned_concept_holds_its_drafted_prompts(concept: str) -> None:
     written = {path.name for path in Path(concept).iterdir()}
     assert written == {"config.json", "concept.safetensors", "README.md", "strip.webp", "prompts.yaml"}
-    drafted = prompts.load_prompts(Path(concept) / "prompts.yaml")
+    drafted = load_prompts(Path(concept) / "prompts.yaml")
     provenance = Concept.from_pretrained(concept).provenance
     assert provenance["prompts"] == drafted.to_dict()
     assert provenance["prompts_sha256"] == hashlib.sha256((Path(concept) / "prompts.yaml").read_bytes()).hexdigest()
@@ -64,7 +64,7 @@ def test_learn_prints_the_draft_the_evidence_and_progress(dsas, model: str, tmp_
     code, text, progress = dsas(*arguments)
     assert code == 0
     for expected in (
-        "- a {other} and a banana {place}",
+        "- a {other} {beside} a banana {place}",
         "balanced accuracy",
         "unit ",
         "drift",

@@ -154,7 +154,7 @@ def test_it_is_undone_on_exit_also_after_an_error(tiny_pipe: Any) -> None:
 
 def test_two_at_once_are_refused(tiny_pipe: Any) -> None:
     first, second = BatchLayout(adapt(tiny_pipe)), BatchLayout(adapt(tiny_pipe))
-    with first, pytest.raises(DSASError, match="steered already"), second:
+    with first, pytest.raises(DSASError, match="is being steered"), second:
         pass
     assert "encode_prompt" not in vars(tiny_pipe)
 

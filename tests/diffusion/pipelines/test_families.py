@@ -35,9 +35,9 @@ def test_groups_of_sites(ddim_pipe: Any, group: str, count: int, layout: str, en
     assert {site.root for site in sites} == {"text_encoder" if group == "text" else "unet"}
 
 
-def test_the_default_is_the_text_encoder(ddim_pipe: Any) -> None:
+def test_the_default_is_the_embeddings(ddim_pipe: Any) -> None:
     text, cross = find_sites(ddim_pipe, "text"), find_sites(ddim_pipe, "cross")
-    assert find_sites(ddim_pipe) == text
+    assert find_sites(ddim_pipe) == find_sites(ddim_pipe, "embeddings") != text
     assert find_sites(ddim_pipe, ["text", "cross"]) == text + cross
     assert find_sites(ddim_pipe, "denoiser") == cross
 
@@ -58,7 +58,7 @@ def test_patterns_and_lists_each_site_once(ddim_pipe: Any) -> None:
 
 @pytest.mark.parametrize("pattern", ["crosses", ["cross", r"unet\.nowhere"]])
 def test_what_matches_nothing_lists_what_there_is(ddim_pipe: Any, pattern: Any) -> None:
-    nearest = r"comes nearest \(N a number\): .*unet\.[\w.]+; roles of this .*: cross, .*names: 'down\.0\.0\.0' and"
+    nearest = r"comes nearest \(N a number\): .*unet\.[\w.]+; roles of this .*: embeddings, cross, .*names: 'down\.0\.0\.0' and"
     with pytest.raises(DSASError, match=f"no site matches .*{nearest}") as raised:
         find_sites(ddim_pipe, pattern)
     assert len(str(raised.value)) < 800
@@ -90,7 +90,9 @@ def test_what_is_not_loaded_is_no_obstacle_to_steering_but_to_drawing_from_promp
         with pytest.raises(DSASError, match=f"the pipeline's {part} is not loaded, and drawing from prompts takes it"):
             wants()
     if part == "text_encoder":
-        with pytest.raises(DSASError, match=r"no sites of the role 'text': it has cross, self, block, decoder$"):
+        with pytest.raises(
+            DSASError, match=r"no sites of the role 'text': it has embeddings, cross, self, block, decoder$"
+        ):
             find_sites(ddim_pipe)
         with pytest.raises(DSASError, match="no text encoder, whose tokens are asked for"):
             check_prompt(adapt(ddim_pipe), "a dog")

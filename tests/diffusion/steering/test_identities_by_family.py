@@ -28,12 +28,12 @@ from tests.fixtures.visitors import Bare, Recorder
 
 BANANA, DOG = "a banana", "a red dog"
 ROLES = {
-    "sd": ("text", "embeddings", "cross", "self", "block"),
-    "sdxl": ("text", "embeddings", "cross", "self", "block"),
+    "sd": ("text", "cross", "embeddings", "self", "block"),
+    "sdxl": ("text", "cross", "embeddings", "self", "block"),
     "sd3": ("text", "image", "prompt", "self", "block"),
     "flux": ("text", "image", "prompt", "block"),
-    "pixart": ("text", "embeddings", "cross", "self", "block"),
-    "sana": ("text", "embeddings", "cross", "self", "block"),
+    "pixart": ("text", "cross", "embeddings", "self", "block"),
+    "sana": ("text", "cross", "embeddings", "self", "block"),
     "flux2": ("text", "image", "prompt", "block"),
     "klein": ("text", "image", "prompt", "block"),
     "qwen": ("text", "image", "prompt", "block"),

@@ -99,7 +99,8 @@ def test_the_example_is_what_the_model_draws(tmp_path: Path) -> None:
         assert kept.moved == pytest.approx(drawn.moved, abs=0.2)
         other = replace(create.first_order(), seed=8)
         assert load_example(service, other) is None, "of something else it is no example"
-        service.concepts["banana-blur"] = service.concepts["banana-blur"].with_unit(0.5)
+        shown = next(name for name, strength in create.first_order().strengths.items() if strength)
+        service.concepts[shown] = service.concepts[shown].with_unit(0.5)
         assert load_example(service, create.first_order()) is None, "nor of another concept of that name"
 
 

@@ -66,6 +66,7 @@ PRODUCT = {
     "placeholders": {f"p{i}": [f"v{i}-{j}" for j in range(20)] for i in range(6)},
     **{side: ["{p0} {p1} {p2} {p3} {p4} {p5}"] for side in SIDES},
     "source_unnamed": [],
+    "held_out": {},
 }
 LONG = {"name": "x", "placeholders": {"p": ["x" * 1000] * 20}, **{side: ["{p}" * 1000] for side in SIDES}}
 
