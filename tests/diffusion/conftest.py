@@ -37,7 +37,8 @@ def concept(model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def one_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning tries a single unit: for tests of what has nothing to do with how it is chosen."""
-    monkeypatch.setattr("dsas_core.learning.held_out_trial.units_of", lambda _: (1.0,))
+    for module in ("dsas_core.learning.held_out_trial", "dsas_diffusion.learning.trial.held_out_trial"):
+        monkeypatch.setattr(f"{module}.units_of", lambda _: (1.0,))
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,7 @@ PRODUCT = {
     **{side: ["{p0} {p1} {p2} {p3} {p4} {p5}"] for side in SIDES},
     "source_unnamed": [],
     "held_out": {},
+    "spans": [],
 }
 LONG = {"name": "x", "placeholders": {"p": ["x" * 1000] * 20}, **{side: ["{p}" * 1000] for side in SIDES}}
 
