@@ -22,6 +22,7 @@ from dsas_diffusion.generation.compare import UNCHANGED, change
 from dsas_diffusion.generation.pictures import pictures_of, seeds_for
 from dsas_diffusion.generation.settings import Settings
 from dsas_diffusion.pipelines.adapter import adapt
+from dsas_diffusion.pipelines.sites import has_patches
 from dsas_diffusion.vision import similarity
 from dsas_diffusion.vision.localisation import Localisation, average, localisation
 
@@ -57,7 +58,7 @@ def draw_traced(
     seeds = seeds_for(prompts, seed)
     pictures: list[Image.Image] = []
     h: list[float] = []
-    heats: dict[str, list[np.ndarray]] = {str(site): [] for site in concept.sites if site.root != "text_encoder"}
+    heats: dict[str, list[np.ndarray]] = {str(site): [] for site in concept.sites if has_patches(site, "unet")}
     with dsas.steer(pipe, {concept: strength}, trace=True) as steering:
         for start in range(0, len(prompts), BATCH):
             batch = slice(start, start + BATCH)

@@ -49,6 +49,7 @@ from dsas_diffusion.generation import strips
 from dsas_diffusion.generation.compare import change
 from dsas_diffusion.generation.pictures import seeds_for
 from dsas_diffusion.generation.settings import settings_of
+from dsas_diffusion.pipelines.sites import has_patches
 from dsas_diffusion.steering.blending import compose
 from dsas_diffusion.vision import similarity
 from dsas_diffusion.vision.judges import judge_from
@@ -237,8 +238,8 @@ def find_concepts(pipe: Any, content: PromptSet, seed: int, args: argparse.Names
     concepts = {}
     if content.name in {entry.name.removeprefix("builtin:") for entry in dsas_core.shipped()}:
         concept = dsas.Concept.from_pretrained(f"builtin:{content.name}")
-        in_texts = any(site.root == "text_encoder" for site in concept.steered_sites)
-        concepts["text" if in_texts else "denoiser"] = concept
+        in_patches = any(has_patches(site, "unet") for site in concept.steered_sites)
+        concepts["denoiser" if in_patches else "text"] = concept
     options: dict[str, Any] = {"seed": seed, "steps": args.learning_steps}
     for name in args.sites:
         if name == TOLD:

@@ -186,7 +186,8 @@ def build_arm(
     if name == "complement":
         return _replace_parts(concept, lambda number, bin_, probe, map_: (probe.complement(), map_)), None
     if name == "oracle":
-        roots = [item.site.root for item in concept.interventions]
+        # masks are of patches, which the embeddings of a prompt have not
+        roots = ["" if item.site.argument else item.site.root for item in concept.interventions]
         probes = {root: OracleProbe(mask.float()) for root, mask in (masks or {}).items()}
         oracle = _replace_parts(
             concept, lambda number, bin_, probe, map_: (probes.get(roots[number], ConstantProbe(1.0)), map_), False

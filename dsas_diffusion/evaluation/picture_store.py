@@ -26,6 +26,7 @@ from dsas_core.steering.strengths import Auto
 from ..generation.pictures import decode, latent_batches, model_key, seeds_for, size_of
 from ..generation.settings import Settings
 from ..pipelines.adapter import PipelineAdapter
+from ..pipelines.sites import has_patches
 from ..steering.drawing import generate_batches
 from ..steering.steer import steer
 from ..steering.trace import PictureTrace
@@ -94,7 +95,7 @@ class PictureStore:
             "precision": cost.precision(adapter.denoiser),
         }
         #: whether the concept steers patches, to which the oracle's masks apply
-        self.steers_patches = any(site.root == adapter.family.denoiser for site in self.concept.steered_sites)
+        self.steers_patches = any(has_patches(site, adapter.family.denoiser) for site in self.concept.steered_sites)
         self._oracle_masks: np.ndarray | None = None
         self._results: dict[PictureJob, CellResult] = {}
 

@@ -35,6 +35,7 @@ from ..generation.pictures import decode, latent_batches, seeds_for
 from ..generation.settings import settings_of
 from ..pipelines.adapter import adapt
 from ..pipelines.batch_layout import BatchLayout
+from ..pipelines.sites import has_patches
 from ..steering.concept_masks import LATE, LateMeans, localises, rule_as_evidence
 from ..vision.segmentation import Masks
 from .capturing import MASK_SIDES, PictureCapturing
@@ -204,7 +205,7 @@ class PictureLearner(PictureCapturing):
         family, content = self.adapter.family, load_prompts(prompts)
         steered = self.adapter.find_sites(sites)
         #: sites whose positions are words of the prompt
-        self.text_sites = [site for site in steered if site.argument or site.root != family.denoiser]
+        self.text_sites = [site for site in steered if not has_patches(site, family.denoiser)]
         #: candidates for the probes that see where a picture shows the concept
         self.mask_sites = self.adapter.find_mask_sites()
         self.settings = settings_of(self.adapter, steps, guidance, optional("size", size))

@@ -58,6 +58,21 @@ def site_name(site: Site | str) -> str:
     return name
 
 
+def has_patches(site: Site, denoiser: str) -> bool:
+    """Whether positions at a site are patches of the picture, and not words of the prompt.
+
+    Args:
+        site: where.
+        denoiser: name of the denoiser's root.
+
+    Example:
+        >>> given = Site("unet", side="input", argument="encoder_hidden_states")
+        >>> has_patches(Site("unet.mid_block.attentions.0"), "unet"), has_patches(given, "unet")
+        (True, False)
+    """
+    return site.root == denoiser and not site.argument
+
+
 def role_of(family: Family, site: Site) -> str:
     """The role that a site has in a family, or "" for a site that was named by its path."""
     for role, group in _groups(family):

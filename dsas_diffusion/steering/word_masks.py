@@ -24,6 +24,7 @@ from dsas_core.model.sites import Roots, Site
 
 from ..pipelines.batch_layout import BatchLayout
 from ..pipelines.generation_watcher import GenerationRequest
+from ..pipelines.sites import has_patches
 from .cross_attention import attention_to, cross_attention_layers, normalise_attention, on_grid, on_patches
 
 #: concept name -> a word or phrase, or several
@@ -155,7 +156,7 @@ class WordMasks:
 
     def __call__(self, concept: str, site: Site, x: torch.Tensor) -> torch.Tensor | None:
         """M of a concept at a site, float32 [batch, patches, 1]; None where there are no patches, or no words."""
-        if concept not in self.words or site.root != self._root or site.path in self._texts or site.argument:
+        if concept not in self.words or not has_patches(site, self._root) or site.path in self._texts:
             return None
         index = list(self.words).index(concept)
         mask = on_patches(self._mask[index : index + 1], x.shape[1])[0]
@@ -187,7 +188,7 @@ def check_words(words: Words, concepts: Iterable[Concept], root: str) -> dict[st
         listed = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
         if not listed or not all(isinstance(word, str) and word.strip() for word in listed):
             raise DSASError(f"words of {name!r}: expected a word of the prompt, or a list of them; found {given!r}")
-        sites = [site for site in known[name].steered_sites if site.root == root and not site.argument]
+        sites = [site for site in known[name].steered_sites if has_patches(site, root)]
         if not sites:
             raise UnsupportedError(
                 f"words of {name!r}: it steers the text alone, which has no patches to choose from; learn it with "

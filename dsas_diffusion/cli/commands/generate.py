@@ -23,6 +23,7 @@ from ...drawing.picture_settings import PICTURE, HowSteered, PictureSettings, as
 from ...drawing.shelf import Shelf
 from ...generation import strips
 from ...pipelines.adapter import PipelineAdapter
+from ...pipelines.sites import has_patches
 from ...steering.schedule import Schedule
 from .. import arguments
 from ..output import (
@@ -132,9 +133,8 @@ def _draw(
 
     With --compare also "base", a map of h for each concept, and "changed" and "mask" where the rest is preserved.
     """
-    # a site in the text encoder has no patches to map
     denoiser = adapter.family.denoiser
-    mapped = [name for name, it in shelf.concepts.items() if any(site.root == denoiser for site in it.sites)]
+    mapped = [name for name, it in shelf.concepts.items() if any(has_patches(site, denoiser) for site in it.sites)]
     columns: dict[str, list[Image.Image]] = {"base": [], PICTURE: [], **{f"where {name}": [] for name in mapped}}
     masks: list[np.ndarray | None] = []
     drawn = draw_each(adapter, pictures, shelf.concepts, mask, trace=args.compare)

@@ -123,12 +123,12 @@ def test_the_oracle_scores_its_masks(halves: int) -> None:
     """Of each patch the share that the thing covers, in both halves of guidance; elsewhere everything."""
     shapes = torch.zeros(2, 8, 8)
     shapes[0, :4, :4], shapes[1, 6:, :] = 1, 1
-    patches, text = Site("unet.a"), Site("text.b")
-    concept = random_concept({patches: 3, text: 3}, weight=0.4)
+    patches, text, embeddings = Site("unet.a"), Site("text.b"), Site("unet", "input", argument="of_words")
+    concept = random_concept({patches: 3, text: 3, embeddings: 3}, weight=0.4)
     oracle, gate = build_arm(concept, "oracle", masks={"unet": shapes})
     assert gate is None
     assert all(item.weights == (1.0,) for item in oracle.interventions), "as strong as the gate that is always on"
-    at_patches, at_text = (item.probes[0] for item in oracle.interventions)
+    at_patches, *of_words = (item.probes[0] for item in oracle.interventions)
     h = at_patches.score(torch.randn(2 * halves, 16, 3))
     expected = torch.zeros(2, 4, 4)
     expected[0, :2, :2], expected[1, 3] = 1, 1
@@ -136,7 +136,8 @@ def test_the_oracle_scores_its_masks(halves: int) -> None:
     assert float(h.mean()) == pytest.approx(float(shapes.mean())), "the dose is the share that the thing covers"
     coarse = at_patches.score(torch.randn(2, 4, 3))
     assert coarse[1].flatten().tolist() == [0, 0, 0.5, 0.5]
-    assert torch.equal(at_text.score(torch.randn(2, 5, 3)), torch.ones(2, 5, 1))
+    for probe in of_words:
+        assert torch.equal(probe.score(torch.randn(2, 5, 3)), torch.ones(2, 5, 1))
 
 
 def test_timestep_bins_keep_their_own_scores() -> None:

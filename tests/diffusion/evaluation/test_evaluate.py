@@ -203,6 +203,16 @@ def test_the_oracle_steers_inside_its_masks(
     assert upper.mean() > lower.mean(), "the upper half was marked"
 
 
+def test_the_oracle_of_words_knows_which_prompts_alone(tiny_pipe: Any, prompts: PromptSet, tmp_path: Path) -> None:
+    """Embeddings reach the denoiser, and are no patches."""
+    concept = random_concept(seen_at(tiny_pipe, find_sites(tiny_pipe, "embeddings")), base=bases(tiny_pipe))
+    plan = Plan(count=2, seeds=1, strengths=(1.0,), arms=("dsas", "on", "oracle"), robustness=False)
+    figures = measure(tiny_pipe, concept, prompts, tmp_path / "run", plan=plan, masks=halves)
+    on, oracle = figures["arms"]["on"]["points"][0], figures["arms"]["oracle"]["points"][0]
+    assert (oracle["effect"], oracle["cost"]["value"]) == (on["effect"], 0)
+    assert (figures["oracle"], figures["localisation"]) == ("prompts", None)
+
+
 # ---- the rest of the picture is kept ---------------------------------------------------------------------------------
 
 
