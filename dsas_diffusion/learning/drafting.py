@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,8 +46,20 @@ def draft(pipe: Any, source: str, target: str, name: str | None = None, *, seed:
     def alike(phrase: str, nouns: Sequence[str]) -> list[float]:
         return likeness(adapter, phrase, nouns)
 
-    known = None if not adapter.is_builtin else lambda text: not unknown_words(adapter, [text])
-    return draft_for_any(source, target, name, known=known, alike=alike if adapter.text_encoders else None, seed=seed)
+    encodes = bool(adapter.text_encoders)
+    return draft_for_any(source, target, name, known=known_to(adapter), alike=alike if encodes else None, seed=seed)
+
+
+def known_to(adapter: PipelineAdapter) -> Callable[[str], bool] | None:
+    """Whether a pipeline knows the words of a text, as a function of the text; None for one that knows all.
+
+    Example:
+        >>> from dsas_diffusion import load_pipeline
+        >>> known = known_to(adapt(load_pipeline("builtin:emoji", device="cpu")))
+        >>> known("a banana"), known("a xylophone")
+        (True, False)
+    """
+    return (lambda text: not unknown_words(adapter, [text])) if adapter.is_builtin else None
 
 
 @torch.no_grad()

@@ -32,8 +32,9 @@ from ...drawing.picture_settings import PictureSettings
 from ...generation.compare import UNCHANGED, change
 from ...generation.pictures import check_negative, latents_of, pictures_of
 from ...generation.settings import settings_of
+from ...learning.drafting import draft
 from ...learning.illustrate import ENDS
-from ...pipelines.adapter import adapt
+from ...pipelines.adapter import PipelineAdapter, adapt
 from ...pipelines.families.prompt_templates import plain
 from ...pipelines.prompt_check import check_prompt
 from ...pipelines.sites import site_name
@@ -41,7 +42,7 @@ from ...steering.concept_masks import localises
 from ...steering.drawing import generate_batches
 from ...steering.preserve import Generation, can_preserve
 from ...steering.steer import PipelineSteering, steer
-from ...steering.trace import PictureTrace
+from ...steering.trace import PictureRecord, PictureTrace
 from .concepts import conflicting_pairs, gate_of, index_concepts, keep_latest
 from .drawing import Drawing, GateReading, Order, Strip
 
@@ -192,6 +193,11 @@ class PictureService:
         with self._turn:
             return [made.images[0] for made, _ in draw_each(self.adapter, row, concepts)]
 
+    def draft_prompts(self, source: str, target: str, name: str | None) -> dict[str, Any]:
+        """What `dsas_diffusion.draft` makes of two phrases; it runs the text encoder, while nothing is drawn."""
+        with self._turn:
+            return draft(self.pipe, source, target, name)
+
     def pipeline_for_learning(self) -> tuple[Any, threading.Lock]:
         """A pipeline to learn on, a copy where the model is small, and the lock to hold meanwhile."""
         size = sum(p.numel() * p.element_size() for root in self.adapter.roots.values() for p in root.parameters())
@@ -281,7 +287,7 @@ class PictureService:
         sites = concept.steered_sites
         records = [record for record in trace.select(concept.name) if record.site in sites]
         h = trace.mean_h(concept.name, sites=sites), trace.highest_h(concept.name, sites=sites)
-        return GateReading(concept.name, strength, *h, self._words(order.prompt, records))
+        return GateReading(concept.name, strength, *h, _open_words(self.adapter, order.prompt, records))
 
     def _look_for(self, gate: GateReading, picture: Image.Image) -> GateReading:
         """Which things among the words that opened a gate an unsteered picture shows; known of the built-in model."""
@@ -294,20 +300,23 @@ class PictureService:
         absent, drawn = (tuple(word for word in things if (word in seen) is there) for there in (False, True))
         return replace(gate, absent=absent, drawn=drawn)
 
-    def _words(self, prompt: str, records: Sequence[Record]) -> tuple[str, ...]:
-        """Words of the prompt at which a gate in the first text encoder was open, in their order.
 
-        Empty where the pipeline puts a template around the prompt: which position is which word is not known there.
-        """
-        tokens = self.adapter.tokens[0]
-        h = [record.h for record in records if record.timestep is None and record.site.root == tokens.encoder.part]
-        if not h or tokens.encoder.prompt_template is not plain:
-            return ()
-        is_open = torch.stack([(values > OPEN_GATE).any(0) for values in h if values.shape[1] == h[0].shape[1]]).any(0)
-        ids, tokenizer = tokens.ids([prompt], len(is_open))[0], tokens.tokenizer
-        special = set(tokenizer.all_special_ids)
-        words = [str(tokenizer.decode([int(i)])).strip() for i in ids[is_open] if int(i) not in special]
-        return tuple(dict.fromkeys(filter(None, words)))
+def _open_words(adapter: PipelineAdapter, prompt: str, records: Sequence[Record]) -> tuple[str, ...]:
+    """Words of the prompt at which a gate in the first text encoder or the embeddings was open, in their order.
+
+    Empty where the pipeline puts a template around the prompt: which position is which word is not known there.
+    """
+    tokens = adapter.tokens[0]
+    h = [record.h for record in records if record.timestep is None and record.site.root == tokens.encoder.part]
+    of_embeddings = [record for record in records if record.site.argument and isinstance(record, PictureRecord)]
+    h += [record.pictures for record in of_embeddings if record.pictures is not None]
+    if not h or tokens.encoder.prompt_template is not plain:
+        return ()
+    is_open = torch.stack([(values > OPEN_GATE).any(0) for values in h if values.shape[1] == h[0].shape[1]]).any(0)
+    ids, tokenizer = tokens.ids([prompt], len(is_open))[0], tokens.tokenizer
+    special = set(tokenizer.all_special_ids)
+    words = [str(tokenizer.decode([int(i)])).strip() for i in ids[is_open] if int(i) not in special]
+    return tuple(dict.fromkeys(filter(None, words)))
 
 
 def _key_of(order: Order) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from dsas_core.learning.prompts.hints import hints
 from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_core.learning.prompts.prompt_set import SIDES, PromptSet
 
+from ...learning.drafting import known_to
 from ...pipelines.prompt_check import unknown_words
 from ..page import markup
 from ..page.controls import PRIVATE, QUICK, line_field, read_number
@@ -82,7 +83,9 @@ class PromptForm:
             return markup.render_note(f"At least {MIN_PROMPTS} prompts on each side, one to a line.")
         try:
             if kind == PHRASES:
-                prompts = _draft(first, second, None)
+                _check_phrases(first, second)
+                # look-alikes by the lists: asking the model would wait until nothing is drawn
+                prompts = load_prompts(draft(first, second, known=known_to(self.service.adapter)))
                 sides: Mapping[str, Sequence[str]] = prompts.draw(int(read_number(count, "prompts")))
             else:
                 sides = _split(lists)
@@ -111,7 +114,9 @@ class PromptForm:
         if name:
             check_name(name)
         if data[self.kind] == PHRASES:
-            prompts = _draft(data[self.first] or "", data[self.second] or "", name or None)
+            phrases = data[self.first] or "", data[self.second] or ""
+            _check_phrases(*phrases)
+            prompts = load_prompts(self.service.draft_prompts(*phrases, name or None))
         elif name:
             sides = _split([data[side] or "" for side in self.sides])
             # these braces are no placeholders
@@ -123,13 +128,12 @@ class PromptForm:
         return prompts
 
 
-def _draft(first: str, second: str, name: str | None) -> PromptSet:
-    for phrase in (first, second):
+def _check_phrases(*phrases: str) -> None:
+    for phrase in phrases:
         if len(phrase) > MAX_PHRASE:
             raise PromptError(f"a phrase has {len(phrase)} letters: at most {MAX_PHRASE} are taken")
         if "{" in phrase or "}" in phrase:
             raise PromptError("a phrase has braces, which stand for placeholders: leave them out")
-    return load_prompts(draft(first, second, name))
 
 
 def _split(texts: Sequence[str]) -> dict[str, list[str]]:

@@ -15,10 +15,13 @@ from typing import Any
 import gradio as gr
 import pytest
 
+import dsas_diffusion as dsas
 from dsas_core import Concept, DSASError
+from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_core.learning.prompts.prompt_set import SIDES
 from dsas_core.utils.progress import Progress, heartbeat, progress_bar, progress_to
 from dsas_diffusion import ui
+from dsas_diffusion.pipelines.prompt_check import unknown_words
 from dsas_diffusion.ui.page.session import Session, report_errors
 from dsas_diffusion.ui.services import keeping, learning_job
 from dsas_diffusion.ui.services.drawing import Order
@@ -195,6 +198,13 @@ def test_a_failure_is_told_and_gives_the_buttons_back(
     assert not tab._running
 
 
+def test_phrases_are_drafted_for_the_model(tab: LearnTab, service: PictureService) -> None:
+    """As `dsas learn` does: of the words that it knows."""
+    found = tab.request(asked(tab, Session())).prompts
+    assert found.to_dict() == load_prompts(dsas.draft(service.pipe, "banana", "blurred banana")).to_dict()
+    assert not unknown_words(service.adapter, [text for side in SIDES for text in found.expanded(side)])
+
+
 def test_lists_are_prompts_as_they_stand(tab: LearnTab) -> None:
     texts = {side: "\n".join(f"{side} {i} {{not a placeholder}}\n" for i in range(9)) for side in ("source", "target")}
     request = tab.request(
@@ -209,7 +219,9 @@ def test_hints_come_while_typing_and_are_text(tab: LearnTab) -> None:
         return report_errors(tab.prompts.advise)(kind, *(*texts, None, None, None, None, None)[:5], 8)
 
     assert advice(PHRASES, "banana", None) == ""
-    assert "8 source, 8 target and 16 control prompts were checked" in advice(PHRASES, "banana", "blurred banana")
+    phrases = advice(PHRASES, "banana", "blurred banana")
+    assert "8 source, 8 target and 16 control prompts were checked" in phrases
+    assert "does not know" not in phrases
     assert "nothing to learn" in advice(PHRASES, "banana", "a banana")
     assert "At least 8" in advice(LISTS)
     listed = advice(LISTS, None, None, "<script>alert(1)</script>", "a dog", "<script>alert(1)</script>")

@@ -224,8 +224,10 @@ def test_ends_of_sliders_lie_on_their_steps_and_have_room_for_zero(concepts: lis
 @pytest.mark.parametrize(
     ("family", "role", "words", "longest"),
     [
+        ("sd", "embeddings", ["a", "banana", "and", "dog"], None),
         ("sd3", "text", ["a", "banana", "and", "dog"], None),
         ("pixart", "text", ["a", "banana", "and", "dog"], 10**30),  # as Gemma's tokenizer says
+        ("pixart", "embeddings", ["a", "banana", "and", "dog"], 10**30),
         ("zimage", "text", [], None),  # there is a template around the prompt
         ("flux", "image", [], None),
     ],
