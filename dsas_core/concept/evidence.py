@@ -152,13 +152,26 @@ def describe_kept(kept: Mapping[str, Any] | None) -> str:
     """
     if not kept:
         return ""
-    named = {name: part for name, part in kept["neighbours"].items() if part["changed"]}
-    worst = sorted(named, key=lambda name: -named[name]["changed"])[:3]
-    listed = ", ".join(f"{name} {_of(named[name])}" for name in worst)
-    parts = [f"beside it {_of(kept['beside'])}{f' ({listed})' if listed else ''}"] * bool(kept["beside"]["pictures"])
+    parts = [f"beside it {_of(kept['beside'])}{list_neighbours(kept)}"] * bool(kept["beside"]["pictures"])
     return "changed where it must stay, of held-out pictures: " + ", ".join(
         [*parts, f"without it {_of(kept['without'])}"]
     )
+
+
+def list_neighbours(kept: Mapping[str, Any]) -> str:
+    """The things beside a concept that changed most often, at most three, in brackets behind a space; "" for none.
+
+    Args:
+        kept: the concept's `evidence["kept"]`.
+
+    Example:
+        >>> none, one = ({"changed": changed, "pictures": 2} for changed in (0, 1))
+        >>> list_neighbours({"neighbours": {"hat": none, "cat": one}})
+        ' (cat 1 of 2)'
+    """
+    named = {name: part for name, part in kept["neighbours"].items() if part["changed"]}
+    worst = sorted(named, key=lambda name: -named[name]["changed"])[:3]
+    return f" ({', '.join(f'{name} {_of(named[name])}' for name in worst)})" if worst else ""
 
 
 def _of(part: Mapping[str, Any]) -> str:

@@ -204,6 +204,26 @@ def read_strength(text: str) -> float | Auto:
     return strength
 
 
+def as_strength(value: Any, name: str = "strength") -> float | Auto:
+    """A strength as a number, `Auto`, or a text that spells one.
+
+    Args:
+        value: of the user.
+        name: what messages call it.
+
+    Raises:
+        DSASError: anything else, or a number out of bounds.
+
+    Example:
+        >>> as_strength("-0.5"), as_strength(1), as_strength("auto") == Auto()
+        (-0.5, 1.0, True)
+    """
+    if isinstance(value, Auto):
+        return value
+    strength: float | Auto = read_strength(value) if isinstance(value, str) else number("strength", value, name)
+    return strength
+
+
 def is_beyond(strength: float, ends: tuple[float, float] | None) -> bool:
     """Whether a strength is beyond the range of its concept; never where that is unknown.
 

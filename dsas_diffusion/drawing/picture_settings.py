@@ -14,7 +14,7 @@ from dsas_core.concept.schema import MAX_LINE, MAX_TEXT, NEEDED, OTHERS, check_n
 from dsas_core.concept.storage.reading import check_json
 from dsas_core.errors import ArtifactError, DSASError, quote
 from dsas_core.steering.steering import COMBINE, WITHIN
-from dsas_core.steering.strengths import Auto, read_strength
+from dsas_core.steering.strengths import Auto, as_strength
 from dsas_core.utils.numbers import number, optional
 
 from ..generation.settings import Settings
@@ -345,11 +345,4 @@ def _read_concept(entry: Mapping[str, Any], count: int) -> list[DrawnConcept | N
     if len(strengths) != count:
         raise ValueError(f"{quote(entry['name'])} has {len(strengths)} strengths for {count} pictures")
     concept = DrawnConcept(entry["concept"], entry["name"], 0.0, entry.get("unit"), entry.get("digest"))
-    made: list[DrawnConcept | None] = []
-    for strength in strengths:
-        if strength is None:
-            made.append(None)
-        else:
-            read = read_strength(strength) if isinstance(strength, str) else number("strength", strength)
-            made.append(replace(concept, strength=read))
-    return made
+    return [None if strength is None else replace(concept, strength=as_strength(strength)) for strength in strengths]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, quote
-from dsas_core.steering.strengths import Auto, read_strength, warn_beyond_range
-from dsas_core.utils.numbers import number
+from dsas_core.steering.strengths import Auto, as_strength, warn_beyond_range
 
 from .picture_settings import DrawnConcept
 from .prompt_tags import parse_prompt
@@ -96,12 +95,7 @@ class Shelf:
         Raises:
             DSASError: a strength out of bounds.
         """
-        if isinstance(strength, str):
-            read: float | Auto = read_strength(strength)
-        else:
-            read = (
-                strength if isinstance(strength, Auto) else number("strength", strength, f"strength of {quote(name)}")
-            )
+        read = as_strength(strength, f"strength of {quote(name)}")
         if not isinstance(read, Auto):
             warn_beyond_range(name, read, self.concepts[name].range)
         return replace(self._known[name], strength=read)

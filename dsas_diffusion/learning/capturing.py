@@ -184,13 +184,10 @@ class PictureCapturing(Learner[str]):
                 drawn = replace(settings, steps=steps[side, start])
                 with nullcontext() if steering is None else Steering({steering: 1.0}).attach(roots, layout.describe()):
                     latents = latents_of(adapter, texts, seeds, drawn, self.batch)
-                if side == MORE:  # of which the embeddings are wanted, and no pictures
-                    means.take()
-                    bar.update(steps[side, start])
-                    continue
                 grids = {str(site): compact(mean) for site, mean in means.take().items() if side in MASK_SIDES}
-                for name, tensor in {LATENTS: latents, **grids}.items():
-                    parts.setdefault(side, {}).setdefault(name, []).append(tensor)
-                self._check_bins(capture, sites)
+                if side != MORE:  # of which the embeddings are wanted, and no pictures
+                    for name, tensor in {LATENTS: latents, **grids}.items():
+                        parts.setdefault(side, {}).setdefault(name, []).append(tensor)
+                    self._check_bins(capture, sites)
                 bar.update(steps[side, start])
         return capture, {side: {name: torch.cat(own) for name, own in named.items()} for side, named in parts.items()}

@@ -85,10 +85,10 @@ class PromptWords:
         self, adapter: PipelineAdapter, prompts: Mapping[str, Sequence[str]], spans: Sequence[str] = ()
     ) -> None:
         self.prompts, self.tokens = prompts, adapter.tokens[0]
+        self._ids = cache(self._read)
         self.words = own_words(prompts, spans)
         if self.words is not None and not all(any(self._marks(side, i)) for side in SIDES for i in self._places(side)):
             self.words = None  # a tokenizer that writes words otherwise, or a prompt that is cut off
-        self._ids = cache(self._read)
 
     def _places(self, side: str) -> range:
         return range(len(self.prompts[side]))
@@ -99,7 +99,7 @@ class PromptWords:
 
     def _marks(self, side: str, prompt: int) -> list[bool]:
         assert self.words is not None
-        ids = self._read(side, prompt)
+        ids = self._ids(side, prompt)
         marked = set(self.tokens.find_words(self.words[side], ids))
         return [place in marked for place in range(len(ids))]
 

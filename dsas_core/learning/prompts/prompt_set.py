@@ -304,8 +304,7 @@ class PromptSet:
 
     def draw_unnamed(self, count: int, seed: int = 0) -> list[str]:
         """Up to `count` prompts that do not name the thing, without those of `evaluation`; [] where there are none."""
-        avoided = {as_same(text) for part in self.evaluation for text in self.expanded(part)}
-        return self._draw(self.source_unnamed, count, (seed, 3), avoided)
+        return self._draw(self.source_unnamed, count, (seed, 3), self._avoided(()))
 
     def wordings(self, side: str) -> dict[str, str]:
         """The template of each prompt that `fresh` may draw for a side."""

@@ -108,8 +108,7 @@ def make_placer(probe: Probe, control_h: HByShift, fixed: bool = False, least: f
     """
 
     def place_at(target: float | None) -> tuple[Probe, torch.Tensor]:
-        shift = place_threshold(control_h, None if fixed else target)
-        shift = shift if target is None else max(shift, least)
+        shift = place_threshold(control_h, None if fixed else target, least)
         return probe.with_lower_bias(shift), control_h(shift)
 
     return place_at
@@ -120,15 +119,17 @@ def h_by_shift(logits: torch.Tensor, factor: torch.Tensor | float = 1.0) -> HByS
     return lambda shift: (factor * (logits - shift).sigmoid())[:, None]
 
 
-def place_threshold(h: HByShift, target: float | None) -> float:
+def place_threshold(h: HByShift, target: float | None, least: float = 0.0) -> float:
     """The shift to take off a gate's logit so that its mean h is at most a target.
 
     Args:
         h: h(shift), [n, 1 or width], which falls with the shift.
         target: a mean h; None leaves the gate where it is.
+        least: the shift is no smaller, wherever a threshold is placed.
 
     Returns:
-        The shift; 0 when the mean is low enough already, `target` is None, or no shift up to `MAX_SHIFT` suffices.
+        The shift; the least one when the mean is low enough already, or no shift up to `MAX_SHIFT` suffices; 0 when
+        `target` is None.
 
     Example:
         >>> logits = torch.tensor([0.0, 2.0])
@@ -136,19 +137,21 @@ def place_threshold(h: HByShift, target: float | None) -> float:
         >>> round(float((logits - shift).sigmoid().mean()), 4)
         0.25
     """
+    if target is None:
+        return 0.0
 
     def too_high(shift: float) -> bool:
-        return target is not None and float(h(shift).mean()) > target
+        return float(h(shift).mean()) > target
 
     if not too_high(0.0) or too_high(MAX_SHIFT):
-        return 0.0
+        return least
     low, shift = 0.0, 60.0
     while too_high(shift):
         low, shift = shift, 2 * shift
     for _ in range(50):
         middle = (low + shift) / 2
         low, shift = (middle, shift) if too_high(middle) else (low, middle)
-    return shift
+    return max(shift, least)
 
 
 def shift_up_to(logits: torch.Tensor, h: float | None) -> float:

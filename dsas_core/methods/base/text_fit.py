@@ -199,8 +199,7 @@ def judge_by_prompts(
         >>> judged.evidence.auroc, judged.shares
         (0.75, (0.0, 0.5))
     """
-    shift = place_threshold(control_h, target)
-    shift = shift if target is None else max(shift, least)
+    shift = place_threshold(control_h, target, least)
     shares = float((source <= shift).double().mean()), float((control > shift).double().mean())
     evidence = replace(evidence_of(source, control), rank=fit.evidence.rank, scaler=fit.evidence.scaler)
     return replace(fit, evidence=evidence, shares=shares)

@@ -75,7 +75,7 @@ class HeldOutPictures:
             "source": seeds_for(prompts.source, seed + 1),
             "control": seeds_for(prompts.control, seed + 2),
         }
-        self._steered: dict[tuple[Concept, float, str], Drawn] = {}
+        self._steered: dict[tuple[str, float, str], Drawn] = {}  # by what a concept does, not by its evidence
         self._grids: dict[Site, torch.Tensor] = {}  # what probes of masks read of the unsteered source pictures
         self.source = self._draw_source()
         self.control = self._draw("control")
@@ -106,9 +106,10 @@ class HeldOutPictures:
 
     def steered(self, concept: Concept, strength: float, side: str) -> Drawn:
         """Pictures of a side at a map strength."""
-        key = concept.with_unit(1.0), strength, side
+        plain = replace(concept.with_unit(1.0), range=None)  # trials go beyond it
+        key = plain.digest, strength, side
         if key not in self._steered:
-            with steer(self.adapter, {replace(key[0], range=None): strength}):  # trials go beyond it
+            with steer(self.adapter, {plain: strength}):
                 self._steered[key] = self._draw(side)
         return self._steered[key]
 

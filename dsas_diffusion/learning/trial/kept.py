@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dsas_core.concept.evidence import list_neighbours
+
 #: as far as this from what shows the concept, in widths of the picture, its change may reach
 MARGIN = 0.125
 #: side of the window in which a change is averaged, in widths of the picture: a thing, or a good part of it
@@ -154,15 +156,11 @@ def describe_changes(kept: Mapping[str, Any]) -> list[str]:
         'things beside it changed in 6 of 8 held-out pictures (rabbit 6 of 8):'
     """
     lines = []
-    for part, what, way_out in (
-        ("beside", "things beside it changed", "draw with preserve, or learn at other sites"),
-        ("without", "pictures without it changed", "add control prompts like those that changed"),
+    for part, what, named, way_out in (
+        ("beside", "things beside it changed", list_neighbours(kept), "draw with preserve, or learn at other sites"),
+        ("without", "pictures without it changed", "", "add control prompts like those that changed"),
     ):
         changed, pictures = kept[part]["changed"], kept[part]["pictures"]
         if changed > MUCH * pictures:
-            named = {name: own for name, own in kept["neighbours"].items() if own["changed"] and part == "beside"}
-            worst = sorted(named, key=lambda name: -named[name]["changed"])[:3]
-            listed = ", ".join(f"{name} {named[name]['changed']} of {named[name]['pictures']}" for name in worst)
-            told = f" ({listed})" if listed else ""
-            lines.append(f"{what} in {changed} of {pictures} held-out pictures{told}: {way_out}")
+            lines.append(f"{what} in {changed} of {pictures} held-out pictures{named}: {way_out}")
     return lines
