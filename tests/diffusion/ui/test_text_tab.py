@@ -13,6 +13,7 @@ import gradio as gr
 import pytest
 
 from dsas_core import Concept, DSASError, llm
+from dsas_core.concept.builtin import shipped
 from dsas_core.concept.samples import Samples
 from dsas_core.llm.steering.answer import answer, encode_message
 from dsas_diffusion.ui import build
@@ -355,6 +356,19 @@ def test_what_cannot_be_asked_is_told_and_the_answers_stay(values: dict[str, Any
         after = page.write(session, **values)
     assert told in after.problem
     assert (after.said, after.told, after.tokens) == (before.said, before.told, before.tokens)
+
+
+def test_the_first_message_shows_a_concept_that_ships_at_work(chat: tuple[Any, Any]) -> None:
+    """Whatever others ship, and come before it."""
+    service = ChatService(*chat, "builtin:chat", [Concept.from_pretrained(it.name) for it in shipped("builtin:chat")])
+    page = Page(service)
+    assert len(page.tab.sliders) > 1
+    assert sorted(slider.value for slider in page.tab.sliders)[-2:] == [0, 1]
+    shown = page.write(Session())
+    assert shown.answers[0] != shown.answers[1]
+    assert f"{page.tab.concept.value} in the steered answer" in shown.tokens
+    assert "rgba" in shown.tokens, "tokens are coloured"
+    service.close()
 
 
 def test_examples_and_sliders_come_from_the_concepts(page: Page, chat: tuple[Any, Any]) -> None:
