@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .adapter import PipelineAdapter
 
@@ -37,7 +38,11 @@ def unknown_words(adapter: PipelineAdapter, prompts: Sequence[str]) -> tuple[str
         >>> unknown_words(adapt(load_pipeline("builtin:emoji", device="cpu")), ["a banana", "a xylophone"])
         ('xylophone',)
     """
-    return check_prompt(adapter, " ".join(dict.fromkeys(" ".join(prompts).split()))).unknown_words
+    if not adapter.is_builtin:
+        return ()
+    tokenizer = _longest(adapter)
+    words = dict.fromkeys(word.strip(string.punctuation) for prompt in prompts for word in prompt.split())
+    return tuple(word for word in words if len(tokenizer.tokenize(word)) > 1)
 
 
 def check_prompt(adapter: PipelineAdapter, prompt: str) -> PromptCheck:
@@ -46,10 +51,11 @@ def check_prompt(adapter: PipelineAdapter, prompt: str) -> PromptCheck:
     In the built-in model's vocabulary every word is one token, and a word of several is unknown. Other vocabularies
     spell rare words in pieces that the model knows well.
     """
-    tokenizer = max((tokens.tokenizer for tokens in adapter.tokens), key=lambda item: item.model_max_length)
-    unknown: tuple[str, ...] = ()
-    if adapter.is_builtin:
-        words = dict.fromkeys(word.strip(string.punctuation) for word in prompt.split())
-        unknown = tuple(word for word in words if len(tokenizer.tokenize(word)) > 1)
+    tokenizer = _longest(adapter)
     length = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-    return PromptCheck(unknown, len(tokenizer.tokenize(prompt)), length)
+    return PromptCheck(unknown_words(adapter, [prompt]), len(tokenizer.tokenize(prompt)), length)
+
+
+def _longest(adapter: PipelineAdapter) -> Any:
+    """The tokenizer that takes the longest prompts."""
+    return max((tokens.tokenizer for tokens in adapter.tokens), key=lambda item: item.model_max_length)

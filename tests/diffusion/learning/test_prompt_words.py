@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import pytest
@@ -11,6 +12,7 @@ from dsas_core.errors import PromptError
 from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_diffusion.learning.prompt_words import PromptWords, own_words
 from dsas_diffusion.pipelines.adapter import adapt
+from dsas_diffusion.pipelines.prompt_check import unknown_words
 
 CONTROLS = ["a dog at night", "a blurred dog on the grass", "a red hat at night"]
 
@@ -53,13 +55,15 @@ def test_labels_are_at_the_tokens_of_words() -> None:
 
 
 @pytest.mark.parametrize("phrases", [("guitar", "blurred guitar"), ("fruit", "grey fruit"), ("dog", "cat")])
-def test_a_draft_for_a_pipeline_has_words_that_it_knows(phrases: tuple[str, str]) -> None:
-    from dsas_diffusion.pipelines.prompt_check import unknown_words
-
+def test_a_draft_for_a_pipeline_has_words_that_it_knows(
+    phrases: tuple[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     pipe = dsas.load_pipeline("builtin:emoji", device="cpu")
     prompts = load_prompts(dsas.draft(pipe, *phrases))
     drawn = prompts.draw(24)
     assert unknown_words(adapt(pipe), [text for texts in drawn.values() for text in texts]) == ()
+    assert not any("longer than" in record.getMessage() for record in caplog.records), "of all prompts in one"
     words = PromptWords(adapt(pipe), drawn, prompts.expanded("spans")).words
     assert words is not None
     assert phrases[0] in words["source"] or "banana" in words["source"]
