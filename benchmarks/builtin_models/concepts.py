@@ -54,7 +54,7 @@ CONCEPTS: Mapping[str, ShippedConcept] = {
     "fruit-to-pear": ShippedConcept(settings={"steps": 6, "sites": "denoiser", "method": "linear-act"}),
     # as two phrases draft them
     "guitar-blurred": ShippedConcept(settings=FEW),
-    "heart-grey": ShippedConcept(settings=FEW),
+    "frog-blurred": ShippedConcept(settings=FEW),
     "pear-grey": ShippedConcept(settings=FEW),
     "rudeness": ShippedConcept("builtin:chat"),
     "address-to-trade": ShippedConcept("builtin:chat"),

@@ -53,7 +53,7 @@ PHRASES = {
 #: picture concepts that ship and change a thing
 SHIPPED = (
     *("banana-blur", "dog-grey", "vehicles-pixelated", "animals-blurred"),
-    *("guitar-blurred", "heart-grey", "pear-grey"),
+    *("guitar-blurred", "frog-blurred", "pear-grey"),
 )
 #: how far the centre of a thing may move, in widths of the picture
 MOVED = 0.12
@@ -170,10 +170,6 @@ class Sheet:
         rows = [list(pair) for pair in zip(self.base, pictures, strict=True)][:SHEET_ROWS]
         labels = [case.prompt for case in self.cases][:SHEET_ROWS]
         strips.grid(rows, ["unsteered", "steered"], labels, 136).save(path)
-
-
-def _mean_of(values: np.ndarray, index: np.ndarray) -> float:
-    return float(values[index].mean())
 
 
 def claimed(concept: dsas.Concept) -> dict[str, Any]:

@@ -43,7 +43,7 @@ UNSEEN = {
     "builtin:pear-grey": ("a picture of a pear on a black background", "a panda and a guitar at night"),
     "builtin:fruit-to-pear": ("a picture of a strawberry on a black background", "a rabbit and a rocket at night"),
     "builtin:guitar-blurred": ("a picture of a guitar at night", "a lion and a clock at night"),
-    "builtin:heart-grey": ("a picture of a heart on a black background", "a lion and a clock at night"),
+    "builtin:frog-blurred": ("a picture of a frog on a black background", "a lion and a clock at night"),
 }
 #: the folder of a concept, in kB at most
 SIZE = 300

@@ -139,7 +139,7 @@ def find_range(
         "strangeness_limit": max_novelty,
         "trials": [
             {
-                "strength": strength / unit,
+                "strength": round(strength / unit, 12),  # parts of a unit come out whole, as ends do
                 **dict(zip(KEYS, trial[: len(KEYS)], strict=True)),
                 "useful": useful(strength),
             }

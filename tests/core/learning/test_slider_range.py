@@ -127,6 +127,18 @@ def test_the_smallest_of_equal_strengths_that_were_tried_is_the_end() -> None:
     assert found.range[1] == 1.0
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_ends_are_among_the_strengths_that_were_tried(unit: float) -> None:
+    """Whatever the unit: 1.75 of it, divided by it, is 1.75."""
+
+    def attempt(strength: float) -> Trial:
+        return line(strength * UNIT / unit)._replace(drift=float(abs(strength / unit) > 1.9))
+
+    found = find_range(CONCEPT, attempt, DRIFT, choose_unit=lambda _: (unit, {}))
+    assert found.range == (-1.75, 1.75)
+    assert {-1.75, 1.75} <= {trial["strength"] for trial in found.evidence["range"]["trials"]}
+
+
 def test_a_range_is_kept_in_files_and_old_ones_have_none(tmp_path: Path) -> None:
     ranged = replace(CONCEPT, range=(-0.75, 2.5))
     assert "range" not in json.loads((CONCEPT.save_pretrained(tmp_path / "old") / "config.json").read_text())
