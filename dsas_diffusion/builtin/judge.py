@@ -134,7 +134,7 @@ class Judge:
         if not isinstance(pictures, np.ndarray):
             pictures = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
         verdicts: list[Verdict] = []
-        for chunk in torch.from_numpy(np.ascontiguousarray(pictures)).split(batch):
+        for chunk in torch.from_numpy(np.array(pictures)).split(batch):
             logits = self.network(chunk.permute(0, 3, 1, 2).float() / 127.5 - 1)
             things, styles = (F.interpolate(x, size=chunk.shape[1:3], mode="bilinear") for x in logits)
             verdicts += map(_judge, things, styles)

@@ -296,7 +296,7 @@ class PictureService:
             return gate
         if self._judge is None:
             self._judge = Judge.load()
-        seen = self._judge.look(np.asarray(picture.convert("RGB"))[None])[0].things
+        seen = self._judge.look([picture])[0].things
         absent, drawn = (tuple(word for word in things if (word in seen) is there) for there in (False, True))
         return replace(gate, absent=absent, drawn=drawn)
 

@@ -93,7 +93,11 @@ class WhereTab:
         except DSASError:
             message = f"{concept} reads words alone, so it has no place in the picture; the table has its layers."
             return None, markup.render_note(message)
-        when = "the mean of all steps" if time is None else f"step {int(step)} of {len(times)}, timestep {time:.0f}"
+        when = (
+            "the mean of all steps"
+            if time is None
+            else f"step {int(step)} of the {len(times)} that are read, timestep {time:.0f}"
+        )
         told = f"{concept}, {layer}, {when}: bright where h is 1, dark where it is 0."
         if drawing.area == 0:
             told += " Nowhere for sure: what is bright is too small or too weak to be one."
@@ -132,5 +136,6 @@ def pixel_change(before: Image.Image, after: Image.Image) -> np.ndarray:
 
 
 def timesteps(trace: PictureTrace, concept: str) -> list[float]:
-    """The timesteps at which a concept's gate was read, in their order."""
-    return list(dict.fromkeys(r.timestep for r in trace.select(concept) if r.timestep is not None))
+    """The timesteps at which a concept's probes read patches, in their order; some read late steps alone."""
+    sites, records = trace.patch_sites(concept), trace.select(concept)
+    return list(dict.fromkeys(r.timestep for r in records if r.site in sites and r.timestep is not None))

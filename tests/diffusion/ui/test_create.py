@@ -188,7 +188,7 @@ def test_where(page: Page, service: PictureService) -> None:
     assert seen.size == steered.size == (MIN_SIDE, MIN_SIDE)
     assert steps.count("<tr>") == 1 + 4
     one, told_of_one = page.where.show_seen(session, "patches", site["choices"][1], 2)
-    assert "step 2 of 2" in told_of_one
+    assert "step 2 of the 2" in told_of_one
     assert not np.array_equal(np.asarray(one), np.asarray(seen))
     assert page.where.begin(session, "gone")[0]["value"] == "words"
 
