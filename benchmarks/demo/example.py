@@ -8,10 +8,9 @@ from __future__ import annotations
 import gradio as gr
 
 from benchmarks.common.records import build_parser
-from dsas_core.concept.builtin import shipped
-from dsas_core.concept.concept import Concept
 from dsas_diffusion import load_pipeline
 from dsas_diffusion.ui.page.session import Session
+from dsas_diffusion.ui.services.concepts import load_shipped
 from dsas_diffusion.ui.services.example import FOLDER, save_example
 from dsas_diffusion.ui.services.picture_service import PictureService
 from dsas_diffusion.ui.tabs.create import CreateTab
@@ -21,8 +20,7 @@ MODEL = "builtin:emoji"
 
 def main() -> None:
     build_parser(__doc__).parse_args()
-    concepts = [Concept.from_pretrained(concept.name) for concept in shipped(MODEL)]
-    service = PictureService(load_pipeline(MODEL, device="cpu"), MODEL, concepts)
+    service = PictureService(load_pipeline(MODEL, device="cpu"), MODEL, load_shipped(MODEL))
     with gr.Blocks():
         order = CreateTab(service, gr.State(Session())).first_order()
     drawing = save_example(service, order)

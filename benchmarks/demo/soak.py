@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from benchmarks.common.records import build_parser, provenance, record_path, write_record
-from dsas_core import Concept, shipped
 from dsas_diffusion import load_pipeline
 from dsas_diffusion.ui.page.controls import enlarge
+from dsas_diffusion.ui.services.concepts import load_shipped
 from dsas_diffusion.ui.services.drawing import Order
 from dsas_diffusion.ui.services.picture_service import PictureService
 from tests.fixtures.browser import Demo, browser, page_call, serving
@@ -48,8 +48,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     choose = random.Random(args.seed)
-    concepts = [Concept.from_pretrained(shipped_concept.name) for shipped_concept in shipped("builtin:emoji")]
-    service = PictureService(load_pipeline("builtin:emoji"), "builtin:emoji", concepts)
+    service = PictureService(load_pipeline("builtin:emoji"), "builtin:emoji", load_shipped("builtin:emoji"))
     names = list(service.concepts)[:2]
 
     @cache

@@ -143,7 +143,7 @@ def test_where_it_is_seen_and_where_it_steered(visit: Visit) -> None:
     assert demo.page.locator("#where-map td[title]").count() > 12
     demo.page.locator("#where-step input[type=number]").fill("1")
     demo.page.locator("#where-step input[type=number]").press("Tab")
-    demo.page.get_by_text("step 1 of").wait_for()
+    demo.page.get_by_text("step 1 of the").wait_for()
     assert moved(mean, demo.pixels(seen.get_attribute("src"))) > VISIBLE
     demo.tab("Create")
     demo.ask(NONE)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import signal
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dsas_core import llm
-from dsas_core.concept.builtin import shipped
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError, UnavailableError, UnsupportedError
 
@@ -30,16 +28,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.usage("--text-concepts needs a --text-model")
     if has_text and not llm.is_language_model(args.text_model):
         raise UnsupportedError(f"{args.text_model} is no language model: name one, or pass --text-model none")
-    picture_concepts = _read_concepts(args.concepts, args.model)
-    text_concepts = _read_concepts(args.text_concepts, args.text_model)
     try:
         from ... import ui
         from ...ui.services.chat_service import ChatService
+        from ...ui.services.concepts import load_shipped
         from ...ui.services.picture_service import PictureService
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise UnavailableError("the demo needs Gradio: pip install 'dsas-diffusion[demo]'") from None
+    picture_concepts, text_concepts = (
+        load_shipped(model) if sources is None else [Concept.from_pretrained(source) for source in sources]
+        for model, sources in ((args.model, args.concepts), (args.text_model, args.text_concepts))
+    )
     pictures = PictureService(open_pipeline(args), args.model, picture_concepts)
     chat = None
     if has_text:
@@ -67,13 +68,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def report(document: dict[str, Any]) -> None:
     """Print that it has ended."""
     print(f"no longer serving {document['model']}")
-
-
-def _read_concepts(sources: Sequence[str] | None, model: str) -> list[Concept]:
-    """Read the concepts of these sources; of None, those that ship for the model."""
-    if sources is None:
-        sources = [concept.name for concept in shipped(model)]
-    return [Concept.from_pretrained(source) for source in sources]
 
 
 def _wait_for_signal() -> None:

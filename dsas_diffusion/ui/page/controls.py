@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -44,11 +44,11 @@ def queue_settings(queue: str, show_progress_on: Any) -> dict[str, Any]:
 # ---- components -----------------------------------------------------------------------------------------------------
 
 
-def strength_sliders(concepts: Mapping[str, Concept], elem_id: str, shown: str = "") -> list[gr.Slider]:
-    """A slider for each concept, by name; the one `shown`, or the first, begins at one unit, others at 0."""
-    sliders, at_work = [], _choose(concepts, shown)
-    for i, (name, concept) in enumerate(concepts.items()):
-        start, settings = first_strength(concept) if name == at_work else 0.0, slider_settings(concept)
+def strength_sliders(concepts: Iterable[Concept], elem_id: str) -> list[gr.Slider]:
+    """A slider for each concept; the first begins at one unit, the others at 0."""
+    sliders = []
+    for i, concept in enumerate(concepts):
+        start, settings = 0.0 if i else first_strength(concept), slider_settings(concept)
         sliders.append(gr.Slider(value=start, step=STEP, buttons=["reset"], elem_id=f"{elem_id}-{i}", **settings))
     return sliders
 
@@ -121,21 +121,16 @@ def sample_prompts(concepts: Iterable[Concept]) -> list[str]:
     return [prompt for concept in concepts if concept.samples is not None for prompt in concept.samples.prompts]
 
 
-def concept_choice(concepts: Iterable[str], label: str, elem_id: str, shown: str = "", **settings: Any) -> gr.Dropdown:
-    """A dropdown of concepts; the one `shown` is chosen, or the first."""
+def concept_choice(concepts: Iterable[str], label: str, elem_id: str, **settings: Any) -> gr.Dropdown:
+    """A dropdown of concepts, the first one chosen."""
     names = list(concepts)
-    return gr.Dropdown(names, value=_choose(names, shown), label=label, elem_id=elem_id, **settings)
+    return gr.Dropdown(names, value=next(iter(names), None), label=label, elem_id=elem_id, **settings)
 
 
 def update_choices(concepts: Iterable[str], chosen: str | None) -> Any:
     """An update of a dropdown of concepts; the chosen one stays, or the first is chosen where it is not there."""
     names = list(concepts)
-    return gr.update(choices=names, value=_choose(names, chosen))
-
-
-def _choose(names: Collection[str], wanted: str | None) -> str | None:
-    """The wanted one of some names, or the first where it is not there; None of none."""
-    return wanted if wanted in names else next(iter(names), None)
+    return gr.update(choices=names, value=chosen if chosen in names else next(iter(names), None))
 
 
 # ---- values ---------------------------------------------------------------------------------------------------------

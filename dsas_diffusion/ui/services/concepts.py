@@ -6,9 +6,24 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+from dsas_core.concept.builtin import shipped
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
 from dsas_core.model.sites import Roots
+
+#: the first sliders: what the first example of a tab is about
+FIRST = ("builtin:banana-blur", "builtin:rudeness")
+
+
+def load_shipped(model: str) -> list[Concept]:
+    """The concepts that ship for a built-in model, in the order of their sliders.
+
+    Example:
+        >>> [concept.name for concept in load_shipped("builtin:chat")]
+        ['rudeness', 'address-to-trade']
+    """
+    found = sorted(shipped(model), key=lambda concept: concept.name not in FIRST)
+    return [Concept.from_pretrained(concept.name) for concept in found]
 
 
 def index_concepts(concepts: Sequence[Concept], roots: Roots) -> dict[str, Concept]:

@@ -70,7 +70,7 @@ class CreateTab:
     def _add_knobs(self) -> None:
         gr.Markdown("**Concepts**: 0 leaves the picture as it is, 1 is one unit, below 0 goes the other way.")
         concepts = list(self.service.concepts.values())
-        self.sliders = controls.strength_sliders(self.service.concepts, "strength")
+        self.sliders = controls.strength_sliders(concepts, "strength")
         self.sliders += [
             gr.Slider(-1, 2, 0, step=controls.STEP, visible=False, elem_id=f"strength-{i}", buttons=["reset"])
             for i in range(len(concepts), len(concepts) + MAX_OWN_CONCEPTS)

@@ -19,8 +19,6 @@ EXAMPLES = (
     "hello, i need help with my dryer. i was silly and did not look.",
     "which animal does belina keep?",
 )
-#: the concept that they show at work, where it is one of several
-SHOWN = "rudeness"
 GATES = {"DSAS: at the tokens that show the concept": "dsas", "always on: every token": "on", "off": "off"}
 
 
@@ -55,7 +53,7 @@ class TextTab:
     def _add_knobs(self) -> None:
         if self.service.concepts:
             gr.Markdown("**Concepts**: 0 leaves the answer as it is, 1 is one unit, below 0 goes the other way.")
-        self.sliders = controls.strength_sliders(self.service.concepts, "text-strength", SHOWN)
+        self.sliders = controls.strength_sliders(self.service.concepts.values(), "text-strength")
         self.gate = controls.gate_choice(GATES, "text-gate")
         defaults, max_length = Question("…"), self.service.max_length
         with gr.Accordion("Advanced", open=False):
@@ -71,7 +69,7 @@ class TextTab:
         self.problem = gr.HTML("", elem_id="text-problem")
         self.explain = gr.HTML(markup.render_reply(None), elem_id="text-explain")
         names, label = self.service.concepts, "Colour tokens by h of"
-        self.concept = controls.concept_choice(names, label, "text-concept", SHOWN, visible=len(names) > 1)
+        self.concept = controls.concept_choice(names, label, "text-concept", visible=len(names) > 1)
         self.tokens = gr.HTML(markup.render_tokens(None), elem_id="text-tokens", visible=bool(names))
 
     def _examples(self) -> list[str]:

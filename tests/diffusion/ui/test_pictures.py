@@ -16,7 +16,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dsas_core import Concept, DSASError
-from dsas_core.concept.builtin import shipped
 from dsas_diffusion import load_pipeline
 from dsas_diffusion.drawing.picture_files import encode_picture, read_all_settings, read_settings
 from dsas_diffusion.drawing.picture_settings import DrawnConcept, HowSteered, PictureSettings
@@ -24,12 +23,14 @@ from dsas_diffusion.generation.compare import change
 from dsas_diffusion.generation.settings import Settings, settings_of
 from dsas_diffusion.ui.page.controls import MAX_SEED, MIN_SIDE, enlarge
 from dsas_diffusion.ui.page.session import MAX_HISTORY, MAX_OWN_CONCEPTS, Session
+from dsas_diffusion.ui.services.concepts import load_shipped
 from dsas_diffusion.ui.services.drawing import GateReading
 from dsas_diffusion.ui.services.example import load_example, save_example
 from dsas_diffusion.ui.services.grid import MAX_CELLS
 from dsas_diffusion.ui.services.picture_service import PictureService
 from dsas_diffusion.ui.tabs.canvas import SIDE_BY_SIDE, SLIDER
 from dsas_diffusion.ui.tabs.from_picture import FromPicture
+from dsas_diffusion.ui.tabs.where import ALL_LAYERS
 from tests.diffusion.ui.conftest import Page, Shown, make_service
 
 service = pytest.fixture(make_service, scope="module")
@@ -84,10 +85,10 @@ def test_the_history_gives_pictures_and_settings_back(page: Page) -> None:
 
 
 def test_the_example_is_what_the_model_draws(tmp_path: Path) -> None:
-    concepts = [Concept.from_pretrained(concept.name) for concept in shipped("builtin:emoji")]
-    for service in make_service(load_pipeline("builtin:emoji", device="cpu"), concepts):
+    for service in make_service(load_pipeline("builtin:emoji", device="cpu"), load_shipped("builtin:emoji")):
         service.defaults = settings_of(service.pipe)
-        create, session = Page(service).create, Session()
+        page, session = Page(service), Session()
+        create = page.create
         _, base, steered, *_, told = create.begin(session, SIDE_BY_SIDE)
         assert base.size == steered.size == (MIN_SIDE, MIN_SIDE)
         assert "An example that was drawn before" in told
@@ -97,6 +98,9 @@ def test_the_example_is_what_the_model_draws(tmp_path: Path) -> None:
         assert change([kept.base, kept.steered], [drawn.base, drawn.steered]).max() < 1.0
         assert (kept.order, kept.gates[0].words, kept.area) == (drawn.order, drawn.gates[0].words, drawn.area)
         assert kept.moved == pytest.approx(drawn.moved, abs=0.2)
+        seen, read = page.where.show_seen(session, "banana-blur", ALL_LAYERS, 1)
+        assert seen is not None
+        assert "step 1 of the 6 that are read, timestep 499" in read, "its probes of patches read the late steps alone"
         other = replace(create.first_order(), seed=8)
         assert load_example(service, other) is None, "of something else it is no example"
         shown = next(name for name, strength in create.first_order().strengths.items() if strength)

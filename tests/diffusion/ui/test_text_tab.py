@@ -13,13 +13,13 @@ import gradio as gr
 import pytest
 
 from dsas_core import Concept, DSASError, llm
-from dsas_core.concept.builtin import shipped
 from dsas_core.concept.samples import Samples
 from dsas_core.llm.steering.answer import answer, encode_message
 from dsas_diffusion.ui import build
 from dsas_diffusion.ui.page import markup
 from dsas_diffusion.ui.page.session import Session
 from dsas_diffusion.ui.services.chat_service import MAX_CHARACTERS, ChatService, Question, Reply
+from dsas_diffusion.ui.services.concepts import load_shipped
 from dsas_diffusion.ui.services.picture_service import PictureService
 from dsas_diffusion.ui.tabs.text import EXAMPLES, TextTab
 from tests.fixtures.language_models import concept_for
@@ -359,11 +359,9 @@ def test_what_cannot_be_asked_is_told_and_the_answers_stay(values: dict[str, Any
 
 
 def test_the_first_message_shows_a_concept_that_ships_at_work(chat: tuple[Any, Any]) -> None:
-    """Whatever others ship, and come before it."""
-    service = ChatService(*chat, "builtin:chat", [Concept.from_pretrained(it.name) for it in shipped("builtin:chat")])
+    service = ChatService(*chat, "builtin:chat", load_shipped("builtin:chat"))
     page = Page(service)
-    assert len(page.tab.sliders) > 1
-    assert sorted(slider.value for slider in page.tab.sliders)[-2:] == [0, 1]
+    assert [slider.value for slider in page.tab.sliders] == [1, 0]
     shown = page.write(Session())
     assert shown.answers[0] != shown.answers[1]
     assert f"{page.tab.concept.value} in the steered answer" in shown.tokens
