@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -29,8 +29,9 @@ def words_of(text: str) -> list[str]:
 def own_words(prompts: Mapping[str, Sequence[str]], spans: Sequence[str] = ()) -> dict[str, tuple[str, ...]] | None:
     """The words that show the concept in source prompts, and in target prompts what it becomes.
 
-    These are the spans of the prompt file, else the words that no control prompt has. Of targets they are the same
-    words, where every target has one ("a blurred banana"), else those that no source has ("a pear").
+    These are the spans of the prompt file, else the words that no control prompt has; words such as "an" only where
+    some prompt has no other. Of targets they are the same words, where every target has one ("a blurred banana"), else
+    those that no source has ("a pear"), nor a control, unless some target has no other.
 
     Args:
         prompts: of "source" and "target"; all others are controls.
@@ -45,6 +46,8 @@ def own_words(prompts: Mapping[str, Sequence[str]], spans: Sequence[str] = ()) -
         {'source': ('cat',), 'target': ('cat',)}
         >>> own_words({"source": ["a cat at night"], "target": ["a fox at night"], "control": controls})
         {'source': ('cat',), 'target': ('fox',)}
+        >>> own_words({"source": ["an apple"], "target": ["a lemon"], "control": controls})
+        {'source': ('apple',), 'target': ('lemon',)}
         >>> own_words({"source": ["a dog"], "target": ["a dog at night"], "control": controls}) is None
         True
     """
@@ -53,14 +56,19 @@ def own_words(prompts: Mapping[str, Sequence[str]], spans: Sequence[str] = ()) -
     if not _all_have(prompts["source"], source):
         return None
     before = {word for text in prompts["source"] for word in words_of(text)}
-    for target in (source, _words_outside(prompts["target"], before)):
+    for target in (source, *(_words_outside(prompts["target"], others) for others in (before | elsewhere, before))):
         if _all_have(prompts["target"], target):
             return {"source": source, "target": target}
     return None
 
 
-def _words_outside(texts: Iterable[str], others: set[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(word for text in texts for word in words_of(text) if word not in others))
+def _words_outside(texts: Sequence[str], others: set[str]) -> tuple[str, ...]:
+    """Words of texts that are not among others; without stop words, where every text has another one, too."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    words = tuple(dict.fromkeys(word for text in texts for word in words_of(text) if word not in others))
+    telling = tuple(word for word in words if word not in ENGLISH_STOP_WORDS)
+    return telling if _all_have(texts, telling) else words
 
 
 def _all_have(texts: Sequence[str], phrases: Sequence[str]) -> bool:

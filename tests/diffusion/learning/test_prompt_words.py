@@ -21,9 +21,13 @@ CONTROLS = ["a dog at night", "a blurred dog on the grass", "a red hat at night"
     ("source", "target", "spans", "words"),
     [
         (["a cat at night"], ["a blurred cat at night"], (), (("cat",), ("cat",))),
-        (["a cat", "two cats"], ["a fox", "two foxes"], (), (("cat", "two", "cats"), ("fox", "foxes"))),
+        (["a cat", "two cats"], ["a fox", "two foxes"], (), (("cat", "cats"), ("fox", "foxes"))),
         (["a cat at night"], ["a fox at night"], (), (("cat",), ("fox",))),
         (["a red cat"], ["a blue cat"], ("red cat",), (("red cat",), ("blue",))),
+        (["an owl at night"], ["a cat at night"], (), (("owl",), ("cat",))),  # not its article
+        (["a dog behind"], ["a dog beside"], (), (("behind",), ("beside",))),  # there is nothing else
+        (["a cat at night"], ["a fox at night", "a fox and a hat"], (), (("cat",), ("fox",))),  # not what controls have
+        (["a cat at night"], ["a hat at night"], (), (("cat",), ("hat",))),  # but for that
         (["a CAT, at night"], ["a grey cat, at night"], (), (("cat",), ("cat",))),
         (["a dog at night"], ["a blurred dog"], (), None),  # a control has all of its words
         (["a cat", "a dog"], ["a fox", "a fox"], (), None),  # one source prompt has none
