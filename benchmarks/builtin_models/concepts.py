@@ -48,10 +48,9 @@ FEW = {"steps": 8}
 CONCEPTS: Mapping[str, ShippedConcept] = {
     "banana-blur": ShippedConcept(),  # as the README learns it
     "dog-grey": ShippedConcept(settings=FEW),
-    "vehicles-pixelated": ShippedConcept(settings=FEW),
+    "vehicles-grey": ShippedConcept(settings=FEW),
     "animals-blurred": ShippedConcept(settings=FEW),
-    # by patches: heat-maps show where it steers, words of the prompt can limit it, and processors can attach it
-    "fruit-to-pear": ShippedConcept(settings={"steps": 6, "sites": "denoiser", "method": "linear-act"}),
+    "fruit-blurred": ShippedConcept(settings=FEW),
     # as two phrases draft them
     "guitar-blurred": ShippedConcept(settings=FEW),
     "frog-blurred": ShippedConcept(settings=FEW),

@@ -1,4 +1,4 @@
-"""Cost of steering and learning, as ratios within one run; steered and unsteered calls are interleaved.
+"""Cost of steering, as ratios within one run; steered and unsteered calls are interleaved.
 
     OMP_NUM_THREADS=1 python -m benchmarks.cost.overhead --rounds 15
     python -m benchmarks.cost.overhead --parts calls compiled --device cuda --full
@@ -6,7 +6,6 @@
 Processor time is compared, in one thread, because waiting threads would count as work. On a GPU, time is measured
 between events on its stream.
 
-- learning: `learn` relative to its generations alone.
 - pictures: a generation with a learned concept relative to one without.
 - calls: one call of the denoiser with K random concepts at every cross-attention layer (of FLUX, at every attention's
   picture stream), by hooks and by processors: of the built-in model, and of random ones with the blocks of SDXL and
@@ -33,13 +32,11 @@ import dsas_diffusion as dsas
 from benchmarks.common.records import PROMPTS, build_parser, provenance, record_path, write_record
 from benchmarks.cost.model_shapes import FLUX_HEADS, PROMPT, XL_WIDTH, Model, build_builtin, build_flux, build_xl
 from dsas_core.concept.intervention import Intervention
-from dsas_core.learning.prompts.prompt_file import load_prompts
-from dsas_core.learning.prompts.prompt_set import COUNT
 from dsas_core.maps import AffineMap
 from dsas_core.model.hooks import Call, visit
 from dsas_core.model.sites import Site
 from dsas_core.probes import LinearProbe
-from dsas_diffusion.generation.pictures import latents_of, seeds_for
+from dsas_diffusion.generation.pictures import latents_of
 from dsas_diffusion.generation.settings import settings_of
 from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.batch_layout import BatchLayout
@@ -85,25 +82,6 @@ def time_ratios(times: Mapping[str, list[float]], base: str) -> dict[str, float]
             ratios[f"{name}_min"] = min(times[name]) / min(times[base])
             ratios[f"{name}_median"] = statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
     return ratios
-
-
-def measure_learning(pipe: Any, seed: int) -> dict[str, float]:
-    """Time of `learn` relative to its generations alone: as many prompts in the same batches."""
-    content, settings = load_prompts(PROMPTS / "banana-blur.yaml"), settings_of(pipe)
-    began = time.process_time()
-    concept = dsas.learn(pipe, content, seed=seed)
-    learning = time.process_time() - began
-    drawn = content.draw(COUNT, seed)
-    used = concept.provenance["prompts_used"]
-    batches = [texts[: used[side]] for side, texts in drawn.items()]
-    batches += [texts[used[side] :] for side, texts in drawn.items()]
-    trial = drawn["source"][used["source"] :] + drawn["control"][used["control"] :]
-    batches += [trial] * len(concept.evidence["unit"]["trials"])
-    began = time.process_time()
-    for texts in batches:
-        latents_of(adapt(pipe), texts, seeds_for(texts, seed), settings)
-    bare = time.process_time() - began
-    return {"learning": learning / bare, "generations": sum(map(len, batches))}
 
 
 # ---- calls of the denoiser ------------------------------------------------------------------------------------------
@@ -249,14 +227,12 @@ def main() -> None:
     parser = build_parser(__doc__, record_path(__file__), seed=True)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--parts", nargs="+", default=["learning", "pictures", "calls"])
+    parser.add_argument("--parts", nargs="+", default=["pictures", "calls"])
     parser.add_argument("--full", action="store_true", help="SDXL and FLUX.1 in their own size: for a GPU")
     args = parser.parse_args()
     report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
     settings = {"rounds": args.rounds, "seed": args.seed, **provenance()}
     pipe = dsas.load_pipeline("builtin:emoji")
-    if "learning" in args.parts:
-        report["learning"] = {**measure_learning(pipe, args.seed), **settings}
     if "pictures" in args.parts:
         for name, sites in (("default", None), ("denoiser", "denoiser")):
             concept = dsas.learn(pipe, PROMPTS / "banana-blur.yaml", sites=sites, seed=args.seed, count=16, steps=4)

@@ -102,24 +102,23 @@ def add_pictures(digests: Digests, pipe: Any, concepts: list[str]) -> None:
         with dsas.steer(pipe, strengths, **options):
             return digest_pictures(draw())
 
-    def draw_traced(name: str) -> dict[str, str]:
-        with dsas.steer(pipe, {name: 1.0}, trace=True) as steering:
+    def draw_traced(concept: Any) -> dict[str, str]:
+        with dsas.steer(pipe, {concept: 1.0}, trace=True) as steering:
             images = draw()
-            concept = name.partition(":")[2]
-            heat = steering.trace.heatmap(concept, images[0])
-            return {"mean h": repr(steering.trace.mean_h(concept)), "heat-map": digest_pictures([heat])}
+            heat = steering.trace.heatmap(concept.name, images[0])
+            return {"mean h": repr(steering.trace.mean_h(concept.name)), "heat-map": digest_pictures([heat])}
 
-    def draw_with_callback(name: str) -> str:
-        with dsas.steer(pipe, {name: 0.0}) as steering:
-            callback = dsas.DSASCallback(steering, {name.partition(":")[2]: {0: 0.0, 2: 1.0}})
+    def draw_with_callback(concept: Any) -> str:
+        with dsas.steer(pipe, {concept: 0.0}) as steering:
+            callback = dsas.DSASCallback(steering, {concept.name: {0: 0.0, 2: 1.0}})
             return digest_pictures(draw(callback_on_step_end=callback))
 
     digests.add("pictures, unsteered", lambda: digest_pictures(draw()))
     for name in concepts:
         for strength in STRENGTHS:
             digests.add(f"pictures, {name} {strength:+g}", lambda n=name, s=strength: draw_steered({n: s}))
-    banana, colour = "builtin:banana-blur", "builtin:dog-grey"  # at the embeddings
-    pear = "builtin:fruit-to-pear"  # in the denoiser
+    banana, colour = (dsas.Concept.from_pretrained(f"builtin:{name}") for name in ("banana-blur", "dog-grey"))
+    pear = dsas.learn(pipe, PROMPTS / "fruit-to-pear.yaml", sites="denoiser", count=8, steps=STEPS)  # at patches
     cases: dict[str, tuple[Any, dict[str, Any]]] = {
         "gate on": ({banana: 1.0}, {"gate": "on"}),
         "gate off": ({banana: 1.0}, {"gate": "off"}),

@@ -5,9 +5,14 @@ give the same pictures, bit for bit. Hooks are the better default: they stay whe
 (attention slicing, fused projections, IP-Adapters), and text encoders have no processors.
 
 Example:
+    >>> import torch
     >>> from diffusers.models.attention_processor import AttnProcessor
-    >>> from dsas_diffusion import load_pipeline, steer
-    >>> pipe, concept = load_pipeline("builtin:emoji", device="cpu"), "builtin:fruit-to-pear"
+    >>> from dsas_core import Concept, Intervention, maps, probes
+    >>> from dsas_diffusion import find_sites, load_pipeline, steer
+    >>> pipe = load_pipeline("builtin:emoji", device="cpu")
+    >>> site, always = find_sites(pipe, "cross")[0], probes.ConstantProbe(1.0)
+    >>> shift = maps.AffineMap(torch.ones(pipe.unet.get_submodule(site.path.removeprefix("unet.")).query_dim))
+    >>> concept = Concept("mine", (Intervention(site, (always,), (shift,), (1.0,)),))  # or one learned at the denoiser
     >>> with steer(pipe, {concept: 1.0}, attach="processor") as steering:
     ...     pipe.unet.set_attn_processor(steering.attn_processors(AttnProcessor()))  # in place of the model's own
     ...     image = pipe("a fruit and a dog", num_inference_steps=1).images[0]

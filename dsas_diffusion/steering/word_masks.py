@@ -176,9 +176,11 @@ def check_words(words: Words, concepts: Iterable[Concept], root: str) -> dict[st
         UnsupportedError: a concept that does not steer all patches of the picture.
 
     Example:
-        >>> concept = Concept.from_pretrained("builtin:fruit-to-pear")
-        >>> check_words({concept.name: "apple"}, [concept], "unet")
-        {'fruit-to-pear': ('apple',)}
+        >>> from dsas_core import Intervention, Site, maps, probes
+        >>> probe, shift = probes.LinearProbe(torch.ones(4), torch.zeros(())), maps.AffineMap(torch.ones(4))
+        >>> concept = Concept("fruit", (Intervention(Site("unet.mid_block"), (probe,), (shift,), (1.0,)),))
+        >>> check_words({"fruit": "apple"}, [concept], "unet")
+        {'fruit': ('apple',)}
     """
     known = {concept.name: concept for concept in concepts}
     checked = {}

@@ -74,13 +74,14 @@ def test_examples_of_the_readme_run(
     from diffusers.models.attention_processor import AttnProcessor
 
     (block,) = blocks(of)
-    (name,) = set(re.findall(r'"builtin:([\w-]+)"', block))
-    assert f"builtin:{name}" in {one.name for one in shipped("builtin:emoji")}
+    (source,) = set(re.findall(r'steer\(pipe, {"([\w:-]+)"', block))
+    name = source.removeprefix("builtin:")
+    assert source == name or source in {one.name for one in shipped("builtin:emoji")}
     concept = random_concept(seen_at(ddim_pipe, dsas.find_sites(ddim_pipe, "cross")), name=name)
-    block = block.replace(f"builtin:{name}", str(concept.save_pretrained(tmp_path / name)))
+    block = block.replace(source, str(concept.save_pretrained(tmp_path / name)))
     steps = {"num_inference_steps": 12} if "num_inference_steps=12" in block else {}
     torch.manual_seed(0)
-    base = np.asarray(ddim_pipe("an orange and a dog", **steps).images[0])
+    base = np.asarray(ddim_pipe("a banana and a dog", **steps).images[0])
     own = ddim_pipe.unet.attn_processors
     told: dict[str, Any] = {"dsas": dsas, "pipe": ddim_pipe, "AttnProcessor": AttnProcessor}
     torch.manual_seed(0)

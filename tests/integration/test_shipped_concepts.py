@@ -38,10 +38,10 @@ NAMES = [f"builtin:{name}" for name in concepts.CONCEPTS]
 UNSEEN = {
     "builtin:banana-blur": ("a picture of a banana on a black background", "a lemon and a fox on a yellow background"),
     "builtin:dog-grey": ("a crown above a dog at night", "a picture of a fox on a black background"),
-    "builtin:vehicles-pixelated": ("a picture of a bus on a yellow background", "a lion and a crown at night"),
+    "builtin:vehicles-grey": ("a picture of a bus on a yellow background", "a lion and a crown at night"),
     "builtin:animals-blurred": ("a picture of a fox on a black background", "a lemon and a crown at night"),
     "builtin:pear-grey": ("a picture of a pear on a black background", "a panda and a guitar at night"),
-    "builtin:fruit-to-pear": ("a picture of a strawberry on a black background", "a rabbit and a rocket at night"),
+    "builtin:fruit-blurred": ("a picture of a strawberry on a black background", "a rabbit and a house at night"),
     "builtin:guitar-blurred": ("a picture of a guitar at night", "a lion and a clock at night"),
     "builtin:frog-blurred": ("a picture of a frog on a black background", "a lion and a clock at night"),
 }
