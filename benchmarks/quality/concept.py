@@ -3,8 +3,8 @@
     python -m benchmarks.quality.concept --seeds 4
 
 For each seed: learn with the default sites (what the denoiser is given of the prompt) and with denoiser sites alone
-(its cross-attention), then draw base, vanilla and DSAS on fresh prompts (none was drawn for learning or for choosing the
-unit) at strength 1, and judge; beside them, the same prompts rewritten ("a blurred banana …").
+(its cross-attention), then draw base, vanilla and DSAS on fresh prompts (none was drawn for learning or for choosing
+the unit) at strength 1, and judge; beside them, the same prompts rewritten ("a blurred banana …").
 Writes benchmarks/results/concept.json.
 """
 

@@ -54,7 +54,8 @@ def calibrate(
         guidance: classifier-free guidance scale; None for that of learning.
         size: side of a picture in pixels; None for that of learning.
         seed: of noise, and of the choice among `prompts`; None for that of learning.
-        drift: share of control prompts whose picture may change.
+        drift: share of pictures that may change where they must stay, of those without the concept and of those with
+            something beside it.
         batch: prompts per generation.
         show_progress: whether to show progress bars.
 

@@ -96,7 +96,8 @@ def learn(
             "all", see `dsas_diffusion.pipelines.batch_layout`.
         guidance: classifier-free guidance scale; None for what suits the model.
         size: side of a picture in pixels; None for what suits the model.
-        drift: share of control prompts whose picture may change while the unit is chosen.
+        drift: share of pictures that may change where they must stay, of those without the concept and of those with
+            something beside it, while the unit is chosen.
         batch: prompts per generation.
         masks: pictures -> where each shows the concept, bool [height, width] or None
             (`dsas_diffusion.vision.segmentation`), for the probes that see where it is, also in pictures of the file's
@@ -272,7 +273,7 @@ class PictureLearner(PictureCapturing):
         tried: list[Concept] = []
         for below in (*self.edges, None):
             late = concept.steering_below(below)
-            if below is not None and not self._trial.is_promising(late):
+            if below is not None and not self._trial.is_promising(late, concept.steering_below(None)):
                 continue
             tried.append(super()._choose_unit(late, recipe, drift, done))
             if effect_of(tried[-1]) >= EARLIER:

@@ -26,6 +26,9 @@ from .held_out_pictures import HeldOutPictures, HeldOutPrompts
 
 #: a unit among those that may be chosen, and the effect that there should be at least for the others to be tried
 PROBED, PROMISING = UNITS[len(UNITS) // 2], 0.75
+#: share of the effect of all steps that later ones should have there: looks (blurred, grey, of ten things and kinds)
+#: have .95 to 1 of it below timestep 500, other shapes .80 and .89
+LATE_SHARE = 0.92
 #: of what asking in words does, the effect that is enough: with the built-in model most pictures show it from here on
 ENOUGH = 0.95
 
@@ -34,8 +37,8 @@ class PictureTrial(HeldOutTrial):
     """Tries strengths on held-out prompts, see `HeldOutTrial`.
 
     The wanted outputs, and the reference, are the pictures of target prompts, which ask in words. An effect of 1 is
-    their mean progress. Drift is the share of pictures that change where they must stay: those of control prompts, and
-    around the concept those in which it is beside something else.
+    their mean progress. Drift is the share of pictures that change where they must stay: of those of control prompts,
+    or around the concept of those in which it is beside something else, whichever is larger.
 
     Args:
         adapter: of the pipeline.
@@ -87,7 +90,7 @@ class PictureTrial(HeldOutTrial):
         return self.progress(self._features_at(concept, strength)) / self.full_progress
 
     def measure_drift(self, concept: Concept, strength: float) -> float:
-        """The share of pictures that a map strength changes where they must stay."""
+        """The larger share of pictures that a map strength changes where they must stay."""
         return self.pictures.count_kept(concept, strength).drift
 
     def harm(self, concept: Concept, strength: float, drift_limit: float) -> float:
@@ -99,10 +102,14 @@ class PictureTrial(HeldOutTrial):
         kept, usual = (self.pictures.count_kept(concept, at) for at in (strength, concept.unit))
         return max(kept.without.share / limit, kept.beside.share / max(limit, usual.beside.share))
 
-    def is_promising(self, concept: Concept) -> bool:
-        """Whether a large map strength has much of the effect, so that the right one is worth finding."""
+    def is_promising(self, late: Concept, concept: Concept) -> bool:
+        """Whether a large map strength in late steps has much of the effect, and nearly that of all steps.
+
+        Otherwise no unit is worth finding: larger ones move what is beside the thing before they change its shape.
+        """
         units = units_of(concept.method)
-        return self.measure_effect(concept, PROBED if PROBED in units else units[0]) >= PROMISING
+        effect = partial(self.measure_effect, strength=PROBED if PROBED in units else units[0])
+        return effect(late) >= max(PROMISING, LATE_SHARE * effect(concept))
 
     def _choose(
         self,

@@ -65,9 +65,8 @@ class Kept:
 
     @property
     def drift(self) -> float:
-        """The share of pictures that changed, of those with something that must stay: beside and without."""
-        pictures = self.beside.pictures + self.without.pictures
-        return (self.beside.changed + self.without.changed) / max(1, pictures)
+        """The larger share of pictures that changed where they must stay: without the concept, or beside it."""
+        return max(self.beside.share, self.without.share)
 
     def __add__(self, other: Kept) -> Kept:
         """Of the pictures of both."""
@@ -130,7 +129,7 @@ def count_kept(around: np.ndarray, neighbours: Sequence[str | None], changed: np
     Example:
         >>> kept = count_kept(np.array([0.0, 50.0]), [None, "rabbit"], np.array([False, True, False]))
         >>> kept.beside, kept.without.changed, kept.drift
-        (Part(changed=1, pictures=1), 1, 0.5)
+        (Part(changed=1, pictures=1), 1, 1.0)
     """
     moved = around > CHANGED_BESIDE
     has = np.array([name is not None for name in neighbours])
