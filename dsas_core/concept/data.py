@@ -20,6 +20,20 @@ from .intervention import Intervention
 from .samples import Samples
 
 
+def check_below(timestep: float, edges: tuple[float, ...], name: str) -> None:
+    """Check that a concept can steer in steps below a timestep alone.
+
+    Raises:
+        DSASError: a timestep that is not among the edges.
+    """
+    if timestep not in edges:
+        listed = ", ".join(map("{:g}".format, edges)) or "none"
+        raise DSASError(
+            f"steer below timestep {quote(timestep)}: expected one that separates bins of concept {name!r} ({listed}); "
+            "learn with such edges"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class ConceptData:
     """A learned change of a model's behaviour and the knowledge of when to apply it, without files and the Hub.
@@ -154,12 +168,7 @@ class ConceptData:
         """
         if timestep is None:
             return self
-        if timestep not in self.edges:
-            edges = ", ".join(map("{:g}".format, self.edges)) or "none"
-            raise DSASError(
-                f"steer below timestep {quote(timestep)}: expected one that separates bins of concept {self.name!r} "
-                f"({edges}); learn with such edges"
-            )
+        check_below(timestep, self.edges, self.name)
         count = self.edges.index(timestep) + 1
         interventions = tuple(
             item if item.read_only else replace(item, weights=item.weights[:count] + (0.0,) * len(item.weights[count:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -30,7 +31,7 @@ from ..pipelines.adapter import PipelineAdapter
 from ..pipelines.batch_layout import BatchLayout
 from ..steering.concept_masks import LateMeans
 from .mask_fit import compact, pool_patches
-from .prompt_words import PromptWords
+from .prompt_words import PromptWords, doubtful_words
 
 #: name of the final latents among what is kept of a side beside activations at the steered sites
 LATENTS = "latents"
@@ -88,7 +89,17 @@ class PictureCapturing(Learner[str]):
 
     @cached_property
     def _words(self) -> PromptWords:
-        return PromptWords(self.adapter, self._texts, self.content.expanded("spans"))
+        spans = self.content.expanded("spans")
+        found = PromptWords(self.adapter, self._texts, spans)
+        taken = [] if found.words is None or spans else found.words["source"]
+        if taken and (doubtful := doubtful_words(self._texts, taken)):
+            warnings.warn(
+                f"concept {self.content.name!r}: no control prompt has {', '.join(doubtful)}; what shows the concept "
+                f"is taken to be {', '.join(taken)}: add controls that have the others, or list what shows it as spans "
+                "in the prompt file",
+                stacklevel=4,
+            )
+        return found
 
     @cached_property
     def _texts(self) -> dict[str, Sequence[str]]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from dsas_core.concept.concept import Concept
+from dsas_core.concept.data import check_below
 from dsas_core.concept.intervention import Intervention
 from dsas_core.errors import DSASError, UnsupportedError
 from dsas_core.learning.capture import Capture, LabelPositions
@@ -92,8 +93,8 @@ def learn(
             choosing the unit.
         edges: ascending timesteps (0 to 1000) that separate bins with their own probe and map, or, where the embeddings
             of the prompt are steered, below which this may begin; None for what suits the sites, () for one bin.
-        positions: which text tokens are read and steered: "words", those of the prompt up to the first end token, or
-            "all", see `dsas_diffusion.pipelines.batch_layout`.
+        positions: which tokens are read and steered in text encoders: "words", those of the prompt up to the first end
+            token, or "all" but the first, see `dsas_diffusion.pipelines.batch_layout`. Embeddings are read in all.
         guidance: classifier-free guidance scale; None for what suits the model.
         size: side of a picture in pixels; None for what suits the model.
         drift: share of pictures that may change where they must stay, of those without the concept and of those with
@@ -211,6 +212,11 @@ class PictureLearner(PictureCapturing):
         self.mask_sites = self.adapter.find_mask_sites()
         self.settings = settings_of(self.adapter, steps, guidance, optional("size", size))
         self.positions, self.batch, self.masks, self.store = positions, number("batch", batch), masks, store
+        if positions == "words" and any(site.argument for site in steered):
+            raise UnsupportedError(
+                "positions='words' is of layers of text encoders; at the embeddings gates find the words that show the "
+                "concept: leave positions out, or learn with sites='text'"
+            )
         super().__init__(
             content,
             content.draw(count, seed),
@@ -230,7 +236,10 @@ class PictureLearner(PictureCapturing):
             defaults = {"supervision": "positions"}
         recipe = recipe_of(given, **defaults, **fields)
         gate = recipe.resolved_gate
-        if self._at_embeddings and gate.reads_positions("token") and self._words.words is not None:
+        if isinstance(recipe.below, float | int):
+            check_below(recipe.below, self.edges, self.content.name)
+        marked = "supervision" not in (given or {}) or recipe.supervised
+        if marked and self._at_embeddings and gate.reads_positions("token") and self._words.words is not None:
             of_words = {"supervision": "positions", "form": "token", "source_h": WORD_H}
             with suppress(DSASError):  # a part of a combined gate that marked positions cannot tell anything
                 recipe = recipe_of({**of_words, **(given or {})}, **fields)

@@ -29,9 +29,10 @@ def words_of(text: str) -> list[str]:
 def own_words(prompts: Mapping[str, Sequence[str]], spans: Sequence[str] = ()) -> dict[str, tuple[str, ...]] | None:
     """The words that show the concept in source prompts, and in target prompts what it becomes.
 
-    These are the spans of the prompt file, else the words that no control prompt has; words such as "an" only where
-    some prompt has no other. Of targets they are the same words, where every target has one ("a blurred banana"), else
-    those that no source has ("a pear"), nor a control, unless some target has no other.
+    These are the spans of the prompt file, else of the words that no control prompt has as few as every prompt has one
+    of: not a place that controls happen to lack, nor words such as "an". Of targets they are the same words, where
+    every target has one ("a blurred banana"), else those that no source has ("a pear"), nor a control, unless some
+    target has no other.
 
     Args:
         prompts: of "source" and "target"; all others are controls.
@@ -51,15 +52,31 @@ def own_words(prompts: Mapping[str, Sequence[str]], spans: Sequence[str] = ()) -
         >>> own_words({"source": ["a dog"], "target": ["a dog at night"], "control": controls}) is None
         True
     """
-    elsewhere = {word for side in prompts if side not in SIDES for text in prompts[side] for word in words_of(text)}
-    source = tuple(spans) or _words_outside(prompts["source"], elsewhere)
+    elsewhere = _words_elsewhere(prompts)
+    source = tuple(spans) or _telling(prompts["source"], elsewhere)
     if not _all_have(prompts["source"], source):
         return None
     before = {word for text in prompts["source"] for word in words_of(text)}
-    for target in (source, *(_words_outside(prompts["target"], others) for others in (before | elsewhere, before))):
+    for target in (source, *(_telling(prompts["target"], others) for others in (before | elsewhere, before))):
         if _all_have(prompts["target"], target):
             return {"source": source, "target": target}
     return None
+
+
+def doubtful_words(prompts: Mapping[str, Sequence[str]], words: Sequence[str]) -> tuple[str, ...]:
+    """Words of source prompts that no control prompt has, and that are not taken for the concept all the same.
+
+    Example:
+        >>> doubtful_words({"source": ["a cat", "a cat on a table"], "control": ["a dog on a hat"]}, ["cat"])
+        ('table',)
+    """
+    taken = {word for phrase in words for word in words_of(phrase)}
+    return tuple(word for word in _words_outside(prompts["source"], _words_elsewhere(prompts)) if word not in taken)
+
+
+def _words_elsewhere(prompts: Mapping[str, Sequence[str]]) -> set[str]:
+    """The words of control prompts."""
+    return {word for side in prompts if side not in SIDES for text in prompts[side] for word in words_of(text)}
 
 
 def _words_outside(texts: Sequence[str], others: set[str]) -> tuple[str, ...]:
@@ -69,6 +86,22 @@ def _words_outside(texts: Sequence[str], others: set[str]) -> tuple[str, ...]:
     words = tuple(dict.fromkeys(word for text in texts for word in words_of(text) if word not in others))
     telling = tuple(word for word in words if word not in ENGLISH_STOP_WORDS)
     return telling if _all_have(texts, telling) else words
+
+
+def _telling(texts: Sequence[str], others: set[str]) -> tuple[str, ...]:
+    """Of the words outside others, as few as every text has one of; those that are always together count as one."""
+    words = _words_outside(texts, others)
+    places = {word: frozenset(i for i, text in enumerate(texts) if word in words_of(text)) for word in words}
+    left, chosen = frozenset().union(*places.values()), list[str]()
+    while left:
+        chosen.append(max(words, key=lambda word: len(places[word] & left)))
+        left -= places[chosen[-1]]
+    for word in tuple(chosen):  # one that later ones have made superfluous
+        rest = [places[other] for other in chosen if other != word]
+        if places[word] <= frozenset().union(*rest):
+            chosen.remove(word)
+    kept = {places[word] for word in chosen}
+    return tuple(word for word in words if places[word] in kept)
 
 
 def _all_have(texts: Sequence[str], phrases: Sequence[str]) -> bool:

@@ -101,7 +101,8 @@ def generate_preserving(
     given = None if preserve is True or latents_only else read_masks(preserve)
     passes = _Passes(layout.adapter, args, kwargs, composed=not latents_only)
     readers = {} if given is not None else {concept.name: MaskReader(layout, concept) for concept in concepts}
-    strengths = {concept.name: steering.strengths.values_of(concept.name) for concept in concepts}
+    on = float(steering.enabled)
+    strengths = {concept.name: on * steering.strengths.values_of(concept.name) for concept in concepts}
     blind = [name for name, reader in readers.items() if not reader.localises]
     if unseen := [name for name in blind if strengths[name].any()]:
         _warn_unlocalised(unseen)

@@ -50,7 +50,7 @@ def test_it_tells_evidence_limits_and_where_it_comes_from() -> None:
     for expected in (
         "| `unet.mid` | 1 | 0.800 | 0.850 | 0.0300 |",
         "learned on somebody/pictures (unet UNet of 12,345 parameters)",
-        "unit 1.5: the most effective within the drift limit, though it does less than is wanted",
+        "unit 1.5: the best of those tried, as far as effects can be told",
         "balanced accuracy 0.60, too poorly to trust",
         "no range yet",
         "mean h over the sites that steer is 0.0200, and 0.0300 at most (`unet.mid`)",

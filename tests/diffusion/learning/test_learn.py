@@ -97,6 +97,8 @@ def test_timestep_bins_and_text_sites_go_together(ddim_pipe: Any) -> None:
         ({"steps": 0}, "steps: expected a whole number from 1 to 1000, found 0"),
         ({"edges": (700, 300)}, "timestep edges"),
         ({"positions": "word"}, "^positions 'word': expected words or all$"),
+        ({"sites": "embeddings", "positions": "words"}, "at the embeddings gates find the words .*leave positions out"),
+        ({"sites": "embeddings", "recipe": {"below": 600}}, r"below timestep 600: .* 'banana-blur' \(500, 750\)"),
         ({"recipe": {"form": "words"}}, "gate form 'words'"),
         ({"recipe": {"site_weight": "best"}}, "site_weight 'best'"),
         ({"recipe": {"colour": "red"}}, "colour"),
@@ -120,6 +122,14 @@ def test_bad_requests_are_refused_before_anything_is_drawn(
         learn(tiny_pipe, settings.pop("prompts", PROMPTS), **{**QUICK, **settings})
     assert Bare.of(tiny_pipe.unet).hooks == 0
     assert "encode_prompt" not in vars(tiny_pipe)
+
+
+def test_words_that_controls_lack_are_told_and_supervision_can_be_left_to_prompts(ddim_pipe: Any) -> None:
+    source = ["a {other} and a banana in a cave", "a {other} and a banana {place}"]
+    lesson = Lesson(ddim_pipe, {**PROMPTS, "source": source}, **QUICK, sites="embeddings")
+    with pytest.warns(UserWarning, match="no control prompt has cave; what shows the concept is taken to be banana:"):
+        assert lesson._recipe(None, method="caa").form == "token"
+    assert lesson._recipe({"supervision": "prompts"}, method="caa").form == Recipe().form
 
 
 @pytest.mark.parametrize("stored", [False, True])

@@ -28,6 +28,14 @@ CONTROLS = ["a dog at night", "a blurred dog on the grass", "a red hat at night"
         (["a dog behind"], ["a dog beside"], (), (("behind",), ("beside",))),  # there is nothing else
         (["a cat at night"], ["a fox at night", "a fox and a hat"], (), (("cat",), ("fox",))),  # not what controls have
         (["a cat at night"], ["a hat at night"], (), (("cat",), ("hat",))),  # but for that
+        (["a cat", "a cat on a table"], ["a fox", "a fox on a table"], (), (("cat",), ("fox",))),  # not a place
+        (["a hot owl", "a hot owl on a table"], ["a fox"], (), (("hot", "owl"), ("fox",))),  # always together
+        (
+            ["a cat in snow", "an owl in snow", "a pig in snow", "a cat", "an owl", "a pig"],
+            ["a fox"],
+            (),
+            (("cat", "owl", "pig"), ("fox",)),  # though most have the snow
+        ),
         (["a CAT, at night"], ["a grey cat, at night"], (), (("cat",), ("cat",))),
         (["a dog at night"], ["a blurred dog"], (), None),  # a control has all of its words
         (["a cat", "a dog"], ["a fox", "a fox"], (), None),  # one source prompt has none

@@ -386,6 +386,16 @@ def test_ended_and_muted_steering() -> None:
         steering.generate(**asked("sd"))
 
 
+def test_what_is_disabled_is_kept_whole(seeing: type[Seeing]) -> None:
+    with steer(pipe_of("sd"), {concept_in("sd"): 1.0}) as steering:
+        made = steering.generate(**asked("sd"), preserve=True)
+        steering.disable()
+        still = steering.generate(**asked("sd"), preserve=True, unsteered=made)
+    assert made.is_steered
+    assert not still.is_steered
+    assert not still.masks[0].any()
+
+
 @pytest.mark.usefixtures("fresh_graphs")
 def test_a_compiled_denoiser_takes_a_mask(tmp_path: Any) -> None:
     pipe, concept = models.build("sd", tmp_path), with_reader(concept_in("sd"))
