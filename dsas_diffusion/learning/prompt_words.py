@@ -11,9 +11,12 @@ from dsas_core.errors import PromptError
 from dsas_core.learning.capture import LabelPositions
 
 from ..pipelines.adapter import PipelineAdapter
+from ..pipelines.families.prompt_templates import plain
 
 #: sides of which some words show the concept, or what it becomes
 SIDES = ("source", "target")
+#: tokens of a prompt that are looked at: some tokenizers have no limit of their own
+LONGEST = 512
 
 
 def words_of(text: str) -> list[str]:
@@ -119,7 +122,8 @@ class PromptWords:
         spans: of the prompt file.
 
     Attributes:
-        words: by side, see `own_words`; None where it is not known which show the concept.
+        words: by side, see `own_words`; None where it is not known which show the concept, or which position is which
+            word, as the pipeline puts a template around prompts.
     """
 
     def __init__(
@@ -127,7 +131,8 @@ class PromptWords:
     ) -> None:
         self.prompts, self.tokens = prompts, adapter.tokens[0]
         self._ids = cache(self._read)
-        self.words = own_words(prompts, spans)
+        self.is_plain = self.tokens.encoder.prompt_template is plain
+        self.words = own_words(prompts, spans) if self.is_plain else None
         if self.words is not None and not all(any(self._marks(side, i)) for side in SIDES for i in self._places(side)):
             self.words = None  # a tokenizer that writes words otherwise, or a prompt that is cut off
 
@@ -135,7 +140,8 @@ class PromptWords:
         return range(len(self.prompts[side]))
 
     def _read(self, side: str, prompt: int) -> list[int]:
-        ids: list[int] = self.tokens.ids([self.prompts[side][prompt]])[0].tolist()
+        length = min(self.tokens.tokenizer.model_max_length, LONGEST)
+        ids: list[int] = self.tokens.ids([self.prompts[side][prompt]], length)[0].tolist()
         return ids
 
     def _marks(self, side: str, prompt: int) -> list[bool]:
@@ -145,7 +151,12 @@ class PromptWords:
         return [place in marked for place in range(len(ids))]
 
     def find(self, side: str, prompt: int, count: int) -> list[bool]:
-        """Which of the first `count` positions are words of a prompt, and not padding; for `capture.FindWords`."""
+        """Which of the first `count` positions are words of a prompt, and not padding; for `capture.FindWords`.
+
+        All of them, where the pipeline puts a template around prompts.
+        """
+        if not self.is_plain:
+            return [True] * count
         ids = self._ids(side, prompt)
         special = set(self.tokens.tokenizer.all_special_ids)
         return _of_length([token not in special for token in ids], count)

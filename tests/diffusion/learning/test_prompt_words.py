@@ -13,6 +13,7 @@ from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_diffusion.learning.prompt_words import PromptWords, own_words
 from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.prompt_check import unknown_words
+from tests.diffusion.steering.test_identities_by_family import pipe_of
 
 CONTROLS = ["a dog at night", "a blurred dog on the grass", "a red hat at night"]
 
@@ -79,3 +80,14 @@ def test_a_draft_for_a_pipeline_has_words_that_it_knows(
     words = PromptWords(adapt(pipe), drawn, prompts.expanded("spans")).words
     assert words is not None
     assert phrases[0] in words["source"] or "banana" in words["source"]
+
+
+@pytest.mark.parametrize(("family", "known"), [("sd", True), ("pixart", True), ("sana", False)])
+def test_words_have_places_where_no_template_is_put_around_prompts(
+    family: str, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = adapt(pipe_of(family))
+    monkeypatch.setattr(adapter.tokens[0].tokenizer, "model_max_length", 10**30)  # as some have none
+    words = PromptWords(adapter, {"source": ["a banana"], "target": ["a dog"], "control": ["a"]})
+    assert words.is_plain == known
+    assert words.find("source", 0, 12)[-1] != known, "a short prompt ends before, where its end is known"
