@@ -46,8 +46,7 @@ class BatchLayout:
         branch: "conditional" steers the rows of the prompt, "unconditional" those of the negative prompt, "both" all.
         positions: in the text, "words" counts the tokens of the prompt up to the first end token, "all" also what is
             behind it, as far as the denoiser reads it: Stable Diffusion's reads padding, denoisers with an attention
-            mask do not. The first token, and an instruction in front of the prompt, never count. At sites of embeddings
-            all count, as gates find the words there.
+            mask do not. The first token, and an instruction in front of it, never count. At "embeddings" all do.
         on_generation: called with the request whenever a generation begins.
 
     Raises:

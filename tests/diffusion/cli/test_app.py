@@ -15,9 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from dsas_core import Concept
 from dsas_diffusion import cli, ui
-from dsas_diffusion.cli.commands import app
+from dsas_diffusion.ui.services.concepts import load_shipped
 from tests.fixtures.checks import assert_one_line
 from tests.fixtures.models import build_flow_pipe
 
@@ -71,11 +70,9 @@ def test_it_serves_until_a_signal(dsas: Run, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_ships_is_there_when_nothing_is_named() -> None:
-    drawn, spoken = app._read_concepts(None, "builtin:emoji"), app._read_concepts(None, "builtin:chat")
-    assert "banana-blur" in [concept.name for concept in drawn]
-    assert [concept.name for concept in spoken] == ["address-to-trade", "rudeness"]
-    assert app._read_concepts([], "builtin:emoji") == []
-    assert app._read_concepts(["builtin:rudeness"], "builtin:emoji") == [Concept.from_pretrained("builtin:rudeness")]
+    drawn = [concept.name for concept in load_shipped("builtin:emoji")]
+    assert (drawn[0], len(drawn)) == ("banana-blur", 8)
+    assert [concept.name for concept in load_shipped("builtin:chat")] == ["rudeness", "address-to-trade"]
 
 
 @pytest.mark.parametrize(
