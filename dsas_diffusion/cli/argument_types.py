@@ -59,6 +59,16 @@ def anything(text: str) -> str:
 _factor, _timestep, _side = map(number_type, ("factor", "timestep", "size"))
 
 
+def preserve(text: str) -> str | bool:
+    """How to leave the rest as it is; False for "off".
+
+    Example:
+        >>> preserve("latents"), preserve("off")
+        ('latents', False)
+    """
+    return text != "off" and text
+
+
 def name_and_value(text: str) -> tuple[str, Any]:
     """`NAME=VALUE`, the value as YAML reads it: a number, true, null, or a text."""
     name, equals, value = text.partition("=")

@@ -54,8 +54,6 @@ def read_preserve(given: bool | str) -> Any:
     """
     if given is True or given is False or given == "latents":
         return given
-    if given == "off":
-        return False
     try:
         with Image.open(given) as picture:
             return read_masks(picture)

@@ -66,7 +66,8 @@ def draw_each(
             for picture in (first, *others):
                 key = (picture.prompt, picture.noise_seed, picture.settings, picture.negative_prompt)
                 masked = isinstance(picture.preserve, str) and mask is not None
-                can_reuse = last is not None and last[0] == key and (masked or last[1].looked_for(strengths))
+                given = masked and not isinstance(mask, bool | str)  # so that nothing looks for a concept
+                can_reuse = last is not None and last[0] == key and (given or last[1].looked_for(strengths))
                 reused = [last[1]] if last is not None and can_reuse else []
                 preserve = mask if masked else picture.preserve
                 arguments = [picture.prompt], [picture.noise_seed], picture.settings, preserve, 1, reused

@@ -236,10 +236,14 @@ def _plan_cell(
             _refuse_tagged(tagged, axis.values, axis)
             own = {name: it for name, it in steering.items() if name == value or name not in axis.values}
             steering = own if value in own else {**own, value: shelf.describe(value, 1.0)}
+    varied: set[str] = set()
     for axis, value in values:
         if axis.kind == "strength":
             name = axis.concept or by_kind.get("concept") or _only(steering, tagged)
             _refuse_tagged(tagged, [name], axis)
+            if name in varied:
+                raise DSASError(f"two axes are strengths of {quote(name)}: make them one, or leave one out")
+            varied.add(name)
             steering[name] = shelf.describe(name, value)
     numbers = {kind: by_kind[kind] for kind in ("steps", "guidance") if kind in by_kind}
     settings = replace(first.settings, **numbers)

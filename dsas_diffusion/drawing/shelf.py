@@ -54,17 +54,21 @@ class Shelf:
             DSASError: no such concept, one of another name than expected, or two of one name.
         """
         path = source.name if isinstance(source, Concept) else str(source)
-        if path in self._names and not isinstance(source, Concept):
-            return self._names[path]
-        concept = source if isinstance(source, Concept) else Concept.from_pretrained(source)
+        if isinstance(source, Concept):
+            concept = source
+        else:
+            concept = self.concepts[self._names[path]] if path in self._names else Concept.from_pretrained(source)
         if expected not in (None, concept.name):
             raise DSASError(
                 f"{quote(source)} holds the concept {concept.name!r}, and the picture was drawn by {quote(expected)}: "
                 "give the folder of that one with --concept"
             )
-        if self.concepts.get(concept.name, concept) is not concept:
-            raise DSASError(f"two concepts are named {concept.name!r}: give one strength to one concept")
-        self.concepts[concept.name] = concept
+        there = self.concepts.setdefault(concept.name, concept)
+        if there is not concept and there.digest != concept.digest:
+            raise DSASError(
+                f"two concepts are named {concept.name!r}: give one of them, which <dsas:{concept.name}> in a prompt "
+                "names, or save one under another name"
+            )
         if concept.name not in self._known:
             self._known[concept.name] = DrawnConcept(path, concept.name, 0.0, concept.unit, concept.digest)
         self._names |= {concept.name: concept.name, path: concept.name}

@@ -143,11 +143,12 @@ def _draw(
         columns[PICTURE].append(image)
         masks.append(None if made.masks is None else made.masks[0])
         columns["base"] += made.unsteered or []
-        if steering is None or not steering.traced:
-            continue
+        seen = steering.trace if steering is not None and steering.traced else None
         for name in mapped:
-            nothing = np.zeros(image.size[::-1])
-            heat = steering.trace.heatmap(name, image) if name in steering.strengths else strips.overlay(image, nothing)
+            if seen is not None and seen.patch_sites(name):
+                heat = seen.heatmap(name, image)
+            else:  # nothing steered, or its probes read late steps alone
+                heat = strips.overlay(image, np.zeros(image.size[::-1]))
             columns[f"where {name}"].append(heat)
     if not args.compare:
         return {PICTURE: columns[PICTURE]}, masks

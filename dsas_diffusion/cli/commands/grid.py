@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def _axes(args: argparse.Namespace) -> dict[str, list[Any]]:
         args.usage("--z has blocks of rows: give --y, too")
     axes = {key: args.prompt if key == "prompt" else values for key, values in given}
     if len(axes) < len(given):
-        args.usage(f"two axes are of {given[0][0]}: make them one, or leave one out")
+        (twice, _), *_ = Counter(key for key, _ in given).most_common(1)
+        args.usage(f"two axes are of {twice}: make them one, or leave one out")
     if (len(args.prompt) > 1) != ("prompt" in axes):
         args.usage("several prompts are an axis, and one is none: --y prompt --prompt … --prompt …")
     for kind in ("seed", "steps", "guidance"):

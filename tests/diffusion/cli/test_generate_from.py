@@ -45,6 +45,39 @@ def pixels(path: Path) -> bytes:
         return picture.tobytes()
 
 
+@pytest.mark.parametrize("suffix", ["", ".png"])
+def test_a_prompt_without_a_concept_is_compared_too(
+    generate: Callable[..., Any], placed: str, tmp_path: Path, suffix: str
+) -> None:
+    out, given = tmp_path / f"all{suffix}", ("-p", f"a banana <dsas:{placed}:2>", "-p", "a dog", "--compare")
+    assert len(generate(*given, "--out", out)["pictures"]) == 2
+    if not suffix:
+        assert {file.name for file in out.glob("*-where-banana.png")} == {
+            "001-where-banana.png",
+            "002-where-banana.png",
+        }
+
+
+def test_one_concept_by_two_paths_is_one(generate: Callable[..., Any], placed: str, tmp_path: Path) -> None:
+    copied = shutil.copytree(placed, tmp_path / "copy")
+    document = generate("-p", f"a banana <dsas:{copied}:0.5>", "-c", placed, "--out", tmp_path / "a.png")
+    assert [(concept["name"], concept["strength"]) for concept in document["concepts"]] == [("banana", 0.5)]
+
+
+def test_another_concept_where_one_was_drawn_by_is_told(
+    dsas: Run, generate: Callable[..., Any], placed: str, other: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(placed, tmp_path / "mine")
+    generate(*PROMPT, "-c", folder, "--out", tmp_path / "a.png")
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+    code, _, err = dsas(
+        "generate", "--from", tmp_path / "a.png", "-c", f"{folder}=1", "--out", tmp_path / "b.png", "--quiet"
+    )
+    assert code == 1
+    assert_one_line(err, "holds the concept 'other', and the picture was drawn by 'banana'")
+
+
 def test_a_tag_is_a_strength_for_its_prompt(
     generate: Callable[..., Any], placed: str, other: str, tmp_path: Path
 ) -> None:

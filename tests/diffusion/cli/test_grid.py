@@ -72,6 +72,7 @@ def test_people_get_the_axes_and_a_bar(dsas: Run, model: str, placed: str, tmp_p
         ("-p x --x strength=1,,2", 2, "strength: expected a number from -1e+06 to 1e+06, found ''"),
         ("-p x --x seed=1 --z steps=1", 2, "--z has blocks of rows: give --y, too"),
         ("-p x --x seed=1 --y seed=2", 2, "two axes are of seed"),
+        ("-p x --x seed=1 --y steps=2 --z steps=3", 2, "two axes are of steps"),
         ("-p x --x seed=1 --seed 3", 2, "--seed is an axis already"),
         ("-p x --x steps=1 --steps 3", 2, "--steps is an axis already"),
         ("-p x --x prompt", 2, "several prompts are an axis, and one is none"),

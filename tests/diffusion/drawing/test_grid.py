@@ -99,6 +99,7 @@ def test_size_negative_prompt_and_gate_reach_the_pipeline(tiny_pipe: Any, concep
         ({"seed:one": [1]}, "expected strength:NAME of a concept that is given"),
         ({"concept": ["builtin:none"]}, "builtin:none"),
         ({"concept": "one"}, "axis concept: expected a list of values"),
+        ({"strength:one": [0, 1], "concept": ["one"], "strength": [0, 1]}, "two axes are strengths of 'one'"),
         ({"seed": list(range(401))}, "a grid of 401 pictures: at most 400 are drawn"),
         ({"strength:one": [1], "prompt": ["a <dsas:one:2>"]}, "a tag in the prompt sets 'one', too"),
         ({"concept": ["one", "two"], "prompt": ["a <dsas:one:2>"]}, "a tag in the prompt sets 'one', too"),
