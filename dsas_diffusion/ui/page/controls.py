@@ -21,7 +21,7 @@ from . import markup
 
 #: between two values of a slider
 STEP = 0.05
-MAX_SEED = 2**31 - 1
+MAX_SEED = 2**32 - 1  # seeds of noise that `dsas generate` derives are as large
 #: pixels of a picture's shorter side on the page, at least: the built-in model's have 64
 MIN_SIDE = 512
 #: examples that are offered below a prompt
@@ -171,7 +171,7 @@ class Notes(list[str]):
         """
         end = min(high, max(low, value))
         if end != value:
-            self.append(f"{what}: {value:g} is beyond {low:g} to {high:g}, so it is {end:g}")
+            self.append(f"{what}: {value:.15g} is beyond {low:.15g} to {high:.15g}, so it is {end:.15g}")
         return end
 
 

@@ -47,6 +47,7 @@ class Session:
     Args:
         my_concepts: those that this visitor learned or uploaded, by name.
         newest: name of the one that has come since sliders were last set; they begin with it alone at work.
+        slots: names of all concepts, in the order of the sliders when these were last set.
         drawing: the picture that is shown.
         history: the pictures that were drawn, the newest first.
         batch: those that were drawn at once, the last time that it were several.
@@ -55,6 +56,7 @@ class Session:
 
     my_concepts: dict[str, Concept] = field(default_factory=dict)
     newest: str | None = None
+    slots: list[str] = field(default_factory=list)
     drawing: Drawing | None = None
     history: list[Past] = field(default_factory=list)
     batch: list[Past] = field(default_factory=list)

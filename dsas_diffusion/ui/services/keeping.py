@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,8 +50,8 @@ def unpack(kept: Any) -> tuple[list[Concept], list[str]]:
             if not isinstance(text, str):
                 raise ArtifactError("a kept concept is no text")
             concepts.append(unzip_concept(base64.b64decode(text, validate=True), "a kept concept"))
-        except binascii.Error:
-            problems.append("a kept concept is damaged")
         except DSASError as error:
             problems.append(str(error))
+        except ValueError:  # no base64, or no letters of it
+            problems.append("a kept concept is damaged")
     return concepts, problems

@@ -90,10 +90,12 @@ def read_brought(path: str | None, service: PictureService, names: Collection[st
             strengths[concept.name] = float(concept.strength)
     if Path(made.model).name != Path(service.model).name:
         notes.append(f"it was drawn with {quote(made.model)}, and here is {quote(Path(service.model).name)}")
-    for what, found, usual in (("within", made.how.within, None), ("words", dict(made.how.words), {})):
-        if found != usual:
-            notes.append(f"{what} is not on this page")
-    if isinstance(made.preserve, str):
+    how = made.how
+    elsewhere = {"within": how.within, "words": how.words, "interpolation of bins": how.interpolate_bins}
+    notes += [f"{what} is not on this page" for what, found in elsewhere.items() if found]
+    if made.preserve == "latents":
+        notes.append("the rest is kept in its pixels here, not by latents")
+    elif isinstance(made.preserve, str):
         notes.append("its mask is not in the file: the rest is kept as the concepts see themselves")
     gate = "dsas" if made.how.gate == "own" else made.how.gate
     return Brought(made, strengths, gate, tuple(notes))

@@ -142,7 +142,7 @@ class PictureService:
         trace = steering.trace
         assert trace is not None
         # where no concept is seen no steered pass is run, and the unsteered one tells what gates read
-        read = trace if made.is_steered else self._unsteered[_key_of(order)][1]
+        read = trace if made.is_steered else self._unsteered[_reading_key(order)][1]
         gates = tuple(self._read_gate(order, concept, s, read) for concept, s in strengths.items())
         if not made.is_steered or change([drawing.base], made.images)[0] <= UNCHANGED:
             gates = tuple(self._look_for(gate, drawing.base) for gate in gates)
@@ -159,8 +159,9 @@ class PictureService:
         yield replace(drawing, trace=trace, **results)
 
     def read_unsteered(self, order: Order, concept: Concept) -> PictureTrace:
-        """What a concept's probes read while the order's unsteered picture was drawn: where it is seen."""
-        key = _key_of(order)
+        """What a concept's own gate reads in the order's unsteered picture: where it is seen, whatever gate steers."""
+        order = replace(order, gate="dsas")
+        key = _reading_key(order)
         made, trace = self._unsteered.get(key, (None, None))
         if made is not None and trace is not None and made.looked_for([concept]) and trace.select(concept.name):
             return trace
@@ -241,8 +242,8 @@ class PictureService:
             order: what to draw.
             preserved: concepts outside of which it is to be kept: what that takes is drawn at once.
         """
-        key = _key_of(order)
-        base, recorded = self._bases.get(key), self._unsteered.get(key)
+        key, reading = _key_of(order), _reading_key(order)
+        base, recorded = self._bases.get(key), self._unsteered.get(reading)
         missing = recorded is None or not recorded[0].looked_for(preserved) or not recorded[1].records
         cached = base is not None and not (preserved and missing)
         if base is None or not cached:
@@ -251,7 +252,7 @@ class PictureService:
                 with self._steered(order, dict.fromkeys(preserved, 0.0)) as steering:
                     made = self._generate(steering, order, preserved)
                 assert steering.trace is not None
-                keep_latest(self._unsteered, key, (made, steering.trace), MAX_UNSTEERED)
+                keep_latest(self._unsteered, reading, (made, steering.trace), MAX_UNSTEERED)
                 self._keep(steering.trace)
                 picture = made.images[0]
             else:
@@ -263,7 +264,7 @@ class PictureService:
 
     def _generate(self, steering: PipelineSteering, order: Order, preserved: Sequence[Concept]) -> Generation:
         """The order's picture, whatever the steering is set to; beside its unsteered pass, where that is kept."""
-        kept, _ = self._unsteered.get(_key_of(order), (None, None)) if preserved else (None, None)
+        kept, _ = self._unsteered.get(_reading_key(order), (None, None)) if preserved else (None, None)
         earlier = [kept] if kept is not None and kept.looked_for(preserved) else []
         arguments = [order.prompt], [order.seed], order.settings
         options: dict[str, Any] = {"preserve": bool(preserved), "unsteered": earlier, "negative": order.negative}
@@ -322,6 +323,11 @@ def _open_words(adapter: PipelineAdapter, prompt: str, records: Sequence[Record]
 def _key_of(order: Order) -> tuple[Any, ...]:
     """What an unsteered picture depends on."""
     return order.prompt, order.negative, order.seed, order.settings
+
+
+def _reading_key(order: Order) -> tuple[Any, ...]:
+    """What probes that read an unsteered picture depend on: in which rows, and whether they do."""
+    return *_key_of(order), order.gate, order.branch
 
 
 def slider_ends(concept: Concept, step: float = 0.05) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -192,12 +192,18 @@ class CreateTab:
         fields |= {"strengths": strengths, "gate": data[self.gate], "preserve": bool(data[self.preserve])}
         return Order(prompt, controls.read_seed(data[self.seed.seed]), notes=tuple(notes), **fields)
 
-    def slots(self, session: Session) -> list[Any]:
+    def slots(self, session: Session, strengths: Sequence[float] = ()) -> list[Any]:
         """Updates of the sliders and of the list of layers, for the concepts that a visitor has.
 
-        Strengths stay, unless a concept is new: it begins at one unit, and the others at 0.
+        Strengths stay those of their concepts, unless one is new: it begins at one unit, and the others at 0.
+
+        Args:
+            session: the visitor's state.
+            strengths: that the sliders have.
         """
         concepts = list(session.concepts(self.service).values())
+        names = [concept.name for concept in concepts]
+        before, session.slots = session.slots, names
         updates = [gr.update(visible=True, **controls.slider_settings(concept)) for concept in concepts]
         updates += [gr.update(visible=False, value=0)] * (len(self.sliders) - len(updates))
         if session.newest is not None:
@@ -205,14 +211,21 @@ class CreateTab:
             starts += [0.0] * (len(updates) - len(starts))
             updates = [{**update, "value": start} for update, start in zip(updates, starts, strict=True)]
             session.newest = None
+        elif before[: len(names)] != names and before:  # one was forgotten, and those behind it have moved up
+            held = dict(zip(before, strengths, strict=False))
+            updates[: len(names)] = [
+                {**update, "value": held.get(name, 0.0)} for update, name in zip(updates, names, strict=False)
+            ]
         return [*updates, gr.update(choices=steered_sites(concepts))]
 
     def restore(self, session: Session, past: Past, view: str) -> tuple[Any, ...]:
-        """Updates of the pictures, and of all that they depend on, to what they were."""
+        """Updates of the pictures and of all that they depend on to what they were; concepts that are gone stay so."""
         session.drawing = past.drawing
-        return *self.canvas.show(past.drawing, view), *self.advanced.reveal(
-            dict(zip(self.held, past.held, strict=True))
-        )
+        held = dict(zip(self.held, past.held, strict=True))
+        then = dict(zip(past.drawing.order.strengths, (held[slider] for slider in self.sliders), strict=False))
+        names = [*session.concepts(self.service), *[""] * len(self.sliders)]
+        held |= {slider: then.get(name, 0.0) for slider, name in zip(self.sliders, names, strict=False)}
+        return *self.canvas.show(past.drawing, view), *self.advanced.reveal(held)
 
 
 class SeedControls:

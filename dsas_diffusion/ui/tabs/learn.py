@@ -94,13 +94,17 @@ class LearnTab:
         uploaded = self.upload.upload(report_errors(self.add_uploaded), [session, self.upload], outputs, **PRIVATE)
         forgotten = self.my_concepts.forgets(session)
         for event in (learned, uploaded, forgotten):
-            followed = event.success(report_errors(self.slots), [session, *self.strip.choices], self._choices, **SILENT)
+            followed = event.success(report_errors(self.slots), self._slot_inputs(session), self._choices, **SILENT)
             followed.then(report_errors(self.keep), session, [self.kept, self.my_concepts.kept_told], **SILENT)
 
     @property
     def _choices(self) -> list[Any]:
         """The components that `slots` fills."""
         return [*self.create.sliders, self.create.advanced.sites, *self.strip.choices]
+
+    def _slot_inputs(self, session: gr.State) -> list[Any]:
+        """The components that `slots` reads."""
+        return [session, *self.strip.choices, *self.create.sliders]
 
     def bring_back(self, then: Callable[..., Any]) -> None:
         """Have the concepts come back that the browser keeps, after the event that `then` follows.
@@ -115,7 +119,7 @@ class LearnTab:
         outputs = [self.progress, session, *self.my_concepts.parts]
         queue = {**SILENT, "concurrency_id": "pipe", "concurrency_limit": 1}
         back = count.change(report_errors(self.take_kept), [session, self.kept], outputs, **queue)
-        back.then(report_errors(self.slots), [session, *self.strip.choices], self._choices, **SILENT)
+        back.then(report_errors(self.slots), self._slot_inputs(session), self._choices, **SILENT)
 
     def request(self, data: Mapping[Any, Any]) -> LearnRequest:
         """What the components ask for.
@@ -197,9 +201,11 @@ class LearnTab:
         told = markup.render_note(told + " ".join(problems), "warned" if problems else "done")
         return told, session, *self.my_concepts.updates(session, next(iter(session.my_concepts), None))
 
-    def slots(self, session: Session, strip: str | None, of_grid: list[str] | None = None) -> list[Any]:
+    def slots(
+        self, session: Session, strip: str | None, of_grid: list[str] | None = None, *strengths: float
+    ) -> list[Any]:
         """Updates of sliders, layers and choices of the tab Strip, for the concepts that the visitor has."""
-        return [*self.create.slots(session), *self.strip.slots(session, strip, of_grid)]
+        return [*self.create.slots(session, strengths), *self.strip.slots(session, strip, of_grid)]
 
 
 def _suggest(concept: Concept) -> str:

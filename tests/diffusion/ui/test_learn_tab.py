@@ -298,6 +298,7 @@ def test_concepts_stay_in_the_browser(tab: LearnTab, concepts: list[Concept], mo
     ("kept", "expected"),
     [
         (["no base64!"], "damaged"),
+        (["ä"], "damaged"),
         ([base64.b64encode(b"PK" * 40).decode()], "no zip file"),
         ([7], "no text"),
         (["A" * 700_000], "more than 600000 letters"),

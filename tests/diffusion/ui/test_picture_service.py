@@ -369,6 +369,26 @@ def test_where_nothing_is_seen_the_picture_stays(service: PictureService, placed
     assert drawing.gates[0].mean_h == 1.0, "what it read of the unsteered picture"
 
 
+@pytest.mark.parametrize("before", ["off", "on"])
+def test_where_a_concept_is_seen_does_not_depend_on_the_gate_that_steers(
+    service: PictureService, placed: Concept, before: str
+) -> None:
+    """Nor on the one that steered the same picture before."""
+    service.concepts["placed"] = placed
+    own = order(strengths={"placed": 1.0}, preserve=True)
+    other = replace(own, gate=before)
+    drawn(service, other)
+    told = [drawn(service, own).gates[0].mean_h]
+    seen = [service.read_unsteered(asked, placed).mean_h("placed") for asked in (other, own)]
+    for kept in (service._unsteered, service._read, service._bases):
+        kept.clear()
+    told.append(drawn(service, own).gates[0].mean_h)
+    seen.append(service.read_unsteered(own, placed).mean_h("placed"))
+    assert told[0] == told[1]
+    assert seen[0] == seen[1] == seen[2]
+    assert 0 < seen[0] < 1
+
+
 @pytest.mark.filterwarnings("error:.*see no place")
 def test_concepts_without_a_place_are_told_and_steer_everywhere(
     service: PictureService, placed: Concept, monkeypatch: pytest.MonkeyPatch

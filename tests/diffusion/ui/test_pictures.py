@@ -124,6 +124,24 @@ def test_a_new_concept_begins_at_one_unit_and_the_others_at_0(
     assert "value" not in page.create.slots(session)[0], "once"
 
 
+def test_strengths_stay_with_their_concepts_when_one_is_forgotten(
+    page: Page, service: PictureService, concepts: list[Concept]
+) -> None:
+    session = Session()
+    for name in ("one", "two"):
+        session.add(replace(concepts[1], name=name), service)
+        page.create.slots(session)
+    strengths = [0.0, 0.25, 0.0, 0.5, 1.0]
+    page.draw(session, strengths=strengths)
+    del session.my_concepts["one"]
+    updates = page.create.slots(session, [*strengths, *[0.0] * (MAX_OWN_CONCEPTS - 2)])
+    assert [update["value"] for update in updates[:-1]] == [0.0, 0.25, 0.0, 1.0, *[0] * (MAX_OWN_CONCEPTS - 1)]
+    held = page.create.restore(session, session.history[0], SIDE_BY_SIDE)[-len(page.create.held) :]
+    values = [update["value"] if isinstance(update, dict) else update for update in held]
+    again = page.create.order({**page.data(session), **dict(zip(page.create.held, values, strict=True))})
+    assert again.strengths["two"] == 1.0
+
+
 # ---- why nothing changes ---------------------------------------------------------------------------------------------
 
 
@@ -267,9 +285,10 @@ def test_a_picture_gives_its_settings_back(page: Page, bring: Callable[..., Any]
 
 def test_what_a_picture_asks_for_that_is_not_here_is_told(page: Page, bring: Callable[..., Any]) -> None:
     concepts = DrawnConcept("a/b", "gone", 1.0), DrawnConcept("patches", "patches", 7.0)
-    how = HowSteered(schedule=((0, 0.3), (500, 1.0), (1000, 0.1)), within="target")
+    how = HowSteered(schedule=((0, 0.3), (500, 1.0), (1000, 0.1)), within="target", interpolate_bins=True)
     settings = Settings(500, 3.0, scheduler="DDIMScheduler")
-    made = PictureSettings("other/model", "a dog", 2**40, settings, concepts=concepts, how=how)
+    options: dict[str, Any] = {"concepts": concepts, "how": how, "preserve": "latents"}
+    made = PictureSettings("other/model", "a dog", 2**40, settings, **options)
     told, values = bring(Session(), encode_picture(Image.new("RGB", (8, 8)), made.to_dict()))
     for expected in (
         "the concept &#x27;gone&#x27; is not here",
@@ -278,7 +297,9 @@ def test_what_a_picture_asks_for_that_is_not_here_is_told(page: Page, bring: Cal
         "DDIMScheduler",
         "within is not on this page",
         "strength of patches: 7 is beyond -0.95 to 1.45, so it is 1.45",
-        f"so it is {MAX_SEED:g}",
+        "interpolation of bins is not on this page",
+        "not by latents",
+        f"seed: {2**40} is beyond 0 to {MAX_SEED}, so it is {MAX_SEED}",
         "steps: 500 is beyond 1 to 100, so it is 100",
     ):
         assert expected in told
