@@ -171,7 +171,8 @@ class Notes(list[str]):
         """
         end = min(high, max(low, value))
         if end != value:
-            self.append(f"{what}: {value:.15g} is beyond {low:.15g} to {high:.15g}, so it is {end:.15g}")
+            found, *ends = (str(it) if isinstance(it, int) else f"{it:.15g}" for it in (value, low, high, end))
+            self.append(f"{what}: {found} is beyond {ends[0]} to {ends[1]}, so it is {ends[2]}")
         return end
 
 

@@ -39,6 +39,11 @@ class Past:
     drawing: Drawing
     held: tuple[Any, ...]
 
+    @property
+    def asked(self) -> tuple[Any, ...]:
+        """What it is of: a slider's strength is another concept's once one before it was forgotten."""
+        return self.held, {name: strength for name, strength in self.drawing.order.strengths.items() if strength}
+
 
 @dataclass
 class Session:
@@ -89,7 +94,7 @@ class Session:
         """Make a drawing the one that is shown, and the first of the history, where it is kept without its trace."""
         self.drawing = drawing
         past = Past(replace(drawing, trace=None), tuple(held))
-        others = [other for other in self.history if other.held != past.held]
+        others = [other for other in self.history if other.asked != past.asked]
         self.history = [past, *others][:MAX_HISTORY]
         return past
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ def read_brought(path: str | None, service: PictureService, names: Collection[st
         DSASError: no picture with settings, or with a strength that is found anew at each step.
     """
     made = read_settings(read_picture(path))
+    if made.preserve == "off":  # as the command line takes it
+        made = replace(made, preserve=False)
     notes, strengths = [], {}
     for concept in made.concepts:
         if concept.name not in names:

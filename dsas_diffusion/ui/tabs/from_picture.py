@@ -47,7 +47,7 @@ class FromPicture:
             low, high = (controls.slider_settings(concept)[end] for end in ("minimum", "maximum"))
             strength = brought.strengths.get(concept.name, 0.0)
             values[slider] = notes.clamp(f"strength of {concept.name}", strength, low, high)
-        values |= {keep: made.preserve not in (False, "off"), gate: brought.gate}
+        values |= {keep: made.preserve is not False, gate: brought.gate}
         values |= {seed: int(notes.clamp("seed", made.noise_seed, 0, controls.MAX_SEED))}
         values |= self.advanced.values_of(made, notes)
         updates = self.advanced.reveal({part: values[part] for part in self.held})

@@ -142,6 +142,20 @@ def test_strengths_stay_with_their_concepts_when_one_is_forgotten(
     assert again.strengths["two"] == 1.0
 
 
+def test_the_history_keeps_what_another_concept_drew_from_the_same_slider(
+    page: Page, service: PictureService, concepts: list[Concept]
+) -> None:
+    session = Session()
+    for name in ("one", "two"):
+        session.add(replace(concepts[1], name=name), service)
+    page.draw(session, strengths=[0.0, 0.0, 0.0, 0.5])
+    del session.my_concepts["one"]
+    for _ in range(2):  # alike: kept once
+        page.draw(session, strengths=[0.0, 0.0, 0.0, 0.5])
+    drawn = [past.drawing.order.strengths for past in session.history]
+    assert [(it.get("one"), it["two"]) for it in drawn] == [(None, 0.5), (0.5, 0.0)]
+
+
 # ---- why nothing changes ---------------------------------------------------------------------------------------------
 
 
@@ -305,6 +319,15 @@ def test_what_a_picture_asks_for_that_is_not_here_is_told(page: Page, bring: Cal
         assert expected in told
     assert values[page.create.sliders[1]] == pytest.approx(1.45)
     assert page.create.order({**page.data(Session()), **values}).settings.steps == 100
+
+
+@pytest.mark.parametrize("seed", [4_025_430_000, MAX_SEED, 2**63 - 1])
+def test_seeds_that_the_command_line_derives_come_back(page: Page, bring: Callable[..., Any], seed: int) -> None:
+    made = PictureSettings("tiny", "a dog", seed, Settings(2, 3.0), preserve="off")
+    told, values = bring(Session(), encode_picture(Image.new("RGB", (8, 8)), made.to_dict()))
+    assert values[page.create.seed.seed] == min(seed, MAX_SEED)
+    assert (f"seed: {seed} is beyond 0 to {MAX_SEED}" in told) is (seed > MAX_SEED), "in digits"
+    assert (values[page.create.preserve], "mask" in told) == (False, False), "off is no file's name"
 
 
 @pytest.mark.parametrize(
