@@ -123,7 +123,8 @@ def report_range(document: dict[str, Any]) -> None:
 
 
 def _report_sites(document: dict[str, Any]) -> None:
-    sites = [site for site in document["sites"] if not site.get("candidate")]
+    shown = [site for site in document["sites"] if not site.get("candidate")]
+    sites = list({repr(site): site for site in shown}.values())  # those of equal bins once
     columns = {**ACCURACY, "weight": "weight", **CONTROLS, "rank": "rank", "scaler": "scaler", "reads": "reads"}
     columns = {"site": "site", "bin": "bin", **columns} if document["edges"] else columns
     print_records(_known(columns, sites), [{**site, "reads": site.get("reads") or None} for site in sites])

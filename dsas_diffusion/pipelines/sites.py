@@ -16,6 +16,7 @@ from .families.spec import Family, SiteGroup
 
 #: (part of a path, what users write for it); the role says the rest ("attn2" is "cross")
 _SHORT_NAMES = (
+    (r"^\w+:input:\w+$", "embeddings"),
     (r"^(unet|transformer)(\.|$)", ""),
     (r"^text_encoder(_\d)?\.((encoder|model|language_model)\.)*(layers|block)\.", r"text\1."),
     (r"(^|\.)(down|up)_blocks\.", r"\1\2."),
@@ -49,6 +50,8 @@ def site_name(site: Site | str) -> str:
         'up.0.1.0'
         >>> site_name("transformer.single_transformer_blocks.12.attn"), site_name("text_encoder_2.encoder.layers.5")
         ('single.12', 'text_2.5')
+        >>> site_name("unet:input:encoder_hidden_states")
+        'embeddings'
     """
     if isinstance(site, Site) and site.argument:
         return "embeddings"

@@ -16,7 +16,7 @@ from jinja2.utils import markupsafe
 
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
-from dsas_core.concept.evidence import describe_unit
+from dsas_core.concept.evidence import describe_kept, describe_unit
 from dsas_core.model.sites import Site
 from dsas_core.utils.templates import create_environment
 
@@ -81,6 +81,7 @@ def render_evidence(concept: Concept) -> str:
         headings=["layer", *columns],
         rows=list({str(row): row for row in rows}.values()),
         unit=describe_unit(concept.unit, concept.evidence.get("unit")).splitlines(),
+        kept=describe_kept(concept.evidence.get("kept")),
     )
 
 

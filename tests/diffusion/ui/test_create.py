@@ -290,6 +290,14 @@ def test_texts_from_outside_are_text(page: Page, service: PictureService, concep
         assert "<b>" not in text.replace("<b>patches</b>", "")
 
 
+def test_the_evidence_tells_what_stays(concepts: list[Concept]) -> None:
+    part, site = {"changed": 3, "pictures": 24}, {"site": "unet:input:encoder_hidden_states"}
+    kept = {"alone": part, "beside": part, "without": {"changed": 1, "pictures": 9}, "neighbours": {"rabbit": part}}
+    told = markup.render_evidence(replace(concepts[1], evidence={"sites": [site], "kept": kept}))
+    assert "beside it 3 of 24 (rabbit 3 of 24), without it 1 of 9" in told
+    assert "<td>embeddings</td>" in told
+
+
 def test_descriptions_are_no_markdown(page: Page, service: PictureService, concepts: list[Concept]) -> None:
     session = Session()
     session.add(replace(concepts[1], name="mine", description="![a](http://x)\n`b` **c** d"), service)
