@@ -276,6 +276,7 @@ def test_mistakes_are_told_kindly(visit: Visit) -> None:
     demo.ask(" ")
     demo.page.locator("#draw").click()
     assert "write what the picture should show" in demo.message()
+    demo.page.locator("#problem").get_by_text("write what").wait_for()  # until then another click is not taken
     demo.ask("a xylophone on the grass")
     demo.draw()
     assert "does not know “xylophone”" in demo.explained()
