@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.records import DOCS, OUTPUTS, RESULTS, build_parser, record_path, write_record
+from benchmarks.reports import OLD_SITES
 from dsas_core.evaluation import report
 
 FIGURES = record_path(__file__)
@@ -120,6 +121,8 @@ def render_page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, 
         "strengths and the same prompts. Effect, cost and front (hypervolume) are as in [results.md](results.md), with "
         "bootstrap intervals of 95 %; AUROC and h of controls are medians over the sites that steer, of prompts that "
         "the gate was not fitted on. One seed of learning.",
+        "",
+        OLD_SITES,
         "",
         "## Gates",
         "",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.records import DOCS, OUTPUTS, build_parser, record_path, write_record
+from benchmarks.reports import OLD_SITES
 from dsas_core.evaluation import report
 
 FIGURES = record_path(__file__)
@@ -101,6 +102,8 @@ def render_page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
         "seed of learning. The unit is chosen with the gate (of two units, the second is that with the own gate), "
         "so that a method that is always on may do better below the grid. CASteer's own gate is the clip in its map, "
         "learned on plain means.",
+        "",
+        OLD_SITES,
         "",
         f"Of {len(won)} pairs of method and task the gated front is better in {won.count('gated')}, that of the method "
         f"always on in {won.count('always on')}; {won.count('neither')} cannot be told apart. Of these pairs, "

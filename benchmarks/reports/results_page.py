@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.common.records import DOCS, OUTPUTS, RESULTS, ROOT, build_parser, record_path, write_record
+from benchmarks.reports import OLD_SITES
 from benchmarks.reports.checks_page import render_checks
 from dsas_core.evaluation import ARMS, report
 from dsas_core.evaluation.arms import CONTROLS
@@ -72,6 +73,8 @@ def render_page(document: Mapping[str, Any]) -> str:
         "",
         "Written by `make results`; do not edit. Every concept against every arm, on prompts that learning never used. "
         "Facts of the text model are asked of every kind, those that a concept is about among them.",
+        "",
+        OLD_SITES,
         "",
         "*Effect* is relative to what asking in words achieves. *Cost* is the change of "
         "what should stay: 1 - SSIM of control pictures, the share of control answers that changed. *Front* is the "
