@@ -165,13 +165,13 @@ def draw_grid(
         (2, 2, (534, 378))
     """
     adapter, shelf = adapt(pipe), Shelf(concepts.items())
-    named = preserve if isinstance(preserve, bool | str) else "mask"
+    named, mask = (preserve, None) if isinstance(preserve, bool | str) else ("mask", preserve)
     settings = settings_of(adapter) if settings is None else settings
     options: dict[str, Any] = {"negative_prompt": negative_prompt, "how": how or HowSteered(), "preserve": named}
     first = PictureSettings(adapter.name, prompt, seed, settings, **options)
     sides = read_axes(axes, shelf)
     cells = plan_cells(first, sides, shelf, lambda picture, value: replace(picture, noise_seed=value))
-    return draw_cells(adapter, sides, cells, shelf, None if named == preserve else preserve, on_picture)
+    return draw_cells(adapter, sides, cells, shelf, mask, on_picture)
 
 
 def read_axes(axes: Mapping[str, Sequence[Any]], shelf: Shelf) -> tuple[Axis, ...]:

@@ -24,8 +24,8 @@ from dsas_core.steering.strengths import Auto, read_strength
 
 #: what begins a tag of ours, its content, and what ends it
 _TAG = re.compile(r"<\s*dsas(?![\w-])([^<>]*)(>?)", re.IGNORECASE)
-#: `NAME` and `STRENGTH`, where there is one
-_PARTS = re.compile(rf"((?:{BUILTIN}|[a-zA-Z]:(?=[\\/]))?[^:]+?)\s*(?::(.*))?", re.DOTALL)
+#: `NAME` and `STRENGTH`, where there is one; `builtin:` without a name after it is none
+_PARTS = re.compile(rf"(?!{BUILTIN}\s*(?::|\Z))((?:{BUILTIN}|[a-zA-Z]:(?=[\\/]))?[^:]+?)\s*(?::(.*))?", re.DOTALL)
 #: what follows a word without a space
 _CLOSING = tuple(",.;:!?)]}")
 
@@ -80,7 +80,7 @@ def _read(tag: re.Match[str]) -> tuple[str, float | Auto]:
         raise PromptError(f"the prompt has the tag {quote(tag[0])}, which no > ends: {expected}")
     colon, body = content.strip()[:1], content.strip()[1:].strip()
     parts = _PARTS.fullmatch(body) if colon == ":" else None
-    if parts is None or parts[1] in ("", BUILTIN):
+    if parts is None:
         raise PromptError(f"the prompt has the tag {quote(tag[0])}, which names no concept: {expected}")
     name, strength = parts[1].strip(), parts[2]
     if strength is None:

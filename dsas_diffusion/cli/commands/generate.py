@@ -25,6 +25,7 @@ from ...generation import strips
 from ...pipelines.adapter import PipelineAdapter
 from ...pipelines.sites import has_patches
 from ...steering.schedule import Schedule
+from ...steering.steer import PipelineSteering
 from .. import arguments
 from ..output import (
     check_output_files,
@@ -143,13 +144,8 @@ def _draw(
         columns[PICTURE].append(image)
         masks.append(None if made.masks is None else made.masks[0])
         columns["base"] += made.unsteered or []
-        seen = steering.trace if steering is not None and steering.traced else None
-        for name in mapped:
-            if seen is not None and seen.patch_sites(name):
-                heat = seen.heatmap(name, image)
-            else:  # nothing steered, or its probes read late steps alone
-                heat = strips.overlay(image, np.zeros(image.size[::-1]))
-            columns[f"where {name}"].append(heat)
+        for name in mapped if args.compare else ():
+            columns[f"where {name}"].append(_where(steering, name, image))
     if not args.compare:
         return {PICTURE: columns[PICTURE]}, masks
     if len(columns["base"]) < len(pictures):
@@ -164,6 +160,13 @@ def _draw(
         if any(it is not None for it in masks):
             columns["mask"] = [strips.overlay(*pair) for pair in zip(columns["base"], shown, strict=True)]
     return columns, masks
+
+
+def _where(steering: PipelineSteering | None, name: str, image: Image.Image) -> Image.Image:
+    """The map of h over a picture: dark where another concept steers, or probes read none of the steps."""
+    if steering is not None and name in steering.strengths and steering.trace.patch_sites(name):
+        return steering.trace.heatmap(name, image)
+    return strips.overlay(image, np.zeros(image.size[::-1]))
 
 
 def _unsteered(picture: PictureSettings) -> PictureSettings:

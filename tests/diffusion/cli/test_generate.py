@@ -155,6 +155,11 @@ def test_what_is_preserved_is_what_python_preserves(dsas, model: str, placed: st
             assert not apart[outside].any()
 
 
+def test_preserve_off_needs_no_concept(dsas, model: str, tmp_path: Path) -> None:
+    given = ("-p", "x", "--steps", 1, "--preserve", "off", "--out", tmp_path / "a.png", "--json")
+    assert document_of(dsas("generate", "--model", model, *given))["preserve"] is False
+
+
 def test_what_is_not_seen_is_told_and_leaves_json_readable(dsas, model: str, placed: str, tmp_path: Path) -> None:
     folder = replace(unseen(Concept.from_pretrained(placed)), base={}).save_pretrained(tmp_path / "unseen")
     given = ("--model", model, "-p", "a banana", "--steps", 1, "--quiet", "--preserve", "--concept")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
@@ -17,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from dsas_core import Concept
 from dsas_diffusion import load_pipeline, read_settings
 from dsas_diffusion.generation.pictures import seeds_for
+from dsas_diffusion.generation.strips import overlay
 from tests.fixtures.checks import assert_one_line, document_of
 
 Run = Callable[..., tuple[int, str, str]]
@@ -45,17 +47,30 @@ def pixels(path: Path) -> bytes:
         return picture.tobytes()
 
 
+def dark(path: Path) -> bytes:
+    """A picture under a map of nothing."""
+    with Image.open(path) as picture:
+        return overlay(picture, np.zeros(picture.size[::-1])).tobytes()
+
+
 @pytest.mark.parametrize("suffix", ["", ".png"])
-def test_a_prompt_without_a_concept_is_compared_too(
-    generate: Callable[..., Any], placed: str, tmp_path: Path, suffix: str
+def test_prompts_of_other_concepts_and_of_none_are_compared_too(
+    generate: Callable[..., Any], placed: str, other: str, tmp_path: Path, suffix: str
 ) -> None:
-    out, given = tmp_path / f"all{suffix}", ("-p", f"a banana <dsas:{placed}:2>", "-p", "a dog", "--compare")
-    assert len(generate(*given, "--out", out)["pictures"]) == 2
+    out, tags = tmp_path / f"all{suffix}", (f"<dsas:{placed}:2>", f"<dsas:{other}:2>", "")
+    given = [part for tag in tags for part in ("-p", f"a banana {tag}")]
+    assert len(generate(*given, "--seed", 3, "--compare", "--out", out)["pictures"]) == 3
     if not suffix:
-        assert {file.name for file in out.glob("*-where-banana.png")} == {
-            "001-where-banana.png",
-            "002-where-banana.png",
-        }
+        for name, steered in (("banana", 1), ("other", 2)):
+            seen = [pixels(out / f"00{i}-where-{name}.png") != dark(out / f"00{i}.png") for i in (1, 2, 3)]
+            assert seen == [i == steered for i in (1, 2, 3)]
+
+
+def test_steps_that_no_probe_of_patches_reads_leave_the_map_dark(dsas: Run, tmp_path: Path) -> None:
+    given = ("--model", "builtin:emoji", "-p", "a banana <dsas:banana-blur>", "--steps", 1, "--compare", "--quiet")
+    code, _, err = dsas("generate", *given, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert pixels(tmp_path / "out" / "001-where-banana-blur.png") == dark(tmp_path / "out" / "001.png")
 
 
 def test_one_concept_by_two_paths_is_one(generate: Callable[..., Any], placed: str, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from dsas_core import Concept
 from dsas_diffusion.generation import strips
 from tests.fixtures.checks import assert_one_line, document_of
 
@@ -60,6 +62,16 @@ def test_people_get_the_axes_and_a_bar(dsas: Run, model: str, placed: str, tmp_p
     settings = json.loads((tmp_path / "a.json").read_text())
     assert settings["concepts"][0]["strength"] == 1.0
     assert [entry.get("steps", settings["steps"]) for entry in settings["pictures"]] == [1, 2]
+
+
+@pytest.mark.parametrize("how", ["latents", "off"])
+def test_concepts_share_an_unsteered_pass_only_where_it_looked_for_them(
+    dsas: Run, model: str, placed: str, tmp_path: Path, how: str
+) -> None:
+    other = replace(Concept.from_pretrained(placed), name="other").save_pretrained(tmp_path / "other")
+    given = ("-p", "a banana", "--x", f"concept={placed},{other}", "--preserve", how, "--steps", 1, "--json")
+    document = document_of(dsas("grid", "--model", model, *given, "--out", tmp_path / "a.png"))
+    assert document["preserve"] == (how != "off" and how)
 
 
 @pytest.mark.parametrize(

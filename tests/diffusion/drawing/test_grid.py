@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from dsas_diffusion.drawing.grid import Axis
 from dsas_diffusion.drawing.picture_settings import HowSteered
 from dsas_diffusion.generation.settings import Settings
 from tests.fixtures.concepts import random_concept
+from tests.fixtures.judges import random_banana_with_place
 from tests.fixtures.models import TINY
 
 SETTINGS = Settings(2, 3.0)
@@ -77,6 +79,18 @@ def test_size_negative_prompt_and_gate_reach_the_pipeline(tiny_pipe: Any, concep
     assert picture.tobytes() == draw(tiny_pipe, {}, seed=4, width=64, height=32, negative_prompt="a cat")
     assert picture.tobytes() != draw(tiny_pipe, {}, seed=4, width=64, height=32)
     assert grid.sheet().size == (190 + 168 + 8, 34 + 80 + 8 + 8), "cells have the pictures' shape"
+
+
+@pytest.mark.parametrize("preserve", ["latents", np.eye(32, dtype=bool)], ids=["latents", "mask"])
+def test_what_is_preserved_is_what_a_call_preserves(tiny_pipe: Any, preserve: Any) -> None:
+    concept = random_banana_with_place(tiny_pipe)
+    both = [concept, replace(concept, name="other")]
+    grid = dsas.draw_grid(tiny_pipe, "a dog", {}, {"concept": both}, settings=SETTINGS, seed=3, preserve=preserve)
+    for picture, one in zip(grid.pictures[0][0], both, strict=True):
+        with dsas.steer(tiny_pipe, {one: 1.0}) as steering:
+            options = {"num_inference_steps": 2, "guidance_scale": 3.0, "generator": torch.Generator().manual_seed(3)}
+            (expected,) = steering.generate("a dog", preserve=preserve, **options).images
+        assert picture.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize(

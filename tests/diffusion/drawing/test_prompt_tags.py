@@ -56,6 +56,8 @@ def test_what_is_no_tag_of_ours_stays_as_it_is(text: str) -> None:
         ("a <dsas x>", "which names no concept"),
         ("a <dsas: :1>", "which names no concept"),
         ("a <dsas::1>", "which names no concept"),
+        ("a <dsas:builtin:>", "which names no concept"),
+        ("a <dsas:builtin: :1>", "which names no concept"),
         ("a <dsas:x:>", "expected a number from -1e+06 to 1e+06, found ''"),
         ("a <dsas:x:much>", "found 'much'; or auto"),
         ("a <dsas:x:1:2>", "found '1:2'"),
