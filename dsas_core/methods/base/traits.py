@@ -35,6 +35,7 @@ class GateTraits:
         fixed_threshold: the method places its threshold itself. `Recipe.control_h` does not move it, and the site
             weight "soft" is 1 where balanced accuracy is above chance by three standard errors, else 0.
         allows_state: False for a gate that cannot be read in the forms with state, "prefix" and "latch".
+        trained: it is trained together with its map, and `fit` gives where that begins; mode "joint" alone.
 
     Example:
         >>> GateTraits("one decision per prompt", uses_other_positions=True).obstacle_to_texts("token")
@@ -49,6 +50,7 @@ class GateTraits:
     text_form: str = "token"
     fixed_threshold: bool = False
     allows_state: bool = True
+    trained: bool = False
 
     def obstacle_to(self, settings: GateSettings, reads_positions: bool) -> str | None:
         """Why the gate cannot be learned by a recipe: what follows its name; None where it can.
@@ -90,6 +92,7 @@ class MapTraits:
             use; see `MapMethod.from_probe`.
         max_sites: how many sites `learn` steers unless `Recipe.keep` says; None for all.
         has_unit: False where the method defines a strength of 1 itself, so that `learn` chooses no unit.
+        trained: maps of all sites are trained together, mode "joint" alone; see `learning.joint`.
 
     Example:
         >>> MapTraits("add a vector").has_unit
@@ -103,6 +106,7 @@ class MapTraits:
     from_gate: bool = False
     max_sites: int | None = None
     has_unit: bool = True
+    trained: bool = False
 
     def check_rows(self, name: str, source: torch.Tensor, target: torch.Tensor) -> None:
         """Check that there are enough rows to fit the map on.
