@@ -5,5 +5,6 @@ from .base import Map
 from .identity import IdentityMap
 from .projection import ProjectionMap, TurnMap
 from .support import MeanShiftMap, SupportMap
+from .two_way import TwoWayMap
 
-__all__ = ["AffineMap", "IdentityMap", "Map", "MeanShiftMap", "ProjectionMap", "SupportMap", "TurnMap"]
+__all__ = ["AffineMap", "IdentityMap", "Map", "MeanShiftMap", "ProjectionMap", "SupportMap", "TurnMap", "TwoWayMap"]

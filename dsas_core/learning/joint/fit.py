@@ -14,6 +14,7 @@ from ...concept.evidence import SiteEvidence
 from ...concept.format import round_to_half
 from ...concept.intervention import Intervention
 from ...errors import DSASError, UnsupportedError
+from ...maps import Map
 from ...methods.gated_maps.e2e_dsas import E2EGate
 from ...methods.training.parts import Scale
 from ...model.sites import Site
@@ -109,7 +110,10 @@ def fit_jointly(
         show_progress,
     )
     trained, found = trainer.run()
-    trained = [replace(item, maps=tuple(part.map_tensors(round_to_half) for part in item.maps)) for item in trained]
+    finish = methods.mapping(own.method).finish
+    trained = [
+        replace(item, maps=_each(item.maps, lambda part: finish(part.map_tensors(round_to_half)))) for item in trained
+    ]
     if gates:
         evidence = [_with_doses(item, trained, capture) for item in evidence]
     if own == recipe:
@@ -124,6 +128,12 @@ def fit_jointly(
             f"gate {recipe.gate!r} steers at no site whose map was trained: choose another gate, or other sites"
         )
     return joined, evidence, found
+
+
+def _each(parts: Sequence[Map], change: Callable[[Map], Map]) -> tuple[Map, ...]:
+    """Each part changed; one that several bins share once."""
+    changed = {id(part): change(part) for part in parts}
+    return tuple(changed[id(part)] for part in parts)
 
 
 def _without(capture: Captured, sites: Collection[Site]) -> Captured:

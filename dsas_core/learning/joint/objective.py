@@ -54,14 +54,12 @@ def measure_loss(
         controls: how many control rows are in the pass, and in all processes together.
 
     Raises:
-        UnsupportedError: a site that was not reached, or that passes no gradient on.
+        UnsupportedError: a site that passes no gradient on.
         DSASError: a loss that is not finite.
     """
     transports, moved = [], []
     for site, target in targets.items():
-        means = done.means.get(site)
-        if means is None:
-            raise UnsupportedError(f"{site} was not reached in training: choose other sites")
+        means = done.means[site]
         if torch.is_grad_enabled() and not means.requires_grad:
             raise UnsupportedError(
                 f"{site} passes no gradient on, as the model runs it without: choose other sites, or a method that "

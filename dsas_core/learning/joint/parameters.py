@@ -61,10 +61,10 @@ class JointParameters(nn.ModuleList):
                 trained.append(replace(item, maps=tuple(made[part] for part in maps), probes=gates))
         return trained
 
-    def shrink(self, rate: float, l1: float, group: float) -> None:
+    def shrink(self, optimiser: torch.optim.Optimizer, rate: float, l1: float, group: float) -> None:
         """A proximal step of the sparse group lasso on every map."""
         for part in dict.fromkeys(part for parts in self.maps for part in parts):
-            part.shrink(rate, l1, group)
+            part.shrink(optimiser, rate, l1, group)
 
     @property
     def dimensions(self) -> int:

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import nn
 
 from ...errors import UnsupportedError
-from ...model.compilation import refuse_compiled
+from ...model.compilation import is_compiled
 from ...model.sites import Roots, Site
 from .visitor import JointVisitor
 
@@ -47,7 +47,11 @@ class JointRuns(Protocol):
 def check_trainable(roots: Roots) -> None:
     """Raise an UnsupportedError where no gradient passes a model: compiled, or its weights packed as integers."""
     for name, root in roots.items():
-        refuse_compiled(name, root)
+        if is_compiled(root):
+            raise UnsupportedError(
+                f"{name} is compiled, and joint training changes what its hooks do: train the model as it was loaded, "
+                "and compile it afterwards"
+            )
         packed = next((path for path, part in root.named_parameters() if not part.is_floating_point()), None)
         if packed is not None:
             raise UnsupportedError(

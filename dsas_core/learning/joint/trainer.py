@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...concept.intervention import Intervention
-from ...errors import PromptError
+from ...errors import PromptError, UnsupportedError
 from ...methods.training.parts import BETAS, EPSILON, Scale
 from ...model.sites import Site
 from ...utils.processes import Share
@@ -156,7 +156,7 @@ class JointTrainer:
         self.share.add_gradients(self.parameters.parameters())
         optimiser.step()
         if self.aims.l1 or self.aims.group:
-            self.parameters.shrink(rate, self.aims.l1, self.aims.group)
+            self.parameters.shrink(optimiser, rate, self.aims.l1, self.aims.group)
         return Loss(loss.transport.detach(), loss.preservation.detach())
 
     def _check(
@@ -214,6 +214,9 @@ class JointTrainer:
     def _pass(self, one: Pass, rows: Sequence[Row], moment: int) -> Pass:
         self.visitor.start(one)
         self.runs.run(rows, moment)
+        missed = next((item.site for item in self.items if item.site not in one.means), None)
+        if missed is not None:
+            raise UnsupportedError(f"{missed} was not reached in training: choose other sites")
         return one
 
     def _unsteered(self, kind: str, rows: Sequence[int], moment: int, states: bool = False) -> Pass:

@@ -251,7 +251,7 @@ class Reader:
     def _logits_at(self, batch: Batch, counted: torch.Tensor) -> torch.Tensor:
         """Logits [n, vocabulary] at the positions that a mask counts, row by row; the head reads little else."""
         columns = counted.any(0).nonzero()[:, 0]
-        logits: torch.Tensor = self._call(batch, **logits_options(self.model, columns.tolist())).logits
+        logits: torch.Tensor = self._call(batch, False, **logits_options(self.model, columns.tolist())).logits
         kept = counted[:, columns] if logits.shape[1] == len(columns) else counted
         return logits[kept.to(logits.device)]
 

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from ...errors import DSASError
+from ...maps import Map
 from ...probes import LinearProbe, Probe, RectifiedProbe
 from ..base.gate import Gate
 from ..base.gate_fit import GateFit, GateRows, GateSettings
@@ -65,6 +66,10 @@ class E2EMap(LinEAS):
         "gamma": Option(1.0, "a number from 0 up", _is_gamma),
         **LinEAS.options,
     }
+
+    def finish(self, trained: Map) -> Map:
+        """The map as it is: what its gate opens for is not what the inverse would be wanted for."""
+        return trained
 
     def default_gate(self, **options: Any) -> str:
         given = {name: options[name] for name in ("activation", "gamma") if name in options}

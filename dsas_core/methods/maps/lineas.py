@@ -4,8 +4,8 @@
 
 "LinEAS: End-to-end Learning of Activation Steering with a Distributional Loss", arXiv 2503.10679. Activations are means
 over the positions of each prompt; those of target prompts are the unsteered model's. ω begins at 1 and β at 0. A
-strength of 1 transports all the way; the inverse map (x - β) / ω brings in what the map takes out (`AffineMap.inverse`,
-`Concept.inverted`), where a negative strength extrapolates.
+strength of 1 transports all the way; negative ones move by the inverse, (x - β) / ω, which brings in what the map takes
+out (`maps.TwoWayMap`).
 
 - `l1` and `group` are penalties of the sparse group lasso, by a proximal step after each step of the optimiser: the
   first leaves dimensions alone, the second whole sites. Here they are of ω - 1 and of the displacement of the mean row
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from ...maps import AffineMap, Map
+from ...maps import AffineMap, Map, TwoWayMap
 from ...probes import Probe
 from ..base.gate_fit import GateRows
 from ..base.map_method import MapMethod, Option
@@ -69,5 +69,9 @@ class LinEAS(MapMethod):
         """Where training begins: a map that changes nothing."""
         return identity(source.gathered("pooled").shape[1], torch.float32)
 
-    def _fit(self, source: torch.Tensor, target: torch.Tensor, *, l1: float, group: float, **others: Any) -> AffineMap:
-        return train_on_rows(identity(source.shape[1]), source, target, l1, group)
+    def finish(self, trained: Map) -> Map:
+        assert isinstance(trained, AffineMap)
+        return TwoWayMap.of(trained)
+
+    def _fit(self, source: torch.Tensor, target: torch.Tensor, *, l1: float, group: float, **others: Any) -> Map:
+        return self.finish(train_on_rows(identity(source.shape[1]), source, target, l1, group))

@@ -7,7 +7,6 @@ samples of different sizes both functions are staircases, compared piece by piec
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 
 def match_quantiles(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -49,14 +48,14 @@ def wasserstein(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return share.to(first.dtype) @ (first - second).square()
 
 
-def shrink(u: torch.Tensor, rate: float, l1: float = 0.0, group: float = 0.0) -> torch.Tensor:
+def shrink(u: torch.Tensor, rate: torch.Tensor | float, l1: float = 0.0, group: float = 0.0) -> torch.Tensor:
     """The proximal step of the sparse group lasso: small numbers become 0, and all of them where few are left.
 
         y = sign(u) max(|u| - rate l1, 0),   max(0, 1 - rate group sqrt(width) / |y|) y
 
     Args:
         u: one group, [width].
-        rate: step size.
+        rate: step size, or that of each number, [width], of optimisers that scale them; the group has their mean.
         l1: penalty of each number.
         group: penalty of the group, whose length is compared with the square root of its size.
 
@@ -64,8 +63,9 @@ def shrink(u: torch.Tensor, rate: float, l1: float = 0.0, group: float = 0.0) ->
         >>> shrink(torch.tensor([3.0, -0.05, 0.4]), rate=0.1, l1=1.0, group=1.0)
         tensor([2.7277, -0.0000, 0.2822])
     """
-    y = nn.functional.softshrink(u, rate * l1)
+    rates = torch.as_tensor(rate, dtype=u.dtype, device=u.device)
+    y = u.sign() * (u.abs() - rates * l1).clamp_min(0)
     length = y.norm()
     if not bool(length > 0):
         return torch.zeros_like(y)
-    return (1 - rate * group * len(u) ** 0.5 / length).clamp_min(0) * y
+    return (1 - rates.mean() * group * len(u) ** 0.5 / length).clamp_min(0) * y

@@ -86,15 +86,27 @@ class TrainedMap(nn.Module):
         return AffineMap(shift - self.slope * self.scale.mean, self.slope + 1)
 
     @torch.no_grad()
-    def shrink(self, rate: float, l1: float, group: float) -> None:
-        """A proximal step of the sparse group lasso, see `optimal_transport.shrink`: each of the two is a group."""
+    def shrink(self, optimiser: torch.optim.Optimizer, rate: float, l1: float, group: float) -> None:
+        """A proximal step of the sparse group lasso, see `optimal_transport.shrink`: each of the two is a group.
+
+        With the step sizes that the optimiser has taken: where it scales gradients, penalties are scaled alike.
+        """
         for parameter in self.parameters():
-            parameter.copy_(shrink(parameter, rate, l1, group))
+            parameter.copy_(shrink(parameter, step_sizes(optimiser, parameter, rate), l1, group))
 
     def moved_dimensions(self) -> int:
         """How many dimensions the map moves."""
         moved = self.offset != 0
         return int((moved if self.slope is None else moved | (self.slope != 0)).sum())
+
+
+def step_sizes(optimiser: torch.optim.Optimizer, parameter: nn.Parameter, rate: float) -> torch.Tensor | float:
+    """How far an optimiser goes for a gradient of 1: its rate, or that of each number where it scales them (Adam)."""
+    state = optimiser.state.get(parameter, {})
+    if "exp_avg_sq" not in state:
+        return rate
+    mean_square = state["exp_avg_sq"] / (1 - BETAS[1] ** float(state["step"]))
+    return rate / (mean_square.sqrt() + EPSILON)  # type: ignore[no-any-return]
 
 
 class TrainedProbe(nn.Module):
@@ -152,10 +164,10 @@ def train_on_rows(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
         for _ in range(STEPS):
             optimiser.zero_grad()
-            (wasserstein(trained().apply(source, 1.0), target).mean() / first).backward()  # type: ignore[no-untyped-call]
+            (wasserstein(trained().apply(source, 1.0), target).sum() / first).backward()  # type: ignore[no-untyped-call]
             rate = float(schedule.get_last_lr()[0])
             optimiser.step()
             if l1 or group:
-                trained.shrink(rate, l1, group)
+                trained.shrink(optimiser, rate, l1, group)
             schedule.step()
         return trained().map_tensors(torch.Tensor.detach)
