@@ -16,8 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
-import torch
-
 from ..concept.concept import Concept
 from ..concept.evidence import SiteEvidence
 from ..concept.intervention import Intervention
@@ -27,7 +25,7 @@ from ..model.fingerprints import describe_module, fingerprint
 from ..model.sites import Roots, Site
 from ..utils.meter import Meter
 from ..utils.numbers import number
-from ..utils.processes import process_share
+from ..utils.processes import Share
 from ..utils.progress import progress_bar
 from ..utils.versions import versions
 from .calibration.unit import TRIALS, units_of
@@ -65,6 +63,8 @@ class Learner(ABC, Generic[Text]):
     DRIFT: ClassVar[float]
     #: a folder where joint training is kept, so that an interrupted one goes on; None for nowhere
     checkpoint: str | Path | None = None
+    #: of this process among those that train together: `utils.processes.process_share` where several do
+    share = Share()
     #: whether outputs show what a strength does; where they don't, the unit is 1
     tries_units = True
 
@@ -167,7 +167,6 @@ class Learner(ABC, Generic[Text]):
         self, capture: Captured, recipe: Recipe, done: Callable[[], object], read_sites: Sequence[Site]
     ) -> tuple[list[Intervention], list[SiteEvidence], dict[str, Any]]:
         """Train all sites together, see `joint.fit.fit_jointly`."""
-        device = next((x.device for root in self._roots.values() for x in root.parameters()), torch.device("cpu"))
         used = json.dumps(record_prompts(self.content, self.count, self.seed, "hash"), sort_keys=True)
         prompts = hashlib.sha256(used.encode()).hexdigest()
         about = {"model": self.model_name, "prompts": prompts, **self.own_settings}
@@ -177,7 +176,7 @@ class Learner(ABC, Generic[Text]):
             self._joint_runs(recipe),
             folder=self.checkpoint,
             about=about,
-            share=process_share(on_cpu=device.type == "cpu"),
+            share=self.share,
             done=done,
             read_sites=read_sites,
             show_progress=self.show_progress,

@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     advice = hints(prompts.draw(args.count, args.seed), pictures=not is_text)
     _print(args, *([drafted] if drafted else []), *(f"hint: {hint}" for hint in advice))
     lesson = _lesson(args, model, prompts, masks)
+    lesson.share = share
     if share.process > 0:  # the first goes on with what all have read
         lesson.join(args.method, args.gate, recipe=recipe)
         share.wait()
