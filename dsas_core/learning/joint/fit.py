@@ -85,42 +85,22 @@ def fit_jointly(
         DSASError: no site tells source from control; a loss that is not finite.
         UnsupportedError: sites in several roots, or kinds of maps, gates or models that cannot be trained.
     """
-    own, everything = trained_recipe(recipe), capture
+    own, everything, all_read = trained_recipe(recipe), capture, read_sites
     gates = isinstance(own.resolved_gate, E2EGate)
     if gates:  # each site has its own, and what is only read is none of them
-        capture = _without(capture, read_sites)
-    items, evidence = fit_sites(capture, own, done, None, () if gates else read_sites)
-    roots = sorted({item.site.root for item in items})
-    if len(roots) > 1:
-        raise UnsupportedError(
-            f"joint training needs all sites in one root, and these are in {', '.join(roots)}: choose sites in one of "
-            "them (sites)"
-        )
-    known = {"recipe": _plain(own), "sites": [str(item.site) for item in items], "edges": list(capture.edges), **about}
-    trainer = JointTrainer(
-        items,
-        capture.edges,
-        {item.site: _scales(capture, item) for item in items},
-        _aims(own),
-        training_settings(own.training),
-        runs,
-        own.seed,
-        Checkpoint(folder, known),
-        share,
-        show_progress,
-    )
+        capture, read_sites = _without(capture, read_sites), ()
+    trainer, evidence = make_trainer(capture, own, runs, folder, about, share, done, read_sites, show_progress)
     trained, found = trainer.run()
     finish = methods.mapping(own.method).finish
-    trained = [
-        replace(item, maps=_each(item.maps, lambda part: finish(part.map_tensors(round_to_half)))) for item in trained
-    ]
+    rounded = [_each(item.maps, lambda part: finish(part.map_tensors(round_to_half))) for item in trained]
+    trained = [replace(item, maps=maps) for item, maps in zip(trained, rounded, strict=True)]
     if gates:
         evidence = [_with_doses(item, trained, capture) for item in evidence]
     if own == recipe:
         return trained, evidence, found
     if own.gate == recipe.gate:  # the gate alone
         return [_with_map(item, capture, recipe) for item in trained], evidence, found
-    others, evidence = fit_sites(everything, recipe, lambda: None, None, read_sites)
+    others, evidence = fit_sites(everything, recipe, lambda: None, None, all_read)
     maps = {item.site: item.maps for item in trained}
     joined = [replace(item, maps=maps[item.site]) for item in others if item.site in maps]
     if not joined:
@@ -128,6 +108,41 @@ def fit_jointly(
             f"gate {recipe.gate!r} steers at no site whose map was trained: choose another gate, or other sites"
         )
     return joined, evidence, found
+
+
+def make_trainer(
+    capture: Captured,
+    recipe: Recipe,
+    runs: JointRuns,
+    folder: str | Path | None,
+    about: Mapping[str, Any],
+    share: Share,
+    done: Callable[[], object] = lambda: None,
+    read_sites: Collection[Site] = (),
+    show_progress: bool = False,
+) -> tuple[JointTrainer, list[SiteEvidence]]:
+    """What trains the sites of a recipe, from where they begin, and the evidence of that; see `fit_jointly`."""
+    items, evidence = fit_sites(capture, recipe, done, None, read_sites)
+    roots = sorted({item.site.root for item in items})
+    if len(roots) > 1:
+        raise UnsupportedError(
+            f"joint training needs all sites in one root, and these are in {', '.join(roots)}: choose sites in one of "
+            "them (sites)"
+        )
+    known = {"recipe": _plain(recipe), "sites": [str(item.site) for item in items], "edges": list(capture.edges)}
+    trainer = JointTrainer(
+        items,
+        capture.edges,
+        {item.site: _scales(capture, item) for item in items},
+        _aims(recipe),
+        training_settings(recipe.training),
+        runs,
+        recipe.seed,
+        Checkpoint(folder, {**known, **about}),
+        share,
+        show_progress,
+    )
+    return trainer, evidence
 
 
 def _each(parts: Sequence[Map], change: Callable[[Map], Map]) -> tuple[Map, ...]:

@@ -18,6 +18,7 @@ from ...model.sites import Site
 from ...utils.processes import Share
 from ...utils.progress import progress_bar
 from .checkpoint import Checkpoint, Progressed
+from .clean import CleanStates
 from .memory import SavedTensors, free_memory
 from .objective import Loss, measure_loss
 from .parameters import JointParameters
@@ -94,6 +95,7 @@ class JointTrainer:
         self.seed, self.checkpoint, self.share, self.show_progress = seed, checkpoint, share, show_progress
         self.parameters = JointParameters(items, scales, gates=aims.gates)
         self.visitor = JointVisitor([item.site for item in items], edges)
+        self._clean = CleanStates(self._read_clean)
         self._targets: dict[tuple[str, int], dict[Site, torch.Tensor]] = {}
 
     def run(self) -> tuple[list[Intervention], dict[str, Any]]:
@@ -204,9 +206,7 @@ class JointTrainer:
         own, kept = (list(range(len(rows)))[share.process :: share.processes] for rows in (sources, controls))
         source_rows: list[Row] = [(f"{kind}source", sources[i]) for i in own]
         control_rows: list[Row] = [(f"{kind}control", controls[i]) for i in kept]
-        clean = (
-            self._unsteered(f"{kind}control", [controls[i] for i in kept], moment, states=True).states if kept else {}
-        )
+        clean = self._clean.read(f"{kind}control", [controls[i] for i in kept], moment) if kept else {}
         done = self._pass(Pass(self.parameters.steered(), len(own), clean), [*source_rows, *control_rows], moment)
         counts = len(kept), len(controls)
         return measure_loss(done, self._means_of(f"{kind}target", moment), share, own, len(sources), counts)
@@ -223,6 +223,9 @@ class JointTrainer:
         """What prompts give unsteered: their means, or, of controls, all of it."""
         with torch.no_grad():
             return self._pass(Pass(None, 0 if states else len(rows)), [(kind, i) for i in rows], moment)
+
+    def _read_clean(self, kind: str, rows: Sequence[int], moment: int) -> dict[Site, torch.Tensor]:
+        return self._unsteered(kind, rows, moment, states=True).states
 
     def _means_of(self, kind: str, moment: int) -> dict[Site, torch.Tensor]:
         """The means of all target prompts, read once."""

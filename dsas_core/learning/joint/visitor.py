@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from ...concept.intervention import bin_of
 from ...errors import UnsupportedError
@@ -15,8 +16,8 @@ from ...model.hooks import Call
 from ...model.sites import Site
 from ...probes import Probe
 from ...probes.combine import pool
-from ...steering.interpolation import interpolate
-from ...utils.tensorclass import compute_dtype
+from ...steering.interpolation import displace
+from ...utils.tensorclass import cast, compute_dtype
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ class JointVisitor:
         call.check_rows(site, len(x))
         mask = call.position_mask(site, x.shape[1])
         mask = None if mask is None else mask.to(x.device)
-        out = x if now.steered is None else self._steer(now.steered[site], x, call, mask)
+        out = x
+        if now.steered is not None:
+            out = self._steer(now.steered[site], x, call, mask)
         counted = self.counted if self.counted is not None else mask
         if counted is not None and counted.shape[1] != x.shape[1]:
             raise UnsupportedError(f"{site} has {x.shape[1]} positions, and {counted.shape[1]} are known by what shows")
@@ -121,7 +124,8 @@ class JointVisitor:
             h = h * probe.score(x, mask) * part.weights[self.bin]
         if mask is not None:
             h = h * mask[..., None]
-        return interpolate(x, [(part.maps[self.bin], 1.0, h)])
+        wide = cast(x, compute_dtype(x))
+        return cast(displace(wide, part.maps[self.bin].displacement(wide), h), x.dtype)
 
 
 def _mean_square(moved: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -131,7 +135,8 @@ def _mean_square(moved: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | 
     """
     dtype, count = compute_dtype(moved), min(moved.shape[1], clean.shape[1])
     moved, clean, mask = moved[:, :count], clean[:, :count], None if mask is None else mask[:, :count]
-    squares = (moved.to(dtype) - clean.to(dtype)).square().mean(-1)
+    # a loss of torch keeps what it is of, and not the difference
+    squares = nn.functional.mse_loss(moved.to(dtype), clean.to(moved.device, dtype), reduction="none").mean(-1)
     return squares.mean() if mask is None else (squares * mask).sum() / mask.sum().clamp_min(1)
 
 
