@@ -112,7 +112,7 @@ def attend(
     return (products.softmax(-1) @ values.unsqueeze(-3)).permute(0, 3, 1, 2, 4)
 
 
-def _project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x [batch, positions, width] in heads, [batch, *heads, positions, head]."""
     flat = None if bias is None else cast(bias, x.dtype).flatten()
     out = functional.linear(x, cast(weight, x.dtype).flatten(0, -2), flat).unflatten(-1, weight.shape[:-1])
@@ -163,7 +163,7 @@ class ConceptAttention(TensorClass, kind="flow-concept"):
 
     def add(self, x: torch.Tensor, positions: Positions) -> torch.Tensor:
         """x [batch, positions, width], and what it reads of the concept."""
-        queries = _project(normalise(x, self.before, self.epsilon), self.query, self.query_bias)
+        queries = project(normalise(x, self.before, self.epsilon), self.query, self.query_bias)
         queries = normalise(queries, self.query_norm, self.epsilon)
         numbers = positions.numbers[:, None, None]
         queries = rotate(queries, numbers, self.frequencies, self.length)
@@ -214,9 +214,9 @@ class CausalAttention(TensorClass, kind="flow-causal"):
     def add(self, x: torch.Tensor, positions: Positions, past: State) -> tuple[torch.Tensor, State]:
         """x [batch, positions, width] and what it reads of earlier positions; and the keys and values of all so far."""
         normed = normalise(x, self.before, self.epsilon)
-        queries = normalise(_project(normed, self.query, self.query_bias), self.query_norm, self.epsilon)
-        keys = normalise(_project(normed, self.key, self.key_bias), self.key_norm, self.epsilon)
-        values = _project(normed, self.value, self.value_bias)
+        queries = normalise(project(normed, self.query, self.query_bias), self.query_norm, self.epsilon)
+        keys = normalise(project(normed, self.key, self.key_bias), self.key_norm, self.epsilon)
+        values = project(normed, self.value, self.value_bias)
         queries = rotate(queries, positions.numbers[:, None, None], self.frequencies, self.length)
         keys = rotate(keys, positions.numbers[:, None], self.frequencies, self.length)
         keys, values = (torch.cat([cast(old, x.dtype), new], 2) for old, new in zip(past, (keys, values), strict=True))
