@@ -64,14 +64,16 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for kind, value in (("count", self.steps), ("batch", self.batch), ("seed", self.seed)):
-            number(kind, value)
-        low, high = self.times
-        if not 0 < low <= high <= 100 or not 0 < self.rate <= 1 or not 1 <= self.euler_steps <= 100:
-            raise DSASError(
-                f"times {quote(self.times)}, rate {self.rate:g}, euler_steps {self.euler_steps}: expected two times "
-                "above 0, the lower first, a rate up to 1, and 1 to 100 steps"
-            )
+        for kind, count in (("count", self.steps), ("batch", self.batch), ("seed", self.seed)):
+            number(kind, count)
+        number("steps", self.euler_steps)
+        shares = {"rate": self.rate, "diversity": self.diversity, "warm_up": self.warm_up}
+        for name, value in shares.items():
+            if type(value) not in (int, float) or not 0 <= value <= 1:
+                raise DSASError(f"{name} {quote(value)}: expected a number from 0 to 1")
+        times = self.times if isinstance(self.times, tuple | list) and len(self.times) == 2 else (0, 0)
+        if not all(type(time) in (int, float) for time in times) or not 0 < times[0] <= times[1] <= 100:
+            raise DSASError(f"times {quote(self.times)}: expected two numbers above 0, the lower first")
 
 
 @dataclass(frozen=True)
