@@ -263,6 +263,45 @@ def test_tokens_that_are_taken_back_are_refused() -> None:
             model(IDS[:, :1], past_key_values=cache)
 
 
+def test_drafts_are_refused() -> None:
+    model = tiny("llama")
+    settings: dict[str, Any] = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
+    with (
+        llm.steer(model, {flowing(model): 0.5}),
+        pytest.raises(UnsupportedError, match="assisted decoding"),
+    ):
+        model.generate(input_ids=IDS[:1].repeat(1, 2), prompt_lookup_num_tokens=3, **settings)
+
+
+def test_chunks_static_caches_and_inference_mode_make_no_difference() -> None:
+    model = tiny("llama")
+    with llm.steer(model, {flowing(model, gate(model)): 0.5}, trace=True) as steering:
+        first = written(model)
+        assert steering.trace is not None
+        assert len(steering.trace.tokens(1)) == IDS.shape[1] + LENGTH - 1
+        assert close(written(model, prefill_chunk_size=3), first)
+        assert close(written(model, cache_implementation="static"), first, 1e-4)
+        with torch.inference_mode():
+            assert torch.equal(written(model), first)
+
+
+def test_a_compiled_model_is_moved_as_the_model_is() -> None:
+    model = copy.deepcopy(tiny("llama"))
+    with llm.steer(model, {flowing(model, gate(model)): 0.5}):
+        expected = model(IDS).logits
+        assert close(torch.compile(model, backend="eager")(IDS).logits, expected)
+
+
+def test_steerings_of_one_model_add_up() -> None:
+    """Each has its own state; together they are what one steering with both is."""
+    model = tiny("llama")
+    first, second = flowing(model, gate(model)), replace(flowing(model, seed=1), name="second")
+    with llm.steer(model, {first: 0.5, second: 0.3}):
+        expected = written(model)
+    with llm.steer(model, {first: 0.5}), llm.steer(model, {second: 0.3}):
+        assert close(written(model), expected)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpoint_computes_the_same_gradient(reentrant: bool) -> None:
     model = copy.deepcopy(tiny("llama"))
