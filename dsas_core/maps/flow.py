@@ -21,13 +21,15 @@ from typing import Annotated, NamedTuple
 import torch
 from torch.nn import functional
 
-from ..utils.tensorclass import Holds, TensorClass, Vector, cast
+from ..utils.tensorclass import Holds, TensorClass, cast
 from .running import RunningMap, State
 
 #: flow time of strength 1: the longest that networks are trained on
 TIME_OF_STRENGTH = 2.0
 #: the longest wave of the embedding of the time, over 2π
 LONGEST_WAVE = 10_000.0
+#: largest number in a tensor: with larger ones, products of gates, values and activations overflow float32
+LARGEST = 1e4
 #: names of activation functions, as configs of transformers have them
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": functional.silu,
@@ -36,13 +38,14 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": functional.relu,
 }
 
-HeadVector = Annotated[torch.Tensor, Holds("head")]
-ToHeads = Annotated[torch.Tensor, Holds("heads head width")]
-ToQueries = Annotated[torch.Tensor, Holds("heads groups head width")]
-FromQueries = Annotated[torch.Tensor, Holds("width heads groups head")]
-QueryBias = Annotated[torch.Tensor, Holds("heads groups head")]
-KeyBias = Annotated[torch.Tensor, Holds("heads head")]
-OfConcept = Annotated[torch.Tensor, Holds("heads tokens head")]
+OfWidth = Annotated[torch.Tensor, Holds("width", high=LARGEST)]
+HeadVector = Annotated[torch.Tensor, Holds("head", high=LARGEST)]
+ToHeads = Annotated[torch.Tensor, Holds("heads head width", high=LARGEST)]
+ToQueries = Annotated[torch.Tensor, Holds("heads groups head width", high=LARGEST)]
+FromQueries = Annotated[torch.Tensor, Holds("width heads groups head", high=LARGEST)]
+QueryBias = Annotated[torch.Tensor, Holds("heads groups head", high=LARGEST)]
+KeyBias = Annotated[torch.Tensor, Holds("heads head", high=LARGEST)]
+OfConcept = Annotated[torch.Tensor, Holds("heads tokens head", high=LARGEST)]
 #: the number below a root of a norm; the factor on the products of queries and keys; the bound on them
 Epsilon = Annotated[float, Holds(high=1.0, low=0.0)]
 Scale = Annotated[float, Holds(high=1e3, low=1e-6)]
@@ -145,18 +148,18 @@ class ConceptAttention(TensorClass, kind="flow-concept"):
         hidden: True for tokens that are padding; only in training, where concepts share a batch.
     """
 
-    before: Vector
+    before: OfWidth
     query: ToQueries
     query_norm: HeadVector
     keys: OfConcept
     values: OfConcept
     output: FromQueries
-    after: Vector
-    factor: Vector
+    after: OfWidth
+    factor: OfWidth
     frequencies: HeadVector
     query_bias: QueryBias | None = None
-    output_bias: Vector | None = None
-    hidden: Annotated[torch.Tensor, Holds("tokens")] | None = None
+    output_bias: OfWidth | None = None
+    hidden: Annotated[torch.Tensor, Holds("tokens", high=1.0, low=0.0)] | None = None
     length: Scale = 1.0
     cap: SoftCap | None = None
     epsilon: Epsilon = 1e-6
@@ -192,20 +195,20 @@ class CausalAttention(TensorClass, kind="flow-causal"):
         query_bias: or None; so are `key_bias`, `value_bias` and `output_bias`.
     """
 
-    before: Vector
+    before: OfWidth
     query: ToQueries
     key: ToHeads
     value: ToHeads
     output: FromQueries
-    after: Vector
-    factor: Vector
+    after: OfWidth
+    factor: OfWidth
     frequencies: HeadVector
     query_norm: HeadVector | None = None
     key_norm: HeadVector | None = None
     query_bias: QueryBias | None = None
     key_bias: KeyBias | None = None
     value_bias: KeyBias | None = None
-    output_bias: Vector | None = None
+    output_bias: OfWidth | None = None
     length: Scale = 1.0
     scale: Scale = 1.0
     cap: SoftCap | None = None
@@ -239,12 +242,12 @@ class GatedMLP(TensorClass, kind="flow-mlp"):
         activation: a name of `ACTIVATIONS`.
     """
 
-    before: Vector
-    gate: Annotated[torch.Tensor, Holds("inner width")]
-    up: Annotated[torch.Tensor, Holds("inner width")]
-    down: Annotated[torch.Tensor, Holds("width inner")]
-    after: Vector
-    factor: Vector
+    before: OfWidth
+    gate: Annotated[torch.Tensor, Holds("inner width", high=LARGEST)]
+    up: Annotated[torch.Tensor, Holds("inner width", high=LARGEST)]
+    down: Annotated[torch.Tensor, Holds("width inner", high=LARGEST)]
+    after: OfWidth
+    factor: OfWidth
     activation: str = "silu"
     epsilon: Epsilon = 1e-6
 
@@ -298,11 +301,11 @@ class FlowMap(RunningMap, kind="flow"):
     """
 
     blocks: tuple[FlowBlock, ...]
-    sine: Annotated[torch.Tensor, Holds("width waves")]
-    cosine: Annotated[torch.Tensor, Holds("width waves")]
-    embedding_bias: Vector
-    embedding: Annotated[torch.Tensor, Holds("width width")]
-    second_bias: Vector
+    sine: Annotated[torch.Tensor, Holds("width waves", high=LARGEST)]
+    cosine: Annotated[torch.Tensor, Holds("width waves", high=LARGEST)]
+    embedding_bias: OfWidth
+    embedding: Annotated[torch.Tensor, Holds("width width", high=LARGEST)]
+    second_bias: OfWidth
     steps: Annotated[int, Holds(high=1000, low=1)] = 3
     by_time: bool = False
 
