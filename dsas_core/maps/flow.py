@@ -65,7 +65,12 @@ class Positions(NamedTuple):
 
 
 def normalise(x: torch.Tensor, scale: torch.Tensor | None, epsilon: float) -> torch.Tensor:
-    """Root mean square norm over the last dimension; without a scale, x itself."""
+    """Root mean square norm over the last dimension; without a scale, x itself.
+
+    Example:
+        >>> normalise(torch.tensor([3.0, 4.0]), scale=torch.ones(2), epsilon=0.0)
+        tensor([0.8485, 1.1314])
+    """
     if scale is None:
         return x
     return x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt() * cast(scale, x.dtype)
@@ -79,6 +84,10 @@ def rotate(x: torch.Tensor, numbers: torch.Tensor, frequencies: torch.Tensor, le
         numbers: of the positions, broadcastable to [..., positions].
         frequencies: [head], those of both channels of a pair.
         length: factor on the result, which some ways of stretching contexts have.
+
+    Example:
+        >>> rotate(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), torch.tensor([torch.pi / 2] * 2), length=1.0)
+        tensor([[-4.3711e-08,  1.0000e+00]])
     """
     angles = numbers[..., None].to(frequencies.dtype) * frequencies
     half = x.shape[-1] // 2
@@ -106,6 +115,11 @@ def attend(
 
     Returns:
         [batch, positions, heads, groups, head].
+
+    Example:
+        >>> queries, others = torch.zeros(1, 1, 1, 1, 2), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+        >>> attend(queries, others, others, scale=1.0, cap=None, hidden=None).flatten()
+        tensor([0.5000, 0.5000])
     """
     products = scale * (queries @ keys.unsqueeze(-3).transpose(-1, -2))
     if cap is not None:
@@ -116,7 +130,17 @@ def attend(
 
 
 def project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [batch, positions, width] in heads, [batch, *heads, positions, head]."""
+    """x [batch, positions, width] in heads, [batch, *heads, positions, head].
+
+    Args:
+        x: what is projected.
+        weight: [*heads, head, width].
+        bias: [*heads, head], or None.
+
+    Example:
+        >>> project(torch.ones(1, 3, 2), torch.ones(4, 5, 2), None).shape
+        torch.Size([1, 4, 3, 5])
+    """
     flat = None if bias is None else cast(bias, x.dtype).flatten()
     out = functional.linear(x, cast(weight, x.dtype).flatten(0, -2), flat).unflatten(-1, weight.shape[:-1])
     return out.movedim(1, -2)
@@ -145,7 +169,10 @@ class ConceptAttention(TensorClass, kind="flow-concept"):
         frequencies: of the rotary embedding.
         query_bias: or None.
         output_bias: or None.
-        hidden: True for tokens that are padding; only in training, where concepts share a batch.
+        hidden: 1 for tokens that are padding; only in training, where concepts share a batch.
+        length: factor on rotated vectors.
+        cap: bound on the products of queries and keys; None for none.
+        epsilon: of norms.
     """
 
     before: OfWidth
@@ -192,7 +219,14 @@ class CausalAttention(TensorClass, kind="flow-causal"):
         frequencies: of the rotary embedding.
         query_norm: scale of the norm of queries, or None for no norm.
         key_norm: scale of the norm of keys, or None for no norm.
-        query_bias: or None; so are `key_bias`, `value_bias` and `output_bias`.
+        query_bias: or None.
+        key_bias: or None.
+        value_bias: or None.
+        output_bias: or None.
+        length: factor on rotated vectors.
+        scale: factor on the products of queries and keys.
+        cap: bound on them; None for none.
+        epsilon: of norms.
     """
 
     before: OfWidth
@@ -240,6 +274,7 @@ class GatedMLP(TensorClass, kind="flow-mlp"):
         after: scale of the norm after it.
         factor: on what it adds, by channel.
         activation: a name of `ACTIVATIONS`.
+        epsilon: of norms.
     """
 
     before: OfWidth
