@@ -2,9 +2,22 @@
 
 from .affine import AffineMap
 from .base import Map
+from .flow import FlowMap
 from .identity import IdentityMap
 from .projection import ProjectionMap, TurnMap
+from .running import RunningMap
 from .support import MeanShiftMap, SupportMap
 from .two_way import TwoWayMap
 
-__all__ = ["AffineMap", "IdentityMap", "Map", "MeanShiftMap", "ProjectionMap", "SupportMap", "TurnMap", "TwoWayMap"]
+__all__ = [
+    "AffineMap",
+    "FlowMap",
+    "IdentityMap",
+    "Map",
+    "MeanShiftMap",
+    "ProjectionMap",
+    "RunningMap",
+    "SupportMap",
+    "TurnMap",
+    "TwoWayMap",
+]

@@ -32,10 +32,9 @@ class Call:
         mask: float [batch, positions], 1 for positions that count; None for all.
         prompt: float [batch, positions], 1 for positions of the prompt and 0 for generated ones; None where nothing is
             generated.
-        memory_mask: float [batch, positions], the positions that stateful probes update their state on, whatever phase
-            is steered; None for `mask`.
-        joint: how image patches and text tokens share one sequence, where the root attends to both at once. Its numbers
-            are shapes, which a graph may depend on.
+        memory_mask: float [batch, positions], those that states go by, whatever phase is steered; None: `mask`.
+        joint: how image patches and text tokens share one sequence; it has shapes only, by which a graph may go.
+        first: float [batch, positions], 1 for the first token of each row, which maps may read, but do not steer.
 
     Example:
         >>> call = Call(torch.ones(1), torch.arange(1), mask=torch.tensor([[0.0, 1.0, 1.0]]))
@@ -50,6 +49,7 @@ class Call:
     prompt: torch.Tensor | None = None
     memory_mask: torch.Tensor | None = None
     joint: Joint | None = None
+    first: torch.Tensor | None = None
 
     def position_mask(self, site: Site, count: int) -> torch.Tensor | None:
         """Which of the `count` positions at a site count, float [batch, count]; None for all.
@@ -380,7 +380,7 @@ class _SiteHook(DetachedOnCopy):
         if placed.once and self.reached and (placed._recall is None or placed._recall(self.site.root) is None):
             raise UnsupportedError(
                 f"{self.site} is reached several times in one call, as layers that are shared or repeated are, and the "
-                "gate goes by what came before: choose other sites, or learn with form token"
+                "gate or map goes by what came before: choose other sites, or learn with form token"
             )
         joint = placed.joint_of(self.site.root) if self.site.stream else None
         changed = placed.visitor.visit(self.site, read_site(value, self.site, joint))

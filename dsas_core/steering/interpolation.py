@@ -2,7 +2,7 @@
 
 Exact at both ends: h = 0 or strength 0 give x itself, bit for bit, even where the map overflows; h = 1 gives the map
 alone. A map that is linear in its strength, T(x; s) = x + s * D(x), is computed as x + (h * s) * D(x). Nothing else
-interpolates.
+interpolates. A map may ask for h as a factor on its strength instead, T(x; h * strength), with the same two ends.
 
 `normalise_gates` divides h among several gates that are open at one position; strengths that are not given are solved
 for in `solve`.
@@ -43,6 +43,8 @@ def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float
         if transform.linear_in_strength:
             moved = displace(out, transform.displacement(wide), share)
         else:
+            if transform.scales_strength:
+                strength, h = share, torch.ones_like(h)
             moved = torch.lerp(wide, transform.apply(wide, strength), cast(h, wide.dtype).expand_as(wide))
             moved = moved if out is wide else out + (moved - wide)
         out = _keep_still(out, moved, share)

@@ -38,6 +38,7 @@ from ...pipelines.prompt_check import unknown_words
 from ...vision.segmentation import Masks, segmenter_for
 from ..arguments import SETTINGS, open_model, refuse_generation, share_of, shows_progress, values_of
 from ..concept_report import describe_concept, report_evidence
+from ..flas import METHOD, learn_flas, report_network
 from ..output import check_output_folder, unknown_words_message
 
 #: the drafted prompt file, in the concept's folder
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The concept as `dsas show` has it, and where it is; {"first": False} in all processes but the first.
     """
+    if args.method == METHOD or args.concepts is not None or args.network is not None:
+        return learn_flas(args)
     if (args.source is None) != (args.target is None):
         args.usage("--from and --to go together")
     if args.source is not None and args.keep_prompts is not None:
@@ -156,6 +159,9 @@ def add_samples(args: argparse.Namespace, model: tuple[Any, ...], concept: Conce
 def report(document: dict[str, Any]) -> None:
     """Print the evidence, and where the concept is."""
     if not document["first"]:
+        return
+    if "network" in document:
+        report_network(document)
         return
     report_evidence(document)
     print(f"\nsaved {document['name']} in {document['out']}")
