@@ -4,6 +4,7 @@ from .affine import AffineMap
 from .base import Map
 from .identity import IdentityMap
 from .projection import ProjectionMap, TurnMap
+from .stiefel import StiefelMap
 from .support import MeanShiftMap, SupportMap
 
-__all__ = ["AffineMap", "IdentityMap", "Map", "MeanShiftMap", "ProjectionMap", "SupportMap", "TurnMap"]
+__all__ = ["AffineMap", "IdentityMap", "Map", "MeanShiftMap", "ProjectionMap", "StiefelMap", "SupportMap", "TurnMap"]

@@ -30,12 +30,11 @@ class Call:
         prompts: int64 [batch], the number of the prompt that each row belongs to.
         timestep: float [], 0 (clean) to 1000 (noise); None for models without a timestep.
         mask: float [batch, positions], 1 for positions that count; None for all.
-        prompt: float [batch, positions], 1 for positions of the prompt and 0 for generated ones; None where nothing is
-            generated.
-        memory_mask: float [batch, positions], the positions that stateful probes update their state on, whatever phase
-            is steered; None for `mask`.
+        prompt: float [batch, positions], 1 for positions of the prompt, 0 for generated ones; None where none are.
+        memory_mask: float [batch, positions], those that stateful probes update their state on; None for `mask`.
         joint: how image patches and text tokens share one sequence, where the root attends to both at once. Its numbers
             are shapes, which a graph may depend on.
+        groups: int64 [batch], one number for the runs of one prompt, see `row_groups`; None for `prompts`.
 
     Example:
         >>> call = Call(torch.ones(1), torch.arange(1), mask=torch.tensor([[0.0, 1.0, 1.0]]))
@@ -50,6 +49,7 @@ class Call:
     prompt: torch.Tensor | None = None
     memory_mask: torch.Tensor | None = None
     joint: Joint | None = None
+    groups: torch.Tensor | None = None
 
     def position_mask(self, site: Site, count: int) -> torch.Tensor | None:
         """Which of the `count` positions at a site count, float [batch, count]; None for all.

@@ -15,6 +15,12 @@ import torch
 from ...errors import DSASError, PromptError
 from .gate_fit import GateSettings
 
+#: why `learn` refuses what couples rows: what follows its name
+COUPLED = (
+    "goes by several runs of one prompt, and learning runs each prompt once: nothing of it is learned, stars() makes "
+    "its concept"
+)
+
 
 @dataclass(frozen=True)
 class GateTraits:
@@ -35,6 +41,8 @@ class GateTraits:
         fixed_threshold: the method places its threshold itself. `Recipe.control_h` does not move it, and the site
             weight "soft" is 1 where balanced accuracy is above chance by three standard errors, else 0.
         allows_state: False for a gate that cannot be read in the forms with state, "prefix" and "latch".
+        couples_rows: h goes by the other runs of a prompt. Then a batch of two is not two singles, and `learn`, which
+            runs each prompt once, refuses it.
 
     Example:
         >>> GateTraits("one decision per prompt", uses_other_positions=True).obstacle_to_texts("token")
@@ -49,6 +57,7 @@ class GateTraits:
     text_form: str = "token"
     fixed_threshold: bool = False
     allows_state: bool = True
+    couples_rows: bool = False
 
     def obstacle_to(self, settings: GateSettings, reads_positions: bool) -> str | None:
         """Why the gate cannot be learned by a recipe: what follows its name; None where it can.
@@ -57,6 +66,8 @@ class GateTraits:
             settings: of the recipe.
             reads_positions: whether, in the recipe's form, the gate is fitted on single positions.
         """
+        if self.couples_rows:
+            return COUPLED
         if settings.supervised and not reads_positions:
             return (
                 f"(form {settings.form!r}) is fitted on means over positions, so that marked positions cannot tell it "
@@ -90,6 +101,7 @@ class MapTraits:
             use; see `MapMethod.from_probe`.
         max_sites: how many sites `learn` steers unless `Recipe.keep` says; None for all.
         has_unit: False where the method defines a strength of 1 itself, so that `learn` chooses no unit.
+        couples_rows: as for gates.
 
     Example:
         >>> MapTraits("add a vector").has_unit
@@ -103,6 +115,7 @@ class MapTraits:
     from_gate: bool = False
     max_sites: int | None = None
     has_unit: bool = True
+    couples_rows: bool = False
 
     def check_rows(self, name: str, source: torch.Tensor, target: torch.Tensor) -> None:
         """Check that there are enough rows to fit the map on.
