@@ -11,6 +11,7 @@ from .learning.calibrate import calibrate
 from .learning.drafting import draft
 from .learning.illustrate import illustrate
 from .learning.learn import Lesson, learn
+from .learning.stars import stars
 from .pipelines.adapter import find_sites
 from .pipelines.load import load_pipeline
 from .steering.processor import DSASAttnProcessor
@@ -39,6 +40,7 @@ __all__ = [
     "parse_prompt",
     "read_settings",
     "shipped",
+    "stars",
     "steer",
     "steered",
 ]

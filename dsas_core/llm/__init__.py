@@ -19,6 +19,7 @@ from ..steering.strengths import Auto
 from .learning.calibrate import calibrate
 from .learning.illustrate import illustrate
 from .learning.learn import Lesson, learn
+from .learning.stars import stars
 from .model.layers import find_sites
 from .model.load import is_language_model, load
 from .steering.monitor import Monitor
@@ -45,6 +46,7 @@ __all__ = [
     "is_language_model",
     "learn",
     "load",
+    "stars",
     "steer",
     "steered",
 ]
