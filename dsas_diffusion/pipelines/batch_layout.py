@@ -178,7 +178,16 @@ class BatchLayout:
         rows = torch.tensor([float(block in steered) for block in blocks for _ in range(pictures)], device=device)
         count = self.request.images_per_prompt
         prompts = torch.tensor([i // count for _ in blocks for i in range(pictures)], device=device)
-        return Call(rows, prompts, self._timestep(timestep, device), joint=self._joint(sample, embeds, attended))
+        joint = self._joint(sample, embeds, attended)
+        return Call(rows, prompts, self._timestep(timestep, device), joint=joint, groups=self._groups(prompts))
+
+    def _groups(self, prompts: torch.Tensor) -> torch.Tensor | None:
+        """Pictures of equal prompts have one number; None where each prompt is there once, or texts are not known."""
+        texts = self.request.texts
+        if texts is None or len(texts) != self.request.prompts or len(set(texts)) == len(texts):
+            return None
+        firsts = torch.tensor([texts.index(text) for text in texts], device=prompts.device)
+        return firsts[prompts]
 
     def _find_blocks(self, batch: int, embeds: Any, turn: int) -> tuple[str, ...]:
         """What each block of rows, one row per picture, is for, in order.
