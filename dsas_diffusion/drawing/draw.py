@@ -94,8 +94,8 @@ def picture_runs(pictures: Sequence[PictureSettings]) -> list[list[PictureSettin
         told = {(one.prompt, one.settings, one.negative_prompt) for one in run}
         if len(run) < count or len(told) > 1 or len({one.noise_seed for one in run}) < count:
             raise DSASError(
-                f"this picture was drawn with {count - 1} others of its prompt, and goes by them (--diverse {count}): give "
-                "the settings of them all (generate.json), or its prompt, seed and --diverse again"
+                f"this picture was drawn with {count - 1} others of its prompt, and goes by them (--diverse {count}): "
+                "give the settings of them all (generate.json), or its prompt, seed and --diverse again"
             )
     return runs
 
