@@ -7,11 +7,11 @@ from dsas_core import Auto, Concept, DSASError, shipped
 from .drawing.grid import draw_grid
 from .drawing.picture_files import read_settings
 from .drawing.prompt_tags import parse_prompt
+from .drawing.stars import stars
 from .learning.calibrate import calibrate
 from .learning.drafting import draft
 from .learning.illustrate import illustrate
 from .learning.learn import Lesson, learn
-from .learning.stars import stars
 from .pipelines.adapter import find_sites
 from .pipelines.load import load_pipeline
 from .steering.processor import DSASAttnProcessor

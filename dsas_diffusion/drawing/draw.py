@@ -14,12 +14,12 @@ from dsas_core.errors import DSASError, quote
 from dsas_core.steering.strengths import Strength
 
 from ..generation.pictures import check_negative, pictures_of
-from ..learning.stars import stars
 from ..pipelines.adapter import PipelineAdapter
 from ..steering.drawing import generate_batches
 from ..steering.preserve import Generation
 from ..steering.steer import PipelineSteering, steer
 from .picture_settings import PictureSettings
+from .stars import stars
 
 
 def draw_each(

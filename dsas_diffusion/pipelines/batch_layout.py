@@ -179,15 +179,7 @@ class BatchLayout:
         count = self.request.images_per_prompt
         prompts = torch.tensor([i // count for _ in blocks for i in range(pictures)], device=device)
         joint = self._joint(sample, embeds, attended)
-        return Call(rows, prompts, self._timestep(timestep, device), joint=joint, groups=self._groups(prompts))
-
-    def _groups(self, prompts: torch.Tensor) -> torch.Tensor | None:
-        """Pictures of equal prompts have one number; None where each prompt is there once, or texts are not known."""
-        texts = self.request.texts
-        if texts is None or len(texts) != self.request.prompts or len(set(texts)) == len(texts):
-            return None
-        firsts = torch.tensor([texts.index(text) for text in texts], device=prompts.device)
-        return firsts[prompts]
+        return Call(rows, prompts, self._timestep(timestep, device), joint=joint, groups=_groups(self.request, prompts))
 
     def _find_blocks(self, batch: int, embeds: Any, turn: int) -> tuple[str, ...]:
         """What each block of rows, one row per picture, is for, in order.
@@ -297,6 +289,15 @@ class BatchLayout:
         padded, text = (-(-count // family.sequence_multiple) * family.sequence_multiple for count in (image, text))
         text_first, close = family.sequence != "image, text", family.sequence == "tokens, image"
         return Joint(image, text, text_first, padded, lengths, close)
+
+
+def _groups(request: GenerationRequest, prompts: torch.Tensor) -> torch.Tensor | None:
+    """Pictures of equal prompts have one number; None where each prompt is there once, or texts are not known."""
+    texts = request.texts
+    if texts is None or len(texts) != request.prompts or len(set(texts)) == len(texts):
+        return None
+    firsts = torch.tensor([texts.index(text) for text in texts], device=prompts.device)
+    return firsts[prompts]
 
 
 class _Turns:
