@@ -169,8 +169,7 @@ class BatchLayout:
         )
         attended = next((kwargs[name] for name in _MASK if name in kwargs), None)
         pictures, device = self.request.pictures, sample[0].device
-        self._watcher.denoising = True
-        self.skips_layers = kwargs.get("skip_layers") is not None
+        self._watcher.denoising, self.skips_layers = True, kwargs.get("skip_layers") is not None
         if sample[0].ndim > 2:
             self.latents = tuple(sample[0].shape[-2:])
         turn = self._turns.take(sample, (timestep, embeds))
