@@ -7,6 +7,7 @@ from dsas_core import Auto, Concept, DSASError, shipped
 from .drawing.grid import draw_grid
 from .drawing.picture_files import read_settings
 from .drawing.prompt_tags import parse_prompt
+from .drawing.stars import stars
 from .learning.calibrate import calibrate
 from .learning.drafting import draft
 from .learning.illustrate import illustrate
@@ -39,6 +40,7 @@ __all__ = [
     "parse_prompt",
     "read_settings",
     "shipped",
+    "stars",
     "steer",
     "steered",
 ]

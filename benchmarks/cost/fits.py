@@ -53,7 +53,7 @@ def fit(capture: Capture, recipe: Recipe) -> dict[str, Any]:
 
 def fit_all(capture: Capture, seconds: float, base: Mapping[str, Any]) -> dict[str, Any]:
     """Fit every map and every gate on one capture."""
-    maps = [method.name for method in methods.available() if method.kind in ("map", "both")]
+    maps = [method.name for method in methods.available() if method.kind in ("map", "both") and method.learned]
     figures: dict[str, Any] = {"capture_seconds": seconds, "maps": {}, "gates": {}}
     for name in maps:
         figures["maps"][name] = fit(capture, Recipe(**{**base, "method": name, "gate": "dsas"}))

@@ -37,7 +37,7 @@ def fit_all(width: int) -> tuple[dict[str, Probe], dict[str, Map]]:
     probes["dsas"] = methods.get("dsas", "gate").fit(source, control, rank=5, scaler="none")
     maps: dict[str, Map] = {}
     for method in methods.available():
-        if method.kind != "gate":
+        if method.kind != "gate" and method.learned:
             maps[method.name] = methods.get(method.name, "map").fit(source, target)
     return {name: probes[name] for name in GATES}, maps
 

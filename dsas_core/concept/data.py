@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 
 from ..errors import ArtifactError, DSASError, quote
+from ..model.row_groups import couples_rows
 from ..model.sites import Site
 from .intervention import Intervention
 from .samples import Samples
@@ -110,6 +111,11 @@ class ConceptData:
     def by_prompt(self) -> bool:
         """Whether a gate depends on where the prompt ends."""
         return any(item.by_prompt for item in self.interventions)
+
+    @property
+    def couples_rows(self) -> bool:
+        """Whether it goes by several runs of one prompt, as those of `stars` do."""
+        return any(couples_rows(part) for item in self.interventions for part in (*item.probes, *item.maps))
 
     @property
     def sites(self) -> tuple[Site, ...]:

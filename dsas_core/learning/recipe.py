@@ -9,6 +9,7 @@ from typing import Any
 from .. import methods
 from ..errors import DSASError, quote
 from ..methods.base.gate import Gate
+from ..methods.base.traits import COUPLED
 from ..utils.numbers import KINDS, accepts, number
 from .joint.settings import training_settings
 
@@ -115,6 +116,7 @@ class Recipe:
     def __post_init__(self) -> None:
         number("seed", self.seed)
         methods.check_options(self.method, self.options)
+        _expect(not methods.mapping(self.method).traits.couples_rows, f"method {self.method!r} {COUPLED}")
         if self.gate is None:
             object.__setattr__(self, "gate", methods.default_gate(self.method, self.options))
         if self.keep is None:

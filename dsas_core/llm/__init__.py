@@ -20,6 +20,7 @@ from . import flas
 from .learning.calibrate import calibrate
 from .learning.illustrate import illustrate
 from .learning.learn import Lesson, learn
+from .learning.stars import stars
 from .model.layers import find_sites
 from .model.load import is_language_model, load
 from .steering.monitor import Monitor
@@ -47,6 +48,7 @@ __all__ = [
     "is_language_model",
     "learn",
     "load",
+    "stars",
     "steer",
     "steered",
 ]

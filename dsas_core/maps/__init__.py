@@ -6,6 +6,7 @@ from .flow import FlowMap
 from .identity import IdentityMap
 from .projection import ProjectionMap, TurnMap
 from .running import RunningMap
+from .stiefel import StiefelMap
 from .support import MeanShiftMap, SupportMap
 from .two_way import TwoWayMap
 
@@ -17,6 +18,7 @@ __all__ = [
     "MeanShiftMap",
     "ProjectionMap",
     "RunningMap",
+    "StiefelMap",
     "SupportMap",
     "TurnMap",
     "TwoWayMap",

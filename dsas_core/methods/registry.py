@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from ..errors import DSASError, did_you_mean
 from .base.gate import Gate, gate_settings
 from .base.map_method import MapMethod, with_defaults
-from .gated_maps import cast, casteer, e2e_dsas, fairsteer, mera
+from .gated_maps import cast, casteer, e2e_dsas, fairsteer, mera, stars
 from .gates import constant, cosine, dsas, gaps, mlp, quantile
 from .gates.combine import KINDS
 from .gates.expression import parse_gate
@@ -65,6 +65,7 @@ _METHODS: dict[str, MapMethod | Gate | GatedMapMethod] = {
     "fairsteer": GatedMapMethod(fairsteer.FairSteer(), fairsteer.HardClassifier()),
     "casteer": GatedMapMethod(casteer.CASteer(), casteer.PositiveCosine()),
     "e2e-dsas": GatedMapMethod(e2e_dsas.E2EMap(), e2e_dsas.E2EGate()),
+    "stars": GatedMapMethod(stars.STARS(), stars.Agreement()),
 }
 
 
@@ -78,6 +79,7 @@ class MethodInfo:
         line: one line about it.
         options: of the map, by name, each with its default and the values it takes.
         settings: of the gate, likewise.
+        learned: whether `learn` takes it; False where nothing is learned, see `stars`.
 
     Example:
         >>> next(method for method in available() if method.name == "quantile").settings
@@ -89,6 +91,7 @@ class MethodInfo:
     line: str
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    learned: bool = True
 
 
 def available() -> list[MethodInfo]:
@@ -96,11 +99,18 @@ def available() -> list[MethodInfo]:
 
     Example:
         >>> [method.name for method in available() if method.kind == "both"]
-        ['cast', 'mera', 'fairsteer', 'casteer', 'e2e-dsas']
+        ['cast', 'mera', 'fairsteer', 'casteer', 'e2e-dsas', 'stars']
     """
     parts = {name: (_part(method, "map"), _part(method, "gate")) for name, method in _METHODS.items()}
     return [
-        MethodInfo(name, _kind(_METHODS[name]), map_.traits.summary, _options(map_), _settings(gate_))
+        MethodInfo(
+            name,
+            _kind(_METHODS[name]),
+            map_.traits.summary,
+            _options(map_),
+            _settings(gate_),
+            not map_.traits.couples_rows,
+        )
         for name, (map_, gate_) in parts.items()
     ]
 

@@ -1,7 +1,7 @@
 """The one way into a model: `visit(model, sites, visitor)`. No other file registers a hook.
 
-Hooks are torch forward hooks with `prepend=True` on the sites' own modules: they survive processor replacement, QKV
-fusion, offload and transformers' own `hidden_states` recorders, and leave no trace on the model when removed.
+Torch forward hooks with `prepend=True` on the sites' own modules: they survive processor replacement, QKV fusion,
+offload and transformers' own recorders of `hidden_states`, and leave no trace on the model.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Call:
     """What is known about one call of a root module. Tensors only: a compiled graph must not depend on its values.
 
     Args:
-        steered: float [batch], 1 for rows that are steered, 0 for rows that must stay as they are.
+        steered: float [batch], 1 for rows that are steered, 0 for others.
         prompts: int64 [batch], the number of the prompt that each row belongs to.
         timestep: float [], 0 (clean) to 1000 (noise); None for models without a timestep.
         mask: float [batch, positions], 1 for positions that count; None for all.
-        prompt: float [batch, positions], 1 for positions of the prompt and 0 for generated ones; None where nothing is
-            generated.
+        prompt: float [batch, positions], 1 for positions of the prompt, 0 for generated ones; None where none are.
         memory_mask: float [batch, positions], those that states go by, whatever phase is steered; None: `mask`.
         joint: how image patches and text tokens share one sequence; it has shapes only, by which a graph may go.
         first: float [batch, positions], 1 for the first token of each row, which maps may read, but do not steer.
+        groups: int64 [batch], one number for the runs of one prompt, see `row_groups`; None for `prompts`.
 
     Example:
         >>> call = Call(torch.ones(1), torch.arange(1), mask=torch.tensor([[0.0, 1.0, 1.0]]))
@@ -50,6 +50,7 @@ class Call:
     memory_mask: torch.Tensor | None = None
     joint: Joint | None = None
     first: torch.Tensor | None = None
+    groups: torch.Tensor | None = None
 
     def position_mask(self, site: Site, count: int) -> torch.Tensor | None:
         """Which of the `count` positions at a site count, float [batch, count]; None for all.
@@ -283,8 +284,7 @@ class DetachedOnCopy:
 
 
 class NoOpHook:
-    def __call__(self, *_: Any) -> None:
-        return None
+    def __call__(self, *_: Any) -> None: ...
 
 
 class _Pending(NamedTuple):

@@ -1,5 +1,6 @@
 """Probes: WHEN an activation is moved. `score(x) -> h` in [0, 1], broadcastable to x."""
 
+from .agreement import AgreementProbe
 from .base import ComplementProbe, Probe
 from .combine import AllProbe, AnyProbe, PooledProbe, ProductProbe
 from .condition import ConditionLatch, ConditionProbe, PooledConditionProbe
@@ -14,6 +15,7 @@ from .running import LastProbe, LatchProbe, PrefixProbe, RunningProbe, TextProbe
 from .step import StepProbe
 
 __all__ = [
+    "AgreementProbe",
     "AllProbe",
     "AnyProbe",
     "ComplementProbe",

@@ -13,6 +13,7 @@ from ..concept.intervention import Intervention, bin_of, check_widths, middles_o
 from ..errors import ArtifactError, quote
 from ..maps import Map
 from ..maps.envelope import EllipticEnvelope
+from ..model.row_groups import RowGroups, among, couples_rows
 from ..model.sites import Site
 from ..probes import ConstantProbe, Probe
 from ..probes.hyperplane import Hyperplane, hyperplane
@@ -34,6 +35,7 @@ class BoundIntervention(NamedTuple):
         reads_other_root: whether they are in two roots; the probe then has one h for each prompt.
         plane: the hyperplane that its strength can be solved with; None where the strength has to be given.
         envelope: the ellipse that activations are kept within; None for no bound.
+        couples_rows: whether probe or map go by the other rows of a group, see `model.row_groups`.
     """
 
     concept: str
@@ -47,6 +49,7 @@ class BoundIntervention(NamedTuple):
     reads_other_root: bool
     plane: Hyperplane | None
     envelope: EllipticEnvelope | None
+    couples_rows: bool = False
 
 
 class BoundParameters:
@@ -89,6 +92,7 @@ class BoundParameters:
                     reads_other_root=probe_site.root != item.site.root,
                     plane=hyperplane(probe) if solvable else None,
                     envelope=envelopes[number],
+                    couples_rows=couples_rows(probe) or couples_rows(transform),
                 )
             )
 
@@ -184,6 +188,36 @@ class BoundConcept:
         low, high = middles[right - 1], middles[right]
         progress = ((timestep.to(device) - low) / (high - low)).clamp(0, 1)
         return torch.lerp(self._bins.index_select(0, right - 1)[0], self._bins.index_select(0, right)[0], progress)
+
+
+def coupled_roots(concepts: Sequence[BoundConcept]) -> dict[str, set[str]]:
+    """By root, the names of the concepts with probes or maps that go by the other rows of a group."""
+    coupled: dict[str, set[str]] = {}
+    for concept in concepts:
+        for entry in concept.entries:
+            for site in (entry.map_site, entry.probe_site) if entry.couples_rows else ():
+                coupled.setdefault(site.root, set()).add(concept.name)
+    return coupled
+
+
+def tell_groups(
+    entries: Sequence[BoundIntervention], groups: RowGroups | None, x: torch.Tensor, mask: torch.Tensor | None
+) -> Sequence[BoundIntervention]:
+    """Interventions whose probes and maps know which rows of an activation belong together.
+
+    Args:
+        entries: the interventions of a concept, by number.
+        groups: of the call; None where nothing couples its rows.
+        x: the activation [batch, positions, width].
+        mask: float [batch, positions], 1 for positions that count; None for all.
+    """
+    if groups is None or not any(entry.couples_rows for entry in entries):
+        return entries
+    placed = groups.at(x.device, mask)
+    return [
+        entry._replace(probe=among(entry.probe, placed), map=among(entry.map, placed)) if entry.couples_rows else entry
+        for entry in entries
+    ]
 
 
 def _with_gate(intervention: Intervention, gate: str | None) -> Intervention:

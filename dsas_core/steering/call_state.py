@@ -17,9 +17,10 @@ import torch
 from ..errors import DSASError, UnsupportedError
 from ..maps import IdentityMap
 from ..model.hooks import Call
+from ..model.row_groups import RowGrouping
 from ..model.sites import Site
 from ..probes import RunningProbe
-from .binding import BoundConcept, BoundIntervention
+from .binding import BoundConcept, BoundIntervention, coupled_roots
 from .probe_states import MapStates, ProbeStates, refuse_blind
 from .recomputation import CallHistory, CallRecord, Key, Outside, asks_for_gradients
 from .solve import SolvedStrength
@@ -37,6 +38,7 @@ class CallState(ProbeStates):
     Attributes:
         maps: the states of running maps.
         disabled: whether all strengths count as 0 until the user enables them.
+        grouping: which rows of a call are runs of one prompt.
         muted: None, or, while all strengths count as 0, concept name -> the prompts that they would have steered.
     """
 
@@ -52,7 +54,7 @@ class CallState(ProbeStates):
         self._shared = {e.probe_site.root for concept in concepts for e in concept.entries if e.reads_other_root}
         # by root
         self._now: dict[str, CallRecord] = {}
-        self.history = CallHistory()
+        self.history, self.grouping = CallHistory(), RowGrouping(coupled_roots(concepts))
         self._asked = False  # whether an input of the call that is about to begin requires gradients
         self._parameters_exposed = False  # whether autograd may have saved parameters of the current bin
         # by root and concept: the map strength of each row; for `Auto`, target logit and highest strength
@@ -117,6 +119,7 @@ class CallState(ProbeStates):
             for entry in concept.entries:
                 if (concept.name, entry.number) not in self._counts:
                     _write(self._counts, (concept.name, entry.number), torch.zeros(2, device=device))
+        record.groups = self.grouping.find(root, call, record.doses)
 
     def end(self, root: str, output: object) -> None:
         """After the forward pass of a root, with what it returned: what comes to its sites now is of no known call."""

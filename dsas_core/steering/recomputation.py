@@ -19,6 +19,7 @@ import torch
 
 from ..errors import UnsupportedError
 from ..model.hooks import Call
+from ..model.row_groups import RowGroups
 from ..model.sites import Site
 from .binding import BoundParameters
 
@@ -144,6 +145,7 @@ class CallRecord(PlacedCall):
         scores: concept and intervention -> h that was read elsewhere.
         read: the interventions whose probes have read for elsewhere.
         factors: concept and site -> the localiser's factor.
+        groups: which rows are runs of one prompt; None where nothing couples rows.
         exposed: whether autograd may have saved what it is steered by.
         passed_on: whether a later call has read the state that it left, without the gradient.
         ended: whether its forward pass is over.
@@ -157,6 +159,7 @@ class CallRecord(PlacedCall):
     scores: dict[tuple[str, int], Outside] = field(default_factory=dict)
     read: set[tuple[str, int]] = field(default_factory=set)
     factors: dict[tuple[str, Site], Outside | None] = field(default_factory=dict)
+    groups: RowGroups | None = None
     exposed: bool = False
     passed_on: bool = False
     ended: bool = False

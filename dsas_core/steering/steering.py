@@ -18,7 +18,7 @@ from ..errors import DSASError, ModelMismatchError, UnsupportedError, did_you_me
 from ..maps import IdentityMap
 from ..model.hooks import Call, DescribeCall, OnEnd, OnUnreached, visit
 from ..model.sites import Roots, Site
-from .binding import BoundConcept, BoundIntervention
+from .binding import BoundConcept, BoundIntervention, tell_groups
 from .call_state import CallState
 from .diagnostics import describe_conflicts, find_overflows
 from .handle import Handle, find_handles
@@ -217,7 +217,7 @@ class Steering(Handle):
                     f"concept {quote(concept.name)} is {width} wide at {site}, and this model's activation there has "
                     f"{x.shape[-1]} channels: use it on the model that it was learned on"
                 )
-            entries = record.parameters[concept.name].on(x.device)
+            entries = tell_groups(record.parameters[concept.name].on(x.device), record.groups, x, mask)
             for number in readers:
                 self._state.keep_score(entries[number], x, mask, record, again)
             steps += [self._step(entries[number], x, mask, record, again) for number in writers]

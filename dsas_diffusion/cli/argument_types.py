@@ -155,6 +155,20 @@ def edges(text: str) -> tuple[float, ...]:
     return () if text == "none" else tuple(_timestep(part) for part in text.split(","))
 
 
+def count_and_strength(text: str) -> tuple[int, float]:
+    """`N`, which means a strength of 1, or `N=STRENGTH`; N from 2 up.
+
+    Example:
+        >>> count_and_strength("4=0.5")
+        (4, 0.5)
+    """
+    count, equals, strength = text.partition("=")
+    read = number_type("batch")(count)
+    if read < 2:
+        raise ArgumentTypeError(f"expected 2 or more, which are pushed apart, found {quote(text)}")
+    return read, number_type("strength")(strength) if equals else 1.0
+
+
 def concept_alone(text: str) -> str:
     """`FOLDER`, of commands that choose strengths by themselves."""
     folder, _ = concept_and_strength(text)

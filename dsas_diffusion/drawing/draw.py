@@ -19,6 +19,7 @@ from ..steering.drawing import generate_batches
 from ..steering.preserve import Generation
 from ..steering.steer import PipelineSteering, steer
 from .picture_settings import PictureSettings
+from .stars import stars
 
 
 def draw_each(
@@ -57,10 +58,13 @@ def draw_each(
             check_negative(adapter, settings)
     last: tuple[object, Generation] | None = None
     for (drawn, _), group in groupby(pictures, key=lambda picture: (picture.concepts, repr(picture.how))):
-        if not drawn:
-            yield from ((_draw_unsteered(adapter, picture), None) for picture in group)
-            continue
         first, *others = group
+        if (runs := picture_runs([first, *others])) is not None:
+            yield from _draw_apart(adapter, runs, concepts, trace)
+            continue
+        if not drawn:
+            yield from ((_draw_unsteered(adapter, picture), None) for picture in (first, *others))
+            continue
         strengths: dict[Concept, Strength] = {concepts[one.name]: one.strength for one in drawn}
         with steer(adapter, strengths, trace=trace, **first.how.options([one.name for one in drawn])) as steering:
             for picture in (first, *others):
@@ -74,6 +78,40 @@ def draw_each(
                 (made,) = generate_batches(steering, *arguments, negative=picture.negative_prompt)
                 last = None if made.recorded is None else (key, made)
                 yield made, steering
+
+
+def picture_runs(pictures: Sequence[PictureSettings]) -> list[list[PictureSettings]] | None:
+    """Pictures that are drawn together, prompt by prompt; None where each is drawn by itself.
+
+    Raises:
+        DSASError: some of those that were drawn together are not there.
+    """
+    count = pictures[0].how.diverse
+    if not count:
+        return None
+    runs = [list(pictures[i : i + count]) for i in range(0, len(pictures), count)]
+    for run in runs:
+        told = {(one.prompt, one.settings, one.negative_prompt) for one in run}
+        if len(run) < count or len(told) > 1 or len({one.noise_seed for one in run}) < count:
+            raise DSASError(
+                f"this picture was drawn with {count - 1} others of its prompt, and goes by them (--diverse {count}): "
+                "give the settings of them all (generate.json), or its prompt, seed and --diverse again"
+            )
+    return runs
+
+
+def _draw_apart(
+    adapter: PipelineAdapter, runs: Sequence[Sequence[PictureSettings]], concepts: Mapping[str, Concept], trace: bool
+) -> Iterator[tuple[Generation, PipelineSteering | None]]:
+    """Pictures of one prompt in one call, pushed apart."""
+    first = runs[0][0]
+    strengths: dict[Concept, Strength] = {concepts[one.name]: one.strength for one in first.concepts}
+    strengths[stars(adapter)] = first.how.apart
+    with steer(adapter, strengths, trace=trace, **first.how.options([one.name for one in first.concepts])) as steering:
+        for run in runs:
+            arguments = [one.prompt for one in run], [one.noise_seed for one in run], run[0].settings
+            (made,) = generate_batches(steering, *arguments, batch=len(run), negative=run[0].negative_prompt)
+            yield from ((Generation([image]), steering) for image in made.images)
 
 
 def check_words(pictures: Sequence[PictureSettings]) -> None:

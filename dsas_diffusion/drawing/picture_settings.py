@@ -62,6 +62,8 @@ class HowSteered:
         rows: `branch` of `steer`.
         attach: as for `steer`.
         words: concept name -> words of the prompt.
+        diverse: how many pictures of one prompt were drawn in one batch and pushed apart by `stars`; 0 for none.
+        apart: at which strength.
 
     Raises:
         DSASError: a value that is none of an option's.
@@ -75,6 +77,8 @@ class HowSteered:
     rows: str = "conditional"
     attach: str = "hooks"
     words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    diverse: int = 0
+    apart: float = 1.0
 
     def __post_init__(self) -> None:
         choices: dict[str, Sequence[Any]] = {"gate": tuple(GATES), "combine": COMBINE, "within": WITHIN}
@@ -84,6 +88,9 @@ class HowSteered:
                 raise DSASError(f"{name} {quote(getattr(self, name))}: expected {listed}")
         if self.schedule is not None:
             object.__setattr__(self, "schedule", tuple(tuple(point) for point in Schedule(self.schedule).points))
+        object.__setattr__(self, "apart", number("strength", self.apart, "apart"))
+        if self.diverse and number("batch", self.diverse, "diverse") < 2:
+            raise DSASError(f"diverse {self.diverse}: expected 2 pictures or more, which are pushed apart")
 
     def options(self, names: Sequence[str]) -> dict[str, Any]:
         """Arguments of `steer`, where concepts of these names are attached."""
@@ -206,13 +213,17 @@ def as_document(drawn: Sequence[PictureSettings]) -> dict[str, Any]:
         "model": first.model,
         "negative_prompt": first.negative_prompt,
         "concepts": concepts,
-        **asdict(first.how),
+        **{name: value for name, value in asdict(first.how).items() if first.how.diverse or name not in _APART},
         "preserve": first.preserve,
         "seed": first.seed,
         **shared,
         **asdict(first.origin),
         "pictures": pictures,
     }
+
+
+#: fields of `HowSteered` that only pictures have which were pushed apart
+_APART = ("diverse", "apart")
 
 
 def _plain(strength: float | Auto) -> float | str:
@@ -251,6 +262,8 @@ _DOCUMENT: dict[str, Any] = {
     "schedule": (None, [["a number"]]),
     "interpolate_bins": "true or false",
     "words": {OTHERS: ["a text"]},
+    "diverse": "a count",
+    "apart": "a number",
     "preserve": None,
     "seed": (None, "a count"),
     "steps": "a count",

@@ -169,8 +169,7 @@ class BatchLayout:
         )
         attended = next((kwargs[name] for name in _MASK if name in kwargs), None)
         pictures, device = self.request.pictures, sample[0].device
-        self._watcher.denoising = True
-        self.skips_layers = kwargs.get("skip_layers") is not None
+        self._watcher.denoising, self.skips_layers = True, kwargs.get("skip_layers") is not None
         if sample[0].ndim > 2:
             self.latents = tuple(sample[0].shape[-2:])
         turn = self._turns.take(sample, (timestep, embeds))
@@ -178,7 +177,8 @@ class BatchLayout:
         rows = torch.tensor([float(block in steered) for block in blocks for _ in range(pictures)], device=device)
         count = self.request.images_per_prompt
         prompts = torch.tensor([i // count for _ in blocks for i in range(pictures)], device=device)
-        return Call(rows, prompts, self._timestep(timestep, device), joint=self._joint(sample, embeds, attended))
+        joint = self._joint(sample, embeds, attended)
+        return Call(rows, prompts, self._timestep(timestep, device), joint=joint, groups=_groups(self.request, prompts))
 
     def _find_blocks(self, batch: int, embeds: Any, turn: int) -> tuple[str, ...]:
         """What each block of rows, one row per picture, is for, in order.
@@ -288,6 +288,15 @@ class BatchLayout:
         padded, text = (-(-count // family.sequence_multiple) * family.sequence_multiple for count in (image, text))
         text_first, close = family.sequence != "image, text", family.sequence == "tokens, image"
         return Joint(image, text, text_first, padded, lengths, close)
+
+
+def _groups(request: GenerationRequest, prompts: torch.Tensor) -> torch.Tensor | None:
+    """Pictures of equal prompts have one number; None where each prompt is there once, or texts are not known."""
+    texts = request.texts
+    if texts is None or len(texts) != request.prompts or len(set(texts)) == len(texts):
+        return None
+    firsts = torch.tensor([texts.index(text) for text in texts], device=prompts.device)
+    return firsts[prompts]
 
 
 class _Turns:

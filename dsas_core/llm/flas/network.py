@@ -13,7 +13,8 @@ from torch import nn
 from ...concept.concept import Concept
 from ...concept.intervention import Intervention
 from ...errors import ArtifactError, DSASError, ModelMismatchError, quote, shorten
-from ...maps.flow import CausalAttention, ConceptAttention, FlowBlock, FlowMap, GatedMLP, normalise, project, rotate
+from ...maps.attention import normalise, project, rotate
+from ...maps.flow import CausalAttention, ConceptAttention, FlowBlock, FlowMap, GatedMLP
 from ...model.fingerprints import describe_module, fingerprint
 from ...probes import ConstantProbe, Probe
 from ...utils.versions import versions

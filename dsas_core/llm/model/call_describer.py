@@ -29,6 +29,7 @@ from .call_inputs import (
     real_positions,
     returned_cache,
 )
+from .runs import Runs
 from .texts import Keeper, Text, Texts
 
 PHASES = ("prompt", "generation", "all")
@@ -64,6 +65,7 @@ class CallDescriber:
         latched: whether states of probes depend on positions of the prompt alone, so that what was written behind it
             may be taken back.
         keeper: keeps gates and traces of several texts at once, see `texts.Keeper`.
+        runs: tells which rows are runs of one prompt; None where no probe or map goes by that.
         virtual: returns how many positions an adapter puts before each text, and whether it puts them into the cache,
             see `virtual_tokens`: they are neither read nor steered. None for none.
 
@@ -92,12 +94,13 @@ class CallDescriber:
         latched: bool = False,
         keeper: Keeper | None = None,
         virtual: Callable[[], tuple[int, bool]] | None = None,
+        runs: Runs | None = None,
     ) -> None:
         if phase not in PHASES:
             raise DSASError(f"phase {quote(phase)}: expected one of {', '.join(PHASES)}")
         self.phase, self.prompts, self.on_tokens = phase, prompts, on_tokens
         self.limit, self.ends = limit, list(ends)
-        self.virtual = virtual
+        self.virtual, self.runs = virtual, runs
         self.by_prompt, self.follows = by_prompt, on_rows is not None or stateful
         self._new_texts = partial(
             Texts, on_text=on_text, on_rows=on_rows, stateful=stateful, by_prompt=latched, keeper=keeper
@@ -155,10 +158,18 @@ class CallDescriber:
         writing = None
         if self.phase != "all":
             writing = generating_positions(mask.float(), in_prompt.float()) > 0 if root != "encoder" else ~in_prompt
-        return replace(self._call(inputs, mask, in_prompt, writing), first=first[:, past:].float())
+        if self.runs is not None:
+            text.groups = self.runs.find(root, inputs, text.groups, read, real[:, past:])
+        call = self._call(inputs, mask, in_prompt, writing, text.groups)
+        return replace(call, first=first[:, past:].float())
 
     def _call(
-        self, inputs: CallInputs, read: torch.Tensor, in_prompt: torch.Tensor, writing: torch.Tensor | None
+        self,
+        inputs: CallInputs,
+        read: torch.Tensor,
+        in_prompt: torch.Tensor,
+        writing: torch.Tensor | None,
+        groups: torch.Tensor | None = None,
     ) -> Call:
         """The Call of positions that are read, of which one phase is steered."""
         batch, device = inputs.batch, inputs.given.device
@@ -169,7 +180,8 @@ class CallDescriber:
             raise DSASError(f"strengths are given for {prompts} prompts, but the call has {batch} rows")
         owners = torch.arange(batch, device=device)
         owners = owners // rows if rows > 1 else owners
-        return Call(torch.ones(batch, device=device), owners, None, mask.float(), in_prompt.float(), read.float())
+        masks = mask.float(), in_prompt.float(), read.float()
+        return Call(torch.ones(batch, device=device), owners, None, *masks, groups=groups)
 
     def _check_length(self, length: int) -> None:
         if 0 < self.limit < length:  # some have -1 for none
@@ -178,7 +190,9 @@ class CallDescriber:
     def _describe_packed(self, root: str, inputs: CallInputs, packed: Packed) -> Call:
         """The Call of rows that hold several texts each, which gates without a memory read and steer one by one."""
         obstacle = ""
-        if self.follows or self.by_prompt:
+        if self.runs is not None:
+            obstacle = "runs of one prompt that go by one another need a row for each"
+        elif self.follows or self.by_prompt:
             obstacle = "a trace and a gate that goes by what came before need a row for each"
         elif self.prompts is not None and self.prompts() > 1:
             obstacle = "strengths are given for each row"

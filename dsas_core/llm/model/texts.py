@@ -71,6 +71,7 @@ class Text:
         trace: its trace, as saved, while the root works on another text.
         virtual: number of positions before the text that hold no tokens of it, but those of an adapter.
         prefixed: whether these are in the cache when it begins.
+        groups: int64 [rows], one number for rows that are runs of one prompt; None where nobody asks.
     """
 
     now: Mark
@@ -85,6 +86,7 @@ class Text:
     trace: Any = None
     virtual: int = 0
     prefixed: bool = False
+    groups: torch.Tensor | None = None
 
     def has(self, handle: Any) -> bool:
         """Whether it is the text of the cache with this handle."""

@@ -12,7 +12,7 @@ import torch
 from ...errors import DSASError, UnsupportedError
 from ...utils.numbers import number
 from ..model.conversations import apply_template, pad_token
-from ..model.layers import has_encoder
+from ..model.layers import end_tokens, has_encoder
 
 #: logits that are divided by less may overflow
 LEAST_TEMPERATURE = 1e-3
@@ -91,7 +91,45 @@ def answer(
         >>> answer(model, tokenizer, encode_message(tokenizer, "Who are you?"), 20).text
         'i am the help desk.'
     """
+    settings = {"streamer": streamer, "stopped": stopped}
+    return answers(model, tokenizer, inputs, length, temperature, seed, count=1, **settings)[0]
+
+
+def answers(
+    model: Any,
+    tokenizer: Any,
+    inputs: Any,
+    length: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    *,
+    count: int,
+    streamer: Any = None,
+    stopped: Callable[[], bool] | None = None,
+) -> list[Answer]:
+    """Generate several answers to a message in one batch, which differ where they are sampled, or pushed apart.
+
+    Args:
+        model: a language model, steered or not.
+        tokenizer: its tokenizer.
+        inputs: output of `encode_message`, on the model's device.
+        length: highest number of tokens of each.
+        temperature: temperature of sampling; 0 for greedy decoding.
+        seed: seed of sampling.
+        count: how many.
+        streamer: as for `answer`, of a single one.
+        stopped: called after each token of all; the answers end when it returns True.
+
+    Example:
+        >>> from dsas_core import llm
+        >>> model, tokenizer = llm.load("builtin:chat", device="cpu")
+        >>> message = encode_message(tokenizer, "my washer leaks.")
+        >>> with llm.steer(model, {llm.stars(model): 1.0}):
+        ...     len({answer.text for answer in answers(model, tokenizer, message, 20, count=4)}) > 1
+        True
+    """
     length, temperature = number("tokens", length), number("temperature", temperature)
+    count = number("batch", count, "count")
     if 0 < temperature < LEAST_TEMPERATURE:
         raise DSASError(
             f"temperature {temperature:g}: expected 0 for the likeliest token, or {LEAST_TEMPERATURE} and more"
@@ -103,16 +141,21 @@ def answer(
 
         settings["stopping_criteria"] = StoppingCriteriaList([_Stopped(stopped)])
     out = model.generate(
-        input_ids=inputs.input_ids,
-        attention_mask=inputs.attention_mask,
+        input_ids=inputs.input_ids.repeat_interleave(count, 0),
+        attention_mask=inputs.attention_mask.repeat_interleave(count, 0),
         max_new_tokens=length,
         streamer=streamer,
         pad_token_id=pad_token(tokenizer),
         **{"do_sample": False, **settings},
     )
     start = 0 if has_encoder(model) else inputs.input_ids.shape[1]
-    ids = tuple(out[0, start:].tolist())
-    return Answer(str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip(), ids)
+    rows = [_until_end(row, end_tokens(model)) if count > 1 else row for row in out[:, start:].tolist()]
+    return [Answer(str(tokenizer.decode(row, skip_special_tokens=True)).strip(), tuple(row)) for row in rows]
+
+
+def _until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """A row without the padding behind its first end token."""
+    return next((ids[: i + 1] for i, token in enumerate(ids) if token in ends), ids)
 
 
 class _Stopped:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from ...steering.strengths import Strength, Strengthened, load_concepts
 from ..model.call_describer import CallDescriber
 from ..model.call_inputs import virtual_tokens
 from ..model.layers import end_tokens, max_positions, roots_of, unwrap
+from ..model.runs import Runs, check_groups
 from .trace import TextTrace
 
 
@@ -32,6 +33,7 @@ class TextSteering(Steering):
         concepts: concept -> strength.
         phase: see `steer`.
         on_text: called with the name of the root before a new text replaces that of the trace.
+        groups: see `steer`.
         read_only: whether nothing is steered; then a text longer than the model takes is left to the model.
         settings: `gate`, `trace`, `combine` and `within`, see `Steering`.
 
@@ -51,11 +53,13 @@ class TextSteering(Steering):
         *,
         phase: str = "all",
         on_text: Callable[[str], None] | None = None,
+        groups: Sequence[int] | None = None,
         read_only: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(concepts, **settings)
         self._phase, self._on_text, self.watches = phase, on_text, read_only
+        self._groups = None if groups is None else check_groups(groups)
         self._model: Callable[[], nn.Module | None] = _nothing
 
     def attach_to_model(self, model: nn.Module) -> Self:
@@ -85,6 +89,7 @@ class TextSteering(Steering):
             by_prompt=any(isinstance(probe, TextProbe) or probe.by_prompt for probe in running),
             latched=all(probe.by_prompt for probe in running) and not any(True for _ in self._state.maps.running()),
             keeper=_Keeper(self._state, self._trace),
+            runs=Runs(self._groups) if self._state.grouping.coupled else None,
             virtual=partial(virtual_tokens, model) if hasattr(model, "peft_config") else None,
         )
 
@@ -169,7 +174,8 @@ def steer(
     concepts: Strengthened,
     *,
     gate: str | None = None,
-    phase: str = "all",
+    phase: str | None = None,
+    groups: Sequence[int] | None = None,
     combine: str = "sum",
     within: str | None = None,
     trace: bool = False,
@@ -187,7 +193,10 @@ def steer(
             `Auto(target)`, steers each token just so far that its probe's probability falls to the target.
         gate: None for each concept's own, "on" to steer every token (the vanilla method), "off" for none.
         phase: "generation" steers the positions that write the answer: the last one of the prompt, which writes the
-            first token, and all that follow; "prompt" steers the others of the prompt, "all" both.
+            first token, and all that follow; "prompt" steers the others of the prompt, "all" both. None for "all";
+            for "generation" with a concept of `stars`, as all runs of a prompt read the same.
+        groups: for concepts of `stars`, a number for each row of the batch, the same for runs of one prompt. None: rows
+            with equal prompts are its runs, as those of `num_return_sequences` are.
         combine: "sum" adds the changes of several concepts, "blend" limits the sum of their h to the highest of them.
         within: "target" limits the strength at each token so that its hidden state stays inside the envelope of the
             concept's target texts; for concepts learned with recipe={"cloud": 8}.
@@ -213,7 +222,9 @@ def steer(
     """
     chosen = load_concepts(concepts, roots_of(model), force=force)
     record = TextTrace(tokenizer) if trace else None
-    settings: dict[str, Any] = {"gate": gate, "trace": record, "combine": combine, "within": within}
+    settings: dict[str, Any] = {"gate": gate, "trace": record, "combine": combine, "within": within, "groups": groups}
+    if phase is None:
+        phase = "generation" if any(concept.couples_rows for concept in chosen) else "all"
     return TextSteering(chosen, phase=phase, **settings).attach_to_model(model)
 
 

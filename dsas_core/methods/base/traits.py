@@ -15,6 +15,12 @@ import torch
 from ...errors import DSASError, PromptError
 from .gate_fit import GateSettings
 
+#: why `learn` refuses what couples rows: what follows its name
+COUPLED = (
+    "goes by several runs of one prompt, and learning runs each prompt once: nothing of it is learned, stars() makes "
+    "its concept"
+)
+
 
 @dataclass(frozen=True)
 class GateTraits:
@@ -36,6 +42,8 @@ class GateTraits:
             weight "soft" is 1 where balanced accuracy is above chance by three standard errors, else 0.
         allows_state: False for a gate that cannot be read in the forms with state, "prefix" and "latch".
         trained: it is trained together with its map, and `fit` gives where that begins; mode "joint" alone.
+        couples_rows: h goes by the other runs of a prompt. Then a batch of two is not two singles, and `learn`, which
+            runs each prompt once, refuses it.
 
     Example:
         >>> GateTraits("one decision per prompt", uses_other_positions=True).obstacle_to_texts("token")
@@ -51,6 +59,7 @@ class GateTraits:
     fixed_threshold: bool = False
     allows_state: bool = True
     trained: bool = False
+    couples_rows: bool = False
 
     def obstacle_to(self, settings: GateSettings, reads_positions: bool) -> str | None:
         """Why the gate cannot be learned by a recipe: what follows its name; None where it can.
@@ -59,6 +68,8 @@ class GateTraits:
             settings: of the recipe.
             reads_positions: whether, in the recipe's form, the gate is fitted on single positions.
         """
+        if self.couples_rows:
+            return COUPLED
         if settings.supervised and not reads_positions:
             return (
                 f"(form {settings.form!r}) is fitted on means over positions, so that marked positions cannot tell it "
@@ -93,6 +104,7 @@ class MapTraits:
         max_sites: how many sites `learn` steers unless `Recipe.keep` says; None for all.
         has_unit: False where the method defines a strength of 1 itself, so that `learn` chooses no unit.
         trained: maps of all sites are trained together, mode "joint" alone; see `learning.joint`.
+        couples_rows: as for gates.
 
     Example:
         >>> MapTraits("add a vector").has_unit
@@ -107,6 +119,7 @@ class MapTraits:
     max_sites: int | None = None
     has_unit: bool = True
     trained: bool = False
+    couples_rows: bool = False
 
     def check_rows(self, name: str, source: torch.Tensor, target: torch.Tensor) -> None:
         """Check that there are enough rows to fit the map on.

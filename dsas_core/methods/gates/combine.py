@@ -80,6 +80,7 @@ class Combined(Gate):
             reads_activations=any(part.traits.reads_activations for part in self.parts),
             uses_other_positions=any(part.traits.uses_other_positions for part in self.parts),
             allows_state=False,
+            couples_rows=any(part.traits.couples_rows for part in self.parts),
         )
         object.__setattr__(self, "traits", traits)
 

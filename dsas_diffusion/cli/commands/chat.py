@@ -13,7 +13,7 @@ from typing import Any
 from dsas_core import llm
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.llm.steering.answer import answer, encode_message
+from dsas_core.llm.steering.answer import answer, answers, encode_message
 from dsas_core.steering.strengths import Strength
 from dsas_core.utils.saving.signature import UNSIGNED, sign
 
@@ -33,8 +33,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.monitor and not args.concept:
         args.usage("--monitor needs a --concept to look for")
-    if args.compare and (args.monitor or not args.concept):
+    if args.compare and (args.monitor or not (args.concept or args.diverse)):
         args.usage("--compare needs a --concept that changes something")
+    if args.diverse and (args.monitor or args.heat):
+        args.usage("--diverse changes several answers at once: leave --monitor and --heat out")
     if args.heat:
         if not args.concept or args.monitor:
             args.usage("--heat needs a --concept to look for, and no --monitor")
@@ -107,14 +109,28 @@ class _Chat:
             settings = {"gate": GATES[args.gate], "trace": True, **values_of(args, "phase", "combine", "within")}
             steered = llm.steer(self.model, self.concepts, tokenizer=self.tokenizer, **settings)
         with steered as steering:
-            document["answer"] = self._stream(inputs, "steered" if args.compare else "")
+            if args.diverse:
+                document["answers"] = self._apart(inputs, *args.diverse)
+            else:
+                document["answer"] = self._stream(inputs, "steered" if args.compare else "")
         if steering is not None:
             document["concepts"] = {concept.name: self._read(steering.trace, concept) for concept in self.concepts}
         return document
 
+    def _apart(self, inputs: Any, count: int, strength: float) -> list[str]:
+        """Several answers that are pushed apart, printed when all are written, unless --json."""
+        args = self.args
+        with llm.steer(self.model, {llm.stars(self.model): strength}):
+            sampling = args.tokens, args.temperature, args.seed
+            texts = [one.text for one in answers(self.model, self.tokenizer, inputs, *sampling, count=count)]
+        for i, text in enumerate(texts if not args.json else ()):
+            print(f"{i + 1}: {text}")
+        return texts
+
     def _read(self, trace: llm.TextTrace, concept: Concept) -> dict[str, Any]:
-        """h of one concept in the last answer, printed unless --json."""
-        tokens = [token for token in trace.tokens(0, concept.name) if token.counted]
+        """h of one concept in the last answer, or all of --diverse, printed unless --json."""
+        rows = range(self.args.diverse[0] if self.args.diverse else 1)
+        tokens = [token for row in rows for token in trace.tokens(row, concept.name) if token.counted]
         self.tokens += tokens
         mean_h = sum(token.mean_h for token in tokens) / max(1, len(tokens))
         max_h = max((token.max_h for token in tokens), default=0.0)

@@ -65,10 +65,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     out = Path(args.out).expanduser()
     suffix = out.suffix.lower()
     recorded = [] if args.drawn is None else read_all_settings(args.drawn)
+    _read_diverse(args, recorded)
     planned, shelf = plan_pictures(args, recorded)
+    if args.compare and args.diverse and shelf.concepts:
+        args.usage("--compare maps each picture by itself: with --diverse leave it out, or the concepts")
     if not shelf.concepts:
         for option, why in _NEED_CONCEPT.items():
-            if getattr(args, option):
+            if getattr(args, option) and not (option == "compare" and args.diverse):
                 args.usage(why)
     check_words(planned)
     if suffix in IMAGE_FORMATS:
@@ -90,7 +93,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             entry["seen"] = bool(seen.any())
     if suffix in IMAGE_FORMATS:
         single = len(pictures) == 1 and not args.compare
-        picture = columns[PICTURE][0] if single else _grid(columns, pictures, args.count)
+        picture = columns[PICTURE][0] if single else _grid(columns, pictures, args.diverse or args.count)
         settings_file = encode_settings(document)
         document = json.loads(settings_file)
         # settings first: whatever happens in between, there is no picture without them
@@ -98,11 +101,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     else:
         files = _files(columns, pictures, document)
         if args.compare:
-            files[COMPARISON] = encode_picture(_grid(columns, pictures, args.count), document)
+            files[COMPARISON] = encode_picture(_grid(columns, pictures, args.diverse or args.count), document)
         files[SETTINGS] = encode_settings(document)
         document = json.loads(files[SETTINGS])
         save_folder(out, files, recognise_pictures, obsolete=lambda name: re.fullmatch(OURS, name) is not None)
     return {"out": args.out, **document}
+
+
+def _read_diverse(args: argparse.Namespace, recorded: Sequence[PictureSettings]) -> None:
+    """--diverse as the fields `diverse` and `apart` of `HowSteered`; usage errors where other options contradict it."""
+    given = isinstance(args.diverse, tuple)
+    if given and recorded:
+        args.usage("--diverse draws anew: leave --from out")
+    if args.diverse and args.preserve:
+        args.usage("--preserve leaves all but the --concept's, and --diverse changes all: leave one out")
+    if args.diverse and args.count > 1:
+        args.usage("--diverse N draws N pictures of each prompt: leave --count out")
+    if args.diverse and not given and (args.prompt or args.seed is not None):
+        args.usage("--from shows pictures that were drawn together (--diverse): they keep their prompts and seeds")
+    if given:
+        args.diverse, args.apart = args.diverse
+        args.count = args.diverse
+    args.diverse = args.diverse or 0
 
 
 #: options that have no effect without a concept -> what a usage error says

@@ -16,6 +16,8 @@ from ..output import print_table
 
 #: kind of a method -> the options of `dsas learn` that take it
 OPTIONS = {"map": "--method", "gate": "--gate", "both": "--method, --gate"}
+#: the option that takes a method which is not learned
+DIVERSE = "--diverse"
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -25,7 +27,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def report(document: list[dict[str, Any]]) -> None:
     """Print tables of the methods and of their options, and the gates with their settings."""
-    print_table(("name", "use as", ""), [(d["name"], OPTIONS[d["kind"]], d["line"]) for d in document])
+    print_table(
+        ("name", "use as", ""),
+        [(d["name"], OPTIONS[d["kind"]] if d["learned"] else DIVERSE, d["line"]) for d in document],
+    )
     options = [
         (method["name"], f"{name}={_as_yaml(option['default'])}", option["takes"])
         for method in document

@@ -215,5 +215,6 @@ def _suggest(concept: Concept) -> str:
 
 def _choices(kind: str) -> list[tuple[str, str]]:
     """(Name and summary, name) of each method or gate, without the gate `off`."""
-    available = (method for method in methods.available() if method.kind in (kind, "both") and method.name != "off")
+    learned = (method for method in methods.available() if method.learned)
+    available = (method for method in learned if method.kind in (kind, "both") and method.name != "off")
     return [(f"{method.name}: {method.line}", method.name) for method in available]

@@ -43,7 +43,7 @@ def test_without_a_gate_a_method_wears_its_own(method: str, options: dict[str, A
 
 
 def test_the_registry_tells_what_each_part_takes() -> None:
-    described = {method.name: method for method in methods.available() if method.kind == "both"}
+    described = {method.name: method for method in methods.available() if method.kind == "both" and method.learned}
     assert tuple(described) == BOTH
     assert described["mera"].options["alpha"]["takes"] == "null or a number between 0 and 1"
     assert described["mera"].settings == {"alpha": {"default": None, "takes": "float, or nothing"}}

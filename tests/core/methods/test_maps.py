@@ -72,7 +72,7 @@ A, B = column(3, 1, 2, 6), column(0, 4, 8, 2)
 
 
 def test_every_map_is_among_the_cases() -> None:
-    assert sorted(method.name for method in methods.available() if method.kind != "gate") == MAPS
+    assert sorted(method.name for method in methods.available() if method.kind != "gate" and method.learned) == MAPS
 
 
 @pytest.mark.parametrize(

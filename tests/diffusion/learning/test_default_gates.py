@@ -24,7 +24,7 @@ from tests.fixtures.visitors import seen_at
 
 Pictured = tuple[Any, Capture, list[Site]]
 
-BOTH = tuple(method.name for method in methods.available() if method.kind == "both")
+BOTH = tuple(method.name for method in methods.available() if method.kind == "both" and method.learned)
 SHOWN, OTHER = ("a banana {}", "a {} and a banana"), ("a dog {}", "a {} and a lemon")
 
 
