@@ -108,6 +108,11 @@ methods: $(STAMP)  ## docs/methods.md: every map, always on and gated; stop it a
 		--grid benchmarks/grids/methods.yaml --out outputs/methods
 	.venv/bin/python -m benchmarks.reports.methods_page
 
+trained: $(STAMP)  ## docs/trained.md: methods that train, beside one that is fitted; stop it and go on at will
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m benchmarks.quality.trained
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.cost.joint
+	.venv/bin/python -m benchmarks.reports.trained_page
+
 learning: $(STAMP)  ## docs/learning.md: gates, ways to learn, no strength to tune; stop it and go on at will
 	for grid in gates learning auto; do OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/torchrun \
 		--nproc_per_node 2 -m dsas_diffusion.cli eval --grid benchmarks/grids/$$grid.yaml --out outputs/$$grid || exit 1; done
