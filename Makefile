@@ -9,7 +9,7 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test test-slow test-all test-floor test-browser fuzz lint format bench soak example screenshots results methods learning \
+.PHONY: help demo app test test-slow test-all test-floor test-browser fuzz lint format bench soak example screenshots results methods trained learning \
 	families concepts train-builtin real-models clean
 
 help:  ## this list

@@ -24,10 +24,10 @@ Written by `python -m benchmarks.reports.trained_page`; do not edit. What the me
 FRONTS = """## Fronts: LinEAS and E2E-DSAS beside CAA
 
 Each combination is learned with {seeds} seeds of learning and measured on the same prompts and strengths
-(`make trained`). Front is the hypervolume of effect and cost, as in [results.md](results.md); *above CAA* is how far the
-gated front is above that of CAA with the offline gate, seed by seed. Intervals are t-intervals of 95 % over seeds. Effect and cost are
-those of a strength of 1. Seconds are those of learning, of which in brackets the training, with two processes at a time
-on two cores; memory is what a step keeps for its backward pass.
+(`make trained`). Front is the hypervolume of effect and cost, as in [results.md](results.md); *above CAA* is how far
+the gated front is above that of CAA with the offline gate, seed by seed. Intervals are t-intervals of 95 % over seeds.
+Effect and cost are those of a strength of 1. Seconds are those of learning, of which in brackets the training, with two
+processes at a time on two cores; memory is what a step keeps for its backward pass.
 """
 SETTINGS = """## Settings
 
@@ -44,8 +44,8 @@ FLOWS = """## FLAS: one network, concepts that it was not trained on
 Concepts are "mention the WORD". The network has seen {concepts} of them ({examples} examples, {steps} steps,
 {minutes:.0f} minutes on a core); {held_out} others are tested, and as many of those that it was trained on. FLAS and
 asking in words have the text of the concept alone, CAA examples of it. Scores are from 0 to 2, by the definitions of
-AxBench with judges of the built-in corpus (`{command}`); *mean* is the harmonic mean of the three with its standard error
-over concepts.
+AxBench with judges of the built-in corpus (`{command}`); *mean* is the harmonic mean of the three with its standard
+error over concepts.
 """
 RUNS = """## STARS: runs pushed apart
 
