@@ -12,7 +12,15 @@ from ..utils.saving.files import to_readable_json
 from ..utils.templates import render_template
 from .curve import columns_of, legend_of, trial_rows
 from .data import ConceptData
-from .evidence import describe_cost, describe_kept, describe_mask, describe_range, describe_reading, describe_unit
+from .evidence import (
+    describe_cost,
+    describe_kept,
+    describe_mask,
+    describe_range,
+    describe_reading,
+    describe_training,
+    describe_unit,
+)
 from .samples import STRIP, Samples
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -67,6 +75,7 @@ def render_card(concept: ConceptData, name: str | None = None) -> str:
         unit="; ".join(describe_unit(concept.unit, concept.evidence.get("unit")).split("\n")),
         range=describe_range(concept.range, concept.evidence.get("range")),
         mask=describe_mask(concept.evidence.get("mask")),
+        training=describe_training(concept.evidence.get("training")),
         kept=describe_kept(concept.evidence.get("kept")),
         below="" if concept.steps_below is None else f"{concept.steps_below:g}",
         cost=describe_cost(concept.evidence["cost"]) if "cost" in concept.evidence else "",

@@ -231,6 +231,33 @@ def describe_cost(cost: Mapping[str, Any] | None) -> str:
     return "; ".join(parts)
 
 
+def describe_training(training: Mapping[str, Any] | None) -> str:
+    """How maps, and perhaps gates, were trained together, in a line; "" where they were fitted.
+
+    Args:
+        training: the concept's `evidence["training"]`.
+
+    Raises:
+        KeyError: evidence that lacks an entry.
+
+    Example:
+        >>> history = [{"step": 0, "held_out": 3.5}, {"step": 150, "held_out": 0.49}]
+        >>> describe_training({"steps": 200, "history": history, "best": history[1], "moved_dimensions": {"a": 160}})
+        'trained for 200 steps; distance to held-out targets 3.5 before and 0.49 after 150; 160 dimensions are moved'
+    """
+    if not training:
+        return ""
+    best, moved = training["best"], sum(training["moved_dimensions"].values())
+    before = training["history"][0]["held_out"]
+    line = (
+        f"trained for {training['steps']:,} steps; distance to held-out targets {before:.3g} before and "
+        f"{best['held_out']:.3g} after {best['step']:.0f}"
+    )
+    if best.get("held_out_preservation"):
+        line += f", of which {best['held_out_preservation']:.2g} is how far controls move"
+    return f"{line}; {moved:,} dimensions are moved"
+
+
 def describe_range(ends: Sequence[float] | None, evidence: Mapping[str, Any] | None) -> str:
     """The range of useful strengths, in a line.
 

@@ -96,6 +96,16 @@ _KEPT = {
     **dict.fromkeys(("alone", "beside", "without"), _PART),
     "neighbours": {OTHERS: _PART},
 }
+_CHECK = {NEEDED: ("step", "held_out"), OTHERS: "a number"}
+_TRAINING = {
+    NEEDED: ("steps", "history", "best", "moved_dimensions"),
+    "steps": "a count",
+    "memory": "a count",
+    "checkpointing": "true or false",
+    "history": [_CHECK],
+    "best": _CHECK,
+    "moved_dimensions": {OTHERS: "a count"},
+}
 _COST = {
     "seconds": {OTHERS: "a number"},
     "device": "a text",
@@ -118,6 +128,7 @@ _FREE_FORM: dict[str, Any] = {
         "range": (None, {}),
         "mask": (None, _MASK),
         "kept": (None, _KEPT),
+        "training": (None, _TRAINING),
         "cost": (None, _COST),
     },
     "provenance": {

@@ -7,10 +7,13 @@ strength is chosen on the held-out quarter (`held_out_trial`). A domain defines 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 from ..concept.concept import Concept
@@ -22,6 +25,7 @@ from ..model.fingerprints import describe_module, fingerprint
 from ..model.sites import Roots, Site
 from ..utils.meter import Meter
 from ..utils.numbers import number
+from ..utils.processes import Share
 from ..utils.progress import progress_bar
 from ..utils.versions import versions
 from .calibration.unit import TRIALS, units_of
@@ -29,6 +33,8 @@ from .capture import LabelPositions, check_edges
 from .capture_store import Captured
 from .fit import fit_sites
 from .held_out_trial import HeldOutTrial
+from .joint.fit import fit_jointly
+from .joint.runs import JointRuns
 from .prompts.held_out import split_held_out
 from .prompts.kept import record_prompts, what_to_keep
 from .prompts.prompt_set import PromptSet, Text
@@ -55,6 +61,10 @@ class Learner(ABC, Generic[Text]):
     LIBRARIES: ClassVar[tuple[str, ...]]
     #: drift that the unit may cost where the user gives no limit, in the domain's measure
     DRIFT: ClassVar[float]
+    #: a folder where joint training is kept, so that an interrupted one goes on; None for nowhere
+    checkpoint: str | Path | None = None
+    #: of this process among those that train together: `utils.processes.process_share` where several do
+    share = Share()
     #: whether outputs show what a strength does; where they don't, the unit is 1
     tries_units = True
 
@@ -125,12 +135,18 @@ class Learner(ABC, Generic[Text]):
             capture = labelled(self.captured(recipe))
         reads = self._read_sites(recipe)
         sites = len(self.sites) + len(reads)
+        trained: dict[str, Any] = {}
         with meter.phase("fitting"), progress_bar(sites, "fitting", self.show_progress) as bar:
-            interventions, evidence = fit_sites(capture, recipe, bar.update, recapture, reads)
+            if recipe.mode == "joint":
+                with meter.phase("training"):
+                    interventions, evidence, training = self._train(capture, recipe, bar.update, reads)
+                trained = {"training": training}
+            else:
+                interventions, evidence = fit_sites(capture, recipe, bar.update, recapture, reads)
             readers, reading = self._fit_readers(recipe)
-        more_evidence = {**self._more_evidence(recipe, evidence), **reading}
+        more_evidence = {**self._more_evidence(recipe, evidence), **reading, **trained}
         all_evidence = {"sites": [asdict(item) for item in evidence], **more_evidence}
-        concept = self._concept([*interventions, *readers], recipe, all_evidence)
+        concept = _new_concept(self, [*interventions, *readers], recipe, all_evidence)
         if self.tries_units:
             trials, label = min(TRIALS, len(units_of(concept.method))), "choosing the unit"
             with meter.phase(label):
@@ -140,31 +156,30 @@ class Learner(ABC, Generic[Text]):
         concept = self._finish(concept, meter)
         return replace(concept, evidence={**concept.evidence, "cost": meter.summary()})
 
-    def _concept(self, interventions: Sequence[Intervention], recipe: Recipe, evidence: Mapping[str, Any]) -> Concept:
-        """The concept of fitted interventions, before its unit is chosen."""
-        touched = {site.root for item in interventions for site in (item.site, item.probe_site) if site is not None}
-        steered = {root: self._roots[root] for root in sorted(touched)}
-        content = self.content
-        return Concept(
-            name=content.name,
-            description=content.description,
-            interventions=tuple(interventions),
-            edges=self.edges,
-            method=recipe.method,
-            gate=str(recipe.gate),
-            base={root: fingerprint(module) for root, module in steered.items()},
-            learned_on={root: describe_module(module) for root, module in steered.items()},
-            evidence=evidence,
-            provenance={
-                **record_prompts(content, self.count, self.seed, self.keep_prompts),
-                "recipe": asdict(recipe),
-                "model": self.model_name,
-                "count": self.count,
-                "prompts_used": {side: len(prompts) for side, prompts in self.fitting.items()},
-                **self.own_settings,
-                "seed": self.seed,
-                "versions": versions(*self.LIBRARIES),
-            },
+    def join(self, method: str = "caa", gate: str | None = None, *, recipe: Mapping[str, Any] | None = None) -> None:
+        """The part of `learn` that processes share, capturing and training; for all but the first, which learns."""
+        chosen = self._recipe(recipe, method=method, gate=gate, seed=self.seed)
+        capture = self.captured(chosen)
+        if chosen.mode == "joint":
+            self._train(capture, chosen, lambda: None, self._read_sites(chosen))
+
+    def _train(
+        self, capture: Captured, recipe: Recipe, done: Callable[[], object], read_sites: Sequence[Site]
+    ) -> tuple[list[Intervention], list[SiteEvidence], dict[str, Any]]:
+        """Train all sites together, see `joint.fit.fit_jointly`."""
+        used = json.dumps(record_prompts(self.content, self.count, self.seed, "hash"), sort_keys=True)
+        prompts = hashlib.sha256(used.encode()).hexdigest()
+        about = {"model": self.model_name, "prompts": prompts, **self.own_settings}
+        return fit_jointly(
+            capture,
+            recipe,
+            self._joint_runs(recipe),
+            folder=self.checkpoint,
+            about=about,
+            share=self.share,
+            done=done,
+            read_sites=read_sites,
+            show_progress=self.show_progress,
         )
 
     @abstractmethod
@@ -174,6 +189,10 @@ class Learner(ABC, Generic[Text]):
     @abstractmethod
     def _recipe(self, given: Mapping[str, Any] | None, **fields: Any) -> Recipe:
         """The recipe of the user's fields over these and the domain's defaults, checked for the domain."""
+
+    @abstractmethod
+    def _joint_runs(self, recipe: Recipe) -> JointRuns:
+        """Runs prompts through the model for joint training."""
 
     @abstractmethod
     def _recapture(self, site: Site, learned: Concept, recipe: Recipe) -> Captured:
@@ -218,3 +237,33 @@ class Learner(ABC, Generic[Text]):
     @abstractmethod
     def _roots(self) -> Roots:
         """The modules that can be steered, by name."""
+
+
+def _new_concept(
+    lesson: Learner[Any], interventions: Sequence[Intervention], recipe: Recipe, evidence: Mapping[str, Any]
+) -> Concept:
+    """The concept of fitted interventions, before its unit is chosen."""
+    touched = {site.root for item in interventions for site in (item.site, item.probe_site) if site is not None}
+    steered = {root: lesson._roots[root] for root in sorted(touched)}
+    content = lesson.content
+    return Concept(
+        name=content.name,
+        description=content.description,
+        interventions=tuple(interventions),
+        edges=lesson.edges,
+        method=recipe.method,
+        gate=str(recipe.gate),
+        base={root: fingerprint(module) for root, module in steered.items()},
+        learned_on={root: describe_module(module) for root, module in steered.items()},
+        evidence=evidence,
+        provenance={
+            **record_prompts(content, lesson.count, lesson.seed, lesson.keep_prompts),
+            "recipe": asdict(recipe),
+            "model": lesson.model_name,
+            "count": lesson.count,
+            "prompts_used": {side: len(prompts) for side, prompts in lesson.fitting.items()},
+            **lesson.own_settings,
+            "seed": lesson.seed,
+            "versions": versions(*lesson.LIBRARIES),
+        },
+    )

@@ -11,6 +11,7 @@ from ..errors import DSASError, quote
 from ..methods.base.gate import Gate
 from ..methods.base.traits import COUPLED
 from ..utils.numbers import KINDS, accepts, number
+from .joint.settings import training_settings
 
 #: how a gate is fitted and read; `methods.gates.dsas` explains each for the `dsas` gate
 FORMS = ("paper", "pooled", "token", "product", "prefix", "latch", "text", "message", "last")
@@ -19,7 +20,7 @@ STATEFUL_FORMS = ("prefix", "latch", "text", "message")
 #: forms for texts only
 TEXT_FORMS = (*STATEFUL_FORMS, "last")
 POOLINGS = ("gated", "mean", "leading")
-MODES = ("clean", "causal")
+MODES = ("clean", "causal", "joint")
 #: whether causal learning captures target prompts from the unsteered model, or from the steered one
 TARGET_ROWS = ("clean", "steered")
 READS = ("site", "prompt")
@@ -62,7 +63,9 @@ class Recipe:
         keep: how many sites to steer, those that tell source from target best, as ITI chooses heads; None for all, and
             for one with `fairsteer`. A number above that of the sites means all.
         mode: "clean", every site learns from the unsteered model, in one pass over the prompts; "causal", each learns
-            while the sites before it steer at map strength 1, in a pass of its own.
+            while the sites before it steer at map strength 1, in a pass of its own; "joint", affine maps of all sites
+            are trained together (`learning.joint`). None for "joint" where method or gate trains, else "clean".
+        training: of mode "joint": settings of `learning.joint.settings.TrainingSettings` by name.
         target_rows: in causal learning: "clean", targets are captured from the unsteered model; "steered", from the
             steered one.
         supervision: "prompts", a source prompt is known to show the concept somewhere; "positions", it is known where:
@@ -101,7 +104,8 @@ class Recipe:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     keep: int | None = None
-    mode: str = "clean"
+    mode: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
     target_rows: str = "clean"
     supervision: str = "prompts"
     below: float | str | None = "auto"
@@ -117,8 +121,24 @@ class Recipe:
             object.__setattr__(self, "gate", methods.default_gate(self.method, self.options))
         if self.keep is None:
             object.__setattr__(self, "keep", methods.mapping(self.method).traits.max_sites)
+        trained = methods.mapping(self.method).traits.trained or self.resolved_gate.traits.trained
+        if self.mode is None:
+            object.__setattr__(self, "mode", "joint" if trained else "clean")
         self._check_values()
+        self._check_training(trained)
         self._check_gate(self.resolved_gate)
+
+    def _check_training(self, trained: bool) -> None:
+        _expect(
+            self.mode == "joint" or not trained,
+            f"learning mode {self.mode!r}: {self.method} with the gate {self.gate!r} is trained: leave mode out",
+        )
+        training_settings(self.training)
+        _expect(
+            self.mode == "joint" or not self.training,
+            f"training {quote(dict(self.training))}: {self.method} with the gate {self.gate!r} is not trained: choose "
+            "mode joint, or leave training out",
+        )
 
     def _check_values(self) -> None:
         keep, cloud = self.keep, self.cloud

@@ -16,6 +16,7 @@ from __future__ import annotations
 from ..concept.concept import Concept
 from ..errors import DSASError
 from ..steering.strengths import Auto
+from . import flas
 from .learning.calibrate import calibrate
 from .learning.illustrate import illustrate
 from .learning.learn import Lesson, learn
@@ -42,6 +43,7 @@ __all__ = [
     "calibrate",
     "detach",
     "find_sites",
+    "flas",
     "illustrate",
     "is_language_model",
     "learn",

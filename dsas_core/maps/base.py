@@ -26,6 +26,11 @@ class Map(TensorClass):
 
     linear_in_strength: ClassVar[bool] = False
 
+    @property
+    def scales_strength(self) -> bool:
+        """Whether a gate's h is a factor on the strength, T(x; h * s), where others interpolate x and T(x; s)."""
+        return False
+
     def displacement(self, x: torch.Tensor) -> torch.Tensor:
         """D(x) of a map that is linear in its strength.
 

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 from ..errors import DSASError, did_you_mean
 from .base.gate import Gate, gate_settings
 from .base.map_method import MapMethod, with_defaults
-from .gated_maps import cast, casteer, fairsteer, mera, stars
+from .gated_maps import cast, casteer, e2e_dsas, fairsteer, mera, stars
 from .gates import constant, cosine, dsas, gaps, mlp, quantile
 from .gates.combine import KINDS
 from .gates.expression import parse_gate
-from .maps import aura, austeer, caa, gaussian_act, iti, iti_c, linear_act, mean_act, sadi
+from .maps import aura, austeer, caa, gaussian_act, iti, iti_c, linear_act, lineas, mean_act, sadi
 
 
 class GatedMapMethod(NamedTuple):
@@ -49,6 +49,7 @@ _METHODS: dict[str, MapMethod | Gate | GatedMapMethod] = {
     "mean-act": mean_act.MeanAcT(),
     "gaussian-act": gaussian_act.GaussianAcT(),
     "linear-act": linear_act.LinearAcT(),
+    "lineas": lineas.LinEAS(),
     "aura": aura.AurA(),
     "sadi": sadi.SADI(),
     "austeer": austeer.AUSteer(),
@@ -63,6 +64,7 @@ _METHODS: dict[str, MapMethod | Gate | GatedMapMethod] = {
     "mera": GatedMapMethod(mera.MERA(), mera.CalibratedProbe()),
     "fairsteer": GatedMapMethod(fairsteer.FairSteer(), fairsteer.HardClassifier()),
     "casteer": GatedMapMethod(casteer.CASteer(), casteer.PositiveCosine()),
+    "e2e-dsas": GatedMapMethod(e2e_dsas.E2EMap(), e2e_dsas.E2EGate()),
     "stars": GatedMapMethod(stars.STARS(), stars.Agreement()),
 }
 
@@ -97,7 +99,7 @@ def available() -> list[MethodInfo]:
 
     Example:
         >>> [method.name for method in available() if method.kind == "both"]
-        ['cast', 'mera', 'fairsteer', 'casteer', 'stars']
+        ['cast', 'mera', 'fairsteer', 'casteer', 'e2e-dsas', 'stars']
     """
     parts = {name: (_part(method, "map"), _part(method, "gate")) for name, method in _METHODS.items()}
     return [

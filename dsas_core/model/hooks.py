@@ -1,7 +1,7 @@
 """The one way into a model: `visit(model, sites, visitor)`. No other file registers a hook.
 
-Hooks are torch forward hooks with `prepend=True` on the sites' own modules: they survive processor replacement, QKV
-fusion, offload and transformers' own `hidden_states` recorders, and leave no trace on the model when removed.
+Torch forward hooks with `prepend=True` on the sites' own modules: they survive processor replacement, QKV fusion,
+offload and transformers' own recorders of `hidden_states`, and leave no trace on the model.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Call:
     """What is known about one call of a root module. Tensors only: a compiled graph must not depend on its values.
 
     Args:
-        steered: float [batch], 1 for rows that are steered, 0 for rows that must stay as they are.
+        steered: float [batch], 1 for rows that are steered, 0 for others.
         prompts: int64 [batch], the number of the prompt that each row belongs to.
         timestep: float [], 0 (clean) to 1000 (noise); None for models without a timestep.
         mask: float [batch, positions], 1 for positions that count; None for all.
         prompt: float [batch, positions], 1 for positions of the prompt, 0 for generated ones; None where none are.
-        memory_mask: float [batch, positions], those that stateful probes update their state on; None for `mask`.
-        joint: how image patches and text tokens share one sequence, where the root attends to both at once. Its numbers
-            are shapes, which a graph may depend on.
+        memory_mask: float [batch, positions], those that states go by, whatever phase is steered; None: `mask`.
+        joint: how image patches and text tokens share one sequence; it has shapes only, by which a graph may go.
+        first: float [batch, positions], 1 for the first token of each row, which maps may read, but do not steer.
         groups: int64 [batch], one number for the runs of one prompt, see `row_groups`; None for `prompts`.
 
     Example:
@@ -49,6 +49,7 @@ class Call:
     prompt: torch.Tensor | None = None
     memory_mask: torch.Tensor | None = None
     joint: Joint | None = None
+    first: torch.Tensor | None = None
     groups: torch.Tensor | None = None
 
     def position_mask(self, site: Site, count: int) -> torch.Tensor | None:
@@ -283,8 +284,7 @@ class DetachedOnCopy:
 
 
 class NoOpHook:
-    def __call__(self, *_: Any) -> None:
-        return None
+    def __call__(self, *_: Any) -> None: ...
 
 
 class _Pending(NamedTuple):
@@ -380,7 +380,7 @@ class _SiteHook(DetachedOnCopy):
         if placed.once and self.reached and (placed._recall is None or placed._recall(self.site.root) is None):
             raise UnsupportedError(
                 f"{self.site} is reached several times in one call, as layers that are shared or repeated are, and the "
-                "gate goes by what came before: choose other sites, or learn with form token"
+                "gate or map goes by what came before: choose other sites, or learn with form token"
             )
         joint = placed.joint_of(self.site.root) if self.site.stream else None
         changed = placed.visitor.visit(self.site, read_site(value, self.site, joint))

@@ -10,6 +10,7 @@ from .linear import LinearProbe, fold
 from .mlp import MLPProbe
 from .quadratic import QuadraticProbe, quadratic
 from .quantile import QuantileProbe
+from .rectified import RectifiedProbe
 from .running import LastProbe, LatchProbe, PrefixProbe, RunningProbe, TextProbe
 from .step import StepProbe
 
@@ -33,6 +34,7 @@ __all__ = [
     "ProductProbe",
     "QuadraticProbe",
     "QuantileProbe",
+    "RectifiedProbe",
     "RunningProbe",
     "StepProbe",
     "TextProbe",

@@ -21,7 +21,7 @@ from ..model.row_groups import RowGrouping
 from ..model.sites import Site
 from ..probes import RunningProbe
 from .binding import BoundConcept, BoundIntervention, coupled_roots
-from .probe_states import ProbeStates, refuse_blind
+from .probe_states import MapStates, ProbeStates, refuse_blind
 from .recomputation import CallHistory, CallRecord, Key, Outside, asks_for_gradients
 from .solve import SolvedStrength
 from .strengths import Schedule, Strengths
@@ -36,6 +36,7 @@ class CallState(ProbeStates):
         schedules: concept name -> strength over the timestep.
 
     Attributes:
+        maps: the states of running maps.
         disabled: whether all strengths count as 0 until the user enables them.
         grouping: which rows of a call are runs of one prompt.
         muted: None, or, while all strengths count as 0, concept name -> the prompts that they would have steered.
@@ -45,6 +46,7 @@ class CallState(ProbeStates):
         self, concepts: Sequence[BoundConcept], strengths: Strengths, schedules: Mapping[str, Schedule]
     ) -> None:
         super().__init__(concepts)
+        self.maps = MapStates(concepts)
         self._strengths, self._schedules = strengths, schedules
         self.muted: dict[str, set[int]] | None = None
         self.disabled = False
@@ -94,6 +96,7 @@ class CallState(ProbeStates):
             for score_key in [score_key for score_key in self._scores if score_key[0] == root]:
                 del self._scores[score_key]
         self.prepare(root, record, kept=record.differentiable or self._asked)
+        self.maps.prepare(root, record, kept=record.differentiable or self._asked)
         for concept in self._concepts:
             concept.select_bin(call.timestep, call.steered.device, anew=parameters_anew)
             record.parameters[concept.name] = concept.current

@@ -2,7 +2,7 @@
 
 Exact at both ends: h = 0 or strength 0 give x itself, bit for bit, even where the map overflows; h = 1 gives the map
 alone. A map that is linear in its strength, T(x; s) = x + s * D(x), is computed as x + (h * s) * D(x). Nothing else
-interpolates.
+interpolates. A map may ask for h as a factor on its strength instead, T(x; h * strength), with the same two ends.
 
 `normalise_gates` divides h among several gates that are open at one position; strengths that are not given are solved
 for in `solve`.
@@ -41,12 +41,29 @@ def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float
     for transform, strength, h in steps:
         share = h * strength
         if transform.linear_in_strength:
-            moved = torch.addcmul(out, share, transform.displacement(wide))
+            moved = displace(out, transform.displacement(wide), share)
         else:
+            if transform.scales_strength:
+                strength, h = share, torch.ones_like(h)
             moved = torch.lerp(wide, transform.apply(wide, strength), cast(h, wide.dtype).expand_as(wide))
             moved = moved if out is wide else out + (moved - wide)
         out = _keep_still(out, moved, share)
     return out.to(x.dtype)
+
+
+def displace(x: torch.Tensor, displacement: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """x + share * displacement, the equation of a map that is linear in its strength; `share` is h times the strength.
+
+    Args:
+        x: [..., positions, width].
+        displacement: broadcastable to x, of its dtype.
+        share: broadcastable to x.
+
+    Example:
+        >>> displace(torch.zeros(1, 2), torch.tensor([1.0, 2.0]), torch.tensor([[0.5]]))
+        tensor([[0.5000, 1.0000]])
+    """
+    return torch.addcmul(x, share, displacement)
 
 
 def _keep_still(x: torch.Tensor, moved: torch.Tensor, share: torch.Tensor) -> torch.Tensor:

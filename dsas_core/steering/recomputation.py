@@ -141,6 +141,7 @@ class CallRecord(PlacedCall):
         targets: concept -> target logit and highest strength, for `Auto`.
         parameters: concept -> the probes and maps of its timestep bin.
         memories: concept and intervention -> the state of a stateful probe before the call.
+        states: concept and intervention -> the state of a running map before the call.
         scores: concept and intervention -> h that was read elsewhere.
         read: the interventions whose probes have read for elsewhere.
         factors: concept and site -> the localiser's factor.
@@ -154,6 +155,7 @@ class CallRecord(PlacedCall):
     targets: dict[str, torch.Tensor] = field(default_factory=dict)
     parameters: dict[str, BoundParameters] = field(default_factory=dict)
     memories: dict[tuple[str, int], Outside] = field(default_factory=dict)
+    states: dict[tuple[str, int], tuple[Outside, ...]] = field(default_factory=dict)
     scores: dict[tuple[str, int], Outside] = field(default_factory=dict)
     read: set[tuple[str, int]] = field(default_factory=set)
     factors: dict[tuple[str, Site], Outside | None] = field(default_factory=dict)

@@ -176,8 +176,8 @@ class Steering(Handle):
 
     @property
     def stateful(self) -> bool:
-        """Whether a probe has a state, which has to follow the rows of a batch."""
-        return any(True for _ in self._state.stateful())
+        """Whether a probe or a map has a state, which has to follow the rows of a batch."""
+        return any(True for _ in self._state.stateful()) or any(True for _ in self._state.maps.running())
 
     # ---- the visitor ------------------------------------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ class Steering(Handle):
             strength = solved.strength * strength
         if factor is not None:
             h, trace_h = h * factor, trace_h * factor
-        return _Step(entry, strength, h, trace_h, solved)
+        return _Step(state.maps.following(entry, record, again), strength, h, trace_h, solved)
 
     @staticmethod
     def _factor(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,41 @@ class Share:
     process: int = 0
     processes: int = 1
     wait: Callable[[], object] = field(default=lambda: None)
+
+    def gather(self, rows: torch.Tensor, own: Sequence[int], count: int) -> torch.Tensor:
+        """The rows of all processes, [count, ...]; those of this one with their gradient.
+
+        Args:
+            rows: of this process.
+            own: the places of these rows among all.
+            count: how many rows there are in all processes together.
+
+        Example:
+            >>> Share().gather(torch.tensor([[1.0], [2.0]]), [0, 1], 2).tolist()
+            [[1.0], [2.0]]
+        """
+        if self.processes == 1:
+            return rows
+        places = torch.tensor([*own], device=rows.device)
+        all_rows = rows.new_zeros((count, *rows.shape[1:])).index_copy(0, places, rows.detach())
+        torch.distributed.all_reduce(all_rows)
+        return all_rows.index_copy(0, places, rows)
+
+    def add(self, number: torch.Tensor) -> torch.Tensor:
+        """The sum of a number over all processes, with the gradient of this one's."""
+        if self.processes == 1:
+            return number
+        total = number.detach().clone()
+        torch.distributed.all_reduce(total)
+        return number + (total - number.detach())
+
+    def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Give every process the sum of all gradients."""
+        if self.processes > 1:
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
 
 
 def process_share(*, on_cpu: bool = True) -> Share:

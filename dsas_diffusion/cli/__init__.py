@@ -88,7 +88,7 @@ _MOST_FILES = 10_000
 
 def _written(args: argparse.Namespace) -> dict[Path, tuple[int, int]]:
     """The files at the places that a command writes to, with their times and sizes."""
-    places = [getattr(args, name, None) or [] for name in ("out", "store", "heat", "monitor")]
+    places = [getattr(args, name, None) or [] for name in ("out", "store", "checkpoint", "heat", "monitor")]
     places += [args.concept] if getattr(args, "in_place", False) else []
     found = {}
     for place in (Path(place).expanduser() for item in places for place in ([item] if isinstance(item, str) else item)):

@@ -14,6 +14,7 @@ from dsas_core.concept.evidence import (
     describe_mask,
     describe_range,
     describe_reading,
+    describe_training,
     describe_unit,
 )
 
@@ -67,6 +68,7 @@ def describe_concept(concept: Concept, folder: Path) -> dict[str, Any]:
         "range_evidence": concept.evidence.get("range"),
         "mask_evidence": concept.evidence.get("mask"),
         "kept": concept.evidence.get("kept"),
+        "training": concept.evidence.get("training"),
         "steps_below": concept.steps_below,
         "cost": concept.evidence.get("cost"),
         "base": dict(concept.base),
@@ -105,6 +107,8 @@ def report_evidence(document: dict[str, Any]) -> None:
         print(describe_kept(document["kept"]))
     if document["mask_evidence"]:
         print(describe_mask(document["mask_evidence"]))
+    if document.get("training"):
+        print(describe_training(document["training"]))
     if document["cost"]:
         print(describe_cost(document["cost"]))
 

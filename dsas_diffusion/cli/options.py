@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from dsas_core.evaluation import ARMS, Plan
+from dsas_core.learning.joint.settings import TrainingSettings
 from dsas_core.learning.prompts.kept import KEEP
 from dsas_core.learning.prompts.prompt_set import COUNT
 from dsas_core.learning.recipe import Recipe
@@ -23,6 +24,8 @@ from ..pipelines.batch_layout import BRANCHES
 from ..steering.steer import ATTACH
 from . import argument_types
 
+#: fields of a recipe that have options of their own, or names of their own within `--recipe`
+_OTHERS = ("method", "gate", "options", "seed", "training")
 #: what `options.yaml` names as $NAME
 VALUES: Mapping[str, Any] = {
     "ARMS": tuple(ARMS),
@@ -41,8 +44,8 @@ VALUES: Mapping[str, Any] = {
     "PROMPT": "what to draw; <dsas:NAME:0.5> in it sets the strength of a concept for this prompt",
     "PLAN_COUNT": Plan.count,
     "PLAN_SEEDS": Plan.seeds,
-    # the fields of a recipe that have no option of their own
-    "RECIPE": ", ".join(f.name for f in fields(Recipe) if f.name not in ("method", "gate", "options", "seed")),
+    "RECIPE": ", ".join(f.name for f in fields(Recipe) if f.name not in _OTHERS),
+    "TRAINING": ", ".join(f.name for f in fields(TrainingSettings)),
     "WITHIN": [kind for kind in WITHIN if kind],
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dsas_core.concept.concept import Concept
-from dsas_core.learning.stars import make_stars
+from dsas_core.methods.unlearned import make_stars
 from dsas_core.model.sites import Site
 
 from ..pipelines.adapter import PipelineAdapter, adapt

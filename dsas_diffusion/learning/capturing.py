@@ -14,10 +14,14 @@ import torch
 
 from dsas_core.concept.concept import Concept
 from dsas_core.errors import DSASError
-from dsas_core.learning.capture import Capture
+from dsas_core.learning.capture import Capture, LabelPositions, is_timeless
 from dsas_core.learning.capture_store import Captured, CaptureStore
+from dsas_core.learning.joint.fit import trained_recipe
+from dsas_core.learning.joint.runs import HELD_OUT
+from dsas_core.learning.joint.settings import training_settings
 from dsas_core.learning.learner import Learner
 from dsas_core.learning.prompts.kept import hash_prompt
+from dsas_core.learning.prompts.prompt_set import SIDES
 from dsas_core.learning.recipe import Recipe
 from dsas_core.model.hooks import visit
 from dsas_core.model.sites import Roots, Site
@@ -30,6 +34,7 @@ from ..generation.settings import Settings
 from ..pipelines.adapter import PipelineAdapter
 from ..pipelines.batch_layout import BatchLayout
 from ..steering.concept_masks import LateMeans
+from .joint_runs import CallKeeper, PictureRuns, spread_steps
 from .mask_fit import compact, pool_patches
 from .prompt_words import PromptWords, doubtful_words
 
@@ -134,6 +139,44 @@ class PictureCapturing(Learner[str]):
         for tensors in extra.values():
             tensors[LATENTS] = tensors[LATENTS].to(device)
         return _Unsteered(store, extra)
+
+    def _joint_runs(self, recipe: Recipe) -> PictureRuns:
+        """The calls of the root that is steered, kept while pictures of all prompts are drawn unsteered."""
+        root, settings = self.sites[0].root, self.settings
+        moments = training_settings(recipe.training).moments
+        if all(is_timeless(site, self._timeless) for site in self.sites):  # the same in every step
+            settings, moments = replace(settings, steps=1), 1
+        keeper = CallKeeper(root, spread_steps(settings.steps, moments))
+        sides = SIDES if recipe.resolved_gate.traits.trained or trained_recipe(recipe) != recipe else SIDES[:2]
+        texts = {kind: list(self.fitting[kind]) for kind in sides}
+        texts |= {HELD_OUT + kind: list(self.held_out[kind]) for kind in sides}
+        batches = [(kind, start) for kind, found in texts.items() for start in range(0, len(found), self.batch)]
+        with (
+            BatchLayout(self.adapter, positions=self.positions) as layout,
+            visit(self._roots, (), Capture(), keeper.describe(layout.describe())),
+            progress_bar(len(batches), "keeping calls", self.show_progress) as bar,
+        ):
+            for kind, start in batches:
+                keeper.start(kind, start)
+                part = texts[kind][start : start + self.batch]
+                latents_of(
+                    self.adapter, part, seeds_for(texts[kind], self.seed)[start:][: len(part)], settings, self.batch
+                )
+                bar.update()
+        counts = {kind: len(found) for kind, found in texts.items()}
+        return PictureRuns(self._roots, keeper, counts, self._joint_labels(recipe, texts))
+
+    def _joint_labels(self, recipe: Recipe, texts: Mapping[str, Sequence[str]]) -> Mapping[str, LabelPositions]:
+        """Which embeddings show the concept, of source and target prompts; none where means are over all positions."""
+        if not (self._at_embeddings and recipe.supervised and recipe.pooling == "gated"):
+            return {}
+        words = self._words.of(texts)
+        return {kind: words.labels_of(kind) for kind in texts if not kind.endswith("control")}
+
+    @property
+    def _timeless(self) -> set[str]:
+        """Roots that run without timesteps."""
+        return set(self._roots) - {self.adapter.family.denoiser}
 
     def _stored_prompts(self) -> Mapping[str, Sequence[str]]:
         """The prompts, or their hashes, by which a folder of activations is known again."""

@@ -77,6 +77,7 @@ def learn(
     store: str | Path | None = None,
     recipe: Mapping[str, Any] | None = None,
     keep_prompts: str | None = None,
+    checkpoint: str | Path | None = None,
     show_progress: bool = False,
 ) -> Concept:
     """Learn a concept from prompts.
@@ -113,6 +114,7 @@ def learn(
         keep_prompts: what the concept keeps of its prompts: "all", or "hash" for no text, only what tells which were
             used (`dsas_core.learning.prompts.kept`); None for "hash" where the prompt file is marked as private, as
             those of data sets are, and "all" elsewhere.
+        checkpoint: a folder where joint training is kept, so that an interrupted one goes on; None for nowhere.
         show_progress: whether to show progress bars.
 
     Returns:
@@ -145,6 +147,7 @@ def learn(
         masks=masks,
         store=store,
         keep_prompts=keep_prompts,
+        checkpoint=checkpoint,
         show_progress=show_progress,
     )
     return lesson.learn(method, gate, drift=drift, recipe=recipe)
@@ -170,6 +173,7 @@ class PictureLearner(PictureCapturing):
         masks: where pictures of source prompts show the concept.
         store: a folder for the captured activations.
         keep_prompts: what concepts keep of their prompts.
+        checkpoint: where joint training is kept.
         show_progress: whether to show progress bars.
 
     Example:
@@ -200,6 +204,7 @@ class PictureLearner(PictureCapturing):
         masks: Masks | None = None,
         store: str | Path | None = None,
         keep_prompts: str | None = None,
+        checkpoint: str | Path | None = None,
         show_progress: bool = False,
     ) -> None:
         self.adapter = adapt(pipe)
@@ -212,6 +217,7 @@ class PictureLearner(PictureCapturing):
         self.mask_sites = self.adapter.find_mask_sites()
         self.settings = settings_of(self.adapter, steps, guidance, optional("size", size))
         self.positions, self.batch, self.masks, self.store = positions, number("batch", batch), masks, store
+        self.checkpoint = checkpoint
         if positions == "words" and any(site.argument for site in steered):
             raise UnsupportedError(
                 "positions='words' is of layers of text encoders; at the embeddings gates find the words that show the "

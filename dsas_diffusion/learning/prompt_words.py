@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -147,7 +148,7 @@ class PromptWords:
     def _marks(self, side: str, prompt: int) -> list[bool]:
         assert self.words is not None
         ids = self._ids(side, prompt)
-        marked = set(self.tokens.find_words(self.words[side], ids))
+        marked = set(self.tokens.find_words(self.words[side.rsplit(" ", 1)[-1]], ids))
         return [place in marked for place in range(len(ids))]
 
     def find(self, side: str, prompt: int, count: int) -> list[bool]:
@@ -172,9 +173,16 @@ class PromptWords:
                 "supervision by positions asks which words show the concept: expected one in each source prompt that "
                 "no control prompt has, or spans in the prompt file; add them, or leave supervision to prompts"
             )
-        return {side: self._labels_of(side) for side in SIDES}
+        return {side: self.labels_of(side) for side in SIDES}
 
-    def _labels_of(self, side: str) -> LabelPositions:
+    def of(self, prompts: Mapping[str, Sequence[str]]) -> PromptWords:
+        """The same words in other prompts, by kind; kinds end with the name of their side."""
+        other = copy(self)
+        other.prompts, other._ids = prompts, cache(other._read)
+        return other
+
+    def labels_of(self, side: str) -> LabelPositions:
+        """Which positions of each prompt of a kind show the concept."""
         return lambda prompt, count: _of_length(self._marks(side, prompt), count)
 
 

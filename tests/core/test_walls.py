@@ -44,7 +44,7 @@ FLOORS = {
         ("evaluation",),
         ("llm",),
     ),
-    "dsas_core.llm": (("model",), ("steering",), ("learning",), ("builtin",), ("evaluation",)),
+    "dsas_core.llm": (("model",), ("steering",), ("learning", "flas"), ("builtin",), ("evaluation",)),
     "dsas_diffusion": (
         ("pipelines", "builtin"),
         ("generation",),

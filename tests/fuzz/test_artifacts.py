@@ -69,6 +69,7 @@ def run(concept: Concept, strength: float, wider: int = 0, scale: float = 1.0) -
     with Steering({concept: strength}).attach(roots, dict.fromkeys(roots, describe_call)) as steering:
         for root in roots:  # as a text begins
             steering._state.reset(root, 2, torch.device("cpu"))
+            steering._state.maps.reset(root, 2, torch.device("cpu"))
         return [
             (inputs[root][name], out)
             for root in ("text_encoder", "unet")

@@ -22,6 +22,7 @@ from ...concept.concept import Concept
 from ...concept.evidence import SiteEvidence
 from ...errors import DSASError, PromptError, UnsupportedError
 from ...learning.capture import Capture, LabelPositions
+from ...learning.joint.runs import HELD_OUT
 from ...learning.learner import Learner
 from ...learning.prompts.prompt_file import load_prompts
 from ...learning.prompts.prompt_set import COUNT, SIDES, PromptSet
@@ -38,6 +39,7 @@ from ..model.layers import find_read_sites, find_sites, roots_of, unwrap
 from ..model.load import BUILTIN
 from ..steering.steer import steer
 from .held_out_trial import TextTrial
+from .joint_runs import TextRuns
 from .reader import Reader, encode_all, have_answers
 from .weaknesses import find_weaknesses
 
@@ -64,6 +66,7 @@ def learn(
     batch: int = 16,
     recipe: Mapping[str, Any] | None = None,
     keep_prompts: str | None = None,
+    checkpoint: str | Path | None = None,
     show_progress: bool = False,
 ) -> Concept:
     """Learn a concept from texts or conversations.
@@ -92,6 +95,7 @@ def learn(
         keep_prompts: what the concept keeps of its prompts: "all", or "hash" for no text, only what tells which were
             used (`dsas_core.learning.prompts.kept`); None for "hash" where the prompt file is marked as private, as
             those of data sets are, and "all" elsewhere.
+        checkpoint: a folder where joint training is kept, so that an interrupted one goes on; None for nowhere.
         show_progress: whether to show progress bars.
 
     Returns:
@@ -118,6 +122,7 @@ def learn(
         count=count,
         batch=batch,
         keep_prompts=keep_prompts,
+        checkpoint=checkpoint,
         show_progress=show_progress,
     )
     return lesson.learn(method, gate, drift=drift, recipe=recipe)
@@ -139,6 +144,7 @@ class TextLearner(Learner[Encoded]):
         count: source prompts, and as many target prompts.
         batch: prompts per forward pass.
         keep_prompts: what concepts keep of their prompts.
+        checkpoint: where joint training is kept.
         show_progress: whether to show progress bars.
 
     Raises:
@@ -167,11 +173,12 @@ class TextLearner(Learner[Encoded]):
         count: int = COUNT,
         batch: int = 16,
         keep_prompts: str | None = None,
+        checkpoint: str | Path | None = None,
         show_progress: bool = False,
     ) -> None:
         refuse_steered(roots_of(model), "learning")
         content, encodable = load_prompts(prompts), _encoder_sites(model, find_sites(model, sites), sites)
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.checkpoint = model, tokenizer, checkpoint
         drawn = content.draw(count, seed)
         texts = {side: encode_all(model, tokenizer, drawn[side]) for side in SIDES}
         self.answered = answered = have_answers(texts)
@@ -242,6 +249,10 @@ class TextLearner(Learner[Encoded]):
     def _recapture(self, site: Site, learned: Concept, recipe: Recipe) -> Capture:
         tokens = WHOLE_TEXT if recipe.pooling == "leading" else FEW
         return self._capture([site], f"capturing at {site}", self._selections(recipe), learned, recipe, tokens)
+
+    def _joint_runs(self, recipe: Recipe) -> TextRuns:
+        held_out = {HELD_OUT + side: texts for side, texts in self.held_out.items()}
+        return TextRuns(self.reader, {**self.fitting, **held_out}, self.pooling)
 
     def _position_labels(self, recipe: Recipe) -> Mapping[str, LabelPositions]:
         """The positions `lead` tokens before each token of the prompt file's spans.

@@ -13,6 +13,7 @@ from torch import nn
 from ...errors import PromptError, UnsupportedError
 from ...learning.capture import Capture
 from ...model.compilation import is_compiled
+from ...model.early_exit import FinishedError, Stopper
 from ...model.hooks import Call, DescribeCall, Visit, visit
 from ...model.sites import Site
 from ...probes.combine import pool
@@ -129,10 +130,10 @@ class Reader:
         logits: torch.Tensor = self._call(batch).logits
         return logits
 
-    def read(self, batch: Batch) -> None:
+    def read(self, batch: Batch, gradients: bool = False) -> None:
         """Run the model for the sake of its hidden states: as far as `stop_after` lets it, and without the head."""
-        with suppress(_Finished):
-            self._call(batch, **logits_options(self.model, 1))
+        with suppress(FinishedError):
+            self._call(batch, gradients, **logits_options(self.model, 1))
 
     def stop_after(self, sites: Sequence[Site]) -> Visit:
         """Let one `read` end at the last of some sites. Visitors that are placed later see it before."""
@@ -141,14 +142,14 @@ class Reader:
         # their wrappers on a model that is
         asked = any(getattr(self.model.config, name, False) for name in ("output_hidden_states", "output_attentions"))
         stops = not asked and not any(map(is_compiled, roots.values()))
-        return visit(roots, sites if stops else [], _Stopper(sites))
+        return visit(roots, sites if stops else [], Stopper(sites))
 
-    @torch.no_grad()
-    def _call(self, batch: Batch, **options: Any) -> Any:
+    def _call(self, batch: Batch, gradients: bool = False, **options: Any) -> Any:
         ids, mask = batch.ids.to(self.device), batch.mask.to(self.device)
         more = {"decoder_input_ids": ids[:, :1]} if "encoder" in roots_of(self.model) else {"use_cache": False}
         self.tokens.add(run=ids.numel(), needed=int(batch.mask.sum()))
-        return self.model(input_ids=ids, attention_mask=mask, **more, **options)
+        with torch.set_grad_enabled(gradients):
+            return self.model(input_ids=ids, attention_mask=mask, **more, **options)
 
     def capture(
         self,
@@ -250,7 +251,7 @@ class Reader:
     def _logits_at(self, batch: Batch, counted: torch.Tensor) -> torch.Tensor:
         """Logits [n, vocabulary] at the positions that a mask counts, row by row; the head reads little else."""
         columns = counted.any(0).nonzero()[:, 0]
-        logits: torch.Tensor = self._call(batch, **logits_options(self.model, columns.tolist())).logits
+        logits: torch.Tensor = self._call(batch, False, **logits_options(self.model, columns.tolist())).logits
         kept = counted[:, columns] if logits.shape[1] == len(columns) else counted
         return logits[kept.to(logits.device)]
 
@@ -354,22 +355,3 @@ class _MeanRecorder:
 
     def visit(self, site: Site, x: torch.Tensor) -> None:
         self.means.append(pool(x.detach(), self.mask.to(x.device))[:, 0])
-
-
-class _Finished(Exception):  # noqa: N818, it is no error
-    """Ends a forward pass of which nothing more is wanted."""
-
-
-class _Stopper:
-    """A visitor that ends the forward pass once all of some sites were seen."""
-
-    def __init__(self, sites: Sequence[Site]) -> None:
-        self._left = set(sites)
-
-    def begin(self, root: str, call: Call) -> None:
-        """Every row counts."""
-
-    def visit(self, site: Site, x: torch.Tensor) -> None:
-        self._left.discard(site)
-        if not self._left:
-            raise _Finished

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ...concept.concept import Concept
-from ...learning.stars import make_stars
+from ...methods.unlearned import make_stars
 from ...model.sites import Site
 from ..model.layers import find_sites, roots_of
 

@@ -8,6 +8,7 @@ Everything is derived from the arguments of the forward pass (`call_inputs`) and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -50,7 +51,7 @@ class CallDescriber:
         prompts: returns the number of prompts for which strengths are given; a batch of a multiple of that many rows
             (beams, samples) is divided among them. None where each row is a prompt.
         on_text: called with the name of the root when a new text begins, or another one is continued.
-        stateful: whether a probe depends on earlier positions. Then tokens that are taken back, as in assisted
+        stateful: whether a probe or a map depends on earlier positions. Then tokens that are taken back, as in assisted
             decoding, and rows of which no cached key tells what they continue raise an UnsupportedError.
         limit: highest number of positions that the model takes; more raise a PromptError. 0 for no limit.
         ends: ids of end tokens; what follows a generated one in its row is padding.
@@ -159,7 +160,8 @@ class CallDescriber:
             writing = generating_positions(mask.float(), in_prompt.float()) > 0 if root != "encoder" else ~in_prompt
         if self.runs is not None:
             text.groups = self.runs.find(root, inputs, text.groups, read, real[:, past:])
-        return self._call(inputs, mask, in_prompt, writing, text.groups)
+        call = self._call(inputs, mask, in_prompt, writing, text.groups)
+        return replace(call, first=first[:, past:].float())
 
     def _call(
         self,

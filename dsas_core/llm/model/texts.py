@@ -292,8 +292,8 @@ class Texts:
             self.keeper.load_gates(self.root, mark.gates)
         elif self.stateful and not (self.by_prompt and past >= text.prompt_length):
             raise UnsupportedError(
-                "tokens were taken back (assisted decoding?), which a gate that goes by what came before cannot "
-                "follow: learn with form token"
+                "tokens were taken back (assisted decoding?), which a gate or map that goes by what came before cannot "
+                "follow: write without drafts, or learn with form token"
             )
         if self.keeper is not None:
             self.keeper.take_back(self.root, text.start(past))
@@ -323,8 +323,8 @@ class Texts:
             return
         if self.stateful:
             raise UnsupportedError(
-                f"the cache does not tell which of {text.now.rows} rows each of {batch} continues, which a gate that "
-                "goes by what came before has to know: keep the rows of a batch, or learn with form token"
+                f"the cache does not tell which of {text.now.rows} rows each of {batch} continues, which a gate or map "
+                "that goes by what came before has to know: keep the rows of a batch, or learn with form token"
             )
         text.finished = None
         if self.on_text is not None:

@@ -87,7 +87,7 @@ class TextSteering(Steering):
             on_tokens=self._note_tokens,
             on_rows=self._take_rows if self.stateful or self._trace is not None else None,
             by_prompt=any(isinstance(probe, TextProbe) or probe.by_prompt for probe in running),
-            latched=all(probe.by_prompt for probe in running),
+            latched=all(probe.by_prompt for probe in running) and not any(True for _ in self._state.maps.running()),
             keeper=_Keeper(self._state, self._trace),
             runs=Runs(self._groups) if self._state.grouping.coupled else None,
             virtual=partial(virtual_tokens, model) if hasattr(model, "peft_config") else None,
@@ -119,11 +119,13 @@ class TextSteering(Steering):
         if start == 0:
             self._check_prompt_gates(root)
             self._state.reset(root, len(mask), mask.device)
+            self._state.maps.reset(root, len(mask), mask.device)
         if self._trace is not None:
             self._trace.note_tokens(root, start, ids, mask)
 
     def _take_rows(self, root: str, rows: torch.Tensor) -> None:
         self._state.take_rows(root, rows)
+        self._state.maps.take_rows(root, rows)
         if self._trace is not None:
             self._trace.take_rows(root, rows)
 
@@ -142,16 +144,18 @@ def _nothing() -> None:
 
 
 class _Keeper:
-    """Keeps gates and trace of a text while its root works on another, see `texts.Keeper`."""
+    """Keeps states of gates and maps, and the trace of a text while its root works on another, see `texts.Keeper`."""
 
     def __init__(self, state: CallState, trace: TextTrace | None) -> None:
         self._state, self._trace = state, trace
 
     def save_gates(self, root: str) -> Any:
-        return self._state.save(root)
+        return self._state.save(root), self._state.maps.save(root)
 
     def load_gates(self, root: str, saved: Any) -> None:
-        self._state.load(saved)
+        gates, maps = saved
+        self._state.load(gates)
+        self._state.maps.load(maps)
 
     def save_trace(self, root: str) -> Any:
         return None if self._trace is None else self._trace.save(root)

@@ -108,6 +108,10 @@ class MapMethod:
         """
         return self.fit(*map_rows(source, target, probe, pooling), **options)
 
+    def finish(self, trained: Map) -> Map:
+        """The map that learning keeps of one that it has trained."""
+        return trained
+
     def _fit(self, *rows: Any, **options: Any) -> Map:
         """The map of checked float64 rows of source and target."""
         raise NotImplementedError

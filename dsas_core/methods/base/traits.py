@@ -41,6 +41,7 @@ class GateTraits:
         fixed_threshold: the method places its threshold itself. `Recipe.control_h` does not move it, and the site
             weight "soft" is 1 where balanced accuracy is above chance by three standard errors, else 0.
         allows_state: False for a gate that cannot be read in the forms with state, "prefix" and "latch".
+        trained: it is trained together with its map, and `fit` gives where that begins; mode "joint" alone.
         couples_rows: h goes by the other runs of a prompt. Then a batch of two is not two singles, and `learn`, which
             runs each prompt once, refuses it.
 
@@ -57,6 +58,7 @@ class GateTraits:
     text_form: str = "token"
     fixed_threshold: bool = False
     allows_state: bool = True
+    trained: bool = False
     couples_rows: bool = False
 
     def obstacle_to(self, settings: GateSettings, reads_positions: bool) -> str | None:
@@ -101,6 +103,7 @@ class MapTraits:
             use; see `MapMethod.from_probe`.
         max_sites: how many sites `learn` steers unless `Recipe.keep` says; None for all.
         has_unit: False where the method defines a strength of 1 itself, so that `learn` chooses no unit.
+        trained: maps of all sites are trained together, mode "joint" alone; see `learning.joint`.
         couples_rows: as for gates.
 
     Example:
@@ -115,6 +118,7 @@ class MapTraits:
     from_gate: bool = False
     max_sites: int | None = None
     has_unit: bool = True
+    trained: bool = False
     couples_rows: bool = False
 
     def check_rows(self, name: str, source: torch.Tensor, target: torch.Tensor) -> None:

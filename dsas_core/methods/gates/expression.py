@@ -80,7 +80,7 @@ def _with_settings(text: str, name: str, gate: Any, settings: dict[str, Any]) ->
     return replace(gate, **settings) if settings else gate
 
 
-def _value(text: str, token: str) -> bool | int | float:
+def _value(text: str, token: str) -> bool | int | float | str:
     if token in ("true", "false"):
         return token == "true"
     for kind in (int, float):
@@ -88,7 +88,9 @@ def _value(text: str, token: str) -> bool | int | float:
             return kind(token)
         except ValueError:
             continue
-    raise DSASError(f"gate {text!r}: expected a number, true or false, found {token!r}")
+    if re.fullmatch("[A-Za-z]+", token):
+        return token
+    raise DSASError(f"gate {text!r}: expected a number, a word, true or false, found {token!r}")
 
 
 def _malformed(text: str, token: str) -> DSASError:

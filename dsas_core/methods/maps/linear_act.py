@@ -11,12 +11,12 @@ is undetermined, gets slope 1; the released code adds noise there.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from ...maps import AffineMap
 from ..base.traits import MapTraits
 from ..base.transport import Transport
+from ..training.optimal_transport import match_quantiles
 
 #: a source variance of at most this is rounding, and no spread
 NO_SPREAD = 1e-16
@@ -35,19 +35,7 @@ class LinearAcT(Transport):
 
     def _affine(self, source: torch.Tensor, target: torch.Tensor) -> AffineMap:
         mean, goal = source.mean(0), target.mean(0)
-        a, b, share = _match_quantiles((source - mean).sort(0).values, (target - goal).sort(0).values)
+        a, b, share = match_quantiles((source - mean).sort(0).values, (target - goal).sort(0).values)
         variance = share @ a.square()
         slope = torch.where(variance > NO_SPREAD, share @ (a * b) / variance, 1.0)
         return AffineMap(goal - slope * mean, slope)
-
-
-def _match_quantiles(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two sorted samples [n, width] and [m, width] side by side: both [k, width], and the share [k] of each row.
-
-    Each sample's quantile function is a staircase; k counts the pieces where neither has a step. At n = m they are the
-    rows themselves, in shares of 1 / n.
-    """
-    n, m = len(a), len(b)
-    edges = torch.from_numpy(np.union1d(np.arange(n + 1) * m, np.arange(m + 1) * n))  # in steps of 1 / (n m)
-    begin = edges[:-1]
-    return a[begin // m], b[begin // n], edges.diff().double() / (n * m)

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,10 @@ from dsas_core.learning.prompts.draft import draft, is_name
 from dsas_core.learning.prompts.hints import hints
 from dsas_core.learning.prompts.prompt_file import load_prompts
 from dsas_core.learning.prompts.prompt_set import PromptSet
-from dsas_core.learning.recipe import recipe_of
+from dsas_core.learning.recipe import Recipe, recipe_of
 from dsas_core.llm.model.conversations import is_conversation
 from dsas_core.maps.envelope import RANK
+from dsas_core.utils.processes import Share
 from dsas_core.utils.saving.folders import names_in
 
 from ...learning.drafting import draft as draft_for
@@ -37,6 +38,7 @@ from ...pipelines.prompt_check import unknown_words
 from ...vision.segmentation import Masks, segmenter_for
 from ..arguments import SETTINGS, open_model, refuse_generation, share_of, shows_progress, values_of
 from ..concept_report import describe_concept, report_evidence
+from ..flas import METHOD, learn_flas, report_network
 from ..output import check_output_folder, unknown_words_message
 
 #: the drafted prompt file, in the concept's folder
@@ -51,6 +53,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The concept as `dsas show` has it, and where it is; {"first": False} in all processes but the first.
     """
+    if args.method == METHOD or args.concepts is not None or args.network is not None:
+        return learn_flas(args)
     if (args.source is None) != (args.target is None):
         args.usage("--from and --to go together")
     if args.source is not None and args.keep_prompts is not None:
@@ -61,20 +65,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     is_text = llm.is_language_model(args.model)
     _check_model(args, is_text)
     prompts, drafted = _prompts(args)
-    recipe: dict[str, Any] = {"options": dict(args.option), "cloud": RANK if args.cloud else 0} | dict(args.recipe)
+    recipe = {"options": dict(args.option), "cloud": RANK if args.cloud else 0} | _nested(args.recipe)
     checked = recipe_of({"method": args.method, "gate": args.gate, **recipe})
     masks = None if is_text or not (args.masks or checked.supervised) else segmenter_for(prompts, args.masks)
     share = share_of(args)
-    if share.processes > 1 and args.store is None:
+    if share.processes > 1 and is_text and checked.mode != "joint":
+        args.usage(
+            "several processes share what language models train: choose a method that trains, or start one process"
+        )
+    if share.processes > 1 and not is_text and args.store is None:
         args.usage("several processes share what they read in a folder: pass --store")
+    if args.checkpoint is not None and checked.mode != "joint":
+        args.usage(f"--checkpoint keeps a training, and {args.method} is not trained: leave it out, or choose lineas")
     model = open_model(args)
     if drafted:
         prompts, drafted = _prompts(args, model[0])
     advice = hints(prompts.draw(args.count, args.seed), pictures=not is_text)
     _print(args, *([drafted] if drafted else []), *(f"hint: {hint}" for hint in advice))
     lesson = _lesson(args, model, prompts, masks)
+    lesson.share = share
     if share.process > 0:  # the first goes on with what all have read
-        lesson.captured(checked)
+        lesson.join(args.method, args.gate, recipe=recipe)
         share.wait()
         return {"first": False}
     concept = lesson.learn(args.method, args.gate, recipe=recipe)
@@ -86,6 +97,34 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     out = args.out if saved == folder else str(saved)
     share.wait()
     return {"first": True, "out": out, "drafted": bool(drafted), **describe_concept(concept, saved)}
+
+
+def _check_shared(args: argparse.Namespace, recipe: Recipe, share: Share, is_text: bool) -> None:
+    """Raise an error for processes that have nothing to share, or share it nowhere."""
+    trains = recipe.mode == "joint"
+    if share.processes > 1 and is_text and not trains:
+        args.usage("of a language model, several processes share a training alone: choose a method that trains, or one")
+    if share.processes > 1 and not is_text and args.store is None:
+        args.usage("several processes share what they read in a folder: pass --store")
+    if args.checkpoint is not None and not trains:
+        args.usage(f"--checkpoint keeps a training, and {args.method} is not trained: leave it out, or choose lineas")
+
+
+def _nested(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Fields of a recipe by name; those of a field's own names, as training.steps, together.
+
+    Example:
+        >>> _nested([("form", "token"), ("training.steps", 10)])
+        {'form': 'token', 'training': {'steps': 10}}
+    """
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        field, _, part = name.partition(".")
+        if part and isinstance(found.setdefault(field, {}), dict):
+            found[field][part] = value
+        else:
+            found[name] = value
+    return found
 
 
 def save_or_evade(concept: Concept, folder: Path, overwrite: bool, beside: Mapping[str, bytes]) -> Path:
@@ -121,6 +160,9 @@ def report(document: dict[str, Any]) -> None:
     """Print the evidence, and where the concept is."""
     if not document["first"]:
         return
+    if "network" in document:
+        report_network(document)
+        return
     report_evidence(document)
     print(f"\nsaved {document['name']} in {document['out']}")
     if document["drafted"]:
@@ -154,7 +196,10 @@ def _check_model(args: argparse.Namespace, is_text: bool) -> None:
 
 def _lesson(args: argparse.Namespace, model: tuple[Any, ...], prompts: PromptSet, masks: Masks | None) -> Any:
     """The lesson of a language model, or of a pipeline, with a hint on words that it does not know."""
-    settings = {**values_of(args, "sites", "seed", "count", "keep_prompts"), "show_progress": shows_progress(args)}
+    settings = {
+        **values_of(args, "sites", "seed", "count", "keep_prompts", "checkpoint"),
+        "show_progress": shows_progress(args),
+    }
     if llm.is_language_model(args.model):
         if args.sites and len(args.sites) == 1:
             settings["sites"] = args.sites[0]

@@ -29,7 +29,7 @@ from dsas_core.maps.envelope import EllipticEnvelope
 from dsas_core.probes import ConstantProbe, CosineProbe, LinearProbe
 from dsas_core.utils.tensorclass import KINDS, LARGEST, undeclared_fields
 from tests.core.steering.test_identities import steered
-from tests.fixtures.every_part import ALL_MAPS, MAPS, PROBES, make_concept, make_strip
+from tests.fixtures.every_part import ALL_MAPS, MAPS, PARTS_OF_MAPS, PROBES, make_concept, make_strip
 
 Damage = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
 WIDTH, SITE = 12, Site("model.0")
@@ -290,7 +290,7 @@ def test_every_kind_declares_what_its_fields_hold(kind: str) -> None:
 
 
 def test_every_kind_is_tried() -> None:
-    assert set(KINDS) == {*PROBES, *MAPS, EllipticEnvelope.kind}
+    assert set(KINDS) == {*PROBES, *MAPS, *PARTS_OF_MAPS, EllipticEnvelope.kind}
 
 
 @pytest.mark.parametrize("kind", sorted({**PROBES, **ALL_MAPS}))

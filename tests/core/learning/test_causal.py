@@ -103,7 +103,9 @@ def test_gates_learn_what_they_will_read() -> None:
 
 @pytest.mark.parametrize("fields", [{"mode": "backward"}, {"target_rows": "moved"}])
 def test_modes_that_there_are_not(fields: dict[str, str]) -> None:
-    with pytest.raises(DSASError, match=r"learning mode '.*expected one of clean, causal, and one of clean, steered"):
+    with pytest.raises(
+        DSASError, match=r"learning mode '.*expected one of clean, causal, joint, and one of clean, steered"
+    ):
         Recipe(**fields)
 
 

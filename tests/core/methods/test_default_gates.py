@@ -18,7 +18,8 @@ from tests.fixtures.checks import differ
 from tests.fixtures.language_models import IDS, PROMPTS, Words, close, tiny, written
 from tests.fixtures.synthetic import SITE, WORDS, activations, captured, seen, several
 
-BOTH = ("cast", "mera", "fairsteer", "casteer")
+FITTED = ("cast", "mera", "fairsteer", "casteer")
+BOTH = (*FITTED, "e2e-dsas")
 
 
 # ---- which gate is worn ----------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ def test_what_is_read_elsewhere_cannot() -> None:
 # ---- texts -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "gate"), [*((name, None) for name in BOTH), ("mera", "dsas"), ("caa", "cast")])
+@pytest.mark.parametrize(("name", "gate"), [*((name, None) for name in FITTED), ("mera", "dsas"), ("caa", "cast")])
 def test_texts(name: str, gate: str | None, tmp_path: Path) -> None:
     """Learned from what a tiny model makes of texts, as every method must be."""
     model = tiny("llama")

@@ -36,6 +36,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     *(("cast", {"length": value}) for value in ("apart", "unit")),
     *(("mera", {"alpha": alpha}) for alpha in (None, 0.3)),
     ("fairsteer", {}),
+    *(("lineas", penalties) for penalties in ({}, {"l1": 0.02, "group": 0.001})),
+    ("e2e-dsas", {}),
     *(("casteer", {"mode": mode, "alpha": 2.0}) for mode in ("erase", "reflect", "add")),
 ]
 every = pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_identities(name: str, options: dict[str, Any]) -> None:
     moved, back = fitted.apply(x, 0.7), fitted.apply(x, -0.7)
     assert moved.shape == x.shape
     assert float((moved - back).abs().max()) > 1e-2
-    assert fitted.linear_in_strength == (options.get("mode") != "add")
+    assert fitted.linear_in_strength == (options.get("mode") != "add" and name != "lineas")
     if fitted.linear_in_strength:
         torch.testing.assert_close(fitted.apply(x, 1.4) - x, 2 * (moved - x))
     on = interpolate(x, [(fitted, 0.7, torch.ones(2, 5, 1, dtype=x.dtype))])

@@ -30,13 +30,17 @@ STATEFUL: dict[str, Callable[[LinearProbe], RunningProbe]] = {
     "text": text_probe,
     "condition": condition_latch,
 }
-PROBES = ("linear", "pooled", "product", "constant", *STATEFUL)
-MAPS = ("additive", "affine", "support", "mean-shift", "turn")
+PROBES = ("linear", "pooled", "product", "constant", "rectified", *STATEFUL)
+MAPS = ("additive", "affine", "support", "mean-shift", "turn", "two-way")
 HOW = ("plain", "checkpoint", "reentrant checkpoint")
 PAIRS = [(probe, kind) for probe in PROBES for kind in MAPS]
 #: of the matrix the fast part: each probe and each map once
 FAST = [
-    *zip(PROBES, ("additive", "support", "affine", "mean-shift", "turn", "affine", "affine", "affine"), strict=True)
+    *zip(
+        PROBES,
+        ("additive", "support", "affine", "mean-shift", "two-way", "turn", "affine", "affine", "affine"),
+        strict=True,
+    )
 ]
 
 

@@ -89,6 +89,45 @@ def test_learn_from_a_file_as_json_over_an_earlier_concept(dsas, model: str, con
     assert {path.name for path in out.iterdir()} == {"config.json", "concept.safetensors", "README.md"}
 
 
+def test_a_method_that_trains(dsas, model: str, concept: str, tmp_path: Path) -> None:
+    """Its settings, and a folder from which it goes on."""
+    arguments = ("learn", "--model", model, "--prompts", Path(concept) / "prompts.yaml", "--steps", 2, "--count", 12)
+    training = ("--recipe", "training.steps=4", "--recipe", "training.checks=2", "--checkpoint", tmp_path / "training")
+    more = ("--sites", "text", "--no-strip", "--out", tmp_path / "c")
+    code, _, progress = dsas(*arguments, "--method", "lineas", *training, "--option", "l1=0.01", *more)
+    assert code == 0
+    assert "training (" in progress
+    learned = Concept.from_pretrained(tmp_path / "c")
+    assert learned.provenance["recipe"]["training"] == {"steps": 4, "checks": 2}
+    assert learned.evidence["training"]["steps"] == 4
+    assert (tmp_path / "training" / "training.safetensors").is_file()
+    code, _, err = dsas(*arguments, "--method", "e2e-dsas", *training, *more, "--overwrite", "--quiet")
+    assert code == 1
+    assert_one_line(err, "is of another training (recipe): choose another folder, or delete it")
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "message"),
+    [
+        (
+            ("--checkpoint", "x"),
+            2,
+            "--checkpoint keeps a training, and caa is not trained: leave it out",
+        ),
+        (("--recipe", "training.steps=4"), 1, "caa with the gate 'dsas' is not trained: choose mode joint, or leave"),
+        (("--method", "lineas", "--recipe", "training.pace=4"), 1, "expected settings by name, of steps, optimiser"),
+        (("--method", "lineas", "--recipe", "mode=clean"), 1, "lineas with the gate 'dsas' is trained: leave mode out"),
+        (("--method", "e2e-dsas", "--option", "activation=tanh"), 1, "expected sigmoid, relu or clipped, found 'tanh'"),
+    ],
+)
+def test_training_that_cannot_be_is_told_before_the_model_is_loaded(
+    dsas, given: tuple[str, ...], code: int, message: str, tmp_path: Path
+) -> None:
+    found, _, err = dsas("learn", "--model", "no/model", *PHRASES, "--out", tmp_path / "c", *given)
+    assert found == code
+    assert message in err
+
+
 def test_a_concept_that_keeps_hashes_asks_for_its_file(
     dsas, model: str, concept: str, tmp_path: Path, one_unit: None
 ) -> None:

@@ -1,19 +1,19 @@
-"""The concept of STARS at some sites of a model: nothing is learned, see `methods.gated_maps.stars`."""
+"""Concepts of methods that need no prompts: that of STARS at some sites of a model, see `gated_maps.stars`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .. import methods
 from ..concept.concept import Concept
 from ..concept.intervention import Intervention
 from ..errors import DSASError
 from ..maps import StiefelMap
-from ..methods.gated_maps.stars import Agreement
 from ..model.fingerprints import describe_module, fingerprint
 from ..model.sites import Roots, Site
 from ..probes import AgreementProbe, ConstantProbe
 from ..utils.versions import versions
+from . import registry
+from .gated_maps.stars import Agreement
 
 
 def make_stars(
@@ -34,8 +34,8 @@ def make_stars(
         DSASError: a value that an option does not take, or another gate.
     """
     options = {"c": c, "seed": seed}
-    methods.check_options("stars", options)
-    chosen = methods.gate(gate)
+    registry.check_options("stars", options)
+    chosen = registry.gate(gate)
     if gate != "on" and not isinstance(chosen, Agreement):
         raise DSASError(f"gate {gate!r}: expected on, stars or stars(least=…), as nothing is learned")
     probe = AgreementProbe(float(chosen.least)) if isinstance(chosen, Agreement) else ConstantProbe(1.0)

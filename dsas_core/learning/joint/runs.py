@@ -1,0 +1,113 @@
+"""What a domain gives joint training: its prompts, to be run through the model with a visitor at the sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from torch import nn
+
+from ...errors import UnsupportedError
+from ...model.compilation import is_compiled
+from ...model.sites import Roots, Site
+from .visitor import JointVisitor
+
+#: what is before the names of sides whose prompts are held out
+HELD_OUT = "held-out "
+#: a kind of prompt, and the index of one among them
+Row = tuple[str, int]
+
+
+class JointRuns(Protocol):
+    """The prompts of a concept, run through the model as often as training needs them."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Kind -> number of prompts; kinds are source, target and control, and these behind `HELD_OUT`."""
+
+    @property
+    def moments(self) -> int:
+        """How many timesteps there are to choose from; 1 where the model has none."""
+
+    @property
+    def roots(self) -> Roots:
+        """The model's root modules by name."""
+
+    def placed(self, sites: Sequence[Site], visitor: JointVisitor) -> AbstractContextManager[object]:
+        """Let a visitor see the sites in all runs of the block."""
+
+    def run(self, rows: Sequence[Row], moment: int) -> None:
+        """Run some prompts at once, as far as the last site, and tell the visitor which positions count before."""
+
+    def checkpointing(self) -> AbstractContextManager[object]:
+        """Compute activations again in the backward passes of the block."""
+
+
+def check_trainable(roots: Roots) -> None:
+    """Raise an UnsupportedError where no gradient passes a model: compiled, or its weights packed as integers."""
+    for name, root in roots.items():
+        if is_compiled(root):
+            raise UnsupportedError(
+                f"{name} is compiled, and joint training changes what its hooks do: train the model as it was loaded, "
+                "and compile it afterwards"
+            )
+        packed = next((path for path, part in root.named_parameters() if not part.is_floating_point()), None)
+        if packed is not None:
+            raise UnsupportedError(
+                f"joint training needs a model with weights in floating point, and {name}.{packed} is packed as "
+                "integers: load it in bfloat16 or float32, and steer the quantised one with the concept"
+            )
+
+
+@contextmanager
+def frozen(roots: Roots) -> Iterator[None]:
+    """A model that is computed as in use and takes no gradient, until the block ends; then all is as it was."""
+    modules = [module for root in roots.values() for module in root.modules()]
+    training = [module for module in modules if module.training]
+    wanted = [part for root in roots.values() for part in root.parameters() if part.requires_grad]
+    try:
+        _set(training, wanted, False)
+        yield
+    finally:
+        _set(training, wanted, True)
+
+
+def _set(training: Sequence[nn.Module], wanted: Sequence[nn.Parameter], value: bool) -> None:
+    for module in training:
+        module.training = value  # of itself alone, whatever its children are in
+    for part in wanted:
+        part.requires_grad_(value)
+
+
+@contextmanager
+def checkpointed(module: nn.Module) -> Iterator[None]:
+    """A model of transformers or diffusers that computes activations again in the backward passes of the block.
+
+    Raises:
+        UnsupportedError: one that cannot.
+    """
+    enable = getattr(module, "gradient_checkpointing_enable", None) or getattr(
+        module, "enable_gradient_checkpointing", None
+    )
+    if enable is None:
+        raise UnsupportedError(
+            f"{type(module).__name__} cannot compute activations again: train with a smaller batch (training batch)"
+        )
+    before = {part: part.gradient_checkpointing for part in module.modules() if hasattr(part, "gradient_checkpointing")}
+    asked: list[nn.Module] = []
+    try:
+        if enable.__name__ == "gradient_checkpointing_enable":
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            enable()
+        for part in before:  # layers of transformers ask for training mode; they alone get it, and not their dropout
+            if part.gradient_checkpointing and not part.training:
+                asked.append(part)
+                part.training = True
+        yield
+    finally:
+        for part in asked:
+            part.training = False
+        for part, value in before.items():
+            part.gradient_checkpointing = value  # type: ignore[assignment]
