@@ -78,6 +78,12 @@ class StiefelMapAmong(Map, kind="stiefel-among", stored=False):
         scale: c.
         seed: of the random columns.
         groups: of the rows of the activations.
+
+    Example:
+        >>> from dsas_core.model.row_groups import find_groups
+        >>> pairs = find_groups(torch.tensor([0, 0, 1]), torch.ones(3))
+        >>> StiefelMap().among(pairs).displacement(torch.ones(3, 1, 6)).norm(dim=-1)[2]  # it has nobody
+        tensor([0.])
     """
 
     linear_in_strength = True

@@ -48,6 +48,12 @@ class AgreementAmong(Probe, kind="agreement-among", stored=False):
     Args:
         least: the mean cosine at which h is 0.
         groups: of the rows of the activations.
+
+    Example:
+        >>> from dsas_core.model.row_groups import find_groups
+        >>> pairs = find_groups(torch.tensor([0, 0, 1]), torch.ones(3))
+        >>> AgreementProbe().among(pairs).score(torch.ones(3, 1, 4))[:, 0, 0].round(decimals=4)
+        tensor([1., 1., 0.])
     """
 
     least: Annotated[float, Holds(high=0.999, low=0)]

@@ -35,7 +35,7 @@ class BoundIntervention(NamedTuple):
         reads_other_root: whether they are in two roots; the probe then has one h for each prompt.
         plane: the hyperplane that its strength can be solved with; None where the strength has to be given.
         envelope: the ellipse that activations are kept within; None for no bound.
-        couples_rows: whether probe or map go by the other rows of a group, see `model.row_groups`.
+        coupled: whether the probe, and whether the map, goes by the other rows of a group, see `model.row_groups`.
     """
 
     concept: str
@@ -49,7 +49,7 @@ class BoundIntervention(NamedTuple):
     reads_other_root: bool
     plane: Hyperplane | None
     envelope: EllipticEnvelope | None
-    couples_rows: bool = False
+    coupled: tuple[bool, bool] = (False, False)
 
 
 class BoundParameters:
@@ -92,7 +92,7 @@ class BoundParameters:
                     reads_other_root=probe_site.root != item.site.root,
                     plane=hyperplane(probe) if solvable else None,
                     envelope=envelopes[number],
-                    couples_rows=couples_rows(probe) or couples_rows(transform),
+                    coupled=(couples_rows(probe), couples_rows(transform)),
                 )
             )
 
@@ -195,7 +195,7 @@ def coupled_roots(concepts: Sequence[BoundConcept]) -> dict[str, set[str]]:
     coupled: dict[str, set[str]] = {}
     for concept in concepts:
         for entry in concept.entries:
-            for site in (entry.map_site, entry.probe_site) if entry.couples_rows else ():
+            for site in (entry.map_site, entry.probe_site) if any(entry.coupled) else ():
                 coupled.setdefault(site.root, set()).add(concept.name)
     return coupled
 
@@ -211,13 +211,14 @@ def tell_groups(
         x: the activation [batch, positions, width].
         mask: float [batch, positions], 1 for positions that count; None for all.
     """
-    if groups is None or not any(entry.couples_rows for entry in entries):
+    if groups is None or not any(any(entry.coupled) for entry in entries):
         return entries
-    placed = groups.at(x.device, mask)
-    return [
-        entry._replace(probe=among(entry.probe, placed), map=among(entry.map, placed)) if entry.couples_rows else entry
-        for entry in entries
-    ]
+    placed, told = groups.at(x.device, mask), []
+    for entry in entries:
+        of_probe, of_map = entry.coupled
+        probe = among(entry.probe, placed) if of_probe else entry.probe
+        told.append(entry._replace(probe=probe, map=among(entry.map, placed) if of_map else entry.map))
+    return told
 
 
 def _with_gate(intervention: Intervention, gate: str | None) -> Intervention:

@@ -146,3 +146,17 @@ def test_what_it_cannot_be_made_of(model: Any) -> None:
         llm.stars(model, c=-1.0)
     with llm.steer(model, {llm.stars(model, site="heads"): 1.0}), pytest.raises(UnsupportedError, match="wider site"):
         written(model, IDS[:1].expand(9, -1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gate", ["on", "stars"])
+def test_compiled_it_is_one_graph(model: Any, gate: str) -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.no_grad(), llm.steer(model, {llm.stars(model, gate=gate): 4.0}):
+        steered = model(RUNS).logits
+        assert close(torch.compile(model, backend="aot_eager")(RUNS).logits, steered)
+    assert not counters["graph_break"]
+    torch._dynamo.reset()
