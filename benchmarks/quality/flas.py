@@ -7,8 +7,8 @@ Answers that show it are those of the help desk with a sentence about the word b
 such answers for most words. The others, and as many of those, are tested on held-out messages. FLAS has the text of a
 concept alone, and so has asking in words; CAA, always on and with the gate of DSAS, is fitted on examples of each
 concept, made as those that FLAS is trained on. As in AxBench, each answer has three scores from 0 to 2, of which the
-harmonic mean counts, and each concept's strength is chosen on one half of the messages and measured on the other. `named` is the share of answers that
-have the word itself.
+harmonic mean counts, and each concept's strength is chosen on one half of the messages and measured on the other.
+`named` is the share of answers that have the word itself.
 
     concept      2 for the word, 1 for another word of its place or topic
     instruction  2 for what the help desk says about the topic of the message, 1 for a name of the topic
