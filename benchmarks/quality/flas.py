@@ -8,6 +8,7 @@ such answers for most words. The others, and as many of those, are tested on hel
 concept alone, and so has asking in words; CAA, always on and with the gate of DSAS, is fitted on examples of each
 concept, made as those that FLAS is trained on. As in AxBench, each answer has three scores from 0 to 2, of which the
 harmonic mean counts, and each concept's strength is chosen on one half of the messages and measured on the other.
+`named` is the share of answers that have the word itself.
 
     concept      2 for the word, 1 for another word of its place or topic
     instruction  2 for what the help desk says about the topic of the message, 1 for a name of the topic
@@ -46,7 +47,7 @@ from dsas_core.maps import AffineMap
 from dsas_core.probes import ConstantProbe
 
 #: strengths that are tried; those of CAA are multiples of the difference of means
-FLOW, ADDED = (0.25, 0.5, 0.75, 1.0, 1.25), (1.0, 2.0, 4.0, 8.0, 16.0)
+FLOW, ADDED = (0.25, 0.5, 0.75, 1.0, 1.25), (4.0, 8.0, 10.0, 12.0, 16.0)
 SCORES = ("concept", "instruction", "fluency")
 LENGTH = 64
 
@@ -220,6 +221,7 @@ def measure(
     best = max(scores, key=lambda strength: harmonic(scores[strength][:half]).mean())
     own = scores[best][half:]
     means = dict(zip(SCORES, own.mean(0).round(3).tolist(), strict=True))
+    means["named"] = round(float((own[:, 0] == 2).mean()), 3)
     return {"strength": best, "mean": round(float(harmonic(own).mean()), 4), **means, "answer": arms[best][half]}
 
 
@@ -249,7 +251,9 @@ def summarise(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for arm in next(iter(found.values())):
         means = np.array([arms[arm]["mean"] for arms in found.values()])
         error = float(means.std(ddof=1) / len(means) ** 0.5)
-        scores = {name: round(float(np.mean([arms[arm][name] for arms in found.values()])), 3) for name in SCORES}
+        scores = {
+            name: round(float(np.mean([arms[arm][name] for arms in found.values()])), 3) for name in (*SCORES, "named")
+        }
         summary[arm] = {"mean": round(float(means.mean()), 3), "standard_error": round(error, 3), **scores}
     return summary
 
@@ -257,11 +261,11 @@ def summarise(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = build_parser(__doc__, record_path(__file__), seed=True)
     parser.add_argument("--layer", type=int, default=3, help="whose output is moved")
-    parser.add_argument("--steps", type=int, default=3000, help="of training")
+    parser.add_argument("--steps", type=int, default=1500, help="of training")
     parser.add_argument("--rate", type=float, default=1e-3, help="of training; the authors' is for a larger model")
     parser.add_argument("--examples", type=int, default=40, help="for each trained concept")
-    parser.add_argument("--held-out", type=int, default=20, help="concepts that are not trained")
-    parser.add_argument("--messages", type=int, default=16, help="for each tested concept")
+    parser.add_argument("--held-out", type=int, default=16, help="concepts that are not trained")
+    parser.add_argument("--messages", type=int, default=12, help="for each tested concept")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args()
     began = time.monotonic()
