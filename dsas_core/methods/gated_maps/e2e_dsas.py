@@ -106,6 +106,11 @@ class E2EGate(Gate):
                 f"{', '.join(ACTIVATIONS)}, and a number from 0 up"
             )
 
+    def obstacle_to(self, settings: GateSettings) -> str | None:
+        if settings.form in ("token", "product"):  # the defaults of texts and pictures
+            return super().obstacle_to(settings)
+        return f"is trained at single positions, and not in form {settings.form!r}: choose form token"
+
     def fit_on(self, source: GateRows, controls: Sequence[GateRows], settings: GateSettings) -> GateFit:
         """The offline gate, at single positions, with its evidence; its threshold is placed as any other's."""
         fitted = DSAS().fit_on(source, controls, replace(settings, form="token"))  # type: ignore[type-var]

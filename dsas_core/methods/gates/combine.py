@@ -75,6 +75,11 @@ class Combined(Gate):
         if self.kind not in KINDS or (len(self.parts) == 1) != (self.kind == "complement") or not self.parts:
             expected = "one gate" if self.kind == "complement" else "two gates or more"
             raise DSASError(f"gate {self.kind} takes {expected}, found {len(self.parts)}")
+        if any(part.traits.trained for part in self.parts):
+            raise DSASError(
+                f"gate {self.kind}(…): a part is trained together with its map, and no combination is: choose e2e-dsas "
+                "by itself, or parts that are fitted"
+            )
         traits = GateTraits(
             "a combination of gates",
             reads_activations=any(part.traits.reads_activations for part in self.parts),
