@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Protocol
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ...errors import UnsupportedError
 from ...model.compilation import is_compiled
@@ -15,6 +17,8 @@ from .visitor import JointVisitor
 
 #: what is before the names of sides whose prompts are held out
 HELD_OUT = "held-out "
+#: attributes of layers that can compute their activations again: whether, and by which function
+_AGAIN, _FUNCTION = "gradient_checkpointing", "_gradient_checkpointing_func"
 #: a kind of prompt, and the index of one among them
 Row = tuple[str, int]
 
@@ -84,30 +88,25 @@ def _set(training: Sequence[nn.Module], wanted: Sequence[nn.Parameter], value: b
 def checkpointed(module: nn.Module) -> Iterator[None]:
     """A model of transformers or diffusers that computes activations again in the backward passes of the block.
 
+    By the attributes that its layers go by: their own ways of turning it on leave a hook on the embeddings.
+
     Raises:
         UnsupportedError: one that cannot.
     """
-    enable = getattr(module, "gradient_checkpointing_enable", None) or getattr(
-        module, "enable_gradient_checkpointing", None
-    )
-    if enable is None:
+    parts = [part for part in module.modules() if hasattr(part, "gradient_checkpointing")]
+    if not parts:
         raise UnsupportedError(
             f"{type(module).__name__} cannot compute activations again: train with a smaller batch (training batch)"
         )
-    before = {part: part.gradient_checkpointing for part in module.modules() if hasattr(part, "gradient_checkpointing")}
-    asked: list[nn.Module] = []
+    # layers of transformers ask for training mode; they alone get it, and not their dropout
+    wanted = {_AGAIN: True, _FUNCTION: partial(checkpoint, use_reentrant=False), "training": True}
+    before = [(part, {name: part.__dict__[name] for name in wanted if name in part.__dict__}) for part in parts]
     try:
-        if enable.__name__ == "gradient_checkpointing_enable":
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            enable()
-        for part in before:  # layers of transformers ask for training mode; they alone get it, and not their dropout
-            if part.gradient_checkpointing and not part.training:
-                asked.append(part)
-                part.training = True
+        for part in parts:
+            part.__dict__.update(wanted)
         yield
     finally:
-        for part in asked:
-            part.training = False
-        for part, value in before.items():
-            part.gradient_checkpointing = value  # type: ignore[assignment]
+        for part, held in before:
+            for name in wanted:
+                part.__dict__.pop(name, None)
+            part.__dict__.update(held)

@@ -300,23 +300,15 @@ class Layer(nn.Module):
             return self.inner(x).tanh()  # type: ignore[no-any-return]
 
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            from torch.utils.checkpoint import checkpoint
-
-            return checkpoint(inside, x, use_reentrant=False)  # type: ignore[no-any-return]
+            return self._gradient_checkpointing_func(inside, x)  # type: ignore[no-any-return, operator]
         return inside(x)
-
-
-class Layers(nn.Sequential):
-    def enable_gradient_checkpointing(self) -> None:
-        for part in self:
-            part.gradient_checkpointing = True  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("site", ["model.{}", "model.{}.inner"])
 def test_activations_that_are_computed_again_give_the_same(site: str) -> None:
     """Also at sites inside of what is computed again."""
     torch.manual_seed(0)
-    model = Layers(*[Layer() for _ in range(3)])
+    model = nn.Sequential(*[Layer() for _ in range(3)])
     sites = [site.format(i) for i in range(3)]
     trained = []
     for again in (False, True):
@@ -328,12 +320,13 @@ def test_activations_that_are_computed_again_give_the_same(site: str) -> None:
     for one, two in zip(*trained, strict=True):
         torch.testing.assert_close(one, two, atol=1e-12, rtol=0)
     assert not any(part.gradient_checkpointing for part in model)
+    assert not any(part.training != model.training for part in model)
 
 
 def test_it_is_computed_again_where_memory_would_not_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr("dsas_core.learning.joint.trainer.free_memory", lambda device: 100.0)
-    _, found = trainer(ToyRuns(Layers(Layer(), Layer()), rows()), items(["model.0"]), steps=2).run()
+    _, found = trainer(ToyRuns(nn.Sequential(Layer(), Layer()), rows()), items(["model.0"]), steps=2).run()
     assert found["checkpointing"]
     assert found["memory"] > 100
     with pytest.raises(

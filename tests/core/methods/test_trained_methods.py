@@ -146,7 +146,10 @@ def test_the_gate_begins_as_the_offline_one(activation: str, expected: list[floa
         ({"method": "lineas", "options": {"l1": -1}}, "LinEAS option l1: expected a number from 0 up, found -1"),
         ({"method": "e2e-dsas", "options": {"activation": "tanh"}}, "expected sigmoid, relu or clipped, found 'tanh'"),
         ({"gate": "e2e-dsas(gamma=-1)"}, "gate e2e-dsas: activation 'sigmoid', gamma -1"),
-        ({"gate": "e2e-dsas", "form": "pooled"}, "is trained at single positions, and not in form 'pooled': choose form"),
+        (
+            {"gate": "e2e-dsas", "form": "pooled"},
+            "is trained at single positions, and not in form 'pooled': choose form",
+        ),
         ({"gate": "product(e2e-dsas, gaps)"}, "a part is trained together with its map, and no combination is: choose"),
     ],
 )

@@ -24,7 +24,11 @@ from tests.fixtures.visitors import seen_at
 
 Pictured = tuple[Any, Capture, list[Site]]
 
-BOTH = tuple(method.name for method in methods.available() if method.kind == "both" and method.learned)
+BOTH = tuple(  # that are fitted
+    method.name
+    for method in methods.available()
+    if method.kind == "both" and method.learned and not methods.mapping(method.name).traits.trained
+)
 SHOWN, OTHER = ("a banana {}", "a {} and a banana"), ("a dog {}", "a {} and a lemon")
 
 

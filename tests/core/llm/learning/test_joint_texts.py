@@ -89,6 +89,9 @@ def test_layers_that_are_computed_again_train_the_same(tokenizer: Words) -> None
     for again in (False, True):
         training = {"training": {"steps": 4, "checks": 2, "checkpointing": again}}
         trained.append(learn(tiny("llama"), tokenizer, "e2e-dsas", recipe=training))
+    model = tiny("llama")
+    assert not any(part._forward_hooks or part._forward_pre_hooks or part.training for part in model.modules())
+    assert not any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
     one, two = trained
     assert (one.evidence["training"]["checkpointing"], two.evidence["training"]["checkpointing"]) == (False, True)
     for item, other in zip(one.interventions, two.interventions, strict=True):
