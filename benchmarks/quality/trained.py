@@ -3,10 +3,10 @@
     make trained                                  # learn, measure, and write the record; stop it and go on at will
     python -m benchmarks.quality.trained --summary    # the record again, from outputs/trained
 
-Every combination is learned and measured by `dsas eval --grid` with four seeds of learning, on the same prompts and
-strengths: each map with the offline gate and with the trained one, on two concepts of texts; on one of pictures, at the
-denoiser, each method as it is. Then, on texts, γ, the activation and the penalty of LinEAS alone. Fronts are
-hypervolumes of effect and cost; intervals are t-intervals of 95 % over seeds, of differences seed by seed.
+Every combination is learned and measured by `dsas eval --grid` on the same prompts and strengths. With several seeds
+of learning: each method as it is, on two concepts of texts, and on one of pictures at the denoiser. With one: each map
+with the offline gate and with the trained one, γ, the activation, and the penalty of LinEAS. Fronts are hypervolumes of
+effect and cost; intervals are t-intervals of 95 % over seeds, of differences seed by seed.
 Writes benchmarks/results/trained.json.
 """
 
@@ -25,7 +25,6 @@ import yaml
 from benchmarks.common.records import OUTPUTS, build_parser, provenance, record_path, write_record
 
 OUT = OUTPUTS / "trained"
-SEEDS = 4
 TEXTS = [{"prompts": f"prompts/{name}.yaml", "models": ["builtin:chat"]} for name in ("rudeness", "address-to-trade")]
 PICTURES = [{"prompts": "prompts/banana-blur.yaml", "models": ["builtin:emoji"], "sites": ["denoiser"]}]
 MEASURE = {"count": 8, "seeds": 2, "strengths": [0.5, 1, 1.5, 2], "arms": ["dsas", "on"], "robustness": False}
@@ -34,7 +33,8 @@ TEXT_MEASURE = {**MEASURE, "count": 16, "seeds": 1}
 PICTURE_TRAINING = {"steps": 150, "batch": 16}
 #: name of a grid -> its concepts and combinations
 GRIDS: Mapping[str, Mapping[str, Any]] = {
-    "texts": {
+    "texts": {"concepts": TEXTS, "methods": ["caa", "lineas", "e2e-dsas"], "measure": TEXT_MEASURE},
+    "pairs": {
         "concepts": TEXTS,
         "methods": ["caa", "lineas", "e2e-dsas"],
         "gates": ["dsas", "e2e-dsas"],
@@ -66,6 +66,8 @@ GRIDS: Mapping[str, Mapping[str, Any]] = {
         "measure": TEXT_MEASURE,
     },
 }
+#: grids -> how many seeds of learning; one of the others
+SEEDS = {"texts": 4, "pictures": 2, "pictures-trained": 2}
 
 
 def run_grid(name: str, seed: int) -> None:
@@ -128,16 +130,17 @@ def t_interval(values: Sequence[float]) -> dict[str, float]:
 
 def summarise(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each combination over seeds, and how far its gated front is above that of CAA with the DSAS gate."""
-    combinations: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    combinations: dict[tuple[str, str], list[Mapping[str, Any]]] = {}  # by grid and name
     for cell in cells:
-        combinations.setdefault((cell["task"], cell["name"]), []).append(cell)
+        combinations.setdefault((cell["grid"], cell["name"]), []).append(cell)
     base = {
         (cell["task"], cell["seed"]): cell["fronts"]["dsas"]
         for cell in cells
         if (cell["method"], cell["gate"]) == ("caa", "dsas")
     }
     rows = []
-    for (task, name), found in combinations.items():
+    for (_, name), found in combinations.items():
+        task = found[0]["task"]
         row = {"task": task, "name": name, **{key: found[0][key] for key in ("grid", "method", "gate")}}
         row["unit"] = t_interval([cell["unit"] for cell in found])
         for arm in ("dsas", "on"):
@@ -159,15 +162,15 @@ def main() -> None:
     parser = build_parser(__doc__, record_path(__file__))
     parser.add_argument("--summary", action="store_true", help="measure nothing, write the record of what there is")
     parser.add_argument("--grids", nargs="+", choices=tuple(GRIDS), default=tuple(GRIDS))
-    parser.add_argument("--seeds", type=int, default=SEEDS)
     args = parser.parse_args()
     began = time.monotonic()
-    for seed in range(0 if args.summary else args.seeds):
-        for name in args.grids:
+    for name in () if args.summary else args.grids:
+        for seed in range(SEEDS.get(name, 1)):
             run_grid(name, seed)
     cells = []
     for name in args.grids:
-        done = [seed for seed in range(args.seeds) if (OUT / f"{name}-{seed}" / "report.json").is_file()]
+        seeds = range(SEEDS.get(name, 1))
+        done = [seed for seed in seeds if (OUT / f"{name}-{seed}" / "report.json").is_file()]
         cells += read_cells(name, done)
     write_record(args.out, {"rows": summarise(cells), "cells": cells, **provenance(began=began)})
 

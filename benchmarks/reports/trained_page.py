@@ -23,7 +23,7 @@ Written by `python -m benchmarks.reports.trained_page`; do not edit. What the me
 """
 FRONTS = """## Fronts: LinEAS and E2E-DSAS beside CAA
 
-Each combination is learned with {seeds} seeds of learning and measured on the same prompts and strengths
+Each combination is learned with the seeds that are told and measured on the same prompts and strengths
 (`make trained`). Front is the hypervolume of effect and cost, as in [results.md](results.md); *above CAA* is how far
 the gated front is above that of CAA with the offline gate, seed by seed. Intervals are t-intervals of 95 % over seeds.
 Effect and cost are those of a strength of 1. Seconds are those of learning, of which in brackets the training, with two
@@ -155,11 +155,17 @@ def render_page(trained: Record, joint: Record, flas: Record, diverse: Record) -
     """The text of docs/trained.md, of the records that there are."""
     lines = [INTRO]
     if trained:
-        rows, seeds = trained["rows"], {cell["seed"] for cell in trained["cells"]}
-        lines += [FRONTS.format(seeds=len(seeds))]
-        compared = [row for row in rows if row["grid"] in ("texts", "pictures", "pictures-trained")]
-        for task in dict.fromkeys(row["task"] for row in compared):
-            lines += [f"**{task}**", "", *fronts_table([row for row in compared if row["task"] == task]), ""]
+        rows, groups = trained["rows"], (("texts",), ("pictures", "pictures-trained"), ("pairs",))
+        lines += [FRONTS]
+        for grids in groups:
+            for task in dict.fromkeys(row["task"] for row in rows if row["grid"] in grids):
+                found = [row for row in rows if row["task"] == task and row["grid"] in grids]
+                seeds = len({cell["seed"] for cell in trained["cells"] if cell["grid"] == found[0]["grid"]})
+                title = f"**{task}**, {seeds} seed{'s' * (seeds > 1)}" + ", maps and gates apart" * (
+                    grids == ("pairs",)
+                )
+                lines += [title, "", *fronts_table(found), ""]
+        compared = [row for row in rows if any(row["grid"] in grids for grids in groups)]
         if varied := [row for row in rows if row not in compared]:
             lines += [SETTINGS, *settings_table(varied), ""]
         lines += [footer(trained), ""]

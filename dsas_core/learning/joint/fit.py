@@ -99,10 +99,15 @@ def fit_jointly(
     if own == recipe:
         return trained, evidence, found
     if own.gate == recipe.gate:  # the gate alone
-        return [_with_map(item, capture, recipe) for item in trained], evidence, found
+        if not methods.mapping(recipe.method).traits.trained:
+            return [_with_map(item, capture, recipe) for item in trained], evidence, found
+        apart, beside = replace(recipe, gate="on"), None if folder is None else Path(folder) / "map"
+        maps, _, found["map"] = fit_jointly(capture, apart, runs, folder=beside, about=about, share=share)
+        by_site = {item.site: item.maps for item in maps}
+        return [replace(item, maps=by_site[item.site]) for item in trained], evidence, found
     others, evidence = fit_sites(everything, recipe, lambda: None, None, all_read)
-    maps = {item.site: item.maps for item in trained}
-    joined = [replace(item, maps=maps[item.site]) for item in others if item.site in maps]
+    by_site = {item.site: item.maps for item in trained}
+    joined = [replace(item, maps=by_site[item.site]) for item in others if item.site in by_site]
     if not joined:
         raise DSASError(
             f"gate {recipe.gate!r} steers at no site whose map was trained: choose another gate, or other sites"

@@ -34,6 +34,7 @@ def learn(model: Any, tokenizer: Words, method: str, gate: str | None = None, **
         ("e2e-dsas", None, AffineMap, LinearProbe),
         ("e2e-dsas", "e2e-dsas(activation=relu)", AffineMap, RectifiedProbe),
         ("caa", "e2e-dsas", AffineMap, LinearProbe),
+        ("lineas", "e2e-dsas", TwoWayMap, LinearProbe),
         ("e2e-dsas", "dsas", AffineMap, None),
     ],
 )
@@ -48,6 +49,8 @@ def test_what_trains_is_learned(
     assert concept.method == method
     assert concept.gate == (gate or ("dsas" if method == "lineas" else method))
     assert {type(part) for item in concept.interventions for part in item.maps} == {map_}
+    x = torch.randn(3, 32)
+    assert not any(torch.equal(part.apply(x, 1.0), x) for item in concept.interventions for part in item.maps)
     if probe is not None:
         assert {type(part) for item in concept.interventions for part in item.probes} == {probe}
     trained = concept.evidence["training"]
