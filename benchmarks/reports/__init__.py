@@ -5,3 +5,5 @@ OLD_SITES = (
     "Pictures were measured before the prompt's embeddings became the default site: with the layers of the text "
     "encoder, or where a name says so the denoiser. What ships now is in [figures.md](figures.md#two-phrases)."
 )
+#: where methods that train are
+TRAINED = "Methods that train, their settings and costs, are in [trained.md](trained.md)."

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.records import DOCS, OUTPUTS, RESULTS, build_parser, record_path, write_record
-from benchmarks.reports import OLD_SITES
+from benchmarks.reports import OLD_SITES, TRAINED
 from dsas_core.evaluation import report
 
 FIGURES = record_path(__file__)
@@ -123,6 +123,8 @@ def render_page(documents: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, 
         "the gate was not fitted on. One seed of learning.",
         "",
         OLD_SITES,
+        "",
+        TRAINED,
         "",
         "## Gates",
         "",

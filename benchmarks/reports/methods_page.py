@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.records import DOCS, OUTPUTS, build_parser, record_path, write_record
-from benchmarks.reports import OLD_SITES
+from benchmarks.reports import OLD_SITES, TRAINED
 from dsas_core.evaluation import report
 
 FIGURES = record_path(__file__)
@@ -104,6 +104,8 @@ def render_page(document: Mapping[str, Any], tasks: Sequence[str]) -> str:
         "learned on plain means.",
         "",
         OLD_SITES,
+        "",
+        TRAINED,
         "",
         f"Of {len(won)} pairs of method and task the gated front is better in {won.count('gated')}, that of the method "
         f"always on in {won.count('always on')}; {won.count('neither')} cannot be told apart. Of these pairs, "
