@@ -21,6 +21,8 @@ from dsas_core.model.early_exit import FinishedError
 from dsas_core.model.hooks import Call, DescribeCall, visit
 from dsas_core.model.sites import Roots, Site
 
+#: arguments that all rows of a batch share, whatever their lengths
+SHARED = ("img_ids", "txt_ids", "image_rotary_emb")
 #: positional and keyword arguments
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -185,7 +187,8 @@ def _join(values: Sequence[Any], places: Sequence[tuple[int, int]]) -> Any:
             return _usable(first)
         return _usable(torch.cat([value[row : row + 1] for value, (_, row) in zip(values, places, strict=True)]))
     if isinstance(first, Mapping):
-        return {name: _join([value[name] for value in values], places) for name in first}
+        each = {name: [value[name] for value in values] for name in first}
+        return {name: found[0] if name in SHARED else _join(found, places) for name, found in each.items()}
     if isinstance(first, list) and len(first) == batch:
         return [_usable(value[row]) for value, (_, row) in zip(values, places, strict=True)]
     if isinstance(first, list | tuple):

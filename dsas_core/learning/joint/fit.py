@@ -134,11 +134,12 @@ def make_trainer(
             f"joint training needs all sites in one root, and these are in {', '.join(roots)}: choose sites in one of "
             "them (sites)"
         )
+    device = next((part.device for root in runs.roots.values() for part in root.parameters()), torch.device("cpu"))
     known = {"recipe": _plain(recipe), "sites": [str(item.site) for item in items], "edges": list(capture.edges)}
     trainer = JointTrainer(
         items,
         capture.edges,
-        {item.site: _scales(capture, item) for item in items},
+        {item.site: _scales(capture, item, device) for item in items},
         _aims(recipe),
         training_settings(recipe.training),
         runs,
@@ -190,12 +191,13 @@ def _bins(capture: Captured, site: Site, item: Intervention) -> Sequence[int]:
     return [0] if is_timeless(site, capture.timeless) else range(len(item.maps))
 
 
-def _scales(capture: Captured, item: Intervention) -> tuple[Scale, Scale]:
-    """The scales of a site's map, by means over positions, and of its gate, by positions."""
+def _scales(capture: Captured, item: Intervention, device: torch.device) -> tuple[Scale, Scale]:
+    """The scales of a site's map, by means over positions, and of its gate, by positions; where the model is."""
     rows = [rows_at(capture, item.site, bin_) for bin_ in _bins(capture, item.site, item)]
 
     def gathered(kinds: Sequence[str], name: str) -> torch.Tensor:
-        return torch.cat([part[kind].gathered(name) for part in rows for kind in kinds if kind in part])
+        found = torch.cat([part[kind].gathered(name) for part in rows for kind in kinds if kind in part])
+        return found.to(device)
 
     of_map = Scale(gathered(["source"], "pooled"), gathered(["target"], "pooled"))
     return of_map, Scale(gathered(["source"], "positions"), gathered(["control"], "positions"))

@@ -52,11 +52,11 @@ class JointParameters(nn.ModuleList):
         return steered
 
     def interventions(self) -> list[Intervention]:
-        """What has been trained, without gradients; bins that shared a part share it still."""
+        """What has been trained, on the CPU and without gradients; bins that shared a part share it still."""
         trained = []
         with torch.no_grad():
             for item, maps, probes in zip(self.items, self.maps, self.probes, strict=True):
-                made = {part: part() for part in dict.fromkeys([*maps, *probes])}
+                made = {part: part().map_tensors(torch.Tensor.cpu) for part in dict.fromkeys([*maps, *probes])}
                 gates = tuple(made[part] for part in probes) or item.probes
                 trained.append(replace(item, maps=tuple(made[part] for part in maps), probes=gates))
         return trained

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -118,14 +119,21 @@ class JointVisitor:
 
     def _steer(self, part: SteeredSite, x: torch.Tensor, call: Call, mask: torch.Tensor | None) -> torch.Tensor:
         """The steered activation at strength 1."""
-        probe = part.probes[self.bin]
+        probe, transform = (_on(x.device, one[self.bin]) for one in (part.probes, part.maps))
         h = call.steered.to(x.device)[:, None, None]
         if probe is not None:
             h = h * probe.score(x, mask) * part.weights[self.bin]
         if mask is not None:
             h = h * mask[..., None]
         wide = cast(x, compute_dtype(x))
-        return cast(displace(wide, part.maps[self.bin].displacement(wide), h), x.dtype)
+        return cast(displace(wide, transform.displacement(wide), h), x.dtype)
+
+
+def _on(device: torch.device, part: Any) -> Any:
+    """A probe or a map where a site is, of a model that is spread over several devices; None stays None."""
+    if part is None or all(tensor.device == device for tensor in part.tensors()):
+        return part
+    return part.map_tensors(lambda tensor: tensor.to(device))
 
 
 def _mean_square(moved: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
