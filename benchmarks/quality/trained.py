@@ -62,7 +62,7 @@ GRIDS: Mapping[str, Mapping[str, Any]] = {
     "sparse": {
         "concepts": TEXTS[:1],
         "methods": ["lineas"],
-        "recipes": {f"l1 {l1:g}": {"options": {"l1": l1}} for l1 in (0.0, 0.03, 0.1, 0.3, 1.0)},
+        "recipes": {f"l1 {l1:g}": {"options": {"l1": l1}} for l1 in (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)},
         "measure": TEXT_MEASURE,
     },
 }
