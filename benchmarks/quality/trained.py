@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,7 +86,7 @@ def read_cells(name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
     for seed in seeds:
         folder = OUT / f"{name}-{seed}"
         for concept in json.loads((folder / "report.json").read_text())["concepts"]:
-            card = json.loads((folder / concept["name"] / "concept" / "concept.json").read_text())
+            card = json.loads((folder / concept["name"] / "concept" / "config.json").read_text())
             training = card["evidence"].get("training", {})
             points = {arm: found["points"] for arm, found in concept["arms"].items()}
             at_one = {arm: next(point for point in found if point["strength"] == 1) for arm, found in points.items()}
@@ -114,18 +113,21 @@ def read_cells(name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
     return cells
 
 
-def t_interval(values: Sequence[float]) -> dict[str, float]:
-    """The mean of a few numbers, and its t-interval of 95 %.
+def t_interval(values: Sequence[float]) -> dict[str, float | None]:
+    """The mean of a few numbers, and its t-interval of 95 %; a single one has none.
 
     Example:
-        >>> t_interval([1.0, 1.0, 1.0])
-        {'value': 1.0, 'low': 1.0, 'high': 1.0}
+        >>> t_interval([1.0, 1.0, 1.0]), t_interval([1.0])["low"]
+        ({'value': 1.0, 'low': 1.0, 'high': 1.0}, None)
     """
     from scipy.stats import t
 
     found = np.array(values)
-    half = float(t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5) if len(found) > 1 else 0.0
-    return {"value": float(found.mean()), "low": float(found.mean()) - half, "high": float(found.mean()) + half}
+    mean = float(found.mean())
+    if len(found) < 2:
+        return {"value": mean, "low": None, "high": None}
+    half = float(t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5)
+    return {"value": mean, "low": mean - half, "high": mean + half}
 
 
 def summarise(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -163,7 +165,6 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="measure nothing, write the record of what there is")
     parser.add_argument("--grids", nargs="+", choices=tuple(GRIDS), default=tuple(GRIDS))
     args = parser.parse_args()
-    began = time.monotonic()
     for name in () if args.summary else args.grids:
         for seed in range(SEEDS.get(name, 1)):
             run_grid(name, seed)
@@ -172,7 +173,10 @@ def main() -> None:
         seeds = range(SEEDS.get(name, 1))
         done = [seed for seed in seeds if (OUT / f"{name}-{seed}" / "report.json").is_file()]
         cells += read_cells(name, done)
-    write_record(args.out, {"rows": summarise(cells), "cells": cells, **provenance(began=began)})
+    reports = [json.loads(path.read_text()) for path in sorted(OUT.glob("*/report.json"))]
+    seconds = {"seconds": round(sum(report["seconds"] for report in reports), 1)}  # of measuring; concepts tell theirs
+    command = "python -m benchmarks.quality.trained"
+    write_record(args.out, {"rows": summarise(cells), "cells": cells, **provenance(command=command), **seconds})
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ distance that of two pictures of a scene, whose right share shows the two things
 Record = Mapping[str, Any]
 
 
-def interval(found: Mapping[str, float] | None, digits: int = 2) -> str:
-    """A value with its interval; a dash for none.
+def interval(found: Mapping[str, Any] | None, digits: int = 2) -> str:
+    """A value with its interval, if it has one; a dash for no value.
 
     Example:
         >>> interval({"value": 0.5, "low": 0.25, "high": 0.75})
@@ -68,6 +68,8 @@ def interval(found: Mapping[str, float] | None, digits: int = 2) -> str:
     """
     if found is None:
         return "–"
+    if found["low"] is None:
+        return f"{found['value']:.{digits}f}"
     return f"{found['value']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
