@@ -160,6 +160,8 @@ class Learner(ABC, Generic[Text]):
         """The part of `learn` that processes share, capturing and training; for all but the first, which learns."""
         chosen = self._recipe(recipe, method=method, gate=gate, seed=self.seed)
         capture = self.captured(chosen)
+        for side, positions in (self._position_labels(chosen) if chosen.supervised else {}).items():
+            capture.mark(side, positions)
         if chosen.mode == "joint":
             self._train(capture, chosen, lambda: None, self._read_sites(chosen))
 

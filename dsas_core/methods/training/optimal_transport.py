@@ -55,7 +55,8 @@ def shrink(u: torch.Tensor, rate: torch.Tensor | float, l1: float = 0.0, group: 
 
     Args:
         u: one group, [width].
-        rate: step size, or that of each number, [width], of optimisers that scale them; the group has their mean.
+        rate: step size, or that of each number, [width], of optimisers that scale them; the group has their harmonic
+            mean, which a number without a gradient does not take over.
         l1: penalty of each number.
         group: penalty of the group, whose length is compared with the square root of its size.
 
@@ -68,4 +69,4 @@ def shrink(u: torch.Tensor, rate: torch.Tensor | float, l1: float = 0.0, group: 
     length = y.norm()
     if not bool(length > 0):
         return torch.zeros_like(y)
-    return (1 - rates.mean() * group * len(u) ** 0.5 / length).clamp_min(0) * y
+    return (1 - group * len(u) ** 0.5 / ((1 / rates).mean() * length)).clamp_min(0) * y

@@ -69,14 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     checked = recipe_of({"method": args.method, "gate": args.gate, **recipe})
     masks = None if is_text or not (args.masks or checked.supervised) else segmenter_for(prompts, args.masks)
     share = share_of(args)
-    if share.processes > 1 and is_text and checked.mode != "joint":
-        args.usage(
-            "several processes share what language models train: choose a method that trains, or start one process"
-        )
-    if share.processes > 1 and not is_text and args.store is None:
-        args.usage("several processes share what they read in a folder: pass --store")
-    if args.checkpoint is not None and checked.mode != "joint":
-        args.usage(f"--checkpoint keeps a training, and {args.method} is not trained: leave it out, or choose lineas")
+    _check_shared(args, checked, share, is_text)
     model = open_model(args)
     if drafted:
         prompts, drafted = _prompts(args, model[0])
