@@ -122,17 +122,12 @@ class Learner(ABC, Generic[Text]):
         meter = self._meter()
         labels = self._position_labels(recipe) if recipe.supervised else {}
 
-        def labelled(capture: Captured) -> Captured:
-            for side, positions in labels.items():
-                capture.mark(side, positions)
-            return capture
-
         def recapture(site: Site, learned: Concept) -> Captured:
             with meter.phase("reading"):
-                return labelled(self._recapture(site, learned, recipe))
+                return _marked(self._recapture(site, learned, recipe), labels)
 
         with meter.phase("reading"):
-            capture = labelled(self.captured(recipe))
+            capture = _marked(self.captured(recipe), labels)
         reads = self._read_sites(recipe)
         sites = len(self.sites) + len(reads)
         trained: dict[str, Any] = {}
@@ -160,10 +155,9 @@ class Learner(ABC, Generic[Text]):
         """The part of `learn` that processes share, capturing and training; for all but the first, which learns."""
         chosen = self._recipe(recipe, method=method, gate=gate, seed=self.seed)
         capture = self.captured(chosen)
-        for side, positions in (self._position_labels(chosen) if chosen.supervised else {}).items():
-            capture.mark(side, positions)
         if chosen.mode == "joint":
-            self._train(capture, chosen, lambda: None, self._read_sites(chosen))
+            labels = self._position_labels(chosen) if chosen.supervised else {}
+            self._train(_marked(capture, labels), chosen, lambda: None, self._read_sites(chosen))
 
     def _train(
         self, capture: Captured, recipe: Recipe, done: Callable[[], object], read_sites: Sequence[Site]
@@ -239,6 +233,13 @@ class Learner(ABC, Generic[Text]):
     @abstractmethod
     def _roots(self) -> Roots:
         """The modules that can be steered, by name."""
+
+
+def _marked(capture: Captured, labels: Mapping[str, LabelPositions]) -> Captured:
+    """What was captured, with the positions marked that show the concept."""
+    for side, positions in labels.items():
+        capture.mark(side, positions)
+    return capture
 
 
 def _new_concept(

@@ -9,7 +9,7 @@ finished gate is tested.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -85,11 +85,9 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe, gate_only
                 "leave the site out"
             )
     source = rows["source"]
-    controls = [rows[kind] for kind in ("control", "context") if kind in rows]
-    gate = recipe.resolved_gate
-    fitted = gate.fit_on(source, controls, recipe)
+    fitted = recipe.resolved_gate.fit_on(source, _controls(rows), recipe)
     (probe, after), (as_fitted, before) = fitted.place_at(recipe.control_h), fitted.place_at(None)
-    transform, refused = (IdentityMap(), "") if gate_only else _fit_map(rows, controls, recipe, fitted, probe)
+    transform, refused = (IdentityMap(), "") if gate_only else fit_map(rows, recipe, probe, fitted)
     missed, touched = fitted.shares or (None, None)
     evidence = SiteEvidence(
         site=str(site),
@@ -108,18 +106,31 @@ def fit_site(capture: Captured, site: Site, bin_: int, recipe: Recipe, gate_only
     return SiteFit(read, transform, evidence, fitted.refused or refused)
 
 
-def _fit_map(
-    rows: Mapping[str, Activations], controls: Sequence[Activations], recipe: Recipe, fitted: GateFit, probe: Probe
+def fit_map(
+    rows: Mapping[str, Activations], recipe: Recipe, probe: Probe, fitted: GateFit | None = None
 ) -> tuple[Map, str]:
-    """The map of a site, and why the gate that it was made from must not steer there, or ""."""
-    method, gate = methods.mapping(recipe.method), recipe.resolved_gate
+    """The map of a site, and why the gate that it was made from must not steer there, or "".
+
+    Args:
+        rows: the activations of a site and bin, by kind.
+        recipe: how to fit.
+        probe: the gate of the site, fitted before.
+        fitted: the fit that the gate is of; None where it came otherwise.
+    """
+    method = methods.mapping(recipe.method)
     if method.traits.from_gate:
         own = methods.gate(methods.default_gate(recipe.method, recipe.options))
-        own_fit = fitted if gate == own else own.fit_on(rows["source"], controls, recipe)
-        return method.from_probe(own_fit.place_at(None)[0]), own_fit.refused
+        if fitted is None or own != recipe.resolved_gate:
+            fitted = own.fit_on(rows["source"], _controls(rows), recipe)
+        return method.from_probe(fitted.place_at(None)[0]), fitted.refused
     moved = rows.get("moved", rows["source"])
     transform = method.fit_on(moved, rows["target"], probe, recipe.pooling, **recipe.options)
     return transform.map_tensors(round_to_half), ""  # not one of the gate, whose plane has to stay the gate's
+
+
+def _controls(rows: Mapping[str, Activations]) -> list[Activations]:
+    """The activations that a gate must stay closed on."""
+    return [rows[kind] for kind in ("control", "context") if kind in rows]
 
 
 def _weight(fitted: GateFit, recipe: Recipe) -> float:

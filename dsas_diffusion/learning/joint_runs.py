@@ -6,20 +6,20 @@ steps are kept while unsteered pictures are drawn, and made again, row by row, i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from dsas_core.errors import DSASError
 from dsas_core.learning.capture import LabelPositions
-from dsas_core.learning.joint.runs import Row, checkpointed
-from dsas_core.learning.joint.visitor import JointVisitor
+from dsas_core.learning.joint.runs import JointRuns, Row
 from dsas_core.model.early_exit import FinishedError
-from dsas_core.model.hooks import Call, DescribeCall, visit
-from dsas_core.model.sites import Roots, Site
+from dsas_core.model.hooks import Call, DescribeCall
+from dsas_core.model.sites import Roots
 
 #: arguments that all rows of a batch share, whatever their lengths
 SHARED = ("img_ids", "txt_ids", "image_rotary_emb")
@@ -96,7 +96,7 @@ class CallKeeper:
         return keep
 
 
-class PictureRuns:
+class PictureRuns(JointRuns):
     """The prompts of a concept of pictures, see `learning.joint.runs.JointRuns`.
 
     Args:
@@ -109,33 +109,27 @@ class PictureRuns:
     def __init__(
         self, roots: Roots, keeper: CallKeeper, counts: Mapping[str, int], labels: Mapping[str, LabelPositions]
     ) -> None:
-        self.all_roots, self.keeper, self.counts, self.labels = roots, keeper, counts, labels
-        self.moments = len(keeper.steps)
-        self._call: Call | None = None
-        self._visitor: JointVisitor | None = None
+        super().__init__(counts, moments=len(keeper.steps))
+        self.all_roots, self.keeper, self.labels = roots, keeper, labels
+        self._arguments: Arguments = (), {}
 
     @property
     def roots(self) -> Roots:
-        return {self.keeper.root: self.all_roots[self.keeper.root]}
+        return {self.keeper.root: self.module}
 
-    @contextmanager
-    def placed(self, sites: Sequence[Site], visitor: JointVisitor) -> Iterator[None]:
-        self._visitor = visitor
-        with visit(self.roots, sites, visitor, dict.fromkeys(self.roots, self._describe)):
-            yield
+    @property
+    def module(self) -> nn.Module:
+        return self.all_roots[self.keeper.root]
 
-    def _describe(self, args: object, kwargs: object) -> Call:
-        assert self._call is not None
-        return self._call
-
-    def run(self, rows: Sequence[Row], moment: int) -> None:
-        assert self._visitor is not None
+    def _prepare(self, rows: Sequence[Row], moment: int) -> tuple[Call, torch.Tensor | None]:
         parts = [self._part(row, moment) for row in rows]
-        args, kwargs = _join([kept.arguments for kept, _ in parts], [(kept.rows, row) for kept, row in parts])
-        self._call = _join_calls(parts)
-        self._visitor.counted = self._counted(rows, parts)
+        self._arguments = _join([kept.arguments for kept, _ in parts], [(kept.rows, row) for kept, row in parts])
+        return _join_calls(parts), self._counted(rows, parts)
+
+    def _run(self) -> None:
+        args, kwargs = self._arguments
         with suppress(FinishedError):
-            self.roots[self.keeper.root](*args, **kwargs)
+            self.module(*args, **kwargs)
 
     def _part(self, row: Row, moment: int) -> tuple[KeptCall, int]:
         try:
@@ -159,13 +153,6 @@ class PictureRuns:
         args, kwargs = parts[0][0].arguments
         embeddings: torch.Tensor = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
         return embeddings.shape[1]
-
-    @contextmanager
-    def checkpointing(self) -> Iterator[None]:
-        with checkpointed(self.roots[self.keeper.root]):
-            if self._visitor is not None:
-                self._visitor.stopper.active = False
-            yield
 
 
 def _join(values: Sequence[Any], places: Sequence[tuple[int, int]]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from ...concept.evidence import SiteEvidence
 from ...concept.format import round_to_half
 from ...concept.intervention import Intervention
 from ...errors import DSASError, UnsupportedError
-from ...maps import Map
 from ...methods.gated_maps.e2e_dsas import E2EGate
 from ...methods.training.parts import Scale
 from ...model.sites import Site
@@ -23,19 +22,15 @@ from ..capture import Capture, is_timeless
 from ..capture_store import Captured
 from ..fit import fit_sites
 from ..recipe import Recipe
-from ..site_fit import FIRED, rows_at
+from ..site_fit import FIRED, fit_map, rows_at
 from .checkpoint import Checkpoint
+from .parameters import by_bin
 from .runs import JointRuns
 from .settings import training_settings
 from .trainer import Aims, JointTrainer
 
 #: a gate that is trained, and the map that is trained with it
 TOGETHER = "e2e-dsas"
-
-
-def trains(recipe: Recipe) -> bool:
-    """Whether a recipe trains maps or gates, instead of fitting each site by itself."""
-    return recipe.mode == "joint"
 
 
 def trained_recipe(recipe: Recipe) -> Recipe:
@@ -47,7 +42,7 @@ def trained_recipe(recipe: Recipe) -> Recipe:
     """
     gate = recipe.resolved_gate
     if isinstance(gate, E2EGate) and recipe.method != TOGETHER:
-        return replace(recipe, method=TOGETHER, options={}, keep=recipe.keep)
+        return replace(recipe, method=TOGETHER, options={})
     if recipe.method == TOGETHER and not isinstance(gate, E2EGate):
         return replace(recipe, gate=methods.default_gate(TOGETHER, recipe.options), form="token")
     return recipe
@@ -92,15 +87,16 @@ def fit_jointly(
     trainer, evidence = make_trainer(capture, own, runs, folder, about, share, done, read_sites, show_progress)
     trained, found = trainer.run()
     finish = methods.mapping(own.method).finish
-    rounded = [_each(item.maps, lambda part: finish(part.map_tensors(round_to_half))) for item in trained]
-    trained = [replace(item, maps=maps) for item, maps in zip(trained, rounded, strict=True)]
+    rounded = [by_bin(item.maps, lambda part: finish(part.map_tensors(round_to_half))) for item in trained]
+    trained = [replace(item, maps=tuple(maps)) for item, maps in zip(trained, rounded, strict=True)]
     if gates:
         evidence = [_with_doses(item, trained, capture) for item in evidence]
     if own == recipe:
         return trained, evidence, found
     if own.gate == recipe.gate:  # the gate alone
         if not methods.mapping(recipe.method).traits.trained:
-            return [_with_map(item, capture, recipe) for item in trained], evidence, found
+            mapped = [_with_map(item, capture, recipe) for item in trained]
+            return _that_steer(mapped, recipe), evidence, found
         apart, beside = replace(recipe, gate="on"), None if folder is None else Path(folder) / "map"
         maps, _, found["map"] = fit_jointly(capture, apart, runs, folder=beside, about=about, share=share)
         by_site = {item.site: item.maps for item in maps}
@@ -108,11 +104,18 @@ def fit_jointly(
     others, evidence = fit_sites(everything, recipe, lambda: None, None, all_read)
     by_site = {item.site: item.maps for item in trained}
     joined = [replace(item, maps=by_site[item.site]) for item in others if item.site in by_site]
-    if not joined:
+    return _that_steer(joined, recipe), evidence, found
+
+
+def _that_steer(items: Sequence[Intervention], recipe: Recipe) -> list[Intervention]:
+    """The interventions that have a weight, which some must."""
+    steering = [item for item in items if any(item.weights)]
+    if not steering:
         raise DSASError(
-            f"gate {recipe.gate!r} steers at no site whose map was trained: choose another gate, or other sites"
+            f"gate {recipe.gate!r} and map {recipe.method!r}, one of which is trained, steer at no site together: "
+            "choose another of the two, or other sites"
         )
-    return joined, evidence, found
+    return steering
 
 
 def make_trainer(
@@ -151,12 +154,6 @@ def make_trainer(
     return trainer, evidence
 
 
-def _each(parts: Sequence[Map], change: Callable[[Map], Map]) -> tuple[Map, ...]:
-    """Each part changed; one that several bins share once."""
-    changed = {id(part): change(part) for part in parts}
-    return tuple(changed[id(part)] for part in parts)
-
-
 def _without(capture: Captured, sites: Collection[Site]) -> Captured:
     """What was captured at all other sites."""
     if not sites:
@@ -173,7 +170,7 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
         "method": recipe.method,
         "gate": recipe.gate,
         "options": dict(recipe.options),
-        "training": training_settings(recipe.training).as_dict(),
+        "training": asdict(training_settings(recipe.training)),
         "seed": recipe.seed,
         "pooling": recipe.pooling,
     }
@@ -204,15 +201,14 @@ def _scales(capture: Captured, item: Intervention, device: torch.device) -> tupl
 
 
 def _with_map(item: Intervention, capture: Captured, recipe: Recipe) -> Intervention:
-    """A trained gate with a map that is fitted by it."""
-    method = methods.mapping(recipe.method)
-    maps = []
-    for bin_, probe in enumerate(item.probes):
-        rows = rows_at(capture, item.site, bin_ if len(_bins(capture, item.site, item)) > 1 else 0)
-        moved = rows.get("moved", rows["source"])
-        fitted = method.fit_on(moved, rows["target"], probe, recipe.pooling, **recipe.options)
-        maps.append(fitted.map_tensors(round_to_half))
-    return replace(item, maps=tuple(maps))
+    """A trained gate with a map that is fitted by it; of weight 0 in bins where that is refused."""
+    bins = _bins(capture, item.site, item)
+    fitted = [
+        fit_map(rows_at(capture, item.site, bin_ if len(bins) > 1 else 0), recipe, probe)
+        for bin_, probe in enumerate(item.probes)
+    ]
+    weights = (0.0 if refused else weight for (_, refused), weight in zip(fitted, item.weights, strict=True))
+    return replace(item, maps=tuple(transform for transform, _ in fitted), weights=tuple(weights))
 
 
 def _with_doses(evidence: SiteEvidence, trained: Sequence[Intervention], capture: Captured) -> SiteEvidence:

@@ -16,7 +16,7 @@ from ...methods.training.parts import Scale, TrainedMap, TrainedProbe
 from ...model.sites import Site
 from .visitor import SteeredSite
 
-Module = TypeVar("Module", bound=nn.Module)
+Changed = TypeVar("Changed")
 
 
 class JointParameters(nn.ModuleList):
@@ -35,9 +35,9 @@ class JointParameters(nn.ModuleList):
         self, items: Sequence[Intervention], scales: Mapping[Site, tuple[Scale, Scale]], *, gates: bool
     ) -> None:
         self.items, self.gates = items, gates
-        self.maps = [_by_bin(item.maps, partial(TrainedMap, scale=scales[item.site][0])) for item in items]
+        self.maps = [by_bin(item.maps, partial(TrainedMap, scale=scales[item.site][0])) for item in items]
         self.probes = [
-            _by_bin(item.probes if gates else (), partial(TrainedProbe, scale=scales[item.site][1])) for item in items
+            by_bin(item.probes if gates else (), partial(TrainedProbe, scale=scales[item.site][1])) for item in items
         ]
         parts: list[nn.Module] = [part for parts in self.maps for part in parts]
         parts += [part for parts in self.probes for part in parts]
@@ -96,7 +96,14 @@ class JointParameters(nn.ModuleList):
                 )
 
 
-def _by_bin(parts: Sequence[Any], trained: Callable[[Any], Module]) -> list[Module]:
-    """The parameters of each timestep bin."""
-    made = {id(part): trained(part) for part in parts}
+def by_bin(parts: Sequence[Any], change: Callable[[Any], Changed]) -> list[Changed]:
+    """What is made of the part of each timestep bin, once of one that several bins share.
+
+    Example:
+        >>> shared = object()
+        >>> first, second = by_bin([shared, shared], lambda part: object())
+        >>> first is second
+        True
+    """
+    made = {id(part): change(part) for part in parts}
     return [made[id(part)] for part in parts]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import UnsupportedError
 from ...model.compilation import is_compiled
+from ...model.hooks import Call, visit
 from ...model.sites import Roots, Site
 from .visitor import JointVisitor
 
@@ -23,29 +25,61 @@ _AGAIN, _FUNCTION = "gradient_checkpointing", "_gradient_checkpointing_func"
 Row = tuple[str, int]
 
 
-class JointRuns(Protocol):
-    """The prompts of a concept, run through the model as often as training needs them."""
+class JointRuns(ABC):
+    """The prompts of a concept, run through the model as often as training needs them.
+
+    Args:
+        counts: kind -> number of prompts; kinds are source, target and control, and these behind `HELD_OUT`.
+        moments: how many timesteps there are to choose from; 1 where the model has none.
+    """
+
+    def __init__(self, counts: Mapping[str, int], moments: int = 1) -> None:
+        self.counts, self.moments = counts, moments
+        self._visitor: JointVisitor | None = None
+        self._call: Call | None = None
 
     @property
-    def counts(self) -> Mapping[str, int]:
-        """Kind -> number of prompts; kinds are source, target and control, and these behind `HELD_OUT`."""
-
-    @property
-    def moments(self) -> int:
-        """How many timesteps there are to choose from; 1 where the model has none."""
-
-    @property
+    @abstractmethod
     def roots(self) -> Roots:
         """The model's root modules by name."""
 
-    def placed(self, sites: Sequence[Site], visitor: JointVisitor) -> AbstractContextManager[object]:
-        """Let a visitor see the sites in all runs of the block."""
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The model whose layers may compute their activations again."""
+
+    @abstractmethod
+    def _prepare(self, rows: Sequence[Row], moment: int) -> tuple[Call, torch.Tensor | None]:
+        """What is known of a call of some prompts, and how much each position counts in the mean of its row."""
+
+    @abstractmethod
+    def _run(self) -> None:
+        """Call the model with the prompts that were prepared, as far as the last site."""
 
     def run(self, rows: Sequence[Row], moment: int) -> None:
-        """Run some prompts at once, as far as the last site, and tell the visitor which positions count before."""
+        """Run some prompts at once, as far as the last site."""
+        assert self._visitor is not None
+        self._call, self._visitor.counted = self._prepare(rows, moment)
+        self._run()
 
-    def checkpointing(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def placed(self, sites: Sequence[Site], visitor: JointVisitor) -> Iterator[None]:
+        """Let a visitor see the sites in all runs of the block."""
+        self._visitor = visitor
+        with visit(self.roots, sites, visitor, dict.fromkeys(self.roots, self._describe)):
+            yield
+
+    @contextmanager
+    def checkpointing(self) -> Iterator[None]:
         """Compute activations again in the backward passes of the block."""
+        with checkpointed(self.module):
+            if self._visitor is not None:
+                self._visitor.stopper.active = False
+            yield
+
+    def _describe(self, args: object, kwargs: object) -> Call:
+        assert self._call is not None
+        return self._call
 
 
 def check_trainable(roots: Roots) -> None:

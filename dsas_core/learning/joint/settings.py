@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 from ...errors import DSASError, quote
 
@@ -73,10 +72,6 @@ class TrainingSettings:
     def check_every(self) -> int:
         """Steps between two checks."""
         return max(1, self.steps // self.checks)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 def training_settings(given: object) -> TrainingSettings:

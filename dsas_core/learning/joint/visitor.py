@@ -46,7 +46,7 @@ class Pass:
         clean: what an unsteered pass left of the same controls.
 
     Attributes:
-        means: of each site, the activations of the first rows after steering, before their mean is taken.
+        means: of each site, the means over positions of the first rows, after steering.
         states: the activations of controls, unsteered; detached.
         moved: the mean square of how far controls moved.
     """

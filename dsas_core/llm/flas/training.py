@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from ...errors import DSASError, PromptError, quote
+from ...learning.joint.runs import frozen
 from ...model.hooks import Call, visit
 from ...model.sites import Site
 from ...utils.numbers import number
@@ -134,7 +134,7 @@ def train(
     if layer not in (None, network.layer):
         raise DSASError(f"the network is of layer {network.layer}, and layer is {layer}: leave one of them out")
     frame = network.frame(model)
-    with _frozen(model), torch.enable_grad():
+    with frozen({"model": model}), torch.enable_grad():
         trainer = _Trainer(model, network, frame, encode(model, tokenizer, list(examples)), chosen)
         losses = trainer.run(rows, pad_token(tokenizer), show_progress)
     weights = {name: tensor.detach().cpu() for name, tensor in trainer.weights.items()}
@@ -170,23 +170,6 @@ def _encode_rows(model: nn.Module, tokenizer: Any, examples: Mapping[str, Sequen
                 )
             rows.append(_Row(Encoded(tuple(ids), len(before)), concept))
     return rows
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode, none of whose parameters asks for gradients; afterwards all is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in asking:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter in asking:
-            parameter.requires_grad_(True)
 
 
 class _Trainer:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
-from ...learning.joint.runs import Row, checkpointed
-from ...learning.joint.visitor import JointVisitor
-from ...model.hooks import Call, visit
-from ...model.sites import Roots, Site
-from ..model.conversations import Encoded, pad_batch
+from ...learning.joint.runs import JointRuns, Row
+from ...model.hooks import Call
+from ...model.sites import Roots
+from ..model.conversations import Batch, Encoded, pad_batch
 from ..model.layers import roots_of, unwrap
 from .reader import Reader
 
 
-class TextRuns:
+class TextRuns(JointRuns):
     """The texts of a concept, run through the model; see `learning.joint.runs.JointRuns`.
 
     Every token but the first is steered; the mean of a text is over those that a selection has.
@@ -27,42 +26,26 @@ class TextRuns:
         selection: which tokens of source and target texts count (`conversations.TOKEN_SELECTIONS`).
     """
 
-    moments = 1
-
     def __init__(self, reader: Reader, texts: Mapping[str, Sequence[Encoded]], selection: str) -> None:
+        super().__init__({kind: len(found) for kind, found in texts.items()})
         self.reader, self.texts, self.selection = reader, texts, selection
-        self.counts = {kind: len(found) for kind, found in texts.items()}
-        self._call: Call | None = None
-        self._visitor: JointVisitor | None = None
+        self._batch: Batch | None = None
 
     @property
     def roots(self) -> Roots:
         return roots_of(self.reader.model)
 
-    @contextmanager
-    def placed(self, sites: Sequence[Site], visitor: JointVisitor) -> Iterator[None]:
-        self._visitor = visitor
-        described = dict.fromkeys(self.roots, self._describe)
-        with visit(self.roots, sites, visitor, described):
-            yield
+    @property
+    def module(self) -> nn.Module:
+        return unwrap(self.reader.model)
 
-    def _describe(self, args: object, kwargs: object) -> Call:
-        assert self._call is not None
-        return self._call
-
-    def run(self, rows: Sequence[Row], moment: int) -> None:
-        assert self._visitor is not None
+    def _prepare(self, rows: Sequence[Row], moment: int) -> tuple[Call, torch.Tensor]:
         device = self.reader.device
-        batch = pad_batch([self.texts[kind][i] for kind, i in rows], self.reader.pad)
-        steered = torch.ones(len(rows), device=device)
-        prompts = torch.arange(len(rows), device=device)
-        self._call = Call(steered, prompts, None, batch.token_mask("all").to(device))
-        self._visitor.counted = batch.token_mask(self.selection).to(device)
-        self.reader.read(batch, gradients=torch.is_grad_enabled())
+        batch = self._batch = pad_batch([self.texts[kind][i] for kind, i in rows], self.reader.pad)
+        steered, prompts = torch.ones(len(rows), device=device), torch.arange(len(rows), device=device)
+        call = Call(steered, prompts, None, batch.token_mask("all").to(device))
+        return call, batch.token_mask(self.selection).to(device)
 
-    @contextmanager
-    def checkpointing(self) -> Iterator[None]:
-        with checkpointed(unwrap(self.reader.model)):
-            if self._visitor is not None:
-                self._visitor.stopper.active = False
-            yield
+    def _run(self) -> None:
+        assert self._batch is not None
+        self.reader.read(self._batch, gradients=torch.is_grad_enabled())

@@ -35,16 +35,12 @@ from ...maps import Map
 from ...probes import LinearProbe, Probe, RectifiedProbe
 from ..base.gate import Gate
 from ..base.gate_fit import GateFit, GateRows, GateSettings
-from ..base.map_method import Option, one_of
+from ..base.map_method import one_of
 from ..base.traits import GateTraits, MapTraits
 from ..gates.dsas import DSAS
-from ..maps.lineas import LinEAS
+from ..maps.lineas import PENALTY, LinEAS
 
 ACTIVATIONS = ("sigmoid", "relu", "clipped")
-
-
-def _is_gamma(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e6  # type: ignore[operator]
 
 
 class E2EMap(LinEAS):
@@ -63,7 +59,7 @@ class E2EMap(LinEAS):
     )
     options = {
         "activation": one_of(*ACTIVATIONS),
-        "gamma": Option(1.0, "a number from 0 up", _is_gamma),
+        "gamma": replace(PENALTY, default=1.0),
         **LinEAS.options,
     }
 
@@ -100,7 +96,7 @@ class E2EGate(Gate):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS or not _is_gamma(self.gamma):
+        if self.activation not in ACTIVATIONS or not PENALTY.fits(self.gamma):
             raise DSASError(
                 f"gate e2e-dsas: activation {self.activation!r}, gamma {self.gamma!r}: expected one of "
                 f"{', '.join(ACTIVATIONS)}, and a number from 0 up"

@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,12 @@ from dsas_core import Call, Site, methods
 from dsas_core.concept.intervention import Intervention
 from dsas_core.errors import ArtifactError, DSASError, PromptError, UnsupportedError
 from dsas_core.learning.joint.checkpoint import Checkpoint
-from dsas_core.learning.joint.runs import HELD_OUT, Row, check_trainable, checkpointed, frozen
+from dsas_core.learning.joint.runs import HELD_OUT, JointRuns, Row, check_trainable, frozen
 from dsas_core.learning.joint.settings import TrainingSettings
 from dsas_core.learning.joint.trainer import Aims, JointTrainer
-from dsas_core.learning.joint.visitor import JointVisitor
 from dsas_core.maps import AffineMap
 from dsas_core.methods.training.parts import Scale
 from dsas_core.model.early_exit import FinishedError
-from dsas_core.model.hooks import visit
 from dsas_core.probes import ConstantProbe, LinearProbe, Probe, RectifiedProbe
 from dsas_core.utils.processes import Share
 
@@ -35,37 +33,30 @@ ROOT, WIDTH = Path(__file__).parents[3], 5
 ALWAYS_ON = Aims()
 
 
-class ToyRuns:
+class ToyRuns(JointRuns):
     """Rows of positions, run through a model that takes them as they are."""
 
     def __init__(self, model: nn.Module, rows: dict[str, torch.Tensor], mask: torch.Tensor | None = None) -> None:
+        super().__init__({kind: len(part) for kind, part in rows.items()})
         self.model, self.rows, self.mask = model, rows, mask
-        self.counts, self.moments = {kind: len(part) for kind, part in rows.items()}, 1
-        self.passes: list[int] = []
+        self.x = torch.empty(0)
 
     @property
     def roots(self) -> dict[str, nn.Module]:
         return {"model": self.model}
 
-    @contextmanager
-    def placed(self, sites: Sequence[Site], visitor: JointVisitor) -> Iterator[None]:
-        self.visitor = visitor
-        with visit(self.roots, sites, visitor, {"model": lambda args, kwargs: self.call}):
-            yield
+    @property
+    def module(self) -> nn.Module:
+        return self.model
 
-    def run(self, rows: Sequence[Row], moment: int) -> None:
-        x = torch.stack([self.rows[kind][i] for kind, i in rows])
-        mask = None if self.mask is None else self.mask[: len(x)]
-        self.call = Call(torch.ones(len(x)), torch.arange(len(x)), None, mask)
-        self.passes.append(len(x))
+    def _prepare(self, rows: Sequence[Row], moment: int) -> tuple[Call, None]:
+        self.x = torch.stack([self.rows[kind][i] for kind, i in rows])
+        mask = None if self.mask is None else self.mask[: len(rows)]
+        return Call(torch.ones(len(rows)), torch.arange(len(rows)), None, mask), None
+
+    def _run(self) -> None:
         with suppress(FinishedError):
-            self.model(x)
-
-    @contextmanager
-    def checkpointing(self) -> Iterator[None]:
-        with checkpointed(self.model):
-            self.visitor.stopper.active = False
-            yield
+            self.model(self.x)
 
 
 def rows(seed: int = 0, count: int = 12, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:

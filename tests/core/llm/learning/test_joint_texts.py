@@ -79,6 +79,16 @@ def test_a_method_that_is_fitted_can_be_trained(tokenizer: Words) -> None:
         learn(tiny("llama"), tokenizer, "casteer", recipe={"mode": "joint"})
 
 
+def test_a_map_that_is_made_of_its_own_gate_is_so_beside_a_trained_one(tokenizer: Words) -> None:
+    """That of mera, whichever gate is in use."""
+    given = {"form": "token", "site_weight": "none", "options": {"alpha": 0.5}}
+    fitted = llm.learn(tiny("llama"), tokenizer, PROMPTS, method="mera", gate="dsas", recipe=given, **SETTINGS)
+    trained = learn(tiny("llama"), tokenizer, "mera", "e2e-dsas", recipe=given)
+    for one, two in zip(fitted.interventions, trained.interventions, strict=True):
+        torch.testing.assert_close(one.maps[0].direction, two.maps[0].direction, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(one.maps[0].offset, two.maps[0].offset, atol=1e-3, rtol=1e-3)
+
+
 def test_the_offline_gate_of_a_whole_text_goes_with_a_trained_map(tokenizer: Words) -> None:
     """It reads a site that is not steered, which takes no part in the training."""
     concept = learn(tiny("llama"), tokenizer, "lineas", sites=["layers.1"])
