@@ -254,7 +254,7 @@ def describe_training(training: Mapping[str, Any] | None) -> str:
         f"{best['held_out']:.3g} after {best['step']:.0f}"
     )
     if best.get("held_out_preservation"):
-        line += f", of which {best['held_out_preservation']:.2g} is how far controls move"
+        line += f"; mean square of how far controls move {best['held_out_preservation']:.2g}"
     return f"{line}; {moved:,} dimensions are moved"
 
 

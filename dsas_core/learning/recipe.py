@@ -133,6 +133,13 @@ class Recipe:
             self.mode == "joint" or not trained,
             f"learning mode {self.mode!r}: {self.method} with the gate {self.gate!r} is trained: leave mode out",
         )
+        gate = self.resolved_gate
+        for name, value in self.options.items() if gate.traits.trained else ():
+            _expect(
+                getattr(gate, name, value) == value,
+                f"{name} {value!r} of {self.method}, and {name} {getattr(gate, name, None)!r} of the gate "
+                f"{self.gate!r}: give it to the gate, or leave the gate out",
+            )
         training_settings(self.training)
         _expect(
             self.mode == "joint" or not self.training,

@@ -166,14 +166,9 @@ def _without(capture: Captured, sites: Collection[Site]) -> Captured:
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "method": recipe.method,
-        "gate": recipe.gate,
-        "options": dict(recipe.options),
-        "training": asdict(training_settings(recipe.training)),
-        "seed": recipe.seed,
-        "pooling": recipe.pooling,
-    }
+    """The recipe as a training depends on it: whether activations are computed again changes nothing."""
+    training = replace(training_settings(recipe.training), checkpointing=None)
+    return {**asdict(recipe), "training": asdict(training)}
 
 
 def _aims(recipe: Recipe) -> Aims:
@@ -196,7 +191,8 @@ def _scales(capture: Captured, item: Intervention, device: torch.device) -> tupl
         found = torch.cat([part[kind].gathered(name) for part in rows for kind in kinds if kind in part])
         return found.to(device)
 
-    of_map = Scale(gathered(["source"], "pooled"), gathered(["target"], "pooled"))
+    moved = "moved" if any("moved" in part for part in rows) else "source"  # where the gate reads other positions
+    of_map = Scale(gathered([moved], "pooled"), gathered(["target"], "pooled"))
     return of_map, Scale(gathered(["source"], "positions"), gathered(["control"], "positions"))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -132,15 +133,34 @@ def checkpointed(module: nn.Module) -> Iterator[None]:
         raise UnsupportedError(
             f"{type(module).__name__} cannot compute activations again: train with a smaller batch (training batch)"
         )
-    # layers of transformers ask for training mode; they alone get it, and not their dropout
-    wanted = {_AGAIN: True, _FUNCTION: partial(checkpoint, use_reentrant=False), "training": True}
-    before = [(part, {name: part.__dict__[name] for name in wanted if name in part.__dict__}) for part in parts]
+    own = (_AGAIN, _FUNCTION, "training")
+    before = [(part, {name: part.__dict__[name] for name in own if name in part.__dict__}) for part in parts]
     try:
         for part in parts:
-            part.__dict__.update(wanted)
+            part.__dict__.update({_AGAIN: True, _FUNCTION: partial(_compute_again, part)})
+            part.__dict__["training"] |= not any(
+                hasattr(inner, _AGAIN) for inner in part.modules() if inner is not part
+            )
         yield
     finally:
         for part, held in before:
-            for name in wanted:
+            for name in own:
                 part.__dict__.pop(name, None)
             part.__dict__.update(held)
+
+
+def _compute_again(part: nn.Module, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a layer's function gives, computed again in the backward pass.
+
+    Layers of transformers ask whether they are in training before they come here; their dropout must not hear of it.
+    """
+    asked = part.training
+
+    def quiet(*args: Any, **kwargs: Any) -> Any:
+        part.training = False
+        try:
+            return function(*args, **kwargs)
+        finally:
+            part.training = asked
+
+    return checkpoint(quiet, *args, use_reentrant=False, **kwargs)

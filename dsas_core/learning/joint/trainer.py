@@ -85,12 +85,7 @@ class JointTrainer:
         show_progress: bool,
     ) -> None:
         check_trainable(runs.roots)
-        for side in ("source", "target"):
-            if runs.counts[side] < max(2, share.processes if side == "source" else 0):
-                raise PromptError(
-                    f"{side}: joint training compares distributions, and {runs.counts[side]} prompt is none: give at "
-                    f"least {max(2, share.processes)}"
-                )
+        _check_counts(runs.counts, settings, share.processes)
         self.items, self.aims, self.settings, self.runs = items, aims, settings, runs
         self.seed, self.checkpoint, self.share, self.show_progress = seed, checkpoint, share, show_progress
         self.parameters = JointParameters(items, scales, gates=aims.gates)
@@ -186,7 +181,7 @@ class JointTrainer:
         losses, bins = [], set()
         with torch.no_grad():
             for moment in range(self.runs.moments):
-                unsteered = self._unsteered("source", range(self.runs.counts["source"]), moment)
+                unsteered = Pass(None, 0, means=self._means_of("source", moment))
                 losses.append(measure_loss(unsteered, self._means_of("target", moment), Share(), [], 0))
                 bins.add(self.visitor.bin)
         self.parameters.check_bins(bins, self.visitor.edges)
@@ -228,7 +223,7 @@ class JointTrainer:
         return self._unsteered(kind, rows, moment, states=True).states
 
     def _means_of(self, kind: str, moment: int) -> dict[Site, torch.Tensor]:
-        """The means of all target prompts, read once."""
+        """The means of all prompts of a kind, unsteered; read once."""
         if (kind, moment) not in self._targets:
             parts: list[dict[Site, torch.Tensor]] = []
             for start in range(0, self.runs.counts[kind], self.settings.batch):
@@ -248,15 +243,32 @@ class JointTrainer:
 
     def _plan_memory(self) -> tuple[int, bool]:
         """How many bytes of activations a step keeps, and whether they are to be computed again instead."""
-        controls = min(2, self.runs.counts["control"]) if self.aims.gates else 0
+        controls = min(2 * self.share.processes, self.runs.counts["control"]) if self.aims.gates else 0
         there = [part for root in self.runs.roots.values() for part in root.parameters()]
+        rows, processes = self.runs.counts["source"], self.share.processes
         with SavedTensors([*there, *self.parameters.parameters()]) as saved:
-            self._measure(0, "", [0, 1], list(range(controls)))
-        batch = min(self.settings.batch, max(self.runs.counts["source"], controls and self.runs.counts["control"]))
-        memory = saved.bytes * batch // 2
+            self._measure(0, "", range(min(2 * processes, rows)), range(controls))
+        batch = min(self.settings.batch, max(rows, controls and self.runs.counts["control"]))
+        memory = saved.bytes * batch // min(2 * processes, rows)
         wanted = self.settings.checkpointing
         free = free_memory(there[0].device if there else None)
         return memory, memory > SHARE_OF_MEMORY * free if wanted is None else wanted
+
+
+def _check_counts(counts: Mapping[str, int], settings: TrainingSettings, processes: int) -> None:
+    """Raise a PromptError where there are too few prompts of a side, or too few for each process to have one."""
+    few = next((side for side in ("source", "target") if counts[side] < 2), None)
+    if few is not None:
+        raise PromptError(
+            f"{few}: joint training compares distributions, and {counts[few]} prompt is none: give at least 2"
+        )
+    sources, held_out = counts["source"], counts[f"{HELD_OUT}source"]
+    least = min(sources, held_out, settings.batch)
+    if least < processes:
+        raise PromptError(
+            f"{processes} processes share {sources} source prompts, {held_out} that are held out, and batches of "
+            f"{settings.batch}: start at most {least}, or give more prompts and a larger batch"
+        )
 
 
 def _choose(count: int, batch: int, random: torch.Generator) -> list[int]:

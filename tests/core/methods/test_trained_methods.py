@@ -80,6 +80,17 @@ def test_penalties_leave_dimensions_and_sites_alone() -> None:
     assert moved["group"].moved_dimensions() == 0
 
 
+def test_a_dimension_without_a_gradient_does_not_take_the_others_along() -> None:
+    """Its step has no bound, and says nothing of the group's."""
+    source = torch.randn(20, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    source[:, 0] = 0
+    target = 1.5 * source + 3
+    target[:, 0] = 0
+    plain, grouped = (methods.get("lineas").fit(source, target, group=group).forward for group in (0.0, 1e-9))
+    torch.testing.assert_close(grouped.shift, plain.shift, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(grouped.slope[1:], plain.slope[1:], atol=1e-6, rtol=1e-6)
+
+
 def penalty_of(name: str) -> dict[str, float]:
     return {"none": {}, "l1": {"l1": 0.02}, "group": {"group": 10.0}}[name]
 
@@ -149,6 +160,10 @@ def test_the_gate_begins_as_the_offline_one(activation: str, expected: list[floa
         (
             {"gate": "e2e-dsas", "form": "pooled"},
             "is trained at single positions, and not in form 'pooled': choose form",
+        ),
+        (
+            {"method": "e2e-dsas", "gate": "e2e-dsas", "options": {"gamma": 3.0}},
+            "gamma 3.0 of e2e-dsas, and gamma 1.0 of the gate 'e2e-dsas': give it to the gate, or leave the gate out",
         ),
         ({"gate": "product(e2e-dsas, gaps)"}, "a part is trained together with its map, and no combination is: choose"),
     ],

@@ -45,6 +45,18 @@ def test_calls_that_are_made_again_give_what_was_captured(tiny_pipe: Any, sites:
     assert set(one.means) == set(lesson.sites)
 
 
+def test_means_are_over_the_words_that_show_the_concept(tiny_pipe: Any) -> None:
+    """Of a prompt that has none of them, over all."""
+    lesson = Lesson(tiny_pipe, PROMPTS, **SETTINGS)
+    runs = lesson._joint_runs(Recipe(method="lineas"))
+    runs.labels = {"source": lambda prompt, count: [place == 2 and prompt != 1 for place in range(count)]}
+    call, counted = runs._prepare([("source", 0), ("source", 1), ("target", 0)], 0)
+    assert counted is not None
+    assert len(call.steered) == 3
+    assert counted[0].nonzero()[:, 0].tolist() == [2]
+    assert bool((counted[1:] == 1).all())
+
+
 @pytest.mark.parametrize(("method", "sites"), [("lineas", "denoiser"), ("e2e-dsas", "denoiser"), ("e2e-dsas", None)])
 def test_what_trains_is_learned(tiny_pipe: Any, method: str, sites: str | None) -> None:
     parts = [part for root in ("unet", "text_encoder") for part in getattr(tiny_pipe, root).parameters()]
