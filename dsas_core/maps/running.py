@@ -42,8 +42,8 @@ class RunningMap(Map):
             x: [batch, positions, width].
             strength: a number, or a tensor that is broadcastable to x; 0 gives x itself.
             mask: float [batch, positions], 1 for positions that count; None counts all. Nothing depends on others.
-            first: float [batch, positions], 1 for the first token of each row, which is not steered and has 0 in the
-                mask, but which others may read; None for none.
+            first: bool [batch, positions], the first token of each row, which is not steered and has 0 in the mask, but
+                which others may read; None for none.
             state: of the positions before.
 
         Returns:

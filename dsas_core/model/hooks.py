@@ -33,7 +33,7 @@ class Call:
         prompt: float [batch, positions], 1 for positions of the prompt, 0 for generated ones; None where none are.
         memory_mask: float [batch, positions], those that states go by, whatever phase is steered; None: `mask`.
         joint: how image patches and text tokens share one sequence; it has shapes only, by which a graph may go.
-        first: float [batch, positions], 1 for the first token of each row, which maps may read, but do not steer.
+        first: bool [batch, positions], the first token of each row, which maps may read, but do not steer.
         groups: int64 [batch], one number for the runs of one prompt, see `row_groups`; None for `prompts`.
 
     Example:

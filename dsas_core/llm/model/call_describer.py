@@ -8,7 +8,6 @@ Everything is derived from the arguments of the forward pass (`call_inputs`) and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -160,8 +159,7 @@ class CallDescriber:
             writing = generating_positions(mask.float(), in_prompt.float()) > 0 if root != "encoder" else ~in_prompt
         if self.runs is not None:
             text.groups = self.runs.find(root, inputs, text.groups, read, real[:, past:])
-        call = self._call(inputs, mask, in_prompt, writing, text.groups)
-        return replace(call, first=first[:, past:].float())
+        return self._call(inputs, mask, in_prompt, writing, groups=text.groups, first=first[:, past:])
 
     def _call(
         self,
@@ -170,6 +168,7 @@ class CallDescriber:
         in_prompt: torch.Tensor,
         writing: torch.Tensor | None,
         groups: torch.Tensor | None = None,
+        first: torch.Tensor | None = None,
     ) -> Call:
         """The Call of positions that are read, of which one phase is steered."""
         batch, device = inputs.batch, inputs.given.device
@@ -181,7 +180,7 @@ class CallDescriber:
         owners = torch.arange(batch, device=device)
         owners = owners // rows if rows > 1 else owners
         masks = mask.float(), in_prompt.float(), read.float()
-        return Call(torch.ones(batch, device=device), owners, None, *masks, groups=groups)
+        return Call(torch.ones(batch, device=device), owners, None, *masks, groups=groups, first=first)
 
     def _check_length(self, length: int) -> None:
         if 0 < self.limit < length:  # some have -1 for none
