@@ -11,7 +11,7 @@ everything before use. Nothing is ever unpickled.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import ArtifactError, quote, shorten
+from ..maps import AffineMap, Map
 from ..model.sites import Site
 from ..utils.saving.files import to_readable_json
 from ..utils.saving.folders import read_folder, save_folder
@@ -50,6 +51,7 @@ __all__ = [
     "TENSORS",
     "load_concept",
     "pack_concept",
+    "round_map",
     "round_to_half",
     "save_concept",
 ]
@@ -58,6 +60,8 @@ AnyConcept = TypeVar("AnyConcept", bound=ConceptData)
 
 FORMAT = 2
 READ = (1, FORMAT)
+#: a rounded map moves the rows that it is for as the map does, but for this part of how far it moves them
+ROUNDING = 2**-10
 
 # ---- writing --------------------------------------------------------------------------------------------------------
 
@@ -292,6 +296,39 @@ def _unpack_format_1(item: dict[str, Any], tensors: dict[str, torch.Tensor]) -> 
         for name in ("probe", "map", "cloud")
     }
     return {"weights": tuple(float(bin_["weight"]) for bin_ in bins), **parts}
+
+
+def round_map(transform: Map, rows: torch.Tensor) -> Map:
+    """A map with tensors rounded to float16 values, as far as it moves some rows as before (`ROUNDING`).
+
+    Where rows lie far from 0, the errors of slope and shift do not cancel as both do: the shift is taken anew from the
+    rounded slope, so that the mean row goes where it went; and stays as it is, or both do, where that is not enough.
+
+    Args:
+        transform: the map.
+        rows: [n, width], which it is for.
+
+    Example:
+        >>> far = AffineMap(torch.tensor([2100.0]), torch.tensor([0.3]))  # of rows about 3000, which it takes there
+        >>> rounded = round_map(far, torch.tensor([[2999.0], [3001.0]]))
+        >>> rounded.slope == far.slope.half(), rounded.apply(torch.tensor([[3000.0]]), 1.0)
+        (tensor([True]), tensor([[3000.]]))
+    """
+    rows = rows.double()
+
+    def displaced(part: Map) -> torch.Tensor:
+        return part.map_tensors(torch.Tensor.double).apply(rows, 1.0) - rows
+
+    exact = displaced(transform)
+    half = transform.map_tensors(round_to_half)
+    candidates = [half]
+    if isinstance(transform, AffineMap) and isinstance(half, AffineMap) and half.slope is not None:
+        assert transform.slope is not None
+        change = (transform.slope.double() - half.slope.double()) * rows.mean(0)
+        shift = (transform.shift.double() + change).to(transform.shift)
+        candidates = [replace(half, shift=round_to_half(shift)), replace(half, shift=shift)]
+    near = (part for part in candidates if (displaced(part) - exact).norm() <= ROUNDING * exact.norm())
+    return next(near, transform)
 
 
 def round_to_half(tensor: torch.Tensor) -> torch.Tensor:

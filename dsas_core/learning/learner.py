@@ -16,12 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
+import torch
+
 from ..concept.concept import Concept
 from ..concept.evidence import SiteEvidence
 from ..concept.intervention import Intervention
 from ..concept.schema import check_name
 from ..errors import PromptError
-from ..model.fingerprints import describe_module, fingerprint
+from ..model.fingerprints import describe_module, fingerprint, weights_digest
 from ..model.sites import Roots, Site
 from ..utils.meter import Meter
 from ..utils.numbers import number
@@ -33,6 +35,7 @@ from .capture import LabelPositions, check_edges
 from .capture_store import Captured
 from .fit import fit_sites
 from .held_out_trial import HeldOutTrial
+from .joint.checkpoint import check_trains
 from .joint.fit import fit_jointly
 from .joint.runs import JointRuns
 from .prompts.held_out import split_held_out
@@ -117,8 +120,10 @@ class Learner(ABC, Generic[Text]):
         chosen = self._recipe(recipe, method=method, gate=gate, seed=self.seed)
         return self.fit(chosen, number("drift", self.DRIFT if drift is None else drift))
 
+    @torch.inference_mode(False)  # whatever it is called in: fits and trainings change tensors, and take gradients
     def fit(self, recipe: Recipe, drift: float) -> Concept:
         """Fit a concept by a recipe, its unit chosen so that control prompts drift by at most the limit."""
+        check_trains(self.checkpoint, recipe)
         meter = self._meter()
         labels = self._position_labels(recipe) if recipe.supervised else {}
 
@@ -151,6 +156,7 @@ class Learner(ABC, Generic[Text]):
         concept = self._finish(concept, meter)
         return replace(concept, evidence={**concept.evidence, "cost": meter.summary()})
 
+    @torch.inference_mode(False)
     def join(self, method: str = "caa", gate: str | None = None, *, recipe: Mapping[str, Any] | None = None) -> None:
         """The part of `learn` that processes share, capturing and training; for all but the first, which learns."""
         chosen = self._recipe(recipe, method=method, gate=gate, seed=self.seed)
@@ -166,6 +172,8 @@ class Learner(ABC, Generic[Text]):
         used = json.dumps(record_prompts(self.content, self.count, self.seed, "hash"), sort_keys=True)
         prompts = hashlib.sha256(used.encode()).hexdigest()
         about = {"model": self.model_name, "prompts": prompts, **self.own_settings}
+        if self.checkpoint is not None:
+            about["weights"] = weights_digest({site.root: self._roots[site.root] for site in self.sites})
         return fit_jointly(
             capture,
             recipe,

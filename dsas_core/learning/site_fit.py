@@ -16,7 +16,7 @@ import torch
 
 from .. import methods
 from ..concept.evidence import SiteEvidence, UnseenEvidence
-from ..concept.format import round_to_half
+from ..concept.format import round_map
 from ..errors import DSASError, UnsupportedError
 from ..maps import IdentityMap, Map
 from ..methods.base.gate_fit import GateFit
@@ -125,7 +125,7 @@ def fit_map(
         return method.from_probe(fitted.place_at(None)[0]), fitted.refused
     moved = rows.get("moved", rows["source"])
     transform = method.fit_on(moved, rows["target"], probe, recipe.pooling, **recipe.options)
-    return transform.map_tensors(round_to_half), ""  # not one of the gate, whose plane has to stay the gate's
+    return round_map(transform, moved.gathered("pooled")), ""  # not one of the gate, whose plane has to stay the gate's
 
 
 def _controls(rows: Mapping[str, Activations]) -> list[Activations]:

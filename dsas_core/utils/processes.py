@@ -6,8 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
+
+from ..errors import DSASError
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,26 @@ class Share:
     processes: int = 1
     wait: Callable[[], object] = field(default=lambda: None)
 
+    def from_first(self, make: Callable[[], Made]) -> Made:
+        """What the first process makes, for all of them: plain data and tensors; what it raises is raised by all.
+
+        Example:
+            >>> Share().from_first(lambda: 3)
+            3
+        """
+        if self.processes == 1:
+            return make()
+        found: list[Any] = [None, None]
+        if self.process == 0:
+            try:
+                found[0] = make()
+            except DSASError as error:
+                found[1] = error
+        torch.distributed.broadcast_object_list(found)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]  # type: ignore[no-any-return]
+
     def gather(self, rows: torch.Tensor, own: Sequence[int], count: int) -> torch.Tensor:
         """The rows of all processes, [count, ...]; those of this one with their gradient.
 
@@ -49,7 +74,7 @@ class Share:
         return all_rows.index_copy(0, places, rows)
 
     def add(self, number: torch.Tensor) -> torch.Tensor:
-        """The sum of a number over all processes, with the gradient of this one's."""
+        """The sums of numbers over all processes, with the gradient of this one's."""
         if self.processes == 1:
             return number
         total = number.detach().clone()

@@ -11,7 +11,7 @@ import torch
 
 from ... import methods
 from ...concept.evidence import SiteEvidence
-from ...concept.format import round_to_half
+from ...concept.format import round_map
 from ...concept.intervention import Intervention
 from ...errors import DSASError, UnsupportedError
 from ...methods.gated_maps.e2e_dsas import E2EGate
@@ -86,9 +86,7 @@ def fit_jointly(
         capture, read_sites = _without(capture, read_sites), ()
     trainer, evidence = make_trainer(capture, own, runs, folder, about, share, done, read_sites, show_progress)
     trained, found = trainer.run()
-    finish = methods.mapping(own.method).finish
-    rounded = [by_bin(item.maps, lambda part: finish(part.map_tensors(round_to_half))) for item in trained]
-    trained = [replace(item, maps=tuple(maps)) for item, maps in zip(trained, rounded, strict=True)]
+    trained = [_finished(item, own.method, _moved(capture, item)) for item in trained]
     if gates:
         evidence = [_with_doses(item, trained, capture) for item in evidence]
     if own == recipe:
@@ -137,12 +135,11 @@ def make_trainer(
             f"joint training needs all sites in one root, and these are in {', '.join(roots)}: choose sites in one of "
             "them (sites)"
         )
-    device = next((part.device for root in runs.roots.values() for part in root.parameters()), torch.device("cpu"))
     known = {"recipe": _plain(recipe), "sites": [str(item.site) for item in items], "edges": list(capture.edges)}
     trainer = JointTrainer(
         items,
         capture.edges,
-        {item.site: _scales(capture, item, device) for item in items},
+        {item.site: _scales(capture, item) for item in items},
         _aims(recipe),
         training_settings(recipe.training),
         runs,
@@ -183,17 +180,30 @@ def _bins(capture: Captured, site: Site, item: Intervention) -> Sequence[int]:
     return [0] if is_timeless(site, capture.timeless) else range(len(item.maps))
 
 
-def _scales(capture: Captured, item: Intervention, device: torch.device) -> tuple[Scale, Scale]:
-    """The scales of a site's map, by means over positions, and of its gate, by positions; where the model is."""
+def _gathered(capture: Captured, item: Intervention, kind: str, name: str) -> torch.Tensor:
+    """The rows of a kind at a site, of all its bins."""
     rows = [rows_at(capture, item.site, bin_) for bin_ in _bins(capture, item.site, item)]
+    return torch.cat([part[kind].gathered(name) for part in rows if kind in part])
 
-    def gathered(kinds: Sequence[str], name: str) -> torch.Tensor:
-        found = torch.cat([part[kind].gathered(name) for part in rows for kind in kinds if kind in part])
-        return found.to(device)
 
-    moved = "moved" if any("moved" in part for part in rows) else "source"  # where the gate reads other positions
-    of_map = Scale(gathered([moved], "pooled"), gathered(["target"], "pooled"))
-    return of_map, Scale(gathered(["source"], "positions"), gathered(["control"], "positions"))
+def _moved(capture: Captured, item: Intervention) -> torch.Tensor:
+    """The means over positions that a site's map is for."""
+    bins = _bins(capture, item.site, item)
+    elsewhere = any("moved" in rows_at(capture, item.site, bin_) for bin_ in bins)  # than where the gate reads
+    return _gathered(capture, item, "moved" if elsewhere else "source", "pooled")
+
+
+def _scales(capture: Captured, item: Intervention) -> tuple[Scale, Scale]:
+    """The scales of a site's map, by means over positions, and of its gate, by positions."""
+    of_map = Scale(_moved(capture, item), _gathered(capture, item, "target", "pooled"))
+    sides = (_gathered(capture, item, kind, "positions") for kind in ("source", "control"))
+    return of_map, Scale(*sides)
+
+
+def _finished(item: Intervention, method: str, rows: torch.Tensor) -> Intervention:
+    """A trained intervention as it is kept: rounded as far as the map does the same with the rows that it is for."""
+    finish = methods.mapping(method).finish
+    return replace(item, maps=tuple(by_bin(item.maps, lambda part: finish(round_map(part, rows)))))
 
 
 def _with_map(item: Intervention, capture: Captured, recipe: Recipe) -> Intervention:

@@ -41,7 +41,8 @@ def measure_loss(
     share: Share,
     own: Sequence[int],
     sources: int,
-    controls: tuple[int, int] = (0, 0),
+    *,
+    preserve: bool = False,
 ) -> Loss:
     """The loss of a pass; of several processes, each with some of the rows, that of all rows with this one's gradient.
 
@@ -51,13 +52,13 @@ def measure_loss(
         share: of this process.
         own: which of the source rows are in the pass.
         sources: how many source rows all processes have together.
-        controls: how many control rows are in the pass, and in all processes together.
+        preserve: whether controls are in the passes of any process.
 
     Raises:
         UnsupportedError: a site that passes no gradient on.
         DSASError: a loss that is not finite.
     """
-    transports, moved = [], []
+    transports = []
     for site, target in targets.items():
         means = done.means[site]
         if torch.is_grad_enabled() and not means.requires_grad:
@@ -67,14 +68,15 @@ def measure_loss(
             )
         rows = share.gather(means, own, sources)
         transports.append(wasserstein(rows, target.to(rows)).mean())
-        if site in done.moved:
-            moved.append(done.moved[site] * (controls[0] / max(1, controls[1])))
-    zero = transports[0].new_zeros(())
-    losses = torch.stack([part.to(zero.device) for part in transports])
-    _check_finite(losses, list(targets), "transport")
-    kept = torch.stack([part.to(zero.device) for part in moved]) if moved else zero[None]
-    _check_finite(kept, list(done.moved), "preservation")
-    return Loss(losses.mean(), share.add(kept.mean()))
+    device, sites = transports[0].device, list(targets)
+    losses = torch.stack([part.to(device) for part in transports])
+    _check_finite(losses, sites, "transport")
+    if not preserve:
+        return Loss(losses.mean(), losses.new_zeros(()))
+    none = losses.new_zeros(2)  # of a process that has no control in this pass
+    squares, counts = torch.stack([done.moved.get(site, none).to(none) for site in sites]).unbind(1)
+    _check_finite(squares, sites, "preservation")
+    return Loss(losses.mean(), share.add((squares / share.add(counts).clamp_min(1)).mean()))
 
 
 def _check_finite(losses: torch.Tensor, sites: Sequence[Site], term: str) -> None:

@@ -57,6 +57,10 @@ class JointRuns(ABC):
     def _run(self) -> None:
         """Call the model with the prompts that were prepared, as far as the last site."""
 
+    def length(self, row: Row) -> int:
+        """How many positions a prompt has, where prompts differ in it: by the longest memory is planned."""
+        return 1
+
     def run(self, rows: Sequence[Row], moment: int) -> None:
         """Run some prompts at once, as far as the last site."""
         assert self._visitor is not None
@@ -91,7 +95,7 @@ def check_trainable(roots: Roots) -> None:
                 f"{name} is compiled, and joint training changes what its hooks do: train the model as it was loaded, "
                 "and compile it afterwards"
             )
-        packed = next((path for path, part in root.named_parameters() if not part.is_floating_point()), None)
+        packed = next((path for path, part in _tensors(root) if _is_packed(part)), None)
         if packed is not None:
             raise UnsupportedError(
                 f"joint training needs a model with weights in floating point, and {name}.{packed} is packed as "
@@ -99,12 +103,27 @@ def check_trainable(roots: Roots) -> None:
             )
 
 
+def _tensors(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from root.named_parameters()
+    yield from root.named_buffers()
+
+
+def _is_packed(part: torch.Tensor) -> bool:
+    """Whether a tensor is a matrix of packed weights: masks are of booleans, and indices of 64 bits."""
+    if isinstance(part, nn.Parameter):
+        return not part.is_floating_point()
+    return part.ndim >= 2 and not part.is_floating_point() and part.dtype not in (torch.bool, torch.int64)
+
+
 @contextmanager
 def frozen(roots: Roots) -> Iterator[None]:
     """A model that is computed as in use and takes no gradient, until the block ends; then all is as it was."""
     modules = [module for root in roots.values() for module in root.modules()]
     training = [module for module in modules if module.training]
-    wanted = [part for root in roots.values() for part in root.parameters() if part.requires_grad]
+    # by name: where weights are offloaded, every call puts other parameters in their places
+    wanted = [
+        (part, name) for part in modules for name, x in part._parameters.items() if x is not None and x.requires_grad
+    ]
     try:
         _set(training, wanted, False)
         yield
@@ -112,11 +131,13 @@ def frozen(roots: Roots) -> Iterator[None]:
         _set(training, wanted, True)
 
 
-def _set(training: Sequence[nn.Module], wanted: Sequence[nn.Parameter], value: bool) -> None:
+def _set(training: Sequence[nn.Module], wanted: Sequence[tuple[nn.Module, str]], value: bool) -> None:
     for module in training:
         module.training = value  # of itself alone, whatever its children are in
-    for part in wanted:
-        part.requires_grad_(value)
+    for module, name in wanted:
+        parameter = module._parameters[name]
+        if parameter is not None:
+            parameter.requires_grad_(value)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import nn
 from ...concept.intervention import Intervention
 from ...errors import PromptError, UnsupportedError
 from ...methods.training.parts import BETAS, EPSILON, Scale
-from ...model.sites import Site
+from ...model.sites import Roots, Site
 from ...utils.processes import Share
 from ...utils.progress import progress_bar
 from .checkpoint import Checkpoint, Progressed
@@ -88,7 +88,7 @@ class JointTrainer:
         _check_counts(runs.counts, settings, share.processes)
         self.items, self.aims, self.settings, self.runs = items, aims, settings, runs
         self.seed, self.checkpoint, self.share, self.show_progress = seed, checkpoint, share, show_progress
-        self.parameters = JointParameters(items, scales, gates=aims.gates)
+        self.parameters = JointParameters(items, scales, gates=aims.gates).to(_device(runs.roots))
         self.visitor = JointVisitor([item.site for item in items], edges)
         self._clean = CleanStates(self._read_clean)
         self._targets: dict[tuple[str, int], dict[Site, torch.Tensor]] = {}
@@ -107,9 +107,9 @@ class JointTrainer:
 
     def _train(self, memory: int, again: bool) -> tuple[list[Intervention], dict[str, Any]]:
         settings, optimiser = self.settings, self._optimiser()
-        resumed = self.checkpoint.read(self.parameters, optimiser)
+        resumed = self.checkpoint.read(self.parameters, optimiser, self.share)
         if resumed is None:
-            now, best = Progressed(first=self._first_loss()), self._copy()
+            now, best = Progressed(first=self.share.from_first(self._first_loss)), self._copy()
             now, best = self._check(now, best)
         else:
             now, best = resumed
@@ -164,7 +164,8 @@ class JointTrainer:
         entry = {"step": float(now.step)}
         if loss is not None:
             entry |= {"transport": float(loss.transport), "preservation": float(loss.preservation)}
-        total = float(held_out.total(self.aims.gamma))
+        # one process's, as the last bits of others may differ: all must take the same for the best, and end together
+        total = self.share.from_first(lambda: float(held_out.total(self.aims.gamma)))
         entry |= {"held_out": total, "held_out_preservation": float(held_out.preservation)}
         history = [*now.history, entry]
         if now.best is None or total < now.best[0]:
@@ -199,12 +200,19 @@ class JointTrainer:
         """The loss of some prompts at a moment; each process runs its part of them."""
         share = self.share
         own, kept = (list(range(len(rows)))[share.process :: share.processes] for rows in (sources, controls))
-        source_rows: list[Row] = [(f"{kind}source", sources[i]) for i in own]
-        control_rows: list[Row] = [(f"{kind}control", controls[i]) for i in kept]
-        clean = self._clean.read(f"{kind}control", [controls[i] for i in kept], moment) if kept else {}
-        done = self._pass(Pass(self.parameters.steered(), len(own), clean), [*source_rows, *control_rows], moment)
-        counts = len(kept), len(controls)
-        return measure_loss(done, self._means_of(f"{kind}target", moment), share, own, len(sources), counts)
+        steered, done = self.parameters.steered(), None
+        count = max(len(own), len(kept))
+        size = count if torch.is_grad_enabled() else self.settings.batch  # a backward pass is of one forward pass
+        for start in range(0, count, size):
+            part, beside = own[start : start + size], kept[start : start + size]
+            clean = self._clean.read(f"{kind}control", [controls[i] for i in beside], moment) if beside else {}
+            rows: list[Row] = [(f"{kind}source", sources[i]) for i in part]
+            rows += [(f"{kind}control", controls[i]) for i in beside]
+            one = self._pass(Pass(steered, len(part), clean), rows, moment)
+            done = one if done is None else done.followed_by(one)
+        assert done is not None
+        targets = self._means_of(f"{kind}target", moment)
+        return measure_loss(done, targets, share, own, len(sources), preserve=bool(controls))
 
     def _pass(self, one: Pass, rows: Sequence[Row], moment: int) -> Pass:
         self.visitor.start(one)
@@ -243,16 +251,26 @@ class JointTrainer:
 
     def _plan_memory(self) -> tuple[int, bool]:
         """How many bytes of activations a step keeps, and whether they are to be computed again instead."""
-        controls = min(2 * self.share.processes, self.runs.counts["control"]) if self.aims.gates else 0
+        counts = self.runs.counts
         there = [part for root in self.runs.roots.values() for part in root.parameters()]
-        rows, processes = self.runs.counts["source"], self.share.processes
+        sources, controls = self._longest("source"), self._longest("control") if self.aims.gates else []
         with SavedTensors([*there, *self.parameters.parameters()]) as saved:
-            self._measure(0, "", range(min(2 * processes, rows)), range(controls))
-        batch = min(self.settings.batch, max(rows, controls and self.runs.counts["control"]))
-        memory = saved.bytes * batch // min(2 * processes, rows)
+            self._measure(0, "", sources, controls)
+        batch = min(self.settings.batch, max(counts["source"], counts["control"] if controls else 0))
+        memory = saved.bytes * batch // len(sources)
         wanted = self.settings.checkpointing
-        free = free_memory(there[0].device if there else None)
-        return memory, memory > SHARE_OF_MEMORY * free if wanted is None else wanted
+        return memory, memory > SHARE_OF_MEMORY * free_memory(_device(self.runs.roots)) if wanted is None else wanted
+
+    def _longest(self, kind: str) -> list[int]:
+        """The two longest prompts of a kind for each process."""
+        lengths = [self.runs.length((kind, i)) for i in range(self.runs.counts[kind])]
+        return sorted(range(len(lengths)), key=lambda i: -lengths[i])[: 2 * self.share.processes]
+
+
+def _device(roots: Roots) -> torch.device:
+    """Where parameters go: to the model's, or to the CPU if all of it is offloaded."""
+    devices = (part.device for root in roots.values() for part in root.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 def _check_counts(counts: Mapping[str, int], settings: TrainingSettings, processes: int) -> None:

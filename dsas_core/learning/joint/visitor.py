@@ -48,7 +48,7 @@ class Pass:
     Attributes:
         means: of each site, the means over positions of the first rows, after steering.
         states: the activations of controls, unsteered; detached.
-        moved: the mean square of how far controls moved.
+        moved: of how far positions of controls moved, the sum of mean squares over dimensions, and their number: [2].
     """
 
     steered: Mapping[Site, SteeredSite] | None
@@ -57,6 +57,14 @@ class Pass:
     means: dict[Site, torch.Tensor] = field(default_factory=dict)
     states: dict[Site, torch.Tensor] = field(default_factory=dict)
     moved: dict[Site, torch.Tensor] = field(default_factory=dict)
+
+    def followed_by(self, other: Pass) -> Pass:
+        """One pass of the rows of both, by what the loss is made of."""
+        means = {site: torch.cat([part, other.means[site]]) for site, part in self.means.items()}
+        moved = dict(self.moved)
+        for site, part in other.moved.items():
+            moved[site] = moved[site] + part if site in moved else part
+        return Pass(self.steered, self.sources + other.sources, means=means, moved=moved)
 
 
 class JointVisitor:
@@ -107,7 +115,7 @@ class JointVisitor:
         controls = out[now.sources :]
         moved = None
         if len(controls) and now.steered is not None:
-            moved = _mean_square(controls, now.clean[site], None if mask is None else mask[now.sources :])
+            moved = _squares(controls, now.clean[site], None if mask is None else mask[now.sources :])
         if not _computes_again():  # what a checkpoint computes again is the same, and kept already
             now.means[site] = mean
             if moved is not None:
@@ -136,8 +144,8 @@ def _on(device: torch.device, part: Any) -> Any:
     return part.map_tensors(lambda tensor: tensor.to(device))
 
 
-def _mean_square(moved: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean over rows, positions that count, and dimensions, of the squared difference: [].
+def _squares(moved: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Sum over positions that count of the mean squared difference over dimensions, and their number: [2].
 
     Where other rows are longer, one of both has more padding at its end.
     """
@@ -145,7 +153,8 @@ def _mean_square(moved: torch.Tensor, clean: torch.Tensor, mask: torch.Tensor | 
     moved, clean, mask = moved[:, :count], clean[:, :count], None if mask is None else mask[:, :count]
     # a loss of torch keeps what it is of, and not the difference
     squares = nn.functional.mse_loss(moved.to(dtype), clean.to(moved.device, dtype), reduction="none").mean(-1)
-    return squares.mean() if mask is None else (squares * mask).sum() / mask.sum().clamp_min(1)
+    mask = torch.ones_like(squares) if mask is None else mask.to(squares)
+    return torch.stack([(squares * mask).sum(), mask.sum()])
 
 
 def _computes_again() -> bool:

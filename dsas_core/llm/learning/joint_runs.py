@@ -39,6 +39,10 @@ class TextRuns(JointRuns):
     def module(self) -> nn.Module:
         return unwrap(self.reader.model)
 
+    def length(self, row: Row) -> int:
+        kind, index = row
+        return len(self.texts[kind][index].ids)
+
     def _prepare(self, rows: Sequence[Row], moment: int) -> tuple[Call, torch.Tensor]:
         device = self.reader.device
         batch = self._batch = pad_batch([self.texts[kind][i] for kind, i in rows], self.reader.pad)

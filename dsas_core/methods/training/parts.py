@@ -27,8 +27,10 @@ BETAS = (0.9, 0.9)
 EPSILON = 1e-15
 
 
-class Scale:
+class Scale(nn.Module):
     """Where the rows are that are moved, and how far apart all are, dimension by dimension.
+
+    Buffers of what is trained in them, so that an interrupted training goes on in the units that it began in.
 
     Args:
         source: [n, width], the rows that are moved.
@@ -43,10 +45,18 @@ class Scale:
         tensor([1.])
     """
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
     def __init__(self, source: torch.Tensor, others: torch.Tensor) -> None:
-        self.mean, deviation = source.mean(0), torch.cat([source, others]).std(0, correction=0)
+        super().__init__()
+        deviation = torch.cat([source, others]).std(0, correction=0)
         largest = deviation.max()
-        self.deviation = deviation.clamp_min(LEAST_SCALE * largest) if bool(largest > 0) else torch.ones_like(deviation)
+        self.register_buffer("mean", source.mean(0))
+        self.register_buffer(
+            "deviation",
+            deviation.clamp_min(LEAST_SCALE * largest) if bool(largest > 0) else torch.ones_like(deviation),
+        )
 
 
 class TrainedMap(nn.Module):

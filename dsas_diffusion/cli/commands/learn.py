@@ -20,6 +20,7 @@ from dsas_core.concept.format import FILES, save_concept
 from dsas_core.concept.storage.own_files import recognise_concept
 from dsas_core.errors import ArtifactError, PromptError
 from dsas_core.learning.illustrate import try_illustrate
+from dsas_core.learning.joint.checkpoint import check_trains
 from dsas_core.learning.prompts.draft import draft, is_name
 from dsas_core.learning.prompts.hints import hints
 from dsas_core.learning.prompts.prompt_file import load_prompts
@@ -99,8 +100,7 @@ def _check_shared(args: argparse.Namespace, recipe: Recipe, share: Share, is_tex
         args.usage("of a language model, several processes share a training alone: choose a method that trains, or one")
     if share.processes > 1 and not is_text and args.store is None:
         args.usage("several processes share what they read in a folder: pass --store")
-    if args.checkpoint is not None and not trains:
-        args.usage(f"--checkpoint keeps a training, and {args.method} is not trained: leave it out, or choose lineas")
+    check_trains(args.checkpoint, recipe)
 
 
 def _nested(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 
 from dsas_core import Concept, DSASError, Intervention, Site
 from dsas_core.concept.concept import CARD, CONFIG, TENSORS
-from dsas_core.concept.format import round_to_half
+from dsas_core.concept.format import ROUNDING, round_map, round_to_half
 from dsas_core.concept.storage import reading
 from dsas_core.errors import ArtifactError
 from dsas_core.maps import AffineMap
@@ -137,6 +137,24 @@ def test_maps_are_rounded_where_that_loses_nothing(tensor: torch.Tensor, halved:
     else:
         assert torch.equal(made, tensor) or tensor.isnan().any()
     assert torch.equal(round_to_half(made).nan_to_num(), made.nan_to_num()), "twice is as once"
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0, 3000.0, 3e6])
+@pytest.mark.parametrize("slope", [None, 0.9993, 0.3])
+def test_a_rounded_map_moves_rows_as_before(mean: float, slope: float | None) -> None:
+    """Slope and shift rounded apart would miss by more than rows differ, where these lie far from 0."""
+    random = torch.Generator().manual_seed(0)
+    rows = mean + torch.randn(20, 4, generator=random, dtype=torch.float64)
+    shift = torch.full((4,), 3.0 + (0 if slope is None else (1 - slope) * mean))
+    exact = AffineMap(shift, None if slope is None else torch.full((4,), slope))
+    rounded = round_map(exact, rows)
+    assert isinstance(rounded, AffineMap)
+    moved, before = (part.map_tensors(torch.Tensor.double).apply(rows, 1.0) - rows for part in (rounded, exact))
+    assert (moved - before).norm() <= ROUNDING * before.norm()
+    if rounded.slope is not None and mean < 1e6:
+        assert torch.equal(rounded.slope, rounded.slope.half().float())
+    if mean < 100:
+        assert torch.equal(rounded.shift, rounded.shift.half().float())
 
 
 def test_slices_of_one_module_are_sites_of_their_own(tmp_path: Path) -> None:

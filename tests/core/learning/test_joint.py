@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from dsas_core import Call, Site, methods
-from dsas_core.learning.joint.runs import HELD_OUT, frozen
+from dsas_core.learning.joint.objective import measure_loss
+from dsas_core.learning.joint.runs import HELD_OUT, Row, frozen
 from dsas_core.learning.joint.trainer import Aims
 from dsas_core.learning.joint.visitor import JointVisitor, Pass, SteeredSite
 from dsas_core.maps import AffineMap
 from dsas_core.probes import ConstantProbe, Probe, RectifiedProbe
+from dsas_core.utils.processes import Share
 from tests.fixtures.joint import IDENTITY, WIDTH, ToyRuns, deep, gate, items, rows, trainer
 
 
@@ -136,5 +141,57 @@ def test_controls_are_kept_where_their_mask_counts_by_what_is_steered(weight: fl
     out = visitor.visit(site, x)
     assert out is not None
     torch.testing.assert_close(out - x, 2.0 * 0.5 * weight * mask[..., None].expand_as(x))
-    torch.testing.assert_close(visitor.current.moved[site], torch.tensor(weight**2))
+    torch.testing.assert_close(visitor.current.moved[site], torch.tensor([2 * weight**2, 2.0]))
     torch.testing.assert_close(visitor.current.means[site], (x[:1] + weight).mean(1))
+
+
+@dataclass(frozen=True)
+class Two(Share):
+    """The first of two processes, of which the other's numbers are known."""
+
+    processes: int = 2
+    others: Sequence[torch.Tensor] = ()
+
+    def gather(self, rows: torch.Tensor, own: Sequence[int], count: int) -> torch.Tensor:
+        return rows
+
+    def add(self, number: torch.Tensor) -> torch.Tensor:
+        return number + self.others[number.ndim == 0]
+
+
+def test_positions_of_controls_count_alike_in_whichever_process_they_are() -> None:
+    """A process with long controls, and one with a short one."""
+    site, means = Site("model.0"), torch.zeros(2, 3, requires_grad=True)
+    whole = Pass({}, 2, means={site: means}, moved={site: torch.tensor([6.0 + 5.0, 3.0 + 1.0])})
+    own = Pass({}, 2, means={site: means}, moved={site: torch.tensor([6.0, 3.0])})
+    share = Two(others=[torch.tensor([1.0]), torch.tensor(5.0 / 4.0)])
+    losses = [
+        measure_loss(one, {site: means}, among, [0, 1], 2, preserve=True)
+        for one, among in ((whole, Share()), (own, share))
+    ]
+    torch.testing.assert_close(losses[0].preservation, torch.tensor(11 / 4))
+    torch.testing.assert_close(losses[1].preservation, losses[0].preservation)
+
+
+def test_what_is_held_out_is_run_in_batches_and_the_longest_first() -> None:
+    """The loss is that of all at once; memory is planned by the longest prompts."""
+    seen: list[list[Row]] = []
+
+    class Watched(ToyRuns):
+        def length(self, row: Row) -> int:
+            return row[1]
+
+        def run(self, rows: Sequence[Row], moment: int) -> None:
+            seen.append(list(rows))
+            super().run(rows, moment)
+
+    found = {}
+    for batch in (3, 12):
+        given = rows()
+        given |= {HELD_OUT + kind: given[kind][:8] for kind in ("source", "target", "control")}
+        training = trainer(Watched(deep(), given), items(["model.1"], gate()), Aims(gates=True), batch=batch, steps=1)
+        seen.clear()
+        found[batch] = training.run()[1]["history"][0]["held_out"]
+        assert max(map(len, seen)) <= 2 * batch
+        assert seen[1] == [("source", 11), ("source", 10), ("control", 11), ("control", 10)]
+    assert found[3] == pytest.approx(found[12], rel=1e-12)

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import nn
 
 from dsas_core.errors import ArtifactError, DSASError, PromptError, UnsupportedError
@@ -84,14 +87,58 @@ def test_an_interrupted_training_ends_in_the_same_bits(optimiser: str, tmp_path:
     ("content", "message"), [(b"no tensors", "is damaged"), (None, "holds no training: choose another folder")]
 )
 def test_a_file_of_another_kind_is_left_alone(content: bytes | None, message: str, tmp_path: Path) -> None:
-    from safetensors.torch import save
-
     file = tmp_path / "training.safetensors"
     file.write_bytes(save({"x": torch.ones(1)}) if content is None else content)
     before = file.read_bytes()
     with pytest.raises(ArtifactError, match=message):
         trainer(ToyRuns(IDENTITY, rows()), items(["model.0"]), folder=tmp_path).run()
     assert file.read_bytes() == before
+
+
+def _rewrite(file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, str]], object]) -> None:
+    with safe_open(file, framework="pt") as opened:
+        metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    change(tensors, metadata)
+    file.write_bytes(save(tensors, metadata=metadata))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, metadata: tensors.pop("now.0.offset"), "is of a training of other sites or widths"),
+        (lambda tensors, metadata: tensors.update({"best.0.slope": torch.ones(7)}), "of other sites or widths"),
+        (lambda tensors, metadata: tensors.update({"optimiser.0.exp_avg": torch.ones(7)}), "'0.exp_avg' has another"),
+        (lambda tensors, metadata: tensors.update({"optimiser.x.step": torch.ones(())}), "it has no parameter 'x'"),
+        (lambda tensors, metadata: tensors.update({"optimiser.99.step": torch.ones(())}), "it has no parameter '99'"),
+        (lambda tensors, metadata: tensors.update(other=torch.ones(1)), "it has a tensor 'other'"),
+        (lambda tensors, metadata: metadata.update(about="{"), "is damaged"),
+        (lambda tensors, metadata: metadata.update(about="[1]"), "is damaged"),
+        (lambda tensors, metadata: metadata.update(progressed="[1, 2]"), "is damaged"),
+        (lambda tensors, metadata: metadata.update(progressed='["a", [], null, 1.0]'), "is damaged"),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_and_kept(change: Any, message: str, tmp_path: Path) -> None:
+    def run() -> object:
+        return trainer(ToyRuns(deep(), rows()), items(["model.0"]), folder=tmp_path, steps=4).run()
+
+    run()
+    file = tmp_path / "training.safetensors"
+    _rewrite(file, change)
+    before = file.read_bytes()
+    with pytest.raises(ArtifactError, match=rf"{message}.*: choose another folder, or delete it") as caught:
+        run()
+    assert "\n" not in str(caught.value)
+    assert file.read_bytes() == before
+
+
+def test_a_checkpoint_goes_on_in_the_units_that_it_began_in(tmp_path: Path) -> None:
+    """Activations that were captured again may differ in their last bits."""
+    first = trainer(ToyRuns(deep(), rows()), items(["model.0"]), folder=tmp_path, steps=4)
+    first.run()
+    again = trainer(ToyRuns(deep(), rows()), items(["model.0"]), folder=tmp_path, steps=4)
+    again.parameters.maps[0][0].scale.deviation *= 1.001
+    again.run()
+    assert torch.equal(*(part.parameters.maps[0][0].scale.deviation for part in (first, again)))
 
 
 class Layer(nn.Module):
@@ -158,15 +205,18 @@ def test_what_cannot_be_trained_is_refused() -> None:
     ):
         trainer(ToyRuns(IDENTITY, few), items(["model.0"]))
 
-    class Packed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
-
-    with pytest.raises(
-        UnsupportedError, match=r"model\.0\.weight is packed as integers: load it in bfloat16 or float32"
-    ):
-        check_trainable({"model": nn.Sequential(Packed())})
+    parameter, buffer = nn.Module(), nn.Module()  # as bitsandbytes keeps weights, and as GPTQ and AWQ do
+    parameter.register_parameter("weight", nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False))
+    buffer.register_buffer("weight", torch.ones(2, 2, dtype=torch.int32))
+    for packed in (parameter, buffer):
+        with pytest.raises(
+            UnsupportedError, match=r"model\.0\.weight is packed as integers: load it in bfloat16 or float32"
+        ):
+            check_trainable({"model": nn.Sequential(packed)})
+    indices = nn.Module()
+    indices.register_buffer("position_ids", torch.arange(5)[None])
+    indices.register_buffer("causal_mask", torch.ones(5, 5, dtype=torch.bool))
+    check_trainable({"model": indices})
     with pytest.raises(UnsupportedError, match="compiled"):
         check_trainable({"model": torch.compile(nn.Linear(2, 2))})
 
@@ -199,36 +249,53 @@ def test_processes_that_would_have_no_prompt_are_refused() -> None:
 
 PROCESSES = """
 import sys, torch
-from accelerate import PartialState
+from pathlib import Path
+from dsas_core.errors import DSASError
 from dsas_core.utils.processes import process_share
 from tests.fixtures.joint import *
-share = process_share(on_cpu=True)
-training = trainer(ToyRuns(deep(), rows(count=11)), items(["model.0", "model.1"], gate()), Aims(gates=True), batch=11)
-training.share = share
-trained, _ = training.run()
+share, (out, stop) = process_share(on_cpu=True), sys.argv[1:]
+folder = Path(out).parent / f"{share.processes} processes, of process {share.process}"
+training = trainer(
+    ToyRuns(deep(), rows(count=11)), items(["model.0", "model.1"], gate()), Aims(gates=True), folder, share, batch=11
+)
+step = training._step
+def stopping(now, optimiser):
+    if now.step == int(stop):
+        raise DSASError("stopped")
+    return step(now, optimiser)
+training._step = stopping
+try:
+    trained, _ = training.run()
+except DSASError:
+    sys.exit()
+assert share.from_first(lambda: share.process) == 0
+def fail():
+    raise DSASError("of the first")
+try:
+    share.from_first(fail)
+except DSASError as error:
+    assert str(error) == "of the first"
 if share.process == 0:
-    torch.save([part for item in trained for part in (*item.maps[0].tensors(), *item.probes[0].tensors())], sys.argv[1])
+    torch.save([part for item in trained for part in (*item.maps[0].tensors(), *item.probes[0].tensors())], out)
 """
 
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+    """Also if they were interrupted, and one does not see the checkpoint, as on another machine."""
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(PROCESSES))
     trained = {}
-    for processes in (1, 2):
+    for processes, stop in ((1, -1), (2, 15), (2, -1)):
         out = tmp_path / f"{processes}.pt"
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            str(processes),
-            str(script),
-            str(out),
-        ]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", processes, script, out, stop]
         alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **alone}, capture_output=True, timeout=300)
-        trained[processes] = torch.load(out)
+        subprocess.run(
+            list(map(str, command)), check=True, cwd=ROOT, env={**os.environ, **alone}, capture_output=True, timeout=300
+        )
+        assert out.is_file() == (stop < 0)
+        if stop < 0:
+            trained[processes] = torch.load(out)
+    assert [path.name for path in tmp_path.glob("2 *")] == ["2 processes, of process 0"]
     for one, two in zip(trained[1], trained[2], strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)

@@ -109,11 +109,7 @@ def test_a_method_that_trains(dsas, model: str, concept: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("given", "code", "message"),
     [
-        (
-            ("--checkpoint", "x"),
-            2,
-            "--checkpoint keeps a training, and caa is not trained: leave it out",
-        ),
+        (("--checkpoint", "x"), 1, "checkpoint keeps a training, and method caa with gate dsas is not trained: leave"),
         (("--recipe", "training.steps=4"), 1, "caa with the gate 'dsas' is not trained: choose mode joint, or leave"),
         (("--method", "lineas", "--recipe", "training.pace=4"), 1, "expected settings by name, of steps, optimiser"),
         (("--method", "lineas", "--recipe", "mode=clean"), 1, "lineas with the gate 'dsas' is trained: leave mode out"),

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 
@@ -139,3 +140,29 @@ def test_it_goes_on_from_a_folder(tokenizer: Words, tmp_path: Path, monkeypatch:
     assert again.interventions[0].maps[0].tensors()[0].equal(whole.interventions[0].maps[0].tensors()[0])
     with pytest.raises(ArtifactError, match=r"is of another training \(recipe\)"):
         learn(tiny("llama"), tokenizer, "e2e-dsas", checkpoint=tmp_path / "training")
+
+
+def test_a_model_that_is_offloaded_trains_the_same(tokenizer: Words) -> None:
+    """accelerate puts other parameters in place in every call; what asks for gradients is as before in the end."""
+    kept, offloaded = copy.deepcopy(tiny("llama")), copy.deepcopy(tiny("llama"))
+    next(offloaded.parameters()).requires_grad_(False)
+    asked = {name: part.requires_grad for name, part in offloaded.named_parameters()}
+    accelerate.cpu_offload(offloaded, torch.device("cpu"))
+    assert {part.device.type for part in offloaded.parameters()} == {"meta"}
+    one, two = (learn(model, tokenizer, "e2e-dsas") for model in (kept, offloaded))
+    for item, other in zip(one.interventions, two.interventions, strict=True):
+        torch.testing.assert_close(item.maps[0].shift, other.maps[0].shift)
+    assert {name: part.requires_grad for name, part in offloaded.named_parameters()} == asked
+
+
+def test_it_trains_where_no_gradients_are_wanted(tokenizer: Words) -> None:
+    with torch.inference_mode():
+        concept = learn(tiny("llama"), tokenizer, "e2e-dsas")
+    other = learn(tiny("llama"), tokenizer, "e2e-dsas")
+    for item, part in zip(concept.interventions, other.interventions, strict=True):
+        assert torch.equal(item.maps[0].shift, part.maps[0].shift)
+
+
+def test_a_training_that_is_kept_and_none_is_refused(tokenizer: Words, tmp_path: Path) -> None:
+    with pytest.raises(DSASError, match="checkpoint keeps a training, and method caa with gate dsas is not trained"):
+        llm.learn(tiny("llama"), tokenizer, PROMPTS, method="caa", checkpoint=tmp_path, **SETTINGS)
