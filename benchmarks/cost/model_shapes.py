@@ -52,6 +52,7 @@ class Model:
         return self.denoiser(**self.call_arguments)
 
 
+@torch.no_grad()  # as a generation encodes its prompt
 def build_builtin(device: str, dtype: torch.dtype) -> Model:
     """The built-in model."""
     pipe = dsas.load_pipeline("builtin:emoji").to(device, dtype)

@@ -16,9 +16,9 @@ from torch import nn
 from torch._compile import _disable_dynamo
 
 from ..errors import ModelMismatchError, UnsupportedError
-from .compilation import guard_hooks, refuse_compiled
-from .sites import Joint, Roots, Site, copies, modules, read_site, write_site
-from .wrappers import models_around
+from .compilation import Way, guard_hooks, refuse_compiled, ways_to
+from .sites import Joint, Roots, Site, modules, modules_and_copies, read_site, write_site
+from .wrappers import models_around, parts_of
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ class Visit:
 
     def __init__(self, visitor: Visitor) -> None:
         self.visitor = visitor
+        self.ways: list[Way] = []  # from the roots to the modules of the sites
         self.once = bool(getattr(visitor, "stateful", False))  # whether it may see a site once in a call at most
         self._joint: dict[str, Joint | None] = {}  # by root, of its current call
         self._recall: Callable[..., Call | None] | None = getattr(visitor, "recall", None)
@@ -159,7 +160,7 @@ class Visit:
             self._handles.pop().remove()
         self._visited = self.visited
         # hooks hold this object: kept any longer, it and its visitor would wait for the garbage collector
-        self._hooks, self._unhooked = [], {}
+        self._hooks, self._unhooked, self.ways = [], {}, []
 
     def apply(self, site: Site, value: Any) -> Any:
         """The input or output of the module of an `unhooked` site as the visitor leaves it; unchanged once detached."""
@@ -213,7 +214,7 @@ def visit(
         tensor([[[2., 2.]]])
     """
     roots, sites = _roots(model), list(sites)
-    known, twins = modules(roots), copies(roots)
+    known, twins = modules_and_copies(roots)
     for site in sites:
         if site.path not in known:
             near = sorted(path for path in known if path.rsplit(".", 1)[-1] == site.path.rsplit(".", 1)[-1])
@@ -223,14 +224,8 @@ def visit(
     for name, root in roots.items():
         refuse_compiled(name, root)
     placed = Visit(visitor)
-    wanted = {id(known[site.path]) for site in sites}
-    holders = {
-        id(part): (holder, name)
-        for root in roots.values()
-        for holder in root.modules()
-        for name, part in holder._modules.items()
-        if id(part) in wanted
-    }
+    placed.ways = ways_to(roots, [known[site.path] for site in sites])
+    holders = {id(way.module): way for way in placed.ways}
     placed._hooks = [_SiteHook(site, placed, known[site.path], holders.get(id(known[site.path]))) for site in sites]
     placed._unhooked = {hook.site: hook for hook in placed._hooks if hook.site in unhooked}
     try:
@@ -262,8 +257,8 @@ def _register(hook: _SiteHook, module: nn.Module) -> torch.utils.hooks.Removable
 def find_visitors(model: nn.Module | Roots) -> list[Visitor]:
     """The visitors whose hooks are on a model, without repetitions."""
     visitors: list[Visitor] = []
-    for module in modules(_roots(model)).values():
-        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
+    for module in (module for root in _roots(model).values() for module in parts_of(root)):
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             if isinstance(hook, _SiteHook | _BeginHook) and hook.placed.visitor not in visitors:
                 visitors.append(hook.placed.visitor)
     return visitors
@@ -363,7 +358,7 @@ class _SiteHook(DetachedOnCopy):
         visited: the same since the beginning, or since `Visit.reset`.
     """
 
-    def __init__(self, site: Site, placed: Visit, module: nn.Module, holder: tuple[nn.Module, str] | None) -> None:
+    def __init__(self, site: Site, placed: Visit, module: nn.Module, holder: Way | None) -> None:
         self.site, self.placed, self.module, self.holder = site, placed, module, holder
         self.reached = self.visited = False
         parameters = [*inspect.signature(module.forward).parameters] if site.argument else []
@@ -371,7 +366,7 @@ class _SiteHook(DetachedOnCopy):
 
     def is_in_place(self) -> bool:
         """Whether the module is still where it was."""
-        return self.holder is None or self.holder[0]._modules.get(self.holder[1]) is self.module
+        return self.holder is None or self.holder.holds()
 
     def change(self, value: Any) -> Any:
         placed = self.placed

@@ -129,7 +129,7 @@ class RowGrouping:
         Args:
             root: name of the root.
             call: of the root.
-            doses: concept -> map strength of each row, [batch, 1, 1].
+            doses: concept -> map strength of each row, [batch, 1, 1]; none of concepts that do not steer.
 
         Raises:
             DSASError: a concept that couples rows steers a row which is alone in its group.
@@ -145,7 +145,7 @@ class RowGrouping:
             groups = find_groups(numbers, call.steered)
             self._found[root] = numbers.clone(), call.steered.clone(), groups
         alone = groups.members[groups.counts() == 1, 0]
-        for name in sorted(names) if len(alone) else ():
+        for name in sorted(names & set(doses)) if len(alone) else ():
             if bool((doses[name][alone] != 0).any()):
                 raise DSASError(
                     f"concept {quote(name)} goes by several runs of one prompt: found 1 run, expected at least 2: draw "

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -132,6 +133,7 @@ class Site:
         return cls(**content)
 
 
+@lru_cache(2**14)
 def canonical_path(path: str) -> str:
     """A module path without the levels that depend on library versions and wrappers.
 
@@ -149,27 +151,26 @@ def modules(roots: Roots) -> dict[str, nn.Module]:
         >>> list(modules({"model": nn.Sequential(nn.ReLU())}))
         ['model', 'model.0']
     """
-    return {
-        canonical_path(f"{name}.{place.path}" if place.path else name): place.module
-        for name, root in roots.items()
-        for place in walk(root)
-        if not place.copy
-    }
+    return modules_and_copies(roots)[0]
 
 
-def copies(roots: Roots) -> dict[str, list[nn.Module]]:
-    """The modules that PEFT runs in place of others (`modules_to_save`), by the canonical path of those.
+def modules_and_copies(roots: Roots) -> tuple[dict[str, nn.Module], dict[str, list[nn.Module]]]:
+    """Every module of the roots, and those that PEFT runs in place of others (`modules_to_save`), by canonical path.
 
     Example:
-        >>> copies({"model": nn.Sequential(nn.ReLU())})
-        {}
+        >>> modules_and_copies({"model": nn.ReLU()})
+        ({'model': ReLU()}, {})
     """
-    found: dict[str, list[nn.Module]] = {}
+    own: dict[str, nn.Module] = {}
+    copied: dict[str, list[nn.Module]] = {}
     for name, root in roots.items():
         for place in walk(root):
+            path = canonical_path(f"{name}.{place.path}" if place.path else name)
             if place.copy:
-                found.setdefault(canonical_path(f"{name}.{place.path}"), []).append(place.module)
-    return found
+                copied.setdefault(path, []).append(place.module)
+            else:
+                own[path] = place.module
+    return own, copied
 
 
 def find(roots: Roots, pattern: str | Iterable[str]) -> list[str]:

@@ -7,7 +7,6 @@ lies beside it is the tuner's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -58,17 +57,19 @@ def models_around(module: nn.Module) -> list[nn.Module]:
     return around
 
 
-def walk(root: nn.Module) -> Iterator[Place]:
+def walk(root: nn.Module) -> list[Place]:
     """Every module of the architecture, each once; the modules of adapters are left out.
 
     Example:
         >>> [place.path for place in walk(nn.Sequential(nn.ReLU()))]
         ['', '0']
     """
-    yield from _walk(root, "", "", False, set())
+    found: list[Place] = []
+    _walk(root, "", "", False, set(), found)
+    return found
 
 
-def _walk(module: nn.Module, path: str, full_path: str, copy: bool, seen: set[int]) -> Iterator[Place]:
+def _walk(module: nn.Module, path: str, full_path: str, copy: bool, seen: set[int], found: list[Place]) -> None:
     outer, copies = module, list[tuple[str, nn.Module]]()
     while True:
         if id(module) in seen:
@@ -84,14 +85,30 @@ def _walk(module: nn.Module, path: str, full_path: str, copy: bool, seen: set[in
         full_path, module = _join(full_path, inner[0]), inner[1]
     if is_of_peft(module):
         return
-    yield Place(path, full_path, outer, module, copy)
+    found.append(Place(path, full_path, outer, module, copy))
     for name, child in module._modules.items():
         if child is not None:
-            yield from _walk(child, _join(path, name), _join(full_path, name), copy, seen)
+            _walk(child, _join(path, name), _join(full_path, name), copy, seen, found)
     for copy_path, part in copies:  # of the module itself the output is that of what wraps it
         for name, child in part._modules.items():
             if child is not None:
-                yield from _walk(child, _join(path, name), _join(copy_path, name), True, seen)
+                _walk(child, _join(path, name), _join(copy_path, name), True, seen, found)
+
+
+def parts_of(root: nn.Module) -> list[nn.Module]:
+    """A module and all in it, each once, in no order: what `modules()` gives, several times as fast.
+
+    Example:
+        >>> len(parts_of(nn.Sequential(nn.ReLU())))
+        2
+    """
+    found, left = {id(root): root}, [root]
+    while left:
+        for part in left.pop()._modules.values():
+            if part is not None and id(part) not in found:
+                found[id(part)] = part
+                left.append(part)
+    return list(found.values())
 
 
 def _inside(module: nn.Module) -> tuple[str, nn.Module] | None:

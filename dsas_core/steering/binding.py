@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, cast
 
 import torch
 
 from ..concept.data import ConceptData
 from ..concept.intervention import Intervention, bin_of, check_widths, middles_of
 from ..errors import ArtifactError, quote
-from ..maps import Map
+from ..maps import AffineMap, Map, RunningMap
 from ..maps.envelope import EllipticEnvelope
 from ..model.row_groups import RowGroups, among, couples_rows
 from ..model.sites import Site
-from ..probes import ConstantProbe, Probe
+from ..probes import ConstantProbe, LinearProbe, Probe, RunningProbe
 from ..probes.hyperplane import Hyperplane, hyperplane
 from ..utils.tensorclass import same_structure
 
@@ -52,6 +53,33 @@ class BoundIntervention(NamedTuple):
     coupled: tuple[bool, bool] = (False, False)
 
 
+def _bind(
+    concept: str,
+    number: int,
+    item: Intervention,
+    probe: Probe,
+    transform: Map,
+    weight: torch.Tensor,
+    envelope: EllipticEnvelope | None,
+) -> BoundIntervention:
+    probe_site = item.probe_site or item.site
+    solvable = transform.linear_in_strength and probe_site == item.site and not item.read_only
+    return BoundIntervention(
+        concept=concept,
+        number=number,
+        probe=probe,
+        map=transform,
+        weight=weight,
+        probe_site=probe_site,
+        map_site=item.site,
+        reads_elsewhere=probe_site != item.site,
+        reads_other_root=probe_site.root != item.site.root,
+        plane=hyperplane(probe) if solvable else None,
+        envelope=envelope,
+        coupled=(couples_rows(probe), couples_rows(transform)),
+    )
+
+
 class BoundParameters:
     """The interventions of a concept with all their tensors views of one: `live`, the parameters of one bin.
 
@@ -77,24 +105,7 @@ class BoundParameters:
         # after all others, so that these keep their addresses: alignment decides the last bit of a product
         envelopes = [item.clouds[0].map_tensors(view) if item.clouds else None for item in interventions]
         for number, (item, (probe, transform, weight)) in enumerate(zip(interventions, parts, strict=True)):
-            probe_site = item.probe_site or item.site
-            solvable = transform.linear_in_strength and probe_site == item.site and not item.read_only
-            self.entries.append(
-                BoundIntervention(
-                    concept=concept,
-                    number=number,
-                    probe=probe,
-                    map=transform,
-                    weight=weight,
-                    probe_site=probe_site,
-                    map_site=item.site,
-                    reads_elsewhere=probe_site != item.site,
-                    reads_other_root=probe_site.root != item.site.root,
-                    plane=hyperplane(probe) if solvable else None,
-                    envelope=envelopes[number],
-                    coupled=(couples_rows(probe), couples_rows(transform)),
-                )
-            )
+            self.entries.append(_bind(concept, number, item, probe, transform, weight, envelopes[number]))
 
     def on(self, device: torch.device) -> list[BoundIntervention]:
         """The interventions by number, on the device of an activation."""
@@ -114,7 +125,7 @@ class BoundParameters:
 class BoundConcept:
     """One concept in a steering: the parameters of all bins, and a live copy of those of the current bin.
 
-    The copy is on the device that the root is called on.
+    The copy is on the device that the root is called on, and made when a call first needs it.
 
     Args:
         concept: the concept.
@@ -143,19 +154,40 @@ class BoundConcept:
                     "their tensors, and one kind of probe and map has to serve them all: learn it again, or give each "
                     "bin the same kind"
                 )
-        bins = [_flatten_bin(self._interventions, i) for i in range(len(concept.edges) + 1)]
-        self._bins = torch.stack(bins)  # [bins, parameters]
-        self._move_to(self._bins.device)
+        #: the interventions by number, with the parameters of the first bin, for what does not go by their values
+        self.entries = [
+            _bind(
+                self.name,
+                i,
+                item,
+                item.probes[0],
+                item.maps[0],
+                torch.tensor(item.weights[0]),
+                (item.clouds or [None])[0],
+            )
+            for i, item in enumerate(self._interventions)
+        ]
+        #: whether the concept may be left out of calls that it has strength 0 in
+        self.can_rest = not any(
+            entry.reads_elsewhere or isinstance(entry.probe, RunningProbe) or isinstance(entry.map, RunningMap)
+            for entry in self.entries
+        )
+        self._bins, self._device = torch.empty(0), cast("torch.device | None", None)  # before the first call
+
+    @cached_property
+    def stackable(self) -> dict[int, Intervention]:
+        """By number, the interventions that `stack.Stack` takes."""
+        found = {i: item for i, item in enumerate(self._interventions) if self._middles is None and is_stackable(item)}
+        maps = [tensor.flatten() for item in found.values() for part in item.maps for tensor in part.tensors()]
+        return found if not maps or bool(torch.cat(maps).isfinite().all()) else {}
 
     def _move_to(self, device: torch.device) -> None:
         with torch.inference_mode(False):
+            if not len(self._bins):
+                bins = [_flatten_bin(self._interventions, i) for i in range(len(self.edges) + 1)]
+                self._bins = torch.stack(bins)  # [bins, parameters]
             self._device, self._bins = device, self._bins.to(device)
             self.current = BoundParameters(self.name, self._interventions, self._bins[0].clone())
-
-    @property
-    def entries(self) -> list[BoundIntervention]:
-        """The interventions by number, on the device of the root."""
-        return self.current.entries
 
     def select_bin(self, timestep: torch.Tensor | None, device: torch.device, *, anew: bool = False) -> None:
         """Make the parameters of a timestep's bin the live ones.
@@ -181,13 +213,27 @@ class BoundConcept:
     def _parameters_at(self, timestep: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """The parameters of a timestep: those of its bin, or interpolated between those of two."""
         if self._middles is None or timestep is None:
-            bin_ = bin_of(timestep, self.edges).to(device)
-            return self._bins.index_select(0, bin_[None])[0]
+            return select_bins(self._bins, timestep, self.edges)
         middles = self._middles.to(device)
         right = torch.searchsorted(middles, timestep.to(device).float().reshape(1)).clamp(1, len(middles) - 1)
         low, high = middles[right - 1], middles[right]
         progress = ((timestep.to(device) - low) / (high - low)).clamp(0, 1)
         return torch.lerp(self._bins.index_select(0, right - 1)[0], self._bins.index_select(0, right)[0], progress)
+
+
+def select_bins(bins: torch.Tensor, timestep: torch.Tensor | None, edges: Sequence[float]) -> torch.Tensor:
+    """The row of a timestep's bin, [...] of [bins, ...]."""
+    return bins.index_select(0, bin_of(timestep, edges).to(bins.device)[None])[0]
+
+
+def is_stackable(item: Intervention) -> bool:
+    """Whether an intervention is a linear or constant gate of an affine map, at one site, without an ellipse."""
+    return (
+        all(type(probe) in (LinearProbe, ConstantProbe) for probe in item.probes)
+        and all(type(transform) is AffineMap for transform in item.maps)
+        and item.probe_site in (None, item.site)
+        and not item.clouds
+    )
 
 
 def coupled_roots(concepts: Sequence[BoundConcept]) -> dict[str, set[str]]:

@@ -98,15 +98,31 @@ def find_conflicts(concepts: Sequence[ConceptData], strengths: Mapping[str, torc
         [(-1.0, True)]
     """
     shifts = {concept.name: _shifts(concept) for concept in concepts}
+    cosines = _cosines(shifts)
     conflicts = []
     for first, second in itertools.combinations(shifts, 2):
-        signs = _signs(strengths[first], strengths[second])
+        signs = set(_signs(strengths[first], strengths[second]).tolist())
         for site in shifts[first]:
-            if site in shifts[second]:
-                cosine = torch.cosine_similarity(shifts[first][site], shifts[second][site], dim=0)
-                opposed = bool((signs * cosine < -CONFLICT_COSINE).any())
-                conflicts.append(Conflict(first, second, site, float(cosine), opposed))
+            cosine = cosines.get((first, second, site))
+            if cosine is not None:
+                opposed = any(sign * cosine < -CONFLICT_COSINE for sign in signs)
+                conflicts.append(Conflict(first, second, site, cosine, opposed))
     return conflicts
+
+
+def _cosines(shifts: Mapping[str, Mapping[Site, torch.Tensor]]) -> dict[tuple[str, str, Site], float]:
+    """The cosine between the shifts of every two concepts at every site where both have one, as wide."""
+    placed: dict[tuple[Site, int], dict[str, torch.Tensor]] = {}
+    for name, by_site in shifts.items():
+        for site, shift in by_site.items():
+            placed.setdefault((site, len(shift)), {})[name] = shift
+    cosines = {}
+    for (site, _), by_name in placed.items():
+        rows = torch.nn.functional.normalize(torch.stack(list(by_name.values())), dim=1)
+        table = (rows @ rows.T).clamp(-1, 1).tolist()
+        for (i, first), (j, second) in itertools.combinations(enumerate(by_name), 2):
+            cosines[first, second, site] = table[i][j]
+    return cosines
 
 
 def describe_conflicts(conflicts: Sequence[Conflict]) -> list[str]:

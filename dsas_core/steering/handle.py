@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from ..concept.concept import Concept
 from ..errors import DSASError, quote
+from ..model.compilation import runs_compiled
 from ..model.hooks import Visit, find_visitors
 from ..model.sites import Roots, Site
-from .call_state import CallState
+from .calls.call_state import CallState
 from .diagnostics import Conflict, find_conflicts
 from .strengths import Strength, Strengths
 from .trace import Trace
@@ -87,6 +88,8 @@ class Handle:
         self._leave()
         self._visit.detach()
         self._visit = None
+        if self._state.choice is not None:
+            self._state.choice.compiled = runs_compiled  # which holds no module
         self.strengths.ended = True
         for record in self._state.history:
             record.detached = True

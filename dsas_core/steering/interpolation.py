@@ -10,7 +10,7 @@ for in `solve`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -18,13 +18,19 @@ from ..maps import Map
 from ..utils.tensorclass import cast, compute_dtype
 
 
-def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float, torch.Tensor]]) -> torch.Tensor:
+def interpolate(
+    x: torch.Tensor,
+    steps: Iterable[tuple[Map, torch.Tensor | float, torch.Tensor]],
+    more: Iterable[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = (),
+) -> torch.Tensor:
     """Apply gated maps to one activation.
 
     Args:
         x: activations [..., positions, width], any floating dtype; computed in float32 at least.
         steps: triples (map, strength, h); strength and h broadcast against x. Several maps all read the incoming x, and
             their changes add up.
+        more: what else changes it: given what was made of x so far, and x, in the dtype that is computed in, what it
+            makes of the former (`stack.Layer`).
 
     Returns:
         The steered activation, shape and dtype of x.
@@ -36,7 +42,7 @@ def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float
         tensor([[1., 0.],
                 [0., 0.]])
     """
-    wide = x.to(compute_dtype(x))
+    wide = cast(x, compute_dtype(x))
     out = wide
     for transform, strength, h in steps:
         share = h * strength
@@ -48,7 +54,9 @@ def interpolate(x: torch.Tensor, steps: Iterable[tuple[Map, torch.Tensor | float
             moved = torch.lerp(wide, transform.apply(wide, strength), cast(h, wide.dtype).expand_as(wide))
             moved = moved if out is wide else out + (moved - wide)
         out = _keep_still(out, moved, share)
-    return out.to(x.dtype)
+    for move in more:
+        out = move(out, wide)
+    return cast(out, x.dtype)
 
 
 def displace(x: torch.Tensor, displacement: torch.Tensor, share: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -16,14 +17,15 @@ import torch
 from ..concept.concept import Concept
 from ..errors import DSASError, ModelMismatchError, UnsupportedError, did_you_mean, quote
 from ..maps import IdentityMap
+from ..model.compilation import CompileWatch
 from ..model.hooks import Call, DescribeCall, OnEnd, OnUnreached, visit
 from ..model.sites import Roots, Site
 from .binding import BoundConcept, BoundIntervention, tell_groups
-from .call_state import CallState
+from .calls.call_state import CallState
+from .calls.recomputation import CallRecord, Outside
 from .diagnostics import describe_conflicts, find_overflows
 from .handle import Handle, find_handles
 from .interpolation import interpolate, normalise_gates
-from .recomputation import CallRecord, Outside
 from .requirements import obstacle_to_auto, obstacle_to_within
 from .solve import SolvedStrength, solve_strength, strength_within
 from .strengths import Schedule, Strength, Strengths
@@ -47,6 +49,15 @@ class _Step(NamedTuple):
     h: torch.Tensor
     trace_h: torch.Tensor
     solved: SolvedStrength | None
+
+
+class _Planned(NamedTuple):
+    """How an activation is changed: its call, whether that is computed again, and what does so."""
+
+    record: CallRecord
+    again: bool
+    steps: list[_Step]
+    layers: Sequence[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
 
 
 class _Plan(NamedTuple):
@@ -120,7 +131,9 @@ class Steering(Handle):
         ordered = sorted(concepts, key=lambda concept: concept.name) if self._blends else concepts
         options = {"watch": trace is not None, "within": within is not None, "interpolate": interpolate_bins}
         self._attached = [BoundConcept(concept, gate, **options) for concept in ordered]
-        super().__init__(list(concepts), strengths, trace, CallState(self._attached, strengths, schedules))
+        stacks = trace is None and localiser is None and not self._blends
+        state = CallState(self._attached, strengths, schedules, stacks=stacks)
+        super().__init__(list(concepts), strengths, trace, state)
         self._plans = _plans(self._attached)
         #: every site that is read or written, without repetitions
         self.sites = list(self._plans)
@@ -163,6 +176,8 @@ class Steering(Handle):
                 on_end(root, output)
 
         self._visit = visit(roots, self.sites, self, describe, on_unreached=on_unreached, on_end=end, unhooked=unhooked)
+        if self._state.choice is not None:
+            self._state.choice.compiled = CompileWatch(roots, self._visit.ways)
         self.strengths.ended = False
         if not self.watches:
             self._join(others)
@@ -196,22 +211,29 @@ class Steering(Handle):
         if together[0] is not self:
             return None  # that one changes it, for this one too
         planned = [steering._plan_steps(site, x) for steering in together]
-        steps = [step for _, _, own in planned for step in own]
-        if not steps:
+        steps = [step for part in planned for step in part.steps]
+        layers = [layer for part in planned for layer in part.layers]
+        if not steps and not layers:
             return None
-        out = interpolate(x, [(step.entry.map, _bounded_strength(x, step), step.h) for step in steps])
-        for steering, (record, again, own) in zip(together, planned, strict=True):
+        out = interpolate(x, [(step.entry.map, _bounded_strength(x, step), step.h) for step in steps], layers)
+        for steering, (record, again, own, _) in zip(together, planned, strict=True):
             if own:
                 steering._note(site, x, out, record, again, own)
         return out
 
-    def _plan_steps(self, site: Site, x: torch.Tensor) -> tuple[CallRecord, bool, list[_Step]]:
-        """The call that an activation is of, whether that is computed again, and the changes by this steering."""
+    def _plan_steps(self, site: Site, x: torch.Tensor) -> _Planned:
+        """What this steering changes an activation by."""
         record, again = self._state.call_at(site, x)
+        stack, doses = record.stacked or (None, None)
+        layers = () if stack is None else stack.layers.get(site, ())
+        if not record.parameters and not layers:  # all rest
+            return _Planned(record, again, [], [])
         mask = record.call.position_mask(site, x.shape[1])
-        mask = None if mask is None else mask.to(x.device)
+        mask = mask if mask is None or mask.device == x.device else mask.to(x.device)
         steps: list[_Step] = []
-        for concept, width, readers, writers in self._plans[site]:
+        for concept, width, readers, writers in self._plans[site] if record.parameters else ():
+            if concept.name not in record.parameters:
+                continue
             if width not in (None, x.shape[-1]):
                 raise ModelMismatchError(
                     f"concept {quote(concept.name)} is {width} wide at {site}, and this model's activation there has "
@@ -220,8 +242,10 @@ class Steering(Handle):
             entries = tell_groups(record.parameters[concept.name].on(x.device), record.groups, x, mask)
             for number in readers:
                 self._state.keep_score(entries[number], x, mask, record, again)
-            steps += [self._step(entries[number], x, mask, record, again) for number in writers]
-        return record, again, self._blend(steps)
+            alone = writers if stack is None else stack.leaves(concept, writers)
+            steps += [self._step(entries[number], x, mask, record, again) for number in alone]
+        moves = [partial(layer.move, doses=doses, mask=mask) for layer in layers if doses is not None]
+        return _Planned(record, again, self._blend(steps), moves)
 
     def _note(
         self, site: Site, x: torch.Tensor, out: torch.Tensor, record: CallRecord, again: bool, steps: Sequence[_Step]

@@ -81,6 +81,7 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
 
     Attributes:
         ended: whether the steering that these are of was detached.
+        changes: how often strengths were set.
 
     Raises:
         DSASError: on access to a concept that is not attached; on setting a strength that is not finite, or one of a
@@ -99,7 +100,7 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
     ) -> None:
         self._obstacles, self._ranges = obstacles, ranges or {}
         self._warned: set[tuple[str, bool]] = set()  # of the ends that the user has been warned of
-        self.ended = False
+        self.ended, self.changes = False, 0
         self._values = {name: torch.zeros(1) for name in obstacles}
         self._autos: dict[str, Auto] = {}
 
@@ -120,6 +121,7 @@ class Strengths(MutableMapping[str, "float | list[float] | Auto"]):
                 "them then"
             )
         read = {name: self._read(name, value) for name, value in strengths.items()}
+        self.changes += 1
         for name, (values, auto) in read.items():
             self._values[name] = values
             self._autos.pop(name, None)

@@ -148,7 +148,7 @@ class SteeredProcessors:
         self._denoiser = denoiser
         self._replaced: dict[str, Any] = {}  # the processors in place of which others steer now
         self._sites: dict[str, list[Site]] = {}  # by the key of their processor
-        for key in attention_layers(denoiser):
+        for key in attention_layers(denoiser) if sites else ():
             path = canonical_path(f"{root}.{key.removesuffix('.processor')}")
             here = [site for site in sites if site.path == path and site.side == "output"]
             if here:

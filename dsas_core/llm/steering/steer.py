@@ -14,7 +14,7 @@ from ...concept.concept import Concept
 from ...errors import DSASError, UnsupportedError
 from ...model.sites import Site
 from ...probes import RunningProbe, TextProbe
-from ...steering.call_state import CallState
+from ...steering.calls.call_state import CallState
 from ...steering.diagnostics import UnreachedSites, explain_unreached, warn_unreached, warn_wrapped
 from ...steering.handle import detach_all, find_handles
 from ...steering.steering import Steering

@@ -13,7 +13,7 @@ import torch
 
 from dsas_core import Concept, DSASError, llm
 from dsas_core.probes import LastProbe, LatchProbe, LinearProbe, PrefixProbe, RunningProbe
-from dsas_core.steering.call_state import CallState
+from dsas_core.steering.calls.call_state import CallState
 from tests.fixtures.checks import differ
 from tests.fixtures.language_models import (
     IDS,

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from ..errors import UnsupportedError
-from ..model.hooks import Call
-from ..model.row_groups import RowGroups
-from ..model.sites import Site
-from .binding import BoundParameters
+from ...errors import UnsupportedError
+from ...model.hooks import Call
+from ...model.row_groups import RowGroups
+from ...model.sites import Site
+from ..binding import BoundParameters
+from .stack import Doses, Stack
 
 Key = TypeVar("Key", bound=tuple[object, ...])
 #: how many calls are kept that ran without gradients inside a checkpoint, to which no graph leads
@@ -145,6 +146,7 @@ class CallRecord(PlacedCall):
         scores: concept and intervention -> h that was read elsewhere.
         read: the interventions whose probes have read for elsewhere.
         factors: concept and site -> the localiser's factor.
+        stacked: what is computed together of the concepts that steer, and their strengths; None for nothing.
         groups: which rows are runs of one prompt; None where nothing couples rows.
         exposed: whether autograd may have saved what it is steered by.
         passed_on: whether a later call has read the state that it left, without the gradient.
@@ -159,6 +161,7 @@ class CallRecord(PlacedCall):
     scores: dict[tuple[str, int], Outside] = field(default_factory=dict)
     read: set[tuple[str, int]] = field(default_factory=set)
     factors: dict[tuple[str, Site], Outside | None] = field(default_factory=dict)
+    stacked: tuple[Stack, Doses] | None = None
     groups: RowGroups | None = None
     exposed: bool = False
     passed_on: bool = False

@@ -14,17 +14,19 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..errors import DSASError, UnsupportedError
-from ..maps import IdentityMap
-from ..model.hooks import Call
-from ..model.row_groups import RowGrouping
-from ..model.sites import Site
-from ..probes import RunningProbe
-from .binding import BoundConcept, BoundIntervention, coupled_roots
+from ...errors import DSASError, UnsupportedError
+from ...maps import IdentityMap
+from ...model.hooks import Call
+from ...model.row_groups import RowGrouping
+from ...model.sites import Site
+from ...probes import RunningProbe
+from ..binding import BoundConcept, BoundIntervention, coupled_roots
+from ..solve import SolvedStrength
+from ..strengths import Schedule, Strengths
+from .doses import GivenDoses
 from .probe_states import MapStates, ProbeStates, refuse_blind
 from .recomputation import CallHistory, CallRecord, Key, Outside, asks_for_gradients
-from .solve import SolvedStrength
-from .strengths import Schedule, Strengths
+from .stack import Doses, Selection, StackChoice
 
 
 class CallState(ProbeStates):
@@ -34,8 +36,10 @@ class CallState(ProbeStates):
         concepts: the attached concepts.
         strengths: the user's strengths.
         schedules: concept name -> strength over the timestep.
+        stacks: whether concepts may be computed together, so that what each does by itself is not known.
 
     Attributes:
+        choice: chooses what is computed together; None where nothing may be.
         maps: the states of running maps.
         disabled: whether all strengths count as 0 until the user enables them.
         grouping: which rows of a call are runs of one prompt.
@@ -43,11 +47,17 @@ class CallState(ProbeStates):
     """
 
     def __init__(
-        self, concepts: Sequence[BoundConcept], strengths: Strengths, schedules: Mapping[str, Schedule]
+        self,
+        concepts: Sequence[BoundConcept],
+        strengths: Strengths,
+        schedules: Mapping[str, Schedule],
+        *,
+        stacks: bool = False,
     ) -> None:
         super().__init__(concepts)
         self.maps = MapStates(concepts)
-        self._strengths, self._schedules = strengths, schedules
+        self._given = GivenDoses(concepts, strengths, schedules)
+        self.choice = StackChoice(concepts, strengths) if stacks else None
         self.muted: dict[str, set[int]] | None = None
         self.disabled = False
         #: roots where a probe reads for a map in another root: a text encoder for the denoiser
@@ -57,7 +67,8 @@ class CallState(ProbeStates):
         self.history, self.grouping = CallHistory(), RowGrouping(coupled_roots(concepts))
         self._asked = False  # whether an input of the call that is about to begin requires gradients
         self._parameters_exposed = False  # whether autograd may have saved parameters of the current bin
-        # by root and concept: the map strength of each row; for `Auto`, target logit and highest strength
+        # by root and concept: the map strength of each row ("" for those of a stack); for `Auto`, target logit and
+        # highest strength
         self._doses: dict[tuple[str, str], torch.Tensor] = {}
         self._targets: dict[tuple[str, str], torch.Tensor] = {}
         # by concept and intervention: numbers of positions above the target, and of those that the map cannot lower
@@ -97,29 +108,38 @@ class CallState(ProbeStates):
                 del self._scores[score_key]
         self.prepare(root, record, kept=record.differentiable or self._asked)
         self.maps.prepare(root, record, kept=record.differentiable or self._asked)
-        for concept in self._concepts:
+        chosen = Selection(None, self._concepts)
+        if self.choice is not None and not record.exposed and self.muted is None:
+            chosen = self.choice.choose(root, disabled=self.disabled)
+        for concept in chosen.apart:
             concept.select_bin(call.timestep, call.steered.device, anew=parameters_anew)
             record.parameters[concept.name] = concept.current
-            key = root, concept.name
-            dose = self._dose(concept, call)
-            if self.disabled:
-                dose = torch.zeros_like(dose)
-            if self.muted is not None:
-                if any(e.map_site.root == root and not isinstance(e.map, IdentityMap) for e in concept.entries):
-                    self.muted[concept.name].update(call.prompts[dose[:, 0, 0] != 0].tolist())
-                dose = torch.zeros_like(dose)
-            record.doses[concept.name] = _write(self._doses, key, dose, anew=anew)
-            auto = self._strengths.auto_of(concept.name)
-            if auto is None:
-                self._targets.pop(key, None)
-                continue
-            device = call.steered.device
-            target = torch.tensor([auto.logit, auto.cap * abs(concept.unit)], device=device)
-            record.targets[concept.name] = _write(self._targets, key, target, anew=anew)
-            for entry in concept.entries:
-                if (concept.name, entry.number) not in self._counts:
-                    _write(self._counts, (concept.name, entry.number), torch.zeros(2, device=device))
+            self._set_dose(root, concept, record, anew=anew)
+        if chosen.stack is not None:
+            chosen.stack.begin(call)
+            doses = self._given.of_rows(chosen.stack.names, call, disabled=self.disabled)
+            record.stacked = chosen.stack, Doses(_write(self._doses, (root, ""), doses, anew=anew))
         record.groups = self.grouping.find(root, call, record.doses)
+
+    def _set_dose(self, root: str, concept: BoundConcept, record: CallRecord, *, anew: bool) -> None:
+        """Set the strengths of a concept, and with the strength auto its targets, for a call."""
+        call, key = record.call, (root, concept.name)
+        dose = self._given.of_rows([concept.name], call, disabled=self.disabled)[:, None]
+        if self.muted is not None:
+            if any(e.map_site.root == root and not isinstance(e.map, IdentityMap) for e in concept.entries):
+                self.muted[concept.name].update(call.prompts[dose[:, 0, 0] != 0].tolist())
+            dose = torch.zeros_like(dose)
+        record.doses[concept.name] = _write(self._doses, key, dose, anew=anew)
+        auto = self._given.strengths.auto_of(concept.name)
+        if auto is None:
+            self._targets.pop(key, None)
+            return
+        device = call.steered.device
+        target = torch.tensor([auto.logit, auto.cap * abs(concept.unit)], device=device)
+        record.targets[concept.name] = _write(self._targets, key, target, anew=anew)
+        for entry in concept.entries:
+            if (concept.name, entry.number) not in self._counts:
+                _write(self._counts, (concept.name, entry.number), torch.zeros(2, device=device))
 
     def end(self, root: str, output: object) -> None:
         """After the forward pass of a root, with what it returned: what comes to its sites now is of no known call."""
@@ -128,23 +148,6 @@ class CallState(ProbeStates):
             record.ended = True
             if self.history.any:
                 record.finish(output)
-
-    def _dose(self, concept: BoundConcept, call: Call) -> torch.Tensor:
-        """Map strength of each row, float32 [batch, 1, 1]; for `Auto` a factor on the solved strength."""
-        strengths = self._strengths.values_of(concept.name).to(call.steered.device)
-        if len(strengths) > 1:
-            if int(call.prompts.max()) >= len(strengths):
-                raise DSASError(
-                    f"strength of {concept.name!r} is given for {len(strengths)} prompts, but the call has "
-                    f"{int(call.prompts.max()) + 1}"
-                )
-            strengths = strengths[call.prompts]
-        unit = 1.0 if self._strengths.auto_of(concept.name) else concept.unit  # 1: reach the target
-        dose = strengths * unit * call.steered
-        schedule = self._schedules.get(concept.name)
-        if schedule is not None and call.timestep is not None:
-            dose = dose * schedule(call.timestep.float()).to(dose)
-        return dose[:, None, None]
 
     # ---- at a site --------------------------------------------------------------------------------------------------
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch._compile import _disable_dynamo
 
-from ..errors import UnsupportedError
-from ..maps import Map, RunningMap
-from ..maps.running import State
-from ..probes import RunningProbe
-from .binding import BoundConcept, BoundIntervention
+from ...errors import UnsupportedError
+from ...maps import Map, RunningMap
+from ...maps.running import State
+from ...probes import RunningProbe
+from ..binding import BoundConcept, BoundIntervention
 from .recomputation import CallRecord, Outside
 
 
