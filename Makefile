@@ -89,7 +89,7 @@ format: $(STAMP)  ## format, and fix what ruff can fix
 bench: $(STAMP)  ## the figures of the README
 	.venv/bin/python -m benchmarks.quality.concept --seeds 4
 	.venv/bin/python -m benchmarks.quality.localise --seeds 2
-	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.cost.overhead --rounds 31 --parts pictures calls compiled
+	OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.cost.overhead --rounds 31 --parts pictures calls generations compiled
 	.venv/bin/python -m benchmarks.cost.first_concept
 	OMP_NUM_THREADS=2 .venv/bin/python -m benchmarks.cost.memory --width 64
 	.venv/bin/python -m benchmarks.builtin_models.language

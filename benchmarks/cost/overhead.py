@@ -10,7 +10,9 @@ between events on its stream.
 - calls: one call of the denoiser with K random concepts at every cross-attention layer (of FLUX, at every attention's
   picture stream), by hooks and by processors: of the built-in model, and of random ones with the blocks of SDXL and
   FLUX.1; narrow ones, or those of 1024 pixels in bfloat16 (--full).
-- compiled: the same with compiled denoisers; on a CPU minutes each, and only for the built-in model.
+- generations: operators of whole generations of the built-in model, text encoder included, of two steps, with K random
+  concepts at every default site.
+- compiled: calls with compiled denoisers; on a CPU minutes each, and only for the built-in model.
 
 Writes benchmarks/results/overhead.json.
 """
@@ -24,6 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,7 +45,7 @@ from dsas_diffusion.pipelines.adapter import adapt
 from dsas_diffusion.pipelines.batch_layout import BatchLayout
 
 #: numbers of concepts that steer at once
-CONCEPTS = (1, 4, 8)
+CONCEPTS = (1, 8, 64)
 #: arm -> how concepts are attached, and how many
 ARMS = {
     "unsteered": ("hooks", 0),
@@ -87,9 +90,9 @@ def time_ratios(times: Mapping[str, list[float]], base: str) -> dict[str, float]
 # ---- calls of the denoiser ------------------------------------------------------------------------------------------
 
 
-def build_random_concepts(model: Model, count: int) -> list[dsas.Concept]:
-    """Concepts with a random direction and a random probe at every default site of the denoiser."""
-    sites = dsas.find_sites(model.pipe, "denoiser")
+def build_random_concepts(model: Model, count: int, where: Any = "denoiser") -> list[dsas.Concept]:
+    """Concepts with a random direction and a random probe at every default site of the denoiser, or at other sites."""
+    sites = dsas.find_sites(model.pipe, where)
     recorder = _WidthRecorder()
     with (
         torch.no_grad(),
@@ -157,6 +160,8 @@ def measure_eager_calls(model: Model, rounds: int, device: str) -> list[dict[str
         for name in list(times) if round_ % 2 else list(times)[::-1]:
             attach, count = ARMS[name]
             with steering(model, concepts[:count], attach):
+                with torch.no_grad():
+                    model.call()  # what is stacked is made in the first call
                 seconds = measure_time(model.call, device)
             if round_:  # the first is to warm up
                 times[name].append(seconds)
@@ -207,6 +212,20 @@ def count_operations(call: Callable[[], Any], device: str) -> dict[str, float]:
     return {"kernels": len(kernels), "kernel_seconds": sum(event.self_device_time_total for event in kernels) / 1e6}
 
 
+def count_generation_operators(model: Model) -> list[dict[str, Any]]:
+    """Operators of a generation of two steps, by how many concepts steer text encoder and denoiser."""
+    concepts = build_random_concepts(model, max(CONCEPTS), ["text", "denoiser"])
+    adapter, settings = adapt(model.pipe), replace(settings_of(model.pipe), steps=2)
+    rows: list[dict[str, Any]] = []
+    for count in (0, *CONCEPTS):
+        with steering(model, concepts[:count], "hooks"):
+            for _ in range(2):  # the first makes the stacks
+                found = count_operations(lambda: latents_of(adapter, [PROMPT], [0], settings), "cpu")["operators"]
+        added = found / rows[0]["operators"] - 1 if rows else 0.0
+        rows.append({"concepts": count, "operators": found, "added": added})
+    return rows
+
+
 def build_rows(
     times: Mapping[str, list[float]], *, compiled: bool, work: Mapping[str, Mapping[str, float]] | None = None
 ) -> list[dict[str, Any]]:
@@ -227,7 +246,7 @@ def main() -> None:
     parser = build_parser(__doc__, record_path(__file__), seed=True)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--parts", nargs="+", default=["pictures", "calls"])
+    parser.add_argument("--parts", nargs="+", default=["pictures", "calls", "generations"])
     parser.add_argument("--full", action="store_true", help="SDXL and FLUX.1 in their own size: for a GPU")
     args = parser.parse_args()
     report: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
@@ -238,6 +257,9 @@ def main() -> None:
             concept = dsas.learn(pipe, PROMPTS / "banana-blur.yaml", sites=sites, seed=args.seed, count=16, steps=4)
             ratios = measure_pictures(pipe, concept, args.rounds)
             report[name] = {"sites": len(concept.sites), **ratios, **settings}
+    if "generations" in args.parts:
+        built_in = build_builtin("cpu", torch.float32)
+        report["generations"] = {"rows": count_generation_operators(built_in), **settings}
     dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
     builders: dict[str, Callable[[], Model]] = {
         "builtin": lambda: build_builtin(args.device, dtype),

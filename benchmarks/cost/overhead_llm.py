@@ -2,7 +2,7 @@
 
     python -m benchmarks.cost.overhead_llm --rounds 9
 
-A Llama of about 100 M parameters with random weights, a random concept at the output of every layer, strength 1. Each
+A Llama of about 100 M parameters with random weights, K random concepts at the output of every layer, strength 1. Each
 round times every arm once, in reversed order every other round: prefill of a prompt, then decoding token by token.
 `control` is the unsteered model relative to itself: the noise of this machine. Writes
 benchmarks/results/overhead_llm.json.
@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
+import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,7 +27,8 @@ from dsas_core.concept.intervention import Intervention
 from dsas_core.maps import AffineMap
 from dsas_core.probes import LinearProbe
 
-ARMS = ("unsteered", "steered", "control")
+#: arm -> how many concepts steer
+ARMS = {"unsteered": 0, "1 concept": 1, "8 concepts": 8, "64 concepts": 64, "control": 0}
 
 
 def build_model(width: int, layers: int, dtype: torch.dtype, device: str) -> Any:
@@ -45,7 +48,7 @@ def build_model(width: int, layers: int, dtype: torch.dtype, device: str) -> Any
     return LlamaForCausalLM(config).to(device, dtype).eval().requires_grad_(False)
 
 
-def build_random_concept(model: Any) -> Concept:
+def build_random_concept(model: Any, number: int) -> Concept:
     """Random gates and directions at the output of every layer; the cost does not depend on their values."""
     width = model.config.hidden_size
     items = [
@@ -57,10 +60,12 @@ def build_random_concept(model: Any) -> Concept:
         )
         for site in llm.find_sites(model, "block")
     ]
-    return Concept("random", tuple(items))
+    return Concept(f"random {number}", tuple(items))
 
 
-def measure_ratios(model: Any, concept: Concept, batch: int, prompt: int, new: int, rounds: int) -> dict[str, Any]:
+def measure_ratios(
+    model: Any, concepts: Sequence[Concept], batch: int, prompt: int, new: int, rounds: int
+) -> dict[str, Any]:
     """Seconds of prefill and of decoding `new` tokens by arm, relative to unsteered: medians and minima over rounds.
 
     `paired` is the median of the ratios within each round, which cancel slow changes in the speed of the machine.
@@ -89,9 +94,13 @@ def measure_ratios(model: Any, concept: Concept, batch: int, prompt: int, new: i
         return prefill_seconds, clock() - began
 
     run_once()
+    warm = torch.ones(1, 1, dtype=ids.dtype, device=model.device)
     for number in range(rounds):
-        for arm in ARMS if number % 2 else ARMS[::-1]:
-            with llm.steer(model, {concept: 1.0}) if arm == "steered" else nullcontext():
+        for arm in ARMS if number % 2 else reversed(ARMS):
+            steering = llm.steer(model, dict.fromkeys(concepts[: ARMS[arm]], 1.0)) if ARMS[arm] else nullcontext()
+            with steering:
+                with torch.inference_mode():
+                    model(input_ids=warm)  # what is stacked is made in the first call
                 prefill_seconds, decode_seconds = run_once()
             times[arm]["prefill"].append(prefill_seconds)
             times[arm]["decode"].append(decode_seconds)
@@ -100,7 +109,7 @@ def measure_ratios(model: Any, concept: Concept, batch: int, prompt: int, new: i
         base = times["unsteered"][part]
         tokens = batch * (prompt if part == "prefill" else new)
         report[part] = {"tokens_a_second_unsteered": tokens / statistics.median(base)}
-        for arm in ARMS[1:]:
+        for arm in list(ARMS)[1:]:
             report[part][f"{arm}_median"] = statistics.median(times[arm][part]) / statistics.median(base)
             report[part][f"{arm}_min"] = min(times[arm][part]) / min(base)
             pairs = zip(times[arm][part], base, strict=True)
@@ -121,10 +130,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     model = build_model(args.width, args.layers, getattr(torch, args.dtype), args.device)
-    concept = build_random_concept(model)
+    concepts = [build_random_concept(model, number) for number in range(max(ARMS.values()))]
+    warnings.simplefilter("ignore", UserWarning)  # random directions oppose one another
     report: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "runs": [measure_ratios(model, concept, batch, args.prompt, args.new, args.rounds) for batch in args.batches],
+        "runs": [measure_ratios(model, concepts, batch, args.prompt, args.new, args.rounds) for batch in args.batches],
         **provenance(),
     }
     write_record(args.out, report)

@@ -34,7 +34,7 @@ from ..generation.settings import Settings
 from ..pipelines.adapter import PipelineAdapter
 from ..pipelines.batch_layout import BatchLayout
 from ..steering.concept_masks import LateMeans
-from .joint_runs import CallKeeper, PictureRuns, spread_steps
+from .joint_runs import CallKeeper, PictureRuns, batches_of_two_sizes
 from .mask_fit import compact, pool_patches
 from .prompt_words import PromptWords, doubtful_words
 
@@ -146,23 +146,22 @@ class PictureCapturing(Learner[str]):
         moments = training_settings(recipe.training).moments
         if all(is_timeless(site, self._timeless) for site in self.sites):  # the same in every step
             settings, moments = replace(settings, steps=1), 1
-        keeper = CallKeeper(root, spread_steps(settings.steps, moments))
+        keeper = CallKeeper(root, moments)
         sides = SIDES if recipe.resolved_gate.traits.trained or trained_recipe(recipe) != recipe else SIDES[:2]
         texts = {kind: list(self.fitting[kind]) for kind in sides}
         texts |= {HELD_OUT + kind: list(self.held_out[kind]) for kind in sides}
-        batches = [(kind, start) for kind, found in texts.items() for start in range(0, len(found), self.batch)]
+        batches = batches_of_two_sizes({kind: len(found) for kind, found in texts.items()}, self.batch)
         with (
             BatchLayout(self.adapter, positions=self.positions) as layout,
             visit(self._roots, (), Capture(), keeper.describe(layout.describe())),
             progress_bar(len(batches), "keeping calls", self.show_progress) as bar,
         ):
-            for kind, start in batches:
+            for kind, start, end in batches:
                 keeper.start(kind, start)
-                part = texts[kind][start : start + self.batch]
-                latents_of(
-                    self.adapter, part, seeds_for(texts[kind], self.seed)[start:][: len(part)], settings, self.batch
-                )
+                seeds = seeds_for(texts[kind], self.seed)[start:end]
+                latents_of(self.adapter, texts[kind][start:end], seeds, settings, self.batch)
                 bar.update()
+            keeper.finish()
         counts = {kind: len(found) for kind, found in texts.items()}
         return PictureRuns(self._roots, keeper, counts, self._joint_labels(recipe, texts))
 

@@ -6,7 +6,8 @@ steps are kept while unsteered pictures are drawn, and made again, row by row, i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,15 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsas_core.errors import DSASError
+from dsas_core.errors import UnsupportedError
 from dsas_core.learning.capture import LabelPositions
 from dsas_core.learning.joint.runs import JointRuns, Row
 from dsas_core.model.early_exit import FinishedError
 from dsas_core.model.hooks import Call, DescribeCall
 from dsas_core.model.sites import Roots
 
-#: arguments that all rows of a batch share, whatever their lengths
-SHARED = ("img_ids", "txt_ids", "image_rotary_emb")
 #: positional and keyword arguments
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -38,7 +37,23 @@ def spread_steps(steps: int, count: int) -> list[int]:
     return [int((i + 0.5) * steps / count) for i in range(count)]
 
 
-@dataclass(frozen=True)
+def batches_of_two_sizes(counts: Mapping[str, int], batch: int) -> list[tuple[str, int, int]]:
+    """Batches of prompts by kind, from one index up to another; of two sizes at least, if any has two prompts.
+
+    What has an entry for each row is told from what is as long by chance, where sizes differ (`_find_by_row`).
+
+    Example:
+        >>> batches_of_two_sizes({"source": 4}, 4), batches_of_two_sizes({"source": 5}, 4)
+        ([('source', 0, 1), ('source', 1, 4)], [('source', 0, 4), ('source', 4, 5)])
+    """
+    found = [(kind, i, min(i + batch, count)) for kind, count in counts.items() for i in range(0, count, batch)]
+    kind, start, end = found[0]
+    if len({end - start for _, start, end in found}) == 1 and end - start > 1:
+        found[:1] = [(kind, start, start + 1), (kind, start + 1, end)]
+    return found
+
+
+@dataclass(frozen=True, eq=False)
 class KeptCall:
     """A call of a root, as it was made while pictures were drawn.
 
@@ -59,22 +74,43 @@ class KeptCall:
 class CallKeeper:
     """Keeps the calls of one root at some steps of each generation, by prompt.
 
+    A step is a new timestep: schedulers such as Heun's call a denoiser twice at most of them.
+
     Args:
         root: its name.
-        steps: which of the calls with rows that are steered, counted from the begin of a generation.
+        moments: at how many steps, at most, evenly spread.
 
     Attributes:
-        kept: kind and index of a prompt -> for each step, the call and its row in that.
+        kept: kind and index of a prompt -> for each moment, the call and its row in that.
     """
 
-    def __init__(self, root: str, steps: Sequence[int]) -> None:
-        self.root, self.steps = root, list(steps)
-        self.kept: dict[Row, dict[int, tuple[KeptCall, int]]] = {}
-        self._kind, self._offset, self._count = "", 0, 0
+    def __init__(self, root: str, moments: int) -> None:
+        self.root, self.moments = root, moments
+        self.kept: dict[Row, list[tuple[KeptCall, int]]] = {}
+        self._kind, self._offset = "", 0
+        # of the generation that is drawn: timestep -> prompt -> its call
+        self._steps: dict[float | None, dict[Row, tuple[KeptCall, int]]] = {}
 
     def start(self, kind: str, offset: int) -> None:
         """Before a batch of prompts of a kind, by the index of its first."""
-        self._kind, self._offset, self._count = kind, offset, 0
+        self.finish()
+        self._kind, self._offset = kind, offset
+
+    def finish(self) -> None:
+        """After the last batch: of each generation, some steps are kept.
+
+        Raises:
+            UnsupportedError: generations of different numbers of steps.
+        """
+        steps, self._steps = list(self._steps.values()), {}
+        for place in steps[0] if steps else ():
+            self.kept[place] = [steps[i][place] for i in spread_steps(len(steps), self.moments) if place in steps[i]]
+            if len(self.kept[place]) != len(next(iter(self.kept.values()))):
+                raise UnsupportedError(
+                    f"{self.root!r} is called at other timesteps for {place[0]} prompt {place[1]} than for others, and "
+                    "joint training has the same moments for all: use another scheduler, or train at sites of a text "
+                    "encoder (sites)"
+                )
 
     def describe(self, described: Mapping[str, DescribeCall]) -> dict[str, DescribeCall]:
         """What describes calls, and keeps them."""
@@ -85,12 +121,10 @@ class CallKeeper:
             call = describe(args, kwargs)
             rows = call.steered.nonzero()[:, 0].tolist()
             if rows:
-                if self._count in self.steps:
-                    kept = KeptCall((args, dict(kwargs)), call)
-                    for row in rows:
-                        place = self._kind, self._offset + int(call.prompts[row])
-                        self.kept.setdefault(place, {})[self.steps.index(self._count)] = kept, row
-                self._count += 1
+                kept = KeptCall((args, dict(kwargs)), call)
+                step = self._steps.setdefault(None if call.timestep is None else float(call.timestep), {})
+                for row in rows:
+                    step.setdefault((self._kind, self._offset + int(call.prompts[row])), (kept, row))
             return call
 
         return keep
@@ -109,8 +143,11 @@ class PictureRuns(JointRuns):
     def __init__(
         self, roots: Roots, keeper: CallKeeper, counts: Mapping[str, int], labels: Mapping[str, LabelPositions]
     ) -> None:
-        super().__init__(counts, moments=len(keeper.steps))
+        super().__init__(counts, moments=len(next(iter(keeper.kept.values()), ())))
         self.all_roots, self.keeper, self.labels = roots, keeper, labels
+        calls = {id(kept): kept for parts in keeper.kept.values() for kept, _ in parts}
+        self._by_row = _find_by_row([(kept.arguments, kept.rows) for kept in calls.values()])
+        self._kinds = {number: _describe(kept, self._by_row) for number, kept in calls.items()}
         self._arguments: Arguments = (), {}
 
     @property
@@ -121,10 +158,17 @@ class PictureRuns(JointRuns):
     def module(self) -> nn.Module:
         return self.all_roots[self.keeper.root]
 
+    def groups(self, rows: Sequence[Row], moment: int) -> list[list[int]]:
+        """By what their calls have in common but for the rows: lengths, masks or none, and what is for all rows."""
+        found: dict[Hashable, list[int]] = {}
+        for place, row in enumerate(rows):
+            found.setdefault(self._kinds[id(self._part(row, moment)[0])], []).append(place)
+        return list(found.values())
+
     def _prepare(self, rows: Sequence[Row], moment: int) -> tuple[Call, torch.Tensor | None]:
         parts = [self._part(row, moment) for row in rows]
-        self._arguments = _join([kept.arguments for kept, _ in parts], [(kept.rows, row) for kept, row in parts])
-        return _join_calls(parts), self._counted(rows, parts)
+        self._arguments = _join([(kept.arguments, row) for kept, row in parts], self._by_row)
+        return _join_calls(parts), self._counted(rows)
 
     def _run(self) -> None:
         args, kwargs = self._arguments
@@ -132,55 +176,100 @@ class PictureRuns(JointRuns):
             self.module(*args, **kwargs)
 
     def _part(self, row: Row, moment: int) -> tuple[KeptCall, int]:
-        try:
-            return self.keeper.kept[row][moment]
-        except KeyError:
-            raise DSASError(
-                f"{self.keeper.root!r} was not called {self.keeper.steps[moment] + 1} times for {row[0]} prompt "
-                f"{row[1]}: train at fewer moments (training moments), or draw with more steps"
-            ) from None
+        return self.keeper.kept[row][moment]
 
-    def _counted(self, rows: Sequence[Row], parts: Sequence[tuple[KeptCall, int]]) -> torch.Tensor | None:
+    def _counted(self, rows: Sequence[Row]) -> torch.Tensor | None:
         """The positions of embeddings that show the concept, float [rows, positions]; all of rows that show none."""
         if not self.labels:
             return None
-        count = self._positions(parts)
+        args, kwargs = self._arguments
+        embeddings: torch.Tensor = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        count = embeddings.shape[1]
         marks = [self.labels[kind](i, count) if kind in self.labels else () for kind, i in rows]
         return torch.tensor([[float(mark) for mark in row] if any(row) else [1.0] * count for row in marks])
 
-    @staticmethod
-    def _positions(parts: Sequence[tuple[KeptCall, int]]) -> int:
-        args, kwargs = parts[0][0].arguments
-        embeddings: torch.Tensor = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
-        return embeddings.shape[1]
 
+def _find_by_row(calls: Sequence[tuple[Any, int]]) -> Any:
+    """Which parts of the arguments of some calls have one entry for each row: what is as long as the batch in all.
 
-def _join(values: Sequence[Any], places: Sequence[tuple[int, int]]) -> Any:
-    """Rows of several calls as one call: what has a row for each of the batch is joined, the rest is the first's.
+    Calls of two sizes tell what is so by chance: twelve tensors of a control network beside twelve rows.
 
     Args:
-        values: the same argument of each call.
-        places: of each, the size of its batch, and the row.
+        calls: the same argument of each, and the size of its batch.
+
+    Returns:
+        True for what has rows; of what contains others, these by name or place; False for what is for all rows.
+
+    Example:
+        >>> x = torch.zeros
+        >>> _find_by_row([({"x": x(2, 4), "ids": x(2, 3), "t": 5}, 2), ({"x": x(1, 4), "ids": x(2, 3), "t": 5}, 1)])
+        {'x': True, 'ids': False, 't': False}
+    """
+    values = [value for value, _ in calls]
+    if all(isinstance(value, Mapping) for value in values):
+        names = dict.fromkeys(name for value in values for name in value)
+        return {name: _find_by_row([(value.get(name), rows) for value, rows in calls]) for name in names}
+    if all(isinstance(value, list | tuple) for value in values):
+        if not all(isinstance(value, list) and len(value) == rows for value, rows in calls):
+            count = max(map(len, values))
+            return [_find_by_row([(value[i], n) for value, n in calls if i < len(value)]) for i in range(count)]
+        inner = [
+            _find_by_row([(value[i], rows) for value, rows in calls if i < len(value)]) for i in range(len(values[0]))
+        ]
+        return inner if True in inner else True
+    some = [(value, rows) for value, rows in calls if value is not None]
+    return bool(some) and all(isinstance(x, torch.Tensor) and x.ndim > 0 and len(x) == rows for x, rows in some)
+
+
+def _describe(kept: KeptCall, by_row: Any) -> Hashable:
+    """What calls have to have in common for rows of them to be in one."""
+    call, joint = kept.call, kept.call.joint
+    told = None if joint is None else replace(joint, text_lengths=None)
+    masks = [None if part is None else part.shape[1:] for part in (call.mask, getattr(joint, "text_lengths", None))]
+    return _kind_of(kept.arguments, by_row), repr(told), tuple(masks)
+
+
+def _kind_of(value: Any, by_row: Any) -> Hashable:
+    """What is the same for all rows of an argument: shapes of what has rows, and values of the rest."""
+    if isinstance(value, Mapping):
+        return tuple((name, _kind_of(part, by_row[name])) for name, part in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        parts = by_row if isinstance(by_row, list) else [by_row] * len(value)
+        kinds = tuple(map(_kind_of, value, parts))
+        return kinds if by_row is not True else tuple(sorted(set(map(repr, kinds))))
+    if isinstance(value, torch.Tensor):
+        content = (
+            b"" if by_row is True else value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
+        shape = value.shape[1:] if by_row is True else value.shape
+        return shape, value.dtype, hashlib.sha256(content).digest()
+    return "" if by_row is True else repr(value)
+
+
+def _join(values: Sequence[tuple[Any, int]], by_row: Any) -> Any:
+    """Rows of several calls as one call: what has rows is joined, the rest is the first's.
+
+    Args:
+        values: the same argument of each call, and the row.
+        by_row: as `_find_by_row` tells.
 
     Example:
         >>> calls = [{"x": torch.tensor([[1.0], [2.0]]), "t": 5}, {"x": torch.tensor([[3.0], [4.0]]), "t": 5}]
-        >>> _join(calls, [(2, 1), (2, 0)])
+        >>> _join([(calls[0], 1), (calls[1], 0)], {"x": True, "t": False})
         {'x': tensor([[2.],
                 [3.]]), 't': 5}
     """
-    first, (batch, _) = values[0], places[0]
-    if isinstance(first, torch.Tensor):
-        if not first.ndim or len(first) != batch:
-            return _usable(first)
-        return _usable(torch.cat([value[row : row + 1] for value, (_, row) in zip(values, places, strict=True)]))
+    first = values[0][0]
     if isinstance(first, Mapping):
-        each = {name: [value[name] for value in values] for name in first}
-        return {name: found[0] if name in SHARED else _join(found, places) for name, found in each.items()}
-    if isinstance(first, list) and len(first) == batch:
-        return [_usable(value[row]) for value, (_, row) in zip(values, places, strict=True)]
+        return {name: _join([(value[name], row) for value, row in values], by_row[name]) for name in first}
+    if by_row is True and isinstance(first, list):
+        return [_usable(value[row]) for value, row in values]
     if isinstance(first, list | tuple):
-        return type(first)(_join([value[i] for value in values], places) for i in range(len(first)))
-    return first
+        parts = by_row if isinstance(by_row, list) else [by_row] * len(first)
+        return type(first)(_join([(value[i], row) for value, row in values], parts[i]) for i in range(len(first)))
+    if by_row is True and isinstance(first, torch.Tensor):
+        return _usable(torch.cat([value[row : row + 1] for value, row in values]))
+    return _usable(first)
 
 
 def _usable(value: Any) -> Any:
@@ -189,14 +278,16 @@ def _usable(value: Any) -> Any:
 
 
 def _join_calls(parts: Sequence[tuple[KeptCall, int]]) -> Call:
+    """The rows of calls of one kind (`_describe`) as one call."""
     first = parts[0][0].call
-    device = first.steered.device
-    mask = None
-    if first.mask is not None:
-        mask = torch.cat([kept.call.mask[row : row + 1] for kept, row in parts if kept.call.mask is not None])
+    mask = None if first.mask is None else _rows([(kept.call.mask, row) for kept, row in parts])
     joint = first.joint
     if joint is not None and joint.text_lengths is not None:
-        lengths = [kept.call.joint.text_lengths[row] for kept, row in parts]  # type: ignore[union-attr, index]
-        joint = replace(joint, text_lengths=torch.stack(lengths))
-    count = len(parts)
+        lengths = [(None if kept.call.joint is None else kept.call.joint.text_lengths, row) for kept, row in parts]
+        joint = replace(joint, text_lengths=_rows(lengths))
+    count, device = len(parts), first.steered.device
     return Call(torch.ones(count, device=device), torch.arange(count, device=device), first.timestep, mask, joint=joint)
+
+
+def _rows(tensors: Sequence[tuple[torch.Tensor | None, int]]) -> torch.Tensor:
+    return torch.stack([tensor[row] for tensor, row in tensors if tensor is not None])

@@ -57,12 +57,16 @@ class JointRuns(ABC):
     def _run(self) -> None:
         """Call the model with the prompts that were prepared, as far as the last site."""
 
+    def groups(self, rows: Sequence[Row], moment: int) -> list[list[int]]:
+        """The places of prompts that one call of the model can have, in order, group by group."""
+        return [list(range(len(rows)))]
+
     def length(self, row: Row) -> int:
         """How many positions a prompt has, where prompts differ in it: by the longest memory is planned."""
         return 1
 
     def run(self, rows: Sequence[Row], moment: int) -> None:
-        """Run some prompts at once, as far as the last site."""
+        """Run prompts of one group at once, as far as the last site."""
         assert self._visitor is not None
         self._call, self._visitor.counted = self._prepare(rows, moment)
         self._run()

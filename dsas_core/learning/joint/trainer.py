@@ -24,7 +24,7 @@ from .objective import Loss, measure_loss
 from .parameters import JointParameters
 from .runs import HELD_OUT, JointRuns, Row, check_trainable, frozen
 from .settings import TrainingSettings
-from .visitor import JointVisitor, Pass
+from .visitor import JointVisitor, Pass, join_passes
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -200,7 +200,7 @@ class JointTrainer:
         """The loss of some prompts at a moment; each process runs its part of them."""
         share = self.share
         own, kept = (list(range(len(rows)))[share.process :: share.processes] for rows in (sources, controls))
-        steered, done = self.parameters.steered(), None
+        steered, parts = self.parameters.steered(), list[tuple[list[int], Pass]]()
         count = max(len(own), len(kept))
         size = count if torch.is_grad_enabled() else self.settings.batch  # a backward pass is of one forward pass
         for start in range(0, count, size):
@@ -209,12 +209,25 @@ class JointTrainer:
             rows: list[Row] = [(f"{kind}source", sources[i]) for i in part]
             rows += [(f"{kind}control", controls[i]) for i in beside]
             one = self._pass(Pass(steered, len(part), clean), rows, moment)
-            done = one if done is None else done.followed_by(one)
-        assert done is not None
+            parts.append(([*range(start, start + len(part)), *range(count + start, count + start + len(beside))], one))
+        done = join_passes(parts) if len(parts) > 1 else parts[0][1]
         targets = self._means_of(f"{kind}target", moment)
         return measure_loss(done, targets, share, own, len(sources), preserve=bool(controls))
 
     def _pass(self, one: Pass, rows: Sequence[Row], moment: int) -> Pass:
+        """Run some rows: at once, or in as many calls of the model as they cannot share."""
+        groups = self.runs.groups(rows, moment)
+        if len(groups) > 1:
+            parts = []
+            for group in groups:
+                of_controls = [i - one.sources for i in group if i >= one.sources]
+                clean = {site: part[of_controls] for site, part in one.clean.items()}
+                part = Pass(one.steered, len(group) - len(of_controls), clean)
+                parts.append((group, self._pass_at_once(part, [rows[i] for i in group], moment)))
+            return join_passes(parts)
+        return self._pass_at_once(one, rows, moment)
+
+    def _pass_at_once(self, one: Pass, rows: Sequence[Row], moment: int) -> Pass:
         self.visitor.start(one)
         self.runs.run(rows, moment)
         missed = next((item.site for item in self.items if item.site not in one.means), None)

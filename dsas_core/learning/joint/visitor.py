@@ -58,13 +58,27 @@ class Pass:
     states: dict[Site, torch.Tensor] = field(default_factory=dict)
     moved: dict[Site, torch.Tensor] = field(default_factory=dict)
 
-    def followed_by(self, other: Pass) -> Pass:
-        """One pass of the rows of both, by what the loss is made of."""
-        means = {site: torch.cat([part, other.means[site]]) for site, part in self.means.items()}
-        moved = dict(self.moved)
-        for site, part in other.moved.items():
-            moved[site] = moved[site] + part if site in moved else part
-        return Pass(self.steered, self.sources + other.sources, means=means, moved=moved)
+
+def join_passes(parts: Sequence[tuple[Sequence[int], Pass]]) -> Pass:
+    """One pass of the rows of several, each with the places of its rows among all, of which sources are the first.
+
+    The ends of controls with fewer positions than others are zeros.
+    """
+    sources = [place for rows, one in parts for place in rows[: one.sources]]
+    controls = [place for rows, one in parts for place in rows[one.sources :]]
+    whole = Pass(parts[0][1].steered, len(sources))
+
+    def ordered(found: Sequence[torch.Tensor], places: Sequence[int]) -> list[torch.Tensor]:
+        rows = [row for tensor in found for row in tensor]
+        return [rows[i] for i in sorted(range(len(rows)), key=places.__getitem__)]
+
+    for site in parts[0][1].means:
+        whole.means[site] = torch.stack(ordered([one.means[site] for _, one in parts], sources))
+        if states := [one.states[site] for _, one in parts if site in one.states]:
+            whole.states[site] = torch.nn.utils.rnn.pad_sequence(ordered(states, controls), batch_first=True)
+        if moved := [one.moved[site] for _, one in parts if site in one.moved]:
+            whole.moved[site] = torch.stack(moved).sum(0)
+    return whole
 
 
 class JointVisitor:

@@ -67,14 +67,18 @@ class Layer(NamedTuple):
         share, live = doses.at(self, x, mask)
         if share is None:
             return out
-        wide, rows = x.reshape(-1, width), out.reshape(-1, width)
+        wide = x.reshape(-1, width)
         if self.weight is not None and self.bias is not None:
             share = torch.addmm(_like(self.bias, x), wide, _like(self.weight, x)).sigmoid_().mul_(share)
-        moved = torch.addmm(rows, share, _like(self.shift, x))
+        shift = _like(self.shift, x)
+        if out.is_contiguous():
+            moved = torch.addmm(out.view(-1, width), share, shift).view(out.shape)
+        else:  # in the layout of the activation, by which convolutions choose how they round
+            moved = out + (share @ shift).view(out.shape)
         if self.slope is not None:
-            factor = share @ _like(self.slope, x)
-            moved = torch.where(factor == 0, moved, torch.addcmul(moved, factor, wide))  # 0 times infinity is not 0
-        return (moved if live is None else torch.where(live, moved, rows)).view(out.shape)
+            factor = (share @ _like(self.slope, x)).view(out.shape)
+            moved = moved + (factor * x).masked_fill_(factor == 0, 0)  # 0 times infinity is not 0
+        return moved if live is None else torch.where(live.view(*out.shape[:-1], 1), moved, out)
 
 
 def _like(part: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -144,7 +148,7 @@ class Stack:
         found: dict[tuple[tuple[float, ...], bool], dict[tuple[Site, int], list[_Item]]] = {}
         for column, concept in enumerate(concepts):
             for item in concept.stackable.values():
-                if item.site.root == root:
+                if item.site.root == root and not _is_silent(item):
                     is_constant = isinstance(item.probes[0], ConstantProbe)
                     place = item.site, item.maps[0].shift.numel()  # type: ignore[attr-defined]  # of an affine map
                     group = found.setdefault((concept.edges, is_constant), {})
@@ -289,6 +293,14 @@ class _Group:
         """Make the numbers of a timestep's bin the live ones, in place."""
         if self.edges:
             self._live.copy_(select_bins(self._bins, timestep, self.edges))
+
+
+def _is_silent(item: Intervention) -> bool:
+    """Whether h is 0 in all bins."""
+    return not any(
+        weight and not (isinstance(probe, ConstantProbe) and probe.value == 0)
+        for weight, probe in zip(item.weights, item.probes, strict=True)
+    )
 
 
 def _kinds(items: Sequence[_Item]) -> tuple[bool, bool]:

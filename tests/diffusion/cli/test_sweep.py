@@ -103,9 +103,11 @@ def test_pictures_are_those_of_steer_and_strength_0_is_the_unsteered_one(
     for i, strength in enumerate(document["strengths"]):
         with steer(pipe, {Concept.from_pretrained(concept): strength}):
             expected = pictures_of(adapt(pipe), PROMPTS, seeds, settings)
-        assert [row[i].tobytes() for row in drawn] == [picture.tobytes() for picture in expected]
+        for row, picture in zip(drawn, expected, strict=True):  # a sweep has a trace, which rounds otherwise
+            off = np.abs(np.asarray(row[i], int) - np.asarray(picture, int)).max()
+            assert off <= (0 if strength == 0 else 1)
         for j, (row, difference) in enumerate(zip(document["rows"], change(base, expected), strict=True)):
-            assert row["change"][i] == pytest.approx(difference)
+            assert row["change"][i] == pytest.approx(difference, abs=1e-3)
             assert (row["change"][i] == 0) == (strength == 0)
             assert (row["prompt"], row["noise_seed"], row["gate"]) == (PROMPTS[j], seeds[j], "own")
     assert [row[1].tobytes() for row in drawn] == [picture.tobytes() for picture in base]

@@ -22,7 +22,7 @@ from dsas_diffusion.generation.settings import Settings
 from dsas_diffusion.pipelines.adapter import adapt, find_sites
 from dsas_diffusion.steering.drawing import generate_batches
 from dsas_diffusion.steering.steer import steer
-from tests.fixtures.checks import differ
+from tests.fixtures.checks import differ, same
 from tests.fixtures.concepts import random_concept
 from tests.fixtures.judges import (
     PROMPTS,
@@ -190,7 +190,7 @@ def test_the_oracle_steers_inside_its_masks(
     store.complete([oracle], "drawing")
     for i, mark in enumerate(marked):
         wanted = store.latents(on if mark else base)[i]
-        assert torch.equal(store.latents(oracle)[i], wanted)
+        assert same(store.latents(oracle)[i], wanted)
         assert differ(store.latents(on)[i], store.latents(base)[i])
     part = np.zeros(pictures[0].size[::-1], bool)
     part[: len(part) // 2] = True

@@ -208,7 +208,7 @@ def test_what_is_exact(pipe: Any, settings: dict[str, Any], monkeypatch: pytest.
     assert [Bare.of(pipe.unet), Bare.of(pipe.text_encoder)] == bare
     monkeypatch.setattr(words_of_prompts, "normalise_attention", lambda maps, *_: torch.ones_like(maps))
     with steer(pipe, {concept: S}, words={"random": "banana"}, **settings):
-        assert torch.equal(latents(pipe, BOTH), plain)
+        assert same(latents(pipe, BOTH), plain)
 
 
 def test_a_prompt_without_the_word_stays_as_it_is(pipe: Any) -> None:
