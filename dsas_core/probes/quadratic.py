@@ -10,12 +10,14 @@ About m0 rather than 0, where A x^2 and B x would be large and cancel in dimensi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
 import torch
 
-from ..utils.tensorclass import LARGEST_SLOPE, WIDTH, Holds, Vector, compute_dtype
+from ..model.eager import in_chunks
+from ..utils.tensorclass import LARGEST_SLOPE, WIDTH, Holds, Vector, cast, compute_dtype
 from .base import Probe
 from .linear import LOGIT_LIMIT
 
@@ -72,13 +74,34 @@ class QuadraticProbe(Probe, kind="quadratic"):
     soft: bool = False
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        dtype = compute_dtype(x)
-        u = x.to(dtype) - self.center.to(dtype)
-        z = torch.addcmul(self.offset.to(dtype), torch.addcmul(self.slope.to(dtype), self.curve.to(dtype), u), u)
-        return torch.where(u * self.side.to(dtype) > 0, z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), -torch.inf)
+        z, beyond = self._reader(compute_dtype(x))(x)
+        return torch.where(beyond > 0, z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), -torch.inf)
 
     def link(self, z: torch.Tensor) -> torch.Tensor:
         return z.sigmoid() if self.soft else (z > 0).to(z.dtype)
+
+    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """link(logit(x)) without tensors of bool, on which a CPU works number by number."""
+        read = self._reader(compute_dtype(x))
+
+        def score(x: torch.Tensor) -> torch.Tensor:
+            z, beyond = read(x)
+            if self.soft:
+                return z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).sigmoid() * beyond.detach().sign().clamp_min(0)
+            return torch.minimum(z, beyond).detach().gt_(0)
+
+        return in_chunks(score, x)
+
+    def _reader(self, dtype: torch.dtype) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """Gives the logit on either side of the controls' mean, and u towards the source, above 0 on its side."""
+        curve, offset, side = cast(self.curve, dtype), cast(self.offset, dtype), cast(self.side, dtype).sign()
+        slope, origin = side * cast(self.slope, dtype), -side * cast(self.center, dtype)
+
+        def read(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            u = torch.addcmul(origin, side, cast(x, dtype))
+            return torch.addcmul(offset, torch.addcmul(slope, curve, u), u), u
+
+        return read
 
     def with_lower_bias(self, shift: float) -> Self:
         return replace(self, offset=self.offset - shift)
