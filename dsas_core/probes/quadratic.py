@@ -88,7 +88,7 @@ class QuadraticProbe(Probe, kind="quadratic"):
             z, beyond = read(x)
             if self.soft:
                 return z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).sigmoid() * beyond.detach().sign().clamp_min(0)
-            return torch.minimum(z, beyond).detach().gt_(0)
+            return torch.minimum(z, beyond).detach().sign_().clamp_min_(0)
 
         return in_chunks(score, x)
 
