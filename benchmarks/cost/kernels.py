@@ -37,12 +37,14 @@ def fit_all(width: int) -> tuple[dict[str, Probe], dict[str, Map]]:
     torch.manual_seed(0)
     source, target, control = (torch.randn(ROWS, width) + offset for offset in (0.5, 1.0, 0.0))
     probes = {name: methods.get(name, "gate").fit(source, control) for name in GATES if name != "dsas"}
+    # what steering has of it; "cast" itself reads each position, which it does in no form
+    probes["cast, of means"] = methods.get("cast", "gate").in_form(probes["cast"], "pooled")
     probes["dsas"] = methods.get("dsas", "gate").fit(source, control, rank=5, scaler="none")
     maps: dict[str, Map] = {}
     for method in methods.available():
         if method.kind != "gate" and method.learned:
             maps[method.name] = methods.get(method.name, "map").fit(source, target)
-    return {name: probes[name] for name in GATES}, maps
+    return {name: probes[name] for name in (*GATES, "cast, of means")}, maps
 
 
 def keep_memory() -> None:
