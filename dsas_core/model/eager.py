@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from torch.autograd.forward_ad import unpack_dual
+
+from ..utils.tensorclass import compute_dtype
 
 #: numbers of a chunk for each thread: few enough for the cache, and enough that the calls of operators hardly count
 CHUNK = 2**18
@@ -25,32 +28,37 @@ def at_hand(*tensors: torch.Tensor) -> bool:
         and tensor.device.type == "cpu"
         and not (tensor.requires_grad and torch.is_grad_enabled())
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and unpack_dual(tensor).tangent is None
         for tensor in tensors
     )
 
 
-def in_chunks(compute: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def in_chunks(
+    compute: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+    x: torch.Tensor,
+    width: int,
+    parameters: Sequence[torch.Tensor] = (),
+) -> torch.Tensor:
     """compute(x) of a function that computes each position by itself; of large activations some positions at a time.
 
     What is computed on the way then stays in the cache, where tensors as large as x would go to memory and back.
 
     Args:
-        compute: of activations [..., positions, width] a tensor [..., positions, any].
-        x: [..., positions, width].
+        compute: of activations [..., positions, any] a tensor [..., positions, width] of their compute dtype, written
+            into its second argument unless that is None.
+        x: [..., positions, any].
+        width: of the result.
+        parameters: tensors that it goes by.
 
     Example:
-        >>> in_chunks(lambda x: x.sum(-1, keepdim=True), torch.ones(2, 3))
+        >>> in_chunks(lambda x, out: torch.sum(x, -1, keepdim=True, out=out), torch.ones(2, 3), width=1)
         tensor([[3.],
                 [3.]])
     """
-    step = max(1, CHUNK * torch.get_num_threads() // x.shape[-1]) if at_hand(x) else 0
+    step = max(1, CHUNK * torch.get_num_threads() // x.shape[-1]) if at_hand(x, *parameters) else 0
     if not step or x.numel() <= 2 * step * x.shape[-1] or not x.is_contiguous():
-        return compute(x)
-    chunks = x.flatten(0, -2).split(step)
-    first = compute(chunks[0])
-    out = first.new_empty(*x.shape[:-1], first.shape[-1])
-    places = out.flatten(0, -2).split(step)
-    places[0].copy_(first)
-    for place, chunk in zip(places[1:], chunks[1:], strict=True):
-        place.copy_(compute(chunk))
+        return compute(x, None)
+    out = x.new_empty((*x.shape[:-1], width), dtype=compute_dtype(x))
+    for chunk, place in zip(x.flatten(0, -2).split(step), out.flatten(0, -2).split(step), strict=True):
+        compute(chunk, place)
     return out

@@ -43,15 +43,14 @@ class ConditionProbe(Probe, kind="condition"):
         dtype = compute_dtype(x)
         unit = F.normalize(self.direction.to(dtype), dim=0, eps=1e-12)
 
-        def similarity(x: torch.Tensor) -> torch.Tensor:
+        def similarity(x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
             x = cast(x, dtype)
             projected = (F.linear(x, unit[None]) * unit).tanh()
-            cosine = (x * projected).sum(-1, keepdim=True)
-            for vector in (x, projected):  # one by one: their product may overflow
-                cosine = cosine / vector.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-            return cosine
+            lengths = [vector.norm(dim=-1, keepdim=True).clamp_min(1e-12) for vector in (x, projected)]
+            product = (x * projected).sum(-1, keepdim=True)
+            return torch.div(product / lengths[0], lengths[1], out=out)  # the product of lengths may overflow
 
-        return in_chunks(similarity, x)
+        return in_chunks(similarity, x, 1, (unit,))
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         cosine = self.similarity(x)

@@ -10,7 +10,6 @@ About m0 rather than 0, where A x^2 and B x would be large and cancel in dimensi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
@@ -74,7 +73,7 @@ class QuadraticProbe(Probe, kind="quadratic"):
     soft: bool = False
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        z, beyond = self._reader(compute_dtype(x))(x)
+        z, beyond = _read(x, *self._parameters(compute_dtype(x)))
         return torch.where(beyond > 0, z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), -torch.inf)
 
     def link(self, z: torch.Tensor) -> torch.Tensor:
@@ -82,26 +81,35 @@ class QuadraticProbe(Probe, kind="quadratic"):
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """link(logit(x)) without tensors of bool, on which a CPU works number by number."""
-        read = self._reader(compute_dtype(x))
+        parameters = self._parameters(compute_dtype(x))
 
-        def score(x: torch.Tensor) -> torch.Tensor:
-            z, beyond = read(x)
+        def score(x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+            z, beyond = _read(x, *parameters)
             if self.soft:
-                return z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).sigmoid() * beyond.detach().sign().clamp_min(0)
-            return torch.minimum(z, beyond).detach().sign_().clamp_min_(0)
+                h = z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).sigmoid()
+                return torch.mul(h, beyond.detach().sign().clamp_min(0), out=out)
+            return torch.minimum(z.detach(), beyond.detach(), out=out).gt_(0)
 
-        return in_chunks(score, x)
+        return in_chunks(score, x, x.shape[-1], parameters)
 
-    def _reader(self, dtype: torch.dtype) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-        """Gives the logit on either side of the controls' mean, and u towards the source, above 0 on its side."""
-        curve, offset, side = cast(self.curve, dtype), cast(self.offset, dtype), cast(self.side, dtype).sign()
+    def _parameters(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Those of `_read`, with u towards the source in the place of u: A, B, C, the origin, and the side."""
+        side = cast(self.side, dtype).sign()
         slope, origin = side * cast(self.slope, dtype), -side * cast(self.center, dtype)
-
-        def read(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            u = torch.addcmul(origin, side, cast(x, dtype))
-            return torch.addcmul(offset, torch.addcmul(slope, curve, u), u), u
-
-        return read
+        return cast(self.curve, dtype), slope, cast(self.offset, dtype), origin, side
 
     def with_lower_bias(self, shift: float) -> Self:
         return replace(self, offset=self.offset - shift)
+
+
+def _read(
+    x: torch.Tensor,
+    curve: torch.Tensor,
+    slope: torch.Tensor,
+    offset: torch.Tensor,
+    origin: torch.Tensor,
+    side: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logit on either side of the controls' mean, and u towards the source, above 0 on its side."""
+    u = torch.addcmul(origin, side, cast(x, side.dtype))
+    return torch.addcmul(offset, torch.addcmul(slope, curve, u), u), u

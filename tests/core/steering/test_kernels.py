@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from dsas_core.maps import AffineMap, Map, SupportMap, TwoWayMap
 from dsas_core.maps.envelope import EllipticEnvelope
@@ -90,7 +91,7 @@ COSINE = CosineProbe(torch.nn.functional.normalize(draw(WIDTH), dim=0), torch.te
 CONDITION = ConditionProbe(draw(WIDTH), torch.tensor(0.05).double(), torch.tensor(1.0).double())
 
 
-@pytest.mark.parametrize("scale", (*SCALES, 1e15))
+@pytest.mark.parametrize("scale", [*SCALES, 1e15])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cosines(shape: tuple[int, ...], dtype: torch.dtype, scale: float) -> None:
@@ -168,15 +169,16 @@ def test_the_equation(name: str, probe: Probe) -> None:
 @pytest.mark.parametrize("per_dimension", [True, False])
 @pytest.mark.parametrize("transform", [AffineMap(draw(WIDTH)), affine(3), TwoWayMap(affine(3), affine(5))])
 def test_one_number_that_is_no_sum_does_not_go_unseen(transform: Map, per_dimension: bool, bad: float) -> None:
-    """Among many that are: where h is 0, x is there bit for bit, the sign of 0 included."""
-    x = activations((2, 5, WIDTH), torch.float32)
-    x[1, 2, 3] = bad
-    h = torch.rand(2, 5, WIDTH if per_dimension else 1)
-    h[1, 2, ..., :4], h[0, 3] = 0, torch.nan
-    out = interpolate(x, [(transform, torch.ones(2, 1, 1), h)])
-    for row, position in ((1, 2), (0, 3)):
-        still = slice(4) if (row, per_dimension) == (1, True) else slice(None)
-        assert torch.equal(out[row, position, still].view(torch.int32), x[row, position, still].view(torch.int32))
+    """Among many that are: where h is 0 or unknown, x is there bit for bit, the sign of 0 included."""
+    for unknown in (False, True):
+        x = activations((2, 5, WIDTH), torch.float32)
+        x[1, 2, :8] = bad
+        h = torch.rand(2, 5, WIDTH if per_dimension else 1)
+        h[1, 2, :8] = 0
+        h[0, 3] = torch.nan if unknown else 0
+        out = interpolate(x, [(transform, torch.ones(2, 1, 1), h)])
+        assert torch.equal(out[1, 2, :8].view(torch.int32), x[1, 2, :8].view(torch.int32))
+        assert torch.equal(out[0, 3].view(torch.int32), x[0, 3].view(torch.int32))
 
 
 def test_within_an_ellipse_as_by_plain_vectors() -> None:
@@ -203,20 +205,23 @@ def test_within_an_ellipse_as_by_plain_vectors() -> None:
 def test_chunks_are_those_of_the_whole() -> None:
     sizes: list[int] = []
 
-    def compute(x: torch.Tensor) -> torch.Tensor:
+    def compute(x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         sizes.append(x.numel())
-        return x.sum(-1, keepdim=True)
+        return torch.sum(x, -1, keepdim=True, out=out)
 
     for shape in ((3, CHUNK // WIDTH + 1, WIDTH), (2, 3, WIDTH), (1, 4 * CHUNK), (0, WIDTH)):
         x = draw(*shape)
         sizes.clear()
-        assert torch.equal(in_chunks(compute, x), x.sum(-1, keepdim=True))
+        assert torch.equal(in_chunks(compute, x, 1), x.sum(-1, keepdim=True))
         assert sum(sizes) == x.numel()
         assert (len(sizes) > 1) == (shape[0] == 3 and torch.get_num_threads() == 1)
     watched = draw(3, CHUNK // WIDTH + 1, WIDTH).requires_grad_()
     sizes.clear()
-    in_chunks(compute, watched).sum().backward()
-    assert len(sizes) == 1 and torch.equal(watched.grad, torch.ones_like(watched))
+    in_chunks(compute, watched, 1).sum().backward()
+    assert watched.grad is not None
+    assert torch.equal(watched.grad, torch.ones_like(watched))
+    in_chunks(compute, watched.detach(), 1, [torch.ones(1, requires_grad=True)])
+    assert sizes == [watched.numel()] * 2
 
 
 def test_only_plain_numbers_are_looked_at() -> None:
@@ -233,6 +238,8 @@ def test_only_plain_numbers_are_looked_at() -> None:
     torch.jit.trace(ask, torch.ones(2), check_trace=False)
     with FakeTensorMode():
         ask(torch.ones(2))
+    with forward_ad.dual_level():
+        ask(forward_ad.make_dual(torch.ones(2), torch.ones(2)))
     ask(torch.ones(2, requires_grad=True))
     assert not any(seen)
     with torch.no_grad():
