@@ -13,7 +13,7 @@ from typing import Annotated
 
 import torch
 
-from ..utils.tensorclass import LARGEST_SLOPE, Holds, TensorClass, Vector, compute_dtype
+from ..utils.tensorclass import LARGEST_SLOPE, Holds, TensorClass, Vector, cast, compute_dtype
 
 #: default for the largest number of principal components
 RANK = 8
@@ -46,13 +46,20 @@ class EllipticEnvelope(TensorClass, kind="cloud"):
     rest: Annotated[torch.Tensor, Holds(low=SMALLEST)]
     radius: Annotated[torch.Tensor, Holds(high=LARGEST_SLOPE, low=0)]
 
-    def whiten(self, v: torch.Tensor) -> torch.Tensor:
-        """A difference of activations [..., width] in standard deviations, [..., rank + width]."""
-        axes = self.axes.to(v.dtype)
-        along = v @ axes.T
-        return torch.cat([along / self.spread.to(v.dtype), (v - along @ axes) / self.rest.to(v.dtype)], -1)
+    def whiten(self, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A difference of activations [..., width] in standard deviations, along the axes and beside them.
+
+        Returns:
+            [..., rank] and [..., width].
+        """
+        axes, spread, rest = (cast(tensor, v.dtype) for tensor in (self.axes, self.spread, self.rest))
+        flat = v.reshape(-1, v.shape[-1])
+        along = flat @ axes.T
+        beside = torch.addmm(flat, along, axes, alpha=-1).div_(rest)
+        return (along / spread).view(*v.shape[:-1], -1), beside.view_as(v)
 
     def distance(self, x: torch.Tensor) -> torch.Tensor:
         """Mahalanobis distance of activations [..., width] from the mean, [..., 1]; float32 at least."""
         wide = x.to(compute_dtype(x))
-        return self.whiten(wide - self.mean.to(wide.dtype)).norm(dim=-1, keepdim=True)
+        along, beside = self.whiten(wide - self.mean.to(wide.dtype))
+        return torch.hypot(along.norm(dim=-1, keepdim=True), beside.norm(dim=-1, keepdim=True))

@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 
+from ..utils.tensorclass import cast
 from .affine import AffineMap
 from .base import Map
 
@@ -48,4 +49,11 @@ class TwoWayMap(Map, kind="two-way"):
 
     def apply(self, x: torch.Tensor, strength: torch.Tensor | float) -> torch.Tensor:
         s = torch.as_tensor(strength, dtype=x.dtype, device=x.device)
-        return x + s.clamp_min(0) * self.forward.displacement(x) + (-s).clamp_min(0) * self.backward.displacement(x)
+        ahead, back = s.clamp_min(0), (-s).clamp_min(0)
+        shift = ahead * cast(self.forward.shift, x.dtype) + back * cast(self.backward.shift, x.dtype)
+        return x + torch.addcmul(shift, ahead * _growth(self.forward, x) + back * _growth(self.backward, x), x)
+
+
+def _growth(part: AffineMap, x: torch.Tensor) -> torch.Tensor:
+    """What the slope adds to each dimension, as a share of it, [width] or []."""
+    return x.new_zeros(()) if part.slope is None else cast(part.slope, x.dtype) - 1

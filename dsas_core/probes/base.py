@@ -47,7 +47,7 @@ class Probe(TensorClass):
 
         Returns:
             h in [0, 1], [..., positions, 1] or [..., positions, width] (each dimension by itself), or broadcastable to
-            one of them; float32 at least.
+            one of them; float32 at least. No other part has that memory, so a combination may write into it.
         """
         return self.link(self.logit(x, mask))
 

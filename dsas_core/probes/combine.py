@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 
 import torch
 
+from ..model.eager import at_hand
 from ..utils.tensorclass import cast, compute_dtype
 from .base import Probe, ProbeOfMeans
 from .linear import LinearProbe
@@ -63,7 +64,7 @@ class ProductProbe(Probe, kind="product"):
     factors: tuple[Probe, ...]
 
     def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return reduce(torch.mul, [factor.score(x, mask) for factor in self.factors])
+        return reduce(_multiply, [factor.score(x, mask) for factor in self.factors])
 
     def with_lower_bias(self, shift: float) -> Self:
         return replace(self, factors=(self.factors[0].with_lower_bias(shift), *self.factors[1:]))
@@ -71,6 +72,14 @@ class ProductProbe(Probe, kind="product"):
     @property
     def locator(self) -> Probe:
         return self.factors[0].locator or self.factors[0]
+
+
+def _multiply(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Their product, written over the second where that is as large: scores are tensors of their own."""
+    whole = second.dtype == first.dtype and second.shape == torch.broadcast_shapes(first.shape, second.shape)
+    if whole and at_hand(first, second):
+        return second.mul_(first)
+    return first * second
 
 
 @dataclass(frozen=True, eq=False)

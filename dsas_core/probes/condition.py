@@ -12,7 +12,8 @@ from typing import Annotated, Self
 import torch
 import torch.nn.functional as F
 
-from ..utils.tensorclass import Holds, Scalar, Vector, compute_dtype
+from ..model.eager import in_chunks
+from ..utils.tensorclass import Holds, Scalar, Vector, cast, compute_dtype
 from .base import Probe
 from .combine import OneScoreProbe
 from .running import PromptLatch
@@ -40,9 +41,16 @@ class ConditionProbe(Probe, kind="condition"):
     def similarity(self, x: torch.Tensor) -> torch.Tensor:
         """The cosine between x [..., width] and tanh of its projection on c: [..., 1], 0 where x is zeros."""
         dtype = compute_dtype(x)
-        x, unit = x.to(dtype), F.normalize(self.direction.to(dtype), dim=0, eps=1e-12)
-        projected = (F.linear(x, unit[None]) * unit).tanh()
-        return (F.normalize(x, dim=-1, eps=1e-12) * F.normalize(projected, dim=-1, eps=1e-12)).sum(-1, keepdim=True)
+        unit = F.normalize(self.direction.to(dtype), dim=0, eps=1e-12)
+
+        def similarity(x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+            x = cast(x, dtype)
+            projected = (F.linear(x, unit[None]) * unit).tanh()
+            lengths = [vector.norm(dim=-1, keepdim=True).clamp_min(1e-12) for vector in (x, projected)]
+            product = (x * projected).sum(-1, keepdim=True)
+            return torch.div(product / lengths[0], lengths[1], out=out)  # the product of lengths may overflow
+
+        return in_chunks(similarity, x, 1, (unit,))
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         cosine = self.similarity(x)

@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from ..utils.tensorclass import Direction, Scalar, compute_dtype
+from ..utils.tensorclass import Direction, Scalar, cast, compute_dtype
 from .base import Probe
 
 
@@ -30,8 +30,9 @@ class CosineProbe(Probe, kind="cosine"):
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         dtype = compute_dtype(x)
-        unit = torch.nn.functional.normalize(x.to(dtype), dim=-1, eps=1e-12)
-        return torch.nn.functional.linear(unit, self.direction.to(dtype)[None]) - self.threshold.to(dtype)
+        x = cast(x, dtype)
+        along = torch.nn.functional.linear(x, cast(self.direction, dtype)[None])
+        return along / x.norm(dim=-1, keepdim=True).clamp_min(1e-12) - cast(self.threshold, dtype)
 
     def link(self, z: torch.Tensor) -> torch.Tensor:
         return z.clamp(0, 1)

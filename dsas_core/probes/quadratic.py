@@ -15,7 +15,8 @@ from typing import Annotated, Self
 
 import torch
 
-from ..utils.tensorclass import LARGEST_SLOPE, WIDTH, Holds, Vector, compute_dtype
+from ..model.eager import in_chunks
+from ..utils.tensorclass import LARGEST_SLOPE, WIDTH, Holds, Vector, cast, compute_dtype
 from .base import Probe
 from .linear import LOGIT_LIMIT
 
@@ -72,13 +73,43 @@ class QuadraticProbe(Probe, kind="quadratic"):
     soft: bool = False
 
     def logit(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        dtype = compute_dtype(x)
-        u = x.to(dtype) - self.center.to(dtype)
-        z = torch.addcmul(self.offset.to(dtype), torch.addcmul(self.slope.to(dtype), self.curve.to(dtype), u), u)
-        return torch.where(u * self.side.to(dtype) > 0, z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), -torch.inf)
+        z, beyond = _read(x, *self._parameters(compute_dtype(x)))
+        return torch.where(beyond > 0, z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), -torch.inf)
 
     def link(self, z: torch.Tensor) -> torch.Tensor:
         return z.sigmoid() if self.soft else (z > 0).to(z.dtype)
 
+    def score(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """link(logit(x)) without tensors of bool, on which a CPU works number by number."""
+        parameters = self._parameters(compute_dtype(x))
+
+        def score(x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+            z, beyond = _read(x, *parameters)
+            if self.soft:
+                h = z.clamp(-LOGIT_LIMIT, LOGIT_LIMIT).sigmoid()
+                return torch.mul(h, beyond.detach().sign().clamp_min(0), out=out)
+            return torch.minimum(z.detach(), beyond.detach(), out=out).gt_(0)
+
+        return in_chunks(score, x, x.shape[-1], parameters)
+
+    def _parameters(self, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Those of `_read`, with u towards the source in the place of u: A, B, C, the origin, and the side."""
+        side = cast(self.side, dtype).sign()
+        slope, origin = side * cast(self.slope, dtype), -side * cast(self.center, dtype)
+        return cast(self.curve, dtype), slope, cast(self.offset, dtype), origin, side
+
     def with_lower_bias(self, shift: float) -> Self:
         return replace(self, offset=self.offset - shift)
+
+
+def _read(
+    x: torch.Tensor,
+    curve: torch.Tensor,
+    slope: torch.Tensor,
+    offset: torch.Tensor,
+    origin: torch.Tensor,
+    side: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logit on either side of the controls' mean, and u towards the source, above 0 on its side."""
+    u = torch.addcmul(origin, side, cast(x, side.dtype))
+    return torch.addcmul(offset, torch.addcmul(slope, curve, u), u), u

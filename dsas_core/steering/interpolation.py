@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from ..maps import Map
+from ..model.eager import at_hand
 from ..utils.tensorclass import cast, compute_dtype
 
 
@@ -45,41 +46,60 @@ def interpolate(
     wide = cast(x, compute_dtype(x))
     out = wide
     for transform, strength, h in steps:
-        share = h * strength
         if transform.linear_in_strength:
-            moved = displace(out, transform.displacement(wide), share)
+            moved = displace(out, transform.displacement(wide), h, strength)
         else:
             if transform.scales_strength:
-                strength, h = share, torch.ones_like(h)
+                strength, h = h * strength, torch.ones_like(h)
             moved = torch.lerp(wide, transform.apply(wide, strength), cast(h, wide.dtype).expand_as(wide))
             moved = moved if out is wide else out + (moved - wide)
-        out = _keep_still(out, moved, share)
+        out = _keep_still(out, moved, h, strength, transform.linear_in_strength)
     for move in more:
         out = move(out, wide)
     return cast(out, x.dtype)
 
 
-def displace(x: torch.Tensor, displacement: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """x + share * displacement, the equation of a map that is linear in its strength; `share` is h times the strength.
+def displace(
+    x: torch.Tensor, displacement: torch.Tensor, h: torch.Tensor, strength: torch.Tensor | float = 1.0
+) -> torch.Tensor:
+    """x + h * strength * displacement, the equation of a map that is linear in its strength.
 
     Args:
         x: [..., positions, width].
         displacement: broadcastable to x, of its dtype.
-        share: broadcastable to x.
+        h: broadcastable to x.
+        strength: broadcastable to x.
 
     Example:
-        >>> displace(torch.zeros(1, 2), torch.tensor([1.0, 2.0]), torch.tensor([[0.5]]))
+        >>> displace(torch.zeros(1, 2), torch.tensor([1.0, 2.0]), h=torch.tensor([[0.5]]))
         tensor([[0.5000, 1.0000]])
     """
-    return torch.addcmul(x, share, displacement)
+    if displacement.ndim == 1 and h.shape[-1] > 1:  # the strength goes to the smaller factor
+        return torch.addcmul(x, h, strength * displacement)
+    return torch.addcmul(x, h * strength, displacement)
 
 
-def _keep_still(x: torch.Tensor, moved: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """What moved, and x where none of it counts: 0 times infinity is not 0. `share` is h times the strength."""
-    counts = share.abs() > 0  # not so for NaN, as 0 times an h of NaN is
+def _keep_still(
+    x: torch.Tensor, moved: torch.Tensor, h: torch.Tensor, strength: torch.Tensor | float, linear: bool
+) -> torch.Tensor:
+    """What moved, and x where none of it counts: 0 times infinity is not 0."""
+    if at_hand(x, moved, h) and _is_still(x, moved, h, torch.as_tensor(strength), linear):
+        return moved
+    counts = (h * strength).abs() > 0  # not so for NaN, as 0 times an h of NaN is
     if moved.requires_grad:  # the derivative by a strength of 0 is not 0
         counts = counts | moved.isfinite()
     return torch.where(counts, moved, x)
+
+
+def _is_still(x: torch.Tensor, moved: torch.Tensor, h: torch.Tensor, strength: torch.Tensor, linear: bool) -> bool:
+    """Whether `moved` is x, bit for bit, wherever h times the strength is 0. A CPU sees that sooner than it chooses."""
+    if h.shape[-1] == 1 and strength.shape[-1:] in ((), (1,)) and bool(((h * strength).abs() > 0).all()):
+        return True  # it is 0 nowhere
+    if not linear and bool((strength == 0).any()):
+        return False
+    # where 0 times what is finite is added, nothing changes but -0, whose bits are the lowest of all integers
+    bits = x.view(torch.int64 if x.dtype == torch.float64 else torch.int32)
+    return bool(moved.sum().isfinite()) and int(bits.amin()) > torch.iinfo(bits.dtype).min
 
 
 def normalise_gates(gates: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -108,11 +108,21 @@ def strength_within(
     """
     wide = x.to(compute_dtype(x))
     y = envelope.whiten(wide - envelope.mean.to(wide.dtype))
-    moved = envelope.whiten(h * transform.displacement(wide))
-    a, b = moved.square().sum(-1, keepdim=True), (y * moved).sum(-1, keepdim=True)
-    slack = (envelope.radius.to(wide.dtype).square() - y.square().sum(-1, keepdim=True)).clamp_min(0)
+    displacement, factor = transform.displacement(wide), h
+    if h.shape[-1:] not in ((), (1,)):  # no factor of the whole of it
+        displacement, factor = h * displacement, torch.ones_like(h[..., :1])
+    moved = envelope.whiten(displacement)
+    along, beside = (torch.linalg.vecdot(*pair)[..., None] for pair in zip(y, moved, strict=True))
+    a, b = factor * factor * _square(moved), factor * (along + beside)
+    slack = (envelope.radius.to(wide.dtype).square() - _square(y)).clamp_min(0)
     root = (b * b + a * slack).sqrt()
     up = torch.where(b > 0, slack / (b + root), (root - b) / a)  # of the two forms of a root,
     down = torch.where(b < 0, -slack / (root - b), -(root + b) / a)  # the one without cancellation
     # a is 0 where nothing moves, and the bounds are NaN: fmin and fmax pass these over
     return strength.fmin(up.to(strength.dtype)).fmax(down.to(strength.dtype))
+
+
+def _square(vector: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """The squared length of a whitened vector, [..., 1]; a norm makes no tensor on the way, as a product does."""
+    along, beside = (part.norm(dim=-1, keepdim=True) for part in vector)
+    return along * along + beside * beside

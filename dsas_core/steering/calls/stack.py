@@ -20,6 +20,7 @@ from ...concept.intervention import Intervention
 from ...errors import ModelMismatchError, quote
 from ...maps import AffineMap
 from ...model.compilation import runs_compiled
+from ...model.eager import at_hand
 from ...model.hooks import Call
 from ...model.sites import Site
 from ...probes import ConstantProbe, LinearProbe
@@ -117,7 +118,7 @@ class Doses:
         if kept is None:
             share, live = self._at(layer, x, mask)
             kept = share, live
-            if x.device.type == "cpu":  # elsewhere it would have to be waited for
+            if at_hand(live):  # elsewhere it would have to be waited for
                 kept = (share, None) if bool(live.all()) else (share, live) if bool(live.any()) else (None, None)
             self._kept[key] = kept
         return kept
