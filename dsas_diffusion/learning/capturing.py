@@ -163,7 +163,8 @@ class PictureCapturing(Learner[str]):
                 bar.update()
             keeper.finish()
         counts = {kind: len(found) for kind, found in texts.items()}
-        return PictureRuns(self._roots, keeper, counts, self._joint_labels(recipe, texts))
+        layout_of = layout.joint_of if root == self.adapter.family.denoiser else lambda args, kwargs: None
+        return PictureRuns(self._roots, keeper, counts, self._joint_labels(recipe, texts), layout_of)
 
     def _joint_labels(self, recipe: Recipe, texts: Mapping[str, Sequence[str]]) -> Mapping[str, LabelPositions]:
         """Which embeddings show the concept, of source and target prompts; none where means are over all positions."""

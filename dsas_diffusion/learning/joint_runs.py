@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from dsas_core.learning.capture import LabelPositions
 from dsas_core.learning.joint.runs import JointRuns, Row
 from dsas_core.model.early_exit import FinishedError
 from dsas_core.model.hooks import Call, DescribeCall
-from dsas_core.model.sites import Roots
+from dsas_core.model.sites import Joint, Roots
 
 #: positional and keyword arguments
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -138,13 +138,19 @@ class PictureRuns(JointRuns):
         keeper: with the calls of all prompts.
         counts: kind -> number of prompts.
         labels: kind -> which positions show the concept, whose mean is taken; none for all.
+        joint_of: tells of the arguments of a call how picture and prompt share one sequence; None where they do not.
     """
 
     def __init__(
-        self, roots: Roots, keeper: CallKeeper, counts: Mapping[str, int], labels: Mapping[str, LabelPositions]
+        self,
+        roots: Roots,
+        keeper: CallKeeper,
+        counts: Mapping[str, int],
+        labels: Mapping[str, LabelPositions],
+        joint_of: Callable[[tuple[Any, ...], dict[str, Any]], Joint | None],
     ) -> None:
         super().__init__(counts, moments=len(next(iter(keeper.kept.values()), ())))
-        self.all_roots, self.keeper, self.labels = roots, keeper, labels
+        self.all_roots, self.keeper, self.labels, self._joint_of = roots, keeper, labels, joint_of
         calls = {id(kept): kept for parts in keeper.kept.values() for kept, _ in parts}
         self._by_row = _find_by_row([(kept.arguments, kept.rows) for kept in calls.values()])
         self._kinds = {number: _describe(kept, self._by_row) for number, kept in calls.items()}
@@ -168,7 +174,16 @@ class PictureRuns(JointRuns):
     def _prepare(self, rows: Sequence[Row], moment: int) -> tuple[Call, torch.Tensor | None]:
         parts = [self._part(row, moment) for row in rows]
         self._arguments = _join([(kept.arguments, row) for kept, row in parts], self._by_row)
-        return _join_calls(parts), self._counted(rows)
+        first = parts[0][0].call
+        mask = (
+            None
+            if first.mask is None
+            else torch.stack([kept.call.mask[row] for kept, row in parts if kept.call.mask is not None])
+        )
+        count, device = len(parts), first.steered.device
+        steered, prompts = torch.ones(count, device=device), torch.arange(count, device=device)
+        call = Call(steered, prompts, first.timestep, mask, joint=self._joint_of(*self._arguments))
+        return call, self._counted(rows)
 
     def _run(self) -> None:
         args, kwargs = self._arguments
@@ -210,23 +225,26 @@ def _find_by_row(calls: Sequence[tuple[Any, int]]) -> Any:
         names = dict.fromkeys(name for value in values for name in value)
         return {name: _find_by_row([(value.get(name), rows) for value, rows in calls]) for name in names}
     if all(isinstance(value, list | tuple) for value in values):
-        if not all(isinstance(value, list) and len(value) == rows for value, rows in calls):
-            count = max(map(len, values))
-            return [_find_by_row([(value[i], n) for value, n in calls if i < len(value)]) for i in range(count)]
-        inner = [
-            _find_by_row([(value[i], rows) for value, rows in calls if i < len(value)]) for i in range(len(values[0]))
-        ]
-        return inner if True in inner else True
+        counted = all(isinstance(value, list) and len(value) == rows for value, rows in calls)
+        if counted and (len(set(map(len, values))) > 1 or not any(_has_rows(value, rows) for value, rows in calls)):
+            return True
+        longest = max(map(len, values))
+        return [_find_by_row([(value[i], rows) for value, rows in calls if i < len(value)]) for i in range(longest)]
     some = [(value, rows) for value, rows in calls if value is not None]
     return bool(some) and all(isinstance(x, torch.Tensor) and x.ndim > 0 and len(x) == rows for x, rows in some)
 
 
+def _has_rows(value: Any, rows: int) -> bool:
+    """Whether each part of a list has tensors, or is one, with an entry for each row."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(_has_rows(part, rows) for part in value)
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == rows
+
+
 def _describe(kept: KeptCall, by_row: Any) -> Hashable:
     """What calls have to have in common for rows of them to be in one."""
-    call, joint = kept.call, kept.call.joint
-    told = None if joint is None else replace(joint, text_lengths=None)
-    masks = [None if part is None else part.shape[1:] for part in (call.mask, getattr(joint, "text_lengths", None))]
-    return _kind_of(kept.arguments, by_row), repr(told), tuple(masks)
+    mask = kept.call.mask
+    return _kind_of(kept.arguments, by_row), None if mask is None else mask.shape[1:]
 
 
 def _kind_of(value: Any, by_row: Any) -> Hashable:
@@ -275,19 +293,3 @@ def _join(values: Sequence[tuple[Any, int]], by_row: Any) -> Any:
 def _usable(value: Any) -> Any:
     """A tensor that autograd may save."""
     return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
-
-
-def _join_calls(parts: Sequence[tuple[KeptCall, int]]) -> Call:
-    """The rows of calls of one kind (`_describe`) as one call."""
-    first = parts[0][0].call
-    mask = None if first.mask is None else _rows([(kept.call.mask, row) for kept, row in parts])
-    joint = first.joint
-    if joint is not None and joint.text_lengths is not None:
-        lengths = [(None if kept.call.joint is None else kept.call.joint.text_lengths, row) for kept, row in parts]
-        joint = replace(joint, text_lengths=_rows(lengths))
-    count, device = len(parts), first.steered.device
-    return Call(torch.ones(count, device=device), torch.arange(count, device=device), first.timestep, mask, joint=joint)
-
-
-def _rows(tensors: Sequence[tuple[torch.Tensor | None, int]]) -> torch.Tensor:
-    return torch.stack([tensor[row] for tensor, row in tensors if tensor is not None])

@@ -162,12 +162,7 @@ class BatchLayout:
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], steered: Collection[str] = (PROMPT,)
     ) -> Call:
         """A call of the denoiser, picture by picture, in which the blocks of prompts, or others, are steered."""
-        sample: Any
-        sample, timestep, embeds = (
-            next((kwargs[name] for name in names if name in kwargs), args[place] if place < len(args) else None)
-            for place, names in enumerate((SAMPLE, TIMESTEP, EMBEDDINGS))
-        )
-        attended = next((kwargs[name] for name in _MASK if name in kwargs), None)
+        sample, timestep, embeds = _inputs(args, kwargs)
         pictures, device = self.request.pictures, sample[0].device
         self._watcher.denoising, self.skips_layers = True, kwargs.get("skip_layers") is not None
         if sample[0].ndim > 2:
@@ -177,7 +172,7 @@ class BatchLayout:
         rows = torch.tensor([float(block in steered) for block in blocks for _ in range(pictures)], device=device)
         count = self.request.images_per_prompt
         prompts = torch.tensor([i // count for _ in blocks for i in range(pictures)], device=device)
-        joint = self._joint(sample, embeds, attended)
+        joint = self.joint_of(args, kwargs)
         return Call(rows, prompts, self._timestep(timestep, device), joint=joint, groups=_groups(self.request, prompts))
 
     def _find_blocks(self, batch: int, embeds: Any, turn: int) -> tuple[str, ...]:
@@ -268,8 +263,10 @@ class BatchLayout:
         noisy, clean = self._timestep_range
         return (value - clean) / (noisy - clean) * 1000
 
-    def _joint(self, sample: Any, embeds: Any, attended: torch.Tensor | None) -> Joint | None:
-        """How picture and prompt lie in one sequence, in a family whose layers attend to both at once."""
+    def joint_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Joint | None:
+        """How picture and prompt lie in one sequence in a call of a family whose layers attend to both at once."""
+        sample, _, embeds = _inputs(args, kwargs)
+        attended = next((kwargs[name] for name in _MASK if name in kwargs), None)
         family = self.adapter.family
         if embeds is None or not any(group.stream for groups in family.groups.values() for group in groups):
             return None
@@ -288,6 +285,15 @@ class BatchLayout:
         padded, text = (-(-count // family.sequence_multiple) * family.sequence_multiple for count in (image, text))
         text_first, close = family.sequence != "image, text", family.sequence == "tokens, image"
         return Joint(image, text, text_first, padded, lengths, close)
+
+
+def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """The latents, the timestep and the embeddings of a call of a denoiser; None where it has none."""
+    sample, timestep, embeds = (
+        next((kwargs[name] for name in names if name in kwargs), args[place] if place < len(args) else None)
+        for place, names in enumerate((SAMPLE, TIMESTEP, EMBEDDINGS))
+    )
+    return sample, timestep, embeds
 
 
 def _groups(request: GenerationRequest, prompts: torch.Tensor) -> torch.Tensor | None:

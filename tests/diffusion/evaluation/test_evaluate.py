@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from dsas_core import Concept, DSASError
 from dsas_core.evaluation import ARMS, Plan, RunStore

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
 from dsas_core.learning.joint.runs import HELD_OUT
 from dsas_core.learning.joint.visitor import JointVisitor, Pass
+from dsas_core.learning.prompts.prompt_set import PromptSet
 from dsas_core.learning.recipe import Recipe
 from dsas_core.maps import TwoWayMap
 from dsas_diffusion import DSASError, Lesson, learn
+from dsas_diffusion.learning.joint_runs import _find_by_row
 from tests.diffusion.learning.test_learn import PROMPTS
+from tests.diffusion.steering.test_identities_by_family import ROLES, pipe_of
+from tests.fixtures.pipelines import FAMILIES, SIZE, brief
 
 pytestmark = pytest.mark.usefixtures("one_unit")
 SETTINGS: dict[str, Any] = {"count": 8, "steps": 4, "batch": 3, "seed": 5}
@@ -43,6 +49,84 @@ def test_calls_that_are_made_again_give_what_was_captured(tiny_pipe: Any, sites:
                 expected = captured.gathered("pooled")[at]
                 torch.testing.assert_close(means, expected, atol=1e-4, rtol=1e-3)
     assert set(one.means) == set(lesson.sites)
+
+
+TAILS = ("", " and a dog on the grass near a house", " in a house", ", a plum and a cat")
+LENGTHS = {
+    side: [f"a {size}{thing}{tail}" for size in ("", "big ") for tail in TAILS]
+    for side, thing in (("source", "banana"), ("target", "pear"), ("control", "cat"))
+}
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("sd", "sdxl")])
+def test_every_family_is_called_again_as_it_was(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its calls are given by row, prompts of one length or another in a batch, and sites in either stream."""
+    pipe = pipe_of(family)
+    monkeypatch.setattr(type(pipe), "__call__", brief(pipe, family))
+    prompts = PromptSet("it", **LENGTHS)
+    sites = [role for role in ROLES[family] if role not in ("text", "embeddings")]
+    lesson = Lesson(pipe, prompts, sites=sites, count=8, steps=2, size=SIZE, edges=(), batch=1, seed=3)
+    drawn = [("source", i) for i in range(len(lesson.fitting["source"]))]
+    drawn += [("control", i) for i in range(len(lesson.fitting["control"]))]
+    found = []
+    for batch in (1, 2, 3):
+        lesson.batch = batch
+        runs = lesson._joint_runs(Recipe(method="e2e-dsas", training={"moments": 2}))
+        assert runs.moments == 2
+        visitor = JointVisitor(lesson.sites, ())
+        with runs.placed(lesson.sites, visitor), torch.no_grad():
+            for rows in ([drawn], [[row] for row in drawn])[:: 1 if batch == 2 else -1]:
+                means: dict[Any, torch.Tensor] = {}
+                for part in rows:
+                    for group in runs.groups(part, 1):
+                        one = Pass(None, len(group))
+                        visitor.start(one)
+                        runs.run([part[i] for i in group], 1)
+                        for site, mean in one.means.items():
+                            means |= {(part[i], site): row for i, row in zip(group, mean, strict=True)}
+                found.append(means)
+    for means in found[1:]:
+        assert means.keys() == found[0].keys()
+        for key, mean in means.items():
+            torch.testing.assert_close(mean, found[0][key], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("scheduler", "steps"), [("HeunDiscreteScheduler", 4), ("KDPM2DiscreteScheduler", 7)])
+def test_moments_are_spread_over_timesteps(ddim_pipe: Any, scheduler: str, steps: int, tmp_path: Any) -> None:
+    """Those of Heun come twice, and between those of KDPM2 there are others."""
+    pipe = copy.copy(ddim_pipe)
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(ddim_pipe.scheduler.config)
+    lesson = Lesson(pipe, PROMPTS, sites="denoiser", edges=(), **SETTINGS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for moments in (2, 100):
+            runs = lesson._joint_runs(Recipe(method="lineas", training={"moments": moments}))
+            timesteps = [float(kept.call.timestep) for kept, _ in runs.keeper.kept["source", 0]]
+            assert len(timesteps) == len(set(timesteps)) == runs.moments == min(moments, steps)
+            assert timesteps == sorted(timesteps, reverse=True)
+            if moments == 2:
+                assert timesteps[0] > 500 > timesteps[1]
+
+
+def row(*sizes: int) -> list[tuple[int, torch.Tensor]]:
+    return [(size, torch.zeros(size, 3)) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ([{"x": x, "residuals": [torch.zeros(12, 2)] * 12} for _, x in row(12)], [True] * 12),
+        ([{"x": x, "boxes": [torch.zeros(16, 2)] * n} for n, x in row(16, 3)], True),
+        ([{"x": x, "ids": torch.zeros(2, 3)} for _, x in row(2, 1)], False),
+        ([{"x": x, "mask": None if n == 2 else torch.ones(n, 4)} for n, x in row(2, 1)], True),
+        ([{"x": x, "turns": (torch.zeros(5, 2), torch.zeros(5, 2))} for _, x in row(2, 3)], [False, False]),
+        ([{"x": x, "sizes": [[(1, 2, 2)]] * n} for n, x in row(2, 3)], True),
+    ],
+)
+def test_what_has_rows_is_told_from_what_is_as_long(calls: list[dict[str, Any]], expected: Any) -> None:
+    found = _find_by_row([(call, len(call["x"])) for call in calls])
+    assert found.pop("x") is True
+    assert list(found.values()) == [expected]
 
 
 def test_means_are_over_the_words_that_show_the_concept(tiny_pipe: Any) -> None:
