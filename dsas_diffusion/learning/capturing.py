@@ -159,7 +159,7 @@ class PictureCapturing(Learner[str]):
             for kind, start, end in batches:
                 keeper.start(kind, start)
                 seeds = seeds_for(texts[kind], self.seed)[start:end]
-                latents_of(self.adapter, texts[kind][start:end], seeds, settings, self.batch)
+                latents_of(self.adapter, texts[kind][start:end], seeds, settings, end - start)
                 bar.update()
             keeper.finish()
         counts = {kind: len(found) for kind, found in texts.items()}

@@ -38,18 +38,24 @@ def spread_steps(steps: int, count: int) -> list[int]:
 
 
 def batches_of_two_sizes(counts: Mapping[str, int], batch: int) -> list[tuple[str, int, int]]:
-    """Batches of prompts by kind, from one index up to another; of two sizes at least, if any has two prompts.
+    """Batches of prompts by kind, from one index up to another; of two sizes at least, if there are two prompts.
 
-    What has an entry for each row is told from what is as long by chance, where sizes differ (`_find_by_row`).
+    Sizes that differ tell what has an entry for each row from what is as long by chance (`_find_by_row`). Where all
+    would be of one prompt, one is of two: training holds more at once.
 
     Example:
         >>> batches_of_two_sizes({"source": 4}, 4), batches_of_two_sizes({"source": 5}, 4)
         ([('source', 0, 1), ('source', 1, 4)], [('source', 0, 4), ('source', 4, 5)])
+        >>> batches_of_two_sizes({"source": 3}, 1)
+        [('source', 0, 2), ('source', 2, 3)]
     """
     found = [(kind, i, min(i + batch, count)) for kind, count in counts.items() for i in range(0, count, batch)]
     kind, start, end = found[0]
-    if len({end - start for _, start, end in found}) == 1 and end - start > 1:
-        found[:1] = [(kind, start, start + 1), (kind, start + 1, end)]
+    if len({end - start for _, start, end in found}) == 1:
+        if end - start > 1:
+            found[:1] = [(kind, start, start + 1), (kind, start + 1, end)]
+        elif counts[kind] > 2:  # all the others have one
+            found[:2] = [(kind, 0, 2)]
     return found
 
 
