@@ -54,7 +54,7 @@ def batches_of_two_sizes(counts: Mapping[str, int], batch: int) -> list[tuple[st
     if len({end - start for _, start, end in found}) == 1:
         if end - start > 1:
             found[:1] = [(kind, start, start + 1), (kind, start + 1, end)]
-        elif counts[kind] > 2:  # all the others have one
+        elif counts[kind] > 1:  # all the others have one
             found[:2] = [(kind, 0, 2)]
     return found
 
@@ -94,6 +94,7 @@ class CallKeeper:
         self.root, self.moments = root, moments
         self.kept: dict[Row, list[tuple[KeptCall, int]]] = {}
         self._kind, self._offset = "", 0
+        self._timesteps: list[float | None] | None = None  # of every generation
         # of the generation that is drawn: timestep -> prompt -> its call
         self._steps: dict[float | None, dict[Row, tuple[KeptCall, int]]] = {}
 
@@ -106,17 +107,21 @@ class CallKeeper:
         """After the last batch: of each generation, some steps are kept.
 
         Raises:
-            UnsupportedError: generations of different numbers of steps.
+            UnsupportedError: a generation at other timesteps than those before.
         """
-        steps, self._steps = list(self._steps.values()), {}
-        for place in steps[0] if steps else ():
-            self.kept[place] = [steps[i][place] for i in spread_steps(len(steps), self.moments) if place in steps[i]]
-            if len(self.kept[place]) != len(next(iter(self.kept.values()))):
-                raise UnsupportedError(
-                    f"{self.root!r} is called at other timesteps for {place[0]} prompt {place[1]} than for others, and "
-                    "joint training has the same moments for all: use another scheduler, or train at sites of a text "
-                    "encoder (sites)"
-                )
+        steps, self._steps = self._steps, {}
+        if steps and self._timesteps is None:
+            self._timesteps = list(steps)
+        if steps and list(steps) != self._timesteps:
+            raise UnsupportedError(
+                f"{self.root!r} is called at other timesteps for {self._kind} prompts from {self._offset} on than for "
+                "those before, and joint training has the same moments for all: use another scheduler, or train at "
+                "sites of a text encoder (sites)"
+            )
+        kept = [list(steps.values())[i] for i in spread_steps(len(steps), self.moments)] if steps else []
+        for place in kept[0] if kept else ():
+            if all(place in step for step in kept):
+                self.kept[place] = [step[place] for step in kept]
 
     def describe(self, described: Mapping[str, DescribeCall]) -> dict[str, DescribeCall]:
         """What describes calls, and keeps them."""
@@ -197,6 +202,11 @@ class PictureRuns(JointRuns):
             self.module(*args, **kwargs)
 
     def _part(self, row: Row, moment: int) -> tuple[KeptCall, int]:
+        if row not in self.keeper.kept:
+            raise UnsupportedError(
+                f"{self.keeper.root!r} was not called at every step for {row[0]} prompt {row[1]}, and joint training "
+                "makes its calls again: train at sites of another part of the pipeline (sites)"
+            )
         return self.keeper.kept[row][moment]
 
     def _counted(self, rows: Sequence[Row]) -> torch.Tensor | None:

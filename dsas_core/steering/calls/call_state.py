@@ -102,33 +102,30 @@ class CallState(ProbeStates):
             record.exposed = True
         anew = record.exposed or (before is not None and before.exposed)
         parameters_anew = record.exposed or self._parameters_exposed
-        self._parameters_exposed = record.exposed
         if root not in self._shared or bool(call.steered.any()):  # a call with negative prompts alone scores nothing
             for score_key in [score_key for score_key in self._scores if score_key[0] == root]:
                 del self._scores[score_key]
         self.prepare(root, record, kept=record.differentiable or self._asked)
         self.maps.prepare(root, record, kept=record.differentiable or self._asked)
         chosen = Selection(None, self._concepts)
-        if self.choice is not None and not record.exposed and self.muted is None:
+        if self.choice is not None and not record.exposed:
             chosen = self.choice.choose(root, disabled=self.disabled)
+        if record.exposed or len(chosen.apart) == len(self._concepts):  # else others have parameters of before
+            self._parameters_exposed = record.exposed
         for concept in chosen.apart:
             concept.select_bin(call.timestep, call.steered.device, anew=parameters_anew)
             record.parameters[concept.name] = concept.current
             self._set_dose(root, concept, record, anew=anew)
         if chosen.stack is not None:
             chosen.stack.begin(call)
-            doses = self._given.of_rows(chosen.stack.names, call, disabled=self.disabled)
+            doses = self._doses_of(root, chosen.stack.concepts, call)
             record.stacked = chosen.stack, Doses(_write(self._doses, (root, ""), doses, anew=anew))
         record.groups = self.grouping.find(root, call, record.doses)
 
     def _set_dose(self, root: str, concept: BoundConcept, record: CallRecord, *, anew: bool) -> None:
         """Set the strengths of a concept, and with the strength auto its targets, for a call."""
         call, key = record.call, (root, concept.name)
-        dose = self._given.of_rows([concept.name], call, disabled=self.disabled)[:, None]
-        if self.muted is not None:
-            if any(e.map_site.root == root and not isinstance(e.map, IdentityMap) for e in concept.entries):
-                self.muted[concept.name].update(call.prompts[dose[:, 0, 0] != 0].tolist())
-            dose = torch.zeros_like(dose)
+        dose = self._doses_of(root, [concept], call)[:, None]
         record.doses[concept.name] = _write(self._doses, key, dose, anew=anew)
         auto = self._given.strengths.auto_of(concept.name)
         if auto is None:
@@ -140,6 +137,16 @@ class CallState(ProbeStates):
         for entry in concept.entries:
             if (concept.name, entry.number) not in self._counts:
                 _write(self._counts, (concept.name, entry.number), torch.zeros(2, device=device))
+
+    def _doses_of(self, root: str, concepts: Sequence[BoundConcept], call: Call) -> torch.Tensor:
+        """Map strengths by row and concept, [batch, concepts]; while muted, 0, and who would be steered is noted."""
+        doses = self._given.of_rows([concept.name for concept in concepts], call, disabled=self.disabled)
+        if self.muted is None:
+            return doses
+        for concept, dose in zip(concepts, doses.T, strict=True):
+            if any(e.map_site.root == root and not isinstance(e.map, IdentityMap) for e in concept.entries):
+                self.muted[concept.name].update(call.prompts[dose != 0].tolist())
+        return torch.zeros_like(doses)
 
     def end(self, root: str, output: object) -> None:
         """After the forward pass of a root, with what it returned: what comes to its sites now is of no known call."""

@@ -139,13 +139,13 @@ class Stack:
         root: its name.
 
     Attributes:
-        names: of the concepts, in the order of their doses.
+        concepts: in the order of their doses.
+        names: theirs.
         layers: site -> the interventions there.
     """
 
     def __init__(self, concepts: Sequence[BoundConcept], root: str) -> None:
-        self.names = tuple(concept.name for concept in concepts)
-        self._concepts = concepts
+        self.names, self.concepts = tuple(concept.name for concept in concepts), concepts
         found: dict[tuple[tuple[float, ...], bool], dict[tuple[Site, int], list[_Item]]] = {}
         for column, concept in enumerate(concepts):
             for item in concept.stackable.values():

@@ -200,6 +200,28 @@ def test_with_gradients_each_is_computed_by_itself() -> None:
     assert bool(grad.isfinite().all())
 
 
+def test_what_autograd_has_saved_is_not_written_over() -> None:
+    """Not by a call in which the concept is computed with others, and one behind it where it is by itself again."""
+    concept = concept_of(0, "linear", "affine", (500.0,), 0, 1.0)
+    x, seen = torch.randn(3, 5, WIDTH, requires_grad=True), []
+    for interrupted in (False, True):
+        model, now, steering = model_of(), {"timestep": 600.0}, Steering({concept: 1.0})
+
+        def describe(args: object, kwargs: object, now: dict[str, float] = now) -> Call:
+            return Call(**ROWS, timestep=torch.tensor(now["timestep"]))
+
+        with steering.attach({"model": model}, {"model": describe}):
+            out = model(x)
+            if interrupted:
+                now["timestep"] = 100.0
+                with torch.no_grad():
+                    model(x)
+                    steering.strengths["c0"] = "auto"
+                    model(x)
+            seen.append(torch.autograd.grad(out.sum(), x)[0])
+    assert torch.equal(*seen)
+
+
 def test_one_that_is_of_another_width_is_told_among_others() -> None:
     fits = random_concept({Site("model.0"): WIDTH}, name="fits")
     other = random_concept({Site("model.0"): 9}, name="other")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from typing import Any
+from unittest.mock import ANY
 
 import diffusers
 import pytest
@@ -16,7 +17,7 @@ from dsas_core.learning.prompts.prompt_set import PromptSet
 from dsas_core.learning.recipe import Recipe
 from dsas_core.maps import TwoWayMap
 from dsas_diffusion import DSASError, Lesson, learn
-from dsas_diffusion.learning.joint_runs import _find_by_row
+from dsas_diffusion.learning.joint_runs import CallKeeper, _find_by_row
 from tests.diffusion.learning.test_learn import PROMPTS
 from tests.diffusion.steering.test_identities_by_family import ROLES, pipe_of
 from tests.fixtures.pipelines import FAMILIES, SIZE, brief
@@ -58,13 +59,17 @@ LENGTHS = {
 }
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("sd", "sdxl")])
-def test_every_family_is_called_again_as_it_was(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+OTHERS = [(name, "denoiser") for name in FAMILIES if name not in ("sd", "sdxl")]
+
+
+@pytest.mark.parametrize(("family", "part"), [*OTHERS, ("qwen", "text")])
+def test_every_family_is_called_again_as_it_was(family: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its calls are given by row, prompts of one length or another in a batch, and sites in either stream."""
     pipe = pipe_of(family)
     monkeypatch.setattr(type(pipe), "__call__", brief(pipe, family))
     prompts = PromptSet("it", **LENGTHS)
-    sites = [role for role in ROLES[family] if role not in ("text", "embeddings")]
+    sites = [role for role in ROLES[family] if role not in ("text", "embeddings")] if part == "denoiser" else part
+    moments = 2 if part == "denoiser" else 1
     lesson = Lesson(pipe, prompts, sites=sites, count=8, steps=2, size=SIZE, edges=(), batch=1, seed=3)
     drawn = [("source", i) for i in range(len(lesson.fitting["source"]))]
     drawn += [("control", i) for i in range(len(lesson.fitting["control"]))]
@@ -72,18 +77,18 @@ def test_every_family_is_called_again_as_it_was(family: str, monkeypatch: pytest
     for batch in (1, 2, 3):
         lesson.batch = batch
         runs = lesson._joint_runs(Recipe(method="e2e-dsas", training={"moments": 2}))
-        assert runs.moments == 2
+        assert runs.moments == moments
         visitor = JointVisitor(lesson.sites, ())
         with runs.placed(lesson.sites, visitor), torch.no_grad():
             for rows in ([drawn], [[row] for row in drawn])[:: 1 if batch == 2 else -1]:
                 means: dict[Any, torch.Tensor] = {}
-                for part in rows:
-                    for group in runs.groups(part, 1):
+                for some in rows:
+                    for group in runs.groups(some, moments - 1):
                         one = Pass(None, len(group))
                         visitor.start(one)
-                        runs.run([part[i] for i in group], 1)
+                        runs.run([some[i] for i in group], moments - 1)
                         for site, mean in one.means.items():
-                            means |= {(part[i], site): row for i, row in zip(group, mean, strict=True)}
+                            means |= {(some[i], site): row for i, row in zip(group, mean, strict=True)}
                 found.append(means)
     for means in found[1:]:
         assert means.keys() == found[0].keys()
@@ -188,3 +193,17 @@ def test_activations_are_computed_again_where_it_is_asked_for(tiny_pipe: Any) ->
         shifts.append(torch.cat([item.maps[0].forward.shift for item in steering]))
     torch.testing.assert_close(*shifts, atol=1e-2, rtol=1e-2)
     assert not any(getattr(part, "gradient_checkpointing", False) for part in tiny_pipe.unet.modules())
+
+
+def test_a_prompt_whose_calls_are_unknown_and_other_timesteps_are_refused(tiny_pipe: Any) -> None:
+    lesson = Lesson(tiny_pipe, PROMPTS, sites="denoiser", **SETTINGS)
+    runs = lesson._joint_runs(Recipe(method="lineas", training={"moments": 2}))
+    del runs.keeper.kept["target", 1]
+    with pytest.raises(DSASError, match="'unet' was not called at every step for target prompt 1, and joint training"):
+        runs.groups([("target", 0), ("target", 1)], 0)
+    keeper = CallKeeper("unet", 2)
+    for timesteps in ((900.0, 500.0), (900.0, 400.0)):
+        keeper.start("source", 4)
+        keeper._steps = {timestep: {("source", 0): ANY} for timestep in timesteps}
+    with pytest.raises(DSASError, match="'unet' is called at other timesteps for source prompts from 4 on"):
+        keeper.finish()
