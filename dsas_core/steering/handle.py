@@ -213,9 +213,15 @@ class Handle:
 
         These are the concepts of this handle, each with the others and with those of other handles on the model.
         """
+        return self._conflicts(all_concepts=True)
+
+    def _conflicts(self, *, all_concepts: bool) -> list[Conflict]:
+        """Those of all concepts, or of the ones alone whose strengths are not 0."""
         handles = self._stack or [self]
         strengths = {name: handle.strengths.values_of(name) for handle in handles for name in handle.strengths}
-        found = find_conflicts([concept for handle in handles for concept in handle._concepts], strengths)
+        concepts = [concept for handle in handles for concept in handle._concepts]
+        chosen = [concept for concept in concepts if all_concepts or bool(strengths[concept.name].any())]
+        found = find_conflicts(chosen, strengths)
         return [conflict for conflict in found if {conflict.first, conflict.second} & set(self.strengths)]
 
     def unreachable(self) -> dict[str, dict[str, float]]:

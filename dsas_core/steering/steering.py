@@ -182,7 +182,10 @@ class Steering(Handle):
         if not self.watches:
             self._join(others)
         try:
-            for line in [*find_overflows(self._concepts, roots), *describe_conflicts(self.conflicts())]:
+            for line in [
+                *find_overflows(self._concepts, roots),
+                *describe_conflicts(self._conflicts(all_concepts=False)),
+            ]:
                 warnings.warn(line, stacklevel=3)
         except BaseException:  # warnings may be raised as errors
             self.detach()
